@@ -1,0 +1,64 @@
+# Every target installs what it needs first; a second time that costs nothing.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+ARGS ?=
+STAGES := precompute teach verify distill evaluate sweep report
+.PHONY: help install demo test test-all lint format lock clean $(STAGES)
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@echo '  ARGS="key=value ..." goes to the stage; "ARGS=--help" lists its options'
+
+install: .venv/.installed ## create .venv with the pinned packages
+
+.venv/.installed: requirements.lock .ci/install
+	@bash .ci/install
+
+demo: install ## pack, teach, precompute, verify, distil four arms, evaluate, report: about 5 minutes
+	@$(PY) -m stages.precompute experiment=demo teacher=none executor=serial
+	@$(PY) -m stages.teach experiment=demo
+	@$(PY) -m stages.precompute experiment=demo
+	@$(PY) -m stages.verify experiment=demo
+	@$(PY) -m stages.sweep experiment=demo $(ARGS)
+	@$(PY) -m stages.report experiment=demo
+
+precompute: install ## freeze a teacher into a store; without ARGS the demo's, trained first if missing
+ifeq ($(strip $(ARGS)),)
+	@$(PY) -m stages.precompute experiment=demo teacher=none executor=serial
+	@$(PY) -m stages.teach experiment=demo
+	@$(PY) -m stages.precompute experiment=demo
+else
+	@$(PY) -m stages.precompute $(ARGS)
+endif
+
+teach: install ## train a teacher
+verify: install ## check every byte of a store
+distill: install ## train a student from a store
+evaluate: install ## judge a student
+sweep: install ## many students from one store
+report: install ## one HTML page from a sweep
+teach verify distill evaluate sweep report:
+	@$(PY) -m stages.$@ $(if $(strip $(ARGS)),$(ARGS),experiment=demo)
+
+test: install ## the tests, under 10 minutes on 2 cores
+	@$(PY) -m pytest -q $(ARGS)
+
+test-all: install ## the slow tests too
+	@$(PY) -m pytest -q -m "slow or not slow" $(ARGS)
+
+lint: install ## ruff and mypy
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+format: install ## let ruff rewrite the code
+	@$(PY) -m ruff check --fix-only .
+	@$(PY) -m ruff format .
+
+lock: ## pin the packages of pyproject.toml anew
+	uv pip compile -q --universal --no-emit-index-url --python-version 3.11 --extra dev \
+		--no-annotate --no-header --generate-hashes --upgrade pyproject.toml -o requirements.lock
+
+clean: ## remove runs and stores (not .venv)
+	rm -rf runs stores

@@ -1,0 +1,41 @@
+"""All that knows Ray, and the serial twin that imports none of it.
+
+An executor maps a picklable task over shards and yields results as they finish, in any order; a task
+that fails does not stop the others, and the first failure is raised when all are done.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pipeline.config import ClusterConfig, Executor
+    from pipeline.shard_tasks import ShardResult
+
+
+class ShardError(UserError, RuntimeError):
+    """Shards that could not be finished; the finished ones stay."""
+
+
+class MapShards(Protocol):
+    """Run `task` on each of `shards`."""
+
+    def __call__(
+        self, task: Callable[[Any], ShardResult], shards: Sequence[Any]
+    ) -> Iterator[ShardResult]:
+        """Results as they finish; ShardError after the last one if any shard failed."""
+
+
+def build_executor(executor: Executor, cluster: ClusterConfig) -> MapShards:
+    """The executor that `executor=` names."""
+    if executor == "serial":
+        from pipeline.cluster.serial import map_shards_serially
+
+        return map_shards_serially
+    from pipeline.cluster.data import RayDataExecutor
+
+    return RayDataExecutor(cluster)

@@ -1,0 +1,51 @@
+"""A Ray session that is explicit about everything it would otherwise decide by itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.config import ClusterConfig
+
+# Read by Ray when it is imported or started; what the user has set wins.
+_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",  # a cluster of this process alone, bound to the loopback interface
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "900",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+# Of every actor: two processes whose OpenMP threads spin for each other's cores run at a fifth.
+_ACTOR_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@contextmanager
+def ray_session(config: ClusterConfig) -> Iterator[None]:
+    """A local Ray for the block, or the one that is already running in this process."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    threads = str(config.threads_per_actor)
+    ray.init(
+        address="local",
+        # The driver and Ray's own tasks need a slot beside the actors, or the dataset never starts.
+        num_cpus=max(os.cpu_count() or 1, int(config.actors * config.cpus_per_actor) + 1),
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+        runtime_env={"env_vars": {**_ACTOR_ENVIRONMENT, "OMP_NUM_THREADS": threads}},
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,183 @@
+"""From `key=value` words to a checked config, and from an error to one clear line.
+
+Hydra composes the YAML of conf/ and nothing more; config.py builds and checks the dataclasses. An
+override may name only sections that the verb reads; an experiment may set any of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import sys
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import VERBS, ConfigError, build_verb_config
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+RUNS = Path("runs")
+_SWEPT_VERBS = ("distill", "evaluate")
+
+
+def main(verb: str, run: Callable[[Any], Any], doc: str | None) -> None:
+    """Run a stage from the command line: exit code 0, 1 for an error, 2 for bad options, 130 for Ctrl-C."""
+    words = sys.argv[1:]
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+    try:
+        if {"-h", "--help"} & set(words):
+            print(_help(verb, doc or ""))
+            return
+        if words[:1] == ["--cfg"]:
+            print(_yaml(sections(verb, compose(verb, words[2:]))), end="")
+            return
+        composed = compose(verb, words)
+        config = build_verb_config(verb, composed)
+        if "run" in composed and verb in ("precompute", "sweep", "report"):
+            save_config(RUNS / composed["run"] / f"{verb}.yaml", sections(verb, composed))
+        _print_result(run(config))
+    except ConfigError as error:
+        sys.exit(_complain(verb, error, 2))
+    except UserError as error:
+        sys.exit(_complain(verb, error, 1))
+    except KeyboardInterrupt:
+        print(
+            f"permafrost {verb}: interrupted; the same command goes on where it stopped", file=sys.stderr
+        )
+        sys.exit(130)
+
+
+def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """All sections as plain values: defaults, then the experiment, then `overrides`."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for word in overrides:
+        _check_word(verb, word)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base=None, config_dir=str(CONF)):
+            composed = hydra_compose("config", overrides=list(overrides))
+        values = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(overrides, error)) from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def sections(verb: str, composed: dict[str, Any]) -> dict[str, Any]:
+    """The part of a composed config that the verb reads."""
+    return {name: value for name, value in composed.items() if name in _section_names(verb)}
+
+
+def save_config(path: Path, values: dict[str, Any]) -> None:
+    """Write a resolved config as YAML beside what it made."""
+    from pipeline.store.files import write_atomically
+
+    write_atomically(path, _yaml(values).encode())
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain values."""
+    values: dict[str, Any] = _without_tuples(asdict(config))
+    return values
+
+
+def _without_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_tuples(member) for name, member in value.items()}
+    return [_without_tuples(member) for member in value] if isinstance(value, (list, tuple)) else value
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    import yaml
+
+    text: str = yaml.safe_dump(values, sort_keys=False)
+    return text
+
+
+def _section_names(verb: str) -> list[str]:
+    verbs = (verb, *_SWEPT_VERBS) if verb == "sweep" else (verb,)
+    return list(dict.fromkeys(spec.name for name in verbs for spec in fields(VERBS[name])))
+
+
+def _check_word(verb: str, word: str) -> None:
+    key = word.lstrip("+~").split("=", 1)[0]
+    if "=" not in word:
+        raise ConfigError(f"cannot read {word!r}; options are written key=value, see --help")
+    section = key.split("@")[-1].split(".")[0].split("/")[0]
+    names = [*_section_names(verb), "experiment"]
+    if section not in names:
+        raise ConfigError(f"{verb} takes no {section}={_suggest(section, names)}; it takes: {', '.join(names)}")
+
+
+def _explain(overrides: Sequence[str], error: Exception) -> str:
+    """Hydra's complaint in terms of what was typed and what is allowed."""
+    for word in overrides:
+        key, _, value = word.lstrip("+~").partition("=")
+        group = CONF / key.split("@")[0]
+        if group.is_dir():
+            options = sorted(path.relative_to(group).with_suffix("").as_posix() for path in group.rglob("*.yaml"))
+            if value not in options:
+                hint = _suggest(value, options)
+                return f"{key}={value} does not exist{hint}; choose one of: {', '.join(options)}"
+        elif f"Could not override '{key}'" in str(error):
+            known = _known_keys(key, overrides)
+            return f"unknown option {key}{_suggest(key.split('.')[-1], known)}; known there: {', '.join(known)}"
+    return " ".join(str(error).split())
+
+
+def _known_keys(key: str, overrides: Sequence[str]) -> list[str]:
+    """The options beside `key`, in the config that the other words make."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    groups = [w for w in overrides if (CONF / w.split("=")[0].split("@")[0]).is_dir()]
+    with initialize_config_dir(version_base=None, config_dir=str(CONF)):
+        node: Any = hydra_compose("config", overrides=groups)
+    for part in key.split(".")[:-1]:
+        child = node.get(part) if hasattr(node, "get") else None
+        if child is None:
+            break
+        node = child
+    return sorted(str(name) for name in node) if hasattr(node, "keys") else []
+
+
+def _suggest(word: str, allowed: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, allowed, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _help(verb: str, doc: str) -> str:
+    groups = {
+        path.name: sorted(option.relative_to(path).with_suffix("").as_posix() for option in path.rglob("*.yaml"))
+        for path in sorted(CONF.iterdir())
+        if path.is_dir() and path.name in [*_section_names(verb), "experiment"]
+    }
+    choices = "\n".join(f"  {name}={' | '.join(options)}" for name, options in groups.items())
+    defaults = _yaml(sections(verb, compose(verb, [])))
+    return (
+        f"{doc.strip()}\n\nGroups:\n{choices}\n\nOptions and their defaults (section.option=value):\n\n{defaults}"
+        "\n--cfg job [key=value ...] prints the resolved config and does nothing."
+    )
+
+
+def _print_result(result: Any) -> None:
+    if is_dataclass(result) and not isinstance(result, type):
+        for name, value in asdict(result).items():
+            print(f"{name}: {value}")
+
+
+def _complain(verb: str, error: Exception, code: int) -> int:
+    print(f"permafrost {verb}: error: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,171 @@
+"""One pass of a frozen model over a split: all its numbers, and a few of its maps to look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from pipeline.evaluation.agreement import accuracy, agreement, group_accuracies, kl_to_teacher
+from pipeline.evaluation.localization import (
+    box_regions,
+    energy_pointing_game,
+    localization_iou,
+    upsample,
+)
+from pipeline.explainers import EXPLAINERS
+from pipeline.geometry import view_images, view_targets
+from pipeline.losses.map_cosine import map_cosine
+from pipeline.stream import iter_in_order, move_batch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pipeline.config import EvaluateOptions
+    from pipeline.models.output import GapLinearModel
+    from pipeline.records import Batch, Targets
+    from pipeline.stream import StoreDataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One batch, judged; every tensor on the CPU."""
+
+    logits: Tensor
+    """[n, K]."""
+    maps: Tensor
+    """[n, h, w]: the label's class, the model's own top-1 where there is no label."""
+    labels: Tensor
+    groups: Tensor
+    epg: Tensor | None
+    """[n]; None where the split has no regions."""
+    iou: Tensor | None
+    teacher_logits: Tensor | None
+    teacher_epg: Tensor | None
+    """[n]: of the stored map, whatever class it explains."""
+    map_cosine: Tensor | None
+    """[n]: with the teacher's stored map, for the class that the teacher explains; nan where invalid."""
+
+
+@torch.no_grad()
+def judge_split(
+    model: nn.Module, dataset: StoreDataset, input_size: tuple[int, int], options: EvaluateOptions
+) -> dict[str, Any]:
+    """Metrics of a model on a selection that includes its regions; fractions in [0, 1].
+
+    The dataset's first teacher pass, if any, is what agreement, KL and map cosine compare with.
+    """
+    device = next(model.parameters()).device
+    judged = [
+        _judge_batch(model, move_batch(batch, device), input_size, options)
+        for batch in iter_in_order(dataset, options.batch_size)
+    ]
+    logits, labels, groups = (_all(judged, name) for name in ("logits", "labels", "groups"))
+    metrics: dict[str, Any] = {
+        "records": len(labels),
+        "accuracy": accuracy(logits, labels),
+        "group_accuracy": group_accuracies(logits, labels, groups),
+    }
+    if metrics["group_accuracy"]:
+        metrics["worst_group_accuracy"] = min(metrics["group_accuracy"].values())
+    if judged[0].epg is not None:
+        metrics["epg"] = float(_all(judged, "epg").double().mean())
+        metrics["iou"] = float(_all(judged, "iou").double().mean())
+    if judged[0].teacher_logits is not None:
+        teacher_logits = _all(judged, "teacher_logits")
+        metrics["agreement"] = agreement(logits, teacher_logits)
+        metrics["kl_to_teacher"] = kl_to_teacher(logits, teacher_logits)
+        metrics["teacher_accuracy"] = accuracy(teacher_logits, labels)
+    if judged[0].teacher_epg is not None:
+        metrics["teacher_epg"] = float(_all(judged, "teacher_epg").double().mean())
+    if judged[0].map_cosine is not None:
+        cosines = _all(judged, "map_cosine").double()
+        metrics["map_cosine"] = float(cosines.nanmean())
+        metrics["valid_map_fraction"] = float((~cosines.isnan()).double().mean())
+    return metrics
+
+
+@torch.no_grad()
+def picture_maps(
+    model: nn.Module, dataset: StoreDataset, positions: list[int], input_size: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Frames, the model's maps of the label's class and the teacher's maps, for a few records."""
+    device = next(model.parameters()).device
+    batch = move_batch(dataset.__getitems__(positions), device)
+    output = model(view_images(batch, input_size))
+    pictures = {
+        "frames": batch.inputs,
+        "labels": batch.labels,
+        "predictions": output.logits.argmax(dim=1),
+        "maps": _label_maps(model, output, batch),
+    }
+    if batch.targets and batch.targets[0].maps is not None:
+        pictures["teacher_maps"] = batch.targets[0].maps[:, 0].sum(dim=1)
+        pictures["teacher_predictions"] = batch.targets[0].logits.argmax(dim=1)
+    return {name: tensor.cpu().contiguous() for name, tensor in pictures.items()}
+
+
+def _judge_batch(
+    model: nn.Module, batch: Batch, input_size: tuple[int, int], options: EvaluateOptions
+) -> Judged:
+    output = model(view_images(batch, input_size))
+    maps = _label_maps(model, output, batch)
+    epg = iou = None
+    regions = _regions(batch, options.region)
+    if regions is not None:
+        upsampled = upsample(maps, (regions.shape[-2], regions.shape[-1]))
+        epg = energy_pointing_game(upsampled, regions)
+        iou = localization_iou(upsampled, regions, options.iou_threshold)
+    cosine = teacher_logits = teacher_epg = None
+    if batch.targets:
+        stored = batch.targets[0].maps
+        if stored is not None and regions is not None:
+            stored = upsample(stored[:, 0].sum(dim=1), (regions.shape[-2], regions.shape[-1]))
+            teacher_epg = energy_pointing_game(stored, regions).cpu()
+        grid = (output.features.shape[-2], output.features.shape[-1])
+        targets = view_targets(batch, grid)[0]
+        teacher_logits = targets.logits.cpu()
+        cosine = _cosine_to_teacher(model, output, targets, input_size)
+    return Judged(
+        logits=output.logits.float().cpu(),
+        maps=maps.cpu(),
+        labels=batch.labels.cpu(),
+        groups=batch.groups.cpu(),
+        epg=None if epg is None else epg.cpu(),
+        iou=None if iou is None else iou.cpu(),
+        teacher_logits=teacher_logits,
+        teacher_epg=teacher_epg,
+        map_cosine=cosine,
+    )
+
+
+def _label_maps(model: nn.Module, output: Any, batch: Batch) -> Tensor:
+    top1 = output.logits.argmax(dim=1)
+    explained = torch.where(batch.labels >= 0, batch.labels, top1)[:, None]
+    maps = EXPLAINERS["gradcam"](cast("GapLinearModel", model), output, explained)  # [B, 1, A, h, w]
+    return maps[:, 0].sum(dim=1)
+
+
+def _regions(batch: Batch, kind: str) -> Tensor | None:
+    if kind == "masks":
+        return None if batch.masks is None else batch.masks[:, 0] > 0
+    if not any(len(boxes) for boxes in batch.boxes):
+        return None
+    size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
+    return box_regions([b.cpu() for b in batch.boxes], batch.labels.cpu(), size).to(batch.inputs.device)
+
+
+def _cosine_to_teacher(
+    model: nn.Module, output: Any, targets: Targets, input_size: tuple[int, int]
+) -> Tensor | None:
+    if targets.maps is None or targets.explained_class is None or targets.map_valid is None:
+        return None
+    maps = EXPLAINERS["gradcam"](cast("GapLinearModel", model), output, targets.explained_class)
+    cosine, nonzero = map_cosine(maps, targets.maps, input_size)
+    valid = nonzero & targets.map_valid
+    return torch.where(valid, cosine, float("nan"))[:, 0].cpu()
+
+
+def _all(judged: list[Judged], name: str) -> Tensor:
+    return torch.cat([getattr(batch, name) for batch in judged])

@@ -1,0 +1,29 @@
+"""What is minimised: modules from (StudentOutput, Targets, labels) to LossTerms, by method."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.losses.e2kd import E2KDLoss
+from pipeline.losses.kd import KDLoss
+from pipeline.losses.labels import LabelsLoss
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.config import MethodConfig
+    from pipeline.losses.terms import DistillationLoss
+
+LOSSES: dict[str, Callable[[Any], DistillationLoss]] = {
+    "labels": LabelsLoss,
+    "kd": KDLoss,
+    "e2kd": E2KDLoss,
+}
+
+TEACHINGS: dict[str, Callable[[Any], DistillationLoss]] = {"labels": LabelsLoss}
+"""How a teacher is trained, by `teaching=`."""
+
+
+def build_loss(config: MethodConfig) -> DistillationLoss:
+    """The loss that `method=` names."""
+    return LOSSES[config.kind](config)

@@ -1,0 +1,51 @@
+"""Soft targets (Hinton et al. 2015; e2KD eq. 1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+
+from pipeline.losses.labels import cross_entropy_loss
+from pipeline.losses.terms import DistillationLoss, LossTerms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.config import KDConfig
+    from pipeline.losses.terms import StudentOutput
+    from pipeline.records import Targets
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
+    """tau^2 * KL(teacher || student), summed over classes and averaged over the batch.
+
+    student_logits  [B, K]  gradients flow here
+    teacher_logits  [B, K]  constant, raw
+    tau             temperature > 0; tau^2 keeps the gradient's scale independent of it
+
+    The paper prints the cross-entropy, which differs by tau^2 * entropy(teacher) and has the same
+    gradient; this form is exactly 0 for equal logits.
+    """
+    student_log_probs = F.log_softmax(student_logits / tau, dim=1)
+    teacher_log_probs = F.log_softmax(teacher_logits.detach() / tau, dim=1)
+    kl = F.kl_div(student_log_probs, teacher_log_probs, reduction="batchmean", log_target=True)
+    return tau**2 * kl
+
+
+class KDLoss(DistillationLoss):
+    """lambda_ce * ce + lambda_kd * kd."""
+
+    def __init__(self, config: KDConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
+        assert targets is not None
+        kd = kd_loss(student.logits, targets.logits, self.config.tau)
+        terms = {"kd": kd}
+        total = self.config.lambda_kd * kd
+        if self.config.lambda_ce > 0:
+            terms["ce"] = cross_entropy_loss(student.logits, labels)
+            total = total + self.config.lambda_ce * terms["ce"]
+        return LossTerms(total=total, terms=terms)

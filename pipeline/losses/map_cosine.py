@@ -1,0 +1,57 @@
+"""The cosine between explanation maps, as if both were upsampled to the student's input first.
+
+e2KD compares bilinearly upsampled maps (eq. 3). Upsampling is linear, u(a) = U_h a U_w', so the inner
+product of two upsampled maps is <a, G_h b G_w> with the small Gram matrices G = U' U, and nothing of
+the input's size is ever made.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def map_cosine(
+    student_maps: Tensor, teacher_maps: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Cosine of each pair of maps at (height, width) `size`, and whether neither is zero.
+
+    student_maps, teacher_maps  [B, E, A, h, w], on one grid; any positive scale
+    returns                     [B, E] (0 where invalid, with no gradient) and bool [B, E]
+    """
+    student = _unit_scale(student_maps)
+    teacher = _unit_scale(teacher_maps.detach())
+    grams = [
+        upsampling_gram(n, full).to(student) for n, full in zip(student.shape[-2:], size, strict=True)
+    ]
+    product = _inner(student, teacher, grams)
+    squared_norms = _inner(student, student, grams) * _inner(teacher, teacher, grams)
+    valid = squared_norms > 0
+    # A double `where`: an invalid pair must not send 0 * infinity through the root.
+    norms = torch.where(valid, squared_norms, 1.0).sqrt()
+    return torch.where(valid, product / norms, 0.0), valid
+
+
+@lru_cache(maxsize=64)
+def upsampling_gram(n: int, full: int) -> Tensor:
+    """U' U, [n, n] float64, of the bilinear upsampling U [full, n] (half-pixel centres)."""
+    upsampled = F.interpolate(
+        torch.eye(n, dtype=torch.float64)[None], size=full, mode="linear", align_corners=False
+    )[0].T
+    return upsampled.T @ upsampled
+
+
+def _unit_scale(maps: Tensor) -> Tensor:
+    """Each map divided by its own (constant) max-abs, in float32 at least: norms neither under- nor overflow."""
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    scale = maps.detach().abs().amax(dim=(2, 3, 4), keepdim=True)
+    return maps / scale.clamp(min=_TINY)
+
+
+def _inner(a: Tensor, b: Tensor, grams: list[Tensor]) -> Tensor:
+    return (a * (grams[0] @ b @ grams[1])).sum(dim=(2, 3, 4))

@@ -1,0 +1,51 @@
+"""What a loss takes and gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.records import Targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentOutput:
+    """The student's side of a step; gradients flow through all of it."""
+
+    logits: Tensor
+    """[B, K]."""
+    maps: Tensor | None = None
+    """[B, E, A, h, w] for the teacher's explained classes, where the loss needs them in this step."""
+    input_size: tuple[int, int] = (0, 0)
+    """(height, width) of the student's input: the resolution at which maps are compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerms:
+    """A scalar to minimise and what it is made of, all on the training device."""
+
+    total: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    """Unweighted terms by name: ce, kd, map."""
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+    """Numbers to log that are not terms, such as the fraction of valid maps."""
+
+
+class DistillationLoss(nn.Module):
+    """(student, targets, labels) -> LossTerms; its own parameters, if any, train with the student."""
+
+    needs_targets = True
+    """False where the loss reads labels only."""
+
+    def needs_maps(self, step: int) -> bool:
+        """Whether the student's maps enter the loss in this step."""
+        return False
+
+    def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
+        """labels: i64 [B], -1 unknown."""
+        raise NotImplementedError

@@ -1,0 +1,25 @@
+"""Raw logits, never probabilities: the temperature is the student's choice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.payloads.payload import Encoded
+from pipeline.records import FieldSpec
+
+if TYPE_CHECKING:
+    from pipeline.config import ExplainerConfig, PassConfig
+    from pipeline.models.output import GapLinearModel, ModelOutput
+
+
+class LogitsPayload:
+    """logits f16 [K]."""
+
+    def __init__(self, config: PassConfig, explainer: ExplainerConfig) -> None:
+        pass
+
+    def fields(self, model: GapLinearModel, output: ModelOutput) -> list[FieldSpec]:
+        return [FieldSpec(name="logits", shape=(output.logits.shape[1],), dtype="float16")]
+
+    def encode(self, model: GapLinearModel, output: ModelOutput) -> Encoded:
+        return Encoded({"logits": output.logits.cpu().numpy().astype("float16")}, {})

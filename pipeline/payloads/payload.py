@@ -1,0 +1,31 @@
+"""What a payload takes and gives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.models.output import GapLinearModel, ModelOutput
+    from pipeline.records import FieldSpec
+
+
+class Encoded(NamedTuple):
+    """One payload of a batch of n records, as stored."""
+
+    values: dict[str, NDArray[np.generic]]
+    """field -> [n, *shape] of its FieldSpec."""
+    fidelity: dict[str, float]
+    """Of each lossy field: the lowest cosine between a record's values and their stored form."""
+
+
+class Payload(Protocol):
+    """One kind of thing that a teacher says about an input."""
+
+    def fields(self, model: GapLinearModel, output: ModelOutput) -> list[FieldSpec]:
+        """The fields it stores, given an example output."""
+
+    def encode(self, model: GapLinearModel, output: ModelOutput) -> Encoded:
+        """The fields' values for a batch."""

@@ -1,0 +1,125 @@
+"""What flows: a record on its way into a store, a batch on its way out of one.
+
+Shape letters: B batch, K classes, V stored views, E explained classes, A map channels,
+h w map grid, H W canonical frame, n boxes of one record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NO_LABEL = -1
+NO_GROUP = -1
+NO_CLASS = -1
+"""Pads `explained_class` where a record explains fewer than E classes."""
+
+WhenMoved = Literal["warp", "keep", "refuse"]
+"""What a field means under a view that is not the stored one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """A labelled rectangle in normalised canonical coordinates: the frame's outer edges are -1, 1."""
+
+    label: int
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One input as its source lists it; the bytes are read later, shard by shard."""
+
+    key: str
+    """Names the record for ever: unique, at most 200 bytes, no dots or slashes."""
+    split: str
+    label: int = NO_LABEL
+    labels: tuple[int, ...] = ()
+    group: int = NO_GROUP
+    boxes: tuple[Box, ...] = ()
+    content: tuple[Any, ...] = ()
+    """What its source needs to read it (a path, a seed): JSON values, part of the fingerprint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """The bytes of one record."""
+
+    image: bytes
+    suffix: str
+    """Of the image's member in the tar: jpg or png."""
+    mask: bytes | None = None
+    """PNG, uint8 [H, W]; 0 is background."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldSpec:
+    """One stored field of a teacher pass: an array [records, V, *shape]."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["float16", "float32", "int8", "int32"]
+    codec: Literal["raw", "maxabs"] = "raw"
+    when_moved: WhenMoved = "keep"
+    frame: Literal["full", "center_crop"] | None = None
+    """Of a spatial field: what part of the canonical frame the teacher saw; None where not spatial."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTargets:
+    """One teacher pass, as read from disk for the records of a batch; nothing is warped yet."""
+
+    teacher: str
+    logits: Tensor
+    """f32 [B, K], raw."""
+    explained_class: Tensor | None = None
+    """i64 [B, E]; NO_CLASS pads."""
+    maps: Tensor | None = None
+    """f32 [B, E, A, h, w] on the teacher's grid, max-abs 1 (or all zero)."""
+    map_from_canonical: Tensor | None = None
+    """f32 [B, 3, 3]: places the map's grid in the canonical frame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """One teacher pass, as the loss wants it: on the student's view and grid."""
+
+    teacher: str
+    logits: Tensor
+    """f32 [B, K]."""
+    explained_class: Tensor | None = None
+    """i64 [B, E]."""
+    maps: Tensor | None = None
+    """f32 [B, E, A, h, w], after the warp."""
+    map_valid: Tensor | None = None
+    """bool [B, E]: False where the warped map is zero or no class is explained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Records of one step. Inputs are whole canonical frames; the warp happens on the training device."""
+
+    keys: tuple[str, ...]
+    record_index: Tensor
+    """i64 [B]: row in the run's selection."""
+    inputs: Tensor
+    """u8 [B, 3, H, W]."""
+    canonical_from_view: Tensor | None
+    """f32 [B, 3, 3]; None where the view is the whole frame at its own size."""
+    view_index: Tensor
+    """i64 [B]: the stored view replayed, -1 for a fresh one."""
+    labels: Tensor
+    """i64 [B]; NO_LABEL where unknown."""
+    groups: Tensor
+    """i64 [B]; NO_GROUP where unknown."""
+    masks: Tensor | None = None
+    """u8 [B, 1, H, W], canonical."""
+    boxes: tuple[Tensor, ...] = ()
+    """f32 [n, 5] a record: label, x0, y0, x1, y1, canonical."""
+    targets: tuple[StoredTargets, ...] = field(default=())

@@ -1,0 +1,100 @@
+"""Pictures as data URIs, so that the page needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from pipeline.report.results import StudentResult
+
+
+def training_curves(results: Sequence[StudentResult], lines: Mapping[str, list[list[dict[str, float]]]]) -> str:
+    """Each loss term over the steps, one curve an arm (the mean of its seeds): SVG.
+
+    lines  arm -> a list of metrics.jsonl lines for each of its students
+    """
+    from matplotlib.figure import Figure
+
+    names = [name for name in ("total", "kd", "map", "ce") if _has(lines, name)]
+    figure = Figure(figsize=(3.2 * len(names), 2.6), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for arm, students in lines.items():
+            runs = [[(line["step"], line[name]) for line in run if name in line] for run in students]
+            runs = [run for run in runs if run]
+            if runs:
+                length = min(map(len, runs))
+                values = np.array([[value for _, value in run[:length]] for run in runs])
+                axis.plot([step for step, _ in runs[0][:length]], values.mean(axis=0), label=arm, lw=1)
+        axis.set_title(name, fontsize=9)
+        axis.set_xlabel("step", fontsize=8)
+        axis.tick_params(labelsize=7)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
+    return _data_uri(figure, "svg")
+
+
+def map_grid(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> str:
+    """Images in columns; rows are the plain image, the teacher's map and one student's map an arm: PNG.
+
+    pictures  arm -> tensors that evaluate kept (frames, labels, predictions, maps, teacher_maps)
+    """
+    from matplotlib.figure import Figure
+
+    first = next(iter(pictures.values()))
+    frames, labels = _numpy(first["frames"]), _numpy(first["labels"])
+    rows: list[tuple[str, Any, Any]] = [("image", None, labels)]
+    if "teacher_maps" in first:
+        rows.append(("teacher", _numpy(first["teacher_maps"]), _numpy(first["teacher_predictions"])))
+    rows += [(arm, _numpy(p["maps"]), _numpy(p["predictions"])) for arm, p in pictures.items()]
+    figure = Figure(figsize=(1.15 * len(frames) + 1.2, 1.25 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(frames), squeeze=False)
+    for axis_row, (title, maps, predictions) in zip(axes, rows, strict=True):
+        axis_row[0].set_ylabel(title, fontsize=8)
+        for column, axis in enumerate(axis_row):
+            image = frames[column].transpose(1, 2, 0)
+            axis.imshow(image if maps is None else _overlay(image, maps[column]))
+            right = predictions[column] == labels[column]
+            axis.set_title(classes[predictions[column]], fontsize=8, color="black" if right else "crimson", pad=2)
+            axis.set_xticks([])
+            axis.set_yticks([])
+    return _data_uri(figure, "png")
+
+
+def _overlay(image: NDArray[np.uint8], values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The map, scaled to its highest value and upsampled, in red over a pale grey image."""
+    import torch
+
+    from pipeline.evaluation.localization import upsample
+
+    size = (image.shape[0], image.shape[1])
+    heat = upsample(torch.from_numpy(values)[None], size)[0].clamp(min=0).numpy()
+    heat = heat / max(heat.max(), np.finfo(np.float32).tiny)
+    grey = 0.5 + 0.5 * image.mean(axis=2, keepdims=True) / 255
+    red = np.array([0.85, 0.05, 0.1])
+    alpha = 0.8 * heat[:, :, None]
+    mixed: NDArray[np.float64] = grey * (1 - alpha) + red * alpha
+    return mixed
+
+
+def _has(lines: Mapping[str, list[list[dict[str, float]]]], name: str) -> bool:
+    return any(name in line for students in lines.values() for run in students for line in run)
+
+
+def _numpy(tensor: Any) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.numpy()
+    return array
+
+
+def _data_uri(figure: Figure, kind: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=110)
+    mime = {"svg": "image/svg+xml", "png": "image/png"}[kind]
+    return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"

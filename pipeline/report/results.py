@@ -1,0 +1,113 @@
+"""Numbers of a sweep: what each student reached, arm by arm and seed by seed."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+from pipeline.commandline import RUNS
+from pipeline.config import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+ALL_SPLITS = "all"
+"""In a column's source: the mean over all splits, weighted by their records."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentResult:
+    """One finished student."""
+
+    arm: str
+    seed: int
+    folder: Path
+    metrics: dict[str, dict[str, Any]]
+    """By split, as evaluate wrote them."""
+
+    def value(self, source: str) -> float:
+        """The metric that `source` names: <split>.<metric>, or all.<metric>."""
+        split, _, name = source.partition(".")
+        chosen = list(self.metrics.values()) if split == ALL_SPLITS else [self.metrics.get(split, {})]
+        if any(name not in metrics for metrics in chosen):
+            known = sorted(f"{s}.{m}" for s, metrics in self.metrics.items() for m in metrics)
+            raise ConfigError(f"report.columns: {source} is not in {self.folder}; it has: {', '.join(known)}")
+        records = sum(metrics["records"] for metrics in chosen)
+        return float(sum(metrics[name] * metrics["records"] for metrics in chosen) / records)
+
+
+def load_results(run: str) -> list[StudentResult]:
+    """The students that runs/<run>/sweep.json lists, in its order."""
+    path = RUNS / run / "sweep.json"
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist; run stages.sweep first, or correct run=")
+    return [
+        StudentResult(
+            arm=row["arm"],
+            seed=row["seed"],
+            folder=RUNS / row["run"],
+            metrics=json.loads((RUNS / row["run"] / "evaluate" / "metrics.json").read_text())["splits"],
+        )
+        for row in json.loads(path.read_text())["runs"]
+    ]
+
+
+def student_rows(results: Sequence[StudentResult], columns: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One row a student: method, seed and the columns."""
+    return [
+        {"method": r.arm, "seed": r.seed}
+        | {name: r.value(source) for name, source in columns.items()}
+        for r in results
+    ]
+
+
+def teacher_row(results: Sequence[StudentResult], columns: Mapping[str, str]) -> dict[str, float]:
+    """The teacher's own value of each column it has one of, from what evaluate found in the store."""
+    row = {}
+    for name, source in columns.items():
+        split, _, metric = source.partition(".")
+        if metric == "agreement":
+            continue
+        if all(f"teacher_{metric}" in metrics for metrics in results[0].metrics.values()):
+            row[name] = results[0].value(f"{split}.teacher_{metric}")
+    return row
+
+
+def arm_summary(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over seeds of each column, a row an arm."""
+    by_arm = defaultdict(list)
+    for row in rows:
+        by_arm[row["method"]].append(row)
+    return [
+        {"method": arm, "seeds": len(members)}
+        | {name: summarise([row[name] for row in members]) for name in columns}
+        for arm, members in by_arm.items()
+    ]
+
+
+def summarise(values: Sequence[float]) -> dict[str, float]:
+    """Mean and sample standard deviation (0 for one value)."""
+    return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else 0.0}
+
+
+def paired_difference(
+    rows: Sequence[Mapping[str, Any]], candidate: str, baseline: str, column: str
+) -> dict[str, Any]:
+    """candidate - baseline in `column`, seed by seed, over the seeds that both have."""
+    values = {(row["method"], row["seed"]): row[column] for row in rows}
+    seeds = sorted({seed for method, seed in values if method == candidate})
+    per_seed = {
+        str(seed): values[candidate, seed] - values[baseline, seed]
+        for seed in seeds
+        if (baseline, seed) in values
+    }
+    if not per_seed:
+        known = ", ".join(sorted({str(row["method"]) for row in rows}))
+        raise ConfigError(
+            f"report.candidate={candidate} and report.baseline={baseline} share no seed; the sweep has: {known}"
+        )
+    return summarise(list(per_seed.values())) | {"per_seed": per_seed}

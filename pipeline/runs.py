@@ -1,0 +1,124 @@
+"""A run's folder: what was asked, what came out, and whether it is finished."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipeline.commandline import RUNS, plain, save_config
+from pipeline.config import CifarModelConfig, ConfigError, build_config
+from pipeline.store.files import write_atomically
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from pipeline.config import ModelConfig
+
+CONFIG_NAME = "config.yaml"
+MODEL_NAME = "model.safetensors"
+DESCRIPTION_NAME = "model.json"
+COST_NAME = "cost.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """What model.json says beside the weights: everything needed to build the network again."""
+
+    config: ModelConfig
+    num_classes: int
+    input_size: tuple[int, int]
+    """(height, width)."""
+    teacher: str | None
+    """Name of the pass it learned from."""
+
+
+def open_run(verb: str, run: str, config: Any, inputs: dict[str, str]) -> Path:
+    """The folder runs/<run>/<verb>, with the config that made it; it may hold a part of the same run.
+
+    inputs  fingerprints of what is read, so that a changed store is a changed run
+    Raises ConfigError where the folder holds a run of other options.
+    """
+    folder = RUNS / run / verb
+    values = plain(config) | {"inputs": inputs}
+    path = folder / CONFIG_NAME
+    if path.exists():
+        existing = yaml.safe_load(path.read_text())
+        if existing != values:
+            raise ConfigError(
+                f"{folder} holds a run with {_first_difference(existing, values)}; "
+                "choose another run=, or delete that folder"
+            )
+    else:
+        save_config(path, values)
+    return folder
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder holds a trained model; its description is written last."""
+    return (folder / DESCRIPTION_NAME).exists()
+
+
+def save_model(folder: Path, model: nn.Module, trained: TrainedModel) -> None:
+    """Write the weights, then the description that makes the run finished."""
+    from safetensors.torch import save
+
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(folder / MODEL_NAME, save(state))
+    description = {
+        "model": plain(trained.config),
+        "num_classes": trained.num_classes,
+        "input_size": list(trained.input_size),
+        "teacher": trained.teacher,
+    }
+    write_atomically(folder / DESCRIPTION_NAME, json.dumps(description, indent=1).encode())
+
+
+def load_model(folder: Path) -> tuple[nn.Module, TrainedModel]:
+    """The trained network of a finished run, frozen, and its description."""
+    from pipeline.models import build_model, freeze, load_weights
+
+    trained = read_description(folder)
+    model = build_model(trained.config, trained.num_classes)
+    load_weights(model, folder / MODEL_NAME)
+    return freeze(model), trained
+
+
+def read_description(folder: Path) -> TrainedModel:
+    """model.json of a finished run."""
+    if not is_finished(folder):
+        raise ConfigError(f"{folder} holds no finished model; run its stage first, or correct run=")
+    values = json.loads((folder / DESCRIPTION_NAME).read_text())
+    return TrainedModel(
+        # The weights lie beside the description, wherever training started from.
+        config=build_config(CifarModelConfig, values["model"] | {"weights": None}, "model.json"),
+        num_classes=values["num_classes"],
+        input_size=tuple(values["input_size"]),
+        teacher=values["teacher"],
+    )
+
+
+def _first_difference(existing: Any, wanted: Any, path: str = "") -> str:
+    if isinstance(existing, dict) and isinstance(wanted, dict):
+        for name in [*existing, *wanted]:
+            if existing.get(name) != wanted.get(name):
+                below = f"{path}.{name}" if path else str(name)
+                return _first_difference(existing.get(name), wanted.get(name), below)
+    return f"{path}={existing} where this one has {wanted}"
+
+
+def save_cost(folder: Path, seconds: float, records: int) -> None:
+    """Add to what the folder's work has cost so far; for people, never read by training."""
+    before = read_cost(folder) or {"seconds": 0.0, "records": 0}
+    cost = {"seconds": before["seconds"] + seconds, "records": before["records"] + records}
+    write_atomically(folder / COST_NAME, json.dumps(cost).encode())
+
+
+def read_cost(folder: Path) -> dict[str, float] | None:
+    """Seconds and records (each visit counted) that went into a folder; None where not recorded."""
+    path = folder / COST_NAME
+    cost: dict[str, float] | None = json.loads(path.read_text()) if path.exists() else None
+    return cost

@@ -1,0 +1,39 @@
+"""Where inputs come from. A source lists its records at once and reads their bytes one by one.
+
+Reading is a pure function of the record, so that any process may read any shard at any time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pipeline.sources.demo import DemoSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.config import DataConfig
+    from pipeline.records import Content, Record
+
+
+class Source(Protocol):
+    """A picklable set of records."""
+
+    name: str
+    classes: tuple[str, ...]
+    frame_size: tuple[int, int]
+    """(height, width) of the canonical frame."""
+
+    def records(self) -> list[Record]:
+        """Every record, in any order; planning sorts them by key."""
+
+    def read(self, record: Record) -> Content:
+        """The record's bytes."""
+
+
+SOURCES: dict[str, Callable[[Any], Source]] = {"demo": DemoSource}
+
+
+def build_source(config: DataConfig) -> Source:
+    """The source that `data=` names."""
+    return SOURCES[config.kind](config)

@@ -1,0 +1,194 @@
+"""The demo set: handwritten digits on photographs, with a shortcut that can be switched off.
+
+Real digits (scikit-learn's `load_digits`, 8x8) are pasted at a random place, size and contrasting
+colour on crops of two real photographs (`load_sample_images`). The class is the digit. In the split
+`train` the photograph is fully tied to the digit's parity, as the background is in Waterbirds-100
+(Sagawa et al. 2020, Petryk et al. 2022), so a student can do well without looking at the digit's
+shape alone; `teacher` has both photographs for every digit. `test` keeps the tie of `train`;
+`test_swapped` shows the same pasted digits on the other photograph. No digit is in two of
+teacher, train and the tests.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.records import Box, Content, Record
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.config import DemoDataConfig
+
+PHOTOGRAPHS = ("china", "flower")
+CANDIDATE_CROPS = 4
+SPLITS = ("teacher", "train", "test", "test_swapped")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a pasted digit lies in its frame, in pixels, and which part of the photograph is behind it."""
+
+    size: int
+    left: int
+    top: int
+    crops: NDArray[np.int64]
+    """[candidates, 3]: side, left and top of crops of the photograph; the clearest one is used."""
+    hue: NDArray[np.float64]
+    """[3] in [0, 1]: where between the contrasting extremes each colour channel lies."""
+
+
+class DemoSource:
+    """Digits on photographs; every record is drawn from (seed, digit, placement) alone."""
+
+    name = "demo"
+    classes = tuple(str(digit) for digit in range(10))
+
+    def __init__(self, config: DemoDataConfig) -> None:
+        self.config = config
+        self.frame_size = (config.image_size, config.image_size)
+
+    def records(self) -> list[Record]:
+        """Groups are 2 * (digit is odd) + photograph; boxes bound the pasted digit's ink."""
+        labels = load_digit_images()[1]
+        order = np.random.default_rng([self.config.seed, 0]).permutation(len(labels))
+        num_test, num_train = self.config.test_digits, self.config.train_digits
+        digits = {
+            "test": order[:num_test],
+            "test_swapped": order[:num_test],
+            "train": order[num_test : num_test + num_train],
+            "teacher": order[num_test + num_train :],
+        }
+        return [
+            self._record(split, int(digit), placement, int(labels[digit]))
+            for split in SPLITS
+            for digit in digits[split]
+            for placement in range(self._placements(split))
+        ]
+
+    def read(self, record: Record) -> Content:
+        """The frame and the digit's mask, both as PNG of `data.image_size` squared."""
+        digit, placement_index, photograph = record.content
+        frame, ink = self._paste(digit, placement_index, photograph)
+        mask = np.where(ink > 0.25, 255, 0).astype(np.uint8)
+        return Content(image=_png(frame), suffix="png", mask=_png(mask))
+
+    def _placements(self, split: str) -> int:
+        by_split = {
+            "teacher": self.config.teacher_placements,
+            "train": self.config.train_placements,
+        }
+        return by_split.get(split, self.config.test_placements)
+
+    def _record(self, split: str, digit: int, placement: int, label: int) -> Record:
+        odd = label % 2
+        if split == "teacher":
+            photograph = (digit + placement) % 2
+        else:
+            photograph = 1 - odd if split == "test_swapped" else odd
+        return Record(
+            key=f"{split}_{digit:04d}_{placement}",
+            split=split,
+            label=label,
+            group=2 * odd + photograph,
+            boxes=(self._box(digit, placement, label),),
+            content=(digit, placement, photograph),
+        )
+
+    def _box(self, digit: int, placement: int, label: int) -> Box:
+        rows, columns = np.nonzero(self._ink(digit, self._placement(digit, placement)) > 0.25)
+        scale = 2.0 / self.config.image_size
+        return Box(
+            label=label,
+            x0=float(columns.min() * scale - 1),
+            y0=float(rows.min() * scale - 1),
+            x1=float((columns.max() + 1) * scale - 1),
+            y1=float((rows.max() + 1) * scale - 1),
+        )
+
+    def _placement(self, digit: int, placement: int) -> Placement:
+        generator = np.random.default_rng([self.config.seed, 1, digit, placement])
+        side = self.config.image_size
+        size = int(generator.integers(self.config.min_digit_size, self.config.max_digit_size + 1))
+        left, top = (int(generator.integers(0, side - size + 1)) for _ in range(2))
+        height, width = load_photographs()[0].shape[:2]
+        sides = generator.integers(2 * side, 5 * side, CANDIDATE_CROPS)
+        corners = (generator.integers(0, extent - sides + 1) for extent in (width, height))
+        return Placement(size, left, top, np.stack([sides, *corners], axis=1), generator.random(3))
+
+    def _ink(self, digit: int, placement: Placement) -> NDArray[np.float64]:
+        side = self.config.image_size
+        strokes = Image.fromarray(load_digit_images()[0][digit])
+        resized = strokes.resize((placement.size, placement.size), Image.Resampling.BICUBIC)
+        ink = np.zeros((side, side))
+        rows = slice(placement.top, placement.top + placement.size)
+        columns = slice(placement.left, placement.left + placement.size)
+        ink[rows, columns] = np.asarray(resized, dtype=np.float64) / 255
+        return ink
+
+    def _paste(
+        self, digit: int, placement_index: int, photograph: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        placement = self._placement(digit, placement_index)
+        ink = self._ink(digit, placement)
+        candidates = [self._background(photograph, crop) for crop in placement.crops]
+        colours = [_contrasting_colour(background, ink, placement.hue) for background in candidates]
+        contrasts = [_contrast(*pair, ink) for pair in zip(candidates, colours, strict=True)]
+        best = int(np.argmax(contrasts))
+        alpha = ink[:, :, None]
+        frame = candidates[best] * (1 - alpha) + colours[best] * alpha
+        return np.round(frame * 255).astype(np.uint8), ink
+
+    def _background(self, photograph: int, crop: NDArray[np.int64]) -> NDArray[np.float64]:
+        side, left, top = (int(value) for value in crop)
+        pixels = load_photographs()[photograph][top : top + side, left : left + side]
+        size = (self.config.image_size, self.config.image_size)
+        resized = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
+        return np.asarray(resized, dtype=np.float64) / 255
+
+
+def _contrasting_colour(
+    background: NDArray[np.float64], ink: NDArray[np.float64], hue: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Dark ink on a bright place, bright ink on a dark one, whatever the photograph: [3]."""
+    behind = float((background.mean(axis=2) * ink).sum() / ink.sum())
+    return 0.3 * hue if behind > 0.5 else 1 - 0.3 * hue
+
+
+def _contrast(
+    background: NDArray[np.float64], colour: NDArray[np.float64], ink: NDArray[np.float64]
+) -> float:
+    """How far the colour's brightness is from what lies behind the ink, at the worst tenth of it."""
+    differences = np.abs(background.mean(axis=2) - colour.mean())[ink > 0.5]
+    return float(np.quantile(differences, 0.1))
+
+
+@lru_cache(maxsize=1)
+def load_digit_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The 1,797 digits as u8 [N, 8, 8] (255 is full ink) and their labels [N]."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target
+
+
+@lru_cache(maxsize=1)
+def load_photographs() -> list[NDArray[np.uint8]]:
+    """The two sample photographs, u8 [427, 640, 3], in the order of PHOTOGRAPHS."""
+    from sklearn.datasets import load_sample_images
+
+    samples = load_sample_images()
+    by_name = dict(zip((name.split("/")[-1] for name in samples.filenames), samples.images, strict=True))
+    return [by_name[f"{name}.jpg"] for name in PHOTOGRAPHS]
+
+
+def _png(pixels: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()

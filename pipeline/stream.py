@@ -1,0 +1,223 @@
+"""From a store to batches: random access by offset, in an order that is decided elsewhere (order.py)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.order import EpochOrder, GlobalBatches
+from pipeline.records import Batch, StoredTargets
+from pipeline.store.codecs import decode_unit
+from pipeline.store.frames import decode_frame, decode_mask
+from pipeline.store.images import ShardBytes
+from pipeline.store.manifest import StoreMismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.geometry import ViewSchedule
+    from pipeline.store.columns import Values
+    from pipeline.store.reader import Store, TeacherPass
+
+_CACHED_SHARDS = 32
+
+
+class StoreDataset(Dataset[Batch]):
+    """A selection of a store's records; a list of positions is read and collated at once.
+
+    Files are opened on first use, so that each loader process has its own.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rows: NDArray[np.int64],
+        passes: Sequence[TeacherPass] = (),
+        *,
+        with_regions: bool = False,
+    ) -> None:
+        """with_regions: also read masks and boxes, for evaluation."""
+        self.store = store
+        self.rows = rows
+        self.passes = tuple(passes)
+        self.with_regions = with_regions
+        for teacher in self.passes:
+            _check_fields(teacher)
+        index = store.index
+        self.columns: dict[str, NDArray[Any]] = {
+            name: index[name].to_numpy()[rows]
+            for name in ("offset", "size", "mask_offset", "mask_size", "label", "group", "row")
+        }
+        self.keys = index["key"].take(rows)
+        starts = np.asarray(list(store.first_rows.values()))
+        self.shard = np.searchsorted(starts, rows, side="right") - 1
+        self._bytes = lru_cache(maxsize=None)(self._open_shard)
+        self._values = lru_cache(maxsize=_CACHED_SHARDS)(self._read_values)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> Batch:
+        return self.__getitems__([position])
+
+    def __getitems__(self, positions: list[int]) -> Batch:
+        """The records at these positions of the selection, as one batch without views."""
+        at = np.asarray(positions)
+        frames = [
+            decode_frame(self._bytes(int(shard)).read(int(offset), int(size)), self.store.size)
+            for shard, offset, size in zip(
+                self.shard[at], self.columns["offset"][at], self.columns["size"][at], strict=True
+            )
+        ]
+        return Batch(
+            keys=tuple(self.keys.take(at).to_pylist()),
+            record_index=torch.from_numpy(at),
+            inputs=torch.stack(frames),
+            canonical_from_view=None,
+            view_index=torch.full((len(at),), -1),
+            labels=torch.from_numpy(self.columns["label"][at].astype(np.int64)),
+            groups=torch.from_numpy(self.columns["group"][at].astype(np.int64)),
+            masks=self._masks(at) if self.with_regions else None,
+            boxes=self._boxes(at) if self.with_regions else (),
+            targets=tuple(self._targets(number, at) for number in range(len(self.passes))),
+        )
+
+    def _targets(self, number: int, at: NDArray[np.int64]) -> StoredTargets:
+        values = self._gather(number, at)
+        teacher = self.passes[number].name
+        logits = torch.from_numpy(values["logits"].astype(np.float32))
+        if "map" not in values:
+            return StoredTargets(teacher=teacher, logits=logits)
+        return StoredTargets(
+            teacher=teacher,
+            logits=logits,
+            explained_class=torch.from_numpy(values["explained_class"].astype(np.int64)),
+            maps=torch.from_numpy(decode_unit(values["map"])),
+            map_from_canonical=torch.eye(3).expand(len(at), 3, 3),
+        )
+
+    def _gather(self, number: int, at: NDArray[np.int64]) -> Values:
+        """Fields [n, *shape] of the canonical view, in the order of `at`."""
+        shards, rows = self.shard[at], self.columns["row"][at]
+        gathered: Values = {}
+        for shard in np.unique(shards):
+            here = shards == shard
+            for name, array in self._values(number, int(shard)).items():
+                if name not in gathered:
+                    gathered[name] = np.empty((len(at), *array.shape[2:]), array.dtype)
+                gathered[name][here] = array[rows[here], 0]
+        return gathered
+
+    def _masks(self, at: NDArray[np.int64]) -> torch.Tensor | None:
+        if (self.columns["mask_offset"][at] < 0).any():
+            return None
+        masks = [
+            decode_mask(self._bytes(int(shard)).read(int(offset), int(size)), self.store.size)
+            for shard, offset, size in zip(
+                self.shard[at],
+                self.columns["mask_offset"][at],
+                self.columns["mask_size"][at],
+                strict=True,
+            )
+        ]
+        return torch.stack(masks)
+
+    def _boxes(self, at: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
+        names = ("label", "x0", "y0", "x1", "y1")
+        boxes = self.store.index["boxes"].take(self.rows[at]).to_pylist()
+        return tuple(torch.tensor([[box[n] for n in names] for box in b]).reshape(-1, 5) for b in boxes)
+
+    def _open_shard(self, shard: int) -> ShardBytes:
+        return ShardBytes(self.store.path / self.store.manifest.shards[shard].path)
+
+    def _read_values(self, number: int, shard: int) -> Values:
+        return self.passes[number].read_shard(self.store.manifest.shards[shard])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A loader process opens its own files.
+        return {k: v for k, v in self.__dict__.items() if k not in ("_bytes", "_values")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._bytes = lru_cache(maxsize=None)(self._open_shard)
+        self._values = lru_cache(maxsize=_CACHED_SHARDS)(self._read_values)
+
+
+class TrainingStream:
+    """An epoch's batches with their views, from any step on."""
+
+    def __init__(
+        self,
+        dataset: StoreDataset,
+        views: ViewSchedule,
+        *,
+        batch_size: int,
+        seed: int,
+        loader_processes: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        order = EpochOrder(dataset.shard, seed)
+        self.batches = GlobalBatches(order, batch_size, rank=rank, world_size=world_size)
+        self.views = views
+        self.loader: DataLoader[Batch] = DataLoader(
+            dataset,
+            batch_sampler=self.batches,
+            collate_fn=_same,
+            num_workers=loader_processes,
+            # A forked process that inherits zarr's event loop can hang.
+            multiprocessing_context="spawn" if loader_processes else None,
+            persistent_workers=loader_processes > 0,
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of an epoch, the same on every rank."""
+        return self.batches.num_steps
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Batches of the epoch's steps from `first_step` on."""
+        self.batches.epoch, self.batches.first_step = epoch, first_step
+        for step, batch in enumerate(self.loader, start=first_step):
+            start = self.batches.first_position(step)
+            yield replace(batch, canonical_from_view=self.views.views(epoch, start, len(batch.keys)))
+
+
+def iter_in_order(dataset: StoreDataset, batch_size: int) -> Iterator[Batch]:
+    """Every record of the selection exactly once, whole frames, for evaluation."""
+    for start in range(0, len(dataset), batch_size):
+        yield dataset.__getitems__(list(range(start, min(start + batch_size, len(dataset)))))
+
+
+def _same(batch: Batch) -> Batch:
+    return batch
+
+
+def _check_fields(teacher: TeacherPass) -> None:
+    for spec in teacher.manifest.fields:
+        if spec.frame not in (None, "full"):
+            raise StoreMismatchError(f"{teacher.folder}: field {spec.name} has frame {spec.frame!r}, not full")
+
+
+def move_batch(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`; keys and boxes stay."""
+    if device == batch.inputs.device:
+        return batch
+    moved: Batch = _move(batch, device)
+    return moved
+
+
+def _move(value: Any, device: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, (Batch, StoredTargets)):
+        names = value.__dataclass_fields__
+        return type(value)(**{name: _move(getattr(value, name), device) for name in names})
+    return tuple(_move(member, device) for member in value) if isinstance(value, tuple) else value

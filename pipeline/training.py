@@ -1,0 +1,292 @@
+"""One step, one epoch, checkpoints: the same loop for teachers and students."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from pipeline.config import ConfigError, E2KDConfig
+from pipeline.errors import UserError
+from pipeline.explainers import EXPLAINERS
+from pipeline.geometry import view_images, view_targets
+from pipeline.losses.terms import StudentOutput
+from pipeline.store.files import write_atomically
+from pipeline.stream import move_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from pipeline.config import OptimizerConfig, TrainerConfig
+    from pipeline.losses.terms import DistillationLoss, LossTerms
+    from pipeline.models.output import GapLinearModel, ModelOutput
+    from pipeline.records import Batch
+    from pipeline.stream import TrainingStream
+
+CHECKPOINT_NAME = "checkpoint.pt"
+METRICS_NAME = "metrics.jsonl"
+
+
+class DivergedError(UserError, RuntimeError):
+    """A loss that is no longer a number."""
+
+
+# ---- parts ---------------------------------------------------------------------------------------
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"trainer.device={name} cannot be used here: {error}") from error
+    return device
+
+
+def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser that `optimizer=` names, over all parameters alike."""
+    if config.kind == "sgd":
+        return torch.optim.SGD(
+            parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    cls = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.kind]
+    return cls(parameters, config.lr, weight_decay=config.weight_decay)
+
+
+def learning_rate(config: TrainerConfig, lr: float, epoch: int) -> float:
+    """The rate of an epoch: linear from 0.01 * lr over the warm-up, then a cosine that ends at 0."""
+    if epoch < config.warmup_epochs:
+        return lr * (0.01 + 0.99 * epoch / config.warmup_epochs)
+    if config.schedule == "constant":
+        return lr
+    progress = (epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
+    return lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(kw_only=True)
+class Training:
+    """What changes while a model learns; all of it is in a checkpoint."""
+
+    model: nn.Module
+    loss: DistillationLoss
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0
+    step: int = 0
+    """Of the epoch: the next one to take."""
+    global_step: int = 0
+
+    def state(self) -> dict[str, Any]:
+        """For `load_state`; holds tensors and plain values only."""
+        return {
+            "model": self.model.state_dict(),
+            "loss": self.loss.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "position": [self.epoch, self.step, self.global_step],
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on exactly where `state` was taken."""
+        self.model.load_state_dict(state["model"])
+        self.loss.load_state_dict(state["loss"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        self.epoch, self.step, self.global_step = state["position"]
+
+
+# ---- one step ------------------------------------------------------------------------------------
+
+
+def train_step(
+    training: Training, batch: Batch, input_size: tuple[int, int], clip_norm: float | None
+) -> LossTerms:
+    """One optimiser step on a batch that lies on the model's device; nothing waits for the device.
+
+    The teacher's maps are warped to the student's own grid, so the forward pass comes first.
+    """
+    training.model.train()
+    terms = batch_loss(training, batch, input_size)
+    training.optimizer.zero_grad()
+    terms.total.backward()  # type: ignore[no-untyped-call]
+    if clip_norm is not None:
+        nn.utils.clip_grad_norm_(_parameters(training), clip_norm)
+    training.optimizer.step()
+    return terms
+
+
+def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) -> LossTerms:
+    """The loss of a batch under its views, with the graph to the student's parameters."""
+    loss = training.loss
+    output: ModelOutput = training.model(view_images(batch, input_size))
+    if not loss.needs_targets:
+        return cast("LossTerms", loss(StudentOutput(logits=output.logits), None, batch.labels))
+    config = getattr(loss, "config")  # noqa: B009
+    control = config.map_control if isinstance(config, E2KDConfig) else "none"
+    grid = (output.features.shape[-2], output.features.shape[-1])
+    (targets,) = view_targets(batch, grid, control)
+    maps = None
+    if loss.needs_maps(training.global_step):
+        assert targets.explained_class is not None
+        explain = EXPLAINERS["gradcam"]
+        maps = explain(cast("GapLinearModel", training.model), output, targets.explained_class)
+    student = StudentOutput(logits=output.logits, maps=maps, input_size=input_size)
+    return cast("LossTerms", loss(student, targets, batch.labels))
+
+
+def _parameters(training: Training) -> list[nn.Parameter]:
+    return [*training.model.parameters(), *training.loss.parameters()]
+
+
+# ---- epochs --------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class StepLog:
+    """Means of the loss terms since the last line, kept on the device until a line is written."""
+
+    write: Callable[[dict[str, float]], None]
+    every_steps: int
+    sums: dict[str, Tensor | float] = field(default_factory=lambda: defaultdict(float))
+    steps: int = 0
+    records: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, training: Training, terms: LossTerms, records: int) -> None:
+        """Count a finished step; write a line when enough have come together."""
+        for name, value in {**terms.terms, **terms.statistics, "total": terms.total}.items():
+            self.sums[name] = self.sums[name] + value.detach()
+        self.steps += 1
+        self.records += records
+        if self.steps == self.every_steps:
+            self.flush(training)
+
+    def flush(self, training: Training) -> None:
+        """Write what has come together, if anything."""
+        if self.steps == 0:
+            return
+        line = {name: float(total) / self.steps for name, total in self.sums.items()}
+        if not math.isfinite(line["total"]):
+            raise DivergedError(
+                f"the loss is {line['total']} at step {training.global_step} (epoch {training.epoch}); "
+                "lower optimizer.lr, or set trainer.clip_norm"
+            )
+        seconds = time.monotonic() - self.started
+        line |= {
+            "step": training.global_step,
+            "epoch": training.epoch,
+            "lr": training.optimizer.param_groups[0]["lr"],
+            "records_per_second": self.records / seconds,
+        }
+        self.write(line)
+        self.sums, self.steps, self.records = defaultdict(float), 0, 0
+        self.started = time.monotonic()
+
+
+def fit(
+    training: Training,
+    stream: TrainingStream,
+    *,
+    trainer: TrainerConfig,
+    lr: float,
+    input_size: tuple[int, int],
+    folder: Path,
+    on_epoch: Callable[[int, str], None],
+) -> None:
+    """Train to the last epoch, from the folder's checkpoint where there is one.
+
+    Writes checkpoint.pt, metrics.jsonl and TensorBoard events into `folder`.
+    on_epoch  called after each epoch with its number and a line on how it went
+    """
+    device = next(training.model.parameters()).device
+    load_checkpoint(training, folder)
+    with metric_writer(folder, training.global_step) as write:
+        last: dict[str, float] = {}
+
+        def write_and_keep(line: dict[str, float]) -> None:
+            last.update(line)
+            write(line)
+
+        log = StepLog(write=write_and_keep, every_steps=trainer.log_every_steps)
+        while training.epoch < trainer.epochs:
+            for group in training.optimizer.param_groups:
+                group["lr"] = learning_rate(trainer, lr, training.epoch)
+            for batch in stream.epoch(training.epoch, training.step):
+                moved = move_batch(batch, device)
+                terms = train_step(training, moved, input_size, trainer.clip_norm)
+                training.step += 1
+                training.global_step += 1
+                log.add(training, terms, len(batch.keys))
+            log.flush(training)
+            training.epoch, training.step = training.epoch + 1, 0
+            if training.epoch % trainer.checkpoint_every_epochs == 0 or training.epoch == trainer.epochs:
+                save_checkpoint(training, folder)
+            on_epoch(training.epoch, f"loss {last.get('total', float('nan')):.3f}")
+
+
+# ---- what is written -----------------------------------------------------------------------------
+
+
+def save_checkpoint(training: Training, folder: Path) -> None:
+    """Write the whole state in one commit: the old checkpoint stands until the new one does."""
+    buffer = io.BytesIO()
+    torch.save(training.state(), buffer)
+    write_atomically(folder / CHECKPOINT_NAME, buffer.getvalue())
+
+
+def load_checkpoint(training: Training, folder: Path) -> None:
+    """Go on from the folder's checkpoint; nothing happens where there is none."""
+    path = folder / CHECKPOINT_NAME
+    if path.exists():
+        device = next(training.model.parameters()).device
+        state = torch.load(path, map_location=device, weights_only=True)
+        state["random"] = state["random"].cpu()
+        training.load_state(state)
+
+
+class metric_writer:  # noqa: N801, used like a function
+    """metrics.jsonl and TensorBoard events; lines after `global_step` (of a killed attempt) are dropped."""
+
+    def __init__(self, folder: Path, global_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = folder / METRICS_NAME
+        lines = list(read_metrics(folder)) if path.exists() else []
+        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= global_step]
+        write_atomically(path, "".join(kept).encode())
+        self.file = path.open("a")
+        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=global_step + 1)
+
+    def __enter__(self) -> Callable[[dict[str, float]], None]:
+        return self._write
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+        self.events.close()
+
+    def _write(self, line: dict[str, float]) -> None:
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        for name, value in line.items():
+            if name not in ("step", "epoch"):
+                self.events.add_scalar(name, value, int(line["step"]))
+
+
+def read_metrics(folder: Path) -> Iterator[dict[str, float]]:
+    """Lines of a run's metrics.jsonl; a last line that a kill cut short is left out."""
+    with (folder / METRICS_NAME).open() as file:
+        for text in file:
+            if text.endswith("\n"):
+                yield json.loads(text)

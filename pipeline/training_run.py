@@ -1,0 +1,77 @@
+"""A whole training, from its parts to the last epoch; what teach and distill have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.geometry import ViewSchedule, derive_seed
+from pipeline.models import build_model
+from pipeline.stream import TrainingStream
+from pipeline.training import Training, build_optimizer, fit, resolve_device
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import nn
+
+    from pipeline.config import AugmentConfig, ModelConfig, OptimizerConfig, TrainerConfig
+    from pipeline.losses.terms import DistillationLoss
+    from pipeline.stream import StoreDataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """Everything that decides how a training goes."""
+
+    dataset: StoreDataset
+    model: ModelConfig
+    num_classes: int
+    loss: DistillationLoss
+    augment: AugmentConfig
+    optimizer: OptimizerConfig
+    trainer: TrainerConfig
+    seed: int
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the student's view."""
+        size = self.augment.size
+        return self.dataset.store.size if size is None else (size, size)
+
+
+def train_to_end(
+    plan: TrainingPlan, folder: Path, on_epoch: Callable[[int, str], None]
+) -> nn.Module:
+    """The trained network; continues from the folder's checkpoint where there is one.
+
+    The seed is split once: initialisation, order and views each have their own.
+    """
+    if plan.trainer.num_threads is not None:
+        torch.set_num_threads(plan.trainer.num_threads)
+    device = resolve_device(plan.trainer.device)
+    torch.manual_seed(derive_seed(plan.seed, "initialisation"))
+    model = build_model(plan.model, plan.num_classes).to(device)
+    loss = plan.loss.to(device)
+    parameters = [*model.parameters(), *loss.parameters()]
+    stream = TrainingStream(
+        plan.dataset,
+        ViewSchedule(plan.augment, plan.dataset.store.size, plan.seed),
+        batch_size=plan.trainer.batch_size,
+        seed=plan.seed,
+        loader_processes=plan.trainer.loader_processes,
+    )
+    training = Training(model=model, loss=loss, optimizer=build_optimizer(plan.optimizer, parameters))
+    fit(
+        training,
+        stream,
+        trainer=plan.trainer,
+        lr=plan.optimizer.lr,
+        input_size=plan.input_size,
+        folder=folder,
+        on_epoch=on_epoch,
+    )
+    return model

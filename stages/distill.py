@@ -1,0 +1,109 @@
+"""Train one student from a store; no teacher runs.
+
+    python -m stages.distill experiment=demo
+    python -m stages.distill store.path=stores/demo run=my-student student=cifar student.name=resnet8 \\
+        method=e2kd method.tau=4 method.lambda_map=3
+
+Reads   <store.path> and one teacher pass in it (`store.teacher=` where there are several)
+Writes  runs/<run>/distill/: model.safetensors, model.json, checkpoint.pt, metrics.jsonl, tensorboard/, config.yaml
+Again   the same command goes on from the last checkpoint; a finished run is left as it is
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.commandline import main
+from pipeline.config import LabelsConfig
+from pipeline.progress import progress
+from pipeline.runs import TrainedModel, is_finished, open_run, save_cost, save_model
+from pipeline.store.reader import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.config import DistillConfig
+    from pipeline.store.reader import TeacherPass
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillResult:
+    """Where the student is; 0 epochs where it was finished already."""
+
+    student: str
+    trained_epochs: int
+
+
+def run(config: DistillConfig, on_epoch: Callable[[int, str], None] | None = None) -> DistillResult:
+    """Train and export the student; `on_epoch` replaces the progress bar."""
+    store = Store(Path(config.store.path))
+    passes = _teacher_passes(config, store)
+    inputs = {"dataset": store.manifest.dataset.fingerprint}
+    inputs |= {"teacher": teacher.manifest.fingerprint for teacher in passes}
+    folder = open_run("distill", config.run, config, inputs)
+    if is_finished(folder):
+        return DistillResult(student=str(folder), trained_epochs=0)
+    if on_epoch is not None:
+        return _train(config, store, passes, folder, on_epoch)
+    with progress("distill", total=config.trainer.epochs, unit="epoch") as bar:
+
+        def update_bar(epoch: int, line: str) -> None:
+            bar.update(1)
+            bar.set_postfix_str(line)
+
+        return _train(config, store, passes, folder, update_bar)
+
+
+def _teacher_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
+    """None for labels only, where a store without a teacher will do."""
+    return [] if isinstance(config.method, LabelsConfig) else [store.open_pass(config.store.teacher)]
+
+
+def _train(
+    config: DistillConfig,
+    store: Store,
+    passes: list[TeacherPass],
+    folder: Path,
+    on_epoch: Callable[[int, str], None],
+) -> DistillResult:
+    from pipeline.losses import build_loss
+    from pipeline.selection import select_training_rows
+    from pipeline.stream import StoreDataset
+    from pipeline.training_run import TrainingPlan, train_to_end
+
+    rows = select_training_rows(store.index, config.split, config.subset)
+    plan = TrainingPlan(
+        dataset=StoreDataset(store, rows, passes),
+        model=config.student,
+        num_classes=passes[0].num_classes if passes else len(store.manifest.classes),
+        loss=build_loss(config.method),
+        augment=config.augment,
+        optimizer=config.optimizer,
+        trainer=config.trainer,
+        seed=config.seed,
+    )
+    epochs = 0
+    started = time.monotonic()
+
+    def count(epoch: int, line: str) -> None:
+        nonlocal epochs
+        epochs += 1
+        on_epoch(epoch, line)
+
+    model = train_to_end(plan, folder, count)
+    save_cost(folder, time.monotonic() - started, epochs * len(rows))
+    trained = TrainedModel(
+        config=config.student,
+        num_classes=plan.num_classes,
+        input_size=plan.input_size,
+        teacher=passes[0].name if passes else None,
+    )
+    save_model(folder, model, trained)
+    return DistillResult(student=str(folder), trained_epochs=epochs)
+
+
+if __name__ == "__main__":
+    main("distill", run, __doc__)

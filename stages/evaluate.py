@@ -1,0 +1,101 @@
+"""Judge a finished student: accuracy, agreement with its teacher, and where it looks.
+
+    python -m stages.evaluate experiment=demo
+    python -m stages.evaluate store.path=stores/demo run=my-student evaluate.splits=[test]
+
+Reads   runs/<run>/distill/ and <store.path>; the teacher's side comes from the store
+Writes  runs/<run>/evaluate/: metrics.json, pictures.safetensors, config.yaml
+Again   a finished evaluation is left as it is
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.commandline import RUNS, main
+from pipeline.runs import load_model, open_run, read_description
+from pipeline.store.files import sha256_file, write_atomically
+from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.reader import Store
+
+if TYPE_CHECKING:
+    from pipeline.config import EvaluateConfig
+    from pipeline.store.reader import TeacherPass
+
+METRICS_NAME = "metrics.json"
+PICTURES_NAME = "pictures.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    """Metrics by split; fractions in [0, 1]."""
+
+    metrics: str
+    splits: dict[str, dict[str, Any]]
+
+
+def run(config: EvaluateConfig) -> EvaluateResult:
+    """Judge the student on each split."""
+    student = RUNS / config.run / "distill"
+    trained = read_description(student)
+    store = Store(Path(config.store.path))
+    passes = _passes_to_compare(store, config.store.teacher or trained.teacher)
+    inputs = {
+        "student": sha256_file(student / "model.safetensors"),
+        "dataset": store.manifest.dataset.fingerprint,
+        **{"teacher": teacher.manifest.fingerprint for teacher in passes},
+    }
+    folder = open_run("evaluate", config.run, config, inputs)
+    path = folder / METRICS_NAME
+    if not path.exists():
+        splits = _judge(config, store, passes, student, folder / PICTURES_NAME)
+        write_atomically(path, json.dumps({"splits": splits}, indent=1).encode())
+    return EvaluateResult(metrics=str(path), splits=json.loads(path.read_text())["splits"])
+
+
+def _passes_to_compare(store: Store, name: str | None) -> list[TeacherPass]:
+    """The pass the student learned from; for a student of labels the store's only one, if it has just one."""
+    if name is None and len(store.pass_folders()) != 1:
+        return []
+    return [store.open_pass(name)]
+
+
+def _judge(
+    config: EvaluateConfig, store: Store, passes: list[TeacherPass], student: Path, pictures: Path
+) -> dict[str, dict[str, Any]]:
+    import torch
+    from safetensors.torch import save
+
+    from pipeline.evaluation.judge import judge_split, picture_maps
+    from pipeline.selection import rows_of_split
+    from pipeline.stream import StoreDataset
+    from pipeline.training import resolve_device
+
+    model, trained = load_model(student)
+    if passes and passes[0].num_classes != trained.num_classes:
+        raise StoreMismatchError(
+            f"{student} has {trained.num_classes} classes, {passes[0].folder} has {passes[0].num_classes}; "
+            "set store.teacher to the pass it learned from"
+        )
+    model.to(resolve_device(config.evaluate.device))
+    options = config.evaluate
+    splits, shown = {}, []
+    per_split = -(-options.num_pictures // len(options.splits))
+    for split in options.splits:
+        rows = rows_of_split(store.index, split)
+        dataset = StoreDataset(store, rows, passes, with_regions=True)
+        splits[split] = judge_split(model, dataset, trained.input_size, options)
+        positions = list(range(min(per_split, len(rows))))
+        if positions:
+            shown.append(picture_maps(model, dataset, positions, trained.input_size))
+    if shown:
+        tensors = {name: torch.cat([part[name] for part in shown]) for name in shown[0]}
+        write_atomically(pictures, save(tensors))
+    return splits
+
+
+if __name__ == "__main__":
+    main("evaluate", run, __doc__)

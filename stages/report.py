@@ -1,0 +1,135 @@
+"""Gather a sweep into one self-contained HTML page and one JSON file.
+
+    python -m stages.report experiment=demo
+    python -m stages.report store.path=stores/demo run=taus report.baseline=t1 report.candidate=t4
+
+Reads   runs/<run>/sweep.json and the runs it lists, the store's manifests
+Writes  runs/<run>/report.html and runs/<run>/report.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from pipeline.commandline import RUNS, main
+from pipeline.report.results import (
+    arm_summary,
+    load_results,
+    paired_difference,
+    student_rows,
+    teacher_row,
+)
+from pipeline.runs import read_cost
+from pipeline.store.files import write_atomically
+from pipeline.store.reader import Store
+
+if TYPE_CHECKING:
+    from pipeline.config import ReportConfig
+    from pipeline.report.results import StudentResult
+    from pipeline.store.reader import TeacherPass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportResult:
+    """Where the report is, and its headline."""
+
+    html: str
+    json: str
+    paired_difference: str
+
+
+def run(config: ReportConfig) -> ReportResult:
+    """Write both files from finished runs; nothing is trained or judged here."""
+    results = load_results(config.run)
+    store = Store(Path(config.store.path))
+    options = config.report
+    rows = student_rows(results, options.columns)
+    teacher = teacher_row(results, options.columns)
+    paired = paired_difference(rows, options.candidate, options.baseline, options.paired_column)
+    values = {"teacher": teacher, "runs": rows, "paired_difference": paired}
+    folder = RUNS / config.run
+    write_atomically(folder / "report.json", json.dumps(values, indent=1).encode())
+    html = _page(config, store, results, values)
+    write_atomically(folder / "report.html", html.encode())
+    if options.next_command:
+        print(f"next: {options.next_command}")
+    return ReportResult(
+        html=str(folder / "report.html"),
+        json=str(folder / "report.json"),
+        paired_difference=f"{options.candidate} - {options.baseline} in {options.paired_column}: "
+        f"{100 * paired['mean']:+.1f} points (sd {100 * paired['sd']:.1f})",
+    )
+
+
+def _page(config: ReportConfig, store: Store, results: list[StudentResult], values: dict[str, Any]) -> str:
+    import jinja2
+
+    from pipeline.report.figures import map_grid, training_curves
+
+    options = config.report
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline", "report"), autoescape=True, trim_blocks=True
+    )
+    environment.filters["words"] = lambda name: name.replace("_", " ")
+    environment.filters["points"] = lambda value: f"{100 * value:+.1f}"
+    seeds = list(dict.fromkeys(result.seed for result in results))
+    pictures = _pictures([result for result in results if result.seed == seeds[0]])
+    teacher_pass = store.open_pass(config.store.teacher)
+    return environment.get_template("page.html.j2").render(
+        title=options.title,
+        store=config.store.path,
+        teacher_pass=teacher_pass.name,
+        seeds=seeds,
+        candidate=options.candidate,
+        baseline=options.baseline,
+        paired=values["paired_difference"],
+        paired_column=options.paired_column,
+        columns=list(options.columns),
+        teacher=values["teacher"],
+        summary=arm_summary(values["runs"], list(options.columns)),
+        rows=values["runs"],
+        maps=map_grid(pictures, store.manifest.classes) if pictures else "",
+        curves=training_curves(_metric_lines(results)),
+        ledger=_ledger(config.run, store, teacher_pass, results),
+    )
+
+
+def _pictures(results: list[StudentResult]) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    paths = {result.arm: result.folder / "evaluate" / "pictures.safetensors" for result in results}
+    return {arm: load_file(path) for arm, path in paths.items() if path.exists()}
+
+
+def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str, float]]]]:
+    from pipeline.training import read_metrics
+
+    lines = defaultdict(list)
+    for result in results:
+        lines[result.arm].append(list(read_metrics(result.folder / "distill")))
+    return lines
+
+
+def _ledger(run: str, store: Store, teacher: TeacherPass, results: list[StudentResult]) -> dict[str, str]:
+    records = store.index.num_rows
+    images = sum(shard.bytes for shard in store.manifest.shards)
+    columns = sum(entry.bytes for shard in teacher.manifest.shards for entry in shard.files)
+    costs = [cost for result in results if (cost := read_cost(result.folder / "distill"))]
+    teacher_cost = read_cost(RUNS / run / "precompute")
+    return {
+        "Teacher forward passes, paid once": f"{records:,}",
+        "Teacher forward passes that live teaching would have cost": f"{sum(cost['records'] for cost in costs):,.0f}",
+        "Seconds in the teacher's shards": f"{teacher_cost['seconds']:.1f}" if teacher_cost else "unknown",
+        "Seconds a student, mean": f"{mean(c['seconds'] for c in costs):.1f}" if costs else "unknown",
+        "Bytes of images": f"{images:,} ({images / records:,.0f} a record)",
+        "Bytes of teacher columns": f"{columns:,} ({columns / records:,.0f} a record)",
+    }
+
+
+if __name__ == "__main__":
+    main("report", run, __doc__)
