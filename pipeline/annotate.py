@@ -37,7 +37,9 @@ class TeacherAnnotator:
     ) -> None:
         self.config = config
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = cast("GapLinearModel", freeze(build_model(teacher, num_classes)).to(self.device))
+        self.model = cast(
+            "GapLinearModel", freeze(build_model(teacher, num_classes)).to(self.device)
+        )
         self.payloads = [PAYLOADS[name](config, explainer) for name in config.payloads]
 
     def fields(self, size: tuple[int, int]) -> list[FieldSpec]:

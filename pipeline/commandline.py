@@ -48,7 +48,8 @@ def main(verb: str, run: Callable[[Any], Any], doc: str | None) -> None:
         sys.exit(_complain(verb, error, 1))
     except KeyboardInterrupt:
         print(
-            f"permafrost {verb}: interrupted; the same command goes on where it stopped", file=sys.stderr
+            f"permafrost {verb}: interrupted; the same command goes on where it stopped",
+            file=sys.stderr,
         )
         sys.exit(130)
 
@@ -96,7 +97,9 @@ def plain(config: Any) -> dict[str, Any]:
 def _without_tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_tuples(member) for name, member in value.items()}
-    return [_without_tuples(member) for member in value] if isinstance(value, (list, tuple)) else value
+    return (
+        [_without_tuples(member) for member in value] if isinstance(value, (list, tuple)) else value
+    )
 
 
 def _yaml(values: dict[str, Any]) -> str:
@@ -118,7 +121,9 @@ def _check_word(verb: str, word: str) -> None:
     section = key.split("@")[-1].split(".")[0].split("/")[0]
     names = [*_section_names(verb), "experiment"]
     if section not in names:
-        raise ConfigError(f"{verb} takes no {section}={_suggest(section, names)}; it takes: {', '.join(names)}")
+        raise ConfigError(
+            f"{verb} takes no {section}={_suggest(section, names)}; it takes: {', '.join(names)}"
+        )
 
 
 def _explain(overrides: Sequence[str], error: Exception) -> str:
@@ -127,7 +132,9 @@ def _explain(overrides: Sequence[str], error: Exception) -> str:
         key, _, value = word.lstrip("+~").partition("=")
         group = CONF / key.split("@")[0]
         if group.is_dir():
-            options = sorted(path.relative_to(group).with_suffix("").as_posix() for path in group.rglob("*.yaml"))
+            options = sorted(
+                path.relative_to(group).with_suffix("").as_posix() for path in group.rglob("*.yaml")
+            )
             if value not in options:
                 hint = _suggest(value, options)
                 return f"{key}={value} does not exist{hint}; choose one of: {', '.join(options)}"
@@ -160,7 +167,9 @@ def _suggest(word: str, allowed: Sequence[str]) -> str:
 
 def _help(verb: str, doc: str) -> str:
     groups = {
-        path.name: sorted(option.relative_to(path).with_suffix("").as_posix() for option in path.rglob("*.yaml"))
+        path.name: sorted(
+            option.relative_to(path).with_suffix("").as_posix() for option in path.rglob("*.yaml")
+        )
         for path in sorted(CONF.iterdir())
         if path.is_dir() and path.name in [*_section_names(verb), "experiment"]
     }

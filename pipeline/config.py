@@ -37,22 +37,29 @@ class DemoDataConfig:
     image_size: int = 32
     """Pixels a side."""
     test_digits: int = 350
-    train_digits: int = 500
-    """The digits left over, of 1,797, are the teacher's."""
-    teacher_placements: int = 4
+    train_digits: int = 900
+    """Of the digits that no test has; the teacher sees all of those."""
+    teacher_placements: int = 2
     """Pastes of each digit."""
-    train_placements: int = 3
+    train_placements: int = 1
     test_placements: int = 2
-    min_digit_size: int = 16
-    max_digit_size: int = 24
+    min_digit_size: int = 12
+    max_digit_size: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("teacher_placements", "train_placements", "test_placements", "test_digits", "train_digits"):
-            require(getattr(self, name) >= 1, f"data.{name} must be >= 1, got {getattr(self, name)}")
+        for name in (
+            "teacher_placements",
+            "train_placements",
+            "test_placements",
+            "test_digits",
+            "train_digits",
+        ):
+            require(
+                getattr(self, name) >= 1, f"data.{name} must be >= 1, got {getattr(self, name)}"
+            )
         require(
-            self.test_digits + self.train_digits < 1797,
-            f"data.test_digits + data.train_digits must leave some of the 1797 digits to the teacher, "
-            f"got {self.test_digits} + {self.train_digits}",
+            self.test_digits + self.train_digits <= 1797,
+            f"data.test_digits + data.train_digits must be at most the 1797 digits there are, got {self.test_digits} + {self.train_digits}",
         )
         require(
             8 <= self.min_digit_size <= self.max_digit_size <= self.image_size <= 80,
@@ -90,7 +97,10 @@ class CifarModelConfig:
     def __post_init__(self) -> None:
         depth = self.name.removeprefix("resnet")
         require(
-            self.name.startswith("resnet") and depth.isdigit() and int(depth) % 6 == 2 and int(depth) >= 8,
+            self.name.startswith("resnet")
+            and depth.isdigit()
+            and int(depth) % 6 == 2
+            and int(depth) >= 8,
             f"cifar models are named resnet8, resnet14, resnet20, ... (depth 6n + 2), got {self.name!r}",
         )
         require(self.width >= 1, f"width must be >= 1, got {self.width}")
@@ -174,7 +184,10 @@ class SubsetConfig:
     """Records of each class kept out of training for validation; taken before the shots."""
 
     def __post_init__(self) -> None:
-        require(self.shots is None or self.shots >= 1, f"subset.shots must be >= 1 or null, got {self.shots}")
+        require(
+            self.shots is None or self.shots >= 1,
+            f"subset.shots must be >= 1 or null, got {self.shots}",
+        )
         require(self.holdout >= 0, f"subset.holdout must be >= 0, got {self.holdout}")
 
 
@@ -185,7 +198,9 @@ class SubsetConfig:
 class OperationConfig:
     """One random geometric operation; which options it reads depends on its kind."""
 
-    kind: Literal["pad_crop", "resized_crop", "horizontal_flip", "vertical_flip", "rotation", "affine"]
+    kind: Literal[
+        "pad_crop", "resized_crop", "horizontal_flip", "vertical_flip", "rotation", "affine"
+    ]
     p: float = 0.5
     """Probability, of flips, rotations and affine maps; drawn for each record."""
     padding: int = 4
@@ -227,7 +242,10 @@ class AugmentConfig:
     """Side of the student's input in pixels; null takes the canonical frame's."""
 
     def __post_init__(self) -> None:
-        require(self.size is None or self.size >= 8, f"augment.size must be >= 8 or null, got {self.size}")
+        require(
+            self.size is None or self.size >= 8,
+            f"augment.size must be >= 8 or null, got {self.size}",
+        )
 
 
 # ---- what is optimised ---------------------------------------------------------------------------
@@ -260,7 +278,9 @@ class KDConfig:
     def __post_init__(self) -> None:
         require(self.tau > 0, f"method.tau must be > 0, got {self.tau}")
         for name in ("lambda_ce", "lambda_kd"):
-            require(getattr(self, name) >= 0, f"method.{name} must be >= 0, got {getattr(self, name)}")
+            require(
+                getattr(self, name) >= 0, f"method.{name} must be >= 0, got {getattr(self, name)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,8 +321,12 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"optimizer.lr must be > 0, got {self.lr}")
-        require(self.weight_decay >= 0, f"optimizer.weight_decay must be >= 0, got {self.weight_decay}")
-        require(0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), got {self.momentum}")
+        require(
+            self.weight_decay >= 0, f"optimizer.weight_decay must be >= 0, got {self.weight_decay}"
+        )
+        require(
+            0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), got {self.momentum}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,13 +352,21 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "checkpoint_every_epochs", "log_every_steps"):
-            require(getattr(self, name) >= 1, f"trainer.{name} must be >= 1, got {getattr(self, name)}")
+            require(
+                getattr(self, name) >= 1, f"trainer.{name} must be >= 1, got {getattr(self, name)}"
+            )
         require(
             0 <= self.warmup_epochs < self.epochs,
             f"trainer.warmup_epochs must be in [0, epochs), got {self.warmup_epochs} of {self.epochs}",
         )
-        require(self.clip_norm is None or self.clip_norm > 0, f"trainer.clip_norm must be > 0 or null, got {self.clip_norm}")
-        require(self.loader_processes >= 0, f"trainer.loader_processes must be >= 0, got {self.loader_processes}")
+        require(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"trainer.clip_norm must be > 0 or null, got {self.clip_norm}",
+        )
+        require(
+            self.loader_processes >= 0,
+            f"trainer.loader_processes must be >= 0, got {self.loader_processes}",
+        )
         require(
             self.num_threads is None or self.num_threads >= 1,
             f"trainer.num_threads must be >= 1 or null, got {self.num_threads}",
@@ -375,9 +407,18 @@ class LocalClusterConfig:
 
     def __post_init__(self) -> None:
         require(self.actors >= 1, f"cluster.actors must be >= 1, got {self.actors}")
-        require(self.cpus_per_actor > 0, f"cluster.cpus_per_actor must be > 0, got {self.cpus_per_actor}")
-        require(self.gpus_per_actor >= 0, f"cluster.gpus_per_actor must be >= 0, got {self.gpus_per_actor}")
-        require(self.threads_per_actor >= 1, f"cluster.threads_per_actor must be >= 1, got {self.threads_per_actor}")
+        require(
+            self.cpus_per_actor > 0,
+            f"cluster.cpus_per_actor must be > 0, got {self.cpus_per_actor}",
+        )
+        require(
+            self.gpus_per_actor >= 0,
+            f"cluster.gpus_per_actor must be >= 0, got {self.gpus_per_actor}",
+        )
+        require(
+            self.threads_per_actor >= 1,
+            f"cluster.threads_per_actor must be >= 1, got {self.threads_per_actor}",
+        )
 
 
 ClusterConfig = LocalClusterConfig
@@ -452,10 +493,17 @@ class EvaluateOptions:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        require(len(self.splits) > 0, "evaluate.splits is empty; name at least one split of the store")
+        require(
+            len(self.splits) > 0, "evaluate.splits is empty; name at least one split of the store"
+        )
         require(self.batch_size >= 1, f"evaluate.batch_size must be >= 1, got {self.batch_size}")
-        require(0 <= self.iou_threshold < 1, f"evaluate.iou_threshold must be in [0, 1), got {self.iou_threshold}")
-        require(self.num_pictures >= 0, f"evaluate.num_pictures must be >= 0, got {self.num_pictures}")
+        require(
+            0 <= self.iou_threshold < 1,
+            f"evaluate.iou_threshold must be in [0, 1), got {self.iou_threshold}",
+        )
+        require(
+            self.num_pictures >= 0, f"evaluate.num_pictures must be >= 0, got {self.num_pictures}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -479,9 +527,14 @@ class SweepConfig:
     run: str = "untitled"
 
     def __post_init__(self) -> None:
-        require(len(self.arms) > 0, "arms is empty; choose experiment=... or give arms={name: [overrides]}")
+        require(
+            len(self.arms) > 0,
+            "arms is empty; choose experiment=... or give arms={name: [overrides]}",
+        )
         require(len(self.seeds) > 0, "seeds is empty; give at least one, as in seeds=[0,1,2]")
-        require(len(set(self.seeds)) == len(self.seeds), f"seeds names one twice: {list(self.seeds)}")
+        require(
+            len(set(self.seeds)) == len(self.seeds), f"seeds names one twice: {list(self.seeds)}"
+        )
         require(self.parallel >= 1, f"parallel must be >= 1, got {self.parallel}")
 
 
@@ -604,9 +657,13 @@ def _build_kind(section: str, hint: Any, value: dict[str, Any]) -> Any:
     kinds = [kind for kind, cls in members.items() if cls in allowed]
     kind = value.get("kind")
     if kind not in kinds:
-        raise ConfigError(f"{section}={kind} is not possible here; choose one of {', '.join(kinds)}")
+        raise ConfigError(
+            f"{section}={kind} is not possible here; choose one of {', '.join(kinds)}"
+        )
     if kind == "none":
-        return NoModelConfig()  # an experiment may describe the teacher that this command leaves out
+        return (
+            NoModelConfig()
+        )  # an experiment may describe the teacher that this command leaves out
     return build_config(members[kind], value, section)
 
 
@@ -616,7 +673,9 @@ def _convert_tuple(members: tuple[Any, ...], value: Any, path: str) -> tuple[Any
     if members[-1] is not Ellipsis and len(value) != len(members):
         raise ConfigError(f"{path} must have {len(members)} values, got {list(value)}")
     hints = [members[0]] * len(value) if members[-1] is Ellipsis else list(members)
-    return tuple(_convert(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True)))
+    return tuple(
+        _convert(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True))
+    )
 
 
 def _convert_scalar(hint: Any, value: Any, path: str) -> Any:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import kornia.augmentation as K
 import torch
@@ -96,12 +96,11 @@ _OPERATIONS = {
 def _draw_pixels(operation: Any, count: int, size: tuple[int, int]) -> Tensor:
     canvas = torch.empty((), dtype=torch.float64).expand(count, 1, *size)  # no memory behind it
     parameters = operation.forward_parameters(canvas.shape)
-    return cast("Tensor", operation.generate_transformation_matrix(canvas, parameters, operation.flags))
+    pixels: Tensor = operation.generate_transformation_matrix(canvas, parameters, operation.flags)
+    return pixels
 
 
-def draw_views(
-    operations: Sequence[Any], count: int, size: tuple[int, int], seed: int
-) -> Tensor:
+def draw_views(operations: Sequence[Any], count: int, size: tuple[int, int], seed: int) -> Tensor:
     """Draw `canonical_from_view`, [count, 3, 3] float64, from Kornia `operations`.
 
     size  (height, width) of the canonical frame
@@ -194,10 +193,14 @@ def warp(source: Tensor, source_from_view: Tensor, size: tuple[int, int]) -> Ten
         x, y = fetch_points(source_from_view, (size[0] * finer, size[1] * finer))
     # Rounding may put an edge point a hair outside; such a point is on the frame.
     inside = (torch.maximum(x.abs(), y.abs()) <= 1 + 1e-6).to(source.dtype)[:, None]
-    return fetched * (F.avg_pool2d(inside, finer) if finer > 1 else inside)
+    coverage = F.avg_pool2d(inside, finer) if finer > 1 else inside
+    warped: Tensor = fetched * coverage
+    return warped
 
 
-def downscale(source_from_view: Tensor, source_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def downscale(
+    source_from_view: Tensor, source_size: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
     """Source pixels per view pixel along the worse axis, [B]; above about 1.2 a bilinear fetch aliases.
 
     Reads the affine part of the matrix only.
@@ -205,7 +208,8 @@ def downscale(source_from_view: Tensor, source_size: tuple[int, int], size: tupl
     source_pixels = source_from_view.new_tensor([source_size[1], source_size[0]])[:, None]
     view_pixels = source_from_view.new_tensor([size[1], size[0]])
     scaled = source_from_view[:, :2, :2] * source_pixels / view_pixels
-    return torch.linalg.matrix_norm(scaled, ord=2)
+    norms: Tensor = torch.linalg.matrix_norm(scaled, ord=2)
+    return norms
 
 
 # ---- a batch as the student sees it --------------------------------------------------------------
@@ -218,7 +222,9 @@ def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
     return warp(batch.inputs, canonical_from_view(batch), size) / 255
 
 
-def view_targets(batch: Batch, grid: tuple[int, int], map_control: str = "none") -> tuple[Targets, ...]:
+def view_targets(
+    batch: Batch, grid: tuple[int, int], map_control: str = "none"
+) -> tuple[Targets, ...]:
     """Every teacher's stored targets, its maps warped straight to the student's (h, w) `grid`.
 
     map_control  "shuffled" gives each record the map of its neighbour in the batch, "unaugmented"
@@ -231,7 +237,9 @@ def _view_targets(
     batch: Batch, stored: StoredTargets, grid: tuple[int, int], map_control: str
 ) -> Targets:
     if stored.maps is None or stored.explained_class is None or stored.map_from_canonical is None:
-        return Targets(teacher=stored.teacher, logits=stored.logits, explained_class=stored.explained_class)
+        return Targets(
+            teacher=stored.teacher, logits=stored.logits, explained_class=stored.explained_class
+        )
     map_from_view = stored.map_from_canonical
     if map_control != "unaugmented":
         map_from_view = map_from_view @ canonical_from_view(batch)

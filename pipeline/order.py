@@ -25,7 +25,9 @@ WINDOW_SHARDS = 16
 class EpochOrder:
     """Positions of a selection in the order of each epoch."""
 
-    def __init__(self, shard_of_record: NDArray[np.int64], seed: int, window: int = WINDOW_SHARDS) -> None:
+    def __init__(
+        self, shard_of_record: NDArray[np.int64], seed: int, window: int = WINDOW_SHARDS
+    ) -> None:
         """shard_of_record  [n]: for each position of the selection, the shard that holds it"""
         self.by_shard = [
             np.flatnonzero(shard_of_record == shard) for shard in np.unique(shard_of_record)
@@ -37,18 +39,24 @@ class EpochOrder:
         """Every position of the selection once, [n]."""
         generator = np.random.default_rng(derive_seed(self.seed, "order", epoch))
         shards = [self.by_shard[i] for i in generator.permutation(len(self.by_shard))]
-        windows = (shards[start : start + self.window] for start in range(0, len(shards), self.window))
+        windows = (
+            shards[start : start + self.window] for start in range(0, len(shards), self.window)
+        )
         return np.concatenate([generator.permutation(np.concatenate(window)) for window in windows])
 
 
 class GlobalBatches:
     """One epoch's steps for one rank: a batch sampler whose whole state is (epoch, first step)."""
 
-    def __init__(self, order: EpochOrder, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, order: EpochOrder, batch_size: int, *, rank: int = 0, world_size: int = 1
+    ) -> None:
         """batch_size  records of a global batch; each rank takes its contiguous slice"""
         num_records = sum(map(len, order.by_shard))
         if batch_size % world_size:
-            raise ConfigError(f"trainer.batch_size={batch_size} is not a multiple of {world_size} ranks")
+            raise ConfigError(
+                f"trainer.batch_size={batch_size} is not a multiple of {world_size} ranks"
+            )
         if num_records < batch_size:
             raise ConfigError(
                 f"the selection has {num_records} records, fewer than trainer.batch_size={batch_size}; "

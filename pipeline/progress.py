@@ -32,7 +32,9 @@ class ProgressLines:
         self.done += count
         if time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = time.monotonic()
-            logger.info("%s: %d/%d %ss %s", self.title, self.done, self.total, self.unit, self.postfix)
+            logger.info(
+                "%s: %d/%d %ss %s", self.title, self.done, self.total, self.unit, self.postfix
+            )
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         """What to say beside the count."""
@@ -46,6 +48,11 @@ def progress(title: str, *, total: int, unit: str, position: int = 0) -> Iterato
         yield ProgressLines(title, total, unit)
         return
     with tqdm(
-        desc=title, total=total, unit=unit, position=position, leave=position == 0, dynamic_ncols=True
+        desc=title,
+        total=total,
+        unit=unit,
+        position=position,
+        leave=position == 0,
+        dynamic_ncols=True,
     ) as bar:
         yield bar

@@ -66,7 +66,9 @@ def save_model(folder: Path, model: nn.Module, trained: TrainedModel) -> None:
     """Write the weights, then the description that makes the run finished."""
     from safetensors.torch import save
 
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
     write_atomically(folder / MODEL_NAME, save(state))
     description = {
         "model": plain(trained.config),

@@ -38,7 +38,9 @@ def select_training_rows(index: pa.Table, split: str, subset: SubsetConfig) -> N
         return rows
     labels = index["label"].to_numpy()[rows]
     if (labels == NO_LABEL).any():
-        raise ConfigError(f"subset.shots and subset.holdout need labels, split {split!r} has records without")
+        raise ConfigError(
+            f"subset.shots and subset.holdout need labels, split {split!r} has records without"
+        )
     keys = np.asarray(index["key"].to_pylist())[rows]
     chosen = []
     for label in np.unique(labels):

@@ -82,7 +82,9 @@ class AnnotateShard:
         files = self.columns.write_shard(position, shard.name, keys, values)
         write_table(
             receipt_path(self.folder, shard.name),
-            pa.Table.from_pydict({"key": keys, "row": range(len(keys))}, schema=PASS_RECEIPT_SCHEMA),
+            pa.Table.from_pydict(
+                {"key": keys, "row": range(len(keys))}, schema=PASS_RECEIPT_SCHEMA
+            ),
             {
                 "name": shard.name,
                 "rows": len(keys),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -132,7 +132,9 @@ class StoreDataset(Dataset[Batch]):
     def _boxes(self, at: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
         names = ("label", "x0", "y0", "x1", "y1")
         boxes = self.store.index["boxes"].take(self.rows[at]).to_pylist()
-        return tuple(torch.tensor([[box[n] for n in names] for box in b]).reshape(-1, 5) for b in boxes)
+        return tuple(
+            torch.tensor([[box[n] for n in names] for box in b]).reshape(-1, 5) for b in boxes
+        )
 
     def _open_shard(self, shard: int) -> ShardBytes:
         return ShardBytes(self.store.path / self.store.manifest.shards[shard].path)
@@ -170,7 +172,7 @@ class TrainingStream:
         self.loader: DataLoader[Batch] = DataLoader(
             dataset,
             batch_sampler=self.batches,
-            collate_fn=_same,
+            collate_fn=cast("Any", _same),
             num_workers=loader_processes,
             # A forked process that inherits zarr's event loop can hang.
             multiprocessing_context="spawn" if loader_processes else None,
@@ -187,7 +189,9 @@ class TrainingStream:
         self.batches.epoch, self.batches.first_step = epoch, first_step
         for step, batch in enumerate(self.loader, start=first_step):
             start = self.batches.first_position(step)
-            yield replace(batch, canonical_from_view=self.views.views(epoch, start, len(batch.keys)))
+            yield replace(
+                batch, canonical_from_view=self.views.views(epoch, start, len(batch.keys))
+            )
 
 
 def iter_in_order(dataset: StoreDataset, batch_size: int) -> Iterator[Batch]:
@@ -203,7 +207,9 @@ def _same(batch: Batch) -> Batch:
 def _check_fields(teacher: TeacherPass) -> None:
     for spec in teacher.manifest.fields:
         if spec.frame not in (None, "full"):
-            raise StoreMismatchError(f"{teacher.folder}: field {spec.name} has frame {spec.frame!r}, not full")
+            raise StoreMismatchError(
+                f"{teacher.folder}: field {spec.name} has frame {spec.frame!r}, not full"
+            )
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:

@@ -56,14 +56,17 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def build_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: OptimizerConfig, parameters: list[nn.Parameter]
+) -> torch.optim.Optimizer:
     """The optimiser that `optimizer=` names, over all parameters alike."""
     if config.kind == "sgd":
         return torch.optim.SGD(
             parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
-    cls = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[config.kind]
-    return cls(parameters, config.lr, weight_decay=config.weight_decay)
+    if config.kind == "adam":
+        return torch.optim.Adam(parameters, config.lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
 
 
 def learning_rate(config: TrainerConfig, lr: float, epoch: int) -> float:
@@ -231,7 +234,10 @@ def fit(
                 log.add(training, terms, len(batch.keys))
             log.flush(training)
             training.epoch, training.step = training.epoch + 1, 0
-            if training.epoch % trainer.checkpoint_every_epochs == 0 or training.epoch == trainer.epochs:
+            if (
+                training.epoch % trainer.checkpoint_every_epochs == 0
+                or training.epoch == trainer.epochs
+            ):
                 save_checkpoint(training, folder)
             on_epoch(training.epoch, f"loss {last.get('total', float('nan')):.3f}")
 

@@ -64,7 +64,9 @@ def train_to_end(
         seed=plan.seed,
         loader_processes=plan.trainer.loader_processes,
     )
-    training = Training(model=model, loss=loss, optimizer=build_optimizer(plan.optimizer, parameters))
+    training = Training(
+        model=model, loss=loss, optimizer=build_optimizer(plan.optimizer, parameters)
+    )
     fit(
         training,
         stream,

@@ -42,7 +42,7 @@ def run(config: DistillConfig, on_epoch: Callable[[int, str], None] | None = Non
     store = Store(Path(config.store.path))
     passes = _teacher_passes(config, store)
     inputs = {"dataset": store.manifest.dataset.fingerprint}
-    inputs |= {"teacher": teacher.manifest.fingerprint for teacher in passes}
+    inputs |= {f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in passes}
     folder = open_run("distill", config.run, config, inputs)
     if is_finished(folder):
         return DistillResult(student=str(folder), trained_epochs=0)
@@ -59,7 +59,9 @@ def run(config: DistillConfig, on_epoch: Callable[[int, str], None] | None = Non
 
 def _teacher_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
     """None for labels only, where a store without a teacher will do."""
-    return [] if isinstance(config.method, LabelsConfig) else [store.open_pass(config.store.teacher)]
+    return (
+        [] if isinstance(config.method, LabelsConfig) else [store.open_pass(config.store.teacher)]
+    )
 
 
 def _train(

@@ -46,7 +46,7 @@ def run(config: EvaluateConfig) -> EvaluateResult:
     inputs = {
         "student": sha256_file(student / "model.safetensors"),
         "dataset": store.manifest.dataset.fingerprint,
-        **{"teacher": teacher.manifest.fingerprint for teacher in passes},
+        **{f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in passes},
     }
     folder = open_run("evaluate", config.run, config, inputs)
     path = folder / METRICS_NAME

@@ -118,7 +118,9 @@ def _annotate(config: PrecomputeConfig, teacher: CifarModelConfig, map_shards: M
 
     from pipeline.annotate import TeacherAnnotator
 
-    specs = TeacherAnnotator(teacher, num_classes, config.explainer, config.annotate).fields(store.size)
+    specs = TeacherAnnotator(teacher, num_classes, config.explainer, config.annotate).fields(
+        store.size
+    )
     remove_partial_files(folder)
     shards = store.manifest.shards
     columns = BACKENDS[config.store.backend](
@@ -143,7 +145,9 @@ def _annotate(config: PrecomputeConfig, teacher: CifarModelConfig, map_shards: M
     return annotated
 
 
-def _run_shards(title: str, map_shards: MapShards, task: Any, shards: Sequence[Any]) -> tuple[int, float]:
+def _run_shards(
+    title: str, map_shards: MapShards, task: Any, shards: Sequence[Any]
+) -> tuple[int, float]:
     """Records finished, and the seconds that their shards took."""
     records, seconds = 0, 0.0
     with progress(title, total=len(shards), unit="shard") as bar:

@@ -66,7 +66,9 @@ def run(config: ReportConfig) -> ReportResult:
     )
 
 
-def _page(config: ReportConfig, store: Store, results: list[StudentResult], values: dict[str, Any]) -> str:
+def _page(
+    config: ReportConfig, store: Store, results: list[StudentResult], values: dict[str, Any]
+) -> str:
     import jinja2
 
     from pipeline.report.figures import map_grid, training_curves
@@ -115,7 +117,9 @@ def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str,
     return lines
 
 
-def _ledger(run: str, store: Store, teacher: TeacherPass, results: list[StudentResult]) -> dict[str, str]:
+def _ledger(
+    run: str, store: Store, teacher: TeacherPass, results: list[StudentResult]
+) -> dict[str, str]:
     records = store.index.num_rows
     images = sum(shard.bytes for shard in store.manifest.shards)
     columns = sum(entry.bytes for shard in teacher.manifest.shards for entry in shard.files)
@@ -124,8 +128,12 @@ def _ledger(run: str, store: Store, teacher: TeacherPass, results: list[StudentR
     return {
         "Teacher forward passes, paid once": f"{records:,}",
         "Teacher forward passes that live teaching would have cost": f"{sum(cost['records'] for cost in costs):,.0f}",
-        "Seconds in the teacher's shards": f"{teacher_cost['seconds']:.1f}" if teacher_cost else "unknown",
-        "Seconds a student, mean": f"{mean(c['seconds'] for c in costs):.1f}" if costs else "unknown",
+        "Seconds in the teacher's shards": f"{teacher_cost['seconds']:.1f}"
+        if teacher_cost
+        else "unknown",
+        "Seconds a student, mean": f"{mean(c['seconds'] for c in costs):.1f}"
+        if costs
+        else "unknown",
         "Bytes of images": f"{images:,} ({images / records:,.0f} a record)",
         "Bytes of teacher columns": f"{columns:,} ({columns / records:,.0f} a record)",
     }

@@ -88,7 +88,9 @@ def _plan(config: SweepConfig, base: Sequence[str]) -> list[StudentRun]:
     # Seeds outermost: whatever finishes first is comparable.
     for seed in config.seeds:
         for arm, overrides in config.arms.items():
-            composed = compose("sweep", [*shared, "trainer.num_threads=1", *overrides, f"seed={seed}"])
+            composed = compose(
+                "sweep", [*shared, "trainer.num_threads=1", *overrides, f"seed={seed}"]
+            )
             distill_config: DistillConfig = build_verb_config("distill", composed)
             evaluate_config: EvaluateConfig = build_verb_config("evaluate", composed)
             inputs = inputs or _fingerprints(distill_config)
@@ -126,7 +128,9 @@ def _run_side_by_side(students: list[StudentRun], parallel: int) -> None:
             min(parallel, len(students)), context, initializer=_initialize_child, initargs=(queue,)
         ) as pool,
     ):
-        listener = threading.Thread(target=_show_progress, args=(queue, bar, len(students)), daemon=True)
+        listener = threading.Thread(
+            target=_show_progress, args=(queue, bar, len(students)), daemon=True
+        )
         listener.start()
         futures = {pool.submit(_run_student, student): student for student in students}
         errors = []
@@ -145,7 +149,8 @@ def _run_side_by_side(students: list[StudentRun], parallel: int) -> None:
             listener.join(timeout=5)
     if errors:
         raise SweepError(
-            f"{len(errors)} of {len(students)} students failed; the others are finished. " + " | ".join(errors)
+            f"{len(errors)} of {len(students)} students failed; the others are finished. "
+            + " | ".join(errors)
         )
 
 
@@ -172,7 +177,9 @@ def _show_progress(queue: Any, bar: Any, num_students: int) -> None:
         arm, seed, line = message
         if line == "finished":
             finished += 1
-            logger.info("%s seed %d finished (%d of %d students)", arm, seed, finished, num_students)
+            logger.info(
+                "%s seed %d finished (%d of %d students)", arm, seed, finished, num_students
+            )
         else:
             bar.update(1)
             bar.set_postfix_str(f"{finished}/{num_students} students; {arm} seed {seed} {line}")

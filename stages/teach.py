@@ -40,9 +40,7 @@ def run(config: TeachConfig) -> TeachResult:
     store = Store(Path(config.store.path))
     # Weights are what this stage makes; naming a file for a later precompute starts nothing from it.
     config = replace(config, teacher=replace(config.teacher, weights=None))
-    folder = open_run(
-        "teach", config.run, config, {"dataset": store.manifest.dataset.fingerprint}
-    )
+    folder = open_run("teach", config.run, config, {"dataset": store.manifest.dataset.fingerprint})
     metrics_path = folder / "metrics.json"
     if not (is_finished(folder) and metrics_path.exists()):
         _train_and_judge(config, store, folder, metrics_path)

@@ -6,17 +6,20 @@ at random and its checkpoints forget which record was in which block, so neither
 
 from __future__ import annotations
 
+import logging
 import traceback
+import warnings
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import ShardError
 from pipeline.cluster.session import ray_session
+from pipeline.shard_tasks import ShardResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pipeline.config import ClusterConfig
-    from pipeline.shard_tasks import ShardResult
 
 
 class _ShardActor:
@@ -27,9 +30,12 @@ class _ShardActor:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
-            return {"result": self.task(row["shard"]), "error": ""}
+            import ray.cloudpickle
+
+            result = self.task(ray.cloudpickle.loads(row["shard"]))
+            return {**asdict(result), "error": ""}
         except BaseException:  # a SystemExit here would hang the whole dataset (ray#62746)
-            return {"result": None, "error": traceback.format_exc()}
+            return {"name": "", "records": 0, "seconds": 0.0, "error": traceback.format_exc()}
 
 
 class RayDataExecutor:
@@ -41,19 +47,22 @@ class RayDataExecutor:
     def __call__(
         self, task: Callable[[Any], ShardResult], shards: Sequence[Any]
     ) -> Iterator[ShardResult]:
+        """Results as they finish; ShardError after the last one if any shard failed or was lost."""
         if not shards:
             return
         errors: list[str] = []
         finished = 0
         with ray_session(self.config):
             for row in self._dataset(task, shards).iter_rows():
-                if row["error"]:
-                    errors.append(row["error"])
+                if error := row.pop("error"):
+                    errors.append(error)
                 else:
                     finished += 1
-                    yield row["result"]
+                    yield ShardResult(**row)
         if errors:
-            raise ShardError(f"{len(errors)} of {len(shards)} shards failed, the first with:\n{errors[0]}")
+            raise ShardError(
+                f"{len(errors)} of {len(shards)} shards failed, the first with:\n{errors[0]}"
+            )
         if finished < len(shards):
             raise ShardError(
                 f"{len(shards) - finished} of {len(shards)} shards were lost with their actors; "
@@ -62,18 +71,32 @@ class RayDataExecutor:
 
     def _dataset(self, task: Callable[[Any], ShardResult], shards: Sequence[Any]) -> Any:
         import ray
+        import ray.cloudpickle
 
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.verbose_stats_logs = False
         context.max_errored_blocks = len(shards)  # lost shards are counted, the others still finish
-        rows = [{"shard": shard} for shard in shards]
-        return ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _ShardActor,
-            fn_constructor_args=(task,),
-            compute=ray.data.ActorPoolStrategy(size=min(self.config.actors, len(rows))),
-            num_cpus=self.config.cpus_per_actor,
-            num_gpus=self.config.gpus_per_actor,
-            max_restarts=self.config.max_restarts,
-            max_task_retries=self.config.max_restarts,
-        )
+        rows = [{"shard": ray.cloudpickle.dumps(shard)} for shard in shards]
+        with warnings.catch_warnings():
+            # Ray 2.60 deprecates these two arguments and has no others; without them an actor that
+            # dies is restarted, and its shard retried, for ever. pyproject.toml keeps Ray below 2.64.
+            warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+            dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+                _ShardActor,
+                fn_constructor_args=(task,),
+                compute=ray.data.ActorPoolStrategy(size=min(self.config.actors, len(rows))),
+                num_cpus=self.config.cpus_per_actor,
+                num_gpus=self.config.gpus_per_actor,
+                max_restarts=self.config.max_restarts,
+                max_task_retries=self.config.max_restarts,
+            )
+        _quieten(logging.getLogger("ray.data"))
+        return dataset
+
+
+def _quieten(logger: logging.Logger) -> None:
+    """Errors only on the terminal; Ray's log files keep the rest."""
+    for handler in logger.handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.ERROR)

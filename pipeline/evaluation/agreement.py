@@ -34,4 +34,6 @@ def kl_to_teacher(student_logits: Tensor, teacher_logits: Tensor) -> float:
 def group_accuracies(logits: Tensor, labels: Tensor, groups: Tensor) -> dict[str, float]:
     """Accuracy of each group of records, by the group's number; empty where there are no groups."""
     known = torch.unique(groups[groups != NO_GROUP]).tolist()
-    return {str(group): accuracy(logits[groups == group], labels[groups == group]) for group in known}
+    return {
+        str(group): accuracy(logits[groups == group], labels[groups == group]) for group in known
+    }

@@ -143,7 +143,9 @@ def _judge_batch(
 def _label_maps(model: nn.Module, output: Any, batch: Batch) -> Tensor:
     top1 = output.logits.argmax(dim=1)
     explained = torch.where(batch.labels >= 0, batch.labels, top1)[:, None]
-    maps = EXPLAINERS["gradcam"](cast("GapLinearModel", model), output, explained)  # [B, 1, A, h, w]
+    maps = EXPLAINERS["gradcam"](
+        cast("GapLinearModel", model), output, explained
+    )  # [B, 1, A, h, w]
     return maps[:, 0].sum(dim=1)
 
 
@@ -153,7 +155,9 @@ def _regions(batch: Batch, kind: str) -> Tensor | None:
     if not any(len(boxes) for boxes in batch.boxes):
         return None
     size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
-    return box_regions([b.cpu() for b in batch.boxes], batch.labels.cpu(), size).to(batch.inputs.device)
+    return box_regions([b.cpu() for b in batch.boxes], batch.labels.cpu(), size).to(
+        batch.inputs.device
+    )
 
 
 def _cosine_to_teacher(

@@ -27,7 +27,8 @@ def map_cosine(
     student = _unit_scale(student_maps)
     teacher = _unit_scale(teacher_maps.detach())
     grams = [
-        upsampling_gram(n, full).to(student) for n, full in zip(student.shape[-2:], size, strict=True)
+        upsampling_gram(n, full).to(student)
+        for n, full in zip(student.shape[-2:], size, strict=True)
     ]
     product = _inner(student, teacher, grams)
     squared_norms = _inner(student, student, grams) * _inner(teacher, teacher, grams)

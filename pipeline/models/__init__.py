@@ -56,7 +56,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
     ]
     problems = [
         f"{title}: {', '.join(names[:8])}{f' (+{len(names) - 8} more)' if len(names) > 8 else ''}"
-        for title, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshapen))
+        for title, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("wrong shape", misshapen),
+        )
         if names
     ]
     if problems:
@@ -67,7 +71,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name, on the CPU."""
     if not path.is_file():
-        raise ConfigError(f"weights file {path} does not exist; train it with stages.teach or correct the path")
+        raise ConfigError(
+            f"weights file {path} does not exist; train it with stages.teach or correct the path"
+        )
     if path.suffix == ".safetensors":
         return load_file(path)
     loaded = torch.load(path, map_location="cpu", weights_only=True)

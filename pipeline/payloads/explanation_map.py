@@ -30,7 +30,12 @@ class MapPayload:
         shape = tuple(self._explain(model, output)[1].shape[1:])
         return [
             FieldSpec(
-                name="map", shape=shape, dtype=self.dtype, codec="maxabs", when_moved="warp", frame="full"
+                name="map",
+                shape=shape,
+                dtype=self.dtype,
+                codec="maxabs",
+                when_moved="warp",
+                frame="full",
             ),
             FieldSpec(name="map_scale", shape=shape[:1], dtype="float32"),
             FieldSpec(name="explained_class", shape=shape[:1], dtype="int32"),

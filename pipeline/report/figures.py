@@ -14,10 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from pipeline.report.results import StudentResult
 
-
-def training_curves(results: Sequence[StudentResult], lines: Mapping[str, list[list[dict[str, float]]]]) -> str:
+def training_curves(lines: Mapping[str, list[list[dict[str, float]]]]) -> str:
     """Each loss term over the steps, one curve an arm (the mean of its seeds): SVG.
 
     lines  arm -> a list of metrics.jsonl lines for each of its students
@@ -28,16 +26,22 @@ def training_curves(results: Sequence[StudentResult], lines: Mapping[str, list[l
     figure = Figure(figsize=(3.2 * len(names), 2.6), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for arm, students in lines.items():
-            runs = [[(line["step"], line[name]) for line in run if name in line] for run in students]
+            runs = [
+                [(line["step"], line[name]) for line in run if name in line] for run in students
+            ]
             runs = [run for run in runs if run]
             if runs:
                 length = min(map(len, runs))
                 values = np.array([[value for _, value in run[:length]] for run in runs])
-                axis.plot([step for step, _ in runs[0][:length]], values.mean(axis=0), label=arm, lw=1)
+                axis.plot(
+                    [step for step, _ in runs[0][:length]], values.mean(axis=0), label=arm, lw=1
+                )
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=7)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8
+    )
     return _data_uri(figure, "svg")
 
 
@@ -52,7 +56,9 @@ def map_grid(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) 
     frames, labels = _numpy(first["frames"]), _numpy(first["labels"])
     rows: list[tuple[str, Any, Any]] = [("image", None, labels)]
     if "teacher_maps" in first:
-        rows.append(("teacher", _numpy(first["teacher_maps"]), _numpy(first["teacher_predictions"])))
+        rows.append(
+            ("teacher", _numpy(first["teacher_maps"]), _numpy(first["teacher_predictions"]))
+        )
     rows += [(arm, _numpy(p["maps"]), _numpy(p["predictions"])) for arm, p in pictures.items()]
     figure = Figure(figsize=(1.15 * len(frames) + 1.2, 1.25 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(frames), squeeze=False)
@@ -62,7 +68,12 @@ def map_grid(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) 
             image = frames[column].transpose(1, 2, 0)
             axis.imshow(image if maps is None else _overlay(image, maps[column]))
             right = predictions[column] == labels[column]
-            axis.set_title(classes[predictions[column]], fontsize=8, color="black" if right else "crimson", pad=2)
+            axis.set_title(
+                classes[predictions[column]],
+                fontsize=8,
+                color="black" if right else "crimson",
+                pad=2,
+            )
             axis.set_xticks([])
             axis.set_yticks([])
     return _data_uri(figure, "png")

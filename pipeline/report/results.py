@@ -32,10 +32,14 @@ class StudentResult:
     def value(self, source: str) -> float:
         """The metric that `source` names: <split>.<metric>, or all.<metric>."""
         split, _, name = source.partition(".")
-        chosen = list(self.metrics.values()) if split == ALL_SPLITS else [self.metrics.get(split, {})]
+        chosen = (
+            list(self.metrics.values()) if split == ALL_SPLITS else [self.metrics.get(split, {})]
+        )
         if any(name not in metrics for metrics in chosen):
             known = sorted(f"{s}.{m}" for s, metrics in self.metrics.items() for m in metrics)
-            raise ConfigError(f"report.columns: {source} is not in {self.folder}; it has: {', '.join(known)}")
+            raise ConfigError(
+                f"report.columns: {source} is not in {self.folder}; it has: {', '.join(known)}"
+            )
         records = sum(metrics["records"] for metrics in chosen)
         return float(sum(metrics[name] * metrics["records"] for metrics in chosen) / records)
 
@@ -50,13 +54,17 @@ def load_results(run: str) -> list[StudentResult]:
             arm=row["arm"],
             seed=row["seed"],
             folder=RUNS / row["run"],
-            metrics=json.loads((RUNS / row["run"] / "evaluate" / "metrics.json").read_text())["splits"],
+            metrics=json.loads((RUNS / row["run"] / "evaluate" / "metrics.json").read_text())[
+                "splits"
+            ],
         )
         for row in json.loads(path.read_text())["runs"]
     ]
 
 
-def student_rows(results: Sequence[StudentResult], columns: Mapping[str, str]) -> list[dict[str, Any]]:
+def student_rows(
+    results: Sequence[StudentResult], columns: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """One row a student: method, seed and the columns."""
     return [
         {"method": r.arm, "seed": r.seed}

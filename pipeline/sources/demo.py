@@ -1,12 +1,16 @@
 """The demo set: handwritten digits on photographs, with a shortcut that can be switched off.
 
 Real digits (scikit-learn's `load_digits`, 8x8) are pasted at a random place, size and contrasting
-colour on crops of two real photographs (`load_sample_images`). The class is the digit. In the split
-`train` the photograph is fully tied to the digit's parity, as the background is in Waterbirds-100
-(Sagawa et al. 2020, Petryk et al. 2022), so a student can do well without looking at the digit's
-shape alone; `teacher` has both photographs for every digit. `test` keeps the tie of `train`;
-`test_swapped` shows the same pasted digits on the other photograph. No digit is in two of
-teacher, train and the tests.
+colour on greyscale crops of two real photographs (`load_sample_images`). The class is the digit. In
+the split `train` the photograph is fully tied to the digit's parity, as the background is in
+Waterbirds-100 (Sagawa et al. 2020, Petryk et al. 2022): which photograph it is tells half of the
+classes apart. `teacher` has both photographs for every digit. `test` keeps the tie of `train`;
+`test_swapped` shows the same pasted digits on the other photograph. The tests share no digit with
+`teacher` or `train`.
+
+The photographs are grey because their colours would give them away in any single pixel, the digit's
+own surroundings included, and then no explanation could tell a student where not to look. Without
+colour a photograph is known by its texture, over an area: evidence that lies beside the digit.
 """
 
 from __future__ import annotations
@@ -63,7 +67,7 @@ class DemoSource:
             "test": order[:num_test],
             "test_swapped": order[:num_test],
             "train": order[num_test : num_test + num_train],
-            "teacher": order[num_test + num_train :],
+            "teacher": order[num_test:],
         }
         return [
             self._record(split, int(digit), placement, int(labels[digit]))
@@ -88,10 +92,7 @@ class DemoSource:
 
     def _record(self, split: str, digit: int, placement: int, label: int) -> Record:
         odd = label % 2
-        if split == "teacher":
-            photograph = (digit + placement) % 2
-        else:
-            photograph = 1 - odd if split == "test_swapped" else odd
+        photograph = {"teacher": (digit + placement) % 2, "test_swapped": 1 - odd}.get(split, odd)
         return Record(
             key=f"{split}_{digit:04d}_{placement}",
             split=split,
@@ -118,7 +119,7 @@ class DemoSource:
         size = int(generator.integers(self.config.min_digit_size, self.config.max_digit_size + 1))
         left, top = (int(generator.integers(0, side - size + 1)) for _ in range(2))
         height, width = load_photographs()[0].shape[:2]
-        sides = generator.integers(2 * side, 5 * side, CANDIDATE_CROPS)
+        sides = generator.integers(side, 2 * side, CANDIDATE_CROPS)
         corners = (generator.integers(0, extent - sides + 1) for extent in (width, height))
         return Placement(size, left, top, np.stack([sides, *corners], axis=1), generator.random(3))
 
@@ -149,8 +150,8 @@ class DemoSource:
         side, left, top = (int(value) for value in crop)
         pixels = load_photographs()[photograph][top : top + side, left : left + side]
         size = (self.config.image_size, self.config.image_size)
-        resized = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
-        return np.asarray(resized, dtype=np.float64) / 255
+        grey = Image.fromarray(pixels).convert("L").resize(size, Image.Resampling.BILINEAR)
+        return np.repeat(np.asarray(grey, dtype=np.float64)[:, :, None] / 255, 3, axis=2)
 
 
 def _contrasting_colour(
@@ -184,7 +185,9 @@ def load_photographs() -> list[NDArray[np.uint8]]:
     from sklearn.datasets import load_sample_images
 
     samples = load_sample_images()
-    by_name = dict(zip((name.split("/")[-1] for name in samples.filenames), samples.images, strict=True))
+    by_name = dict(
+        zip((name.split("/")[-1] for name in samples.filenames), samples.images, strict=True)
+    )
     return [by_name[f"{name}.jpg"] for name in PHOTOGRAPHS]
 
 

@@ -29,7 +29,7 @@ def encode_maxabs(
 def decode_unit(stored: NDArray[np.generic]) -> NDArray[np.float32]:
     """What `encode_maxabs` stored, as float32 with max-abs 1."""
     values = stored.astype(np.float32)
-    return values / _INT8_STEPS if stored.dtype == np.int8 else values
+    return values / np.float32(_INT8_STEPS) if stored.dtype == np.int8 else values
 
 
 def lowest_cosine(values: NDArray[np.float32], stored: NDArray[np.generic]) -> float:

@@ -42,7 +42,9 @@ class Columns(Protocol):
     def create(self) -> dict[str, str]:
         """Write what all shards share, once, before any shard: path in the pass -> sha256."""
 
-    def write_shard(self, position: int, name: str, keys: Sequence[str], values: Values) -> list[FileEntry]:
+    def write_shard(
+        self, position: int, name: str, keys: Sequence[str], values: Values
+    ) -> list[FileEntry]:
         """Write one whole shard; exactly one process writes it."""
 
     def read_shard(self, position: int, name: str, keys: Sequence[str]) -> Values:
@@ -53,7 +55,12 @@ class ZarrColumns:
     """Zarr v3 arrays [num_shards * shard_size, V, *shape]."""
 
     def __init__(
-        self, folder: Path, fields: Sequence[FieldSpec], num_shards: int, shard_size: int, num_views: int
+        self,
+        folder: Path,
+        fields: Sequence[FieldSpec],
+        num_shards: int,
+        shard_size: int,
+        num_views: int,
     ) -> None:
         self.folder = folder
         self.fields = tuple(fields)
@@ -72,7 +79,9 @@ class ZarrColumns:
                 files[path] = write_atomically(self.folder / path, data)
         return files
 
-    def write_shard(self, position: int, name: str, keys: Sequence[str], values: Values) -> list[FileEntry]:
+    def write_shard(
+        self, position: int, name: str, keys: Sequence[str], values: Values
+    ) -> list[FileEntry]:
         entries = []
         for spec in self.fields:
             chunk, _ = self._encode(spec, values[spec.name])
@@ -149,7 +158,12 @@ class WebDatasetColumns:
     """One tar a shard, for tools that read WebDataset and zip it with the images."""
 
     def __init__(
-        self, folder: Path, fields: Sequence[FieldSpec], num_shards: int, shard_size: int, num_views: int
+        self,
+        folder: Path,
+        fields: Sequence[FieldSpec],
+        num_shards: int,
+        shard_size: int,
+        num_views: int,
     ) -> None:
         self.folder = folder
         self.fields = tuple(fields)
@@ -157,7 +171,9 @@ class WebDatasetColumns:
     def create(self) -> dict[str, str]:
         return {}
 
-    def write_shard(self, position: int, name: str, keys: Sequence[str], values: Values) -> list[FileEntry]:
+    def write_shard(
+        self, position: int, name: str, keys: Sequence[str], values: Values
+    ) -> list[FileEntry]:
         path = f"{name}.tar"
         with open_atomically(self.folder / path) as file, TarShard(file) as tar:
             for row, key in enumerate(keys):

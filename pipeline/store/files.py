@@ -52,7 +52,7 @@ def open_atomically(path: Path) -> Iterator[HashingFile]:
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         try:
-            yield (file := HashingFile(descriptor))
+            yield HashingFile(descriptor)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -107,7 +107,9 @@ def sha256_file(path: Path) -> str:
 
 def sha256_json(value: Any) -> str:
     """SHA-256 of a JSON value's canonical text: sorted keys, no white space."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -36,7 +36,7 @@ def decode_mask(data: bytes, size: tuple[int, int]) -> Tensor:
 
 
 def _decode(data: bytes, mode: ImageReadMode, size: tuple[int, int]) -> Tensor:
-    image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=mode)
+    image: Tensor = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=mode)
     if image.shape[-2:] == size:
         return image
     resized = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]

@@ -32,7 +32,9 @@ class ImageError(UserError, ValueError):
     """An image that cannot be decoded."""
 
 
-def write_image_shard(store: Path, plan: ShardPlan, source: Source, dataset_fingerprint: str) -> ShardEntry:
+def write_image_shard(
+    store: Path, plan: ShardPlan, source: Source, dataset_fingerprint: str
+) -> ShardEntry:
     """Write one shard's tar and then, as its commit, its receipt."""
     path = f"{IMAGES_FOLDER}/{plan.name}.tar"
     with open_atomically(store / path) as file, TarShard(file) as tar:
@@ -120,7 +122,9 @@ class ShardBytes:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
-            raise ManifestError(f"{path} is missing; run stages.precompute to write it again") from None
+            raise ManifestError(
+                f"{path} is missing; run stages.precompute to write it again"
+            ) from None
         self.path = path
 
     def read(self, offset: int, size: int) -> bytes:

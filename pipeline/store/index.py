@@ -103,7 +103,9 @@ def read_table(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]
     try:
         table = pq.read_table(pa.BufferReader(path.read_bytes()))
     except FileNotFoundError:
-        raise ManifestError(f"{path} is missing; run stages.precompute to finish the store") from None
+        raise ManifestError(
+            f"{path} is missing; run stages.precompute to finish the store"
+        ) from None
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(f"{path} cannot be read as Parquet ({error})") from error
     if not table.schema.equals(schema, check_metadata=False):

@@ -132,9 +132,7 @@ def write_manifest(folder: Path, manifest: StoreManifest | PassManifest) -> None
     text = json.dumps(asdict(manifest), indent=1, sort_keys=True, allow_nan=False) + "\n"
     opening, rest = text.split("\n", 1)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    write_atomically(
-        folder / MANIFEST_NAME, f'{opening}\n{_SELF_LINE}{digest}",\n{rest}'.encode()
-    )
+    write_atomically(folder / MANIFEST_NAME, f'{opening}\n{_SELF_LINE}{digest}",\n{rest}'.encode())
 
 
 def read_store_manifest(folder: Path) -> StoreManifest:
@@ -157,7 +155,9 @@ def read_store_manifest(folder: Path) -> StoreManifest:
 def read_pass_manifest(folder: Path) -> PassManifest:
     """A teacher pass's manifest, checked against its own digest."""
     values = _read_checked(folder / MANIFEST_NAME)
-    specs = (_from_dict(FieldSpec, spec | {"shape": tuple(spec["shape"])}) for spec in values["fields"])
+    specs = (
+        _from_dict(FieldSpec, spec | {"shape": tuple(spec["shape"])}) for spec in values["fields"]
+    )
     shards = (
         _from_dict(
             PassShard, shard | {"files": tuple(_from_dict(FileEntry, f) for f in shard["files"])}
@@ -177,7 +177,9 @@ def _read_checked(path: Path) -> dict[str, Any]:
     claimed = claims[0][len(_SELF_LINE) : -2].decode(errors="replace") if len(claims) == 1 else ""
     found = hashlib.sha256(body).hexdigest()
     if claimed != found or not claims[0].endswith(b'",'):
-        raise ManifestError(f"{path} is damaged: its text has sha256 {found[:12]}, it claims {claimed[:12]!r}")
+        raise ManifestError(
+            f"{path} is damaged: its text has sha256 {found[:12]}, it claims {claimed[:12]!r}"
+        )
     values: dict[str, Any] = json.loads(body)
     if values["schema"] != SCHEMA_VERSION:
         raise ManifestError(

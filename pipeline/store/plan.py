@@ -43,7 +43,8 @@ def plan_shards(records: Iterable[Record], shard_size: int, seed: int) -> list[S
         for number, shard in enumerate(_chunks(by_split[split], shard_size))
     )
     return [
-        ShardPlan(position, name, split, shard) for position, (split, name, shard) in enumerate(named)
+        ShardPlan(position, name, split, shard)
+        for position, (split, name, shard) in enumerate(named)
     ]
 
 
@@ -65,4 +66,6 @@ def _check_keys(keys: list[str]) -> None:
             )
     for first, second in pairwise(sorted(keys)):
         if first == second:
-            raise ConfigError(f"two records have the key {first!r}; keys must be unique over all splits")
+            raise ConfigError(
+                f"two records have the key {first!r}; keys must be unique over all splits"
+            )

@@ -107,13 +107,17 @@ def _has_receipt(store: Path, plan: ShardPlan, dataset: DatasetIdentity) -> bool
         return False
     _, metadata = read_table(path, INDEX_SCHEMA)
     keys_sha256 = sha256_keys([record.key for record in plan.records])
-    if metadata["dataset_fingerprint"] != dataset.fingerprint or metadata["keys_sha256"] != keys_sha256:
+    if (
+        metadata["dataset_fingerprint"] != dataset.fingerprint
+        or metadata["keys_sha256"] != keys_sha256
+    ):
         raise StoreMismatchError(
             f"{path} belongs to an unfinished store of other data or another plan; "
             "finish that one with its own options, choose another store.path, or delete the folder"
         )
     tar = store / metadata["path"]
-    return tar.exists() and tar.stat().st_size == metadata["bytes"]
+    expected: int = metadata["bytes"]
+    return tar.exists() and tar.stat().st_size == expected
 
 
 # ---- teacher passes ------------------------------------------------------------------------------

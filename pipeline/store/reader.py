@@ -58,7 +58,9 @@ class Store:
 
     def shard_keys(self, shard: ShardEntry) -> list[str]:
         """The shard's keys in their order."""
-        keys: list[str] = self.index["key"].slice(self.first_rows[shard.name], shard.records).to_pylist()
+        keys: list[str] = (
+            self.index["key"].slice(self.first_rows[shard.name], shard.records).to_pylist()
+        )
         return keys
 
     @property
@@ -68,19 +70,25 @@ class Store:
 
     def pass_folders(self) -> list[Path]:
         """Folders of the published teacher passes, by name."""
-        return sorted(path.parent for path in (self.path / TEACHERS_FOLDER).glob(f"*/{MANIFEST_NAME}"))
+        return sorted(
+            path.parent for path in (self.path / TEACHERS_FOLDER).glob(f"*/{MANIFEST_NAME}")
+        )
 
     def open_pass(self, name: str | None = None) -> TeacherPass:
         """The pass whose folder or fingerprint starts with `name`; None takes the only one."""
         folders = self.pass_folders()
         names = ", ".join(folder.name for folder in folders) or "none"
         if not folders:
-            raise StoreMismatchError(f"{self.path} holds no teacher pass; run stages.precompute with a teacher")
+            raise StoreMismatchError(
+                f"{self.path} holds no teacher pass; run stages.precompute with a teacher"
+            )
         if name is not None:
             folders = [f for f in folders if name in (f.name, f.name.rsplit("-", 1)[-1])]
         if len(folders) != 1:
             problem = "several teacher passes" if name is None else f"no teacher pass {name!r}"
-            raise StoreMismatchError(f"{self.path} holds {problem}; set store.teacher to one of: {names}")
+            raise StoreMismatchError(
+                f"{self.path} holds {problem}; set store.teacher to one of: {names}"
+            )
         return TeacherPass(self, folders[0])
 
 
@@ -123,6 +131,8 @@ class TeacherPass:
     def read_shard(self, shard: ShardEntry) -> Values:
         """Every field of one shard: [records, V, *shape]."""
         if not receipt_path(self.folder, shard.name).is_file():
-            raise ManifestError(f"{self.folder}: shard {shard.name} has no receipt; run stages.verify")
+            raise ManifestError(
+                f"{self.folder}: shard {shard.name} has no receipt; run stages.verify"
+            )
         position = self.store.manifest.shards.index(shard)
         return self.columns.read_shard(position, shard.name, self.store.shard_keys(shard))

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.records import NO_CLASS
+from pipeline.store.codecs import decode_unit
 from pipeline.store.files import PARTIAL_SUFFIX, sha256_file, sha256_keys
 from pipeline.store.images import receipt_path
 from pipeline.store.index import INDEX_SCHEMA, read_table
@@ -107,7 +109,9 @@ def _verify_pass(store: Store, folder: Path, rows_too: bool) -> Iterator[str]:
         yield from _verify_values(teacher, shard.name, store.shard_keys(shard), values)
 
 
-def _verify_values(teacher: TeacherPass, shard: str, keys: list[str], values: Values) -> Iterator[str]:
+def _verify_values(
+    teacher: TeacherPass, shard: str, keys: list[str], values: Values
+) -> Iterator[str]:
     for spec in teacher.manifest.fields:
         array = values[spec.name]
         expected = (len(keys), teacher.manifest.views["count"], *spec.shape)
@@ -120,8 +124,9 @@ def _verify_values(teacher: TeacherPass, shard: str, keys: list[str], values: Va
 
 
 def _in_range(spec: FieldSpec, array: NDArray[Any], num_classes: int) -> NDArray[np.bool_]:
+    good: NDArray[np.bool_] = np.isfinite(array)
     if spec.name == "explained_class":
-        return (array >= -1) & (array < num_classes)
-    if spec.codec == "maxabs":
-        return np.isfinite(array) & (np.abs(array.astype(np.float32)) <= (127 if spec.dtype == "int8" else 1))
-    return np.isfinite(array)
+        good = (array >= NO_CLASS) & (array < num_classes)
+    elif spec.codec == "maxabs":
+        good &= np.abs(decode_unit(array)) <= 1
+    return good
