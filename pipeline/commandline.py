@@ -128,6 +128,8 @@ def _check_word(verb: str, word: str) -> None:
 
 def _explain(overrides: Sequence[str], error: Exception) -> str:
     """Hydra's complaint in terms of what was typed and what is allowed."""
+    from hydra.errors import OverrideParseException
+
     for word in overrides:
         key, _, value = word.lstrip("+~").partition("=")
         group = CONF / key.split("@")[0]
@@ -141,6 +143,8 @@ def _explain(overrides: Sequence[str], error: Exception) -> str:
         elif f"Could not override '{key}'" in str(error):
             known = _known_keys(key, overrides)
             return f"unknown option {key}{_suggest(key.split('.')[-1], known)}; known there: {', '.join(known)}"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: {error.message.split(chr(10))[0]}; quote lists and braces"
     return " ".join(str(error).split())
 
 

@@ -38,7 +38,9 @@ class DemoDataConfig:
     """Pixels a side."""
     test_digits: int = 350
     train_digits: int = 900
-    """Of the digits that no test has; the teacher sees all of those."""
+    """Of the digits that no test has."""
+    teacher_digits: int | None = None
+    """Likewise; null takes them all."""
     teacher_placements: int = 2
     """Pastes of each digit."""
     train_placements: int = 1
@@ -58,8 +60,9 @@ class DemoDataConfig:
                 getattr(self, name) >= 1, f"data.{name} must be >= 1, got {getattr(self, name)}"
             )
         require(
-            self.test_digits + self.train_digits <= 1797,
-            f"data.test_digits + data.train_digits must be at most the 1797 digits there are, got {self.test_digits} + {self.train_digits}",
+            self.test_digits + max(self.train_digits, self.teacher_digits or 1) <= 1797,
+            "data.test_digits leaves too few of the 1797 digits for data.train_digits or "
+            f"data.teacher_digits: {self.test_digits}, {self.train_digits}, {self.teacher_digits}",
         )
         require(
             8 <= self.min_digit_size <= self.max_digit_size <= self.image_size <= 80,
@@ -206,7 +209,7 @@ class OperationConfig:
     padding: int = 4
     """pad_crop: pixels of zeros on each side."""
     scale: tuple[float, float] | None = None
-    """resized_crop: range of the crop's share of the area. affine: range of the zoom."""
+    """resized_crop: range of the crop's share of the area, null is (0.08, 1). affine: range of the zoom."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """resized_crop: range of width / height."""
     degrees: float = 0.0
@@ -226,6 +229,18 @@ class OperationConfig:
                 0 < low <= high <= top,
                 f"augment {self.kind}: scale must be 0 < low <= high{' <= 1' if top == 1 else ''}, got {self.scale}",
             )
+        require(self.degrees >= 0, f"augment {self.kind}: degrees must be >= 0, got {self.degrees}")
+        require(
+            self.degrees <= 180, f"augment {self.kind}: degrees must be <= 180, got {self.degrees}"
+        )
+        require(
+            self.shear is None or 0 <= self.shear < 90,
+            f"augment {self.kind}: shear must be in [0, 90) or null, got {self.shear}",
+        )
+        require(
+            self.translate is None or 0 <= min(self.translate) <= max(self.translate) <= 1,
+            f"augment {self.kind}: translate must be two fractions in [0, 1] or null, got {self.translate}",
+        )
         require(
             0 < self.ratio[0] <= self.ratio[1],
             f"augment {self.kind}: ratio must be 0 < low <= high, got {self.ratio}",

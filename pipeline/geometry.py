@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 BLOCK_SIZE = 1024
 """Consecutive positions of an epoch's order that are drawn together: Kornia's cost is per call."""
 
+_DEFAULT_CROP_SCALE = (0.08, 1.0)
+
 _FINE_GRID = 56
 """Coverage is measured on a grid at least this fine; a 7x7 cell may lie partly outside."""
 
@@ -56,7 +58,10 @@ def _pad_crop(operation: OperationConfig, size: tuple[int, int]) -> Any:
 
 def _resized_crop(operation: OperationConfig, size: tuple[int, int]) -> Any:
     return K.RandomResizedCrop(
-        size, scale=operation.scale, ratio=operation.ratio, align_corners=False
+        size,
+        scale=operation.scale or _DEFAULT_CROP_SCALE,
+        ratio=operation.ratio,
+        align_corners=False,
     )
 
 
@@ -121,7 +126,8 @@ def draw_views(operations: Sequence[Any], count: int, size: tuple[int, int], see
             step = normalize_homography(pixels.double(), size, new_size, align_corners=False)
             view_from_canonical = step @ view_from_canonical
             size = new_size
-    return torch.linalg.inv(view_from_canonical)
+    canonical_from_view: Tensor = torch.linalg.inv(view_from_canonical)
+    return canonical_from_view
 
 
 class ViewSchedule:
@@ -223,23 +229,30 @@ def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
 
 
 def view_targets(
-    batch: Batch, grid: tuple[int, int], map_control: str = "none"
+    batch: Batch, grid: tuple[int, int], map_control: str = "none", *, with_maps: bool = True
 ) -> tuple[Targets, ...]:
     """Every teacher's stored targets, its maps warped straight to the student's (h, w) `grid`.
 
     map_control  "shuffled" gives each record the map of its neighbour in the batch, "unaugmented"
                  leaves the map where it was while the image moves: both must lose what maps teach
+    with_maps    False leaves the maps out, where the loss does not need them
     """
-    return tuple(_view_targets(batch, stored, grid, map_control) for stored in batch.targets)
-
-
-def _view_targets(
-    batch: Batch, stored: StoredTargets, grid: tuple[int, int], map_control: str
-) -> Targets:
-    if stored.maps is None or stored.explained_class is None or stored.map_from_canonical is None:
-        return Targets(
+    return tuple(
+        _view_maps(batch, stored, grid, map_control)
+        if with_maps and stored.maps is not None
+        else Targets(
             teacher=stored.teacher, logits=stored.logits, explained_class=stored.explained_class
         )
+        for stored in batch.targets
+    )
+
+
+def _view_maps(
+    batch: Batch, stored: StoredTargets, grid: tuple[int, int], map_control: str
+) -> Targets:
+    assert stored.maps is not None
+    assert stored.explained_class is not None
+    assert stored.map_from_canonical is not None
     map_from_view = stored.map_from_canonical
     if map_control != "unaugmented":
         map_from_view = map_from_view @ canonical_from_view(batch)

@@ -115,19 +115,16 @@ class StoreDataset(Dataset[Batch]):
                 gathered[name][here] = array[rows[here], 0]
         return gathered
 
-    def _masks(self, at: NDArray[np.int64]) -> torch.Tensor | None:
-        if (self.columns["mask_offset"][at] < 0).any():
-            return None
-        masks = [
-            decode_mask(self._bytes(int(shard)).read(int(offset), int(size)), self.store.size)
-            for shard, offset, size in zip(
-                self.shard[at],
-                self.columns["mask_offset"][at],
-                self.columns["mask_size"][at],
-                strict=True,
-            )
-        ]
-        return torch.stack(masks)
+    def _masks(self, at: NDArray[np.int64]) -> torch.Tensor:
+        """u8 [n, 1, H, W]; all background where a record has no mask."""
+        masks = torch.zeros(len(at), 1, *self.store.size, dtype=torch.uint8)
+        columns = (self.shard, self.columns["mask_offset"], self.columns["mask_size"])
+        for mask, shard, offset, size in zip(
+            masks, *(c[at].tolist() for c in columns), strict=True
+        ):
+            if offset >= 0:
+                mask[:] = decode_mask(self._bytes(shard).read(offset, size), self.store.size)
+        return masks
 
     def _boxes(self, at: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
         names = ("label", "x0", "y0", "x1", "y1")

@@ -92,7 +92,7 @@ class Training:
     global_step: int = 0
 
     def state(self) -> dict[str, Any]:
-        """For `load_state`; holds tensors and plain values only."""
+        """For `load_state`: tensors and plain values, the live ones; save or copy it before training on."""
         return {
             "model": self.model.state_dict(),
             "loss": self.loss.state_dict(),
@@ -139,9 +139,10 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
     config = getattr(loss, "config")  # noqa: B009
     control = config.map_control if isinstance(config, E2KDConfig) else "none"
     grid = (output.features.shape[-2], output.features.shape[-1])
-    (targets,) = view_targets(batch, grid, control)
+    needs_maps = loss.needs_maps(training.global_step)
+    (targets,) = view_targets(batch, grid, control, with_maps=needs_maps)
     maps = None
-    if loss.needs_maps(training.global_step):
+    if needs_maps:
         assert targets.explained_class is not None
         explain = EXPLAINERS["gradcam"]
         maps = explain(cast("GapLinearModel", training.model), output, targets.explained_class)
@@ -163,6 +164,8 @@ class StepLog:
     write: Callable[[dict[str, float]], None]
     every_steps: int
     sums: dict[str, Tensor | float] = field(default_factory=lambda: defaultdict(float))
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """Steps in which each term was present: a guided term is not in every one."""
     steps: int = 0
     records: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -171,6 +174,7 @@ class StepLog:
         """Count a finished step; write a line when enough have come together."""
         for name, value in {**terms.terms, **terms.statistics, "total": terms.total}.items():
             self.sums[name] = self.sums[name] + value.detach()
+            self.counts[name] += 1
         self.steps += 1
         self.records += records
         if self.steps == self.every_steps:
@@ -180,7 +184,7 @@ class StepLog:
         """Write what has come together, if anything."""
         if self.steps == 0:
             return
-        line = {name: float(total) / self.steps for name, total in self.sums.items()}
+        line = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
         if not math.isfinite(line["total"]):
             raise DivergedError(
                 f"the loss is {line['total']} at step {training.global_step} (epoch {training.epoch}); "
@@ -194,7 +198,8 @@ class StepLog:
             "records_per_second": self.records / seconds,
         }
         self.write(line)
-        self.sums, self.steps, self.records = defaultdict(float), 0, 0
+        self.sums, self.counts = defaultdict(float), defaultdict(int)
+        self.steps = self.records = 0
         self.started = time.monotonic()
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.geometry import ViewSchedule, derive_seed
+from pipeline.geometry import ViewSchedule, derive_seed, downscale
 from pipeline.models import build_model
 from pipeline.stream import TrainingStream
 from pipeline.training import Training, build_optimizer, fit, resolve_device
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from pipeline.config import AugmentConfig, ModelConfig, OptimizerConfig, TrainerConfig
     from pipeline.losses.terms import DistillationLoss
     from pipeline.stream import StoreDataset
+
+
+logger = logging.getLogger("permafrost.training")
+
+MAX_DOWNSCALE = 1.2
+"""Frame pixels per view pixel; a bilinear fetch aliases above it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +64,11 @@ def train_to_end(
     model = build_model(plan.model, plan.num_classes).to(device)
     loss = plan.loss.to(device)
     parameters = [*model.parameters(), *loss.parameters()]
+    views = ViewSchedule(plan.augment, plan.dataset.store.size, plan.seed)
+    _warn_of_aliasing(views, plan.input_size)
     stream = TrainingStream(
         plan.dataset,
-        ViewSchedule(plan.augment, plan.dataset.store.size, plan.seed),
+        views,
         batch_size=plan.trainer.batch_size,
         seed=plan.seed,
         loader_processes=plan.trainer.loader_processes,
@@ -77,3 +86,18 @@ def train_to_end(
         on_epoch=on_epoch,
     )
     return model
+
+
+def _warn_of_aliasing(views: ViewSchedule, input_size: tuple[int, int]) -> None:
+    matrices = views.views(0, 0, 256)
+    if matrices is None:
+        matrices = torch.eye(3)[None]
+    worst = float(downscale(matrices, views.size, input_size).max())
+    if worst > MAX_DOWNSCALE:
+        logger.warning(
+            "views shrink the canonical frame of %dx%d up to %.1f times, above %.1f they alias: "
+            "pack the store with a smaller frame, or raise augment.size",
+            *views.size,
+            worst,
+            MAX_DOWNSCALE,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -38,12 +39,12 @@ class Judged:
     """[n, h, w]: the label's class, the model's own top-1 where there is no label."""
     labels: Tensor
     groups: Tensor
-    epg: Tensor | None
-    """[n]; None where the split has no regions."""
-    iou: Tensor | None
+    epg: Tensor
+    """[n]; nan where a record has no region."""
+    iou: Tensor
     teacher_logits: Tensor | None
-    teacher_epg: Tensor | None
-    """[n]: of the stored map, whatever class it explains."""
+    teacher_epg: Tensor
+    """[n]: of the stored map, whatever class it explains; nan where there is no map or no region."""
     map_cosine: Tensor | None
     """[n]: with the teacher's stored map, for the class that the teacher explains; nan where invalid."""
 
@@ -67,18 +68,18 @@ def judge_split(
         "accuracy": accuracy(logits, labels),
         "group_accuracy": group_accuracies(logits, labels, groups),
     }
-    if metrics["group_accuracy"]:
-        metrics["worst_group_accuracy"] = min(metrics["group_accuracy"].values())
-    if judged[0].epg is not None:
-        metrics["epg"] = float(_all(judged, "epg").double().mean())
-        metrics["iou"] = float(_all(judged, "iou").double().mean())
+    labelled = [value for value in metrics["group_accuracy"].values() if not math.isnan(value)]
+    if labelled:
+        metrics["worst_group_accuracy"] = min(labelled)
+    for name in ("epg", "iou", "teacher_epg"):
+        values = _all(judged, name).double()
+        if not values.isnan().all():
+            metrics[name] = float(values.nanmean())
     if judged[0].teacher_logits is not None:
         teacher_logits = _all(judged, "teacher_logits")
         metrics["agreement"] = agreement(logits, teacher_logits)
         metrics["kl_to_teacher"] = kl_to_teacher(logits, teacher_logits)
         metrics["teacher_accuracy"] = accuracy(teacher_logits, labels)
-    if judged[0].teacher_epg is not None:
-        metrics["teacher_epg"] = float(_all(judged, "teacher_epg").double().mean())
     if judged[0].map_cosine is not None:
         cosines = _all(judged, "map_cosine").double()
         metrics["map_cosine"] = float(cosines.nanmean())
@@ -111,18 +112,22 @@ def _judge_batch(
 ) -> Judged:
     output = model(view_images(batch, input_size))
     maps = _label_maps(model, output, batch)
-    epg = iou = None
-    regions = _regions(batch, options.region)
-    if regions is not None:
-        upsampled = upsample(maps, (regions.shape[-2], regions.shape[-1]))
-        epg = energy_pointing_game(upsampled, regions)
+    size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
+    regions = _regions(batch, options.region, size)
+    no_region = ~regions.flatten(1).any(dim=1)
+    nowhere = maps.new_full((len(maps),), float("nan"))
+    epg, iou, teacher_epg = nowhere, nowhere, nowhere
+    if not no_region.all():
+        upsampled = upsample(maps, size)
+        epg = energy_pointing_game(upsampled, regions).masked_fill(no_region, float("nan"))
         iou = localization_iou(upsampled, regions, options.iou_threshold)
-    cosine = teacher_logits = teacher_epg = None
+        iou = iou.masked_fill(no_region, float("nan"))
+    cosine = teacher_logits = None
     if batch.targets:
         stored = batch.targets[0].maps
-        if stored is not None and regions is not None:
-            stored = upsample(stored[:, 0].sum(dim=1), (regions.shape[-2], regions.shape[-1]))
-            teacher_epg = energy_pointing_game(stored, regions).cpu()
+        if stored is not None:
+            stored_epg = energy_pointing_game(upsample(stored[:, 0].sum(dim=1), size), regions)
+            teacher_epg = stored_epg.masked_fill(no_region, float("nan"))
         grid = (output.features.shape[-2], output.features.shape[-1])
         targets = view_targets(batch, grid)[0]
         teacher_logits = targets.logits.cpu()
@@ -132,10 +137,10 @@ def _judge_batch(
         maps=maps.cpu(),
         labels=batch.labels.cpu(),
         groups=batch.groups.cpu(),
-        epg=None if epg is None else epg.cpu(),
-        iou=None if iou is None else iou.cpu(),
+        epg=epg.cpu(),
+        iou=iou.cpu(),
         teacher_logits=teacher_logits,
-        teacher_epg=teacher_epg,
+        teacher_epg=teacher_epg.cpu(),
         map_cosine=cosine,
     )
 
@@ -149,15 +154,13 @@ def _label_maps(model: nn.Module, output: Any, batch: Batch) -> Tensor:
     return maps[:, 0].sum(dim=1)
 
 
-def _regions(batch: Batch, kind: str) -> Tensor | None:
+def _regions(batch: Batch, kind: str, size: tuple[int, int]) -> Tensor:
+    """Where the object of each record is, bool [B, H, W]; nowhere for a record without a region."""
     if kind == "masks":
-        return None if batch.masks is None else batch.masks[:, 0] > 0
-    if not any(len(boxes) for boxes in batch.boxes):
-        return None
-    size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
-    return box_regions([b.cpu() for b in batch.boxes], batch.labels.cpu(), size).to(
-        batch.inputs.device
-    )
+        assert batch.masks is not None
+        return batch.masks[:, 0] > 0
+    boxes = [record_boxes.cpu() for record_boxes in batch.boxes]
+    return box_regions(boxes, batch.labels.cpu(), size).to(batch.inputs.device)
 
 
 def _cosine_to_teacher(

@@ -26,13 +26,14 @@ def map_cosine(
     """
     student = _unit_scale(student_maps)
     teacher = _unit_scale(teacher_maps.detach())
+    h, w = student.shape[-2:]
     grams = [
-        upsampling_gram(n, full).to(student)
-        for n, full in zip(student.shape[-2:], size, strict=True)
+        _gram_on_device(n, full, student.device, student.dtype)
+        for n, full in ((h, size[0]), (w, size[1]))
     ]
     product = _inner(student, teacher, grams)
     squared_norms = _inner(student, student, grams) * _inner(teacher, teacher, grams)
-    valid = squared_norms > 0
+    valid = squared_norms != 0  # a map that is not a number stays, so that the loss shows it
     # A double `where`: an invalid pair must not send 0 * infinity through the root.
     norms = torch.where(valid, squared_norms, 1.0).sqrt()
     return torch.where(valid, product / norms, 0.0), valid
@@ -45,6 +46,12 @@ def upsampling_gram(n: int, full: int) -> Tensor:
         torch.eye(n, dtype=torch.float64)[None], size=full, mode="linear", align_corners=False
     )[0].T
     return upsampled.T @ upsampled
+
+
+@lru_cache(maxsize=64)
+def _gram_on_device(n: int, full: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Copied once: a copy in every step would make the device wait."""
+    return upsampling_gram(n, full).to(device, dtype)
 
 
 def _unit_scale(maps: Tensor) -> Tensor:

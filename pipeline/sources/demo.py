@@ -67,7 +67,7 @@ class DemoSource:
             "test": order[:num_test],
             "test_swapped": order[:num_test],
             "train": order[num_test : num_test + num_train],
-            "teacher": order[num_test:],
+            "teacher": order[num_test:][: self.config.teacher_digits],
         }
         return [
             self._record(split, int(digit), placement, int(labels[digit]))

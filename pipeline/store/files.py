@@ -18,23 +18,32 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PARTIAL_SUFFIX = ".partial"
+_BUFFER_BYTES = 2**20
 
 
 class HashingFile:
-    """A file being written: knows its length and its SHA-256 so far."""
+    """A file being written: knows its length and its SHA-256, and writes in large pieces."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._hash = hashlib.sha256()
+        self._buffer = bytearray()
         self.bytes = 0
 
     def write(self, data: bytes) -> int:
-        view = memoryview(data)
+        self._hash.update(data)
+        self._buffer += data
+        self.bytes += len(data)
+        if len(self._buffer) >= _BUFFER_BYTES:
+            self.flush()
+        return len(data)
+
+    def flush(self) -> None:
+        """Hand what was written so far to the operating system."""
+        view = memoryview(bytes(self._buffer))
         while len(view) > 0:
             view = view[os.write(self._descriptor, view) :]
-        self._hash.update(data)
-        self.bytes += len(data)
-        return len(data)
+        self._buffer.clear()
 
     def tell(self) -> int:
         return self.bytes
@@ -52,7 +61,9 @@ def open_atomically(path: Path) -> Iterator[HashingFile]:
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         try:
-            yield HashingFile(descriptor)
+            file = HashingFile(descriptor)
+            yield file
+            file.flush()
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

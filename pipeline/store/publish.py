@@ -115,7 +115,7 @@ def _has_receipt(store: Path, plan: ShardPlan, dataset: DatasetIdentity) -> bool
             f"{path} belongs to an unfinished store of other data or another plan; "
             "finish that one with its own options, choose another store.path, or delete the folder"
         )
-    tar = store / metadata["path"]
+    tar = store / str(metadata["path"])
     expected: int = metadata["bytes"]
     return tar.exists() and tar.stat().st_size == expected
 

@@ -1,0 +1,293 @@
+"""Judges on maps, boxes and logits whose score is known by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.evaluation.agreement import accuracy, agreement, group_accuracies, kl_to_teacher
+from pipeline.evaluation.localization import (
+    box_regions,
+    energy_pointing_game,
+    localization_iou,
+    upsample,
+)
+from pipeline.records import NO_GROUP, NO_LABEL
+
+THRESHOLD = 0.05
+
+
+def box(label: int, x0: int, y0: int, x1: int, y1: int, size: tuple[int, int]) -> list[float]:
+    """A row of `boxes` that covers whole pixels of an (H, W) frame, as canonical coordinates."""
+    height, width = size
+    return [label, 2 * x0 / width - 1, 2 * y0 / height - 1, 2 * x1 / width - 1, 2 * y1 / height - 1]
+
+
+def region(rows: slice, columns: slice, size: tuple[int, int] = (4, 4)) -> torch.Tensor:
+    """Bool [1, H, W], true on these pixels."""
+    mask = torch.zeros(1, *size, dtype=torch.bool)
+    mask[0, rows, columns] = True
+    return mask
+
+
+def top1_logits(*classes: int) -> torch.Tensor:
+    """Logits [N, 3] whose highest is the given class, record by record."""
+    return 4.0 * F.one_hot(torch.tensor(classes), 3).double()
+
+
+def random_map(seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(1, 8, 8, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def test_epg_of_a_uniform_map_is_the_regions_share_of_the_area():
+    maps = torch.full((1, 4, 4), 0.3, dtype=torch.float64)
+
+    score = energy_pointing_game(maps, region(slice(0, 2), slice(1, 4)))
+
+    assert score.item() == pytest.approx(6 / 16, rel=0, abs=1e-9)
+
+
+def test_epg_of_a_map_inside_its_region_is_one():
+    maps = torch.zeros(1, 4, 4, dtype=torch.float64)
+    maps[0, 1, 1:3] = torch.tensor([0.2, 5.0], dtype=torch.float64)
+
+    score = energy_pointing_game(maps, region(slice(1, 2), slice(1, 3)))
+
+    assert score.item() == pytest.approx(1.0, rel=0, abs=1e-9)
+
+
+def test_epg_ignores_negative_attributions():
+    maps = torch.tensor([[[3.0, -7.0], [1.0, -100.0]]], dtype=torch.float64)
+
+    score = energy_pointing_game(maps, region(slice(0, 1), slice(0, 2), size=(2, 2)))
+
+    assert score.item() == pytest.approx(3 / 4, rel=0, abs=1e-9)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e-9])
+def test_epg_of_a_map_without_positive_mass_is_zero(value):
+    maps = torch.full((1, 4, 4), value, dtype=torch.float64)
+
+    score = energy_pointing_game(maps, region(slice(0, 4), slice(0, 4)))
+
+    assert score.item() == 0
+
+
+def test_epg_counts_the_overlap_of_two_boxes_once():
+    size = (4, 4)
+    boxes = [torch.tensor([box(7, 0, 0, 3, 2, size), box(7, 1, 0, 4, 2, size)])]
+    maps = torch.ones(1, *size, dtype=torch.float64)
+
+    score = energy_pointing_game(maps, box_regions(boxes, torch.tensor([7]), size))
+
+    assert score.item() == pytest.approx(8 / 16, rel=0, abs=1e-9)
+
+
+def test_epg_judges_each_record_by_its_own_region():
+    maps = torch.ones(2, 4, 4, dtype=torch.float64)
+    regions = torch.cat([region(slice(0, 1), slice(0, 4)), region(slice(0, 4), slice(0, 4))])
+
+    scores = energy_pointing_game(maps, regions)
+
+    torch.testing.assert_close(scores, torch.tensor([0.25, 1.0]).double(), rtol=0, atol=1e-9)
+
+
+def test_iou_of_the_regions_indicator_is_one():
+    regions = region(slice(0, 2), slice(1, 4))
+
+    score = localization_iou(0.2 * regions.double(), regions, THRESHOLD)
+
+    assert score.item() == 1
+
+
+def test_iou_matches_hand_computation():
+    maps = torch.tensor([[[0.0, 1.0], [2.0, 10.0]]], dtype=torch.float64)  # chosen: 1, 2 and 10
+    regions = torch.tensor([[[True, True], [True, False]]])
+
+    score = localization_iou(maps, regions, THRESHOLD)
+
+    assert score.item() == pytest.approx(2 / 4)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0.05, 0.5), (0.0501, 1.0)])
+def test_iou_threshold_is_strict(value, expected):
+    maps = torch.tensor([[[0.0, 0.0, value, 1.0]]], dtype=torch.float64)
+    regions = torch.tensor([[[False, False, True, True]]])
+
+    score = localization_iou(maps, regions, THRESHOLD)
+
+    assert score.item() == expected
+
+
+def test_iou_scales_the_map_from_its_own_lowest_value():
+    maps = torch.tensor([[[5.0, 5.0, 5.25, 15.0]]], dtype=torch.float64)  # 0, 0, 0.025, 1
+    regions = torch.tensor([[[False, False, False, True]]])
+
+    score = localization_iou(maps, regions, THRESHOLD)
+
+    assert score.item() == 1
+
+
+def test_iou_ignores_negative_attributions():
+    maps = torch.tensor([[[-1000.0, 0.0, 1.0, 10.0]]], dtype=torch.float64)
+    regions = torch.tensor([[[False, False, True, True]]])
+
+    score = localization_iou(maps, regions, THRESHOLD)
+
+    assert score.item() == 1
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 3.0, 1e12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_iou_ignores_a_positive_scale(scale, dtype):
+    maps = random_map(0, dtype)
+    regions = region(slice(2, 6), slice(1, 7), size=(8, 8))
+    expected = localization_iou(maps, regions, threshold=0.5).item()
+
+    score = localization_iou(maps * scale, regions, threshold=0.5)
+
+    assert 0 < expected < 1
+    assert score.item() == expected
+
+
+def test_iou_of_a_constant_positive_map_is_the_regions_share_of_the_area():
+    maps = torch.full((1, 4, 4), 0.3)
+
+    score = localization_iou(maps, region(slice(0, 2), slice(1, 3)), THRESHOLD)
+
+    assert score.item() == 4 / 16
+
+
+def test_iou_of_a_zero_map_is_zero_with_and_without_a_region():
+    maps = torch.zeros(2, 4, 4)
+    regions = torch.cat([region(slice(0, 2), slice(0, 2)), region(slice(0, 0), slice(0, 0))])
+
+    scores = localization_iou(maps, regions, THRESHOLD)
+
+    assert scores.tolist() == [0, 0]
+
+
+def test_box_regions_cover_the_union_of_overlapping_boxes():
+    size = (4, 6)
+    boxes = [torch.tensor([box(2, 0, 0, 4, 2, size), box(2, 3, 1, 6, 3, size)])]
+
+    regions = box_regions(boxes, torch.tensor([2]), size)
+
+    expected = torch.tensor(
+        [
+            [
+                [1, 1, 1, 1, 0, 0],
+                [1, 1, 1, 1, 1, 1],
+                [0, 0, 0, 1, 1, 1],
+                [0, 0, 0, 0, 0, 0],
+            ]
+        ]
+    )
+    assert torch.equal(regions, expected.bool())
+
+
+def test_box_regions_cover_only_boxes_of_the_records_own_label():
+    size = (4, 4)
+    both = torch.tensor([box(0, 0, 0, 2, 2, size), box(1, 2, 2, 4, 4, size)])
+    labels = torch.tensor([0, 1, 5, NO_LABEL])
+
+    regions = box_regions([both, both, both, torch.zeros(0, 5)], labels, size)
+
+    expected = torch.zeros(4, *size, dtype=torch.bool)
+    expected[0, 0:2, 0:2] = True
+    expected[1, 2:4, 2:4] = True
+    assert torch.equal(regions, expected)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (37, 53), (224, 199)])
+def test_box_regions_start_and_end_at_exact_pixel_edges(size):
+    height, width = size
+    columns = [(x0, x1) for x0 in range(width) for x1 in {x0 + 1, width}]
+    rows = [(y0, y1) for y0 in range(height) for y1 in {y0 + 1, height}]
+    # Each record's box is known along one axis and whole along the other.
+    corners = [(x0, 0, x1, height) for x0, x1 in columns] + [(0, y0, width, y1) for y0, y1 in rows]
+    boxes = [torch.tensor([box(0, *corner, size)]) for corner in corners]
+
+    regions = box_regions(boxes, torch.zeros(len(boxes), dtype=torch.long), size)
+
+    for found, (x0, y0, x1, y1) in zip(regions, corners, strict=True):
+        assert found.sum() == (x1 - x0) * (y1 - y0)
+        assert found[y0:y1, x0:x1].all()
+
+
+def test_box_regions_cut_corners_down_to_whole_pixels_and_to_the_frame():
+    boxes = [torch.tensor([[0, -1.5, -0.3, 0.2, 1.7]])]  # pixels -1, 1.4, 2.4 and 5.4 of four
+
+    regions = box_regions(boxes, torch.tensor([0]), (4, 4))
+
+    assert torch.equal(regions, region(slice(1, 4), slice(0, 2)))
+
+
+def test_upsample_is_bilinear_with_half_pixel_centres():
+    maps = torch.tensor([[[0.0, 1.0]]])
+
+    upsampled = upsample(maps, (1, 4))
+
+    assert torch.equal(upsampled, torch.tensor([[[0.0, 0.25, 0.75, 1.0]]]))
+
+
+def test_accuracy_is_the_share_of_labelled_records_that_are_right():
+    logits = top1_logits(0, 1, 2, 0)
+
+    assert accuracy(logits, torch.tensor([0, 1, 0, NO_LABEL])) == 2 / 3
+    assert math.isnan(accuracy(logits, torch.full((4,), NO_LABEL)))
+
+
+def test_agreement_is_symmetric_and_matches_hand_computation():
+    student_logits, teacher_logits = top1_logits(0, 1, 2, 2), top1_logits(0, 1, 2, 1)
+
+    assert agreement(student_logits, teacher_logits) == 3 / 4
+    assert agreement(teacher_logits, student_logits) == 3 / 4
+
+
+def test_agreement_of_equal_logits_is_one_however_wrong_they_are():
+    logits, labels = top1_logits(0, 1, 2), torch.tensor([1, 2, 0])
+
+    assert agreement(logits, logits.clone()) == 1
+    assert accuracy(logits, labels) == 0
+
+
+def test_agreement_of_different_classes_is_zero_although_the_student_is_right():
+    student_logits, teacher_logits = top1_logits(0, 1), top1_logits(1, 2)
+    labels = torch.tensor([0, 1])
+
+    assert agreement(student_logits, teacher_logits) == 0
+    assert accuracy(student_logits, labels) == 1
+
+
+def test_kl_to_teacher_matches_hand_computation():
+    student_logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]], dtype=torch.float64)
+    teacher_logits = torch.tensor([[0.0, 0.0], [7.0, 7.0]], dtype=torch.float64)
+
+    kl = kl_to_teacher(student_logits, teacher_logits)
+
+    # The first record: KL((1/2, 1/2) || (3/4, 1/4)); the second: equal probabilities.
+    expected = (0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)) / 2
+    assert kl == pytest.approx(expected, abs=1e-12)
+
+
+def test_group_accuracies_judge_each_group_alone_and_leave_out_records_without_one():
+    logits = top1_logits(0, 0, 1, 2, 2, 2)
+    labels = torch.tensor([0, 1, 1, 0, 2, 1])
+    groups = torch.tensor([0, 0, 3, 3, 3, NO_GROUP])
+
+    accuracies = group_accuracies(logits, labels, groups)
+
+    assert accuracies == {"0": 1 / 2, "3": 2 / 3}
+
+
+def test_group_accuracies_are_empty_where_there_are_no_groups():
+    accuracies = group_accuracies(
+        top1_logits(0, 1), torch.tensor([0, 1]), torch.full((2,), NO_GROUP)
+    )
+
+    assert accuracies == {}

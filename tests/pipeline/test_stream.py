@@ -1,0 +1,250 @@
+"""The right record with the right targets, in an order that nothing but (seed, epoch) decides."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import AugmentConfig, ConfigError, OperationConfig, SubsetConfig
+from pipeline.geometry import ViewSchedule
+from pipeline.order import EpochOrder, GlobalBatches
+from pipeline.selection import rows_of_split, select_training_rows
+from pipeline.stream import StoreDataset, TrainingStream, iter_in_order
+
+SHARDS = np.repeat(np.arange(40), 25)  # 1,000 records in 40 shards
+
+
+def batches_of(epoch, *, batch_size=64, rank=0, world_size=1, seed=0, first_step=0):
+    batches = GlobalBatches(EpochOrder(SHARDS, seed), batch_size, rank=rank, world_size=world_size)
+    batches.epoch, batches.first_step = epoch, first_step
+    return list(batches)
+
+
+# ---- order ---------------------------------------------------------------------------------------
+
+
+def test_an_epoch_visits_every_record_at_most_once_and_drops_only_the_last_partial_batch():
+    visited = [position for batch in batches_of(0) for position in batch]
+
+    assert len(visited) == 15 * 64
+    assert len(set(visited)) == len(visited)
+
+
+def test_every_record_is_visited_over_a_few_epochs():
+    visited = {position for epoch in range(8) for batch in batches_of(epoch) for position in batch}
+
+    assert visited == set(range(1000))
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_ranks_share_the_global_batches_of_one_process(world_size):
+    ranks = [batches_of(3, rank=rank, world_size=world_size) for rank in range(world_size)]
+
+    joined = [[p for part in step for p in part] for step in zip(*ranks, strict=True)]
+
+    assert joined == batches_of(3)
+
+
+def test_another_epoch_or_seed_is_another_order():
+    assert batches_of(0) == batches_of(0)
+    assert batches_of(0) != batches_of(1)
+    assert batches_of(0) != batches_of(0, seed=1)
+
+
+def test_starting_at_a_step_continues_the_same_epoch():
+    assert batches_of(2, first_step=7) == batches_of(2)[7:]
+
+
+def test_memory_stays_flat_since_a_step_reads_one_window_of_shards():
+    order = EpochOrder(SHARDS, seed=0, window=4)
+
+    positions = order.positions(0)
+
+    for start in range(0, 1000, 100):
+        assert len(set(SHARDS[positions[start : start + 100]])) == 4
+
+
+def test_neighbours_in_the_store_do_not_stay_neighbours():
+    order = EpochOrder(SHARDS, seed=0).positions(0)
+    place = np.argsort(order)
+
+    # Windows of 16 of 40 shards: far from the 1/1000 of an unshuffled store.
+    assert np.abs(np.diff(place)).mean() / 1000 > 0.1
+
+
+def test_a_batch_larger_than_the_selection_or_uneven_over_ranks_is_refused():
+    with pytest.raises(ConfigError, match="1000 records"):
+        GlobalBatches(EpochOrder(SHARDS, 0), 1001)
+    with pytest.raises(ConfigError, match="3 ranks"):
+        GlobalBatches(EpochOrder(SHARDS, 0), 64, world_size=3)
+
+
+# ---- selection -----------------------------------------------------------------------------------
+
+
+def labels_of(index, rows):
+    return index["label"].to_numpy()[rows]
+
+
+def test_shots_are_class_balanced_nested_and_fixed_by_their_own_seed(frozen):
+    index = frozen.store.index
+    smallest = np.bincount(labels_of(index, rows_of_split(index, "train")), minlength=10)
+    shots = int(smallest[smallest > 0].min())
+
+    one = select_training_rows(index, "train", SubsetConfig(shots=1))
+    more = select_training_rows(index, "train", SubsetConfig(shots=shots))
+    other = [
+        select_training_rows(index, "train", SubsetConfig(shots=1, seed=s)) for s in range(1, 9)
+    ]
+
+    assert np.bincount(labels_of(index, one)).max() == 1
+    assert set(one) <= set(more)
+    assert any(set(one) != set(rows) for rows in other)
+
+
+def test_held_out_records_are_never_trained_on(frozen):
+    index = frozen.store.index
+    everything = set(rows_of_split(index, "train"))
+    held_out = everything - set(select_training_rows(index, "train", SubsetConfig(holdout=1)))
+
+    assert len(held_out) == len(np.unique(labels_of(index, sorted(everything))))
+
+
+def test_more_shots_than_there_are_is_refused_with_the_class(frozen):
+    with pytest.raises(ConfigError, match=r"subset\.shots=1000, but class 0"):
+        select_training_rows(frozen.store.index, "train", SubsetConfig(shots=1000))
+
+
+def test_a_split_that_does_not_exist_lists_those_that_do(frozen):
+    with pytest.raises(ConfigError, match="teacher, test, test_swapped, train"):
+        rows_of_split(frozen.store.index, "valid")
+
+
+# ---- records and targets travel together ---------------------------------------------------------
+
+
+def targets_by_key(store):
+    """Straight from the columns, with no dataset in between."""
+    teacher = store.open_pass()
+    by_key = {}
+    for shard in store.manifest.shards:
+        values = teacher.read_shard(shard)
+        for row, key in enumerate(store.shard_keys(shard)):
+            by_key[key] = {name: array[row, 0] for name, array in values.items()}
+    return by_key
+
+
+def pixels_by_key(store):
+    from pipeline.store.frames import read_frames
+
+    return {
+        key: frame
+        for shard in store.manifest.shards
+        for key, frame in zip(store.shard_keys(shard), read_frames(store, shard), strict=True)
+    }
+
+
+@pytest.mark.parametrize("subset", [SubsetConfig(), SubsetConfig(shots=1), SubsetConfig(holdout=1)])
+def test_image_logits_class_and_map_stay_together_under_any_selection_rank_and_resume(
+    frozen, subset
+):
+    store = frozen.store
+    expected, pixels = targets_by_key(store), pixels_by_key(store)
+    labels = dict(
+        zip(store.index["key"].to_pylist(), store.index["label"].to_pylist(), strict=True)
+    )
+    rows = select_training_rows(store.index, "train", subset)
+    seen = 0
+
+    for rank in range(2):
+        dataset = StoreDataset(store, rows, [store.open_pass()])
+        views = ViewSchedule(AugmentConfig(), store.size, 0)
+        stream = TrainingStream(dataset, views, batch_size=4, seed=0, rank=rank, world_size=2)
+        for batch in stream.epoch(1, first_step=1):
+            for i, key in enumerate(batch.keys):
+                stored = expected[key]
+                assert torch.equal(batch.inputs[i], pixels[key])
+                assert batch.labels[i] == labels[key]
+                targets = batch.targets[0]
+                np.testing.assert_array_equal(
+                    targets.logits[i], stored["logits"].astype(np.float32)
+                )
+                np.testing.assert_array_equal(targets.maps[i], stored["map"].astype(np.float32))
+                assert targets.explained_class[i].tolist() == stored["explained_class"].tolist()
+                assert store.index["key"][int(rows[batch.record_index[i]])].as_py() == key
+                seen += 1
+    assert seen == (len(rows) // 4 - 1) * 4
+
+
+def test_evaluation_sees_every_record_exactly_once(frozen):
+    rows = rows_of_split(frozen.store.index, "train")
+    dataset = StoreDataset(frozen.store, rows)
+
+    keys = [key for batch in iter_in_order(dataset, 7) for key in batch.keys]
+
+    assert sorted(keys) == sorted(frozen.store.index["key"].take(rows).to_pylist())
+
+
+def test_views_belong_to_positions_so_ranks_and_batch_sizes_change_nothing(frozen):
+    rows = rows_of_split(frozen.store.index, "train")
+    augment = AugmentConfig(operations=(OperationConfig(kind="pad_crop", padding=2),))
+    found = {}
+
+    for batch_size, world_size in ((8, 1), (8, 2), (8, 4)):
+        views = ViewSchedule(augment, frozen.store.size, 5)
+        for rank in range(world_size):
+            stream = TrainingStream(
+                StoreDataset(frozen.store, rows),
+                views,
+                batch_size=batch_size,
+                seed=5,
+                rank=rank,
+                world_size=world_size,
+            )
+            for batch in stream.epoch(2):
+                for key, view in zip(batch.keys, batch.canonical_from_view, strict=True):
+                    assert torch.equal(found.setdefault(key, view), view)
+
+
+def test_loader_processes_change_nothing(frozen):
+    rows = rows_of_split(frozen.store.index, "train")
+    views = ViewSchedule(AugmentConfig(), frozen.store.size, 0)
+    streams = [
+        TrainingStream(
+            StoreDataset(frozen.store, rows, [frozen.store.open_pass()]),
+            views,
+            batch_size=8,
+            seed=0,
+            loader_processes=n,
+        )
+        for n in (0, 1)
+    ]
+
+    epochs = [
+        [(b.keys, b.inputs, b.targets[0].maps) for b in stream.epoch(0)] for stream in streams
+    ]
+
+    assert len(epochs[0]) == 5
+    for (keys, inputs, maps), (other_keys, other_inputs, other_maps) in zip(*epochs, strict=True):
+        assert keys == other_keys
+        assert torch.equal(inputs, other_inputs)
+        assert torch.equal(maps, other_maps)
+
+
+def test_a_store_without_a_teacher_serves_labels(frozen):
+    dataset = StoreDataset(frozen.store, rows_of_split(frozen.store.index, "teacher"))
+
+    batch = dataset.__getitems__([3, 0])
+
+    assert batch.targets == ()
+    assert batch.keys[1] == dataset.__getitems__([0]).keys[0]
+
+
+def test_regions_are_read_on_demand(frozen):
+    rows = rows_of_split(frozen.store.index, "test")
+    dataset = StoreDataset(frozen.store, rows, with_regions=True)
+
+    batch = dataset.__getitems__([0, 1])
+
+    assert batch.masks.shape == (2, 1, 16, 16)
+    assert [tuple(boxes.shape) for boxes in batch.boxes] == [(1, 5), (1, 5)]
+    assert [int(boxes[0, 0]) for boxes in batch.boxes] == batch.labels.tolist()

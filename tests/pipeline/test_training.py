@@ -1,0 +1,354 @@
+"""One step, its schedule, its log and its checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import math
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.annotate import TeacherAnnotator
+from pipeline.config import (
+    CifarModelConfig,
+    E2KDConfig,
+    GradCamConfig,
+    KDConfig,
+    OptimizerConfig,
+    PassConfig,
+    TrainerConfig,
+)
+from pipeline.explainers.gradcam import gradcam
+from pipeline.losses import build_loss
+from pipeline.losses.terms import LossTerms
+from pipeline.models import build_model, freeze
+from pipeline.records import Batch, StoredTargets
+from pipeline.training import (
+    DivergedError,
+    StepLog,
+    Training,
+    batch_loss,
+    build_optimizer,
+    learning_rate,
+    load_checkpoint,
+    save_checkpoint,
+    train_step,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pipeline.config import MethodConfig
+
+FRAME = (16, 16)
+GRID = (4, 4)
+NUM_CLASSES = 3
+MODEL = CifarModelConfig(name="resnet8", width=4)
+FLIP = torch.diag(torch.tensor([-1.0, 1.0, 1.0]))
+
+
+def tiny_model(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return build_model(MODEL, NUM_CLASSES)
+
+
+def build_training(seed: int, method: MethodConfig, **optimizer: Any) -> Training:
+    model = tiny_model(seed)
+    return Training(
+        model=model,
+        loss=build_loss(method),
+        optimizer=build_optimizer(OptimizerConfig(**optimizer), list(model.parameters())),
+    )
+
+
+def random_frames(seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (4, 3, *FRAME), generator=generator, dtype=torch.uint8)
+
+
+def random_targets(seed: int) -> StoredTargets:
+    generator = torch.Generator().manual_seed(seed)
+    return StoredTargets(
+        teacher="teacher",
+        logits=torch.randn(4, NUM_CLASSES, generator=generator),
+        explained_class=torch.randint(0, NUM_CLASSES, (4, 1), generator=generator),
+        maps=torch.rand(4, 1, 1, *GRID, generator=generator),
+        map_from_canonical=torch.eye(3).repeat(4, 1, 1),
+    )
+
+
+def build_batch(inputs: Tensor, targets: StoredTargets, view: Tensor | None) -> Batch:
+    """A batch whose records all have the same view."""
+    return Batch(
+        keys=tuple(f"record-{index}" for index in range(len(inputs))),
+        record_index=torch.arange(len(inputs)),
+        inputs=inputs,
+        canonical_from_view=None if view is None else view.repeat(len(inputs), 1, 1),
+        view_index=torch.full((len(inputs),), -1),
+        labels=torch.arange(len(inputs)) % NUM_CLASSES,
+        groups=torch.full((len(inputs),), -1),
+        targets=(targets,),
+    )
+
+
+def random_batch(seed: int) -> Batch:
+    return build_batch(random_frames(seed), random_targets(seed), FLIP)
+
+
+def take_steps(training: Training, seeds: range) -> None:
+    """Steps on random batches, counted as `fit` does."""
+    for seed in seeds:
+        train_step(training, random_batch(seed), FRAME, clip_norm=1.0)
+        training.step += 1
+        training.global_step += 1
+
+
+def tensors_of(targets: StoredTargets) -> dict[str, Tensor]:
+    values = {spec.name: getattr(targets, spec.name) for spec in fields(targets)}
+    return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+
+
+def assert_same_state(training: Training, expected: Training) -> None:
+    """Every number that a further step depends on is equal, bit for bit."""
+    assert training.state()["position"] == expected.state()["position"]
+    for name, tensor in expected.model.state_dict().items():
+        assert torch.equal(training.model.state_dict()[name], tensor), name
+    moments, expected_moments = (t.optimizer.state_dict()["state"] for t in (training, expected))
+    assert moments.keys() == expected_moments.keys()
+    for index, entries in expected_moments.items():
+        for name, tensor in entries.items():
+            assert torch.equal(moments[index][name], tensor), (index, name)
+
+
+def live_tensors() -> int:
+    return sum(issubclass(type(candidate), torch.Tensor) for candidate in gc.get_objects())
+
+
+def test_train_step_sends_no_gradient_to_stored_targets_and_leaves_them_unchanged():
+    targets = random_targets(0)
+    before = {name: tensor.clone() for name, tensor in tensors_of(targets).items()}
+    targets.logits.requires_grad_()
+    targets.maps.requires_grad_()
+    training = build_training(0, E2KDConfig(lambda_ce=1.0))
+    batch = build_batch(random_frames(0), targets, FLIP)
+
+    terms = train_step(training, batch, FRAME, clip_norm=1.0)
+
+    assert terms.terms["map"] > 0
+    assert list(before) == ["logits", "explained_class", "maps", "map_from_canonical"]
+    for name, tensor in tensors_of(targets).items():
+        assert tensor.grad is None, name
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_teacher_has_nothing_to_train_and_annotating_leaves_its_buffers_unchanged():
+    torch.manual_seed(0)
+    annotator = TeacherAnnotator(MODEL, NUM_CLASSES, GradCamConfig(), PassConfig())
+    teacher = annotator.model
+    before = copy.deepcopy(teacher.state_dict())
+
+    annotator.annotate(random_frames(0), ["a", "b", "c", "d"])
+
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not any(module.training for module in teacher.modules())
+    for name, tensor in teacher.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("view", [None, torch.eye(3)], ids=["whole_frame", "identity_matrix"])
+def test_frozen_e2kd_with_the_identity_view_equals_a_live_teacher(view):
+    tau, lambda_map = 4.0, 5.0
+    teacher, student = freeze(tiny_model(1)), tiny_model(2).eval()
+    inputs = random_frames(0)
+    parameters = dict(student.named_parameters())
+
+    images = inputs.float() / 255
+    taught = teacher(images)
+    top1 = taught.logits.argmax(dim=1, keepdim=True)
+    teacher_maps = gradcam(teacher, taught, top1)
+    learnt = student(images)
+    teacher_pixels, student_pixels = (
+        F.interpolate(maps[:, 0], FRAME, mode="bilinear", align_corners=False).flatten(1)
+        for maps in (teacher_maps, gradcam(student, learnt, top1))
+    )
+    kl = F.kl_div(
+        F.log_softmax(learnt.logits / tau, dim=1),
+        F.softmax(taught.logits / tau, dim=1),
+        reduction="batchmean",
+    )
+    map_distance = 1 - F.cosine_similarity(student_pixels, teacher_pixels)
+    live_loss = tau**2 * kl + lambda_map * map_distance.mean()
+    live_gradients = torch.autograd.grad(live_loss, list(parameters.values()))
+
+    targets = StoredTargets(
+        teacher="teacher",
+        logits=taught.logits,
+        explained_class=top1,
+        maps=teacher_maps / teacher_maps.amax(dim=(2, 3, 4), keepdim=True),
+        map_from_canonical=torch.eye(3).repeat(4, 1, 1),
+    )
+    training = Training(
+        model=student,
+        loss=build_loss(E2KDConfig(tau=tau, lambda_map=lambda_map)),
+        optimizer=build_optimizer(OptimizerConfig(), list(parameters.values())),
+    )
+    terms = batch_loss(training, build_batch(inputs, targets, view), FRAME)
+    gradients = torch.autograd.grad(terms.total, list(parameters.values()))
+
+    assert terms.statistics["valid_map_fraction"].item() == 1
+    assert map_distance.min() > 0.01
+    assert terms.total.item() == pytest.approx(live_loss.item(), rel=1e-5)
+    for name, found, wanted in zip(parameters, gradients, live_gradients, strict=True):
+        assert (found - wanted).norm() <= 1e-5 * wanted.norm(), name
+
+
+def test_learning_rate_warms_up_from_a_hundredth_and_ends_at_zero():
+    trainer = TrainerConfig(epochs=30, warmup_epochs=5)
+
+    rates = [learning_rate(trainer, 0.2, epoch) for epoch in range(31)]
+
+    assert rates[0] == pytest.approx(0.01 * 0.2, rel=0, abs=1e-9)
+    assert rates[5] == pytest.approx(0.2, rel=0, abs=1e-9)
+    assert rates[30] == pytest.approx(0.0, rel=0, abs=1e-9)
+    assert rates[:6] == sorted(rates[:6])
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+
+
+def test_learning_rate_is_linear_in_the_warm_up_and_a_cosine_after_it():
+    trainer = TrainerConfig(epochs=25, warmup_epochs=5)
+
+    assert learning_rate(trainer, 1.0, 2) == pytest.approx(0.01 + 0.99 * 2 / 5, rel=0, abs=1e-9)
+    assert learning_rate(trainer, 1.0, 10) == pytest.approx(
+        0.5 * (1 + math.sqrt(0.5)), rel=0, abs=1e-9
+    )
+    assert learning_rate(trainer, 1.0, 15) == pytest.approx(0.5, rel=0, abs=1e-9)
+
+
+def test_constant_learning_rate_stays_after_the_warm_up():
+    warmed = TrainerConfig(epochs=10, warmup_epochs=2, schedule="constant")
+    unwarmed = TrainerConfig(epochs=3, schedule="constant")
+
+    assert [learning_rate(warmed, 0.2, epoch) for epoch in range(2, 11)] == [0.2] * 9
+    assert learning_rate(warmed, 0.2, 0) == pytest.approx(0.002, rel=0, abs=1e-9)
+    assert [learning_rate(unwarmed, 0.2, epoch) for epoch in range(3)] == [0.2] * 3
+
+
+def test_clip_norm_bounds_the_step():
+    training = build_training(0, KDConfig(), kind="sgd", lr=1.0, momentum=0.0, weight_decay=0.0)
+    before = copy.deepcopy(training.model)
+
+    train_step(training, random_batch(0), FRAME, clip_norm=1e-3)
+
+    moves = [
+        (after.detach() - start.detach()).square().sum()
+        for after, start in zip(training.model.parameters(), before.parameters(), strict=True)
+    ]
+    assert torch.stack(moves).sum().sqrt().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_fifty_e2kd_steps_leave_no_tensor_behind():
+    training = build_training(0, E2KDConfig(lambda_ce=1.0))
+    batches = [random_batch(seed) for seed in range(2)]
+    log = StepLog(write=lambda line: None, every_steps=1000)
+
+    def step(index: int) -> None:
+        terms = train_step(training, batches[index % 2], FRAME, clip_norm=1.0)
+        log.add(training, terms, records=4)
+
+    for index in range(3):  # the optimiser's moments and the caches come into being
+        step(index)
+    gc.collect()
+    before = live_tensors()
+    gc.disable()  # a tensor that only the collector frees is left behind, too
+    try:
+        for index in range(50):
+            step(index)
+        after = live_tensors()
+    finally:
+        gc.enable()
+
+    assert after == before
+    # Were the graph kept, its tensors would be out of the collector's sight.
+    assert not any(value.requires_grad for value in log.sums.values())
+    assert all(parameter.grad.grad_fn is None for parameter in training.model.parameters())
+
+
+def test_training_from_a_state_continues_bit_for_bit():
+    method = E2KDConfig(lambda_ce=1.0, guided_step_interval=2)  # a step depends on its number
+    uninterrupted, first = build_training(0, method), build_training(0, method)
+    take_steps(uninterrupted, range(6))
+    take_steps(first, range(3))
+    buffer = io.BytesIO()
+    torch.save(first.state(), buffer)
+    buffer.seek(0)
+
+    resumed = build_training(1, method)
+    resumed.load_state(torch.load(buffer, weights_only=True))
+    take_steps(resumed, range(3, 6))
+
+    assert resumed.global_step == 6
+    assert_same_state(resumed, uninterrupted)
+
+
+def test_checkpoint_restores_position_and_random_state(tmp_path):
+    method = KDConfig()
+    saved, resumed = build_training(0, method), build_training(1, method)
+    take_steps(saved, range(2))
+    saved.epoch = 7
+    torch.manual_seed(123)
+    save_checkpoint(saved, tmp_path)
+    drawn = torch.rand(5)
+
+    load_checkpoint(resumed, tmp_path)
+
+    assert (resumed.epoch, resumed.step, resumed.global_step) == (7, 2, 2)
+    assert torch.equal(torch.rand(5), drawn)
+    assert_same_state(resumed, saved)
+
+
+def test_loading_from_a_folder_without_a_checkpoint_changes_nothing(tmp_path):
+    training, expected = build_training(0, KDConfig()), build_training(0, KDConfig())
+
+    load_checkpoint(training, tmp_path)
+
+    assert_same_state(training, expected)
+
+
+def test_step_log_writes_the_mean_of_its_steps():
+    training = build_training(0, KDConfig(), lr=0.25)
+    lines: list[dict[str, float]] = []
+    log = StepLog(write=lines.append, every_steps=2)
+
+    for value in (1.0, 4.0, 9.0):
+        training.global_step += 1
+        terms = LossTerms(total=torch.tensor(value), terms={"kd": torch.tensor(2 * value)})
+        log.add(training, terms, records=8)
+    log.flush(training)
+    log.flush(training)
+
+    assert [(line["step"], line["total"], line["kd"]) for line in lines] == [
+        (2, 2.5, 5),
+        (3, 9, 18),
+    ]
+    assert lines[0]["epoch"] == 0
+    assert lines[0]["lr"] == 0.25
+    assert lines[0]["records_per_second"] > 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_loss_that_is_not_a_number_stops_the_training(value):
+    training = build_training(0, KDConfig())
+    training.global_step, training.epoch = 17, 2
+    lines: list[dict[str, float]] = []
+    log = StepLog(write=lines.append, every_steps=2)
+
+    log.add(training, LossTerms(total=torch.tensor(1.0)), records=8)
+    with pytest.raises(DivergedError, match=rf"the loss is {value} at step 17 \(epoch 2\)"):
+        log.add(training, LossTerms(total=torch.tensor(value)), records=8)
+
+    assert lines == []

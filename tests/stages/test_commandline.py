@@ -1,0 +1,146 @@
+"""What a user types, mistypes, and gets to read."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.commandline import compose, sections
+from pipeline.config import (
+    VERBS,
+    ConfigError,
+    E2KDConfig,
+    LabelsConfig,
+    NoModelConfig,
+    build_verb_config,
+)
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def build(verb, *words):
+    return build_verb_config(verb, compose(verb, words))
+
+
+def permafrost(*words, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(cwd)},
+    )
+
+
+def test_the_method_defaults_are_the_papers():
+    assert build("distill").method == E2KDConfig(
+        tau=1.0, lambda_ce=0.0, lambda_kd=1.0, lambda_map=1.0
+    )
+
+
+def test_the_group_is_the_provider_and_the_name_is_free():
+    config = build("precompute", "teacher=cifar", "teacher.name=resnet56", "teacher.weights=w.pt")
+
+    assert (config.teacher.kind, config.teacher.name) == ("cifar", "resnet56")
+
+
+def test_a_method_knows_its_own_options_only():
+    assert build("distill", "method=labels", "method.label_smoothing=0.1").method == LabelsConfig(
+        label_smoothing=0.1
+    )
+    with pytest.raises(ConfigError, match=r"unknown option method\.tau.*label_smoothing"):
+        build("distill", "method=labels", "method.tau=4")
+
+
+def test_packing_alone_needs_no_teacher():
+    assert build("precompute", "experiment=demo", "teacher=none").teacher == NoModelConfig()
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "message"),
+    [
+        ("distill", ["data=demo"], "distill takes no data=.*it takes: store, student, method"),
+        ("distill", ["teacher=cifar"], "distill takes no teacher="),
+        ("distill", ["methud=kd"], r"distill takes no methud= \(did you mean method\?\)"),
+        (
+            "distill",
+            ["method=e2kdd"],
+            r"method=e2kdd does not exist \(did you mean e2kd\?\); choose one of: e2kd, kd, labels",
+        ),
+        (
+            "distill",
+            ["method.tua=4"],
+            r"unknown option method\.tua \(did you mean tau\?\); known there: .*lambda_map",
+        ),
+        ("distill", ["trainer.epochs=many"], "trainer.epochs must be a whole number, got 'many'"),
+        ("distill", ["trainer.epochs=0"], "trainer.epochs must be >= 1, got 0"),
+        ("distill", ["method.tau=-1"], "method.tau must be > 0, got -1"),
+        (
+            "distill",
+            ["method.map_control=shufled"],
+            "method.map_control must be one of none, shuffled, unaugmented",
+        ),
+        ("distill", ["optimizer=adamx"], "choose one of: adam, adamw, sgd"),
+        ("distill", ["student.name=resnet19"], "resnet8, resnet14, resnet20"),
+        ("distill", ["mode=live"], "mode must be one of frozen"),
+        (
+            "distill",
+            ["augment.operations=[{kind: wobble}]"],
+            r"augment.operations\[0\].kind must be one of pad_crop",
+        ),
+        ("distill", ["tau"], "options are written key=value"),
+        ("distill", ["method.tau=[1"], "method.tau"),
+        ("distill", ["experiment=demoo"], r"did you mean demo\?"),
+        ("precompute", ["executor=spark"], "executor must be one of ray, serial"),
+        ("precompute", ["store.path=s3://bucket/x"], "local or mounted folder"),
+        ("precompute", ["annotate.payloads=[map]"], "must contain logits"),
+        ("precompute", ["data.test_digits=1790", "data.train_digits=100"], "1797 digits"),
+        ("sweep", [], "arms is empty"),
+        ("sweep", ["experiment=demo", "seeds=[]"], "seeds is empty"),
+        ("report", ["report.paired_column=f1"], "accuracy, agreement, epg"),
+    ],
+)
+def test_a_mistake_says_what_is_allowed(verb, words, message):
+    with pytest.raises(ConfigError, match=message):
+        build(verb, *words)
+
+
+def test_numbers_in_scientific_notation_are_numbers():
+    assert build("distill", "optimizer.lr=1e-3").optimizer.lr == 0.001
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_help_shows_the_command_the_groups_and_every_option(verb, tmp_path):
+    done = permafrost(f"stages.{verb}", "--help", cwd=tmp_path)
+
+    assert done.returncode == 0
+    assert f"python -m stages.{verb}" in done.stdout
+    for section in sections(verb, compose(verb, [])):
+        assert f"\n{section}:" in done.stdout
+
+
+def test_cfg_prints_the_resolved_config_and_does_nothing(tmp_path):
+    done = permafrost("stages.distill", "--cfg", "job", "method.tau=4", cwd=tmp_path)
+
+    assert yaml.safe_load(done.stdout)["method"]["tau"] == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_option_is_one_line_and_exit_code_2(tmp_path):
+    done = permafrost("stages.distill", "method.tau=0", cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert done.stderr == "permafrost distill: error: method.tau must be > 0, got 0.0\n"
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_store_is_one_line_and_exit_code_1(tmp_path):
+    done = permafrost("stages.verify", "store.path=nowhere", cwd=tmp_path)
+
+    assert done.returncode == 1
+    assert "nowhere/manifest.json does not exist; run stages.precompute" in done.stderr
+    assert len(done.stderr.splitlines()) <= 2

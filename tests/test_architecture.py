@@ -1,0 +1,163 @@
+"""The shape of the project, checked: who may import whom, and families that agree with their YAML."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster import build_executor
+from pipeline.commandline import CONF, compose
+from pipeline.config import KINDS, VERBS, LocalClusterConfig, build_verb_config
+from pipeline.explainers import EXPLAINERS
+from pipeline.losses import LOSSES, TEACHINGS
+from pipeline.models import PROVIDERS
+from pipeline.payloads import PAYLOADS
+from pipeline.sources import SOURCES
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("stages/*.py")])
+
+
+def imports_of(path):
+    """Modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_the_pipeline_never_imports_a_stage():
+    guilty = [p for p in MODULES if p.is_relative_to(ROOT / "pipeline")]
+
+    assert not [p for p in guilty if any(m.split(".")[0] == "stages" for m in imports_of(p))]
+
+
+def test_stages_never_import_each_other_but_for_sweep():
+    verbs = {path.stem for path in ROOT.glob("stages/*.py")} - {"__init__"}
+    imported = {
+        path.stem: {m.split(".")[1] for m in imports_of(path) if m.startswith("stages.")} & verbs
+        for path in ROOT.glob("stages/*.py")
+    }
+
+    assert {stage: names for stage, names in imported.items() if names} == {
+        "sweep": {"distill", "evaluate"}
+    }
+
+
+def test_only_the_cluster_room_knows_ray():
+    knowing = [p for p in MODULES if any(m.split(".")[0] == "ray" for m in imports_of(p))]
+
+    assert {p.relative_to(ROOT).parts[:2] for p in knowing} == {("pipeline", "cluster")}
+
+
+def test_every_stage_is_a_verb_and_every_verb_a_stage():
+    stages = {path.stem for path in ROOT.glob("stages/*.py")} - {"__init__"}
+
+    assert stages == set(VERBS)
+
+
+def test_every_stage_opens_with_its_command():
+    for verb in VERBS:
+        doc = ast.get_docstring(ast.parse((ROOT / "stages" / f"{verb}.py").read_text()))
+        assert f"python -m stages.{verb} " in doc
+        assert "Writes" in doc
+
+
+@pytest.mark.parametrize(
+    ("group", "family"),
+    [
+        ("data", SOURCES),
+        ("teacher", {**PROVIDERS, "none": None}),
+        ("student", PROVIDERS),
+        ("explainer", EXPLAINERS),
+        ("teaching", TEACHINGS),
+        ("method", LOSSES),
+    ],
+)
+def test_a_family_its_yaml_files_and_its_config_classes_agree(group, family):
+    files = {path.stem for path in (CONF / group).glob("*.yaml")}
+
+    assert files == set(family) == set(KINDS[group])
+
+
+def test_every_payload_can_be_asked_for():
+    config = build_verb_config(
+        "precompute", compose("precompute", [f"annotate.payloads=[{','.join(PAYLOADS)}]"])
+    )
+
+    assert set(config.annotate.payloads) == set(PAYLOADS)
+
+
+@pytest.mark.parametrize(
+    "group", [p.name for p in sorted(CONF.iterdir()) if p.is_dir() and p.name != "experiment"]
+)
+def test_every_option_of_every_group_composes_and_builds(group):
+    for path in sorted((CONF / group).glob("*.yaml")):
+        for verb in VERBS:
+            if group in {f for f in VERBS[verb].__dataclass_fields__}:
+                if (group, path.stem, verb) == ("teacher", "none", "teach"):
+                    continue
+                extra = ["arms={a: []}"] if verb == "sweep" else []
+                build_verb_config(verb, compose(verb, [f"{group}={path.stem}", *extra]))
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("experiment/**/*.yaml")), ids=lambda p: p.stem)
+def test_every_experiment_composes_and_builds_for_every_verb(path):
+    name = path.relative_to(CONF / "experiment").with_suffix("").as_posix()
+
+    for verb in VERBS:
+        build_verb_config(verb, compose(verb, [f"experiment={name}"]))
+
+
+def modules_loaded_by(code):
+    script = (
+        f"{code}\nimport sys; print(' '.join(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_help_and_a_repeated_command_do_not_wait_for_torch_or_ray(verb):
+    loaded = modules_loaded_by(
+        f"import stages.{verb}; from pipeline.commandline import _help; _help({verb!r}, '')"
+    )
+
+    assert not loaded & {"torch", "ray", "kornia", "zarr", "matplotlib", "sklearn"}
+
+
+def test_the_serial_executor_imports_no_ray():
+    loaded = modules_loaded_by(
+        "import stages.precompute\n"
+        "from pipeline.cluster import build_executor\n"
+        "from pipeline.config import LocalClusterConfig\n"
+        "build_executor('serial', LocalClusterConfig())"
+    )
+
+    assert "ray" not in loaded
+    assert build_executor("serial", LocalClusterConfig()) is not None
+
+
+def test_importing_any_module_does_nothing():
+    """No Ray, no logging set-up, no CUDA, no files."""
+    names = [
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for p in MODULES
+    ]
+    code = (
+        "import importlib, logging, os\n"
+        "before = set(os.listdir('.')), list(logging.getLogger().handlers)\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        "import sys, torch\n"
+        "assert 'ray' not in sys.modules\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "assert (set(os.listdir('.')), list(logging.getLogger().handlers)) == before\n"
+    )
+
+    assert "torch" in modules_loaded_by(code)
