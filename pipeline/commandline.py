@@ -114,11 +114,16 @@ def _section_names(verb: str) -> list[str]:
     return list(dict.fromkeys(spec.name for name in verbs for spec in fields(VERBS[name])))
 
 
-def _check_word(verb: str, word: str) -> None:
+def section_of(word: str) -> str:
+    """The section that an override changes."""
     key = word.lstrip("+~").split("=", 1)[0]
-    if "=" not in word:
+    return key.split("@")[-1].split(".")[0].split("/")[0]
+
+
+def _check_word(verb: str, word: str) -> None:
+    if "=" not in word and not word.startswith("~"):
         raise ConfigError(f"cannot read {word!r}; options are written key=value, see --help")
-    section = key.split("@")[-1].split(".")[0].split("/")[0]
+    section = section_of(word)
     names = [*_section_names(verb), "experiment"]
     if section not in names:
         raise ConfigError(

@@ -41,7 +41,7 @@ class DemoDataConfig:
     """Of the digits that no test has."""
     teacher_digits: int | None = None
     """Likewise; null takes them all."""
-    teacher_placements: int = 2
+    teacher_placements: int = 3
     """Pastes of each digit."""
     train_placements: int = 1
     test_placements: int = 2
@@ -559,7 +559,8 @@ class ReportOptions:
 
     title: str = "Distillation report"
     columns: dict[str, str] = field(default_factory=dict)
-    """Name -> <split>.<metric> of evaluate, or all.<metric> for the mean over splits."""
+    """Name -> <split>.<metric> of evaluate, or all.<metric> for the mean over splits; empty takes
+    accuracy, agreement and EPG of the split `test`."""
     baseline: str = "kd"
     candidate: str = "e2kd"
     """The paired difference is candidate - baseline, seed by seed."""
@@ -568,6 +569,8 @@ class ReportOptions:
     """Printed last: what to try next."""
 
     def __post_init__(self) -> None:
+        if not self.columns:
+            object.__setattr__(self, "columns", {n: f"test.{n}" for n in ("accuracy", "agreement", "epg")})
         require(
             self.paired_column in self.columns,
             f"report.paired_column={self.paired_column} is not one of report.columns: {', '.join(self.columns)}",

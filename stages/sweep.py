@@ -2,7 +2,8 @@
 
     python -m stages.sweep experiment=demo
     python -m stages.sweep experiment=demo seeds=[5,6,7] parallel=4
-    python -m stages.sweep store.path=stores/demo run=taus "arms={t1: [method.tau=1], t4: [method.tau=4]}"
+    python -m stages.sweep store.path=stores/demo run=taus \\
+        "arms={t1: ['method.tau=1'], t4: ['method.tau=4']}"
 
 Reads   <store.path>
 Writes  runs/<run>/students/<arm>-seed<n>-<id>/ as distill and evaluate do, then runs/<run>/sweep.json
@@ -22,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.commandline import RUNS, compose, main, plain
+from pipeline.commandline import RUNS, compose, main, plain, section_of
 from pipeline.config import DistillConfig, EvaluateConfig, SweepConfig, build_verb_config
 from pipeline.errors import UserError
 from pipeline.progress import progress
@@ -82,7 +83,7 @@ def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
 
 
 def _plan(config: SweepConfig, base: Sequence[str]) -> list[StudentRun]:
-    shared = [word for word in base if word.split("=")[0].lstrip("+") not in _OWN_SECTIONS]
+    shared = [word for word in base if section_of(word) not in _OWN_SECTIONS]
     inputs: dict[str, str] = {}
     students = []
     # Seeds outermost: whatever finishes first is comparable.

@@ -8,9 +8,10 @@ classes apart. `teacher` has both photographs for every digit. `test` keeps the 
 `test_swapped` shows the same pasted digits on the other photograph. The tests share no digit with
 `teacher` or `train`.
 
-The photographs are grey because their colours would give them away in any single pixel, the digit's
-own surroundings included, and then no explanation could tell a student where not to look. Without
-colour a photograph is known by its texture, over an area: evidence that lies beside the digit.
+The crops are grey and of equal exposure because a colour or a brightness would give a photograph away
+in any single pixel, the digit's own surroundings included, and then no explanation could tell a
+student where not to look. So a photograph is known by its texture, over an area: evidence that lies
+beside the digit. And the texture is strong enough that the digit has to be found.
 """
 
 from __future__ import annotations
@@ -32,7 +33,14 @@ if TYPE_CHECKING:
 
 PHOTOGRAPHS = ("china", "flower")
 CANDIDATE_CROPS = 4
-SPLITS = ("teacher", "train", "test", "test_swapped")
+INK = 0.25
+"""Pixels with more than this share of ink belong to the digit's mask."""
+CONTRAST = 0.14
+"""Standard deviation of a crop's brightness, whose mean is one half."""
+MIN_STD = 0.08
+"""Of the crop before that: a plain sky is not blown up into noise."""
+SPLITS = {"teacher": 1, "train": 2, "test": 3, "test_swapped": 3}
+"""Split -> the series its placements are drawn from: the two tests paste alike, no others do."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +86,9 @@ class DemoSource:
 
     def read(self, record: Record) -> Content:
         """The frame and the digit's mask, both as PNG of `data.image_size` squared."""
-        digit, placement_index, photograph = record.content
-        frame, ink = self._paste(digit, placement_index, photograph)
-        mask = np.where(ink > 0.25, 255, 0).astype(np.uint8)
+        series, digit, number, photograph = record.content
+        frame, ink = self._paste(digit, self._placement(series, digit, number), photograph)
+        mask = np.where(ink > INK, 255, 0).astype(np.uint8)
         return Content(image=_png(frame), suffix="png", mask=_png(mask))
 
     def _placements(self, split: str) -> int:
@@ -93,17 +101,18 @@ class DemoSource:
     def _record(self, split: str, digit: int, placement: int, label: int) -> Record:
         odd = label % 2
         photograph = {"teacher": (digit + placement) % 2, "test_swapped": 1 - odd}.get(split, odd)
+        paste = (SPLITS[split], digit, placement)
         return Record(
             key=f"{split}_{digit:04d}_{placement}",
             split=split,
             label=label,
             group=2 * odd + photograph,
-            boxes=(self._box(digit, placement, label),),
-            content=(digit, placement, photograph),
+            boxes=(self._box(paste, label),),
+            content=(*paste, photograph),
         )
 
-    def _box(self, digit: int, placement: int, label: int) -> Box:
-        rows, columns = np.nonzero(self._ink(digit, self._placement(digit, placement)) > 0.25)
+    def _box(self, paste: tuple[int, int, int], label: int) -> Box:
+        rows, columns = np.nonzero(self._ink(paste[1], self._placement(*paste)) > INK)
         scale = 2.0 / self.config.image_size
         return Box(
             label=label,
@@ -113,8 +122,8 @@ class DemoSource:
             y1=float((rows.max() + 1) * scale - 1),
         )
 
-    def _placement(self, digit: int, placement: int) -> Placement:
-        generator = np.random.default_rng([self.config.seed, 1, digit, placement])
+    def _placement(self, series: int, digit: int, number: int) -> Placement:
+        generator = np.random.default_rng([self.config.seed, series, digit, number])
         side = self.config.image_size
         size = int(generator.integers(self.config.min_digit_size, self.config.max_digit_size + 1))
         left, top = (int(generator.integers(0, side - size + 1)) for _ in range(2))
@@ -134,9 +143,8 @@ class DemoSource:
         return ink
 
     def _paste(
-        self, digit: int, placement_index: int, photograph: int
+        self, digit: int, placement: Placement, photograph: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-        placement = self._placement(digit, placement_index)
         ink = self._ink(digit, placement)
         candidates = [self._background(photograph, crop) for crop in placement.crops]
         colours = [_contrasting_colour(background, ink, placement.hue) for background in candidates]
@@ -150,8 +158,10 @@ class DemoSource:
         side, left, top = (int(value) for value in crop)
         pixels = load_photographs()[photograph][top : top + side, left : left + side]
         size = (self.config.image_size, self.config.image_size)
-        grey = Image.fromarray(pixels).convert("L").resize(size, Image.Resampling.BILINEAR)
-        return np.repeat(np.asarray(grey, dtype=np.float64)[:, :, None] / 255, 3, axis=2)
+        resized = Image.fromarray(pixels).convert("L").resize(size, Image.Resampling.BILINEAR)
+        grey = np.asarray(resized, dtype=np.float64) / 255
+        exposed = 0.5 + CONTRAST * (grey - grey.mean()) / max(grey.std(), MIN_STD)
+        return np.repeat(exposed.clip(0, 1)[:, :, None], 3, axis=2)
 
 
 def _contrasting_colour(

@@ -1,0 +1,395 @@
+"""The whole path on a tiny set, stage by stage: what each writes, repeats, resumes and refuses."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import training, training_run
+from pipeline.commandline import RUNS, compose, main
+from pipeline.config import (
+    AugmentConfig,
+    ConfigError,
+    DistillConfig,
+    E2KDConfig,
+    EvaluateConfig,
+    EvaluateOptions,
+    LabelTeachingConfig,
+    OperationConfig,
+    OptimizerConfig,
+    ReportConfig,
+    ReportOptions,
+    StoreConfig,
+    SubsetConfig,
+    SweepConfig,
+    TeachConfig,
+    TrainerConfig,
+    build_verb_config,
+)
+from pipeline.models import WeightsError, build_model, load_weights
+from pipeline.runs import load_model, read_cost
+from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.reader import Store
+from pipeline.training import read_metrics
+from stages import distill, evaluate, precompute, report, sweep, teach
+from tests.conftest import TINY_DATA, precompute_config
+
+PAD_CROP = AugmentConfig(operations=(OperationConfig(kind="pad_crop", padding=2),))
+TRAINER = TrainerConfig(epochs=3, batch_size=8, num_threads=1, log_every_steps=2)
+
+
+def distill_config(frozen, **options):
+    return DistillConfig(
+        store=StoreConfig(path=str(frozen.store.path)),
+        student=replace(frozen.config.teacher, weights=None),
+        method=options.pop("method", E2KDConfig(tau=4.0)),
+        augment=PAD_CROP,
+        optimizer=OptimizerConfig(),
+        trainer=options.pop("trainer", TRAINER),
+        subset=SubsetConfig(),
+        run=options.pop("run", "one"),
+        **options,
+    )
+
+
+def evaluate_config(frozen, run="one", **options):
+    return EvaluateConfig(
+        store=StoreConfig(path=str(frozen.store.path)),
+        evaluate=EvaluateOptions(splits=("test", "test_swapped"), num_pictures=4, **options),
+        run=run,
+    )
+
+
+def weights_of(run):
+    return load_model(RUNS / run / "distill")[0].state_dict()
+
+
+def assert_equal_states(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+# ---- precompute ----------------------------------------------------------------------------------
+
+
+def test_a_second_precompute_computes_nothing(frozen):
+    assert precompute.run(frozen.config) == precompute.PrecomputeResult(
+        packed_records=0, teacher_records=0
+    )
+
+
+def test_a_second_teacher_adds_a_folder_and_touches_no_image(tmp_path, tiny_teacher):
+    store = tmp_path / "store"
+    precompute.run(precompute_config(store, tiny_teacher))
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*.tar")}
+    other = tmp_path / "other.safetensors"
+    from safetensors.torch import save_file
+
+    save_file(build_model(replace(tiny_teacher, weights=None), 10).state_dict(), other)
+
+    result = precompute.run(precompute_config(store, replace(tiny_teacher, weights=str(other))))
+
+    assert (result.packed_records, result.teacher_records) == (0, 72)
+    assert len(Store(store).pass_folders()) == 2
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*.tar")} == before
+    with pytest.raises(
+        StoreMismatchError, match=r"several teacher passes; set store\.teacher to one of"
+    ):
+        Store(store).open_pass()
+
+
+def test_other_data_in_the_same_store_is_refused(frozen):
+    config = replace(frozen.config, data=replace(TINY_DATA, seed=1))
+
+    with pytest.raises(StoreMismatchError, match=r"choose another store\.path"):
+        precompute.run(config)
+
+
+def test_another_plan_in_the_same_store_is_refused(frozen):
+    config = replace(frozen.config, store=replace(frozen.config.store, shard_size=17))
+
+    with pytest.raises(StoreMismatchError, match=r"store\.shard_size=16"):
+        precompute.run(config)
+
+
+def test_an_unfinished_store_of_other_data_is_never_mixed(tmp_path):
+    config = precompute_config(tmp_path / "store")
+    precompute.run(config)
+    (tmp_path / "store" / "manifest.json").unlink()
+
+    with pytest.raises(StoreMismatchError, match="unfinished store of other data"):
+        precompute.run(replace(config, data=replace(TINY_DATA, seed=1)))
+
+
+def test_a_teacher_without_weights_is_refused_with_the_way_out(frozen):
+    config = replace(frozen.config, teacher=replace(frozen.config.teacher, weights=None))
+    with pytest.raises(ConfigError, match=r"teacher\.weights is not set.*stages\.teach"):
+        precompute.run(config)
+
+    config = replace(frozen.config, teacher=replace(frozen.config.teacher, weights="gone.pt"))
+    with pytest.raises(ConfigError, match=r"teacher\.weights=gone\.pt does not exist"):
+        precompute.run(config)
+
+
+def test_weights_that_do_not_fit_list_the_keys(frozen):
+    wider = replace(frozen.config.teacher, width=5, name="resnet14", weights=None)
+
+    with pytest.raises(
+        WeightsError, match=r"missing: layer1\.1.*wrong shape: bn1\.bias \(4,\) instead of \(5,\)"
+    ):
+        load_weights(build_model(wider, 10), Path(frozen.config.teacher.weights))
+
+
+def test_published_names_are_understood(tmp_path, frozen):
+    model = build_model(frozen.config.teacher, 10)
+    nested = {"state_dict": {f"module.{name}": t for name, t in model.state_dict().items()}}
+    torch.save(nested, tmp_path / "weights.th")
+
+    loaded = build_model(replace(frozen.config.teacher, weights=str(tmp_path / "weights.th")), 10)
+
+    assert_equal_states(loaded.state_dict(), model.state_dict())
+
+
+# ---- teach ---------------------------------------------------------------------------------------
+
+
+def test_a_teacher_is_trained_from_a_store_that_holds_none(tmp_path):
+    store = tmp_path / "store"
+    precompute.run(precompute_config(store))
+    config = TeachConfig(
+        store=StoreConfig(path=str(store)),
+        teacher=distill_model(),
+        teaching=LabelTeachingConfig(
+            split="teacher", trainer=replace(TRAINER, epochs=2), augment=PAD_CROP
+        ),
+        evaluate=EvaluateOptions(splits=("test",)),
+        run="t",
+    )
+
+    result = teach.run(config)
+
+    assert 0 <= result.accuracy["test"] <= 1
+    weights = Path(result.weights).read_bytes()
+    assert teach.run(config) == result
+    assert Path(result.weights).read_bytes() == weights
+    frozen_config = precompute_config(store, replace(distill_model(), weights=result.weights))
+    assert precompute.run(frozen_config).teacher_records == 72
+
+
+def distill_model():
+    from pipeline.config import CifarModelConfig
+
+    return CifarModelConfig(name="resnet8", width=4)
+
+
+# ---- distill -------------------------------------------------------------------------------------
+
+
+def test_a_run_writes_its_student_config_metrics_and_cost(frozen):
+    result = distill.run(distill_config(frozen))
+
+    folder = RUNS / "one" / "distill"
+    assert result.trained_epochs == 3
+    assert {path.name for path in folder.iterdir()} == {
+        "checkpoint.pt",
+        "config.yaml",
+        "cost.json",
+        "metrics.jsonl",
+        "model.json",
+        "model.safetensors",
+        "tensorboard",
+    }
+    lines = list(read_metrics(folder))
+    assert [line["step"] for line in lines] == [2, 4, 5, 7, 9, 10, 12, 14, 15]
+    assert all(
+        {"kd", "map", "total", "valid_map_fraction", "lr", "records_per_second"} <= set(line)
+        for line in lines
+    )
+    assert read_cost(folder)["records"] == 3 * 40
+
+
+def test_a_finished_run_is_left_as_it_is(frozen):
+    distill.run(distill_config(frozen))
+    before = weights_of("one")
+
+    assert distill.run(distill_config(frozen)).trained_epochs == 0
+    assert_equal_states(weights_of("one"), before)
+
+
+def test_the_same_seed_gives_the_same_student_and_another_another(frozen):
+    for run, seed in (("a", 0), ("b", 0), ("c", 1)):
+        distill.run(distill_config(frozen, run=run, seed=seed))
+
+    assert_equal_states(weights_of("a"), weights_of("b"))
+    assert not torch.equal(weights_of("a")["linear.weight"], weights_of("c")["linear.weight"])
+
+
+def test_a_killed_run_resumes_to_the_same_student(frozen, monkeypatch):
+    distill.run(distill_config(frozen, run="whole"))
+
+    class Killed(BaseException):
+        pass
+
+    original = training.train_step
+    steps = []
+
+    def dying_step(*args):
+        steps.append(None)
+        if len(steps) == 8:  # in the middle of the second of three epochs
+            raise Killed
+        return original(*args)
+
+    monkeypatch.setattr(training, "train_step", dying_step)
+    with pytest.raises(Killed):
+        distill.run(distill_config(frozen, run="killed"))
+    monkeypatch.setattr(training, "train_step", original)
+    assert not (RUNS / "killed" / "distill" / "model.safetensors").exists()
+
+    result = distill.run(distill_config(frozen, run="killed"))
+
+    assert result.trained_epochs == 2
+    assert_equal_states(weights_of("killed"), weights_of("whole"))
+    steps_logged = [
+        [line["step"] for line in read_metrics(RUNS / run / "distill")]
+        for run in ("killed", "whole")
+    ]
+    assert steps_logged[0] == steps_logged[1]
+
+
+def test_a_run_folder_of_other_options_is_refused_with_the_difference(frozen):
+    distill.run(distill_config(frozen))
+
+    with pytest.raises(ConfigError, match=r"method\.tau=4\.0 where this one has 2\.0"):
+        distill.run(distill_config(frozen, method=E2KDConfig(tau=2.0)))
+
+
+def test_labels_need_no_teacher(tmp_path, frozen):
+    from pipeline.config import LabelsConfig
+
+    store = tmp_path / "store"
+    precompute.run(precompute_config(store))
+    config = distill_config(frozen, method=LabelsConfig())
+
+    assert distill.run(replace(config, store=StoreConfig(path=str(store)))).trained_epochs == 3
+
+
+def test_the_three_map_treatments_are_three_different_students(frozen):
+    for control in ("none", "shuffled", "unaugmented"):
+        distill.run(distill_config(frozen, run=control, method=E2KDConfig(map_control=control)))
+
+    heads = [
+        weights_of(control)["linear.weight"] for control in ("none", "shuffled", "unaugmented")
+    ]
+    assert not torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    assert not torch.equal(heads[1], heads[2])
+
+
+def test_views_that_shrink_the_frame_too_much_are_warned_of(frozen, caplog):
+    config = distill_config(frozen, trainer=replace(TRAINER, epochs=1))
+    distill.run(replace(config, augment=replace(PAD_CROP, size=8)))
+
+    assert "up to 2.0 times" in caplog.text
+    assert training_run.MAX_DOWNSCALE == 1.2
+
+
+# ---- evaluate, sweep, report ---------------------------------------------------------------------
+
+
+def test_an_evaluation_agrees_with_the_teacher_it_names(frozen):
+    distill.run(distill_config(frozen))
+
+    result = evaluate.run(evaluate_config(frozen))
+
+    for metrics in result.splits.values():
+        assert metrics["records"] == 10
+        assert set(metrics) == {
+            "records", "accuracy", "group_accuracy", "worst_group_accuracy", "epg", "iou", "agreement",
+            "kl_to_teacher", "teacher_accuracy", "teacher_epg", "map_cosine", "valid_map_fraction",
+        }  # fmt: skip
+    assert evaluate.run(evaluate_config(frozen)) == result
+
+
+@pytest.mark.parametrize("region", ["boxes", "masks"])
+def test_the_teacher_judged_as_its_own_student_agrees_with_itself(frozen, region):
+    from pipeline.runs import TrainedModel, save_model
+
+    teacher = build_model(frozen.config.teacher, 10)
+    name = frozen.store.open_pass().name
+    trained = TrainedModel(
+        config=frozen.config.teacher, num_classes=10, input_size=(16, 16), teacher=name
+    )
+    save_model(RUNS / "self" / "distill", teacher, trained)
+
+    splits = evaluate.run(evaluate_config(frozen, run="self", region=region)).splits
+
+    for metrics in splits.values():
+        assert metrics["agreement"] == 1
+        assert metrics["accuracy"] == metrics["teacher_accuracy"]
+        assert metrics["kl_to_teacher"] < 1e-5  # the store rounds logits to half precision
+        assert metrics["map_cosine"] > 0.9999
+
+
+def test_a_sweep_finishes_every_student_once_and_a_report_gathers_them(frozen, capsys):
+    base = [
+        f"store.path={frozen.store.path}", "run=grid", "student.name=resnet8", "student.width=4",
+        "trainer.epochs=1", "trainer.batch_size=8", "evaluate.splits=[test,test_swapped]",
+        "arms={kd: ['method=kd'], e2kd: ['method=e2kd', 'method.tau=2']}", "seeds=[3,4]",
+    ]  # fmt: skip
+    config: SweepConfig = build_verb_config("sweep", compose("sweep", base))
+
+    first = sweep.run(config, base)
+    again = sweep.run(config, base)
+    more = sweep.run(replace(config, seeds=(3, 4, 5)), base)
+
+    assert (first.students, first.finished_now) == (4, 4)
+    assert (again.students, again.finished_now) == (4, 0)
+    assert (more.students, more.finished_now) == (6, 2)
+    result = report.run(
+        ReportConfig(
+            store=StoreConfig(path=str(frozen.store.path)),
+            report=ReportOptions(
+                columns={"accuracy": "test.accuracy", "epg": "all.epg"}, next_command="make next"
+            ),
+            run="grid",
+        )
+    )
+    values = json.loads(Path(result.json).read_text())
+    runs = {(row["method"], row["seed"]): row["accuracy"] for row in values["runs"]}
+    assert set(runs) == {(arm, seed) for arm in ("kd", "e2kd") for seed in (3, 4, 5)}
+    per_seed = values["paired_difference"]["per_seed"]
+    assert per_seed == {str(s): pytest.approx(runs["e2kd", s] - runs["kd", s]) for s in (3, 4, 5)}
+    assert values["paired_difference"]["mean"] == pytest.approx(sum(per_seed.values()) / 3)
+    html = Path(result.html).read_text()
+    assert "http" not in html.replace("http://www.w3.org", "")  # self-contained
+    assert html.count("data:image/") == 2
+    assert capsys.readouterr().out.splitlines()[-1] == "next: make next"
+
+
+def test_a_failing_student_does_not_stop_the_others(frozen):
+    base = [
+        f"store.path={frozen.store.path}", "run=grid", "student.name=resnet8", "student.width=4",
+        "trainer.epochs=1", "trainer.batch_size=8", "seeds=[0]",
+        "arms={good: ['method=labels'], bad: ['method=kd', 'trainer.batch_size=4096']}",
+    ]  # fmt: skip
+
+    with pytest.raises(
+        sweep.SweepError, match=r"1 of 2 students failed.*bad-seed0.*trainer\.batch_size=4096"
+    ):
+        sweep.run(build_verb_config("sweep", compose("sweep", base)), base)
+
+    assert len(list((RUNS / "grid" / "students").glob("good-*/evaluate/metrics.json"))) == 1
+
+
+def test_a_stage_that_is_interrupted_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["distill"])
+    with pytest.raises(SystemExit) as exit_:
+        main("distill", interrupted, "doc")
+
+    assert exit_.value.code == 130
+    assert "the same command goes on" in capsys.readouterr().err
