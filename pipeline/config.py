@@ -37,7 +37,7 @@ class DemoDataConfig:
     image_size: int = 32
     """Pixels a side."""
     test_digits: int = 350
-    train_digits: int = 900
+    train_digits: int = 700
     """Of the digits that no test has."""
     teacher_digits: int | None = None
     """Likewise; null takes them all."""
@@ -570,7 +570,9 @@ class ReportOptions:
 
     def __post_init__(self) -> None:
         if not self.columns:
-            object.__setattr__(self, "columns", {n: f"test.{n}" for n in ("accuracy", "agreement", "epg")})
+            object.__setattr__(
+                self, "columns", {n: f"test.{n}" for n in ("accuracy", "agreement", "epg")}
+            )
         require(
             self.paired_column in self.columns,
             f"report.paired_column={self.paired_column} is not one of report.columns: {', '.join(self.columns)}",
