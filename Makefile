@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 ARGS ?=
+DEMO_distill := method.tau=4 method.lambda_map=3
 STAGES := precompute teach verify distill evaluate sweep report
 .PHONY: help install demo test test-all lint format lock clean $(STAGES)
 
@@ -39,7 +40,7 @@ evaluate: install ## judge a student
 sweep: install ## many students from one store
 report: install ## one HTML page from a sweep
 teach verify distill evaluate sweep report:
-	@$(PY) -m stages.$@ $(if $(strip $(ARGS)),$(ARGS),experiment=demo)
+	@$(PY) -m stages.$@ $(if $(strip $(ARGS)),$(ARGS),$(DEMO_$@) experiment=demo)
 
 test: install ## the tests, under 10 minutes on 2 cores
 	@$(PY) -m pytest -q $(ARGS)

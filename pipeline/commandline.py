@@ -7,20 +7,22 @@ override may name only sections that the verb reads; an experiment may set any o
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import sys
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import VERBS, ConfigError, build_verb_config
+from pipeline.config import VERBS, ConfigError
+from pipeline.config_builder import build_verb_config
 from pipeline.errors import UserError
+from pipeline.runs import RUNS, save_config, to_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-RUNS = Path("runs")
 _SWEPT_VERBS = ("distill", "evaluate")
 
 
@@ -35,7 +37,7 @@ def main(verb: str, run: Callable[[Any], Any], doc: str | None) -> None:
             print(_help(verb, doc or ""))
             return
         if words[:1] == ["--cfg"]:
-            print(_yaml(sections(verb, compose(verb, words[2:]))), end="")
+            print(to_yaml(sections(verb, compose(verb, words[2:]))), end="")
             return
         composed = compose(verb, words)
         config = build_verb_config(verb, composed)
@@ -79,34 +81,6 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
 def sections(verb: str, composed: dict[str, Any]) -> dict[str, Any]:
     """The part of a composed config that the verb reads."""
     return {name: value for name, value in composed.items() if name in _section_names(verb)}
-
-
-def save_config(path: Path, values: dict[str, Any]) -> None:
-    """Write a resolved config as YAML beside what it made."""
-    from pipeline.store.files import write_atomically
-
-    write_atomically(path, _yaml(values).encode())
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain values."""
-    values: dict[str, Any] = _without_tuples(asdict(config))
-    return values
-
-
-def _without_tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_tuples(member) for name, member in value.items()}
-    return (
-        [_without_tuples(member) for member in value] if isinstance(value, (list, tuple)) else value
-    )
-
-
-def _yaml(values: dict[str, Any]) -> str:
-    import yaml
-
-    text: str = yaml.safe_dump(values, sort_keys=False)
-    return text
 
 
 def _section_names(verb: str) -> list[str]:
@@ -183,7 +157,7 @@ def _help(verb: str, doc: str) -> str:
         if path.is_dir() and path.name in [*_section_names(verb), "experiment"]
     }
     choices = "\n".join(f"  {name}={' | '.join(options)}" for name, options in groups.items())
-    defaults = _yaml(sections(verb, compose(verb, [])))
+    defaults = to_yaml(sections(verb, compose(verb, [])))
     return (
         f"{doc.strip()}\n\nGroups:\n{choices}\n\nOptions and their defaults (section.option=value):\n\n{defaults}"
         "\n--cfg job [key=value ...] prints the resolved config and does nothing."
@@ -193,7 +167,7 @@ def _help(verb: str, doc: str) -> str:
 def _print_result(result: Any) -> None:
     if is_dataclass(result) and not isinstance(result, type):
         for name, value in asdict(result).items():
-            print(f"{name}: {value}")
+            print(f"{name}: {json.dumps(value) if isinstance(value, dict) else value}")
 
 
 def _complain(verb: str, error: Exception, code: int) -> int:

@@ -11,7 +11,6 @@ because the zeros outside the frame do not commute with it.
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from pipeline.config import ConfigError
 from pipeline.records import Targets
+from pipeline.seeds import derive_seed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,11 +37,6 @@ _DEFAULT_CROP_SCALE = (0.08, 1.0)
 
 _FINE_GRID = 56
 """Coverage is measured on a grid at least this fine; a 7x7 cell may lie partly outside."""
-
-
-def derive_seed(*parts: object) -> int:
-    """A 32-bit seed from any parts; torch's CPU generator ignores the bits above 32."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "little")
 
 
 # ---- drawing -------------------------------------------------------------------------------------

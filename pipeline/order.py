@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.config import ConfigError
-from pipeline.geometry import derive_seed
+from pipeline.seeds import derive_seed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

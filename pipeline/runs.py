@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline.commandline import RUNS, plain, save_config
-from pipeline.config import CifarModelConfig, ConfigError, build_config
+from pipeline.config import KINDS, ConfigError
+from pipeline.config_builder import build_config
 from pipeline.store.files import write_atomically
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pipeline.config import ModelConfig
 
+RUNS = Path("runs")
 CONFIG_NAME = "config.yaml"
 MODEL_NAME = "model.safetensors"
 DESCRIPTION_NAME = "model.json"
@@ -55,6 +56,31 @@ def open_run(verb: str, run: str, config: Any, inputs: dict[str, str]) -> Path:
     else:
         save_config(path, values)
     return folder
+
+
+def save_config(path: Path, values: dict[str, Any]) -> None:
+    """Write a resolved config as YAML beside what it made."""
+    write_atomically(path, to_yaml(values).encode())
+
+
+def to_yaml(values: dict[str, Any]) -> str:
+    """Plain values as YAML, in their order."""
+    text: str = yaml.safe_dump(values, sort_keys=False)
+    return text
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain values."""
+    values: dict[str, Any] = _without_tuples(asdict(config))
+    return values
+
+
+def _without_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_tuples(member) for name, member in value.items()}
+    return (
+        [_without_tuples(member) for member in value] if isinstance(value, (list, tuple)) else value
+    )
 
 
 def is_finished(folder: Path) -> bool:
@@ -96,7 +122,11 @@ def read_description(folder: Path) -> TrainedModel:
     values = json.loads((folder / DESCRIPTION_NAME).read_text())
     return TrainedModel(
         # The weights lie beside the description, wherever training started from.
-        config=build_config(CifarModelConfig, values["model"] | {"weights": None}, "model.json"),
+        config=build_config(
+            KINDS["student"][values["model"]["kind"]],
+            values["model"] | {"weights": None},
+            DESCRIPTION_NAME,
+        ),
         num_classes=values["num_classes"],
         input_size=tuple(values["input_size"]),
         teacher=values["teacher"],

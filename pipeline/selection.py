@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.config import ConfigError
-from pipeline.geometry import derive_seed
 from pipeline.records import NO_LABEL
+from pipeline.seeds import derive_seed
 
 if TYPE_CHECKING:
     import pyarrow as pa

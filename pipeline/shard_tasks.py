@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.store.images import receipt_path, write_image_shard
 from pipeline.store.index import PASS_RECEIPT_SCHEMA, write_table
+from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,10 +71,9 @@ class AnnotateShard:
         import pyarrow as pa
 
         from pipeline.store.frames import read_frames
-        from pipeline.store.reader import Store
 
         started = time.monotonic()
-        store = Store(self.store_path)
+        store = self._store
         keys = store.shard_keys(shard)
         # The number of threads may change the last bits of a sum; so it is the same everywhere.
         with torch_threads(self.num_threads):
@@ -95,6 +95,10 @@ class AnnotateShard:
             },
         )
         return ShardResult(name=shard.name, records=len(keys), seconds=time.monotonic() - started)
+
+    @cached_property
+    def _store(self) -> Store:
+        return Store(self.store_path)
 
     @cached_property
     def _annotator(self) -> TeacherAnnotator:

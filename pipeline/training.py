@@ -3,42 +3,32 @@
 from __future__ import annotations
 
 import io
-import json
 import math
-import time
-from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
-from pipeline.config import ConfigError, E2KDConfig
-from pipeline.errors import UserError
-from pipeline.explainers import EXPLAINERS
+from pipeline.config import ConfigError
+from pipeline.explainers import DEFAULT_EXPLAINER, EXPLAINERS, Explainer
 from pipeline.geometry import view_images, view_targets
 from pipeline.losses.terms import StudentOutput
+from pipeline.metric_log import MetricWriter, StepLog
 from pipeline.store.files import write_atomically
 from pipeline.stream import move_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
-
-    from torch import Tensor
 
     from pipeline.config import OptimizerConfig, TrainerConfig
     from pipeline.losses.terms import DistillationLoss, LossTerms
-    from pipeline.models.output import GapLinearModel, ModelOutput
+    from pipeline.models.output import ModelOutput
     from pipeline.records import Batch
     from pipeline.stream import TrainingStream
 
 CHECKPOINT_NAME = "checkpoint.pt"
-METRICS_NAME = "metrics.jsonl"
-
-
-class DivergedError(UserError, RuntimeError):
-    """A loss that is no longer a number."""
 
 
 # ---- parts ---------------------------------------------------------------------------------------
@@ -81,11 +71,13 @@ def learning_rate(config: TrainerConfig, lr: float, epoch: int) -> float:
 
 @dataclass(kw_only=True)
 class Training:
-    """What changes while a model learns; all of it is in a checkpoint."""
+    """A model that learns, and where it is; what changes is in its checkpoints."""
 
     model: nn.Module
     loss: DistillationLoss
     optimizer: torch.optim.Optimizer
+    explain: Explainer = EXPLAINERS[DEFAULT_EXPLAINER]
+    """The teacher's own, so that equal maps mean equal explanations; not in a checkpoint."""
     epoch: int = 0
     step: int = 0
     """Of the epoch: the next one to take."""
@@ -136,16 +128,13 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
     output: ModelOutput = training.model(view_images(batch, input_size))
     if not loss.needs_targets:
         return cast("LossTerms", loss(StudentOutput(logits=output.logits), None, batch.labels))
-    config = getattr(loss, "config")  # noqa: B009
-    control = config.map_control if isinstance(config, E2KDConfig) else "none"
     grid = (output.features.shape[-2], output.features.shape[-1])
     needs_maps = loss.needs_maps(training.global_step)
-    (targets,) = view_targets(batch, grid, control, with_maps=needs_maps)
+    (targets,) = view_targets(batch, grid, loss.map_control, with_maps=needs_maps)
     maps = None
     if needs_maps:
         assert targets.explained_class is not None
-        explain = EXPLAINERS["gradcam"]
-        maps = explain(cast("GapLinearModel", training.model), output, targets.explained_class)
+        maps = training.explain(training.model, output, targets.explained_class)
     student = StudentOutput(logits=output.logits, maps=maps, input_size=input_size)
     return cast("LossTerms", loss(student, targets, batch.labels))
 
@@ -155,52 +144,6 @@ def _parameters(training: Training) -> list[nn.Parameter]:
 
 
 # ---- epochs --------------------------------------------------------------------------------------
-
-
-@dataclass(kw_only=True)
-class StepLog:
-    """Means of the loss terms since the last line, kept on the device until a line is written."""
-
-    write: Callable[[dict[str, float]], None]
-    every_steps: int
-    sums: dict[str, Tensor | float] = field(default_factory=lambda: defaultdict(float))
-    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    """Steps in which each term was present: a guided term is not in every one."""
-    steps: int = 0
-    records: int = 0
-    started: float = field(default_factory=time.monotonic)
-
-    def add(self, training: Training, terms: LossTerms, records: int) -> None:
-        """Count a finished step; write a line when enough have come together."""
-        for name, value in {**terms.terms, **terms.statistics, "total": terms.total}.items():
-            self.sums[name] = self.sums[name] + value.detach()
-            self.counts[name] += 1
-        self.steps += 1
-        self.records += records
-        if self.steps == self.every_steps:
-            self.flush(training)
-
-    def flush(self, training: Training) -> None:
-        """Write what has come together, if anything."""
-        if self.steps == 0:
-            return
-        line = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
-        if not math.isfinite(line["total"]):
-            raise DivergedError(
-                f"the loss is {line['total']} at step {training.global_step} (epoch {training.epoch}); "
-                "lower optimizer.lr, or set trainer.clip_norm"
-            )
-        seconds = time.monotonic() - self.started
-        line |= {
-            "step": training.global_step,
-            "epoch": training.epoch,
-            "lr": training.optimizer.param_groups[0]["lr"],
-            "records_per_second": self.records / seconds,
-        }
-        self.write(line)
-        self.sums, self.counts = defaultdict(float), defaultdict(int)
-        self.steps = self.records = 0
-        self.started = time.monotonic()
 
 
 def fit(
@@ -220,14 +163,8 @@ def fit(
     """
     device = next(training.model.parameters()).device
     load_checkpoint(training, folder)
-    with metric_writer(folder, training.global_step) as write:
-        last: dict[str, float] = {}
-
-        def write_and_keep(line: dict[str, float]) -> None:
-            last.update(line)
-            write(line)
-
-        log = StepLog(write=write_and_keep, every_steps=trainer.log_every_steps)
+    with MetricWriter(folder, training.global_step) as writer:
+        log = StepLog(write=writer.write, every_steps=trainer.log_every_steps)
         while training.epoch < trainer.epochs:
             for group in training.optimizer.param_groups:
                 group["lr"] = learning_rate(trainer, lr, training.epoch)
@@ -244,7 +181,7 @@ def fit(
                 or training.epoch == trainer.epochs
             ):
                 save_checkpoint(training, folder)
-            on_epoch(training.epoch, f"loss {last.get('total', float('nan')):.3f}")
+            on_epoch(training.epoch, f"loss {log.last_total:.3f}")
 
 
 # ---- what is written -----------------------------------------------------------------------------
@@ -265,39 +202,3 @@ def load_checkpoint(training: Training, folder: Path) -> None:
         state = torch.load(path, map_location=device, weights_only=True)
         state["random"] = state["random"].cpu()
         training.load_state(state)
-
-
-class metric_writer:  # noqa: N801, used like a function
-    """metrics.jsonl and TensorBoard events; lines after `global_step` (of a killed attempt) are dropped."""
-
-    def __init__(self, folder: Path, global_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        path = folder / METRICS_NAME
-        lines = list(read_metrics(folder)) if path.exists() else []
-        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= global_step]
-        write_atomically(path, "".join(kept).encode())
-        self.file = path.open("a")
-        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=global_step + 1)
-
-    def __enter__(self) -> Callable[[dict[str, float]], None]:
-        return self._write
-
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
-        self.events.close()
-
-    def _write(self, line: dict[str, float]) -> None:
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
-        for name, value in line.items():
-            if name not in ("step", "epoch"):
-                self.events.add_scalar(name, value, int(line["step"]))
-
-
-def read_metrics(folder: Path) -> Iterator[dict[str, float]]:
-    """Lines of a run's metrics.jsonl; a last line that a kill cut short is left out."""
-    with (folder / METRICS_NAME).open() as file:
-        for text in file:
-            if text.endswith("\n"):
-                yield json.loads(text)

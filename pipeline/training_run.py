@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.geometry import ViewSchedule, derive_seed, downscale
+from pipeline.explainers import DEFAULT_EXPLAINER, EXPLAINERS
+from pipeline.geometry import ViewSchedule, downscale
 from pipeline.models import build_model
+from pipeline.seeds import derive_seed
 from pipeline.stream import TrainingStream
 from pipeline.training import Training, build_optimizer, fit, resolve_device
 
@@ -42,6 +44,7 @@ class TrainingPlan:
     optimizer: OptimizerConfig
     trainer: TrainerConfig
     seed: int
+    explainer: str = DEFAULT_EXPLAINER
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -74,7 +77,10 @@ def train_to_end(
         loader_processes=plan.trainer.loader_processes,
     )
     training = Training(
-        model=model, loss=loss, optimizer=build_optimizer(plan.optimizer, parameters)
+        model=model,
+        loss=loss,
+        optimizer=build_optimizer(plan.optimizer, parameters),
+        explain=EXPLAINERS[plan.explainer],
     )
     fit(
         training,

@@ -20,6 +20,7 @@ from pipeline.commandline import main
 from pipeline.config import LabelsConfig
 from pipeline.progress import progress
 from pipeline.runs import TrainedModel, is_finished, open_run, save_cost, save_model
+from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
@@ -71,21 +72,30 @@ def _train(
     folder: Path,
     on_epoch: Callable[[int, str], None],
 ) -> DistillResult:
+    from pipeline.explainers import DEFAULT_EXPLAINER
     from pipeline.losses import build_loss
     from pipeline.selection import select_training_rows
     from pipeline.stream import StoreDataset
     from pipeline.training_run import TrainingPlan, train_to_end
 
     rows = select_training_rows(store.index, config.split, config.subset)
+    loss = build_loss(config.method)
+    explainer = passes[0].explainer if passes else None
+    if loss.needs_maps(0) and explainer is None:
+        raise StoreMismatchError(
+            f"{passes[0].folder} holds no maps, method={config.method.kind} needs them; "
+            "run stages.precompute with annotate.payloads=[logits,map]"
+        )
     plan = TrainingPlan(
         dataset=StoreDataset(store, rows, passes),
         model=config.student,
         num_classes=passes[0].num_classes if passes else len(store.manifest.classes),
-        loss=build_loss(config.method),
+        loss=loss,
         augment=config.augment,
         optimizer=config.optimizer,
         trainer=config.trainer,
         seed=config.seed,
+        explainer=explainer or DEFAULT_EXPLAINER,
     )
     epochs = 0
     started = time.monotonic()

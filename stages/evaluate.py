@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.commandline import RUNS, main
-from pipeline.runs import load_model, open_run, read_description
+from pipeline.commandline import main
+from pipeline.runs import RUNS, load_model, open_run, read_description
 from pipeline.store.files import sha256_file, write_atomically
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
@@ -69,7 +69,8 @@ def _judge(
     import torch
     from safetensors.torch import save
 
-    from pipeline.evaluation.judge import judge_split, picture_maps
+    from pipeline.evaluation.judge import Subject, judge_split, picture_maps
+    from pipeline.explainers import DEFAULT_EXPLAINER, EXPLAINERS
     from pipeline.selection import rows_of_split
     from pipeline.stream import StoreDataset
     from pipeline.training import resolve_device
@@ -80,17 +81,22 @@ def _judge(
             f"{student} has {trained.num_classes} classes, {passes[0].folder} has {passes[0].num_classes}; "
             "set store.teacher to the pass it learned from"
         )
-    model.to(resolve_device(config.evaluate.device))
     options = config.evaluate
+    explainer = passes[0].explainer if passes else None
+    subject = Subject(
+        model=model.to(resolve_device(options.device)),
+        input_size=trained.input_size,
+        explain=EXPLAINERS[explainer or DEFAULT_EXPLAINER],
+    )
     splits, shown = {}, []
     per_split = -(-options.num_pictures // len(options.splits))
     for split in options.splits:
         rows = rows_of_split(store.index, split)
         dataset = StoreDataset(store, rows, passes, with_regions=True)
-        splits[split] = judge_split(model, dataset, trained.input_size, options)
+        splits[split] = judge_split(subject, dataset, options)
         positions = list(range(min(per_split, len(rows))))
         if positions:
-            shown.append(picture_maps(model, dataset, positions, trained.input_size))
+            shown.append(picture_maps(subject, dataset, positions))
     if shown:
         tensors = {name: torch.cat([part[name] for part in shown]) for name in shown[0]}
         write_atomically(pictures, save(tensors))

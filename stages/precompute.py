@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cluster import build_executor
-from pipeline.commandline import RUNS, main
+from pipeline.commandline import main
 from pipeline.config import NoModelConfig, PrecomputeConfig
 from pipeline.fingerprint import (
     SHORT,
@@ -28,7 +28,7 @@ from pipeline.fingerprint import (
     fingerprint_pass,
 )
 from pipeline.progress import progress
-from pipeline.runs import save_cost
+from pipeline.runs import RUNS, save_cost
 from pipeline.shard_tasks import AnnotateShard, PackShard
 from pipeline.sources import build_source
 from pipeline.store.columns import BACKENDS

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from pipeline.commandline import RUNS, main
+from pipeline.commandline import main
 from pipeline.report.results import (
     arm_summary,
     load_results,
@@ -24,7 +24,7 @@ from pipeline.report.results import (
     student_rows,
     teacher_row,
 )
-from pipeline.runs import read_cost
+from pipeline.runs import RUNS, read_cost
 from pipeline.store.files import write_atomically
 from pipeline.store.reader import Store
 
@@ -109,7 +109,7 @@ def _pictures(results: list[StudentResult]) -> dict[str, Any]:
 
 
 def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str, float]]]]:
-    from pipeline.training import read_metrics
+    from pipeline.metric_log import read_metrics
 
     lines = defaultdict(list)
     for result in results:

@@ -16,6 +16,7 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,16 +24,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.commandline import RUNS, compose, main, plain, section_of
-from pipeline.config import DistillConfig, EvaluateConfig, SweepConfig, build_verb_config
+from pipeline.commandline import compose, main, section_of
+from pipeline.config_builder import build_verb_config
 from pipeline.errors import UserError
 from pipeline.progress import progress
+from pipeline.runs import RUNS, plain
 from pipeline.store.files import sha256_json, write_atomically
 from pipeline.store.reader import Store
 from stages import distill, evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from pipeline.config import DistillConfig, EvaluateConfig, SweepConfig
 
 logger = logging.getLogger("permafrost.sweep")
 
@@ -161,6 +165,9 @@ _queue: Any = None
 def _initialize_child(queue: Any) -> None:
     global _queue
     _queue = queue
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the parent, which ends its children
 
 
 def _run_student(student: StudentRun) -> None:

@@ -52,7 +52,7 @@ def run(config: TeachConfig) -> TeachResult:
 
 
 def _train_and_judge(config: TeachConfig, store: Store, folder: Path, metrics_path: Path) -> None:
-    from pipeline.evaluation.judge import judge_split
+    from pipeline.evaluation.judge import Subject, judge_split
     from pipeline.losses import TEACHINGS
     from pipeline.models import freeze
     from pipeline.selection import rows_of_split
@@ -79,11 +79,11 @@ def _train_and_judge(config: TeachConfig, store: Store, folder: Path, metrics_pa
             bar.set_postfix_str(line)
 
         model = train_to_end(plan, folder, on_epoch)
+    subject = Subject(model=freeze(model), input_size=plan.input_size)
     splits = {
         split: judge_split(
-            freeze(model),
+            subject,
             StoreDataset(store, rows_of_split(store.index, split), with_regions=True),
-            plan.input_size,
             config.evaluate,
         )
         for split in config.evaluate.splits

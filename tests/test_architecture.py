@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.cluster import build_executor
 from pipeline.commandline import CONF, compose
-from pipeline.config import KINDS, VERBS, LocalClusterConfig, build_verb_config
+from pipeline.config import KINDS, VERBS, LocalClusterConfig
+from pipeline.config_builder import build_verb_config
 from pipeline.explainers import EXPLAINERS
 from pipeline.losses import LOSSES, TEACHINGS
 from pipeline.models import PROVIDERS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,8 +23,7 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
-# Of every actor: two processes whose OpenMP threads spin for each other's cores run at a fifth.
-_ACTOR_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+_ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @contextmanager
@@ -36,7 +36,13 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    threads = str(config.threads_per_actor)
+    actor_environment = {
+        "OMP_NUM_THREADS": str(config.threads_per_actor),
+        # Two processes whose OpenMP threads spin for each other's cores run at a fifth of their speed.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # An actor imports this package wherever the driver was started.
+        "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
     ray.init(
         address="local",
         # The driver and Ray's own tasks need a slot beside the actors, or the dataset never starts.
@@ -44,7 +50,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         include_dashboard=False,
         logging_level=logging.WARNING,
         log_to_driver=False,
-        runtime_env={"env_vars": {**_ACTOR_ENVIRONMENT, "OMP_NUM_THREADS": threads}},
+        runtime_env={"env_vars": actor_environment},
     )
     try:
         yield

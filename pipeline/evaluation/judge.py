@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,7 +15,7 @@ from pipeline.evaluation.localization import (
     localization_iou,
     upsample,
 )
-from pipeline.explainers import EXPLAINERS
+from pipeline.explainers import DEFAULT_EXPLAINER, EXPLAINERS, Explainer
 from pipeline.geometry import view_images, view_targets
 from pipeline.losses.map_cosine import map_cosine
 from pipeline.stream import iter_in_order, move_batch
@@ -24,9 +24,23 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pipeline.config import EvaluateOptions
-    from pipeline.models.output import GapLinearModel
     from pipeline.records import Batch, Targets
     from pipeline.stream import StoreDataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """Who is judged: a frozen model, and how its reasons are read."""
+
+    model: nn.Module
+    input_size: tuple[int, int]
+    """(height, width)."""
+    explain: Explainer = EXPLAINERS[DEFAULT_EXPLAINER]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.model.parameters()).device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +65,14 @@ class Judged:
 
 @torch.no_grad()
 def judge_split(
-    model: nn.Module, dataset: StoreDataset, input_size: tuple[int, int], options: EvaluateOptions
+    subject: Subject, dataset: StoreDataset, options: EvaluateOptions
 ) -> dict[str, Any]:
     """Metrics of a model on a selection that includes its regions; fractions in [0, 1].
 
     The dataset's first teacher pass, if any, is what agreement, KL and map cosine compare with.
     """
-    device = next(model.parameters()).device
     judged = [
-        _judge_batch(model, move_batch(batch, device), input_size, options)
+        _judge_batch(subject, move_batch(batch, subject.device), options)
         for batch in iter_in_order(dataset, options.batch_size)
     ]
     logits, labels, groups = (_all(judged, name) for name in ("logits", "labels", "groups"))
@@ -89,17 +102,16 @@ def judge_split(
 
 @torch.no_grad()
 def picture_maps(
-    model: nn.Module, dataset: StoreDataset, positions: list[int], input_size: tuple[int, int]
+    subject: Subject, dataset: StoreDataset, positions: list[int]
 ) -> dict[str, Tensor]:
     """Frames, the model's maps of the label's class and the teacher's maps, for a few records."""
-    device = next(model.parameters()).device
-    batch = move_batch(dataset.__getitems__(positions), device)
-    output = model(view_images(batch, input_size))
+    batch = move_batch(dataset.__getitems__(positions), subject.device)
+    output = subject.model(view_images(batch, subject.input_size))
     pictures = {
         "frames": batch.inputs,
         "labels": batch.labels,
         "predictions": output.logits.argmax(dim=1),
-        "maps": _label_maps(model, output, batch),
+        "maps": _label_maps(subject, output, batch),
     }
     if batch.targets and batch.targets[0].maps is not None:
         pictures["teacher_maps"] = batch.targets[0].maps[:, 0].sum(dim=1)
@@ -107,11 +119,9 @@ def picture_maps(
     return {name: tensor.cpu().contiguous() for name, tensor in pictures.items()}
 
 
-def _judge_batch(
-    model: nn.Module, batch: Batch, input_size: tuple[int, int], options: EvaluateOptions
-) -> Judged:
-    output = model(view_images(batch, input_size))
-    maps = _label_maps(model, output, batch)
+def _judge_batch(subject: Subject, batch: Batch, options: EvaluateOptions) -> Judged:
+    output = subject.model(view_images(batch, subject.input_size))
+    maps = _label_maps(subject, output, batch)
     size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
     regions = _regions(batch, options.region, size)
     no_region = ~regions.flatten(1).any(dim=1)
@@ -131,7 +141,7 @@ def _judge_batch(
         grid = (output.features.shape[-2], output.features.shape[-1])
         targets = view_targets(batch, grid)[0]
         teacher_logits = targets.logits.cpu()
-        cosine = _cosine_to_teacher(model, output, targets, input_size)
+        cosine = _cosine_to_teacher(subject, output, targets)
     return Judged(
         logits=output.logits.float().cpu(),
         maps=maps.cpu(),
@@ -145,12 +155,10 @@ def _judge_batch(
     )
 
 
-def _label_maps(model: nn.Module, output: Any, batch: Batch) -> Tensor:
+def _label_maps(subject: Subject, output: Any, batch: Batch) -> Tensor:
     top1 = output.logits.argmax(dim=1)
     explained = torch.where(batch.labels >= 0, batch.labels, top1)[:, None]
-    maps = EXPLAINERS["gradcam"](
-        cast("GapLinearModel", model), output, explained
-    )  # [B, 1, A, h, w]
+    maps = subject.explain(subject.model, output, explained)  # [B, 1, A, h, w]
     return maps[:, 0].sum(dim=1)
 
 
@@ -163,13 +171,11 @@ def _regions(batch: Batch, kind: str, size: tuple[int, int]) -> Tensor:
     return box_regions(boxes, batch.labels.cpu(), size).to(batch.inputs.device)
 
 
-def _cosine_to_teacher(
-    model: nn.Module, output: Any, targets: Targets, input_size: tuple[int, int]
-) -> Tensor | None:
+def _cosine_to_teacher(subject: Subject, output: Any, targets: Targets) -> Tensor | None:
     if targets.maps is None or targets.explained_class is None or targets.map_valid is None:
         return None
-    maps = EXPLAINERS["gradcam"](cast("GapLinearModel", model), output, targets.explained_class)
-    cosine, nonzero = map_cosine(maps, targets.maps, input_size)
+    maps = subject.explain(subject.model, output, targets.explained_class)
+    cosine, nonzero = map_cosine(maps, targets.maps, subject.input_size)
     valid = nonzero & targets.map_valid
     return torch.where(valid, cosine, float("nan"))[:, 0].cpu()
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
 
 from pipeline.explainers.gradcam import gradcam
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
-Explainer = "Callable[[Any, Any, Tensor], Tensor]"
-
-EXPLAINERS: dict[str, Callable[[Any, Any, Tensor], Tensor]] = {"gradcam": gradcam}
+Explainer = Callable[[Any, Any, Tensor], Tensor]
 """(model, its output, explained_class [B, E]) -> maps [B, E, A, h, w] on the model's own grid."""
+
+EXPLAINERS: dict[str, Explainer] = {"gradcam": gradcam}
+
+DEFAULT_EXPLAINER = "gradcam"
+"""Of a student that learned from labels alone and is compared with no teacher."""

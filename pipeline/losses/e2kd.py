@@ -26,6 +26,10 @@ class E2KDLoss(KDLoss):
 
     config: E2KDConfig
 
+    @property
+    def map_control(self) -> str:
+        return self.config.map_control
+
     def needs_maps(self, step: int) -> bool:
         return self.config.lambda_map > 0 and step % self.config.guided_step_interval == 0
 

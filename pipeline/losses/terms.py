@@ -42,6 +42,11 @@ class DistillationLoss(nn.Module):
     needs_targets = True
     """False where the loss reads labels only."""
 
+    @property
+    def map_control(self) -> str:
+        """How the teacher's maps are spoilt, for a negative control; "none" leaves them right."""
+        return "none"
+
     def needs_maps(self, step: int) -> bool:
         """Whether the student's maps enter the loss in this step."""
         return False

@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from pipeline.commandline import RUNS
 from pipeline.config import ConfigError
+from pipeline.runs import RUNS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

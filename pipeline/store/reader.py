@@ -116,6 +116,12 @@ class TeacherPass:
         """Of the teacher, which may know other classes than the data."""
         return int(self.manifest.teacher["classes"])
 
+    @property
+    def explainer(self) -> str | None:
+        """Kind of the explainer that made its maps; None where it holds none."""
+        kind: str | None = self.manifest.explainer.get("kind")
+        return kind
+
     @cached_property
     def columns(self) -> Columns:
         """The backend that holds the fields."""

@@ -16,7 +16,6 @@ from pipeline.geometry import (
     ViewSchedule,
     build_operations,
     canonical_from_view,
-    derive_seed,
     downscale,
     draw_views,
     fetch_points,
@@ -25,6 +24,7 @@ from pipeline.geometry import (
     warp,
 )
 from pipeline.records import Batch, StoredTargets
+from pipeline.seeds import derive_seed
 
 CROP = OperationConfig(kind="resized_crop", scale=(0.08, 1.0))
 FLIP = OperationConfig(kind="horizontal_flip", p=0.5)

@@ -26,11 +26,10 @@ from pipeline.config import (
 from pipeline.explainers.gradcam import gradcam
 from pipeline.losses import build_loss
 from pipeline.losses.terms import LossTerms
+from pipeline.metric_log import DivergedError, StepLog
 from pipeline.models import build_model, freeze
 from pipeline.records import Batch, StoredTargets
 from pipeline.training import (
-    DivergedError,
-    StepLog,
     Training,
     batch_loss,
     build_optimizer,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline import training, training_run
-from pipeline.commandline import RUNS, compose, main
+from pipeline.commandline import compose, main
 from pipeline.config import (
     AugmentConfig,
     ConfigError,
@@ -26,13 +26,13 @@ from pipeline.config import (
     SweepConfig,
     TeachConfig,
     TrainerConfig,
-    build_verb_config,
 )
+from pipeline.config_builder import build_verb_config
+from pipeline.metric_log import read_metrics
 from pipeline.models import WeightsError, build_model, load_weights
-from pipeline.runs import load_model, read_cost
+from pipeline.runs import RUNS, load_model, read_cost
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
-from pipeline.training import read_metrics
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.conftest import TINY_DATA, precompute_config
 

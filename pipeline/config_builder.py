@@ -1,0 +1,118 @@
+"""From plain values to the dataclasses of config.py, checked key by key.
+
+An unknown key, a value of the wrong type or one out of range is a ConfigError that names the option
+and says what is allowed.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import MISSING, fields
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pipeline.config import KINDS, VERBS, ConfigError, NoModelConfig
+
+C = TypeVar("C")
+
+
+def build_verb_config(verb: str, composed: dict[str, Any]) -> Any:
+    """The verb's dataclass from a composed dict of all sections; sections it does not read are left out."""
+    names = {spec.name for spec in fields(VERBS[verb])}
+    return build_config(VERBS[verb], {k: v for k, v in composed.items() if k in names})
+
+
+def build_config(cls: type[C], values: dict[str, Any], path: str = "") -> C:
+    """A config dataclass from plain values, checked key by key.
+
+    path  where the section lies in the whole config, for messages
+    """
+    known = {spec.name: spec for spec in fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"unknown option {_join(path, unknown[0])}; {path or 'the top level'} knows: {', '.join(known)}"
+        )
+    hints = get_type_hints(cls)
+    built = {}
+    for name, spec in known.items():
+        if name in values:
+            built[name] = _convert(hints[name], values[name], _join(path, name))
+        elif spec.default is MISSING and spec.default_factory is MISSING:
+            raise ConfigError(f"option {_join(path, name)} is missing")
+    return cls(**built)
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    """`value` as the type `hint`, or a ConfigError that says what is allowed."""
+    section = path if path in KINDS else None
+    if section is not None and isinstance(value, dict):
+        return _build_kind(section, hint, value)
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        members = get_args(hint)
+        if value is None and type(None) in members:
+            return None
+        return _convert(next(m for m in members if m is not type(None)), value, path)
+    if origin is Literal:
+        if value not in get_args(hint):
+            allowed = ", ".join(map(str, get_args(hint)))
+            raise ConfigError(f"{path} must be one of {allowed}; got {value!r}")
+        return value
+    if origin is tuple:
+        return _convert_tuple(get_args(hint), value, path)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path} must be a mapping, got {value!r}")
+        return {str(k): _convert(get_args(hint)[1], v, f"{path}.{k}") for k, v in value.items()}
+    if isinstance(hint, type) and hasattr(hint, "__dataclass_fields__"):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path} must be a section of options, got {value!r}")
+        return build_config(hint, value, path)
+    return _convert_scalar(hint, value, path)
+
+
+def _build_kind(section: str, hint: Any, value: dict[str, Any]) -> Any:
+    members = KINDS[section]
+    allowed = {cls for cls in (get_args(hint) or (hint,)) if isinstance(cls, type)}
+    kinds = [kind for kind, cls in members.items() if cls in allowed]
+    kind = value.get("kind")
+    if kind not in kinds:
+        raise ConfigError(
+            f"{section}={kind} is not possible here; choose one of {', '.join(kinds)}"
+        )
+    if kind == "none":
+        return (
+            NoModelConfig()
+        )  # an experiment may describe the teacher that this command leaves out
+    return build_config(members[kind], value, section)
+
+
+def _convert_tuple(members: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{path} must be a list, got {value!r}")
+    if members[-1] is not Ellipsis and len(value) != len(members):
+        raise ConfigError(f"{path} must have {len(members)} values, got {list(value)}")
+    hints = [members[0]] * len(value) if members[-1] is Ellipsis else list(members)
+    return tuple(
+        _convert(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True))
+    )
+
+
+def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if type(value) is not hint:
+        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+        raise ConfigError(f"{path} must be {words.get(hint, hint)}, got {value!r}")
+    return value
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

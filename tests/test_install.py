@@ -1,0 +1,80 @@
+"""A machine that cannot install says why in one line."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """The two files that installing reads, and a folder of commands with nothing but the shell's own."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "install", tmp_path / ".ci" / "install")
+    shutil.copy(ROOT / "requirements.lock", tmp_path / "requirements.lock")
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    for name in ("bash", "rm", "touch", "mkdir", "env"):
+        (commands / name).symlink_to(shutil.which(name))
+    return tmp_path
+
+
+def install(checkout, **environment):
+    return subprocess.run(
+        ["bash", ".ci/install"],
+        cwd=checkout,
+        env={"PATH": str(checkout / "commands"), "HOME": str(checkout), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def fake_python(checkout, version):
+    path = checkout / "commands" / "python3"
+    path.write_text(f'#!/bin/bash\n[ "$1" = --version ] && echo "Python {version}" || exit 1\n')
+    path.chmod(0o755)
+
+
+def test_no_python_at_all(checkout):
+    done = install(checkout)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("permafrost: needs Python 3.11 to 3.14")
+    assert "found: none" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_python_that_is_too_old(checkout):
+    fake_python(checkout, "3.9.2")
+
+    done = install(checkout)
+
+    assert done.returncode == 1
+    assert "(found: Python 3.9.2)" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_no_network(checkout):
+    nowhere = "http://127.0.0.1:9"
+
+    done = install(
+        checkout,
+        PYTHON=sys.executable,
+        PIP_INDEX_URL=nowhere,
+        PIP_RETRIES="0",
+        PIP_CONFIG_FILE=os.devnull,
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "permafrost: could not install the packages; check the network (or your package index "
+        "settings), details in .venv/install.log"
+    )
+    assert len(done.stderr.splitlines()) == 2  # the first says what it is about to do
+    assert not (checkout / ".venv" / ".installed").exists()
