@@ -119,6 +119,8 @@ def _explain(overrides: Sequence[str], error: Exception) -> str:
             if value not in options:
                 hint = _suggest(value, options)
                 return f"{key}={value} does not exist{hint}; choose one of: {', '.join(options)}"
+        elif key == "arms" and f"Could not override '{key}'" in str(error):
+            return "this experiment has arms: add others with +arms={...}, remove one with ~arms.<name>"
         elif f"Could not override '{key}'" in str(error):
             known = _known_keys(key, overrides)
             return f"unknown option {key}{_suggest(key.split('.')[-1], known)}; known there: {', '.join(known)}"

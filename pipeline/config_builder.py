@@ -61,6 +61,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin is tuple:
         return _convert_tuple(get_args(hint), value, path)
     if origin is dict:
+        value = {} if value is None else value
         if not isinstance(value, dict):
             raise ConfigError(f"{path} must be a mapping, got {value!r}")
         return {str(k): _convert(get_args(hint)[1], v, f"{path}.{k}") for k, v in value.items()}

@@ -68,7 +68,15 @@ def train_to_end(
     loss = plan.loss.to(device)
     parameters = [*model.parameters(), *loss.parameters()]
     views = ViewSchedule(plan.augment, plan.dataset.store.size, plan.seed)
-    _warn_of_aliasing(views, plan.input_size)
+    worst = worst_downscale(views, plan.input_size)
+    if worst > MAX_DOWNSCALE:
+        logger.warning(
+            "views shrink the canonical frame of %dx%d up to %.1f times and alias above %.1f: "
+            "pack the store with a smaller frame, or raise augment.size",
+            *views.size,
+            worst,
+            MAX_DOWNSCALE,
+        )
     stream = TrainingStream(
         plan.dataset,
         views,
@@ -94,16 +102,9 @@ def train_to_end(
     return model
 
 
-def _warn_of_aliasing(views: ViewSchedule, input_size: tuple[int, int]) -> None:
+def worst_downscale(views: ViewSchedule, input_size: tuple[int, int]) -> float:
+    """Canonical pixels per pixel of a view of (height, width) `input_size`, at the worst of 256 views."""
     matrices = views.views(0, 0, 256)
     if matrices is None:
         matrices = torch.eye(3)[None]
-    worst = float(downscale(matrices, views.size, input_size).max())
-    if worst > MAX_DOWNSCALE:
-        logger.warning(
-            "views shrink the canonical frame of %dx%d up to %.1f times, above %.1f they alias: "
-            "pack the store with a smaller frame, or raise augment.size",
-            *views.size,
-            worst,
-            MAX_DOWNSCALE,
-        )
+    return float(downscale(matrices, views.size, input_size).max())

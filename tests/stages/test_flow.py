@@ -28,6 +28,7 @@ from pipeline.config import (
     TrainerConfig,
 )
 from pipeline.config_builder import build_verb_config
+from pipeline.geometry import ViewSchedule
 from pipeline.metric_log import read_metrics
 from pipeline.models import WeightsError, build_model, load_weights
 from pipeline.runs import RUNS, load_model, read_cost
@@ -287,12 +288,11 @@ def test_the_three_map_treatments_are_three_different_students(frozen):
     assert not torch.equal(heads[1], heads[2])
 
 
-def test_views_that_shrink_the_frame_too_much_are_warned_of(frozen, caplog):
-    config = distill_config(frozen, trainer=replace(TRAINER, epochs=1))
-    distill.run(replace(config, augment=replace(PAD_CROP, size=8)))
+def test_a_view_of_half_the_frame_is_known_to_alias():
+    views = ViewSchedule(PAD_CROP, (16, 16), seed=0)
 
-    assert "up to 2.0 times" in caplog.text
-    assert training_run.MAX_DOWNSCALE == 1.2
+    assert training_run.worst_downscale(views, (8, 8)) == pytest.approx(2)
+    assert training_run.worst_downscale(views, (16, 16)) == pytest.approx(1)
 
 
 # ---- evaluate, sweep, report ---------------------------------------------------------------------
