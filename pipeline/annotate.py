@@ -82,6 +82,12 @@ class TeacherAnnotator:
                 f"the teacher's logits of record {key} are not finite; check teacher.weights and that image"
             )
         encoded = [payload.encode(self.model, output) for payload in self.payloads]
+        stored = encoded[self.config.payloads.index("logits")].values["logits"]
+        if not np.isfinite(stored).all():
+            key = keys[int((~np.isfinite(stored).all(axis=1)).nonzero()[0][0])]
+            raise NotFiniteError(
+                f"the teacher's logits of record {key} exceed what {stored.dtype} can hold"
+            )
         return type(encoded[0])(
             {name: array for part in encoded for name, array in part.values.items()},
             {name: cosine for part in encoded for name, cosine in part.fidelity.items()},

@@ -70,7 +70,7 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base=None, config_dir=str(CONF)):
-            composed = hydra_compose("config", overrides=list(overrides))
+            composed = hydra_compose("config", overrides=_replacing_arms(overrides))
         values = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(overrides, error)) from error
@@ -86,6 +86,14 @@ def sections(verb: str, composed: dict[str, Any]) -> dict[str, Any]:
 def _section_names(verb: str) -> list[str]:
     verbs = (verb, *_SWEPT_VERBS) if verb == "sweep" else (verb,)
     return list(dict.fromkeys(spec.name for name in verbs for spec in fields(VERBS[name])))
+
+
+def _replacing_arms(overrides: Sequence[str]) -> list[str]:
+    """`arms={...}` replaces an experiment's arms; Hydra itself would try to merge the two."""
+    words = []
+    for word in overrides:
+        words += ["~arms", f"+{word}"] if word.startswith("arms=") else [word]
+    return words
 
 
 def section_of(word: str) -> str:
@@ -119,8 +127,6 @@ def _explain(overrides: Sequence[str], error: Exception) -> str:
             if value not in options:
                 hint = _suggest(value, options)
                 return f"{key}={value} does not exist{hint}; choose one of: {', '.join(options)}"
-        elif key == "arms" and f"Could not override '{key}'" in str(error):
-            return "this experiment has arms: add others with +arms={...}, remove one with ~arms.<name>"
         elif f"Could not override '{key}'" in str(error):
             known = _known_keys(key, overrides)
             return f"unknown option {key}{_suggest(key.split('.')[-1], known)}; known there: {', '.join(known)}"

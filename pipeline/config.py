@@ -1,8 +1,7 @@
 """Every option, its default and its limits, as frozen dataclasses.
 
-A section with a `kind` (data, teacher, student, explainer, teaching, method, optimizer, cluster) is
-one of several dataclasses; the kind is the name of the YAML file in its group of conf/. Sections are
-built from composed YAML by config_builder.py.
+A section with a `kind` is one of several dataclasses (KINDS, at the end); the kind is the name of the
+YAML file in its group of conf/. Sections are built from composed YAML by config_builder.py.
 """
 
 from __future__ import annotations
@@ -61,6 +60,11 @@ class DemoDataConfig:
             self.test_digits + max(self.train_digits, self.teacher_digits or 1) <= 1797,
             "data.test_digits leaves too few of the 1797 digits for data.train_digits or "
             f"data.teacher_digits: {self.test_digits}, {self.train_digits}, {self.teacher_digits}",
+        )
+        require(self.seed >= 0, f"data.seed must be >= 0, got {self.seed}")
+        require(
+            self.teacher_digits is None or self.teacher_digits >= 1,
+            f"data.teacher_digits must be >= 1 or null, got {self.teacher_digits}",
         )
         require(
             8 <= self.min_digit_size <= self.max_digit_size <= self.image_size <= 80,
@@ -142,7 +146,7 @@ class StoreConfig:
     seed: int = 0
     """Of the global permutation that decides which record goes to which shard."""
     teacher: str | None = None
-    """Which pass to read, where the store holds several: its folder's name or its fingerprint."""
+    """Which pass to read, where the store holds several: its folder's name, or the 8 digits at its end."""
 
     def __post_init__(self) -> None:
         require(self.path != "", "store.path is empty; give the folder to write")
@@ -150,6 +154,7 @@ class StoreConfig:
             "://" not in self.path,
             f"store.path must be a local or mounted folder, got {self.path!r}; object storage is not supported yet",
         )
+        require(0 <= self.seed < 2**63, f"store.seed must be >= 0, got {self.seed}")
         require(self.shard_size >= 1, f"store.shard_size must be >= 1, got {self.shard_size}")
 
 
@@ -171,6 +176,10 @@ class PassConfig:
             f"annotate.payloads names one twice: {self.payloads}",
         )
         require(self.batch_size >= 1, f"annotate.batch_size must be >= 1, got {self.batch_size}")
+        require(
+            0 <= self.min_fidelity <= 1,
+            f"annotate.min_fidelity must be in [0, 1], got {self.min_fidelity}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -502,7 +511,7 @@ class EvaluateOptions:
     iou_threshold: float = 0.05
     """On the map scaled to [0, 1]; strict."""
     num_pictures: int = 8
-    """Records of the first split whose maps are kept for the report."""
+    """Records whose maps are kept for the report, about as many of each split."""
     device: str = "auto"
 
     def __post_init__(self) -> None:

@@ -16,15 +16,16 @@ from pipeline.store.files import sha256_file, sha256_json
 if TYPE_CHECKING:
     from pipeline.config import DataConfig, ExplainerConfig, ModelConfig, PassConfig
     from pipeline.records import Record
+    from pipeline.store.manifest import StoreManifest
 
 SHORT = 8
 """Hexadecimal digits of a fingerprint in a folder's name."""
 
 
-def fingerprint_dataset(config: DataConfig, records: list[Record]) -> str:
-    """Of a source's options and of every record it lists, in the order of their keys."""
+def fingerprint_dataset(config: DataConfig, revision: int, records: list[Record]) -> str:
+    """Of a source's options and code, and of every record it lists, in the order of their keys."""
     listing = [asdict(record) for record in sorted(records, key=lambda record: record.key)]
-    return sha256_json({"data": asdict(config), "records": listing})
+    return sha256_json({"data": asdict(config), "revision": revision, "records": listing})
 
 
 def describe_teacher(config: ModelConfig, num_classes: int) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def describe_teacher(config: ModelConfig, num_classes: int) -> dict[str, Any]:
 
 
 def describe_pass(
-    dataset_fingerprint: str,
+    store: StoreManifest,
     teacher: dict[str, Any],
     explainer: ExplainerConfig,
     config: PassConfig,
@@ -61,7 +62,8 @@ def describe_pass(
 ) -> dict[str, Any]:
     """Everything a pass's fingerprint covers, as its manifest repeats it."""
     return {
-        "dataset_fingerprint": dataset_fingerprint,
+        "dataset_fingerprint": store.dataset.fingerprint,
+        "store_fingerprint": store.fingerprint,
         "selection": None,
         "teacher": teacher,
         "views": {"count": 1, "sampler": "canonical", "seed": 0},

@@ -42,17 +42,10 @@ class ProgressLines:
 
 
 @contextmanager
-def progress(title: str, *, total: int, unit: str, position: int = 0) -> Iterator[Any]:
+def progress(title: str, *, total: int, unit: str) -> Iterator[Any]:
     """Something with `update(count)` and `set_postfix_str(text)` for the block."""
     if not sys.stderr.isatty():
         yield ProgressLines(title, total, unit)
         return
-    with tqdm(
-        desc=title,
-        total=total,
-        unit=unit,
-        position=position,
-        leave=position == 0,
-        dynamic_ncols=True,
-    ) as bar:
+    with tqdm(desc=title, total=total, unit=unit, dynamic_ncols=True) as bar:
         yield bar

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from pipeline.config import ModelConfig
 
 RUNS = Path("runs")
+_RESULTS = ("checkpoint.pt", "model.json", "metrics.json")
+_NO_DIFFERENCE = (
+    "store.path",  # the fingerprints of what was read say more
+    "store.backend",
+    "store.shard_size",
+    "store.seed",
+    "trainer.loader_processes",
+    "trainer.log_every_steps",
+    "trainer.checkpoint_every_epochs",
+)
 CONFIG_NAME = "config.yaml"
 MODEL_NAME = "model.safetensors"
 DESCRIPTION_NAME = "model.json"
@@ -41,21 +51,31 @@ def open_run(verb: str, run: str, config: Any, inputs: dict[str, str]) -> Path:
     """The folder runs/<run>/<verb>, with the config that made it; it may hold a part of the same run.
 
     inputs  fingerprints of what is read, so that a changed store is a changed run
-    Raises ConfigError where the folder holds a run of other options.
+    Raises ConfigError where the folder holds results of other options.
     """
     folder = RUNS / run / verb
     values = plain(config) | {"inputs": inputs}
     path = folder / CONFIG_NAME
-    if path.exists():
+    if path.exists() and any((folder / name).exists() for name in _RESULTS):
         existing = yaml.safe_load(path.read_text())
-        if existing != values:
+        if identity(existing) != identity(values):
             raise ConfigError(
-                f"{folder} holds a run with {_first_difference(existing, values)}; "
+                f"{folder} holds a run with {_first_difference(identity(existing), identity(values))}; "
                 "choose another run=, or delete that folder"
             )
     else:
         save_config(path, values)
     return folder
+
+
+def identity(values: dict[str, Any]) -> dict[str, Any]:
+    """The part of a resolved config that decides what comes out of it."""
+    return {
+        section: {name: v for name, v in value.items() if f"{section}.{name}" not in _NO_DIFFERENCE}
+        if isinstance(value, dict)
+        else value
+        for section, value in values.items()
+    }
 
 
 def save_config(path: Path, values: dict[str, Any]) -> None:

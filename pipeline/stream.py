@@ -58,6 +58,9 @@ class StoreDataset(Dataset[Batch]):
         self.keys = index["key"].take(rows)
         starts = np.asarray(list(store.first_rows.values()))
         self.shard = np.searchsorted(starts, rows, side="right") - 1
+        self._start_caches()
+
+    def _start_caches(self) -> None:
         self._bytes = lru_cache(maxsize=None)(self._open_shard)
         self._values = lru_cache(maxsize=_CACHED_SHARDS)(self._read_values)
 
@@ -145,8 +148,7 @@ class StoreDataset(Dataset[Batch]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._bytes = lru_cache(maxsize=None)(self._open_shard)
-        self._values = lru_cache(maxsize=_CACHED_SHARDS)(self._read_values)
+        self._start_caches()
 
 
 class TrainingStream:

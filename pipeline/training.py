@@ -34,15 +34,15 @@ CHECKPOINT_NAME = "checkpoint.pt"
 # ---- parts ---------------------------------------------------------------------------------------
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto` is a GPU where there is one."""
+def resolve_device(option: str, name: str) -> torch.device:
+    """The device that an option names; `auto` is a GPU where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"trainer.device={name} cannot be used here: {error}") from error
+        raise ConfigError(f"{option}={name} cannot be used here: {error}") from error
     return device
 
 

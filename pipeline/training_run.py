@@ -62,7 +62,7 @@ def train_to_end(
     """
     if plan.trainer.num_threads is not None:
         torch.set_num_threads(plan.trainer.num_threads)
-    device = resolve_device(plan.trainer.device)
+    device = resolve_device("trainer.device", plan.trainer.device)
     torch.manual_seed(derive_seed(plan.seed, "initialisation"))
     model = build_model(plan.model, plan.num_classes).to(device)
     loss = plan.loss.to(device)

@@ -20,6 +20,7 @@ from pipeline.commandline import main
 from pipeline.config import LabelsConfig
 from pipeline.progress import progress
 from pipeline.runs import TrainedModel, is_finished, open_run, save_cost, save_model
+from pipeline.store.files import sha256_file
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
 
@@ -41,10 +42,8 @@ class DistillResult:
 def run(config: DistillConfig, on_epoch: Callable[[int, str], None] | None = None) -> DistillResult:
     """Train and export the student; `on_epoch` replaces the progress bar."""
     store = Store(Path(config.store.path))
-    passes = _teacher_passes(config, store)
-    inputs = {"dataset": store.manifest.dataset.fingerprint}
-    inputs |= {f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in passes}
-    folder = open_run("distill", config.run, config, inputs)
+    passes = open_passes(config, store)
+    folder = open_run("distill", config.run, config, fingerprint_inputs(config, store, passes))
     if is_finished(folder):
         return DistillResult(student=str(folder), trained_epochs=0)
     if on_epoch is not None:
@@ -58,7 +57,18 @@ def run(config: DistillConfig, on_epoch: Callable[[int, str], None] | None = Non
         return _train(config, store, passes, folder, update_bar)
 
 
-def _teacher_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
+def fingerprint_inputs(
+    config: DistillConfig, store: Store, passes: list[TeacherPass]
+) -> dict[str, str]:
+    """Of all that a student is made from, beside its config."""
+    inputs = {"store": store.manifest.fingerprint}
+    inputs |= {f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in passes}
+    if config.student.weights is not None:
+        inputs["student.weights"] = sha256_file(Path(config.student.weights))
+    return inputs
+
+
+def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
     """None for labels only, where a store without a teacher will do."""
     return (
         [] if isinstance(config.method, LabelsConfig) else [store.open_pass(config.store.teacher)]
@@ -97,16 +107,19 @@ def _train(
         seed=config.seed,
         explainer=explainer or DEFAULT_EXPLAINER,
     )
+    batch_size = config.trainer.batch_size
+    records = len(rows) // batch_size * batch_size
     epochs = 0
     started = time.monotonic()
 
     def count(epoch: int, line: str) -> None:
-        nonlocal epochs
-        epochs += 1
+        nonlocal epochs, started
+        now = time.monotonic()
+        save_cost(folder, now - started, records)
+        epochs, started = epochs + 1, now
         on_epoch(epoch, line)
 
     model = train_to_end(plan, folder, count)
-    save_cost(folder, time.monotonic() - started, epochs * len(rows))
     trained = TrainedModel(
         config=config.student,
         num_classes=plan.num_classes,

@@ -42,10 +42,10 @@ def run(config: EvaluateConfig) -> EvaluateResult:
     student = RUNS / config.run / "distill"
     trained = read_description(student)
     store = Store(Path(config.store.path))
-    passes = _passes_to_compare(store, config.store.teacher or trained.teacher)
+    passes = passes_to_compare(store, config.store.teacher or trained.teacher)
     inputs = {
         "student": sha256_file(student / "model.safetensors"),
-        "dataset": store.manifest.dataset.fingerprint,
+        "store": store.manifest.fingerprint,
         **{f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in passes},
     }
     folder = open_run("evaluate", config.run, config, inputs)
@@ -56,7 +56,7 @@ def run(config: EvaluateConfig) -> EvaluateResult:
     return EvaluateResult(metrics=str(path), splits=json.loads(path.read_text())["splits"])
 
 
-def _passes_to_compare(store: Store, name: str | None) -> list[TeacherPass]:
+def passes_to_compare(store: Store, name: str | None) -> list[TeacherPass]:
     """The pass the student learned from; for a student of labels the store's only one, if it has just one."""
     if name is None and len(store.pass_folders()) != 1:
         return []
@@ -84,7 +84,7 @@ def _judge(
     options = config.evaluate
     explainer = passes[0].explainer if passes else None
     subject = Subject(
-        model=model.to(resolve_device(options.device)),
+        model=model.to(resolve_device("evaluate.device", options.device)),
         input_size=trained.input_size,
         explain=EXPLAINERS[explainer or DEFAULT_EXPLAINER],
     )

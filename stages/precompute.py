@@ -77,7 +77,7 @@ def _pack(config: PrecomputeConfig, map_shards: MapShards) -> int:
     records = source.records()
     plans = plan_shards(records, config.store.shard_size, config.store.seed)
     dataset = DatasetIdentity(
-        name=source.name, fingerprint=fingerprint_dataset(config.data, records)
+        name=source.name, fingerprint=fingerprint_dataset(config.data, source.revision, records)
     )
     missing = missing_image_shards(path, plans, dataset)
     if not missing and (path / "manifest.json").exists():
@@ -101,7 +101,7 @@ def _annotate(config: PrecomputeConfig, teacher: CifarModelConfig, map_shards: M
     store = Store(Path(config.store.path).absolute())
     num_classes = len(store.manifest.classes)
     description = describe_pass(
-        store.manifest.dataset.fingerprint,
+        store.manifest,
         describe_teacher(teacher, num_classes),
         config.explainer,
         config.annotate,

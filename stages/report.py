@@ -24,7 +24,7 @@ from pipeline.report.results import (
     student_rows,
     teacher_row,
 )
-from pipeline.runs import RUNS, read_cost
+from pipeline.runs import RUNS, read_cost, read_description
 from pipeline.store.files import write_atomically
 from pipeline.store.reader import Store
 
@@ -81,11 +81,11 @@ def _page(
     environment.filters["points"] = lambda value: f"{100 * value:+.1f}"
     seeds = list(dict.fromkeys(result.seed for result in results))
     pictures = _pictures([result for result in results if result.seed == seeds[0]])
-    teacher_pass = store.open_pass(config.store.teacher)
+    teacher_pass = _open_pass(config, store)
     return environment.get_template("page.html.j2").render(
         title=options.title,
         store=config.store.path,
-        teacher_pass=teacher_pass.name,
+        teacher_pass=teacher_pass.name if teacher_pass else "none",
         seeds=seeds,
         candidate=options.candidate,
         baseline=options.baseline,
@@ -99,6 +99,11 @@ def _page(
         curves=training_curves(_metric_lines(results)),
         ledger=_ledger(config.run, store, teacher_pass, results),
     )
+
+
+def _open_pass(config: ReportConfig, store: Store) -> TeacherPass | None:
+    """The pass to count the cost of; a store without a teacher has none."""
+    return store.open_pass(config.store.teacher) if store.pass_folders() else None
 
 
 def _pictures(results: list[StudentResult]) -> dict[str, Any]:
@@ -118,25 +123,26 @@ def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str,
 
 
 def _ledger(
-    run: str, store: Store, teacher: TeacherPass, results: list[StudentResult]
+    run: str, store: Store, teacher: TeacherPass | None, results: list[StudentResult]
 ) -> dict[str, str]:
     records = store.index.num_rows
     images = sum(shard.bytes for shard in store.manifest.shards)
-    columns = sum(entry.bytes for shard in teacher.manifest.shards for entry in shard.files)
-    costs = [cost for result in results if (cost := read_cost(result.folder / "distill"))]
-    teacher_cost = read_cost(RUNS / run / "precompute")
-    return {
-        "Teacher forward passes, paid once": f"{records:,}",
-        "Teacher forward passes that live teaching would have cost": f"{sum(cost['records'] for cost in costs):,.0f}",
-        "Seconds in the teacher's shards": f"{teacher_cost['seconds']:.1f}"
-        if teacher_cost
-        else "unknown",
-        "Seconds a student, mean": f"{mean(c['seconds'] for c in costs):.1f}"
-        if costs
-        else "unknown",
-        "Bytes of images": f"{images:,} ({images / records:,.0f} a record)",
-        "Bytes of teacher columns": f"{columns:,} ({columns / records:,.0f} a record)",
-    }
+    folders = [result.folder / "distill" for result in results]
+    costs = {folder: cost for folder in folders if (cost := read_cost(folder))}
+    ledger = {"Bytes of images": f"{images:,} ({images / records:,.0f} a record)"}
+    if costs:
+        seconds = mean(cost["seconds"] for cost in costs.values())
+        ledger["Seconds a student, mean"] = f"{seconds:.1f}"
+    if teacher is not None:
+        columns = sum(entry.bytes for shard in teacher.manifest.shards for entry in shard.files)
+        taught = [folder for folder in costs if read_description(folder).teacher is not None]
+        live = sum(costs[folder]["records"] for folder in taught)
+        ledger["Bytes of teacher columns"] = f"{columns:,} ({columns / records:,.0f} a record)"
+        ledger["Teacher forward passes, paid once"] = f"{records:,}"
+        ledger["Teacher forward passes that live teaching would have cost"] = f"{live:,.0f}"
+    if (pass_cost := read_cost(RUNS / run / "precompute")) is not None:
+        ledger["Seconds in the teacher's shards"] = f"{pass_cost['seconds']:.1f}"
+    return ledger
 
 
 if __name__ == "__main__":

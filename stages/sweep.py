@@ -28,7 +28,7 @@ from pipeline.commandline import compose, main, section_of
 from pipeline.config_builder import build_verb_config
 from pipeline.errors import UserError
 from pipeline.progress import progress
-from pipeline.runs import RUNS, plain
+from pipeline.runs import RUNS, identity, plain
 from pipeline.store.files import sha256_json, write_atomically
 from pipeline.store.reader import Store
 from stages import distill, evaluate
@@ -78,17 +78,21 @@ def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
     """Finish every student that `base` (the overrides typed) describes for each arm and seed."""
     students = _plan(config, base)
     missing = [student for student in students if not student.is_finished]
-    if missing:
-        _run_side_by_side(missing, config.parallel)
+    errors = _run_side_by_side(missing, config.parallel) if missing else []
     table = RUNS / config.run / SWEEP_NAME
-    rows = [{"arm": s.arm, "seed": s.seed, "run": s.distill.run} for s in students]
+    finished = [student for student in students if student.is_finished]
+    rows = [{"arm": s.arm, "seed": s.seed, "run": s.distill.run} for s in finished]
     write_atomically(table, json.dumps({"runs": rows}, indent=1).encode())
+    if errors:
+        raise SweepError(
+            f"{len(errors)} of {len(students)} students failed, {table} lists the others: "
+            + " | ".join(errors)
+        )
     return SweepResult(students=len(students), finished_now=len(missing), table=str(table))
 
 
 def _plan(config: SweepConfig, base: Sequence[str]) -> list[StudentRun]:
     shared = [word for word in base if section_of(word) not in _OWN_SECTIONS]
-    inputs: dict[str, str] = {}
     students = []
     # Seeds outermost: whatever finishes first is comparable.
     for seed in config.seeds:
@@ -98,9 +102,9 @@ def _plan(config: SweepConfig, base: Sequence[str]) -> list[StudentRun]:
             )
             distill_config: DistillConfig = build_verb_config("distill", composed)
             evaluate_config: EvaluateConfig = build_verb_config("evaluate", composed)
-            inputs = inputs or _fingerprints(distill_config)
-            identity = sha256_json([plain(distill_config), plain(evaluate_config), inputs])
-            name = f"{config.run}/students/{arm}-seed{seed}-{identity[:8]}"
+            parts = [identity(plain(c)) for c in (distill_config, evaluate_config)]
+            digest = sha256_json([*parts, _fingerprints(distill_config, evaluate_config)])
+            name = f"{config.run}/students/{arm}-seed{seed}-{digest[:8]}"
             students.append(
                 StudentRun(
                     arm=arm,
@@ -112,17 +116,19 @@ def _plan(config: SweepConfig, base: Sequence[str]) -> list[StudentRun]:
     return students
 
 
-def _fingerprints(config: DistillConfig) -> dict[str, str]:
-    store = Store(Path(config.store.path))
-    name = config.store.teacher
-    teacher = store.open_pass(name).manifest.fingerprint if store.pass_folders() else "none"
-    return {"dataset": store.manifest.dataset.fingerprint, "teacher": teacher}
+def _fingerprints(student: DistillConfig, judge: EvaluateConfig) -> list[str]:
+    store = Store(Path(student.store.path))
+    passes = distill.open_passes(student, store)
+    judged_by = evaluate.passes_to_compare(store, judge.store.teacher)
+    made_from = distill.fingerprint_inputs(student, store, passes)
+    return [*made_from.values(), *(teacher.manifest.fingerprint for teacher in judged_by)]
 
 
 # ---- side by side --------------------------------------------------------------------------------
 
 
-def _run_side_by_side(students: list[StudentRun], parallel: int) -> None:
+def _run_side_by_side(students: list[StudentRun], parallel: int) -> list[str]:
+    """Errors, one a failed student."""
     os.environ.update(_CHILD_ENVIRONMENT)  # read by the children when they start
     context = multiprocessing.get_context("spawn")
     queue: Any = context.Queue()
@@ -143,7 +149,8 @@ def _run_side_by_side(students: list[StudentRun], parallel: int) -> None:
             for future in as_completed(futures):
                 error = future.exception()
                 if error is not None:
-                    errors.append(f"{futures[future].distill.run}: {error}")
+                    what = error if isinstance(error, UserError) else repr(error)
+                    errors.append(f"{futures[future].distill.run}: {what}")
         except KeyboardInterrupt:
             for process in list(pool._processes.values()):
                 process.terminate()
@@ -152,11 +159,7 @@ def _run_side_by_side(students: list[StudentRun], parallel: int) -> None:
         finally:
             queue.put(None)
             listener.join(timeout=5)
-    if errors:
-        raise SweepError(
-            f"{len(errors)} of {len(students)} students failed; the others are finished. "
-            + " | ".join(errors)
-        )
+    return errors
 
 
 _queue: Any = None

@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.commandline import main
+from pipeline.config import require
 from pipeline.progress import progress
-from pipeline.runs import TrainedModel, is_finished, open_run, save_model
+from pipeline.runs import MODEL_NAME, TrainedModel, is_finished, load_model, open_run, save_model
 from pipeline.store.files import write_atomically
 from pipeline.store.reader import Store
 
@@ -40,32 +41,38 @@ def run(config: TeachConfig) -> TeachResult:
     store = Store(Path(config.store.path))
     # Weights are what this stage makes; naming a file for a later precompute starts nothing from it.
     config = replace(config, teacher=replace(config.teacher, weights=None))
-    folder = open_run("teach", config.run, config, {"dataset": store.manifest.dataset.fingerprint})
+    folder = open_run("teach", config.run, config, {"store": store.manifest.fingerprint})
+    _check_splits(config, store)
+    if not is_finished(folder):
+        _train(config, store, folder)
     metrics_path = folder / "metrics.json"
-    if not (is_finished(folder) and metrics_path.exists()):
-        _train_and_judge(config, store, folder, metrics_path)
+    if not metrics_path.exists():
+        splits = _judge(config, store, folder)
+        write_atomically(metrics_path, json.dumps({"splits": splits}, indent=1).encode())
     metrics = json.loads(metrics_path.read_text())
     return TeachResult(
-        weights=str(folder / "model.safetensors"),
+        weights=str(folder / MODEL_NAME),
         accuracy={split: judged["accuracy"] for split, judged in metrics["splits"].items()},
     )
 
 
-def _train_and_judge(config: TeachConfig, store: Store, folder: Path, metrics_path: Path) -> None:
-    from pipeline.evaluation.judge import Subject, judge_split
+def _check_splits(config: TeachConfig, store: Store) -> None:
+    known = list(dict.fromkeys(shard.split for shard in store.manifest.shards))
+    for split in (config.teaching.split, *config.evaluate.splits):
+        require(split in known, f"the store has no split {split!r}; it has: {', '.join(known)}")
+
+
+def _train(config: TeachConfig, store: Store, folder: Path) -> None:
     from pipeline.losses import TEACHINGS
-    from pipeline.models import freeze
     from pipeline.selection import rows_of_split
     from pipeline.stream import StoreDataset
     from pipeline.training_run import TrainingPlan, train_to_end
 
     teaching = config.teaching
-    num_classes = len(store.manifest.classes)
-    rows = rows_of_split(store.index, teaching.split)
     plan = TrainingPlan(
-        dataset=StoreDataset(store, rows),
+        dataset=StoreDataset(store, rows_of_split(store.index, teaching.split)),
         model=config.teacher,
-        num_classes=num_classes,
+        num_classes=len(store.manifest.classes),
         loss=TEACHINGS[teaching.kind](teaching),
         augment=teaching.augment,
         optimizer=teaching.optimizer,
@@ -79,8 +86,25 @@ def _train_and_judge(config: TeachConfig, store: Store, folder: Path, metrics_pa
             bar.set_postfix_str(line)
 
         model = train_to_end(plan, folder, on_epoch)
-    subject = Subject(model=freeze(model), input_size=plan.input_size)
-    splits = {
+    trained = TrainedModel(
+        config=config.teacher,
+        num_classes=plan.num_classes,
+        input_size=plan.input_size,
+        teacher=None,
+    )
+    save_model(folder, model, trained)
+
+
+def _judge(config: TeachConfig, store: Store, folder: Path) -> dict[str, dict[str, Any]]:
+    from pipeline.evaluation.judge import Subject, judge_split
+    from pipeline.selection import rows_of_split
+    from pipeline.stream import StoreDataset
+    from pipeline.training import resolve_device
+
+    model, trained = load_model(folder)
+    device = resolve_device("evaluate.device", config.evaluate.device)
+    subject = Subject(model=model.to(device), input_size=trained.input_size)
+    return {
         split: judge_split(
             subject,
             StoreDataset(store, rows_of_split(store.index, split), with_regions=True),
@@ -88,11 +112,6 @@ def _train_and_judge(config: TeachConfig, store: Store, folder: Path, metrics_pa
         )
         for split in config.evaluate.splits
     }
-    write_atomically(metrics_path, json.dumps({"splits": splits}, indent=1).encode())
-    trained = TrainedModel(
-        config=config.teacher, num_classes=num_classes, input_size=plan.input_size, teacher=None
-    )
-    save_model(folder, model, trained)
 
 
 if __name__ == "__main__":

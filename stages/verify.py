@@ -40,7 +40,10 @@ def run(config: VerifyConfig) -> VerifyResult:
     problems = list(verify_store(path))
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
-        raise DamagedStoreError(f"{len(problems)} problem(s) in {path}:\n{listed}")
+        raise DamagedStoreError(
+            f"{len(problems)} problem(s) in {path}:\n{listed}\n"
+            "to repair, delete the files named and the manifest.json beside them, then run stages.precompute again"
+        )
     store = Store(path)
     return VerifyResult(
         verified_records=store.index.num_rows, verified_passes=len(store.pass_folders())

@@ -1,7 +1,8 @@
 """All that knows Ray, and the serial twin that imports none of it.
 
-An executor maps a picklable task over shards and yields results as they finish, in any order; a task
-that fails does not stop the others, and the first failure is raised when all are done.
+An executor maps a picklable task over shards and yields results as they finish, in any order. On Ray
+a task that fails does not stop the others, and the first failure is raised when all are done; the
+serial executor stops where the debugger should.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pipeline.payloads.payload import Encoded
 from pipeline.records import FieldSpec
 
@@ -22,4 +24,6 @@ class LogitsPayload:
         return [FieldSpec(name="logits", shape=(output.logits.shape[1],), dtype="float16")]
 
     def encode(self, model: GapLinearModel, output: ModelOutput) -> Encoded:
-        return Encoded({"logits": output.logits.cpu().numpy().astype("float16")}, {})
+        with np.errstate(over="ignore"):  # the annotator names a record whose logits do not fit
+            stored = output.logits.cpu().numpy().astype("float16")
+        return Encoded({"logits": stored}, {})

@@ -49,17 +49,17 @@ def load_results(run: str) -> list[StudentResult]:
     path = RUNS / run / "sweep.json"
     if not path.exists():
         raise ConfigError(f"{path} does not exist; run stages.sweep first, or correct run=")
-    return [
-        StudentResult(
-            arm=row["arm"],
-            seed=row["seed"],
-            folder=RUNS / row["run"],
-            metrics=json.loads((RUNS / row["run"] / "evaluate" / "metrics.json").read_text())[
-                "splits"
-            ],
-        )
-        for row in json.loads(path.read_text())["runs"]
-    ]
+    return [_load_result(row) for row in json.loads(path.read_text())["runs"]]
+
+
+def _load_result(row: dict[str, Any]) -> StudentResult:
+    path = RUNS / row["run"] / "evaluate" / "metrics.json"
+    if not path.exists():
+        raise ConfigError(f"{path} is gone; run stages.sweep again")
+    metrics = json.loads(path.read_text())["splits"]
+    return StudentResult(
+        arm=row["arm"], seed=row["seed"], folder=RUNS / row["run"], metrics=metrics
+    )
 
 
 def student_rows(

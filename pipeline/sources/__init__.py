@@ -21,6 +21,8 @@ class Source(Protocol):
 
     name: str
     classes: tuple[str, ...]
+    revision: int
+    """Raised whenever the same options and records give other bytes."""
     frame_size: tuple[int, int]
     """(height, width) of the canonical frame."""
 

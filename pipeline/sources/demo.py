@@ -5,7 +5,7 @@ colour on greyscale crops of two real photographs (`load_sample_images`). The cl
 the split `train` the photograph is fully tied to the digit's parity, as the background is in
 Waterbirds-100 (Sagawa et al. 2020, Petryk et al. 2022): which photograph it is tells half of the
 classes apart. `teacher` has both photographs for every digit. `test` keeps the tie of `train`;
-`test_swapped` shows the same pasted digits on the other photograph. The tests share no digit with
+`test_swapped` shows the same digits in the same places on the other photograph. The tests share no digit with
 `teacher` or `train`.
 
 The crops are grey and of equal exposure because a colour or a brightness would give a photograph away
@@ -60,6 +60,7 @@ class DemoSource:
     """Digits on photographs; every record is drawn from (seed, digit, placement) alone."""
 
     name = "demo"
+    revision = 1
     classes = tuple(str(digit) for digit in range(10))
 
     def __init__(self, config: DemoDataConfig) -> None:

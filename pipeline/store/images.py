@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.records import NO_LABEL
 from pipeline.store.files import HashingFile, open_atomically, sha256_keys
 from pipeline.store.index import IndexRow, index_table, write_table
-from pipeline.store.manifest import ManifestError, ShardEntry
+from pipeline.store.manifest import REPAIR, ManifestError, ShardEntry
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,9 +122,7 @@ class ShardBytes:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
-            raise ManifestError(
-                f"{path} is missing; run stages.precompute to write it again"
-            ) from None
+            raise ManifestError(f"{path} is missing; {REPAIR}") from None
         self.path = path
 
     def read(self, offset: int, size: int) -> bytes:

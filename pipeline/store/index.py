@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.store.files import write_atomically
-from pipeline.store.manifest import ManifestError
+from pipeline.store.manifest import REPAIR, ManifestError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,9 +103,7 @@ def read_table(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]
     try:
         table = pq.read_table(pa.BufferReader(path.read_bytes()))
     except FileNotFoundError:
-        raise ManifestError(
-            f"{path} is missing; run stages.precompute to finish the store"
-        ) from None
+        raise ManifestError(f"{path} is missing; {REPAIR}") from None
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(f"{path} cannot be read as Parquet ({error})") from error
     if not table.schema.equals(schema, check_metadata=False):

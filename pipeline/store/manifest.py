@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import UserError
 from pipeline.records import FieldSpec
-from pipeline.store.files import write_atomically
+from pipeline.store.files import sha256_json, write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+REPAIR = "to write it again, delete it and the manifest.json beside it and run stages.precompute"
 _SELF_LINE = ' "self_sha256": "'
 
 
@@ -90,9 +91,10 @@ class StoreManifest:
     schema: int = SCHEMA_VERSION
 
     @property
-    def splits(self) -> tuple[str, ...]:
-        """In the order of the shards."""
-        return tuple(dict.fromkeys(shard.split for shard in self.shards))
+    def fingerprint(self) -> str:
+        """Of the records and of their places: what a teacher pass and a student's order depend on."""
+        plan = [[shard.name, shard.keys_sha256] for shard in self.shards]
+        return sha256_json({"dataset": self.dataset.fingerprint, "plan": plan})
 
 
 @dataclass(frozen=True, kw_only=True)

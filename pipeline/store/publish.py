@@ -126,11 +126,21 @@ def _has_receipt(store: Path, plan: ShardPlan, dataset: DatasetIdentity) -> bool
 def missing_pass_shards(folder: Path, shards: Sequence[ShardEntry]) -> list[ShardEntry]:
     """The store's shards that this pass has no receipt for; none where the pass is published.
 
-    The folder is named by the pass's fingerprint, so its receipts are never another pass's.
+    The folder is named by a fingerprint that covers the store's shards, so a receipt found there is
+    this pass's; it counts where the files it vouches for are there.
     """
     if (folder / MANIFEST_NAME).exists():
         return []
-    return [shard for shard in shards if not receipt_path(folder, shard.name).exists()]
+    return [shard for shard in shards if not _is_annotated(folder, shard)]
+
+
+def _is_annotated(folder: Path, shard: ShardEntry) -> bool:
+    path = receipt_path(folder, shard.name)
+    if not path.exists():
+        return False
+    files = read_table(path, PASS_RECEIPT_SCHEMA)[1]["files"]
+    paths = [(folder / entry["path"], entry["bytes"]) for entry in files]
+    return all(path.exists() and path.stat().st_size == size for path, size in paths)
 
 
 def publish_pass(

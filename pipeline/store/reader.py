@@ -13,6 +13,7 @@ from pipeline.store.images import receipt_path
 from pipeline.store.index import INDEX_SCHEMA, read_table
 from pipeline.store.manifest import (
     MANIFEST_NAME,
+    REPAIR,
     ManifestError,
     PassManifest,
     ShardEntry,
@@ -41,11 +42,13 @@ class Store:
     def index(self) -> pa.Table:
         """One row a record (index.INDEX_SCHEMA), in the order of the shards."""
         entry = self.manifest.index
+        if not (self.path / entry.path).is_file():
+            raise ManifestError(f"{self.path / entry.path} is missing; {REPAIR}")
         found = sha256_file(self.path / entry.path)
         if found != entry.sha256:
             raise ManifestError(
                 f"{self.path / entry.path} has sha256 {found[:12]}, the manifest says "
-                f"{entry.sha256[:12]}; run stages.verify"
+                f"{entry.sha256[:12]}; {REPAIR}"
             )
         return read_table(self.path / entry.path, INDEX_SCHEMA)[0]
 
@@ -75,7 +78,7 @@ class Store:
         )
 
     def open_pass(self, name: str | None = None) -> TeacherPass:
-        """The pass whose folder or fingerprint starts with `name`; None takes the only one."""
+        """The pass whose folder is `name`, or ends with those 8 digits; None takes the only one."""
         folders = self.pass_folders()
         names = ", ".join(folder.name for folder in folders) or "none"
         if not folders:
@@ -104,6 +107,12 @@ class TeacherPass:
             raise StoreMismatchError(
                 f"{folder} was computed on data {self.manifest.dataset_fingerprint[:12]}, the store holds "
                 f"{expected[:12]}; remove the folder and run stages.precompute again"
+            )
+        rows = [(shard.name, shard.records, shard.keys_sha256) for shard in store.manifest.shards]
+        if [(shard.name, shard.rows, shard.keys_sha256) for shard in self.manifest.shards] != rows:
+            raise StoreMismatchError(
+                f"{folder} was computed on other shards of the same data; "
+                "remove the folder and run stages.precompute again"
             )
 
     @property

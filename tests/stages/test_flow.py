@@ -17,8 +17,10 @@ from pipeline.config import (
     EvaluateConfig,
     EvaluateOptions,
     LabelTeachingConfig,
+    NoModelConfig,
     OperationConfig,
     OptimizerConfig,
+    PassConfig,
     ReportConfig,
     ReportOptions,
     StoreConfig,
@@ -36,6 +38,7 @@ from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.conftest import TINY_DATA, precompute_config
+from tests.pipeline.store.test_round_trip import tree_bytes
 
 PAD_CROP = AugmentConfig(operations=(OperationConfig(kind="pad_crop", padding=2),))
 TRAINER = TrainerConfig(epochs=3, batch_size=8, num_threads=1, log_every_steps=2)
@@ -153,6 +156,55 @@ def test_published_names_are_understood(tmp_path, frozen):
     assert_equal_states(loaded.state_dict(), model.state_dict())
 
 
+def test_a_teacher_whose_logits_overflow_the_store_is_refused_with_the_record(
+    tmp_path, tiny_teacher
+):
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(tiny_teacher.weights)
+    state["linear.bias"][3] = 1e6
+    save_file(state, tmp_path / "loud.safetensors")
+    loud = replace(tiny_teacher, weights=str(tmp_path / "loud.safetensors"))
+
+    with pytest.raises(ValueError, match=r"logits of record \w+ exceed what float16 can hold"):
+        precompute.run(precompute_config(tmp_path / "store", loud))
+
+
+@pytest.mark.parametrize(
+    ("lost", "rows"),
+    [("images/train-000000.tar", 16), ("columns.zarr/map/c/1/0/0/0/0/0", 10)],  # the second shard
+)
+def test_a_lost_file_is_written_again_once_its_manifest_is_gone(tmp_path, frozen, lost, rows):
+    config = precompute_config(tmp_path / "store", frozen.config.teacher)
+    precompute.run(config)
+    store = Store(tmp_path / "store")
+    folder = store.path if lost.startswith("images") else store.pass_folders()[0]
+    (folder / lost).unlink()
+    (folder / "manifest.json").unlink()
+
+    result = precompute.run(config)
+
+    assert result.packed_records + result.teacher_records == rows
+    assert tree_bytes(store.path) == tree_bytes(frozen.store.path)
+
+
+def test_a_pass_over_other_shards_of_the_same_data_is_never_read(tmp_path, tiny_teacher):
+    import shutil
+
+    config = precompute_config(tmp_path / "store", tiny_teacher)
+    precompute.run(config)
+    for name in ("images", "receipts"):
+        shutil.rmtree(tmp_path / "store" / name)
+    (tmp_path / "store" / "manifest.json").unlink()
+    replanned = replace(config.store, seed=1)
+    precompute.run(replace(config, store=replanned, teacher=NoModelConfig()))
+
+    with pytest.raises(StoreMismatchError, match="other shards of the same data"):
+        Store(tmp_path / "store").open_pass()
+
+    assert precompute.run(replace(config, store=replanned)).teacher_records == 72
+
+
 # ---- teach ---------------------------------------------------------------------------------------
 
 
@@ -264,6 +316,30 @@ def test_a_run_folder_of_other_options_is_refused_with_the_difference(frozen):
 
     with pytest.raises(ConfigError, match=r"method\.tau=4\.0 where this one has 2\.0"):
         distill.run(distill_config(frozen, method=E2KDConfig(tau=2.0)))
+
+
+def test_a_command_that_failed_can_be_corrected(frozen):
+    config = distill_config(frozen)
+    with pytest.raises(ConfigError, match="no split 'trian'"):
+        distill.run(replace(config, split="trian"))
+
+    assert distill.run(config).trained_epochs == 3
+
+
+def test_options_that_change_nothing_do_not_make_another_run(frozen):
+    distill.run(distill_config(frozen))
+    logged_more = replace(TRAINER, log_every_steps=1, loader_processes=1)
+
+    assert distill.run(distill_config(frozen, trainer=logged_more)).trained_epochs == 0
+
+
+def test_a_pass_without_maps_cannot_teach_where_to_look(tmp_path, tiny_teacher, frozen):
+    annotate = PassConfig(payloads=("logits",))
+    precompute.run(precompute_config(tmp_path / "store", tiny_teacher, annotate=annotate))
+    config = replace(distill_config(frozen), store=StoreConfig(path=str(tmp_path / "store")))
+
+    with pytest.raises(StoreMismatchError, match=r"holds no maps.*payloads=\[logits,map\]"):
+        distill.run(config)
 
 
 def test_labels_need_no_teacher(tmp_path, frozen):
@@ -380,7 +456,8 @@ def test_a_failing_student_does_not_stop_the_others(frozen):
     ):
         sweep.run(build_verb_config("sweep", compose("sweep", base)), base)
 
-    assert len(list((RUNS / "grid" / "students").glob("good-*/evaluate/metrics.json"))) == 1
+    listed = json.loads((RUNS / "grid" / "sweep.json").read_text())["runs"]
+    assert [row["arm"] for row in listed] == ["good"]
 
 
 def test_a_stage_that_is_interrupted_says_how_to_go_on(monkeypatch, capsys):
