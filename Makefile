@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 ARGS ?=
-DEMO_distill := method.tau=4 method.lambda_map=3
+DEMO_distill := method.tau=4 method.lambda_map=5
 STAGES := precompute teach verify distill evaluate sweep report
 .PHONY: help install demo test test-all lint format lock clean $(STAGES)
 
