@@ -175,7 +175,8 @@ def _help(verb: str, doc: str) -> str:
 def _print_result(result: Any) -> None:
     if is_dataclass(result) and not isinstance(result, type):
         for name, value in asdict(result).items():
-            print(f"{name}: {json.dumps(value) if isinstance(value, dict) else value}")
+            if value != "":
+                print(f"{name}: {json.dumps(value) if isinstance(value, dict) else value}")
 
 
 def _complain(verb: str, error: Exception, code: int) -> int:

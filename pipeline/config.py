@@ -573,7 +573,7 @@ class ReportOptions:
     """The paired difference is candidate - baseline, seed by seed."""
     paired_column: str = "accuracy"
     next_command: str = ""
-    """Printed last: what to try next."""
+    """Printed last: what to try now."""
 
     def __post_init__(self) -> None:
         if not self.columns:

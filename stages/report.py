@@ -41,6 +41,8 @@ class ReportResult:
     html: str
     json: str
     paired_difference: str
+    next: str
+    """What to try now; empty where the config names nothing."""
 
 
 def run(config: ReportConfig) -> ReportResult:
@@ -56,13 +58,12 @@ def run(config: ReportConfig) -> ReportResult:
     write_atomically(folder / "report.json", json.dumps(values, indent=1).encode())
     html = _page(config, store, results, values)
     write_atomically(folder / "report.html", html.encode())
-    if options.next_command:
-        print(f"next: {options.next_command}")
     return ReportResult(
         html=str(folder / "report.html"),
         json=str(folder / "report.json"),
         paired_difference=f"{options.candidate} - {options.baseline} in {options.paired_column}: "
         f"{100 * paired['mean']:+.1f} points (sd {100 * paired['sd']:.1f})",
+        next=options.next_command,
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline import training, training_run
-from pipeline.commandline import compose, main
+from pipeline.commandline import _print_result, compose, main
 from pipeline.config import (
     AugmentConfig,
     ConfigError,
@@ -441,6 +441,7 @@ def test_a_sweep_finishes_every_student_once_and_a_report_gathers_them(frozen, c
     html = Path(result.html).read_text()
     assert "http" not in html.replace("http://www.w3.org", "")  # self-contained
     assert html.count("data:image/") == 2
+    _print_result(result)
     assert capsys.readouterr().out.splitlines()[-1] == "next: make next"
 
 
