@@ -7,6 +7,7 @@ and says what is allowed.
 from __future__ import annotations
 
 import types
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -103,10 +104,8 @@ def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
+        with suppress(ValueError):  # the error below says it better
             return float(value)
-        except ValueError:
-            pass
     if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     if type(value) is not hint:
