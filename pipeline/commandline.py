@@ -1,6 +1,6 @@
 """From `key=value` words to a checked config, and from an error to one clear line.
 
-Hydra composes the YAML of conf/ and nothing more; config.py builds and checks the dataclasses. An
+Hydra composes the YAML of conf/ and nothing more; pipeline/config/ builds and checks the dataclasses. An
 override may name only sections that the verb reads; an experiment may set any of them.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import VERBS, ConfigError
-from pipeline.config_builder import build_verb_config
+from pipeline.config.builder import build_verb_config
 from pipeline.errors import UserError
 from pipeline.runs import RUNS, save_config, to_yaml
 

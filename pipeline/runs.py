@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipeline.config import KINDS, ConfigError
-from pipeline.config_builder import build_config
+from pipeline.config.builder import build_config
 from pipeline.store.files import write_atomically
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class TrainedModel:
     num_classes: int
     input_size: tuple[int, int]
     """(height, width)."""
-    teacher: str | None
-    """Name of the pass it learned from."""
+    teachers: tuple[str, ...] = ()
+    """Names of the passes it learned from."""
 
 
 def open_run(verb: str, run: str, config: Any, inputs: dict[str, str]) -> Path:
@@ -120,7 +120,7 @@ def save_model(folder: Path, model: nn.Module, trained: TrainedModel) -> None:
         "model": plain(trained.config),
         "num_classes": trained.num_classes,
         "input_size": list(trained.input_size),
-        "teacher": trained.teacher,
+        "teachers": list(trained.teachers),
     }
     write_atomically(folder / DESCRIPTION_NAME, json.dumps(description, indent=1).encode())
 
@@ -149,7 +149,7 @@ def read_description(folder: Path) -> TrainedModel:
         ),
         num_classes=values["num_classes"],
         input_size=tuple(values["input_size"]),
-        teacher=values["teacher"],
+        teachers=tuple(values["teachers"]),
     )
 
 

@@ -70,9 +70,9 @@ def fingerprint_inputs(
 
 def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
     """None for labels only, where a store without a teacher will do."""
-    return (
-        [] if isinstance(config.method, LabelsConfig) else [store.open_pass(config.store.teacher)]
-    )
+    if isinstance(config.method, LabelsConfig):
+        return []
+    return store.open_passes(config.store.teacher)
 
 
 def _train(
@@ -124,7 +124,7 @@ def _train(
         config=config.student,
         num_classes=plan.num_classes,
         input_size=plan.input_size,
-        teacher=passes[0].name if passes else None,
+        teachers=tuple(teacher.name for teacher in passes),
     )
     save_model(folder, model, trained)
     return DistillResult(student=str(folder), trained_epochs=epochs)

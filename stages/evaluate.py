@@ -22,6 +22,8 @@ from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.config import EvaluateConfig
     from pipeline.store.reader import TeacherPass
 
@@ -42,7 +44,7 @@ def run(config: EvaluateConfig) -> EvaluateResult:
     student = RUNS / config.run / "distill"
     trained = read_description(student)
     store = Store(Path(config.store.path))
-    passes = passes_to_compare(store, config.store.teacher or trained.teacher)
+    passes = passes_to_compare(store, config.store.teacher or trained.teachers)
     inputs = {
         "student": sha256_file(student / "model.safetensors"),
         "store": store.manifest.fingerprint,
@@ -56,11 +58,11 @@ def run(config: EvaluateConfig) -> EvaluateResult:
     return EvaluateResult(metrics=str(path), splits=json.loads(path.read_text())["splits"])
 
 
-def passes_to_compare(store: Store, name: str | None) -> list[TeacherPass]:
-    """The pass the student learned from; for a student of labels the store's only one, if it has just one."""
-    if name is None and len(store.pass_folders()) != 1:
+def passes_to_compare(store: Store, names: Sequence[str]) -> list[TeacherPass]:
+    """The passes the student learned from; for a student of labels the store's only one, if it has just one."""
+    if not names and len(store.pass_folders()) != 1:
         return []
-    return [store.open_pass(name)]
+    return store.open_passes(names)
 
 
 def _judge(

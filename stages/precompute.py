@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pipeline.cluster import MapShards
-    from pipeline.config import CifarModelConfig
+    from pipeline.config import ModelConfig
 
 logger = logging.getLogger("permafrost.precompute")
 
@@ -97,7 +97,7 @@ def _pack(config: PrecomputeConfig, map_shards: MapShards) -> int:
     return packed
 
 
-def _annotate(config: PrecomputeConfig, teacher: CifarModelConfig, map_shards: MapShards) -> int:
+def _annotate(config: PrecomputeConfig, teacher: ModelConfig, map_shards: MapShards) -> int:
     store = Store(Path(config.store.path).absolute())
     num_classes = len(store.manifest.classes)
     description = describe_pass(

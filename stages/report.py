@@ -104,7 +104,7 @@ def _page(
 
 def _open_pass(config: ReportConfig, store: Store) -> TeacherPass | None:
     """The pass to count the cost of; a store without a teacher has none."""
-    return store.open_pass(config.store.teacher) if store.pass_folders() else None
+    return store.open_passes(config.store.teacher)[0] if store.pass_folders() else None
 
 
 def _pictures(results: list[StudentResult]) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def _ledger(
         ledger["Seconds a student, mean"] = f"{seconds:.1f}"
     if teacher is not None:
         columns = sum(entry.bytes for shard in teacher.manifest.shards for entry in shard.files)
-        taught = [folder for folder in costs if read_description(folder).teacher is not None]
+        taught = [folder for folder in costs if read_description(folder).teachers]
         live = sum(costs[folder]["records"] for folder in taught)
         ledger["Bytes of teacher columns"] = f"{columns:,} ({columns / records:,.0f} a record)"
         ledger["Teacher forward passes, paid once"] = f"{records:,}"

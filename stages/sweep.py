@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.commandline import compose, main, section_of
-from pipeline.config_builder import build_verb_config
+from pipeline.config.builder import build_verb_config
 from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.runs import RUNS, identity, plain

@@ -90,7 +90,6 @@ def _train(config: TeachConfig, store: Store, folder: Path) -> None:
         config=config.teacher,
         num_classes=plan.num_classes,
         input_size=plan.input_size,
-        teacher=None,
     )
     save_model(folder, model, trained)
 

@@ -48,6 +48,8 @@ class CifarResNet(nn.Module):
         super().__init__()
         blocks = (int(config.name.removeprefix("resnet")) - 2) // 6
         widths = [config.width * factor for factor in (1, 2, 4)]
+        assert config.mean is not None
+        assert config.std is not None
         self.normalize = Normalize(config.mean, config.std)
         self.conv1 = nn.Conv2d(3, config.width, 3, config.stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(config.width)

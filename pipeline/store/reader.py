@@ -24,6 +24,7 @@ from pipeline.store.manifest import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -77,22 +78,30 @@ class Store:
             path.parent for path in (self.path / TEACHERS_FOLDER).glob(f"*/{MANIFEST_NAME}")
         )
 
-    def open_pass(self, name: str | None = None) -> TeacherPass:
-        """The pass whose folder is `name`, or ends with those 8 digits; None takes the only one."""
+    def open_pass(self, name: str) -> TeacherPass:
+        """The pass whose folder is `name`, or ends with those 8 digits."""
         folders = self.pass_folders()
-        names = ", ".join(folder.name for folder in folders) or "none"
+        found = [f for f in folders if name in (f.name, f.name.rsplit("-", 1)[-1])]
+        if len(found) != 1:
+            names = ", ".join(folder.name for folder in folders) or "none"
+            raise StoreMismatchError(
+                f"{self.path} holds no teacher pass {name!r}; set store.teacher to one of: {names}"
+            )
+        return TeacherPass(self, found[0])
+
+    def open_passes(self, names: Sequence[str] = ()) -> list[TeacherPass]:
+        """The named passes, in that order; no name stands for the only one that the store holds."""
+        folders = self.pass_folders()
         if not folders:
             raise StoreMismatchError(
                 f"{self.path} holds no teacher pass; run stages.precompute with a teacher"
             )
-        if name is not None:
-            folders = [f for f in folders if name in (f.name, f.name.rsplit("-", 1)[-1])]
-        if len(folders) != 1:
-            problem = "several teacher passes" if name is None else f"no teacher pass {name!r}"
+        if not names and len(folders) > 1:
             raise StoreMismatchError(
-                f"{self.path} holds {problem}; set store.teacher to one of: {names}"
+                f"{self.path} holds several teacher passes; set store.teacher to one or more of: "
+                + ", ".join(folder.name for folder in folders)
             )
-        return TeacherPass(self, folders[0])
+        return [self.open_pass(name) for name in names or [folders[0].name]]
 
 
 class TeacherPass:

@@ -124,7 +124,7 @@ def test_a_split_that_does_not_exist_lists_those_that_do(frozen):
 
 def targets_by_key(store):
     """Straight from the columns, with no dataset in between."""
-    teacher = store.open_pass()
+    teacher = store.open_passes()[0]
     by_key = {}
     for shard in store.manifest.shards:
         values = teacher.read_shard(shard)
@@ -156,7 +156,7 @@ def test_image_logits_class_and_map_stay_together_under_any_selection_rank_and_r
     seen = 0
 
     for rank in range(2):
-        dataset = StoreDataset(store, rows, [store.open_pass()])
+        dataset = StoreDataset(store, rows, [store.open_passes()[0]])
         views = ViewSchedule(AugmentConfig(), store.size, 0)
         stream = TrainingStream(dataset, views, batch_size=4, seed=0, rank=rank, world_size=2)
         for batch in stream.epoch(1, first_step=1):
@@ -210,7 +210,7 @@ def test_loader_processes_change_nothing(frozen):
     views = ViewSchedule(AugmentConfig(), frozen.store.size, 0)
     streams = [
         TrainingStream(
-            StoreDataset(frozen.store, rows, [frozen.store.open_pass()]),
+            StoreDataset(frozen.store, rows, [frozen.store.open_passes()[0]]),
             views,
             batch_size=8,
             seed=0,

@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.commandline import compose, sections
 from pipeline.config import VERBS, ConfigError, E2KDConfig, LabelsConfig, NoModelConfig
-from pipeline.config_builder import build_verb_config
+from pipeline.config.builder import build_verb_config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -29,7 +29,7 @@ from pipeline.config import (
     TeachConfig,
     TrainerConfig,
 )
-from pipeline.config_builder import build_verb_config
+from pipeline.config.builder import build_verb_config
 from pipeline.geometry import ViewSchedule
 from pipeline.metric_log import read_metrics
 from pipeline.models import WeightsError, build_model, load_weights
@@ -101,7 +101,7 @@ def test_a_second_teacher_adds_a_folder_and_touches_no_image(tmp_path, tiny_teac
     with pytest.raises(
         StoreMismatchError, match=r"several teacher passes; set store\.teacher to one of"
     ):
-        Store(store).open_pass()
+        Store(store).open_passes()
 
 
 def test_other_data_in_the_same_store_is_refused(frozen):
@@ -200,7 +200,7 @@ def test_a_pass_over_other_shards_of_the_same_data_is_never_read(tmp_path, tiny_
     precompute.run(replace(config, store=replanned, teacher=NoModelConfig()))
 
     with pytest.raises(StoreMismatchError, match="other shards of the same data"):
-        Store(tmp_path / "store").open_pass()
+        Store(tmp_path / "store").open_passes()
 
     assert precompute.run(replace(config, store=replanned)).teacher_records == 72
 
@@ -393,9 +393,9 @@ def test_the_teacher_judged_as_its_own_student_agrees_with_itself(frozen, region
     from pipeline.runs import TrainedModel, save_model
 
     teacher = build_model(frozen.config.teacher, 10)
-    name = frozen.store.open_pass().name
+    name = frozen.store.open_passes()[0].name
     trained = TrainedModel(
-        config=frozen.config.teacher, num_classes=10, input_size=(16, 16), teacher=name
+        config=frozen.config.teacher, num_classes=10, input_size=(16, 16), teachers=(name,)
     )
     save_model(RUNS / "self" / "distill", teacher, trained)
 

@@ -1,4 +1,4 @@
-"""From plain values to the dataclasses of config.py, checked key by key.
+"""From plain values to the dataclasses of this package, checked key by key.
 
 An unknown key, a value of the wrong type or one out of range is a ConfigError that names the option
 and says what is allowed.
@@ -11,7 +11,9 @@ from contextlib import suppress
 from dataclasses import MISSING, fields
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pipeline.config import KINDS, VERBS, ConfigError, NoModelConfig
+from pipeline.config.errors import ConfigError
+from pipeline.config.models import NoModelConfig
+from pipeline.config.verbs import KINDS, VERBS
 
 C = TypeVar("C")
 
@@ -90,6 +92,8 @@ def _build_kind(section: str, hint: Any, value: dict[str, Any]) -> Any:
 
 
 def _convert_tuple(members: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
+    if members == (str, ...) and isinstance(value, str):
+        return (value,)  # one name stands for a list of one
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{path} must be a list, got {value!r}")
     if members[-1] is not Ellipsis and len(value) != len(members):

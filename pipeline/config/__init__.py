@@ -1,0 +1,117 @@
+"""Every option, its default and its limits, as frozen dataclasses.
+
+A section with a `kind` is one of several dataclasses (verbs.KINDS); the kind is the name of the YAML
+file in its group of conf/. Sections are built from composed YAML by builder.py.
+"""
+
+from pipeline.config.augment import (
+    AugmentConfig,
+    OperationConfig,
+)
+from pipeline.config.cluster import (
+    ClusterConfig,
+    Executor,
+    LocalClusterConfig,
+)
+from pipeline.config.data import (
+    DataConfig,
+    DemoDataConfig,
+    FileDataConfig,
+    ImageFolderDataConfig,
+    ImageTableDataConfig,
+    TinyImageNetDataConfig,
+    TorchvisionDataConfig,
+    WebDatasetDataConfig,
+)
+from pipeline.config.errors import (
+    ConfigError,
+    require,
+    require_fraction,
+)
+from pipeline.config.models import (
+    CifarModelConfig,
+    ExplainerConfig,
+    GradCamConfig,
+    ModelConfig,
+    NetworkConfig,
+    NoModelConfig,
+    TimmModelConfig,
+    TorchvisionModelConfig,
+)
+from pipeline.config.store import (
+    PassConfig,
+    StoreConfig,
+    SubsetConfig,
+)
+from pipeline.config.training import (
+    E2KDConfig,
+    KDConfig,
+    LabelsConfig,
+    LabelTeachingConfig,
+    MethodConfig,
+    OptimizerConfig,
+    TeachingConfig,
+    TrainerConfig,
+)
+from pipeline.config.verbs import (
+    KINDS,
+    VERBS,
+    DistillConfig,
+    EvaluateConfig,
+    EvaluateOptions,
+    PrecomputeConfig,
+    ReportConfig,
+    ReportOptions,
+    SweepConfig,
+    TeachConfig,
+    VerifyConfig,
+)
+
+__all__ = [
+    "KINDS",
+    "VERBS",
+    "AugmentConfig",
+    "CifarModelConfig",
+    "ClusterConfig",
+    "ConfigError",
+    "DataConfig",
+    "DemoDataConfig",
+    "DistillConfig",
+    "E2KDConfig",
+    "EvaluateConfig",
+    "EvaluateOptions",
+    "Executor",
+    "ExplainerConfig",
+    "FileDataConfig",
+    "GradCamConfig",
+    "ImageFolderDataConfig",
+    "ImageTableDataConfig",
+    "KDConfig",
+    "LabelTeachingConfig",
+    "LabelsConfig",
+    "LocalClusterConfig",
+    "MethodConfig",
+    "ModelConfig",
+    "NetworkConfig",
+    "NoModelConfig",
+    "OperationConfig",
+    "OptimizerConfig",
+    "PassConfig",
+    "PrecomputeConfig",
+    "ReportConfig",
+    "ReportOptions",
+    "StoreConfig",
+    "SubsetConfig",
+    "SweepConfig",
+    "TeachConfig",
+    "TeachingConfig",
+    "TimmModelConfig",
+    "TinyImageNetDataConfig",
+    "TorchvisionDataConfig",
+    "TorchvisionModelConfig",
+    "TrainerConfig",
+    "VerifyConfig",
+    "WebDatasetDataConfig",
+    "require",
+    "require_fraction",
+]

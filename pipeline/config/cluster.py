@@ -1,0 +1,49 @@
+"""Where precompute runs (`cluster=`, `executor=`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.config.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalClusterConfig:
+    """A Ray that is started for this run on this machine and ends with it."""
+
+    kind: Literal["local"] = "local"
+    actors: int = 1
+    """Teacher replicas; each works on whole shards."""
+    cpus_per_actor: float = 1.0
+    gpus_per_actor: float | None = None
+    """May be a fraction; null takes one where the machine has any, and none otherwise."""
+    threads_per_actor: int = 1
+    """Of torch; part of what makes bytes equal, so also used by the serial executor."""
+    decode_threads: int = 1
+    """Of an actor, beside torch's: they decode the next batches while the teacher runs."""
+    max_restarts: int = 3
+    """Of an actor that dies."""
+
+    def __post_init__(self) -> None:
+        require(self.actors >= 1, f"cluster.actors must be >= 1, got {self.actors}")
+        require(
+            self.cpus_per_actor > 0,
+            f"cluster.cpus_per_actor must be > 0, got {self.cpus_per_actor}",
+        )
+        require(
+            self.gpus_per_actor is None or self.gpus_per_actor >= 0,
+            f"cluster.gpus_per_actor must be >= 0 or null, got {self.gpus_per_actor}",
+        )
+        require(
+            self.threads_per_actor >= 1,
+            f"cluster.threads_per_actor must be >= 1, got {self.threads_per_actor}",
+        )
+        require(
+            self.decode_threads >= 1,
+            f"cluster.decode_threads must be >= 1, got {self.decode_threads}",
+        )
+
+
+ClusterConfig = LocalClusterConfig
+Executor = Literal["ray", "serial"]

@@ -1,0 +1,146 @@
+"""What is optimised, and how long (`method=`, `optimizer=`, `trainer=`, `teaching=`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.config.augment import AugmentConfig
+from pipeline.config.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsConfig:
+    """Labels only: the supervised baseline."""
+
+    kind: Literal["labels"] = "labels"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.label_smoothing < 1,
+            f"label_smoothing must be in [0, 1), got {self.label_smoothing}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KDConfig:
+    """Soft targets (Hinton et al. 2015): total = lambda_ce * ce + lambda_kd * kd."""
+
+    kind: Literal["kd"] = "kd"
+    tau: float = 1.0
+    """Temperature of the soft targets; > 0."""
+    lambda_ce: float = 0.0
+    lambda_kd: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.tau > 0, f"method.tau must be > 0, got {self.tau}")
+        for name in ("lambda_ce", "lambda_kd"):
+            require(
+                getattr(self, name) >= 0, f"method.{name} must be >= 0, got {getattr(self, name)}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class E2KDConfig(KDConfig):
+    """e2KD (Parchami-Araghi et al. 2024, eq. 3): soft targets + lambda_map * (1 - cosine of the maps)."""
+
+    kind: Literal["e2kd"] = "e2kd"  # type: ignore[assignment]
+    lambda_map: float = 1.0
+    """0 switches the explanation term off, and the student's map is then never computed."""
+    normalise_by: Literal["batch", "valid"] = "batch"
+    """Divide the sum over valid maps by all maps of the batch (the paper's lambda) or by the valid ones."""
+    guided_step_interval: int = 1
+    """The explanation term enters every n-th step only, unscaled."""
+    map_control: Literal["none", "shuffled", "unaugmented"] = "none"
+    """Negative controls: the map of another record of the batch, or the map without the view's warp."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.lambda_map >= 0, f"method.lambda_map must be >= 0, got {self.lambda_map}")
+        require(
+            self.guided_step_interval >= 1,
+            f"method.guided_step_interval must be >= 1, got {self.guided_step_interval}",
+        )
+
+
+MethodConfig = LabelsConfig | KDConfig | E2KDConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """One of torch's optimisers; weight decay applies to all parameters, as in the papers."""
+
+    kind: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = 3e-3
+    weight_decay: float = 1e-4
+    momentum: float = 0.9
+    """Of sgd."""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, f"optimizer.lr must be > 0, got {self.lr}")
+        require(
+            self.weight_decay >= 0, f"optimizer.weight_decay must be >= 0, got {self.weight_decay}"
+        )
+        require(
+            0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), got {self.momentum}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How long and in what steps a network is trained."""
+
+    epochs: int = 30
+    batch_size: int = 64
+    """Records of a global batch."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: to zero along a cosine, or not at all; set once an epoch."""
+    warmup_epochs: int = 0
+    """Linear from 0.01 * lr."""
+    clip_norm: float | None = 1.0
+    """Largest global gradient norm; null does not clip."""
+    device: str = "auto"
+    """auto takes a GPU where there is one."""
+    num_threads: int | None = None
+    """Of torch on the CPU; null leaves torch's own choice."""
+    loader_processes: int = 0
+    checkpoint_every_epochs: int = 1
+    log_every_steps: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "checkpoint_every_epochs", "log_every_steps"):
+            require(
+                getattr(self, name) >= 1, f"trainer.{name} must be >= 1, got {getattr(self, name)}"
+            )
+        require(
+            0 <= self.warmup_epochs < self.epochs,
+            f"trainer.warmup_epochs must be in [0, epochs), got {self.warmup_epochs} of {self.epochs}",
+        )
+        require(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"trainer.clip_norm must be > 0 or null, got {self.clip_norm}",
+        )
+        require(
+            self.loader_processes >= 0,
+            f"trainer.loader_processes must be >= 0, got {self.loader_processes}",
+        )
+        require(
+            self.num_threads is None or self.num_threads >= 1,
+            f"trainer.num_threads must be >= 1 or null, got {self.num_threads}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelTeachingConfig:
+    """Train a teacher on labels, with its own optimiser, trainer and views."""
+
+    kind: Literal["labels"] = "labels"
+    label_smoothing: float = 0.0
+    split: str = "train"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+TeachingConfig = LabelTeachingConfig
