@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
 from pipeline.errors import UserError
-from pipeline.models import build_model, freeze
+from pipeline.geometry import CENTER_CROP_FRACTION, center_crop, warp
+from pipeline.models import build_model, freeze, teacher_input_size
 from pipeline.payloads import PAYLOADS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.models.output import GapLinearModel, ModelOutput
     from pipeline.payloads.payload import Encoded
     from pipeline.records import FieldSpec
+    from pipeline.store.frames import FrameBatch
 
 
 class FidelityError(UserError, ValueError):
@@ -33,31 +38,49 @@ class TeacherAnnotator:
     """One teacher and what it is asked for; one forward pass serves every payload."""
 
     def __init__(
-        self, teacher: ModelConfig, num_classes: int, explainer: ExplainerConfig, config: PassConfig
+        self,
+        teacher: ModelConfig,
+        num_classes: int,
+        explainer: ExplainerConfig,
+        config: PassConfig,
+        frame_size: tuple[int, int],
     ) -> None:
+        """frame_size  (height, width) of the canonical frames it will be given"""
         self.config = config
+        self.frame = teacher.frame
+        side = teacher_input_size(teacher)
+        self.input_size = frame_size if side is None else (side, side)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = cast(
             "GapLinearModel", freeze(build_model(teacher, num_classes)).to(self.device)
         )
         self.payloads = [PAYLOADS[name](config, explainer) for name in config.payloads]
 
-    def fields(self, size: tuple[int, int]) -> list[FieldSpec]:
-        """The fields this pass stores for frames of (height, width) `size`."""
-        output = self._forward(torch.zeros(1, 3, *size, dtype=torch.uint8))
-        return [spec for payload in self.payloads for spec in payload.fields(self.model, output)]
+    def fields(self) -> list[FieldSpec]:
+        """The fields this pass stores."""
+        output = self._forward(torch.zeros(1, 3, *self.input_size))
+        specs = [spec for payload in self.payloads for spec in payload.fields(self.model, output)]
+        return [
+            spec if spec.frame is None else replace(spec, **self._placement()) for spec in specs
+        ]
 
     def annotate(
-        self, frames: Tensor, keys: list[str]
+        self, batches: Iterable[FrameBatch], keys: Sequence[str]
     ) -> tuple[dict[str, NDArray[np.generic]], dict[str, float]]:
-        """Fields [n, V = 1, *shape] of canonical frames u8 [n, 3, H, W], and their fidelity.
+        """Fields [n, V = 1, *shape] of canonical frames, and their fidelity.
 
-        Batches are cut at fixed positions, so that the values do not depend on who computes them.
+        batches  cut at fixed positions, so that the values do not depend on who computes them
+        keys     of all n records, for messages
         """
-        encoded = [
-            self._annotate_batch(frames[start : start + self.config.batch_size], keys[start:])
-            for start in range(0, len(frames), self.config.batch_size)
-        ]
+        encoded: list[Encoded] = []
+        done = 0
+        for batch in batches:
+            encoded.append(self._annotate_batch(batch, keys[done:]))
+            done += len(batch.frames)
+        if not encoded:
+            return {
+                spec.name: np.empty((0, 1, *spec.shape), spec.dtype) for spec in self.fields()
+            }, {}
         values = {
             name: np.concatenate([batch.values[name] for batch in encoded])[:, None]
             for name in encoded[0].values
@@ -73,8 +96,8 @@ class TeacherAnnotator:
                 )
         return values, fidelity
 
-    def _annotate_batch(self, frames: Tensor, keys: list[str]) -> Encoded:
-        output = self._forward(frames)
+    def _annotate_batch(self, batch: FrameBatch, keys: Sequence[str]) -> Encoded:
+        output = self._forward(self._inputs(batch))
         finite = output.logits.isfinite().all(dim=1)
         if not finite.all():
             key = keys[int((~finite).nonzero()[0])]
@@ -93,6 +116,24 @@ class TeacherAnnotator:
             {name: cosine for part in encoded for name, cosine in part.fidelity.items()},
         )
 
+    def _inputs(self, batch: FrameBatch) -> Tensor:
+        """The frames as the teacher sees them: f32 [n, 3, height, width] in [0, 1]."""
+        frames = batch.frames.to(self.device)
+        if self.frame == "center_crop":
+            crops = center_crop(batch.heights, batch.widths, CENTER_CROP_FRACTION)
+            return warp(frames, crops.to(self.device), self.input_size) / 255
+        if frames.shape[-2:] == self.input_size:
+            return frames.float() / 255
+        whole = torch.eye(3, device=self.device).expand(len(frames), 3, 3)
+        return warp(frames, whole, self.input_size) / 255
+
+    def _placement(self) -> dict[str, Any]:
+        cropped = self.frame == "center_crop"
+        return {"frame": self.frame, "crop_fraction": CENTER_CROP_FRACTION if cropped else None}
+
     @torch.no_grad()
-    def _forward(self, frames: Tensor) -> ModelOutput:
-        return self.model(frames.to(self.device).float() / 255)
+    def _forward(self, inputs: Tensor) -> ModelOutput:
+        precision = getattr(torch, self.config.precision)
+        with torch.autocast(self.device.type, dtype=precision, enabled=precision != torch.float32):
+            output = self.model(inputs.to(self.device))
+        return output._replace(logits=output.logits.float(), features=output.features.float())

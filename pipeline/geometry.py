@@ -11,147 +11,23 @@ because the zeros outside the frame do not commute with it.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import kornia.augmentation as K
 import torch
 import torch.nn.functional as F
-from kornia.geometry.conversions import normalize_homography
 from torch import Tensor
 
-from pipeline.config import ConfigError
 from pipeline.records import Targets
-from pipeline.seeds import derive_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pipeline.config import AugmentConfig, OperationConfig
     from pipeline.records import Batch, StoredTargets
 
-BLOCK_SIZE = 1024
-"""Consecutive positions of an epoch's order that are drawn together: Kornia's cost is per call."""
-
-_DEFAULT_CROP_SCALE = (0.08, 1.0)
+CENTER_CROP_FRACTION = 0.875
+"""Of the shorter side: the 224 of 256 pixels that classifiers are judged on."""
 
 _FINE_GRID = 56
 """Coverage is measured on a grid at least this fine; a 7x7 cell may lie partly outside."""
-
-
-# ---- drawing -------------------------------------------------------------------------------------
-
-
-def build_operations(config: AugmentConfig, size: tuple[int, int]) -> list[Any]:
-    """Kornia generators for `augment.operations`, to be drawn on a canonical (height, width) `size`."""
-    return [_OPERATIONS[operation.kind](operation, size) for operation in config.operations]
-
-
-def _pad_crop(operation: OperationConfig, size: tuple[int, int]) -> Any:
-    return K.RandomCrop(size, padding=operation.padding)
-
-
-def _resized_crop(operation: OperationConfig, size: tuple[int, int]) -> Any:
-    return K.RandomResizedCrop(
-        size,
-        scale=operation.scale or _DEFAULT_CROP_SCALE,
-        ratio=operation.ratio,
-        align_corners=False,
-    )
-
-
-def _horizontal_flip(operation: OperationConfig, size: tuple[int, int]) -> Any:
-    return K.RandomHorizontalFlip(p=operation.p)
-
-
-def _vertical_flip(operation: OperationConfig, size: tuple[int, int]) -> Any:
-    return K.RandomVerticalFlip(p=operation.p)
-
-
-def _rotation(operation: OperationConfig, size: tuple[int, int]) -> Any:
-    return K.RandomRotation(operation.degrees, p=operation.p, align_corners=False)
-
-
-def _affine(operation: OperationConfig, size: tuple[int, int]) -> Any:
-    return K.RandomAffine(
-        operation.degrees,
-        translate=operation.translate,
-        scale=operation.scale,
-        shear=operation.shear,
-        p=operation.p,
-        align_corners=False,
-    )
-
-
-_OPERATIONS = {
-    "pad_crop": _pad_crop,
-    "resized_crop": _resized_crop,
-    "horizontal_flip": _horizontal_flip,
-    "vertical_flip": _vertical_flip,
-    "rotation": _rotation,
-    "affine": _affine,
-}
-
-
-def _draw_pixels(operation: Any, count: int, size: tuple[int, int]) -> Tensor:
-    canvas = torch.empty((), dtype=torch.float64).expand(count, 1, *size)  # no memory behind it
-    parameters = operation.forward_parameters(canvas.shape)
-    pixels: Tensor = operation.generate_transformation_matrix(canvas, parameters, operation.flags)
-    return pixels
-
-
-def draw_views(operations: Sequence[Any], count: int, size: tuple[int, int], seed: int) -> Tensor:
-    """Draw `canonical_from_view`, [count, 3, 3] float64, from Kornia `operations`.
-
-    size  (height, width) of the canonical frame
-    seed  32 bits; equal seeds give equal draws for equal operations and counts, and the draws of
-          a smaller count are not a prefix of those of a larger one. The global generator is left
-          as it was.
-    """
-    view_from_canonical = torch.eye(3, dtype=torch.float64).expand(count, 3, 3)
-    with torch.random.fork_rng(devices=[]):  # Kornia draws from the global generator
-        torch.manual_seed(seed)
-        for operation in operations:
-            if operation.p_batch != 1 or operation.same_on_batch:
-                raise ConfigError(
-                    f"augment: {type(operation).__name__} draws once per batch, not once per record"
-                )
-            pixels = _draw_pixels(operation, count, size)
-            new_size = operation.flags.get("size", size)
-            step = normalize_homography(pixels.double(), size, new_size, align_corners=False)
-            view_from_canonical = step @ view_from_canonical
-            size = new_size
-    canonical_from_view: Tensor = torch.linalg.inv(view_from_canonical)
-    return canonical_from_view
-
-
-class ViewSchedule:
-    """Fresh views for the positions of an epoch's order: a pure function of (seed, epoch, position).
-
-    Each block of BLOCK_SIZE consecutive positions is drawn at once, so a view does not depend on the
-    batch size, the rank or the process that asks for it.
-    """
-
-    def __init__(self, config: AugmentConfig, size: tuple[int, int], seed: int) -> None:
-        self.operations = build_operations(config, size)
-        self.size = size
-        self.seed = seed
-        self._block = lru_cache(maxsize=4)(self._draw_block)
-
-    def views(self, epoch: int, start: int, count: int) -> Tensor | None:
-        """`canonical_from_view` of positions start .. start + count, f32 [count, 3, 3].
-
-        None where nothing moves.
-        """
-        if not self.operations:
-            return None
-        first, last = start // BLOCK_SIZE, (start + count - 1) // BLOCK_SIZE
-        blocks = torch.cat([self._block(epoch, block) for block in range(first, last + 1)])
-        return blocks[start - first * BLOCK_SIZE :][:count]
-
-    def _draw_block(self, epoch: int, block: int) -> Tensor:
-        seed = derive_seed(self.seed, "views", epoch, block)
-        return draw_views(self.operations, BLOCK_SIZE, self.size, seed).float()
 
 
 # ---- warping -------------------------------------------------------------------------------------
@@ -199,6 +75,17 @@ def warp(source: Tensor, source_from_view: Tensor, size: tuple[int, int]) -> Ten
     return warped
 
 
+def center_crop(heights: Tensor, widths: Tensor, fraction: float) -> Tensor:
+    """`canonical_from_crop` of the field's centre crop: `fraction` of the shorter side, square.
+
+    heights, widths  [B] of the original images, whose proportions the canonical frame has not
+    returns          f32 [B, 3, 3]: diag(f m / W0, f m / H0, 1) with m = min(H0, W0)
+    """
+    side = fraction * torch.minimum(heights, widths)
+    scales = torch.stack([side / widths, side / heights, torch.ones_like(side)], dim=-1)
+    return torch.diag_embed(scales.float())
+
+
 def downscale(
     source_from_view: Tensor, source_size: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
@@ -214,6 +101,17 @@ def downscale(
 
 
 # ---- a batch as the student sees it --------------------------------------------------------------
+
+
+def judged_view(batch: Batch, frame: str, size: tuple[int, int]) -> Batch:
+    """The batch under the one view in which it is judged at (height, width) `size`.
+
+    frame  evaluate.frame: "full", "center_crop", or "auto": full where the frame has that size already
+    """
+    if frame == "full" or (frame == "auto" and batch.inputs.shape[-2:] == size):
+        return batch
+    heights, widths = batch.original_size.unbind(dim=1)
+    return replace(batch, canonical_from_view=center_crop(heights, widths, CENTER_CROP_FRACTION))
 
 
 def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
@@ -245,13 +143,8 @@ def view_targets(
 def _view_maps(
     batch: Batch, stored: StoredTargets, grid: tuple[int, int], map_control: str
 ) -> Targets:
-    assert stored.maps is not None
     assert stored.explained_class is not None
-    assert stored.map_from_canonical is not None
-    map_from_view = stored.map_from_canonical
-    if map_control != "unaugmented":
-        map_from_view = map_from_view @ canonical_from_view(batch)
-    maps = warp(stored.maps.flatten(1, 2), map_from_view, grid).view(*stored.maps.shape[:3], *grid)
+    maps = view_maps(batch, stored, grid, moved=map_control != "unaugmented")
     if map_control == "shuffled":
         maps = maps.roll(1, dims=0)
     return Targets(
@@ -261,6 +154,22 @@ def _view_maps(
         maps=maps,
         map_valid=maps.flatten(2).any(dim=2) & (stored.explained_class >= 0),
     )
+
+
+def view_maps(
+    batch: Batch, stored: StoredTargets, grid: tuple[int, int], *, moved: bool = True
+) -> Tensor:
+    """A teacher's maps in the batch's view on an (h, w) `grid`: f32 [B, E, A, h, w].
+
+    moved  False leaves them in the canonical frame, whatever the view
+    """
+    assert stored.maps is not None
+    assert stored.map_from_canonical is not None
+    map_from_view = stored.map_from_canonical
+    if moved:
+        map_from_view = map_from_view @ canonical_from_view(batch)
+    maps = warp(stored.maps.flatten(1, 2), map_from_view, grid)
+    return maps.view(*stored.maps.shape[:3], *grid)
 
 
 def canonical_from_view(batch: Batch) -> Tensor:

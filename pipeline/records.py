@@ -43,6 +43,8 @@ class Record:
     labels: tuple[int, ...] = ()
     group: int = NO_GROUP
     boxes: tuple[Box, ...] = ()
+    boxes_in_pixels: bool = False
+    """Boxes are in pixels of the original, upright image; packing normalises them."""
     content: tuple[Any, ...] = ()
     """What its source needs to read it (a path, a seed): JSON values, part of the fingerprint."""
 
@@ -53,9 +55,12 @@ class Content:
 
     image: bytes
     suffix: str
-    """Of the image's member in the tar: jpg or png."""
+    """Of the image's member in the tar: jpg, png, ..."""
     mask: bytes | None = None
     """PNG, uint8 [H, W]; 0 is background."""
+    offset: int = -1
+    """Of the image in the tar that it was read from, where there is one; like `mask_offset`."""
+    mask_offset: int = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,8 @@ class FieldSpec:
     when_moved: WhenMoved = "keep"
     frame: Literal["full", "center_crop"] | None = None
     """Of a spatial field: what part of the canonical frame the teacher saw; None where not spatial."""
+    crop_fraction: float | None = None
+    """Of the original's shorter side that a centre crop shows; None where `frame` is no crop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +121,8 @@ class Batch:
     """f32 [B, 3, 3]; None where the view is the whole frame at its own size."""
     view_index: Tensor
     """i64 [B]: the stored view replayed, -1 for a fresh one."""
+    original_size: Tensor
+    """f32 [B, 2]: height and width of the original images, whose proportions the frame has not."""
     labels: Tensor
     """i64 [B]; NO_LABEL where unknown."""
     groups: Tensor

@@ -7,13 +7,16 @@ again writes the same bytes.
 from __future__ import annotations
 
 import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from pipeline.store.images import receipt_path, write_image_shard
-from pipeline.store.index import PASS_RECEIPT_SCHEMA, write_table
+from pipeline.store.index import PASS_RECEIPT_SCHEMA, receipt_path, write_table
+from pipeline.store.journal import ShardJournal
+from pipeline.store.packing import Packing, write_image_shard
 from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.config import ExplainerConfig, ModelConfig, PassConfig
     from pipeline.sources import Source
     from pipeline.store.columns import Columns
+    from pipeline.store.frames import FrameBatch
     from pipeline.store.manifest import ShardEntry
     from pipeline.store.plan import ShardPlan
 
@@ -43,11 +47,14 @@ class PackShard:
 
     store: Path
     source: Source
+    packing: Packing
     dataset_fingerprint: str
 
     def __call__(self, plan: ShardPlan) -> ShardResult:
         started = time.monotonic()
-        entry = write_image_shard(self.store, plan, self.source, self.dataset_fingerprint)
+        entry = write_image_shard(
+            self.store, plan, self.source, self.packing, self.dataset_fingerprint
+        )
         return ShardResult(
             name=entry.name, records=entry.records, seconds=time.monotonic() - started
         )
@@ -66,35 +73,67 @@ class AnnotateShard:
     explainer: ExplainerConfig
     config: PassConfig
     num_threads: int
+    decode_threads: int = 1
 
     def __call__(self, shard: ShardEntry) -> ShardResult:
         import pyarrow as pa
 
-        from pipeline.store.frames import read_frames
-
         started = time.monotonic()
-        store = self._store
-        keys = store.shard_keys(shard)
+        keys = self._store.shard_keys(shard)
         # The number of threads may change the last bits of a sum; so it is the same everywhere.
-        with torch_threads(self.num_threads):
-            values, fidelity = self._annotator.annotate(read_frames(store, shard), keys)
-        position = store.manifest.shards.index(shard)
-        files = self.columns.write_shard(position, shard.name, keys, values)
-        write_table(
-            receipt_path(self.folder, shard.name),
-            pa.Table.from_pydict(
-                {"key": keys, "row": range(len(keys))}, schema=PASS_RECEIPT_SCHEMA
-            ),
-            {
-                "name": shard.name,
-                "rows": len(keys),
-                "keys_sha256": shard.keys_sha256,
-                "files": [asdict(entry) for entry in files],
-                "fidelity": fidelity,
-                "fingerprint": self.fingerprint,
-            },
-        )
+        with torch_threads(self.num_threads), ShardJournal(self.folder, shard.name) as journal:
+            if journal.follows_a_death:
+                self._name_each_record(shard, keys, journal)
+            batches = self._batches(shard)
+            values, fidelity = self._annotator.annotate(batches, keys)
+            position = self._store.manifest.shards.index(shard)
+            files = self.columns.write_shard(position, shard.name, keys, values)
+            write_table(
+                receipt_path(self.folder, shard.name),
+                pa.Table.from_pydict(
+                    {"key": keys, "row": range(len(keys))}, schema=PASS_RECEIPT_SCHEMA
+                ),
+                {
+                    "name": shard.name,
+                    "rows": len(keys),
+                    "keys_sha256": shard.keys_sha256,
+                    "files": [asdict(entry) for entry in files],
+                    "fidelity": fidelity,
+                    "fingerprint": self.fingerprint,
+                },
+            )
         return ShardResult(name=shard.name, records=len(keys), seconds=time.monotonic() - started)
+
+    def _batches(self, shard: ShardEntry) -> Iterator[FrameBatch]:
+        """The shard's frames in batches at fixed positions, decoded ahead of the teacher."""
+        from pipeline.store.frames import ShardFrames
+
+        frames = ShardFrames(self._store, shard)
+        starts = range(0, shard.records, self.config.batch_size)
+        stops = [min(start + self.config.batch_size, shard.records) for start in starts]
+        extents = list(zip(starts, stops, strict=True))
+        ahead = self.decode_threads + 1
+        with ThreadPoolExecutor(self.decode_threads) as pool:
+            waiting = deque(pool.submit(frames.read, *extent) for extent in extents[:ahead])
+            try:
+                for extent in [*extents[ahead:], *[None] * min(ahead, len(extents))]:
+                    batch = waiting.popleft().result()
+                    if extent is not None:
+                        waiting.append(pool.submit(frames.read, *extent))
+                    yield batch
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _name_each_record(self, shard: ShardEntry, keys: list[str], journal: ShardJournal) -> None:
+        """Each record by itself, named before it is touched, suspects first: one of them may be poison."""
+        from pipeline.store.frames import ShardFrames
+
+        frames = ShardFrames(self._store, shard)
+        rank = {key: number for number, key in enumerate(journal.suspects)}
+        for row in sorted(range(len(keys)), key=lambda row: rank.get(keys[row], len(rank))):
+            journal.at(keys[row])
+            self._annotator.annotate([frames.read(row, row + 1)], keys[row : row + 1])
+        journal.at("")
 
     @cached_property
     def _store(self) -> Store:
@@ -104,7 +143,9 @@ class AnnotateShard:
     def _annotator(self) -> TeacherAnnotator:
         from pipeline.annotate import TeacherAnnotator
 
-        return TeacherAnnotator(self.teacher, self.num_classes, self.explainer, self.config)
+        return TeacherAnnotator(
+            self.teacher, self.num_classes, self.explainer, self.config, self._store.size
+        )
 
 
 @contextmanager

@@ -10,23 +10,35 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.geometry import center_crop
 from pipeline.order import EpochOrder, GlobalBatches
 from pipeline.records import Batch, StoredTargets
 from pipeline.store.codecs import decode_unit
 from pipeline.store.frames import decode_frame, decode_mask
-from pipeline.store.images import ShardBytes
-from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.tars import ShardBytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from pipeline.geometry import ViewSchedule
+    from pipeline.records import FieldSpec
     from pipeline.store.columns import Values
     from pipeline.store.reader import Store, TeacherPass
+    from pipeline.views import ViewSchedule
 
 _CACHED_SHARDS = 32
+_INDEX_COLUMNS = (
+    "offset",
+    "size",
+    "mask_offset",
+    "mask_size",
+    "label",
+    "group",
+    "row",
+    "height",
+    "width",
+)
 
 
 class StoreDataset(Dataset[Batch]):
@@ -48,12 +60,9 @@ class StoreDataset(Dataset[Batch]):
         self.rows = rows
         self.passes = tuple(passes)
         self.with_regions = with_regions
-        for teacher in self.passes:
-            _check_fields(teacher)
         index = store.index
         self.columns: dict[str, NDArray[Any]] = {
-            name: index[name].to_numpy()[rows]
-            for name in ("offset", "size", "mask_offset", "mask_size", "label", "group", "row")
+            name: index[name].to_numpy()[rows] for name in _INDEX_COLUMNS
         }
         self.keys = index["key"].take(rows)
         starts = np.asarray(list(store.first_rows.values()))
@@ -66,6 +75,11 @@ class StoreDataset(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def aspects(self) -> torch.Tensor:
+        """Width / height of every record's original image, f64 [n]."""
+        return torch.from_numpy(self.columns["width"] / self.columns["height"])
 
     def __getitem__(self, position: int) -> Batch:
         return self.__getitems__([position])
@@ -85,6 +99,9 @@ class StoreDataset(Dataset[Batch]):
             inputs=torch.stack(frames),
             canonical_from_view=None,
             view_index=torch.full((len(at),), -1),
+            original_size=torch.from_numpy(
+                np.stack([self.columns["height"][at], self.columns["width"][at]], axis=1)
+            ).float(),
             labels=torch.from_numpy(self.columns["label"][at].astype(np.int64)),
             groups=torch.from_numpy(self.columns["group"][at].astype(np.int64)),
             masks=self._masks(at) if self.with_regions else None,
@@ -94,6 +111,7 @@ class StoreDataset(Dataset[Batch]):
 
     def _targets(self, number: int, at: NDArray[np.int64]) -> StoredTargets:
         values = self._gather(number, at)
+        specs = {spec.name: spec for spec in self.passes[number].manifest.fields}
         teacher = self.passes[number].name
         logits = torch.from_numpy(values["logits"].astype(np.float32))
         if "map" not in values:
@@ -103,8 +121,21 @@ class StoreDataset(Dataset[Batch]):
             logits=logits,
             explained_class=torch.from_numpy(values["explained_class"].astype(np.int64)),
             maps=torch.from_numpy(decode_unit(values["map"])),
-            map_from_canonical=torch.eye(3).expand(len(at), 3, 3),
+            map_from_canonical=self._map_from_canonical(specs["map"], at),
         )
+
+    def _map_from_canonical(self, spec: FieldSpec, at: NDArray[np.int64]) -> torch.Tensor:
+        """Places each map's grid in its canonical frame: f32 [n, 3, 3]."""
+        if spec.frame != "center_crop":
+            return torch.eye(3).expand(len(at), 3, 3)
+        assert spec.crop_fraction is not None
+        heights, widths = (
+            torch.from_numpy(self.columns[n][at]).float() for n in ("height", "width")
+        )
+        map_from_canonical: torch.Tensor = torch.linalg.inv(
+            center_crop(heights, widths, spec.crop_fraction)
+        )
+        return map_from_canonical
 
     def _gather(self, number: int, at: NDArray[np.int64]) -> Values:
         """Fields [n, *shape] of the canonical view, in the order of `at`."""
@@ -168,6 +199,7 @@ class TrainingStream:
         order = EpochOrder(dataset.shard, seed)
         self.batches = GlobalBatches(order, batch_size, rank=rank, world_size=world_size)
         self.views = views
+        self.aspects = dataset.aspects
         self.loader: DataLoader[Batch] = DataLoader(
             dataset,
             batch_sampler=self.batches,
@@ -188,9 +220,8 @@ class TrainingStream:
         self.batches.epoch, self.batches.first_step = epoch, first_step
         for step, batch in enumerate(self.loader, start=first_step):
             start = self.batches.first_position(step)
-            yield replace(
-                batch, canonical_from_view=self.views.views(epoch, start, len(batch.keys))
-            )
+            aspects = self.aspects[batch.record_index]
+            yield replace(batch, canonical_from_view=self.views.views(epoch, start, aspects))
 
 
 def iter_in_order(dataset: StoreDataset, batch_size: int) -> Iterator[Batch]:
@@ -201,14 +232,6 @@ def iter_in_order(dataset: StoreDataset, batch_size: int) -> Iterator[Batch]:
 
 def _same(batch: Batch) -> Batch:
     return batch
-
-
-def _check_fields(teacher: TeacherPass) -> None:
-    for spec in teacher.manifest.fields:
-        if spec.frame not in (None, "full"):
-            raise StoreMismatchError(
-                f"{teacher.folder}: field {spec.name} has frame {spec.frame!r}, not full"
-            )
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:

@@ -13,7 +13,7 @@ from torch import nn
 from pipeline.config import ConfigError
 from pipeline.explainers import DEFAULT_EXPLAINER, EXPLAINERS, Explainer
 from pipeline.geometry import view_images, view_targets
-from pipeline.losses.terms import StudentOutput
+from pipeline.losses.terms import StudentOutput, weighted_sum
 from pipeline.metric_log import MetricWriter, StepLog
 from pipeline.store.files import write_atomically
 from pipeline.stream import move_batch
@@ -78,6 +78,8 @@ class Training:
     optimizer: torch.optim.Optimizer
     explain: Explainer = EXPLAINERS[DEFAULT_EXPLAINER]
     """The teacher's own, so that equal maps mean equal explanations; not in a checkpoint."""
+    teacher_weights: tuple[float, ...] = ()
+    """Of each teacher's loss, summing to 1; empty weighs all alike."""
     epoch: int = 0
     step: int = 0
     """Of the epoch: the next one to take."""
@@ -130,13 +132,16 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
         return cast("LossTerms", loss(StudentOutput(logits=output.logits), None, batch.labels))
     grid = (output.features.shape[-2], output.features.shape[-1])
     needs_maps = loss.needs_maps(training.global_step)
-    (targets,) = view_targets(batch, grid, loss.map_control, with_maps=needs_maps)
-    maps = None
-    if needs_maps:
-        assert targets.explained_class is not None
-        maps = training.explain(training.model, output, targets.explained_class)
-    student = StudentOutput(logits=output.logits, maps=maps, input_size=input_size)
-    return cast("LossTerms", loss(student, targets, batch.labels))
+    teachers = view_targets(batch, grid, loss.map_control, with_maps=needs_maps)
+    terms = []
+    for targets in teachers:
+        maps = None
+        if needs_maps:
+            assert targets.explained_class is not None
+            maps = training.explain(training.model, output, targets.explained_class)
+        student = StudentOutput(logits=output.logits, maps=maps, input_size=input_size)
+        terms.append(cast("LossTerms", loss(student, targets, batch.labels)))
+    return weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))
 
 
 def _parameters(training: Training) -> list[nn.Parameter]:

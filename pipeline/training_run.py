@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.explainers import DEFAULT_EXPLAINER, EXPLAINERS
-from pipeline.geometry import ViewSchedule, downscale
+from pipeline.geometry import downscale
 from pipeline.models import build_model
 from pipeline.seeds import derive_seed
 from pipeline.stream import TrainingStream
 from pipeline.training import Training, build_optimizer, fit, resolve_device
+from pipeline.views import ViewSchedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from pipeline.config import AugmentConfig, ModelConfig, OptimizerConfig, TrainerConfig
     from pipeline.losses.terms import DistillationLoss
@@ -45,6 +46,8 @@ class TrainingPlan:
     trainer: TrainerConfig
     seed: int
     explainer: str = DEFAULT_EXPLAINER
+    teacher_weights: tuple[float, ...] = ()
+    """See Training."""
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -67,8 +70,11 @@ def train_to_end(
     model = build_model(plan.model, plan.num_classes).to(device)
     loss = plan.loss.to(device)
     parameters = [*model.parameters(), *loss.parameters()]
-    views = ViewSchedule(plan.augment, plan.dataset.store.size, plan.seed)
-    worst = worst_downscale(views, plan.input_size)
+    height, width = plan.dataset.store.size
+    aspects = plan.dataset.aspects
+    one_aspect = bool((aspects == width / height).all())
+    views = ViewSchedule(plan.augment, (height, width), plan.seed, one_aspect=one_aspect)
+    worst = worst_downscale(views, plan.input_size, aspects)
     if worst > MAX_DOWNSCALE:
         logger.warning(
             "views shrink the canonical frame of %dx%d up to %.1f times and alias above %.1f: "
@@ -89,6 +95,7 @@ def train_to_end(
         loss=loss,
         optimizer=build_optimizer(plan.optimizer, parameters),
         explain=EXPLAINERS[plan.explainer],
+        teacher_weights=plan.teacher_weights,
     )
     fit(
         training,
@@ -102,9 +109,12 @@ def train_to_end(
     return model
 
 
-def worst_downscale(views: ViewSchedule, input_size: tuple[int, int]) -> float:
-    """Canonical pixels per pixel of a view of (height, width) `input_size`, at the worst of 256 views."""
-    matrices = views.views(0, 0, 256)
+def worst_downscale(views: ViewSchedule, input_size: tuple[int, int], aspects: Tensor) -> float:
+    """Canonical pixels per pixel of a view of (height, width) `input_size`, at the worst of 256 views.
+
+    aspects  [n]: width / height of originals, of which the first 256 are taken
+    """
+    matrices = views.views(0, 0, aspects[:256])
     if matrices is None:
         matrices = torch.eye(3)[None]
     return float(downscale(matrices, views.size, input_size).max())

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.commandline import main
-from pipeline.config import LabelsConfig
+from pipeline.config import ConfigError, LabelsConfig
 from pipeline.progress import progress
 from pipeline.runs import TrainedModel, is_finished, open_run, save_cost, save_model
 from pipeline.store.files import sha256_file
@@ -75,6 +75,32 @@ def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
     return store.open_passes(config.store.teacher)
 
 
+def _check_passes(config: DistillConfig, passes: list[TeacherPass], needs_maps: bool) -> None:
+    """StoreMismatchError unless one student can learn from all of them."""
+    for teacher in passes:
+        if needs_maps and teacher.explainer is None:
+            raise StoreMismatchError(
+                f"{teacher.folder} holds no maps, method={config.method.kind} needs them; "
+                "run stages.precompute with annotate.payloads=[logits,map]"
+            )
+        for what in ("num_classes", "explainer"):
+            if getattr(teacher, what) != getattr(passes[0], what):
+                raise StoreMismatchError(
+                    f"the teachers of one student differ in {what}: {passes[0].name} has "
+                    f"{getattr(passes[0], what)}, {teacher.name} has {getattr(teacher, what)}; choose other passes"
+                )
+    weights = _teacher_weights(config)
+    if len(weights) not in (0, len(passes)):
+        raise ConfigError(
+            f"method.teacher_weights={list(weights)} must name one weight for each of the {len(passes)} "
+            f"passes of store.teacher: {', '.join(teacher.name for teacher in passes)}"
+        )
+
+
+def _teacher_weights(config: DistillConfig) -> tuple[float, ...]:
+    return () if isinstance(config.method, LabelsConfig) else config.method.teacher_weights
+
+
 def _train(
     config: DistillConfig,
     store: Store,
@@ -90,12 +116,9 @@ def _train(
 
     rows = select_training_rows(store.index, config.split, config.subset)
     loss = build_loss(config.method)
+    if passes:
+        _check_passes(config, passes, needs_maps=loss.needs_maps(0))
     explainer = passes[0].explainer if passes else None
-    if loss.needs_maps(0) and explainer is None:
-        raise StoreMismatchError(
-            f"{passes[0].folder} holds no maps, method={config.method.kind} needs them; "
-            "run stages.precompute with annotate.payloads=[logits,map]"
-        )
     plan = TrainingPlan(
         dataset=StoreDataset(store, rows, passes),
         model=config.student,
@@ -106,6 +129,7 @@ def _train(
         trainer=config.trainer,
         seed=config.seed,
         explainer=explainer or DEFAULT_EXPLAINER,
+        teacher_weights=_teacher_weights(config),
     )
     batch_size = config.trainer.batch_size
     records = len(rows) // batch_size * batch_size

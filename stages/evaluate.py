@@ -98,7 +98,7 @@ def _judge(
         splits[split] = judge_split(subject, dataset, options)
         positions = list(range(min(per_split, len(rows))))
         if positions:
-            shown.append(picture_maps(subject, dataset, positions))
+            shown.append(picture_maps(subject, dataset, positions, options.frame))
     if shown:
         tensors = {name: torch.cat([part[name] for part in shown]) for name in shown[0]}
         write_atomically(pictures, save(tensors))

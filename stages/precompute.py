@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.cluster import build_executor
 from pipeline.commandline import main
-from pipeline.config import NoModelConfig, PrecomputeConfig
+from pipeline.config import FileDataConfig, NoModelConfig, PrecomputeConfig
 from pipeline.fingerprint import (
     SHORT,
     describe_pass,
@@ -30,12 +30,15 @@ from pipeline.fingerprint import (
 from pipeline.progress import progress
 from pipeline.runs import RUNS, save_cost
 from pipeline.shard_tasks import AnnotateShard, PackShard
-from pipeline.sources import build_source
+from pipeline.sources import build_source, plan_source
+from pipeline.sources.keys import escape_key
 from pipeline.store.columns import BACKENDS
 from pipeline.store.files import remove_partial_files
-from pipeline.store.manifest import CanonicalFrame, DatasetIdentity
-from pipeline.store.plan import plan_shards
+from pipeline.store.lock import lock_folder
+from pipeline.store.manifest import DatasetIdentity
+from pipeline.store.packing import Packing
 from pipeline.store.publish import (
+    DEFAULT_FRAME_SIZE,
     missing_image_shards,
     missing_pass_shards,
     publish_pass,
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 
     from pipeline.cluster import MapShards
     from pipeline.config import ModelConfig
+    from pipeline.sources import Source
 
 logger = logging.getLogger("permafrost.precompute")
 
@@ -63,42 +67,66 @@ class PrecomputeResult:
 
 def run(config: PrecomputeConfig) -> PrecomputeResult:
     """Pack what is missing, ask the teacher what is missing, publish."""
-    map_shards = build_executor(config.executor, config.cluster)
-    packed = _pack(config, map_shards)
-    if isinstance(config.teacher, NoModelConfig):
-        return PrecomputeResult(packed_records=packed, teacher_records=0)
-    annotated = _annotate(config, config.teacher, map_shards)
+    path = Path(config.store.path).absolute()
+    with lock_folder(path):
+        map_shards = build_executor(config.executor, config.cluster)
+        packed = _pack(config, path, map_shards)
+        if isinstance(config.teacher, NoModelConfig):
+            return PrecomputeResult(packed_records=packed, teacher_records=0)
+        annotated = _annotate(config, path, config.teacher, map_shards)
     return PrecomputeResult(packed_records=packed, teacher_records=annotated)
 
 
-def _pack(config: PrecomputeConfig, map_shards: MapShards) -> int:
-    path = Path(config.store.path).absolute()
+def _pack(config: PrecomputeConfig, path: Path, map_shards: MapShards) -> int:
     source = build_source(config.data)
     records = source.records()
-    plans = plan_shards(records, config.store.shard_size, config.store.seed)
+    plans = plan_source(source, records, config.store)
+    packing = _packing(config, source)
     dataset = DatasetIdentity(
         name=source.name, fingerprint=fingerprint_dataset(config.data, source.revision, records)
     )
-    missing = missing_image_shards(path, plans, dataset)
+    size = config.store.image_size
+    missing = missing_image_shards(path, plans, dataset, packing, size)
     if not missing and (path / "manifest.json").exists():
         return 0
     remove_partial_files(path)
-    task = PackShard(store=path, source=source, dataset_fingerprint=dataset.fingerprint)
+    task = PackShard(
+        store=path, source=source, packing=packing, dataset_fingerprint=dataset.fingerprint
+    )
     packed, _ = _run_shards("pack", map_shards, task, missing)
-    height, width = source.frame_size
-    publish_store(
+    in_place = any(plan.reference for plan in plans)
+    manifest = publish_store(
         path,
         plans,
         dataset,
         classes=source.classes,
-        canonical=CanonicalFrame(height=height, width=width),
-        shard_size=config.store.shard_size,
+        packing=packing,
+        image_size=size,
+        shard_size=max(len(plan.records) for plan in plans)
+        if in_place
+        else config.store.shard_size,
+        max_skipped=config.data.max_skipped if isinstance(config.data, FileDataConfig) else 0,
     )
+    for entry in manifest.skipped:
+        logger.warning("skipped %s", entry["reason"])
     return packed
 
 
-def _annotate(config: PrecomputeConfig, teacher: ModelConfig, map_shards: MapShards) -> int:
-    store = Store(Path(config.store.path).absolute())
+def _packing(config: PrecomputeConfig, source: Source) -> Packing:
+    """A re-encoded frame's size must be known before the images are; an original's is known after."""
+    side = config.store.image_size
+    size = source.frame_size if side is None else (side, side)
+    return Packing(
+        form=config.store.format,
+        size=None if config.store.format == "original" else size or DEFAULT_FRAME_SIZE,
+        on_error=config.data.on_error if isinstance(config.data, FileDataConfig) else "stop",
+    )
+
+
+def _annotate(
+    config: PrecomputeConfig, path: Path, teacher: ModelConfig, map_shards: MapShards
+) -> int:
+    store = Store(path)
     num_classes = len(store.manifest.classes)
     description = describe_pass(
         store.manifest,
@@ -108,7 +136,8 @@ def _annotate(config: PrecomputeConfig, teacher: ModelConfig, map_shards: MapSha
         config.store.backend,
     )
     fingerprint = fingerprint_pass(description)
-    folder = store.path / TEACHERS_FOLDER / f"{teacher.name}-{fingerprint[:SHORT]}"
+    name = escape_key(teacher.name)
+    folder = path / TEACHERS_FOLDER / f"{name}-{fingerprint[:SHORT]}"
     missing = missing_pass_shards(folder, store.manifest.shards)
     if (folder / "manifest.json").exists():
         logger.info("%s is complete", folder)
@@ -118,9 +147,9 @@ def _annotate(config: PrecomputeConfig, teacher: ModelConfig, map_shards: MapSha
 
     from pipeline.annotate import TeacherAnnotator
 
-    specs = TeacherAnnotator(teacher, num_classes, config.explainer, config.annotate).fields(
-        store.size
-    )
+    specs = TeacherAnnotator(
+        teacher, num_classes, config.explainer, config.annotate, store.size
+    ).fields()
     remove_partial_files(folder)
     shards = store.manifest.shards
     columns = BACKENDS[config.store.backend](
@@ -128,7 +157,7 @@ def _annotate(config: PrecomputeConfig, teacher: ModelConfig, map_shards: MapSha
     )
     shared_files = columns.create()
     task = AnnotateShard(
-        store.path,
+        path,
         folder,
         columns,
         fingerprint,
@@ -137,6 +166,7 @@ def _annotate(config: PrecomputeConfig, teacher: ModelConfig, map_shards: MapSha
         config.explainer,
         config.annotate,
         config.cluster.threads_per_actor,
+        config.cluster.decode_threads,
     )
     annotated, seconds = _run_shards("teacher", map_shards, task, missing)
     save_cost(RUNS / config.run / "precompute", seconds, annotated)

@@ -20,6 +20,7 @@ from pipeline.config import (
     StoreConfig,
 )
 from pipeline.models import build_model
+from pipeline.store.frames import FrameBatch, ShardFrames
 from pipeline.store.reader import Store
 from stages import precompute
 
@@ -64,7 +65,9 @@ def tiny_teacher(tmp_path_factory) -> CifarModelConfig:
 def precompute_config(store: Path, teacher=None, **options) -> PrecomputeConfig:
     """A serial precompute of the tiny set: 72 records in shards of 16."""
     store_options = {
-        name: options.pop(name) for name in ("backend", "shard_size") if name in options
+        name: options.pop(name)
+        for name in ("backend", "shard_size", "image_size", "format", "path")
+        if name in options
     }
     return PrecomputeConfig(
         data=options.pop("data", TINY_DATA),
@@ -75,6 +78,13 @@ def precompute_config(store: Path, teacher=None, **options) -> PrecomputeConfig:
         cluster=options.pop("cluster", LocalClusterConfig()),
         executor=options.pop("executor", "serial"),
     )
+
+
+def frame_batches(store: Store, shard, batch_size: int = 64) -> list[FrameBatch]:
+    """A shard's frames in batches."""
+    frames = ShardFrames(store, shard)
+    starts = range(0, shard.records, batch_size)
+    return [frames.read(start, min(start + batch_size, shard.records)) for start in starts]
 
 
 @pytest.fixture(scope="session")

@@ -87,12 +87,22 @@ class RayDataExecutor:
                 fn_constructor_args=(task,),
                 compute=ray.data.ActorPoolStrategy(size=min(self.config.actors, len(rows))),
                 num_cpus=self.config.cpus_per_actor,
-                num_gpus=self.config.gpus_per_actor,
+                num_gpus=gpus_per_actor(self.config),
                 max_restarts=self.config.max_restarts,
                 max_task_retries=self.config.max_restarts,
             )
         _quieten(logging.getLogger("ray.data"))
         return dataset
+
+
+def gpus_per_actor(config: ClusterConfig) -> float:
+    """What an actor asks for: the option, or its share of the cluster's GPUs, at most one."""
+    import ray
+
+    if config.gpus_per_actor is not None:
+        return config.gpus_per_actor
+    share: float = ray.cluster_resources().get("GPU", 0) / config.actors
+    return min(1.0, share)
 
 
 def _quieten(logger: logging.Logger) -> None:

@@ -17,7 +17,7 @@ class LocalClusterConfig:
     """Teacher replicas; each works on whole shards."""
     cpus_per_actor: float = 1.0
     gpus_per_actor: float | None = None
-    """May be a fraction; null takes one where the machine has any, and none otherwise."""
+    """May be a fraction; null shares what the machine has among the actors, at most one each."""
     threads_per_actor: int = 1
     """Of torch; part of what makes bytes equal, so also used by the serial executor."""
     decode_threads: int = 1

@@ -30,11 +30,18 @@ class KDConfig:
     kind: Literal["kd"] = "kd"
     tau: float = 1.0
     """Temperature of the soft targets; > 0."""
+    teacher_weights: tuple[float, ...] = ()
+    """Of each pass of store.teacher, in that order, summing to 1; empty weighs all alike."""
     lambda_ce: float = 0.0
     lambda_kd: float = 1.0
 
     def __post_init__(self) -> None:
         require(self.tau > 0, f"method.tau must be > 0, got {self.tau}")
+        require(
+            not self.teacher_weights
+            or (min(self.teacher_weights) >= 0 and abs(sum(self.teacher_weights) - 1) < 1e-6),
+            f"method.teacher_weights must be >= 0 and sum to 1, got {list(self.teacher_weights)}",
+        )
         for name in ("lambda_ce", "lambda_kd"):
             require(
                 getattr(self, name) >= 0, f"method.{name} must be >= 0, got {getattr(self, name)}"

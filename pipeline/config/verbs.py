@@ -95,6 +95,9 @@ class EvaluateOptions:
 
     splits: tuple[str, ...] = ("test",)
     batch_size: int = 256
+    frame: Literal["auto", "center_crop", "full"] = "auto"
+    """What part of an image is judged: all of it, or the field's centre crop of 7/8 of the shorter side
+    in the original's proportions. auto takes all where the student's input is the canonical frame."""
     region: Literal["boxes", "masks"] = "boxes"
     """Where an explanation should lie, for EPG and IoU."""
     iou_threshold: float = 0.05

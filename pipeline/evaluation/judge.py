@@ -16,7 +16,7 @@ from pipeline.evaluation.localization import (
     upsample,
 )
 from pipeline.explainers import DEFAULT_EXPLAINER, EXPLAINERS, Explainer
-from pipeline.geometry import view_images, view_targets
+from pipeline.geometry import judged_view, view_images, view_maps, view_targets, warp
 from pipeline.losses.map_cosine import map_cosine
 from pipeline.stream import iter_in_order, move_batch
 
@@ -72,7 +72,11 @@ def judge_split(
     The dataset's first teacher pass, if any, is what agreement, KL and map cosine compare with.
     """
     judged = [
-        _judge_batch(subject, move_batch(batch, subject.device), options)
+        _judge_batch(
+            subject,
+            judged_view(move_batch(batch, subject.device), options.frame, subject.input_size),
+            options,
+        )
         for batch in iter_in_order(dataset, options.batch_size)
     ]
     logits, labels, groups = (_all(judged, name) for name in ("logits", "labels", "groups"))
@@ -102,19 +106,22 @@ def judge_split(
 
 @torch.no_grad()
 def picture_maps(
-    subject: Subject, dataset: StoreDataset, positions: list[int]
+    subject: Subject, dataset: StoreDataset, positions: list[int], frame: str = "auto"
 ) -> dict[str, Tensor]:
-    """Frames, the model's maps of the label's class and the teacher's maps, for a few records."""
+    """Images as judged, the model's maps of the label's class and the teacher's maps, for a few records."""
     batch = move_batch(dataset.__getitems__(positions), subject.device)
-    output = subject.model(view_images(batch, subject.input_size))
+    batch = judged_view(batch, frame, subject.input_size)
+    images = view_images(batch, subject.input_size)
+    output = subject.model(images)
     pictures = {
-        "frames": batch.inputs,
+        "frames": (images * 255).round().to(torch.uint8),
         "labels": batch.labels,
         "predictions": output.logits.argmax(dim=1),
         "maps": _label_maps(subject, output, batch),
     }
-    if batch.targets and batch.targets[0].maps is not None:
-        pictures["teacher_maps"] = batch.targets[0].maps[:, 0].sum(dim=1)
+    if batch.targets and (stored := batch.targets[0].maps) is not None:
+        grid = (stored.shape[-2], stored.shape[-1])
+        pictures["teacher_maps"] = view_maps(batch, batch.targets[0], grid)[:, 0].sum(dim=1)
         pictures["teacher_predictions"] = batch.targets[0].logits.argmax(dim=1)
     return {name: tensor.cpu().contiguous() for name, tensor in pictures.items()}
 
@@ -122,8 +129,11 @@ def picture_maps(
 def _judge_batch(subject: Subject, batch: Batch, options: EvaluateOptions) -> Judged:
     output = subject.model(view_images(batch, subject.input_size))
     maps = _label_maps(subject, output, batch)
-    size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
-    regions = _regions(batch, options.region, size)
+    regions = _regions(batch, options.region)
+    size = (regions.shape[-2], regions.shape[-1])
+    if batch.canonical_from_view is not None:
+        size = subject.input_size
+        regions = warp(regions[:, None].float(), batch.canonical_from_view, size)[:, 0] > 0.5
     no_region = ~regions.flatten(1).any(dim=1)
     nowhere = maps.new_full((len(maps),), float("nan"))
     epg, iou, teacher_epg = nowhere, nowhere, nowhere
@@ -134,9 +144,9 @@ def _judge_batch(subject: Subject, batch: Batch, options: EvaluateOptions) -> Ju
         iou = iou.masked_fill(no_region, float("nan"))
     cosine = teacher_logits = None
     if batch.targets:
-        stored = batch.targets[0].maps
-        if stored is not None:
-            stored_epg = energy_pointing_game(upsample(stored[:, 0].sum(dim=1), size), regions)
+        if batch.targets[0].maps is not None:
+            stored = view_maps(batch, batch.targets[0], size)[:, 0].sum(dim=1)
+            stored_epg = energy_pointing_game(stored, regions)
             teacher_epg = stored_epg.masked_fill(no_region, float("nan"))
         grid = (output.features.shape[-2], output.features.shape[-1])
         targets = view_targets(batch, grid)[0]
@@ -162,8 +172,9 @@ def _label_maps(subject: Subject, output: Any, batch: Batch) -> Tensor:
     return maps[:, 0].sum(dim=1)
 
 
-def _regions(batch: Batch, kind: str, size: tuple[int, int]) -> Tensor:
-    """Where the object of each record is, bool [B, H, W]; nowhere for a record without a region."""
+def _regions(batch: Batch, kind: str) -> Tensor:
+    """Where the object is in each canonical frame, bool [B, H, W]; nowhere where there is no region."""
+    size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
     if kind == "masks":
         assert batch.masks is not None
         return batch.masks[:, 0] > 0

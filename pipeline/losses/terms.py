@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from pipeline.records import Targets
@@ -34,6 +37,24 @@ class LossTerms:
     """Unweighted terms by name: ce, kd, map."""
     statistics: dict[str, Tensor] = field(default_factory=dict)
     """Numbers to log that are not terms, such as the fraction of valid maps."""
+
+
+def weighted_sum(parts: Sequence[LossTerms], weights: Sequence[float]) -> LossTerms:
+    """One loss of several teachers: everything is summed with its teacher's weight."""
+    if len(parts) == 1 and weights[0] == 1:
+        return parts[0]
+
+    def total(values: Sequence[Tensor]) -> Tensor:
+        weighted = [weight * value for weight, value in zip(weights, values, strict=True)]
+        return torch.stack(weighted).sum()
+
+    return LossTerms(
+        total=total([part.total for part in parts]),
+        terms={name: total([part.terms[name] for part in parts]) for name in parts[0].terms},
+        statistics={
+            name: total([part.statistics[name] for part in parts]) for name in parts[0].statistics
+        },
+    )
 
 
 class DistillationLoss(nn.Module):

@@ -35,6 +35,11 @@ def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     return model
 
 
+def teacher_input_size(config: ModelConfig) -> int | None:
+    """Side in pixels of a teacher's input; None takes the store's frame."""
+    return config.input_size
+
+
 def freeze(model: nn.Module) -> nn.Module:
     """The model in eval mode, with no parameter that could be trained."""
     return model.eval().requires_grad_(False)

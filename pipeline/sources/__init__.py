@@ -8,23 +8,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.sources.demo import DemoSource
+from pipeline.sources.webdataset import WebDatasetSource, plan_in_place
+from pipeline.store.plan import check_keys, plan_shards
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.config import DataConfig
+    from pipeline.config import DataConfig, StoreConfig
     from pipeline.records import Content, Record
+    from pipeline.store.plan import ShardPlan
 
 
 class Source(Protocol):
     """A picklable set of records."""
 
     name: str
-    classes: tuple[str, ...]
     revision: int
     """Raised whenever the same options and records give other bytes."""
-    frame_size: tuple[int, int]
-    """(height, width) of the canonical frame."""
+    frame_size: tuple[int, int] | None
+    """(height, width) of every image; None where they differ or are not known."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in label order."""
 
     def records(self) -> list[Record]:
         """Every record, in any order; planning sorts them by key."""
@@ -32,8 +38,24 @@ class Source(Protocol):
     def read(self, record: Record) -> Content:
         """The record's bytes."""
 
+    def where(self, record: Record) -> str:
+        """Its file, for messages."""
 
-SOURCES: dict[str, Callable[[Any], Source]] = {"demo": DemoSource}
+
+SOURCES: dict[str, Callable[[Any], Source]] = {
+    "demo": DemoSource,
+    "webdataset": WebDatasetSource,
+}
+
+
+def plan_source(source: Source, records: list[Record], config: StoreConfig) -> list[ShardPlan]:
+    """The source's shards: its own tars where they can be used in place, new ones otherwise."""
+    if isinstance(source, WebDatasetSource):
+        in_place = plan_in_place(source, config.format)
+        if in_place is not None:
+            check_keys([record.key for record in records])
+            return in_place
+    return plan_shards(records, config.shard_size, config.seed)
 
 
 def build_source(config: DataConfig) -> Source:

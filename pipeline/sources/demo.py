@@ -65,7 +65,7 @@ class DemoSource:
 
     def __init__(self, config: DemoDataConfig) -> None:
         self.config = config
-        self.frame_size = (config.image_size, config.image_size)
+        self.frame_size: tuple[int, int] | None = (config.image_size, config.image_size)
 
     def records(self) -> list[Record]:
         """Groups are 2 * (digit is odd) + photograph; boxes bound the pasted digit's ink."""
@@ -91,6 +91,10 @@ class DemoSource:
         frame, ink = self._paste(digit, self._placement(series, digit, number), photograph)
         mask = np.where(ink > INK, 255, 0).astype(np.uint8)
         return Content(image=_png(frame), suffix="png", mask=_png(mask))
+
+    def where(self, record: Record) -> str:
+        """The demo set is drawn, not read."""
+        return "of the demo set"
 
     def _placements(self, split: str) -> int:
         by_split = {

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pipeline.store.files import open_atomically, sha256_file, write_atomically
-from pipeline.store.images import TarShard
 from pipeline.store.manifest import FileEntry, ManifestError
+from pipeline.store.tars import TarShard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

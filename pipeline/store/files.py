@@ -6,6 +6,7 @@ Every operation goes through this module's `os`, so that a test can stop the wor
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,11 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import UserError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PARTIAL_SUFFIX = ".partial"
 _BUFFER_BYTES = 2**20
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class NoSpaceError(UserError, OSError):
+    """A file that the disk, or a limit on files, has no room for; nothing of it stays."""
 
 
 class HashingFile:
@@ -68,9 +76,14 @@ def open_atomically(path: Path) -> Iterator[HashingFile]:
         finally:
             os.close(descriptor)
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         if os.path.exists(partial):
             os.unlink(partial)
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            raise NoSpaceError(
+                f"no room to write {path} ({error.strerror}); what is finished stays: make room and run "
+                "the same command again"
+            ) from error
         raise
     _fsync_folder(path.parent)
 

@@ -1,43 +1,71 @@
-"""From a record's bytes to its canonical frame, the one that every teacher and every student sees."""
+"""The canonical frame: the one form in which every teacher and every student sees an image."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
-from pipeline.store.images import ShardBytes
+from pipeline.store.pixels import decode_rgb
+from pipeline.store.tars import ShardBytes
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pipeline.store.manifest import ShardEntry
     from pipeline.store.reader import Store
 
 
-def read_frames(store: Store, shard: ShardEntry) -> Tensor:
-    """Every frame of a shard in its order: u8 [records, 3, H, W]."""
-    rows = store.index.slice(store.first_rows[shard.name], shard.records)
-    data = ShardBytes(store.path / shard.path)
-    extents = zip(rows["offset"].to_pylist(), rows["size"].to_pylist(), strict=True)
-    return torch.stack([decode_frame(data.read(*extent), store.size) for extent in extents])
-
-
 def decode_frame(data: bytes, size: tuple[int, int]) -> Tensor:
     """The whole image in the canonical frame of (height, width) `size`: u8 [3, H, W]."""
-    return _decode(data, ImageReadMode.RGB, size)
+    return resize_frame(decode_rgb(data), size)
 
 
-def decode_mask(data: bytes, size: tuple[int, int]) -> Tensor:
-    """A mask in the canonical frame: u8 [1, H, W], 0 is background."""
-    return _decode(data, ImageReadMode.GRAY, size)
-
-
-def _decode(data: bytes, mode: ImageReadMode, size: tuple[int, int]) -> Tensor:
-    image: Tensor = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=mode)
+def resize_frame(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Pixels u8 [3, H, W] at another (height, width): bilinear with antialiasing, rounded."""
     if image.shape[-2:] == size:
         return image
     resized = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
     return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def decode_mask(data: bytes, size: tuple[int, int]) -> Tensor:
+    """A mask in the canonical frame: u8 [1, H, W], 0 is background; its values are never blended."""
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    mask: Tensor = decode_image(encoded, mode=ImageReadMode.GRAY)
+    return (
+        mask
+        if mask.shape[-2:] == size
+        else F.interpolate(mask[None], size, mode="nearest-exact")[0]
+    )
+
+
+class FrameBatch(NamedTuple):
+    """Consecutive frames of a shard."""
+
+    frames: Tensor
+    """u8 [n, 3, H, W]."""
+    heights: Tensor
+    """f32 [n], of the original images, like `widths`."""
+    widths: Tensor
+
+
+class ShardFrames:
+    """The frames of one shard, in the order of its rows; may be read from several threads."""
+
+    def __init__(self, store: Store, shard: ShardEntry) -> None:
+        self._rows = store.index.slice(store.first_rows[shard.name], shard.records)
+        self._bytes = ShardBytes(store.path / shard.path)
+        self._size = store.size
+
+    def read(self, start: int, stop: int) -> FrameBatch:
+        """Frames of the rows start .. stop."""
+        rows = self._rows.slice(start, stop - start)
+        extents = zip(rows["offset"].to_pylist(), rows["size"].to_pylist(), strict=True)
+        frames = [decode_frame(self._bytes.read(*extent), self._size) for extent in extents]
+        heights, widths = (
+            torch.tensor(rows[name].to_pylist(), dtype=torch.float32)
+            for name in ("height", "width")
+        )
+        return FrameBatch(torch.stack(frames), heights, widths)

@@ -52,6 +52,8 @@ PASS_RECEIPT_SCHEMA = pa.schema(
     [pa.field("key", pa.string(), nullable=False), pa.field("row", pa.int32(), nullable=False)]
 )
 
+RECEIPTS_FOLDER = "receipts"
+
 _METADATA_KEY = b"permafrost"
 
 
@@ -78,6 +80,11 @@ class IndexRow:
         known = ("key", "split", "label", "labels", "group")
         described = {name: getattr(self.record, name) for name in known}
         return own | described | {"boxes": [asdict(box) for box in self.record.boxes]}
+
+
+def receipt_path(folder: Path, shard: str) -> Path:
+    """Where a shard's receipt lies in a store or a pass."""
+    return folder / RECEIPTS_FOLDER / f"{shard}.parquet"
 
 
 def index_table(rows: list[IndexRow]) -> pa.Table:

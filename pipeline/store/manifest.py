@@ -63,6 +63,7 @@ class CanonicalFrame:
     height: int
     width: int
     format: str = "original"
+    """original (the files' own bytes, resized when read), jpeg95 or raw (the frame itself)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +93,15 @@ class StoreManifest:
 
     @property
     def fingerprint(self) -> str:
-        """Of the records and of their places: what a teacher pass and a student's order depend on."""
+        """Of the records, their frame and their places: what a pass and a student's order depend on."""
         plan = [[shard.name, shard.keys_sha256] for shard in self.shards]
-        return sha256_json({"dataset": self.dataset.fingerprint, "plan": plan})
+        return sha256_json(
+            {
+                "dataset": self.dataset.fingerprint,
+                "plan": plan,
+                "canonical": asdict(self.canonical),
+            }
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

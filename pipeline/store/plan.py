@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pipeline.config import ConfigError
+from pipeline.store.files import sha256_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from pipeline.records import Record
 
@@ -25,6 +27,13 @@ class ShardPlan:
     name: str
     split: str
     records: tuple[Record, ...]
+    reference: str | None = None
+    """Path of somebody else's tar that holds the records already; it is indexed where it is."""
+
+    @property
+    def keys_sha256(self) -> str:
+        """Of the planned keys, whether or not all of them can be packed."""
+        return sha256_keys([record.key for record in self.records])
 
 
 def plan_shards(records: Iterable[Record], shard_size: int, seed: int) -> list[ShardPlan]:
@@ -36,7 +45,7 @@ def plan_shards(records: Iterable[Record], shard_size: int, seed: int) -> list[S
     by_split: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda record: _rank(record.key, seed)):
         by_split.setdefault(record.split, []).append(record)
-    _check_keys([record.key for split in by_split.values() for record in split])
+    check_keys([record.key for split in by_split.values() for record in split])
     named = (
         (split, f"{split}-{number:06d}", shard)
         for split in sorted(by_split)
@@ -48,6 +57,22 @@ def plan_shards(records: Iterable[Record], shard_size: int, seed: int) -> list[S
     ]
 
 
+def find_unmixed_shard(plans: Sequence[ShardPlan]) -> ShardPlan | None:
+    """The first shard with less than half of the classes that a random draw from its split would have."""
+    by_split: dict[str, list[ShardPlan]] = {}
+    for plan in plans:
+        by_split.setdefault(plan.split, []).append(plan)
+    for members in by_split.values():
+        counts = Counter(record.label for plan in members for record in plan.records)
+        total = counts.total()
+        for plan in members:
+            size = len(plan.records)
+            expected = sum(1 - (1 - count / total) ** size for count in counts.values())
+            if len({record.label for record in plan.records}) < expected / 2:
+                return plan
+    return None
+
+
 def _chunks(records: list[Record], size: int) -> list[tuple[Record, ...]]:
     return [tuple(records[start : start + size]) for start in range(0, len(records), size)]
 
@@ -56,7 +81,8 @@ def _rank(key: str, seed: int) -> bytes:
     return hashlib.blake2b(key.encode(), digest_size=16, salt=seed.to_bytes(8, "little")).digest()
 
 
-def _check_keys(keys: list[str]) -> None:
+def check_keys(keys: list[str]) -> None:
+    """ConfigError unless every key is well formed and comes once."""
     if not keys:
         raise ConfigError("the source lists no records; check data.path")
     for key in keys:

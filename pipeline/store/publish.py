@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from pipeline.store.files import sha256_file, sha256_keys
-from pipeline.store.images import receipt_path
-from pipeline.store.index import INDEX_SCHEMA, PASS_RECEIPT_SCHEMA, read_table, write_table
+from pipeline.store.index import (
+    INDEX_SCHEMA,
+    PASS_RECEIPT_SCHEMA,
+    read_table,
+    receipt_path,
+    write_table,
+)
 from pipeline.store.manifest import (
     MANIFEST_NAME,
     CanonicalFrame,
@@ -24,31 +29,40 @@ from pipeline.store.manifest import (
     read_store_manifest,
     write_manifest,
 )
+from pipeline.store.pixels import ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from pipeline.records import FieldSpec
+    from pipeline.store.packing import Packing
     from pipeline.store.plan import ShardPlan
 
 INDEX_NAME = "index.parquet"
+DEFAULT_FRAME_SIZE = (256, 256)
+"""Of photographs of many sizes: the 224 pixels of the field's crops are fetched from it unaliased."""
 
 
 # ---- images --------------------------------------------------------------------------------------
 
 
 def missing_image_shards(
-    store: Path, plans: Sequence[ShardPlan], dataset: DatasetIdentity
+    store: Path,
+    plans: Sequence[ShardPlan],
+    dataset: DatasetIdentity,
+    packing: Packing,
+    image_size: int | None = None,
 ) -> list[ShardPlan]:
     """The planned shards that have no receipt yet; none where the store is published.
 
+    image_size  that the config asks for, if any
     Raises StoreMismatchError where the store holds another data set, or another plan of this one.
     """
     if (store / MANIFEST_NAME).exists():
-        _check_published(store, plans, dataset)
+        _check_published(store, plans, dataset, packing, image_size)
         return []
-    return [plan for plan in plans if not _has_receipt(store, plan, dataset)]
+    return [plan for plan in plans if not _has_receipt(store, plan, dataset, packing)]
 
 
 def publish_store(
@@ -57,66 +71,105 @@ def publish_store(
     dataset: DatasetIdentity,
     *,
     classes: tuple[str, ...],
-    canonical: CanonicalFrame,
+    packing: Packing,
+    image_size: int | None,
     shard_size: int,
+    max_skipped: int,
 ) -> StoreManifest:
-    """Gather the receipts into the index and write the manifest."""
-    tables, entries, files = [], [], {}
+    """Gather the receipts into the index and write the manifest.
+
+    image_size   side of the canonical frame; None takes the images' own where all have one, else 256
+    max_skipped  more records than this that could not be decoded are an ImageError
+    """
+    tables, entries, files, skipped = [], [], {}, list[dict[str, str]]()
     for plan in plans:
         path = receipt_path(store, plan.name)
         table, metadata = read_table(path, INDEX_SCHEMA)
-        metadata.pop("dataset_fingerprint")
         tables.append(table)
-        entries.append(ShardEntry(**metadata))
+        entries.append(ShardEntry(**metadata["entry"]))
+        skipped += metadata["skipped"]
         files[path.relative_to(store).as_posix()] = sha256_file(path)
+    if len(skipped) > max_skipped:
+        raise ImageError(
+            f"{len(skipped)} images cannot be decoded, more than data.max_skipped={max_skipped}; "
+            f"the first: {skipped[0]['reason']}. Mend them and delete {store}, or raise data.max_skipped"
+        )
     index = pa.concat_tables(tables).replace_schema_metadata(None)
+    if index.num_rows == 0:
+        raise ImageError(f"no image can be decoded; the first: {skipped[0]['reason']}")
+    size = packing.size or _frame_size(index, image_size)
     digest = write_table(store / INDEX_NAME, index)
     manifest = StoreManifest(
         dataset=dataset,
         classes=classes,
-        canonical=canonical,
+        canonical=CanonicalFrame(height=size[0], width=size[1], format=packing.form),
+        multi_label=any(index["labels"].to_pylist()),
         shard_size=shard_size,
         shards=tuple(entries),
         index=FileEntry(path=INDEX_NAME, bytes=(store / INDEX_NAME).stat().st_size, sha256=digest),
         files=files,
+        skipped=tuple(skipped),
     )
     write_manifest(store, manifest)
     return manifest
 
 
-def _check_published(store: Path, plans: Sequence[ShardPlan], dataset: DatasetIdentity) -> None:
+def _frame_size(index: pa.Table, image_size: int | None) -> tuple[int, int]:
+    if image_size is not None:
+        return image_size, image_size
+    sizes = index.select(["height", "width"]).group_by(["height", "width"]).aggregate([])
+    if sizes.num_rows > 1:
+        return DEFAULT_FRAME_SIZE
+    return sizes["height"][0].as_py(), sizes["width"][0].as_py()
+
+
+def _check_published(
+    store: Path,
+    plans: Sequence[ShardPlan],
+    dataset: DatasetIdentity,
+    packing: Packing,
+    image_size: int | None,
+) -> None:
     manifest = read_store_manifest(store)
     if manifest.dataset != dataset:
         raise StoreMismatchError(
             f"{store} holds data {manifest.dataset.name}-{manifest.dataset.fingerprint[:8]}, the config "
             f"describes {dataset.name}-{dataset.fingerprint[:8]}; choose another store.path or restore the data options"
         )
-    if [shard.name for shard in manifest.shards] != [plan.name for plan in plans] or any(
-        shard.keys_sha256 != sha256_keys([record.key for record in plan.records])
-        for shard, plan in zip(manifest.shards, plans, strict=True)
-    ):
+    skipped = {entry["key"] for entry in manifest.skipped}
+    planned = [
+        (plan.name, sha256_keys([r.key for r in plan.records if r.key not in skipped]))
+        for plan in plans
+    ]
+    if [(shard.name, shard.keys_sha256) for shard in manifest.shards] != planned:
         raise StoreMismatchError(
-            f"{store} was planned with store.shard_size={manifest.shard_size} or another store.seed; "
-            "restore those options or choose another store.path"
+            f"{store} was planned with store.shard_size={manifest.shard_size}, another store.seed or another "
+            "data.reference; restore those options or choose another store.path"
+        )
+    canonical = manifest.canonical
+    if packing.form != canonical.format or image_size not in (None, canonical.height):
+        raise StoreMismatchError(
+            f"{store} holds frames of {canonical.height}x{canonical.width} pixels as {canonical.format}, the config "
+            f"asks for store.image_size={image_size} store.format={packing.form}; choose another store.path"
         )
 
 
-def _has_receipt(store: Path, plan: ShardPlan, dataset: DatasetIdentity) -> bool:
+def _has_receipt(store: Path, plan: ShardPlan, dataset: DatasetIdentity, packing: Packing) -> bool:
     path = receipt_path(store, plan.name)
     if not path.exists():
         return False
     _, metadata = read_table(path, INDEX_SCHEMA)
-    keys_sha256 = sha256_keys([record.key for record in plan.records])
     if (
-        metadata["dataset_fingerprint"] != dataset.fingerprint
-        or metadata["keys_sha256"] != keys_sha256
-    ):
+        metadata["dataset_fingerprint"],
+        metadata["planned_keys_sha256"],
+        metadata["packing"],
+    ) != (dataset.fingerprint, plan.keys_sha256, packing.describe()):
         raise StoreMismatchError(
-            f"{path} belongs to an unfinished store of other data or another plan; "
+            f"{path} belongs to an unfinished store of other data, another plan or another format; "
             "finish that one with its own options, choose another store.path, or delete the folder"
         )
-    tar = store / str(metadata["path"])
-    expected: int = metadata["bytes"]
+    tar = store / str(metadata["entry"]["path"])
+    expected: int = metadata["entry"]["bytes"]
     return tar.exists() and tar.stat().st_size == expected
 
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from pipeline.store.columns import BACKENDS, Columns, Values
 from pipeline.store.files import sha256_file
-from pipeline.store.images import receipt_path
-from pipeline.store.index import INDEX_SCHEMA, read_table
+from pipeline.store.index import INDEX_SCHEMA, read_table, receipt_path
 from pipeline.store.manifest import (
     MANIFEST_NAME,
     REPAIR,

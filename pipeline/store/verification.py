@@ -9,8 +9,9 @@ import numpy as np
 from pipeline.records import NO_CLASS
 from pipeline.store.codecs import decode_unit
 from pipeline.store.files import PARTIAL_SUFFIX, sha256_file, sha256_keys
-from pipeline.store.images import receipt_path
-from pipeline.store.index import INDEX_SCHEMA, read_table
+from pipeline.store.index import INDEX_SCHEMA, read_table, receipt_path
+from pipeline.store.journal import JOURNAL_SUFFIX
+from pipeline.store.lock import LOCK_NAME
 from pipeline.store.manifest import MANIFEST_NAME, ManifestError, StoreMismatchError
 from pipeline.store.reader import TEACHERS_FOLDER, Store, TeacherPass
 
@@ -33,7 +34,7 @@ def verify_store(path: Path) -> Iterator[str]:
         return
     manifest = store.manifest
     described = {MANIFEST_NAME: None, manifest.index.path: manifest.index.sha256, **manifest.files}
-    described |= {shard.path: shard.sha256 for shard in manifest.shards if not shard.referenced}
+    described |= {shard.path: shard.sha256 for shard in manifest.shards}
     problems = list(_verify_files(path, described, ignored=TEACHERS_FOLDER))
     yield from problems
     if not problems:
@@ -58,8 +59,9 @@ def _verify_files(
         name = path.relative_to(folder).as_posix()
         if ignored is not None and name.startswith(f"{ignored}/"):
             continue
-        if name not in described and not name.endswith(PARTIAL_SUFFIX):
-            yield f"{path} is in no manifest"
+        if name in (*described, LOCK_NAME) or name.endswith((PARTIAL_SUFFIX, JOURNAL_SUFFIX)):
+            continue
+        yield f"{path} is in no manifest"
 
 
 def _verify_index(store: Store) -> Iterator[str]:

@@ -201,6 +201,7 @@ def test_explained_class_in_a_step_is_the_teachers_top1():
         inputs=inputs,
         canonical_from_view=None,
         view_index=torch.zeros(3, dtype=torch.long),
+        original_size=torch.full((3, 2), 32.0),
         labels=torch.full((3,), label),
         groups=torch.full((3,), -1),
         targets=(targets,),

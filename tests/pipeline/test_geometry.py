@@ -12,12 +12,8 @@ from kornia.geometry.transform import homography_warp
 
 from pipeline.config import AugmentConfig, ConfigError, OperationConfig
 from pipeline.geometry import (
-    BLOCK_SIZE,
-    ViewSchedule,
-    build_operations,
     canonical_from_view,
     downscale,
-    draw_views,
     fetch_points,
     view_images,
     view_targets,
@@ -25,6 +21,7 @@ from pipeline.geometry import (
 )
 from pipeline.records import Batch, StoredTargets
 from pipeline.seeds import derive_seed
+from pipeline.views import BLOCK_SIZE, ViewSchedule, build_operations, draw_views
 
 CROP = OperationConfig(kind="resized_crop", scale=(0.08, 1.0))
 FLIP = OperationConfig(kind="horizontal_flip", p=0.5)
@@ -84,6 +81,7 @@ def make_batch(inputs, view=None, targets=()):
         inputs=inputs,
         canonical_from_view=view,
         view_index=torch.full((count,), -1),
+        original_size=torch.full((count, 2), 32.0),
         labels=torch.zeros(count, dtype=torch.int64),
         groups=torch.full((count,), -1),
         targets=targets,
@@ -655,34 +653,38 @@ def schedule(*operations, seed=0):
 
 
 def test_a_schedule_gives_a_position_the_same_view_whatever_the_batch():
-    whole = schedule(CROP, FLIP).views(3, 0, 2048)
+    whole = schedule(CROP, FLIP).views(3, 0, torch.ones(2048))
 
     assert whole.shape == (2048, 3, 3)
     assert whole.dtype == torch.float32
     views = schedule(CROP, FLIP)  # afresh, and asked out of order
-    assert torch.equal(views.views(3, 1000, 100), whole[1000:1100])
-    assert torch.equal(views.views(3, 0, 1), whole[:1])
-    assert torch.equal(views.views(3, BLOCK_SIZE, 64), whole[BLOCK_SIZE : BLOCK_SIZE + 64])
-    assert torch.equal(views.views(3, BLOCK_SIZE - 1, 1), whole[BLOCK_SIZE - 1 : BLOCK_SIZE])
-    assert torch.equal(views.views(3, 100, 1948), whole[100:])
+    assert torch.equal(views.views(3, 1000, torch.ones(100)), whole[1000:1100])
+    assert torch.equal(views.views(3, 0, torch.ones(1)), whole[:1])
+    assert torch.equal(
+        views.views(3, BLOCK_SIZE, torch.ones(64)), whole[BLOCK_SIZE : BLOCK_SIZE + 64]
+    )
+    assert torch.equal(
+        views.views(3, BLOCK_SIZE - 1, torch.ones(1)), whole[BLOCK_SIZE - 1 : BLOCK_SIZE]
+    )
+    assert torch.equal(views.views(3, 100, torch.ones(1948)), whole[100:])
 
 
 def test_a_schedule_returns_to_a_view_after_many_other_blocks():
     views = schedule(CROP, FLIP)
-    first = views.views(0, 0, 8)
+    first = views.views(0, 0, torch.ones(8))
 
     for epoch in range(1, 7):
-        views.views(epoch, 0, 8)
+        views.views(epoch, 0, torch.ones(8))
 
-    assert torch.equal(views.views(0, 0, 8), first)
+    assert torch.equal(views.views(0, 0, torch.ones(8)), first)
 
 
 def test_a_schedule_draws_anew_for_each_epoch_seed_and_block():
-    base = schedule(CROP).views(0, 0, BLOCK_SIZE)
+    base = schedule(CROP).views(0, 0, torch.ones(BLOCK_SIZE))
 
-    next_epoch = schedule(CROP).views(1, 0, BLOCK_SIZE)
-    other_seed = schedule(CROP, seed=1).views(0, 0, BLOCK_SIZE)
-    next_block = schedule(CROP).views(0, BLOCK_SIZE, BLOCK_SIZE)
+    next_epoch = schedule(CROP).views(1, 0, torch.ones(BLOCK_SIZE))
+    other_seed = schedule(CROP, seed=1).views(0, 0, torch.ones(BLOCK_SIZE))
+    next_block = schedule(CROP).views(0, BLOCK_SIZE, torch.ones(BLOCK_SIZE))
 
     for other in (next_epoch, other_seed, next_block):
         assert (other != base).any(dim=2).any(dim=1).float().mean() > 0.99
@@ -690,16 +692,16 @@ def test_a_schedule_draws_anew_for_each_epoch_seed_and_block():
 
 def test_a_caller_that_overwrites_its_views_does_not_change_the_schedule():
     views = schedule(CROP)
-    first = views.views(0, 0, 8)
+    first = views.views(0, 0, torch.ones(8))
     kept = first.clone()
 
     first.zero_()
 
-    assert torch.equal(views.views(0, 0, 8), kept)
+    assert torch.equal(views.views(0, 0, torch.ones(8)), kept)
 
 
 def test_a_schedule_without_operations_has_no_views():
-    assert schedule().views(0, 0, 64) is None
+    assert schedule().views(0, 0, torch.ones(64)) is None
 
 
 def test_without_a_view_images_are_the_frames_over_255():

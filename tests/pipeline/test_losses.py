@@ -90,6 +90,7 @@ def whole_frames(inputs: Tensor, targets: StoredTargets) -> Batch:
         inputs=inputs,
         canonical_from_view=None,
         view_index=torch.zeros(len(inputs), dtype=torch.long),
+        original_size=torch.full((len(inputs), 2), 32.0),
         labels=torch.arange(len(inputs)) % NUM_CLASSES,
         groups=torch.full((len(inputs),), -1),
         targets=(targets,),

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from pipeline.config import AugmentConfig, ConfigError, OperationConfig, SubsetConfig
-from pipeline.geometry import ViewSchedule
 from pipeline.order import EpochOrder, GlobalBatches
 from pipeline.selection import rows_of_split, select_training_rows
 from pipeline.stream import StoreDataset, TrainingStream, iter_in_order
+from pipeline.views import ViewSchedule
+from tests.conftest import frame_batches
 
 SHARDS = np.repeat(np.arange(40), 25)  # 1,000 records in 40 shards
 
@@ -134,12 +135,11 @@ def targets_by_key(store):
 
 
 def pixels_by_key(store):
-    from pipeline.store.frames import read_frames
-
     return {
         key: frame
         for shard in store.manifest.shards
-        for key, frame in zip(store.shard_keys(shard), read_frames(store, shard), strict=True)
+        for batch in frame_batches(store, shard, shard.records)
+        for key, frame in zip(store.shard_keys(shard), batch.frames, strict=True)
     }
 
 

@@ -29,6 +29,7 @@ from pipeline.losses.terms import LossTerms
 from pipeline.metric_log import DivergedError, StepLog
 from pipeline.models import build_model, freeze
 from pipeline.records import Batch, StoredTargets
+from pipeline.store.frames import FrameBatch
 from pipeline.training import (
     Training,
     batch_loss,
@@ -89,6 +90,7 @@ def build_batch(inputs: Tensor, targets: StoredTargets, view: Tensor | None) -> 
         inputs=inputs,
         canonical_from_view=None if view is None else view.repeat(len(inputs), 1, 1),
         view_index=torch.full((len(inputs),), -1),
+        original_size=torch.full((len(inputs), 2), 32.0),
         labels=torch.arange(len(inputs)) % NUM_CLASSES,
         groups=torch.full((len(inputs),), -1),
         targets=(targets,),
@@ -147,11 +149,13 @@ def test_train_step_sends_no_gradient_to_stored_targets_and_leaves_them_unchange
 
 def test_teacher_has_nothing_to_train_and_annotating_leaves_its_buffers_unchanged():
     torch.manual_seed(0)
-    annotator = TeacherAnnotator(MODEL, NUM_CLASSES, GradCamConfig(), PassConfig())
+    annotator = TeacherAnnotator(MODEL, NUM_CLASSES, GradCamConfig(), PassConfig(), FRAME)
     teacher = annotator.model
     before = copy.deepcopy(teacher.state_dict())
 
-    annotator.annotate(random_frames(0), ["a", "b", "c", "d"])
+    frames = random_frames(0)
+    sides = torch.full((len(frames),), 8.0)
+    annotator.annotate([FrameBatch(frames, sides, sides)], ["a", "b", "c", "d"])
 
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert not any(module.training for module in teacher.modules())

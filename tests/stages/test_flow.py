@@ -30,12 +30,12 @@ from pipeline.config import (
     TrainerConfig,
 )
 from pipeline.config.builder import build_verb_config
-from pipeline.geometry import ViewSchedule
 from pipeline.metric_log import read_metrics
 from pipeline.models import WeightsError, build_model, load_weights
 from pipeline.runs import RUNS, load_model, read_cost
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
+from pipeline.views import ViewSchedule
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.conftest import TINY_DATA, precompute_config
 from tests.pipeline.store.test_round_trip import tree_bytes
@@ -367,8 +367,8 @@ def test_the_three_map_treatments_are_three_different_students(frozen):
 def test_a_view_of_half_the_frame_is_known_to_alias():
     views = ViewSchedule(PAD_CROP, (16, 16), seed=0)
 
-    assert training_run.worst_downscale(views, (8, 8)) == pytest.approx(2)
-    assert training_run.worst_downscale(views, (16, 16)) == pytest.approx(1)
+    assert training_run.worst_downscale(views, (8, 8), torch.ones(9)) == pytest.approx(2)
+    assert training_run.worst_downscale(views, (16, 16), torch.ones(9)) == pytest.approx(1)
 
 
 # ---- evaluate, sweep, report ---------------------------------------------------------------------

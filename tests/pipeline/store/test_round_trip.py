@@ -17,11 +17,10 @@ from pipeline.config import PassConfig
 from pipeline.records import FieldSpec
 from pipeline.sources.demo import DemoSource
 from pipeline.store.columns import WebDatasetColumns, ZarrColumns
-from pipeline.store.frames import read_frames
-from pipeline.store.images import ShardBytes
 from pipeline.store.reader import Store
+from pipeline.store.tars import ShardBytes
 from stages import precompute
-from tests.conftest import TINY_DATA, precompute_config
+from tests.conftest import TINY_DATA, frame_batches, precompute_config
 
 
 def test_every_image_and_mask_comes_back_byte_for_byte(frozen):
@@ -46,13 +45,14 @@ def test_every_image_and_mask_comes_back_byte_for_byte(frozen):
 
 def test_stored_targets_are_what_the_teacher_says_about_the_same_pixels(frozen):
     config = frozen.config
-    annotator = TeacherAnnotator(config.teacher, 10, config.explainer, config.annotate)
-    teacher = frozen.store.open_pass()
+    annotator = TeacherAnnotator(
+        config.teacher, 10, config.explainer, config.annotate, frozen.store.size
+    )
+    teacher = frozen.store.open_passes()[0]
 
     for shard in frozen.store.manifest.shards:
-        values, _ = annotator.annotate(
-            read_frames(frozen.store, shard), frozen.store.shard_keys(shard)
-        )
+        batches = frame_batches(frozen.store, shard, config.annotate.batch_size)
+        values, _ = annotator.annotate(batches, frozen.store.shard_keys(shard))
         stored = teacher.read_shard(shard)
         assert set(stored) == {"logits", "map", "map_scale", "explained_class"}
         for name, array in stored.items():
@@ -61,12 +61,15 @@ def test_stored_targets_are_what_the_teacher_says_about_the_same_pixels(frozen):
 
 def test_the_explained_class_is_the_argmax_of_unrounded_logits(frozen):
     config = frozen.config
-    annotator = TeacherAnnotator(config.teacher, 10, config.explainer, config.annotate)
+    annotator = TeacherAnnotator(
+        config.teacher, 10, config.explainer, config.annotate, frozen.store.size
+    )
     shard = frozen.store.manifest.shards[0]
     with torch.no_grad():
-        logits = annotator.model(read_frames(frozen.store, shard).float() / 255).logits
+        (batch,) = frame_batches(frozen.store, shard)
+        logits = annotator.model(batch.frames.float() / 255).logits
 
-    stored = frozen.store.open_pass().read_shard(shard)
+    stored = frozen.store.open_passes()[0].read_shard(shard)
 
     assert stored["explained_class"][:, 0, 0].tolist() == logits.argmax(dim=1).tolist()
 

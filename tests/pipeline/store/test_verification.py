@@ -80,7 +80,7 @@ def test_a_file_that_no_manifest_knows_is_named(copy):
 def test_values_out_of_range_name_field_record_and_shard(copy, frozen):
     """Rewrite a chunk with a wrong class and make every digest right again: only the range tells."""
     store = Store(copy)
-    teacher = store.open_pass()
+    teacher = store.open_passes()[0]
     shard = store.manifest.shards[1]
     values = {name: array.copy() for name, array in teacher.read_shard(shard).items()}
     values["explained_class"][3] = 10
@@ -101,7 +101,7 @@ def test_values_out_of_range_name_field_record_and_shard(copy, frozen):
 
 
 def test_an_unfinished_pass_is_a_problem(copy):
-    teacher = Store(copy).open_pass()
+    teacher = Store(copy).open_passes()[0]
     (teacher.folder / "manifest.json").unlink()
 
     assert [str(teacher.folder) in problem for problem in verify_store(copy)] == [True]
@@ -119,7 +119,7 @@ def test_the_stage_fails_with_every_problem_listed(copy):
 
 
 def test_a_shard_without_its_receipt_is_not_read(copy):
-    teacher = Store(copy).open_pass()
+    teacher = Store(copy).open_passes()[0]
     (teacher.folder / "receipts" / "train-000000.parquet").unlink()
     shard = next(s for s in teacher.store.manifest.shards if s.name == "train-000000")
 

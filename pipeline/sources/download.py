@@ -1,0 +1,44 @@
+"""A file from the network, kept: downloaded whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import urllib.error
+import urllib.request
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
+
+from pipeline.errors import UserError
+from pipeline.store.files import open_atomically
+
+if TYPE_CHECKING:
+    import io
+    from pathlib import Path
+
+_TIMEOUT_SECONDS = 60
+
+
+class DownloadError(UserError, OSError):
+    """A file that the network did not give."""
+
+
+def download(url: str, folder: Path) -> Path:
+    """The file of an http(s) address in `folder`; one that is there already is not asked for again."""
+    path = folder / PurePosixPath(urlsplit(url).path).name
+    if path.exists():
+        return path
+    try:
+        with (
+            urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response,
+            open_atomically(path) as file,
+        ):
+            shutil.copyfileobj(response, cast("io.BytesIO", file), 2**20)
+            expected = response.headers.get("Content-Length")
+            if expected is not None and int(expected) != file.bytes:
+                raise DownloadError(
+                    f"{url} ended after {file.bytes} of {expected} bytes; try again"
+                )
+    except (urllib.error.URLError, TimeoutError) as error:
+        raise DownloadError(f"{url} cannot be downloaded: {error}") from error
+    return path

@@ -1,0 +1,295 @@
+"""WebDataset tars that somebody else wrote: found, listed by member, read by offset, never unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tarfile
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import ConfigError
+from pipeline.records import NO_GROUP, NO_LABEL, Box, Content, Record
+from pipeline.sources.download import download
+from pipeline.sources.keys import escape_key
+from pipeline.store.pixels import ImageError
+from pipeline.store.plan import ShardPlan, find_unmixed_shard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.config import WebDatasetDataConfig
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "tif", "tiff")
+PICKLED_SUFFIXES = ("pyd", "pickle", "pkl", "pth", "pt")
+"""What a stock reader's `.decode()` would hand to pickle, and so to whatever code the file holds."""
+MASK_SUFFIX = "mask.png"
+
+_MEMBER = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
+_NUMBERED = re.compile(r"^(?P<split>.+?)[-_.]?\d+$")
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where one file of a sample lies in its tar."""
+
+    offset: int
+    size: int
+
+
+class WebDatasetSource:
+    """Samples of tars: an image, a .cls or .json, perhaps a .mask.png."""
+
+    name = "webdataset"
+    revision = 1
+    frame_size: tuple[int, int] | None = None
+
+    def __init__(self, config: WebDatasetDataConfig) -> None:
+        self.config = config
+
+    def __getstate__(self) -> dict[str, Any]:
+        # An actor reads by offset; the listing stays with the driver.
+        return {"config": self.config, "tars": self.tars}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    @cached_property
+    def tars(self) -> dict[str, Path]:
+        """File name -> path of every tar, by name; those of an http(s) address are downloaded first."""
+        if self.config.path.startswith(("http://", "https://")):
+            folder = Path(self.config.cache)
+            found = [download(url, folder) for url in expand_range(self.config.path)]
+        else:
+            found = find_tars(Path(self.config.path))
+        named = {path.name: path.absolute() for path in found}
+        if len(named) < len(found):
+            raise ConfigError(
+                f"data.path={self.config.path} holds two tars of one name; rename one"
+            )
+        return dict(sorted(named.items()))
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Names in label order: of `data.classes`, of classes.txt beside the tars, or the numbers."""
+        beside = next(iter(self.tars.values())).parent / "classes.txt"
+        if self.config.classes is not None or beside.is_file():
+            path = Path(self.config.classes or beside)
+            if not path.is_file():
+                raise ConfigError(
+                    f"data.classes={path} does not exist; give a file with one name a line"
+                )
+            return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+        labels = [label for record in self._listing for label in (record.label, *record.labels)]
+        return tuple(str(label) for label in range(max(labels, default=NO_LABEL) + 1))
+
+    def records(self) -> list[Record]:
+        """One record a sample, in the order of the tars; its content is where its bytes lie."""
+        return self._listing
+
+    def read(self, record: Record) -> Content:
+        """The sample's image, and its mask where it has one."""
+        name, suffix, image, mask = record.content
+        with self.tars[name].open("rb") as file:
+            return Content(
+                image=_read_at(file.fileno(), Member(*image), name),
+                suffix=suffix,
+                mask=_read_at(file.fileno(), Member(*mask), name) if mask else None,
+                offset=image[0],
+                mask_offset=mask[0] if mask else -1,
+            )
+
+    def where(self, record: Record) -> str:
+        """The tar and the place in it."""
+        name, _, (offset, _), _ = record.content
+        return f"{self.tars[name]} at byte {offset}"
+
+    @cached_property
+    def _listing(self) -> list[Record]:
+        records = [record for name in self.tars for record in self._list_tar(name)]
+        repeated = [key for key, count in Counter(r.key for r in records).items() if count > 1]
+        if repeated:
+            raise ConfigError(
+                f"{len(repeated)} sample keys come twice, such as {repeated[0]!r}; "
+                "make them unique with data.key_prefix=shard"
+            )
+        return records
+
+    def _list_tar(self, name: str) -> Iterator[Record]:
+        split = self.config.split or split_of(name)
+        prefix = {"none": "", "split": f"{split}-", "shard": f"{Path(name).stem}-"}
+        with self.tars[name].open("rb") as file:
+            for sample, members in list_samples(self.tars[name]):
+                images = [s for s in members if s in IMAGE_SUFFIXES]
+                if len(images) != 1:
+                    raise ConfigError(
+                        f"{self.tars[name]}: sample {sample!r} has {len(images)} images "
+                        f"among its members {', '.join(members)}; it needs exactly one"
+                    )
+                mask = members.get(MASK_SUFFIX)
+                image = members[images[0]]
+                record = Record(
+                    key=prefix[self.config.key_prefix] + escape_key(sample),
+                    split=split,
+                    content=(
+                        name,
+                        "jpg" if images[0] == "jpeg" else images[0],
+                        (image.offset, image.size),
+                        (mask.offset, mask.size) if mask else (),
+                    ),
+                )
+                yield self._labelled(record, members, file.fileno(), f"{self.tars[name]}: {sample}")
+
+    def _labelled(
+        self, record: Record, members: dict[str, Member], descriptor: int, where: str
+    ) -> Record:
+        if "cls" in members:
+            text = _read_at(descriptor, members["cls"], where)
+            return replace(record, label=self._label(text.decode(errors="replace").strip(), where))
+        if "json" not in members:
+            return record
+        try:
+            values = json.loads(_read_at(descriptor, members["json"], where))
+        except ValueError as error:
+            raise ConfigError(f"{where}.json cannot be read: {error}") from error
+        label = values.get(self.config.label_key)
+        number = NO_LABEL if label is None else self._label(label, where)
+        return replace(
+            record,
+            label=number,
+            labels=tuple(self._label(each, where) for each in values.get("labels", ())),
+            group=int(values.get("group", NO_GROUP)),
+            boxes=tuple(
+                Box(
+                    label=self._label(box["label"], where) if "label" in box else number,
+                    **{corner: float(box[corner]) for corner in ("x0", "y0", "x1", "y1")},
+                )
+                for box in values.get("boxes", ())
+            ),
+            boxes_in_pixels=True,
+        )
+
+    def _label(self, value: Any, where: str) -> int:
+        if isinstance(value, int) or (isinstance(value, str) and value.lstrip("-").isdigit()):
+            return int(value)
+        if self.config.classes is None or value not in self.classes:
+            raise ConfigError(
+                f"{where} has label {value!r}, which is no number and not in data.classes; "
+                "give the file of the class names"
+            )
+        return self.classes.index(value)
+
+
+# ---- in place ------------------------------------------------------------------------------------
+
+
+def plan_in_place(source: WebDatasetSource, form: str) -> list[ShardPlan] | None:
+    """One shard a tar, its records in the tar's order; None where they are to be packed anew.
+
+    form  store.format: frames that are to be re-encoded cannot stay where they are
+    """
+    wanted = source.config.reference
+    if wanted == "always" and form != "original":
+        raise ConfigError(
+            f"data.reference=always keeps the images' bytes; store.format={form} does not"
+        )
+    if wanted == "never" or form != "original":
+        return None
+    by_tar: dict[str, list[Record]] = {}
+    for record in source.records():
+        by_tar.setdefault(record.content[0], []).append(record)
+    numbers = Counter[str]()
+    plans: list[ShardPlan] = []
+    for name, records in sorted(by_tar.items(), key=lambda item: (item[1][0].split, item[0])):
+        split = records[0].split
+        shard = f"{split}-{numbers[split]:06d}"
+        numbers[split] += 1
+        path = source.tars[name].as_posix()
+        plans.append(ShardPlan(len(plans), shard, split, tuple(records), reference=path))
+    unmixed = find_unmixed_shard(plans)
+    if unmixed is None:
+        return plans
+    if wanted == "always":
+        raise ConfigError(
+            f"{unmixed.reference} holds few of the classes of split {unmixed.split}; in place, a student's "
+            "batches would too: pack it anew with data.reference=never"
+        )
+    return None
+
+
+# ---- tars ----------------------------------------------------------------------------------------
+
+
+def find_tars(path: Path) -> list[Path]:
+    """Tars of a folder, or those that a glob or a {000000..000009} range names."""
+    if path.is_dir():
+        found = sorted(path.glob("*.tar"))
+    else:
+        names = [Path(name) for name in expand_range(str(path))]
+        found = [match for name in names for match in sorted(name.parent.glob(name.name))]
+    if not found:
+        packed = "; unpack .tar.gz and .tar.zst first" if _has_packed_tars(path) else ""
+        raise ConfigError(
+            f"data.path={path} names no .tar; give a folder, a glob or a {{000000..000009}} range{packed}"
+        )
+    return found
+
+
+def expand_range(text: str) -> list[str]:
+    """The names that a {first..last} range stands for; its zeros are kept."""
+    match = _RANGE.search(text)
+    if match is None:
+        return [text]
+    first, last = match.groups()
+    return [
+        text[: match.start()] + f"{number:0{len(first)}d}" + text[match.end() :]
+        for number in range(int(first), int(last) + 1)
+    ]
+
+
+def split_of(name: str) -> str:
+    """What stands before the number in a tar's name; `train` where nothing does."""
+    match = _NUMBERED.match(Path(name).stem)
+    return match["split"] if match else "train"
+
+
+def list_samples(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
+    """(key, {suffix: Member}) of every sample of a tar: consecutive members up to the first dot."""
+    current, members = None, dict[str, Member]()
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                match = _MEMBER.match(member.name) if member.isfile() else None
+                if match is None:
+                    continue
+                key, suffix = match[1], match[2].lower()
+                if suffix.rsplit(".", 1)[-1] in PICKLED_SUFFIXES:
+                    raise ConfigError(
+                        f"{path} holds {member.name}, which only pickle reads, and pickle runs code; "
+                        "write such members as npy, json or safetensors"
+                    )
+                if key != current:
+                    if current is not None:
+                        yield current, members
+                    current, members = key, {}
+                members[suffix] = Member(member.offset_data, member.size)
+    except tarfile.TarError as error:
+        raise ConfigError(f"{path} cannot be read as an uncompressed tar: {error}") from error
+    if current is not None:
+        yield current, members
+
+
+def _has_packed_tars(path: Path) -> bool:
+    return path.is_dir() and any(path.glob("*.tar.*"))
+
+
+def _read_at(descriptor: int, member: Member, where: str) -> bytes:
+    data = os.pread(descriptor, member.size, member.offset)
+    if len(data) != member.size:
+        raise ImageError(f"{where} ends before byte {member.offset + member.size}")
+    return data

@@ -1,0 +1,76 @@
+"""Which record a process was at when it died, so that a record that kills every process gets a name.
+
+A death that no exception reports (a segmentation fault, the kernel out of memory, kill -9) leaves the
+shard's journal behind. The next process reads it, takes the suspects first and names each record before
+it touches it; a record at which processes died twice ends the run. Whoever ends by itself, well or with
+an exception, removes its journal.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UserError
+from pipeline.store.files import make_folder
+from pipeline.store.index import RECEIPTS_FOLDER
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+JOURNAL_SUFFIX = ".journal"
+_LINE_BYTES = 256
+"""One key and its padding; a key has at most 200."""
+_MAX_DEATHS = 2
+
+
+class PoisonRecordError(UserError, RuntimeError):
+    """A record that ends the process that works on it."""
+
+
+class ShardJournal:
+    """The journal of one shard in a store's or a pass's folder; a context manager."""
+
+    def __init__(self, folder: Path, shard: str) -> None:
+        self.path = folder / RECEIPTS_FOLDER / f".{shard}{JOURNAL_SUFFIX}"
+        self.shard = shard
+        deaths = self._read() if self.path.exists() else []
+        self.follows_a_death = bool(deaths)
+        """Whether the last process at this shard died, so that each record should be named."""
+        self.suspects = [key for key in dict.fromkeys(reversed(deaths)) if key]
+        """Keys of the records at which processes died, the last one first."""
+        self._deaths = deaths
+
+    def __enter__(self) -> ShardJournal:
+        for key, count in Counter(self._deaths).items():
+            if key and count >= _MAX_DEATHS:
+                self.path.unlink(missing_ok=True)
+                raise PoisonRecordError(
+                    f"record {key} (shard {self.shard}) ended {count} processes that worked on it; "
+                    "look at that image (and at the memory it needs), or take it out of the data"
+                )
+        make_folder(self.path.parent)
+        lines = [key.encode().ljust(_LINE_BYTES - 1) + b"\n" for key in ["", *self._deaths]]
+        self.path.write_bytes(b"".join(lines))
+        self._descriptor = os.open(self.path, os.O_WRONLY)
+        return self
+
+    def at(self, key: str) -> None:
+        """The process is about to work on this record."""
+        os.pwrite(self._descriptor, key.encode().ljust(_LINE_BYTES - 1), 0)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._descriptor)
+        self.path.unlink(missing_ok=True)
+
+    def _read(self) -> list[str]:
+        """Where each process that died was, the first death first; empty text where it did not say."""
+        current, *earlier = (line.strip().decode() for line in self.path.read_bytes().splitlines())
+        return [*earlier, current]

@@ -1,0 +1,198 @@
+"""From planned records to an image shard and its receipt.
+
+A shard is a tar of our own, or somebody else's that is indexed where it lies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.records import NO_LABEL
+from pipeline.store.files import open_atomically, sha256_file, sha256_keys
+from pipeline.store.index import IndexRow, index_table, receipt_path, write_table
+from pipeline.store.journal import ShardJournal
+from pipeline.store.manifest import ShardEntry
+from pipeline.store.pixels import ImageError, decode_rgb, encode_frame, inspect_image
+from pipeline.store.tars import TarShard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.records import Box, Content, Record
+    from pipeline.sources import Source
+    from pipeline.store.plan import ShardPlan
+
+IMAGES_FOLDER = "images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """How images become members of a shard."""
+
+    form: Literal["original", "jpeg95", "raw"] = "original"
+    size: tuple[int, int] | None = None
+    """(height, width) of re-encoded frames."""
+    on_error: Literal["stop", "skip"] = "stop"
+
+    def describe(self) -> dict[str, Any]:
+        """What decides a shard's bytes, as its receipt repeats it."""
+        size = None if self.form == "original" or self.size is None else list(self.size)
+        return {"form": self.form, "size": size}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedImage:
+    """One record, ready to be written."""
+
+    record: Record
+    """Its boxes normalised."""
+    content: Content
+    """As stored: the source's bytes, or the re-encoded frame."""
+    height: int
+    """Of the original, upright image, like `width`."""
+    width: int
+
+
+def write_image_shard(
+    store: Path, plan: ShardPlan, source: Source, packing: Packing, dataset_fingerprint: str
+) -> ShardEntry:
+    """Write one shard's tar and then, as its commit, its receipt; of a referenced tar the receipt only."""
+    skipped: list[dict[str, str]] = []
+    with ShardJournal(store, plan.name) as journal:
+        by_key = {record.key: record for record in plan.records}
+        for key in journal.suspects:
+            journal.at(key)
+            pack_image(source, by_key[key], packing)
+        images = _packed_images(plan, source, packing, journal, skipped)
+        index = _index_in_place if plan.reference is not None else _write_tar
+        rows, file = index(store, plan, images)
+        entry = ShardEntry(
+            name=plan.name,
+            split=plan.split,
+            records=len(rows),
+            keys_sha256=sha256_keys([row.record.key for row in rows]),
+            referenced=plan.reference is not None,
+            **file,
+        )
+        write_table(
+            receipt_path(store, plan.name),
+            index_table(rows),
+            {
+                "entry": asdict(entry),
+                "planned_keys_sha256": plan.keys_sha256,
+                "packing": packing.describe(),
+                "dataset_fingerprint": dataset_fingerprint,
+                "skipped": skipped,
+            },
+        )
+    return entry
+
+
+def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
+    """The record's bytes, checked to their last pixel; ImageError names its key and its file."""
+    try:
+        content = source.read(record)
+        height, width = inspect_image(content.image)
+    except (ImageError, OSError) as error:
+        raise ImageError(f"record {record.key} ({source.where(record)}): {error}") from error
+    if packing.form != "original":
+        content = _reencode(content, packing)
+    if record.boxes_in_pixels:
+        boxes = tuple(_normalise(box, height, width) for box in record.boxes)
+        record = replace(record, boxes=boxes, boxes_in_pixels=False)
+    return PackedImage(record=record, content=content, height=height, width=width)
+
+
+def _packed_images(
+    plan: ShardPlan,
+    source: Source,
+    packing: Packing,
+    journal: ShardJournal,
+    skipped: list[dict[str, str]],
+) -> Iterator[PackedImage]:
+    for record in plan.records:
+        journal.at(record.key)
+        try:
+            yield pack_image(source, record, packing)
+        except ImageError as error:
+            if packing.on_error == "stop":
+                raise ImageError(
+                    f"{error}; mend or remove it, or list such records with data.on_error=skip"
+                ) from error
+            skipped.append({"key": record.key, "reason": str(error)})
+
+
+def _reencode(content: Content, packing: Packing) -> Content:
+    from pipeline.store.frames import decode_mask, resize_frame
+
+    assert packing.size is not None
+    frame = resize_frame(decode_rgb(content.image), packing.size)
+    image, suffix = encode_frame(frame, packing.form)
+    mask = content.mask
+    if mask is not None:
+        from torchvision.io import encode_png
+
+        mask = encode_png(decode_mask(mask, packing.size)).numpy().tobytes()
+    return replace(content, image=image, suffix=suffix, mask=mask)
+
+
+def _normalise(box: Box, height: int, width: int) -> Box:
+    return replace(
+        box,
+        x0=2 * box.x0 / width - 1,
+        y0=2 * box.y0 / height - 1,
+        x1=2 * box.x1 / width - 1,
+        y1=2 * box.y1 / height - 1,
+    )
+
+
+def _write_tar(
+    store: Path, plan: ShardPlan, images: Iterator[PackedImage]
+) -> tuple[list[IndexRow], dict[str, Any]]:
+    path = f"{IMAGES_FOLDER}/{plan.name}.tar"
+    rows = []
+    with open_atomically(store / path) as file, TarShard(file) as tar:
+        for row, image in enumerate(images):
+            key, content = image.record.key, image.content
+            offset = tar.add(f"{key}.{content.suffix}", content.image)
+            if image.record.label != NO_LABEL:
+                tar.add(f"{key}.cls", str(image.record.label).encode())
+            mask_offset = -1
+            if content.mask is not None:
+                mask_offset = tar.add(f"{key}.mask.png", content.mask)
+            rows.append(_row(plan, row, image, offset, mask_offset))
+    return rows, {"path": path, "bytes": file.bytes, "sha256": file.sha256}
+
+
+def _index_in_place(
+    store: Path, plan: ShardPlan, images: Iterator[PackedImage]
+) -> tuple[list[IndexRow], dict[str, Any]]:
+    assert plan.reference is not None
+    path = Path(plan.reference)
+    rows = [
+        _row(plan, row, image, image.content.offset, image.content.mask_offset)
+        for row, image in enumerate(images)
+    ]
+    return rows, {
+        "path": plan.reference,
+        "bytes": path.stat().st_size,
+        "sha256": sha256_file(path),
+    }
+
+
+def _row(plan: ShardPlan, row: int, image: PackedImage, offset: int, mask_offset: int) -> IndexRow:
+    return IndexRow(
+        record=image.record,
+        shard=plan.name,
+        row=row,
+        offset=offset,
+        size=len(image.content.image),
+        mask_offset=mask_offset,
+        mask_size=len(image.content.mask or b""),
+        height=image.height,
+        width=image.width,
+        image_sha256=hashlib.sha256(image.content.image).hexdigest(),
+    )
