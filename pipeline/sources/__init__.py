@@ -8,6 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.sources.demo import DemoSource
+from pipeline.sources.image_folder import ImageFolderSource
+from pipeline.sources.image_table import ImageTableSource
+from pipeline.sources.tiny_imagenet import TinyImageNetSource
+from pipeline.sources.torchvision_sets import TorchvisionSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,11 +24,16 @@ class Source(Protocol):
     """A picklable set of records."""
 
     name: str
-    classes: tuple[str, ...]
     revision: int
     """Raised whenever the same options and records give other bytes."""
-    frame_size: tuple[int, int]
-    """(height, width) of the canonical frame."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in label order."""
+
+    @property
+    def frame_size(self) -> tuple[int, int] | None:
+        """(height, width) that all images have; None where they differ or are unknown."""
 
     def records(self) -> list[Record]:
         """Every record, in any order; planning sorts them by key."""
@@ -33,7 +42,13 @@ class Source(Protocol):
         """The record's bytes."""
 
 
-SOURCES: dict[str, Callable[[Any], Source]] = {"demo": DemoSource}
+SOURCES: dict[str, Callable[[Any], Source]] = {
+    "demo": DemoSource,
+    "image_folder": ImageFolderSource,
+    "image_table": ImageTableSource,
+    "tiny_imagenet": TinyImageNetSource,
+    "torchvision": TorchvisionSource,
+}
 
 
 def build_source(config: DataConfig) -> Source:
