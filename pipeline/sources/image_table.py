@@ -7,7 +7,7 @@ unchanged:
     data.split=split 'data.split_names={0: train, 1: val, 2: test}' 'data.group=[y, place]'
 
 A record's key is its image's path below data.root, escaped. Cells are compared as text, so that CSV and
-Parquet give the same records; an empty cell (null, NaN) is a value that is not known.
+Parquet give the same records; an empty cell (null, NaN) is a value that is not known, as is the label -1.
 """
 
 from __future__ import annotations
@@ -187,8 +187,13 @@ class ImageTableSource:
     def _class_texts(self, row: Row) -> list[str]:
         if self.config.labels is not None:
             return _many_texts(row, self.config.labels)
-        text = row.text(self.config.label) if self.config.label is not None else None
+        text = self._label_text(row)
         return [] if text is None else [text]
+
+    def _label_text(self, row: Row) -> str | None:
+        """None where the row has no label: an empty cell, or -1."""
+        text = row.text(self.config.label) if self.config.label is not None else None
+        return None if text is None or to_number(text) == NO_LABEL else text
 
     # ---- one row ---------------------------------------------------------------------------------
 
@@ -233,11 +238,10 @@ class ImageTableSource:
         return split
 
     def _label(self, row: Row) -> int:
-        column = self.config.label
-        text = row.text(column) if column is not None else None
-        if column is None or text is None or to_number(text) == NO_LABEL:
+        text = self._label_text(row)
+        if text is None or self.config.label is None:
             return NO_LABEL
-        return self._class(row, column, text)
+        return self._class(row, self.config.label, text)
 
     def _labels(self, row: Row) -> tuple[int, ...]:
         column = self.config.labels
