@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import ConfigError
+from pipeline.config import ConfigError, FileDataConfig
 from pipeline.store.files import sha256_file, sha256_json
 
 if TYPE_CHECKING:
@@ -23,9 +23,14 @@ SHORT = 8
 
 
 def fingerprint_dataset(config: DataConfig, revision: int, records: list[Record]) -> str:
-    """Of a source's options and code, and of every record it lists, in the order of their keys."""
+    """Of a source's options and code, and of every record it lists, in the order of their keys.
+
+    Options that say where the files lie are left out: data that move to another folder stay the same.
+    """
+    outside = config.NOT_DATA if isinstance(config, FileDataConfig) else frozenset()
+    options = {name: value for name, value in asdict(config).items() if name not in outside}
     listing = [asdict(record) for record in sorted(records, key=lambda record: record.key)]
-    return sha256_json({"data": asdict(config), "revision": revision, "records": listing})
+    return sha256_json({"data": options, "revision": revision, "records": listing})
 
 
 def describe_teacher(config: ModelConfig, num_classes: int) -> dict[str, Any]:

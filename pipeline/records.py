@@ -23,7 +23,10 @@ WhenMoved = Literal["warp", "keep", "refuse"]
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """A labelled rectangle in normalised canonical coordinates: the frame's outer edges are -1, 1."""
+    """A labelled rectangle in normalised canonical coordinates: the frame's outer edges are -1, 1.
+
+    A source may list boxes in pixels instead (Record.boxes_in_pixels); x1 and y1 are exclusive then.
+    """
 
     label: int
     x0: float
@@ -44,9 +47,10 @@ class Record:
     group: int = NO_GROUP
     boxes: tuple[Box, ...] = ()
     boxes_in_pixels: bool = False
-    """Boxes are in pixels of the original, upright image; packing normalises them."""
+    """The boxes are in pixels of the original, upright image; packing normalises them."""
     content: tuple[Any, ...] = ()
-    """What its source needs to read it (a path, a seed): JSON values, part of the fingerprint."""
+    """What its source needs to read it (a seed, a relative path and its size): JSON values, part of
+    the fingerprint, so never an absolute path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +59,7 @@ class Content:
 
     image: bytes
     suffix: str
-    """Of the image's member in the tar: jpg, png, ..."""
+    """Of the image's member in the tar: lower case, without a dot, jpg for jpeg."""
     mask: bytes | None = None
     """PNG, uint8 [H, W]; 0 is background."""
     offset: int = -1

@@ -11,6 +11,8 @@ from pipeline.records import NO_LABEL
 from pipeline.seeds import derive_seed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pyarrow as pa
     from numpy.typing import NDArray
 
@@ -33,26 +35,46 @@ def select_training_rows(index: pa.Table, split: str, subset: SubsetConfig) -> N
     Each class is permuted by (subset.seed, class); the first `holdout` are kept out, the next `shots`
     taken. So more shots contain fewer, and the choice depends neither on `seed` nor on the method.
     """
-    rows = rows_of_split(index, split)
     if subset.shots is None and subset.holdout == 0:
-        return rows
+        return rows_of_split(index, split)
+    chosen = []
+    for label, members in _permuted_classes(index, split, subset):
+        remaining = members[subset.holdout :]
+        if subset.shots is not None and len(remaining) < subset.shots:
+            raise ConfigError(
+                f"subset.shots={subset.shots}, but class {label} of split {split!r} has "
+                f"{len(remaining)} records after the holdout"
+            )
+        chosen.append(remaining[: subset.shots])
+    return np.sort(np.concatenate(chosen))
+
+
+def select_holdout_rows(index: pa.Table, split: str, subset: SubsetConfig) -> NDArray[np.int64]:
+    """Rows of a split that `select_training_rows` keeps out, whatever the shots, in the index's order."""
+    if subset.holdout == 0:
+        raise ConfigError("subset.holdout=0 keeps no records out; set it to a number of each class")
+    chosen = [members[: subset.holdout] for _, members in _permuted_classes(index, split, subset)]
+    return np.sort(np.concatenate(chosen))
+
+
+def _permuted_classes(
+    index: pa.Table, split: str, subset: SubsetConfig
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Each class of a split with its rows, permuted by (subset.seed, class)."""
+    rows = rows_of_split(index, split)
     labels = index["label"].to_numpy()[rows]
     if (labels == NO_LABEL).any():
         raise ConfigError(
             f"subset.shots and subset.holdout need labels, split {split!r} has records without"
         )
     keys = np.asarray(index["key"].to_pylist())[rows]
-    chosen = []
-    for label in np.unique(labels):
+    for label in map(int, np.unique(labels)):
         members = np.flatnonzero(labels == label)
         members = members[np.argsort(keys[members])]
-        seed = derive_seed(subset.seed, "subset", int(label))
-        members = np.random.default_rng(seed).permutation(members)[subset.holdout :]
-        if subset.shots is not None and len(members) < subset.shots:
+        if len(members) < subset.holdout:
             raise ConfigError(
-                f"subset.shots={subset.shots}, but class {label} of split {split!r} has "
-                f"{len(members)} records after the holdout"
+                f"subset.holdout={subset.holdout}, but class {label} of split {split!r} has "
+                f"{len(members)} records"
             )
-        chosen.append(members[: subset.shots])
-    selected: NDArray[np.int64] = rows[np.sort(np.concatenate(chosen))]
-    return selected
+        seed = derive_seed(subset.seed, "subset", label)
+        yield label, rows[np.random.default_rng(seed).permutation(members)]

@@ -15,9 +15,10 @@ class FileDataConfig:
     """Options of every source that reads files it did not make."""
 
     NOT_DATA: ClassVar[frozenset[str]] = frozenset(
-        {"path", "root", "cache", "download", "on_error", "max_skipped", "reference"}
+        {"path", "root", "cache", "download", "on_error", "max_skipped", "reference", "classes"}
     )
-    """Options that say where or how to read, not what: outside the fingerprint."""
+    """Options that say where or how to read, not what: outside the fingerprint. `classes` is a path too;
+    what its file says shows in the records' labels."""
 
     on_error: Literal["stop", "skip"] = "stop"
     """What an image that cannot be decoded does: end the run, or be listed in the store's manifest."""
@@ -89,8 +90,8 @@ class ImageFolderDataConfig(FileDataConfig):
     kind: Literal["image_folder"] = "image_folder"
     path: str = ""
     splits: dict[str, str] = field(default_factory=dict)
-    """Top-level folder -> split; empty takes train, val, valid, validation and test as splits where
-    all top-level folders have such names, and everything as the split train otherwise."""
+    """Folder -> split, leaving other folders out; empty takes train, val, valid, validation and test as
+    splits where all top-level folders have such names, and everything as the split train otherwise."""
     classes: str | None = None
     """File with one class folder a line, in label order; null sorts the folders' names."""
     test_fraction: float = 0.0
@@ -112,11 +113,12 @@ class ImageTableDataConfig(FileDataConfig):
     """Folder that image and mask paths are relative to; null takes the table's own."""
     image: str = "path"
     label: str | None = "label"
-    """Column of the class: a name, or a number where `classes` is given or all are numbers. null: none."""
+    """Column of the class: a name, or the label itself where all are numbers. null: none."""
     labels: str | None = None
     """Column of many classes: a list (Parquet) or class names separated by spaces (CSV)."""
     group: tuple[str, ...] = ()
-    """Columns whose combination is the group, the first varying slowest: [y, place] for Waterbirds."""
+    """Columns whose combination is the group, the first varying slowest: [y, place] for Waterbirds.
+    Whole numbers stand for themselves, other values for their place in sorted order."""
     split: str | None = None
     """Column of the split; null puts everything into train."""
     split_names: dict[str, str] = field(default_factory=dict)
@@ -127,7 +129,8 @@ class ImageTableDataConfig(FileDataConfig):
     mask: str | None = None
     """Column of the mask's path; 0 is background."""
     classes: str | None = None
-    """File with one class name a line, in label order; null takes the sorted values of the label column."""
+    """File with one class name a line, in label order; null takes the sorted names of the label column,
+    or the numbers up to its largest."""
     test_fraction: float = 0.0
     """Of the records of split train that go to split test, chosen by a hash of the key."""
 

@@ -8,6 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.sources.demo import DemoSource
+from pipeline.sources.image_folder import ImageFolderSource
+from pipeline.sources.image_table import ImageTableSource
+from pipeline.sources.tiny_imagenet import TinyImageNetSource
+from pipeline.sources.torchvision_sets import TorchvisionSource
 from pipeline.sources.webdataset import WebDatasetSource, plan_in_place
 from pipeline.store.plan import check_keys, plan_shards
 
@@ -25,12 +29,14 @@ class Source(Protocol):
     name: str
     revision: int
     """Raised whenever the same options and records give other bytes."""
-    frame_size: tuple[int, int] | None
-    """(height, width) of every image; None where they differ or are not known."""
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names in label order."""
+
+    @property
+    def frame_size(self) -> tuple[int, int] | None:
+        """(height, width) that all images have; None where they differ or are unknown."""
 
     def records(self) -> list[Record]:
         """Every record, in any order; planning sorts them by key."""
@@ -44,6 +50,10 @@ class Source(Protocol):
 
 SOURCES: dict[str, Callable[[Any], Source]] = {
     "demo": DemoSource,
+    "image_folder": ImageFolderSource,
+    "image_table": ImageTableSource,
+    "tiny_imagenet": TinyImageNetSource,
+    "torchvision": TorchvisionSource,
     "webdataset": WebDatasetSource,
 }
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import ConfigError
 from pipeline.records import NO_GROUP, NO_LABEL, Box, Content, Record
+from pipeline.sources.classes import load_class_names
 from pipeline.sources.download import download
+from pipeline.sources.files import IMAGE_SUFFIXES, image_suffix
 from pipeline.sources.keys import escape_key
 from pipeline.store.pixels import ImageError
 from pipeline.store.plan import ShardPlan, find_unmixed_shard
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
     from pipeline.config import WebDatasetDataConfig
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "pgm", "tif", "tiff")
 PICKLED_SUFFIXES = ("pyd", "pickle", "pkl", "pth", "pt")
 """What a stock reader's `.decode()` would hand to pickle, and so to whatever code the file holds."""
 MASK_SUFFIX = "mask.png"
@@ -79,12 +80,7 @@ class WebDatasetSource:
         """Names in label order: of `data.classes`, of classes.txt beside the tars, or the numbers."""
         beside = next(iter(self.tars.values())).parent / "classes.txt"
         if self.config.classes is not None or beside.is_file():
-            path = Path(self.config.classes or beside)
-            if not path.is_file():
-                raise ConfigError(
-                    f"data.classes={path} does not exist; give a file with one name a line"
-                )
-            return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+            return load_class_names(self.config.classes or str(beside))
         labels = [label for record in self._listing for label in (record.label, *record.labels)]
         return tuple(str(label) for label in range(max(labels, default=NO_LABEL) + 1))
 
@@ -138,7 +134,7 @@ class WebDatasetSource:
                     split=split,
                     content=(
                         name,
-                        "jpg" if images[0] == "jpeg" else images[0],
+                        image_suffix(f"image.{images[0]}"),
                         (image.offset, image.size),
                         (mask.offset, mask.size) if mask else (),
                     ),

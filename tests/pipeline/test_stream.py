@@ -6,7 +6,7 @@ import torch
 
 from pipeline.config import AugmentConfig, ConfigError, OperationConfig, SubsetConfig
 from pipeline.order import EpochOrder, GlobalBatches
-from pipeline.selection import rows_of_split, select_training_rows
+from pipeline.selection import rows_of_split, select_holdout_rows, select_training_rows
 from pipeline.stream import StoreDataset, TrainingStream, iter_in_order
 from pipeline.views import ViewSchedule
 from tests.conftest import frame_batches
@@ -108,6 +108,27 @@ def test_held_out_records_are_never_trained_on(frozen):
     held_out = everything - set(select_training_rows(index, "train", SubsetConfig(holdout=1)))
 
     assert len(held_out) == len(np.unique(labels_of(index, sorted(everything))))
+
+
+def test_the_holdout_is_class_balanced_and_apart_from_training_whatever_the_shots(frozen):
+    index = frozen.store.index
+    everything = rows_of_split(index, "train")
+    holdout = select_holdout_rows(index, "train", SubsetConfig(holdout=1, seed=3))
+    rest = select_training_rows(index, "train", SubsetConfig(holdout=1, seed=3))
+    few = SubsetConfig(holdout=1, seed=3, shots=1)
+
+    assert sorted([*holdout, *rest]) == sorted(everything)
+    assert sorted(labels_of(index, holdout)) == sorted(set(labels_of(index, everything)))
+    assert np.array_equal(select_holdout_rows(index, "train", few), holdout)
+    assert set(holdout) != set(select_holdout_rows(index, "train", SubsetConfig(holdout=1)))
+
+
+@pytest.mark.parametrize(
+    ("holdout", "message"), [(0, "subset.holdout=0 keeps no"), (1000, "holdout=1000, but class 0")]
+)
+def test_a_holdout_of_nothing_or_of_more_than_there_is_is_refused(frozen, holdout, message):
+    with pytest.raises(ConfigError, match=message):
+        select_holdout_rows(frozen.store.index, "train", SubsetConfig(holdout=holdout))
 
 
 def test_more_shots_than_there_are_is_refused_with_the_class(frozen):

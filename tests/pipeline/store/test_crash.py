@@ -154,8 +154,8 @@ def test_stopping_anywhere_in_a_teacher_pass_loses_nothing(tmp_path, monkeypatch
 def test_leftovers_of_a_stopped_commit_are_swept_by_the_next_run(tmp_path, monkeypatch):
     store = tmp_path / "store"
     with monkeypatch.context() as patch:
-        # Two folders are made with 4 operations each; then a tar is opened, written and synced.
-        patch.setattr(files, "os", StoppingOs(2 * 4 + 3))
+        # Three folders are made with 4 operations each; then a tar is opened, written and synced.
+        patch.setattr(files, "os", StoppingOs(3 * 4 + 3))
         with pytest.raises(Stopped):
             precompute.run(precompute_config(store))
     assert any(files.PARTIAL_SUFFIX in path.name for path in store.rglob(".*"))

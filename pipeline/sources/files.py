@@ -1,0 +1,93 @@
+"""Image files below a folder: which there are, and their bytes."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import ConfigError
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
+"""In any case."""
+
+
+class SourceFileError(UserError):
+    """A file that is not what it was when its source was listed."""
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file is taken for an image; hidden files never are."""
+    hidden = posixpath.basename(name).startswith(".")
+    return not hidden and _suffix(name) in IMAGE_SUFFIXES
+
+
+def image_suffix(name: str) -> str:
+    """As a record's content names it: lower case, jpg for jpeg."""
+    suffix = _suffix(name)
+    return "jpg" if suffix == "jpeg" else suffix
+
+
+def _suffix(name: str) -> str:
+    return posixpath.splitext(name)[1][1:].lower()
+
+
+def sub_folders(folder: Path) -> list[str]:
+    """Sorted names of the folders in `folder` that are not hidden."""
+    return sorted(e.name for e in _scan(folder) if e.is_dir() and not e.name.startswith("."))
+
+
+def first_image(folder: Path) -> str | None:
+    """The name of an image that lies directly in `folder`."""
+    images = (e.name for e in _scan(folder) if is_image_name(e.name) and e.is_file())
+    return min(images, default=None)
+
+
+def iter_images(root: Path, folder: str) -> Iterator[tuple[str, int]]:
+    """(path relative to root, bytes) of every image in `folder` and below it, sorted by name."""
+    for entry in sorted(_scan(root / folder), key=lambda entry: entry.name):
+        path = f"{folder}/{entry.name}"
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from iter_images(root, path)
+        elif is_image_name(entry.name):
+            yield path, _entry_bytes(entry)
+
+
+def read_file(root: Path, path: str, size: int) -> bytes:
+    """The bytes of a file whose listing promised `size` of them."""
+    try:
+        data = (root / path).read_bytes()
+    except OSError as error:
+        raise SourceFileError(f"{root / path} cannot be read: {error.strerror}") from error
+    if len(data) != size:
+        raise SourceFileError(
+            f"{root / path} had {size} bytes when it was listed and has {len(data)} now; "
+            "run the command again when the data no longer change"
+        )
+    return data
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be read: {error.strerror}; correct data.path or data.root"
+        ) from error
+
+
+def _entry_bytes(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_size
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{entry.path} is a link to a file that is missing; restore or remove it"
+        ) from None

@@ -1,0 +1,127 @@
+"""Images in folders named after their classes: `<path>/<class>/...` or `<path>/<split>/<class>/...`.
+
+A record's key is its path below data.path, escaped; so a store of the folder names every image for ever,
+and folder and store can be compared name by name.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import ConfigError
+from pipeline.records import Content, Record
+from pipeline.sources.classes import load_class_names
+from pipeline.sources.files import first_image, image_suffix, iter_images, read_file, sub_folders
+from pipeline.sources.keys import escape_key
+from pipeline.sources.splits import TRAIN, is_split_name, split_off_test
+
+if TYPE_CHECKING:
+    from pipeline.config import ImageFolderDataConfig
+
+SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test"})
+
+
+class ImageFolderSource:
+    """The images of a folder, as its files hold them."""
+
+    name = "image_folder"
+    revision = 1
+    frame_size = None
+
+    def __init__(self, config: ImageFolderDataConfig) -> None:
+        self.config = config
+        self._root = Path(config.path).absolute()
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the class folders of all splits, sorted, or the lines of data.classes."""
+        found = {name for folder in self._split_folders() for name in self._class_folders(folder)}
+        if self.config.classes is None:
+            return tuple(sorted(found))
+        names = load_class_names(self.config.classes)
+        unknown = sorted(found - set(names))
+        if unknown:
+            raise ConfigError(
+                f"data.classes={self.config.classes} lacks the class folder {unknown[0]!r} of "
+                f"data.path={self.config.path}; add its name or move the folder away"
+            )
+        return names
+
+    def records(self) -> list[Record]:
+        """One for each image, labelled by its class folder."""
+        label_of = {name: label for label, name in enumerate(self.classes)}
+        records = [
+            Record(
+                key=escape_key(path),
+                split=split,
+                label=label_of[name],
+                content=(path, size),
+            )
+            for folder, split in self._split_folders().items()
+            for name in self._class_folders(folder)
+            for path, size in iter_images(self._root, _join(folder, name))
+        ]
+        if not records:
+            raise ConfigError(
+                f"data.path={self.config.path} has class folders but no images in them; "
+                "expected <path>/<class>/<image> or <path>/<split>/<class>/<image>"
+            )
+        return split_off_test(records, self.config.test_fraction)
+
+    def read(self, record: Record) -> Content:
+        """The file as it is."""
+        path, size = record.content
+        return Content(image=read_file(self._root, path, size), suffix=image_suffix(path))
+
+    def where(self, record: Record) -> str:
+        """The image's file."""
+        return str(self._root / record.content[0])
+
+    def _split_folders(self) -> dict[str, str]:
+        """Folder that holds class folders -> its split; the empty name is data.path itself."""
+        if self.config.splits:
+            self._check_splits()
+            return self.config.splits
+        top = sub_folders(self._root)
+        if not top or not SPLIT_FOLDERS.issuperset(top):
+            return {"": TRAIN}
+        self._refuse_loose_images("")
+        return {name: name for name in top}
+
+    def _check_splits(self) -> None:
+        for folder, split in self.config.splits.items():
+            if not (self._root / folder).is_dir():
+                there = ", ".join(sub_folders(self._root)) or "no folders"
+                raise ConfigError(
+                    f"data.splits names the folder {folder!r}, but data.path={self.config.path} "
+                    f"holds: {there}"
+                )
+            if not is_split_name(split):
+                raise ConfigError(
+                    f"data.splits.{folder}={split!r} must have only letters, digits, - and _"
+                )
+
+    def _class_folders(self, folder: str) -> list[str]:
+        self._refuse_loose_images(folder)
+        names = sub_folders(self._root / folder)
+        if not names:
+            raise ConfigError(
+                f"data.path={self.config.path} has no class folders in {folder or 'it'}; expected "
+                "<path>/<class>/<image> or <path>/<split>/<class>/<image>"
+            )
+        return names
+
+    def _refuse_loose_images(self, folder: str) -> None:
+        image = first_image(self._root / folder)
+        if image is not None:
+            raise ConfigError(
+                f"data.path={self.config.path} has images outside of any class folder, such as "
+                f"{_join(folder, image)}; move them into a folder named after their class, leave their "
+                "folder out by data.splits, or list them in a table and use data=image_table"
+            )
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name

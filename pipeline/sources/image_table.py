@@ -1,0 +1,434 @@
+"""Images named by a CSV or Parquet file, one row an image.
+
+A table says what folders cannot: groups, many labels, boxes, masks. Waterbirds' own metadata.csv is read
+unchanged:
+
+    data=image_table data.path=<folder>/metadata.csv data.image=img_filename data.label=y
+    data.split=split 'data.split_names={0: train, 1: val, 2: test}' 'data.group=[y, place]'
+
+A record's key is its image's path below data.root, escaped. Cells are compared as text, so that CSV and
+Parquet give the same records; an empty cell (null, NaN) is a value that is not known, as is the label -1.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import posixpath
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config import ConfigError
+from pipeline.records import NO_GROUP, NO_LABEL, Box, Content, Record
+from pipeline.sources.classes import load_class_names
+from pipeline.sources.files import IMAGE_SUFFIXES, image_suffix, is_image_name, read_file
+from pipeline.sources.keys import escape_key
+from pipeline.sources.masks import to_mask_png
+from pipeline.sources.splits import TRAIN, is_split_name, split_off_test
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from pipeline.config import ImageTableDataConfig
+
+NAMED_MISSING_FILES = 5
+"""Missing files that an error names; it counts the others."""
+_MAX_GROUP = 2**31 - 1
+"""The index stores groups as int32."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table."""
+
+    table: Path
+    number: int
+    """From 1; the header does not count."""
+    cells: dict[str, Any]
+    """By column: text in a CSV, values in Parquet."""
+
+    def text(self, column: str) -> str | None:
+        """The cell as text; None where it is empty."""
+        return to_text(self.cells[column])
+
+    def required(self, column: str) -> str:
+        """The cell as text; an error where it is empty."""
+        text = self.text(column)
+        if text is None:
+            raise self.error(column, "is empty")
+        return text
+
+    def error(self, column: str, complaint: str) -> ConfigError:
+        """To be raised: where in the table something is wrong."""
+        return ConfigError(f"{self.table}, row {self.number}, column {column}: {complaint}")
+
+
+@dataclass(frozen=True)
+class ClassIndex:
+    """Names in label order, and how the table refers to them."""
+
+    names: tuple[str, ...]
+    is_numbered: bool
+    """The table gives labels instead of names."""
+
+    @cached_property
+    def _label_of(self) -> dict[str, int]:
+        return {name: label for label, name in enumerate(self.names)}
+
+    def label(self, text: str) -> int | None:
+        """The label that a cell means; None where there is no such class."""
+        if not self.is_numbered:
+            return self._label_of.get(text)
+        number = to_number(text)
+        return number if number is not None and 0 <= number < len(self.names) else None
+
+
+@dataclass(frozen=True)
+class GroupColumn:
+    """One digit of the group: the position of each value, out of `radix`."""
+
+    column: str
+    position_of: dict[str, int]
+    radix: int
+
+
+class ImageTableSource:
+    """The images that a table lists, as their files hold them."""
+
+    name = "image_table"
+    revision = 1
+    frame_size = None
+
+    def __init__(self, config: ImageTableDataConfig) -> None:
+        self.config = config
+        self._table = Path(config.path).absolute()
+        self._root = self._table.parent if config.root is None else Path(config.root).absolute()
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The lines of data.classes, the sorted names in the label column, or its numbers up to the largest."""
+        return self._classes.names
+
+    def records(self) -> list[Record]:
+        """One for each row."""
+        groups = self._group_columns()
+        files = _Files(self._root)
+        records = [
+            self._record(row, groups, files) for row in read_rows(self._table, self._columns())
+        ]
+        files.require_all_there()
+        if not records:
+            raise ConfigError(f"data.path={self._table} has no rows")
+        return split_off_test(records, self.config.test_fraction)
+
+    def read(self, record: Record) -> Content:
+        """The image's file as it is, and the mask's values as PNG."""
+        path, size, *mask = record.content
+        return Content(
+            image=read_file(self._root, path, size),
+            suffix=image_suffix(path),
+            mask=self._read_mask(*mask) if mask else None,
+        )
+
+    def where(self, record: Record) -> str:
+        """The image's file."""
+        return str(self._root / record.content[0])
+
+    def _read_mask(self, path: str, size: int) -> bytes:
+        return to_mask_png(read_file(self._root, path, size), path)
+
+    # ---- columns ---------------------------------------------------------------------------------
+
+    def _columns(self) -> dict[str, str]:
+        """Option -> the column that it names."""
+        config = self.config
+        named = {
+            "image": config.image,
+            "label": config.label,
+            "labels": config.labels,
+            "split": config.split,
+            "boxes": config.boxes,
+            "mask": config.mask,
+        }
+        named |= {f"group[{place}]": column for place, column in enumerate(config.group)}
+        return {option: column for option, column in named.items() if column is not None}
+
+    @cached_property
+    def _classes(self) -> ClassIndex:
+        config = self.config
+        columns = {k: v for k, v in self._columns().items() if k in ("label", "labels")}
+        rows = read_rows(self._table, columns) if columns else iter(())
+        texts = {text for row in rows for text in self._class_texts(row)}
+        numbers = [number for text in texts if (number := to_number(text)) is not None]
+        is_numbered = len(numbers) == len(texts)
+        if config.classes is not None:
+            names = load_class_names(config.classes)
+            return ClassIndex(names, is_numbered and not texts <= set(names))
+        if is_numbered:
+            return ClassIndex(tuple(map(str, range(max(numbers, default=-1) + 1))), True)
+        return ClassIndex(tuple(sorted(texts)), False)
+
+    def _group_columns(self) -> list[GroupColumn]:
+        groups = [
+            _group_column(column, read_rows(self._table, {"group": column}))
+            for column in self.config.group
+        ]
+        if math.prod(group.radix for group in groups) > _MAX_GROUP:
+            raise ConfigError(
+                f"data.group={list(self.config.group)} makes more than {_MAX_GROUP} groups; "
+                "give columns with fewer values"
+            )
+        return groups
+
+    def _class_texts(self, row: Row) -> list[str]:
+        if self.config.labels is not None:
+            return _many_texts(row, self.config.labels)
+        text = self._label_text(row)
+        return [] if text is None else [text]
+
+    def _label_text(self, row: Row) -> str | None:
+        """None where the row has no label: an empty cell, or -1."""
+        text = row.text(self.config.label) if self.config.label is not None else None
+        return None if text is None or to_number(text) == NO_LABEL else text
+
+    # ---- one row ---------------------------------------------------------------------------------
+
+    def _record(self, row: Row, groups: list[GroupColumn], files: _Files) -> Record:
+        config = self.config
+        image = files.add_image(row, config.image)
+        if not is_image_name(image[0]):
+            raise row.error(
+                config.image,
+                f"{image[0]!r} is not an image's name; known suffixes: {', '.join(IMAGE_SUFFIXES)}",
+            )
+        has_mask = config.mask is not None and row.text(config.mask) is not None
+        mask = files.add(row, config.mask) if config.mask is not None and has_mask else ()
+        label = self._label(row)
+        boxes = self._boxes(row, label)
+        return Record(
+            key=escape_key(image[0]),
+            split=self._split(row),
+            label=label,
+            labels=self._labels(row),
+            group=_group(row, groups),
+            boxes=boxes,
+            boxes_in_pixels=bool(boxes),
+            content=(*image, *mask),
+        )
+
+    def _split(self, row: Row) -> str:
+        column, names = self.config.split, self.config.split_names
+        if column is None:
+            return TRAIN
+        value = row.required(column)
+        if names and value not in names:
+            raise row.error(
+                column, f"data.split_names has no {value!r}; it has: {', '.join(names)}"
+            )
+        split = names.get(value, value)
+        if not is_split_name(split):
+            raise row.error(
+                column,
+                f"the split {split!r} must have only letters, digits, - and _; rename it by data.split_names",
+            )
+        return split
+
+    def _label(self, row: Row) -> int:
+        text = self._label_text(row)
+        if text is None or self.config.label is None:
+            return NO_LABEL
+        return self._class(row, self.config.label, text)
+
+    def _labels(self, row: Row) -> tuple[int, ...]:
+        column = self.config.labels
+        if column is None:
+            return ()
+        texts = _many_texts(row, column)
+        return tuple(sorted({self._class(row, column, text) for text in texts}))
+
+    def _class(self, row: Row, column: str, text: str) -> int:
+        label = self._classes.label(text)
+        if label is None:
+            raise row.error(
+                column,
+                f"{text!r} is none of the {len(self.classes)} classes; correct it or data.classes",
+            )
+        return label
+
+    def _boxes(self, row: Row, label: int) -> tuple[Box, ...]:
+        column = self.config.boxes
+        if column is None or to_text(row.cells[column]) is None:
+            return ()
+        value = row.cells[column]
+        try:
+            parsed = [
+                _parse_box(box) for box in (json.loads(value) if isinstance(value, str) else value)
+            ]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise row.error(
+                column, "expected a list of {x0, y0, x1, y1} in pixels, and optionally label"
+            ) from error
+        return tuple(self._box(row, column, corners, text, label) for corners, text in parsed)
+
+    def _box(
+        self, row: Row, column: str, corners: list[float], text: str | None, label: int
+    ) -> Box:
+        x0, y0, x1, y1 = corners
+        if not (x0 < x1 and y0 < y1 and all(map(math.isfinite, corners))):
+            raise row.error(column, f"the box {x0:g}, {y0:g}, {x1:g}, {y1:g} has no area")
+        own = label if text is None else self._class(row, column, text)
+        return Box(label=own, x0=x0, y0=y0, x1=x1, y1=y1)
+
+
+# ---- cells ---------------------------------------------------------------------------------------
+
+
+def to_text(value: Any) -> str | None:
+    """A cell as text, the same for a number that pandas made a float; None where it is empty."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def to_number(text: str) -> int | None:
+    """A whole number, written 3 or 3.0."""
+    match = re.fullmatch(r"([+-]?[0-9]+)(\.0*)?", text)
+    return int(match[1]) if match else None
+
+
+def _parse_box(box: dict[str, Any]) -> tuple[list[float], str | None]:
+    """Corners and the label's text."""
+    return [float(box[corner]) for corner in ("x0", "y0", "x1", "y1")], to_text(box.get("label"))
+
+
+def _many_texts(row: Row, column: str) -> list[str]:
+    value = row.cells[column]
+    values = value.split() if isinstance(value, str) else value or []
+    if not isinstance(values, list):
+        raise row.error(column, f"expected a list of classes, got {value!r}")
+    return [text for text in map(to_text, values) if text is not None]
+
+
+def _group_column(column: str, rows: Iterable[Row]) -> GroupColumn:
+    """Whole numbers from 0 stand for themselves, anything else for its place in sorted order."""
+    texts = {text for row in rows if (text := row.text(column)) is not None}
+    numbers = {text: number for text in texts if (number := to_number(text)) is not None}
+    if len(numbers) == len(texts) and min(numbers.values(), default=0) >= 0:
+        return GroupColumn(column, numbers, max(numbers.values(), default=0) + 1)
+    return GroupColumn(column, {t: i for i, t in enumerate(sorted(texts))}, len(texts))
+
+
+def _group(row: Row, groups: list[GroupColumn]) -> int:
+    """The columns' positions as one number, the first column its highest digit."""
+    value = 0 if groups else NO_GROUP
+    for group in groups:
+        text = row.text(group.column)
+        if text is None:
+            return NO_GROUP
+        value = value * group.radix + group.position_of[text]
+    return value
+
+
+class _Files:
+    """The files that rows name: their paths below the root and their sizes."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = str(root)
+        self._missing: list[str] = []
+        self._row_of_image: dict[str, int] = {}
+
+    def add_image(self, row: Row, column: str) -> tuple[str, int]:
+        """Like `add`, for a file that only one row may name."""
+        path, size = self.add(row, column)
+        first = self._row_of_image.setdefault(path, row.number)
+        if first != row.number:
+            raise row.error(column, f"{path} is the image of row {first} already")
+        return path, size
+
+    def add(self, row: Row, column: str) -> tuple[str, int]:
+        """(path below the root, bytes); a missing file is kept for `require_all_there`."""
+        path = self._relative(row, column)
+        try:
+            return path, os.stat(f"{self._root}/{path}").st_size  # noqa: PTH116, once an image
+        except OSError:
+            self._missing.append(f"row {row.number}: {path}")
+            return path, 0
+
+    def require_all_there(self) -> None:
+        if self._missing:
+            named = "; ".join(self._missing[:NAMED_MISSING_FILES])
+            more = len(self._missing) - NAMED_MISSING_FILES
+            raise ConfigError(
+                f"{len(self._missing)} files that the table names are not in {self._root}: {named}"
+                f"{f'; and {more} more' if more > 0 else ''}; correct data.root or the table"
+            )
+
+    def _relative(self, row: Row, column: str) -> str:
+        text = row.required(column)
+        path = posixpath.normpath(text)
+        if posixpath.isabs(path):
+            path = path.removeprefix(f"{self._root}/")
+        if posixpath.isabs(path):
+            raise row.error(
+                column, f"{text} is not in data.root={self._root}; give the folder of all images"
+            )
+        return path
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def read_rows(path: Path, columns: dict[str, str]) -> Iterator[Row]:
+    """The rows of a CSV or Parquet file with the wanted columns only.
+
+    columns  option -> the column that it names
+    """
+    readers = {".csv": _read_csv, ".parquet": _read_parquet}
+    if path.suffix.lower() not in readers:
+        raise ConfigError(f"data.path={path} must end in .csv or .parquet")
+    try:
+        yield from readers[path.suffix.lower()](path, columns)
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        raise ConfigError(f"data.path={path} cannot be read: {error}") from error
+
+
+def _read_csv(path: Path, columns: dict[str, str]) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = (line for line in csv.reader(file) if line)
+        header = next(lines, [])
+        _require_columns(path, columns, header)
+        place_of = {column: header.index(column) for column in columns.values()}
+        for number, line in enumerate(lines, start=1):
+            if len(line) != len(header):
+                raise ConfigError(
+                    f"{path}, row {number}: {len(line)} cells, but the header has {len(header)}"
+                )
+            yield Row(path, number, {column: line[place] for column, place in place_of.items()})
+
+
+def _read_parquet(path: Path, columns: dict[str, str]) -> Iterator[Row]:
+    with pq.ParquetFile(path) as file:
+        _require_columns(path, columns, file.schema_arrow.names)
+        number = 0
+        for batch in file.iter_batches(columns=sorted(set(columns.values()))):
+            for cells in batch.to_pylist():
+                number += 1
+                yield Row(path, number, cells)
+
+
+def _require_columns(path: Path, columns: dict[str, str], there: list[str]) -> None:
+    for option, column in columns.items():
+        if column not in there:
+            raise ConfigError(
+                f"data.{option}={column} is no column of {path}; it has: {', '.join(there)}"
+            )

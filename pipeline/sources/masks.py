@@ -1,0 +1,50 @@
+"""Masks as a store holds them: PNG, one channel of 8 bits."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.store.pixels import ImageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def to_mask_png(data: bytes, path: str) -> bytes:
+    """A mask file's values, unchanged, as 8-bit grey PNG; the file itself where it is one.
+
+    A palette's indices become the grey values, as in PASCAL VOC; black and white become 0 and 255.
+
+    path  for messages
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            if image.format == "PNG" and image.mode == "L":
+                return data
+            values = _mask_values(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"mask {path} cannot be used: {error}") from error
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _mask_values(image: Image.Image) -> NDArray[np.uint8]:
+    """[H, W]; ValueError where one byte a pixel would lose something."""
+    pixels: NDArray[Any] = np.asarray(image)
+    if pixels.dtype == np.bool_:
+        pixels = pixels * np.uint8(255)
+    if image.mode in ("LA", "RGB", "RGBA"):
+        colours = pixels[:, :, :1] if image.mode == "LA" else pixels[:, :, :3]
+        pixels = pixels[:, :, 0]
+        if (colours != pixels[:, :, None]).any():
+            raise ValueError("it has colours; save it with one channel")
+    values = pixels.astype(np.uint8)
+    if pixels.ndim != 2 or (values != pixels).any():
+        raise ValueError(f"its values ({image.mode}) do not fit into one byte a pixel")
+    return values

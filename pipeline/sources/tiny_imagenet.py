@@ -1,0 +1,115 @@
+"""Tiny ImageNet as unpacked from tiny-imagenet-200.zip, with its boxes.
+
+Labels number the 200 WordNet ids of wnids.txt in sorted order (the file itself is not sorted), so that
+they agree with those that an image folder of train/ would give. The file's box corners are the first and
+the last pixel inside; a record's x1 and y1 are exclusive, hence one more.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import ConfigError
+from pipeline.records import NO_LABEL, Box, Content, Record
+from pipeline.sources.files import image_suffix, iter_images, read_file
+from pipeline.sources.keys import escape_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.config import TinyImageNetDataConfig
+
+
+class TinyImageNetSource:
+    """Splits train and val, and unlabelled_test where the folder test/ is there."""
+
+    name = "tiny_imagenet"
+    revision = 1
+    frame_size = (64, 64)
+
+    def __init__(self, config: TinyImageNetDataConfig) -> None:
+        self.config = config
+        self._root = Path(config.path).absolute()
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The WordNet ids, sorted."""
+        return tuple(sorted(self._read_lines("wnids.txt")))
+
+    def records(self) -> list[Record]:
+        """Every image; those of test/ have no label."""
+        return [*self._train_records(), *self._val_records(), *self._test_records()]
+
+    def read(self, record: Record) -> Content:
+        """The file as it is."""
+        path, size = record.content
+        return Content(image=read_file(self._root, path, size), suffix=image_suffix(path))
+
+    def where(self, record: Record) -> str:
+        """The image's file."""
+        return str(self._root / record.content[0])
+
+    def _train_records(self) -> Iterator[Record]:
+        for label, wnid in enumerate(self.classes):
+            annotations = f"train/{wnid}/{wnid}_boxes.txt"
+            corners = {name: box for name, *box in self._read_table(annotations, columns=5)}
+            for path, size in iter_images(self._root, f"train/{wnid}/images"):
+                name = path.rpartition("/")[2]
+                if name not in corners:
+                    raise ConfigError(f"{self._root / annotations} has no line for {name}")
+                yield _record("train", path, size, label, corners[name])
+
+    def _val_records(self) -> Iterator[Record]:
+        label_of = {wnid: label for label, wnid in enumerate(self.classes)}
+        annotations = "val/val_annotations.txt"
+        known = {name: rest for name, *rest in self._read_table(annotations, columns=6)}
+        for path, size in iter_images(self._root, "val/images"):
+            name = path.rpartition("/")[2]
+            wnid, *corners = known.get(name, [""])
+            if wnid not in label_of:
+                raise ConfigError(
+                    f"{self._root / annotations} has no class of wnids.txt for {name}"
+                )
+            yield _record("val", path, size, label_of[wnid], corners)
+
+    def _test_records(self) -> Iterator[Record]:
+        if (self._root / "test" / "images").is_dir():
+            for path, size in iter_images(self._root, "test/images"):
+                yield _record("unlabelled_test", path, size, NO_LABEL, [])
+
+    def _read_table(self, path: str, columns: int) -> Iterator[list[str]]:
+        for number, line in enumerate(self._read_lines(path), start=1):
+            cells = line.split()
+            if len(cells) != columns or not all(cell.isdecimal() for cell in cells[-4:]):
+                raise ConfigError(
+                    f"{self._root / path}, line {number}: expected {columns} columns, the last four "
+                    f"whole numbers, got {line!r}"
+                )
+            yield cells
+
+    def _read_lines(self, path: str) -> list[str]:
+        try:
+            lines = (self._root / path).read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise ConfigError(
+                f"data.path={self.config.path} must be the folder tiny-imagenet-200 as unpacked, but "
+                f"{path} cannot be read: {error.strerror}"
+            ) from error
+        return [line.strip() for line in lines if line.strip()]
+
+
+def _record(split: str, path: str, size: int, label: int, corners: list[str]) -> Record:
+    boxes: tuple[Box, ...] = ()
+    if corners:
+        x0, y0, x1, y1 = map(int, corners)
+        boxes = (Box(label=label, x0=x0, y0=y0, x1=x1 + 1, y1=y1 + 1),)
+    return Record(
+        key=escape_key(path),
+        split=split,
+        label=label,
+        boxes=boxes,
+        boxes_in_pixels=bool(boxes),
+        content=(path, size),
+    )
