@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import signal
 import sys
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -26,9 +27,21 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 _SWEPT_VERBS = ("distill", "evaluate")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as schedulers send it: ends a run as Ctrl-C does."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
 def main(verb: str, run: Callable[[Any], Any], doc: str | None) -> None:
-    """Run a stage from the command line: exit code 0, 1 for an error, 2 for bad options, 130 for Ctrl-C."""
+    """Run a stage from the command line.
+
+    Exit code 0; 1 for an error, 2 for bad options, 130 for Ctrl-C, 143 for SIGTERM.
+    """
     words = sys.argv[1:]
+    signal.signal(signal.SIGTERM, _terminate)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
@@ -48,12 +61,12 @@ def main(verb: str, run: Callable[[Any], Any], doc: str | None) -> None:
         sys.exit(_complain(verb, error, 2))
     except UserError as error:
         sys.exit(_complain(verb, error, 1))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        how, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
         print(
-            f"permafrost {verb}: interrupted; the same command goes on where it stopped",
-            file=sys.stderr,
+            f"permafrost {verb}: {how}; the same command goes on where it stopped", file=sys.stderr
         )
-        sys.exit(130)
+        sys.exit(code)
 
 
 def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline.config import KINDS, ConfigError
+from pipeline.config import KINDS, ConfigError, SubsetConfig
 from pipeline.config.builder import build_config
 from pipeline.store.files import write_atomically
 
@@ -45,6 +45,9 @@ class TrainedModel:
     """(height, width)."""
     teachers: tuple[str, ...] = ()
     """Names of the passes it learned from."""
+    split: str = "train"
+    subset: SubsetConfig = field(default_factory=SubsetConfig)
+    """What it was trained on, so that what was held out can be judged."""
 
 
 def open_run(verb: str, run: str, config: Any, inputs: dict[str, str]) -> Path:
@@ -121,6 +124,8 @@ def save_model(folder: Path, model: nn.Module, trained: TrainedModel) -> None:
         "num_classes": trained.num_classes,
         "input_size": list(trained.input_size),
         "teachers": list(trained.teachers),
+        "split": trained.split,
+        "subset": plain(trained.subset),
     }
     write_atomically(folder / DESCRIPTION_NAME, json.dumps(description, indent=1).encode())
 
@@ -150,6 +155,8 @@ def read_description(folder: Path) -> TrainedModel:
         num_classes=values["num_classes"],
         input_size=tuple(values["input_size"]),
         teachers=tuple(values["teachers"]),
+        split=values["split"],
+        subset=build_config(SubsetConfig, values["subset"], "subset"),
     )
 
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from pipeline.config import SubsetConfig
 
 
+HOLDOUT = "holdout"
+"""The name by which an evaluation asks for what subset.holdout kept out of training."""
+
+
 def rows_of_split(index: pa.Table, split: str) -> NDArray[np.int64]:
     """Rows of the index that belong to `split`, in the index's order."""
     splits = np.asarray(index["split"].to_pylist())

@@ -149,6 +149,8 @@ def _train(
         num_classes=plan.num_classes,
         input_size=plan.input_size,
         teachers=tuple(teacher.name for teacher in passes),
+        split=config.split,
+        subset=config.subset,
     )
     save_model(folder, model, trained)
     return DistillResult(student=str(folder), trained_epochs=epochs)

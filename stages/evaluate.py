@@ -73,7 +73,7 @@ def _judge(
 
     from pipeline.evaluation.judge import Subject, judge_split, picture_maps
     from pipeline.explainers import DEFAULT_EXPLAINER, EXPLAINERS
-    from pipeline.selection import rows_of_split
+    from pipeline.selection import HOLDOUT, rows_of_split, select_holdout_rows
     from pipeline.stream import StoreDataset
     from pipeline.training import resolve_device
 
@@ -93,7 +93,10 @@ def _judge(
     splits, shown = {}, []
     per_split = -(-options.num_pictures // len(options.splits))
     for split in options.splits:
-        rows = rows_of_split(store.index, split)
+        if split == HOLDOUT:
+            rows = select_holdout_rows(store.index, trained.split, trained.subset)
+        else:
+            rows = rows_of_split(store.index, split)
         dataset = StoreDataset(store, rows, passes, with_regions=True)
         splits[split] = judge_split(subject, dataset, options)
         positions = list(range(min(per_split, len(rows))))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import ShardError
 from pipeline.cluster.session import ray_session
+from pipeline.errors import UserError
 from pipeline.shard_tasks import ShardResult
 
 if TYPE_CHECKING:
@@ -34,8 +35,14 @@ class _ShardActor:
 
             result = self.task(ray.cloudpickle.loads(row["shard"]))
             return {**asdict(result), "error": ""}
+        except UserError as error:
+            return _failed(str(error))
         except BaseException:  # a SystemExit here would hang the whole dataset (ray#62746)
-            return {"name": "", "records": 0, "seconds": 0.0, "error": traceback.format_exc()}
+            return _failed(traceback.format_exc())
+
+
+def _failed(error: str) -> dict[str, Any]:
+    return {"name": "", "records": 0, "seconds": 0.0, "error": error}
 
 
 class RayDataExecutor:
@@ -61,7 +68,7 @@ class RayDataExecutor:
                     yield ShardResult(**row)
         if errors:
             raise ShardError(
-                f"{len(errors)} of {len(shards)} shards failed, the first with:\n{errors[0]}"
+                f"{len(errors)} of {len(shards)} shards failed, the first with: {errors[0]}"
             )
         if finished < len(shards):
             raise ShardError(

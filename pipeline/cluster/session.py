@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +45,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         # An actor imports this package wherever the driver was started.
         "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]),
     }
+    on_terminate = signal.getsignal(signal.SIGTERM)
     ray.init(
         address="local",
         # The driver and Ray's own tasks need a slot beside the actors, or the dataset never starts.
@@ -52,6 +55,9 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         log_to_driver=False,
         runtime_env={"env_vars": actor_environment},
     )
+    # Ray replaces the handler of SIGTERM by one that exits without a word.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)
     try:
         yield
     finally:

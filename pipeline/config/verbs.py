@@ -94,6 +94,7 @@ class EvaluateOptions:
     """What an evaluation looks at."""
 
     splits: tuple[str, ...] = ("test",)
+    """Of the store; `holdout` is what subset.holdout kept out of the student's own training."""
     batch_size: int = 256
     frame: Literal["auto", "center_crop", "full"] = "auto"
     """What part of an image is judged: all of it, or the field's centre crop of 7/8 of the shorter side

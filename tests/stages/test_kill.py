@@ -1,0 +1,270 @@
+"""Real processes that die, at any moment and in any way: the same command again makes the same bytes."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from pipeline.config import CifarModelConfig
+from pipeline.models import build_model
+from pipeline.store.journal import JOURNAL_SUFFIX
+from tests.pipeline.store.test_round_trip import tree_bytes
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARDS = 12
+RECORDS = 40
+"""Of a shard; with the network below it is at work for about a third of a second."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder of images, a teacher's weights and the store that an undisturbed run makes of them."""
+    folder = tmp_path_factory.mktemp("world")
+    generator = np.random.default_rng(0)
+    for number in range(SHARDS * RECORDS):
+        path = folder / "photos" / f"class{number % 4}" / f"{number:04d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = generator.integers(0, 255, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC).save(path)
+    torch.manual_seed(0)
+    save_file(
+        build_model(CifarModelConfig(name="resnet20"), 4).state_dict(), folder / "w.safetensors"
+    )
+    run(folder, "expected")
+    return folder
+
+
+def command(world, store, *words, executor="serial"):
+    return [
+        *(sys.executable, "-m", "stages.precompute", "data=image_folder"),
+        f"data.path={world / 'photos'}",
+        *("teacher=cifar", f"teacher.weights={world / 'w.safetensors'}"),
+        *(f"store.path={world / store}", f"store.shard_size={RECORDS}", f"executor={executor}"),
+        *words,
+    ]
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def run(world, store, *words, executor="serial", limit=None):
+    """The finished process."""
+    done = subprocess.run(
+        command(world, store, *words, executor=executor),
+        cwd=world,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=limit,
+        timeout=240,
+    )
+    if limit is None:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def start(world, store, *words, executor="serial"):
+    return subprocess.Popen(
+        command(world, store, *words, executor=executor),
+        cwd=world,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def journals(store):
+    return sorted(store.rglob(f".*{JOURNAL_SUFFIX}"))
+
+
+def receipts(folder):
+    return sorted(folder.glob("receipts/*.parquet"))
+
+
+def passes(store):
+    return sorted((store / "teachers").glob("*"))
+
+
+def wait_until(condition, process=None, seconds=90):
+    """The condition's first true value; the process, if any, must not end before."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    raise AssertionError("waited in vain")
+
+
+def inside_a_shard(store, part):
+    """True while a shard of the part is being worked on and another one is finished already."""
+    folders = [store] if part == "pack" else passes(store)
+    return any(receipts(f) and journals(f / "receipts") for f in folders)
+
+
+def assert_died_inside_a_shard(store, part):
+    """The journal of a shard is there, its receipt is not, and others are finished: the fault happened."""
+    (folder,) = [store] if part == "pack" else passes(store)
+    (journal, *_) = journals(folder / "receipts")
+    unfinished = journal.name.removeprefix(".").removesuffix(JOURNAL_SUFFIX)
+    names = [path.stem for path in receipts(folder)]
+    assert unfinished not in names
+    assert 0 < len(names) < SHARDS
+    assert not (folder / "manifest.json").exists()
+
+
+def assert_same_store(world, store):
+    expected, found = tree_bytes(world / "expected"), tree_bytes(world / store)
+    assert {n: d for n, d in found.items() if expected.get(n) != d} == {}
+    assert set(expected) == set(found)
+
+
+# ---- one process ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["pack", "teacher"])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_a_signal_at_any_moment_loses_nothing(world, part, number, code):
+    store = f"{part}-{number}"
+    process = start(world, store)
+    wait_until(lambda: inside_a_shard(world / store, part), process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+
+    assert process.returncode == code
+    if number == signal.SIGKILL:
+        assert_died_inside_a_shard(world / store, part)
+    else:
+        assert "the same command goes on where it stopped" in errors
+        assert "Traceback" not in errors
+        folder = world / store if part == "pack" else passes(world / store)[0]
+        assert 0 < len(receipts(folder)) < SHARDS
+    finished = {p: p.stat().st_mtime_ns for p in (world / store).rglob("receipts/*.parquet")}
+    done = run(world, store)
+
+    assert_same_store(world, store)
+    assert f"{part if part == 'teacher' else 'packed'}_records: 0" not in done.stdout
+    assert {p: p.stat().st_mtime_ns for p in finished} == finished  # nothing was done twice
+
+
+def test_a_file_that_the_disk_has_no_room_for_is_named_and_the_rest_stays(world):
+    """The limit on a file's size stands for a full disk: the kernel refuses the write half-way."""
+    size = max(path.stat().st_size for path in (world / "expected" / "images").iterdir())
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size - 4096, size - 4096))
+
+    done = run(world, "full", limit=limit)
+
+    assert done.returncode == 1
+    assert "no room to write" in done.stderr
+    assert str(world / "full" / "images") in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((world / "full").rglob("*.partial"))
+    assert not (world / "full" / "manifest.json").exists()
+    run(world, "full")
+    assert_same_store(world, "full")
+
+
+def test_a_second_writer_is_turned_away_and_harms_nothing(world):
+    process = start(world, "shared")
+    wait_until(lambda: inside_a_shard(world / "shared", "pack"), process)
+    second = run(world, "shared", limit=lambda: None)
+    assert process.poll() is None, "the first writer ended too early to be disturbed"
+
+    assert second.returncode == 1
+    assert f"another process is writing to {world / 'shared'}" in second.stderr
+    assert process.wait(timeout=120) == 0
+    assert_same_store(world, "shared")
+
+
+# ---- on Ray --------------------------------------------------------------------------------------
+
+
+def descendants(pid):
+    """Process ids below `pid`."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        parents.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    found, waiting = [], [pid]
+    while waiting:
+        children = parents.get(waiting.pop(), [])
+        found += children
+        waiting += children
+    return found
+
+
+def title(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def alive(pids):
+    return [pid for pid in pids if title(pid)]
+
+
+@pytest.mark.ray
+def test_an_actor_that_is_killed_is_replaced_and_its_shard_done_again(world):
+    process = start(world, "actor", executor="ray")
+    wait_until(lambda: inside_a_shard(world / "actor", "teacher"), process, seconds=200)
+    actors = [pid for pid in descendants(process.pid) if "MapWorker" in title(pid)]
+    assert len(actors) == 1
+    os.kill(actors[0], signal.SIGKILL)
+    assert_died_inside_a_shard(world / "actor", "teacher")
+    output, errors = process.communicate(timeout=240)
+
+    assert process.returncode == 0, errors
+    assert f"teacher_records: {SHARDS * RECORDS}" in output
+    assert_same_store(world, "actor")
+
+
+@pytest.mark.ray
+def test_a_driver_that_is_killed_takes_ray_with_it_and_the_next_one_goes_on(world):
+    process = start(world, "driver", executor="ray")
+    wait_until(lambda: inside_a_shard(world / "driver", "teacher"), process, seconds=200)
+    below = descendants(process.pid)
+    process.kill()
+    assert len(alive(below)) > 3, "Ray was not running"
+    (folder,) = passes(world / "driver")
+    assert 0 < len(receipts(folder)) < SHARDS
+    process.communicate(timeout=60)
+    done = run(world, "driver", executor="ray")  # at once: an orphaned actor may still be writing
+
+    assert "teacher_records: 0" not in done.stdout
+    assert_same_store(world, "driver")
+    wait_until(lambda: not alive(below))
+
+
+@pytest.mark.ray
+def test_ctrl_c_on_ray_is_one_clear_line_and_the_next_run_goes_on(world):
+    process = start(world, "ctrl-c", executor="ray")
+    wait_until(lambda: inside_a_shard(world / "ctrl-c", "teacher"), process, seconds=200)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the whole group
+    _, errors = process.communicate(timeout=120)
+
+    assert process.returncode == 130
+    assert "the same command goes on where it stopped" in errors
+    assert "Traceback" not in errors
+    run(world, "ctrl-c")
+    assert_same_store(world, "ctrl-c")
