@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.config import ExplainerConfig, ModelConfig, PassConfig
-    from pipeline.models.output import GapLinearModel, ModelOutput
+    from pipeline.models.output import ModelOutput
     from pipeline.payloads.payload import Encoded
     from pipeline.records import FieldSpec
 
@@ -37,9 +37,7 @@ class TeacherAnnotator:
     ) -> None:
         self.config = config
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = cast(
-            "GapLinearModel", freeze(build_model(teacher, num_classes)).to(self.device)
-        )
+        self.model = freeze(build_model(teacher, num_classes)).to(self.device)
         self.payloads = [PAYLOADS[name](config, explainer) for name in config.payloads]
 
     def fields(self, size: tuple[int, int]) -> list[FieldSpec]:

@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from torch import nn
-
     from pipeline.config import AugmentConfig, ModelConfig, OptimizerConfig, TrainerConfig
     from pipeline.losses.terms import DistillationLoss
+    from pipeline.models.classifier import Classifier
     from pipeline.stream import StoreDataset
 
 
@@ -55,7 +54,7 @@ class TrainingPlan:
 
 def train_to_end(
     plan: TrainingPlan, folder: Path, on_epoch: Callable[[int, str], None]
-) -> nn.Module:
+) -> Classifier:
     """The trained network; continues from the folder's checkpoint where there is one.
 
     The seed is split once: initialisation, order and views each have their own.
