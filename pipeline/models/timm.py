@@ -110,9 +110,13 @@ def _require_known(name: str) -> None:
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.5)
         raise ConfigError(f"timm has no model {name!r}; close to it: {', '.join(close) or 'none'}")
-    if timm.get_pretrained_cfg(name) is None:
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
         known = [model for model in timm.list_pretrained() if model.startswith(f"{architecture}.")]
-        raise ConfigError(f"timm has no weights {name!r}; of that model: {', '.join(known)}")
+        raise ConfigError(
+            f"timm has no weights {name!r}; of that model: {', '.join(known)}"
+        ) from error
 
 
 # ---- a grid of features --------------------------------------------------------------------------

@@ -72,16 +72,14 @@ def published_torchvision(config: TorchvisionModelConfig) -> Published:
 
 
 def _build_network(config: TorchvisionModelConfig, outputs: int) -> nn.Module:
-    _require_known(config.name)
+    source = published_torchvision(config)
+    size = config.input_size or source.input_size
     options: dict[str, Any] = {}
-    size = config.input_size
-    if size is None and config.weights == "pretrained":
-        size = published_torchvision(config).input_size
     if config.name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "transform_input": True, "init_weights": True}
-    elif config.name.startswith("vit_") and size is not None:
+    elif config.name.startswith("vit_"):
         options = {"image_size": size}
-    elif config.name.startswith("maxvit_") and size is not None:
+    elif config.name.startswith("maxvit_"):
         options = {"input_size": (size, size)}
     network: nn.Module = models.get_model(config.name, weights=None, num_classes=outputs, **options)
     return network
@@ -98,16 +96,21 @@ def _require_known(name: str) -> None:
 
 def _load_published(network: nn.Module, name: str) -> None:
     try:
-        published = models.get_model(name, weights="DEFAULT").state_dict()
+        weights = models.get_model(name, weights="DEFAULT").state_dict()
     except (OSError, RuntimeError) as error:
         raise WeightsError(
             f"torchvision's published weights of {name} could not be fetched ({error}); "
             "give a local file as weights="
         ) from error
     own = network.state_dict()
-    # The layer with another number of outputs is the only one whose shape differs.
-    fitting = {n: t for n, t in published.items() if n in own and t.shape == own[n].shape}
-    network.load_state_dict(own | fitting)
+    classes = len(models.get_model_weights(name).DEFAULT.meta["categories"])
+    misfits = [n for n, tensor in own.items() if weights[n].shape != tensor.shape]
+    if not all(len(weights[n]) == classes for n in misfits):
+        raise WeightsError(
+            f"torchvision's published weights of {name} are for another image size; leave input_size null"
+        )
+    own.update({n: tensor for n, tensor in weights.items() if n in own and n not in misfits})
+    network.load_state_dict(own)
 
 
 # ---- one grid of features, then a list of layers -------------------------------------------------
