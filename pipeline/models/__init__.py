@@ -153,7 +153,7 @@ def load_weights(model: Classifier, path: Path) -> None:
     expected = model.network.state_dict()
     state = model.own_names(read_state_dict(path))
     missing = sorted(
-        # Files of before 2018 lack these counters, which no network here reads.
+        # Files older than PyTorch 0.4.1 lack these counters, which no network here reads.
         name
         for name in set(expected) - set(state)
         if not name.endswith(".num_batches_tracked")

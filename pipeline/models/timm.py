@@ -196,7 +196,9 @@ def _probe_head(network: Any, to_native: Callable[[Tensor], Tensor]) -> tuple[He
             network.train(was_training)
             return None, False
         network.train()
-        has_dropout = not _equal(last_input, network.forward_head(to_native(features), True))
+        has_dropout = not _equal(
+            last_input, network.forward_head(to_native(features), pre_logits=True)
+        )
         network.train(was_training)
     return head, has_dropout
 

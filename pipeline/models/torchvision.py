@@ -147,7 +147,7 @@ class TorchvisionClassifier(Classifier):
         return x
 
     def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Without auxiliary heads, and with the names that DenseNet's layers have had since 2018."""
+        """Without auxiliary heads; the published DenseNets call norm1 norm.1, conv2 conv.2 and so on."""
         return {
             re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name): tensor
             for name, tensor in state.items()

@@ -150,6 +150,10 @@ def tiny_model(seed: int, *, top1: int | None = None) -> CifarResNet:
     return model.eval()
 
 
+def random_images(side: int, records: int = 2) -> Tensor:
+    return torch.rand(records, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
 def random_frames(records: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (records, 3, *FRAME), generator=generator, dtype=torch.uint8)
@@ -218,7 +222,7 @@ def test_closed_form_equals_autograd_gradcam_in_map_and_all_parameter_gradients(
     name, forward_features, head_layers, blind, dtype, tolerance
 ):
     model = torchvision_model(name).to(dtype).eval()
-    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    images = random_images(64).to(dtype)
     explained_class = torch.tensor([[3, 7], [1, 9]])
     network = model.network
     features = forward_features(network, model.normalize(images))
@@ -255,7 +259,7 @@ def test_closed_form_equals_autograd_gradcam_in_map_and_all_parameter_gradients(
 def test_closed_form_equals_autograd_gradcam_for_every_averaged_head(build):
     model = build().double().eval()
     side = 32 if isinstance(model, TimmVit) else 64
-    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)).double()
+    images = random_images(side).double()
     explained_class = torch.tensor([[3, 7], [1, 9]])
     output = model(images)
     expected = autograd_gradcam(output.features, output.logits, explained_class)
@@ -269,7 +273,7 @@ def test_closed_form_equals_autograd_gradcam_for_every_averaged_head(build):
 def test_the_plain_class_weight_is_not_the_gradient_of_a_head_with_a_norm():
     model = torchvision_model("convnext_tiny").eval()
     with torch.no_grad():
-        output = model(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+        output = model(random_images(64))
         explained_class = torch.tensor([[3], [1]])
         maps = gradcam(model, output, explained_class).flatten(1)
 
@@ -284,7 +288,7 @@ def test_the_plain_class_weight_is_not_the_gradient_of_a_head_with_a_norm():
 @pytest.mark.parametrize("build", [torchvision_vit, timm_vit], ids=["torchvision", "timm"])
 def test_a_class_token_sees_the_patches_at_the_last_blocks_input_only(build):
     model = build()
-    images = torch.rand(2, 3, 32, 32)
+    images = random_images(32)
     output = model(images)
     network = model.network
     if build is torchvision_vit:
@@ -314,7 +318,7 @@ def test_fused_attention_has_no_second_derivative_and_the_head_avoids_it():
         gradient.sum().backward()
 
     for model in (torchvision_vit(), timm_vit()):
-        maps = gradcam(model, model(torch.rand(2, 3, 32, 32)), torch.tensor([[3], [1]]))
+        maps = gradcam(model, model(random_images(32)), torch.tensor([[3], [1]]))
         maps.sum().backward()
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
@@ -351,9 +355,22 @@ def test_second_order_gradients_match_finite_differences(name):
 
 
 @pytest.mark.parametrize("name", list(AUTOGRAD_MODELS))
+def test_several_classes_are_explained_one_by_one(name):
+    model = AUTOGRAD_MODELS[name]()
+    output = model(random_images(32))
+    explained_class = torch.tensor([[3, 7], [1, 9]])
+    expected = autograd_gradcam(output.features, output.logits, explained_class)
+
+    maps = gradcam(model, output, explained_class)
+
+    assert expected.count_nonzero() > 0
+    assert largest_relative_difference(maps, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("name", list(AUTOGRAD_MODELS))
 def test_a_frozen_models_trunk_gets_no_graph_and_its_maps_are_the_students(name):
     model = AUTOGRAD_MODELS[name]()
-    images = torch.rand(2, 3, 32, 32)
+    images = random_images(32)
     explained_class = torch.tensor([[3, NO_CLASS], [1, 0]])
     expected = gradcam(model, model(images), explained_class)
     freeze(model)
@@ -374,7 +391,7 @@ def test_a_frozen_models_trunk_gets_no_graph_and_its_maps_are_the_students(name)
 def test_a_student_with_a_frozen_trunk_still_gets_its_heads_gradient():
     model = small_vgg()
     model.network.features.requires_grad_(False)
-    images = torch.rand(2, 3, 32, 32)
+    images = random_images(32)
 
     gradcam(model, model(images), torch.tensor([[3], [1]])).sum().backward()
 
@@ -387,12 +404,12 @@ def test_inference_mode_is_refused_where_the_head_must_be_differentiated():
     model = small_vgg()
 
     with torch.inference_mode(), pytest.raises(RuntimeError, match=r"use torch\.no_grad"):
-        gradcam(model, model(torch.rand(1, 3, 32, 32)), torch.tensor([[3]]))
+        gradcam(model, model(random_images(32, 1)), torch.tensor([[3]]))
 
 
 def test_an_active_dropout_is_part_of_the_gradient():
     model = torchvision_model("mobilenet_v2")
-    images = torch.rand(4, 3, 64, 64)
+    images = random_images(64, 4)
     explained_class = torch.tensor([[3], [1], [0], [2]])
     assert isinstance(model.eval().head, GapLinear)
     output = model.train()(images)
@@ -419,7 +436,7 @@ def test_a_timm_head_with_dropout_is_left_to_autograd_in_training():
 @pytest.mark.parametrize("build", [lambda: torchvision_model("resnet18"), small_vgg, timm_vit])
 def test_maps_under_autocast_are_float32_and_keep_their_graph(build):
     model = build().eval()
-    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = random_images(32)
     explained_class = torch.tensor([[3], [1]])
     expected = gradcam(model, model(images), explained_class).flatten()
 

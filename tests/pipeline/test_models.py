@@ -476,7 +476,7 @@ def read_test_images(count: int) -> tuple[list[str], Tensor]:
 @pytest.mark.parametrize("file", ["resnet20-12fca82f.th", "resnet56-4bfd9763.th"])
 def test_published_cifar_files_load_unchanged(file):
     path = DATA / "weights" / file
-    expected = torch.load(path, weights_only=True)["state_dict"]
+    expected = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
 
     model = build_model(CifarModelConfig(name=file.split("-")[0], weights=str(path)), 10)
 
