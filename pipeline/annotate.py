@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.config import ExplainerConfig, ModelConfig, PassConfig
-    from pipeline.models.output import GapLinearModel, ModelOutput
+    from pipeline.models.output import ModelOutput
     from pipeline.payloads.payload import Encoded
     from pipeline.records import FieldSpec
     from pipeline.store.frames import FrameBatch
@@ -51,9 +51,7 @@ class TeacherAnnotator:
         side = teacher_input_size(teacher)
         self.input_size = frame_size if side is None else (side, side)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = cast(
-            "GapLinearModel", freeze(build_model(teacher, num_classes)).to(self.device)
-        )
+        self.model = freeze(build_model(teacher, num_classes)).to(self.device)
         self.payloads = [PAYLOADS[name](config, explainer) for name in config.payloads]
 
     def fields(self) -> list[FieldSpec]:

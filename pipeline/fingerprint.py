@@ -6,6 +6,7 @@ payloads, views) and leaves out what does not (library versions, device, actors,
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,29 +34,62 @@ def fingerprint_dataset(config: DataConfig, revision: int, records: list[Record]
     return sha256_json({"data": options, "revision": revision, "records": listing})
 
 
-def describe_teacher(config: ModelConfig, num_classes: int) -> dict[str, Any]:
-    """The teacher as its pass's manifest names it."""
+def describe_teacher(
+    config: ModelConfig, num_classes: int, precision: str = "float32"
+) -> dict[str, Any]:
+    """The teacher as its pass's manifest names it; `precision` is that of its forward pass."""
+    from pipeline.models import (
+        PRETRAINED,
+        RANDOM,
+        model_normalisation,
+        published,
+        teacher_input_size,
+    )
+
     if config.weights is None:
         raise ConfigError(
-            "teacher.weights is not set; a teacher that was never trained has nothing to teach: "
-            "train one with stages.teach and give its model.safetensors"
+            "teacher.weights is not set; a teacher that was never trained has nothing to teach: train one "
+            "with stages.teach and give its model.safetensors, or write teacher.weights=random if you mean it"
         )
-    path = Path(config.weights)
-    if not path.is_file():
+    classes = config.classes or num_classes
+    source = published(config) if config.weights == PRETRAINED else None
+    if source is not None and source.classes != classes:
         raise ConfigError(
-            f"teacher.weights={path} does not exist; train the teacher with stages.teach, or correct the path"
+            f"teacher.weights=pretrained has {source.classes} outputs where {classes} are wanted, and a fresh "
+            f"head has nothing to teach: set teacher.classes={source.classes}, or give weights for your classes"
         )
+    if config.weights in (PRETRAINED, RANDOM):
+        weights_sha256 = _sha256_weights(config, num_classes)
+    else:
+        path = Path(config.weights)
+        if not path.is_file():
+            raise ConfigError(
+                f"teacher.weights={path} does not exist; train the teacher with stages.teach, or correct the path"
+            )
+        weights_sha256 = sha256_file(path)
     options = asdict(config)
-    preprocessing = {name: options.pop(name) for name in ("mean", "std")}
-    options.pop("weights")
+    for name in ("weights", "classes", "mean", "std", "input_size", "frame"):
+        options.pop(name)
+    mean, std = model_normalisation(config)
     return {
         "architecture": options,
-        "weights_sha256": sha256_file(path),
-        "classes": num_classes,
-        "preprocessing": preprocessing,
-        "frame": "full",
-        "dtype": "float32",
+        "weights_sha256": weights_sha256,
+        "classes": classes,
+        "preprocessing": {"mean": mean, "std": std, "input_size": teacher_input_size(config)},
+        "frame": config.frame,
+        "dtype": precision,
     }
+
+
+def _sha256_weights(config: ModelConfig, num_classes: int) -> str:
+    """Of the built network's state dict: names, types, shapes and bytes."""
+    from pipeline.models import build_model
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(build_model(config, num_classes).network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def describe_pass(

@@ -14,9 +14,8 @@ from pipeline.config.builder import build_config
 from pipeline.store.files import write_atomically
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from pipeline.config import ModelConfig
+    from pipeline.models.classifier import Classifier
 
 RUNS = Path("runs")
 _RESULTS = ("checkpoint.pt", "model.json", "metrics.json")
@@ -31,6 +30,7 @@ _NO_DIFFERENCE = (
 )
 CONFIG_NAME = "config.yaml"
 MODEL_NAME = "model.safetensors"
+EXPORT_FOLDER = "export"
 DESCRIPTION_NAME = "model.json"
 COST_NAME = "cost.json"
 
@@ -111,14 +111,24 @@ def is_finished(folder: Path) -> bool:
     return (folder / DESCRIPTION_NAME).exists()
 
 
-def save_model(folder: Path, model: nn.Module, trained: TrainedModel) -> None:
-    """Write the weights, then the description that makes the run finished."""
+def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
+    """Write the weights, then the description that makes the run finished.
+
+    The weights have the names that their provider gives them; a timm network is also written into
+    export/ as timm's hub has it, and loads there by timm.create_model("local-dir:<folder>").
+    """
     from safetensors.torch import save
 
     state = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.network.state_dict().items()
     }
     write_atomically(folder / MODEL_NAME, save(state))
+    if trained.config.kind == "timm":
+        from pipeline.models.timm import save_for_hub
+
+        classes = trained.config.classes or trained.num_classes
+        save_for_hub(model, folder / EXPORT_FOLDER, classes, trained.input_size)
     description = {
         "model": plain(trained.config),
         "num_classes": trained.num_classes,
@@ -130,7 +140,7 @@ def save_model(folder: Path, model: nn.Module, trained: TrainedModel) -> None:
     write_atomically(folder / DESCRIPTION_NAME, json.dumps(description, indent=1).encode())
 
 
-def load_model(folder: Path) -> tuple[nn.Module, TrainedModel]:
+def load_model(folder: Path) -> tuple[Classifier, TrainedModel]:
     """The trained network of a finished run, frozen, and its description."""
     from pipeline.models import build_model, freeze, load_weights
 

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from pipeline.config import AugmentConfig, ModelConfig, OptimizerConfig, TrainerConfig
     from pipeline.losses.terms import DistillationLoss
+    from pipeline.models.classifier import Classifier
     from pipeline.stream import StoreDataset
 
 
@@ -58,7 +59,7 @@ class TrainingPlan:
 
 def train_to_end(
     plan: TrainingPlan, folder: Path, on_epoch: Callable[[int, str], None]
-) -> nn.Module:
+) -> Classifier:
     """The trained network; continues from the folder's checkpoint where there is one.
 
     The seed is split once: initialisation, order and views each have their own.

@@ -2,57 +2,162 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.config import ConfigError
-from pipeline.errors import UserError
 from pipeline.models.cifar import CifarResNet
+from pipeline.models.classifier import Classifier, Published, WeightsError
+from pipeline.seeds import derive_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from pipeline.config import (
+        CifarModelConfig,
+        ModelConfig,
+        TimmModelConfig,
+        TorchvisionModelConfig,
+    )
 
-    from torch import Tensor
+PRETRAINED = "pretrained"
+"""As weights: those that the provider publishes."""
+RANDOM = "random"
+"""As weights: an untrained network, the same one in every process."""
 
-    from pipeline.config import ModelConfig
-
-PROVIDERS: dict[str, Callable[[Any, int], nn.Module]] = {"cifar": CifarResNet}
-
-
-class WeightsError(UserError, ValueError):
-    """A weights file that is missing or does not fit the network."""
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
-def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
-    """The network, with its weights where `weights` names a file and freshly initialised otherwise."""
-    model = PROVIDERS[config.kind](config, num_classes)
-    if config.weights is not None:
+@dataclass(frozen=True)
+class Provider:
+    """Where networks come from."""
+
+    build: Callable[[Any, int], Classifier]
+    """Config and number of outputs -> the network, published or freshly initialised."""
+    published: Callable[[Any], Published | None]
+    """What is published for the network that a config names; None where nothing is."""
+
+
+# ---- providers -----------------------------------------------------------------------------------
+
+
+def _cifar(config: CifarModelConfig, outputs: int) -> Classifier:
+    if config.weights == PRETRAINED:
+        raise ConfigError(
+            "weights=pretrained: nothing is published for kind cifar; give a file, for example one of "
+            "akamaster/pytorch_resnet_cifar10"
+        )
+    return CifarResNet(config, outputs)
+
+
+# torchvision and timm take seconds to import, so each is imported by its own networks only.
+
+
+def _torchvision(config: TorchvisionModelConfig, outputs: int) -> Classifier:
+    from pipeline.models.torchvision import build_torchvision
+
+    return build_torchvision(config, outputs)
+
+
+def _published_torchvision(config: TorchvisionModelConfig) -> Published:
+    from pipeline.models.torchvision import published_torchvision
+
+    return published_torchvision(config)
+
+
+def _timm(config: TimmModelConfig, outputs: int) -> Classifier:
+    from pipeline.models.timm import build_timm
+
+    return build_timm(config, outputs)
+
+
+def _published_timm(config: TimmModelConfig) -> Published:
+    from pipeline.models.timm import published_timm
+
+    return published_timm(config)
+
+
+PROVIDERS: dict[str, Provider] = {
+    "cifar": Provider(_cifar, lambda config: None),
+    "torchvision": Provider(_torchvision, _published_torchvision),
+    "timm": Provider(_timm, _published_timm),
+}
+
+
+# ---- building ------------------------------------------------------------------------------------
+
+
+def build_model(config: ModelConfig, num_classes: int) -> Classifier:
+    """The network with the weights that the config names, on the CPU.
+
+    num_classes  outputs, unless the config sets its own `classes`
+    """
+    build = PROVIDERS[config.kind].build
+    outputs = config.classes or num_classes
+    if config.weights == RANDOM:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive_seed(0, "random weights", config.name))
+            return build(config, outputs)
+    model = build(config, outputs)
+    if config.weights not in (None, PRETRAINED):
         load_weights(model, Path(config.weights))
     return model
 
 
-def teacher_input_size(config: ModelConfig) -> int | None:
-    """Side in pixels of a teacher's input; None takes the store's frame."""
-    return config.input_size
-
-
-def freeze(model: nn.Module) -> nn.Module:
+def freeze(model: AnyModule) -> AnyModule:
     """The model in eval mode, with no parameter that could be trained."""
     return model.eval().requires_grad_(False)
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def published(config: ModelConfig) -> Published | None:
+    """What the provider says about its own weights for this network; None where it has none."""
+    return PROVIDERS[config.kind].published(config)
+
+
+def teacher_input_size(config: ModelConfig) -> int | None:
+    """Side in pixels of the images that a teacher takes; None for the store's frame as it is.
+
+    That of the published weights where they are used, and the only one that a network takes.
+    """
+    if config.input_size is not None:
+        return config.input_size
+    source = published(config)
+    if source is not None and (config.weights == PRETRAINED or source.fixed_size):
+        return source.input_size
+    return None
+
+
+def model_normalisation(config: ModelConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by channel: the config's, or the model's own where it has none."""
+    if config.mean is not None and config.std is not None:
+        return config.mean, config.std
+    source = published(config)
+    if source is None:
+        raise ConfigError(f"mean and std of kind {config.kind} have no default; set both")
+    return source.mean, source.std
+
+
+# ---- weights -------------------------------------------------------------------------------------
+
+
+def load_weights(model: Classifier, path: Path) -> None:
     """Load a state dict from .safetensors, or from a torch file without running any of its code.
 
-    Published files may nest it under `state_dict` and prefix names with `module.`.
+    Published files may nest it under `state_dict` or `model` and prefix names with `module.`.
     """
-    state = read_state_dict(path)
-    expected = model.state_dict()
-    missing = sorted(set(expected) - set(state))
+    expected = model.network.state_dict()
+    state = model.own_names(read_state_dict(path))
+    missing = sorted(
+        # Files older than PyTorch 0.4.1 lack these counters, which no network here reads.
+        name
+        for name in set(expected) - set(state)
+        if not name.endswith(".num_batches_tracked")
+    )
     unexpected = sorted(set(state) - set(expected))
     misshapen = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
@@ -69,8 +174,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
         if names
     ]
     if problems:
-        raise WeightsError(f"{path} does not fit {type(model).__name__}; " + "; ".join(problems))
-    model.load_state_dict(state)
+        name = type(model.network).__name__
+        raise WeightsError(f"{path} does not fit {name}; " + "; ".join(problems))
+    # Updating keeps the versions of its layouts that the network's own state dict names.
+    expected.update(state)
+    model.network.load_state_dict(expected)
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -81,6 +189,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         )
     if path.suffix == ".safetensors":
         return load_file(path)
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    state = loaded.get("state_dict", loaded)
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} holds more than tensors, or is no torch file, and its code is not run; where you trust "
+            "it, load it yourself and save its state_dict() as .safetensors"
+        ) from error
+    for name in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
+            loaded = loaded[name]
+    if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
+        raise WeightsError(f"{path} holds no state dict; save the network's state_dict() there")
+    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}

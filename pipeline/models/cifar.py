@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models.output import ModelOutput, Normalize
+from pipeline.models.classifier import Classifier
+from pipeline.models.output import GapLinear, Normalize
 
 if TYPE_CHECKING:
     from pipeline.config import CifarModelConfig
@@ -41,7 +42,7 @@ class BasicBlock(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, after))
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Classifier):
     """Images in [0, 1], f32 [B, 3, H, W] -> logits [B, K] and the last stage's output [B, 4 * width, h, w]."""
 
     def __init__(self, config: CifarModelConfig, num_classes: int) -> None:
@@ -62,14 +63,23 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     @property
-    def gap_linear_head(self) -> nn.Linear:
-        """The head is this layer on the average of the features: GradCAM has a closed form."""
-        return self.linear
+    def network(self) -> CifarResNet:
+        """Itself."""
+        return self
 
-    def forward(self, images: Tensor) -> ModelOutput:
+    @property
+    def head(self) -> GapLinear:
+        """The linear layer, on the average of the features."""
+        return GapLinear(self.linear)
+
+    def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
         x = F.relu(self.bn1(self.conv1(self.normalize(images))))
-        features = self.layer3(self.layer2(self.layer1(x)))
-        return ModelOutput(self.linear(features.mean(dim=(2, 3))), features)
+        features: Tensor = self.layer3(self.layer2(self.layer1(x)))
+        return features, None
+
+    def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
+        logits: Tensor = self.linear(features.mean(dim=(2, 3)))
+        return logits
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:

@@ -1,10 +1,12 @@
-"""What every model takes and gives, whatever its provider."""
+"""What one forward pass gives, and the two heads for which GradCAM has a closed form."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -18,17 +20,54 @@ class ModelOutput(NamedTuple):
     """[B, K], before any softmax."""
     features: Tensor
     """[B, C, h, w] at the explained layer."""
+    context: Tensor | None = None
+    """What the head needs beside the features, [B, T, C]: a transformer's other tokens."""
 
 
-class GapLinearModel(Protocol):
-    """A model whose logits are a linear layer on the spatial average of its features."""
+@dataclass(frozen=True)
+class GapLinear:
+    """logits = linear(g), g the spatial average of the features."""
 
-    @property
-    def gap_linear_head(self) -> nn.Linear:
-        """The linear layer."""
+    linear: nn.Linear
 
-    def __call__(self, images: Tensor) -> ModelOutput:
-        """Images in [0, 1], f32 [B, 3, H, W]."""
+
+@dataclass(frozen=True)
+class GapNormLinear:
+    """logits = linear(norm(g)), g the spatial average of the features."""
+
+    norm: nn.LayerNorm
+    linear: nn.Linear
+
+
+Head = GapLinear | GapNormLinear
+
+
+def match_head(layers: Sequence[nn.Module]) -> Head | None:
+    """The closed form that a head's layers have as they stand; None where they have none.
+
+    A dropout counts where it is active: its mask belongs to the gradient.
+    """
+    active = [
+        layer
+        for layer in layers
+        if not isinstance(layer, nn.Flatten)
+        and not (isinstance(layer, nn.Dropout) and (layer.p == 0 or not layer.training))
+    ]
+    match active:
+        case [nn.AdaptiveAvgPool2d(output_size=1 | (1, 1)), nn.Linear() as linear]:
+            return GapLinear(linear)
+        case [
+            nn.AdaptiveAvgPool2d(output_size=1 | (1, 1)),
+            nn.LayerNorm() as norm,
+            nn.Linear() as linear,
+        ]:
+            return GapNormLinear(norm, linear)
+    return None
+
+
+def apply_norm(norm: nn.LayerNorm, average: Tensor) -> Tensor:
+    """The norm of [B, C], whichever layout its own forward expects."""
+    return F.layer_norm(average, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 class Normalize(nn.Module):

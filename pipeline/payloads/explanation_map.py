@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.config import ExplainerConfig, PassConfig
-    from pipeline.models.output import GapLinearModel, ModelOutput
+    from pipeline.models.classifier import Classifier
+    from pipeline.models.output import ModelOutput
 
 
 class MapPayload:
@@ -26,7 +27,7 @@ class MapPayload:
         self.dtype = config.map_dtype
         self.explain = EXPLAINERS[explainer.kind]
 
-    def fields(self, model: GapLinearModel, output: ModelOutput) -> list[FieldSpec]:
+    def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         shape = tuple(self._explain(model, output)[1].shape[1:])
         return [
             FieldSpec(
@@ -41,7 +42,7 @@ class MapPayload:
             FieldSpec(name="explained_class", shape=shape[:1], dtype="int32"),
         ]
 
-    def encode(self, model: GapLinearModel, output: ModelOutput) -> Encoded:
+    def encode(self, model: Classifier, output: ModelOutput) -> Encoded:
         explained_class, maps = self._explain(model, output)
         values = maps.cpu().numpy()
         stored, scale = encode_maxabs(values, self.dtype, axes=(2, 3, 4))
@@ -53,6 +54,6 @@ class MapPayload:
         flat = values.reshape(-1, *values.shape[2:])
         return Encoded(fields, {"map": lowest_cosine(flat, stored.reshape(flat.shape))})
 
-    def _explain(self, model: GapLinearModel, output: ModelOutput) -> tuple[Tensor, Tensor]:
+    def _explain(self, model: Classifier, output: ModelOutput) -> tuple[Tensor, Tensor]:
         explained_class = output.logits.argmax(dim=1, keepdim=True)  # [B, E = 1]
         return explained_class, self.explain(model, output, explained_class)

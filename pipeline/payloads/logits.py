@@ -11,7 +11,8 @@ from pipeline.records import FieldSpec
 
 if TYPE_CHECKING:
     from pipeline.config import ExplainerConfig, PassConfig
-    from pipeline.models.output import GapLinearModel, ModelOutput
+    from pipeline.models.classifier import Classifier
+    from pipeline.models.output import ModelOutput
 
 
 class LogitsPayload:
@@ -20,10 +21,10 @@ class LogitsPayload:
     def __init__(self, config: PassConfig, explainer: ExplainerConfig) -> None:
         pass
 
-    def fields(self, model: GapLinearModel, output: ModelOutput) -> list[FieldSpec]:
+    def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         return [FieldSpec(name="logits", shape=(output.logits.shape[1],), dtype="float16")]
 
-    def encode(self, model: GapLinearModel, output: ModelOutput) -> Encoded:
+    def encode(self, model: Classifier, output: ModelOutput) -> Encoded:
         with np.errstate(over="ignore"):  # the annotator names a record whose logits do not fit
             stored = output.logits.cpu().numpy().astype("float16")
         return Encoded({"logits": stored}, {})

@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pipeline.models.output import GapLinearModel, ModelOutput
+    from pipeline.models.classifier import Classifier
+    from pipeline.models.output import ModelOutput
     from pipeline.records import FieldSpec
 
 
@@ -24,8 +25,8 @@ class Encoded(NamedTuple):
 class Payload(Protocol):
     """One kind of thing that a teacher says about an input."""
 
-    def fields(self, model: GapLinearModel, output: ModelOutput) -> list[FieldSpec]:
+    def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         """The fields it stores, given an example output."""
 
-    def encode(self, model: GapLinearModel, output: ModelOutput) -> Encoded:
+    def encode(self, model: Classifier, output: ModelOutput) -> Encoded:
         """The fields' values for a batch."""

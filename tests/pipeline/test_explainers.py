@@ -1,49 +1,126 @@
-"""The closed-form GradCAM against autograd, and the class that it explains."""
+"""GradCAM: its closed forms against autograd, autograd against finite differences, and its class."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
-from pipeline.config import CifarModelConfig, E2KDConfig, GradCamConfig, OptimizerConfig, PassConfig
+from pipeline.config import (
+    CifarModelConfig,
+    E2KDConfig,
+    GradCamConfig,
+    OptimizerConfig,
+    PassConfig,
+    TimmModelConfig,
+    TorchvisionModelConfig,
+)
 from pipeline.explainers.gradcam import gradcam, gradcam_from_head
 from pipeline.geometry import view_targets
 from pipeline.losses.e2kd import E2KDLoss
 from pipeline.losses.terms import StudentOutput
-from pipeline.models import freeze
+from pipeline.models import build_model, freeze
 from pipeline.models.cifar import CifarResNet
+from pipeline.models.output import GapLinear, Normalize
+from pipeline.models.timm import TimmClassifier, TimmVit
+from pipeline.models.torchvision import TorchvisionClassifier, TorchvisionVit
 from pipeline.payloads.explanation_map import MapPayload
 from pipeline.records import NO_CLASS, Batch, StoredTargets
 from pipeline.training import Training, batch_loss, build_optimizer
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from pipeline.models.classifier import Classifier
 
 NUM_CLASSES = 10
 FRAME = (16, 16)
 
 
-def resnet18() -> tuple[nn.Module, nn.Linear]:
-    model = torchvision.models.resnet18(weights=None, num_classes=NUM_CLASSES)
-    return model, model.fc
+def torchvision_model(name: str, weights: str | None = "random", **options) -> Classifier:
+    return build_model(TorchvisionModelConfig(name=name, weights=weights, **options), NUM_CLASSES)
 
 
-def resnet18_features(model: nn.Module, images: Tensor) -> Tensor:
-    x = model.maxpool(model.relu(model.bn1(model.conv1(images))))
-    return model.layer4(model.layer3(model.layer2(model.layer1(x))))
+def timm_model(name: str) -> Classifier:
+    return build_model(TimmModelConfig(name=name, weights="random"), NUM_CLASSES)
 
 
-def densenet121() -> tuple[nn.Module, nn.Linear]:
-    model = torchvision.models.densenet121(weights=None, num_classes=NUM_CLASSES)
-    return model, model.classifier
+def resnet18_features(network: nn.Module, x: Tensor) -> Tensor:
+    x = network.maxpool(network.relu(network.bn1(network.conv1(x))))
+    return network.layer4(network.layer3(network.layer2(network.layer1(x))))
 
 
-def densenet121_features(model: nn.Module, images: Tensor) -> Tensor:
-    return F.relu(model.features(images))
+def densenet121_features(network: nn.Module, x: Tensor) -> Tensor:
+    return F.relu(network.features(x))
+
+
+def convnext_features(network: nn.Module, x: Tensor) -> Tensor:
+    return network.features(x)
+
+
+def randomize_head(layer: nn.Linear) -> None:
+    """Transformers are built with a head of zeros, which explains nothing."""
+    nn.init.normal_(layer.weight, std=0.5)
+
+
+def torchvision_vit() -> Classifier:
+    torch.manual_seed(0)
+    network = torchvision.models.VisionTransformer(
+        image_size=32,
+        patch_size=8,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=16,
+        mlp_dim=32,
+        num_classes=NUM_CLASSES,
+    )
+    randomize_head(network.heads.head)
+    return TorchvisionVit(TorchvisionModelConfig(name="vit"), network).eval()
+
+
+def timm_vit(global_pool: str = "token", **options) -> Classifier:
+    torch.manual_seed(0)
+    network = VisionTransformer(
+        img_size=32,
+        patch_size=8,
+        depth=2,
+        num_heads=2,
+        embed_dim=16,
+        num_classes=NUM_CLASSES,
+        global_pool=global_pool,
+        **options,
+    )
+    randomize_head(network.head)
+    return TimmVit("vit", Normalize((0.5,) * 3, (0.5,) * 3), network).eval()
+
+
+def small_vgg() -> Classifier:
+    """VGG's structure with one convolution and a narrow classifier."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+    network = torchvision.models.VGG(nn.Identity(), num_classes=1, init_weights=False)
+    network.features = trunk
+    network.classifier = nn.Sequential(
+        nn.Linear(8 * 49, 16), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(16, NUM_CLASSES)
+    )
+    return TorchvisionClassifier(TorchvisionModelConfig(name="vgg"), network).eval()
+
+
+AUTOGRAD_MODELS = {
+    "vgg": small_vgg,
+    "squeezenet": lambda: torchvision_model("squeezenet1_1").eval(),
+    "mobilenet_v3": lambda: torchvision_model("mobilenet_v3_small").eval(),
+    "torchvision_vit": torchvision_vit,
+    "timm_vit": timm_vit,
+    "timm_vit_map": lambda: timm_vit("map"),
+    "timm_vit_registers": lambda: timm_vit(reg_tokens=2, init_values=0.5, qk_norm=True),
+}
 
 
 def autograd_gradcam(features: Tensor, logits: Tensor, explained_class: Tensor) -> Tensor:
@@ -73,6 +150,10 @@ def tiny_model(seed: int, *, top1: int | None = None) -> CifarResNet:
     return model.eval()
 
 
+def random_images(side: int, records: int = 2) -> Tensor:
+    return torch.rand(records, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
 def random_frames(records: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (records, 3, *FRAME), generator=generator, dtype=torch.uint8)
@@ -88,48 +169,292 @@ def map_term_of_class(student: CifarResNet, batch: Batch, loss: E2KDLoss, explai
     return loss(student_output, targets, batch.labels).terms["map"]
 
 
+def parameter_gradients(maps: Tensor, weights: Tensor, model: nn.Module) -> list[Tensor]:
+    return torch.autograd.grad(
+        (weights * maps).sum() + maps.square().sum(),
+        list(model.parameters()),
+        retain_graph=True,
+        materialize_grads=True,
+    )
+
+
+def assert_same_maps_and_parameter_gradients(
+    maps: Tensor, expected: Tensor, model: nn.Module, tolerance: float
+) -> list[str]:
+    """Names of the parameters that neither way gives a gradient."""
+    assert expected.count_nonzero() > 0
+    assert largest_relative_difference(maps, expected) <= tolerance
+    weights = torch.randn(maps.shape, generator=torch.Generator().manual_seed(0)).to(maps)
+    gradients = parameter_gradients(maps, weights, model)
+    expected_gradients = parameter_gradients(expected, weights, model)
+    without_gradient = []
+    names = [name for name, _ in model.named_parameters()]
+    largest = max(float(gradient.abs().max()) for gradient in expected_gradients)
+    for name, found, wanted in zip(names, gradients, expected_gradients, strict=True):
+        if (
+            wanted.abs().max() <= largest * tolerance
+        ):  # a bias before a norm has none but for rounding
+            without_gradient.append(name)
+            assert found.abs().max() <= largest * tolerance, name
+        else:
+            assert largest_relative_difference(found, wanted) <= tolerance, name
+    return without_gradient
+
+
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["fp64", "fp32"]
 )
 @pytest.mark.parametrize(
-    ("build", "forward_features"),
-    [(resnet18, resnet18_features), (densenet121, densenet121_features)],
-    ids=["resnet18", "densenet121"],
+    ("name", "forward_features", "head_layers", "blind"),
+    [
+        ("resnet18", resnet18_features, lambda net: net.fc, ["fc.bias"]),
+        ("densenet121", densenet121_features, lambda net: net.classifier, ["classifier.bias"]),
+        (
+            "convnext_tiny",
+            convnext_features,
+            lambda net: nn.Sequential(nn.Unflatten(1, (-1, 1, 1)), net.classifier),
+            ["classifier.0.bias", "classifier.2.bias"],
+        ),
+    ],
+    ids=["resnet18", "densenet121", "convnext_tiny"],
 )
 def test_closed_form_equals_autograd_gradcam_in_map_and_all_parameter_gradients(
-    build, forward_features, dtype, tolerance
+    name, forward_features, head_layers, blind, dtype, tolerance
 ):
-    torch.manual_seed(0)
-    model, head = build()
-    model.to(dtype).eval()
-    images = torch.randn(2, 3, 96, 96, dtype=dtype)
+    model = torchvision_model(name).to(dtype).eval()
+    images = random_images(64).to(dtype)
     explained_class = torch.tensor([[3, 7], [1, 9]])
-    features = forward_features(model, images)
-    logits = head(features.mean(dim=(2, 3)))
+    network = model.network
+    features = forward_features(network, model.normalize(images))
+    logits = head_layers(network)(features.mean(dim=(2, 3)))
     expected = autograd_gradcam(features, logits, explained_class)
 
-    maps = gradcam_from_head(features, head.weight, explained_class)
+    maps = gradcam(model, model(images), explained_class)
 
-    weights = torch.randn_like(maps)
-    gradients, expected_gradients = (
-        torch.autograd.grad(
-            (weights * candidate).sum() + candidate.square().sum(),
-            list(model.parameters()),
-            retain_graph=True,
-            materialize_grads=True,
-        )
-        for candidate in (maps, expected)
-    )
-    assert largest_relative_difference(logits, model(images)) <= tolerance
+    assert model.head is not None
+    assert largest_relative_difference(logits, network(model.normalize(images))) <= tolerance
+    without_gradient = assert_same_maps_and_parameter_gradients(maps, expected, model, tolerance)
+    assert without_gradient[-len(blind) :] == [f"inner.{name}" for name in blind]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        *(
+            lambda name=name: torchvision_model(name)
+            for name in (
+                *("efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v2"),
+                *("regnet_y_400mf", "shufflenet_v2_x0_5"),
+            )
+        ),
+        *(
+            lambda name=name: timm_model(name)
+            for name in ("resnet10t", "convnext_atto", "efficientnet_lite0")
+        ),
+        lambda: timm_vit("avg"),
+        lambda: timm_vit("avg", fc_norm=False),
+        lambda: timm_vit("avg", class_token=False),
+    ],
+)
+def test_closed_form_equals_autograd_gradcam_for_every_averaged_head(build):
+    model = build().double().eval()
+    side = 32 if isinstance(model, TimmVit) else 64
+    images = random_images(side).double()
+    explained_class = torch.tensor([[3, 7], [1, 9]])
+    output = model(images)
+    expected = autograd_gradcam(output.features, output.logits, explained_class)
+
+    maps = gradcam(model, output, explained_class)
+
+    assert model.head is not None
+    assert_same_maps_and_parameter_gradients(maps, expected, model, 1e-10)
+
+
+def test_the_plain_class_weight_is_not_the_gradient_of_a_head_with_a_norm():
+    model = torchvision_model("convnext_tiny").eval()
+    with torch.no_grad():
+        output = model(random_images(64))
+        explained_class = torch.tensor([[3], [1]])
+        maps = gradcam(model, output, explained_class).flatten(1)
+
+        naive = gradcam_from_head(output.features, model.head.linear.weight, explained_class)
+
+    assert (F.cosine_similarity(maps, naive.flatten(1)) < 1 - 1e-3).any()
+
+
+# ---- heads that only autograd knows --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [torchvision_vit, timm_vit], ids=["torchvision", "timm"])
+def test_a_class_token_sees_the_patches_at_the_last_blocks_input_only(build):
+    model = build()
+    images = random_images(32)
+    output = model(images)
+    network = model.network
+    if build is torchvision_vit:
+        x = network._process_input(model.normalize(images))
+        x = torch.cat([network.class_token.expand(2, -1, -1), x], dim=1)
+        tokens = network.encoder.layers(x + network.encoder.pos_embedding)
+        logits = network.heads(network.encoder.ln(tokens)[:, 0])
+    else:
+        x = network._pos_embed(network.patch_embed(model.normalize(images)))
+        tokens = network.blocks(x)
+        logits = network.forward_head(network.norm(tokens))
+
+    (at_output,) = torch.autograd.grad(logits[:, 3].sum(), tokens)
+    (at_input,) = torch.autograd.grad(output.logits[:, 3].sum(), output.features)
+
+    assert torch.allclose(logits, output.logits, atol=1e-6)
+    assert (at_output[:, 1:] == 0).all()
+    assert at_output[:, 0].count_nonzero() > 0
+    assert (at_input != 0).all()
+
+
+def test_fused_attention_has_no_second_derivative_and_the_head_avoids_it():
+    query = torch.rand(1, 1, 4, 8, requires_grad=True)
+    fused = F.scaled_dot_product_attention(query, query, query)
+    (gradient,) = torch.autograd.grad(fused.square().sum(), query, create_graph=True)
+    with pytest.raises(RuntimeError, match="not implemented"):
+        gradient.sum().backward()
+
+    for model in (torchvision_vit(), timm_vit()):
+        maps = gradcam(model, model(random_images(32)), torch.tensor([[3], [1]]))
+        maps.sum().backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", list(AUTOGRAD_MODELS))
+def test_second_order_gradients_match_finite_differences(name):
+    model = AUTOGRAD_MODELS[name]().double().eval()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, 32, 32, generator=generator).double()
+    explained_class = torch.tensor([[3], [1]])
+    parameters = list(model.parameters())
+    directions = [
+        torch.randn(p.shape, generator=generator).double() * p.detach().abs().mean()
+        for p in parameters
+    ]
+    maps = gradcam(model, model(images), explained_class)
+    weights = torch.rand(maps.shape, generator=generator).double()
+
+    gradients = torch.autograd.grad((weights * maps).sum(), parameters, materialize_grads=True)
+
+    step = 1e-6
+    values = []
+    with torch.no_grad():
+        for sign in (1, -2):
+            for parameter, direction in zip(parameters, directions, strict=True):
+                parameter += sign * step * direction
+            values.append((weights * gradcam(model, model(images), explained_class)).sum())
+    numeric = (values[0] - values[1]) / (2 * step)
+    analytic = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
+    assert model.head is None
+    assert maps.count_nonzero() > 0
+    assert abs(numeric) > 1e-12
+    assert float(analytic) == pytest.approx(float(numeric), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", list(AUTOGRAD_MODELS))
+def test_several_classes_are_explained_one_by_one(name):
+    model = AUTOGRAD_MODELS[name]()
+    output = model(random_images(32))
+    explained_class = torch.tensor([[3, 7], [1, 9]])
+    expected = autograd_gradcam(output.features, output.logits, explained_class)
+
+    maps = gradcam(model, output, explained_class)
+
     assert expected.count_nonzero() > 0
-    assert largest_relative_difference(maps, expected) <= tolerance
-    names = [name for name, _ in model.named_parameters()]
-    without_gradient = []
-    for name, found, wanted in zip(names, gradients, expected_gradients, strict=True):
-        assert largest_relative_difference(found, wanted) <= tolerance, name
-        if wanted.count_nonzero() == 0:
-            without_gradient.append(name)
-    assert without_gradient == [names[-1]]  # the head's bias
+    assert largest_relative_difference(maps, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("name", list(AUTOGRAD_MODELS))
+def test_a_frozen_models_trunk_gets_no_graph_and_its_maps_are_the_students(name):
+    model = AUTOGRAD_MODELS[name]()
+    images = random_images(32)
+    explained_class = torch.tensor([[3, NO_CLASS], [1, 0]])
+    expected = gradcam(model, model(images), explained_class)
+    freeze(model)
+    with torch.no_grad():
+        output = model(images)
+
+    maps = gradcam(model, output, explained_class)
+
+    assert expected.requires_grad
+    assert expected.count_nonzero() > 0
+    assert not maps.requires_grad
+    assert not output.features.requires_grad
+    assert maps[0, 1].count_nonzero() == 0
+    assert largest_relative_difference(maps, expected) <= 1e-5
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_student_with_a_frozen_trunk_still_gets_its_heads_gradient():
+    model = small_vgg()
+    model.network.features.requires_grad_(False)
+    images = random_images(32)
+
+    gradcam(model, model(images), torch.tensor([[3], [1]])).sum().backward()
+
+    last = model.network.classifier[-1]
+    assert last.weight.grad.count_nonzero() > 0
+    assert all(parameter.grad is None for parameter in model.network.features.parameters())
+
+
+def test_inference_mode_is_refused_where_the_head_must_be_differentiated():
+    model = small_vgg()
+
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"use torch\.no_grad"):
+        gradcam(model, model(random_images(32, 1)), torch.tensor([[3]]))
+
+
+def test_an_active_dropout_is_part_of_the_gradient():
+    model = torchvision_model("mobilenet_v2")
+    images = random_images(64, 4)
+    explained_class = torch.tensor([[3], [1], [0], [2]])
+    assert isinstance(model.eval().head, GapLinear)
+    output = model.train()(images)
+    expected = autograd_gradcam(output.features, output.logits, explained_class)
+
+    maps = gradcam(model, output, explained_class)
+
+    undropped = gradcam_from_head(
+        output.features, model.network.classifier[1].weight, explained_class
+    )
+    assert model.head is None
+    assert largest_relative_difference(maps, expected) <= 1e-5
+    assert largest_relative_difference(undropped, expected) > 1e-3
+
+
+def test_a_timm_head_with_dropout_is_left_to_autograd_in_training():
+    network = timm.create_model("resnet10t", num_classes=NUM_CLASSES, drop_rate=0.2)
+    model = TimmClassifier("resnet10t", Normalize((0.5,) * 3, (0.5,) * 3), network)
+
+    assert isinstance(model.eval().head, GapLinear)
+    assert model.train().head is None
+
+
+@pytest.mark.parametrize("build", [lambda: torchvision_model("resnet18"), small_vgg, timm_vit])
+def test_maps_under_autocast_are_float32_and_keep_their_graph(build):
+    model = build().eval()
+    images = random_images(32)
+    explained_class = torch.tensor([[3], [1]])
+    expected = gradcam(model, model(images), explained_class).flatten()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(images)
+        maps = gradcam(model, output, explained_class)
+        with torch.no_grad():
+            without_graph = gradcam(model, model(images), explained_class)
+    maps.sum().backward()
+
+    assert output.features.dtype == torch.bfloat16 or build is timm_vit
+    assert maps.dtype == without_graph.dtype == torch.float32
+    for found in (maps, without_graph):
+        assert F.cosine_similarity(found.flatten(), expected, dim=0) > 0.98
+    assert any(parameter.grad is not None for parameter in model.parameters())
+
+
+# ---- the closed form by hand ---------------------------------------------------------------------
 
 
 def test_gradcam_of_a_cifar_resnet_equals_autograd_gradcam():

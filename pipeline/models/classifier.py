@@ -1,0 +1,78 @@
+"""What every model is, whatever its provider: a trunk, the explained layer's features, a head.
+
+The split is explicit and takes the place of hooks: `forward_head` can be differentiated alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor, nn
+
+from pipeline.config import ConfigError
+from pipeline.errors import UserError
+from pipeline.models.output import ModelOutput
+
+if TYPE_CHECKING:
+    from pipeline.models.output import Head
+
+
+class WeightsError(UserError, ValueError):
+    """Weights that cannot be had, or do not fit the network."""
+
+
+class Published(NamedTuple):
+    """What a provider says about the weights that it publishes for a network."""
+
+    classes: int
+    input_size: int
+    """Side in pixels of the images they were tested with."""
+    fixed_size: bool
+    """Whether the network takes images of one size only."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Classifier(nn.Module, ABC):
+    """Images in [0, 1], f32 [B, 3, H, W] -> logits [B, K], by way of features [B, C, h, w]."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, images: Tensor) -> ModelOutput: ...
+
+    @property
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """The provider's own network: its state dict has the published names."""
+
+    @property
+    @abstractmethod
+    def head(self) -> Head | None:
+        """How logits follow from features as the model stands; None where only autograd knows."""
+
+    @abstractmethod
+    def forward_trunk(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images in [0, 1] -> features [B, C, h, w], and the head's context [B, T, C] if it needs one."""
+
+    @abstractmethod
+    def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
+        """Logits [B, K] of what `forward_trunk` gives; leaves the features as they are."""
+
+    def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A published file's entries under the names that the network gives them today."""
+        return state
+
+    def forward(self, images: Tensor) -> ModelOutput:
+        features, context = self.forward_trunk(images)
+        return ModelOutput(self.forward_head(features, context), features, context)
+
+
+def require_size(name: str, images: Tensor, size: tuple[int, int]) -> None:
+    """Raise ConfigError unless the images [B, 3, H, W] have the network's only (height, width)."""
+    found = (images.shape[-2], images.shape[-1])
+    if found != size:
+        raise ConfigError(
+            f"{name} takes images of {size[0]}x{size[1]} pixels, got {found[0]}x{found[1]}: set "
+            "teacher.input_size or augment.size to its size, or the model's input_size to build it for yours"
+        )

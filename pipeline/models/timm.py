@@ -1,0 +1,296 @@
+"""The image classifiers of timm, split at the explained layer.
+
+Networks with a grid of features split where timm splits them: forward_features, forward_head. Of its
+VisionTransformer the explained layer is the last block's output where all tokens are pooled, and the
+input of that block's attention, after its norm, where a class token reads the image.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pipeline.config import ConfigError
+from pipeline.models.classifier import Classifier, Published, WeightsError, require_size
+from pipeline.models.output import GapLinear, GapNormLinear, Normalize, apply_norm
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.config import TimmModelConfig
+    from pipeline.models.output import Head
+
+_SUPPORTED = (
+    "explanations need a grid: networks whose forward_features gives [B, C, h, w] (convolutional "
+    "ones, Swin) or VisionTransformer (ViT, DeiT)"
+)
+
+
+# ---- building ------------------------------------------------------------------------------------
+
+
+def build_timm(config: TimmModelConfig, outputs: int) -> Classifier:
+    """The network of that name; its published weights with `weights: pretrained`, fresh ones otherwise.
+
+    Where the published head has another number of outputs, timm keeps the trunk and makes a fresh one.
+    """
+    published = published_timm(config)
+    resize = published.fixed_size and config.input_size is not None
+    network = _create(
+        config.name,
+        pretrained=config.weights == "pretrained",
+        num_classes=outputs,
+        **({"img_size": config.input_size} if resize else {}),
+    )
+    mean, std = config.mean or published.mean, config.std or published.std
+    if isinstance(network, VisionTransformer):
+        return TimmVit(config.name, Normalize(mean, std), network)
+    return TimmClassifier(config.name, Normalize(mean, std), network)
+
+
+def published_timm(config: TimmModelConfig) -> Published:
+    """What timm says about the weights of that name."""
+    if ":" in config.name:
+        with torch.random.fork_rng(devices=[]):
+            values = _create(config.name, pretrained=False).pretrained_cfg
+    else:
+        _require_known(config.name)
+        values = timm.get_pretrained_cfg(config.name).to_dict()  # type: ignore[union-attr]
+    return Published(
+        classes=values["num_classes"],
+        input_size=values["input_size"][-1],
+        fixed_size=values["fixed_input_size"],
+        mean=tuple(values["mean"]),
+        std=tuple(values["std"]),
+    )
+
+
+def save_for_hub(model: Classifier, folder: Path, num_classes: int, size: tuple[int, int]) -> None:
+    """Write model.safetensors and config.json, for timm.create_model("local-dir:<folder>", pretrained=True).
+
+    size  (height, width) of the images that the model was trained on
+    """
+    assert isinstance(model, (TimmClassifier, TimmVit))
+    preprocessing = {
+        "num_classes": num_classes,
+        "input_size": (3, *size),
+        "mean": tuple(model.normalize.mean.flatten().tolist()),
+        "std": tuple(model.normalize.std.flatten().tolist()),
+    }
+    timm.models.save_for_hf(
+        model.network,
+        str(folder),
+        model_config={"num_classes": num_classes, "pretrained_cfg": preprocessing},
+        safe_serialization=True,
+    )
+
+
+def _create(name: str, **options: Any) -> Any:
+    if ":" not in name:
+        _require_known(name)
+    try:
+        return timm.create_model(name, **options)
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"timm cannot build {name} with these weights ({error}); correct the name, "
+            "or give a local file as weights="
+        ) from error
+
+
+def _require_known(name: str) -> None:
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        close = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.5)
+        raise ConfigError(f"timm has no model {name!r}; close to it: {', '.join(close) or 'none'}")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        known = [model for model in timm.list_pretrained() if model.startswith(f"{architecture}.")]
+        raise ConfigError(
+            f"timm has no weights {name!r}; of that model: {', '.join(known)}"
+        ) from error
+
+
+# ---- a grid of features --------------------------------------------------------------------------
+
+
+class TimmClassifier(Classifier):
+    """A network whose forward_features gives a grid, channels first or last."""
+
+    def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
+        super().__init__()
+        self.name = name
+        self.normalize = normalize
+        self.inner = network
+        self.channels_last = vars(network).get("output_fmt") == "NHWC"
+        pools = [m for m in network.modules() if isinstance(m, SelectAdaptivePool2d)]
+        self.closed_form: Head | None = None
+        self.has_dropout = False
+        if any(pool.pool_type == "avg" for pool in pools):
+            self.closed_form, self.has_dropout = _probe_head(network, self._to_native)
+
+    @property
+    def network(self) -> nn.Module:
+        """timm's own."""
+        network: nn.Module = self.inner
+        return network
+
+    @property
+    def head(self) -> Head | None:
+        """As probed; an active dropout leaves it to autograd."""
+        return None if self.training and self.has_dropout else self.closed_form
+
+    def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
+        features = self.inner.forward_features(self.normalize(images))
+        if not isinstance(features, Tensor) or features.ndim != 4:
+            raise ConfigError(f"timm's {self.name} is not supported; {_SUPPORTED}")
+        return (features.permute(0, 3, 1, 2) if self.channels_last else features), None
+
+    def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):  # an attention pool is differentiated twice
+            logits: Tensor = self.inner.forward_head(self._to_native(features))
+        return logits
+
+    def _to_native(self, features: Tensor) -> Tensor:
+        return features.permute(0, 2, 3, 1) if self.channels_last else features
+
+
+def _probe_head(network: Any, to_native: Callable[[Tensor], Tensor]) -> tuple[Head | None, bool]:
+    """The head's closed form and whether it has a dropout, tried out on features rather than assumed.
+
+    timm's architectures name their head's parts in many ways; its input to the last layer says what
+    comes before: the average, its layer norm, or something else.
+    """
+    linear = network.get_classifier()
+    if not isinstance(linear, nn.Linear):
+        return None, False
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, network.num_features, 2, 2, generator=generator)
+    average = features.mean(dim=(2, 3))
+    was_training = network.training
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        network.eval()
+        last_input = network.forward_head(to_native(features), pre_logits=True)
+        logits = network.forward_head(to_native(features))
+        head: Head | None = None
+        norm = _head_norm(network)
+        if last_input.ndim != 2 or not _equal(logits, linear(last_input)):
+            head = None
+        elif _equal(last_input, average):
+            head = GapLinear(linear)
+        elif (
+            norm is not None
+            and norm.normalized_shape == average.shape[1:]
+            and _equal(last_input, apply_norm(norm, average))
+        ):
+            head = GapNormLinear(norm, linear)
+        if head is None:
+            network.train(was_training)
+            return None, False
+        network.train()
+        has_dropout = not _equal(
+            last_input, network.forward_head(to_native(features), pre_logits=True)
+        )
+        network.train(was_training)
+    return head, has_dropout
+
+
+def _head_norm(network: nn.Module) -> nn.LayerNorm | None:
+    named = dict(network.named_modules())
+    for name in ("head.norm", "fc_norm"):
+        norm = named.get(name)
+        if isinstance(norm, nn.LayerNorm):
+            return norm
+    return None
+
+
+def _equal(found: Tensor, expected: Tensor) -> bool:
+    """But for rounding: even a batch norm that has seen nothing yet (1 / sqrt(1 + eps)) differs more."""
+    if found.shape != expected.shape:
+        return False
+    return bool((found - expected).abs().max() <= 1e-6 * expected.abs().max())
+
+
+# ---- tokens --------------------------------------------------------------------------------------
+
+
+class TimmVit(Classifier):
+    """A VisionTransformer; features are its patch tokens as a grid [B, C, h, w].
+
+    The context [B, T, C] is the residual stream into the last block where a class token is read,
+    and the other tokens of the last block's output where tokens are pooled.
+    """
+
+    def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
+        super().__init__()
+        self.name = name
+        self.normalize = normalize
+        self.inner = network
+        self.reads_class_token = network.global_pool == "token" and network.attn_pool is None
+        self.num_prefix = network.num_prefix_tokens
+        self.closed_form: Head | None = None
+        self.has_dropout = False
+        if type(network).forward_features is not VisionTransformer.forward_features:
+            raise ConfigError(f"timm's {name} is not supported; {_SUPPORTED}")
+        if self.reads_class_token and type(network.blocks[-1]) is not Block:
+            raise ConfigError(
+                f"timm's {name} has blocks of type {type(network.blocks[-1]).__name__}, whose attention "
+                f"cannot be entered after its norm; {_SUPPORTED}"
+            )
+        if network.global_pool == "avg":
+            self.closed_form, self.has_dropout = _probe_head(network, self._with_blank_prefix)
+
+    @property
+    def network(self) -> nn.Module:
+        """timm's own."""
+        network: nn.Module = self.inner
+        return network
+
+    @property
+    def head(self) -> Head | None:
+        """As probed where tokens are averaged; a class token leaves it to autograd."""
+        return None if self.training and self.has_dropout else self.closed_form
+
+    def forward_trunk(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        net = self.inner
+        size = (images.shape[-2], images.shape[-1])
+        if net.patch_embed.strict_img_size and net.patch_embed.img_size is not None:
+            require_size(self.name, images, net.patch_embed.img_size)
+        x = net.patch_embed(self.normalize(images))
+        x = net.norm_pre(net.patch_drop(net._pos_embed(x)))
+        for block in net.blocks[:-1]:
+            x = block(x)
+        tokens = net.blocks[-1].norm1(x) if self.reads_class_token else net.norm(net.blocks[-1](x))
+        patches = tokens[:, self.num_prefix :].transpose(1, 2)
+        context = x if self.reads_class_token else tokens[:, : self.num_prefix]
+        return patches.unflatten(2, net.patch_embed.dynamic_feat_size(size)), context
+
+    def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
+        assert context is not None
+        net = self.inner
+        patches = features.flatten(2).transpose(1, 2)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+            if self.reads_class_token:
+                block = net.blocks[-1]
+                prefix = block.norm1(context[:, : self.num_prefix])
+                x = block.attn(torch.cat([prefix, patches], dim=1))
+                x = context + block.drop_path1(block.ls1(x))
+                x = net.norm(x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
+            else:
+                x = torch.cat([context, patches], dim=1)
+            logits: Tensor = net.forward_head(x)
+        return logits
+
+    def _with_blank_prefix(self, features: Tensor) -> Tensor:
+        patches = features.flatten(2).transpose(1, 2)
+        return torch.cat(
+            [patches.new_zeros(len(patches), self.num_prefix, patches.shape[2]), patches], 1
+        )

@@ -1,0 +1,304 @@
+"""The classifiers of torchvision, split at the explained layer.
+
+The trunk ends with the last stage's output, after its activation and before any pooling. Where a
+class token reads the image (ViT) the explained layer is the input of the last block's attention,
+after its norm: at the block's output no patch token has a gradient.
+
+GoogLeNet and Inception v3 come without their auxiliary heads and with transform_input, as torchvision
+builds them for the published weights.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torchvision import models
+
+from pipeline.config import ConfigError
+from pipeline.models.classifier import Classifier, Published, WeightsError, require_size
+from pipeline.models.output import Normalize, match_head
+
+if TYPE_CHECKING:
+    from pipeline.config import TorchvisionModelConfig
+    from pipeline.models.output import Head
+
+
+class Split(NamedTuple):
+    """One family's network in two halves."""
+
+    trunk: Callable[[Any, Tensor], Tensor]
+    """Its network and normalised images [B, 3, H, W] -> features [B, C, h, w]."""
+    head_layers: Callable[[Any], list[nn.Module]]
+    """The layers from features to logits, in order."""
+
+
+# ---- building ------------------------------------------------------------------------------------
+
+
+def build_torchvision(config: TorchvisionModelConfig, outputs: int) -> Classifier:
+    """The network of that name; its published weights with `weights: pretrained`, fresh ones otherwise.
+
+    Where the published head has another number of outputs, the trunk is the published one and the
+    layer that gives the logits is fresh.
+    """
+    network = _build_network(config, outputs)
+    if config.weights == "pretrained":
+        _load_published(network, config.name)
+    if isinstance(network, models.VisionTransformer):
+        return TorchvisionVit(config, network)
+    return TorchvisionClassifier(config, network)
+
+
+def published_torchvision(config: TorchvisionModelConfig) -> Published:
+    """What torchvision says about its default weights."""
+    _require_known(config.name)
+    weights = models.get_model_weights(config.name).DEFAULT
+    preset = weights.transforms()
+    return Published(
+        classes=len(weights.meta["categories"]),
+        input_size=preset.crop_size[0],
+        fixed_size=config.name.startswith(("vit_", "maxvit_")),
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+    )
+
+
+def _build_network(config: TorchvisionModelConfig, outputs: int) -> nn.Module:
+    source = published_torchvision(config)
+    size = config.input_size or source.input_size
+    options: dict[str, Any] = {}
+    if config.name in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "transform_input": True, "init_weights": True}
+    elif config.name.startswith("vit_"):
+        options = {"image_size": size}
+    elif config.name.startswith("maxvit_"):
+        options = {"input_size": (size, size)}
+    network: nn.Module = models.get_model(config.name, weights=None, num_classes=outputs, **options)
+    return network
+
+
+def _require_known(name: str) -> None:
+    known = models.list_models(module=torchvision.models)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+        raise ConfigError(
+            f"torchvision has no classifier {name!r}; close to it: {', '.join(close) or 'none'}"
+        )
+
+
+def _load_published(network: nn.Module, name: str) -> None:
+    try:
+        weights = models.get_model(name, weights="DEFAULT").state_dict()
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"torchvision's published weights of {name} could not be fetched ({error}); "
+            "give a local file as weights="
+        ) from error
+    own = network.state_dict()
+    classes = len(models.get_model_weights(name).DEFAULT.meta["categories"])
+    misfits = [n for n, tensor in own.items() if weights[n].shape != tensor.shape]
+    if not all(len(weights[n]) == classes for n in misfits):
+        raise WeightsError(
+            f"torchvision's published weights of {name} are for another image size; leave input_size null"
+        )
+    own.update({n: tensor for n, tensor in weights.items() if n in own and n not in misfits})
+    network.load_state_dict(own)
+
+
+# ---- one grid of features, then a list of layers -------------------------------------------------
+
+
+class TorchvisionClassifier(Classifier):
+    """A network whose head is a sequence of layers on its last stage."""
+
+    def __init__(self, config: TorchvisionModelConfig, network: nn.Module) -> None:
+        super().__init__()
+        assert config.mean is not None
+        assert config.std is not None
+        self.normalize = Normalize(config.mean, config.std)
+        self.inner = network
+        self.split = SPLITS[type(network)]
+
+    @property
+    def network(self) -> nn.Module:
+        """torchvision's own."""
+        return self.inner
+
+    @property
+    def head(self) -> Head | None:
+        """By the head's layers; an active dropout leaves it to autograd."""
+        return match_head(self.split.head_layers(self.inner))
+
+    def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
+        return self.split.trunk(self.inner, self.normalize(images)), None
+
+    def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
+        x = features
+        for layer in self.split.head_layers(self.inner):
+            x = layer(x)
+        return x
+
+    def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Without auxiliary heads; the published DenseNets call norm1 norm.1, conv2 conv.2 and so on."""
+        return {
+            re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name): tensor
+            for name, tensor in state.items()
+            if not name.startswith(("aux1.", "aux2.", "AuxLogits."))
+        }
+
+
+def _in_turn(*names: str) -> Callable[[Any, Tensor], Tensor]:
+    """A trunk that is these submodules, one after the other."""
+
+    def trunk(network: nn.Module, x: Tensor) -> Tensor:
+        for name in names:
+            x = network.get_submodule(name)(x)
+        return x
+
+    return trunk
+
+
+def _densenet_trunk(network: Any, x: Tensor) -> Tensor:
+    return F.relu(network.features(x))
+
+
+def _swin_trunk(network: Any, x: Tensor) -> Tensor:
+    features: Tensor = network.permute(network.norm(network.features(x)))
+    return features
+
+
+def _maxvit_trunk(network: Any, x: Tensor) -> Tensor:
+    x = network.stem(x)
+    for block in network.blocks:
+        x = block(x)
+    return x
+
+
+_googlenet_layers = _in_turn(
+    *("conv1", "maxpool1", "conv2", "conv3", "maxpool2"),
+    *("inception3a", "inception3b", "maxpool3"),
+    *("inception4a", "inception4b", "inception4c", "inception4d", "inception4e", "maxpool4"),
+    *("inception5a", "inception5b"),
+)
+_inception_layers = _in_turn(
+    *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1"),
+    *("Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2"),
+    *("Mixed_5b", "Mixed_5c", "Mixed_5d"),
+    *("Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
+    *("Mixed_7a", "Mixed_7b", "Mixed_7c"),
+)
+
+
+def _googlenet_trunk(network: Any, x: Tensor) -> Tensor:
+    return _googlenet_layers(network, network._transform_input(x))
+
+
+def _inception_trunk(network: Any, x: Tensor) -> Tensor:
+    return _inception_layers(network, network._transform_input(x))
+
+
+def _pooled(*names: str) -> Callable[[Any], list[nn.Module]]:
+    """A head that is these submodules on the average of the features."""
+
+    def head_layers(network: nn.Module) -> list[nn.Module]:
+        layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        for name in names:
+            module = network.get_submodule(name)
+            layers += [*module] if isinstance(module, nn.Sequential) else [module]
+        return layers
+
+    return head_layers
+
+
+_features = _in_turn("features")
+
+SPLITS: dict[type[nn.Module], Split] = {
+    models.AlexNet: Split(_features, lambda net: [net.avgpool, nn.Flatten(), *net.classifier]),
+    models.ConvNeXt: Split(_features, lambda net: [net.avgpool, *net.classifier]),
+    models.DenseNet: Split(_densenet_trunk, _pooled("classifier")),
+    models.EfficientNet: Split(_features, _pooled("classifier")),
+    models.GoogLeNet: Split(_googlenet_trunk, _pooled("dropout", "fc")),
+    models.Inception3: Split(_inception_trunk, _pooled("dropout", "fc")),
+    models.MaxVit: Split(_maxvit_trunk, lambda net: [*net.classifier]),
+    models.MNASNet: Split(_in_turn("layers"), _pooled("classifier")),
+    models.MobileNetV2: Split(_features, _pooled("classifier")),
+    models.MobileNetV3: Split(_features, _pooled("classifier")),
+    models.RegNet: Split(_in_turn("stem", "trunk_output"), _pooled("fc")),
+    models.ResNet: Split(
+        _in_turn("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"),
+        _pooled("fc"),
+    ),
+    models.ShuffleNetV2: Split(
+        _in_turn("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"), _pooled("fc")
+    ),
+    models.SqueezeNet: Split(_features, lambda net: [*net.classifier, nn.Flatten()]),
+    models.SwinTransformer: Split(_swin_trunk, _pooled("head")),
+    models.VGG: Split(_features, lambda net: [net.avgpool, nn.Flatten(), *net.classifier]),
+}
+
+
+# ---- a class token -------------------------------------------------------------------------------
+
+
+class TorchvisionVit(Classifier):
+    """A ViT; features are the patch tokens that the last block's attention reads, [B, C, h, w].
+
+    The context [B, 1 + h * w, C] is the residual stream into that block, class token first.
+    """
+
+    def __init__(self, config: TorchvisionModelConfig, network: models.VisionTransformer) -> None:
+        super().__init__()
+        assert config.mean is not None
+        assert config.std is not None
+        self.name = config.name
+        self.normalize = Normalize(config.mean, config.std)
+        self.inner: nn.Module = network
+
+    @property
+    def network(self) -> nn.Module:
+        """torchvision's own."""
+        return self.inner
+
+    @property
+    def head(self) -> None:
+        """The last block's attention is part of it."""
+        return
+
+    def forward_trunk(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        net: Any = self.inner
+        require_size(self.name, images, (net.image_size, net.image_size))
+        x = net._process_input(self.normalize(images))
+        x = torch.cat([net.class_token.expand(len(x), -1, -1), x], dim=1)
+        x = net.encoder.dropout(x + net.encoder.pos_embedding)
+        residual: Tensor = net.encoder.layers[:-1](x)
+        patches = net.encoder.layers[-1].ln_1(residual)[:, 1:]
+        side = net.image_size // net.patch_size
+        return patches.transpose(1, 2).unflatten(2, (side, side)), residual
+
+    def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
+        assert context is not None
+        net: Any = self.inner
+        block = net.encoder.layers[-1]
+        patches = features.flatten(2).transpose(1, 2)
+        x = torch.cat([block.ln_1(context[:, :1]), patches], dim=1)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+            x, _ = block.self_attention(x, x, x, need_weights=False)
+        x = block.dropout(x) + context
+        x = x + block.mlp(block.ln_2(x))
+        logits: Tensor = net.heads(net.encoder.ln(x)[:, 0])
+        return logits
+
+    def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The published files call the two layers of an MLP linear_1 and linear_2."""
+        renamed = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
+        for old, new in renamed.items():
+            state = {name.replace(old, new): tensor for name, tensor in state.items()}
+        return state
