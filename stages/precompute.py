@@ -130,7 +130,7 @@ def _annotate(
     num_classes = len(store.manifest.classes)
     description = describe_pass(
         store.manifest,
-        describe_teacher(teacher, num_classes),
+        describe_teacher(teacher, num_classes, config.annotate.precision),
         config.explainer,
         config.annotate,
         config.store.backend,

@@ -86,8 +86,18 @@ def start(world, store, *words, executor="serial"):
     )
 
 
-def journals(store):
-    return sorted(store.rglob(f".*{JOURNAL_SUFFIX}"))
+def journals(folder, process):
+    """Of the shards that this process is at; a killed one's stay behind."""
+    since = Path(f"/proc/{process.pid}").stat().st_mtime_ns
+    found = sorted((folder / "receipts").glob(f".*{JOURNAL_SUFFIX}"))
+    return [path for path in found if changed(path) > since]
+
+
+def changed(path):
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:  # finished in between
+        return 0
 
 
 def receipts(folder):
@@ -109,21 +119,36 @@ def wait_until(condition, process=None, seconds=90):
     raise AssertionError("waited in vain")
 
 
-def inside_a_shard(store, part):
-    """True while a shard of the part is being worked on and another one is finished already."""
+def stop_inside_a_shard(store, part, process, pid=None):
+    """Stop the process (or the one that works for it) while it is in a shard and another is finished.
+
+    Asserts that the fault will happen there: that shard's journal is open, its receipt is missing.
+    """
+    while True:
+        folder = wait_until(lambda: busy_folder(store, part, process), process, seconds=200)
+        worker = pid() if pid else process.pid
+        os.kill(worker, signal.SIGSTOP)
+        wait_until(lambda pid=worker: status(pid) == "T")
+        names = [path.stem for path in receipts(folder)]
+        at_work = [
+            j.name.removeprefix(".").removesuffix(JOURNAL_SUFFIX) for j in journals(folder, process)
+        ]
+        if len(at_work) == 1 and at_work[0] not in names:
+            assert 0 < len(names) < SHARDS
+            assert not (folder / "manifest.json").exists()
+            return worker
+        os.kill(worker, signal.SIGCONT)  # it was between two shards
+
+
+def busy_folder(store, part, process):
+    """The store's or the pass's folder, once a shard in it is finished and another one begun."""
     folders = [store] if part == "pack" else passes(store)
-    return any(receipts(f) and journals(f / "receipts") for f in folders)
+    return next((f for f in folders if receipts(f) and journals(f, process)), None)
 
 
-def assert_died_inside_a_shard(store, part):
-    """The journal of a shard is there, its receipt is not, and others are finished: the fault happened."""
-    (folder,) = [store] if part == "pack" else passes(store)
-    (journal, *_) = journals(folder / "receipts")
-    unfinished = journal.name.removeprefix(".").removesuffix(JOURNAL_SUFFIX)
-    names = [path.stem for path in receipts(folder)]
-    assert unfinished not in names
-    assert 0 < len(names) < SHARDS
-    assert not (folder / "manifest.json").exists()
+def status(pid):
+    """R, S, T (stopped), ..."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
 def assert_same_store(world, store):
@@ -135,31 +160,40 @@ def assert_same_store(world, store):
 # ---- one process ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", ["pack", "teacher"])
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
-)
-def test_a_signal_at_any_moment_loses_nothing(world, part, number, code):
-    store = f"{part}-{number}"
-    process = start(world, store)
-    wait_until(lambda: inside_a_shard(world / store, part), process)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+ENDS = [
+    ("pack", signal.SIGKILL, -9),
+    ("pack", signal.SIGTERM, 143),
+    ("teacher", signal.SIGINT, 130),
+    ("teacher", signal.SIGKILL, -9),
+]
 
-    assert process.returncode == code
-    if number == signal.SIGKILL:
-        assert_died_inside_a_shard(world / store, part)
-    else:
-        assert "the same command goes on where it stopped" in errors
-        assert "Traceback" not in errors
-        folder = world / store if part == "pack" else passes(world / store)[0]
-        assert 0 < len(receipts(folder)) < SHARDS
-    finished = {p: p.stat().st_mtime_ns for p in (world / store).rglob("receipts/*.parquet")}
-    done = run(world, store)
 
-    assert_same_store(world, store)
-    assert f"{part if part == 'teacher' else 'packed'}_records: 0" not in done.stdout
-    assert {p: p.stat().st_mtime_ns for p in finished} == finished  # nothing was done twice
+def test_a_run_that_is_ended_again_and_again_loses_nothing(world):
+    store, finished = world / "ended", {}
+    for part, number, code in ENDS:
+        process = start(world, "ended")
+        stop_inside_a_shard(store, part, process)
+        process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
+        _, errors = process.communicate(timeout=60)
+
+        assert process.returncode == code
+        if number != signal.SIGKILL:
+            assert "the same command goes on where it stopped" in errors
+            assert "Traceback" not in errors
+        # What a former run finished was not done again.
+        assert {path: path.stat().st_mtime_ns for path in finished} == finished
+        finished = {p: p.stat().st_mtime_ns for p in store.rglob("receipts/*.parquet")}
+    done = run(world, "ended")
+
+    assert_same_store(world, "ended")
+    annotated = SHARDS - len(receipts_before(finished, "teachers"))
+    assert f"teacher_records: {annotated * RECORDS}" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+
+
+def receipts_before(finished, part):
+    return [path for path in finished if part in path.parts]
 
 
 def test_a_file_that_the_disk_has_no_room_for_is_named_and_the_rest_stays(world):
@@ -183,9 +217,10 @@ def test_a_file_that_the_disk_has_no_room_for_is_named_and_the_rest_stays(world)
 
 def test_a_second_writer_is_turned_away_and_harms_nothing(world):
     process = start(world, "shared")
-    wait_until(lambda: inside_a_shard(world / "shared", "pack"), process)
+    stop_inside_a_shard(world / "shared", "pack", process)
     second = run(world, "shared", limit=lambda: None)
-    assert process.poll() is None, "the first writer ended too early to be disturbed"
+    assert process.poll() is None
+    process.send_signal(signal.SIGCONT)
 
     assert second.returncode == 1
     assert f"another process is writing to {world / 'shared'}" in second.stderr
@@ -224,14 +259,17 @@ def alive(pids):
     return [pid for pid in pids if title(pid)]
 
 
+def actor_of(driver):
+    """The process id of the one actor that works for a driver."""
+    (actor,) = [pid for pid in descendants(driver.pid) if "MapWorker" in title(pid)]
+    return actor
+
+
 @pytest.mark.ray
 def test_an_actor_that_is_killed_is_replaced_and_its_shard_done_again(world):
     process = start(world, "actor", executor="ray")
-    wait_until(lambda: inside_a_shard(world / "actor", "teacher"), process, seconds=200)
-    actors = [pid for pid in descendants(process.pid) if "MapWorker" in title(pid)]
-    assert len(actors) == 1
-    os.kill(actors[0], signal.SIGKILL)
-    assert_died_inside_a_shard(world / "actor", "teacher")
+    actor = stop_inside_a_shard(world / "actor", "teacher", process, lambda: actor_of(process))
+    os.kill(actor, signal.SIGKILL)
     output, errors = process.communicate(timeout=240)
 
     assert process.returncode == 0, errors
@@ -240,14 +278,13 @@ def test_an_actor_that_is_killed_is_replaced_and_its_shard_done_again(world):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_driver_that_is_killed_takes_ray_with_it_and_the_next_one_goes_on(world):
     process = start(world, "driver", executor="ray")
-    wait_until(lambda: inside_a_shard(world / "driver", "teacher"), process, seconds=200)
+    actor = stop_inside_a_shard(world / "driver", "teacher", process, lambda: actor_of(process))
     below = descendants(process.pid)
     process.kill()
-    assert len(alive(below)) > 3, "Ray was not running"
-    (folder,) = passes(world / "driver")
-    assert 0 < len(receipts(folder)) < SHARDS
+    os.kill(actor, signal.SIGCONT)
     process.communicate(timeout=60)
     done = run(world, "driver", executor="ray")  # at once: an orphaned actor may still be writing
 
@@ -257,9 +294,11 @@ def test_a_driver_that_is_killed_takes_ray_with_it_and_the_next_one_goes_on(worl
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ctrl_c_on_ray_is_one_clear_line_and_the_next_run_goes_on(world):
     process = start(world, "ctrl-c", executor="ray")
-    wait_until(lambda: inside_a_shard(world / "ctrl-c", "teacher"), process, seconds=200)
+    actor = stop_inside_a_shard(world / "ctrl-c", "teacher", process, lambda: actor_of(process))
+    os.kill(actor, signal.SIGCONT)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the whole group
     _, errors = process.communicate(timeout=120)
 
