@@ -1,9 +1,10 @@
-"""Gather a sweep into one self-contained HTML page and one JSON file.
+"""Gather a store, and the sweep over it if there is one, into one self-contained HTML page and one JSON file.
 
     python -m stages.report experiment=demo
+    python -m stages.report store.path=stores/photos run=photos augment=resized_crop_flip
     python -m stages.report store.path=stores/demo run=taus report.baseline=t1 report.candidate=t4
 
-Reads   runs/<run>/sweep.json and the runs it lists, the store's manifests
+Reads   <store.path>; runs/<run>/sweep.json, where there is one, and the runs it lists
 Writes  runs/<run>/report.html and runs/<run>/report.json
 """
 
@@ -46,14 +47,24 @@ class ReportResult:
 
 
 def run(config: ReportConfig) -> ReportResult:
-    """Write both files from finished runs; nothing is trained or judged here."""
+    """Write both files from what is finished; nothing is trained or judged here."""
     results = load_results(config.run)
     store = Store(Path(config.store.path))
     options = config.report
-    rows = student_rows(results, options.columns)
-    teacher = teacher_row(results, options.columns)
-    paired = paired_difference(rows, options.candidate, options.baseline, options.paired_column)
-    values = {"teacher": teacher, "runs": rows, "paired_difference": paired}
+    values: dict[str, Any] = {}
+    headline = ""
+    if results:
+        rows = student_rows(results, options.columns)
+        paired = paired_difference(rows, options.candidate, options.baseline, options.paired_column)
+        values = {
+            "teacher": teacher_row(results, options.columns),
+            "runs": rows,
+            "paired_difference": paired,
+        }
+        headline = (
+            f"{options.candidate} - {options.baseline} in {options.paired_column}: "
+            f"{100 * paired['mean']:+.1f} points (sd {100 * paired['sd']:.1f})"
+        )
     folder = RUNS / config.run
     write_atomically(folder / "report.json", json.dumps(values, indent=1).encode())
     html = _page(config, store, results, values)
@@ -61,8 +72,7 @@ def run(config: ReportConfig) -> ReportResult:
     return ReportResult(
         html=str(folder / "report.html"),
         json=str(folder / "report.json"),
-        paired_difference=f"{options.candidate} - {options.baseline} in {options.paired_column}: "
-        f"{100 * paired['mean']:+.1f} points (sd {100 * paired['sd']:.1f})",
+        paired_difference=headline,
         next=options.next_command,
     )
 
@@ -72,7 +82,7 @@ def _page(
 ) -> str:
     import jinja2
 
-    from pipeline.report.figures import map_grid, training_curves
+    from pipeline.report.contact_sheet import contact_sheet
 
     options = config.report
     environment = jinja2.Environment(
@@ -80,31 +90,53 @@ def _page(
     )
     environment.filters["words"] = lambda name: name.replace("_", " ")
     environment.filters["points"] = lambda value: f"{100 * value:+.1f}"
-    seeds = list(dict.fromkeys(result.seed for result in results))
-    pictures = _pictures([result for result in results if result.seed == seeds[0]])
-    teacher_pass = _open_pass(config, store)
+    passes = _open_passes(config, store)
+    sheet = ""
+    if options.contact_records:
+        sheet = contact_sheet(
+            store,
+            passes,
+            config.augment,
+            num_records=options.contact_records,
+            num_views=options.contact_views,
+        )
     return environment.get_template("page.html.j2").render(
         title=options.title,
         store=config.store.path,
-        teacher_pass=teacher_pass.name if teacher_pass else "none",
-        seeds=seeds,
-        candidate=options.candidate,
-        baseline=options.baseline,
-        paired=values["paired_difference"],
-        paired_column=options.paired_column,
-        columns=list(options.columns),
-        teacher=values["teacher"],
-        summary=arm_summary(values["runs"], list(options.columns)),
-        rows=values["runs"],
-        maps=map_grid(pictures, store.manifest.classes) if pictures else "",
-        curves=training_curves(_metric_lines(results)),
-        ledger=_ledger(config.run, store, teacher_pass, results),
+        passes=[teacher.name for teacher in passes],
+        contact_sheet=sheet,
+        ledger=_ledger(config.run, store, passes, results),
+        **(_students(config, store, results, values) if results else {}),
     )
 
 
-def _open_pass(config: ReportConfig, store: Store) -> TeacherPass | None:
-    """The pass to count the cost of; a store without a teacher has none."""
-    return store.open_passes(config.store.teacher)[0] if store.pass_folders() else None
+def _students(
+    config: ReportConfig, store: Store, results: list[StudentResult], values: dict[str, Any]
+) -> dict[str, Any]:
+    from pipeline.report.figures import map_grid, training_curves
+
+    options = config.report
+    seeds = list(dict.fromkeys(result.seed for result in results))
+    pictures = _pictures([result for result in results if result.seed == seeds[0]])
+    return {
+        "seeds": seeds,
+        "candidate": options.candidate,
+        "baseline": options.baseline,
+        "paired": values["paired_difference"],
+        "paired_column": options.paired_column,
+        "columns": list(options.columns),
+        "teacher": values["teacher"],
+        "summary": arm_summary(values["runs"], list(options.columns)),
+        "rows": values["runs"],
+        "maps": map_grid(pictures, store.manifest.classes) if pictures else "",
+        "curves": training_curves(_metric_lines(results)),
+    }
+
+
+def _open_passes(config: ReportConfig, store: Store) -> list[TeacherPass]:
+    """Those that store.teacher names, all of the store's otherwise."""
+    names = config.store.teacher or [folder.name for folder in store.pass_folders()]
+    return store.open_passes(names) if names else []
 
 
 def _pictures(results: list[StudentResult]) -> dict[str, Any]:
@@ -124,22 +156,25 @@ def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str,
 
 
 def _ledger(
-    run: str, store: Store, teacher: TeacherPass | None, results: list[StudentResult]
+    run: str, store: Store, passes: list[TeacherPass], results: list[StudentResult]
 ) -> dict[str, str]:
     records = store.index.num_rows
     images = sum(shard.bytes for shard in store.manifest.shards)
     folders = [result.folder / "distill" for result in results]
     costs = {folder: cost for folder in folders if (cost := read_cost(folder))}
     ledger = {"Bytes of images": f"{images:,} ({images / records:,.0f} a record)"}
+    if store.manifest.skipped:
+        ledger["Images that could not be decoded"] = f"{len(store.manifest.skipped):,}"
     if costs:
         seconds = mean(cost["seconds"] for cost in costs.values())
         ledger["Seconds a student, mean"] = f"{seconds:.1f}"
-    if teacher is not None:
-        columns = sum(entry.bytes for shard in teacher.manifest.shards for entry in shard.files)
+    if passes:
+        columns = sum(e.bytes for t in passes for shard in t.manifest.shards for e in shard.files)
         taught = [folder for folder in costs if read_description(folder).teachers]
         live = sum(costs[folder]["records"] for folder in taught)
+        forwards = records * len(passes)
         ledger["Bytes of teacher columns"] = f"{columns:,} ({columns / records:,.0f} a record)"
-        ledger["Teacher forward passes, paid once"] = f"{records:,}"
+        ledger["Teacher forward passes, paid once"] = f"{forwards:,}"
         ledger["Teacher forward passes that live teaching would have cost"] = f"{live:,.0f}"
     if (pass_cost := read_cost(RUNS / run / "precompute")) is not None:
         ledger["Seconds in the teacher's shards"] = f"{pass_cost['seconds']:.1f}"

@@ -167,11 +167,19 @@ class ReportOptions:
     paired_column: str = "accuracy"
     next_command: str = ""
     """Printed last: what to try now."""
+    contact_records: int = 8
+    """Records on the contact sheet of the store and its teachers' maps; 0 leaves it out."""
+    contact_views: int = 2
+    """Random views (`augment=`) of each of them."""
 
     def __post_init__(self) -> None:
         if not self.columns:
             object.__setattr__(
                 self, "columns", {n: f"test.{n}" for n in ("accuracy", "agreement", "epg")}
+            )
+        for name in ("contact_records", "contact_views"):
+            require(
+                getattr(self, name) >= 0, f"report.{name} must be >= 0, got {getattr(self, name)}"
             )
         require(
             self.paired_column in self.columns,
@@ -184,6 +192,7 @@ class ReportConfig:
     """Sections that `stages.report` reads."""
 
     store: StoreConfig
+    augment: AugmentConfig
     report: ReportOptions
     run: str = "untitled"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -74,6 +74,39 @@ def map_grid(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) 
                 color="black" if right else "crimson",
                 pad=2,
             )
+            axis.set_xticks([])
+            axis.set_yticks([])
+    return _data_uri(figure, "png")
+
+
+class PictureRow(NamedTuple):
+    """One row of a grid of pictures."""
+
+    title: str
+    pixels: NDArray[np.uint8]
+    """[n, height, width, 3]."""
+    maps: NDArray[np.float32] | None
+    """[n, height, width], laid over the pixels; None shows these alone."""
+    captions: list[str]
+    """[n], above the pictures."""
+    aspects: list[float]
+    """[n]: width / height at which each is shown."""
+
+
+def picture_grid(rows: Sequence[PictureRow]) -> str:
+    """Records in columns: PNG."""
+    from matplotlib.figure import Figure
+
+    columns = len(rows[0].pixels)
+    figure = Figure(figsize=(1.3 * columns + 1.2, 1.3 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for axis_row, row in zip(axes, rows, strict=True):
+        axis_row[0].set_ylabel(row.title, fontsize=8)
+        for column, axis in enumerate(axis_row):
+            image = row.pixels[column]
+            axis.imshow(image if row.maps is None else _overlay(image, row.maps[column]))
+            axis.set_aspect(image.shape[1] / image.shape[0] / row.aspects[column])
+            axis.set_title(row.captions[column], fontsize=7, pad=2)
             axis.set_xticks([])
             axis.set_yticks([])
     return _data_uri(figure, "png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 ALL_SPLITS = "all"
 """In a column's source: the mean over all splits, weighted by their records."""
+
+logger = logging.getLogger("permafrost.report")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +48,11 @@ class StudentResult:
 
 
 def load_results(run: str) -> list[StudentResult]:
-    """The students that runs/<run>/sweep.json lists, in its order."""
+    """The students that runs/<run>/sweep.json lists, in its order; none where there is no sweep."""
     path = RUNS / run / "sweep.json"
     if not path.exists():
-        raise ConfigError(f"{path} does not exist; run stages.sweep first, or correct run=")
+        logger.info("%s does not exist: the report shows the store alone", path)
+        return []
     return [_load_result(row) for row in json.loads(path.read_text())["runs"]]
 
 

@@ -1,0 +1,67 @@
+"""What a store holds, to look at: images and every teacher's maps, as they are and under random views.
+
+Image and map were moved by the same matrix, so a map that sits wrong on its image is seen at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pipeline.geometry import view_images, view_maps
+from pipeline.report.figures import PictureRow, picture_grid
+from pipeline.stream import StoreDataset
+from pipeline.views import ViewSchedule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.config import AugmentConfig
+    from pipeline.records import Batch
+    from pipeline.store.reader import Store, TeacherPass
+
+VIEW_SIZE = (112, 112)
+"""Pixels of a picture of a view, (height, width)."""
+
+
+def contact_sheet(
+    store: Store,
+    passes: Sequence[TeacherPass],
+    augment: AugmentConfig,
+    *,
+    num_records: int,
+    num_views: int,
+) -> str:
+    """PNG as a data URI: records spread over the store in columns, narrow, wide and grey ones among them.
+
+    Whole images are shown in their original proportions, views as the student gets them.
+    """
+    rows = np.linspace(0, store.index.num_rows - 1, min(num_records, store.index.num_rows))
+    dataset = StoreDataset(store, np.unique(rows.astype(np.int64)), passes)
+    batch = dataset.__getitems__(list(range(len(dataset))))
+    one_aspect = bool((dataset.aspects == store.size[1] / store.size[0]).all())
+    schedule = ViewSchedule(augment, store.size, seed=0, one_aspect=one_aspect)
+    names = [store.manifest.classes[label] if label >= 0 else "" for label in batch.labels.tolist()]
+    aspects = dataset.aspects.tolist()
+    pictures = _rows(batch, "image", names, aspects)
+    for view in range(num_views):
+        matrices = schedule.views(epoch=view, start=0, aspects=dataset.aspects)
+        if matrices is not None:
+            moved = replace(batch, canonical_from_view=matrices)
+            pictures += _rows(moved, f"view {view + 1}", [""] * len(names), [1.0] * len(names))
+    return picture_grid(pictures)
+
+
+def _rows(batch: Batch, title: str, captions: list[str], aspects: list[float]) -> list[PictureRow]:
+    images = view_images(batch, VIEW_SIZE)
+    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    shown = [PictureRow(title, pixels, None, captions, aspects)]
+    for stored in batch.targets:
+        if stored.maps is not None:
+            maps = view_maps(batch, stored, VIEW_SIZE)[:, 0].sum(dim=1).numpy()
+            name = stored.teacher.rsplit("-", 1)[0]
+            shown.append(PictureRow(name, pixels, maps, [""] * len(captions), aspects))
+    return shown

@@ -1,0 +1,181 @@
+"""Photographs of every shape, from their files to the maps under a student's views."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from pipeline import annotate
+from pipeline.config import (
+    AugmentConfig,
+    CifarModelConfig,
+    ImageFolderDataConfig,
+    OperationConfig,
+    PassConfig,
+    ReportConfig,
+    ReportOptions,
+    StoreConfig,
+    TorchvisionModelConfig,
+)
+from pipeline.geometry import view_maps
+from pipeline.models.classifier import Classifier
+from pipeline.models.output import GapLinear
+from pipeline.store.reader import Store
+from pipeline.stream import StoreDataset
+from pipeline.views import ViewSchedule
+from stages import precompute, report
+from tests.conftest import precompute_config
+
+PHOTOS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "photos"
+SPOT = (-0.3, 0.4)
+"""x and y, in the frame that the teacher sees."""
+GRID, SIGMA = 64, 1.2
+"""Cells a side of the stand-in's map, and the spot's standard deviation in cells."""
+VIEWS = AugmentConfig(
+    size=224,
+    operations=(
+        OperationConfig(kind="rotation", p=1.0, degrees=15.0),
+        OperationConfig(kind="resized_crop", scale=(0.25, 1.0)),
+        OperationConfig(kind="horizontal_flip"),
+    ),
+)
+
+
+class SpotTeacher(Classifier):
+    """Says nothing, and looks at one place."""
+
+    def __init__(self, *_):
+        super().__init__()
+        self.linear = nn.Linear(1, 2, bias=False)
+        nn.init.ones_(self.linear.weight)
+
+    network = property(lambda self: self)
+    head = property(lambda self: GapLinear(self.linear))
+
+    def forward_trunk(self, images):
+        places = (2 * torch.arange(GRID) + 1) / GRID - 1
+        x, y = (torch.exp(-((places - at) ** 2) / 2 / (2 * SIGMA / GRID) ** 2) for at in SPOT)
+        return (y[:, None] * x).expand(len(images), 1, GRID, GRID), None
+
+    def forward_head(self, features, context):
+        return self.linear(features.mean(dim=(2, 3)))
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    """A folder with the narrowest and the widest of the real photographs, or of their sizes."""
+    folder = tmp_path_factory.mktemp("shapes")
+    sizes = {}
+    for path in sorted(PHOTOS.glob("*/*.jpg")):
+        with Image.open(path) as image:
+            sizes[path] = image.width / image.height
+    chosen = (
+        [min(sizes, key=sizes.get), max(sizes, key=sizes.get)] if sizes else [(68, 121), (900, 300)]
+    )
+    for number, photo in enumerate(chosen):
+        target = folder / f"class{number}" / "photo.jpg"
+        target.parent.mkdir()
+        if isinstance(photo, Path):
+            target.write_bytes(photo.read_bytes())
+        else:
+            Image.new("RGB", photo, "grey").save(target)
+    return folder
+
+
+def photo_config(folder, store, teacher, **options):
+    data = ImageFolderDataConfig(path=str(folder))
+    annotate_options = options.pop("annotate", PassConfig(batch_size=8))
+    return precompute_config(store, teacher, data=data, annotate=annotate_options, **options)
+
+
+@pytest.mark.parametrize("frame", ["full", "center_crop"])
+def test_a_spot_lies_where_the_matrix_sends_it_on_the_narrowest_and_the_widest_photograph(
+    tmp_path, monkeypatch, shapes, frame
+):
+    monkeypatch.setattr(annotate, "build_model", SpotTeacher)
+    teacher = CifarModelConfig(name="resnet8", weights="random", frame=frame, input_size=GRID)
+    precompute.run(photo_config(shapes, tmp_path / "store", teacher))
+    store = Store(tmp_path / "store")
+    dataset = StoreDataset(store, np.arange(2), store.open_passes())
+    aspects = dataset.aspects
+    assert aspects.min() < 1 < aspects.max()
+    checked = 0
+
+    for record in range(2):
+        schedule = ViewSchedule(VIEWS, store.size, seed=record, one_aspect=False)
+        matrices = schedule.views(0, 0, aspects[record].expand(1024))
+        one = dataset.__getitems__([record] * len(matrices))
+        batch = replace(one, canonical_from_view=matrices)
+        (stored,) = batch.targets
+        spot = torch.tensor([*SPOT, 1.0])
+        map_from_view = stored.map_from_canonical @ matrices
+        expected = (torch.linalg.inv(map_from_view) @ spot)[:, :2]
+        spread = torch.linalg.inv(map_from_view)[:, :2, :2].norm(dim=(1, 2)) * 2 * SIGMA / GRID
+        whole = (expected.abs().amax(dim=1) + 4 * spread < 1).nonzero()[:200, 0]
+        assert len(whole) == 200, "too few draws show the whole spot"
+
+        maps = view_maps(batch, stored, (224, 224))[whole, 0, 0]
+
+        places = (2 * torch.arange(224) + 1) / 224 - 1
+        mass = maps.sum(dim=(1, 2))
+        centre = torch.stack(
+            [(maps.sum(dim=1) * places).sum(dim=1), (maps.sum(dim=2) * places).sum(dim=1)], dim=1
+        )
+        distance = (centre / mass[:, None] - expected[whole]).norm(dim=1)
+        assert distance.max() < 0.02
+        checked += len(whole)
+        # Negative control: a map that forgets the photograph's proportions misses by more.
+        naive = (torch.linalg.inv(square_views(record)) @ spot)[:, :2][whole]
+        assert (centre / mass[:, None] - naive).norm(dim=1).mean() > 0.02
+    assert checked == 400
+
+
+def square_views(seed):
+    """The same draws for photographs that were square."""
+    schedule = ViewSchedule(VIEWS, (256, 256), seed=seed, one_aspect=False)
+    return schedule.views(0, 0, torch.ones(1024))
+
+
+def test_several_teachers_lie_in_one_store_and_on_one_contact_sheet(tmp_path, shapes):
+    folder = tmp_path / "store"
+    for name, size in (("resnet8", 32), ("resnet14", 24)):
+        teacher = CifarModelConfig(name=name, weights="random", input_size=size)
+        precompute.run(photo_config(shapes, folder, teacher))
+
+    result = report.run(
+        ReportConfig(
+            store=StoreConfig(path=str(folder)), augment=VIEWS, report=ReportOptions(), run="sheet"
+        )
+    )
+
+    page = Path(result.html).read_text()
+    names = [path.name for path in Store(folder).pass_folders()]
+    assert len(names) == 2
+    assert all(name in page for name in names)
+    assert "data:image/png;base64," in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photographs of ../shared/data are not here")
+@pytest.mark.parametrize(
+    ("name", "grid"), [("resnet50", 7), ("convnext_tiny", 7), ("vit_b_16", 14)]
+)
+def test_large_networks_annotate_real_photographs(tmp_path, name, grid):
+    for path in sorted(PHOTOS.glob("*/*.jpg"))[::40]:
+        target = tmp_path / "photos" / path.parent.name / path.name
+        target.parent.mkdir(parents=True)
+        target.write_bytes(path.read_bytes())
+    teacher = TorchvisionModelConfig(name=name, weights="random", input_size=224)
+
+    result = precompute.run(photo_config(tmp_path / "photos", tmp_path / "store", teacher))
+
+    store = Store(tmp_path / "store")
+    (teacher_pass,) = store.open_passes()
+    assert result.teacher_records == store.index.num_rows == 5
+    values = teacher_pass.read_shard(store.manifest.shards[0])
+    assert values["map"].shape == (5, 1, 1, 1, grid, grid)
+    assert (values["map"].max(axis=(3, 4, 5)) == 1).all()

@@ -1,0 +1,191 @@
+"""Several teachers of one student, records held out of training, and the frames in which all are judged."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import (
+    AugmentConfig,
+    CifarModelConfig,
+    ConfigError,
+    DistillConfig,
+    E2KDConfig,
+    EvaluateConfig,
+    EvaluateOptions,
+    OptimizerConfig,
+    PassConfig,
+    StoreConfig,
+    SubsetConfig,
+    TrainerConfig,
+)
+from pipeline.losses import build_loss
+from pipeline.models import build_model
+from pipeline.runs import RUNS, read_description
+from pipeline.selection import rows_of_split, select_holdout_rows
+from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.reader import Store
+from pipeline.stream import StoreDataset
+from pipeline.training import Training, batch_loss, build_optimizer
+from stages import distill, evaluate, precompute
+from tests.conftest import precompute_config
+
+FIRST = CifarModelConfig(name="resnet8", width=4, weights="random")
+SECOND = CifarModelConfig(name="resnet14", width=4, weights="random")
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A store with the passes of two teachers, the first's name before the second's."""
+    path = tmp_path_factory.mktemp("taught") / "store"
+    for teacher in (FIRST, SECOND):
+        precompute.run(precompute_config(path, teacher))
+    return Store(path)
+
+
+def names_of(store):
+    by_kind = {folder.name.split("-")[0]: folder.name for folder in store.pass_folders()}
+    return by_kind["resnet8"], by_kind["resnet14"]
+
+
+def student_config(store, teachers, **options):
+    return DistillConfig(
+        store=StoreConfig(path=str(store.path), teacher=teachers),
+        student=replace(FIRST, weights=None),
+        method=options.pop("method", E2KDConfig(tau=2.0, lambda_map=3.0)),
+        augment=AugmentConfig(),
+        optimizer=OptimizerConfig(),
+        trainer=TrainerConfig(epochs=2, batch_size=8, num_threads=1),
+        subset=options.pop("subset", SubsetConfig()),
+        run=options.pop("run", "student"),
+    )
+
+
+def loss_of(store, names, weights=()):
+    torch.manual_seed(0)
+    model = build_model(replace(FIRST, weights=None), 10)
+    method = E2KDConfig(tau=2.0, lambda_map=3.0, lambda_ce=0.5, teacher_weights=weights)
+    training = Training(
+        model=model,
+        loss=build_loss(method),
+        optimizer=build_optimizer(OptimizerConfig(), list(model.parameters())),
+        teacher_weights=weights,
+    )
+    dataset = StoreDataset(store, np.arange(8), store.open_passes(names))
+    return batch_loss(training, dataset.__getitems__(list(range(8))), store.size)
+
+
+@pytest.mark.parametrize("weights", [(0.3, 0.7), (1.0, 0.0), ()])
+def test_the_loss_of_two_teachers_is_the_weighted_sum_of_each_one_s(taught, weights):
+    first, second = (loss_of(taught, [name]) for name in names_of(taught))
+    assert not torch.allclose(first.total, second.total)
+
+    both = loss_of(taught, names_of(taught), weights)
+
+    a, b = weights or (0.5, 0.5)
+    torch.testing.assert_close(both.total, a * first.total + b * second.total)
+    for name, term in both.terms.items():
+        torch.testing.assert_close(term, a * first.terms[name] + b * second.terms[name])
+    torch.testing.assert_close(both.terms["ce"], first.terms["ce"])  # labels count once
+
+
+def test_a_student_of_two_teachers_is_trained_and_says_whose_it_is(taught):
+    names = names_of(taught)
+    method = E2KDConfig(teacher_weights=(0.25, 0.75))
+
+    distill.run(student_config(taught, names, method=method))
+
+    assert read_description(RUNS / "student" / "distill").teachers == names
+    judged = evaluate.run(
+        EvaluateConfig(
+            store=StoreConfig(path=str(taught.path)), evaluate=EvaluateOptions(), run="student"
+        )
+    )
+    assert "agreement" in judged.splits["test"]
+
+
+def test_teachers_that_do_not_fit_together_are_refused(taught, tmp_path):
+    names = names_of(taught)
+    with pytest.raises(ConfigError, match="one weight for each of the 2 passes"):
+        distill.run(student_config(taught, names, method=E2KDConfig(teacher_weights=(1.0,))))
+    with pytest.raises(ConfigError, match="must be >= 0 and sum to 1"):
+        E2KDConfig(teacher_weights=(0.5, 0.6))
+
+    path = tmp_path / "store"
+    for teacher in (FIRST, replace(SECOND, classes=12)):
+        precompute.run(precompute_config(path, teacher))
+    with pytest.raises(StoreMismatchError, match=r"differ in num_classes: .* has 10, .* has 12"):
+        distill.run(student_config(Store(path), names_of(Store(path)), run="other"))
+
+
+# ---- held out ------------------------------------------------------------------------------------
+
+
+def test_what_was_held_out_is_judged_as_a_split_of_its_own(taught):
+    subset = SubsetConfig(holdout=1, seed=3)
+    distill.run(student_config(taught, names_of(taught)[:1], subset=subset))
+
+    config = EvaluateConfig(
+        store=StoreConfig(path=str(taught.path)),
+        evaluate=EvaluateOptions(splits=("holdout", "train")),
+        run="student",
+    )
+    splits = evaluate.run(config).splits
+
+    held_out = select_holdout_rows(taught.index, "train", subset)
+    assert splits["holdout"]["records"] == len(held_out) == 10
+    assert splits["train"]["records"] == len(rows_of_split(taught.index, "train"))
+
+
+def test_nothing_held_out_cannot_be_judged(taught):
+    distill.run(student_config(taught, names_of(taught)[:1]))
+
+    with pytest.raises(ConfigError, match=r"subset\.holdout=0"):
+        evaluate.run(
+            EvaluateConfig(
+                store=StoreConfig(path=str(taught.path)),
+                evaluate=EvaluateOptions(splits=("holdout",)),
+                run="student",
+            )
+        )
+
+
+# ---- frames and precision ------------------------------------------------------------------------
+
+
+def test_auto_judges_the_whole_frame_where_it_is_the_student_s_input(taught):
+    distill.run(student_config(taught, names_of(taught)[:1]))
+    found = {}
+
+    for frame in ("auto", "full", "center_crop"):
+        config = EvaluateConfig(
+            store=StoreConfig(path=str(taught.path)),
+            evaluate=EvaluateOptions(frame=frame, num_pictures=0),
+            run="student",
+        )
+        found[frame] = evaluate.run(config).splits["test"]
+        (RUNS / "student" / "evaluate").rename(f"{frame}.done")
+
+    assert found["auto"] == found["full"]
+    assert found["center_crop"] != found["full"]
+    # Of a square frame the crop shows 7/8: what lies at its edge cannot be pointed at any more.
+    assert 0 <= found["center_crop"]["epg"] <= 1
+    assert found["center_crop"]["teacher_epg"] != found["full"]["teacher_epg"]
+
+
+def test_half_precision_is_another_pass_close_to_the_full_one(tmp_path):
+    passes = []
+    for precision in ("float32", "bfloat16"):
+        path = tmp_path / precision
+        options = PassConfig(batch_size=8, precision=precision)
+        precompute.run(precompute_config(path, FIRST, annotate=options))
+        passes += Store(path).open_passes()
+
+    full, half = passes
+    shard = full.store.manifest.shards[0]
+    exact, rounded = full.read_shard(shard), half.read_shard(shard)
+    assert half.manifest.teacher["dtype"] == "bfloat16"
+    assert full.name != half.name
+    error = np.abs(exact["logits"].astype(float) - rounded["logits"].astype(float))
+    assert 0 < error.max() < 0.05 * np.abs(exact["logits"]).max()
