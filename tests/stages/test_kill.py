@@ -17,7 +17,9 @@ from safetensors.torch import save_file
 from pipeline.config import CifarModelConfig
 from pipeline.models import build_model
 from pipeline.store.journal import JOURNAL_SUFFIX
+from pipeline.store.reader import Store
 from tests.pipeline.store.test_round_trip import tree_bytes
+from tests.stages.poison import DEADLY_STATUS
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARDS = 12
@@ -307,3 +309,60 @@ def test_ctrl_c_on_ray_is_one_clear_line_and_the_next_run_goes_on(world):
     assert "Traceback" not in errors
     run(world, "ctrl-c")
     assert_same_store(world, "ctrl-c")
+
+
+# ---- a record that kills -------------------------------------------------------------------------
+
+
+def poisoned(world, store, part, key, executor):
+    words = command(world, store, executor=executor)[3:]
+    return subprocess.run(
+        [sys.executable, "-m", "tests.stages.poison", key, part, *words],
+        cwd=world,
+        env=environment() | {"DEADLY_KEY": key},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+
+
+def unique_record(world):
+    """A key in the middle of a shard whose image has a length that no other has."""
+    index = Store(world / "expected").index.to_pylist()
+    sizes = [row["size"] for row in index]
+    return next(
+        row["key"] for row in index if sizes.count(row["size"]) == 1 and 5 < row["row"] < 30
+    )
+
+
+@pytest.mark.parametrize(("part", "deaths"), [("pack", 2), ("teacher", 3)])
+def test_a_record_that_kills_its_process_each_time_is_named_in_the_end(world, part, deaths):
+    key, store = unique_record(world), f"poisoned-{part}"
+
+    for _ in range(deaths):
+        assert poisoned(world, store, part, key, "serial").returncode == DEADLY_STATUS
+    done = poisoned(world, store, part, key, "serial")
+
+    assert done.returncode == 1
+    assert f"record {key} " in done.stderr
+    assert "ended 2 processes" in done.stderr
+    run(world, store)  # without the bug
+    assert_same_store(world, store)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["pack", "teacher"])
+def test_on_ray_one_command_finishes_all_other_shards_and_names_the_record(world, part):
+    key, store = unique_record(world), f"poisoned-ray-{part}"
+
+    done = poisoned(world, store, part, key, "ray")
+
+    assert done.returncode == 1
+    assert f"1 of {SHARDS} shards failed" in done.stderr
+    assert f"record {key} " in done.stderr
+    folder = world / store if part == "pack" else passes(world / store)[0]
+    assert len(receipts(folder)) == SHARDS - 1
+    run(world, store)
+    assert_same_store(world, store)

@@ -1,0 +1,70 @@
+"""A command whose reading of one image ends the process, as a bug in a decoder would.
+
+python -m tests.stages.poison <key> <part> <words of stages.precompute>
+"""
+
+import os
+import sys
+
+from pipeline import sources
+from pipeline.commandline import compose
+from pipeline.config.builder import build_verb_config
+from pipeline.errors import UserError
+from pipeline.shard_tasks import AnnotateShard
+from pipeline.sources.image_folder import ImageFolderSource
+from pipeline.store import frames
+from stages import precompute
+
+DEADLY_STATUS = 7
+
+
+class DeadlySource(ImageFolderSource):
+    """Reads every image but one."""
+
+    def __init__(self, config, key):
+        super().__init__(config)
+        self.key = key
+
+    def read(self, record):
+        if record.key == self.key:
+            os._exit(DEADLY_STATUS)
+        return super().read(record)
+
+
+class DeadlyAnnotation(AnnotateShard):
+    """Decodes every frame but one."""
+
+    key = ""
+
+    def __call__(self, shard):
+        fatal = frames.decode_frame
+        table = self._store.index
+        row = table["key"].to_pylist().index(os.environ["DEADLY_KEY"])
+        size = table["size"][row].as_py()
+
+        def decode_frame(data, frame_size):
+            if len(data) == size:
+                os._exit(DEADLY_STATUS)
+            return fatal(data, frame_size)
+
+        frames.decode_frame = decode_frame
+        return super().__call__(shard)
+
+
+def main():
+    key, part, *words = sys.argv[1:]
+    os.environ["DEADLY_KEY"] = key
+    if part == "pack":
+        sources.SOURCES["image_folder"] = lambda config: DeadlySource(config, key)
+    else:
+        precompute.AnnotateShard = DeadlyAnnotation
+    try:
+        print(precompute.run(build_verb_config("precompute", compose("precompute", words))))
+    except UserError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    from tests.stages.poison import main as importable_main
+
+    importable_main()  # from its importable name, so that an actor can unpickle what it is given
