@@ -96,6 +96,8 @@ def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
     try:
         content = source.read(record)
         height, width = inspect_image(content.image)
+        if content.mask is not None:
+            _check_mask(content.mask)
     except (ImageError, OSError) as error:
         raise ImageError(f"record {record.key} ({source.where(record)}): {error}") from error
     if packing.form != "original":
@@ -104,6 +106,13 @@ def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
         boxes = tuple(_normalise(box, height, width) for box in record.boxes)
         record = replace(record, boxes=boxes, boxes_in_pixels=False)
     return PackedImage(record=record, content=content, height=height, width=width)
+
+
+def _check_mask(mask: bytes) -> None:
+    try:
+        inspect_image(mask)
+    except ImageError as error:
+        raise ImageError(f"its mask {error}") from error
 
 
 def _packed_images(
