@@ -59,6 +59,8 @@ def inspect_image(data: bytes) -> tuple[int, int]:
                     "a decompression bomb, or an image to be made smaller first"
                 )
             upright = _to_rgb(image)
+            if image.format == "PNG":
+                _check_png(data)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's parsers raise whatever damaged bytes lead them to
@@ -93,6 +95,12 @@ def encode_frame(frame: Tensor, form: str) -> tuple[bytes, str]:
     from torchvision.io import encode_jpeg
 
     return encode_jpeg(frame.contiguous(), quality=_JPEG_QUALITY).numpy().tobytes(), "jpg"
+
+
+def _check_png(data: bytes) -> None:
+    """SyntaxError where a checksum is wrong; PIL's decoder would show what a lost half leaves."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.verify()
 
 
 def _is_turned(jpeg: bytes) -> bool:
