@@ -64,8 +64,9 @@ def write_image_shard(
     with ShardJournal(store, plan.name) as journal:
         by_key = {record.key: record for record in plan.records}
         for key in journal.suspects:
-            journal.at(key)
-            pack_image(source, by_key[key], packing)
+            if key in by_key:  # the data, and so the plan, may have changed since that death
+                journal.at(key)
+                pack_image(source, by_key[key], packing)
         images = _packed_images(plan, source, packing, journal, skipped)
         index = _index_in_place if plan.reference is not None else _write_tar
         rows, file = index(store, plan, images)
