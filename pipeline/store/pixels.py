@@ -12,7 +12,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline.errors import UserError
 
@@ -63,6 +63,10 @@ def inspect_image(data: bytes) -> tuple[int, int]:
                 _check_png(data)
     except MemoryError:
         raise
+    except (
+        UnidentifiedImageError
+    ):  # its own text has a memory address, and manifests repeat reasons
+        raise ImageError("cannot be decoded: no image of a known kind") from None
     except Exception as error:  # Pillow's parsers raise whatever damaged bytes lead them to
         raise ImageError(f"cannot be decoded: {error or type(error).__name__}") from error
     return upright.height, upright.width
