@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
 import shutil
-import urllib.error
 import urllib.request
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, cast
@@ -39,6 +39,8 @@ def download(url: str, folder: Path) -> Path:
                 raise DownloadError(
                     f"{url} ended after {file.bytes} of {expected} bytes; try again"
                 )
-    except (urllib.error.URLError, TimeoutError) as error:
+    except UserError:
+        raise
+    except (OSError, http.client.HTTPException) as error:
         raise DownloadError(f"{url} cannot be downloaded: {error}") from error
     return path

@@ -33,6 +33,7 @@ MASK_SUFFIX = "mask.png"
 _MEMBER = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
 _NUMBERED = re.compile(r"^(?P<split>.+?)[-_.]?\d+$")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_NUMBER = re.compile(r"-?[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,18 @@ class WebDatasetSource:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Names in label order: of `data.classes`, of classes.txt beside the tars, or the numbers."""
-        beside = next(iter(self.tars.values())).parent / "classes.txt"
-        if self.config.classes is not None or beside.is_file():
-            return load_class_names(self.config.classes or str(beside))
+        if self._names is not None:
+            return self._names
         labels = [label for record in self._listing for label in (record.label, *record.labels)]
         return tuple(str(label) for label in range(max(labels, default=NO_LABEL) + 1))
+
+    @cached_property
+    def _names(self) -> tuple[str, ...] | None:
+        """Names that somebody wrote down, which labels may use."""
+        beside = next(iter(self.tars.values())).parent / "classes.txt"
+        if self.config.classes is None and not beside.is_file():
+            return None
+        return load_class_names(self.config.classes or str(beside))
 
     def records(self) -> list[Record]:
         """One record a sample, in the order of the tars; its content is where its bytes lie."""
@@ -151,8 +159,16 @@ class WebDatasetSource:
             return record
         try:
             values = json.loads(_read_at(descriptor, members["json"], where))
-        except ValueError as error:
-            raise ConfigError(f"{where}.json cannot be read: {error}") from error
+            return self._described(record, values, where)
+        except ConfigError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(
+                f"{where}.json cannot be read ({type(error).__name__}: {error}); it may have "
+                f"{self.config.label_key}, labels, group and boxes of label, x0, y0, x1, y1"
+            ) from error
+
+    def _described(self, record: Record, values: dict[str, Any], where: str) -> Record:
         label = values.get(self.config.label_key)
         number = NO_LABEL if label is None else self._label(label, where)
         return replace(
@@ -171,14 +187,14 @@ class WebDatasetSource:
         )
 
     def _label(self, value: Any, where: str) -> int:
-        if isinstance(value, int) or (isinstance(value, str) and value.lstrip("-").isdigit()):
+        if isinstance(value, int) or (isinstance(value, str) and _NUMBER.fullmatch(value)):
             return int(value)
-        if self.config.classes is None or value not in self.classes:
+        if self._names is None or value not in self._names:
             raise ConfigError(
                 f"{where} has label {value!r}, which is no number and not in data.classes; "
                 "give the file of the class names"
             )
-        return self.classes.index(value)
+        return self._names.index(value)
 
 
 # ---- in place ------------------------------------------------------------------------------------
@@ -227,7 +243,11 @@ def find_tars(path: Path) -> list[Path]:
         found = sorted(path.glob("*.tar"))
     else:
         names = [Path(name) for name in expand_range(str(path))]
-        found = [match for name in names for match in sorted(name.parent.glob(name.name))]
+        matches = {name: sorted(name.parent.glob(name.name)) for name in names}
+        found = [match for name in names for match in matches[name]]
+        missing = [name for name in names if not matches[name]]
+        if found and missing:
+            raise ConfigError(f"data.path={path} names {missing[0]}, which does not exist")
     if not found:
         packed = "; unpack .tar.gz and .tar.zst first" if _has_packed_tars(path) else ""
         raise ConfigError(
@@ -250,7 +270,8 @@ def expand_range(text: str) -> list[str]:
 
 def split_of(name: str) -> str:
     """What stands before the number in a tar's name; `train` where nothing does."""
-    match = _NUMBERED.match(Path(name).stem)
+    stem = Path(name).stem
+    match = None if stem.isdecimal() else _NUMBERED.match(stem)
     return match["split"] if match else "train"
 
 
@@ -273,11 +294,26 @@ def list_samples(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
                     if current is not None:
                         yield current, members
                     current, members = key, {}
+                if suffix in members:
+                    raise ConfigError(f"{path} holds {member.name} twice; keep one of them")
                 members[suffix] = Member(member.offset_data, member.size)
+            _check_end(path, tar.offset)
     except tarfile.TarError as error:
         raise ConfigError(f"{path} cannot be read as an uncompressed tar: {error}") from error
     if current is not None:
         yield current, members
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """ConfigError unless only zeros follow; tarfile takes any header that it cannot read for the end."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        rest = file.read(tarfile.RECORDSIZE)
+    if len(rest) < tarfile.BLOCKSIZE or any(rest):
+        raise ConfigError(
+            f"{path} has no end mark at byte {offset}, where its last readable member ends: it was cut "
+            "off, damaged, or put together from several; fetch or write it anew"
+        )
 
 
 def _has_packed_tars(path: Path) -> bool:

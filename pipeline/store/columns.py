@@ -167,6 +167,7 @@ class WebDatasetColumns:
     ) -> None:
         self.folder = folder
         self.fields = tuple(fields)
+        self.num_views = num_views
 
     def create(self) -> dict[str, str]:
         return {}
@@ -184,6 +185,11 @@ class WebDatasetColumns:
     def read_shard(self, position: int, name: str, keys: Sequence[str]) -> Values:
         path = self.folder / f"{name}.tar"
         members = _read_members(path)
+        if not keys:  # all its images were skipped
+            return {
+                spec.name: np.empty((0, self.num_views, *spec.shape), spec.dtype)
+                for spec in self.fields
+            }
         try:
             return {
                 spec.name: np.stack([_load_npy(members[f"{key}.{spec.name}.npy"]) for key in keys])

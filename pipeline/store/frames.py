@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 from pipeline.store.pixels import decode_rgb
 from pipeline.store.tars import ShardBytes
@@ -32,8 +34,8 @@ def resize_frame(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 def decode_mask(data: bytes, size: tuple[int, int]) -> Tensor:
     """A mask in the canonical frame: u8 [1, H, W], 0 is background; its values are never blended."""
-    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    mask: Tensor = decode_image(encoded, mode=ImageReadMode.GRAY)
+    with Image.open(io.BytesIO(data)) as image:
+        mask = torch.from_numpy(np.array(image.convert("L")))[None]
     return (
         mask
         if mask.shape[-2:] == size

@@ -64,8 +64,9 @@ def write_image_shard(
     with ShardJournal(store, plan.name) as journal:
         by_key = {record.key: record for record in plan.records}
         for key in journal.suspects:
-            journal.at(key)
-            pack_image(source, by_key[key], packing)
+            if key in by_key:  # the data, and so the plan, may have changed since that death
+                journal.at(key)
+                pack_image(source, by_key[key], packing)
         images = _packed_images(plan, source, packing, journal, skipped)
         index = _index_in_place if plan.reference is not None else _write_tar
         rows, file = index(store, plan, images)
@@ -96,6 +97,8 @@ def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
     try:
         content = source.read(record)
         height, width = inspect_image(content.image)
+        if content.mask is not None:
+            _check_mask(content.mask)
     except (ImageError, OSError) as error:
         raise ImageError(f"record {record.key} ({source.where(record)}): {error}") from error
     if packing.form != "original":
@@ -104,6 +107,13 @@ def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
         boxes = tuple(_normalise(box, height, width) for box in record.boxes)
         record = replace(record, boxes=boxes, boxes_in_pixels=False)
     return PackedImage(record=record, content=content, height=height, width=width)
+
+
+def _check_mask(mask: bytes) -> None:
+    try:
+        inspect_image(mask)
+    except ImageError as error:
+        raise ImageError(f"its mask {error}") from error
 
 
 def _packed_images(

@@ -120,7 +120,7 @@ def _verify_values(
         if array.shape != expected or array.dtype != spec.dtype:
             yield f"{teacher.name}: field {spec.name} of shard {shard} is {array.dtype} {array.shape}"
             continue
-        good = _in_range(spec, array, teacher.num_classes).reshape(len(keys), -1).all(axis=1)
+        good = _in_range(spec, array, teacher.num_classes).all(axis=tuple(range(1, array.ndim)))
         for row in np.flatnonzero(~good)[:3]:
             yield f"{teacher.name}: field {spec.name} of record {keys[row]} (shard {shard}) is out of range"
 
