@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tarfile
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,14 @@ from pipeline.sources.classes import load_class_names
 from pipeline.sources.download import download
 from pipeline.sources.files import IMAGE_SUFFIXES, image_suffix
 from pipeline.sources.keys import escape_key
-from pipeline.store.pixels import ImageError
+from pipeline.sources.tars import (
+    Member,
+    expand_range,
+    find_tars,
+    list_samples,
+    read_member,
+    split_of,
+)
 from pipeline.store.plan import ShardPlan, find_unmixed_shard
 
 if TYPE_CHECKING:
@@ -26,22 +31,9 @@ if TYPE_CHECKING:
 
     from pipeline.config import WebDatasetDataConfig
 
-PICKLED_SUFFIXES = ("pyd", "pickle", "pkl", "pth", "pt")
-"""What a stock reader's `.decode()` would hand to pickle, and so to whatever code the file holds."""
 MASK_SUFFIX = "mask.png"
 
-_MEMBER = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
-_NUMBERED = re.compile(r"^(?P<split>.+?)[-_.]?\d+$")
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _NUMBER = re.compile(r"-?[0-9]+")
-
-
-@dataclass(frozen=True)
-class Member:
-    """Where one file of a sample lies in its tar."""
-
-    offset: int
-    size: int
 
 
 class WebDatasetSource:
@@ -101,9 +93,9 @@ class WebDatasetSource:
         name, suffix, image, mask = record.content
         with self.tars[name].open("rb") as file:
             return Content(
-                image=_read_at(file.fileno(), Member(*image), name),
+                image=read_member(file.fileno(), Member(*image), name),
                 suffix=suffix,
-                mask=_read_at(file.fileno(), Member(*mask), name) if mask else None,
+                mask=read_member(file.fileno(), Member(*mask), name) if mask else None,
                 offset=image[0],
                 mask_offset=mask[0] if mask else -1,
             )
@@ -153,12 +145,12 @@ class WebDatasetSource:
         self, record: Record, members: dict[str, Member], descriptor: int, where: str
     ) -> Record:
         if "cls" in members:
-            text = _read_at(descriptor, members["cls"], where)
+            text = read_member(descriptor, members["cls"], where)
             return replace(record, label=self._label(text.decode(errors="replace").strip(), where))
         if "json" not in members:
             return record
         try:
-            values = json.loads(_read_at(descriptor, members["json"], where))
+            values = json.loads(read_member(descriptor, members["json"], where))
             return self._described(record, values, where)
         except ConfigError:
             raise
@@ -232,96 +224,3 @@ def plan_in_place(source: WebDatasetSource, form: str) -> list[ShardPlan] | None
             "batches would too: pack it anew with data.reference=never"
         )
     return None
-
-
-# ---- tars ----------------------------------------------------------------------------------------
-
-
-def find_tars(path: Path) -> list[Path]:
-    """Tars of a folder, or those that a glob or a {000000..000009} range names."""
-    if path.is_dir():
-        found = sorted(path.glob("*.tar"))
-    else:
-        names = [Path(name) for name in expand_range(str(path))]
-        matches = {name: sorted(name.parent.glob(name.name)) for name in names}
-        found = [match for name in names for match in matches[name]]
-        missing = [name for name in names if not matches[name]]
-        if found and missing:
-            raise ConfigError(f"data.path={path} names {missing[0]}, which does not exist")
-    if not found:
-        packed = "; unpack .tar.gz and .tar.zst first" if _has_packed_tars(path) else ""
-        raise ConfigError(
-            f"data.path={path} names no .tar; give a folder, a glob or a {{000000..000009}} range{packed}"
-        )
-    return found
-
-
-def expand_range(text: str) -> list[str]:
-    """The names that a {first..last} range stands for; its zeros are kept."""
-    match = _RANGE.search(text)
-    if match is None:
-        return [text]
-    first, last = match.groups()
-    return [
-        text[: match.start()] + f"{number:0{len(first)}d}" + text[match.end() :]
-        for number in range(int(first), int(last) + 1)
-    ]
-
-
-def split_of(name: str) -> str:
-    """What stands before the number in a tar's name; `train` where nothing does."""
-    stem = Path(name).stem
-    match = None if stem.isdecimal() else _NUMBERED.match(stem)
-    return match["split"] if match else "train"
-
-
-def list_samples(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
-    """(key, {suffix: Member}) of every sample of a tar: consecutive members up to the first dot."""
-    current, members = None, dict[str, Member]()
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                match = _MEMBER.match(member.name) if member.isfile() else None
-                if match is None:
-                    continue
-                key, suffix = match[1], match[2].lower()
-                if suffix.rsplit(".", 1)[-1] in PICKLED_SUFFIXES:
-                    raise ConfigError(
-                        f"{path} holds {member.name}, which only pickle reads, and pickle runs code; "
-                        "write such members as npy, json or safetensors"
-                    )
-                if key != current:
-                    if current is not None:
-                        yield current, members
-                    current, members = key, {}
-                if suffix in members:
-                    raise ConfigError(f"{path} holds {member.name} twice; keep one of them")
-                members[suffix] = Member(member.offset_data, member.size)
-            _check_end(path, tar.offset)
-    except tarfile.TarError as error:
-        raise ConfigError(f"{path} cannot be read as an uncompressed tar: {error}") from error
-    if current is not None:
-        yield current, members
-
-
-def _check_end(path: Path, offset: int) -> None:
-    """ConfigError unless only zeros follow; tarfile takes any header that it cannot read for the end."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        rest = file.read(tarfile.RECORDSIZE)
-    if len(rest) < tarfile.BLOCKSIZE or any(rest):
-        raise ConfigError(
-            f"{path} has no end mark at byte {offset}, where its last readable member ends: it was cut "
-            "off, damaged, or put together from several; fetch or write it anew"
-        )
-
-
-def _has_packed_tars(path: Path) -> bool:
-    return path.is_dir() and any(path.glob("*.tar.*"))
-
-
-def _read_at(descriptor: int, member: Member, where: str) -> bytes:
-    data = os.pread(descriptor, member.size, member.offset)
-    if len(data) != member.size:
-        raise ImageError(f"{where} ends before byte {member.offset + member.size}")
-    return data

@@ -6,6 +6,7 @@ A shard is a tar of our own, or somebody else's that is indexed where it lies.
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -66,7 +67,8 @@ def write_image_shard(
         for key in journal.suspects:
             if key in by_key:  # the data, and so the plan, may have changed since that death
                 journal.at(key)
-                pack_image(source, by_key[key], packing)
+                with suppress(ImageError):  # it is met again below, in its turn
+                    pack_image(source, by_key[key], packing)
         images = _packed_images(plan, source, packing, journal, skipped)
         index = _index_in_place if plan.reference is not None else _write_tar
         rows, file = index(store, plan, images)

@@ -20,7 +20,7 @@ from pipeline.fingerprint import fingerprint_dataset
 from pipeline.records import NO_GROUP, NO_LABEL, Box
 from pipeline.sources import build_source
 from pipeline.sources.download import DownloadError, download
-from pipeline.sources.webdataset import expand_range, split_of
+from pipeline.sources.tars import expand_range, split_of
 from pipeline.store.files import sha256_file
 from pipeline.store.pixels import ImageError
 from pipeline.store.reader import Store
