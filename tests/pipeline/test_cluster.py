@@ -1,15 +1,18 @@
 """Ray changes who computes a shard, never what is computed."""
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, replace
 
 import pytest
+import torch
 
 from pipeline.cluster import ShardError
 from pipeline.cluster.data import RayDataExecutor
 from pipeline.config import LocalClusterConfig
-from pipeline.shard_tasks import ShardResult
+from pipeline.shard_tasks import AnnotateShard, ShardResult
+from pipeline.store.frames import ShardFrames
 from stages import precompute
-from tests.conftest import precompute_config
+from tests.conftest import frame_batches, precompute_config
 from tests.pipeline.store.test_round_trip import tree_bytes
 
 
@@ -27,6 +30,49 @@ def test_ray_and_serial_write_the_same_bytes(tmp_path, frozen, actors):
 
     assert (result.packed_records, result.teacher_records) == (72, 72)
     assert tree_bytes(tmp_path / "store") == tree_bytes(frozen.store.path)
+
+
+def annotation(frozen, folder, **options):
+    """The task of a pass over the frozen store that writes nothing."""
+    config = frozen.config
+    return AnnotateShard(
+        *(frozen.store.path, folder, None, "", config.teacher, 10),
+        *(config.explainer, replace(config.annotate, batch_size=4), 1),
+        **options,
+    )
+
+
+def test_the_next_batches_are_decoded_while_the_teacher_works(tmp_path, frozen, monkeypatch):
+    decoded = [threading.Event() for _ in range(4)]
+    read = ShardFrames.read
+
+    def note(self, start, stop):
+        batch = read(self, start, stop)
+        decoded[start // 4].set()
+        return batch
+
+    monkeypatch.setattr(ShardFrames, "read", note)
+    shard = frozen.store.manifest.shards[1]
+    assert shard.records == 16
+    batches = annotation(frozen, tmp_path)._batches(shard)
+
+    next(batches)  # the teacher has the first batch, and asks for no other
+
+    assert decoded[1].wait(timeout=10)
+    assert not decoded[3].is_set()  # but memory stays flat: not the whole shard is decoded ahead
+    batches.close()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_batches_come_in_order_whatever_the_number_of_decoding_threads(tmp_path, frozen, threads):
+    task = annotation(frozen, tmp_path, decode_threads=threads)
+
+    for shard in frozen.store.manifest.shards:
+        (whole,) = frame_batches(frozen.store, shard, shard.records)
+        batches = list(task._batches(shard))
+        assert [len(batch.frames) for batch in batches[:-1]] == [4] * (len(batches) - 1)
+        assert torch.equal(torch.cat([batch.frames for batch in batches]), whole.frames)
+        assert torch.equal(torch.cat([batch.heights for batch in batches]), whole.heights)
 
 
 @dataclass

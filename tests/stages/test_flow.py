@@ -426,6 +426,7 @@ def test_a_sweep_finishes_every_student_once_and_a_report_gathers_them(frozen, c
     result = report.run(
         ReportConfig(
             store=StoreConfig(path=str(frozen.store.path)),
+            augment=PAD_CROP,
             report=ReportOptions(
                 columns={"accuracy": "test.accuracy", "epg": "all.epg"}, next_command="make next"
             ),
