@@ -24,6 +24,8 @@ _NO_DIFFERENCE = (
     "store.backend",
     "store.shard_size",
     "store.seed",
+    "store.image_size",
+    "store.format",
     "trainer.loader_processes",
     "trainer.log_every_steps",
     "trainer.checkpoint_every_epochs",

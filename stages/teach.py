@@ -39,8 +39,9 @@ class TeachResult:
 def run(config: TeachConfig) -> TeachResult:
     """Train, export, judge."""
     store = Store(Path(config.store.path))
-    # Weights are what this stage makes; naming a file for a later precompute starts nothing from it.
-    config = replace(config, teacher=replace(config.teacher, weights=None))
+    # Weights are what this stage makes: a file is named for a later precompute. Published ones are a start.
+    if config.teacher.weights != "pretrained":
+        config = replace(config, teacher=replace(config.teacher, weights=None))
     folder = open_run("teach", config.run, config, {"store": store.manifest.fingerprint})
     _check_splits(config, store)
     if not is_finished(folder):

@@ -88,6 +88,16 @@ class DistillConfig:
     seed: int = 0
     run: str = "untitled"
 
+    def __post_init__(self) -> None:
+        require(
+            self.student.frame == "full",
+            "student.frame=center_crop is an option of teachers; a student's views are augment.operations",
+        )
+        require(
+            self.student.weights != "random",
+            "student.weights=random would start every seed alike; leave it null for a start that seed= decides",
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
