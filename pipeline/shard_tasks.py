@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.store.index import PASS_RECEIPT_SCHEMA, receipt_path, write_table
 from pipeline.store.journal import ShardJournal
@@ -45,6 +45,7 @@ class ShardResult:
 class PackShard:
     """ShardPlan -> its tar and its receipt."""
 
+    needs_gpu: ClassVar[bool] = False
     store: Path
     source: Source
     packing: Packing
@@ -64,6 +65,7 @@ class PackShard:
 class AnnotateShard:
     """ShardEntry -> its rows in the pass's columns and their receipt."""
 
+    needs_gpu: ClassVar[bool] = True
     store_path: Path
     folder: Path
     columns: Columns

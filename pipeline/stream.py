@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.geometry import center_crop
 from pipeline.order import EpochOrder, GlobalBatches
-from pipeline.records import Batch, StoredTargets
+from pipeline.records import NO_LABEL, Batch, StoredTargets
 from pipeline.store.codecs import decode_unit
 from pipeline.store.frames import decode_frame, decode_mask
 from pipeline.store.tars import ShardBytes
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.views import ViewSchedule
 
 _CACHED_SHARDS = 32
+"""Of each pass: the order's window and the next one's beginning."""
 _INDEX_COLUMNS = (
     "offset",
     "size",
@@ -64,6 +65,9 @@ class StoreDataset(Dataset[Batch]):
         self.columns: dict[str, NDArray[Any]] = {
             name: index[name].to_numpy()[rows] for name in _INDEX_COLUMNS
         }
+        if any(t.num_classes != len(store.manifest.classes) for t in self.passes):
+            # The teacher's classes are not the data's, so no label means anything to its student.
+            self.columns["label"] = np.full(len(rows), NO_LABEL)
         self.keys = index["key"].take(rows)
         starts = np.asarray(list(store.first_rows.values()))
         self.shard = np.searchsorted(starts, rows, side="right") - 1
@@ -71,7 +75,8 @@ class StoreDataset(Dataset[Batch]):
 
     def _start_caches(self) -> None:
         self._bytes = lru_cache(maxsize=None)(self._open_shard)
-        self._values = lru_cache(maxsize=_CACHED_SHARDS)(self._read_values)
+        cached = _CACHED_SHARDS * max(1, len(self.passes))
+        self._values = lru_cache(maxsize=cached)(self._read_values)
 
     def __len__(self) -> int:
         return len(self.rows)

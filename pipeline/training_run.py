@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.config import ConfigError
 from pipeline.explainers import DEFAULT_EXPLAINER, EXPLAINERS
 from pipeline.geometry import downscale
 from pipeline.models import build_model
@@ -66,6 +67,11 @@ def train_to_end(
     """
     if plan.trainer.num_threads is not None:
         torch.set_num_threads(plan.trainer.num_threads)
+    if plan.loss.needs_labels and not (plan.dataset.columns["label"] >= 0).any():
+        raise ConfigError(
+            "none of the records has a label of the network's classes, and the loss reads labels: choose a "
+            "method without them (method.lambda_ce=0) or data with one label a record"
+        )
     device = resolve_device("trainer.device", plan.trainer.device)
     torch.manual_seed(derive_seed(plan.seed, "initialisation"))
     model = build_model(plan.model, plan.num_classes).to(device)

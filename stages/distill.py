@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.commandline import main
-from pipeline.config import ConfigError, LabelsConfig
+from pipeline.config import ConfigError, LabelsConfig, require
 from pipeline.progress import progress
 from pipeline.runs import TrainedModel, is_finished, open_run, save_cost, save_model
 from pipeline.store.files import sha256_file
@@ -63,8 +63,14 @@ def fingerprint_inputs(
     """Of all that a student is made from, beside its config."""
     inputs = {"store": store.manifest.fingerprint}
     inputs |= {f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in passes}
-    if config.student.weights is not None:
-        inputs["student.weights"] = sha256_file(Path(config.student.weights))
+    weights = config.student.weights
+    if weights == "pretrained":
+        inputs["student.weights"] = weights  # the network's name says which
+    elif weights is not None:
+        require(
+            Path(weights).is_file(), f"student.weights={weights} does not exist; correct the path"
+        )
+        inputs["student.weights"] = sha256_file(Path(weights))
     return inputs
 
 

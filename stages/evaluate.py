@@ -45,6 +45,8 @@ def run(config: EvaluateConfig) -> EvaluateResult:
     trained = read_description(student)
     store = Store(Path(config.store.path))
     passes = passes_to_compare(store, config.store.teacher or trained.teachers)
+    if not (config.store.teacher or trained.teachers):
+        passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
     inputs = {
         "student": sha256_file(student / "model.safetensors"),
         "store": store.manifest.fingerprint,

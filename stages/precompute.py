@@ -86,7 +86,7 @@ def _pack(config: PrecomputeConfig, path: Path, map_shards: MapShards) -> int:
         name=source.name, fingerprint=fingerprint_dataset(config.data, source.revision, records)
     )
     size = config.store.image_size
-    missing = missing_image_shards(path, plans, dataset, packing, size)
+    missing = missing_image_shards(path, plans, dataset, packing, source.classes, size)
     if not missing and (path / "manifest.json").exists():
         return 0
     remove_partial_files(path)

@@ -7,12 +7,12 @@ serial executor stops where the debugger should.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from pipeline.config import ClusterConfig, Executor
     from pipeline.shard_tasks import ShardResult
@@ -22,12 +22,20 @@ class ShardError(UserError, RuntimeError):
     """Shards that could not be finished; the finished ones stay."""
 
 
+class ShardTask(Protocol):
+    """What is done to a shard; picklable."""
+
+    needs_gpu: ClassVar[bool]
+    """Whether an actor that runs it takes its share of the GPUs."""
+
+    def __call__(self, shard: Any, /) -> ShardResult:
+        """Finish one shard."""
+
+
 class MapShards(Protocol):
     """Run `task` on each of `shards`."""
 
-    def __call__(
-        self, task: Callable[[Any], ShardResult], shards: Sequence[Any]
-    ) -> Iterator[ShardResult]:
+    def __call__(self, task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
         """Results as they finish; ShardError after the last one if any shard failed."""
 
 

@@ -18,15 +18,16 @@ from pipeline.errors import UserError
 from pipeline.shard_tasks import ShardResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from pipeline.cluster import ShardTask
     from pipeline.config import ClusterConfig
 
 
 class _ShardActor:
     """Runs the task; an error becomes a row, because Ray Data would retry or hide it."""
 
-    def __init__(self, task: Callable[[Any], ShardResult]) -> None:
+    def __init__(self, task: ShardTask) -> None:
         self.task = task
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -51,9 +52,7 @@ class RayDataExecutor:
     def __init__(self, config: ClusterConfig) -> None:
         self.config = config
 
-    def __call__(
-        self, task: Callable[[Any], ShardResult], shards: Sequence[Any]
-    ) -> Iterator[ShardResult]:
+    def __call__(self, task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
         """Results as they finish; ShardError after the last one if any shard failed or was lost."""
         if not shards:
             return
@@ -76,7 +75,7 @@ class RayDataExecutor:
                 "run the same command again to finish them"
             )
 
-    def _dataset(self, task: Callable[[Any], ShardResult], shards: Sequence[Any]) -> Any:
+    def _dataset(self, task: ShardTask, shards: Sequence[Any]) -> Any:
         import ray
         import ray.cloudpickle
 
@@ -94,7 +93,7 @@ class RayDataExecutor:
                 fn_constructor_args=(task,),
                 compute=ray.data.ActorPoolStrategy(size=min(self.config.actors, len(rows))),
                 num_cpus=self.config.cpus_per_actor,
-                num_gpus=gpus_per_actor(self.config),
+                num_gpus=gpus_per_actor(self.config) if task.needs_gpu else 0,
                 max_restarts=self.config.max_restarts,
                 max_task_retries=self.config.max_restarts,
             )

@@ -22,7 +22,7 @@ _ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "900",
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # its own log files keep the rest
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # no GPU asked for, none seen
 }
 
 _ROOT = Path(__file__).resolve().parent.parent.parent

@@ -91,7 +91,8 @@ class ImageFolderDataConfig(FileDataConfig):
     path: str = ""
     splits: dict[str, str] = field(default_factory=dict)
     """Folder -> split, leaving other folders out; empty takes train, val, valid, validation and test as
-    splits where all top-level folders have such names, and everything as the split train otherwise."""
+    splits where all top-level folders have such names (where only some have, that is an error), and
+    everything as the split train otherwise."""
     classes: str | None = None
     """File with one class folder a line, in label order; null sorts the folders' names."""
     test_fraction: float = 0.0

@@ -20,7 +20,8 @@ class StoreConfig:
     seed: int = 0
     """Of the global permutation that decides which record goes to which shard."""
     image_size: int | None = None
-    """Side in pixels of the canonical frame; null takes the images' own size where all have one, else 256."""
+    """Side in pixels of the canonical frame; null takes the images' own size where all have one, else 256.
+    (Frames that are re-encoded need it before the images are read: 256, unless the source knows.)"""
     format: Literal["original", "jpeg95", "raw"] = "original"
     """Of the images: the files' own bytes, or the frame as a JPEG of quality 95 or as plain pixels."""
     teacher: tuple[str, ...] = ()

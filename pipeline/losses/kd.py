@@ -40,6 +40,10 @@ class KDLoss(DistillationLoss):
         super().__init__()
         self.config = config
 
+    @property
+    def needs_labels(self) -> bool:
+        return self.config.lambda_ce > 0
+
     def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
         assert targets is not None
         kd = kd_loss(student.logits, targets.logits, self.config.tau)

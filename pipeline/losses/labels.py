@@ -34,6 +34,10 @@ class LabelsLoss(DistillationLoss):
         super().__init__()
         self.config = config
 
+    @property
+    def needs_labels(self) -> bool:
+        return True
+
     def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
         ce = cross_entropy_loss(student.logits, labels, self.config.label_smoothing)
         return LossTerms(total=ce, terms={"ce": ce})

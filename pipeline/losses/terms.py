@@ -64,6 +64,11 @@ class DistillationLoss(nn.Module):
     """False where the loss reads labels only."""
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether a label enters the loss."""
+        return False
+
+    @property
     def map_control(self) -> str:
         """How the teacher's maps are spoilt, for a negative control; "none" leaves them right."""
         return "none"

@@ -69,7 +69,9 @@ def map_grid(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) 
             axis.imshow(image if maps is None else _overlay(image, maps[column]))
             right = predictions[column] == labels[column]
             axis.set_title(
-                classes[predictions[column]],
+                classes[predictions[column]]
+                if max(predictions) < len(classes)
+                else str(predictions[column]),  # the teacher's classes are not the data's
                 fontsize=8,
                 color="black" if right else "crimson",
                 pad=2,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import shutil
 import urllib.request
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
@@ -24,8 +24,13 @@ class DownloadError(UserError, OSError):
 
 
 def download(url: str, folder: Path) -> Path:
-    """The file of an http(s) address in `folder`; one that is there already is not asked for again."""
-    path = folder / PurePosixPath(urlsplit(url).path).name
+    """The file of an http(s) address below `folder`; one that is there already is not asked for again.
+
+    Each address's folder has its own: files of one name from two places are two files.
+    """
+    parent, _, name = urlsplit(url).path.rpartition("/")
+    place = hashlib.sha256(f"{urlsplit(url).netloc}{parent}".encode()).hexdigest()[:8]
+    path = folder / place / name
     if path.exists():
         return path
     try:

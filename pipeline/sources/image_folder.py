@@ -86,9 +86,27 @@ class ImageFolderSource:
             return self.config.splits
         top = sub_folders(self._root)
         if not top or not SPLIT_FOLDERS.issuperset(top):
+            self._refuse_hidden_splits(top)
             return {"": TRAIN}
         self._refuse_loose_images("")
         return {name: name for name in top}
+
+    def _refuse_hidden_splits(self, top: list[str]) -> None:
+        """A class may be called train; a folder of that name that holds folders alone is a split."""
+        splits = [
+            name
+            for name in top
+            if name in SPLIT_FOLDERS
+            and first_image(self._root / name) is None
+            and sub_folders(self._root / name)
+        ]
+        if splits:
+            others = next(name for name in top if name not in SPLIT_FOLDERS)
+            named = ", ".join(f"{name}: {name}" for name in splits)
+            raise ConfigError(
+                f"data.path={self.config.path} holds folders of splits ({', '.join(splits)}) beside others "
+                f"({others}); say which are splits: 'data.splits={{{named}}}'"
+            )
 
     def _check_splits(self) -> None:
         for folder, split in self.config.splits.items():

@@ -64,7 +64,7 @@ def expand_range(text: str) -> list[str]:
 
 def split_of(name: str) -> str:
     """What stands before the number in a tar's name; `train` where nothing does."""
-    stem = Path(name).stem
+    stem = re.sub(r"-of-\d+$", "", Path(name).stem)
     match = None if stem.isdecimal() else _NUMBERED.match(stem)
     return match["split"] if match else "train"
 

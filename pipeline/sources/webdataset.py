@@ -16,6 +16,7 @@ from pipeline.sources.classes import load_class_names
 from pipeline.sources.download import download
 from pipeline.sources.files import IMAGE_SUFFIXES, image_suffix
 from pipeline.sources.keys import escape_key
+from pipeline.sources.splits import is_split_name
 from pipeline.sources.tars import (
     Member,
     expand_range,
@@ -118,6 +119,11 @@ class WebDatasetSource:
 
     def _list_tar(self, name: str) -> Iterator[Record]:
         split = self.config.split or split_of(name)
+        if not is_split_name(split):
+            raise ConfigError(
+                f"{self.tars[name]} would belong to split {split!r}, which is no name of letters, digits, - and _; "
+                "set data.split, or rename the tar"
+            )
         prefix = {"none": "", "split": f"{split}-", "shard": f"{Path(name).stem}-"}
         with self.tars[name].open("rb") as file:
             for sample, members in list_samples(self.tars[name]):
@@ -130,7 +136,7 @@ class WebDatasetSource:
                 mask = members.get(MASK_SUFFIX)
                 image = members[images[0]]
                 record = Record(
-                    key=prefix[self.config.key_prefix] + escape_key(sample),
+                    key=escape_key(prefix[self.config.key_prefix] + sample),
                     split=split,
                     content=(
                         name,
@@ -180,7 +186,13 @@ class WebDatasetSource:
 
     def _label(self, value: Any, where: str) -> int:
         if isinstance(value, int) or (isinstance(value, str) and _NUMBER.fullmatch(value)):
-            return int(value)
+            number = int(value)
+            if number < NO_LABEL or (self._names is not None and number >= len(self._names)):
+                known = (
+                    "" if self._names is None else f" of {len(self._names)} classes, counted from 0"
+                )
+                raise ConfigError(f"{where} has label {number}, which is not a label{known}")
+            return number
         if self._names is None or value not in self._names:
             raise ConfigError(
                 f"{where} has label {value!r}, which is no number and not in data.classes; "
@@ -202,7 +214,8 @@ def plan_in_place(source: WebDatasetSource, form: str) -> list[ShardPlan] | None
         raise ConfigError(
             f"data.reference=always keeps the images' bytes; store.format={form} does not"
         )
-    if wanted == "never" or form != "original":
+    downloaded = source.config.path.startswith(("http://", "https://"))
+    if wanted == "never" or form != "original" or (wanted == "auto" and downloaded):
         return None
     by_tar: dict[str, list[Record]] = {}
     for record in source.records():

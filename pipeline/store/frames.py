@@ -35,7 +35,10 @@ def resize_frame(image: Tensor, size: tuple[int, int]) -> Tensor:
 def decode_mask(data: bytes, size: tuple[int, int]) -> Tensor:
     """A mask in the canonical frame: u8 [1, H, W], 0 is background; its values are never blended."""
     with Image.open(io.BytesIO(data)) as image:
-        mask = torch.from_numpy(np.array(image.convert("L")))[None]
+        values = (
+            image if image.mode == "P" else image.convert("L")
+        )  # a palette's indices are classes
+        mask = torch.from_numpy(np.array(values))[None]
     return (
         mask
         if mask.shape[-2:] == size

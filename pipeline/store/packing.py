@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from pipeline.store.plan import ShardPlan
 
 IMAGES_FOLDER = "images"
+_MAX_MASK_DISTORTION = 0.02
+_BOX_TOLERANCE = 2.0
+"""Pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,22 +103,28 @@ def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
         content = source.read(record)
         height, width = inspect_image(content.image)
         if content.mask is not None:
-            _check_mask(content.mask)
+            _check_mask(content.mask, height, width)
+        if record.boxes_in_pixels:
+            boxes = tuple(_normalise(box, height, width) for box in record.boxes)
+            record = replace(record, boxes=boxes, boxes_in_pixels=False)
     except (ImageError, OSError) as error:
         raise ImageError(f"record {record.key} ({source.where(record)}): {error}") from error
     if packing.form != "original":
         content = _reencode(content, packing)
-    if record.boxes_in_pixels:
-        boxes = tuple(_normalise(box, height, width) for box in record.boxes)
-        record = replace(record, boxes=boxes, boxes_in_pixels=False)
     return PackedImage(record=record, content=content, height=height, width=width)
 
 
-def _check_mask(mask: bytes) -> None:
+def _check_mask(mask: bytes, height: int, width: int) -> None:
+    """ImageError unless the mask decodes and has the proportions of its upright image."""
     try:
-        inspect_image(mask)
+        mask_height, mask_width = inspect_image(mask)
     except ImageError as error:
         raise ImageError(f"its mask {error}") from error
+    if abs(mask_height * width - mask_width * height) > _MAX_MASK_DISTORTION * height * mask_width:
+        raise ImageError(
+            f"its mask has {mask_width}x{mask_height} pixels, other proportions than the upright image "
+            f"of {width}x{height}"
+        )
 
 
 def _packed_images(
@@ -152,13 +161,20 @@ def _reencode(content: Content, packing: Packing) -> Content:
 
 
 def _normalise(box: Box, height: int, width: int) -> Box:
-    return replace(
-        box,
-        x0=2 * box.x0 / width - 1,
-        y0=2 * box.y0 / height - 1,
-        x1=2 * box.x1 / width - 1,
-        y1=2 * box.y1 / height - 1,
-    )
+    """In [-1, 1]; annotations that are a rounding beyond the edge are cut there."""
+    for name, value, end in (
+        ("x0", box.x0, width),
+        ("x1", box.x1, width),
+        ("y0", box.y0, height),
+        ("y1", box.y1, height),
+    ):
+        if not -_BOX_TOLERANCE <= value <= end + _BOX_TOLERANCE:
+            raise ImageError(
+                f"its box has {name}={value:g}, beyond the upright image of {width}x{height} pixels"
+            )
+    x0, x1 = (min(max(2 * x / width - 1, -1), 1) for x in (box.x0, box.x1))
+    y0, y1 = (min(max(2 * y / height - 1, -1), 1) for y in (box.y0, box.y1))
+    return replace(box, x0=x0, y0=y0, x1=x1, y1=y1)
 
 
 def _write_tar(

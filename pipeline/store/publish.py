@@ -52,6 +52,7 @@ def missing_image_shards(
     plans: Sequence[ShardPlan],
     dataset: DatasetIdentity,
     packing: Packing,
+    classes: tuple[str, ...],
     image_size: int | None = None,
 ) -> list[ShardPlan]:
     """The planned shards that have no receipt yet; none where the store is published.
@@ -60,7 +61,7 @@ def missing_image_shards(
     Raises StoreMismatchError where the store holds another data set, or another plan of this one.
     """
     if (store / MANIFEST_NAME).exists():
-        _check_published(store, plans, dataset, packing, image_size)
+        _check_published(store, plans, dataset, packing, classes, image_size)
         return []
     return [plan for plan in plans if not _has_receipt(store, plan, dataset, packing)]
 
@@ -89,6 +90,11 @@ def publish_store(
         entries.append(ShardEntry(**metadata["entry"]))
         skipped += metadata["skipped"]
         files[path.relative_to(store).as_posix()] = sha256_file(path)
+    if skipped and packing.on_error == "stop":
+        raise ImageError(
+            f"an earlier run skipped {len(skipped)} images; the first: {skipped[0]['reason']}. Run with "
+            f"data.on_error=skip again, or mend them and delete {store}"
+        )
     if len(skipped) > max_skipped:
         raise ImageError(
             f"{len(skipped)} images cannot be decoded, more than data.max_skipped={max_skipped}; "
@@ -128,9 +134,16 @@ def _check_published(
     plans: Sequence[ShardPlan],
     dataset: DatasetIdentity,
     packing: Packing,
+    classes: tuple[str, ...],
     image_size: int | None,
 ) -> None:
     manifest = read_store_manifest(store)
+    if manifest.classes != classes:
+        raise StoreMismatchError(
+            f"{store} holds {len(manifest.classes)} classes ({', '.join(manifest.classes[:3])}, ...), the config "
+            f"describes {len(classes)} ({', '.join(classes[:3])}, ...); restore data.classes, "
+            "or choose another store.path"
+        )
     if manifest.dataset != dataset:
         raise StoreMismatchError(
             f"{store} holds data {manifest.dataset.name}-{manifest.dataset.fingerprint[:8]}, the config "

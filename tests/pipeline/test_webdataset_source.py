@@ -21,6 +21,7 @@ from pipeline.records import NO_GROUP, NO_LABEL, Box
 from pipeline.sources import build_source
 from pipeline.sources.download import DownloadError, download
 from pipeline.sources.tars import expand_range, split_of
+from pipeline.sources.webdataset import plan_in_place
 from pipeline.store.files import sha256_file
 from pipeline.store.pixels import ImageError
 from pipeline.store.reader import Store
@@ -468,11 +469,24 @@ def test_tars_of_an_address_are_kept_and_asked_for_once(tmp_path, server):
         f"train-{n:04d}" for n in (0, 1, 2, 10, 11, 12)
     ]
     assert source.read(source.records()[4]).image == png(11)
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [
-        "train-00.tar",
-        "train-01.tar",
-    ]
-    assert fingerprint(config) == fingerprint(replace(config, path=str(tmp_path / "cache")))
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert sorted(path.name for path in kept.iterdir()) == ["train-00.tar", "train-01.tar"]
+    assert fingerprint(config) == fingerprint(replace(config, path=str(kept)))
+    assert len(asked) == 2
+    assert (
+        plan_in_place(source, "original") is None
+    )  # a cache may be cleared; the store holds a copy
+
+
+def test_files_of_one_name_from_two_addresses_are_two_files(tmp_path, server):
+    address, served, asked = server
+    write_tar(served / "a.tar", samples(3))
+
+    (served / "x").mkdir()
+    first = download(f"{address}/whole/a.tar", tmp_path / "cache")
+    other = download(f"{address}/whole/x/../a.tar", tmp_path / "cache")
+
+    assert first != other
     assert len(asked) == 2
 
 
@@ -484,9 +498,19 @@ def test_a_download_is_whole_or_not_at_all(tmp_path, server, how):
     with pytest.raises(DownloadError, match=rf"/{how}/a\.tar"):
         download(f"{address}/{how}/a.tar", tmp_path / "cache")
 
-    assert not (tmp_path / "cache").exists() or list((tmp_path / "cache").iterdir()) == []
-    download(f"{address}/whole/a.tar", tmp_path / "cache")
-    assert (tmp_path / "cache/a.tar").read_bytes() == (served / "a.tar").read_bytes()
+    assert [path for path in tmp_path.glob("cache/**/*") if path.is_file()] == []
+    kept = download(f"{address}/whole/a.tar", tmp_path / "cache")
+    assert kept.read_bytes() == (served / "a.tar").read_bytes()
+
+
+@pytest.mark.parametrize("label", ["2", "-2"])
+def test_a_label_beyond_the_class_names_is_refused(tmp_path, label):
+    members = {"a.jpg": png(0), "a.cls": label.encode()}
+    write_tar(tmp_path / "train-000000.tar", members)
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+
+    with pytest.raises(ConfigError, match=rf"label {label}, which is not a label of 2 classes"):
+        build_source(config_of(tmp_path)).records()
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path):

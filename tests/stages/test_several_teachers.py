@@ -14,6 +14,7 @@ from pipeline.config import (
     E2KDConfig,
     EvaluateConfig,
     EvaluateOptions,
+    LabelsConfig,
     OptimizerConfig,
     PassConfig,
     StoreConfig,
@@ -117,6 +118,28 @@ def test_teachers_that_do_not_fit_together_are_refused(taught, tmp_path):
         precompute.run(precompute_config(path, teacher))
     with pytest.raises(StoreMismatchError, match=r"differ in num_classes: .* has 10, .* has 12"):
         distill.run(student_config(Store(path), names_of(Store(path)), run="other"))
+
+
+def test_a_teacher_of_other_classes_leaves_the_data_s_labels_unused(tmp_path):
+    path = tmp_path / "store"
+    precompute.run(precompute_config(path, replace(FIRST, classes=12)))
+    store = Store(path)
+    names = [folder.name for folder in store.pass_folders()]
+
+    distill.run(student_config(store, names))
+
+    config = EvaluateConfig(
+        store=StoreConfig(path=str(path)), evaluate=EvaluateOptions(num_pictures=2), run="student"
+    )
+    judged = evaluate.run(config).splits["test"]
+    assert np.isnan(judged["accuracy"])
+    assert np.isnan(judged["teacher_accuracy"])
+    assert 0 <= judged["agreement"] <= 1
+    with pytest.raises(ConfigError, match="none of the records has a label"):
+        distill.run(student_config(store, names, method=E2KDConfig(lambda_ce=1.0), run="labelled"))
+    # A student of the data's own classes is judged without that teacher.
+    distill.run(student_config(store, (), method=LabelsConfig(), run="labels"))
+    assert "agreement" not in evaluate.run(replace(config, run="labels")).splits["test"]
 
 
 # ---- held out ------------------------------------------------------------------------------------
