@@ -170,7 +170,7 @@ class ReportOptions:
     title: str = "Distillation report"
     columns: dict[str, str] = field(default_factory=dict)
     """Name -> <split>.<metric> of evaluate, or all.<metric> for the mean over splits; empty takes
-    accuracy, agreement and EPG of the split `test`."""
+    accuracy and agreement of the split `test`."""
     baseline: str = "kd"
     candidate: str = "e2kd"
     """The paired difference is candidate - baseline, seed by seed."""
@@ -184,9 +184,7 @@ class ReportOptions:
 
     def __post_init__(self) -> None:
         if not self.columns:
-            object.__setattr__(
-                self, "columns", {n: f"test.{n}" for n in ("accuracy", "agreement", "epg")}
-            )
+            object.__setattr__(self, "columns", {n: f"test.{n}" for n in ("accuracy", "agreement")})
         for name in ("contact_records", "contact_views"):
             require(
                 getattr(self, name) >= 0, f"report.{name} must be >= 0, got {getattr(self, name)}"

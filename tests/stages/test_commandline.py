@@ -105,7 +105,7 @@ def test_packing_alone_needs_no_teacher():
         ("distill", ["method.teacher_weights=[0.5,0.6]"], "sum to 1"),
         ("sweep", [], "arms is empty"),
         ("sweep", ["experiment=demo", "seeds=[]"], "seeds is empty"),
-        ("report", ["report.paired_column=f1"], "accuracy, agreement, epg"),
+        ("report", ["report.paired_column=f1"], "accuracy, agreement"),
     ],
 )
 def test_a_mistake_says_what_is_allowed(verb, words, message):
