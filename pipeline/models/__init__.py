@@ -102,10 +102,18 @@ def build_model(config: ModelConfig, num_classes: int) -> Classifier:
     if config.weights == RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(0, "random weights", config.name))
-            return build(config, outputs)
+            return _without_blank_layers(build(config, outputs))
     model = build(config, outputs)
     if config.weights not in (None, PRETRAINED):
         load_weights(model, Path(config.weights))
+    return model
+
+
+def _without_blank_layers(model: Classifier) -> Classifier:
+    """Draw the layers that start at zero (torchvision's ViT head): through them nothing is explained."""
+    for module in model.network.modules():
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            nn.init.trunc_normal_(module.weight, std=0.02)
     return model
 
 
