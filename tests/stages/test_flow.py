@@ -441,7 +441,7 @@ def test_a_sweep_finishes_every_student_once_and_a_report_gathers_them(frozen, c
     assert values["paired_difference"]["mean"] == pytest.approx(sum(per_seed.values()) / 3)
     html = Path(result.html).read_text()
     assert "http" not in html.replace("http://www.w3.org", "")  # self-contained
-    assert html.count("data:image/") == 2
+    assert html.count("data:image/") == 3  # maps, curves, contact sheet
     _print_result(result)
     assert capsys.readouterr().out.splitlines()[-1] == "next: make next"
 
