@@ -78,7 +78,7 @@ def save_for_hub(model: Classifier, folder: Path, num_classes: int, size: tuple[
 
     size  (height, width) of the images that the model was trained on
     """
-    assert isinstance(model, (TimmClassifier, TimmVit))
+    assert isinstance(model, _TimmNetwork)
     preprocessing = {
         "num_classes": num_classes,
         "input_size": (3, *size),
@@ -119,23 +119,21 @@ def _require_known(name: str) -> None:
         ) from error
 
 
-# ---- a grid of features --------------------------------------------------------------------------
+# ---- what both kinds share -----------------------------------------------------------------------
 
 
-class TimmClassifier(Classifier):
-    """A network whose forward_features gives a grid, channels first or last."""
+class _TimmNetwork(Classifier):
+    """A network of timm, its normalisation, and what was found out about its head."""
+
+    closed_form: Head | None = None
+    """Of the head without dropout; None where it was not probed or has none (a class token)."""
+    has_dropout = False
 
     def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
         super().__init__()
         self.name = name
         self.normalize = normalize
         self.inner = network
-        self.channels_last = vars(network).get("output_fmt") == "NHWC"
-        pools = [m for m in network.modules() if isinstance(m, SelectAdaptivePool2d)]
-        self.closed_form: Head | None = None
-        self.has_dropout = False
-        if any(pool.pool_type == "avg" for pool in pools):
-            self.closed_form, self.has_dropout = _probe_head(network, self._to_native)
 
     @property
     def network(self) -> nn.Module:
@@ -147,6 +145,20 @@ class TimmClassifier(Classifier):
     def head(self) -> Head | None:
         """As probed; an active dropout leaves it to autograd."""
         return None if self.training and self.has_dropout else self.closed_form
+
+
+# ---- a grid of features --------------------------------------------------------------------------
+
+
+class TimmClassifier(_TimmNetwork):
+    """A network whose forward_features gives a grid, channels first or last."""
+
+    def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
+        super().__init__(name, normalize, network)
+        self.channels_last = vars(network).get("output_fmt") == "NHWC"
+        pools = [m for m in network.modules() if isinstance(m, SelectAdaptivePool2d)]
+        if any(pool.pool_type == "avg" for pool in pools):
+            self.closed_form, self.has_dropout = _probe_head(network, self._to_native)
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
         features = self.inner.forward_features(self.normalize(images))
@@ -222,7 +234,7 @@ def _equal(found: Tensor, expected: Tensor) -> bool:
 # ---- tokens --------------------------------------------------------------------------------------
 
 
-class TimmVit(Classifier):
+class TimmVit(_TimmNetwork):
     """A VisionTransformer; features are its patch tokens as a grid [B, C, h, w].
 
     The context [B, T, C] is the residual stream into the last block where a class token is read,
@@ -230,14 +242,9 @@ class TimmVit(Classifier):
     """
 
     def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
-        super().__init__()
-        self.name = name
-        self.normalize = normalize
-        self.inner = network
+        super().__init__(name, normalize, network)
         self.reads_class_token = network.global_pool == "token" and network.attn_pool is None
         self.num_prefix = network.num_prefix_tokens
-        self.closed_form: Head | None = None
-        self.has_dropout = False
         if type(network).forward_features is not VisionTransformer.forward_features:
             raise ConfigError(f"timm's {name} is not supported; {_SUPPORTED}")
         if self.reads_class_token and type(network.blocks[-1]) is not Block:
@@ -247,17 +254,6 @@ class TimmVit(Classifier):
             )
         if network.global_pool == "avg":
             self.closed_form, self.has_dropout = _probe_head(network, self._with_blank_prefix)
-
-    @property
-    def network(self) -> nn.Module:
-        """timm's own."""
-        network: nn.Module = self.inner
-        return network
-
-    @property
-    def head(self) -> Head | None:
-        """As probed where tokens are averaged; a class token leaves it to autograd."""
-        return None if self.training and self.has_dropout else self.closed_form
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, Tensor]:
         net = self.inner

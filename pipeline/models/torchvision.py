@@ -1,8 +1,7 @@
 """The classifiers of torchvision, split at the explained layer.
 
-The trunk ends with the last stage's output, after its activation and before any pooling. Where a
-class token reads the image (ViT) the explained layer is the input of the last block's attention,
-after its norm: at the block's output no patch token has a gradient.
+The trunk ends with the last stage's output, after its activation and before any pooling; a ViT's
+(torchvision_vit.py) ends elsewhere.
 
 GoogLeNet and Inception v3 come without their auxiliary heads and with transform_input, as torchvision
 builds them for the published weights.
@@ -15,16 +14,15 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision import models
 
 from pipeline.config import ConfigError
-from pipeline.models.classifier import Classifier, Published, WeightsError, require_size
+from pipeline.models.classifier import Classifier, Published, WeightsError
 from pipeline.models.output import Normalize, match_head
+from pipeline.models.torchvision_vit import TorchvisionVit
 
 if TYPE_CHECKING:
     from pipeline.config import TorchvisionModelConfig
@@ -243,62 +241,3 @@ SPLITS: dict[type[nn.Module], Split] = {
     models.SwinTransformer: Split(_swin_trunk, _pooled("head")),
     models.VGG: Split(_features, lambda net: [net.avgpool, nn.Flatten(), *net.classifier]),
 }
-
-
-# ---- a class token -------------------------------------------------------------------------------
-
-
-class TorchvisionVit(Classifier):
-    """A ViT; features are the patch tokens that the last block's attention reads, [B, C, h, w].
-
-    The context [B, 1 + h * w, C] is the residual stream into that block, class token first.
-    """
-
-    def __init__(self, config: TorchvisionModelConfig, network: models.VisionTransformer) -> None:
-        super().__init__()
-        assert config.mean is not None
-        assert config.std is not None
-        self.name = config.name
-        self.normalize = Normalize(config.mean, config.std)
-        self.inner: nn.Module = network
-
-    @property
-    def network(self) -> nn.Module:
-        """torchvision's own."""
-        return self.inner
-
-    @property
-    def head(self) -> None:
-        """The last block's attention is part of it."""
-        return
-
-    def forward_trunk(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        net: Any = self.inner
-        require_size(self.name, images, (net.image_size, net.image_size))
-        x = net._process_input(self.normalize(images))
-        x = torch.cat([net.class_token.expand(len(x), -1, -1), x], dim=1)
-        x = net.encoder.dropout(x + net.encoder.pos_embedding)
-        residual: Tensor = net.encoder.layers[:-1](x)
-        patches = net.encoder.layers[-1].ln_1(residual)[:, 1:]
-        side = net.image_size // net.patch_size
-        return patches.transpose(1, 2).unflatten(2, (side, side)), residual
-
-    def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
-        assert context is not None
-        net: Any = self.inner
-        block = net.encoder.layers[-1]
-        patches = features.flatten(2).transpose(1, 2)
-        x = torch.cat([block.ln_1(context[:, :1]), patches], dim=1)
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-            x, _ = block.self_attention(x, x, x, need_weights=False)
-        x = block.dropout(x) + context
-        x = x + block.mlp(block.ln_2(x))
-        logits: Tensor = net.heads(net.encoder.ln(x)[:, 0])
-        return logits
-
-    def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The published files call the two layers of an MLP linear_1 and linear_2."""
-        renamed = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
-        for old, new in renamed.items():
-            state = {name.replace(old, new): tensor for name, tensor in state.items()}
-        return state

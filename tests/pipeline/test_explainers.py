@@ -29,7 +29,8 @@ from pipeline.models import build_model, freeze
 from pipeline.models.cifar import CifarResNet
 from pipeline.models.output import GapLinear, Normalize
 from pipeline.models.timm import TimmClassifier, TimmVit
-from pipeline.models.torchvision import TorchvisionClassifier, TorchvisionVit
+from pipeline.models.torchvision import TorchvisionClassifier
+from pipeline.models.torchvision_vit import TorchvisionVit
 from pipeline.payloads.explanation_map import MapPayload
 from pipeline.records import NO_CLASS, Batch, StoredTargets
 from pipeline.training import Training, batch_loss, build_optimizer

@@ -34,8 +34,6 @@ class DeadlySource(ImageFolderSource):
 class DeadlyAnnotation(AnnotateShard):
     """Decodes every frame but one."""
 
-    key = ""
-
     def __call__(self, shard):
         fatal = frames.decode_frame
         table = self._store.index
