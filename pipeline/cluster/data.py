@@ -58,7 +58,7 @@ class RayDataExecutor:
             return
         errors: list[str] = []
         finished = 0
-        with ray_session(self.config):
+        with ray_session(self.config, self.config.actors * self.config.cpus_per_actor):
             for row in self._dataset(task, shards).iter_rows():
                 if error := row.pop("error"):
                     errors.append(error)

@@ -29,8 +29,11 @@ _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @contextmanager
-def ray_session(config: ClusterConfig) -> Iterator[None]:
-    """A local Ray for the block, or the one that is already running in this process."""
+def ray_session(config: ClusterConfig, cpus: float) -> Iterator[None]:
+    """A local Ray for the block, or the one that is already running in this process.
+
+    cpus  that the block's own actors or tasks take at once
+    """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
@@ -48,8 +51,8 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     on_terminate = signal.getsignal(signal.SIGTERM)
     ray.init(
         address="local",
-        # The driver and Ray's own tasks need a slot beside the actors, or the dataset never starts.
-        num_cpus=max(os.cpu_count() or 1, int(config.actors * config.cpus_per_actor) + 1),
+        # The driver and Ray's own tasks need a slot beside them, or a dataset never starts.
+        num_cpus=max(os.cpu_count() or 1, int(cpus) + 1),
         include_dashboard=False,
         logging_level=logging.WARNING,
         log_to_driver=False,
