@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.commandline import compose, main, section_of
 from pipeline.config.builder import build_verb_config
+from pipeline.distillation import fingerprint_inputs, open_passes
 from pipeline.errors import UserError
 from pipeline.progress import progress
 from pipeline.runs import RUNS, identity, plain
@@ -118,9 +119,9 @@ def _plan(config: SweepConfig, base: Sequence[str]) -> list[StudentRun]:
 
 def _fingerprints(student: DistillConfig, judge: EvaluateConfig) -> list[str]:
     store = Store(Path(student.store.path))
-    passes = distill.open_passes(student, store)
+    passes = open_passes(student, store)
     judged_by = evaluate.passes_to_compare(store, judge.store.teacher)
-    made_from = distill.fingerprint_inputs(student, store, passes)
+    made_from = fingerprint_inputs(student, store, passes)
     return [*made_from.values(), *(teacher.manifest.fingerprint for teacher in judged_by)]
 
 

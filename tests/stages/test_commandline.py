@@ -58,7 +58,7 @@ def test_packing_alone_needs_no_teacher():
     ("verb", "words", "message"),
     [
         ("distill", ["data=demo"], "distill takes no data=.*it takes: store, student, method"),
-        ("distill", ["teacher=cifar"], "distill takes no teacher="),
+        ("distill", ["teacher=cifar"], "distill reads teacher=cifar with mode=live only"),
         ("distill", ["methud=kd"], r"distill takes no methud= \(did you mean method\?\)"),
         (
             "distill",
@@ -80,7 +80,7 @@ def test_packing_alone_needs_no_teacher():
         ),
         ("distill", ["optimizer=adamx"], "choose one of: adam, adamw, sgd"),
         ("distill", ["student.name=resnet19"], "resnet8, resnet14, resnet20"),
-        ("distill", ["mode=live"], "mode must be one of frozen"),
+        ("distill", ["mode=livid"], "mode must be one of frozen, live"),
         (
             "distill",
             ["augment.operations=[{kind: wobble}]"],
