@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pipeline.config.augment import AugmentConfig
@@ -99,10 +99,11 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         if self.mode == "frozen":
-            # Experiments describe their teacher for all verbs; it must not make another run of this one.
+            # An experiment names both teachers, for all verbs; the one that is not read makes no difference.
             object.__setattr__(self, "teacher", NoModelConfig())
             object.__setattr__(self, "explainer", GradCamConfig())
         else:
+            object.__setattr__(self, "store", replace(self.store, teacher=()))
             self._check_live()
         require(
             self.student.frame == "full",
@@ -121,10 +122,6 @@ class DistillConfig:
         require(
             self.teacher.kind != "none",
             "mode=live needs the teacher itself: name it with teacher= and teacher.weights=, as for precompute",
-        )
-        require(
-            not self.store.teacher,
-            f"store.teacher={list(self.store.teacher)} names frozen passes, which mode=live does not read",
         )
         if self.teacher.kind != "none":
             require(
