@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cluster import train
+from pipeline.cluster import run_training
 from pipeline.commandline import main
 from pipeline.config.paths import with_absolute_paths
 from pipeline.distillation import Distillation, fingerprint_inputs, open_passes
@@ -49,10 +49,10 @@ def run(config: DistillConfig, on_epoch: Callable[[int, str], None] | None = Non
         return DistillResult(student=str(folder), trained_epochs=0)
     job = Distillation(config=with_absolute_paths(config), folder=folder.absolute())
     if on_epoch is not None:
-        epochs = train(job, config.cluster, on_epoch)
+        epochs = run_training(job, config.cluster, on_epoch)
     else:
         with show_epochs("distill", config.trainer.epochs) as show:
-            epochs = train(job, config.cluster, show)
+            epochs = run_training(job, config.cluster, show)
     return DistillResult(student=str(folder), trained_epochs=epochs)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cluster import train
+from pipeline.cluster import run_training
 from pipeline.commandline import main
 from pipeline.config import require
 from pipeline.config.paths import with_absolute_paths
@@ -50,7 +50,7 @@ def run(config: TeachConfig) -> TeachResult:
     if not is_finished(folder):
         job = Teaching(config=with_absolute_paths(config), folder=folder.absolute())
         with show_epochs("teach", config.teaching.trainer.epochs) as show:
-            train(job, config.cluster, show)
+            run_training(job, config.cluster, show)
     metrics_path = folder / "metrics.json"
     if not metrics_path.exists():
         splits = _judge(config, store, folder)

@@ -51,7 +51,9 @@ def build_executor(executor: Executor, cluster: ClusterConfig) -> MapShards:
     return RayDataExecutor(cluster)
 
 
-def train(job: TrainingJob, cluster: ClusterConfig, on_epoch: Callable[[int, str], None]) -> int:
+def run_training(
+    job: TrainingJob, cluster: ClusterConfig, on_epoch: Callable[[int, str], None]
+) -> int:
     """Finish a training, in this process or on `trainer.ranks` of Ray Train; the epochs it took now."""
     epochs = 0
 

@@ -1,0 +1,140 @@
+"""Two processes of one training do what one process does with the whole batch."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+from pipeline.config import E2KDConfig, OptimizerConfig
+from pipeline.losses import build_loss
+from pipeline.losses.terms import LossTerms
+from pipeline.metric_log import StepLog
+from pipeline.models import build_model
+from pipeline.ranks import Ranks, RanksDisagreeError
+from pipeline.selection import rows_of_split
+from pipeline.store.reader import Store
+from pipeline.stream import StoreDataset, TrainingStream
+from pipeline.training import Training, batch_loss, build_optimizer, load_checkpoint
+from pipeline.views import ViewSchedule
+from tests.conftest import TINY_DATA
+from tests.stages.test_flow import PAD_CROP
+
+SIZE = (TINY_DATA.image_size, TINY_DATA.image_size)
+METHOD = E2KDConfig(tau=4.0, lambda_ce=1.0, lambda_map=5.0)
+
+
+def build_stream(path, ranks):
+    store = Store(path)
+    rows = rows_of_split(store.index, "train")
+    return TrainingStream(
+        StoreDataset(store, rows, store.open_passes()),
+        ViewSchedule(PAD_CROP, store.size, seed=0),
+        batch_size=8,
+        seed=0,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+
+
+def build_training(model_config, ranks):
+    torch.manual_seed(ranks.rank)  # DDP starts every rank from the first one's weights
+    model = build_model(model_config, 10)
+    optimizer = build_optimizer(OptimizerConfig(), list(model.parameters()))
+    return Training(model=model, loss=build_loss(METHOD), optimizer=optimizer, ranks=ranks)
+
+
+def learn(store_path, model_config, ranks):
+    """Three batches, BatchNorm in eval mode: keys, views and the gradient of each, and a line of the log."""
+    training = build_training(model_config, ranks)
+    training.model.eval()
+    training.forward.eval()
+    seen = []
+    lines = []
+    log = StepLog(write=lines.append, every_steps=3)
+    for batch in list(build_stream(store_path, ranks).epoch(1))[:3]:
+        training.optimizer.zero_grad()
+        terms = batch_loss(training, batch, SIZE)
+        terms.total.backward()
+        training.global_step += 1
+        log.add(training, terms, len(batch.keys))
+        gradients = [parameter.grad.clone() for parameter in training.model.parameters()]
+        seen.append((batch.keys, batch.canonical_from_view, gradients))
+    return {"seen": seen, "line": lines[0]}
+
+
+def rank_main(rank, folder, store_path, model_config):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    ranks = Ranks(rank, 2)
+    torch.save(learn(store_path, model_config, ranks), folder / f"{rank}.pt")
+    own = folder / "shared" if rank == 0 else folder / "elsewhere"
+    training = build_training(model_config, ranks)
+    if rank == 0:
+        own.mkdir()
+        training.global_step = 7
+        torch.save(training.state(), own / "checkpoint.pt")
+    try:
+        load_checkpoint(training, own)
+    except RanksDisagreeError as error:
+        (folder / f"disagreed-{rank}").write_text(str(error))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory, frozen):
+    """What two ranks of gloo, and one process alone, saw and learned."""
+    folder = tmp_path_factory.mktemp("ranks")
+    arguments = (frozen.store.path, frozen.config.teacher)
+    torch.multiprocessing.spawn(rank_main, (folder, *arguments), nprocs=2)
+    ranks = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    return folder, ranks, learn(*arguments, Ranks())
+
+
+def test_two_ranks_have_the_global_batches_and_the_views_of_one(both):
+    _, ranks, alone = both
+
+    for first, second, whole in zip(*(part["seen"] for part in (*ranks, alone)), strict=True):
+        assert first[0] + second[0] == whole[0]
+        assert torch.equal(torch.cat([first[1], second[1]]), whole[1])
+
+
+def test_two_ranks_have_the_gradients_of_one(both):
+    _, ranks, alone = both
+
+    assert alone["line"]["map"] > 0.01  # the explanation term has a part in them
+    for first, second, whole in zip(*(part["seen"] for part in (*ranks, alone)), strict=True):
+        for one, other, wanted in zip(first[2], second[2], whole[2], strict=True):
+            assert torch.equal(one, other)
+            assert (one - wanted).norm() <= 1e-6 * max(1.0, wanted.norm())
+
+
+def test_the_log_has_the_mean_over_ranks(both):
+    _, ranks, alone = both
+
+    for name in ("total", "kd", "ce", "map", "valid_map_fraction"):
+        assert ranks[0]["line"][name] == pytest.approx(alone["line"][name], rel=1e-5)
+
+
+def test_ranks_that_see_different_checkpoints_say_that_the_folder_is_not_shared(both):
+    folder, _, _ = both
+
+    for rank in range(2):
+        assert "storage that all nodes share" in (folder / f"disagreed-{rank}").read_text()
+
+
+def test_gradients_of_a_losss_own_parameters_are_averaged(monkeypatch):
+    monkeypatch.setattr(dist, "all_reduce", lambda values: values.add_(3.0))
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([1.0, 5.0])
+
+    Ranks(0, 2).average_gradients([parameter, torch.nn.Parameter(torch.zeros(1))])
+
+    assert parameter.grad.tolist() == [2.0, 4.0]
+
+
+def test_a_lone_process_needs_no_group():
+    values = torch.tensor([1.0, 2.0])
+
+    assert Ranks().mean(values) is values
+    Ranks().require_equal([1], "never")
+    assert LossTerms(total=values.sum()).total == 3

@@ -1,0 +1,185 @@
+"""Students trained by several ranks of Ray Train: killed ranks, killed drivers, other numbers of ranks."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from pipeline.cluster.train import RanksError, train_on_ranks
+from pipeline.config import LocalClusterConfig, TrainerConfig
+from pipeline.distillation import Distillation
+from pipeline.errors import UserError
+from pipeline.losses.e2kd import E2KDLoss
+from pipeline.metric_log import read_metrics
+from pipeline.runs import RUNS, load_model
+from stages import distill
+from tests.stages.test_flow import assert_equal_states, distill_config, weights_of
+
+ROOT = Path(__file__).resolve().parents[2]
+CLUSTER = LocalClusterConfig(cpus_per_rank=0.5)
+TRAINER = TrainerConfig(
+    epochs=3, batch_size=8, ranks=2, num_threads=1, log_every_steps=2, checkpoint_every_steps=3
+)
+
+
+class DeadlyLoss(E2KDLoss):
+    """Ends the second rank's process at its 9th step, in the middle of the second of three epochs; once."""
+
+    def __init__(self, config, marker):
+        super().__init__(config)
+        self.marker = marker
+        self.steps = 0
+
+    def forward(self, student, targets, labels):
+        self.steps += 1
+        if self.steps == 9 and dist.get_rank() == 1 and not self.marker.exists():
+            self.marker.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(student, targets, labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KilledOnce(Distillation):
+    """A student one of whose ranks dies."""
+
+    marker: Path
+
+    def plan(self):
+        plan = super().plan()
+        return replace(plan, loss=DeadlyLoss(plan.loss.config, self.marker))
+
+
+class RefusingLoss(E2KDLoss):
+    """A UserError in the second rank only, while the first waits for it."""
+
+    def forward(self, student, targets, labels):
+        if dist.is_initialized() and dist.get_rank() == 1:
+            raise UserError("this record is not what it was")
+        return super().forward(student, targets, labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused(Distillation):
+    """A student that cannot be trained."""
+
+    def plan(self):
+        plan = super().plan()
+        return replace(plan, loss=RefusingLoss(plan.loss.config))
+
+
+def lines_of(run):
+    """metrics.jsonl without its one number that is a time."""
+    lines = list(read_metrics(RUNS / run / "distill"))
+    return [{k: v for k, v in line.items() if k != "records_per_second"} for line in lines]
+
+
+def job(frozen, run, kind=Distillation, **options):
+    config = distill_config(frozen, run=run, trainer=TRAINER)
+    folder = (RUNS / run / "distill").absolute()
+    folder.mkdir(parents=True)
+    return kind(config=config, folder=folder, **options)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_rank_changes_nothing(frozen, tmp_path):
+    epochs = []
+    train_on_ranks(job(frozen, "whole"), CLUSTER, lambda epoch, line: epochs.append(epoch))
+    marker = tmp_path / "killed"
+
+    train_on_ranks(job(frozen, "killed", KilledOnce, marker=marker), CLUSTER, lambda *_: None)
+
+    assert epochs == [1, 2, 3]
+    killed = int(marker.read_text())  # the fault happened
+    assert not Path(f"/proc/{killed}").exists()
+    assert_equal_states(weights_of("killed"), weights_of("whole"))
+    assert lines_of("killed") == lines_of("whole")
+    assert {path.name for path in (RUNS / "killed" / "distill").iterdir()} >= {
+        "model.safetensors",
+        "model.json",
+    }
+    assert not (RUNS / "killed" / "distill" / ".ray_train").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_error_of_one_rank_is_one_line_and_is_not_tried_again(frozen):
+    with pytest.raises(RanksError, match=r"^this record is not what it was$"):
+        train_on_ranks(job(frozen, "refused", Refused), CLUSTER, lambda *_: None)
+
+
+@pytest.mark.ray
+def test_two_ranks_train_a_student_and_leave_a_finished_run(frozen):
+    config = distill_config(frozen, run="both", trainer=TRAINER, cluster=CLUSTER)
+
+    result = distill.run(config)
+
+    assert result.trained_epochs == 3
+    assert [line["step"] for line in lines_of("both")] == [2, 3, 5, 6, 8, 9, 10, 12, 14, 15]
+    assert load_model(RUNS / "both" / "distill")[1].teachers == (
+        frozen.store.pass_folders()[0].name,
+    )
+    # Finished is finished, whoever asks: no cluster is started for the second look.
+    started = time.monotonic()
+    assert distill.run(replace(config, trainer=replace(TRAINER, ranks=1))).trained_epochs == 0
+    assert time.monotonic() - started < 2
+
+
+# ---- a killed driver -----------------------------------------------------------------------------
+
+
+def words(frozen, run, *more):
+    teacher = frozen.config.teacher
+    return [
+        *(sys.executable, "-m", "stages.distill", f"store.path={frozen.store.path}", f"run={run}"),
+        *(
+            f"student.name={teacher.name}",
+            f"student.width={teacher.width}",
+            "cluster.cpus_per_rank=0.5",
+        ),
+        *("trainer.epochs=40", "trainer.batch_size=8", "trainer.num_threads=1"),
+        *("trainer.checkpoint_every_steps=3", *more),
+    ]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("then", [2, 1])
+def test_a_killed_driver_is_taken_up_again_by_any_number_of_ranks(frozen, tmp_path, then):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    options = {"cwd": tmp_path, "env": environment}
+    process = subprocess.Popen(
+        words(frozen, "killed", "trainer.ranks=2"), start_new_session=True, **options
+    )
+    folder = tmp_path / "runs" / "killed" / "distill"
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoint.pt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+    process.kill()
+    process.wait()
+    assert not (folder / "model.json").exists()  # killed in the middle
+    time.sleep(6)  # ranks end with their driver
+
+    for run, ranks in (("killed", then), ("whole", 2)):
+        subprocess.run(
+            words(frozen, run, f"trainer.ranks={ranks}"), check=True, timeout=240, **options
+        )
+    killed, whole = (
+        [line["step"] for line in read_lines(tmp_path, run)] for run in ("killed", "whole")
+    )
+    assert killed == whole
+    if then == 2:
+        assert_equal_states(weights_of("killed"), weights_of("whole"))
+
+
+def read_lines(folder, run):
+    return list(read_metrics(folder / "runs" / run / "distill"))
