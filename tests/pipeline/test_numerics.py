@@ -1,0 +1,215 @@
+"""Precision, compilation, memory format: how a step is computed, never what."""
+
+import shutil
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.config import ConfigError, E2KDConfig, KDConfig, TimmModelConfig
+from pipeline.losses import build_loss
+from pipeline.metric_log import StepLog
+from pipeline.models import build_model
+from pipeline.training import Numerics, Training, batch_loss, build_optimizer, train_step
+from tests.pipeline.test_training import (
+    FRAME,
+    NUM_CLASSES,
+    OptimizerConfig,
+    build_batch,
+    random_batch,
+    random_frames,
+    random_targets,
+    tiny_model,
+)
+
+METHOD = E2KDConfig(tau=4.0, lambda_ce=1.0, lambda_map=5.0)
+
+
+def build_training(numerics, seed=0, **optimizer):
+    model = tiny_model(seed)
+    half = numerics.precision == torch.float16
+    return Training(
+        model=model,
+        loss=build_loss(METHOD),
+        optimizer=build_optimizer(
+            OptimizerConfig(**optimizer), list(model.parameters()), fused=half
+        ),
+        numerics=numerics,
+    )
+
+
+def gradient(training, batch):
+    training.model.eval()
+    training.forward.eval()
+    loss = batch_loss(training, batch, FRAME).total
+    parts = torch.autograd.grad(loss, list(training.model.parameters()))
+    return torch.cat([part.flatten() for part in parts])
+
+
+@pytest.mark.parametrize(
+    ("numerics", "tolerance"),
+    [
+        (Numerics(channels_last=True), 1e-5),
+        (Numerics(precision=torch.bfloat16), 0.1),
+        (Numerics(precision=torch.float16), 0.02),
+    ],
+    ids=["channels_last", "bfloat16", "float16"],
+)
+def test_other_numerics_have_the_same_gradient_up_to_their_rounding(numerics, tolerance):
+    wanted = gradient(build_training(Numerics()), random_batch(0))
+
+    found = gradient(build_training(numerics), random_batch(0))
+
+    assert found.dtype == torch.float32
+    assert (found - wanted).norm() < tolerance * wanted.norm()
+    assert not torch.equal(found, wanted)  # it was computed otherwise
+
+
+def test_mixed_precision_keeps_parameters_loss_and_maps_in_float32(monkeypatch):
+    training = build_training(Numerics(precision=torch.bfloat16))
+    seen = []
+    monkeypatch.setattr(
+        type(training.loss), "forward", spy(type(training.loss).forward, seen), raising=True
+    )
+    features = []
+    training.model.register_forward_hook(lambda m, i, output: features.append(output.features))
+
+    terms = train_step(training, random_batch(0), FRAME, clip_norm=1.0)
+
+    (student,) = seen
+    assert features[0].dtype == torch.bfloat16
+    assert student.logits.dtype == student.maps.dtype == terms.total.dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in training.model.parameters())
+
+
+def spy(forward, seen):
+    def spied(self, student, targets, labels):
+        seen.append(student)
+        return forward(self, student, targets, labels)
+
+    return spied
+
+
+def test_float16_scales_its_loss_and_skips_a_step_of_infinite_gradients():
+    training = build_training(Numerics(precision=torch.float16), kind="sgd")
+    assert training.scaler.get_scale() == 2**16
+    broken = build_batch(random_frames(0), random_targets(0), None)
+    broken.targets[0].logits[0, 0] = torch.inf
+    before = [p.detach().clone() for p in training.model.parameters()]
+
+    train_step(training, broken, FRAME, clip_norm=1.0)
+
+    assert all(torch.equal(p, b) for p, b in zip(training.model.parameters(), before, strict=True))
+    assert training.scaler.get_scale() == 2**15
+    for seed in range(8):  # the scale falls until the gradients fit
+        train_step(training, random_batch(seed), FRAME, clip_norm=1.0)
+    assert not all(
+        torch.equal(p, b) for p, b in zip(training.model.parameters(), before, strict=True)
+    )
+
+
+def test_the_scale_of_float16_goes_into_the_checkpoint():
+    training = build_training(Numerics(precision=torch.float16))
+    train_step(training, random_batch(0), FRAME, clip_norm=1.0)
+    training.scaler.update(2.0**7)
+    resumed = build_training(Numerics(precision=torch.float16), seed=1)
+
+    resumed.load_state(training.state())
+
+    assert resumed.scaler.get_scale() == 2**7
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operations for which a host would wait for its device.
+
+    Adam's step counters are left out: they live on the host, whatever the parameters' device.
+    """
+
+    NAMES = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique")
+
+    def __init__(self, optimizer):
+        super().__init__()
+        self.found = []
+        states = optimizer.state.values()
+        self.on_host = {state["step"].data_ptr() for state in states if "step" in state}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        reads = any(name in function.__name__ for name in self.NAMES)
+        if reads and args[0].data_ptr() not in self.on_host:
+            self.found.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_step_reads_nothing_back_from_the_device(precision, kind):
+    training = build_training(Numerics(precision=precision), kind=kind)
+    log = StepLog(write=lambda line: None, every_steps=1000)
+    train_step(
+        training, random_batch(0), FRAME, clip_norm=1.0
+    )  # caches and moments come into being
+
+    with HostReads(training.optimizer) as reads:
+        terms = train_step(training, random_batch(1), FRAME, clip_norm=1.0)
+        log.add(training, terms, records=4)
+
+    assert reads.found == []
+    with HostReads(training.optimizer) as reads:
+        log.flush(training)
+        terms.total.item()
+    assert len(reads.found) >= 1  # the counter counts
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_step_on_a_gpu_never_waits(precision):
+    from pipeline.stream import move_batch
+
+    device = torch.device("cuda")
+    model = tiny_model(0).to(device)
+    training = Training(
+        model=model,
+        loss=build_loss(METHOD).to(device),
+        optimizer=build_optimizer(
+            OptimizerConfig(), list(model.parameters()), fused=precision == torch.float16
+        ),
+        numerics=Numerics(precision=precision),
+    )
+    train_step(training, move_batch(random_batch(0), device), FRAME, clip_norm=1.0)
+
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train_step(training, move_batch(random_batch(1), device), FRAME, clip_norm=1.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_student_whose_explanation_is_differentiated_twice_is_not_compiled():
+    vit = TimmModelConfig(name="vit_tiny_patch16_224", input_size=32)
+    model = build_model(vit, NUM_CLASSES)
+    parts = {
+        "model": model,
+        "optimizer": build_optimizer(OptimizerConfig(), list(model.parameters())),
+        "numerics": Numerics(compile=True),
+    }
+
+    with pytest.raises(ConfigError, match=r"trainer\.compile=true.*differentiated twice"):
+        Training(loss=build_loss(METHOD), **parts)
+    Training(loss=build_loss(KDConfig()), **parts)  # without maps there is no second time
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+def test_a_compiled_student_takes_the_same_step():
+    plain, compiled = build_training(Numerics()), build_training(Numerics(compile=True))
+
+    for seed in range(3):
+        terms = [
+            train_step(training, random_batch(seed), FRAME, clip_norm=1.0)
+            for training in (plain, compiled)
+        ]
+        assert terms[1].total.item() == pytest.approx(terms[0].total.item(), rel=1e-4)
+
+    assert compiled.forward is not compiled.model
+    # Checkpoints and exports know nothing of it.
+    assert compiled.state()["model"].keys() == plain.state()["model"].keys()
