@@ -5,7 +5,7 @@ PY := .venv/bin/python
 ARGS ?=
 DEMO_distill := method.tau=4 method.lambda_map=5
 STAGES := precompute teach verify distill evaluate sweep report
-.PHONY: help install demo test test-all lint format lock clean $(STAGES)
+.PHONY: help install demo test test-all bench lint format lock clean $(STAGES)
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ test: install ## the tests, under 10 minutes on 2 cores
 
 test-all: install ## the slow tests too
 	@$(PY) -m pytest -q -m "slow or not slow" $(ARGS)
+
+bench: install ## the measured ratios, about 10 minutes; ARGS="stream bytes" for some of them
+	@$(PY) -m tests.benchmarks $(ARGS)
 
 lint: install ## ruff and mypy
 	@$(PY) -m ruff check .

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _CACHED_SHARDS = 32
 """Of each pass: the order's window and the next one's beginning."""
+_OPEN_SHARDS = 64
+"""Files held open, far below what a process may have, whatever the number of shards."""
 _INDEX_COLUMNS = (
     "offset",
     "size",
@@ -78,7 +80,7 @@ class StoreDataset(Dataset[Batch]):
         self._start_caches()
 
     def _start_caches(self) -> None:
-        self._bytes = lru_cache(maxsize=None)(self._open_shard)
+        self._bytes = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)
         cached = _CACHED_SHARDS * max(1, len(self.passes))
         self._values = lru_cache(maxsize=cached)(self._read_values)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import mmap
+import os
 import tarfile
 from typing import TYPE_CHECKING, cast
 
@@ -41,19 +41,29 @@ class TarShard:
 
 
 class ShardBytes:
-    """A shard's tar, mapped into memory: bytes by offset, without parsing."""
+    """A shard's tar, open: bytes by offset, without parsing, from any thread.
+
+    Read, not mapped: mapped pages would count as this process's memory until the whole store is in it.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._file = path.open("rb", buffering=0)
         except FileNotFoundError:
             raise ManifestError(f"{path} is missing; {REPAIR}") from None
         self.path = path
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly `size` bytes from `offset`."""
-        data = self._map[offset : offset + size]
+        data = os.pread(self._file.fileno(), size, offset)
         if len(data) != size:
             raise ManifestError(f"{self.path} ends before byte {offset + size}; run stages.verify")
         return data
+
+    def close(self) -> None:
+        """Let the file go; also done when the last reference goes."""
+        self._file.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()

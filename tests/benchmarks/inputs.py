@@ -1,0 +1,81 @@
+"""Real JPEGs for the figures: crops of two photographs, in plain WebDataset tars, made anew in seconds."""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset
+from PIL import Image
+
+from pipeline.config import (
+    CifarModelConfig,
+    GradCamConfig,
+    LocalClusterConfig,
+    NoModelConfig,
+    PassConfig,
+    PrecomputeConfig,
+    StoreConfig,
+    WebDatasetDataConfig,
+)
+from pipeline.store.reader import Store
+from stages import precompute
+
+CLASSES = 10
+SHARD_RECORDS = 1000
+TINY = CifarModelConfig(name="resnet8", width=4, classes=CLASSES, weights="random")
+"""Where the teacher is not what is measured."""
+
+
+def write_tars(folder: Path, records: int, side: int) -> Path:
+    """`records` JPEGs of side x side pixels and their labels, classes mixed."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for start in range(0, records, SHARD_RECORDS):
+        name = folder / f"train-{start // SHARD_RECORDS:06d}.tar"
+        with webdataset.TarWriter(str(name), mtime=0) as tar:
+            for number in range(start, min(start + SHARD_RECORDS, records)):
+                sample = {"__key__": f"{number:08d}", "jpg": _jpeg(generator, side)}
+                tar.write(sample | {"cls": str(number % CLASSES)})
+    return folder
+
+
+def _jpeg(generator: np.random.Generator, side: int) -> bytes:
+    photograph = _photographs()[generator.integers(2)]
+    zoom = max(side, int(generator.integers(side, 4 * side)))
+    zoom = min(zoom, *photograph.size)
+    x, y = (int(generator.integers(0, extent - zoom + 1)) for extent in photograph.size)
+    crop = photograph.resize((side, side), Image.Resampling.BILINEAR, (x, y, x + zoom, y + zoom))
+    buffer = io.BytesIO()
+    crop.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+@cache
+def _photographs() -> list[Image.Image]:
+    from sklearn.datasets import load_sample_images
+
+    return [Image.fromarray(image) for image in load_sample_images().images]
+
+
+def precompute_config(tars: Path, store: Path, **options: Any) -> PrecomputeConfig:
+    """A precompute of the tars, in this process with one thread."""
+    return PrecomputeConfig(
+        data=WebDatasetDataConfig(path=str(tars)),
+        store=StoreConfig(path=str(store), backend=options.pop("backend", "zarr")),
+        teacher=options.pop("teacher", TINY),
+        explainer=GradCamConfig(),
+        annotate=PassConfig(payloads=options.pop("payloads", ("logits", "map"))),
+        cluster=LocalClusterConfig(),
+        executor=options.pop("executor", "serial"),
+        run=str(store.parent / "run"),
+    )
+
+
+def pack(tars: Path, store: Path) -> Store:
+    """The tars' index, with no teacher."""
+    precompute.run(precompute_config(tars, store, teacher=NoModelConfig()))
+    return Store(store)

@@ -1,0 +1,62 @@
+"""Peak memory of whole commands, with few records and with five times as many."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.benchmarks.figures import Figure, exact
+from tests.benchmarks.inputs import TINY, write_tars
+
+FEW, MANY = 10_000, 50_000
+_MEBI_PER_KIBI = 1 / 1024
+
+
+def memory_figures(folder: Path) -> list[Figure]:
+    """Peak resident set of precompute and of one epoch of distill."""
+    peaks = {records: _peaks(folder / str(records), records) for records in (FEW, MANY)}
+    return [
+        exact(
+            f"{stage}_memory_50k_vs_10k",
+            peaks[MANY][stage],
+            peaks[FEW][stage],
+            unit="MiB",
+            aim="<= 1.05",
+        )
+        for stage in ("precompute", "distill")
+    ]
+
+
+def _peaks(folder: Path, records: int) -> dict[str, float]:
+    tars = write_tars(folder / "tars", records, 32)
+    store, network = f"store.path={folder / 'store'}", [f"name={TINY.name}", f"width={TINY.width}"]
+    run = f"run={folder / 'run'}"
+    commands = {
+        "precompute": [
+            *("data=webdataset", f"data.path={tars}", store, run, "executor=serial"),
+            *(f"teacher.{option}" for option in [*network, "weights=random"]),
+        ],
+        "distill": [
+            *(store, run, *(f"student.{option}" for option in network)),
+            *("trainer.epochs=1", "trainer.batch_size=200", "trainer.num_threads=1"),
+        ],
+    }
+    return {stage: _peak(stage, words) for stage, words in commands.items()}
+
+
+def _peak(stage: str, words: list[str]) -> float:
+    """MiB of the command's process at its largest."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"stages.{stage}", *words],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"stages.{stage} {' '.join(words)} exits with {process.returncode}")
+    return usage.ru_maxrss * _MEBI_PER_KIBI

@@ -1,0 +1,154 @@
+"""What a frozen teacher costs beside the bare loop that it cannot be cheaper than."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from pipeline.cluster.data import RayDataExecutor
+from pipeline.config import CifarModelConfig, LocalClusterConfig
+from pipeline.models import build_model, freeze
+from pipeline.shard_tasks import ShardResult
+from pipeline.store.frames import decode_frame
+from pipeline.store.reader import Store
+from stages import precompute
+from tests.benchmarks.figures import Figure, figure, in_turn, interval
+from tests.benchmarks.inputs import CLASSES, pack, precompute_config, write_tars
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pipeline.cluster import ShardTask
+
+RECORDS = 4000
+ROUNDS = 5
+TEACHER = CifarModelConfig(name="resnet20", classes=CLASSES, weights="random")
+BATCH = 64
+
+
+def precompute_figures(folder: Path) -> list[Figure]:
+    """precompute against a bare loop, and GradCAM against logits alone."""
+    tars, store = write_tars(folder / "tars", RECORDS, 32), folder / "store"
+    pack(tars, store)
+    whole, logits = (
+        annotator(tars, store, payloads) for payloads in (("logits", "map"), ("logits",))
+    )
+    per_record = {"unit": "ms/record", "scale": 1e3 / RECORDS}
+    return [
+        figure(
+            "precompute_vs_bare_loop",
+            in_turn(whole, lambda: bare_loop(tars), ROUNDS),
+            faster=True,
+            aim=">= 0.95",
+            **per_record,
+        ),
+        figure(
+            "gradcam_vs_logits",
+            in_turn(whole, logits, ROUNDS),
+            faster=False,
+            aim="<= 1.05",
+            **per_record,
+        ),
+    ]
+
+
+def annotator(tars: Path, store: Path, payloads: tuple[str, ...]) -> Callable[[], Any]:
+    """The whole command on a packed store: source, plan, teacher, commits, manifest."""
+    config = precompute_config(tars, store, teacher=TEACHER, payloads=payloads)
+
+    def run() -> None:
+        shutil.rmtree(store / "teachers", ignore_errors=True)
+        assert precompute.run(config).teacher_records == RECORDS
+
+    return run
+
+
+@torch.no_grad()
+def bare_loop(tars: Path) -> list[torch.Tensor]:
+    """Decode and forward, no more: nothing is checked, explained or kept on disk."""
+    torch.set_num_threads(1)
+    model = freeze(build_model(TEACHER, CLASSES))
+    logits = []
+    frames: list[torch.Tensor] = []
+    for path in sorted(tars.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.endswith(".jpg"):
+                    frames.append(decode_frame(tar.extractfile(member).read(), (32, 32)))  # type: ignore[union-attr]
+                if len(frames) == BATCH:
+                    logits.append(model(torch.stack(frames).float() / 255).logits.half())
+                    frames = []
+    if frames:
+        logits.append(model(torch.stack(frames).float() / 255).logits.half())
+    assert sum(map(len, logits)) == RECORDS
+    return logits
+
+
+# ---- between two shards --------------------------------------------------------------------------
+
+
+@dataclass
+class TimedTask:
+    """Writes down when each shard began and ended, by the clock that all processes share."""
+
+    needs_gpu: ClassVar[bool] = True
+    task: Any
+    log: Path
+
+    def __call__(self, shard: Any) -> ShardResult:
+        started = time.monotonic()
+        result: ShardResult = self.task(shard)
+        with self.log.open("a") as file:
+            file.write(f"{started} {time.monotonic()}\n")
+        return result
+
+
+def gap_figure(folder: Path) -> list[Figure]:
+    """Idle time of a Ray actor between two shards, as a share of a shard's own time."""
+    tars, store = write_tars(folder / "tars", 3 * RECORDS, 32), folder / "store"
+    pack(tars, store)
+    log = folder / "times"
+    config = precompute_config(tars, store, teacher=TEACHER, executor="ray")
+    original = precompute.build_executor
+
+    def timed(executor: Any, cluster: Any) -> Any:
+        ray = RayDataExecutor(LocalClusterConfig())
+
+        def map_shards(task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
+            return ray(TimedTask(task, log), shards)
+
+        return map_shards
+
+    precompute.build_executor = timed
+    try:
+        precompute.run(config)
+    finally:
+        precompute.build_executor = original
+    times = sorted(tuple(map(float, line.split())) for line in log.read_text().splitlines())
+    assert len(times) == len(Store(store).manifest.shards)
+    gaps = [after[0] - before[1] for before, after in pairwise(times)]
+    works = [end - start for start, end in times][1:]
+    shares = [gap / work for gap, work in zip(gaps, works, strict=True)]
+    low, high = interval(shares)
+    return [
+        Figure(
+            name="gap_between_shards",
+            ratio=median(shares),
+            low=low,
+            high=high,
+            ours=median(gaps) * 1e3,
+            theirs=median(works) * 1e3,
+            unit="ms",
+            aim="",
+            command="make bench ARGS=gap_between_shards",
+        )
+    ]

@@ -1,0 +1,127 @@
+"""Reading a store: against stock webdataset on the same tars, and its bytes against their payload."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+
+from pipeline.order import EpochOrder, GlobalBatches
+from pipeline.selection import rows_of_split
+from pipeline.store.frames import decode_frame
+from pipeline.store.reader import Store, TeacherPass
+from pipeline.stream import StoreDataset
+from stages import precompute
+from tests.benchmarks.figures import Figure, exact, figure, in_turn
+from tests.benchmarks.inputs import precompute_config, write_tars
+
+BATCH = 50
+ROUNDS = 7
+
+
+def stream_32_figure(folder: Path) -> list[Figure]:
+    """Small images: parsing is most of the time."""
+    return [_stream_figure("stream_vs_webdataset_32px", folder, 10_000, 32, ">= 5")]
+
+
+def stream_224_figure(folder: Path) -> list[Figure]:
+    """Photographs: decoding is most of the time, on both sides."""
+    return [_stream_figure("stream_vs_webdataset_224px", folder, 2_000, 224, ">= 1.2")]
+
+
+def _stream_figure(name: str, folder: Path, records: int, side: int, aim: str) -> Figure:
+    torch.set_num_threads(1)
+    tars, path = write_tars(folder / "tars", records, side), folder / "store"
+    for backend in ("zarr", "webdataset"):
+        precompute.run(precompute_config(tars, path, backend=backend))
+    store = Store(path)
+    indexed, zipped = sorted(
+        store.open_passes([folder.name for folder in store.pass_folders()]),
+        key=lambda teacher: any(teacher.folder.glob("*.tar")),
+    )
+    pairs = in_turn(
+        lambda: check(ours(store, indexed), records, side),
+        lambda: check(theirs(tars, zipped.folder, side), records, side),
+        ROUNDS,
+    )
+    return figure(name, pairs, faster=True, unit="us/record", scale=1e6 / records, aim=aim)
+
+
+def ours(store: Store, teacher: TeacherPass) -> Iterator[dict[str, torch.Tensor]]:
+    """One epoch in its shuffled order: frames, logits, maps."""
+    dataset = StoreDataset(store, rows_of_split(store.index, "train"), [teacher])
+    for positions in GlobalBatches(EpochOrder(dataset.shard, seed=0), BATCH):
+        batch = dataset.__getitems__(positions)
+        targets = batch.targets[0]
+        yield {"frames": batch.inputs, "logits": targets.logits, "maps": targets.maps}
+
+
+def theirs(tars: Path, teacher: Path, side: int) -> Iterator[dict[str, torch.Tensor]]:
+    """The same records by stock webdataset: images and columns zipped, in the order of the tars."""
+    images = webdataset.WebDataset(_urls(tars), shardshuffle=False)
+    columns = webdataset.WebDataset(_urls(teacher), shardshuffle=False)
+    batch: list[dict[str, torch.Tensor]] = []
+    for image, column in zip(images, columns, strict=True):
+        assert column["__key__"].endswith(image["__key__"])  # ours are unique over all tars
+        batch.append(
+            {
+                "frames": decode_frame(image["jpg"], (side, side)),
+                "logits": _array(column["logits.npy"]),
+                "maps": _array(column["map.npy"]),
+            }
+        )
+        if len(batch) == BATCH:
+            yield {name: torch.stack([record[name] for record in batch]) for name in batch[0]}
+            batch = []
+
+
+def _urls(folder: Path) -> list[str]:
+    return [str(path) for path in sorted(folder.glob("*.tar"))]
+
+
+def _array(data: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.load(io.BytesIO(data))).float()
+
+
+def check(batches: Iterator[dict[str, torch.Tensor]], records: int, side: int) -> None:
+    """Both sides must have done the same work."""
+    counted = 0
+    for batch in batches:
+        counted += len(batch["frames"])
+        assert batch["frames"].shape[1:] == (3, side, side)
+        assert len(batch["logits"]) == len(batch["maps"]) == len(batch["frames"])
+    assert counted == records
+
+
+# ---- bytes ---------------------------------------------------------------------------------------
+
+
+def bytes_figures(folder: Path) -> list[Figure]:
+    """A whole pass on disk against what it holds, and against a file per image as the e2KD release reads them."""
+    records = 5_000
+    tars, path = write_tars(folder / "tars", records, 32), folder / "store"
+    precompute.run(precompute_config(tars, path))
+    (teacher,) = Store(path).open_passes()
+    values = teacher.read_shard(Store(path).manifest.shards[0])
+    payload = sum(array[0].nbytes for array in values.values())
+    whole = sum(p.stat().st_size for p in teacher.folder.rglob("*") if p.is_file())
+    one = folder / "0.pt"
+    torch.save(_release_entry(values), one)
+    block = one.stat().st_blocks * 512  # a file takes whole blocks
+    return [
+        exact("bytes_vs_payload", whole / records, payload, unit="bytes/record", aim="<= 1.10"),
+        exact("bytes_vs_one_pt_per_image", whole / records, block, unit="bytes/record", aim=""),
+    ]
+
+
+def _release_entry(values: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Logits and the explanation of one image, in the narrow type that a record here has."""
+    return {
+        "output": torch.from_numpy(values["logits"][0, 0]),
+        "weight": torch.from_numpy(values["map"][0, 0]),
+    }
