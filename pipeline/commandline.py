@@ -83,7 +83,7 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base=None, config_dir=str(CONF)):
-            composed = hydra_compose("config", overrides=_replacing_arms(overrides))
+            composed = hydra_compose("config", overrides=_replacing_mappings(overrides))
         values = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(overrides, error)) from error
@@ -101,11 +101,12 @@ def _section_names(verb: str) -> list[str]:
     return list(dict.fromkeys(spec.name for name in verbs for spec in fields(VERBS[name])))
 
 
-def _replacing_arms(overrides: Sequence[str]) -> list[str]:
-    """`arms={...}` replaces an experiment's arms; Hydra itself would try to merge the two."""
+def _replacing_mappings(overrides: Sequence[str]) -> list[str]:
+    """`arms={...}` replaces an experiment's arms, `grid` alike; Hydra itself would merge the two."""
     words = []
     for word in overrides:
-        words += ["~arms", f"+{word}"] if word.startswith("arms=") else [word]
+        name = word.partition("=")[0]
+        words += [f"{name}=null", word] if name in ("arms", "grid") else [word]
     return words
 
 
