@@ -53,6 +53,7 @@ def main(verb: str, run: Callable[[Any], Any], doc: str | None) -> None:
             print(to_yaml(sections(verb, compose(verb, words[2:]))), end="")
             return
         composed = compose(verb, words)
+        _check_live_words(verb, words, composed)
         config = build_verb_config(verb, composed)
         if "run" in composed and verb in ("precompute", "sweep", "report"):
             save_config(RUNS / composed["run"] / f"{verb}.yaml", sections(verb, composed))
@@ -125,6 +126,18 @@ def _check_word(verb: str, word: str) -> None:
         raise ConfigError(
             f"{verb} takes no {section}={_suggest(section, names)}; it takes: {', '.join(names)}"
         )
+
+
+def _check_live_words(verb: str, words: Sequence[str], composed: dict[str, Any]) -> None:
+    """An experiment may describe the teacher for all verbs; typed where nobody reads it, it is a mistake."""
+    if verb != "distill" or composed["mode"] == "live":
+        return
+    for word in words:
+        if section_of(word) in ("teacher", "explainer"):
+            raise ConfigError(
+                f"distill reads {word} with mode=live only; frozen targets come from the store: "
+                "choose the pass with store.teacher="
+            )
 
 
 def _explain(overrides: Sequence[str], error: Exception) -> str:

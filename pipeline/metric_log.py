@@ -9,6 +9,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
+
 from pipeline.errors import UserError
 from pipeline.store.files import write_atomically
 
@@ -44,7 +46,10 @@ class StepLog:
     started: float = field(default_factory=time.monotonic)
 
     def add(self, training: Training, terms: LossTerms, records: int) -> None:
-        """Count a finished step; write a line when enough have come together."""
+        """Count a finished step; write a line when enough have come together.
+
+        records  of this rank
+        """
         for name, value in {**terms.terms, **terms.statistics, "total": terms.total}.items():
             self.sums[name] = self.sums[name] + value.detach()
             self.counts[name] += 1
@@ -54,10 +59,14 @@ class StepLog:
             self.flush(training)
 
     def flush(self, training: Training) -> None:
-        """Write what has come together, if anything."""
+        """Write what has come together, if anything; of several ranks, the mean. Waits for the device once."""
         if self.steps == 0:
             return
-        line = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        sums = torch.stack([torch.as_tensor(total) for total in self.sums.values()])
+        means = training.ranks.mean(sums).tolist()
+        line = {
+            name: total / self.counts[name] for name, total in zip(self.sums, means, strict=True)
+        }
         if not math.isfinite(line["total"]):
             raise DivergedError(
                 f"the loss is {line['total']} at step {training.global_step} (epoch {training.epoch}); "
@@ -69,7 +78,7 @@ class StepLog:
             "step": training.global_step,
             "epoch": training.epoch,
             "lr": training.optimizer.param_groups[0]["lr"],
-            "records_per_second": self.records / seconds,
+            "records_per_second": self.records * training.ranks.world_size / seconds,
         }
         self.write(line)
         self.sums, self.counts = defaultdict(float), defaultdict(int)

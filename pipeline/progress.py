@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 logger = logging.getLogger("permafrost.progress")
 
@@ -49,3 +49,15 @@ def progress(title: str, *, total: int, unit: str) -> Iterator[Any]:
         return
     with tqdm(desc=title, total=total, unit=unit, dynamic_ncols=True) as bar:
         yield bar
+
+
+@contextmanager
+def show_epochs(title: str, epochs: int) -> Iterator[Callable[[int, str], None]]:
+    """Something to call with each finished epoch's number and a line on how it went, for the block."""
+    with progress(title, total=epochs, unit="epoch") as bar:
+
+        def on_epoch(epoch: int, line: str) -> None:
+            bar.update(1)
+            bar.set_postfix_str(line)
+
+        yield on_epoch

@@ -26,10 +26,15 @@ _NO_DIFFERENCE = (
     "store.seed",
     "store.image_size",
     "store.format",
+    "teacher.weights",
+    "trainer.ranks",
     "trainer.loader_processes",
     "trainer.log_every_steps",
     "trainer.checkpoint_every_epochs",
+    "trainer.checkpoint_every_steps",
 )
+_NOWHERE = ("cluster",)
+"""Whole sections that make no difference: where a run runs."""
 CONFIG_NAME = "config.yaml"
 MODEL_NAME = "model.safetensors"
 EXPORT_FOLDER = "export"
@@ -73,13 +78,12 @@ def open_run(verb: str, run: str, config: Any, inputs: dict[str, str]) -> Path:
     return folder
 
 
-def identity(values: dict[str, Any]) -> dict[str, Any]:
+def identity(values: dict[str, Any], section: str = "") -> dict[str, Any]:
     """The part of a resolved config that decides what comes out of it."""
     return {
-        section: {name: v for name, v in value.items() if f"{section}.{name}" not in _NO_DIFFERENCE}
-        if isinstance(value, dict)
-        else value
-        for section, value in values.items()
+        name: identity(value, name) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if name not in _NOWHERE and f"{section}.{name}" not in _NO_DIFFERENCE
     }
 
 

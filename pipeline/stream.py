@@ -55,8 +55,11 @@ class StoreDataset(Dataset[Batch]):
         passes: Sequence[TeacherPass] = (),
         *,
         with_regions: bool = False,
+        num_classes: int | None = None,
     ) -> None:
-        """with_regions: also read masks and boxes, for evaluation."""
+        """with_regions: also read masks and boxes, for evaluation.
+        num_classes: outputs of the network that will read the labels; null takes the data's
+        """
         self.store = store
         self.rows = rows
         self.passes = tuple(passes)
@@ -65,7 +68,8 @@ class StoreDataset(Dataset[Batch]):
         self.columns: dict[str, NDArray[Any]] = {
             name: index[name].to_numpy()[rows] for name in _INDEX_COLUMNS
         }
-        if any(t.num_classes != len(store.manifest.classes) for t in self.passes):
+        outputs = {t.num_classes for t in self.passes} | ({num_classes} if num_classes else set())
+        if outputs - {len(store.manifest.classes)}:
             # The teacher's classes are not the data's, so no label means anything to its student.
             self.columns["label"] = np.full(len(rows), NO_LABEL)
         self.keys = index["key"].take(rows)
@@ -249,7 +253,9 @@ def move_batch(batch: Batch, device: torch.device) -> Batch:
 
 def _move(value: Any, device: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
+        # From pageable memory the copy would wait for the device whatever is asked for.
+        source = value.pin_memory() if device.type == "cuda" else value
+        return source.to(device, non_blocking=True)
     if isinstance(value, (Batch, StoredTargets)):
         names = value.__dataclass_fields__
         return type(value)(**{name: _move(getattr(value, name), device) for name in names})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -15,6 +16,8 @@ from pipeline.explainers import DEFAULT_EXPLAINER, EXPLAINERS, Explainer
 from pipeline.geometry import view_images, view_targets
 from pipeline.losses.terms import StudentOutput, weighted_sum
 from pipeline.metric_log import MetricWriter, StepLog
+from pipeline.ranks import Ranks
+from pipeline.seeds import derive_seed
 from pipeline.store.files import write_atomically
 from pipeline.stream import move_batch
 
@@ -22,10 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from torch import Tensor
+
     from pipeline.config import OptimizerConfig, TrainerConfig
     from pipeline.losses.terms import DistillationLoss, LossTerms
+    from pipeline.models.classifier import Classifier
     from pipeline.models.output import ModelOutput
-    from pipeline.records import Batch
+    from pipeline.records import Batch, Targets
     from pipeline.stream import TrainingStream
 
 CHECKPOINT_NAME = "checkpoint.pt"
@@ -47,16 +53,18 @@ def resolve_device(option: str, name: str) -> torch.device:
 
 
 def build_optimizer(
-    config: OptimizerConfig, parameters: list[nn.Parameter]
+    config: OptimizerConfig, parameters: list[nn.Parameter], *, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimiser that `optimizer=` names, over all parameters alike."""
+    """The optimiser that `optimizer=` names, over all parameters alike.
+
+    fused  one that skips a step of infinite gradients by itself: a GradScaler then never waits
+    """
+    common: dict[str, Any] = {"weight_decay": config.weight_decay, "fused": fused or None}
     if config.kind == "sgd":
-        return torch.optim.SGD(
-            parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+        return torch.optim.SGD(parameters, config.lr, momentum=config.momentum, **common)
     if config.kind == "adam":
-        return torch.optim.Adam(parameters, config.lr, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
+        return torch.optim.Adam(parameters, config.lr, **common)
+    return torch.optim.AdamW(parameters, config.lr, **common)
 
 
 def learning_rate(config: TrainerConfig, lr: float, epoch: int) -> float:
@@ -69,21 +77,73 @@ def learning_rate(config: TrainerConfig, lr: float, epoch: int) -> float:
     return lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+class TargetSource(Protocol):
+    """What the teachers say about a batch under its views: stored, or asked now."""
+
+    def __call__(
+        self,
+        batch: Batch,
+        grid: tuple[int, int],
+        map_control: str = "none",
+        *,
+        with_maps: bool = True,
+    ) -> tuple[Targets, ...]:
+        """One Targets a teacher, maps on the student's (h, w) `grid`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numerics:
+    """How the student's forward and backward pass are computed; never what."""
+
+    precision: torch.dtype = torch.float32
+    """Of torch.autocast; the parameters, the loss and the explanations stay float32."""
+    compile: bool = False
+    channels_last: bool = False
+
+
 @dataclass(kw_only=True)
 class Training:
     """A model that learns, and where it is; what changes is in its checkpoints."""
 
-    model: nn.Module
+    model: Classifier
     loss: DistillationLoss
     optimizer: torch.optim.Optimizer
     explain: Explainer = EXPLAINERS[DEFAULT_EXPLAINER]
     """The teacher's own, so that equal maps mean equal explanations; not in a checkpoint."""
+    targets: TargetSource = view_targets
     teacher_weights: tuple[float, ...] = ()
     """Of each teacher's loss, summing to 1; empty weighs all alike."""
+    seed: int = 0
+    """Of what a step draws by itself, such as a dropout's mask."""
+    numerics: Numerics = field(default_factory=Numerics)
+    ranks: Ranks = field(default_factory=Ranks)
     epoch: int = 0
     step: int = 0
     """Of the epoch: the next one to take."""
     global_step: int = 0
+    forward: nn.Module = field(init=False)
+    """The model as it is called: averaging gradients over ranks, compiled, or itself."""
+    scaler: torch.amp.GradScaler = field(init=False)
+    """Keeps float16 gradients from vanishing; does nothing in other precisions."""
+
+    def __post_init__(self) -> None:
+        device = next(self.model.parameters()).device
+        if self.numerics.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.forward = self.ranks.wrap(self.model, device)
+        if self.numerics.compile:
+            self._refuse_double_backward()
+            self.forward = cast("nn.Module", torch.compile(self.forward))
+        half = self.numerics.precision == torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half)
+
+    def _refuse_double_backward(self) -> None:
+        if self.loss.needs_maps(0) and self.model.train().head is None:
+            raise ConfigError(
+                "trainer.compile=true: this student's explanation differentiates its head by autograd, and a "
+                "compiled pass cannot be differentiated twice; set trainer.compile=false, or choose a student "
+                "whose head is linear on the average of its features"
+            )
 
     def state(self) -> dict[str, Any]:
         """For `load_state`: tensors and plain values, the live ones; save or copy it before training on."""
@@ -91,17 +151,21 @@ class Training:
             "model": self.model.state_dict(),
             "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
+            "scaler": self.scaler.state_dict(),
             "position": [self.epoch, self.step, self.global_step],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state` was taken."""
+        """Go on exactly where `state` was taken, by any number of ranks."""
         self.model.load_state_dict(state["model"])
         self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
+        self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.global_step = state["position"]
+
+    def seed_step(self) -> None:
+        """Seed what the next step draws: a function of (seed, step, rank), so no state has to be kept."""
+        torch.manual_seed(derive_seed(self.seed, "step", self.global_step, self.ranks.rank))
 
 
 # ---- one step ------------------------------------------------------------------------------------
@@ -117,22 +181,25 @@ def train_step(
     training.model.train()
     terms = batch_loss(training, batch, input_size)
     training.optimizer.zero_grad()
-    terms.total.backward()  # type: ignore[no-untyped-call]
+    training.scaler.scale(terms.total).backward()  # type: ignore[no-untyped-call]
+    training.ranks.average_gradients(training.loss.parameters())
     if clip_norm is not None:
+        training.scaler.unscale_(training.optimizer)
         nn.utils.clip_grad_norm_(_parameters(training), clip_norm)
-    training.optimizer.step()
+    training.scaler.step(training.optimizer)
+    training.scaler.update()
     return terms
 
 
 def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) -> LossTerms:
     """The loss of a batch under its views, with the graph to the student's parameters."""
     loss = training.loss
-    output: ModelOutput = training.model(view_images(batch, input_size))
+    output = _forward(training, view_images(batch, input_size))
     if not loss.needs_targets:
         return cast("LossTerms", loss(StudentOutput(logits=output.logits), None, batch.labels))
     grid = (output.features.shape[-2], output.features.shape[-1])
     needs_maps = loss.needs_maps(training.global_step)
-    teachers = view_targets(batch, grid, loss.map_control, with_maps=needs_maps)
+    teachers = training.targets(batch, grid, loss.map_control, with_maps=needs_maps)
     terms = []
     for targets in teachers:
         maps = None
@@ -142,6 +209,17 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
         student = StudentOutput(logits=output.logits, maps=maps, input_size=input_size)
         terms.append(cast("LossTerms", loss(student, targets, batch.labels)))
     return weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))
+
+
+def _forward(training: Training, images: Tensor) -> ModelOutput:
+    """One call of the wrapped model; its logits are float32 whatever the precision."""
+    numerics = training.numerics
+    if numerics.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    mixed = numerics.precision != torch.float32
+    with torch.autocast(images.device.type, dtype=numerics.precision, enabled=mixed):
+        output: ModelOutput = training.forward(images)
+    return output._replace(logits=output.logits.float()) if mixed else output
 
 
 def _parameters(training: Training) -> list[nn.Parameter]:
@@ -163,30 +241,47 @@ def fit(
 ) -> None:
     """Train to the last epoch, from the folder's checkpoint where there is one.
 
-    Writes checkpoint.pt, metrics.jsonl and TensorBoard events into `folder`.
-    on_epoch  called after each epoch with its number and a line on how it went
+    Writes checkpoint.pt, metrics.jsonl and TensorBoard events into `folder`; of several ranks the first does.
+    on_epoch  called by the first rank after each epoch with its number and a line on how it went
     """
     device = next(training.model.parameters()).device
     load_checkpoint(training, folder)
-    with MetricWriter(folder, training.global_step) as writer:
-        log = StepLog(write=writer.write, every_steps=trainer.log_every_steps)
+    with ExitStack() as stack:
+        write = _discard
+        if training.ranks.is_first:
+            write = stack.enter_context(MetricWriter(folder, training.global_step)).write
+        log = StepLog(write=write, every_steps=trainer.log_every_steps)
         while training.epoch < trainer.epochs:
             for group in training.optimizer.param_groups:
                 group["lr"] = learning_rate(trainer, lr, training.epoch)
             for batch in stream.epoch(training.epoch, training.step):
                 moved = move_batch(batch, device)
+                training.seed_step()
                 terms = train_step(training, moved, input_size, trainer.clip_norm)
                 training.step += 1
                 training.global_step += 1
                 log.add(training, terms, len(batch.keys))
+                if training.step < stream.num_steps and _is_nth(
+                    training.global_step, trainer.checkpoint_every_steps
+                ):
+                    log.flush(training)
+                    save_checkpoint(training, folder)
             log.flush(training)
             training.epoch, training.step = training.epoch + 1, 0
-            if (
-                training.epoch % trainer.checkpoint_every_epochs == 0
-                or training.epoch == trainer.epochs
+            if training.epoch == trainer.epochs or _is_nth(
+                training.epoch, trainer.checkpoint_every_epochs
             ):
                 save_checkpoint(training, folder)
-            on_epoch(training.epoch, f"loss {log.last_total:.3f}")
+            if training.ranks.is_first:
+                on_epoch(training.epoch, f"loss {log.last_total:.3f}")
+
+
+def _is_nth(count: int, interval: int | None) -> bool:
+    return interval is not None and count % interval == 0
+
+
+def _discard(line: dict[str, float]) -> None:
+    """The first rank's line says it for all."""
 
 
 # ---- what is written -----------------------------------------------------------------------------
@@ -194,16 +289,20 @@ def fit(
 
 def save_checkpoint(training: Training, folder: Path) -> None:
     """Write the whole state in one commit: the old checkpoint stands until the new one does."""
+    if not training.ranks.is_first:
+        return
     buffer = io.BytesIO()
     torch.save(training.state(), buffer)
     write_atomically(folder / CHECKPOINT_NAME, buffer.getvalue())
 
 
 def load_checkpoint(training: Training, folder: Path) -> None:
-    """Go on from the folder's checkpoint; nothing happens where there is none."""
+    """Go on from the folder's checkpoint, every rank from the same; nothing happens where there is none."""
     path = folder / CHECKPOINT_NAME
     if path.exists():
         device = next(training.model.parameters()).device
-        state = torch.load(path, map_location=device, weights_only=True)
-        state["random"] = state["random"].cpu()
-        training.load_state(state)
+        training.load_state(torch.load(path, map_location=device, weights_only=True))
+    training.ranks.require_equal(
+        [training.epoch, training.step, training.global_step],
+        f"ranks found different checkpoints in {folder}: the run's folder must lie on storage that all nodes share",
+    )

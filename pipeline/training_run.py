@@ -1,20 +1,27 @@
-"""A whole training, from its parts to the last epoch; what teach and distill have in common."""
+"""A whole training, from its parts to the exported network; what teach and distill have in common.
+
+The same code runs in the process that was started and in each rank of a cluster.
+"""
 
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from pipeline.config import ConfigError
 from pipeline.explainers import DEFAULT_EXPLAINER, EXPLAINERS
 from pipeline.geometry import downscale
-from pipeline.models import build_model
+from pipeline.live import LiveTeacher
+from pipeline.models import build_model, freeze, teacher_input_size
+from pipeline.ranks import Ranks
+from pipeline.runs import TrainedModel, save_cost, save_model
 from pipeline.seeds import derive_seed
 from pipeline.stream import TrainingStream
-from pipeline.training import Training, build_optimizer, fit, resolve_device
+from pipeline.training import Numerics, Training, build_optimizer, fit, resolve_device
 from pipeline.views import ViewSchedule
 
 if TYPE_CHECKING:
@@ -50,6 +57,8 @@ class TrainingPlan:
     explainer: str = DEFAULT_EXPLAINER
     teacher_weights: tuple[float, ...] = ()
     """See Training."""
+    live_teacher: ModelConfig | None = None
+    """Asked in every step; None takes the targets that the dataset's passes hold."""
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -58,12 +67,51 @@ class TrainingPlan:
         return self.dataset.store.size if size is None else (size, size)
 
 
+class TrainingJob(Protocol):
+    """What a stage wants trained; picklable, so that any process can do it."""
+
+    @property
+    def folder(self) -> Path:
+        """Of the run, absolute; the checkpoint and the network go there."""
+
+    @property
+    def trainer(self) -> TrainerConfig:
+        """How long, and by how many ranks."""
+
+    def plan(self) -> TrainingPlan:
+        """Everything that decides how it goes; ConfigError where the options do not fit the store."""
+
+    def describe(self, plan: TrainingPlan) -> TrainedModel:
+        """What model.json says of the result."""
+
+
+def run_job(
+    job: TrainingJob, on_epoch: Callable[[int, str], None], ranks: Ranks | None = None
+) -> None:
+    """Train to the last epoch, from the folder's checkpoint where there is one, and export the network."""
+    ranks = ranks or Ranks()
+    plan = job.plan()
+    records = len(plan.dataset) // plan.trainer.batch_size * plan.trainer.batch_size
+    started = time.monotonic()
+
+    def count_cost(epoch: int, line: str) -> None:
+        nonlocal started
+        now = time.monotonic()
+        save_cost(job.folder, now - started, records)
+        started = now
+        on_epoch(epoch, line)
+
+    model = train_to_end(plan, job.folder, count_cost, ranks)
+    if ranks.is_first:
+        save_model(job.folder, model, job.describe(plan))
+
+
 def train_to_end(
-    plan: TrainingPlan, folder: Path, on_epoch: Callable[[int, str], None]
+    plan: TrainingPlan, folder: Path, on_epoch: Callable[[int, str], None], ranks: Ranks
 ) -> Classifier:
     """The trained network; continues from the folder's checkpoint where there is one.
 
-    The seed is split once: initialisation, order and views each have their own.
+    The seed is split once: initialisation, order, views and what a step draws each have their own.
     """
     if plan.trainer.num_threads is not None:
         torch.set_num_threads(plan.trainer.num_threads)
@@ -72,11 +120,72 @@ def train_to_end(
             "none of the records has a label of the network's classes, and the loss reads labels: choose a "
             "method without them (method.lambda_ce=0) or data with one label a record"
         )
-    device = resolve_device("trainer.device", plan.trainer.device)
+    training = _build_training(plan, ranks)
+    stream = TrainingStream(
+        plan.dataset,
+        _build_views(plan),
+        batch_size=plan.trainer.batch_size,
+        seed=plan.seed,
+        loader_processes=plan.trainer.loader_processes,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+    fit(
+        training,
+        stream,
+        trainer=plan.trainer,
+        lr=plan.optimizer.lr,
+        input_size=plan.input_size,
+        folder=folder,
+        on_epoch=on_epoch,
+    )
+    return training.model
+
+
+def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
+    trainer = plan.trainer
+    device = ranks.device or resolve_device("trainer.device", trainer.device)
     torch.manual_seed(derive_seed(plan.seed, "initialisation"))
     model = build_model(plan.model, plan.num_classes).to(device)
     loss = plan.loss.to(device)
-    parameters = [*model.parameters(), *loss.parameters()]
+    numerics = Numerics(
+        precision=getattr(torch, trainer.precision),
+        compile=trainer.compile,
+        channels_last=trainer.channels_last,
+    )
+    training = Training(
+        model=model,
+        loss=loss,
+        optimizer=build_optimizer(
+            plan.optimizer,
+            [*model.parameters(), *loss.parameters()],
+            fused=numerics.precision == torch.float16,
+        ),
+        explain=EXPLAINERS[plan.explainer],
+        teacher_weights=plan.teacher_weights,
+        seed=plan.seed,
+        numerics=numerics,
+        ranks=ranks,
+    )
+    if plan.live_teacher is not None:
+        training.targets = _build_live_teacher(plan, plan.live_teacher, device)
+    return training
+
+
+def _build_live_teacher(
+    plan: TrainingPlan, config: ModelConfig, device: torch.device
+) -> LiveTeacher:
+    side = teacher_input_size(config)
+    return LiveTeacher(
+        config.name,
+        freeze(build_model(config, plan.num_classes)).to(device),
+        EXPLAINERS[plan.explainer],
+        plan.input_size if side is None else (side, side),
+        getattr(torch, plan.trainer.precision),
+    )
+
+
+def _build_views(plan: TrainingPlan) -> ViewSchedule:
     height, width = plan.dataset.store.size
     aspects = plan.dataset.aspects
     one_aspect = bool((aspects == width / height).all())
@@ -90,30 +199,7 @@ def train_to_end(
             worst,
             MAX_DOWNSCALE,
         )
-    stream = TrainingStream(
-        plan.dataset,
-        views,
-        batch_size=plan.trainer.batch_size,
-        seed=plan.seed,
-        loader_processes=plan.trainer.loader_processes,
-    )
-    training = Training(
-        model=model,
-        loss=loss,
-        optimizer=build_optimizer(plan.optimizer, parameters),
-        explain=EXPLAINERS[plan.explainer],
-        teacher_weights=plan.teacher_weights,
-    )
-    fit(
-        training,
-        stream,
-        trainer=plan.trainer,
-        lr=plan.optimizer.lr,
-        input_size=plan.input_size,
-        folder=folder,
-        on_epoch=on_epoch,
-    )
-    return model
+    return views
 
 
 def worst_downscale(views: ViewSchedule, input_size: tuple[int, int], aspects: Tensor) -> float:

@@ -32,6 +32,7 @@ from pipeline.cluster import build_task_runner
 from pipeline.commandline import compose, main, section_of
 from pipeline.config import ConfigError, require
 from pipeline.config.builder import build_verb_config
+from pipeline.distillation import fingerprint_inputs, open_passes
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import METRICS
 from pipeline.grid import best_position, iter_points, knows_option, point_label, point_words
@@ -235,9 +236,9 @@ def _student(
 
 def _fingerprints(trained: DistillConfig, judged: EvaluateConfig) -> list[str]:
     store = Store(Path(trained.store.path))
-    passes = distill.open_passes(trained, store)
+    passes = open_passes(trained, store)
     judged_by = evaluate.passes_to_compare(store, judged.store.teacher)
-    made_from = distill.fingerprint_inputs(trained, store, passes)
+    made_from = fingerprint_inputs(trained, store, passes)
     return [*made_from.values(), *(teacher.manifest.fingerprint for teacher in judged_by)]
 
 

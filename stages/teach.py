@@ -16,12 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cluster import train
 from pipeline.commandline import main
 from pipeline.config import require
-from pipeline.progress import progress
-from pipeline.runs import MODEL_NAME, TrainedModel, is_finished, load_model, open_run, save_model
+from pipeline.config.paths import with_absolute_paths
+from pipeline.progress import show_epochs
+from pipeline.runs import MODEL_NAME, is_finished, load_model, open_run
 from pipeline.store.files import write_atomically
 from pipeline.store.reader import Store
+from pipeline.teaching import Teaching
 
 if TYPE_CHECKING:
     from pipeline.config import TeachConfig
@@ -45,7 +48,9 @@ def run(config: TeachConfig) -> TeachResult:
     folder = open_run("teach", config.run, config, {"store": store.manifest.fingerprint})
     _check_splits(config, store)
     if not is_finished(folder):
-        _train(config, store, folder)
+        job = Teaching(config=with_absolute_paths(config), folder=folder.absolute())
+        with show_epochs("teach", config.teaching.trainer.epochs) as show:
+            train(job, config.cluster, show)
     metrics_path = folder / "metrics.json"
     if not metrics_path.exists():
         splits = _judge(config, store, folder)
@@ -61,38 +66,6 @@ def _check_splits(config: TeachConfig, store: Store) -> None:
     known = list(dict.fromkeys(shard.split for shard in store.manifest.shards))
     for split in (config.teaching.split, *config.evaluate.splits):
         require(split in known, f"the store has no split {split!r}; it has: {', '.join(known)}")
-
-
-def _train(config: TeachConfig, store: Store, folder: Path) -> None:
-    from pipeline.losses import TEACHINGS
-    from pipeline.selection import rows_of_split
-    from pipeline.stream import StoreDataset
-    from pipeline.training_run import TrainingPlan, train_to_end
-
-    teaching = config.teaching
-    plan = TrainingPlan(
-        dataset=StoreDataset(store, rows_of_split(store.index, teaching.split)),
-        model=config.teacher,
-        num_classes=len(store.manifest.classes),
-        loss=TEACHINGS[teaching.kind](teaching),
-        augment=teaching.augment,
-        optimizer=teaching.optimizer,
-        trainer=teaching.trainer,
-        seed=config.seed,
-    )
-    with progress("teach", total=teaching.trainer.epochs, unit="epoch") as bar:
-
-        def on_epoch(epoch: int, line: str) -> None:
-            bar.update(1)
-            bar.set_postfix_str(line)
-
-        model = train_to_end(plan, folder, on_epoch)
-    trained = TrainedModel(
-        config=config.teacher,
-        num_classes=plan.num_classes,
-        input_size=plan.input_size,
-    )
-    save_model(folder, model, trained)
 
 
 def _judge(config: TeachConfig, store: Store, folder: Path) -> dict[str, dict[str, Any]]:

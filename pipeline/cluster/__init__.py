@@ -1,4 +1,4 @@
-"""All that knows Ray, and the serial twin that imports none of it.
+"""All that knows Ray, and the serial twins that import none of it.
 
 An executor maps a picklable task over shards and yields results as they finish, in any order. On Ray
 a task that fails does not stop the others, and the first failure is raised when all are done; the
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pipeline.config import ClusterConfig, Executor
     from pipeline.shard_tasks import ShardResult
+    from pipeline.training_run import TrainingJob
 
 
 class ShardError(UserError, RuntimeError):
@@ -52,6 +53,26 @@ def build_executor(executor: Executor, cluster: ClusterConfig) -> MapShards:
     from pipeline.cluster.data import RayDataExecutor
 
     return RayDataExecutor(cluster)
+
+
+def train(job: TrainingJob, cluster: ClusterConfig, on_epoch: Callable[[int, str], None]) -> int:
+    """Finish a training, in this process or on `trainer.ranks` of Ray Train; the epochs it took now."""
+    epochs = 0
+
+    def count(epoch: int, line: str) -> None:
+        nonlocal epochs
+        epochs += 1
+        on_epoch(epoch, line)
+
+    if job.trainer.ranks == 1:
+        from pipeline.training_run import run_job
+
+        run_job(job, count)
+    else:
+        from pipeline.cluster.train import train_on_ranks
+
+        train_on_ranks(job, cluster, count)
+    return epochs
 
 
 # ---- tasks side by side --------------------------------------------------------------------------

@@ -107,19 +107,43 @@ class TrainerConfig:
     """Linear from 0.01 * lr."""
     clip_norm: float | None = 1.0
     """Largest global gradient norm; null does not clip."""
+    ranks: int = 1
+    """Processes that train together, each on its slice of the global batch; above 1 by Ray Train."""
     device: str = "auto"
     """auto takes a GPU where there is one."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the forward and backward pass (torch.autocast); losses and explanations stay float32."""
+    compile: bool = False
+    """torch.compile of the student's forward pass, where its explanation needs no double backward."""
+    channels_last: bool = False
+    """Memory format of the network and its images: faster convolutions in half precision."""
     num_threads: int | None = None
     """Of torch on the CPU; null leaves torch's own choice."""
     loader_processes: int = 0
     checkpoint_every_epochs: int = 1
+    checkpoint_every_steps: int | None = None
+    """Also within an epoch, for epochs that are too long to lose."""
     log_every_steps: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "checkpoint_every_epochs", "log_every_steps"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "ranks",
+            "checkpoint_every_epochs",
+            "log_every_steps",
+        ):
             require(
                 getattr(self, name) >= 1, f"trainer.{name} must be >= 1, got {getattr(self, name)}"
             )
+        require(
+            self.batch_size % self.ranks == 0,
+            f"trainer.batch_size={self.batch_size} is not a multiple of trainer.ranks={self.ranks}",
+        )
+        require(
+            self.checkpoint_every_steps is None or self.checkpoint_every_steps >= 1,
+            f"trainer.checkpoint_every_steps must be >= 1 or null, got {self.checkpoint_every_steps}",
+        )
         require(
             0 <= self.warmup_epochs < self.epochs,
             f"trainer.warmup_epochs must be in [0, epochs), got {self.warmup_epochs} of {self.epochs}",

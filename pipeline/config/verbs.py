@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from pipeline.config.augment import AugmentConfig
@@ -61,6 +61,8 @@ class TeachConfig:
     teacher: ModelConfig
     teaching: TeachingConfig
     evaluate: EvaluateOptions
+    cluster: ClusterConfig = field(default_factory=LocalClusterConfig)
+    """Where ranks run."""
     seed: int = 0
     run: str = "untitled"
 
@@ -74,7 +76,7 @@ class VerifyConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """Sections that `stages.distill` reads: a store, never data or a teacher."""
+    """Sections that `stages.distill` reads: a store, never data; a teacher with mode=live only."""
 
     store: StoreConfig
     student: ModelConfig
@@ -83,12 +85,26 @@ class DistillConfig:
     optimizer: OptimizerConfig
     trainer: TrainerConfig
     subset: SubsetConfig
-    mode: Literal["frozen"] = "frozen"
+    mode: Literal["frozen", "live"] = "frozen"
+    """frozen: targets from the store; live: the teacher looks at every view, in every step."""
+    teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
+    """Read with mode=live."""
+    explainer: ExplainerConfig = field(default_factory=GradCamConfig)
+    """Read with mode=live; frozen maps say themselves what they are."""
+    cluster: ClusterConfig = field(default_factory=LocalClusterConfig)
+    """Where ranks run."""
     split: str = "train"
     seed: int = 0
     run: str = "untitled"
 
     def __post_init__(self) -> None:
+        if self.mode == "frozen":
+            # An experiment names both teachers, for all verbs; the one that is not read makes no difference.
+            object.__setattr__(self, "teacher", NoModelConfig())
+            object.__setattr__(self, "explainer", GradCamConfig())
+        else:
+            object.__setattr__(self, "store", replace(self.store, teacher=()))
+            self._check_live()
         require(
             self.student.frame == "full",
             "student.frame=center_crop is an option of teachers; a student's views are augment.operations",
@@ -97,6 +113,31 @@ class DistillConfig:
             self.student.weights != "random",
             "student.weights=random would start every seed alike; leave it null for a start that seed= decides",
         )
+
+    def _check_live(self) -> None:
+        require(
+            self.method.kind != "labels",
+            "mode=live asks a teacher in every step, and method=labels listens to none; drop one of them",
+        )
+        require(
+            self.teacher.kind != "none",
+            "mode=live needs the teacher itself: name it with teacher= and teacher.weights=, as for precompute",
+        )
+        if self.teacher.kind != "none":
+            require(
+                self.teacher.frame == "full",
+                f"teacher.frame={self.teacher.frame} is for precompute; a live teacher sees the student's view",
+            )
+        if self.method.kind != "labels":
+            require(
+                not self.method.teacher_weights,
+                "method.teacher_weights weighs the passes of a store; mode=live has one teacher",
+            )
+        if self.method.kind == "e2kd":
+            require(
+                self.method.map_control != "unaugmented",
+                "method.map_control=unaugmented leaves a stored map behind; mode=live has none (mode=frozen does)",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +221,7 @@ class SweepConfig:
             self._check_axis(option, values)
 
     def _check_axis(self, option: str, values: tuple[Any, ...]) -> None:
-        known = [s.name for s in fields(DistillConfig) if s.name not in ("seed", "run")]
+        known = [s.name for s in fields(DistillConfig) if s.name not in ("seed", "run", "cluster")]
         require(
             option.split(".")[0] in known,
             f"grid: {option} is no option of a student; it may name those of {', '.join(known)}",

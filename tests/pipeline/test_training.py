@@ -28,6 +28,7 @@ from pipeline.losses import build_loss
 from pipeline.losses.terms import LossTerms
 from pipeline.metric_log import DivergedError, StepLog
 from pipeline.models import build_model, freeze
+from pipeline.ranks import Ranks
 from pipeline.records import Batch, StoredTargets
 from pipeline.store.frames import FrameBatch
 from pipeline.training import (
@@ -298,20 +299,31 @@ def test_training_from_a_state_continues_bit_for_bit():
     assert_same_state(resumed, uninterrupted)
 
 
-def test_checkpoint_restores_position_and_random_state(tmp_path):
+def test_checkpoint_restores_the_position(tmp_path):
     method = KDConfig()
     saved, resumed = build_training(0, method), build_training(1, method)
     take_steps(saved, range(2))
     saved.epoch = 7
-    torch.manual_seed(123)
     save_checkpoint(saved, tmp_path)
-    drawn = torch.rand(5)
 
     load_checkpoint(resumed, tmp_path)
 
     assert (resumed.epoch, resumed.step, resumed.global_step) == (7, 2, 2)
-    assert torch.equal(torch.rand(5), drawn)
     assert_same_state(resumed, saved)
+
+
+def test_what_a_step_draws_is_a_function_of_seed_step_and_rank():
+    def drawn(seed: int, step: int, rank: int) -> Tensor:
+        training = build_training(0, KDConfig())
+        training.seed, training.global_step, training.ranks = seed, step, Ranks(rank)
+        torch.rand(step + 3 * rank)  # whatever was drawn before
+        training.seed_step()
+        return torch.rand(8)
+
+    first = drawn(0, 5, 0)
+
+    assert torch.equal(drawn(0, 5, 0), first)
+    assert not any(torch.equal(drawn(*other), first) for other in [(1, 5, 0), (0, 6, 0), (0, 5, 1)])
 
 
 def test_loading_from_a_folder_without_a_checkpoint_changes_nothing(tmp_path):

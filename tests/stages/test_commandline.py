@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.commandline import compose, sections
+from pipeline.commandline import compose, main, sections
 from pipeline.config import VERBS, ConfigError, E2KDConfig, LabelsConfig, NoModelConfig
 from pipeline.config.builder import build_verb_config
 
@@ -54,11 +54,23 @@ def test_packing_alone_needs_no_teacher():
     assert build("precompute", "experiment=demo", "teacher=none").teacher == NoModelConfig()
 
 
+def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
+    def complaint(*words):
+        monkeypatch.setattr("sys.argv", ["distill", *words])
+        with pytest.raises(SystemExit):
+            main("distill", lambda config: None, "")
+        return capsys.readouterr().err
+
+    assert "distill reads teacher.name=resnet56 with mode=live only" in complaint(
+        "teacher.name=resnet56"
+    )
+    assert "mode=live" not in complaint("teacher.name=resnet57", "mode=live")
+
+
 @pytest.mark.parametrize(
     ("verb", "words", "message"),
     [
         ("distill", ["data=demo"], "distill takes no data=.*it takes: store, student, method"),
-        ("distill", ["teacher=cifar"], "distill takes no teacher="),
         ("distill", ["methud=kd"], r"distill takes no methud= \(did you mean method\?\)"),
         (
             "distill",
@@ -80,7 +92,7 @@ def test_packing_alone_needs_no_teacher():
         ),
         ("distill", ["optimizer=adamx"], "choose one of: adam, adamw, sgd"),
         ("distill", ["student.name=resnet19"], "resnet8, resnet14, resnet20"),
-        ("distill", ["mode=live"], "mode must be one of frozen"),
+        ("distill", ["mode=livid"], "mode must be one of frozen, live"),
         (
             "distill",
             ["augment.operations=[{kind: wobble}]"],

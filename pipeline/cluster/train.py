@@ -1,0 +1,175 @@
+"""Training on several ranks by Ray Train: the loop is the one of a single process, on each rank's slice.
+
+Ray Train starts the ranks, connects them and starts them again when one dies. What a run has reached is
+its own checkpoint.pt, written by the first rank as a single process writes it, so a run may go on with
+another number of ranks, or with none of Ray at all. Ray's own reports would tell the same a second time.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from pipeline.cluster.session import ray_session
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.config import ClusterConfig
+    from pipeline.training_run import TrainingJob
+
+logger = logging.getLogger("permafrost.train")
+
+_STATE_FOLDER = ".ray_train"
+"""In the run's folder while Ray Train is at work."""
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class RanksError(UserError, RuntimeError):
+    """A training that its ranks could not finish; its last checkpoint stays."""
+
+
+class _News:
+    """An actor that the first rank tells how it goes, and that remembers why a rank gave up."""
+
+    def __init__(self) -> None:
+        self.epochs: list[tuple[int, str]] = []
+        self.failure = ""
+
+    def add_epoch(self, epoch: int, line: str) -> None:
+        self.epochs.append((epoch, line))
+
+    def take_epochs(self) -> list[tuple[int, str]]:
+        taken, self.epochs = self.epochs, []
+        return taken
+
+    def give_up(self, message: str) -> None:
+        self.failure = self.failure or message
+
+    def get_failure(self) -> str:
+        return self.failure
+
+
+@dataclass(frozen=True)
+class _RankLoop:
+    """What each rank does."""
+
+    job: TrainingJob
+    news: Any
+
+    def __call__(self) -> None:
+        import ray
+        import ray.train
+        import ray.train.torch
+
+        from pipeline.ranks import Ranks
+        from pipeline.training_run import run_job
+
+        if failure := ray.get(self.news.get_failure.remote()):
+            raise RanksError(failure)  # the same would happen again
+        context = ray.train.get_context()
+        ranks = Ranks(
+            context.get_world_rank(),
+            context.get_world_size(),
+            ray.train.torch.get_device() if self.job.trainer.device == "auto" else None,
+        )
+
+        def on_epoch(epoch: int, line: str) -> None:
+            ray.get(self.news.add_epoch.remote(epoch, line))
+
+        try:
+            run_job(self.job, on_epoch, ranks)
+        except UserError as error:
+            ray.get(self.news.give_up.remote(str(error)))
+            raise
+
+
+def train_on_ranks(
+    job: TrainingJob, cluster: ClusterConfig, on_epoch: Callable[[int, str], None]
+) -> None:
+    """Finish the job on its `trainer.ranks`; RanksError where they cannot."""
+    job.plan()  # options that do not fit the store are found before anything is started
+    ranks = job.trainer.ranks
+    with ray_session(cluster, ranks * cluster.cpus_per_rank):
+        import ray
+
+        news = ray.remote(num_cpus=0)(_News).remote()
+        watcher = _Watcher(news, on_epoch)
+        try:
+            _trainer(job, cluster, news).fit()
+        except ray.train.TrainingFailedError as error:
+            failure = ray.get(news.get_failure.remote())
+            raise RanksError(
+                failure
+                or f"ranks died more than cluster.max_restarts={cluster.max_restarts} times, the last with: "
+                f"{_last_line(error)}; the same command goes on from the last checkpoint"
+            ) from error
+        finally:
+            watcher.stop()
+            shutil.rmtree(job.folder / _STATE_FOLDER, ignore_errors=True)
+
+
+def _trainer(job: TrainingJob, cluster: ClusterConfig, news: Any) -> Any:
+    import ray.train
+    import ray.train.torch
+
+    gpus = gpus_per_rank(cluster) if job.trainer.device == "auto" else 0.0
+    resources = {"CPU": cluster.cpus_per_rank} | ({"GPU": gpus} if gpus else {})
+    return ray.train.torch.TorchTrainer(
+        _RankLoop(job, news),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=job.trainer.ranks, use_gpu=gpus > 0, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            # A new name each time: what Ray would restore is in our own checkpoint.
+            name=uuid4().hex,
+            storage_path=str(job.folder / _STATE_FOLDER),
+            failure_config=ray.train.FailureConfig(max_failures=cluster.max_restarts),
+        ),
+    )
+
+
+def gpus_per_rank(config: ClusterConfig) -> float:
+    """What a rank asks for: the option, or a whole GPU where the cluster has any."""
+    import ray
+
+    if config.gpus_per_rank is not None:
+        return config.gpus_per_rank
+    return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1]
+
+
+class _Watcher:
+    """Brings the ranks' news to the driver while `fit` holds its main thread."""
+
+    def __init__(self, news: Any, on_epoch: Callable[[int, str], None]) -> None:
+        self.news = news
+        self.on_epoch = on_epoch
+        self.finished = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+
+    def _watch(self) -> None:
+        while not self.finished.wait(_SECONDS_BETWEEN_LOOKS):
+            self._look()
+
+    def _look(self) -> None:
+        import ray
+
+        for epoch, line in ray.get(self.news.take_epochs.remote()):
+            self.on_epoch(epoch, line)
+
+    def stop(self) -> None:
+        """Bring what is left."""
+        self.finished.set()
+        self.thread.join()
+        self._look()

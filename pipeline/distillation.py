@@ -1,0 +1,135 @@
+"""From the options of `distill` to a training: which passes teach, and everything that fits them together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import ConfigError, LabelsConfig, NoModelConfig, require
+from pipeline.store.files import sha256_file, sha256_json
+from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.reader import Store
+
+if TYPE_CHECKING:
+    from pipeline.config import DistillConfig, ModelConfig, TrainerConfig
+    from pipeline.runs import TrainedModel
+    from pipeline.store.reader import TeacherPass
+    from pipeline.training_run import TrainingPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """A TrainingJob: one student."""
+
+    config: DistillConfig
+    folder: Path
+
+    @property
+    def trainer(self) -> TrainerConfig:
+        return self.config.trainer
+
+    def plan(self) -> TrainingPlan:
+        from pipeline.explainers import DEFAULT_EXPLAINER
+        from pipeline.losses import build_loss
+        from pipeline.selection import select_training_rows
+        from pipeline.stream import StoreDataset
+        from pipeline.training_run import TrainingPlan
+
+        config = self.config
+        store = Store(Path(config.store.path))
+        passes = open_passes(config, store)
+        rows = select_training_rows(store.index, config.split, config.subset)
+        loss = build_loss(config.method)
+        if passes:
+            _check_passes(config, passes, needs_maps=loss.needs_maps(0))
+        num_classes = passes[0].num_classes if passes else len(store.manifest.classes)
+        explainer = passes[0].explainer if passes else None
+        live = live_teacher(config)
+        if live is not None:
+            num_classes = live.classes or num_classes
+            explainer = config.explainer.kind
+        return TrainingPlan(
+            dataset=StoreDataset(store, rows, passes, num_classes=num_classes),
+            model=config.student,
+            num_classes=num_classes,
+            loss=loss,
+            augment=config.augment,
+            optimizer=config.optimizer,
+            trainer=config.trainer,
+            seed=config.seed,
+            explainer=explainer or DEFAULT_EXPLAINER,
+            teacher_weights=_teacher_weights(config),
+            live_teacher=live,
+        )
+
+    def describe(self, plan: TrainingPlan) -> TrainedModel:
+        from pipeline.runs import TrainedModel
+
+        return TrainedModel(
+            config=self.config.student,
+            num_classes=plan.num_classes,
+            input_size=plan.input_size,
+            teachers=tuple(teacher.name for teacher in plan.dataset.passes),
+            split=self.config.split,
+            subset=self.config.subset,
+        )
+
+
+def fingerprint_inputs(
+    config: DistillConfig, store: Store, passes: list[TeacherPass]
+) -> dict[str, str]:
+    """Of all that a student is made from, beside its config."""
+    inputs = {"store": store.manifest.fingerprint}
+    inputs |= {f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in passes}
+    if (live := live_teacher(config)) is not None:
+        from pipeline.fingerprint import describe_teacher
+
+        inputs["live teacher"] = sha256_json(describe_teacher(live, len(store.manifest.classes)))
+    weights = config.student.weights
+    if weights == "pretrained":
+        inputs["student.weights"] = weights  # the network's name says which
+    elif weights is not None:
+        require(
+            Path(weights).is_file(), f"student.weights={weights} does not exist; correct the path"
+        )
+        inputs["student.weights"] = sha256_file(Path(weights))
+    return inputs
+
+
+def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
+    """None for labels only and for a live teacher, where a store without a teacher will do."""
+    if isinstance(config.method, LabelsConfig) or config.mode == "live":
+        return []
+    return store.open_passes(config.store.teacher)
+
+
+def live_teacher(config: DistillConfig) -> ModelConfig | None:
+    """The network to ask in every step, with mode=live."""
+    return None if isinstance(config.teacher, NoModelConfig) else config.teacher
+
+
+def _check_passes(config: DistillConfig, passes: list[TeacherPass], needs_maps: bool) -> None:
+    """StoreMismatchError unless one student can learn from all of them."""
+    for teacher in passes:
+        if needs_maps and teacher.explainer is None:
+            raise StoreMismatchError(
+                f"{teacher.folder} holds no maps, method={config.method.kind} needs them; "
+                "run stages.precompute with annotate.payloads=[logits,map]"
+            )
+        for what in ("num_classes", "explainer"):
+            if getattr(teacher, what) != getattr(passes[0], what):
+                raise StoreMismatchError(
+                    f"the teachers of one student differ in {what}: {passes[0].name} has "
+                    f"{getattr(passes[0], what)}, {teacher.name} has {getattr(teacher, what)}; choose other passes"
+                )
+    weights = _teacher_weights(config)
+    if len(weights) not in (0, len(passes)):
+        raise ConfigError(
+            f"method.teacher_weights={list(weights)} must name one weight for each of the {len(passes)} "
+            f"passes of store.teacher: {', '.join(teacher.name for teacher in passes)}"
+        )
+
+
+def _teacher_weights(config: DistillConfig) -> tuple[float, ...]:
+    return () if isinstance(config.method, LabelsConfig) else config.method.teacher_weights
