@@ -31,17 +31,21 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, as schedulers send it: ends a run as Ctrl-C does."""
 
 
-def _terminate(number: int, frame: object) -> None:
-    raise Terminated
-
-
 def main(verb: str, run: Callable[[Any], Any], doc: str | None) -> None:
     """Run a stage from the command line.
 
     Exit code 0; 1 for an error, 2 for bad options, 130 for Ctrl-C, 143 for SIGTERM.
     """
     words = sys.argv[1:]
-    signal.signal(signal.SIGTERM, _terminate)
+    received: list[int] = []
+
+    def terminate(number: int, frame: object) -> None:
+        received.append(
+            number
+        )  # inside a call of Ray's, what is raised becomes a KeyboardInterrupt
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
@@ -62,8 +66,8 @@ def main(verb: str, run: Callable[[Any], Any], doc: str | None) -> None:
         sys.exit(_complain(verb, error, 2))
     except UserError as error:
         sys.exit(_complain(verb, error, 1))
-    except KeyboardInterrupt as error:
-        how, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+    except KeyboardInterrupt:
+        how, code = ("terminated", 143) if received else ("interrupted", 130)
         print(
             f"permafrost {verb}: {how}; the same command goes on where it stopped", file=sys.stderr
         )

@@ -180,6 +180,11 @@ def _plan(config: SweepConfig, base: Sequence[str]) -> list[Student]:
             composed = compose("sweep", [*words, *point_words(point)])
             trained: DistillConfig = build_verb_config("distill", composed)
             judged: EvaluateConfig = build_verb_config("evaluate", composed)
+            require(
+                trained.trainer.ranks == 1 or config.executor == "serial",
+                f"trainer.ranks={trained.trainer.ranks} in arm {arm}: ranks would wait for what other students "
+                "hold; take executor=serial for students one after the other, or trainer.ranks=1",
+            )
             if config.select is not None:
                 _check_selection(config.select, trained, judged)
             planned.append((arm, point, trained, judged, _fingerprints(trained, judged)))

@@ -259,6 +259,7 @@ def test_an_arm_with_a_failed_student_is_not_chosen_from(frozen, judgements, mon
             ["select=holdout"],
             r"select must be <split>\.<metric>, as in holdout\.accuracy; got holdout",
         ),
+        (["trainer.ranks=2", "executor=ray"], "trainer.ranks=2 in arm kd: .*executor=serial"),
         (["parallel=0"], "parallel must be >= 1 or null, got 0"),
     ],
 )
@@ -358,28 +359,52 @@ def test_ray_trains_the_same_students_and_finishes_those_that_do_not_fail(frozen
     assert messages[0].partition("batch_size")[2] == messages[1].partition("batch_size")[2] != ""
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_student_whose_process_is_killed_ends_as_if_nothing_had_happened(frozen, tmp_path):
-    base = words(frozen, "arms={e2kd: []}", "trainer.epochs=40")
-    run_sweep(base)
-    (tmp_path / "disturbed").mkdir()
-    driver = subprocess.Popen(
+def start(base, folder):
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
         [sys.executable, "-m", "stages.sweep", *base, "executor=ray"],
-        cwd=tmp_path / "disturbed",
+        cwd=folder,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def logged_steps(folder):
+    """How far a training is."""
+    path = folder / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def students_of(driver):
+    return [p for p in descendants(driver.pid) if title(p).startswith("ray::grid/students/")]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_student_ends_as_if_nothing_had_happened_whoever_is_killed(frozen, tmp_path):
+    base = words(frozen, "arms={e2kd: []}", "trainer.epochs=40", "trainer.log_every_steps=1")
+    run_sweep(base)
     expected = RUNS / read_sweep()["runs"][0]["run"] / "distill"
     folder = tmp_path / "disturbed" / expected
 
-    wait_until((folder / "checkpoint.pt").exists, driver)
-    (student,) = [p for p in descendants(driver.pid) if title(p).startswith("ray::grid/students/")]
+    driver = start(base, tmp_path / "disturbed")
+    wait_until(lambda: logged_steps(folder) > 10, driver)
+    (student,) = students_of(driver)
+    driver.send_signal(signal.SIGTERM)
+    _, errors = driver.communicate(timeout=60)
+    assert (driver.returncode, "Traceback" in errors) == (143, False), errors
+    wait_until(lambda: not title(student))
+    steps = logged_steps(folder)
+    assert not (folder / "model.json").exists()  # it was in the middle of its training
+
+    driver = start(base, tmp_path / "disturbed")
+    wait_until(lambda: logged_steps(folder) > steps + 10, driver)
+    (student,) = students_of(driver)
     os.kill(student, signal.SIGSTOP)
     wait_until(lambda: status(student) == "T")
-    assert not (folder / "model.json").exists()  # it is in the middle of its training
+    assert not (folder / "model.json").exists()
     os.kill(student, signal.SIGKILL)
     output, errors = driver.communicate(timeout=240)
 
