@@ -65,7 +65,7 @@ def selection_plot(selection: Selection) -> str:
         mean = [scale * candidate.summary["mean"] for candidate in points]
         sd = [scale * candidate.summary["sd"] for candidate in points]
         colour = f"C{number % 10}"
-        if not points[0].point and len(x_of) > 1:  # an arm without options: a level to compare with
+        if point_label(points[0].point) not in x_of:  # without options: a level to compare with
             axis.axhline(mean[0], label=arm, color=colour, ls="--", lw=1)
             axis.axhspan(mean[0] - sd[0], mean[0] + sd[0], color=colour, alpha=0.12, lw=0)
             continue
@@ -78,8 +78,11 @@ def selection_plot(selection: Selection) -> str:
         axis.set_xticks(list(x_of.values()), list(x_of), rotation=30, ha="right")
     else:
         axis.set_xlabel(option, fontsize=8)
-        if min(x_of.values()) > 0 and max(x_of.values()) > 10 * min(x_of.values()):
+        places = sorted(x_of.values())
+        if places[0] > 0 and places[-1] > 10 * places[0]:
             axis.set_xscale("log")
+        axis.set_xticks(places, [f"{place:g}" for place in places])
+        axis.minorticks_off()
     axis.set_ylabel(selection.select + (", %" if scale == 100 else ""), fontsize=8)
     axis.tick_params(labelsize=7)
     figure.legend(loc="outside upper center", ncols=5, fontsize=8)
