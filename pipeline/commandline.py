@@ -31,17 +31,21 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, as schedulers send it: ends a run as Ctrl-C does."""
 
 
-def _terminate(number: int, frame: object) -> None:
-    raise Terminated
-
-
 def main(verb: str, run: Callable[[Any], Any], doc: str | None) -> None:
     """Run a stage from the command line.
 
     Exit code 0; 1 for an error, 2 for bad options, 130 for Ctrl-C, 143 for SIGTERM.
     """
     words = sys.argv[1:]
-    signal.signal(signal.SIGTERM, _terminate)
+    received: list[int] = []
+
+    def terminate(number: int, frame: object) -> None:
+        received.append(
+            number
+        )  # inside a call of Ray's, what is raised becomes a KeyboardInterrupt
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
@@ -62,8 +66,8 @@ def main(verb: str, run: Callable[[Any], Any], doc: str | None) -> None:
         sys.exit(_complain(verb, error, 2))
     except UserError as error:
         sys.exit(_complain(verb, error, 1))
-    except KeyboardInterrupt as error:
-        how, code = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+    except KeyboardInterrupt:
+        how, code = ("terminated", 143) if received else ("interrupted", 130)
         print(
             f"permafrost {verb}: {how}; the same command goes on where it stopped", file=sys.stderr
         )
@@ -84,7 +88,7 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base=None, config_dir=str(CONF)):
-            composed = hydra_compose("config", overrides=_replacing_arms(overrides))
+            composed = hydra_compose("config", overrides=_replacing_mappings(overrides))
         values = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(overrides, error)) from error
@@ -102,11 +106,12 @@ def _section_names(verb: str) -> list[str]:
     return list(dict.fromkeys(spec.name for name in verbs for spec in fields(VERBS[name])))
 
 
-def _replacing_arms(overrides: Sequence[str]) -> list[str]:
-    """`arms={...}` replaces an experiment's arms; Hydra itself would try to merge the two."""
+def _replacing_mappings(overrides: Sequence[str]) -> list[str]:
+    """`arms={...}` replaces an experiment's arms, `grid` alike; Hydra itself would merge the two."""
     words = []
     for word in overrides:
-        words += ["~arms", f"+{word}"] if word.startswith("arms=") else [word]
+        name = word.partition("=")[0]
+        words += [f"{name}=null", word] if name in ("arms", "grid") else [word]
     return words
 
 

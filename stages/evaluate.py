@@ -39,8 +39,11 @@ class EvaluateResult:
     splits: dict[str, dict[str, Any]]
 
 
-def run(config: EvaluateConfig) -> EvaluateResult:
-    """Judge the student on each split."""
+def run(config: EvaluateConfig, name: str = "evaluate") -> EvaluateResult:
+    """Judge the student on each split.
+
+    name  of the folder to write in the run's: evaluations of other splits lie side by side
+    """
     student = RUNS / config.run / "distill"
     trained = read_description(student)
     store = Store(Path(config.store.path))
@@ -52,7 +55,7 @@ def run(config: EvaluateConfig) -> EvaluateResult:
         "store": store.manifest.fingerprint,
         **{f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in passes},
     }
-    folder = open_run("evaluate", config.run, config, inputs)
+    folder = open_run(name, config.run, config, inputs)
     path = folder / METRICS_NAME
     if not path.exists():
         splits = _judge(config, store, passes, student, folder / PICTURES_NAME)

@@ -11,6 +11,7 @@ Writes  runs/<run>/report.html and runs/<run>/report.json
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,11 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from pipeline.commandline import main
+from pipeline.grid import point_label
 from pipeline.report.results import (
     arm_summary,
     load_results,
+    load_selection,
     paired_difference,
     student_rows,
     teacher_row,
@@ -30,9 +33,11 @@ from pipeline.store.files import write_atomically
 from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
-    from pipeline.config import ReportConfig
-    from pipeline.report.results import StudentResult
+    from pipeline.config import ReportConfig, ReportOptions
+    from pipeline.report.results import Selection, StudentResult
     from pipeline.store.reader import TeacherPass
+
+logger = logging.getLogger("permafrost.report")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +60,22 @@ def run(config: ReportConfig) -> ReportResult:
     headline = ""
     if results:
         rows = student_rows(results, options.columns)
-        paired = paired_difference(rows, options.candidate, options.baseline, options.paired_column)
-        values = {
-            "teacher": teacher_row(results, options.columns),
-            "runs": rows,
-            "paired_difference": paired,
-        }
-        headline = (
-            f"{options.candidate} - {options.baseline} in {options.paired_column}: "
-            f"{100 * paired['mean']:+.1f} points (sd {100 * paired['sd']:.1f})"
-        )
+        values = {"teacher": teacher_row(results, options.columns), "runs": rows}
+        if _has_one_point_an_arm(results, options):
+            paired = paired_difference(
+                rows, options.candidate, options.baseline, options.paired_column
+            )
+            values["paired_difference"] = paired
+            headline = (
+                f"{options.candidate} - {options.baseline} in {options.paired_column}: "
+                f"{100 * paired['mean']:+.1f} points (sd {100 * paired['sd']:.1f})"
+            )
+    selection = load_selection(config.run)
+    if selection is not None:
+        values["selection"] = _selection_values(selection)
     folder = RUNS / config.run
     write_atomically(folder / "report.json", json.dumps(values, indent=1).encode())
-    html = _page(config, store, results, values)
+    html = _page(config, store, results, selection, values)
     write_atomically(folder / "report.html", html.encode())
     return ReportResult(
         html=str(folder / "report.html"),
@@ -77,8 +85,26 @@ def run(config: ReportConfig) -> ReportResult:
     )
 
 
+def _has_one_point_an_arm(results: list[StudentResult], options: ReportOptions) -> bool:
+    """Whether candidate and baseline can be compared: an arm with many points is not one method."""
+    several = {result.arm for result in results if result.label != result.arm}
+    if not several & {options.candidate, options.baseline}:
+        return True
+    logger.info(
+        "no paired difference: %s has several points of the grid; sweep with select=, or name one "
+        "point of each arm, as in report.candidate='%s'",
+        ", ".join(sorted(several)),
+        next(result.label for result in results if result.label != result.arm),
+    )
+    return False
+
+
 def _page(
-    config: ReportConfig, store: Store, results: list[StudentResult], values: dict[str, Any]
+    config: ReportConfig,
+    store: Store,
+    results: list[StudentResult],
+    selection: Selection | None,
+    values: dict[str, Any],
 ) -> str:
     import jinja2
 
@@ -107,6 +133,8 @@ def _page(
         contact_sheet=sheet,
         ledger=_ledger(config.run, store, passes, results),
         **(_students(config, store, results, values) if results else {}),
+        selection=values.get("selection"),
+        **(_selection_figure(selection) if selection else {}),
     )
 
 
@@ -122,7 +150,7 @@ def _students(
         "seeds": seeds,
         "candidate": options.candidate,
         "baseline": options.baseline,
-        "paired": values["paired_difference"],
+        "paired": values.get("paired_difference"),
         "paired_column": options.paired_column,
         "columns": list(options.columns),
         "teacher": values["teacher"],
@@ -131,6 +159,29 @@ def _students(
         "maps": map_grid(pictures, store.manifest.classes) if pictures else "",
         "curves": training_curves(_metric_lines(results)),
     }
+
+
+def _selection_values(selection: Selection) -> dict[str, Any]:
+    return {
+        "select": selection.select,
+        "candidates": [
+            {
+                "arm": candidate.arm,
+                "point": candidate.point,
+                "label": point_label(candidate.point),
+                "seeds": len(candidate.values),
+                "chosen": candidate.chosen,
+                **candidate.summary,
+            }
+            for candidate in selection.candidates
+        ],
+    }
+
+
+def _selection_figure(selection: Selection) -> dict[str, Any]:
+    from pipeline.report.figures import selection_plot
+
+    return {"selection_scale": selection.metric.scale, "selection_plot": selection_plot(selection)}
 
 
 def _open_passes(config: ReportConfig, store: Store) -> list[TeacherPass]:
@@ -142,8 +193,10 @@ def _open_passes(config: ReportConfig, store: Store) -> list[TeacherPass]:
 def _pictures(results: list[StudentResult]) -> dict[str, Any]:
     from safetensors.torch import load_file
 
-    paths = {result.arm: result.folder / "evaluate" / "pictures.safetensors" for result in results}
-    return {arm: load_file(path) for arm, path in paths.items() if path.exists()}
+    paths = {
+        result.label: result.folder / "evaluate" / "pictures.safetensors" for result in results
+    }
+    return {label: load_file(path) for label, path in paths.items() if path.exists()}
 
 
 def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str, float]]]]:
@@ -151,7 +204,7 @@ def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str,
 
     lines = defaultdict(list)
     for result in results:
-        lines[result.arm].append(list(read_metrics(result.folder / "distill")))
+        lines[result.label].append(list(read_metrics(result.folder / "distill")))
     return lines
 
 

@@ -138,9 +138,10 @@ def test_help_and_a_repeated_command_do_not_wait_for_torch_or_ray(verb):
 def test_the_serial_executor_imports_no_ray():
     loaded = modules_loaded_by(
         "import stages.precompute\n"
-        "from pipeline.cluster import build_executor\n"
+        "from pipeline.cluster import build_executor, build_task_runner\n"
         "from pipeline.config import LocalClusterConfig\n"
-        "build_executor('serial', LocalClusterConfig())"
+        "build_executor('serial', LocalClusterConfig())\n"
+        "list(build_task_runner('serial', LocalClusterConfig())([], print))"
     )
 
     assert "ray" not in loaded

@@ -1,13 +1,16 @@
-"""One shard after the other in this process: the debugger's executor, with the same results as Ray's."""
+"""One after the other in this process: the debugger's executors, with the same results as Ray's."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from pipeline.cluster import attempt
 
-    from pipeline.cluster import ShardTask
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pipeline.cluster import ShardTask, Task, TaskOutcome
     from pipeline.shard_tasks import ShardResult
 
 
@@ -15,3 +18,11 @@ def map_shards_serially(task: ShardTask, shards: Sequence[Any]) -> Iterator[Shar
     """Results in the order of `shards`; an error stops at once, with its own traceback."""
     for shard in shards:
         yield task(shard)
+
+
+def run_tasks_serially(
+    tasks: Sequence[Task], on_report: Callable[[str, str], None]
+) -> Iterator[TaskOutcome]:
+    """Outcomes in the order of `tasks`."""
+    for task in tasks:
+        yield attempt(task, partial(on_report, task.name))

@@ -50,6 +50,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     section = path if path in KINDS else None
     if section is not None and isinstance(value, dict):
         return _build_kind(section, hint, value)
+    if hint is Any:
+        return value
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         members = get_args(hint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from pipeline.config.augment import AugmentConfig
@@ -187,9 +187,17 @@ class SweepConfig:
 
     arms: dict[str, tuple[str, ...]]
     """Name of an arm -> its overrides of the distill options."""
+    cluster: ClusterConfig
+    grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Distill option -> values; every arm with every combination of the options that it knows."""
+    select: str | None = None
+    """<split>.<metric> by which each arm's point is chosen, in the mean over seeds; only its students are
+    then judged on evaluate.splits. The split: `holdout` (subset.holdout) or another of the store."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    parallel: int = 2
-    """Students trained side by side, each in its own process with one thread."""
+    executor: Executor = "ray"
+    parallel: int | None = None
+    """Most students that Ray trains side by side, one thread each; null: as many as cluster.cpus_per_student
+    and cluster.gpus_per_student leave room for."""
     run: str = "untitled"
 
     def __post_init__(self) -> None:
@@ -201,7 +209,28 @@ class SweepConfig:
         require(
             len(set(self.seeds)) == len(self.seeds), f"seeds names one twice: {list(self.seeds)}"
         )
-        require(self.parallel >= 1, f"parallel must be >= 1, got {self.parallel}")
+        require(
+            self.parallel is None or self.parallel >= 1,
+            f"parallel must be >= 1 or null, got {self.parallel}",
+        )
+        require(
+            self.select is None or all(self.select.rpartition(".")[::2]),
+            f"select must be <split>.<metric>, as in holdout.accuracy; got {self.select}",
+        )
+        for option, values in self.grid.items():
+            self._check_axis(option, values)
+
+    def _check_axis(self, option: str, values: tuple[Any, ...]) -> None:
+        known = [s.name for s in fields(DistillConfig) if s.name not in ("seed", "run", "cluster")]
+        require(
+            option.split(".")[0] in known,
+            f"grid: {option} is no option of a student; it may name those of {', '.join(known)}",
+        )
+        require(len(values) > 0, f"grid.{option} is empty; give at least one value")
+        require(
+            all(value not in values[:i] for i, value in enumerate(values)),
+            f"grid.{option} names one twice: {list(values)}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pipeline.grid import point_label
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
+
+    from pipeline.report.results import Candidate, Selection
 
 
 def training_curves(lines: Mapping[str, list[list[dict[str, float]]]]) -> str:
@@ -43,6 +47,57 @@ def training_curves(lines: Mapping[str, list[list[dict[str, float]]]]) -> str:
         *figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8
     )
     return _data_uri(figure, "svg")
+
+
+def selection_plot(selection: Selection) -> str:
+    """The metric of every candidate over its points, a curve an arm, with standard deviations: SVG.
+
+    One numeric option is the x axis; otherwise each point has its own place.
+    """
+    from matplotlib.figure import Figure
+
+    candidates, scale = selection.candidates, selection.metric.scale
+    x_of, option = _places(candidates)
+    figure = Figure(figsize=(7.5, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for number, arm in enumerate(dict.fromkeys(candidate.arm for candidate in candidates)):
+        points = [candidate for candidate in candidates if candidate.arm == arm]
+        mean = [scale * candidate.summary["mean"] for candidate in points]
+        sd = [scale * candidate.summary["sd"] for candidate in points]
+        colour = f"C{number % 10}"
+        if point_label(points[0].point) not in x_of:  # without options: a level to compare with
+            axis.axhline(mean[0], label=arm, color=colour, ls="--", lw=1)
+            axis.axhspan(mean[0] - sd[0], mean[0] + sd[0], color=colour, alpha=0.12, lw=0)
+            continue
+        places = [x_of[point_label(candidate.point)] for candidate in points]
+        axis.errorbar(places, mean, yerr=sd, label=arm, color=colour, marker="o", ms=4, capsize=3)
+        for place, value, candidate in zip(places, mean, points, strict=True):
+            if candidate.chosen:
+                axis.plot([place], [value], "o", ms=11, mfc="none", color=colour)
+    if option is None:
+        axis.set_xticks(list(x_of.values()), list(x_of), rotation=30, ha="right")
+    else:
+        axis.set_xlabel(option, fontsize=8)
+        places = sorted(x_of.values())
+        if places[0] > 0 and places[-1] > 10 * places[0]:
+            axis.set_xscale("log")
+        axis.set_xticks(places, [f"{place:g}" for place in places])
+        axis.minorticks_off()
+    axis.set_ylabel(selection.select + (", %" if scale == 100 else ""), fontsize=8)
+    axis.tick_params(labelsize=7)
+    figure.legend(loc="outside upper center", ncols=5, fontsize=8)
+    return _data_uri(figure, "svg")
+
+
+def _places(candidates: Sequence[Candidate]) -> tuple[dict[str, float], str | None]:
+    """Where on the x axis each point lies, by its label; and the option that this axis is, if it is one."""
+    points = {point_label(c.point): c.point for c in candidates if c.point}
+    options = {option for point in points.values() for option in point}
+    values = [value for point in points.values() for value in point.values()]
+    if len(options) == 1 and all(type(value) in (int, float) for value in values):
+        return {label: float(*p.values()) for label, p in points.items()}, options.pop()
+    names = points or {"": {}}
+    return {label: float(position) for position, label in enumerate(names)}, None
 
 
 def map_grid(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> str:

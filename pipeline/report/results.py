@@ -11,11 +11,16 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import ConfigError
+from pipeline.evaluation.metrics import METRICS, Metric
+from pipeline.grid import point_label
 from pipeline.runs import RUNS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from pipeline.grid import Point
+
+SWEEP_NAME = "sweep.json"
 ALL_SPLITS = "all"
 """In a column's source: the mean over all splits, weighted by their records."""
 
@@ -27,6 +32,8 @@ class StudentResult:
     """One finished student."""
 
     arm: str
+    label: str
+    """The arm, with its point of the grid where the arm has several."""
     seed: int
     folder: Path
     metrics: dict[str, dict[str, Any]]
@@ -49,21 +56,83 @@ class StudentResult:
 
 def load_results(run: str) -> list[StudentResult]:
     """The students that runs/<run>/sweep.json lists, in its order; none where there is no sweep."""
-    path = RUNS / run / "sweep.json"
+    path = RUNS / run / SWEEP_NAME
     if not path.exists():
         logger.info("%s does not exist: the report shows the store alone", path)
         return []
-    return [_load_result(row) for row in json.loads(path.read_text())["runs"]]
+    rows = json.loads(path.read_text())["runs"]
+    points = defaultdict(set)
+    for row in rows:
+        points[row["arm"]].add(point_label(row.get("point", {})))
+    return [_load_result(row, several=len(points[row["arm"]]) > 1) for row in rows]
 
 
-def _load_result(row: dict[str, Any]) -> StudentResult:
+def _load_result(row: dict[str, Any], several: bool) -> StudentResult:
     path = RUNS / row["run"] / "evaluate" / "metrics.json"
     if not path.exists():
         raise ConfigError(f"{path} is gone; run stages.sweep again")
     metrics = json.loads(path.read_text())["splits"]
     return StudentResult(
-        arm=row["arm"], seed=row["seed"], folder=RUNS / row["run"], metrics=metrics
+        arm=row["arm"],
+        label=f"{row['arm']} {point_label(row['point'])}" if several else row["arm"],
+        seed=row["seed"],
+        folder=RUNS / row["run"],
+        metrics=metrics,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A point of the grid that an arm could take."""
+
+    arm: str
+    point: Point
+    values: list[float]
+    """Of the metric by which points are chosen, a value a seed."""
+    chosen: bool
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """Mean and standard deviation over seeds."""
+        return summarise(self.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """How each arm's point was chosen."""
+
+    select: str
+    """<split>.<metric>."""
+    candidates: list[Candidate]
+
+    @property
+    def metric(self) -> Metric:
+        """By which the candidates are compared."""
+        return METRICS[self.select.rpartition(".")[2]]
+
+
+def load_selection(run: str) -> Selection | None:
+    """Arm by arm, what runs/<run>/sweep.json chose from; None where nothing was chosen."""
+    path = RUNS / run / SWEEP_NAME
+    sweep = json.loads(path.read_text()) if path.exists() else {}
+    if "candidates" not in sweep:
+        return None
+    rows = sweep["candidates"]
+    members = defaultdict(list)
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        for row in rows:
+            if row["arm"] == arm:
+                members[arm, point_label(row["point"])].append(row)
+    candidates = [
+        Candidate(
+            arm=arm,
+            point=found[0]["point"],
+            values=[row["value"] for row in found],
+            chosen=found[0]["chosen"],
+        )
+        for (arm, _), found in members.items()
+    ]
+    return Selection(select=sweep["select"], candidates=candidates)
 
 
 def student_rows(
@@ -71,7 +140,7 @@ def student_rows(
 ) -> list[dict[str, Any]]:
     """One row a student: method, seed and the columns."""
     return [
-        {"method": r.arm, "seed": r.seed}
+        {"method": r.label, "seed": r.seed}
         | {name: r.value(source) for name, source in columns.items()}
         for r in results
     ]

@@ -413,6 +413,7 @@ def test_a_sweep_finishes_every_student_once_and_a_report_gathers_them(frozen, c
         f"store.path={frozen.store.path}", "run=grid", "student.name=resnet8", "student.width=4",
         "trainer.epochs=1", "trainer.batch_size=8", "evaluate.splits=[test,test_swapped]",
         "arms={kd: ['method=kd'], e2kd: ['method=e2kd', 'method.tau=2']}", "seeds=[3,4]",
+        "executor=serial",
     ]  # fmt: skip
     config: SweepConfig = build_verb_config("sweep", compose("sweep", base))
 
@@ -449,7 +450,7 @@ def test_a_sweep_finishes_every_student_once_and_a_report_gathers_them(frozen, c
 def test_a_failing_student_does_not_stop_the_others(frozen):
     base = [
         f"store.path={frozen.store.path}", "run=grid", "student.name=resnet8", "student.width=4",
-        "trainer.epochs=1", "trainer.batch_size=8", "seeds=[0]",
+        "trainer.epochs=1", "trainer.batch_size=8", "seeds=[0]", "executor=serial",
         "arms={good: ['method=labels'], bad: ['method=kd', 'trainer.batch_size=4096']}",
     ]  # fmt: skip
 

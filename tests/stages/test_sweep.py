@@ -1,0 +1,414 @@
+"""Many students: a grid, what is chosen from it, and who may look at which split."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.commandline import compose
+from pipeline.config import ConfigError, ReportConfig, ReportOptions, StoreConfig
+from pipeline.config.builder import build_verb_config
+from pipeline.evaluation.metrics import METRICS
+from pipeline.runs import RUNS
+from stages import report, sweep
+from tests.stages.test_flow import PAD_CROP
+from tests.stages.test_kill import descendants, environment, status, title, wait_until
+
+TINY = (
+    *("student.name=resnet8", "student.width=4"),
+    *("trainer.epochs=1", "trainer.batch_size=8", "seeds=[0]", "evaluate.num_pictures=1"),
+)
+TWO_ARMS = "arms={kd: ['method=kd'], e2kd: ['method=e2kd']}"
+
+
+def words(frozen, *more, run="grid"):
+    return [f"store.path={frozen.store.path}", f"run={run}", *TINY, "executor=serial", *more]
+
+
+def config_of(base):
+    return build_verb_config("sweep", compose("sweep", base))
+
+
+def run_sweep(base):
+    return sweep.run(config_of(base), base)
+
+
+def read_sweep(run="grid"):
+    return json.loads((RUNS / run / "sweep.json").read_text())
+
+
+def planned(frozen, *more):
+    base = words(frozen, *more)
+    return [(s.arm, s.point) for s in sweep._plan(config_of(base), base)]
+
+
+@pytest.fixture
+def judgements(monkeypatch):
+    """Instead of training and judging: a table of values by (split, tau), and the list of who was judged."""
+    values = {
+        ("holdout", 1): 0.9,
+        ("holdout", 5): 0.6,
+        ("test", 1): 0.2,
+        ("test", 5): 0.8,
+    }
+    taus, judged = {}, []
+
+    def train(config, on_epoch):
+        taus[config.run] = config.method.tau
+
+    def judge(config, name):
+        judged.extend((split, config.run) for split in config.evaluate.splits)
+        tau = taus[config.run]
+        metrics = {
+            split: {
+                "records": 10,
+                "accuracy": values[split, tau],
+                "kl_to_teacher": values[split, tau],
+            }
+            for split in config.evaluate.splits
+        }
+        path = RUNS / config.run / name / "metrics.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"splits": metrics}))
+
+    monkeypatch.setattr(sweep.distill, "run", train)
+    monkeypatch.setattr(sweep.evaluate, "run", judge)
+    return judged
+
+
+# ---- the grid ------------------------------------------------------------------------------------
+
+
+def test_every_arm_takes_the_options_of_the_grid_that_its_method_knows(frozen):
+    points = planned(
+        frozen,
+        "arms={labels: ['method=labels'], kd: ['method=kd'], e2kd: ['method=e2kd']}",
+        "grid={method.tau: [1, 5], method.lambda_map: [2, 3]}",
+    )
+
+    assert [point for arm, point in points if arm == "labels"] == [{}]
+    assert [point for arm, point in points if arm == "kd"] == [{"method.tau": 1}, {"method.tau": 5}]
+    assert [point for arm, point in points if arm == "e2kd"] == [
+        {"method.tau": tau, "method.lambda_map": weight} for tau in (1, 5) for weight in (2, 3)
+    ]
+
+
+def test_a_choice_of_group_decides_which_options_are_known(frozen):
+    points = planned(
+        frozen, "arms={a: []}", "grid={method.tau: [1, 5], method: [labels, kd], split: [train]}"
+    )
+
+    assert [point for _, point in points] == [
+        {"method": "labels", "split": "train"},
+        {"method": "kd", "split": "train", "method.tau": 1},
+        {"method": "kd", "split": "train", "method.tau": 5},
+    ]
+
+
+def test_the_grid_reaches_the_student_and_is_stronger_than_its_arm(frozen):
+    base = words(
+        frozen,
+        "arms={kd: ['method=kd', 'method.tau=9']}",
+        "grid={method.tau: [1, 5]}",
+        "seeds=[3,4]",
+    )
+
+    students = sweep._plan(config_of(base), base)
+
+    assert [(s.distill.seed, s.distill.method.tau) for s in students] == [
+        (3, 1.0), (3, 5.0), (4, 1.0), (4, 5.0),
+    ]  # fmt: skip
+    assert len({student.name for student in students}) == 4
+
+
+def test_without_a_grid_a_student_is_called_what_it_always_was(frozen):
+    """Names are hashes of configs; students that were finished before there was a grid stay finished."""
+    plain, chosen = (
+        sweep._plan(config_of(base), base)
+        for base in (
+            words(frozen, TWO_ARMS, "subset.holdout=1"),
+            words(frozen, TWO_ARMS, "subset.holdout=1", "select=holdout.accuracy", "parallel=7"),
+        )
+    )
+
+    assert [student.name for student in plain] == [student.name for student in chosen]
+
+
+def test_a_grid_that_is_typed_replaces_another():
+    first, second = "grid={method.tau: [1, 5]}", "grid={optimizer.lr: [1e-3]}"
+
+    assert config_of([TWO_ARMS, first, second]).grid == {"optimizer.lr": (0.001,)}
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("{method.tua: [1]}", r"no arm knows the option method\.tua"),
+        (
+            "{evaluate.frame: [full]}",
+            r"evaluate\.frame is no option of a student; .*method, augment",
+        ),
+        ("{seed: [1, 2]}", "grid: seed is no option of a student"),
+        ("{method.tau: []}", r"grid\.method\.tau is empty"),
+        ("{method.tau: 5}", r"grid\.method\.tau must be a list, got 5"),
+        ("{method.tau: [1, 5, 1.0]}", r"grid\.method\.tau names one twice: \[1, 5, 1\.0\]"),
+        ("{method.tau: [1, '1']}", r"two points make the same student of arm kd"),
+        ("{method.tau: [-1]}", r"method\.tau must be > 0"),
+        ("{optimizer: [adamx]}", "did you mean adam"),
+    ],
+)
+def test_a_mistake_in_the_grid_is_found_before_anything_is_trained(frozen, grid, message):
+    with pytest.raises(ConfigError, match=message):
+        planned(frozen, TWO_ARMS, f"grid={grid}")
+
+
+# ---- choosing ------------------------------------------------------------------------------------
+
+
+SEARCH = (TWO_ARMS, "grid={method.tau: [1, 5]}", "subset.holdout=1", "seeds=[0,1]")
+
+
+def test_the_best_on_the_holdout_is_chosen_whatever_the_test_split_would_say(frozen, judgements):
+    result = run_sweep(words(frozen, *SEARCH, "select=holdout.accuracy"))
+
+    table = read_sweep()
+    assert [(row["arm"], row["seed"], row["point"]) for row in table["runs"]] == [
+        (arm, seed, {"method.tau": 1}) for seed in (0, 1) for arm in ("kd", "e2kd")
+    ]
+    assert (table["select"], len(table["candidates"])) == ("holdout.accuracy", 8)
+    assert {(c["point"]["method.tau"], c["value"], c["chosen"]) for c in table["candidates"]} == {
+        (1, 0.9, True),
+        (5, 0.6, False),
+    }
+    assert [run for split, run in judgements if split == "test"] == [
+        r["run"] for r in table["runs"]
+    ]
+    assert (result.students, result.finished_now) == (8, 8)
+    assert [line.split() for line in result.summary.splitlines()[1:]] == [
+        ["arm", "seeds", "holdout.accuracy", "test.accuracy"],
+        ["kd", "tau=1", "2", "90.0", "+-", "0.0", "20.0", "+-", "0.0"],
+        ["e2kd", "tau=1", "2", "90.0", "+-", "0.0", "20.0", "+-", "0.0"],
+    ]
+
+
+def test_where_lower_is_better_the_lowest_is_chosen(frozen, judgements):
+    run_sweep(words(frozen, *SEARCH, "select=holdout.kl_to_teacher"))
+
+    assert {row["point"]["method.tau"] for row in read_sweep()["runs"]} == {5}
+
+
+def test_a_search_goes_on_where_it_stopped_and_judges_nothing_twice(
+    frozen, judgements, monkeypatch
+):
+    base = words(frozen, *SEARCH, "select=holdout.accuracy")
+    judge, left = sweep.evaluate.run, [3]
+
+    def interrupted(config, name):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        judge(config, name)
+
+    monkeypatch.setattr(sweep.evaluate, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(base)
+    monkeypatch.setattr(sweep.evaluate, "run", judge)
+    assert len(judgements) == 3
+
+    assert (
+        run_sweep(base).finished_now == 8 - 3 + 2
+    )  # two of the three are chosen, and judged on test
+    assert run_sweep(base).finished_now == 0
+    assert len(judgements) == len(set(judgements)) == 8 + 4
+
+
+def test_an_arm_with_a_failed_student_is_not_chosen_from(frozen, judgements, monkeypatch):
+    train = sweep.distill.run
+
+    def failing(config, on_epoch):
+        if config.method.kind == "e2kd" and config.method.tau == 5 and config.seed == 1:
+            raise ValueError("out of luck")
+        train(config, on_epoch)
+
+    monkeypatch.setattr(sweep.distill, "run", failing)
+    base = words(frozen, *SEARCH, "select=holdout.accuracy")
+
+    with pytest.raises(sweep.SweepError, match=r"1 of 8 students failed.*e2kd-seed1.*out of luck"):
+        run_sweep(base)
+
+    assert {row["arm"] for row in read_sweep()["runs"]} == {"kd"}
+    assert not [run for split, run in judgements if split == "test" and "e2kd" in run]
+    monkeypatch.setattr(sweep.distill, "run", train)
+    run_sweep(base)
+    assert {row["arm"] for row in read_sweep()["runs"]} == {"kd", "e2kd"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["select=holdout.accuracy"], r"subset\.holdout=0 keeps no records.*subset\.holdout=10"),
+        (["select=test.accuracy"], r"test is one of evaluate\.splits"),
+        (["select=train.accuracy"], r"students learn from train.*subset\.holdout=10"),
+        (["select=validation.accuracy"], "no split 'validation'; it has: .*test_swapped"),
+        (["select=test_swapped.acuracy"], "choose one of the metrics accuracy, "),
+        (
+            ["select=holdout"],
+            r"select must be <split>\.<metric>, as in holdout\.accuracy; got holdout",
+        ),
+        (["trainer.ranks=2", "executor=ray"], "trainer.ranks=2 in arm kd: .*executor=serial"),
+        (["parallel=0"], "parallel must be >= 1 or null, got 0"),
+    ],
+)
+def test_a_selection_that_cannot_be_is_refused_before_anything_is_trained(
+    frozen, judgements, options, message
+):
+    with pytest.raises(ConfigError, match=message):
+        run_sweep(words(frozen, TWO_ARMS, *options))
+    assert not judgements
+
+
+def test_a_metric_that_the_evaluation_does_not_have_is_named(frozen, judgements):
+    with pytest.raises(
+        ConfigError, match=r"has no agreement; choose one of accuracy, kl_to_teacher"
+    ):
+        run_sweep(words(frozen, *SEARCH, "select=holdout.agreement"))
+
+
+# ---- real students -------------------------------------------------------------------------------
+
+
+def report_of(frozen, run="grid", **options):
+    config = ReportConfig(
+        store=StoreConfig(path=str(frozen.store.path)),
+        augment=PAD_CROP,
+        report=ReportOptions(columns={"accuracy": "test.accuracy"}, contact_records=0, **options),
+        run=run,
+    )
+    result = report.run(config)
+    return json.loads(Path(result.json).read_text()), Path(result.html).read_text()
+
+
+def test_students_are_searched_chosen_judged_and_reported(frozen):
+    base = words(
+        frozen, TWO_ARMS, "grid={method.lambda_map: [1, 20]}", "subset.holdout=1",
+        "select=holdout.accuracy", "evaluate.splits=[test]",
+    )  # fmt: skip
+
+    run_sweep(base)
+    values, html = report_of(frozen)
+
+    candidates = read_sweep()["candidates"]
+    assert len(candidates) == 3
+    for candidate in candidates:
+        folder = RUNS / candidate["run"]
+        judged = json.loads((folder / "select" / "holdout" / "metrics.json").read_text())["splits"]
+        assert list(judged) == ["holdout"]
+        assert judged["holdout"]["records"] == 10
+        assert judged["holdout"]["accuracy"] == candidate["value"]
+        assert (folder / "evaluate").exists() == candidate["chosen"]
+        assert set(METRICS) <= set(judged["holdout"])
+    assert [row["method"] for row in values["runs"]] == ["kd", "e2kd"]  # one point an arm: no label
+    assert [row["arm"] for row in values["selection"]["candidates"]] == ["kd", "e2kd", "e2kd"]
+    assert "<h2>Selection</h2>" in html
+    assert html.count("chosen</td>") == 2
+    assert html.count("data:image/") == 3  # the selection, maps, curves
+
+
+def test_without_a_selection_a_report_keeps_points_apart(frozen, judgements, monkeypatch):
+    run_sweep(words(frozen, *SEARCH))
+    monkeypatch.setattr(report, "_metric_lines", lambda results: {})
+    monkeypatch.setattr("pipeline.report.figures.training_curves", lambda lines: "")
+
+    values, html = report_of(frozen)
+    named, _ = report_of(frozen, candidate="e2kd tau=5", baseline="kd tau=1")
+
+    assert {row["method"]: row["accuracy"] for row in values["runs"]} == {
+        "kd tau=1": 0.2, "kd tau=5": 0.8, "e2kd tau=1": 0.2, "e2kd tau=5": 0.8,
+    }  # fmt: skip
+    assert "paired_difference" not in values
+    assert "<h2>Selection</h2>" not in html
+    assert named["paired_difference"]["mean"] == pytest.approx(0.6)
+
+
+def weights(run):
+    return {
+        row["arm"]: (RUNS / row["run"] / "distill" / "model.safetensors").read_bytes()
+        for row in read_sweep(run)["runs"]
+    }
+
+
+@pytest.mark.ray
+def test_ray_trains_the_same_students_and_finishes_those_that_do_not_fail(frozen, monkeypatch):
+    arms = "arms={kd: ['method=kd'], bad: ['method=kd', 'trainer.batch_size=4096'], e2kd: []}"
+    messages = []
+    for executor in ("serial", "ray"):
+        base = words(
+            frozen, arms, f"executor={executor}", "cluster.cpus_per_student=0.5", run=executor
+        )
+        with pytest.raises(sweep.SweepError) as error:
+            run_sweep(base)
+        messages.append(str(error.value).replace(f"/{executor}/", "//").partition("|")[0])
+        assert "1 of 3 students failed" in messages[-1]
+
+    assert set(weights("ray")) == {"kd", "e2kd"}
+    assert weights("ray") == weights("serial")
+    assert messages[0].partition("batch_size")[2] == messages[1].partition("batch_size")[2] != ""
+
+
+def start(base, folder):
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "stages.sweep", *base, "executor=ray"],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def logged_steps(folder):
+    """How far a training is."""
+    path = folder / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def students_of(driver):
+    return [p for p in descendants(driver.pid) if title(p).startswith("ray::grid/students/")]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_student_ends_as_if_nothing_had_happened_whoever_is_killed(frozen, tmp_path):
+    base = words(frozen, "arms={e2kd: []}", "trainer.epochs=40", "trainer.log_every_steps=1")
+    run_sweep(base)
+    expected = RUNS / read_sweep()["runs"][0]["run"] / "distill"
+    folder = tmp_path / "disturbed" / expected
+
+    driver = start(base, tmp_path / "disturbed")
+    wait_until(lambda: logged_steps(folder) > 10, driver)
+    (student,) = students_of(driver)
+    driver.send_signal(signal.SIGTERM)
+    _, errors = driver.communicate(timeout=60)
+    assert (driver.returncode, "Traceback" in errors) == (143, False), errors
+    wait_until(lambda: not title(student))
+    steps = logged_steps(folder)
+    assert not (folder / "model.json").exists()  # it was in the middle of its training
+
+    driver = start(base, tmp_path / "disturbed")
+    wait_until(lambda: logged_steps(folder) > steps + 10, driver)
+    (student,) = students_of(driver)
+    os.kill(student, signal.SIGSTOP)
+    wait_until(lambda: status(student) == "T")
+    assert not (folder / "model.json").exists()
+    os.kill(student, signal.SIGKILL)
+    output, errors = driver.communicate(timeout=240)
+
+    assert driver.returncode == 0, errors
+    assert "finished_now: 1" in output
+    for name in ("model.safetensors", "model.json"):
+        assert (folder / name).read_bytes() == (expected / name).read_bytes()
