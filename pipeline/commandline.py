@@ -15,8 +15,10 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cluster.session import in_submitted_job
 from pipeline.config import VERBS, ConfigError
 from pipeline.config.builder import build_verb_config
+from pipeline.config.paths import require_shared_paths, with_absolute_paths
 from pipeline.errors import UserError
 from pipeline.runs import RUNS, save_config, to_yaml
 
@@ -35,9 +37,15 @@ def _terminate(number: int, frame: object) -> None:
     raise Terminated
 
 
-def main(verb: str, run: Callable[[Any], Any], doc: str | None) -> None:
+def main(
+    verb: str,
+    run: Callable[[Any], Any],
+    doc: str | None,
+    configure: Callable[[Sequence[str]], Any] | None = None,
+) -> None:
     """Run a stage from the command line.
 
+    configure  makes the config of a stage whose words are not all its own
     Exit code 0; 1 for an error, 2 for bad options, 130 for Ctrl-C, 143 for SIGTERM.
     """
     words = sys.argv[1:]
@@ -52,7 +60,10 @@ def main(verb: str, run: Callable[[Any], Any], doc: str | None) -> None:
         if words[:1] == ["--cfg"]:
             print(to_yaml(sections(verb, compose(verb, words[2:]))), end="")
             return
-        composed = compose(verb, words)
+        if configure is not None:
+            _print_result(run(configure(words)))
+            return
+        composed = place_paths(verb, compose(verb, words))
         config = build_verb_config(verb, composed)
         if "run" in composed and verb in ("precompute", "sweep", "report"):
             save_config(RUNS / composed["run"] / f"{verb}.yaml", sections(verb, composed))
@@ -89,6 +100,20 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(_explain(overrides, error)) from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def place_paths(verb: str, composed: dict[str, Any]) -> dict[str, Any]:
+    """A composed config whose paths mean the same wherever the verb's work is done.
+
+    Raises ConfigError for a relative path in a job, whose driver's folder is a temporary copy.
+    """
+    values = sections(verb, composed)
+    cluster = values.get("cluster", {})
+    if in_submitted_job() or cluster.get("kind") == "kuberay":
+        require_shared_paths(values, cluster.get("mount_path"))
+    elif cluster.get("kind") == "existing":
+        return composed | with_absolute_paths(values)
+    return composed
 
 
 def sections(verb: str, composed: dict[str, Any]) -> dict[str, Any]:
