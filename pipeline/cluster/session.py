@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,18 +104,28 @@ def _connect(config: ClusterConfig) -> None:
 
     address = config.address if isinstance(config, ExistingClusterConfig) else "auto"
     try:
+        _knock(address)
         ray.init(
             address=address,
             logging_level=logging.WARNING,
             log_to_driver=False,
             runtime_env=_cluster_environment(config),
         )
-    except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
         raise ClusterError(
-            f"no Ray cluster could be joined at cluster.address={address}: {reason} "
-            "Start one (ray start --head), correct cluster.address, or see docs/cluster.md for its token"
+            f"no Ray cluster could be joined at cluster.address={address}: {reason}; "
+            "start one (ray start --head), correct cluster.address, or see docs/cluster.md for its token"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """OSError where nobody listens; Ray itself would go on trying for many minutes."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "auto")
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _cluster_environment(config: ClusterConfig) -> dict[str, Any]:

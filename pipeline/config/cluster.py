@@ -59,7 +59,7 @@ class LocalClusterConfig(WorkConfig):
 
     kind: Literal["local"] = "local"
     auth: Authentication = "disabled"
-    """It listens on the loopback interface alone; where other users share the machine, take token."""
+    """Ray's ports are open to the machine's network while it runs; where others share it, take token."""
     dashboard: bool = False
     usage_statistics: bool = False
     """Whether Ray reports its own use to its makers."""
@@ -78,7 +78,7 @@ class ExistingClusterConfig(WorkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.address not in ("", "local") and "://" not in self.address,
+            self.address == "auto" or re.fullmatch(r"[^/]+:\d+", self.address) is not None,
             f"cluster.address={self.address} must be auto or the host:port of a head; "
             "from outside the cluster, submit a job (make submit)",
         )
