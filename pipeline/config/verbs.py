@@ -57,6 +57,7 @@ class PrecomputeConfig:
     cluster: ClusterConfig
     executor: Executor = "ray"
     run: str = "untitled"
+    """Folder below runs/, in all stages; an absolute one is taken as it is (on a cluster it must be)."""
 
 
 @dataclass(frozen=True, kw_only=True)
