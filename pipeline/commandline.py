@@ -20,7 +20,7 @@ from pipeline.config import VERBS, ConfigError
 from pipeline.config.builder import build_verb_config
 from pipeline.config.paths import require_shared_paths, with_absolute_paths
 from pipeline.errors import UserError
-from pipeline.runs import RUNS, save_config, to_yaml
+from pipeline.runs import RUNS, plain, save_config, to_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,7 +58,9 @@ def main(
             print(_help(verb, doc or ""))
             return
         if words[:1] == ["--cfg"]:
-            print(to_yaml(sections(verb, compose(verb, words[2:]))), end="")
+            shown = words[2:]
+            values = plain(configure(shown)) if configure else sections(verb, compose(verb, shown))
+            print(to_yaml(values), end="")
             return
         if configure is not None:
             _print_result(run(configure(words)))
