@@ -45,6 +45,7 @@ report: install ## one HTML page from a sweep
 teach verify distill evaluate sweep report:
 	@$(PY) -m stages.$@ $(if $(strip $(ARGS)),$(ARGS),$(DEMO_$@) experiment=demo)
 
+submit render: VERB ?= $(error say which stage: make $@ VERB=precompute)
 submit: install ## run VERB as a job on the Ray head at ADDRESS (docs/cluster.md)
 	@$(dir $(PY))ray job submit --address $(ADDRESS) --working-dir . -- python -m stages.$(VERB) \
 		$(if $(filter $(CLUSTER_STAGES),$(VERB)),cluster=existing) $(ARGS)
