@@ -5,7 +5,10 @@ PY := .venv/bin/python
 ARGS ?=
 DEMO_distill := method.tau=4 method.lambda_map=5
 STAGES := precompute teach verify distill evaluate sweep report
-.PHONY: help install demo test test-all bench lint format lock clean $(STAGES)
+# Those that read the section cluster.
+CLUSTER_STAGES := precompute teach distill sweep
+ADDRESS ?= http://127.0.0.1:8265
+.PHONY: help install demo submit render test test-all bench lint format lock clean $(STAGES)
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -41,6 +44,14 @@ sweep: install ## many students from one store
 report: install ## one HTML page from a sweep
 teach verify distill evaluate sweep report:
 	@$(PY) -m stages.$@ $(if $(strip $(ARGS)),$(ARGS),$(DEMO_$@) experiment=demo)
+
+submit render: VERB ?= $(error say which stage: make $@ VERB=precompute)
+submit: install ## run VERB as a job on the Ray head at ADDRESS (docs/cluster.md)
+	@$(dir $(PY))ray job submit --address $(ADDRESS) --working-dir . -- python -m stages.$(VERB) \
+		$(if $(filter $(CLUSTER_STAGES),$(VERB)),cluster=existing) $(ARGS)
+
+render: install ## print the KubeRay manifest of a job that runs VERB
+	@$(PY) -m stages.render verb=$(VERB) cluster=kuberay $(ARGS)
 
 test: install ## the tests, under 10 minutes on 2 cores
 	@$(PY) -m pytest -q $(ARGS)

@@ -13,15 +13,19 @@ import signal
 import sys
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.config import VERBS, ConfigError
+from pipeline.cluster.session import in_submitted_job
+from pipeline.config import VERBS, ConfigError, ExistingClusterConfig, KubeRayClusterConfig
 from pipeline.config.builder import build_verb_config
+from pipeline.config.paths import require_shared_paths, with_absolute_paths
 from pipeline.errors import UserError
-from pipeline.runs import RUNS, save_config, to_yaml
+from pipeline.runs import RUNS, plain, save_config, to_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+C = TypeVar("C")
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 _SWEPT_VERBS = ("distill", "evaluate")
@@ -31,9 +35,15 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, as schedulers send it: ends a run as Ctrl-C does."""
 
 
-def main(verb: str, run: Callable[[Any], Any], doc: str | None) -> None:
+def main(
+    verb: str,
+    run: Callable[[Any], Any],
+    doc: str | None,
+    configure: Callable[[Sequence[str]], Any] | None = None,
+) -> None:
     """Run a stage from the command line.
 
+    configure  makes the config of a stage whose words are not all its own
     Exit code 0; 1 for an error, 2 for bad options, 130 for Ctrl-C, 143 for SIGTERM.
     """
     words = sys.argv[1:]
@@ -54,11 +64,16 @@ def main(verb: str, run: Callable[[Any], Any], doc: str | None) -> None:
             print(_help(verb, doc or ""))
             return
         if words[:1] == ["--cfg"]:
-            print(to_yaml(sections(verb, compose(verb, words[2:]))), end="")
+            shown = words[2:]
+            values = plain(configure(shown)) if configure else sections(verb, compose(verb, shown))
+            print(to_yaml(values), end="")
+            return
+        if configure is not None:
+            _print_result(run(configure(words)))
             return
         composed = compose(verb, words)
         _check_live_words(verb, words, composed)
-        config = build_verb_config(verb, composed)
+        config = place_paths(build_verb_config(verb, composed))
         if "run" in composed and verb in ("precompute", "sweep", "report"):
             save_config(RUNS / composed["run"] / f"{verb}.yaml", sections(verb, composed))
         _print_result(run(config))
@@ -94,6 +109,17 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(_explain(overrides, error)) from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def place_paths(config: C) -> C:
+    """A verb's config whose paths mean the same wherever its work is done.
+
+    Raises ConfigError for a relative path in a job, whose driver's folder is a temporary copy.
+    """
+    cluster = getattr(config, "cluster", None)
+    if in_submitted_job() or isinstance(cluster, KubeRayClusterConfig):
+        require_shared_paths(config, getattr(cluster, "mount_path", None))
+    return with_absolute_paths(config) if isinstance(cluster, ExistingClusterConfig) else config
 
 
 def sections(verb: str, composed: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import build_task_runner
-from pipeline.commandline import compose, main, section_of
+from pipeline.commandline import compose, main, place_paths, section_of
 from pipeline.config import ConfigError, require
 from pipeline.config.builder import build_verb_config
 from pipeline.distillation import fingerprint_inputs, open_passes
@@ -178,8 +178,8 @@ def _plan(config: SweepConfig, base: Sequence[str]) -> list[Student]:
         for point in _points(words, config.grid):
             known |= set(point)
             composed = compose("sweep", [*words, *point_words(point)])
-            trained: DistillConfig = build_verb_config("distill", composed)
-            judged: EvaluateConfig = build_verb_config("evaluate", composed)
+            trained: DistillConfig = place_paths(build_verb_config("distill", composed))
+            judged: EvaluateConfig = place_paths(build_verb_config("evaluate", composed))
             require(
                 trained.trainer.ranks == 1 or config.executor == "serial",
                 f"trainer.ranks={trained.trainer.ranks} in arm {arm}: ranks would wait for what other students "

@@ -1,6 +1,7 @@
 """The shape of the project, checked: who may import whom, and families that agree with their YAML."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,7 @@ def test_every_stage_opens_with_its_command():
         ("explainer", EXPLAINERS),
         ("teaching", TEACHINGS),
         ("method", LOSSES),
+        ("cluster", KINDS["cluster"]),
     ],
 )
 def test_a_family_its_yaml_files_and_its_config_classes_agree(group, family):
@@ -93,6 +95,9 @@ def test_every_payload_can_be_asked_for():
     assert set(config.annotate.payloads) == set(PAYLOADS)
 
 
+KUBERAY = ["cluster=kuberay", "cluster.image=registry/image", "cluster.volume_claim=shared"]
+
+
 @pytest.mark.parametrize(
     "group", [p.name for p in sorted(CONF.iterdir()) if p.is_dir() and p.name != "experiment"]
 )
@@ -102,7 +107,11 @@ def test_every_option_of_every_group_composes_and_builds(group):
             if group in VERBS[verb].__dataclass_fields__:
                 if (group, path.stem, verb) == ("teacher", "none", "teach"):
                     continue
+                if (group, verb) == ("cluster", "render") and path.stem != "kuberay":
+                    continue
                 extra = ["arms={a: []}"] if verb == "sweep" else []
+                if (group, path.stem) == ("cluster", "kuberay"):
+                    extra += KUBERAY
                 if group == "data" and path.stem not in ("demo", "torchvision"):
                     extra = ["data.path=somewhere"]
                 build_verb_config(verb, compose(verb, [f"{group}={path.stem}", *extra]))
@@ -113,7 +122,16 @@ def test_every_experiment_composes_and_builds_for_every_verb(path):
     name = path.relative_to(CONF / "experiment").with_suffix("").as_posix()
 
     for verb in VERBS:
-        build_verb_config(verb, compose(verb, [f"experiment={name}"]))
+        extra = KUBERAY if verb == "render" else []
+        build_verb_config(verb, compose(verb, [f"experiment={name}", *extra]))
+
+
+def test_a_submitted_job_joins_its_cluster_where_its_stage_uses_one():
+    makefile = (ROOT / "Makefile").read_text()
+    named = re.search(r"^CLUSTER_STAGES := (.*)$", makefile, re.MULTILINE)[1].split()
+
+    using = {verb for verb, cls in VERBS.items() if "cluster" in cls.__dataclass_fields__}
+    assert set(named) == using - {"render"}
 
 
 def modules_loaded_by(code):

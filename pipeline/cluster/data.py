@@ -95,7 +95,9 @@ class RayDataExecutor:
                 num_cpus=self.config.cpus_per_actor,
                 num_gpus=gpus_per_actor(self.config) if task.needs_gpu else 0,
                 max_restarts=self.config.max_restarts,
-                max_task_retries=self.config.max_restarts,
+                # Until a lost node is known to be lost, each try at its actor fails at once. Limited all
+                # the same: an actor that has died too often fails its tasks for good.
+                max_task_retries=-1,
             )
         _quieten(logging.getLogger("ray.data"))
         return dataset

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import secrets
 import signal
+import socket
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import ExistingClusterConfig, LocalClusterConfig
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,47 +23,48 @@ if TYPE_CHECKING:
 
 # Read by Ray when it is imported or started; what the user has set wins.
 _ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",  # a cluster of this process alone, bound to the loopback interface
-    "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "900",
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # its own log files keep the rest
+}
+# Read in the processes that do the work.
+_ACTOR_ENVIRONMENT = {
+    # Two processes whose OpenMP threads spin for each other's cores run at a fifth of their speed.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # no GPU asked for, none seen
 }
-
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray for the driver of a submitted job."""
 _ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class ClusterError(UserError, RuntimeError):
+    """A cluster that cannot be reached."""
+
+
+def in_submitted_job() -> bool:
+    """Whether this process is the driver of a submitted job: its folder is then a temporary copy."""
+    return _JOB_VARIABLE in os.environ
 
 
 @contextmanager
 def ray_session(config: ClusterConfig, cpus: float) -> Iterator[None]:
-    """A local Ray for the block, or the one that is already running in this process.
+    """A Ray for the block: a local one, a cluster's, or the one that this process already has.
 
-    cpus  that the block's own actors or tasks take at once
+    cpus  that the block's own actors or tasks take at once; a local Ray is made large enough
     """
-    for name, value in _ENVIRONMENT.items():
+    for name, value in _driver_environment(config).items():
         os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
         yield
         return
-    actor_environment = {
-        "OMP_NUM_THREADS": str(config.threads_per_actor),
-        # Two processes whose OpenMP threads spin for each other's cores run at a fifth of their speed.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        # An actor imports this package wherever the driver was started.
-        "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]),
-    }
     on_terminate = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address="local",
-        # The driver and Ray's own tasks need a slot beside them, or a dataset never starts.
-        num_cpus=max(os.cpu_count() or 1, int(cpus) + 1),
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-        log_to_driver=False,
-        runtime_env={"env_vars": actor_environment},
-    )
+    if isinstance(config, LocalClusterConfig):
+        _start(config, cpus)
+    else:
+        _connect(config)
     # Ray replaces the handler of SIGTERM by one that exits without a word.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)
@@ -65,3 +72,79 @@ def ray_session(config: ClusterConfig, cpus: float) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _driver_environment(config: ClusterConfig) -> dict[str, str]:
+    environment = {"RAY_AUTH_MODE": config.auth, **_ENVIRONMENT}
+    if isinstance(config, LocalClusterConfig):
+        environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray itself would leave one at home
+        environment["RAY_USAGE_STATS_ENABLED"] = str(int(config.usage_statistics))
+    return environment
+
+
+def _start(config: LocalClusterConfig, cpus: float) -> None:
+    import ray
+
+    ray.init(
+        address="local",
+        # The driver and Ray's own tasks need a slot beside them, or a dataset never starts.
+        num_cpus=max(os.cpu_count() or 1, int(cpus) + 1),
+        include_dashboard=config.dashboard,
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+        runtime_env={
+            # An actor imports this package wherever the driver was started.
+            "env_vars": _actor_environment(config)
+            | {"PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
+        },
+    )
+
+
+def _connect(config: ClusterConfig) -> None:
+    """Join a Ray that runs; ClusterError where none answers."""
+    import ray
+
+    address = config.address if isinstance(config, ExistingClusterConfig) else "auto"
+    try:
+        _knock(address)
+        ray.init(
+            address=address,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+            runtime_env=_cluster_environment(config),
+        )
+    except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ClusterError(
+            f"no Ray cluster could be joined at cluster.address={address}: {reason}; "
+            "start one (ray start --head), correct cluster.address, or see docs/cluster.md for its token"
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """OSError where nobody listens; Ray itself would go on trying for many minutes."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "auto")
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _cluster_environment(config: ClusterConfig) -> dict[str, Any]:
+    """What an actor on any node needs: its variables, and the code unless the job has brought it."""
+    if not in_submitted_job():
+        packages = [str(_ROOT / name) for name in ("pipeline", "stages")]
+        return {
+            "env_vars": _actor_environment(config),
+            "py_modules": packages,
+            "excludes": ["__pycache__"],
+        }
+    # Ray refuses a variable that the job's own environment has too; the job's was set by the user.
+    job = json.loads(os.environ[_JOB_VARIABLE]).get("runtime_env") or {}
+    theirs = job.get("env_vars") or {}
+    ours = _actor_environment(config)
+    return {"env_vars": {name: ours[name] for name in ours if name not in theirs}}
+
+
+def _actor_environment(config: ClusterConfig) -> dict[str, str]:
+    return {"OMP_NUM_THREADS": str(config.threads_per_actor), **_ACTOR_ENVIRONMENT}

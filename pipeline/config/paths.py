@@ -1,33 +1,65 @@
-"""Where a config's files lie, for a process that starts in another folder."""
+"""Options that name files or folders, which mean something else in another folder or on another machine."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pipeline.config.errors import require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 C = TypeVar("C")
 
-_NAMES_OF_PATHS = {
+_FILES = {
     "store": ("path",),
+    "data": ("path", "root", "cache"),
     "teacher": ("weights",),
     "student": ("weights",),
 }
-_WORDS = ("pretrained", "random")
-"""That `weights` may be instead of a file."""
+_NO_FILES = ("", "pretrained", "random")
+_WRITTEN = ("store.path", "run")
+
+
+def require_shared_paths(config: Any, mount_path: str | None = None) -> None:
+    """ConfigError unless every path in a verb's config means the same on all nodes.
+
+    mount_path  folder that the nodes share, where it is known; what is written must lie in it
+    """
+    named = [(f"{section}.{name}", path) for section, name, path in _paths(config)]
+    if hasattr(config, "run"):
+        named.append(("run", config.run))
+    for option, path in named:
+        require(
+            PurePosixPath(path).is_absolute(),
+            f"{option}={path} is relative, and a job runs in a temporary copy of the code on one node; "
+            "give an absolute path on storage that all nodes share",
+        )
+        require(
+            mount_path is None
+            or option not in _WRITTEN
+            or PurePosixPath(path).is_relative_to(mount_path),
+            f"{option}={path} would be lost with its pod; give a path in cluster.mount_path={mount_path}",
+        )
 
 
 def with_absolute_paths(config: C) -> C:
-    """The same config, with the paths of its sections resolved against this process's folder."""
-    sections: dict[str, Any] = {}
-    for section, names in _NAMES_OF_PATHS.items():
+    """A verb's config whose relative files are those of this process's own folder."""
+    for section, name, path in _paths(config):
+        options = replace(getattr(config, section), **{name: str(Path(path).absolute())})
+        config = replace(config, **{section: options})  # type: ignore[type-var]
+    return config
+
+
+def _paths(config: Any) -> Iterator[tuple[str, str, str]]:
+    """Section, option and value of each file or folder that is named."""
+    for section, names in _FILES.items():
         options = getattr(config, section, None)
-        found = {name: getattr(options, name, None) for name in names}
-        resolved = {
-            name: str(Path(path).absolute())
-            for name, path in found.items()
-            if path is not None and path not in _WORDS
-        }
-        if resolved:
-            sections[section] = replace(options, **resolved)  # type: ignore[type-var]
-    return replace(config, **sections)  # type: ignore[type-var]
+        for name in names:
+            path = getattr(options, name, None)
+            # A download's folder matters where something is downloaded.
+            unused = name == "cache" and "://" not in getattr(options, "path", "")
+            if path is not None and path not in _NO_FILES and "://" not in path and not unused:
+                yield section, name, path

@@ -6,7 +6,13 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from pipeline.config.augment import AugmentConfig
-from pipeline.config.cluster import ClusterConfig, Executor, LocalClusterConfig
+from pipeline.config.cluster import (
+    ClusterConfig,
+    Executor,
+    ExistingClusterConfig,
+    KubeRayClusterConfig,
+    LocalClusterConfig,
+)
 from pipeline.config.data import (
     DataConfig,
     DemoDataConfig,
@@ -51,6 +57,7 @@ class PrecomputeConfig:
     cluster: ClusterConfig
     executor: Executor = "ray"
     run: str = "untitled"
+    """Folder below runs/, in all stages; an absolute one is taken as it is (on a cluster it must be)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +282,20 @@ class ReportConfig:
     run: str = "untitled"
 
 
+@dataclass(frozen=True, kw_only=True)
+class RenderConfig:
+    """What `stages.render` reads; all other words are those of the verb that the job runs."""
+
+    cluster: KubeRayClusterConfig
+    verb: Literal["precompute", "teach", "verify", "distill", "evaluate", "sweep", "report"] = (
+        "precompute"
+    )
+    words: tuple[str, ...] = ()
+    """The verb's own, as they were typed."""
+    output: str | None = None
+    """File to write; null prints the manifest."""
+
+
 _MODELS: dict[str, type[Any]] = {
     "cifar": CifarModelConfig,
     "torchvision": TorchvisionModelConfig,
@@ -295,7 +316,11 @@ KINDS: dict[str, dict[str, type[Any]]] = {
     "explainer": {"gradcam": GradCamConfig},
     "teaching": {"labels": LabelTeachingConfig},
     "method": {"labels": LabelsConfig, "kd": KDConfig, "e2kd": E2KDConfig},
-    "cluster": {"local": LocalClusterConfig},
+    "cluster": {
+        "local": LocalClusterConfig,
+        "existing": ExistingClusterConfig,
+        "kuberay": KubeRayClusterConfig,
+    },
 }
 """Sections whose dataclass is chosen by their `kind`, which is also the YAML file's name."""
 
@@ -307,4 +332,5 @@ VERBS: dict[str, type[Any]] = {
     "evaluate": EvaluateConfig,
     "sweep": SweepConfig,
     "report": ReportConfig,
+    "render": RenderConfig,
 }

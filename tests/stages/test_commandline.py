@@ -11,6 +11,7 @@ import yaml
 from pipeline.commandline import compose, main, sections
 from pipeline.config import VERBS, ConfigError, E2KDConfig, LabelsConfig, NoModelConfig
 from pipeline.config.builder import build_verb_config
+from stages import render
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -132,10 +133,11 @@ def test_arms_that_are_typed_replace_an_experiments():
 
 
 def readme_commands():
-    """The stage commands of the README, one line each."""
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    """The stage commands of the README and the page about clusters, one line each."""
+    pages = (ROOT / "README.md", ROOT / "docs" / "cluster.md")
+    text = "\n".join(page.read_text() for page in pages).replace("\\\n", " ")
     return [
-        line.split("#")[0].strip()
+        line.split("#")[0].split(">")[0].strip()
         for line in text.splitlines()
         if line.startswith("    python -m stages.")
     ]
@@ -144,8 +146,9 @@ def readme_commands():
 @pytest.mark.parametrize("command", readme_commands())
 def test_every_command_of_the_readme_composes(command):
     _, _, module, *words = shlex.split(command)
+    verb = module.removeprefix("stages.")
 
-    assert build(module.removeprefix("stages."), *words) is not None
+    assert (render.configure(words) if verb == "render" else build(verb, *words)) is not None
 
 
 def test_numbers_in_scientific_notation_are_numbers():

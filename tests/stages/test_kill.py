@@ -20,6 +20,7 @@ from pipeline.store.journal import JOURNAL_SUFFIX
 from pipeline.store.reader import Store
 from tests.pipeline.store.test_round_trip import tree_bytes
 from tests.stages.poison import DEADLY_STATUS
+from tests.stages.ray_nodes import ray_nodes
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARDS = 12
@@ -262,7 +263,7 @@ def alive(pids):
 
 
 def actor_of(driver):
-    """The process id of the one actor that works for a driver."""
+    """The process id of the one actor that works below a driver, or a node."""
     (actor,) = [pid for pid in descendants(driver.pid) if "MapWorker" in title(pid)]
     return actor
 
@@ -309,6 +310,36 @@ def test_ctrl_c_on_ray_is_one_clear_line_and_the_next_run_goes_on(world):
     assert "Traceback" not in errors
     run(world, "ctrl-c")
     assert_same_store(world, "ctrl-c")
+
+
+def lose(node):
+    """A node as a power cut takes it: itself and all that works on it, at once."""
+    below = descendants(node.pid)
+    for pid in (node.pid, *below):
+        os.kill(pid, signal.SIGKILL)
+    node.wait()
+    wait_until(lambda: not alive(below))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_node_that_is_lost_in_the_middle_of_a_shard_is_made_up_for_by_another(world, monkeypatch):
+    with ray_nodes() as nodes:
+        nodes.start_head("--num-cpus=0", dashboard=False)
+        first = nodes.start_node("--num-cpus=1")
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        words = ["cluster=existing", f"cluster.address={nodes.address}"]
+        process = start(world, "node", *words, executor="ray")
+        stop_inside_a_shard(world / "node", "teacher", process, lambda: actor_of(first))
+        lose(first)
+        left = journals(passes(world / "node")[0], process)
+        nodes.start_node("--num-cpus=1")
+        output, errors = process.communicate(timeout=240)
+
+    assert len(left) == 1  # the shard that it was at
+    assert process.returncode == 0, errors
+    assert f"teacher_records: {SHARDS * RECORDS}" in output
+    assert_same_store(world, "node")
 
 
 # ---- a record that kills -------------------------------------------------------------------------

@@ -1,0 +1,79 @@
+"""Write the KubeRay manifest of a job that runs another stage.
+
+    python -m stages.render verb=precompute cluster=kuberay cluster.image=registry/permafrost:1 \\
+        cluster.volume_claim=shared store.path=/mnt/permafrost/stores/demo run=/mnt/permafrost/runs/demo teacher=none
+    python -m stages.render verb=verify cluster=kuberay cluster.image=registry/permafrost:1 \\
+        cluster.volume_claim=shared store.path=/mnt/permafrost/stores/demo output=verify.yaml
+
+Reads   the options alone, those of the cluster and those of the stage, and checks both
+Writes  a RayJob to the terminal, or to the file `output=`; kubectl create -f takes it
+Again   the same command writes the same manifest
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from pipeline.cluster.kuberay import rayjob_manifest
+from pipeline.commandline import compose, main, section_of, sections
+from pipeline.config import VERBS, RenderConfig
+from pipeline.config.builder import build_verb_config
+from pipeline.config.paths import require_shared_paths
+from pipeline.store.files import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_OWN_SECTIONS = ("verb", "output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderResult:
+    """The file that was written, if any."""
+
+    manifest: str
+
+
+def run(config: RenderConfig) -> RenderResult:
+    """Print the manifest, or write it."""
+    manifest = rayjob_manifest(
+        config.cluster,
+        ["python", "-m", f"stages.{config.verb}", *config.words],
+        works_in_driver=not _reads_cluster(config.verb),
+    )
+    text = yaml.safe_dump(manifest, sort_keys=False, width=1000)
+    if config.output is None:
+        print(text, end="")
+        return RenderResult(manifest="")
+    write_atomically(Path(config.output), text.encode())
+    return RenderResult(manifest=config.output)
+
+
+def configure(words: Sequence[str]) -> RenderConfig:
+    """The config that the words make; ConfigError also for what the job's own stage would refuse."""
+    shared = [word for word in words if section_of(word) in ("cluster", "experiment")]
+    own = [word for word in words if section_of(word) in _OWN_SECTIONS]
+    values = sections("render", compose("render", [*own, *shared]))
+    config: RenderConfig = build_verb_config("render", values)
+    theirs = [
+        word
+        for word in words
+        if section_of(word) not in _OWN_SECTIONS
+        and (section_of(word) != "cluster" or _reads_cluster(config.verb))
+    ]
+    theirs_built = build_verb_config(config.verb, compose(config.verb, theirs))
+    require_shared_paths(theirs_built, config.cluster.mount_path)
+    built: RenderConfig = build_verb_config("render", values | {"words": theirs})
+    return built
+
+
+def _reads_cluster(verb: str) -> bool:
+    return "cluster" in {spec.name for spec in fields(VERBS[verb])}
+
+
+if __name__ == "__main__":
+    main("render", run, __doc__, configure)
