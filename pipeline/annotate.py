@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.geometry import CENTER_CROP_FRACTION, center_crop, warp
 from pipeline.models import build_model, freeze, teacher_input_size
 from pipeline.payloads import PAYLOADS
+from pipeline.stored_views import VIEW_FIELD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -54,33 +55,40 @@ class TeacherAnnotator:
         self.model = freeze(build_model(teacher, num_classes)).to(self.device)
         self.payloads = [PAYLOADS[name](config, explainer) for name in config.payloads]
 
-    def fields(self) -> list[FieldSpec]:
-        """The fields this pass stores."""
+    def fields(self, *, stored_views: bool = False) -> list[FieldSpec]:
+        """The fields this pass stores, the views' matrices last where they are not canonical."""
         output = self._forward(torch.zeros(1, 3, *self.input_size))
         specs = [spec for payload in self.payloads for spec in payload.fields(self.model, output)]
-        return [
+        placed = [
             spec if spec.frame is None else replace(spec, **self._placement()) for spec in specs
         ]
+        return [*placed, VIEW_FIELD] if stored_views else placed
 
     def annotate(
-        self, batches: Iterable[FrameBatch], keys: Sequence[str]
+        self,
+        batches: Iterable[FrameBatch],
+        keys: Sequence[str],
+        views: Tensor | None = None,
     ) -> tuple[dict[str, NDArray[np.generic]], dict[str, float]]:
-        """Fields [n, V = 1, *shape] of canonical frames, and their fidelity.
+        """Fields [n, V, *shape] of canonical frames, and their fidelity.
 
         batches  cut at fixed positions, so that the values do not depend on who computes them
         keys     of all n records, for messages
+        views    canonical_from_view f32 [n, V, 3, 3]; None is the one canonical view
         """
         encoded: list[Encoded] = []
         done = 0
         for batch in batches:
-            encoded.append(self._annotate_batch(batch, keys[done:]))
+            rows = slice(done, done + len(batch.frames))
+            seen = None if views is None else views[rows]
+            encoded.append(self._annotate_batch(batch, keys[rows], seen))
             done += len(batch.frames)
         if not encoded:
             return {
                 spec.name: np.empty((0, 1, *spec.shape), spec.dtype) for spec in self.fields()
             }, {}
         values = {
-            name: np.concatenate([batch.values[name] for batch in encoded])[:, None]
+            name: np.concatenate([batch.values[name] for batch in encoded])
             for name in encoded[0].values
         }
         fidelity = {
@@ -94,8 +102,28 @@ class TeacherAnnotator:
                 )
         return values, fidelity
 
-    def _annotate_batch(self, batch: FrameBatch, keys: Sequence[str]) -> Encoded:
-        output = self._forward(self._inputs(batch))
+    def _annotate_batch(
+        self, batch: FrameBatch, keys: Sequence[str], views: Tensor | None
+    ) -> Encoded:
+        """Fields [n, V, *shape]; each view is a forward pass over frames that were decoded once."""
+        if views is None:
+            seen = [self._annotate_inputs(self._inputs(batch), keys)]
+        else:
+            frames = batch.frames.to(self.device)
+            seen = [
+                self._annotate_inputs(warp(frames, view, self.input_size) / 255, keys)
+                for view in views.to(self.device).unbind(dim=1)
+            ]
+        values = {
+            name: np.stack([view.values[name] for view in seen], axis=1) for name in seen[0].values
+        }
+        if views is not None:
+            values[VIEW_FIELD.name] = views.numpy()
+        fidelity = {name: min(view.fidelity[name] for view in seen) for name in seen[0].fidelity}
+        return type(seen[0])(values, fidelity)
+
+    def _annotate_inputs(self, inputs: Tensor, keys: Sequence[str]) -> Encoded:
+        output = self._forward(inputs)
         finite = output.logits.isfinite().all(dim=1)
         if not finite.all():
             key = keys[int((~finite).nonzero()[0])]

@@ -60,6 +60,8 @@ class Distillation:
             seed=config.seed,
             explainer=explainer or DEFAULT_EXPLAINER,
             teacher_weights=_teacher_weights(config),
+            replays=config.mode == "replay",
+            views_per_step=config.views.per_step,
             live_teacher=live,
         )
 
@@ -70,7 +72,7 @@ class Distillation:
             config=self.config.student,
             num_classes=plan.num_classes,
             input_size=plan.input_size,
-            teachers=tuple(teacher.name for teacher in plan.dataset.passes),
+            teachers=tuple(_judged_by(plan, teacher).name for teacher in plan.dataset.passes),
             split=self.config.split,
             subset=self.config.subset,
         )
@@ -101,7 +103,7 @@ def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
     """None for labels only and for a live teacher, where a store without a teacher will do."""
     if isinstance(config.method, LabelsConfig) or config.mode == "live":
         return []
-    return store.open_passes(config.store.teacher)
+    return store.open_passes(config.store.teacher, stored_views=config.mode == "replay")
 
 
 def live_teacher(config: DistillConfig) -> ModelConfig | None:
@@ -117,7 +119,7 @@ def _check_passes(config: DistillConfig, passes: list[TeacherPass], needs_maps: 
                 f"{teacher.folder} holds no maps, method={config.method.kind} needs them; "
                 "run stages.precompute with annotate.payloads=[logits,map]"
             )
-        for what in ("num_classes", "explainer"):
+        for what in ("num_classes", "explainer", "views"):
             if getattr(teacher, what) != getattr(passes[0], what):
                 raise StoreMismatchError(
                     f"the teachers of one student differ in {what}: {passes[0].name} has "
@@ -129,6 +131,11 @@ def _check_passes(config: DistillConfig, passes: list[TeacherPass], needs_maps: 
             f"method.teacher_weights={list(weights)} must name one weight for each of the {len(passes)} "
             f"passes of store.teacher: {', '.join(teacher.name for teacher in passes)}"
         )
+
+
+def _judged_by(plan: TrainingPlan, teacher: TeacherPass) -> TeacherPass:
+    """The pass with which an evaluation compares a student of `teacher`."""
+    return plan.dataset.store.canonical_of(teacher) if plan.replays else teacher
 
 
 def _teacher_weights(config: DistillConfig) -> tuple[float, ...]:

@@ -13,12 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import ConfigError, FileDataConfig
 from pipeline.store.files import sha256_file, sha256_json
+from pipeline.store.reader import CANONICAL_VIEW
 
 if TYPE_CHECKING:
     from pipeline.config import DataConfig, ExplainerConfig, ModelConfig, PassConfig
     from pipeline.records import Record
     from pipeline.store.manifest import StoreManifest
+    from pipeline.stored_views import StoredViews
 
+_CANONICAL: tuple[dict[str, Any], None] = (
+    {"count": 1, "sampler": CANONICAL_VIEW, "seed": 0},
+    None,
+)
 SHORT = 8
 """Hexadecimal digits of a fingerprint in a folder's name."""
 
@@ -98,14 +104,19 @@ def describe_pass(
     explainer: ExplainerConfig,
     config: PassConfig,
     backend: str,
+    views: StoredViews | None = None,
 ) -> dict[str, Any]:
-    """Everything a pass's fingerprint covers, as its manifest repeats it."""
+    """Everything a pass's fingerprint covers, as its manifest repeats it.
+
+    views  None is the canonical view of every record
+    """
+    seen, selection = _CANONICAL if views is None else views.describe()
     return {
         "dataset_fingerprint": store.dataset.fingerprint,
         "store_fingerprint": store.fingerprint,
-        "selection": None,
+        "selection": selection,
         "teacher": teacher,
-        "views": {"count": 1, "sampler": "canonical", "seed": 0},
+        "views": seen,
         "explainer": asdict(explainer) if "map" in config.payloads else {},
         "payloads": sorted(config.payloads),
         "map_dtype": config.map_dtype if "map" in config.payloads else None,

@@ -164,12 +164,21 @@ def view_maps(
     moved  False leaves them in the canonical frame, whatever the view
     """
     assert stored.maps is not None
-    assert stored.map_from_canonical is not None
+    if stored.map_from_canonical is None:
+        return place_on_grid(stored.maps, grid)
     map_from_view = stored.map_from_canonical
     if moved:
         map_from_view = map_from_view @ canonical_from_view(batch)
     maps = warp(stored.maps.flatten(1, 2), map_from_view, grid)
     return maps.view(*stored.maps.shape[:3], *grid)
+
+
+def place_on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Maps [B, E, A, h, w] fetched at the cell centres of another (h, w) grid of the same view."""
+    if maps.shape[-2:] == grid:
+        return maps
+    whole = torch.eye(3, device=maps.device).expand(len(maps), 3, 3)
+    return warp(maps.flatten(1, 2), whole, grid).view(*maps.shape[:3], *grid)
 
 
 def canonical_from_view(batch: Batch) -> Tensor:

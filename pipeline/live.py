@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.geometry import view_images, warp
+from pipeline.geometry import place_on_grid, view_images
 from pipeline.records import Targets
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pipeline.explainers import Explainer
     from pipeline.models.classifier import Classifier
     from pipeline.records import Batch
@@ -64,7 +62,7 @@ class LiveTeacher:
         top1 = logits.argmax(dim=1, keepdim=True)  # [B, E = 1]
         if not with_maps:
             return (Targets(teacher=self.name, logits=logits, explained_class=top1),)
-        maps = _on_grid(self.explain(self.model, output, top1), grid)
+        maps = place_on_grid(self.explain(self.model, output, top1), grid)
         if map_control == "shuffled":
             maps = maps.roll(1, dims=0)
         valid = maps.flatten(2).any(dim=2)
@@ -73,11 +71,3 @@ class LiveTeacher:
                 teacher=self.name, logits=logits, explained_class=top1, maps=maps, map_valid=valid
             ),
         )
-
-
-def _on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Maps [B, E, A, h, w] fetched at the cell centres of another grid of the same view."""
-    if maps.shape[-2:] == grid:
-        return maps
-    whole = torch.eye(3, device=maps.device).expand(len(maps), 3, 3)
-    return warp(maps.flatten(1, 2), whole, grid).view(*maps.shape[:3], *grid)

@@ -69,6 +69,10 @@ class GlobalBatches:
         self.epoch = 0
         self.first_step = 0
 
+    def set_position(self, epoch: int, first_step: int) -> None:
+        """Where the next iteration begins."""
+        self.epoch, self.first_step = epoch, first_step
+
     def __len__(self) -> int:
         return self.num_steps - self.first_step
 
@@ -81,3 +85,48 @@ class GlobalBatches:
     def first_position(self, step: int) -> int:
         """Where in the epoch's order this rank's slice of a step begins."""
         return step * self.batch_size + self.rank * (self.batch_size // self.world_size)
+
+
+class ReplayBatches:
+    """Global batches of stored views: (position, view) pairs, `per_step` views of each record together.
+
+    A record's views come in turn, from a start of its own: all V of them in V / per_step epochs.
+    """
+
+    def __init__(
+        self, order: EpochOrder, batch_size: int, num_views: int, per_step: int, **ranks: int
+    ) -> None:
+        """batch_size  views of a global batch"""
+        if num_views % per_step:
+            raise ConfigError(
+                f"views.per_step={per_step} does not divide the {num_views} stored views of a record"
+            )
+        self.records = GlobalBatches(order, batch_size // per_step, **ranks)
+        self.num_views, self.per_step = num_views, per_step
+        generator = np.random.default_rng(derive_seed(order.seed, "replay"))
+        self.starts = generator.integers(num_views, size=sum(map(len, order.by_shard)))
+
+    @property
+    def num_steps(self) -> int:
+        """Of an epoch."""
+        return self.records.num_steps
+
+    def set_position(self, epoch: int, first_step: int) -> None:
+        """Where the next iteration begins."""
+        self.records.set_position(epoch, first_step)
+
+    def first_position(self, step: int) -> int:
+        """Where in the epoch's order this rank's slice of a step begins."""
+        return self.records.first_position(step)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        turn = self.records.epoch * self.per_step
+        for positions in self.records:
+            yield [
+                (position, int(self.starts[position] + turn + number) % self.num_views)
+                for position in positions
+                for number in range(self.per_step)
+            ]

@@ -94,7 +94,8 @@ class StoredTargets:
     maps: Tensor | None = None
     """f32 [B, E, A, h, w] on the teacher's grid, max-abs 1 (or all zero)."""
     map_from_canonical: Tensor | None = None
-    """f32 [B, 3, 3]: places the map's grid in the canonical frame."""
+    """f32 [B, 3, 3]: places the map's grid in the canonical frame; None where it lies in the batch's own
+    view, which the teacher has seen (replay)."""
 
 
 @dataclass(frozen=True, kw_only=True)

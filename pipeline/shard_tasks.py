@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
+from pipeline.store.files import sha256_keys
 from pipeline.store.index import PASS_RECEIPT_SCHEMA, receipt_path, write_table
 from pipeline.store.journal import ShardJournal
 from pipeline.store.packing import Packing, write_image_shard
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from pipeline.annotate import TeacherAnnotator
     from pipeline.config import ExplainerConfig, ModelConfig, PassConfig
     from pipeline.sources import Source
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from pipeline.store.frames import FrameBatch
     from pipeline.store.manifest import ShardEntry
     from pipeline.store.plan import ShardPlan
+    from pipeline.stored_views import StoredViews
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,20 +81,24 @@ class AnnotateShard:
     config: PassConfig
     num_threads: int
     decode_threads: int = 1
+    views: StoredViews | None = None
+    """Of which records; None is the canonical view of all."""
 
     def __call__(self, shard: ShardEntry) -> ShardResult:
         import pyarrow as pa
 
         started = time.monotonic()
-        keys = self._store.shard_keys(shard)
+        keys, views = self._store.shard_keys(shard), None
+        if self.views is not None:
+            keys = [keys[row] for row in self.views.rows[shard.name]]
+            views = self.views.matrices(self._store, shard)
         # The number of threads may change the last bits of a sum; so it is the same everywhere.
         with torch_threads(self.num_threads), ShardJournal(self.folder, shard.name) as journal:
             if journal.follows_a_death:
                 self._name_each_record(shard, keys, journal)
             batches = self._batches(shard)
-            values, fidelity = self._annotator.annotate(batches, keys)
-            position = self._store.manifest.shards.index(shard)
-            files = self.columns.write_shard(position, shard.name, keys, values)
+            values, fidelity = self._annotator.annotate(batches, keys, views)
+            files = self.columns.write_shard(self._position(shard), shard.name, keys, values)
             write_table(
                 receipt_path(self.folder, shard.name),
                 pa.Table.from_pydict(
@@ -98,7 +107,7 @@ class AnnotateShard:
                 {
                     "name": shard.name,
                     "rows": len(keys),
-                    "keys_sha256": shard.keys_sha256,
+                    "keys_sha256": sha256_keys(keys),
                     "files": [asdict(entry) for entry in files],
                     "fidelity": fidelity,
                     "fingerprint": self.fingerprint,
@@ -110,9 +119,11 @@ class AnnotateShard:
         """The shard's frames in batches at fixed positions, decoded ahead of the teacher."""
         from pipeline.store.frames import ShardFrames
 
-        frames = ShardFrames(self._store, shard)
-        starts = range(0, shard.records, self.config.batch_size)
-        stops = [min(start + self.config.batch_size, shard.records) for start in starts]
+        rows = self._rows(shard)
+        records = shard.records if rows is None else len(rows)
+        frames = ShardFrames(self._store, shard, rows)
+        starts = range(0, records, self.config.batch_size)
+        stops = [min(start + self.config.batch_size, records) for start in starts]
         extents = list(zip(starts, stops, strict=True))
         ahead = self.decode_threads + 1
         with ThreadPoolExecutor(self.decode_threads) as pool:
@@ -130,12 +141,22 @@ class AnnotateShard:
         """Each record by itself, named before it is touched, suspects first: one of them may be poison."""
         from pipeline.store.frames import ShardFrames
 
-        frames = ShardFrames(self._store, shard)
+        frames = ShardFrames(self._store, shard, self._rows(shard))
         rank = {key: number for number, key in enumerate(journal.suspects)}
         for row in sorted(range(len(keys)), key=lambda row: rank.get(keys[row], len(rank))):
             journal.at(keys[row])
             self._annotator.annotate([frames.read(row, row + 1)], keys[row : row + 1])
         journal.at("")
+
+    def _rows(self, shard: ShardEntry) -> NDArray[np.int64] | None:
+        """Of the shard, that the pass covers; None is all."""
+        return None if self.views is None else self.views.rows[shard.name]
+
+    def _position(self, shard: ShardEntry) -> int:
+        """Of the shard among those that the pass covers."""
+        if self.views is not None:
+            return list(self.views.rows).index(shard.name)
+        return self._store.manifest.shards.index(shard)
 
     @cached_property
     def _store(self) -> Store:

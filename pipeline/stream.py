@@ -11,10 +11,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.geometry import center_crop
-from pipeline.order import EpochOrder, GlobalBatches
+from pipeline.order import EpochOrder, GlobalBatches, ReplayBatches
 from pipeline.records import NO_LABEL, Batch, StoredTargets
 from pipeline.store.codecs import decode_unit
 from pipeline.store.frames import decode_frame, decode_mask
+from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.tars import ShardBytes
 
 if TYPE_CHECKING:
@@ -77,7 +78,23 @@ class StoreDataset(Dataset[Batch]):
         self.keys = index["key"].take(rows)
         starts = np.asarray(list(store.first_rows.values()))
         self.shard = np.searchsorted(starts, rows, side="right") - 1
+        self.pass_rows = [self._pass_rows(teacher) for teacher in self.passes]
         self._start_caches()
+
+    def _pass_rows(self, teacher: TeacherPass) -> NDArray[np.int64]:
+        """[n]: row of each record in its shard of a pass."""
+        rows = np.empty(len(self.rows), np.int64)
+        for number in np.unique(self.shard):
+            here = self.shard == number
+            entry = self.store.manifest.shards[number]
+            rows[here] = teacher.rows_of(entry)[self.columns["row"][here]]
+        missing = np.flatnonzero(rows < 0)
+        if len(missing):
+            raise StoreMismatchError(
+                f"{teacher.folder} does not cover {len(missing)} of the run's {len(rows)} records, the first "
+                f"{self.keys[missing[0]]}; run stages.precompute with this run's split and subset options"
+            )
+        return rows
 
     def _start_caches(self) -> None:
         self._bytes = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)
@@ -95,21 +112,21 @@ class StoreDataset(Dataset[Batch]):
     def __getitem__(self, position: int) -> Batch:
         return self.__getitems__([position])
 
-    def __getitems__(self, positions: list[int]) -> Batch:
-        """The records at these positions of the selection, as one batch without views."""
-        at = np.asarray(positions)
-        frames = [
-            decode_frame(self._bytes(int(shard)).read(int(offset), int(size)), self.store.size)
-            for shard, offset, size in zip(
-                self.shard[at], self.columns["offset"][at], self.columns["size"][at], strict=True
-            )
-        ]
+    def __getitems__(self, positions: Sequence[int | tuple[int, int]]) -> Batch:
+        """The records at these positions of the selection, as one batch.
+
+        positions  each alone (no view is drawn yet), or with the stored view to replay
+        """
+        pairs = np.asarray(positions).reshape(len(positions), -1)
+        at = pairs[:, 0]
+        views = pairs[:, 1] if pairs.shape[1] == 2 else None
+        targets = tuple(self._targets(number, at, views) for number in range(len(self.passes)))
         return Batch(
             keys=tuple(self.keys.take(at).to_pylist()),
             record_index=torch.from_numpy(at),
-            inputs=torch.stack(frames),
-            canonical_from_view=None,
-            view_index=torch.full((len(at),), -1),
+            inputs=self._frames(at),
+            canonical_from_view=None if views is None else self._stored_views(at, views),
+            view_index=torch.full((len(at),), -1) if views is None else torch.from_numpy(views),
             original_size=torch.from_numpy(
                 np.stack([self.columns["height"][at], self.columns["width"][at]], axis=1)
             ).float(),
@@ -117,11 +134,32 @@ class StoreDataset(Dataset[Batch]):
             groups=torch.from_numpy(self.columns["group"][at].astype(np.int64)),
             masks=self._masks(at) if self.with_regions else None,
             boxes=self._boxes(at) if self.with_regions else (),
-            targets=tuple(self._targets(number, at) for number in range(len(self.passes))),
+            targets=targets,
         )
 
-    def _targets(self, number: int, at: NDArray[np.int64]) -> StoredTargets:
-        values = self._gather(number, at)
+    def _frames(self, at: NDArray[np.int64]) -> torch.Tensor:
+        """u8 [n, 3, H, W]; a record that comes several times is decoded once."""
+        once, place = np.unique(at, return_inverse=True)
+        frames = [
+            decode_frame(self._bytes(int(shard)).read(int(offset), int(size)), self.store.size)
+            for shard, offset, size in zip(
+                self.shard[once],
+                self.columns["offset"][once],
+                self.columns["size"][once],
+                strict=True,
+            )
+        ]
+        return torch.stack([frames[number] for number in place])
+
+    def _stored_views(self, at: NDArray[np.int64], views: NDArray[np.int64]) -> torch.Tensor:
+        """canonical_from_view f32 [n, 3, 3], as the first pass keeps it; all passes of a run have the same."""
+        values = self._gather(0, at, views)
+        return torch.from_numpy(values["canonical_from_view"])
+
+    def _targets(
+        self, number: int, at: NDArray[np.int64], views: NDArray[np.int64] | None
+    ) -> StoredTargets:
+        values = self._gather(number, at, views)
         specs = {spec.name: spec for spec in self.passes[number].manifest.fields}
         teacher = self.passes[number].name
         logits = torch.from_numpy(values["logits"].astype(np.float32))
@@ -132,7 +170,9 @@ class StoreDataset(Dataset[Batch]):
             logits=logits,
             explained_class=torch.from_numpy(values["explained_class"].astype(np.int64)),
             maps=torch.from_numpy(decode_unit(values["map"])),
-            map_from_canonical=self._map_from_canonical(specs["map"], at),
+            map_from_canonical=self._map_from_canonical(specs["map"], at)
+            if views is None
+            else None,
         )
 
     def _map_from_canonical(self, spec: FieldSpec, at: NDArray[np.int64]) -> torch.Tensor:
@@ -148,16 +188,19 @@ class StoreDataset(Dataset[Batch]):
         )
         return map_from_canonical
 
-    def _gather(self, number: int, at: NDArray[np.int64]) -> Values:
-        """Fields [n, *shape] of the canonical view, in the order of `at`."""
-        shards, rows = self.shard[at], self.columns["row"][at]
+    def _gather(
+        self, number: int, at: NDArray[np.int64], views: NDArray[np.int64] | None
+    ) -> Values:
+        """Fields [n, *shape] of the given views (None: the canonical one), in the order of `at`."""
+        shards, rows = self.shard[at], self.pass_rows[number][at]
+        views = np.zeros(len(at), np.int64) if views is None else views
         gathered: Values = {}
         for shard in np.unique(shards):
             here = shards == shard
             for name, array in self._values(number, int(shard)).items():
                 if name not in gathered:
                     gathered[name] = np.empty((len(at), *array.shape[2:]), array.dtype)
-                gathered[name][here] = array[rows[here], 0]
+                gathered[name][here] = array[rows[here], views[here]]
         return gathered
 
     def _masks(self, at: NDArray[np.int64]) -> torch.Tensor:
@@ -199,21 +242,32 @@ class TrainingStream:
     def __init__(
         self,
         dataset: StoreDataset,
-        views: ViewSchedule,
+        views: ViewSchedule | None,
         *,
         batch_size: int,
         seed: int,
         loader_processes: int = 0,
+        views_per_step: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        """views           None replays those that the dataset's passes have stored
+        views_per_step  of one record, where they are replayed
+        """
         order = EpochOrder(dataset.shard, seed)
-        self.batches = GlobalBatches(order, batch_size, rank=rank, world_size=world_size)
+        ranks = {"rank": rank, "world_size": world_size}
+        self.batches: GlobalBatches | ReplayBatches = (
+            GlobalBatches(order, batch_size, **ranks)
+            if views is not None
+            else ReplayBatches(
+                order, batch_size, dataset.passes[0].num_views, views_per_step, **ranks
+            )
+        )
         self.views = views
         self.aspects = dataset.aspects
         self.loader: DataLoader[Batch] = DataLoader(
             dataset,
-            batch_sampler=self.batches,
+            batch_sampler=cast("Any", self.batches),
             collate_fn=cast("Any", _same),
             num_workers=loader_processes,
             # A forked process that inherits zarr's event loop can hang.
@@ -228,8 +282,11 @@ class TrainingStream:
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Batches of the epoch's steps from `first_step` on."""
-        self.batches.epoch, self.batches.first_step = epoch, first_step
+        self.batches.set_position(epoch, first_step)
         for step, batch in enumerate(self.loader, start=first_step):
+            if self.views is None:
+                yield batch
+                continue
             start = self.batches.first_position(step)
             aspects = self.aspects[batch.record_index]
             yield replace(batch, canonical_from_view=self.views.views(epoch, start, aspects))

@@ -57,6 +57,10 @@ class TrainingPlan:
     explainer: str = DEFAULT_EXPLAINER
     teacher_weights: tuple[float, ...] = ()
     """See Training."""
+    replays: bool = False
+    """The views are those that the dataset's passes have stored; `augment.operations` are not read."""
+    views_per_step: int = 1
+    """Of one record, where views are replayed."""
     live_teacher: ModelConfig | None = None
     """Asked in every step; None takes the targets that the dataset's passes hold."""
 
@@ -91,7 +95,8 @@ def run_job(
     """Train to the last epoch, from the folder's checkpoint where there is one, and export the network."""
     ranks = ranks or Ranks()
     plan = job.plan()
-    records = len(plan.dataset) // plan.trainer.batch_size * plan.trainer.batch_size
+    at_once = plan.trainer.batch_size // plan.views_per_step
+    records = len(plan.dataset) // at_once * plan.trainer.batch_size
     started = time.monotonic()
 
     def count_cost(epoch: int, line: str) -> None:
@@ -123,10 +128,11 @@ def train_to_end(
     training = _build_training(plan, ranks)
     stream = TrainingStream(
         plan.dataset,
-        _build_views(plan),
+        None if plan.replays else _build_views(plan),
         batch_size=plan.trainer.batch_size,
         seed=plan.seed,
         loader_processes=plan.trainer.loader_processes,
+        views_per_step=plan.views_per_step,
         rank=ranks.rank,
         world_size=ranks.world_size,
     )

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from pipeline.cluster import MapShards
     from pipeline.config import ModelConfig
     from pipeline.sources import Source
+    from pipeline.stored_views import StoredViews
 
 logger = logging.getLogger("permafrost.precompute")
 
@@ -63,6 +64,7 @@ class PrecomputeResult:
 
     packed_records: int
     teacher_records: int
+    """Forward passes: a record counts once for each of its views."""
 
 
 def run(config: PrecomputeConfig) -> PrecomputeResult:
@@ -74,6 +76,10 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
         if isinstance(config.teacher, NoModelConfig):
             return PrecomputeResult(packed_records=packed, teacher_records=0)
         annotated = _annotate(config, path, config.teacher, map_shards)
+        if config.views.kind != "canonical":
+            annotated += _annotate(
+                config, path, config.teacher, map_shards, _stored_views(config, path)
+            )
     return PrecomputeResult(packed_records=packed, teacher_records=annotated)
 
 
@@ -123,9 +129,20 @@ def _packing(config: PrecomputeConfig, source: Source) -> Packing:
     )
 
 
+def _stored_views(config: PrecomputeConfig, path: Path) -> StoredViews:
+    from pipeline.stored_views import plan_stored_views
+
+    return plan_stored_views(Store(path), config.views, config.augment, config.split, config.subset)
+
+
 def _annotate(
-    config: PrecomputeConfig, path: Path, teacher: ModelConfig, map_shards: MapShards
+    config: PrecomputeConfig,
+    path: Path,
+    teacher: ModelConfig,
+    map_shards: MapShards,
+    views: StoredViews | None = None,
 ) -> int:
+    """Ask the teacher what is missing of one pass: canonical, or of stored views; forward passes made."""
     store = Store(path)
     num_classes = len(store.manifest.classes)
     description = describe_pass(
@@ -134,11 +151,13 @@ def _annotate(
         config.explainer,
         config.annotate,
         config.store.backend,
+        views,
     )
     fingerprint = fingerprint_pass(description)
     name = escape_key(teacher.name)
     folder = path / TEACHERS_FOLDER / f"{name}-{fingerprint[:SHORT]}"
-    missing = missing_pass_shards(folder, store.manifest.shards)
+    shards = [shard for shard in store.manifest.shards if views is None or shard.name in views.rows]
+    missing = missing_pass_shards(folder, shards)
     if (folder / "manifest.json").exists():
         logger.info("%s is complete", folder)
         return 0
@@ -149,12 +168,11 @@ def _annotate(
 
     specs = TeacherAnnotator(
         teacher, num_classes, config.explainer, config.annotate, store.size
-    ).fields()
+    ).fields(stored_views=views is not None)
     remove_partial_files(folder)
-    shards = store.manifest.shards
-    columns = BACKENDS[config.store.backend](
-        folder, specs, len(shards), store.manifest.shard_size, description["views"]["count"]
-    )
+    most = store.manifest.shard_size if views is None else max(map(len, views.rows.values()))
+    count = 1 if views is None else views.count
+    columns = BACKENDS[config.store.backend](folder, specs, len(shards), most, count)
     shared_files = columns.create()
     task = AnnotateShard(
         path,
@@ -167,12 +185,13 @@ def _annotate(
         config.annotate,
         config.cluster.threads_per_actor,
         config.cluster.decode_threads,
+        views,
     )
     annotated, seconds = _run_shards("teacher", map_shards, task, missing)
     save_cost(RUNS / config.run / "precompute", seconds, annotated)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     publish_pass(folder, shards, description, fingerprint, specs, shared_files, device)
-    return annotated
+    return annotated * count
 
 
 def _run_shards(

@@ -45,9 +45,8 @@ def run(config: VerifyConfig) -> VerifyResult:
             "to repair, delete the files named and the manifest.json beside them, then run stages.precompute again"
         )
     store = Store(path)
-    return VerifyResult(
-        verified_records=store.index.num_rows, verified_passes=len(store.pass_folders())
-    )
+    passes = [*store.pass_folders(), *store.pass_folders(stored_views=True)]
+    return VerifyResult(verified_records=store.index.num_rows, verified_passes=len(passes))
 
 
 if __name__ == "__main__":

@@ -69,11 +69,19 @@ from pipeline.config.verbs import (
     TeachConfig,
     VerifyConfig,
 )
+from pipeline.config.views import (
+    AnyViewsConfig,
+    CanonicalViewsConfig,
+    RandomViewsConfig,
+    RotationsViewsConfig,
+)
 
 __all__ = [
     "KINDS",
     "VERBS",
+    "AnyViewsConfig",
     "AugmentConfig",
+    "CanonicalViewsConfig",
     "CifarModelConfig",
     "ClusterConfig",
     "ConfigError",
@@ -103,9 +111,11 @@ __all__ = [
     "OptimizerConfig",
     "PassConfig",
     "PrecomputeConfig",
+    "RandomViewsConfig",
     "RenderConfig",
     "ReportConfig",
     "ReportOptions",
+    "RotationsViewsConfig",
     "StoreConfig",
     "SubsetConfig",
     "SweepConfig",

@@ -14,6 +14,7 @@ class NoModelConfig:
 
     kind: Literal["none"] = "none"
     name: ClassVar[str] = "none"
+    frame: ClassVar[str] = "full"
 
 
 @dataclass(frozen=True, kw_only=True)

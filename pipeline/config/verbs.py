@@ -43,11 +43,21 @@ from pipeline.config.training import (
     TeachingConfig,
     TrainerConfig,
 )
+from pipeline.config.views import (
+    AnyViewsConfig,
+    CanonicalViewsConfig,
+    RandomViewsConfig,
+    RotationsViewsConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeConfig:
-    """Sections that `stages.precompute` reads."""
+    """Sections that `stages.precompute` reads.
+
+    `augment`, `split` and `subset` say which views of which records a pass of stored views covers; the
+    canonical pass always covers all.
+    """
 
     data: DataConfig
     store: StoreConfig
@@ -55,8 +65,23 @@ class PrecomputeConfig:
     explainer: ExplainerConfig
     annotate: PassConfig
     cluster: ClusterConfig
+    views: AnyViewsConfig = field(default_factory=CanonicalViewsConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    subset: SubsetConfig = field(default_factory=SubsetConfig)
+    split: str = "train"
     executor: Executor = "ray"
     run: str = "untitled"
+
+    def __post_init__(self) -> None:
+        require(
+            self.views.kind == "canonical" or self.teacher.frame == "full",
+            f"views={self.views.kind} are views of the whole frame: set teacher.frame=full",
+        )
+        require(
+            self.views.kind != "random" or len(self.augment.operations) > 0,
+            "views=random draws augment.operations, which are empty: choose augment=",
+        )
+
     """Folder below runs/, in all stages; an absolute one is taken as it is (on a cluster it must be)."""
 
 
@@ -92,8 +117,11 @@ class DistillConfig:
     optimizer: OptimizerConfig
     trainer: TrainerConfig
     subset: SubsetConfig
-    mode: Literal["frozen", "live"] = "frozen"
-    """frozen: targets from the store; live: the teacher looks at every view, in every step."""
+    mode: Literal["frozen", "replay", "live"] = "frozen"
+    """frozen: a fresh view, the whole frame's targets and its map moved along; replay: one of the stored
+    views with that view's own targets; live: the teacher looks at every view, in every step."""
+    views: AnyViewsConfig = field(default_factory=CanonicalViewsConfig)
+    """`views.per_step` is read with mode=replay; all else of the views is the pass's own."""
     teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
     """Read with mode=live."""
     explainer: ExplainerConfig = field(default_factory=GradCamConfig)
@@ -105,7 +133,20 @@ class DistillConfig:
     run: str = "untitled"
 
     def __post_init__(self) -> None:
-        if self.mode == "frozen":
+        per_step = self.views.per_step if self.mode == "replay" else 1
+        object.__setattr__(self, "views", CanonicalViewsConfig(per_step=per_step))
+        require(
+            self.trainer.batch_size % (self.trainer.ranks * per_step) == 0,
+            f"trainer.batch_size={self.trainer.batch_size} is not a multiple of views.per_step={per_step} "
+            f"for each of {self.trainer.ranks} ranks",
+        )
+        if self.mode != "frozen" and self.method.kind == "e2kd":
+            require(
+                self.method.map_control != "unaugmented",
+                "method.map_control=unaugmented leaves a canonical map behind while the view moves; "
+                f"mode={self.mode} has none (mode=frozen does)",
+            )
+        if self.mode != "live":
             # An experiment names both teachers, for all verbs; the one that is not read makes no difference.
             object.__setattr__(self, "teacher", NoModelConfig())
             object.__setattr__(self, "explainer", GradCamConfig())
@@ -139,11 +180,6 @@ class DistillConfig:
             require(
                 not self.method.teacher_weights,
                 "method.teacher_weights weighs the passes of a store; mode=live has one teacher",
-            )
-        if self.method.kind == "e2kd":
-            require(
-                self.method.map_control != "unaugmented",
-                "method.map_control=unaugmented leaves a stored map behind; mode=live has none (mode=frozen does)",
             )
 
 
@@ -314,6 +350,11 @@ KINDS: dict[str, dict[str, type[Any]]] = {
     "teacher": {"none": NoModelConfig, **_MODELS},
     "student": _MODELS,
     "explainer": {"gradcam": GradCamConfig},
+    "views": {
+        "canonical": CanonicalViewsConfig,
+        "random": RandomViewsConfig,
+        "rotations": RotationsViewsConfig,
+    },
     "teaching": {"labels": LabelTeachingConfig},
     "method": {"labels": LabelsConfig, "kd": KDConfig, "e2kd": E2KDConfig},
     "cluster": {

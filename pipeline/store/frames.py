@@ -15,6 +15,8 @@ from pipeline.store.pixels import decode_rgb
 from pipeline.store.tars import ShardBytes
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pipeline.store.manifest import ShardEntry
     from pipeline.store.reader import Store
 
@@ -59,8 +61,12 @@ class FrameBatch(NamedTuple):
 class ShardFrames:
     """The frames of one shard, in the order of its rows; may be read from several threads."""
 
-    def __init__(self, store: Store, shard: ShardEntry) -> None:
-        self._rows = store.index.slice(store.first_rows[shard.name], shard.records)
+    def __init__(
+        self, store: Store, shard: ShardEntry, rows: NDArray[np.int64] | None = None
+    ) -> None:
+        """rows  of the shard, ascending; None takes all"""
+        records = store.index.slice(store.first_rows[shard.name], shard.records)
+        self._rows = records if rows is None else records.take(rows)
         self._bytes = ShardBytes(store.path / shard.path)
         self._size = store.size
 

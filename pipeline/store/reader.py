@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.store.columns import BACKENDS, Columns, Values
 from pipeline.store.files import sha256_file
-from pipeline.store.index import INDEX_SCHEMA, read_table, receipt_path
+from pipeline.store.index import INDEX_SCHEMA, PASS_RECEIPT_SCHEMA, read_table, receipt_path
 from pipeline.store.manifest import (
     MANIFEST_NAME,
     REPAIR,
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 TEACHERS_FOLDER = "teachers"
+CANONICAL_VIEW = "canonical"
+"""The sampler of a pass that saw each record's whole frame, once."""
 
 
 class Store:
@@ -71,36 +74,66 @@ class Store:
         """(height, width) of the canonical frame."""
         return self.manifest.canonical.height, self.manifest.canonical.width
 
-    def pass_folders(self) -> list[Path]:
-        """Folders of the published teacher passes, by name."""
-        return sorted(
+    def pass_folders(self, *, stored_views: bool = False) -> list[Path]:
+        """Folders of the published teacher passes, by name.
+
+        stored_views  those of stored views, for replay; otherwise those of the canonical view
+        """
+        folders = sorted(
             path.parent for path in (self.path / TEACHERS_FOLDER).glob(f"*/{MANIFEST_NAME}")
         )
+        return [f for f in folders if _has_stored_views(f) == stored_views]
 
-    def open_pass(self, name: str) -> TeacherPass:
+    def open_pass(self, name: str, *, stored_views: bool = False) -> TeacherPass:
         """The pass whose folder is `name`, or ends with those 8 digits."""
-        folders = self.pass_folders()
+        folders = self.pass_folders(stored_views=stored_views)
         found = [f for f in folders if name in (f.name, f.name.rsplit("-", 1)[-1])]
         if len(found) != 1:
             names = ", ".join(folder.name for folder in folders) or "none"
             raise StoreMismatchError(
-                f"{self.path} holds no teacher pass {name!r}; set store.teacher to one of: {names}"
+                f"{self.path} holds no {_kind(stored_views)} {name!r}; set store.teacher to one of: {names}"
             )
         return TeacherPass(self, found[0])
 
-    def open_passes(self, names: Sequence[str] = ()) -> list[TeacherPass]:
+    def open_passes(
+        self, names: Sequence[str] = (), *, stored_views: bool = False
+    ) -> list[TeacherPass]:
         """The named passes, in that order; no name stands for the only one that the store holds."""
-        folders = self.pass_folders()
+        folders = self.pass_folders(stored_views=stored_views)
         if not folders:
+            how = "and views=random" if stored_views else ""
             raise StoreMismatchError(
-                f"{self.path} holds no teacher pass; run stages.precompute with a teacher"
+                f"{self.path} holds no {_kind(stored_views)}; run stages.precompute with a teacher {how}".rstrip()
             )
         if not names and len(folders) > 1:
             raise StoreMismatchError(
-                f"{self.path} holds several teacher passes; set store.teacher to one or more of: "
+                f"{self.path} holds several {_kind(stored_views, 'passes')}; set store.teacher to one or more of: "
                 + ", ".join(folder.name for folder in folders)
             )
-        return [self.open_pass(name) for name in names or [folders[0].name]]
+        return [
+            self.open_pass(name, stored_views=stored_views) for name in names or [folders[0].name]
+        ]
+
+    def canonical_of(self, replayed: TeacherPass) -> TeacherPass:
+        """The canonical pass of the teacher that made stored views; precompute writes it first."""
+        for folder in self.pass_folders():
+            manifest = read_pass_manifest(folder)
+            if (manifest.teacher, manifest.explainer) == (
+                replayed.manifest.teacher,
+                replayed.manifest.explainer,
+            ):
+                return TeacherPass(self, folder)
+        raise StoreMismatchError(
+            f"{self.path} holds no canonical pass of the teacher of {replayed.name}; run stages.precompute with it"
+        )
+
+
+def _has_stored_views(folder: Path) -> bool:
+    return bool(read_pass_manifest(folder).views["sampler"] != CANONICAL_VIEW)
+
+
+def _kind(stored_views: bool, noun: str = "pass") -> str:
+    return f"teacher {noun} of stored views" if stored_views else f"teacher {noun}"
 
 
 class TeacherPass:
@@ -117,7 +150,8 @@ class TeacherPass:
                 f"{expected[:12]}; remove the folder and run stages.precompute again"
             )
         rows = [(shard.name, shard.records, shard.keys_sha256) for shard in store.manifest.shards]
-        if [(shard.name, shard.rows, shard.keys_sha256) for shard in self.manifest.shards] != rows:
+        held = [(shard.name, shard.rows, shard.keys_sha256) for shard in self.manifest.shards]
+        if held != rows and self.manifest.selection is None:
             raise StoreMismatchError(
                 f"{folder} was computed on other shards of the same data; "
                 "remove the folder and run stages.precompute again"
@@ -139,23 +173,53 @@ class TeacherPass:
         kind: str | None = self.manifest.explainer.get("kind")
         return kind
 
+    @property
+    def views(self) -> dict[str, Any]:
+        """Which views it covers, and how they were drawn: passes that agree here have the same matrices."""
+        return self.manifest.views
+
+    @property
+    def num_views(self) -> int:
+        """V."""
+        return int(self.manifest.views["count"])
+
     @cached_property
     def columns(self) -> Columns:
         """The backend that holds the fields."""
-        manifest = self.store.manifest
+        shards = self.manifest.shards
+        most = self.store.manifest.shard_size
+        if self.manifest.selection is not None:
+            most = max(shard.rows for shard in shards)
         return BACKENDS[self.manifest.backend](
-            self.folder,
-            self.manifest.fields,
-            len(manifest.shards),
-            manifest.shard_size,
-            self.manifest.views["count"],
+            self.folder, self.manifest.fields, len(shards), most, self.num_views
         )
 
+    def shard_keys(self, shard: ShardEntry) -> list[str]:
+        """Of the image shard's records, those that the pass covers, in its order."""
+        if self.manifest.selection is None:
+            return self.store.shard_keys(shard)
+        if shard.name not in self._positions:
+            return []
+        table, _ = read_table(receipt_path(self.folder, shard.name), PASS_RECEIPT_SCHEMA)
+        keys: list[str] = table["key"].to_pylist()
+        return keys
+
+    def rows_of(self, shard: ShardEntry) -> NDArray[np.int64]:
+        """For each record of the image shard its row in `read_shard`, -1 where it is not covered."""
+        if self.manifest.selection is None:
+            return np.arange(shard.records)
+        covered = {key: row for row, key in enumerate(self.shard_keys(shard))}
+        return np.array([covered.get(key, -1) for key in self.store.shard_keys(shard)], np.int64)
+
     def read_shard(self, shard: ShardEntry) -> Values:
-        """Every field of one shard: [records, V, *shape]."""
+        """Every field of one shard: [covered records, V, *shape]."""
         if not receipt_path(self.folder, shard.name).is_file():
             raise ManifestError(
                 f"{self.folder}: shard {shard.name} has no receipt; run stages.verify"
             )
-        position = self.store.manifest.shards.index(shard)
-        return self.columns.read_shard(position, shard.name, self.store.shard_keys(shard))
+        position = self._positions[shard.name]
+        return self.columns.read_shard(position, shard.name, self.shard_keys(shard))
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {shard.name: position for position, shard in enumerate(self.manifest.shards)}

@@ -161,7 +161,7 @@ def test_a_live_student_is_judged_against_the_stores_pass(frozen):
         (["method=labels"], "method=labels listens to none"),
         (["teacher.frame=center_crop"], "a live teacher sees the student's view"),
         (["method.teacher_weights=[1.0]"], "mode=live has one teacher"),
-        (["method.map_control=unaugmented"], "leaves a stored map behind"),
+        (["method.map_control=unaugmented"], "leaves a canonical map behind"),
     ],
 )
 def test_what_a_live_run_cannot_be_is_said(words, message):

@@ -162,8 +162,8 @@ RUNS = """
     def poisoned_read(self, record):
         return kill() if record.key == poison else read(self, record)
 
-    def poisoned_annotate(self, batch, keys):
-        return kill() if poison in keys[: len(batch.frames)] else annotate(self, batch, keys)
+    def poisoned_annotate(self, batch, keys, views):
+        return kill() if poison in keys else annotate(self, batch, keys, views)
 
     teacher = CifarModelConfig(name="resnet8", width=4, weights=weights) if weights else None
     if weights:
