@@ -68,7 +68,7 @@ class StoredViews:
         if isinstance(self.config, RotationsViewsConfig):
             return rotations().expand(len(rows), -1, -1, -1).float()
         index = store.index.slice(store.first_rows[shard.name], shard.records)
-        heights, widths = (torch.from_numpy(index[n].to_numpy()) for n in ("height", "width"))
+        heights, widths = (torch.tensor(index[n].to_pylist()) for n in ("height", "width"))
         aspects = widths / heights
         height, width = store.size
         schedule = ViewSchedule(

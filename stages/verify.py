@@ -2,8 +2,12 @@
 
     python -m stages.verify experiment=demo
     python -m stages.verify store.path=stores/demo
+    python -m stages.verify experiment=demo equivariance=true
 
-Reads   <store.path>, all of it
+With equivariance=true the teacher is asked again on views of some records, one kind of augmentation at a time:
+how far its answers there are from the stored ones, map moved along, says what frozen targets cost.
+
+Reads   <store.path>, all of it; with equivariance=true the teacher's weights
 Writes  nothing; prints a line for each problem, and the exit code is 1 if there is any
 """
 
@@ -14,12 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.commandline import main
+from pipeline.config import NoModelConfig
 from pipeline.errors import UserError
+from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 
 if TYPE_CHECKING:
-    from pipeline.config import VerifyConfig
+    from pipeline.config import ModelConfig, VerifyConfig
 
 
 class DamagedStoreError(UserError):
@@ -32,6 +38,8 @@ class VerifyResult:
 
     verified_records: int
     verified_passes: int
+    equivariance: str = ""
+    """A line a kind of operation."""
 
 
 def run(config: VerifyConfig) -> VerifyResult:
@@ -46,7 +54,52 @@ def run(config: VerifyConfig) -> VerifyResult:
         )
     store = Store(path)
     passes = [*store.pass_folders(), *store.pass_folders(stored_views=True)]
-    return VerifyResult(verified_records=store.index.num_rows, verified_passes=len(passes))
+    return VerifyResult(
+        verified_records=store.index.num_rows,
+        verified_passes=len(passes),
+        equivariance=_equivariance(config, store, config.teacher)
+        if config.equivariance and not isinstance(config.teacher, NoModelConfig)
+        else "",
+    )
+
+
+def _equivariance(config: VerifyConfig, store: Store, teacher: ModelConfig) -> str:
+    import numpy as np
+
+    from pipeline.evaluation.equivariance import measure_equivariance
+    from pipeline.explainers import EXPLAINERS
+    from pipeline.fingerprint import describe_teacher
+    from pipeline.models import build_model, freeze, teacher_input_size
+    from pipeline.selection import rows_of_split
+    from pipeline.stream import StoreDataset
+
+    num_classes = len(store.manifest.classes)
+    asked = describe_teacher(teacher, num_classes, config.annotate.precision)
+    passes = [store.open_pass(folder.name) for folder in store.pass_folders()]
+    taught = [
+        t for t in passes if t.manifest.teacher == asked and t.explainer == config.explainer.kind
+    ]
+    if not taught:
+        raise StoreMismatchError(
+            f"{store.path} holds no pass of this teacher and explainer={config.explainer.kind}; it holds: "
+            + ", ".join(t.name for t in passes)
+        )
+    rows = rows_of_split(store.index, config.split)
+    chosen = np.sort(np.random.default_rng(0).permutation(rows)[: config.equivariance_records])
+    side = teacher_input_size(teacher)
+    measured = measure_equivariance(
+        freeze(build_model(teacher, num_classes)),
+        EXPLAINERS[config.explainer.kind],
+        store.size if side is None else (side, side),
+        StoreDataset(store, chosen, taught[:1]),
+        config.augment.operations,
+    )
+    lines = [
+        f"  {kind:16s} map cosine {values['map_cosine']:.4f}  KL {values['logits_kl']:.4f}  "
+        f"top-1 agrees {values['top1_agreement']:.3f}"
+        for kind, values in measured.items()
+    ]
+    return "\n" + "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -101,9 +101,27 @@ class TeachConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """Sections that `stages.verify` reads."""
+    """Sections that `stages.verify` reads; all but `store` with equivariance=true only."""
 
     store: StoreConfig
+    teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
+    explainer: ExplainerConfig = field(default_factory=GradCamConfig)
+    annotate: PassConfig = field(default_factory=PassConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    split: str = "train"
+    equivariance: bool = False
+    """Also ask the teacher again on views of `equivariance_records` records, and compare."""
+    equivariance_records: int = 256
+
+    def __post_init__(self) -> None:
+        require(
+            self.equivariance_records >= 1,
+            f"equivariance_records must be >= 1, got {self.equivariance_records}",
+        )
+        require(
+            not self.equivariance or self.teacher.kind != "none",
+            "equivariance=true asks the teacher again: name it with teacher= and teacher.weights=, as for precompute",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,101 @@
+"""What a stored target is worth once the view moves: against the teacher asked again on that very view.
+
+Frozen mode keeps a record's logits and moves its map along. Both are approximations, and how good they are
+depends on the teacher and on the augmentation; this measures it, one kind of operation at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from pipeline.config import AugmentConfig
+from pipeline.geometry import view_images, view_maps
+from pipeline.losses.map_cosine import map_cosine
+from pipeline.stream import iter_in_order, move_batch
+from pipeline.views import ViewSchedule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from pipeline.config import OperationConfig
+    from pipeline.explainers import Explainer
+    from pipeline.models.classifier import Classifier
+    from pipeline.records import Batch
+    from pipeline.stream import StoreDataset
+
+UNMOVED = "none"
+"""The whole frame: what the store's rounding alone costs."""
+_BATCH = 64
+
+
+@torch.no_grad()
+def measure_equivariance(
+    model: Classifier,
+    explain: Explainer,
+    input_size: tuple[int, int],
+    dataset: StoreDataset,
+    operations: Sequence[OperationConfig],
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Of each kind of operation, always applied, over the dataset's first canonical pass:
+
+    map_cosine     mean cosine of the warped stored map with the recomputed one, of the stored class, at the
+                   teacher's input size; pairs in which either is zero are left out
+    logits_kl      mean KL(recomputed || stored) of the softmax at temperature 1
+    top1_agreement of stored and recomputed logits
+
+    model       the pass's own teacher, frozen
+    input_size  (height, width) at which it sees a view
+    """
+    alone: dict[str, tuple[OperationConfig, ...]] = {UNMOVED: ()}
+    alone |= {operation.kind: (replace(operation, p=1.0),) for operation in operations}
+    height, width = dataset.store.size
+    one_aspect = bool((dataset.aspects == width / height).all())
+    measured = {}
+    for kind, drawn in alone.items():
+        augment = AugmentConfig(operations=drawn)
+        schedule = ViewSchedule(augment, dataset.store.size, seed, one_aspect=one_aspect)
+        parts = []
+        for number, batch in enumerate(iter_in_order(dataset, _BATCH)):
+            aspects = dataset.aspects[batch.record_index]
+            views = schedule.views(0, number * _BATCH, aspects)
+            seen = move_batch(replace(batch, canonical_from_view=views), _device(model))
+            parts.append(_compare(model, explain, input_size, seen))
+        cosine, kl, agrees = (torch.cat(values).double() for values in zip(*parts, strict=True))
+        measured[kind] = {
+            "map_cosine": float(cosine.nanmean()),
+            "logits_kl": float(kl.mean()),
+            "top1_agreement": float(agrees.mean()),
+        }
+    return measured
+
+
+def _compare(
+    model: Classifier, explain: Explainer, input_size: tuple[int, int], batch: Batch
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each record: cosine (nan where a map is zero), KL, whether the top-1 agrees; each [n]."""
+    stored = batch.targets[0]
+    assert stored.explained_class is not None
+    output = model(view_images(batch, input_size))
+    recomputed = explain(model, output, stored.explained_class)
+    grid = (recomputed.shape[-2], recomputed.shape[-1])
+    moved = view_maps(batch, stored, grid)
+    cosine, valid = map_cosine(moved, recomputed, input_size)
+    kl = F.kl_div(
+        F.log_softmax(stored.logits, dim=1),
+        F.log_softmax(output.logits, dim=1),
+        reduction="none",
+        log_target=True,
+    ).sum(dim=1)
+    agrees = stored.logits.argmax(dim=1) == output.logits.argmax(dim=1)
+    return cosine.masked_fill(~valid, float("nan")).flatten().cpu(), kl.cpu(), agrees.cpu()
+
+
+def _device(model: Classifier) -> torch.device:
+    return next(model.parameters()).device
