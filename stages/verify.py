@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from pipeline.commandline import main
 from pipeline.config import NoModelConfig
 from pipeline.errors import UserError
+from pipeline.store.files import sha256_json
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
@@ -74,10 +75,12 @@ def _equivariance(config: VerifyConfig, store: Store, teacher: ModelConfig) -> s
     from pipeline.stream import StoreDataset
 
     num_classes = len(store.manifest.classes)
-    asked = describe_teacher(teacher, num_classes, config.annotate.precision)
+    asked = sha256_json(describe_teacher(teacher, num_classes, config.annotate.precision))
     passes = [store.open_pass(folder.name) for folder in store.pass_folders()]
     taught = [
-        t for t in passes if t.manifest.teacher == asked and t.explainer == config.explainer.kind
+        t
+        for t in passes
+        if sha256_json(t.manifest.teacher) == asked and t.explainer == config.explainer.kind
     ]
     if not taught:
         raise StoreMismatchError(

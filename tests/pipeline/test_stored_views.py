@@ -349,8 +349,9 @@ def test_equivariance_finds_what_moves_a_teachers_answers(frozen):
     assert still["map_cosine"] > 0.9999
     assert still["logits_kl"] < 1e-5
     assert still["top1_agreement"] == 1
-    assert still["map_cosine"] > flipped["map_cosine"] > turned["map_cosine"]
-    assert still["logits_kl"] < flipped["logits_kl"] < turned["logits_kl"]
+    for moved in (flipped, turned):
+        assert moved["map_cosine"] < still["map_cosine"] - 0.01
+        assert moved["logits_kl"] > 10 * still["logits_kl"]
 
 
 def test_verify_prints_equivariance_of_the_teacher_that_the_store_knows(frozen):
