@@ -103,7 +103,25 @@ def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
     """None for labels only and for a live teacher, where a store without a teacher will do."""
     if isinstance(config.method, LabelsConfig) or config.mode == "live":
         return []
-    return store.open_passes(config.store.teacher, stored_views=config.mode == "replay")
+    if config.mode == "replay":
+        return _open_replayed(config, store)
+    return store.open_passes(config.store.teacher)
+
+
+def _open_replayed(config: DistillConfig, store: Store) -> list[TeacherPass]:
+    """The named passes of stored views; of several unnamed ones, the one with `views.count` views."""
+    names: tuple[str, ...] = config.store.teacher
+    folders = store.pass_folders(stored_views=True)
+    if not names and len(folders) > 1:
+        passes = [store.open_pass(folder.name, stored_views=True) for folder in folders]
+        names = tuple(p.name for p in passes if p.num_views == config.views.count)
+        if len(names) != 1:
+            held = ", ".join(f"{p.name} ({p.num_views} views)" for p in passes)
+            raise StoreMismatchError(
+                f"{store.path} holds {len(names)} passes of views.count={config.views.count} stored views; "
+                f"choose by views=random views.count= or store.teacher= from: {held}"
+            )
+    return store.open_passes(names, stored_views=True)
 
 
 def live_teacher(config: DistillConfig) -> ModelConfig | None:

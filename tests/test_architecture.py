@@ -79,6 +79,7 @@ def test_every_stage_opens_with_its_command():
         ("teaching", TEACHINGS),
         ("method", LOSSES),
         ("cluster", KINDS["cluster"]),
+        ("views", KINDS["views"]),
     ],
 )
 def test_a_family_its_yaml_files_and_its_config_classes_agree(group, family):

@@ -139,7 +139,7 @@ class DistillConfig:
     """frozen: a fresh view, the whole frame's targets and its map moved along; replay: one of the stored
     views with that view's own targets; live: the teacher looks at every view, in every step."""
     views: AnyViewsConfig = field(default_factory=CanonicalViewsConfig)
-    """`views.per_step` is read with mode=replay; all else of the views is the pass's own."""
+    """Read with mode=replay: `per_step`, and `count` where the store holds several passes of stored views."""
     teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
     """Read with mode=live."""
     explainer: ExplainerConfig = field(default_factory=GradCamConfig)
@@ -151,8 +151,9 @@ class DistillConfig:
     run: str = "untitled"
 
     def __post_init__(self) -> None:
-        per_step = self.views.per_step if self.mode == "replay" else 1
-        object.__setattr__(self, "views", CanonicalViewsConfig(per_step=per_step))
+        if self.mode != "replay":
+            object.__setattr__(self, "views", CanonicalViewsConfig())
+        per_step = self.views.per_step
         require(
             self.trainer.batch_size % (self.trainer.ranks * per_step) == 0,
             f"trainer.batch_size={self.trainer.batch_size} is not a multiple of views.per_step={per_step} "

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from pipeline.annotate import TeacherAnnotator
 from pipeline.config import (
@@ -370,3 +371,23 @@ def test_verify_prints_equivariance_of_the_teacher_that_the_store_knows(frozen):
         verify.run(replace(config, teacher=replace(config.teacher, weights="random")))
     with pytest.raises(ConfigError, match="name it with teacher="):
         VerifyConfig(store=frozen.config.store, equivariance=True)
+
+
+def test_of_several_passes_of_stored_views_the_count_chooses(replayed, tmp_path):
+    config = replace(
+        replayed.config, store=replace(replayed.config.store, path=str(tmp_path / "s"))
+    )
+    for count in (2, 4):
+        precompute.run(replace(config, views=replace(VIEWS, count=count)))
+    frozen = Frozen(Store(tmp_path / "s"), config)
+    options = {"mode": "replay", "trainer": replace(TRAINER, epochs=1)}
+
+    distill.run(distill_config(frozen, run="four", views=replace(VIEWS, count=4), **options))
+
+    held = yaml.safe_load((RUNS / "four" / "distill" / "config.yaml").read_text())["inputs"]
+    folders = frozen.store.pass_folders(stored_views=True)
+    passes = [frozen.store.open_pass(folder.name, stored_views=True) for folder in folders]
+    (wanted,) = (teacher for teacher in passes if teacher.num_views == 4)
+    assert held[f"teacher {wanted.name}"] == wanted.manifest.fingerprint
+    with pytest.raises(StoreMismatchError, match=r"holds 0 passes of views.count=3 .*\(2 views\)"):
+        distill.run(distill_config(frozen, run="three", views=VIEWS, **options))
