@@ -29,6 +29,8 @@ from pipeline.config.errors import (
     require_fraction,
 )
 from pipeline.config.models import (
+    BcosModelConfig,
+    BcosWeightsConfig,
     CifarModelConfig,
     ExplainerConfig,
     GradCamConfig,
@@ -71,6 +73,8 @@ __all__ = [
     "KINDS",
     "VERBS",
     "AugmentConfig",
+    "BcosModelConfig",
+    "BcosWeightsConfig",
     "CifarModelConfig",
     "ClusterConfig",
     "ConfigError",

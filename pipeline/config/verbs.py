@@ -18,6 +18,8 @@ from pipeline.config.data import (
 )
 from pipeline.config.errors import require
 from pipeline.config.models import (
+    BcosModelConfig,
+    BcosWeightsConfig,
     CifarModelConfig,
     ExplainerConfig,
     GradCamConfig,
@@ -279,6 +281,7 @@ _MODELS: dict[str, type[Any]] = {
     "cifar": CifarModelConfig,
     "torchvision": TorchvisionModelConfig,
     "timm": TimmModelConfig,
+    "bcos": BcosModelConfig,
 }
 
 KINDS: dict[str, dict[str, type[Any]]] = {
@@ -292,7 +295,7 @@ KINDS: dict[str, dict[str, type[Any]]] = {
     },
     "teacher": {"none": NoModelConfig, **_MODELS},
     "student": _MODELS,
-    "explainer": {"gradcam": GradCamConfig},
+    "explainer": {"gradcam": GradCamConfig, "bcos_weights": BcosWeightsConfig},
     "teaching": {"labels": LabelTeachingConfig},
     "method": {"labels": LabelsConfig, "kd": KDConfig, "e2kd": E2KDConfig},
     "cluster": {"local": LocalClusterConfig},
