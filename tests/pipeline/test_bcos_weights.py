@@ -148,7 +148,7 @@ def test_weights_of_a_vit_lack_what_the_position_embedding_adds(config):
     assert torch.allclose(maps, of_input, atol=1e-12)
     assert torch.allclose(logit_layer(raw), model(random_images(48)).logits, atol=1e-12)
     assert (from_pixels + from_positions - raw[:, 1].sum()).abs() < 1e-8
-    assert (from_pixels - raw[:, 1].sum()).abs() > 1e-3
+    assert (from_pixels - raw[:, 1].sum()).abs() > 0.1 * raw[:, 1].sum().abs()
 
 
 @pytest.mark.parametrize("config", [RESNET, VITS[1]], ids=named)
@@ -156,15 +156,11 @@ def test_weights_are_those_of_a_network_whose_factors_are_detached(config, monke
     images, classes = random_images(48), torch.tensor([[0, 2], [1, 1]])
     model = network(config)
     maps = bcos_weights(model, model(images), classes)
-    with_factors = torch.autograd.grad(
-        model(images).logits[:, 0].sum(), model(images).features, allow_unused=True
-    )
     detach_factors(monkeypatch)
 
     expected = bcos_weights(model, model(images), classes)
 
     assert torch.allclose(maps, expected, rtol=0, atol=1e-12 * float(expected.detach().abs().max()))
-    assert with_factors == (None,)  # another pass's features
 
 
 def test_weights_are_not_the_plain_gradient():
@@ -254,7 +250,9 @@ def map_loss(model: BcosClassifier, images: Tensor) -> Tensor:
 def relative_error_of_the_gradient(model: BcosClassifier, images: Tensor, step: float) -> float:
     """Of its product with a direction, against central differences along it."""
     parameters = list(model.parameters())
-    gradients = torch.autograd.grad(map_loss(model, images), parameters)
+    gradients = torch.autograd.grad(
+        map_loss(model, images), parameters, allow_unused=True, materialize_grads=True
+    )
     generator = torch.Generator().manual_seed(2)
     direction = [
         torch.randn(p.shape, generator=generator, dtype=p.dtype) * p.detach().std().clamp(min=0.1)
@@ -275,11 +273,11 @@ def relative_error_of_the_gradient(model: BcosClassifier, images: Tensor, step: 
 
 CASES = {
     "three_layers": (three_layers, 8, False, 1e-5),
-    "resnet_eval": (lambda: network(RESNET), 16, False, 1e-2),
-    "resnet_train": (lambda: network(RESNET), 16, True, 1e-2),
-    "densenet_train": (lambda: network(FAMILIES[2]), 16, True, 1e-2),
-    "vit": (lambda: network(VITS[0]), 32, False, 1e-2),
-    "vitc": (lambda: network(VITS[1]), 48, False, 1e-2),
+    "resnet_eval": (lambda: network(RESNET), 16, False, 1e-4),
+    "resnet_train": (lambda: network(RESNET), 16, True, 1e-4),
+    "densenet_train": (lambda: network(FAMILIES[2]), 16, True, 1e-4),
+    "vit": (lambda: network(VITS[0]), 32, False, 1e-4),
+    "vitc": (lambda: network(VITS[1]), 48, False, 1e-4),
 }
 
 
@@ -455,8 +453,8 @@ def test_one_forward_pass_has_the_gradient_of_two():
     def gradient(method: MethodConfig) -> Tensor:
         training = student_of(RESNET, method)
         training.model.double().eval()
-        monkey = training.forward.forward
-        training.forward.forward = lambda images: monkey(images.double())
+        single = training.model.forward
+        training.model.forward = lambda images: single(images.double())
         loss = batch_loss(training, batch, FRAME).total
         parts = torch.autograd.grad(loss, list(training.model.parameters()))
         return torch.cat([part.flatten() for part in parts])
@@ -532,7 +530,7 @@ def test_twenty_steps_leave_no_tensor_behind():
     training = student_of(RESNET, E2KD)
 
     def live_tensors() -> int:
-        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
     for _ in range(3):
         train_step(training, batch, FRAME, clip_norm=1.0)
