@@ -16,11 +16,14 @@ from torch import Tensor
 
 from pipeline.config import ConfigError
 from pipeline.models.bcos import BcosClassifier
+from pipeline.models.bcos.layers import wide
 
 if TYPE_CHECKING:
     from pipeline.models.classifier import Classifier
     from pipeline.models.output import ModelOutput
 
+_LIFT = 2.0**12
+"""Raises the gradient of a float16 pass above what that type rounds to zero; exact in every other."""
 _TINY = 1e-12
 _OPAQUE_QUANTILE = 0.995
 """Of the norms of W: at it and above, a picture is opaque."""
@@ -52,15 +55,13 @@ def bcos_weights(model: Classifier, output: ModelOutput, explained_class: Tensor
                 logits = model.forward_head(features, None)
         weights = []
         for classes in explained_class.clamp(min=0).T:
-            score = logits.gather(1, classes[:, None]).sum()
+            score = _LIFT * logits.gather(1, classes[:, None]).sum()
             with model.mode():
                 (weight,) = torch.autograd.grad(
                     score, features, create_graph=trained, retain_graph=True
                 )
-            weights.append(weight)
+            weights.append(wide(weight) / _LIFT)
     maps = torch.stack(weights, dim=1)
-    if maps.dtype in (torch.float16, torch.bfloat16):
-        maps = maps.float()
     return maps * (explained_class >= 0)[:, :, None, None, None]
 
 

@@ -519,6 +519,23 @@ def test_mixed_precision_has_the_same_gradient_up_to_its_rounding(precision):
     assert not torch.equal(found, exact)
 
 
+def test_small_weights_survive_float16():
+    """Half of these are below what float16 holds in full."""
+    torch.manual_seed(0)
+    config = BcosModelConfig(name="resnet8", width=4, logit_temperature=3000.0)
+    model = build_model(config, NUM_CLASSES).train()
+    images, classes = random_images(32).float(), torch.tensor([[0], [1]])
+    exact = bcos_weights(model, model(images), classes)
+    with torch.autocast("cpu", dtype=torch.float16):
+        output = model(images)
+
+    maps = bcos_weights(model, output, classes)
+
+    assert maps.dtype == torch.float32
+    assert exact.abs().median() < torch.finfo(torch.float16).smallest_normal
+    assert (F.cosine_similarity(maps.flatten(1), exact.flatten(1)) > 0.999).all()
+
+
 def test_a_b_cos_student_of_maps_is_not_compiled():
     with pytest.raises(ConfigError, match=r"trainer\.compile=true"):
         student_of(RESNET, E2KD, compile=True)
