@@ -160,6 +160,8 @@ def test_the_input_has_six_channels_that_sum_to_three():
 
 def test_the_logit_layer_divides_and_adds():
     assert LogitLayer(2.0, -3.0)(torch.tensor([4.0, 6.0])).tolist() == [-1.0, 0.0]
+    small = torch.tensor([0.0, 0.0078125], dtype=torch.bfloat16)
+    assert LogitLayer(1.0, -6.90625)(small).tolist() == [-6.90625, -6.8984375]
 
 
 @pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])

@@ -39,6 +39,7 @@ from pipeline.models.bcos.layers import (
 from pipeline.payloads.explanation_map import MapPayload
 from pipeline.records import Batch, StoredTargets
 from pipeline.training import Numerics, Training, batch_loss, build_optimizer, train_step
+from tests.pipeline.test_numerics import HostReads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -487,6 +488,19 @@ def test_a_live_teacher_in_the_mode_leaves_the_student_out_of_it(config):
     with teacher.mode():
         assert not training.model.mode.is_on
     assert any(not torch.equal(before[n], t) for n, t in training.model.state_dict().items())
+
+
+@pytest.mark.parametrize("config", [RESNET, BcosModelConfig(name="vitc_ti", width=64)], ids=named)
+def test_a_step_reads_nothing_back_from_the_device(config):
+    teacher = freeze(student_of(RESNET, KDConfig(), seed=7).model)
+    batch = build_batch(random_frames(0), stored_targets(teacher, random_frames(0)))
+    training = student_of(config, E2KD)
+    train_step(training, batch, FRAME, clip_norm=None, agc=0.01)  # moments come into being
+
+    with HostReads(training.optimizer) as reads:
+        train_step(training, batch, FRAME, clip_norm=None, agc=0.01)
+
+    assert reads.found == []
 
 
 def test_training_on_weights_brings_them_to_the_teachers():

@@ -273,7 +273,10 @@ class CentredNorm(nn.Module):
 
 
 class LogitLayer(nn.Module):
-    """Logits = raw / temperature + bias, the bias of all classes alike."""
+    """Logits = raw / temperature + bias, the bias of all classes alike; float32 at least.
+
+    Raw logits of a fresh network are far smaller than the bias, beside which bfloat16 would lose them.
+    """
 
     def __init__(self, temperature: float, bias: float) -> None:
         super().__init__()
@@ -281,4 +284,4 @@ class LogitLayer(nn.Module):
         self.bias = bias
 
     def forward(self, raw: Tensor) -> Tensor:
-        return raw / self.temperature + self.bias
+        return wide(raw) / self.temperature + self.bias

@@ -25,12 +25,15 @@ _MLP_WIDTH = 4
 _PERIOD = 10_000
 
 
-def position_embedding(rows: int, columns: int, width: int) -> Tensor:
-    """Fixed 2-D sines and cosines, f32 [rows * columns, width]: a quarter each of sin x, cos x, sin y, cos y."""
-    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    frequencies = _PERIOD ** -(torch.arange(width // 4) / (width // 4 - 1))
-    along_x = x.reshape(-1, 1) * frequencies
-    along_y = y.reshape(-1, 1) * frequencies
+def position_embedding(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
+    """Fixed 2-D sines and cosines, f32 [rows * columns, width]: a quarter each of sin x, cos x, sin y, cos y.
+
+    device  where it is made, as a copy would make the device wait
+    """
+    place = torch.arange(rows * columns, device=device)[:, None]
+    frequencies = _PERIOD ** -(torch.arange(width // 4, device=device) / (width // 4 - 1))
+    along_x = place % columns * frequencies
+    along_y = place // columns * frequencies
     return torch.cat([along_x.sin(), along_x.cos(), along_y.sin(), along_y.cos()], dim=1)
 
 
@@ -46,10 +49,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, n, d] -> the same."""
-        heads = self.to_qkv(self.norm(x)).view(
-            *x.shape[:2], 3, -1, HEAD_WIDTH
-        )  # [B, n, 3, heads, 64]
-        queries, keys, values = heads.permute(2, 0, 3, 1, 4).unbind()  # [B, heads, n, 64] each
+        heads = self.to_qkv(self.norm(x)).view(*x.shape[:2], 3, -1, HEAD_WIDTH)
+        # [B, n, 3, heads, 64] -> three times [B, heads, n, 64]
+        queries, keys, values = heads.permute(2, 0, 3, 1, 4).unbind()
         attention = torch.softmax(queries @ keys.transpose(2, 3) / HEAD_WIDTH**0.5, dim=3)
         attended = attend(attention.to(values.dtype), values, self.mode)
         out: Tensor = self.to_out(attended.transpose(1, 2).flatten(2))
@@ -140,7 +142,7 @@ class BcosSimpleVit(nn.Module):
     def positions(self, x: Tensor) -> Tensor:
         """The position embedding [n, d] of images [B, 6, H, W]."""
         rows, columns = self.to_patch_embedding.grid(x.shape[2], x.shape[3])
-        return position_embedding(rows, columns, self.width).to(x.device, x.dtype)
+        return position_embedding(rows, columns, self.width, x.device).to(x.dtype)
 
     def classify(self, tokens: Tensor) -> Tensor:
         """Raw logits [B, K] of tokens [B, n, d]."""
