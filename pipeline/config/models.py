@@ -100,6 +100,13 @@ class TimmModelConfig(NetworkConfig):
     std: tuple[float, ...] | None = None
 
 
+BCOS_NAMES = (
+    *("resnet18", "resnet34", "resnet50", "densenet121", "densenet169"),
+    *("simple_vit_ti", "simple_vit_s", "vitc_ti", "vitc_s"),
+)
+"""B-cos networks of which weights are published."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BcosModelConfig(NetworkConfig):
     """A B-cos network (Boehle et al. 2022, 2024), which explains itself with explainer=bcos_weights.
@@ -182,12 +189,6 @@ class BcosModelConfig(NetworkConfig):
             and int(depth) % 6 == 2
         )
 
-
-BCOS_NAMES = (
-    *("resnet18", "resnet34", "resnet50", "densenet121", "densenet169"),
-    *("simple_vit_ti", "simple_vit_s", "vitc_ti", "vitc_s"),
-)
-"""B-cos networks of which weights are published."""
 
 ModelConfig = CifarModelConfig | TorchvisionModelConfig | TimmModelConfig | BcosModelConfig
 
