@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import nn
 
+from pipeline.clipping import clip_by_unit
 from pipeline.config import ConfigError
 from pipeline.explainers import DEFAULT_EXPLAINER, EXPLAINERS, Explainer
 from pipeline.geometry import view_images, view_targets
@@ -172,20 +173,29 @@ class Training:
 
 
 def train_step(
-    training: Training, batch: Batch, input_size: tuple[int, int], clip_norm: float | None
+    training: Training,
+    batch: Batch,
+    input_size: tuple[int, int],
+    clip_norm: float | None,
+    agc: float | None = None,
 ) -> LossTerms:
     """One optimiser step on a batch that lies on the model's device; nothing waits for the device.
 
     The teacher's maps are warped to the student's own grid, so the forward pass comes first.
+
+    clip_norm, agc  of TrainerConfig: how gradients are clipped, if at all
     """
     training.model.train()
     terms = batch_loss(training, batch, input_size)
     training.optimizer.zero_grad()
     training.scaler.scale(terms.total).backward()  # type: ignore[no-untyped-call]
     training.ranks.average_gradients(training.loss.parameters())
-    if clip_norm is not None:
+    if clip_norm is not None or agc is not None:
         training.scaler.unscale_(training.optimizer)
+    if clip_norm is not None:
         nn.utils.clip_grad_norm_(_parameters(training), clip_norm)
+    if agc is not None:
+        clip_by_unit(_parameters(training), agc)
     training.scaler.step(training.optimizer)
     training.scaler.update()
     return terms
@@ -257,7 +267,7 @@ def fit(
             for batch in stream.epoch(training.epoch, training.step):
                 moved = move_batch(batch, device)
                 training.seed_step()
-                terms = train_step(training, moved, input_size, trainer.clip_norm)
+                terms = train_step(training, moved, input_size, trainer.clip_norm, trainer.agc)
                 training.step += 1
                 training.global_step += 1
                 log.add(training, terms, len(batch.keys))

@@ -77,7 +77,6 @@ def _judge(
     from safetensors.torch import save
 
     from pipeline.evaluation.judge import Subject, judge_split, picture_maps
-    from pipeline.explainers import DEFAULT_EXPLAINER, EXPLAINERS
     from pipeline.selection import HOLDOUT, rows_of_split, select_holdout_rows
     from pipeline.stream import StoreDataset
     from pipeline.training import resolve_device
@@ -89,11 +88,9 @@ def _judge(
             "set store.teacher to the pass it learned from"
         )
     options = config.evaluate
-    explainer = passes[0].explainer if passes else None
     subject = Subject(
         model=model.to(resolve_device("evaluate.device", options.device)),
         input_size=trained.input_size,
-        explain=EXPLAINERS[explainer or DEFAULT_EXPLAINER],
     )
     splits, shown = {}, []
     per_split = -(-options.num_pictures // len(options.splits))

@@ -31,6 +31,8 @@ from pipeline.config.errors import (
     require_fraction,
 )
 from pipeline.config.models import (
+    BcosModelConfig,
+    BcosWeightsConfig,
     CifarModelConfig,
     ExplainerConfig,
     GradCamConfig,
@@ -81,6 +83,8 @@ __all__ = [
     "VERBS",
     "AnyViewsConfig",
     "AugmentConfig",
+    "BcosModelConfig",
+    "BcosWeightsConfig",
     "CanonicalViewsConfig",
     "CifarModelConfig",
     "ClusterConfig",

@@ -101,7 +101,97 @@ class TimmModelConfig(NetworkConfig):
     std: tuple[float, ...] | None = None
 
 
-ModelConfig = CifarModelConfig | TorchvisionModelConfig | TimmModelConfig
+BCOS_NAMES = (
+    *("resnet18", "resnet34", "resnet50", "densenet121", "densenet169"),
+    *("simple_vit_ti", "simple_vit_s", "vitc_ti", "vitc_s"),
+)
+"""B-cos networks of which weights are published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BcosModelConfig(NetworkConfig):
+    """A B-cos network (Boehle et al. 2022, 2024), which explains itself with explainer=bcos_weights.
+
+    resnet18, resnet34, resnet50, resnet8, resnet20, ... (three stages, depth 6n + 2), densenet121,
+    densenet169, simple_vit_ti, simple_vit_s (patches of 16 pixels), vitc_ti, vitc_s (convolutional stem).
+    """
+
+    kind: Literal["bcos"] = "bcos"
+    name: str = "resnet18"
+    width: int | None = None
+    """Channels of the first stage (of a ViT's tokens, a multiple of 64); null is the published network's,
+    and 16 for three stages."""
+    stem: Literal["large", "small"] | None = None
+    """large: 7x7 with stride 2, then a pool; small: 3x3 at full resolution, for images of about 32 pixels.
+    null: small for three stages, large otherwise. A ViT has none."""
+    logit_temperature: float = 1.0
+    """Divides the logits; > 0."""
+    logit_bias: float | None = None
+    """Added to all logits; null is -log(classes - 1), for which a fresh network's sigmoids are 1 / classes."""
+    b: float = 2.0
+    """The exponent of every layer, >= 1; 1 is a linear network."""
+    mean: tuple[float, ...] | None = None
+    """null: a B-cos network takes [x, 1 - x] of pixels in [0, 1], not normalised."""
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.name in BCOS_NAMES or self.is_three_stage_resnet,
+            f"B-cos networks are named {', '.join(BCOS_NAMES)}, or resnet8, resnet14, resnet20, ... (depth "
+            f"6n + 2, for small images); got {self.name!r}",
+        )
+        require(
+            self.weights != "pretrained",
+            "weights=pretrained: nothing is downloaded for kind bcos; give a file of the published B-cos v2 "
+            "checkpoints as weights=",
+        )
+        require(
+            self.mean is None,
+            f"mean and std must stay null for kind bcos, whose input is [x, 1 - x] of the pixels; got {self.mean}",
+        )
+        require(
+            self.width is None or self.width >= 1, f"width must be >= 1 or null, got {self.width}"
+        )
+        if self.is_vit:
+            require(
+                self.stem is None,
+                f"{self.name} has no choice of stem, got {self.stem}; leave it null",
+            )
+            require(
+                self.width is None or self.width % 64 == 0,
+                f"width of {self.name} must be a multiple of 64, got {self.width}",
+            )
+        if self.name.startswith("densenet"):
+            require(
+                self.width is None or self.width % 2 == 0,
+                f"width of {self.name} must be even, as a layer adds half of it; got {self.width}",
+            )
+        require(
+            self.logit_temperature > 0,
+            f"logit_temperature must be > 0, got {self.logit_temperature}",
+        )
+        require(self.b >= 1, f"b must be >= 1, got {self.b}")
+
+    @property
+    def is_vit(self) -> bool:
+        """Whether it is a transformer."""
+        return "vit" in self.name
+
+    @property
+    def is_three_stage_resnet(self) -> bool:
+        """Whether it is a ResNet of three stages, for small images."""
+        depth = self.name.removeprefix("resnet")
+        return (
+            self.name not in BCOS_NAMES
+            and self.name.startswith("resnet")
+            and depth.isdigit()
+            and int(depth) >= 8
+            and int(depth) % 6 == 2
+        )
+
+
+ModelConfig = CifarModelConfig | TorchvisionModelConfig | TimmModelConfig | BcosModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,4 +203,13 @@ class GradCamConfig:
     """Which classes the teacher explains: its own highest logit."""
 
 
-ExplainerConfig = GradCamConfig
+@dataclass(frozen=True, kw_only=True)
+class BcosWeightsConfig:
+    """A B-cos network's own explanation, the weights W of its input: six channels, at the input's resolution."""
+
+    kind: Literal["bcos_weights"] = "bcos_weights"
+    explained_classes: Literal["top1"] = "top1"
+    """Which classes the teacher explains: its own highest logit."""
+
+
+ExplainerConfig = GradCamConfig | BcosWeightsConfig

@@ -8,19 +8,30 @@ from typing import Literal
 from pipeline.config.augment import AugmentConfig
 from pipeline.config.errors import require
 
+LabelLoss = Literal["ce", "bce_offlabel"]
+
+
+def _check_label_loss(loss: str, label_smoothing: float) -> None:
+    require(0 <= label_smoothing < 1, f"label_smoothing must be in [0, 1), got {label_smoothing}")
+    require(
+        loss == "ce" or label_smoothing == 0,
+        f"label_smoothing={label_smoothing} is an option of loss=ce; loss={loss} has 1 / classes off the label "
+        "already, set label_smoothing=0",
+    )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelsConfig:
     """Labels only: the supervised baseline."""
 
     kind: Literal["labels"] = "labels"
+    loss: LabelLoss = "ce"
+    """ce: cross-entropy; bce_offlabel: how B-cos networks are trained, each class on its own (e2KD)."""
     label_smoothing: float = 0.0
+    """Of ce."""
 
     def __post_init__(self) -> None:
-        require(
-            0 <= self.label_smoothing < 1,
-            f"label_smoothing must be in [0, 1), got {self.label_smoothing}",
-        )
+        _check_label_loss(self.loss, self.label_smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +118,9 @@ class TrainerConfig:
     """Linear from 0.01 * lr."""
     clip_norm: float | None = 1.0
     """Largest global gradient norm; null does not clip."""
+    agc: float | None = None
+    """Adaptive clipping instead, as B-cos networks are trained with (0.01): the largest norm of a unit's
+    gradient in norms of its weight. Needs clip_norm=null."""
     ranks: int = 1
     """Processes that train together, each on its slice of the global batch; above 1 by Ray Train."""
     device: str = "auto"
@@ -153,6 +167,14 @@ class TrainerConfig:
             f"trainer.clip_norm must be > 0 or null, got {self.clip_norm}",
         )
         require(
+            self.agc is None or self.agc > 0, f"trainer.agc must be > 0 or null, got {self.agc}"
+        )
+        require(
+            self.agc is None or self.clip_norm is None,
+            f"trainer.agc={self.agc} takes the place of trainer.clip_norm={self.clip_norm}; set "
+            "trainer.clip_norm=null beside it",
+        )
+        require(
             self.loader_processes >= 0,
             f"trainer.loader_processes must be >= 0, got {self.loader_processes}",
         )
@@ -167,11 +189,16 @@ class LabelTeachingConfig:
     """Train a teacher on labels, with its own optimiser, trainer and views."""
 
     kind: Literal["labels"] = "labels"
+    loss: LabelLoss = "ce"
+    """As of method=labels."""
     label_smoothing: float = 0.0
     split: str = "train"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        _check_label_loss(self.loss, self.label_smoothing)
 
 
 TeachingConfig = LabelTeachingConfig

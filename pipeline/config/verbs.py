@@ -24,6 +24,8 @@ from pipeline.config.data import (
 )
 from pipeline.config.errors import require
 from pipeline.config.models import (
+    BcosModelConfig,
+    BcosWeightsConfig,
     CifarModelConfig,
     ExplainerConfig,
     GradCamConfig,
@@ -355,6 +357,7 @@ _MODELS: dict[str, type[Any]] = {
     "cifar": CifarModelConfig,
     "torchvision": TorchvisionModelConfig,
     "timm": TimmModelConfig,
+    "bcos": BcosModelConfig,
 }
 
 KINDS: dict[str, dict[str, type[Any]]] = {
@@ -368,7 +371,7 @@ KINDS: dict[str, dict[str, type[Any]]] = {
     },
     "teacher": {"none": NoModelConfig, **_MODELS},
     "student": _MODELS,
-    "explainer": {"gradcam": GradCamConfig},
+    "explainer": {"gradcam": GradCamConfig, "bcos_weights": BcosWeightsConfig},
     "views": {
         "canonical": CanonicalViewsConfig,
         "random": RandomViewsConfig,

@@ -15,15 +15,19 @@ from pipeline.evaluation.localization import (
     localization_iou,
     upsample,
 )
-from pipeline.explainers import DEFAULT_EXPLAINER, EXPLAINERS, Explainer
+from pipeline.explainers import EXPLAINERS
+from pipeline.explainers.bcos_weights import contribution_map
 from pipeline.geometry import judged_view, view_images, view_maps, view_targets, warp
 from pipeline.losses.map_cosine import map_cosine
+from pipeline.models.bcos.layers import add_inverse
 from pipeline.stream import iter_in_order, move_batch
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from pipeline.config import EvaluateOptions
+    from pipeline.models.classifier import Classifier
+    from pipeline.models.output import ModelOutput
     from pipeline.records import Batch, Targets
     from pipeline.stream import StoreDataset
 
@@ -32,15 +36,18 @@ if TYPE_CHECKING:
 class Subject:
     """Who is judged: a frozen model, and how its reasons are read."""
 
-    model: nn.Module
+    model: Classifier
     input_size: tuple[int, int]
     """(height, width)."""
-    explain: Explainer = EXPLAINERS[DEFAULT_EXPLAINER]
 
     @property
     def device(self) -> torch.device:
         """Where the model lies."""
         return next(self.model.parameters()).device
+
+    def maps(self, output: ModelOutput, explained_class: Tensor) -> Tensor:
+        """Explanations [B, E, A, h, w] of its output by the network's own explainer, for classes [B, E]."""
+        return EXPLAINERS[self.model.explainer](self.model, output, explained_class)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +128,7 @@ def picture_maps(
     }
     if batch.targets and (stored := batch.targets[0].maps) is not None:
         grid = (stored.shape[-2], stored.shape[-1])
-        pictures["teacher_maps"] = view_maps(batch, batch.targets[0], grid)[:, 0].sum(dim=1)
+        pictures["teacher_maps"] = _evidence(view_maps(batch, batch.targets[0], grid), batch)
         pictures["teacher_predictions"] = batch.targets[0].logits.argmax(dim=1)
     return {name: tensor.cpu().contiguous() for name, tensor in pictures.items()}
 
@@ -145,7 +152,7 @@ def _judge_batch(subject: Subject, batch: Batch, options: EvaluateOptions) -> Ju
     cosine = teacher_logits = None
     if batch.targets:
         if batch.targets[0].maps is not None:
-            stored = view_maps(batch, batch.targets[0], size)[:, 0].sum(dim=1)
+            stored = _evidence(view_maps(batch, batch.targets[0], size), batch)
             stored_epg = energy_pointing_game(stored, regions)
             teacher_epg = stored_epg.masked_fill(no_region, float("nan"))
         grid = (output.features.shape[-2], output.features.shape[-1])
@@ -168,7 +175,17 @@ def _judge_batch(subject: Subject, batch: Batch, options: EvaluateOptions) -> Ju
 def _label_maps(subject: Subject, output: Any, batch: Batch) -> Tensor:
     top1 = output.logits.argmax(dim=1)
     explained = torch.where(batch.labels >= 0, batch.labels, top1)[:, None]
-    maps = subject.explain(subject.model, output, explained)  # [B, 1, A, h, w]
+    return _evidence(subject.maps(output, explained), batch)
+
+
+def _evidence(maps: Tensor, batch: Batch) -> Tensor:
+    """Where the first class's maps [B, E, A, h, w] see it, [B, h, w].
+
+    The six channels of a B-cos network's weights say so together with what they weigh.
+    """
+    if maps.shape[2] == 6:
+        images = view_images(batch, (maps.shape[-2], maps.shape[-1]))
+        maps = contribution_map(maps, add_inverse(images))
     return maps[:, 0].sum(dim=1)
 
 
@@ -183,9 +200,12 @@ def _regions(batch: Batch, kind: str) -> Tensor:
 
 
 def _cosine_to_teacher(subject: Subject, output: Any, targets: Targets) -> Tensor | None:
+    """[n], nan where invalid; None where there is nothing to compare with."""
     if targets.maps is None or targets.explained_class is None or targets.map_valid is None:
         return None
-    maps = subject.explain(subject.model, output, targets.explained_class)
+    maps = subject.maps(output, targets.explained_class)
+    if maps.shape[2] != targets.maps.shape[2]:
+        return None  # a GradCAM and a B-cos network's weights are not comparable
     cosine, nonzero = map_cosine(maps, targets.maps, subject.input_size)
     valid = nonzero & targets.map_valid
     return torch.where(valid, cosine, float("nan"))[:, 0].cpu()

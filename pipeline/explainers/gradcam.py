@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pipeline.config import ConfigError
 from pipeline.models.output import GapLinear, GapNormLinear
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ def gradcam(model: Classifier, output: ModelOutput, explained_class: Tensor) -> 
     explained_class  i64 [B, E]; a negative entry gives a zero map
     returns          [B, E, 1, h, w], >= 0
     """
+    if model.explainer != "gradcam":
+        raise ConfigError(
+            f"explainer=gradcam explains a layer's features, of which {type(model.network).__name__} has none "
+            f"but its input; set explainer={model.explainer}"
+        )
     with torch.autocast(output.features.device.type, enabled=False):
         features = _widen(output.features)
         match model.head:

@@ -25,12 +25,14 @@ def map_cosine(
     returns                     [B, E] (0 where invalid, with no gradient) and bool [B, E]
     """
     student = _unit_scale(student_maps)
-    teacher = _unit_scale(teacher_maps.detach())
+    teacher = _unit_scale(teacher_maps.detach()).to(student.dtype)
     h, w = student.shape[-2:]
-    grams = [
-        _gram_on_device(n, full, student.device, student.dtype)
-        for n, full in ((h, size[0]), (w, size[1]))
-    ]
+    grams = []
+    if (h, w) != size:  # maps at the input's resolution are compared as they are
+        grams = [
+            _gram_on_device(n, full, student.device, student.dtype)
+            for n, full in ((h, size[0]), (w, size[1]))
+        ]
     product = _inner(student, teacher, grams)
     squared_norms = _inner(student, student, grams) * _inner(teacher, teacher, grams)
     valid = squared_norms != 0  # a map that is not a number stays, so that the loss shows it
@@ -62,4 +64,5 @@ def _unit_scale(maps: Tensor) -> Tensor:
 
 
 def _inner(a: Tensor, b: Tensor, grams: list[Tensor]) -> Tensor:
-    return (a * (grams[0] @ b @ grams[1])).sum(dim=(2, 3, 4))
+    weighted = grams[0] @ b @ grams[1] if grams else b
+    return (a * weighted).sum(dim=(2, 3, 4))

@@ -34,7 +34,7 @@ class LossTerms:
 
     total: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
-    """Unweighted terms by name: ce, kd, map."""
+    """Unweighted terms by name: ce or bce, kd, map."""
     statistics: dict[str, Tensor] = field(default_factory=dict)
     """Numbers to log that are not terms, such as the fraction of valid maps."""
 

@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.config import ConfigError
+from pipeline.models.bcos import BcosClassifier, build_bcos
 from pipeline.models.cifar import CifarResNet
 from pipeline.models.classifier import Classifier, Published, WeightsError
 from pipeline.seeds import derive_seed
 
 if TYPE_CHECKING:
     from pipeline.config import (
+        BcosModelConfig,
         CifarModelConfig,
         ModelConfig,
         TimmModelConfig,
@@ -82,10 +84,22 @@ def _published_timm(config: TimmModelConfig) -> Published:
     return published_timm(config)
 
 
+def _bcos(config: BcosModelConfig, outputs: int) -> BcosClassifier:
+    return build_bcos(config, outputs)
+
+
+def _published_bcos(config: BcosModelConfig) -> Published:
+    """Those of B-cos v2, which a user fetches; pixels enter as they are."""
+    return Published(
+        classes=1000, input_size=224, fixed_size=False, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+    )
+
+
 PROVIDERS: dict[str, Provider] = {
     "cifar": Provider(_cifar, lambda config: None),
     "torchvision": Provider(_torchvision, _published_torchvision),
     "timm": Provider(_timm, _published_timm),
+    "bcos": Provider(_bcos, _published_bcos),
 }
 
 

@@ -6,7 +6,7 @@ The split is explicit and takes the place of hooks: `forward_head` can be differ
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -36,6 +36,9 @@ class Published(NamedTuple):
 
 class Classifier(nn.Module, ABC):
     """Images in [0, 1], f32 [B, 3, H, W] -> logits [B, K], by way of features [B, C, h, w]."""
+
+    explainer: ClassVar[str] = "gradcam"
+    """Which of the explainers explains it."""
 
     if TYPE_CHECKING:
 

@@ -26,7 +26,7 @@ def training_curves(lines: Mapping[str, list[list[dict[str, float]]]]) -> str:
     """
     from matplotlib.figure import Figure
 
-    names = [name for name in ("total", "kd", "map", "ce") if _has(lines, name)]
+    names = [name for name in ("total", "kd", "map", "ce", "bce") if _has(lines, name)]
     figure = Figure(figsize=(3.2 * len(names), 2.6), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for arm, students in lines.items():

@@ -10,7 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config import CifarModelConfig, E2KDConfig, KDConfig, LabelsConfig, OptimizerConfig
+from pipeline.config import (
+    CifarModelConfig,
+    ConfigError,
+    E2KDConfig,
+    KDConfig,
+    LabelsConfig,
+    LabelTeachingConfig,
+    OptimizerConfig,
+)
 from pipeline.explainers.gradcam import gradcam
 from pipeline.losses import build_loss
 from pipeline.losses.e2kd import E2KDLoss
@@ -250,6 +258,35 @@ def test_cross_entropy_of_a_batch_without_any_label_is_zero_with_zero_gradient()
     (gradient,) = torch.autograd.grad(loss, logits)
     assert loss.item() == 0
     assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_off_label_bce_has_targets_of_1_and_1_over_k_and_the_mean_over_both():
+    logits = random_logits(0).requires_grad_()  # [4, 5]
+    labels = torch.tensor([1, NO_LABEL, 4, 0])
+    targets = torch.full((3, 5), 0.2, dtype=torch.float64)
+    for row, label in enumerate([1, 4, 0]):
+        targets[row, label] = 1.0
+    known = logits[[0, 2, 3]]
+    expected = -(targets * F.logsigmoid(known) + (1 - targets) * F.logsigmoid(-known)).mean()
+
+    terms = LabelsLoss(LabelsConfig(loss="bce_offlabel"))(
+        StudentOutput(logits=logits), None, labels
+    )
+
+    (gradient,) = torch.autograd.grad(terms.total, logits)
+    assert terms.total.item() == pytest.approx(expected.item(), rel=0, abs=1e-12)
+    assert list(terms.terms) == ["bce"]
+    assert gradient[1].count_nonzero() == 0
+    # Each class pulls towards its own target, divided by records and classes.
+    assert torch.allclose(gradient[[0, 2, 3]], (known.sigmoid() - targets) / 15, atol=1e-12)
+    nothing = LabelsLoss(LabelTeachingConfig(loss="bce_offlabel"))
+    assert nothing(StudentOutput(logits=logits), None, torch.full((4,), NO_LABEL)).total == 0
+
+
+def test_label_smoothing_belongs_to_the_cross_entropy():
+    for config in (LabelsConfig, LabelTeachingConfig):
+        with pytest.raises(ConfigError, match=r"label_smoothing=0\.1 is an option of loss=ce"):
+            config(loss="bce_offlabel", label_smoothing=0.1)
 
 
 def test_upsampling_gram_of_two_cells_to_four_matches_hand_computation():

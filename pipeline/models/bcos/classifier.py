@@ -1,0 +1,104 @@
+"""B-cos networks by name, as classifiers whose explained layer is the six-channel input itself."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.bcos.densenet import BcosDenseNet, DenseNetShape
+from pipeline.models.bcos.layers import ExplanationMode, LogitLayer, Shared, add_inverse
+from pipeline.models.bcos.resnet import BasicBlock, BcosResNet, Bottleneck, ResNetShape
+from pipeline.models.bcos.vit import BcosSimpleVit, VitShape
+from pipeline.models.classifier import Classifier
+
+if TYPE_CHECKING:
+    from pipeline.config import BcosModelConfig
+
+_RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
+_DENSENETS = {"densenet121": (6, 12, 24, 16), "densenet169": (6, 12, 32, 32)}
+_VITS = {
+    "simple_vit_ti": VitShape(width=192, depth=12, patch=16),
+    "simple_vit_s": VitShape(width=384, depth=12, patch=16),
+    "vitc_ti": VitShape(width=192, depth=11, patch=1, stem=(24, 48, 96, 192)),
+    "vitc_s": VitShape(width=384, depth=11, patch=1, stem=(48, 96, 192, 384)),
+}
+_WIDTH, _SMALL_WIDTH = 64, 16
+
+
+class BcosClassifier(Classifier):
+    """Features are [B, 6, H, W]: the pixels and their inverse; the head is the whole network."""
+
+    explainer = "bcos_weights"
+
+    def __init__(self, network: nn.Module, mode: ExplanationMode) -> None:
+        """network  [B, 6, H, W] -> logits [B, K]
+        mode     the one that all its layers share
+        """
+        super().__init__()
+        self.inner = network
+        self.mode = mode
+        mode.guard(network)
+
+    @property
+    def network(self) -> nn.Module:
+        """Its state dict has the names of the published B-cos v2 checkpoints."""
+        return self.inner
+
+    @property
+    def head(self) -> None:
+        """Known to autograd only."""
+        return None
+
+    def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
+        """The input as it is explained; a gradient can be asked of it where gradients are recorded."""
+        encoded = add_inverse(images)
+        if torch.is_grad_enabled() and not encoded.requires_grad:
+            encoded.requires_grad_()
+        return encoded, None
+
+    def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
+        logits: Tensor = self.inner(features)
+        return logits
+
+
+def build_bcos(config: BcosModelConfig, outputs: int) -> BcosClassifier:
+    """The network of that name, freshly initialised."""
+    mode = ExplanationMode()
+    return BcosClassifier(_build_network(config, outputs, Shared(mode, config.b)), mode)
+
+
+def _build_network(config: BcosModelConfig, outputs: int, shared: Shared) -> nn.Module:
+    bias = config.logit_bias
+    if bias is None:
+        bias = -math.log(outputs - 1) if outputs > 1 else 0.0
+    logit_layer = LogitLayer(config.logit_temperature, bias)
+    if config.is_vit:
+        # The published names say "0." for the network, beside a logit layer without parameters.
+        return nn.Sequential(BcosSimpleVit(shared, _vit_shape(config), outputs), logit_layer)
+    small_stem = config.is_three_stage_resnet if config.stem is None else config.stem == "small"
+    if config.name in _DENSENETS:
+        width = config.width or _WIDTH
+        dense = DenseNetShape(_DENSENETS[config.name], width // 2, small_stem)
+        return BcosDenseNet(shared, dense, outputs, logit_layer)
+    if config.is_three_stage_resnet:
+        blocks = (int(config.name.removeprefix("resnet")) - 2) // 6
+        shape = ResNetShape(BasicBlock, (blocks,) * 3, config.width or _SMALL_WIDTH, small_stem)
+    else:
+        block, stages = _RESNETS[config.name]
+        shape = ResNetShape(block, stages, config.width or _WIDTH, small_stem)
+    return BcosResNet(shared, shape, outputs, logit_layer)
+
+
+def _vit_shape(config: BcosModelConfig) -> VitShape:
+    shape = _VITS[config.name]
+    if config.width is None:
+        return shape
+    stem = tuple(channels * config.width // shape.width for channels in shape.stem)
+    return shape._replace(width=config.width, stem=stem)

@@ -1,0 +1,87 @@
+"""B-cos DenseNets: no ReLU, no bias, average for max pooling, and the classifier before the global pool.
+
+Parameter names are those of the published B-cos v2 checkpoints.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.bcos.layers import BcosConv2d, UncentredBatchNorm2d
+from pipeline.models.bcos.resnet import stem_conv, stem_pool
+
+if TYPE_CHECKING:
+    from pipeline.models.bcos.layers import LogitLayer, Shared
+
+_BOTTLENECK = 4
+"""Channels of a layer's 1x1 convolution, in growths."""
+
+
+class DenseLayer(nn.Module):
+    """[B, C, h, w] -> [B, C + growth, h, w]: what came in, and what is new."""
+
+    def __init__(self, shared: Shared, in_channels: int, growth: int) -> None:
+        super().__init__()
+        self.norm1 = UncentredBatchNorm2d(shared, in_channels)
+        self.conv1 = BcosConv2d(shared, in_channels, _BOTTLENECK * growth, 1)
+        self.norm2 = UncentredBatchNorm2d(shared, _BOTTLENECK * growth)
+        self.conv2 = BcosConv2d(shared, _BOTTLENECK * growth, growth, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        new = self.conv2(self.norm2(self.conv1(self.norm1(x))))
+        return torch.cat([x, new], dim=1)
+
+
+class DenseNetShape(NamedTuple):
+    """What tells one DenseNet from another."""
+
+    layers: tuple[int, ...]
+    """Of each block."""
+    growth: int
+    """Channels that a layer adds; the stem has twice as many."""
+    small_stem: bool
+    """3x3 at full resolution, for small images; else 7x7 with stride 2 and a pool."""
+
+
+class BcosDenseNet(nn.Module):
+    """[B, 6, H, W] -> logits [B, K]."""
+
+    def __init__(
+        self, shared: Shared, shape: DenseNetShape, num_classes: int, logit_layer: LogitLayer
+    ) -> None:
+        super().__init__()
+        channels = 2 * shape.growth
+        features = nn.Sequential()
+        features.add_module("conv0", stem_conv(shared, channels, small=shape.small_stem))
+        features.add_module("norm0", UncentredBatchNorm2d(shared, channels))
+        features.add_module("pool0", stem_pool(small=shape.small_stem))
+        for index, layers in enumerate(shape.layers, start=1):
+            block = nn.Sequential()
+            for number in range(1, layers + 1):
+                block.add_module(f"denselayer{number}", DenseLayer(shared, channels, shape.growth))
+                channels += shape.growth
+            features.add_module(f"denseblock{index}", block)
+            if index < len(shape.layers):
+                features.add_module(f"transition{index}", _transition(shared, channels))
+                channels //= 2
+        features.add_module("norm5", UncentredBatchNorm2d(shared, channels))
+        self.features = features
+        self.classifier = BcosConv2d(shared, channels, num_classes, 1)
+        self.logit_layer = logit_layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        classes = self.classifier(self.features(x))
+        logits: Tensor = self.logit_layer(classes.mean(dim=(2, 3)))
+        return logits
+
+
+def _transition(shared: Shared, channels: int) -> nn.Sequential:
+    """Half the channels at half the resolution."""
+    transition = nn.Sequential()
+    transition.add_module("norm", UncentredBatchNorm2d(shared, channels))
+    transition.add_module("conv", BcosConv2d(shared, channels, channels // 2, 1))
+    transition.add_module("pool", nn.AvgPool2d(2))
+    return transition

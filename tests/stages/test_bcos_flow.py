@@ -1,0 +1,180 @@
+"""B-cos networks from teacher to judged student, on a tiny set: six-channel maps through the whole path."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from pipeline.config import (
+    AugmentConfig,
+    BcosModelConfig,
+    BcosWeightsConfig,
+    CifarModelConfig,
+    ConfigError,
+    DistillConfig,
+    E2KDConfig,
+    EvaluateConfig,
+    EvaluateOptions,
+    LabelTeachingConfig,
+    OperationConfig,
+    OptimizerConfig,
+    PrecomputeConfig,
+    StoreConfig,
+    SubsetConfig,
+    TeachConfig,
+    TrainerConfig,
+)
+from pipeline.evaluation.judge import Subject, _evidence, _label_maps
+from pipeline.geometry import judged_view, view_images
+from pipeline.models import build_model, freeze
+from pipeline.selection import rows_of_split
+from pipeline.store.reader import Store
+from pipeline.stream import StoreDataset
+from stages import distill, evaluate, precompute, teach
+from tests.conftest import precompute_config
+
+BCOS = BcosModelConfig(name="resnet8", width=4)
+RECIPE = TrainerConfig(epochs=2, batch_size=8, num_threads=1, clip_norm=None, agc=0.01)
+ADAM = OptimizerConfig(kind="adam", lr=1e-3, weight_decay=0.0)
+VIEWS = AugmentConfig(operations=(OperationConfig(kind="pad_crop", padding=2),))
+
+
+class Taught(NamedTuple):
+    """A store with the pass of a B-cos teacher that was trained in it."""
+
+    config: PrecomputeConfig
+    judged: dict[str, float]
+    """What teach says of it, on the test split."""
+
+    @property
+    def store(self) -> StoreConfig:
+        return StoreConfig(path=self.config.store.path)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory) -> Taught:
+    """Taught on labels with the B-cos recipe, then frozen with its weights as maps."""
+    folder = tmp_path_factory.mktemp("bcos")
+    packed = precompute_config(folder / "store")
+    precompute.run(packed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = teach.run(
+            TeachConfig(
+                store=StoreConfig(path=packed.store.path),
+                teacher=BCOS,
+                teaching=LabelTeachingConfig(
+                    loss="bce_offlabel", trainer=RECIPE, optimizer=ADAM, augment=VIEWS
+                ),
+                evaluate=EvaluateOptions(splits=("test",)),
+                run="teacher",
+            )
+        )
+    weights = str(folder / result.weights)
+    config = replace(packed, teacher=replace(BCOS, weights=weights), explainer=BcosWeightsConfig())
+    precompute.run(config)
+    metrics = json.loads((Path(weights).parent / "metrics.json").read_text())
+    return Taught(config, metrics["splits"]["test"])
+
+
+def distill_config(taught: Taught, **options) -> DistillConfig:
+    return DistillConfig(
+        **{
+            "store": taught.store,
+            "student": BCOS,
+            "method": E2KDConfig(tau=2.0),
+            "augment": VIEWS,
+            "optimizer": ADAM,
+            "trainer": RECIPE,
+            "subset": SubsetConfig(),
+            "run": "student",
+            **options,
+        }
+    )
+
+
+def test_a_taught_network_is_judged_by_its_own_explanation(taught):
+    assert 0 < taught.judged["epg"] < 1
+    assert 0 < taught.judged["iou"] <= 1
+
+
+def test_a_pass_holds_six_signed_channels_at_the_frames_resolution(taught):
+    (teacher,) = Store(Path(taught.store.path)).open_passes()
+    store = Store(Path(taught.store.path))
+    dataset = StoreDataset(store, rows_of_split(store.index, "train"), [teacher])
+
+    maps = dataset.__getitems__([0, 1, 2, 3]).targets[0].maps
+
+    assert teacher.explainer == "bcos_weights"
+    assert maps.shape[1:] == (1, 6, 16, 16)
+    assert (maps < 0).any()
+    assert torch.allclose(maps.abs().amax(dim=(2, 3, 4)), torch.ones(4, 1), atol=1e-3)
+
+
+def test_a_b_cos_student_learns_from_the_store_and_is_judged(taught):
+    distill.run(distill_config(taught), on_epoch=lambda epoch, line: None)
+
+    judged = evaluate.run(
+        EvaluateConfig(
+            store=taught.store,
+            evaluate=EvaluateOptions(splits=("test",), num_pictures=2),
+            run="student",
+        )
+    ).splits["test"]
+
+    assert -1 <= judged["map_cosine"] <= 1
+    assert judged["valid_map_fraction"] == 1
+    assert 0 < judged["epg"] < 1
+    assert 0 < judged["teacher_epg"] < 1
+
+
+def test_a_live_b_cos_teacher_has_the_frozen_ones_first_map_loss(taught):
+    lines = {}
+    for mode in ("frozen", "live"):
+        config = distill_config(
+            taught,
+            mode=mode,
+            augment=AugmentConfig(operations=()),
+            teacher=taught.config.teacher,
+            explainer=BcosWeightsConfig(),
+            run=mode,
+            trainer=replace(RECIPE, epochs=1),
+        )
+        distill.run(config, on_epoch=lambda epoch, line, mode=mode: lines.update({mode: line}))
+
+    assert lines["frozen"].split()[:2] == lines["live"].split()[:2]
+
+
+def test_evidence_is_the_weights_times_what_they_weigh(taught):
+    store = Store(Path(taught.store.path))
+    dataset = StoreDataset(store, rows_of_split(store.index, "test"), [], with_regions=True)
+    model = freeze(build_model(taught.config.teacher, 10))
+    batch = judged_view(dataset.__getitems__([0, 1, 2]), "auto", (16, 16))
+    subject = Subject(model=model, input_size=(16, 16))
+    with torch.no_grad():
+        output = model(view_images(batch, (16, 16)))
+
+        evidence = _label_maps(subject, output, batch)
+
+    # All that the label's logit is, but for its bias.
+    logits = output.logits.gather(1, batch.labels[:, None])[:, 0]
+    assert torch.allclose(
+        evidence.sum(dim=(1, 2)), logits - model.network.logit_layer.bias, atol=1e-4
+    )
+    one_channel = torch.rand(3, 1, 1, 4, 4)
+    assert torch.equal(_evidence(one_channel, batch), one_channel[:, 0, 0])
+
+
+def test_the_wrong_explainer_is_refused_by_name(taught):
+    gradcam = replace(precompute_config(Path(taught.store.path)), teacher=taught.config.teacher)
+    with pytest.raises(ConfigError, match="set explainer=bcos_weights"):
+        precompute.run(gradcam)
+
+    plain = distill_config(taught, student=CifarModelConfig(name="resnet8", width=4), run="plain")
+    with pytest.raises(ConfigError, match=r"explains B-cos networks.*not CifarResNet"):
+        distill.run(plain, on_epoch=lambda epoch, line: None)
