@@ -44,6 +44,7 @@ class ShardBytes:
     """A shard's tar, open: bytes by offset, without parsing, from any thread.
 
     Read, not mapped: mapped pages would count as this process's memory until the whole store is in it.
+    The file closes with its last reference, in C: a Ctrl-C that meets a `__del__` would be swallowed there.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,11 +60,3 @@ class ShardBytes:
         if len(data) != size:
             raise ManifestError(f"{self.path} ends before byte {offset + size}; run stages.verify")
         return data
-
-    def close(self) -> None:
-        """Let the file go; also done when the last reference goes."""
-        self._file.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()

@@ -412,6 +412,7 @@ def student_of(
         model=model,
         loss=build_loss(method),
         optimizer=build_optimizer(OptimizerConfig(lr=1e-3), list(model.parameters())),
+        explain=bcos_weights,
         numerics=Numerics(**numerics),
     )
 

@@ -17,7 +17,7 @@ from tests.pipeline.store.test_round_trip import tree_bytes
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("actors", [1, 2])
+@pytest.mark.parametrize("actors", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_ray_and_serial_write_the_same_bytes(tmp_path, frozen, actors):
     config = precompute_config(
         tmp_path / "store",

@@ -93,7 +93,7 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
         ),
         ("distill", ["optimizer=adamx"], "choose one of: adam, adamw, sgd"),
         ("distill", ["student.name=resnet19"], "resnet8, resnet14, resnet20"),
-        ("distill", ["mode=livid"], "mode must be one of frozen, live"),
+        ("distill", ["mode=livid"], "mode must be one of frozen, replay, live"),
         (
             "distill",
             ["augment.operations=[{kind: wobble}]"],

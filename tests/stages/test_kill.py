@@ -269,6 +269,7 @@ def actor_of(driver):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_an_actor_that_is_killed_is_replaced_and_its_shard_done_again(world):
     process = start(world, "actor", executor="ray")
     actor = stop_inside_a_shard(world / "actor", "teacher", process, lambda: actor_of(process))

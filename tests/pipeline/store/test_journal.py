@@ -237,6 +237,7 @@ def test_a_suspect_that_is_no_longer_in_the_data_is_forgotten(frozen, tmp_path):
     assert tree_bytes(store) == images_of(frozen)
 
 
+@pytest.mark.slow
 def test_a_record_that_kills_the_teacher_is_named_in_the_fourth_run(frozen, tmp_path, tiny_teacher):
     store = tmp_path / "store"
     shards = frozen.store.manifest.shards
