@@ -46,17 +46,24 @@ def _peaks(folder: Path, records: int) -> dict[str, float]:
     return {stage: _peak(stage, words) for stage, words in commands.items()}
 
 
+# A child's ru_maxrss begins at its parent's; VmHWM begins with the program.
+_PROBE = """
+import runpy, sys
+stage, sys.argv = sys.argv[1], sys.argv[1:]
+runpy.run_module(f"stages.{stage}", run_name="__main__")
+print(*[line for line in open("/proc/self/status") if line.startswith("VmHWM")], end="")
+"""
+
+
 def _peak(stage: str, words: list[str]) -> float:
     """MiB of the command's process at its largest."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", f"stages.{stage}", *words],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE, stage, *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"stages.{stage} {' '.join(words)} exits with {process.returncode}")
-    return usage.ru_maxrss * _MEBI_PER_KIBI
+    if done.returncode:
+        raise RuntimeError(f"stages.{stage} exits with {done.returncode}: {done.stderr}")
+    return int(done.stdout.splitlines()[-1].split()[1]) * _MEBI_PER_KIBI
