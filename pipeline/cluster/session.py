@@ -148,3 +148,12 @@ def _cluster_environment(config: ClusterConfig) -> dict[str, Any]:
 
 def _actor_environment(config: ClusterConfig) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(config.threads_per_actor), **_ACTOR_ENVIRONMENT}
+
+
+def gpus_each(wanted: float | None) -> float:
+    """What a rank or a student asks for: the option, or a whole GPU where the cluster has any."""
+    import ray
+
+    if wanted is not None:
+        return wanted
+    return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0

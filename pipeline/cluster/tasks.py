@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import TaskOutcome, attempt
-from pipeline.cluster.session import ray_session
+from pipeline.cluster.session import gpus_each, ray_session
 from pipeline.config import require
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _outcome(ref: Any, task: Task) -> TaskOutcome:
 def _resources(config: ClusterConfig) -> dict[str, Any]:
     import ray
 
-    gpus, known = gpus_per_student(config), ray.cluster_resources().get("GPU", 0)
+    gpus, known = gpus_each(config.gpus_per_student), ray.cluster_resources().get("GPU", 0)
     require(
         gpus <= known,
         f"cluster.gpus_per_student={gpus:g}, but there are {known:g} GPUs; null takes what there is",
@@ -119,13 +119,3 @@ def _resources(config: ClusterConfig) -> dict[str, Any]:
         "num_gpus": gpus,
         "max_retries": config.max_restarts,
     }
-
-
-def gpus_per_student(config: ClusterConfig) -> float:
-    """What a student asks for: the option, or a whole GPU where the cluster has any."""
-    import ray
-
-    if config.gpus_per_student is not None:
-        return config.gpus_per_student
-    available: float = ray.cluster_resources().get("GPU", 0)
-    return min(1.0, available)

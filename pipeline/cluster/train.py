@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from pipeline.cluster.session import ray_session
+from pipeline.cluster.session import gpus_each, ray_session
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _trainer(job: TrainingJob, cluster: ClusterConfig, news: Any) -> Any:
     import ray.train
     import ray.train.torch
 
-    gpus = gpus_per_rank(cluster) if job.trainer.device == "auto" else 0.0
+    gpus = gpus_each(cluster.gpus_per_rank) if job.trainer.device == "auto" else 0.0
     resources = {"CPU": cluster.cpus_per_rank} | ({"GPU": gpus} if gpus else {})
     return ray.train.torch.TorchTrainer(
         _RankLoop(job, news),
@@ -133,15 +133,6 @@ def _trainer(job: TrainingJob, cluster: ClusterConfig, news: Any) -> Any:
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_restarts),
         ),
     )
-
-
-def gpus_per_rank(config: ClusterConfig) -> float:
-    """What a rank asks for: the option, or a whole GPU where the cluster has any."""
-    import ray
-
-    if config.gpus_per_rank is not None:
-        return config.gpus_per_rank
-    return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
 
 
 def _last_line(error: BaseException) -> str:
