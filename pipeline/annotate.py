@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.geometry import CENTER_CROP_FRACTION, center_crop, warp
 from pipeline.models import build_model, freeze, teacher_input_size
 from pipeline.payloads import PAYLOADS
-from pipeline.stored_views import VIEW_FIELD
+from pipeline.records import VIEW_FIELD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -27,9 +27,11 @@ class Distillation:
 
     @property
     def trainer(self) -> TrainerConfig:
+        """How long, and by how many ranks."""
         return self.config.trainer
 
     def plan(self) -> TrainingPlan:
+        """Everything that decides how it goes; ConfigError or StoreMismatchError where options do not fit."""
         from pipeline.explainers import DEFAULT_EXPLAINER
         from pipeline.losses import build_loss
         from pipeline.selection import select_training_rows
@@ -66,6 +68,7 @@ class Distillation:
         )
 
     def describe(self, plan: TrainingPlan) -> TrainedModel:
+        """What model.json says of the result."""
         from pipeline.runs import TrainedModel
 
         return TrainedModel(

@@ -82,6 +82,10 @@ class FieldSpec:
     """Of the original's shorter side that a centre crop shows; None where `frame` is no crop."""
 
 
+VIEW_FIELD = FieldSpec(name="canonical_from_view", shape=(3, 3), dtype="float32")
+"""Of a pass of stored views: the matrix of each view, [records, V, 3, 3]."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredTargets:
     """One teacher pass, as read from disk for the records of a batch; nothing is warped yet."""

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.config import RotationsViewsConfig
-from pipeline.records import FieldSpec
 from pipeline.seeds import derive_seed
 from pipeline.selection import select_training_rows
 from pipeline.views import ViewSchedule
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from pipeline.config import AnyViewsConfig, AugmentConfig, SubsetConfig
     from pipeline.store.manifest import ShardEntry
     from pipeline.store.reader import Store
-
-VIEW_FIELD = FieldSpec(name="canonical_from_view", shape=(3, 3), dtype="float32")
-"""canonical_from_view [records, V, 3, 3]."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.geometry import center_crop
 from pipeline.order import EpochOrder, GlobalBatches, ReplayBatches
-from pipeline.records import NO_LABEL, Batch, StoredTargets
+from pipeline.records import NO_LABEL, VIEW_FIELD, Batch, StoredTargets
 from pipeline.store.codecs import decode_unit
 from pipeline.store.frames import decode_frame, decode_mask
 from pipeline.store.manifest import StoreMismatchError
@@ -83,6 +83,8 @@ class StoreDataset(Dataset[Batch]):
 
     def _pass_rows(self, teacher: TeacherPass) -> NDArray[np.int64]:
         """[n]: row of each record in its shard of a pass."""
+        if teacher.manifest.selection is None:
+            return self.columns["row"]
         rows = np.empty(len(self.rows), np.int64)
         for number in np.unique(self.shard):
             here = self.shard == number
@@ -120,12 +122,15 @@ class StoreDataset(Dataset[Batch]):
         pairs = np.asarray(positions).reshape(len(positions), -1)
         at = pairs[:, 0]
         views = pairs[:, 1] if pairs.shape[1] == 2 else None
-        targets = tuple(self._targets(number, at, views) for number in range(len(self.passes)))
+        values = [self._gather(number, at, views) for number in range(len(self.passes))]
+        canonical_from_view = None
+        if views is not None:  # all passes of a run have the same
+            canonical_from_view = torch.from_numpy(values[0][VIEW_FIELD.name])
         return Batch(
             keys=tuple(self.keys.take(at).to_pylist()),
             record_index=torch.from_numpy(at),
             inputs=self._frames(at),
-            canonical_from_view=None if views is None else self._stored_views(at, views),
+            canonical_from_view=canonical_from_view,
             view_index=torch.full((len(at),), -1) if views is None else torch.from_numpy(views),
             original_size=torch.from_numpy(
                 np.stack([self.columns["height"][at], self.columns["width"][at]], axis=1)
@@ -134,7 +139,10 @@ class StoreDataset(Dataset[Batch]):
             groups=torch.from_numpy(self.columns["group"][at].astype(np.int64)),
             masks=self._masks(at) if self.with_regions else None,
             boxes=self._boxes(at) if self.with_regions else (),
-            targets=targets,
+            targets=tuple(
+                self._targets(teacher, of_teacher, at, replayed=views is not None)
+                for teacher, of_teacher in zip(self.passes, values, strict=True)
+            ),
         )
 
     def _frames(self, at: NDArray[np.int64]) -> torch.Tensor:
@@ -151,28 +159,19 @@ class StoreDataset(Dataset[Batch]):
         ]
         return torch.stack([frames[number] for number in place])
 
-    def _stored_views(self, at: NDArray[np.int64], views: NDArray[np.int64]) -> torch.Tensor:
-        """canonical_from_view f32 [n, 3, 3], as the first pass keeps it; all passes of a run have the same."""
-        values = self._gather(0, at, views)
-        return torch.from_numpy(values["canonical_from_view"])
-
     def _targets(
-        self, number: int, at: NDArray[np.int64], views: NDArray[np.int64] | None
+        self, teacher: TeacherPass, values: Values, at: NDArray[np.int64], *, replayed: bool
     ) -> StoredTargets:
-        values = self._gather(number, at, views)
-        specs = {spec.name: spec for spec in self.passes[number].manifest.fields}
-        teacher = self.passes[number].name
+        specs = {spec.name: spec for spec in teacher.manifest.fields}
         logits = torch.from_numpy(values["logits"].astype(np.float32))
         if "map" not in values:
-            return StoredTargets(teacher=teacher, logits=logits)
+            return StoredTargets(teacher=teacher.name, logits=logits)
         return StoredTargets(
-            teacher=teacher,
+            teacher=teacher.name,
             logits=logits,
             explained_class=torch.from_numpy(values["explained_class"].astype(np.int64)),
             maps=torch.from_numpy(decode_unit(values["map"])),
-            map_from_canonical=self._map_from_canonical(specs["map"], at)
-            if views is None
-            else None,
+            map_from_canonical=None if replayed else self._map_from_canonical(specs["map"], at),
         )
 
     def _map_from_canonical(self, spec: FieldSpec, at: NDArray[np.int64]) -> torch.Tensor:

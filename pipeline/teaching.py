@@ -23,9 +23,11 @@ class Teaching:
 
     @property
     def trainer(self) -> TrainerConfig:
+        """How long, and by how many ranks."""
         return self.config.teaching.trainer
 
     def plan(self) -> TrainingPlan:
+        """Everything that decides how it goes; ConfigError or StoreMismatchError where options do not fit."""
         from pipeline.losses import TEACHINGS
         from pipeline.selection import rows_of_split
         from pipeline.stream import StoreDataset
@@ -45,6 +47,7 @@ class Teaching:
         )
 
     def describe(self, plan: TrainingPlan) -> TrainedModel:
+        """What model.json says of the result."""
         from pipeline.runs import TrainedModel
 
         return TrainedModel(

@@ -73,6 +73,7 @@ def _equivariance(config: VerifyConfig, store: Store, teacher: ModelConfig) -> s
     from pipeline.models import build_model, freeze, teacher_input_size
     from pipeline.selection import rows_of_split
     from pipeline.stream import StoreDataset
+    from pipeline.training import resolve_device
 
     num_classes = len(store.manifest.classes)
     asked = sha256_json(describe_teacher(teacher, num_classes, config.annotate.precision))
@@ -91,7 +92,7 @@ def _equivariance(config: VerifyConfig, store: Store, teacher: ModelConfig) -> s
     chosen = np.sort(np.random.default_rng(0).permutation(rows)[: config.equivariance_records])
     side = teacher_input_size(teacher)
     measured = measure_equivariance(
-        freeze(build_model(teacher, num_classes)),
+        freeze(build_model(teacher, num_classes)).to(resolve_device("device", "auto")),
         EXPLAINERS[config.explainer.kind],
         store.size if side is None else (side, side),
         StoreDataset(store, chosen, taught[:1]),

@@ -7,7 +7,6 @@ another number of ranks, or with none of Ray at all. Ray's own reports would tel
 
 from __future__ import annotations
 
-import logging
 import shutil
 import threading
 from dataclasses import dataclass
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
     from pipeline.config import ClusterConfig
     from pipeline.training_run import TrainingJob
-
-logger = logging.getLogger("permafrost.train")
 
 _STATE_FOLDER = ".ray_train"
 """In the run's folder while Ray Train is at work."""

@@ -57,17 +57,22 @@ def measure_equivariance(
     alone |= {operation.kind: (replace(operation, p=1.0),) for operation in operations}
     height, width = dataset.store.size
     one_aspect = bool((dataset.aspects == width / height).all())
+    schedules = {
+        kind: ViewSchedule(
+            AugmentConfig(operations=drawn), dataset.store.size, seed, one_aspect=one_aspect
+        )
+        for kind, drawn in alone.items()
+    }
+    parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {kind: [] for kind in alone}
+    device = next(model.parameters()).device
+    for number, batch in enumerate(iter_in_order(dataset, _BATCH)):  # each image is decoded once
+        for kind, schedule in schedules.items():
+            views = schedule.views(0, number * _BATCH, dataset.aspects[batch.record_index])
+            seen = move_batch(replace(batch, canonical_from_view=views), device)
+            parts[kind].append(_compare(model, explain, input_size, seen))
     measured = {}
-    for kind, drawn in alone.items():
-        augment = AugmentConfig(operations=drawn)
-        schedule = ViewSchedule(augment, dataset.store.size, seed, one_aspect=one_aspect)
-        parts = []
-        for number, batch in enumerate(iter_in_order(dataset, _BATCH)):
-            aspects = dataset.aspects[batch.record_index]
-            views = schedule.views(0, number * _BATCH, aspects)
-            seen = move_batch(replace(batch, canonical_from_view=views), _device(model))
-            parts.append(_compare(model, explain, input_size, seen))
-        cosine, kl, agrees = (torch.cat(values).double() for values in zip(*parts, strict=True))
+    for kind, compared in parts.items():
+        cosine, kl, agrees = (torch.cat(v).double() for v in zip(*compared, strict=True))
         measured[kind] = {
             "map_cosine": float(cosine.nanmean()),
             "logits_kl": float(kl.mean()),
@@ -95,7 +100,3 @@ def _compare(
     ).sum(dim=1)
     agrees = stored.logits.argmax(dim=1) == output.logits.argmax(dim=1)
     return cosine.masked_fill(~valid, float("nan")).flatten().cpu(), kl.cpu(), agrees.cpu()
-
-
-def _device(model: Classifier) -> torch.device:
-    return next(model.parameters()).device

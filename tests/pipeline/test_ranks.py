@@ -86,7 +86,7 @@ def both(tmp_path_factory, frozen):
     folder = tmp_path_factory.mktemp("ranks")
     arguments = (frozen.store.path, frozen.config.teacher)
     torch.multiprocessing.spawn(rank_main, (folder, *arguments), nprocs=2)
-    ranks = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
     return folder, ranks, learn(*arguments, Ranks())
 
 

@@ -1,9 +1,12 @@
 """The right record with the right targets, in an order that nothing but (seed, epoch) decides."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from pipeline import stream
 from pipeline.config import AugmentConfig, ConfigError, OperationConfig, SubsetConfig
 from pipeline.order import EpochOrder, GlobalBatches
 from pipeline.selection import rows_of_split, select_holdout_rows, select_training_rows
@@ -269,3 +272,19 @@ def test_regions_are_read_on_demand(frozen):
     assert batch.masks.shape == (2, 1, 16, 16)
     assert [tuple(boxes.shape) for boxes in batch.boxes] == [(1, 5), (1, 5)]
     assert [int(boxes[0, 0]) for boxes in batch.boxes] == batch.labels.tolist()
+
+
+def test_files_held_open_are_bounded_whatever_the_number_of_shards(frozen, monkeypatch):
+    monkeypatch.setattr(stream, "_OPEN_SHARDS", 1)
+    dataset = StoreDataset(frozen.store, rows_of_split(frozen.store.index, "train"))
+    assert len(set(dataset.shard)) > 2
+
+    def tars_open():
+        links = (link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+        return sum(str(link).startswith(str(frozen.store.path)) for link in links)
+
+    before = tars_open()
+    batch = dataset.__getitems__(list(range(len(dataset))))
+
+    assert len(batch.keys) == len(dataset)
+    assert tars_open() - before == 1
