@@ -30,6 +30,10 @@ from pipeline.config.errors import (
     require,
     require_fraction,
 )
+from pipeline.config.judging import (
+    EvaluateOptions,
+    ReportOptions,
+)
 from pipeline.config.models import (
     BcosModelConfig,
     BcosWeightsConfig,
@@ -62,11 +66,9 @@ from pipeline.config.verbs import (
     VERBS,
     DistillConfig,
     EvaluateConfig,
-    EvaluateOptions,
     PrecomputeConfig,
     RenderConfig,
     ReportConfig,
-    ReportOptions,
     SweepConfig,
     TeachConfig,
     VerifyConfig,

@@ -1,0 +1,72 @@
+"""What an evaluation looks at and what a report shows of it (`evaluate=`, `report=`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.config.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """What an evaluation looks at."""
+
+    splits: tuple[str, ...] = ("test",)
+    """Of the store; `holdout` is what subset.holdout kept out of the student's own training."""
+    batch_size: int = 256
+    frame: Literal["auto", "center_crop", "full"] = "auto"
+    """What part of an image is judged: all of it, or the field's centre crop of 7/8 of the shorter side
+    in the original's proportions. auto takes all where the student's input is the canonical frame."""
+    region: Literal["boxes", "masks"] = "boxes"
+    """Where an explanation should lie, for EPG and IoU."""
+    iou_threshold: float = 0.05
+    """On the map scaled to [0, 1]; strict."""
+    num_pictures: int = 8
+    """Records whose maps are kept for the report, about as many of each split."""
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.splits) > 0, "evaluate.splits is empty; name at least one split of the store"
+        )
+        require(self.batch_size >= 1, f"evaluate.batch_size must be >= 1, got {self.batch_size}")
+        require(
+            0 <= self.iou_threshold < 1,
+            f"evaluate.iou_threshold must be in [0, 1), got {self.iou_threshold}",
+        )
+        require(
+            self.num_pictures >= 0, f"evaluate.num_pictures must be >= 0, got {self.num_pictures}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """What a report shows."""
+
+    title: str = "Distillation report"
+    columns: dict[str, str] = field(default_factory=dict)
+    """Name -> <split>.<metric> of evaluate, or all.<metric> for the mean over splits; empty takes
+    accuracy and agreement of the split `test`."""
+    baseline: str = "kd"
+    candidate: str = "e2kd"
+    """The paired difference is candidate - baseline, seed by seed."""
+    paired_column: str = "accuracy"
+    next_command: str = ""
+    """Printed last: what to try now."""
+    contact_records: int = 8
+    """Records on the contact sheet of the store and its teachers' maps; 0 leaves it out."""
+    contact_views: int = 2
+    """Random views (`augment=`) of each of them."""
+
+    def __post_init__(self) -> None:
+        if not self.columns:
+            object.__setattr__(self, "columns", {n: f"test.{n}" for n in ("accuracy", "agreement")})
+        for name in ("contact_records", "contact_views"):
+            require(
+                getattr(self, name) >= 0, f"report.{name} must be >= 0, got {getattr(self, name)}"
+            )
+        require(
+            self.paired_column in self.columns,
+            f"report.paired_column={self.paired_column} is not one of report.columns: {', '.join(self.columns)}",
+        )
