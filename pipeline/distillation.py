@@ -32,10 +32,10 @@ class Distillation:
 
     def plan(self) -> TrainingPlan:
         """Everything that decides how it goes; ConfigError or StoreMismatchError where options do not fit."""
+        from pipeline.dataset import StoreDataset
         from pipeline.explainers import DEFAULT_EXPLAINER
         from pipeline.losses import build_loss
         from pipeline.selection import select_training_rows
-        from pipeline.stream import StoreDataset
         from pipeline.training_run import TrainingPlan
 
         config = self.config

@@ -1,238 +1,21 @@
-"""From a store to batches: random access by offset, in an order that is decided elsewhere (order.py)."""
+"""From a store to batches: an order that is decided elsewhere (order.py), with its views, on the training device."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from pipeline.geometry import center_crop
 from pipeline.order import EpochOrder, GlobalBatches, ReplayBatches
-from pipeline.records import NO_LABEL, VIEW_FIELD, Batch, StoredTargets
-from pipeline.store.codecs import decode_unit
-from pipeline.store.frames import decode_frame, decode_mask
-from pipeline.store.manifest import StoreMismatchError
-from pipeline.store.tars import ShardBytes
+from pipeline.records import Batch, StoredTargets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from numpy.typing import NDArray
-
-    from pipeline.records import FieldSpec
-    from pipeline.store.columns import Values
-    from pipeline.store.reader import Store, TeacherPass
+    from pipeline.dataset import StoreDataset
     from pipeline.views import ViewSchedule
-
-_CACHED_SHARDS = 32
-"""Of each pass: the order's window and the next one's beginning."""
-_OPEN_SHARDS = 64
-"""Files held open, far below what a process may have, whatever the number of shards."""
-_INDEX_COLUMNS = (
-    "offset",
-    "size",
-    "mask_offset",
-    "mask_size",
-    "label",
-    "group",
-    "row",
-    "height",
-    "width",
-)
-
-
-class StoreDataset(Dataset[Batch]):
-    """A selection of a store's records; a list of positions is read and collated at once.
-
-    Files are opened on first use, so that each loader process has its own.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        rows: NDArray[np.int64],
-        passes: Sequence[TeacherPass] = (),
-        *,
-        with_regions: bool = False,
-        num_classes: int | None = None,
-    ) -> None:
-        """with_regions: also read masks and boxes, for evaluation.
-        num_classes: outputs of the network that will read the labels; null takes the data's
-        """
-        self.store = store
-        self.rows = rows
-        self.passes = tuple(passes)
-        self.with_regions = with_regions
-        index = store.index
-        self.columns: dict[str, NDArray[Any]] = {
-            name: index[name].to_numpy()[rows] for name in _INDEX_COLUMNS
-        }
-        outputs = {t.num_classes for t in self.passes} | ({num_classes} if num_classes else set())
-        if outputs - {len(store.manifest.classes)}:
-            # The teacher's classes are not the data's, so no label means anything to its student.
-            self.columns["label"] = np.full(len(rows), NO_LABEL)
-        self.keys = index["key"].take(rows)
-        starts = np.asarray(list(store.first_rows.values()))
-        self.shard = np.searchsorted(starts, rows, side="right") - 1
-        self.pass_rows = [self._pass_rows(teacher) for teacher in self.passes]
-        self._start_caches()
-
-    def _pass_rows(self, teacher: TeacherPass) -> NDArray[np.int64]:
-        """[n]: row of each record in its shard of a pass."""
-        if teacher.manifest.selection is None:
-            return self.columns["row"]
-        rows = np.empty(len(self.rows), np.int64)
-        for number in np.unique(self.shard):
-            here = self.shard == number
-            entry = self.store.manifest.shards[number]
-            rows[here] = teacher.rows_of(entry)[self.columns["row"][here]]
-        missing = np.flatnonzero(rows < 0)
-        if len(missing):
-            raise StoreMismatchError(
-                f"{teacher.folder} does not cover {len(missing)} of the run's {len(rows)} records, the first "
-                f"{self.keys[missing[0]]}; run stages.precompute with this run's split and subset options"
-            )
-        return rows
-
-    def _start_caches(self) -> None:
-        self._bytes = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)
-        cached = _CACHED_SHARDS * max(1, len(self.passes))
-        self._values = lru_cache(maxsize=cached)(self._read_values)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def aspects(self) -> torch.Tensor:
-        """Width / height of every record's original image, f64 [n]."""
-        return torch.from_numpy(self.columns["width"] / self.columns["height"])
-
-    def __getitem__(self, position: int) -> Batch:
-        return self.__getitems__([position])
-
-    def __getitems__(self, positions: Sequence[int | tuple[int, int]]) -> Batch:
-        """The records at these positions of the selection, as one batch.
-
-        positions  each alone (no view is drawn yet), or with the stored view to replay
-        """
-        pairs = np.asarray(positions).reshape(len(positions), -1)
-        at = pairs[:, 0]
-        views = pairs[:, 1] if pairs.shape[1] == 2 else None
-        values = [self._gather(number, at, views) for number in range(len(self.passes))]
-        canonical_from_view = None
-        if views is not None:  # all passes of a run have the same
-            canonical_from_view = torch.from_numpy(values[0][VIEW_FIELD.name])
-        return Batch(
-            keys=tuple(self.keys.take(at).to_pylist()),
-            record_index=torch.from_numpy(at),
-            inputs=self._frames(at),
-            canonical_from_view=canonical_from_view,
-            view_index=torch.full((len(at),), -1) if views is None else torch.from_numpy(views),
-            original_size=torch.from_numpy(
-                np.stack([self.columns["height"][at], self.columns["width"][at]], axis=1)
-            ).float(),
-            labels=torch.from_numpy(self.columns["label"][at].astype(np.int64)),
-            groups=torch.from_numpy(self.columns["group"][at].astype(np.int64)),
-            masks=self._masks(at) if self.with_regions else None,
-            boxes=self._boxes(at) if self.with_regions else (),
-            targets=tuple(
-                self._targets(teacher, of_teacher, at, replayed=views is not None)
-                for teacher, of_teacher in zip(self.passes, values, strict=True)
-            ),
-        )
-
-    def _frames(self, at: NDArray[np.int64]) -> torch.Tensor:
-        """u8 [n, 3, H, W]; a record that comes several times is decoded once."""
-        once, place = np.unique(at, return_inverse=True)
-        frames = [
-            decode_frame(self._bytes(int(shard)).read(int(offset), int(size)), self.store.size)
-            for shard, offset, size in zip(
-                self.shard[once],
-                self.columns["offset"][once],
-                self.columns["size"][once],
-                strict=True,
-            )
-        ]
-        return torch.stack([frames[number] for number in place])
-
-    def _targets(
-        self, teacher: TeacherPass, values: Values, at: NDArray[np.int64], *, replayed: bool
-    ) -> StoredTargets:
-        specs = {spec.name: spec for spec in teacher.manifest.fields}
-        logits = torch.from_numpy(values["logits"].astype(np.float32))
-        if "map" not in values:
-            return StoredTargets(teacher=teacher.name, logits=logits)
-        return StoredTargets(
-            teacher=teacher.name,
-            logits=logits,
-            explained_class=torch.from_numpy(values["explained_class"].astype(np.int64)),
-            maps=torch.from_numpy(decode_unit(values["map"])),
-            map_from_canonical=None if replayed else self._map_from_canonical(specs["map"], at),
-        )
-
-    def _map_from_canonical(self, spec: FieldSpec, at: NDArray[np.int64]) -> torch.Tensor:
-        """Places each map's grid in its canonical frame: f32 [n, 3, 3]."""
-        if spec.frame != "center_crop":
-            return torch.eye(3).expand(len(at), 3, 3)
-        assert spec.crop_fraction is not None
-        heights, widths = (
-            torch.from_numpy(self.columns[n][at]).float() for n in ("height", "width")
-        )
-        map_from_canonical: torch.Tensor = torch.linalg.inv(
-            center_crop(heights, widths, spec.crop_fraction)
-        )
-        return map_from_canonical
-
-    def _gather(
-        self, number: int, at: NDArray[np.int64], views: NDArray[np.int64] | None
-    ) -> Values:
-        """Fields [n, *shape] of the given views (None: the canonical one), in the order of `at`."""
-        shards, rows = self.shard[at], self.pass_rows[number][at]
-        views = np.zeros(len(at), np.int64) if views is None else views
-        gathered: Values = {}
-        for shard in np.unique(shards):
-            here = shards == shard
-            for name, array in self._values(number, int(shard)).items():
-                if name not in gathered:
-                    gathered[name] = np.empty((len(at), *array.shape[2:]), array.dtype)
-                gathered[name][here] = array[rows[here], views[here]]
-        return gathered
-
-    def _masks(self, at: NDArray[np.int64]) -> torch.Tensor:
-        """u8 [n, 1, H, W]; all background where a record has no mask."""
-        masks = torch.zeros(len(at), 1, *self.store.size, dtype=torch.uint8)
-        columns = (self.shard, self.columns["mask_offset"], self.columns["mask_size"])
-        for mask, shard, offset, size in zip(
-            masks, *(c[at].tolist() for c in columns), strict=True
-        ):
-            if offset >= 0:
-                mask[:] = decode_mask(self._bytes(shard).read(offset, size), self.store.size)
-        return masks
-
-    def _boxes(self, at: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
-        names = ("label", "x0", "y0", "x1", "y1")
-        boxes = self.store.index["boxes"].take(self.rows[at]).to_pylist()
-        return tuple(
-            torch.tensor([[box[n] for n in names] for box in b]).reshape(-1, 5) for b in boxes
-        )
-
-    def _open_shard(self, shard: int) -> ShardBytes:
-        return ShardBytes(self.store.path / self.store.manifest.shards[shard].path)
-
-    def _read_values(self, number: int, shard: int) -> Values:
-        return self.passes[number].read_shard(self.store.manifest.shards[shard])
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A loader process opens its own files.
-        return {k: v for k, v in self.__dict__.items() if k not in ("_bytes", "_values")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._start_caches()
 
 
 class TrainingStream:
@@ -289,12 +72,6 @@ class TrainingStream:
             start = self.batches.first_position(step)
             aspects = self.aspects[batch.record_index]
             yield replace(batch, canonical_from_view=self.views.views(epoch, start, aspects))
-
-
-def iter_in_order(dataset: StoreDataset, batch_size: int) -> Iterator[Batch]:
-    """Every record of the selection exactly once, whole frames, for evaluation."""
-    for start in range(0, len(dataset), batch_size):
-        yield dataset.__getitems__(list(range(start, min(start + batch_size, len(dataset)))))
 
 
 def _same(batch: Batch) -> Batch:

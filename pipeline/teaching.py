@@ -28,9 +28,9 @@ class Teaching:
 
     def plan(self) -> TrainingPlan:
         """Everything that decides how it goes; ConfigError or StoreMismatchError where options do not fit."""
+        from pipeline.dataset import StoreDataset
         from pipeline.losses import TEACHINGS
         from pipeline.selection import rows_of_split
-        from pipeline.stream import StoreDataset
         from pipeline.training_run import TrainingPlan
 
         teaching = self.config.teaching

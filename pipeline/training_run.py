@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.config import AugmentConfig, ModelConfig, OptimizerConfig, TrainerConfig
+    from pipeline.dataset import StoreDataset
     from pipeline.losses.terms import DistillationLoss
     from pipeline.models.classifier import Classifier
-    from pipeline.stream import StoreDataset
 
 
 logger = logging.getLogger("permafrost.training")

@@ -76,9 +76,9 @@ def _judge(
     import torch
     from safetensors.torch import save
 
+    from pipeline.dataset import StoreDataset
     from pipeline.evaluation.judge import Subject, judge_split, picture_maps
     from pipeline.selection import HOLDOUT, rows_of_split, select_holdout_rows
-    from pipeline.stream import StoreDataset
     from pipeline.training import resolve_device
 
     model, trained = load_model(student)

@@ -69,9 +69,9 @@ def _check_splits(config: TeachConfig, store: Store) -> None:
 
 
 def _judge(config: TeachConfig, store: Store, folder: Path) -> dict[str, dict[str, Any]]:
+    from pipeline.dataset import StoreDataset
     from pipeline.evaluation.judge import Subject, judge_split
     from pipeline.selection import rows_of_split
-    from pipeline.stream import StoreDataset
     from pipeline.training import resolve_device
 
     model, trained = load_model(folder)

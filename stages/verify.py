@@ -67,12 +67,12 @@ def run(config: VerifyConfig) -> VerifyResult:
 def _equivariance(config: VerifyConfig, store: Store, teacher: ModelConfig) -> str:
     import numpy as np
 
+    from pipeline.dataset import StoreDataset
     from pipeline.evaluation.equivariance import measure_equivariance
     from pipeline.explainers import EXPLAINERS
     from pipeline.fingerprint import describe_teacher
     from pipeline.models import build_model, freeze, teacher_input_size
     from pipeline.selection import rows_of_split
-    from pipeline.stream import StoreDataset
     from pipeline.training import resolve_device
 
     num_classes = len(store.manifest.classes)

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.config import AugmentConfig
+from pipeline.dataset import iter_in_order
 from pipeline.geometry import view_images, view_maps
 from pipeline.losses.map_cosine import map_cosine
-from pipeline.stream import iter_in_order, move_batch
+from pipeline.stream import move_batch
 from pipeline.views import ViewSchedule
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.config import OperationConfig
+    from pipeline.dataset import StoreDataset
     from pipeline.explainers import Explainer
     from pipeline.models.classifier import Classifier
     from pipeline.records import Batch
-    from pipeline.stream import StoreDataset
 
 UNMOVED = "none"
 """The whole frame: what the store's rounding alone costs."""

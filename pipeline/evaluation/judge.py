@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.dataset import iter_in_order
 from pipeline.evaluation.agreement import accuracy, agreement, group_accuracies, kl_to_teacher
 from pipeline.evaluation.localization import (
     box_regions,
@@ -20,16 +21,16 @@ from pipeline.explainers.bcos_weights import contribution_map
 from pipeline.geometry import judged_view, view_images, view_maps, view_targets, warp
 from pipeline.losses.map_cosine import map_cosine
 from pipeline.models.bcos.layers import add_inverse
-from pipeline.stream import iter_in_order, move_batch
+from pipeline.stream import move_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.config import EvaluateOptions
+    from pipeline.dataset import StoreDataset
     from pipeline.models.classifier import Classifier
     from pipeline.models.output import ModelOutput
     from pipeline.records import Batch, Targets
-    from pipeline.stream import StoreDataset
 
 
 @dataclass(frozen=True, kw_only=True)

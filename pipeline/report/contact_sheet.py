@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from pipeline.dataset import StoreDataset
 from pipeline.geometry import view_images, view_maps
 from pipeline.report.figures import PictureRow, picture_grid
-from pipeline.stream import StoreDataset
 from pipeline.views import ViewSchedule
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 import webdataset
 
+from pipeline.dataset import StoreDataset
 from pipeline.order import EpochOrder, GlobalBatches
 from pipeline.selection import rows_of_split
 from pipeline.store.frames import decode_frame
 from pipeline.store.reader import Store, TeacherPass
-from pipeline.stream import StoreDataset
 from stages import precompute
 from tests.benchmarks.figures import Figure, exact, figure, in_turn
 from tests.benchmarks.inputs import precompute_config, write_tars

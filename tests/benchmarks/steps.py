@@ -16,13 +16,14 @@ from pipeline.config import (
     OperationConfig,
     OptimizerConfig,
 )
+from pipeline.dataset import StoreDataset
 from pipeline.explainers.gradcam import gradcam
 from pipeline.live import LiveTeacher
 from pipeline.losses import build_loss
 from pipeline.models import build_model, freeze
 from pipeline.selection import rows_of_split
 from pipeline.store.reader import Store
-from pipeline.stream import StoreDataset, TrainingStream
+from pipeline.stream import TrainingStream
 from pipeline.training import Training, build_optimizer, train_step
 from pipeline.views import ViewSchedule
 from stages import precompute

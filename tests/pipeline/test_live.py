@@ -17,6 +17,7 @@ from pipeline.config import (
     PassConfig,
 )
 from pipeline.config.builder import build_verb_config
+from pipeline.dataset import StoreDataset
 from pipeline.explainers.gradcam import gradcam
 from pipeline.geometry import view_images, view_targets
 from pipeline.live import LiveTeacher
@@ -25,7 +26,7 @@ from pipeline.models import build_model, freeze
 from pipeline.runs import RUNS, load_model
 from pipeline.selection import rows_of_split
 from pipeline.store.reader import Store
-from pipeline.stream import StoreDataset, TrainingStream
+from pipeline.stream import TrainingStream
 from pipeline.training import Training, batch_loss, build_optimizer
 from pipeline.views import ViewSchedule
 from stages import distill, evaluate

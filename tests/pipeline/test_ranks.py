@@ -6,6 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from pipeline.config import E2KDConfig, OptimizerConfig
+from pipeline.dataset import StoreDataset
 from pipeline.losses import build_loss
 from pipeline.losses.terms import LossTerms
 from pipeline.metric_log import StepLog
@@ -13,7 +14,7 @@ from pipeline.models import build_model
 from pipeline.ranks import Ranks, RanksDisagreeError
 from pipeline.selection import rows_of_split
 from pipeline.store.reader import Store
-from pipeline.stream import StoreDataset, TrainingStream
+from pipeline.stream import TrainingStream
 from pipeline.training import Training, batch_loss, build_optimizer, load_checkpoint
 from pipeline.views import ViewSchedule
 from tests.conftest import TINY_DATA

@@ -20,6 +20,7 @@ from pipeline.config import (
     SubsetConfig,
     VerifyConfig,
 )
+from pipeline.dataset import StoreDataset
 from pipeline.evaluation.equivariance import measure_equivariance
 from pipeline.explainers.gradcam import gradcam
 from pipeline.geometry import view_images, view_targets, warp
@@ -31,7 +32,7 @@ from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from pipeline.stored_views import plan_stored_views, rotations
-from pipeline.stream import StoreDataset, TrainingStream
+from pipeline.stream import TrainingStream
 from stages import distill, evaluate, precompute, verify
 from tests.conftest import Frozen, precompute_config
 from tests.pipeline.store.test_round_trip import tree_bytes

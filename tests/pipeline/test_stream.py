@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import stream
+from pipeline import dataset as dataset_module
 from pipeline.config import AugmentConfig, ConfigError, OperationConfig, SubsetConfig
+from pipeline.dataset import StoreDataset, iter_in_order
 from pipeline.order import EpochOrder, GlobalBatches
 from pipeline.selection import rows_of_split, select_holdout_rows, select_training_rows
-from pipeline.stream import StoreDataset, TrainingStream, iter_in_order
+from pipeline.stream import TrainingStream
 from pipeline.views import ViewSchedule
 from tests.conftest import frame_batches
 
@@ -275,7 +276,7 @@ def test_regions_are_read_on_demand(frozen):
 
 
 def test_files_held_open_are_bounded_whatever_the_number_of_shards(frozen, monkeypatch):
-    monkeypatch.setattr(stream, "_OPEN_SHARDS", 1)
+    monkeypatch.setattr(dataset_module, "_OPEN_SHARDS", 1)
     dataset = StoreDataset(frozen.store, rows_of_split(frozen.store.index, "train"))
     assert len(set(dataset.shard)) > 2
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from pipeline.config import ConfigError, WebDatasetDataConfig
+from pipeline.dataset import StoreDataset
 from pipeline.fingerprint import fingerprint_dataset
 from pipeline.records import NO_GROUP, NO_LABEL, Box
 from pipeline.sources import build_source
@@ -26,7 +27,6 @@ from pipeline.store.files import sha256_file
 from pipeline.store.pixels import ImageError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
-from pipeline.stream import StoreDataset
 from stages import precompute
 from tests.conftest import precompute_config
 

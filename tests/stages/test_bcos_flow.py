@@ -29,12 +29,12 @@ from pipeline.config import (
     TeachConfig,
     TrainerConfig,
 )
+from pipeline.dataset import StoreDataset
 from pipeline.evaluation.judge import Subject, _evidence, _label_maps
 from pipeline.geometry import judged_view, view_images
 from pipeline.models import build_model, freeze
 from pipeline.selection import rows_of_split
 from pipeline.store.reader import Store
-from pipeline.stream import StoreDataset
 from stages import distill, evaluate, precompute, teach
 from tests.conftest import precompute_config
 

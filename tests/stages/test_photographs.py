@@ -21,11 +21,11 @@ from pipeline.config import (
     StoreConfig,
     TorchvisionModelConfig,
 )
+from pipeline.dataset import StoreDataset
 from pipeline.geometry import view_maps
 from pipeline.models.classifier import Classifier
 from pipeline.models.output import GapLinear
 from pipeline.store.reader import Store
-from pipeline.stream import StoreDataset
 from pipeline.views import ViewSchedule
 from stages import precompute, report
 from tests.conftest import precompute_config

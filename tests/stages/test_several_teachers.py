@@ -21,13 +21,13 @@ from pipeline.config import (
     SubsetConfig,
     TrainerConfig,
 )
+from pipeline.dataset import StoreDataset
 from pipeline.losses import build_loss
 from pipeline.models import build_model
 from pipeline.runs import RUNS, read_description
 from pipeline.selection import rows_of_split, select_holdout_rows
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
-from pipeline.stream import StoreDataset
 from pipeline.training import Training, batch_loss, build_optimizer
 from stages import distill, evaluate, precompute
 from tests.conftest import precompute_config

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from pipeline.config import ImageFolderDataConfig, ImageTableDataConfig
+from pipeline.dataset import StoreDataset
 from pipeline.sources import build_source, plan_source
 from pipeline.store.frames import resize_frame
 from pipeline.store.manifest import StoreMismatchError
@@ -22,7 +23,6 @@ from pipeline.store.pixels import ImageError, decode_rgb
 from pipeline.store.publish import DEFAULT_FRAME_SIZE
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
-from pipeline.stream import StoreDataset
 from stages import precompute
 from tests.conftest import precompute_config
 from tests.pipeline.store.test_round_trip import tree_bytes
