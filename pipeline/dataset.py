@@ -14,6 +14,7 @@ from pipeline.records import NO_LABEL, VIEW_FIELD, Batch, StoredTargets
 from pipeline.store.codecs import decode_unit
 from pipeline.store.frames import decode_frame, decode_mask
 from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.rows import KeptRows
 from pipeline.store.tars import ShardBytes
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.records import FieldSpec
     from pipeline.store.columns import Values
     from pipeline.store.reader import Store, TeacherPass
+    from pipeline.store.rows import Rows
 
 _CACHED_SHARDS = 32
 """Of each pass: the order's window and the next one's beginning."""
@@ -98,7 +100,7 @@ class StoreDataset(Dataset[Batch]):
     def _start_caches(self) -> None:
         self._bytes = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)
         cached = _CACHED_SHARDS * max(1, len(self.passes))
-        self._values = lru_cache(maxsize=cached)(self._read_values)
+        self._values = lru_cache(maxsize=cached)(self._open_values)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -220,8 +222,16 @@ class StoreDataset(Dataset[Batch]):
     def _open_shard(self, shard: int) -> ShardBytes:
         return ShardBytes(self.store.path / self.store.manifest.shards[shard].path)
 
-    def _read_values(self, number: int, shard: int) -> Values:
-        return self.passes[number].read_shard(self.store.manifest.shards[shard])
+    def _open_values(self, number: int, shard: int) -> dict[str, Rows]:
+        """A shard's fields: large ones on disk, of the others the rows of this selection."""
+        fields = self.passes[number].open_shard(self.store.manifest.shards[shard])
+        needed = np.unique(self.pass_rows[number][self.shard == shard])
+        return {
+            name: KeptRows(rows, needed)
+            if isinstance(rows, np.ndarray) and len(needed) < len(rows)
+            else rows
+            for name, rows in fields.items()
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         # A loader process opens its own files.

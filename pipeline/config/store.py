@@ -46,7 +46,8 @@ class PassConfig:
     """What a teacher pass computes and stores."""
 
     payloads: tuple[Literal["logits", "map"], ...] = ("logits", "map")
-    map_dtype: Literal["float16", "int8"] = "float16"
+    map_dtype: Literal["float32", "float16", "int8"] = "float16"
+    """Of maps divided by their max-abs. A map that is far above its own mean in a few places loses most in int8."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the teacher's forward pass (autocast); explanations are computed in float32 from its features."""
     batch_size: int = 64

@@ -17,7 +17,7 @@ def encode_maxabs(
 ) -> tuple[NDArray[np.generic], NDArray[np.float32]]:
     """Values divided by their max-abs over `axes`, in `dtype`, and that scale without those axes.
 
-    dtype  float16, or int8 (in steps of 1/127)
+    dtype  float32, float16, or int8 (in steps of 1/127)
     A slice of zeros stays zero and has scale 0; a slice of any other magnitude keeps its full precision.
     """
     scale = np.abs(values).max(axis=axes, keepdims=True)

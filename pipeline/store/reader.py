@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from pipeline.store.rows import Rows
+
 TEACHERS_FOLDER = "teachers"
 CANONICAL_VIEW = "canonical"
 """The sampler of a pass that saw each record's whole frame, once."""
@@ -213,12 +215,18 @@ class TeacherPass:
 
     def read_shard(self, shard: ShardEntry) -> Values:
         """Every field of one shard: [covered records, V, *shape]."""
+        return self.columns.read_shard(*self._place(shard))
+
+    def open_shard(self, shard: ShardEntry) -> dict[str, Rows]:
+        """The same, large fields as rows that are read when they are asked for."""
+        return self.columns.open_shard(*self._place(shard))
+
+    def _place(self, shard: ShardEntry) -> tuple[int, str, list[str]]:
         if not receipt_path(self.folder, shard.name).is_file():
             raise ManifestError(
                 f"{self.folder}: shard {shard.name} has no receipt; run stages.verify"
             )
-        position = self._positions[shard.name]
-        return self.columns.read_shard(position, shard.name, self.shard_keys(shard))
+        return self._positions[shard.name], shard.name, self.shard_keys(shard)
 
     @cached_property
     def _positions(self) -> dict[str, int]:

@@ -1,0 +1,121 @@
+"""Rows of large fields, read alone: equal to Zarr's own reading, few bytes, and never a damaged one."""
+
+import os
+
+import numpy as np
+import pytest
+
+from pipeline.records import FieldSpec
+from pipeline.store.columns import WebDatasetColumns, ZarrColumns
+from pipeline.store.manifest import ManifestError
+from pipeline.store.rows import InnerChunkRows, KeptRows
+
+SHAPES = {
+    "a view is an inner chunk": ((1, 6, 64, 64), "float16", 1, (1, 1)),
+    "as float32": ((1, 6, 64, 64), "float32", 2, (1, 1)),
+    "as int8": ((1, 6, 128, 128), "int8", 2, (1, 1)),
+    "several rows share one": ((1, 6, 32, 32), "int8", 2, (5, 2)),
+    "not compressed": ((1, 1, 40, 40), "float16", 2, (10, 2)),
+}
+
+
+def written(tmp_path, monkeypatch, shape, dtype, views, rows=17, shard_size=20):
+    """Two shards, the second one short, of values as B-cos weights have: mostly small."""
+    monkeypatch.setattr("pipeline.store.columns._MAX_CHUNK_BYTES", 2**10)
+    spec = FieldSpec(name="map", shape=shape, dtype=dtype, codec="maxabs")
+    columns = ZarrColumns(tmp_path, [spec], 2, shard_size, views)
+    columns.create()
+    generator = np.random.default_rng(0)
+    shards = []
+    for position, count in enumerate((shard_size, rows)):
+        values = generator.normal(size=(count, views, *shape)) ** 3
+        values = (values * (100 if dtype == "int8" else 1)).clip(-127, 127).astype(dtype)
+        keys = [f"{position}-{row}" for row in range(count)]
+        columns.write_shard(position, f"train-{position:06d}", keys, {"map": values})
+        shards.append((keys, values))
+    return columns, shards
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_rows_and_views_are_those_that_were_written(tmp_path, monkeypatch, name):
+    shape, dtype, views, inner = SHAPES[name]
+    columns, shards = written(tmp_path, monkeypatch, shape, dtype, views)
+
+    for position, (keys, values) in enumerate(shards):
+        shard = f"train-{position:06d}"
+        opened = columns.open_shard(position, shard, keys)["map"]
+        rows = np.array([16, 0, 3, 16, 7])
+        seen = np.array([0, 1, 0, 1, 1]) % views
+
+        assert isinstance(opened, InnerChunkRows)
+        assert opened.inner == inner
+        assert opened.shape == values.shape
+        np.testing.assert_array_equal(opened[rows, seen], values[rows, seen])
+        np.testing.assert_array_equal(columns.read_shard(position, shard, keys)["map"], values)
+
+
+def test_a_row_costs_its_own_bytes_only(tmp_path, monkeypatch):
+    columns, shards = written(tmp_path, monkeypatch, (1, 6, 64, 64), "float16", 4)
+    keys, values = shards[0]
+    read = []
+
+    def counting(file, length, offset, pread=os.pread):
+        read.append(length)
+        return pread(file, length, offset)
+
+    monkeypatch.setattr(os, "pread", counting)
+    columns.open_shard(0, "train-000000", keys)["map"][np.array([4, 4]), np.array([2, 2])]
+
+    assert len(read) == 1
+    assert read[0] < 1.01 * values[4, 2].nbytes
+
+
+@pytest.mark.parametrize("place", ["an inner chunk", "the index"])
+def test_a_flipped_bit_is_an_error_that_names_the_file(tmp_path, monkeypatch, place):
+    columns, shards = written(tmp_path, monkeypatch, (1, 6, 64, 64), "float16", 1)
+    path = next(p for p in (tmp_path / "columns.zarr/map/c/0").rglob("*") if p.is_file())
+    data = bytearray(path.read_bytes())
+    data[100 if place == "an inner chunk" else -100] ^= 1
+    path.write_bytes(data)
+
+    opened = columns.open_shard(0, "train-000000", shards[0][0])["map"]
+    with pytest.raises(ManifestError, match=str(path)):
+        opened[np.arange(20), np.zeros(20, np.int64)]
+
+
+def test_stock_zarr_reads_compressed_fields_and_weak_signals_cost_little(tmp_path, monkeypatch):
+    import zarr
+
+    _, shards = written(tmp_path, monkeypatch, (1, 6, 64, 64), "int8", 1)
+    array = zarr.open_array(tmp_path / "columns.zarr" / "map", mode="r")
+    stored = sum(
+        path.stat().st_size
+        for path in (tmp_path / "columns.zarr/map/c").rglob("0")
+        if path.is_file()
+    )
+
+    np.testing.assert_array_equal(array[20:37], shards[1][1])
+    assert stored < 0.9 * sum(values.nbytes for _, values in shards)
+
+
+def test_small_fields_are_arrays_and_are_not_compressed(tmp_path):
+    spec = FieldSpec(name="map", shape=(1, 1, 7, 7), dtype="float16")
+    for backend in (ZarrColumns, WebDatasetColumns):
+        columns = backend(tmp_path / backend.__name__, [spec], 1, 2, 1)
+        columns.create()
+        columns.write_shard(
+            0, "train-000000", ["a", "b"], {"map": np.zeros((2, 1, 1, 1, 7, 7), "f2")}
+        )
+        assert isinstance(columns.open_shard(0, "train-000000", ["a", "b"])["map"], np.ndarray)
+    assert (
+        "blosc" not in (tmp_path / "ZarrColumns" / "columns.zarr" / "map" / "zarr.json").read_text()
+    )
+
+
+def test_kept_rows_answer_for_the_rows_of_the_shard():
+    array = np.arange(24).reshape(6, 2, 2)
+
+    kept = KeptRows(array, np.array([1, 4, 5]))
+
+    assert kept.shape == array.shape
+    np.testing.assert_array_equal(kept[np.array([5, 1]), np.array([0, 1])], array[[5, 1], [0, 1]])
