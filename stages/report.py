@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.commandline import main
 from pipeline.grid import point_label
+from pipeline.report.passes import describe_passes
 from pipeline.report.results import (
     arm_summary,
     load_results,
@@ -56,11 +57,11 @@ def run(config: ReportConfig) -> ReportResult:
     results = load_results(config.run)
     store = Store(Path(config.store.path))
     options = config.report
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"passes": describe_passes(store)}
     headline = ""
     if results:
         rows = student_rows(results, options.columns)
-        values = {"teacher": teacher_row(results, options.columns), "runs": rows}
+        values |= {"teacher": teacher_row(results, options.columns), "runs": rows}
         if _has_one_point_an_arm(results, options):
             paired = paired_difference(
                 rows, options.candidate, options.baseline, options.paired_column
@@ -129,7 +130,7 @@ def _page(
     return environment.get_template("page.html.j2").render(
         title=options.title,
         store=config.store.path,
-        passes=[teacher.name for teacher in passes],
+        passes=values["passes"],
         contact_sheet=sheet,
         ledger=_ledger(config.run, store, passes, results),
         **(_students(config, store, results, values) if results else {}),
@@ -141,7 +142,8 @@ def _page(
 def _students(
     config: ReportConfig, store: Store, results: list[StudentResult], values: dict[str, Any]
 ) -> dict[str, Any]:
-    from pipeline.report.figures import map_grid, training_curves
+    from pipeline.report.figures import training_curves
+    from pipeline.report.pictures import map_grid
 
     options = config.report
     seeds = list(dict.fromkeys(result.seed for result in results))
@@ -157,6 +159,7 @@ def _students(
         "summary": arm_summary(values["runs"], list(options.columns)),
         "rows": values["runs"],
         "maps": map_grid(pictures, store.manifest.classes) if pictures else "",
+        "in_colors": any("colors" in tensors for tensors in pictures.values()),
         "curves": training_curves(_metric_lines(results)),
     }
 

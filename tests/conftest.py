@@ -73,10 +73,13 @@ def precompute_config(store: Path, teacher=None, **options) -> PrecomputeConfig:
         data=options.pop("data", TINY_DATA),
         store=StoreConfig(path=str(store), **{"shard_size": 16, **store_options}),
         teacher=teacher or NoModelConfig(),
-        explainer=GradCamConfig(),
-        annotate=options.pop("annotate", PassConfig(batch_size=8)),
-        cluster=options.pop("cluster", LocalClusterConfig()),
-        executor=options.pop("executor", "serial"),
+        **{
+            "explainer": GradCamConfig(),
+            "annotate": PassConfig(batch_size=8),
+            "cluster": LocalClusterConfig(),
+            "executor": "serial",
+            **options,
+        },
     )
 
 

@@ -17,7 +17,7 @@ from pipeline.evaluation.localization import (
     upsample,
 )
 from pipeline.explainers import EXPLAINERS
-from pipeline.explainers.bcos_weights import contribution_map
+from pipeline.explainers.bcos_weights import color_picture, contribution_map, is_bcos_weights
 from pipeline.geometry import judged_view, view_images, view_maps, view_targets, warp
 from pipeline.losses.map_cosine import map_cosine
 from pipeline.models.bcos.layers import add_inverse
@@ -116,7 +116,10 @@ def judge_split(
 def picture_maps(
     subject: Subject, dataset: StoreDataset, positions: list[int], frame: str = "auto"
 ) -> dict[str, Tensor]:
-    """Images as judged, the model's maps of the label's class and the teacher's maps, for a few records."""
+    """Images as judged, the model's maps of the label's class and the teacher's maps, for a few records.
+
+    Of a B-cos network maps are its contributions, and colors its weights as RGBA, u8 [n, h, w, 4].
+    """
     batch = move_batch(dataset.__getitems__(positions), subject.device)
     batch = judged_view(batch, frame, subject.input_size)
     images = view_images(batch, subject.input_size)
@@ -125,18 +128,27 @@ def picture_maps(
         "frames": (images * 255).round().to(torch.uint8),
         "labels": batch.labels,
         "predictions": output.logits.argmax(dim=1),
-        "maps": _label_maps(subject, output, batch),
+        **_pictured(_label_maps(subject, output, batch), batch),
     }
     if batch.targets and (stored := batch.targets[0].maps) is not None:
         grid = (stored.shape[-2], stored.shape[-1])
-        pictures["teacher_maps"] = _evidence(view_maps(batch, batch.targets[0], grid), batch)
+        explained = _pictured(view_maps(batch, batch.targets[0], grid), batch)
+        pictures |= {f"teacher_{name}": tensor for name, tensor in explained.items()}
         pictures["teacher_predictions"] = batch.targets[0].logits.argmax(dim=1)
     return {name: tensor.cpu().contiguous() for name, tensor in pictures.items()}
 
 
+def _pictured(maps: Tensor, batch: Batch) -> dict[str, Tensor]:
+    shown = {"maps": _evidence(maps, batch)}
+    if is_bcos_weights(maps):
+        colors = color_picture(maps, _encoded(batch, maps))[:, 0]
+        shown["colors"] = (colors * 255).round().to(torch.uint8)
+    return shown
+
+
 def _judge_batch(subject: Subject, batch: Batch, options: EvaluateOptions) -> Judged:
     output = subject.model(view_images(batch, subject.input_size))
-    maps = _label_maps(subject, output, batch)
+    maps = _evidence(_label_maps(subject, output, batch), batch)
     regions = _regions(batch, options.region)
     size = (regions.shape[-2], regions.shape[-1])
     if batch.canonical_from_view is not None:
@@ -176,7 +188,7 @@ def _judge_batch(subject: Subject, batch: Batch, options: EvaluateOptions) -> Ju
 def _label_maps(subject: Subject, output: Any, batch: Batch) -> Tensor:
     top1 = output.logits.argmax(dim=1)
     explained = torch.where(batch.labels >= 0, batch.labels, top1)[:, None]
-    return _evidence(subject.maps(output, explained), batch)
+    return subject.maps(output, explained)
 
 
 def _evidence(maps: Tensor, batch: Batch) -> Tensor:
@@ -184,10 +196,14 @@ def _evidence(maps: Tensor, batch: Batch) -> Tensor:
 
     The six channels of a B-cos network's weights say so together with what they weigh.
     """
-    if maps.shape[2] == 6:
-        images = view_images(batch, (maps.shape[-2], maps.shape[-1]))
-        maps = contribution_map(maps, add_inverse(images))
+    if is_bcos_weights(maps):
+        maps = contribution_map(maps, _encoded(batch, maps))
     return maps[:, 0].sum(dim=1)
+
+
+def _encoded(batch: Batch, maps: Tensor) -> Tensor:
+    """What a B-cos network sees of the batch, on its map's grid: [B, 6, h, w]."""
+    return add_inverse(view_images(batch, (maps.shape[-2], maps.shape[-1])))
 
 
 def _regions(batch: Batch, kind: str) -> Tensor:

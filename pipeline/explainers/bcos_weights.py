@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _LIFT = 2.0**12
 """Raises the gradient of a float16 pass above what that type rounds to zero; exact in every other."""
+_CHANNELS = 6
 _TINY = 1e-12
 _OPAQUE_QUANTILE = 0.995
 """Of the norms of W: at it and above, a picture is opaque."""
@@ -63,6 +64,11 @@ def bcos_weights(model: Classifier, output: ModelOutput, explained_class: Tensor
             weights.append(wide(weight) / _LIFT)
     maps = torch.stack(weights, dim=1)
     return maps * (explained_class >= 0)[:, :, None, None, None]
+
+
+def is_bcos_weights(maps: Tensor) -> bool:
+    """Whether maps [B, E, A, h, w] are W: no other explanation has six channels."""
+    return maps.shape[2] == _CHANNELS
 
 
 def contribution_map(maps: Tensor, features: Tensor) -> Tensor:

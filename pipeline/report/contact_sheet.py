@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from pipeline.dataset import StoreDataset
+from pipeline.explainers.bcos_weights import color_picture, is_bcos_weights
 from pipeline.geometry import view_images, view_maps
-from pipeline.report.figures import PictureRow, picture_grid
+from pipeline.models.bcos.layers import add_inverse
+from pipeline.report.pictures import PictureRow, on_white, overlays, picture_grid
 from pipeline.views import ViewSchedule
 
 if TYPE_CHECKING:
@@ -58,10 +60,18 @@ def contact_sheet(
 def _rows(batch: Batch, title: str, captions: list[str], aspects: list[float]) -> list[PictureRow]:
     images = view_images(batch, VIEW_SIZE)
     pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    shown = [PictureRow(title, pixels, None, captions, aspects)]
+    shown = [PictureRow(title, list(pixels), captions, aspects=aspects)]
     for stored in batch.targets:
-        if stored.maps is not None:
-            maps = view_maps(batch, stored, VIEW_SIZE)[:, 0].sum(dim=1).numpy()
-            name = stored.teacher.rsplit("-", 1)[0]
-            shown.append(PictureRow(name, pixels, maps, [""] * len(captions), aspects))
+        if stored.maps is None:
+            continue
+        maps = view_maps(batch, stored, VIEW_SIZE)
+        name = stored.teacher.rsplit("-", 1)[0]
+        if is_bcos_weights(maps):
+            colors = (color_picture(maps, add_inverse(images))[:, 0] * 255).round()
+            shown.append(
+                PictureRow(name, on_white(colors.to(torch.uint8).numpy()), aspects=aspects)
+            )
+        else:
+            heat = overlays(pixels, maps[:, 0].sum(dim=1).numpy())
+            shown.append(PictureRow(name, heat, aspects=aspects))
     return shown

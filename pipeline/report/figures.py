@@ -1,10 +1,10 @@
-"""Pictures as data URIs, so that the page needs no other file."""
+"""Curves as data URIs, so that the page needs no other file."""
 
 from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
     from pipeline.report.results import Candidate, Selection
 
@@ -46,7 +45,7 @@ def training_curves(lines: Mapping[str, list[list[dict[str, float]]]]) -> str:
     figure.legend(
         *figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8
     )
-    return _data_uri(figure, "svg")
+    return data_uri(figure, "svg")
 
 
 def selection_plot(selection: Selection) -> str:
@@ -86,7 +85,7 @@ def selection_plot(selection: Selection) -> str:
     axis.set_ylabel(selection.select + (", %" if scale == 100 else ""), fontsize=8)
     axis.tick_params(labelsize=7)
     figure.legend(loc="outside upper center", ncols=5, fontsize=8)
-    return _data_uri(figure, "svg")
+    return data_uri(figure, "svg")
 
 
 def _places(candidates: Sequence[Candidate]) -> tuple[dict[str, float], str | None]:
@@ -100,101 +99,12 @@ def _places(candidates: Sequence[Candidate]) -> tuple[dict[str, float], str | No
     return {label: float(position) for position, label in enumerate(names)}, None
 
 
-def map_grid(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> str:
-    """Images in columns; rows are the plain image, the teacher's map and one student's map an arm: PNG.
-
-    pictures  arm -> tensors that evaluate kept (frames, labels, predictions, maps, teacher_maps)
-    """
-    from matplotlib.figure import Figure
-
-    first = next(iter(pictures.values()))
-    frames, labels = _numpy(first["frames"]), _numpy(first["labels"])
-    rows: list[tuple[str, Any, Any]] = [("image", None, labels)]
-    if "teacher_maps" in first:
-        rows.append(
-            ("teacher", _numpy(first["teacher_maps"]), _numpy(first["teacher_predictions"]))
-        )
-    rows += [(arm, _numpy(p["maps"]), _numpy(p["predictions"])) for arm, p in pictures.items()]
-    figure = Figure(figsize=(1.15 * len(frames) + 1.2, 1.25 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), len(frames), squeeze=False)
-    for axis_row, (title, maps, predictions) in zip(axes, rows, strict=True):
-        axis_row[0].set_ylabel(title, fontsize=8)
-        for column, axis in enumerate(axis_row):
-            image = frames[column].transpose(1, 2, 0)
-            axis.imshow(image if maps is None else _overlay(image, maps[column]))
-            right = predictions[column] == labels[column]
-            axis.set_title(
-                classes[predictions[column]]
-                if max(predictions) < len(classes)
-                else str(predictions[column]),  # the teacher's classes are not the data's
-                fontsize=8,
-                color="black" if right else "crimson",
-                pad=2,
-            )
-            axis.set_xticks([])
-            axis.set_yticks([])
-    return _data_uri(figure, "png")
-
-
-class PictureRow(NamedTuple):
-    """One row of a grid of pictures."""
-
-    title: str
-    pixels: NDArray[np.uint8]
-    """[n, height, width, 3]."""
-    maps: NDArray[np.float32] | None
-    """[n, height, width], laid over the pixels; None shows these alone."""
-    captions: list[str]
-    """[n], above the pictures."""
-    aspects: list[float]
-    """[n]: width / height at which each is shown."""
-
-
-def picture_grid(rows: Sequence[PictureRow]) -> str:
-    """Records in columns: PNG."""
-    from matplotlib.figure import Figure
-
-    columns = len(rows[0].pixels)
-    figure = Figure(figsize=(1.3 * columns + 1.2, 1.3 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for axis_row, row in zip(axes, rows, strict=True):
-        axis_row[0].set_ylabel(row.title, fontsize=8)
-        for column, axis in enumerate(axis_row):
-            image = row.pixels[column]
-            axis.imshow(image if row.maps is None else _overlay(image, row.maps[column]))
-            axis.set_aspect(image.shape[1] / image.shape[0] / row.aspects[column])
-            axis.set_title(row.captions[column], fontsize=7, pad=2)
-            axis.set_xticks([])
-            axis.set_yticks([])
-    return _data_uri(figure, "png")
-
-
-def _overlay(image: NDArray[np.uint8], values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The map, scaled to its highest value and upsampled, in red over a pale grey image."""
-    import torch
-
-    from pipeline.evaluation.localization import upsample
-
-    size = (image.shape[0], image.shape[1])
-    heat = upsample(torch.from_numpy(values)[None], size)[0].clamp(min=0).numpy()
-    heat = heat / max(heat.max(), np.finfo(np.float32).tiny)
-    grey = 0.5 + 0.5 * image.mean(axis=2, keepdims=True) / 255
-    red = np.array([0.85, 0.05, 0.1])
-    alpha = 0.8 * heat[:, :, None]
-    mixed: NDArray[np.float64] = grey * (1 - alpha) + red * alpha
-    return mixed
-
-
 def _has(lines: Mapping[str, list[list[dict[str, float]]]], name: str) -> bool:
     return any(name in line for students in lines.values() for run in students for line in run)
 
 
-def _numpy(tensor: Any) -> NDArray[Any]:
-    array: NDArray[Any] = tensor.numpy()
-    return array
-
-
-def _data_uri(figure: Figure, kind: str) -> str:
+def data_uri(figure: Figure, kind: str) -> str:
+    """The figure in the page itself; kind is svg or png."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=110)
     mime = {"svg": "image/svg+xml", "png": "image/png"}[kind]

@@ -1,12 +1,15 @@
 """Two processes of one training do what one process does with the whole batch."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from pipeline.config import E2KDConfig, OptimizerConfig
+from pipeline.config import BcosModelConfig, BcosWeightsConfig, E2KDConfig, OptimizerConfig
 from pipeline.dataset import StoreDataset
+from pipeline.explainers import EXPLAINERS
 from pipeline.losses import build_loss
 from pipeline.losses.terms import LossTerms
 from pipeline.metric_log import StepLog
@@ -17,7 +20,8 @@ from pipeline.store.reader import Store
 from pipeline.stream import TrainingStream
 from pipeline.training import Training, batch_loss, build_optimizer, load_checkpoint
 from pipeline.views import ViewSchedule
-from tests.conftest import TINY_DATA
+from stages import precompute
+from tests.conftest import TINY_DATA, precompute_config
 from tests.stages.test_flow import PAD_CROP
 
 SIZE = (TINY_DATA.image_size, TINY_DATA.image_size)
@@ -41,7 +45,13 @@ def build_training(model_config, ranks):
     torch.manual_seed(ranks.rank)  # DDP starts every rank from the first one's weights
     model = build_model(model_config, 10)
     optimizer = build_optimizer(OptimizerConfig(), list(model.parameters()))
-    return Training(model=model, loss=build_loss(METHOD), optimizer=optimizer, ranks=ranks)
+    return Training(
+        model=model,
+        loss=build_loss(METHOD),
+        optimizer=optimizer,
+        ranks=ranks,
+        explain=EXPLAINERS[model.explainer],
+    )
 
 
 def learn(store_path, model_config, ranks):
@@ -81,11 +91,21 @@ def rank_main(rank, folder, store_path, model_config):
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory, frozen):
+def bcos_store(folder):
+    """A store with the weights of a B-cos teacher as maps, and that teacher."""
+    teacher = BcosModelConfig(name="resnet8", width=4, weights="random")
+    config = precompute_config(folder / "store", teacher, explainer=BcosWeightsConfig())
+    precompute.run(config)
+    return Path(config.store.path), config.teacher
+
+
+@pytest.fixture(scope="module", params=["gradcam", "bcos_weights"])
+def both(request, tmp_path_factory, frozen):
     """What two ranks of gloo, and one process alone, saw and learned."""
     folder = tmp_path_factory.mktemp("ranks")
     arguments = (frozen.store.path, frozen.config.teacher)
+    if request.param == "bcos_weights":
+        arguments = bcos_store(folder)
     torch.multiprocessing.spawn(rank_main, (folder, *arguments), nprocs=2)
     ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
     return folder, ranks, learn(*arguments, Ranks())

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline.config import (
     AugmentConfig,
@@ -24,6 +25,8 @@ from pipeline.config import (
     OperationConfig,
     OptimizerConfig,
     PrecomputeConfig,
+    ReportConfig,
+    ReportOptions,
     StoreConfig,
     SubsetConfig,
     TeachConfig,
@@ -35,7 +38,7 @@ from pipeline.geometry import judged_view, view_images
 from pipeline.models import build_model, freeze
 from pipeline.selection import rows_of_split
 from pipeline.store.reader import Store
-from stages import distill, evaluate, precompute, teach
+from stages import distill, evaluate, precompute, report, teach
 from tests.conftest import precompute_config
 
 BCOS = BcosModelConfig(name="resnet8", width=4)
@@ -159,7 +162,7 @@ def test_evidence_is_the_weights_times_what_they_weigh(taught):
     with torch.no_grad():
         output = model(view_images(batch, (16, 16)))
 
-        evidence = _label_maps(subject, output, batch)
+        evidence = _evidence(_label_maps(subject, output, batch), batch)
 
     # All that the label's logit is, but for its bias.
     logits = output.logits.gather(1, batch.labels[:, None])[:, 0]
@@ -168,6 +171,40 @@ def test_evidence_is_the_weights_times_what_they_weigh(taught):
     )
     one_channel = torch.rand(3, 1, 1, 4, 4)
     assert torch.equal(_evidence(one_channel, batch), one_channel[:, 0, 0])
+
+
+def test_the_report_shows_contributions_and_colours(taught):
+    distill.run(distill_config(taught), on_epoch=lambda epoch, line: None)
+    options = EvaluateOptions(splits=("test",), num_pictures=2)
+    evaluate.run(EvaluateConfig(store=taught.store, evaluate=options, run="student"))
+    pictures = load_file("runs/student/evaluate/pictures.safetensors")
+    path = Path("runs/study/sweep.json")
+    path.parent.mkdir()
+    path.write_text(
+        json.dumps({"runs": [{"arm": "e2kd", "point": {}, "seed": 0, "run": "student"}]})
+    )
+
+    result = report.run(
+        ReportConfig(
+            store=taught.store,
+            augment=VIEWS,
+            report=ReportOptions(baseline="e2kd", candidate="e2kd", contact_records=2),
+            run="study",
+        )
+    )
+
+    for whose in ("", "teacher_"):
+        assert (pictures[f"{whose}maps"] < 0).any()
+        assert pictures[f"{whose}colors"].shape == (2, 16, 16, 4)
+        assert pictures[f"{whose}colors"].float().std() > 0
+    html = Path(result.html).read_text()
+    assert "red where they speak for the class" in html
+    assert html.count("data:image/png") == 2  # maps, contact sheet
+    stored = json.loads(Path(result.json).read_text())["passes"]
+    assert [entry["map"] for entry in stored] == ["6x16x16 float16"]
+    assert stored[0]["raw_bytes"] == 6 * 16 * 16 * 4
+    assert 0 < stored[0]["map_bytes"] < 2 * 6 * 16 * 16 * 2
+    assert stored[0]["fidelity"] > 0.99999
 
 
 def test_the_wrong_explainer_is_refused_by_name(taught):

@@ -1,0 +1,47 @@
+"""What each teacher pass of a store holds, and what that costs on disk."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.store.columns import COLUMNS_FOLDER
+
+if TYPE_CHECKING:
+    from pipeline.store.reader import Store, TeacherPass
+
+
+def describe_passes(store: Store) -> list[dict[str, Any]]:
+    """A row a pass, those of stored views last."""
+    return [
+        _describe(store.open_pass(folder.name, stored_views=stored_views))
+        for stored_views in (False, True)
+        for folder in store.pass_folders(stored_views=stored_views)
+    ]
+
+
+def _describe(teacher: TeacherPass) -> dict[str, Any]:
+    """name, views, records, bytes; of a pass with maps also explainer, map, fidelity and raw_bytes (float32),
+    and map_bytes where its backend keeps the maps apart. Bytes are those of a record with all its views.
+    """
+    manifest = teacher.manifest
+    files = [entry for shard in manifest.shards for entry in shard.files]
+    records = sum(shard.rows for shard in manifest.shards)
+    row = {
+        "name": teacher.name,
+        "views": f"{teacher.num_views} {teacher.views['sampler']}",
+        "records": records,
+        "bytes": sum(entry.bytes for entry in files) / records,
+    }
+    spec = next((spec for spec in manifest.fields if spec.name == "map"), None)
+    if spec is None:
+        return row
+    of_maps = [e.bytes for e in files if e.path.startswith(f"{COLUMNS_FOLDER}/{spec.name}/")]
+    row |= {
+        "explainer": teacher.explainer,
+        "map": f"{'x'.join(str(size) for size in spec.shape[1:])} {spec.dtype}",
+        "raw_bytes": int(teacher.num_views * np.prod(spec.shape) * np.dtype(np.float32).itemsize),
+        "fidelity": manifest.fidelity[spec.name],
+    }
+    return row | ({"map_bytes": sum(of_maps) / records} if of_maps else {})

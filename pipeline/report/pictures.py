@@ -1,0 +1,129 @@
+"""Grids of images and maps as PNG data URIs: records in columns, what is shown of them in rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pipeline.report.figures import data_uri
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+_STRONG_QUANTILE = 0.995
+"""Of the absolute contributions: at it and above, a place is full red or blue."""
+
+
+class PictureRow(NamedTuple):
+    """One row of a grid; every list has an entry for each record."""
+
+    title: str
+    pictures: Sequence[NDArray[Any]]
+    """[height, width, 3] each: u8, or a float in [0, 1]."""
+    captions: Sequence[str] = ()
+    """Above the pictures; empty has none."""
+    wrong: Sequence[bool] = ()
+    """Captions in red; empty has none."""
+    aspects: Sequence[float] = ()
+    """width / height at which each is shown; empty shows the pixels as squares."""
+
+
+def picture_grid(rows: Sequence[PictureRow], side: float = 1.25) -> str:
+    """The rows one below the other.
+
+    side  of a picture, in inches
+    """
+    from matplotlib.figure import Figure
+
+    columns = len(rows[0].pictures)
+    figure = Figure(figsize=(side * columns + 1.2, side * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for axis_row, row in zip(axes, rows, strict=True):
+        axis_row[0].set_ylabel(row.title, fontsize=8)
+        for column, (axis, picture) in enumerate(zip(axis_row, row.pictures, strict=True)):
+            axis.imshow(picture)
+            if row.aspects:
+                axis.set_aspect(picture.shape[1] / picture.shape[0] / row.aspects[column])
+            if row.captions:
+                color = "crimson" if row.wrong and row.wrong[column] else "black"
+                axis.set_title(row.captions[column], fontsize=7.5, color=color, pad=2)
+            axis.set_xticks([])
+            axis.set_yticks([])
+    return data_uri(figure, "png")
+
+
+def map_grid(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> str:
+    """The plain images, the teacher's maps and one student's an arm, above them what each predicts.
+
+    pictures  arm -> tensors that evaluate kept: frames, labels, predictions, maps, perhaps colors; the
+              teacher's under names that start with teacher_
+    """
+    first = {name: tensor.numpy() for name, tensor in next(iter(pictures.values())).items()}
+    labels = first["labels"]
+    frames = first["frames"].transpose(0, 2, 3, 1)
+    rows = [PictureRow("image", list(frames), _names(labels, classes))]
+    if "teacher_maps" in first:
+        teacher = {n.removeprefix("teacher_"): a for n, a in first.items() if "teacher_" in n}
+        rows += _explained("teacher", frames, teacher, labels, classes)
+    for arm, tensors in pictures.items():
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        rows += _explained(arm, frames, arrays, labels, classes)
+    return picture_grid(rows)
+
+
+def _explained(
+    title: str,
+    frames: NDArray[np.uint8],
+    arrays: Mapping[str, NDArray[Any]],
+    labels: NDArray[np.int64],
+    classes: Sequence[str],
+) -> list[PictureRow]:
+    """One network's maps; of a B-cos network its contributions and the colours of its weights."""
+    predictions = arrays["predictions"]
+    captions, wrong = _names(predictions, classes), (predictions != labels).tolist()
+    if "colors" not in arrays:
+        return [PictureRow(title, overlays(frames, arrays["maps"]), captions, wrong)]
+    return [
+        PictureRow(title, contributions(arrays["maps"]), captions, wrong),
+        PictureRow("its colours", on_white(arrays["colors"])),
+    ]
+
+
+def _names(labels: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
+    """Numbers where a teacher's classes are not the data's."""
+    named = labels.max(initial=0) < len(classes)
+    return [classes[label] if named and label >= 0 else str(label) for label in labels]
+
+
+def overlays(images: NDArray[np.uint8], maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:
+    """Maps [n, h, w], each scaled to its highest value and upsampled, in red over a pale grey image."""
+    import torch
+
+    from pipeline.evaluation.localization import upsample
+
+    size = (images.shape[1], images.shape[2])
+    heat = upsample(torch.from_numpy(maps), size).clamp(min=0).numpy()
+    heat = heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
+    grey = 0.5 + 0.5 * images.mean(axis=3, keepdims=True) / 255
+    red = np.array([0.85, 0.05, 0.1])
+    alpha = 0.8 * heat[..., None]
+    return list(grey * (1 - alpha) + red * alpha)
+
+
+def contributions(maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:
+    """Signed maps [n, h, w]: red speaks for the class and blue against it, white says nothing."""
+    strong = np.quantile(np.abs(maps), _STRONG_QUANTILE, axis=(1, 2), keepdims=True)
+    value = (maps / np.maximum(strong, np.finfo(np.float32).tiny)).clip(-1, 1)[..., None]
+    fades = 1 - np.abs(value)
+    red, blue = np.where(value > 0, 1.0, fades), np.where(value < 0, 1.0, fades)
+    return list(np.concatenate([red, fades, blue], axis=3))
+
+
+def on_white(colors: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
+    """RGBA pictures [n, h, w, 4] as they look on a white page."""
+    values = colors / 255
+    alpha = values[..., 3:]
+    return list(values[..., :3] * alpha + 1 - alpha)
