@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import UserError
+from pipeline.explainers import forward_to_explain
 from pipeline.geometry import CENTER_CROP_FRACTION, center_crop, warp
 from pipeline.models import build_model, freeze, teacher_input_size
 from pipeline.payloads import PAYLOADS
@@ -160,6 +161,8 @@ class TeacherAnnotator:
     @torch.no_grad()
     def _forward(self, inputs: Tensor) -> ModelOutput:
         precision = getattr(torch, self.config.precision)
+        if precision == torch.float32 and "map" in self.config.payloads:
+            return forward_to_explain(self.model, inputs.to(self.device))
         with torch.autocast(self.device.type, dtype=precision, enabled=precision != torch.float32):
             output = self.model(inputs.to(self.device))
         return output._replace(logits=output.logits.float(), features=output.features.float())

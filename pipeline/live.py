@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.explainers import forward_to_explain
 from pipeline.geometry import place_on_grid, view_images
 from pipeline.records import Targets
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pipeline.explainers import Explainer
     from pipeline.models.classifier import Classifier
+    from pipeline.models.output import ModelOutput
     from pipeline.records import Batch
 
 
@@ -55,10 +59,8 @@ class LiveTeacher:
         map_control  "shuffled" gives each record the map of its neighbour in the batch
         """
         images = view_images(batch, self.input_size)
-        mixed = self.precision != torch.float32
-        with torch.autocast(images.device.type, dtype=self.precision, enabled=mixed):
-            output = self.model(images)
-        logits = output.logits.float()
+        output = self._forward(images, with_maps=with_maps)
+        logits = output.logits.detach().float()
         top1 = logits.argmax(dim=1, keepdim=True)  # [B, E = 1]
         if not with_maps:
             return (Targets(teacher=self.name, logits=logits, explained_class=top1),)
@@ -71,3 +73,12 @@ class LiveTeacher:
                 teacher=self.name, logits=logits, explained_class=top1, maps=maps, map_valid=valid
             ),
         )
+
+    def _forward(self, images: Tensor, *, with_maps: bool) -> ModelOutput:
+        if self.precision == torch.float32 and with_maps:
+            return forward_to_explain(self.model, images)
+        mixed = (
+            self.precision != torch.float32
+        )  # maps are then computed in float32 from the features
+        with torch.autocast(images.device.type, dtype=self.precision, enabled=mixed):
+            return self.model(images)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from pipeline.config import AugmentConfig
 from pipeline.dataset import iter_in_order
+from pipeline.explainers import forward_to_explain
 from pipeline.geometry import view_images, view_maps
 from pipeline.losses.map_cosine import map_cosine
 from pipeline.stream import move_batch
@@ -88,16 +89,17 @@ def _compare(
     """Of each record: cosine (nan where a map is zero), KL, whether the top-1 agrees; each [n]."""
     stored = batch.targets[0]
     assert stored.explained_class is not None
-    output = model(view_images(batch, input_size))
+    output = forward_to_explain(model, view_images(batch, input_size))
+    logits = output.logits.detach()
     recomputed = explain(model, output, stored.explained_class)
     grid = (recomputed.shape[-2], recomputed.shape[-1])
     moved = view_maps(batch, stored, grid)
     cosine, valid = map_cosine(moved, recomputed, input_size)
     kl = F.kl_div(
         F.log_softmax(stored.logits, dim=1),
-        F.log_softmax(output.logits, dim=1),
+        F.log_softmax(logits, dim=1),
         reduction="none",
         log_target=True,
     ).sum(dim=1)
-    agrees = stored.logits.argmax(dim=1) == output.logits.argmax(dim=1)
+    agrees = stored.logits.argmax(dim=1) == logits.argmax(dim=1)
     return cosine.masked_fill(~valid, float("nan")).flatten().cpu(), kl.cpu(), agrees.cpu()

@@ -16,7 +16,7 @@ from pipeline.evaluation.localization import (
     localization_iou,
     upsample,
 )
-from pipeline.explainers import EXPLAINERS
+from pipeline.explainers import EXPLAINERS, forward_to_explain
 from pipeline.explainers.bcos_weights import color_picture, contribution_map, is_bcos_weights
 from pipeline.geometry import judged_view, view_images, view_maps, view_targets, warp
 from pipeline.losses.map_cosine import map_cosine
@@ -123,7 +123,7 @@ def picture_maps(
     batch = move_batch(dataset.__getitems__(positions), subject.device)
     batch = judged_view(batch, frame, subject.input_size)
     images = view_images(batch, subject.input_size)
-    output = subject.model(images)
+    output = forward_to_explain(subject.model, images)
     pictures = {
         "frames": (images * 255).round().to(torch.uint8),
         "labels": batch.labels,
@@ -147,7 +147,7 @@ def _pictured(maps: Tensor, batch: Batch) -> dict[str, Tensor]:
 
 
 def _judge_batch(subject: Subject, batch: Batch, options: EvaluateOptions) -> Judged:
-    output = subject.model(view_images(batch, subject.input_size))
+    output = forward_to_explain(subject.model, view_images(batch, subject.input_size))
     maps = _evidence(_label_maps(subject, output, batch), batch)
     regions = _regions(batch, options.region)
     size = (regions.shape[-2], regions.shape[-1])
@@ -173,7 +173,7 @@ def _judge_batch(subject: Subject, batch: Batch, options: EvaluateOptions) -> Ju
         teacher_logits = targets.logits.cpu()
         cosine = _cosine_to_teacher(subject, output, targets)
     return Judged(
-        logits=output.logits.float().cpu(),
+        logits=output.logits.detach().float().cpu(),
         maps=maps.cpu(),
         labels=batch.labels.cpu(),
         groups=batch.groups.cpu(),

@@ -26,5 +26,5 @@ class LogitsPayload:
 
     def encode(self, model: Classifier, output: ModelOutput) -> Encoded:
         with np.errstate(over="ignore"):  # the annotator names a record whose logits do not fit
-            stored = output.logits.cpu().numpy().astype("float16")
+            stored = output.logits.detach().cpu().numpy().astype("float16")
         return Encoded({"logits": stored}, {})

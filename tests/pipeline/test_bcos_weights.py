@@ -21,6 +21,7 @@ from pipeline.config import (
     OptimizerConfig,
     PassConfig,
 )
+from pipeline.explainers import forward_to_explain
 from pipeline.explainers.bcos_weights import bcos_weights, color_picture, contribution_map
 from pipeline.explainers.gradcam import gradcam
 from pipeline.live import LiveTeacher
@@ -340,6 +341,26 @@ def test_a_frozen_teachers_weights_need_no_gradients_outside():
     assert not maps.requires_grad
     assert not with_grad.requires_grad
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_one_forward_pass_serves_a_frozen_network(monkeypatch):
+    model = freeze(network(RESNET))
+    passes = []
+    inner = type(model).forward_head
+
+    def counted(self, features, context):
+        passes.append(len(features))
+        return inner(self, features, context)
+
+    monkeypatch.setattr(type(model), "forward_head", counted)
+    with torch.no_grad():
+        output = forward_to_explain(model, random_images())
+        maps = bcos_weights(model, output, torch.tensor([[0], [1]]))
+        again = bcos_weights(model, model(random_images()), torch.tensor([[0], [1]]))
+
+    assert passes == [2, 2, 2]  # not recorded: a forward pass, and one more for the weights
+    assert torch.equal(maps, again)
+    assert not maps.requires_grad
 
 
 def test_inference_mode_is_refused_with_the_way_out():
