@@ -13,6 +13,7 @@ from pipeline.explainers import forward_to_explain
 from pipeline.geometry import CENTER_CROP_FRACTION, center_crop, warp
 from pipeline.models import build_model, freeze, teacher_input_size
 from pipeline.payloads import PAYLOADS
+from pipeline.payloads.payload import Described
 from pipeline.records import VIEW_FIELD
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ class TeacherAnnotator:
         config: PassConfig,
         frame_size: tuple[int, int],
     ) -> None:
-        """frame_size  (height, width) of the canonical frames it will be given"""
+        """explainer   as `fit_explainer` made it
+        frame_size  (height, width) of the canonical frames it will be given
+        """
         self.config = config
         self.frame = teacher.frame
         side = teacher_input_size(teacher)
@@ -107,12 +110,13 @@ class TeacherAnnotator:
         self, batch: FrameBatch, keys: Sequence[str], views: Tensor | None
     ) -> Encoded:
         """Fields [n, V, *shape]; each view is a forward pass over frames that were decoded once."""
+        records = Described(keys, batch.labels)
         if views is None:
-            seen = [self._annotate_inputs(self._inputs(batch), keys)]
+            seen = [self._annotate_inputs(self._inputs(batch), records)]
         else:
             frames = batch.frames.to(self.device)
             seen = [
-                self._annotate_inputs(warp(frames, view, self.input_size) / 255, keys)
+                self._annotate_inputs(warp(frames, view, self.input_size) / 255, records)
                 for view in views.to(self.device).unbind(dim=1)
             ]
         values = {
@@ -123,18 +127,18 @@ class TeacherAnnotator:
         fidelity = {name: min(view.fidelity[name] for view in seen) for name in seen[0].fidelity}
         return type(seen[0])(values, fidelity)
 
-    def _annotate_inputs(self, inputs: Tensor, keys: Sequence[str]) -> Encoded:
+    def _annotate_inputs(self, inputs: Tensor, records: Described) -> Encoded:
         output = self._forward(inputs)
         finite = output.logits.isfinite().all(dim=1)
         if not finite.all():
-            key = keys[int((~finite).nonzero()[0])]
+            key = records.keys[int((~finite).nonzero()[0])]
             raise NotFiniteError(
                 f"the teacher's logits of record {key} are not finite; check teacher.weights and that image"
             )
-        encoded = [payload.encode(self.model, output) for payload in self.payloads]
+        encoded = [payload.encode(self.model, output, records) for payload in self.payloads]
         stored = encoded[self.config.payloads.index("logits")].values["logits"]
         if not np.isfinite(stored).all():
-            key = keys[int((~np.isfinite(stored).all(axis=1)).nonzero()[0][0])]
+            key = records.keys[int((~np.isfinite(stored).all(axis=1)).nonzero()[0][0])]
             raise NotFiniteError(
                 f"the teacher's logits of record {key} exceed what {stored.dtype} can hold"
             )

@@ -232,7 +232,7 @@ def _help(verb: str, doc: str) -> str:
 def _print_result(result: Any) -> None:
     if is_dataclass(result) and not isinstance(result, type):
         for name, value in asdict(result).items():
-            if value != "":
+            if value not in ("", {}):
                 print(f"{name}: {json.dumps(value) if isinstance(value, dict) else value}")
 
 

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from pipeline.geometry import center_crop
+from pipeline.labels import multi_hot_of_lists
 from pipeline.records import NO_LABEL, VIEW_FIELD, Batch, StoredTargets
 from pipeline.store.codecs import decode_unit
 from pipeline.store.frames import decode_frame, decode_mask
@@ -70,10 +71,12 @@ class StoreDataset(Dataset[Batch]):
         self.columns: dict[str, NDArray[Any]] = {
             name: index[name].to_numpy()[rows] for name in _INDEX_COLUMNS
         }
+        self.label_lists = index["labels"].take(rows) if store.manifest.multi_label else None
         outputs = {t.num_classes for t in self.passes} | ({num_classes} if num_classes else set())
         if outputs - {len(store.manifest.classes)}:
             # The teacher's classes are not the data's, so no label means anything to its student.
             self.columns["label"] = np.full(len(rows), NO_LABEL)
+            self.label_lists = None
         self.keys = index["key"].take(rows)
         starts = np.asarray(list(store.first_rows.values()))
         self.shard = np.searchsorted(starts, rows, side="right") - 1
@@ -110,6 +113,18 @@ class StoreDataset(Dataset[Batch]):
         """Width / height of every record's original image, f64 [n]."""
         return torch.from_numpy(self.columns["width"] / self.columns["height"])
 
+    @property
+    def has_many_labels(self) -> bool:
+        """Whether a batch's labels are f32 [B, K], many a record."""
+        return self.label_lists is not None
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether any record has a label that means something to the network."""
+        if self.label_lists is not None:
+            return any(self.label_lists.to_pylist())
+        return bool((self.columns["label"] != NO_LABEL).any())
+
     def __getitem__(self, position: int) -> Batch:
         return self.__getitems__([position])
 
@@ -134,7 +149,7 @@ class StoreDataset(Dataset[Batch]):
             original_size=torch.from_numpy(
                 np.stack([self.columns["height"][at], self.columns["width"][at]], axis=1)
             ).float(),
-            labels=torch.from_numpy(self.columns["label"][at].astype(np.int64)),
+            labels=self._labels(at),
             groups=torch.from_numpy(self.columns["group"][at].astype(np.int64)),
             masks=self._masks(at) if self.with_regions else None,
             boxes=self._boxes(at) if self.with_regions else (),
@@ -143,6 +158,13 @@ class StoreDataset(Dataset[Batch]):
                 for teacher, of_teacher in zip(self.passes, values, strict=True)
             ),
         )
+
+    def _labels(self, at: NDArray[np.int64]) -> torch.Tensor:
+        """i64 [n], or f32 [n, K] of many labels a record."""
+        if self.label_lists is not None:
+            lists = self.label_lists.take(at).to_pylist()
+            return multi_hot_of_lists(lists, len(self.store.manifest.classes))
+        return torch.from_numpy(self.columns["label"][at].astype(np.int64))
 
     def _frames(self, at: NDArray[np.int64]) -> torch.Tensor:
         """u8 [n, 3, H, W]; a record that comes several times is decoded once."""

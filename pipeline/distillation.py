@@ -34,6 +34,7 @@ class Distillation:
         """Everything that decides how it goes; ConfigError or StoreMismatchError where options do not fit."""
         from pipeline.dataset import StoreDataset
         from pipeline.explainers import DEFAULT_EXPLAINER
+        from pipeline.explainers.classes import fit_explainer
         from pipeline.losses import build_loss
         from pipeline.selection import select_training_rows
         from pipeline.training_run import TrainingPlan
@@ -48,9 +49,11 @@ class Distillation:
         num_classes = passes[0].num_classes if passes else len(store.manifest.classes)
         explainer = passes[0].explainer if passes else None
         live = live_teacher(config)
+        live_explainer = config.explainer
         if live is not None:
             num_classes = live.classes or num_classes
-            explainer = config.explainer.kind
+            live_explainer = fit_explainer(config.explainer, store, num_classes)
+            explainer = live_explainer.kind
         return TrainingPlan(
             dataset=StoreDataset(store, rows, passes, num_classes=num_classes),
             model=config.student,
@@ -65,6 +68,7 @@ class Distillation:
             replays=config.mode == "replay",
             views_per_step=config.views.per_step,
             live_teacher=live,
+            live_explainer=live_explainer,
         )
 
     def describe(self, plan: TrainingPlan) -> TrainedModel:

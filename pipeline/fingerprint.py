@@ -98,6 +98,16 @@ def _sha256_weights(config: ModelConfig, num_classes: int) -> str:
     return digest.hexdigest()
 
 
+def describe_explainer(config: ExplainerConfig) -> dict[str, Any]:
+    """The options that decide a pass's maps; each where it is read, so that none changes what it does not touch."""
+    options = asdict(config)
+    if config.max_classes is None:
+        del options["max_classes"]
+    if config.explained_classes != "sample_gt":
+        del options["seed"]
+    return options
+
+
 def describe_pass(
     store: StoreManifest,
     teacher: dict[str, Any],
@@ -117,7 +127,7 @@ def describe_pass(
         "selection": selection,
         "teacher": teacher,
         "views": seen,
-        "explainer": asdict(explainer) if "map" in config.payloads else {},
+        "explainer": describe_explainer(explainer) if "map" in config.payloads else {},
         "payloads": sorted(config.payloads),
         "map_dtype": config.map_dtype if "map" in config.payloads else None,
         "backend": backend,

@@ -146,7 +146,7 @@ def _view_maps(
     assert stored.explained_class is not None
     maps = view_maps(batch, stored, grid, moved=map_control != "unaugmented")
     if map_control == "shuffled":
-        maps = maps.roll(1, dims=0)
+        maps = neighbour_maps(maps, stored.explained_class)
     return Targets(
         teacher=stored.teacher,
         logits=stored.logits,
@@ -171,6 +171,17 @@ def view_maps(
         map_from_view = map_from_view @ canonical_from_view(batch)
     maps = warp(stored.maps.flatten(1, 2), map_from_view, grid)
     return maps.view(*stored.maps.shape[:3], *grid)
+
+
+def neighbour_maps(maps: Tensor, explained_class: Tensor) -> Tensor:
+    """For each record the maps of the one before it in the batch, again from the first where it has fewer.
+
+    maps             [B, E, A, h, w]
+    explained_class  i64 [B, E]; NO_CLASS after the last one
+    """
+    count = (explained_class >= 0).sum(dim=1).roll(1).clamp(min=1)
+    place = torch.arange(maps.shape[1], device=maps.device) % count[:, None]
+    return maps.roll(1, dims=0).take_along_dim(place[:, :, None, None, None], dim=1)
 
 
 def place_on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -1,7 +1,7 @@
 """The teacher in the loop (`mode=live`): the reference that frozen targets are measured against.
 
-It sees the very view that the student sees, and explains its top-1 class there ("consistent teaching",
-Beyer et al. 2022; e2KD, Table 3). It costs a forward pass of the teacher in every step.
+It sees the very view that the student sees, and explains its classes there, by default its top-1
+("consistent teaching", Beyer et al. 2022; e2KD, Table 3). It costs a forward pass of the teacher in every step.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.config import GradCamConfig
 from pipeline.explainers import forward_to_explain
-from pipeline.geometry import place_on_grid, view_images
+from pipeline.explainers.classes import explained_classes
+from pipeline.geometry import neighbour_maps, place_on_grid, view_images
 from pipeline.records import Targets
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipeline.config import ExplainerConfig
     from pipeline.explainers import Explainer
     from pipeline.models.classifier import Classifier
     from pipeline.models.output import ModelOutput
@@ -33,17 +36,20 @@ class LiveTeacher:
         explain: Explainer,
         input_size: tuple[int, int],
         precision: torch.dtype = torch.float32,
+        explainer: ExplainerConfig = GradCamConfig(),  # noqa: B008, frozen
     ) -> None:
         """model       frozen, on the training device
         input_size  (height, width) at which the teacher sees the view; fetched from the canonical
                     frame at once, never by way of the student's pixels
         precision   of its forward pass; explanations are float32 at least
+        explainer   which classes it explains, as `fit_explainer` made it
         """
         self.name = name
         self.model = model
         self.explain = explain
         self.input_size = input_size
         self.precision = precision
+        self.explainer = explainer
 
     @torch.no_grad()
     def __call__(
@@ -54,23 +60,27 @@ class LiveTeacher:
         *,
         with_maps: bool = True,
     ) -> tuple[Targets, ...]:
-        """One Targets, its maps [B, 1, A, h, w] on the student's (h, w) `grid`.
+        """One Targets, its maps [B, E, A, h, w] on the student's (h, w) `grid`.
 
         map_control  "shuffled" gives each record the map of its neighbour in the batch
         """
         images = view_images(batch, self.input_size)
         output = self._forward(images, with_maps=with_maps)
         logits = output.logits.detach().float()
-        top1 = logits.argmax(dim=1, keepdim=True)  # [B, E = 1]
+        classes = explained_classes(self.explainer, logits, batch.labels, batch.keys)
         if not with_maps:
-            return (Targets(teacher=self.name, logits=logits, explained_class=top1),)
-        maps = place_on_grid(self.explain(self.model, output, top1), grid)
+            return (Targets(teacher=self.name, logits=logits, explained_class=classes),)
+        maps = place_on_grid(self.explain(self.model, output, classes), grid)
         if map_control == "shuffled":
-            maps = maps.roll(1, dims=0)
-        valid = maps.flatten(2).any(dim=2)
+            maps = neighbour_maps(maps, classes)
+        valid = maps.flatten(2).any(dim=2) & (classes >= 0)
         return (
             Targets(
-                teacher=self.name, logits=logits, explained_class=top1, maps=maps, map_valid=valid
+                teacher=self.name,
+                logits=logits,
+                explained_class=classes,
+                maps=maps,
+                map_valid=valid,
             ),
         )
 

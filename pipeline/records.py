@@ -44,6 +44,7 @@ class Record:
     split: str
     label: int = NO_LABEL
     labels: tuple[int, ...] = ()
+    """Of a set with many labels a record; empty where they are not known."""
     group: int = NO_GROUP
     boxes: tuple[Box, ...] = ()
     boxes_in_pixels: bool = False
@@ -133,7 +134,8 @@ class Batch:
     original_size: Tensor
     """f32 [B, 2]: height and width of the original images, whose proportions the frame has not."""
     labels: Tensor
-    """i64 [B]; NO_LABEL where unknown."""
+    """i64 [B], NO_LABEL where unknown; f32 [B, K] in a store with many labels a record, 1 for each of a
+    record's classes, a row of zeros where unknown (labels.py)."""
     groups: Tensor
     """i64 [B]; NO_GROUP where unknown."""
     masks: Tensor | None = None

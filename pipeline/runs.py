@@ -33,6 +33,8 @@ _NO_DIFFERENCE = (
     "trainer.checkpoint_every_epochs",
     "trainer.checkpoint_every_steps",
 )
+_YOUNGER = {"method.logits": "softmax", "explainer.max_classes": None, "explainer.seed": 0}
+"""Options that came after the first runs: with these values a run is what it was without them."""
 _NOWHERE = ("cluster",)
 """Whole sections that make no difference: where a run runs."""
 CONFIG_NAME = "config.yaml"
@@ -83,8 +85,13 @@ def identity(values: dict[str, Any], section: str = "") -> dict[str, Any]:
     return {
         name: identity(value, name) if isinstance(value, dict) else value
         for name, value in values.items()
-        if name not in _NOWHERE and f"{section}.{name}" not in _NO_DIFFERENCE
+        if name not in _NOWHERE and _makes_a_difference(f"{section}.{name}", value)
     }
+
+
+def _makes_a_difference(option: str, value: Any) -> bool:
+    is_as_before = option in _YOUNGER and value == _YOUNGER[option]
+    return option not in _NO_DIFFERENCE and not is_as_before
 
 
 def save_config(path: Path, values: dict[str, Any]) -> None:

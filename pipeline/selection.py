@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.config import ConfigError
 from pipeline.records import NO_LABEL
 from pipeline.seeds import derive_seed
+from pipeline.store.index import has_many_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,19 +39,25 @@ def select_training_rows(index: pa.Table, split: str, subset: SubsetConfig) -> N
 
     Each class is permuted by (subset.seed, class); the first `holdout` are kept out, the next `shots`
     taken. So more shots contain fewer, and the choice depends neither on `seed` nor on the method.
+    A record with many labels is a record of each of its classes: kept out for one of them it is kept out for
+    all, and a class has more than its shots where those of another have it too.
     """
     if subset.shots is None and subset.holdout == 0:
         return rows_of_split(index, split)
+    classes = list(_permuted_classes(index, split, subset))
+    kept_out = np.zeros(index.num_rows, bool)
+    for _, members in classes:
+        kept_out[members[: subset.holdout]] = True
     chosen = []
-    for label, members in _permuted_classes(index, split, subset):
-        remaining = members[subset.holdout :]
+    for label, members in classes:
+        remaining = members[~kept_out[members]]
         if subset.shots is not None and len(remaining) < subset.shots:
             raise ConfigError(
                 f"subset.shots={subset.shots}, but class {label} of split {split!r} has "
                 f"{len(remaining)} records after the holdout"
             )
         chosen.append(remaining[: subset.shots])
-    return np.sort(np.concatenate(chosen))
+    return np.unique(np.concatenate(chosen))
 
 
 def select_holdout_rows(index: pa.Table, split: str, subset: SubsetConfig) -> NDArray[np.int64]:
@@ -58,7 +65,7 @@ def select_holdout_rows(index: pa.Table, split: str, subset: SubsetConfig) -> ND
     if subset.holdout == 0:
         raise ConfigError("subset.holdout=0 keeps no records out; set it to a number of each class")
     chosen = [members[: subset.holdout] for _, members in _permuted_classes(index, split, subset)]
-    return np.sort(np.concatenate(chosen))
+    return np.unique(np.concatenate(chosen))
 
 
 def _permuted_classes(
@@ -66,14 +73,14 @@ def _permuted_classes(
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Each class of a split with its rows, permuted by (subset.seed, class)."""
     rows = rows_of_split(index, split)
-    labels = index["label"].to_numpy()[rows]
-    if (labels == NO_LABEL).any():
+    labels, owners = _labels_of(index, rows)
+    if len(np.unique(owners)) < len(rows):
         raise ConfigError(
             f"subset.shots and subset.holdout need labels, split {split!r} has records without"
         )
     keys = np.asarray(index["key"].to_pylist())[rows]
     for label in map(int, np.unique(labels)):
-        members = np.flatnonzero(labels == label)
+        members = np.unique(owners[labels == label])
         members = members[np.argsort(keys[members])]
         if len(members) < subset.holdout:
             raise ConfigError(
@@ -82,3 +89,16 @@ def _permuted_classes(
             )
         seed = derive_seed(subset.seed, "subset", label)
         yield label, rows[np.random.default_rng(seed).permutation(members)]
+
+
+def _labels_of(
+    index: pa.Table, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Every known label of these rows, and the position among them of the row that has it."""
+    if has_many_labels(index):
+        lists = index["labels"].take(rows).to_pylist()
+        owners = np.repeat(np.arange(len(lists)), [len(labels) for labels in lists])
+        return np.array([label for labels in lists for label in labels], np.int64), owners
+    labels = index["label"].to_numpy()[rows]
+    known = np.flatnonzero(labels != NO_LABEL)
+    return labels[known], known

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from pipeline.config import ConfigError
+from pipeline.config import ConfigError, GradCamConfig
 from pipeline.explainers import DEFAULT_EXPLAINER, EXPLAINERS
 from pipeline.geometry import downscale
 from pipeline.live import LiveTeacher
@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from pipeline.config import AugmentConfig, ModelConfig, OptimizerConfig, TrainerConfig
+    from pipeline.config import (
+        AugmentConfig,
+        ExplainerConfig,
+        ModelConfig,
+        OptimizerConfig,
+        TrainerConfig,
+    )
     from pipeline.dataset import StoreDataset
     from pipeline.losses.terms import DistillationLoss
     from pipeline.models.classifier import Classifier
@@ -63,6 +69,8 @@ class TrainingPlan:
     """Of one record, where views are replayed."""
     live_teacher: ModelConfig | None = None
     """Asked in every step; None takes the targets that the dataset's passes hold."""
+    live_explainer: ExplainerConfig = field(default_factory=GradCamConfig)
+    """Of the live teacher: which classes it explains."""
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -120,11 +128,7 @@ def train_to_end(
     """
     if plan.trainer.num_threads is not None:
         torch.set_num_threads(plan.trainer.num_threads)
-    if plan.loss.needs_labels and not (plan.dataset.columns["label"] >= 0).any():
-        raise ConfigError(
-            "none of the records has a label of the network's classes, and the loss reads labels: choose a "
-            "method without them (method.lambda_ce=0) or data with one label a record"
-        )
+    _check_labels(plan)
     training = _build_training(plan, ranks)
     stream = TrainingStream(
         plan.dataset,
@@ -146,6 +150,22 @@ def train_to_end(
         on_epoch=on_epoch,
     )
     return training.model
+
+
+def _check_labels(plan: TrainingPlan) -> None:
+    """ConfigError unless the loss and the network can take the data's labels."""
+    if plan.loss.needs_labels and not plan.dataset.has_labels:
+        raise ConfigError(
+            "none of the records has a label of the network's classes, and the loss reads labels: choose a "
+            "method without them (method.lambda_ce=0) or data with labels"
+        )
+    many = plan.dataset.has_many_labels
+    plan.loss.check_labels(many=many)
+    if many and plan.model.classes not in (None, plan.num_classes):
+        raise ConfigError(
+            f"the network's option classes={plan.model.classes} is not the {plan.num_classes} that a record's "
+            "labels choose from; leave it null"
+        )
 
 
 def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
@@ -188,6 +208,7 @@ def _build_live_teacher(
         EXPLAINERS[plan.explainer],
         plan.input_size if side is None else (side, side),
         getattr(torch, plan.trainer.precision),
+        plan.live_explainer,
     )
 
 

@@ -1,4 +1,4 @@
-"""Judge a finished student: accuracy, agreement with its teacher, and where it looks.
+"""Judge a finished student: accuracy (of many labels F1), agreement with its teacher, and where it looks.
 
     python -m stages.evaluate experiment=demo
     python -m stages.evaluate store.path=stores/demo run=my-student evaluate.splits=[test]
@@ -99,7 +99,9 @@ def _judge(
             rows = select_holdout_rows(store.index, trained.split, trained.subset)
         else:
             rows = rows_of_split(store.index, split)
-        dataset = StoreDataset(store, rows, passes, with_regions=True)
+        dataset = StoreDataset(
+            store, rows, passes, with_regions=True, num_classes=trained.num_classes
+        )
         splits[split] = judge_split(subject, dataset, options)
         positions = list(range(min(per_split, len(rows))))
         if positions:

@@ -143,12 +143,15 @@ def _annotate(
     views: StoredViews | None = None,
 ) -> int:
     """Ask the teacher what is missing of one pass: canonical, or of stored views; forward passes made."""
+    from pipeline.explainers.classes import fit_explainer
+
     store = Store(path)
     num_classes = len(store.manifest.classes)
+    explainer = fit_explainer(config.explainer, store, teacher.classes or num_classes)
     description = describe_pass(
         store.manifest,
         describe_teacher(teacher, num_classes, config.annotate.precision),
-        config.explainer,
+        explainer,
         config.annotate,
         config.store.backend,
         views,
@@ -166,9 +169,9 @@ def _annotate(
 
     from pipeline.annotate import TeacherAnnotator
 
-    specs = TeacherAnnotator(
-        teacher, num_classes, config.explainer, config.annotate, store.size
-    ).fields(stored_views=views is not None)
+    specs = TeacherAnnotator(teacher, num_classes, explainer, config.annotate, store.size).fields(
+        stored_views=views is not None
+    )
     remove_partial_files(folder)
     most = store.manifest.shard_size if views is None else max(map(len, views.rows.values()))
     count = 1 if views is None else views.count
@@ -181,7 +184,7 @@ def _annotate(
         fingerprint,
         teacher,
         num_classes,
-        config.explainer,
+        explainer,
         config.annotate,
         config.cluster.threads_per_actor,
         config.cluster.decode_threads,

@@ -36,7 +36,9 @@ class TeachResult:
 
     weights: str
     accuracy: dict[str, float]
-    """By split of evaluate.splits."""
+    """By split of evaluate.splits; empty where a record has many labels."""
+    f1: dict[str, float]
+    """The same of many labels a record; empty where it has one."""
 
 
 def run(config: TeachConfig) -> TeachResult:
@@ -55,11 +57,12 @@ def run(config: TeachConfig) -> TeachResult:
     if not metrics_path.exists():
         splits = _judge(config, store, folder)
         write_atomically(metrics_path, json.dumps({"splits": splits}, indent=1).encode())
-    metrics = json.loads(metrics_path.read_text())
-    return TeachResult(
-        weights=str(folder / MODEL_NAME),
-        accuracy={split: judged["accuracy"] for split, judged in metrics["splits"].items()},
+    judged = json.loads(metrics_path.read_text())["splits"]
+    accuracy, f1 = (
+        {split: metrics[name] for split, metrics in judged.items() if name in metrics}
+        for name in ("accuracy", "f1")
     )
+    return TeachResult(weights=str(folder / MODEL_NAME), accuracy=accuracy, f1=f1)
 
 
 def _check_splits(config: TeachConfig, store: Store) -> None:

@@ -73,7 +73,7 @@ class SubsetConfig:
     """Which records of the training split a run reads; the store itself always holds the whole set."""
 
     shots: int | None = None
-    """Records of each class; null takes all."""
+    """Records of each class, at least that many where a record has many labels; null takes all."""
     seed: int = 0
     """Apart from `seed`, so that the shots stay fixed while initialisation varies."""
     holdout: int = 0

@@ -8,15 +8,15 @@ from typing import Literal
 from pipeline.config.augment import AugmentConfig
 from pipeline.config.errors import require
 
-LabelLoss = Literal["ce", "bce_offlabel"]
+LabelLoss = Literal["ce", "bce", "bce_offlabel"]
 
 
 def _check_label_loss(loss: str, label_smoothing: float) -> None:
     require(0 <= label_smoothing < 1, f"label_smoothing must be in [0, 1), got {label_smoothing}")
     require(
         loss == "ce" or label_smoothing == 0,
-        f"label_smoothing={label_smoothing} is an option of loss=ce; loss={loss} has 1 / classes off the label "
-        "already, set label_smoothing=0",
+        f"label_smoothing={label_smoothing} is an option of loss=ce; loss={loss} asks of each class on its own, "
+        "set label_smoothing=0",
     )
 
 
@@ -26,7 +26,8 @@ class LabelsConfig:
 
     kind: Literal["labels"] = "labels"
     loss: LabelLoss = "ce"
-    """ce: cross-entropy; bce_offlabel: how B-cos networks are trained, each class on its own (e2KD)."""
+    """ce: cross-entropy, of one label a record; bce: each class on its own, as sets with many labels a record
+    need it; bce_offlabel: the same with 1 / classes off the labels, how B-cos networks are trained (e2KD)."""
     label_smoothing: float = 0.0
     """Of ce."""
 
@@ -36,11 +37,17 @@ class LabelsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class KDConfig:
-    """Soft targets (Hinton et al. 2015): total = lambda_ce * ce + lambda_kd * kd."""
+    """Soft targets (Hinton et al. 2015): total = lambda_ce * ce + lambda_kd * kd.
+
+    Of sets with many labels a record the supervised term is bce instead of ce.
+    """
 
     kind: Literal["kd"] = "kd"
     tau: float = 1.0
     """Temperature of the soft targets; > 0."""
+    logits: Literal["softmax", "mld"] = "softmax"
+    """What is compared: the distribution over classes, times tau^2; or each class on its own, times tau, which
+    sets with many labels a record need (multi-label logit distillation, e2KD eq. C.1)."""
     teacher_weights: tuple[float, ...] = ()
     """Of each pass of store.teacher, in that order, summing to 1; empty weighs all alike."""
     lambda_ce: float = 0.0
@@ -67,7 +74,8 @@ class E2KDConfig(KDConfig):
     lambda_map: float = 1.0
     """0 switches the explanation term off, and the student's map is then never computed."""
     normalise_by: Literal["batch", "valid"] = "batch"
-    """Divide the sum over valid maps by all maps of the batch (the paper's lambda) or by the valid ones."""
+    """Divide the sum over valid maps by all maps of the batch (the paper's lambda) or by the valid ones; where
+    several classes are explained, first within each record."""
     guided_step_interval: int = 1
     """The explanation term enters every n-th step only, unscaled."""
     map_control: Literal["none", "shuffled", "unaugmented"] = "none"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
+from pipeline.labels import decide, has_many, known
+from pipeline.losses.mld import mld_loss
 from pipeline.records import NO_GROUP, NO_LABEL
 
 if TYPE_CHECKING:
@@ -19,13 +22,60 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(dim=1) == labels)[known].double().mean())
 
 
-def agreement(student_logits: Tensor, teacher_logits: Tensor) -> float:
-    """Share of records on which both networks have the same top-1 class (e2KD eq. 4); labels play no part."""
-    return float((student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).double().mean())
+def f1(logits: Tensor, labels: Tensor) -> float:
+    """Micro F1 over all (record, class) pairs: 2 TP / (2 TP + FP + FN), a class from logit 0 upwards being positive.
+
+    logits  [N, K]
+    labels  f32 [N, K]; a record whose labels are not known is left out. nan where there is neither a label
+            nor a positive class
+    """
+    counted = known(labels)
+    positive, present = logits[counted] >= 0, labels[counted] > 0
+    hits = (positive & present).sum().double()
+    return float(2 * hits / (positive.sum() + present.sum()))
 
 
-def kl_to_teacher(student_logits: Tensor, teacher_logits: Tensor) -> float:
-    """Mean KL(teacher || student) of the class probabilities, in nats."""
+def label_scores(logits: Tensor, labels: Tensor, groups: Tensor) -> dict[str, Any]:
+    """How right logits [N, K] are: accuracy, also by group [N]; of many labels a record f1."""
+    if has_many(labels):
+        return {"f1": f1(logits, labels)}
+    of_groups = group_accuracies(logits, labels, groups)
+    scores = {"accuracy": accuracy(logits, labels), "group_accuracy": of_groups}
+    labelled = [value for value in of_groups.values() if not math.isnan(value)]
+    return scores | ({"worst_group_accuracy": min(labelled)} if labelled else {})
+
+
+def teacher_scores(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor
+) -> dict[str, float]:
+    """How close two networks' logits [N, K] are, and how right the teacher is itself."""
+    many = has_many(labels)
+    scores = {
+        "agreement": agreement(student_logits, teacher_logits, many=many),
+        "kl_to_teacher": kl_to_teacher(student_logits, teacher_logits, many=many),
+    }
+    if many:
+        return scores | {"teacher_f1": f1(teacher_logits, labels)}
+    return scores | {"teacher_accuracy": accuracy(teacher_logits, labels)}
+
+
+def agreement(student_logits: Tensor, teacher_logits: Tensor, *, many: bool = False) -> float:
+    """Share of records on which both networks have the same top-1 class (e2KD eq. 4); labels play no part.
+
+    many  of sets with many labels a record, which the paper leaves open: the same set of positive classes
+    """
+    student, teacher = (decide(logits, many=many) for logits in (student_logits, teacher_logits))
+    same = student == teacher
+    return float((same.all(dim=1) if many else same).double().mean())
+
+
+def kl_to_teacher(student_logits: Tensor, teacher_logits: Tensor, *, many: bool = False) -> float:
+    """Mean KL(teacher || student) of the class probabilities, in nats.
+
+    many  each class on its own: the sum of the Bernoulli divergences over classes
+    """
+    if many:
+        return float(mld_loss(student_logits.double(), teacher_logits.double(), tau=1.0))
     student = F.log_softmax(student_logits.double(), dim=1)
     teacher = F.log_softmax(teacher_logits.double(), dim=1)
     return float(F.kl_div(student, teacher, reduction="batchmean", log_target=True))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipeline.dataset import iter_in_order
-from pipeline.evaluation.agreement import accuracy, agreement, group_accuracies, kl_to_teacher
+from pipeline.evaluation.agreement import label_scores, teacher_scores
 from pipeline.evaluation.localization import (
     box_regions,
     energy_pointing_game,
@@ -19,8 +18,10 @@ from pipeline.evaluation.localization import (
 from pipeline.explainers import EXPLAINERS, forward_to_explain
 from pipeline.explainers.bcos_weights import color_picture, contribution_map, is_bcos_weights
 from pipeline.geometry import judged_view, view_images, view_maps, view_targets, warp
+from pipeline.labels import classes_of, decide, has_many, multi_hot
 from pipeline.losses.map_cosine import map_cosine
 from pipeline.models.bcos.layers import add_inverse
+from pipeline.records import NO_CLASS
 from pipeline.stream import move_batch
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pipeline.dataset import StoreDataset
     from pipeline.models.classifier import Classifier
     from pipeline.models.output import ModelOutput
-    from pipeline.records import Batch, Targets
+    from pipeline.records import Batch, StoredTargets, Targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,22 +54,21 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """One batch, judged; every tensor on the CPU."""
+    """One batch of n records, judged; every tensor on the CPU."""
 
     logits: Tensor
     """[n, K]."""
-    maps: Tensor
-    """[n, h, w]: the label's class, the model's own top-1 where there is no label."""
     labels: Tensor
     groups: Tensor
     epg: Tensor
-    """[n]; nan where a record has no region."""
+    """Of every place for a label, a record's one or (padded) many; nan where it has no label or no region."""
     iou: Tensor
     teacher_logits: Tensor | None
     teacher_epg: Tensor
-    """[n]: of the stored map, whatever class it explains; nan where there is no map or no region."""
+    """Of the stored maps; of one label a record the first, whatever class it explains, of many each that
+    explains one of them. nan where there is no map or no region."""
     map_cosine: Tensor | None
-    """[n]: with the teacher's stored map, for the class that the teacher explains; nan where invalid."""
+    """With the teacher's stored maps, for each class that the teacher explains; nan where invalid."""
 
 
 @torch.no_grad()
@@ -90,21 +90,14 @@ def judge_split(
     logits, labels, groups = (_all(judged, name) for name in ("logits", "labels", "groups"))
     metrics: dict[str, Any] = {
         "records": len(labels),
-        "accuracy": accuracy(logits, labels),
-        "group_accuracy": group_accuracies(logits, labels, groups),
+        **label_scores(logits, labels, groups),
     }
-    labelled = [value for value in metrics["group_accuracy"].values() if not math.isnan(value)]
-    if labelled:
-        metrics["worst_group_accuracy"] = min(labelled)
     for name in ("epg", "iou", "teacher_epg"):
         values = _all(judged, name).double()
         if not values.isnan().all():
             metrics[name] = float(values.nanmean())
     if judged[0].teacher_logits is not None:
-        teacher_logits = _all(judged, "teacher_logits")
-        metrics["agreement"] = agreement(logits, teacher_logits)
-        metrics["kl_to_teacher"] = kl_to_teacher(logits, teacher_logits)
-        metrics["teacher_accuracy"] = accuracy(teacher_logits, labels)
+        metrics |= teacher_scores(logits, _all(judged, "teacher_logits"), labels)
     if judged[0].map_cosine is not None:
         cosines = _all(judged, "map_cosine").double()
         metrics["map_cosine"] = float(cosines.nanmean())
@@ -118,23 +111,25 @@ def picture_maps(
 ) -> dict[str, Tensor]:
     """Images as judged, the model's maps of the label's class and the teacher's maps, for a few records.
 
+    Of many labels the class is the first that the teacher explains, or the lowest where it explains none.
     Of a B-cos network maps are its contributions, and colors its weights as RGBA, u8 [n, h, w, 4].
     """
     batch = move_batch(dataset.__getitems__(positions), subject.device)
     batch = judged_view(batch, frame, subject.input_size)
     images = view_images(batch, subject.input_size)
     output = forward_to_explain(subject.model, images)
+    many = has_many(batch.labels)
     pictures = {
         "frames": (images * 255).round().to(torch.uint8),
         "labels": batch.labels,
-        "predictions": output.logits.argmax(dim=1),
-        **_pictured(_label_maps(subject, output, batch), batch),
+        "predictions": decide(output.logits, many=many),
+        **_pictured(_maps_of(subject, output, _pictured_classes(batch)), batch),
     }
     if batch.targets and (stored := batch.targets[0].maps) is not None:
         grid = (stored.shape[-2], stored.shape[-1])
         explained = _pictured(view_maps(batch, batch.targets[0], grid), batch)
         pictures |= {f"teacher_{name}": tensor for name, tensor in explained.items()}
-        pictures["teacher_predictions"] = batch.targets[0].logits.argmax(dim=1)
+        pictures["teacher_predictions"] = decide(batch.targets[0].logits, many=many)
     return {name: tensor.cpu().contiguous() for name, tensor in pictures.items()}
 
 
@@ -146,35 +141,36 @@ def _pictured(maps: Tensor, batch: Batch) -> dict[str, Tensor]:
     return shown
 
 
+def _pictured_classes(batch: Batch) -> Tensor:
+    """[n]; negative where nothing is known."""
+    own = classes_of(batch.labels)[:, 0]
+    explained = batch.targets[0].explained_class if batch.targets else None
+    if explained is None or not has_many(batch.labels):
+        return own
+    return torch.where(explained[:, 0] >= 0, explained[:, 0], own)
+
+
 def _judge_batch(subject: Subject, batch: Batch, options: EvaluateOptions) -> Judged:
     output = forward_to_explain(subject.model, view_images(batch, subject.input_size))
-    maps = _evidence(_label_maps(subject, output, batch), batch)
-    regions = _regions(batch, options.region)
-    size = (regions.shape[-2], regions.shape[-1])
-    if batch.canonical_from_view is not None:
-        size = subject.input_size
-        regions = warp(regions[:, None].float(), batch.canonical_from_view, size)[:, 0] > 0.5
-    no_region = ~regions.flatten(1).any(dim=1)
-    nowhere = maps.new_full((len(maps),), float("nan"))
-    epg, iou, teacher_epg = nowhere, nowhere, nowhere
-    if not no_region.all():
-        upsampled = upsample(maps, size)
-        epg = energy_pointing_game(upsampled, regions).masked_fill(no_region, float("nan"))
-        iou = localization_iou(upsampled, regions, options.iou_threshold)
-        iou = iou.masked_fill(no_region, float("nan"))
+    size = subject.input_size
+    if batch.canonical_from_view is None:
+        size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
+    scores = []
+    for classes in classes_of(batch.labels).T:
+        maps = _evidence(_maps_of(subject, output, classes), batch)
+        scores.append(_localise(maps, _regions(batch, classes, options.region, size), options))
+    epg, iou = (torch.cat(values) for values in zip(*scores, strict=True))
+    teacher_epg = torch.full((len(batch.keys),), float("nan"))
     cosine = teacher_logits = None
     if batch.targets:
         if batch.targets[0].maps is not None:
-            stored = _evidence(view_maps(batch, batch.targets[0], size), batch)
-            stored_epg = energy_pointing_game(stored, regions)
-            teacher_epg = stored_epg.masked_fill(no_region, float("nan"))
+            teacher_epg = _teacher_epg(batch, batch.targets[0], options.region, size)
         grid = (output.features.shape[-2], output.features.shape[-1])
         targets = view_targets(batch, grid)[0]
         teacher_logits = targets.logits.cpu()
         cosine = _cosine_to_teacher(subject, output, targets)
     return Judged(
         logits=output.logits.detach().float().cpu(),
-        maps=maps.cpu(),
         labels=batch.labels.cpu(),
         groups=batch.groups.cpu(),
         epg=epg.cpu(),
@@ -185,10 +181,40 @@ def _judge_batch(subject: Subject, batch: Batch, options: EvaluateOptions) -> Ju
     )
 
 
-def _label_maps(subject: Subject, output: Any, batch: Batch) -> Tensor:
+def _localise(maps: Tensor, regions: Tensor, options: EvaluateOptions) -> tuple[Tensor, Tensor]:
+    """EPG and IoU of maps [n, h, w] and regions bool [n, H, W]: each [n], nan where there is no region."""
+    no_region = ~regions.flatten(1).any(dim=1)
+    if no_region.all():
+        nowhere = maps.new_full((len(maps),), float("nan"))
+        return nowhere, nowhere
+    upsampled = upsample(maps, (regions.shape[-2], regions.shape[-1]))
+    epg = energy_pointing_game(upsampled, regions)
+    iou = localization_iou(upsampled, regions, options.iou_threshold)
+    return epg.masked_fill(no_region, float("nan")), iou.masked_fill(no_region, float("nan"))
+
+
+def _teacher_epg(batch: Batch, stored: StoredTargets, kind: str, size: tuple[int, int]) -> Tensor:
+    """EPG of the stored maps, as of `Judged.teacher_epg`: a value a record and map."""
+    maps = view_maps(batch, stored, size)
+    assert stored.explained_class is not None
+    explained = stored.explained_class
+    of_region = batch.labels[:, None]
+    if has_many(batch.labels):
+        own = multi_hot(batch.labels, batch.labels.shape[1]).gather(1, explained.clamp(min=0)) > 0
+        of_region = explained.where(own, NO_CLASS)
+    scores = []
+    for place, classes in enumerate(of_region.T):
+        regions = _regions(batch, classes, kind, size)
+        epg = energy_pointing_game(_evidence(maps[:, place : place + 1], batch), regions)
+        nowhere = ~regions.flatten(1).any(dim=1) | (explained[:, place] < 0)
+        scores.append(epg.masked_fill(nowhere, float("nan")))
+    return torch.cat(scores)
+
+
+def _maps_of(subject: Subject, output: ModelOutput, classes: Tensor) -> Tensor:
+    """Maps [n, 1, A, h, w] of the given classes [n], of the model's own top-1 where there is none."""
     top1 = output.logits.argmax(dim=1)
-    explained = torch.where(batch.labels >= 0, batch.labels, top1)[:, None]
-    return subject.maps(output, explained)
+    return subject.maps(output, torch.where(classes >= 0, classes, top1)[:, None])
 
 
 def _evidence(maps: Tensor, batch: Batch) -> Tensor:
@@ -206,18 +232,30 @@ def _encoded(batch: Batch, maps: Tensor) -> Tensor:
     return add_inverse(view_images(batch, (maps.shape[-2], maps.shape[-1])))
 
 
-def _regions(batch: Batch, kind: str) -> Tensor:
-    """Where the object is in each canonical frame, bool [B, H, W]; nowhere where there is no region."""
-    size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
+def _regions(batch: Batch, classes: Tensor, kind: str, size: tuple[int, int]) -> Tensor:
+    """Where the objects of the given classes [n] are in the batch's view at (height, width) `size`.
+
+    bool [n, height, width]; nowhere where a record has no region. Masks show the one label's object; of many
+    labels their values are the classes + 1.
+    """
+    many = has_many(batch.labels)
+    frame = (batch.inputs.shape[-2], batch.inputs.shape[-1])
     if kind == "masks":
         assert batch.masks is not None
-        return batch.masks[:, 0] > 0
-    boxes = [record_boxes.cpu() for record_boxes in batch.boxes]
-    return box_regions(boxes, batch.labels.cpu(), size).to(batch.inputs.device)
+        masks = batch.masks[:, 0]
+        regions = masks == classes[:, None, None] + 1 if many else masks > 0
+    else:
+        boxes = [record_boxes.cpu() for record_boxes in batch.boxes]
+        regions = box_regions(boxes, classes.cpu(), frame).to(batch.inputs.device)
+    if many:
+        regions = regions & (classes >= 0)[:, None, None]
+    if batch.canonical_from_view is not None:
+        regions = warp(regions[:, None].float(), batch.canonical_from_view, size)[:, 0] > 0.5
+    return regions
 
 
 def _cosine_to_teacher(subject: Subject, output: Any, targets: Targets) -> Tensor | None:
-    """[n], nan where invalid; None where there is nothing to compare with."""
+    """A value for each class that the teacher explains, nan where invalid; None where nothing is comparable."""
     if targets.maps is None or targets.explained_class is None or targets.map_valid is None:
         return None
     maps = subject.maps(output, targets.explained_class)
@@ -225,7 +263,8 @@ def _cosine_to_teacher(subject: Subject, output: Any, targets: Targets) -> Tenso
         return None  # a GradCAM and a B-cos network's weights are not comparable
     cosine, nonzero = map_cosine(maps, targets.maps, subject.input_size)
     valid = nonzero & targets.map_valid
-    return torch.where(valid, cosine, float("nan"))[:, 0].cpu()
+    explained = targets.explained_class >= 0
+    return torch.where(valid, cosine, float("nan"))[explained].cpu()
 
 
 def _all(judged: list[Judged], name: str) -> Tensor:

@@ -15,6 +15,7 @@ class Metric(NamedTuple):
 
 METRICS = {
     "accuracy": Metric(),
+    "f1": Metric(),  # of many labels a record, in place of accuracy
     "worst_group_accuracy": Metric(),
     "agreement": Metric(),
     "kl_to_teacher": Metric(higher_is_better=False, scale=1.0),  # nats

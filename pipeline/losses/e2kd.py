@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 class E2KDLoss(KDLoss):
     """lambda_ce * ce + lambda_kd * kd + lambda_map * (1 - cosine of the maps) (eq. 3).
 
-    Pairs in which either map is zero add nothing; `normalise_by` says what the sum is divided by.
+    Pairs in which either map is zero add nothing. A record's term is the mean over its E_n classes, and the
+    batch's the mean over its N records, so that a record weighs the same however many classes it has:
+
+        1 / N sum_n 1 / E_n sum_e (1 - cosine)    over valid pairs
+
+    `normalise_by` says who counts in N and E_n: "batch" every record and every class that the teacher
+    explains (the paper's lambda), "valid" those with valid pairs only. Padding never counts.
     """
 
     config: E2KDConfig
@@ -38,14 +44,21 @@ class E2KDLoss(KDLoss):
         if student.maps is None:
             return logit_terms
         assert targets is not None
+        assert targets.explained_class is not None
         assert targets.maps is not None
         assert targets.map_valid is not None
         cosine, nonzero = map_cosine(student.maps, targets.maps, student.input_size)
+        explained = targets.explained_class >= 0
         valid = nonzero & targets.map_valid
-        count = valid.sum() if self.config.normalise_by == "valid" else torch.tensor(valid.numel())
-        map_loss = torch.where(valid, 1 - cosine, 0.0).sum() / count.clamp(min=1)
+        counted = valid if self.config.normalise_by == "valid" else explained
+        distance = torch.where(valid, 1 - cosine, 0.0).sum(dim=1)  # [B]
+        of_records = distance / counted.sum(dim=1).clamp(min=1)
+        count = torch.tensor(len(valid))
+        if self.config.normalise_by == "valid":
+            count = valid.any(dim=1).sum()
+        map_loss = of_records.sum() / count.clamp(min=1)
         return LossTerms(
             total=logit_terms.total + self.config.lambda_map * map_loss,
             terms={**logit_terms.terms, "map": map_loss},
-            statistics={"valid_map_fraction": valid.float().mean()},
+            statistics={"valid_map_fraction": valid.sum() / explained.sum().clamp(min=1)},
         )

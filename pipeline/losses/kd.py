@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 
-from pipeline.losses.labels import cross_entropy_loss
+from pipeline.config import require
+from pipeline.losses.labels import label_term
+from pipeline.losses.mld import mld_loss
 from pipeline.losses.terms import DistillationLoss, LossTerms
 
 if TYPE_CHECKING:
@@ -33,8 +35,12 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tenso
     return tau**2 * kl
 
 
+LOGIT_LOSSES = {"softmax": kd_loss, "mld": mld_loss}
+"""What `method.logits` compares: (student, teacher, tau) -> the term kd."""
+
+
 class KDLoss(DistillationLoss):
-    """lambda_ce * ce + lambda_kd * kd."""
+    """lambda_ce * ce + lambda_kd * kd; of many labels the supervised term is bce instead of ce."""
 
     def __init__(self, config: KDConfig) -> None:
         super().__init__()
@@ -44,12 +50,21 @@ class KDLoss(DistillationLoss):
     def needs_labels(self) -> bool:
         return self.config.lambda_ce > 0
 
+    def check_labels(self, *, many: bool) -> None:
+        require(
+            not many or self.config.logits == "mld",
+            "method.logits=softmax has the classes compete for one label, and this store has many labels a "
+            "record: set method.logits=mld",
+        )
+
     def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
         assert targets is not None
-        kd = kd_loss(student.logits, targets.logits, self.config.tau)
+        logit_loss = LOGIT_LOSSES[self.config.logits]
+        kd = logit_loss(student.logits, targets.logits, self.config.tau)
         terms = {"kd": kd}
         total = self.config.lambda_kd * kd
         if self.config.lambda_ce > 0:
-            terms["ce"] = cross_entropy_loss(student.logits, labels)
-            total = total + self.config.lambda_ce * terms["ce"]
+            name, supervised = label_term(student.logits, labels)
+            terms[name] = supervised
+            total = total + self.config.lambda_ce * supervised
         return LossTerms(total=total, terms=terms)

@@ -1,4 +1,4 @@
-"""The supervised term."""
+"""The supervised term, of one label a record (i64 [B]) or of many (f32 [B, K])."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from pipeline.config import require
+from pipeline.labels import has_many, known, multi_hot
 from pipeline.losses.terms import DistillationLoss, LossTerms
 from pipeline.records import NO_LABEL
 
@@ -26,17 +28,38 @@ def cross_entropy_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 
     return total / (labels != NO_LABEL).sum().clamp(min=1)
 
 
-def off_label_bce_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean binary cross-entropy over classes and records with a known label; 0 if none is (e2KD, B-cos).
+def bce_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean binary cross-entropy over classes and records with known labels; 0 if there is none.
 
     logits  [B, K]; each class is a question of its own
-    labels  i64 [B]; the target is 1 for the label and 1 / K, not 0, for every other class
+    labels  i64 [B] or f32 [B, K]; the target is 1 for each class that a record has and 0 for every other
     """
-    known = labels != NO_LABEL
-    targets = torch.full_like(logits, 1 / logits.shape[1])
-    targets.scatter_(1, labels.clamp(min=0)[:, None], 1.0)
+    return _mean_bce(logits, labels, off_label=0.0)
+
+
+def off_label_bce_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """`bce_loss` with the target 1 / K, not 0, for every class that a record has not (e2KD, B-cos).
+
+    targets = max(multi_hot(labels), 1 / K), never renormalised
+    """
+    return _mean_bce(logits, labels, off_label=1 / logits.shape[1])
+
+
+def _mean_bce(logits: Tensor, labels: Tensor, off_label: float) -> Tensor:
+    targets = multi_hot(labels, logits.shape[1]).to(logits.dtype).clamp(min=off_label)
     per_record = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
-    return torch.where(known, per_record, 0.0).sum() / known.sum().clamp(min=1)
+    counted = known(labels)
+    return torch.where(counted, per_record, 0.0).sum() / counted.sum().clamp(min=1)
+
+
+def label_term(logits: Tensor, labels: Tensor) -> tuple[str, Tensor]:
+    """The supervised term that fits the set, and its name: ce of one label, bce of many.
+
+    BCE is a mean over classes, and soft targets sum over them: their scales differ by K.
+    """
+    if has_many(labels):
+        return "bce", bce_loss(logits, labels)
+    return "ce", cross_entropy_loss(logits, labels)
 
 
 class LabelsLoss(DistillationLoss):
@@ -52,9 +75,20 @@ class LabelsLoss(DistillationLoss):
     def needs_labels(self) -> bool:
         return True
 
+    def check_labels(self, *, many: bool) -> None:
+        require(
+            not many or self.config.loss != "ce",
+            "loss=ce takes one label a record, and this store has many: set method.loss=bce "
+            "(in stages.teach teaching.loss=bce)",
+        )
+
     def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
-        if self.config.loss == "bce_offlabel":
-            bce = off_label_bce_loss(student.logits, labels)
-            return LossTerms(total=bce, terms={"bce": bce})
-        ce = cross_entropy_loss(student.logits, labels, self.config.label_smoothing)
-        return LossTerms(total=ce, terms={"ce": ce})
+        match self.config.loss:
+            case "ce":
+                ce = cross_entropy_loss(student.logits, labels, self.config.label_smoothing)
+                return LossTerms(total=ce, terms={"ce": ce})
+            case "bce":
+                bce = bce_loss(student.logits, labels)
+            case "bce_offlabel":
+                bce = off_label_bce_loss(student.logits, labels)
+        return LossTerms(total=bce, terms={"bce": bce})

@@ -77,6 +77,9 @@ class DistillationLoss(nn.Module):
         """Whether the student's maps enter the loss in this step."""
         return False
 
+    def check_labels(self, *, many: bool) -> None:
+        """ConfigError where this loss does not fit a set with one label a record, or with many."""
+
     def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
-        """labels: i64 [B], -1 unknown."""
+        """labels: as of Batch."""
         raise NotImplementedError

@@ -1,34 +1,39 @@
-"""The explanation of the teacher's own top-1 class, at its native grid."""
+"""Explanations of the classes that `explainer.explained_classes` names, at their native grid."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from pipeline.explainers import EXPLAINERS
+from pipeline.explainers.classes import explained_classes
 from pipeline.payloads.payload import Encoded
 from pipeline.records import FieldSpec
 from pipeline.store.codecs import encode_maxabs, lowest_cosine
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pipeline.config import ExplainerConfig, PassConfig
     from pipeline.models.classifier import Classifier
     from pipeline.models.output import ModelOutput
+    from pipeline.payloads.payload import Described
 
 
 class MapPayload:
     """map [E, A, h, w], max-abs 1; map_scale f32 [E]; explained_class i32 [E].
 
-    The class is the argmax of the float32 logits and is stored: rounded logits may tie.
+    The classes are chosen by the float32 logits and are stored: rounded logits may tie. Where a record
+    has fewer than E, NO_CLASS and a map of zeros stand in the last places.
     """
 
     def __init__(self, config: PassConfig, explainer: ExplainerConfig) -> None:
         self.dtype = config.map_dtype
-        self.explain = EXPLAINERS[explainer.kind]
+        self.explainer = explainer
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
-        shape = tuple(self._explain(model, output)[1].shape[1:])
+        example = torch.zeros(1, self.explainer.max_classes or 1, dtype=torch.int64)
+        maps = EXPLAINERS[self.explainer.kind](model, output, example.to(output.logits.device))
+        shape = tuple(maps.shape[1:])
         return [
             FieldSpec(
                 name="map",
@@ -42,18 +47,16 @@ class MapPayload:
             FieldSpec(name="explained_class", shape=shape[:1], dtype="int32"),
         ]
 
-    def encode(self, model: Classifier, output: ModelOutput) -> Encoded:
-        explained_class, maps = self._explain(model, output)
+    def encode(self, model: Classifier, output: ModelOutput, records: Described) -> Encoded:
+        labels = records.labels.to(output.logits.device)
+        classes = explained_classes(self.explainer, output.logits, labels, records.keys)
+        maps = EXPLAINERS[self.explainer.kind](model, output, classes)
         values = maps.cpu().numpy()
         stored, scale = encode_maxabs(values, self.dtype, axes=(2, 3, 4))
         fields = {
             "map": stored,
             "map_scale": scale,
-            "explained_class": explained_class.cpu().numpy().astype("int32"),
+            "explained_class": classes.cpu().numpy().astype("int32"),
         }
         flat = values.reshape(-1, *values.shape[2:])
         return Encoded(fields, {"map": lowest_cosine(flat, stored.reshape(flat.shape))})
-
-    def _explain(self, model: Classifier, output: ModelOutput) -> tuple[Tensor, Tensor]:
-        explained_class = output.logits.argmax(dim=1, keepdim=True)  # [B, E = 1]
-        return explained_class, self.explain(model, output, explained_class)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pipeline.config import ExplainerConfig, PassConfig
     from pipeline.models.classifier import Classifier
     from pipeline.models.output import ModelOutput
+    from pipeline.payloads.payload import Described
 
 
 class LogitsPayload:
@@ -24,7 +25,7 @@ class LogitsPayload:
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         return [FieldSpec(name="logits", shape=(output.logits.shape[1],), dtype="float16")]
 
-    def encode(self, model: Classifier, output: ModelOutput) -> Encoded:
+    def encode(self, model: Classifier, output: ModelOutput, records: Described) -> Encoded:
         with np.errstate(over="ignore"):  # the annotator names a record whose logits do not fit
             stored = output.logits.detach().cpu().numpy().astype("float16")
         return Encoded({"logits": stored}, {})

@@ -5,12 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from pipeline.models.classifier import Classifier
     from pipeline.models.output import ModelOutput
     from pipeline.records import FieldSpec
+
+
+class Described(NamedTuple):
+    """What the index says of the n records of a batch."""
+
+    keys: Sequence[str]
+    labels: Tensor
+    """As of Batch."""
 
 
 class Encoded(NamedTuple):
@@ -28,5 +39,5 @@ class Payload(Protocol):
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         """The fields it stores, given an example output."""
 
-    def encode(self, model: Classifier, output: ModelOutput) -> Encoded:
-        """The fields' values for a batch."""
+    def encode(self, model: Classifier, output: ModelOutput, records: Described) -> Encoded:
+        """The fields' values for a batch; of each record they depend on that record alone."""

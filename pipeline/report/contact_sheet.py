@@ -15,7 +15,7 @@ from pipeline.dataset import StoreDataset
 from pipeline.explainers.bcos_weights import color_picture, is_bcos_weights
 from pipeline.geometry import view_images, view_maps
 from pipeline.models.bcos.layers import add_inverse
-from pipeline.report.pictures import PictureRow, on_white, overlays, picture_grid
+from pipeline.report.pictures import PictureRow, class_names, on_white, overlays, picture_grid
 from pipeline.views import ViewSchedule
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def contact_sheet(
     batch = dataset.__getitems__(list(range(len(dataset))))
     one_aspect = bool((dataset.aspects == store.size[1] / store.size[0]).all())
     schedule = ViewSchedule(augment, store.size, seed=0, one_aspect=one_aspect)
-    names = [store.manifest.classes[label] if label >= 0 else "" for label in batch.labels.tolist()]
+    names = class_names(batch.labels.numpy(), store.manifest.classes)
     aspects = dataset.aspects.tolist()
     pictures = _rows(batch, "image", names, aspects)
     for view in range(num_views):

@@ -38,9 +38,13 @@ def _describe(teacher: TeacherPass) -> dict[str, Any]:
     if spec is None:
         return row
     of_maps = [e.bytes for e in files if e.path.startswith(f"{COLUMNS_FOLDER}/{spec.name}/")]
+    shape = spec.shape if spec.shape[0] > 1 else spec.shape[1:]
+    explained = manifest.explainer["explained_classes"]
     row |= {
-        "explainer": teacher.explainer,
-        "map": f"{'x'.join(str(size) for size in spec.shape[1:])} {spec.dtype}",
+        "explainer": teacher.explainer
+        if explained == "top1"
+        else f"{teacher.explainer}, {explained}",
+        "map": f"{'x'.join(map(str, shape))} {spec.dtype}",
         "raw_bytes": int(teacher.num_views * np.prod(spec.shape) * np.dtype(np.float32).itemsize),
         "fidelity": manifest.fidelity[spec.name],
     }

@@ -64,7 +64,7 @@ def map_grid(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) 
     first = {name: tensor.numpy() for name, tensor in next(iter(pictures.values())).items()}
     labels = first["labels"]
     frames = first["frames"].transpose(0, 2, 3, 1)
-    rows = [PictureRow("image", list(frames), _names(labels, classes))]
+    rows = [PictureRow("image", list(frames), class_names(labels, classes))]
     if "teacher_maps" in first:
         teacher = {n.removeprefix("teacher_"): a for n, a in first.items() if "teacher_" in n}
         rows += _explained("teacher", frames, teacher, labels, classes)
@@ -78,12 +78,13 @@ def _explained(
     title: str,
     frames: NDArray[np.uint8],
     arrays: Mapping[str, NDArray[Any]],
-    labels: NDArray[np.int64],
+    labels: NDArray[Any],
     classes: Sequence[str],
 ) -> list[PictureRow]:
     """One network's maps; of a B-cos network its contributions and the colours of its weights."""
     predictions = arrays["predictions"]
-    captions, wrong = _names(predictions, classes), (predictions != labels).tolist()
+    captions = class_names(predictions, classes)
+    wrong = (predictions != labels).reshape(len(labels), -1).any(axis=1).tolist()
     if "colors" not in arrays:
         return [PictureRow(title, overlays(frames, arrays["maps"]), captions, wrong)]
     return [
@@ -92,10 +93,19 @@ def _explained(
     ]
 
 
-def _names(labels: NDArray[np.int64], classes: Sequence[str]) -> list[str]:
-    """Numbers where a teacher's classes are not the data's."""
+def class_names(labels: NDArray[Any], classes: Sequence[str]) -> list[str]:
+    """What each record is called: nothing where that is not known, a number where a teacher's classes are not
+    the data's.
+
+    labels  i64 [n], or f32 [n, K] of many labels a record, which stand one below the other
+    """
+    if labels.ndim == 2:
+        return [
+            "\n".join(classes[label] for label in np.flatnonzero(row).tolist()) for row in labels
+        ]
     named = labels.max(initial=0) < len(classes)
-    return [classes[label] if named and label >= 0 else str(label) for label in labels]
+    names = [classes[label] if named else str(label) for label in labels]
+    return [name if label >= 0 else "" for name, label in zip(names, labels, strict=True)]
 
 
 def overlays(images: NDArray[np.uint8], maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:

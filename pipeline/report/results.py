@@ -48,7 +48,8 @@ class StudentResult:
         if any(name not in metrics for metrics in chosen):
             known = sorted(f"{s}.{m}" for s, metrics in self.metrics.items() for m in metrics)
             raise ConfigError(
-                f"report.columns: {source} is not in {self.folder}; it has: {', '.join(known)}"
+                f"report.columns: {source} is not in {self.folder}; name what there is, as in "
+                "report.columns={f1: test.f1} report.paired_column=f1: " + ", ".join(known)
             )
         records = sum(metrics["records"] for metrics in chosen)
         return float(sum(metrics[name] * metrics["records"] for metrics in chosen) / records)

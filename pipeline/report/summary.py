@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pipeline.report.results import StudentResult
 
-_SHOWN = ("accuracy", "agreement")
+_SHOWN = ("accuracy", "f1", "agreement")
 
 
 def summary_table(run: str) -> str:

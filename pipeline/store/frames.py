@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from pipeline.labels import multi_hot_of_lists
 from pipeline.store.pixels import decode_rgb
 from pipeline.store.tars import ShardBytes
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from pipeline.store.manifest import ShardEntry
@@ -56,6 +58,8 @@ class FrameBatch(NamedTuple):
     heights: Tensor
     """f32 [n], of the original images, like `widths`."""
     widths: Tensor
+    labels: Tensor
+    """As of Batch: i64 [n], or f32 [n, K] in a store with many labels a record."""
 
 
 class ShardFrames:
@@ -69,6 +73,7 @@ class ShardFrames:
         self._rows = records if rows is None else records.take(rows)
         self._bytes = ShardBytes(store.path / shard.path)
         self._size = store.size
+        self._manifest = store.manifest
 
     def read(self, start: int, stop: int) -> FrameBatch:
         """Frames of the rows start .. stop."""
@@ -79,4 +84,9 @@ class ShardFrames:
             torch.tensor(rows[name].to_pylist(), dtype=torch.float32)
             for name in ("height", "width")
         )
-        return FrameBatch(torch.stack(frames), heights, widths)
+        return FrameBatch(torch.stack(frames), heights, widths, self._labels(rows))
+
+    def _labels(self, rows: pa.Table) -> Tensor:
+        if self._manifest.multi_label:
+            return multi_hot_of_lists(rows["labels"].to_pylist(), len(self._manifest.classes))
+        return torch.tensor(rows["label"].to_pylist())

@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.records import NO_LABEL
 from pipeline.store.files import write_atomically
 from pipeline.store.manifest import REPAIR, ManifestError
 
@@ -90,6 +92,21 @@ def receipt_path(folder: Path, shard: str) -> Path:
 def index_table(rows: list[IndexRow]) -> pa.Table:
     """Rows as a table of INDEX_SCHEMA."""
     return pa.Table.from_pylist([row.values() for row in rows], schema=INDEX_SCHEMA)
+
+
+def has_many_labels(index: pa.Table) -> bool:
+    """Whether any record lists its classes in `labels`; then no `label` is read."""
+    return _longest_list(index) > 0
+
+
+def most_labels(index: pa.Table) -> int:
+    """Labels of the record that has most; 0 where none has any."""
+    labelled = bool((index["label"].to_numpy() != NO_LABEL).any())
+    return max(_longest_list(index), int(labelled))
+
+
+def _longest_list(index: pa.Table) -> int:
+    return pc.max(pc.list_value_length(index["labels"])).as_py() or 0
 
 
 def write_table(path: Path, table: pa.Table, metadata: dict[str, Any] | None = None) -> str:

@@ -12,6 +12,7 @@ from pipeline.store.files import sha256_file, sha256_keys
 from pipeline.store.index import (
     INDEX_SCHEMA,
     PASS_RECEIPT_SCHEMA,
+    has_many_labels,
     read_table,
     receipt_path,
     write_table,
@@ -109,7 +110,7 @@ def publish_store(
         dataset=dataset,
         classes=classes,
         canonical=CanonicalFrame(height=size[0], width=size[1], format=packing.form),
-        multi_label=any(index["labels"].to_pylist()),
+        multi_label=has_many_labels(index),
         shard_size=shard_size,
         shards=tuple(entries),
         index=FileEntry(path=INDEX_NAME, bytes=(store / INDEX_NAME).stat().st_size, sha256=digest),

@@ -82,6 +82,10 @@ def _verify_index(store: Store) -> Iterator[str]:
     labels = index["label"].to_numpy()
     for row in np.flatnonzero((labels < -1) | (labels >= len(store.manifest.classes)))[:10]:
         yield f"record {keys[row]}: label {labels[row]} is outside the {len(store.manifest.classes)} classes"
+    classes = range(len(store.manifest.classes))
+    for key, many in zip(keys, index["labels"].to_pylist(), strict=True):
+        if not all(label in classes for label in many):
+            yield f"record {key}: labels {many} are not all of the {len(classes)} classes"
 
 
 def _verify_pass(store: Store, folder: Path, rows_too: bool) -> Iterator[str]:

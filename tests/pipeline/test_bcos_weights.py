@@ -38,6 +38,7 @@ from pipeline.models.bcos.layers import (
     add_inverse,
 )
 from pipeline.payloads.explanation_map import MapPayload
+from pipeline.payloads.payload import Described
 from pipeline.records import Batch, StoredTargets
 from pipeline.training import Numerics, Training, batch_loss, build_optimizer, train_step
 from tests.pipeline.test_numerics import HostReads
@@ -409,12 +410,16 @@ def build_batch(inputs: Tensor, targets: StoredTargets | None) -> Batch:
     )
 
 
+def unlabelled(count: int) -> Described:
+    return Described([str(n) for n in range(count)], torch.full((count,), -1))
+
+
 def stored_targets(teacher: BcosClassifier, frames: Tensor) -> StoredTargets:
     """As a pass stores them."""
     payload = MapPayload(PassConfig(), BcosWeightsConfig())
     with torch.no_grad():
         output = teacher(frames.float() / 255)
-        values = payload.encode(teacher, output).values
+        values = payload.encode(teacher, output, unlabelled(len(frames))).values
     return StoredTargets(
         teacher="teacher",
         logits=output.logits,
@@ -448,7 +453,7 @@ def test_a_pass_stores_six_channels_at_the_inputs_resolution():
         output = teacher(random_images(16).float())
 
     fields = {spec.name: spec for spec in payload.fields(teacher, output)}
-    encoded = payload.encode(teacher, output)
+    encoded = payload.encode(teacher, output, unlabelled(2))
 
     assert fields["map"].shape == (1, 6, *FRAME)
     assert encoded.values["map"].shape == (2, 1, 6, *FRAME)

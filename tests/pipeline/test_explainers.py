@@ -32,6 +32,7 @@ from pipeline.models.timm import TimmClassifier, TimmVit
 from pipeline.models.torchvision import TorchvisionClassifier
 from pipeline.models.torchvision_vit import TorchvisionVit
 from pipeline.payloads.explanation_map import MapPayload
+from pipeline.payloads.payload import Described
 from pipeline.records import NO_CLASS, Batch, StoredTargets
 from pipeline.training import Training, batch_loss, build_optimizer
 
@@ -513,7 +514,9 @@ def test_explained_class_in_a_step_is_the_teachers_top1():
     teacher, student = freeze(tiny_model(1, top1=teacher_top1)), tiny_model(2, top1=student_top1)
     inputs = random_frames(3)
     teacher_output = teacher(inputs.float() / 255)
-    stored = MapPayload(PassConfig(), GradCamConfig()).encode(teacher, teacher_output).values
+    records = Described(("a", "b", "c"), torch.full((3,), label))
+    payload = MapPayload(PassConfig(), GradCamConfig())
+    stored = payload.encode(teacher, teacher_output, records).values
     targets = StoredTargets(
         teacher="teacher",
         logits=teacher_output.logits,

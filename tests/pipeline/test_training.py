@@ -156,7 +156,8 @@ def test_teacher_has_nothing_to_train_and_annotating_leaves_its_buffers_unchange
 
     frames = random_frames(0)
     sides = torch.full((len(frames),), 8.0)
-    annotator.annotate([FrameBatch(frames, sides, sides)], ["a", "b", "c", "d"])
+    labels = torch.zeros(len(frames), dtype=torch.long)
+    annotator.annotate([FrameBatch(frames, sides, sides, labels)], ["a", "b", "c", "d"])
 
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert not any(module.training for module in teacher.modules())

@@ -33,7 +33,7 @@ from pipeline.config import (
     TrainerConfig,
 )
 from pipeline.dataset import StoreDataset
-from pipeline.evaluation.judge import Subject, _evidence, _label_maps
+from pipeline.evaluation.judge import Subject, _evidence, _maps_of
 from pipeline.geometry import judged_view, view_images
 from pipeline.models import build_model, freeze
 from pipeline.selection import rows_of_split
@@ -162,7 +162,7 @@ def test_evidence_is_the_weights_times_what_they_weigh(taught):
     with torch.no_grad():
         output = model(view_images(batch, (16, 16)))
 
-        evidence = _evidence(_label_maps(subject, output, batch), batch)
+        evidence = _evidence(_maps_of(subject, output, batch.labels), batch)
 
     # All that the label's logit is, but for its bias.
     logits = output.logits.gather(1, batch.labels[:, None])[:, 0]
