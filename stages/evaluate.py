@@ -78,6 +78,7 @@ def _judge(
 
     from pipeline.dataset import StoreDataset
     from pipeline.evaluation.judge import Subject, judge_split, picture_maps
+    from pipeline.evaluation.shift import shift_curves
     from pipeline.selection import HOLDOUT, rows_of_split, select_holdout_rows
     from pipeline.training import resolve_device
 
@@ -101,6 +102,10 @@ def _judge(
             rows = rows_of_split(store.index, split)
         dataset = StoreDataset(store, rows, passes, with_regions=True)
         splits[split] = judge_split(subject, dataset, options)
+        if options.max_shift:
+            splits[split]["shift"] = shift_curves(
+                subject, dataset, max_shift=options.max_shift, records=options.shift_records
+            )
         positions = list(range(min(per_split, len(rows))))
         if positions:
             shown.append(picture_maps(subject, dataset, positions, options.frame))
