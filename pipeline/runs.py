@@ -27,6 +27,7 @@ _NO_DIFFERENCE = (
     "store.image_size",
     "store.format",
     "teacher.weights",
+    "evaluate.store",
     "trainer.ranks",
     "trainer.loader_processes",
     "trainer.log_every_steps",

@@ -12,6 +12,9 @@ from pipeline.config.errors import require
 class EvaluateOptions:
     """What an evaluation looks at."""
 
+    store: str | None = None
+    """Another store to judge on, as after data-free transfer: the student learned its teacher's classes on
+    other images, and is judged on the teacher's own. The same teacher must have been asked there too."""
     splits: tuple[str, ...] = ("test",)
     """Of the store; `holdout` is what subset.holdout kept out of the student's own training."""
     batch_size: int = 256
