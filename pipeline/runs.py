@@ -80,11 +80,14 @@ def open_run(verb: str, run: str, config: Any, inputs: dict[str, str]) -> Path:
 
 
 def identity(values: dict[str, Any], section: str = "") -> dict[str, Any]:
-    """The part of a resolved config that decides what comes out of it."""
+    """The part of a resolved config that decides what comes out of it.
+
+    What is null is left out, so that an option which is new and not used leaves old runs the same.
+    """
     return {
         name: identity(value, name) if isinstance(value, dict) else value
         for name, value in values.items()
-        if name not in _NOWHERE and f"{section}.{name}" not in _NO_DIFFERENCE
+        if value is not None and name not in _NOWHERE and f"{section}.{name}" not in _NO_DIFFERENCE
     }
 
 

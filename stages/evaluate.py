@@ -118,7 +118,7 @@ def _judge(
             rows = rows_of_split(store.index, split)
         dataset = StoreDataset(store, rows, passes, with_regions=True)
         splits[split] = judge_split(subject, dataset, options)
-        if options.max_shift:
+        if options.max_shift is not None:
             splits[split]["shift"] = shift_curves(
                 subject, dataset, max_shift=options.max_shift, records=options.shift_records
             )

@@ -25,9 +25,9 @@ class EvaluateOptions:
     """Where an explanation should lie, for EPG and IoU."""
     iou_threshold: float = 0.05
     """On the map scaled to [0, 1]; strict."""
-    max_shift: int = 0
+    max_shift: int | None = None
     """Pixels up to which the input is shifted for the shift-equivariance curve of the student's explanation
-    (e2KD, Figure 5: 32); 0 measures none. Wants frames that are larger than the student's input by as much."""
+    (e2KD, Figure 5: 32); null measures none. Wants frames that are larger than the student's input by as much."""
     shift_records: int = 256
     """Of each split, for that curve; every shift is a forward pass of each."""
     num_pictures: int = 8
@@ -43,7 +43,10 @@ class EvaluateOptions:
             0 <= self.iou_threshold < 1,
             f"evaluate.iou_threshold must be in [0, 1), got {self.iou_threshold}",
         )
-        require(self.max_shift >= 0, f"evaluate.max_shift must be >= 0, got {self.max_shift}")
+        require(
+            self.max_shift is None or self.max_shift >= 1,
+            f"evaluate.max_shift must be >= 1 or null, got {self.max_shift}",
+        )
         require(
             self.shift_records >= 1,
             f"evaluate.shift_records must be >= 1, got {self.shift_records}",
