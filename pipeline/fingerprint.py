@@ -73,9 +73,13 @@ def describe_teacher(
                 f"teacher.weights={path} does not exist; train the teacher with stages.teach, or correct the path"
             )
         weights_sha256 = sha256_file(path)
-    options = asdict(config)
-    for name in ("weights", "classes", "mean", "std", "input_size", "frame"):
-        options.pop(name)
+    elsewhere = ("weights", "classes", "mean", "std", "input_size", "frame")
+    younger = ("patch", "depth")  # than the first fingerprints, which stay as they were
+    options = {
+        name: value
+        for name, value in asdict(config).items()
+        if name not in elsewhere and not (name in younger and value is None)
+    }
     mean, std = model_normalisation(config)
     return {
         "architecture": options,

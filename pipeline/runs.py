@@ -27,13 +27,27 @@ _NO_DIFFERENCE = (
     "store.image_size",
     "store.format",
     "teacher.weights",
+    "evaluate.store",
     "trainer.ranks",
     "trainer.loader_processes",
     "trainer.log_every_steps",
     "trainer.checkpoint_every_epochs",
     "trainer.checkpoint_every_steps",
 )
-_YOUNGER = {"method.logits": "softmax", "explainer.max_classes": None, "explainer.seed": 0}
+_YOUNGER = {
+    "evaluate.max_shift": None,
+    "evaluate.shift_records": 256,
+    "explainer.max_classes": None,
+    "explainer.seed": 0,
+    "method.logits": "softmax",
+    "student.depth": None,
+    "student.patch": None,
+    "teacher.depth": None,
+    "teacher.patch": None,
+    "trainer.decay": 0.1,
+    "trainer.decay_every_epochs": 30,
+    "trainer.warmup_steps": None,
+}
 """Options that came after the first runs: with these values a run is what it was without them."""
 _NOWHERE = ("cluster",)
 """Whole sections that make no difference: where a run runs."""

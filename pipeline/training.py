@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -18,6 +17,7 @@ from pipeline.geometry import view_images, view_targets
 from pipeline.losses.terms import StudentOutput, weighted_sum
 from pipeline.metric_log import MetricWriter, StepLog
 from pipeline.ranks import Ranks
+from pipeline.schedule import check_warmup, learning_rate
 from pipeline.seeds import derive_seed
 from pipeline.store.files import write_atomically
 from pipeline.stream import move_batch
@@ -66,16 +66,6 @@ def build_optimizer(
     if config.kind == "adam":
         return torch.optim.Adam(parameters, config.lr, **common)
     return torch.optim.AdamW(parameters, config.lr, **common)
-
-
-def learning_rate(config: TrainerConfig, lr: float, epoch: int) -> float:
-    """The rate of an epoch: linear from 0.01 * lr over the warm-up, then a cosine that ends at 0."""
-    if epoch < config.warmup_epochs:
-        return lr * (0.01 + 0.99 * epoch / config.warmup_epochs)
-    if config.schedule == "constant":
-        return lr
-    progress = (epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
-    return lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class TargetSource(Protocol):
@@ -255,6 +245,7 @@ def fit(
     on_epoch  called by the first rank after each epoch with its number and a line on how it went
     """
     device = next(training.model.parameters()).device
+    check_warmup(trainer, stream.num_steps)
     load_checkpoint(training, folder)
     with ExitStack() as stack:
         write = _discard
@@ -262,11 +253,12 @@ def fit(
             write = stack.enter_context(MetricWriter(folder, training.global_step)).write
         log = StepLog(write=write, every_steps=trainer.log_every_steps)
         while training.epoch < trainer.epochs:
-            for group in training.optimizer.param_groups:
-                group["lr"] = learning_rate(trainer, lr, training.epoch)
             for batch in stream.epoch(training.epoch, training.step):
                 moved = move_batch(batch, device)
                 training.seed_step()
+                rate = learning_rate(trainer, lr, training.epoch, training.step, stream.num_steps)
+                for group in training.optimizer.param_groups:
+                    group["lr"] = rate
                 terms = train_step(training, moved, input_size, trainer.clip_norm, trainer.agc)
                 training.step += 1
                 training.global_step += 1

@@ -2,6 +2,7 @@
 
     python -m stages.evaluate experiment=demo
     python -m stages.evaluate store.path=stores/demo run=my-student evaluate.splits=[test]
+    python -m stages.evaluate store.path=stores/other-images run=transferred evaluate.store=stores/teachers-own
 
 Reads   runs/<run>/distill/ and <store.path>; the teacher's side comes from the store
 Writes  runs/<run>/evaluate/: metrics.json, pictures.safetensors, config.yaml
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.commandline import main
+from pipeline.config import require
 from pipeline.runs import RUNS, load_model, open_run, read_description
+from pipeline.selection import HOLDOUT
 from pipeline.store.files import sha256_file, write_atomically
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
@@ -46,8 +49,7 @@ def run(config: EvaluateConfig, name: str = "evaluate") -> EvaluateResult:
     """
     student = RUNS / config.run / "distill"
     trained = read_description(student)
-    store = Store(Path(config.store.path))
-    passes = passes_to_compare(store, config.store.teacher or trained.teachers)
+    store, passes = open_judged(config, config.store.teacher or trained.teachers)
     if not (config.store.teacher or trained.teachers):
         passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
     inputs = {
@@ -63,11 +65,25 @@ def run(config: EvaluateConfig, name: str = "evaluate") -> EvaluateResult:
     return EvaluateResult(metrics=str(path), splits=json.loads(path.read_text())["splits"])
 
 
-def passes_to_compare(store: Store, names: Sequence[str]) -> list[TeacherPass]:
-    """The passes the student learned from; for a student of labels the store's only one, if it has just one."""
-    if not names and len(store.pass_folders()) != 1:
-        return []
-    return store.open_passes(names)
+def open_judged(config: EvaluateConfig, names: Sequence[str]) -> tuple[Store, list[TeacherPass]]:
+    """The store that students are judged on, and what its teachers say there.
+
+    names  of the passes in store.path that the student learned from; for a student of labels the store's
+           only pass, if it has just one. In evaluate.store it is the passes of the same teachers.
+    """
+    taught = Store(Path(config.store.path))
+    passes = []
+    if names or len(taught.pass_folders()) == 1:
+        passes = taught.open_passes(names)
+    if config.evaluate.store is None:
+        return taught, passes
+    require(
+        HOLDOUT not in config.evaluate.splits,
+        f"evaluate.splits={HOLDOUT} are records of the store that the student learned from, and "
+        f"evaluate.store={config.evaluate.store} is another; name a split of that one",
+    )
+    judged = Store(Path(config.evaluate.store))
+    return judged, [judged.canonical_of(teacher) for teacher in passes]
 
 
 def _judge(
@@ -78,7 +94,8 @@ def _judge(
 
     from pipeline.dataset import StoreDataset
     from pipeline.evaluation.judge import Subject, judge_split, picture_maps
-    from pipeline.selection import HOLDOUT, rows_of_split, select_holdout_rows
+    from pipeline.evaluation.shift import shift_curves
+    from pipeline.selection import rows_of_split, select_holdout_rows
     from pipeline.training import resolve_device
 
     model, trained = load_model(student)
@@ -103,6 +120,10 @@ def _judge(
             store, rows, passes, with_regions=True, num_classes=trained.num_classes
         )
         splits[split] = judge_split(subject, dataset, options)
+        if options.max_shift is not None:
+            splits[split]["shift"] = shift_curves(
+                subject, dataset, max_shift=options.max_shift, records=options.shift_records
+            )
         positions = list(range(min(per_split, len(rows))))
         if positions:
             shown.append(picture_maps(subject, dataset, positions, options.frame))

@@ -142,7 +142,7 @@ def _page(
 def _students(
     config: ReportConfig, store: Store, results: list[StudentResult], values: dict[str, Any]
 ) -> dict[str, Any]:
-    from pipeline.report.figures import training_curves
+    from pipeline.report.figures import shift_plot, training_curves
     from pipeline.report.pictures import map_grid
 
     options = config.report
@@ -161,6 +161,7 @@ def _students(
         "maps": map_grid(pictures, store.manifest.classes) if pictures else "",
         "in_colors": any("colors" in tensors for tensors in pictures.values()),
         "curves": training_curves(_metric_lines(results)),
+        "shifts": {split: shift_plot(curves) for split, curves in _shift_curves(results).items()},
     }
 
 
@@ -209,6 +210,19 @@ def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str,
     for result in results:
         lines[result.label].append(list(read_metrics(result.folder / "distill")))
     return lines
+
+
+def _shift_curves(
+    results: list[StudentResult],
+) -> dict[str, dict[str, dict[str, list[list[float]]]]]:
+    """split -> kind of map -> arm -> a curve a student; no split where none was measured."""
+    curves: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
+    for result in results:
+        for split, metrics in result.metrics.items():
+            for kind, curve in metrics.get("shift", {}).items():
+                arms = curves.setdefault(split, {}).setdefault(kind, {})
+                arms.setdefault(result.label, []).append(curve)
+    return curves
 
 
 def _ledger(

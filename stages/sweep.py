@@ -242,7 +242,7 @@ def _student(
 def _fingerprints(trained: DistillConfig, judged: EvaluateConfig) -> list[str]:
     store = Store(Path(trained.store.path))
     passes = open_passes(trained, store)
-    judged_by = evaluate.passes_to_compare(store, judged.store.teacher)
+    _, judged_by = evaluate.open_judged(judged, judged.store.teacher)
     made_from = fingerprint_inputs(trained, store, passes)
     return [*made_from.values(), *(teacher.manifest.fingerprint for teacher in judged_by)]
 
@@ -273,7 +273,7 @@ def _check_selection(select: str, trained: DistillConfig, judged: EvaluateConfig
             "number of each class, as in subset.holdout=10",
         )
     else:
-        rows_of_split(Store(Path(trained.store.path)).index, split)
+        rows_of_split(evaluate.open_judged(judged, judged.store.teacher)[0].index, split)
 
 
 # ---- doing it ------------------------------------------------------------------------------------

@@ -12,6 +12,9 @@ from pipeline.config.errors import require
 class EvaluateOptions:
     """What an evaluation looks at."""
 
+    store: str | None = None
+    """Another store to judge on, as after data-free transfer: the student learned its teacher's classes on
+    other images, and is judged on the teacher's own. The same teacher must have been asked there too."""
     splits: tuple[str, ...] = ("test",)
     """Of the store; `holdout` is what subset.holdout kept out of the student's own training."""
     batch_size: int = 256
@@ -22,6 +25,11 @@ class EvaluateOptions:
     """Where an explanation should lie, for EPG and IoU."""
     iou_threshold: float = 0.05
     """On the map scaled to [0, 1]; strict."""
+    max_shift: int | None = None
+    """Pixels up to which the input is shifted for the shift-equivariance curve of the student's explanation
+    (e2KD, Figure 5: 32); null measures none. Wants frames that are larger than the student's input by as much."""
+    shift_records: int = 256
+    """Of each split, for that curve; every shift is a forward pass of each."""
     num_pictures: int = 8
     """Records whose maps are kept for the report, about as many of each split."""
     device: str = "auto"
@@ -34,6 +42,14 @@ class EvaluateOptions:
         require(
             0 <= self.iou_threshold < 1,
             f"evaluate.iou_threshold must be in [0, 1), got {self.iou_threshold}",
+        )
+        require(
+            self.max_shift is None or self.max_shift >= 1,
+            f"evaluate.max_shift must be >= 1 or null, got {self.max_shift}",
+        )
+        require(
+            self.shift_records >= 1,
+            f"evaluate.shift_records must be >= 1, got {self.shift_records}",
         )
         require(
             self.num_pictures >= 0, f"evaluate.num_pictures must be >= 0, got {self.num_pictures}"

@@ -124,6 +124,11 @@ class BcosModelConfig(NetworkConfig):
     stem: Literal["large", "small"] | None = None
     """large: 7x7 with stride 2, then a pool; small: 3x3 at full resolution, for images of about 32 pixels.
     null: small for three stages, large otherwise. A ViT has none."""
+    patch: int | None = None
+    """Of a ViT: side in pixels of its patches (of the stem's output, for vitc); null is the published
+    network's. 4 suits images of 32 pixels."""
+    depth: int | None = None
+    """Of a ViT: blocks; null is the published network's 12, or 11."""
     logit_temperature: float = 1.0
     """Divides the logits; > 0."""
     logit_bias: float | None = None
@@ -161,6 +166,14 @@ class BcosModelConfig(NetworkConfig):
             require(
                 self.width is None or self.width % 64 == 0,
                 f"width of {self.name} must be a multiple of 64, got {self.width}",
+            )
+        for option in ("patch", "depth"):
+            value = getattr(self, option)
+            require(
+                value is None or (self.is_vit and value >= 1),
+                f"{option}={value} is an option of B-cos ViTs, >= 1; leave it null for {self.name}"
+                if not self.is_vit
+                else f"{option} must be >= 1 or null, got {value}",
             )
         if self.name.startswith("densenet"):
             require(

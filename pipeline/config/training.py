@@ -120,10 +120,16 @@ class TrainerConfig:
     epochs: int = 30
     batch_size: int = 64
     """Records of a global batch."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: to zero along a cosine, or not at all; set once an epoch."""
+    schedule: Literal["cosine", "decay", "constant"] = "cosine"
+    """After the warm-up: to zero along a cosine, down by a factor now and then, or not at all. The rate is set
+    once an epoch, or in every step with warmup_steps."""
     warmup_epochs: int = 0
     """Linear from 0.01 * lr."""
+    warmup_steps: int | None = None
+    """The same in steps, instead, as ViTs are trained; null counts epochs."""
+    decay: float = 0.1
+    """Of schedule=decay: the factor, every decay_every_epochs."""
+    decay_every_epochs: int = 30
     clip_norm: float | None = 1.0
     """Largest global gradient norm; null does not clip."""
     agc: float | None = None
@@ -152,6 +158,7 @@ class TrainerConfig:
             "epochs",
             "batch_size",
             "ranks",
+            "decay_every_epochs",
             "checkpoint_every_epochs",
             "log_every_steps",
         ):
@@ -170,6 +177,12 @@ class TrainerConfig:
             0 <= self.warmup_epochs < self.epochs,
             f"trainer.warmup_epochs must be in [0, epochs), got {self.warmup_epochs} of {self.epochs}",
         )
+        require(
+            self.warmup_steps is None or (self.warmup_steps >= 1 and self.warmup_epochs == 0),
+            f"trainer.warmup_steps={self.warmup_steps} must be >= 1 and takes the place of "
+            f"trainer.warmup_epochs={self.warmup_epochs}; set that one to 0",
+        )
+        require(0 < self.decay < 1, f"trainer.decay must be in (0, 1), got {self.decay}")
         require(
             self.clip_norm is None or self.clip_norm > 0,
             f"trainer.clip_norm must be > 0 or null, got {self.clip_norm}",

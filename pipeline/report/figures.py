@@ -48,6 +48,27 @@ def training_curves(lines: Mapping[str, list[list[dict[str, float]]]]) -> str:
     return data_uri(figure, "svg")
 
 
+def shift_plot(curves: Mapping[str, Mapping[str, list[list[float]]]]) -> str:
+    """Cosine of an explanation with itself over the shift of the input, a curve an arm (the mean of its seeds): SVG.
+
+    curves  kind of map -> arm -> for each of its students the cosine at 0, 1, 2, ... pixels
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(curves), 3), layout="constrained")
+    axes = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axis, (kind, arms) in zip(axes, curves.items(), strict=True):
+        for arm, students in arms.items():
+            axis.plot(np.array(students).mean(axis=0), label=arm, lw=1.2, marker=".", ms=4)
+        axis.set_title(kind, fontsize=9)
+        axis.set_xlabel("shift in pixels", fontsize=8)
+        axis.tick_params(labelsize=7)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8
+    )
+    return data_uri(figure, "svg")
+
+
 def selection_plot(selection: Selection) -> str:
     """The metric of every candidate over its points, a curve an arm, with standard deviations: SVG.
 

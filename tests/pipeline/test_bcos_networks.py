@@ -264,3 +264,19 @@ def test_torchvisions_networks_are_explained_by_gradcam_and_these_by_their_weigh
     assert build_bcos(BcosModelConfig(name="resnet8"), 3).explainer == "bcos_weights"
     plain = TorchvisionModelConfig(name="resnet18", weights="random")
     assert build_model(plain, 3).explainer == "gradcam"
+
+
+def test_a_vit_of_small_patches_has_a_token_for_each_and_the_depth_that_is_asked_for():
+    config = BcosModelConfig(name="simple_vit_ti", width=64, patch=4, depth=3)
+
+    network = build_model(config, 10).network
+
+    assert network[0].positions(torch.zeros(1, 6, 32, 32)).shape == (64, 64)
+    assert len(network[0].transformer) == 3
+    assert build_model(config, 10)(torch.rand(2, 3, 32, 32)).logits.shape == (2, 10)
+
+
+@pytest.mark.parametrize("option", ["patch", "depth"])
+def test_options_of_vits_are_refused_elsewhere(option):
+    with pytest.raises(ConfigError, match=f"{option}=4 is an option of B-cos ViTs"):
+        BcosModelConfig(name="resnet18", **{option: 4})

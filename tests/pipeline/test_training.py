@@ -21,7 +21,6 @@ from pipeline.config import (
     KDConfig,
     OptimizerConfig,
     PassConfig,
-    TrainerConfig,
 )
 from pipeline.explainers.gradcam import gradcam
 from pipeline.losses import build_loss
@@ -35,7 +34,6 @@ from pipeline.training import (
     Training,
     batch_loss,
     build_optimizer,
-    learning_rate,
     load_checkpoint,
     save_checkpoint,
     train_step,
@@ -210,37 +208,6 @@ def test_frozen_e2kd_with_the_identity_view_equals_a_live_teacher(view):
     assert terms.total.item() == pytest.approx(live_loss.item(), rel=1e-5)
     for name, found, wanted in zip(parameters, gradients, live_gradients, strict=True):
         assert (found - wanted).norm() <= 1e-5 * wanted.norm(), name
-
-
-def test_learning_rate_warms_up_from_a_hundredth_and_ends_at_zero():
-    trainer = TrainerConfig(epochs=30, warmup_epochs=5)
-
-    rates = [learning_rate(trainer, 0.2, epoch) for epoch in range(31)]
-
-    assert rates[0] == pytest.approx(0.01 * 0.2, rel=0, abs=1e-9)
-    assert rates[5] == pytest.approx(0.2, rel=0, abs=1e-9)
-    assert rates[30] == pytest.approx(0.0, rel=0, abs=1e-9)
-    assert rates[:6] == sorted(rates[:6])
-    assert rates[5:] == sorted(rates[5:], reverse=True)
-
-
-def test_learning_rate_is_linear_in_the_warm_up_and_a_cosine_after_it():
-    trainer = TrainerConfig(epochs=25, warmup_epochs=5)
-
-    assert learning_rate(trainer, 1.0, 2) == pytest.approx(0.01 + 0.99 * 2 / 5, rel=0, abs=1e-9)
-    assert learning_rate(trainer, 1.0, 10) == pytest.approx(
-        0.5 * (1 + math.sqrt(0.5)), rel=0, abs=1e-9
-    )
-    assert learning_rate(trainer, 1.0, 15) == pytest.approx(0.5, rel=0, abs=1e-9)
-
-
-def test_constant_learning_rate_stays_after_the_warm_up():
-    warmed = TrainerConfig(epochs=10, warmup_epochs=2, schedule="constant")
-    unwarmed = TrainerConfig(epochs=3, schedule="constant")
-
-    assert [learning_rate(warmed, 0.2, epoch) for epoch in range(2, 11)] == [0.2] * 9
-    assert learning_rate(warmed, 0.2, 0) == pytest.approx(0.002, rel=0, abs=1e-9)
-    assert [learning_rate(unwarmed, 0.2, epoch) for epoch in range(3)] == [0.2] * 3
 
 
 def test_clip_norm_bounds_the_step():

@@ -1,10 +1,13 @@
 """Several teachers of one student, records held out of training, and the frames in which all are judged."""
 
+import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.config import (
     AugmentConfig,
@@ -14,6 +17,7 @@ from pipeline.config import (
     E2KDConfig,
     EvaluateConfig,
     EvaluateOptions,
+    ImageFolderDataConfig,
     LabelsConfig,
     OptimizerConfig,
     PassConfig,
@@ -212,3 +216,48 @@ def test_half_precision_is_another_pass_close_to_the_full_one(tmp_path):
     assert full.name != half.name
     error = np.abs(exact["logits"].astype(float) - rounded["logits"].astype(float))
     assert 0 < error.max() < 0.05 * np.abs(exact["logits"]).max()
+
+
+# ---- another set's images ------------------------------------------------------------------------
+
+
+def other_images(folder: Path) -> ImageFolderDataConfig:
+    """Noise in three classes, which no digit is of."""
+    generator = np.random.default_rng(0)
+    for split, label, number in itertools.product(("train", "test"), "abc", range(8)):
+        path = folder / split / label / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+    return ImageFolderDataConfig(path=str(folder))
+
+
+def test_data_free_transfer_learns_on_other_images_and_is_judged_on_the_teachers_own(
+    taught, tmp_path
+):
+    path = tmp_path / "noise"
+    teacher = replace(FIRST, classes=10)
+    precompute.run(precompute_config(path, teacher, data=other_images(tmp_path / "images")))
+    (name,) = (folder.name for folder in Store(path).pass_folders())
+    distill.run(student_config(Store(path), (name,)))
+
+    def judge(**options):
+        return evaluate.run(
+            EvaluateConfig(
+                store=StoreConfig(path=str(path)),
+                evaluate=EvaluateOptions(**options),
+                run="student",
+            )
+        )
+
+    own = judge(store=str(taught.path)).splits["test"]
+
+    assert own["records"] == len(rows_of_split(taught.index, "test"))
+    assert 0 <= own["accuracy"] <= 1
+    assert 0 <= own["agreement"] <= 1  # with the same teacher's pass there
+    assert own["teacher_accuracy"] > 0
+    with pytest.raises(ConfigError, match="is another; name a split of that one"):
+        judge(store=str(taught.path), splits=("holdout",))
+    packed = precompute_config(tmp_path / "packed")
+    precompute.run(packed)
+    with pytest.raises(StoreMismatchError, match="holds no canonical pass of the teacher of"):
+        judge(store=packed.store.path)

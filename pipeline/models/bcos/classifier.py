@@ -98,7 +98,10 @@ def _build_network(config: BcosModelConfig, outputs: int, shared: Shared) -> nn.
 
 def _vit_shape(config: BcosModelConfig) -> VitShape:
     shape = _VITS[config.name]
-    if config.width is None:
-        return shape
-    stem = tuple(channels * config.width // shape.width for channels in shape.stem)
-    return shape._replace(width=config.width, stem=stem)
+    width = config.width or shape.width
+    return VitShape(
+        width=width,
+        depth=config.depth or shape.depth,
+        patch=config.patch or shape.patch,
+        stem=tuple(channels * width // shape.width for channels in shape.stem),
+    )

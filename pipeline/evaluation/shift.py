@@ -1,0 +1,124 @@
+"""How an explanation moves when the image does (e2KD, Figure 5): the shift-equivariance curve.
+
+A window of the frame is moved by T pixels along the diagonal, so that its content moves by as much, and the
+explanation of the class that was predicted without a shift is compared with itself on what both windows
+show. A network whose explanation moves along with the content has a curve of ones; one that cuts its input
+into patches of 16 pixels, or that pools with strides, comes back to one at the multiples of those.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from pipeline.config import ConfigError
+from pipeline.evaluation.localization import upsample
+from pipeline.explainers import forward_to_explain
+from pipeline.explainers.bcos_weights import contribution_map, is_bcos_weights
+from pipeline.seeds import derive_seed
+from pipeline.stream import move_batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.dataset import StoreDataset
+    from pipeline.evaluation.judge import Subject
+
+_BATCH = 64
+
+
+@torch.no_grad()
+def shift_curves(
+    subject: Subject, dataset: StoreDataset, *, max_shift: int, records: int
+) -> dict[str, list[float]]:
+    """Mean cosine at each shift of 0 to `max_shift` pixels, by kind of map.
+
+    map            the explanation itself: GradCAM upsampled to the input, or W of a B-cos network
+    contribution   of a B-cos network, the sum over channels of W x
+
+    The windows have the subject's input size and the frame's own pixels: a frame of 256 has room to move a
+    window of 224 by 32. Where a frame has no room, what comes in from outside is black. Pairs of which either
+    map is zero are left out.
+
+    max_shift  >= 1 and below the input's sides
+    records    of the dataset, drawn by a fixed seed; fewer where it has fewer
+    """
+    if max_shift >= min(subject.input_size):
+        raise ConfigError(
+            f"evaluate.max_shift={max_shift} moves all of the student's input of "
+            f"{subject.input_size[0]}x{subject.input_size[1]} pixels away; take less than its side"
+        )
+    chosen = _chosen(len(dataset), records)
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, Tensor] = {}
+    for start in range(0, len(chosen), _BATCH):
+        batch = move_batch(dataset.__getitems__(chosen[start : start + _BATCH]), subject.device)
+        first: dict[str, Tensor] = {}
+        explained = batch.labels[:, None]
+        for shift in range(max_shift + 1):
+            images = window(batch.inputs, subject.input_size, shift, max_shift)
+            output = forward_to_explain(subject.model, images)
+            if shift == 0:
+                explained = output.logits.argmax(dim=1, keepdim=True)
+            moved = _maps(subject, output.features.detach(), subject.maps(output, explained))
+            if shift == 0:
+                first = moved
+            for kind, maps in moved.items():
+                cosine, valid = overlap_cosine(first[kind], maps, shift)
+                zeros = torch.zeros(max_shift + 1, dtype=torch.float64)
+                sums.setdefault(kind, zeros.clone())[shift] += float(cosine[valid].double().sum())
+                counts.setdefault(kind, zeros.clone())[shift] += int(valid.sum())
+    return {kind: (sums[kind] / counts[kind]).tolist() for kind in sums}
+
+
+def window(frames: Tensor, size: tuple[int, int], shift: int, max_shift: int) -> Tensor:
+    """Frames [B, 3, H, W] as seen through a window of (height, width) `size`: f32 [B, 3, h, w] in [0, 1].
+
+    The content of the window moves by `shift` pixels down and to the right. With room for `max_shift` all
+    windows lie in the frame, around its middle; otherwise the unmoved one does.
+    """
+    tops = []
+    for full, seen in zip(frames.shape[-2:], size, strict=True):
+        room = full - seen
+        tops.append((room + max_shift) // 2 if room >= max_shift else max(room, 0))
+    wide = max(size)  # black on every side, enough for any window
+    black = F.pad(frames, (max_shift, wide, max_shift, wide))
+    top, left = (start + max_shift - shift for start in tops)
+    return black[..., top : top + size[0], left : left + size[1]].float() / 255
+
+
+def overlap_cosine(unmoved: Tensor, moved: Tensor, shift: int) -> tuple[Tensor, Tensor]:
+    """Cosine on what both windows show, and whether neither map is zero there; [B] each.
+
+    unmoved, moved  [B, A, h, w] at the input's resolution
+    """
+    height, width = unmoved.shape[-2:]
+    there = unmoved[..., : height - shift, : width - shift].flatten(1).double()
+    here = moved[..., shift:, shift:].flatten(1).double()
+    valid = there.any(dim=1) & here.any(dim=1)
+    scaled = [
+        maps / maps.abs().amax(dim=1, keepdim=True).clamp(min=1e-300) for maps in (there, here)
+    ]
+    return F.cosine_similarity(scaled[0], scaled[1], dim=1), valid
+
+
+def _chosen(count: int, records: int) -> list[int]:
+    generator = random.Random(derive_seed(0, "shift"))
+    return sorted(generator.sample(range(count), min(count, records)))
+
+
+def _maps(subject: Subject, features: Tensor, maps: Tensor) -> dict[str, Tensor]:
+    """[B, A, h, w] each, at the input's resolution."""
+    shown = {"map": maps[:, 0]}
+    if is_bcos_weights(maps):
+        shown["contribution"] = contribution_map(maps, features)[:, 0]
+    return {kind: _at_size(values, subject.input_size) for kind, values in shown.items()}
+
+
+def _at_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if maps.shape[-2:] == size:
+        return maps
+    return torch.stack([upsample(channel, size) for channel in maps.unbind(dim=1)], dim=1)
