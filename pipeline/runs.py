@@ -44,6 +44,7 @@ _YOUNGER = {
     "student.patch": None,
     "teacher.depth": None,
     "teacher.patch": None,
+    "teaching.start": None,
     "trainer.decay": 0.1,
     "trainer.decay_every_epochs": 30,
     "trainer.warmup_steps": None,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.models.classifier import Classifier
     from pipeline.models.output import ModelOutput
     from pipeline.records import Batch, Targets
+    from pipeline.regions import Guidance
     from pipeline.stream import TrainingStream
 
 CHECKPOINT_NAME = "checkpoint.pt"
@@ -78,8 +79,8 @@ class TargetSource(Protocol):
         map_control: str = "none",
         *,
         with_maps: bool = True,
-    ) -> tuple[Targets, ...]:
-        """One Targets a teacher, maps on the student's (h, w) `grid`."""
+    ) -> tuple[Targets | Guidance, ...]:
+        """One a teacher, maps on the student's (h, w) `grid`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,11 +239,13 @@ def fit(
     input_size: tuple[int, int],
     folder: Path,
     on_epoch: Callable[[int, str], None],
+    after_epoch: Callable[[Classifier, int], None] | None = None,
 ) -> None:
     """Train to the last epoch, from the folder's checkpoint where there is one.
 
     Writes checkpoint.pt, metrics.jsonl and TensorBoard events into `folder`; of several ranks the first does.
-    on_epoch  called by the first rank after each epoch with its number and a line on how it went
+    on_epoch     called by the first rank after each epoch with its number and a line on how it went
+    after_epoch  called by the first rank before an epoch's checkpoint, with the network and the epochs done
     """
     device = next(training.model.parameters()).device
     check_warmup(trainer, stream.num_steps)
@@ -270,6 +273,8 @@ def fit(
                     save_checkpoint(training, folder)
             log.flush(training)
             training.epoch, training.step = training.epoch + 1, 0
+            if after_epoch is not None and training.ranks.is_first:
+                after_epoch(training.model, training.epoch)
             if training.epoch == trainer.epochs or _is_nth(
                 training.epoch, trainer.checkpoint_every_epochs
             ):

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from pipeline.config import ConfigError, GradCamConfig
-from pipeline.explainers import DEFAULT_EXPLAINER, EXPLAINERS
+from pipeline.explainers import ATTRIBUTIONS, DEFAULT_EXPLAINER, EXPLAINERS
 from pipeline.geometry import downscale
 from pipeline.live import LiveTeacher
 from pipeline.models import build_model, freeze, teacher_input_size
 from pipeline.ranks import Ranks
+from pipeline.regions import GuidanceSource
 from pipeline.runs import TrainedModel, save_cost, save_model
 from pipeline.seeds import derive_seed
 from pipeline.stream import TrainingStream
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from pipeline.dataset import StoreDataset
     from pipeline.losses.terms import DistillationLoss
     from pipeline.models.classifier import Classifier
+    from pipeline.regions import RegionKind
 
 
 logger = logging.getLogger("permafrost.training")
@@ -67,6 +69,10 @@ class TrainingPlan:
     """The views are those that the dataset's passes have stored; `augment.operations` are not read."""
     views_per_step: int = 1
     """Of one record, where views are replayed."""
+    guided_by: RegionKind | None = None
+    """In place of a teacher: where the objects are."""
+    after_epoch: Callable[[Classifier, int], None] | None = None
+    """Called by the first rank with the network and the number of epochs done, before their checkpoint."""
     live_teacher: ModelConfig | None = None
     """Asked in every step; None takes the targets that the dataset's passes hold."""
     live_explainer: ExplainerConfig = field(default_factory=GradCamConfig)
@@ -148,6 +154,7 @@ def train_to_end(
         input_size=plan.input_size,
         folder=folder,
         on_epoch=on_epoch,
+        after_epoch=plan.after_epoch,
     )
     return training.model
 
@@ -187,7 +194,9 @@ def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
             [*model.parameters(), *loss.parameters()],
             fused=numerics.precision == torch.float16,
         ),
-        explain=EXPLAINERS[plan.explainer],
+        explain=EXPLAINERS[plan.explainer]
+        if plan.guided_by is None
+        else ATTRIBUTIONS[model.explainer],
         teacher_weights=plan.teacher_weights,
         seed=plan.seed,
         numerics=numerics,
@@ -195,6 +204,8 @@ def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
     )
     if plan.live_teacher is not None:
         training.targets = _build_live_teacher(plan, plan.live_teacher, device)
+    if plan.guided_by is not None:
+        training.targets = GuidanceSource(plan.guided_by, plan.num_classes, plan.input_size)
     return training
 
 

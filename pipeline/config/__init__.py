@@ -53,6 +53,7 @@ from pipeline.config.store import (
 )
 from pipeline.config.training import (
     E2KDConfig,
+    GuidedTeachingConfig,
     KDConfig,
     LabelsConfig,
     LabelTeachingConfig,
@@ -102,6 +103,7 @@ __all__ = [
     "ExplainerConfig",
     "FileDataConfig",
     "GradCamConfig",
+    "GuidedTeachingConfig",
     "ImageFolderDataConfig",
     "ImageTableDataConfig",
     "KDConfig",

@@ -18,6 +18,7 @@ _FILES = {
     "data": ("path", "root", "cache"),
     "teacher": ("weights",),
     "student": ("weights",),
+    "teaching": ("start",),
     "evaluate": ("store",),
 }
 _NO_FILES = ("", "pretrained", "random")

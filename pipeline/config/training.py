@@ -213,6 +213,8 @@ class LabelTeachingConfig:
     loss: LabelLoss = "ce"
     """As of method=labels."""
     label_smoothing: float = 0.0
+    start: str | None = None
+    """File of weights to start from; null starts at random, or from teacher.weights=pretrained."""
     split: str = "train"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -222,4 +224,27 @@ class LabelTeachingConfig:
         _check_label_loss(self.loss, self.label_smoothing)
 
 
-TeachingConfig = LabelTeachingConfig
+@dataclass(frozen=True, kw_only=True)
+class GuidedTeachingConfig(LabelTeachingConfig):
+    """Labels, and explanations that lie on the object (Rao et al. 2023): the papers' guided teachers."""
+
+    kind: Literal["guided"] = "guided"  # type: ignore[assignment]
+    localization: Literal["energy", "l1", "rrr", "ppce"] = "energy"
+    """Of the attributions to one class of each record: their share inside, distance from the region, squares
+    outside, or cross-entropy inside."""
+    lambda_localization: float = 1e-3
+    """Of their sum over the batch."""
+    region: Literal["boxes", "masks"] = "boxes"
+    pareto_split: str | None = None
+    """Judge every epoch on this split and keep all that are best in F1 (accuracy), EPG and IoU, in pareto/
+    of the run; null keeps the last epoch only."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.lambda_localization >= 0,
+            f"teaching.lambda_localization must be >= 0, got {self.lambda_localization}",
+        )
+
+
+TeachingConfig = LabelTeachingConfig | GuidedTeachingConfig

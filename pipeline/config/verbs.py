@@ -38,6 +38,7 @@ from pipeline.config.models import (
 from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
 from pipeline.config.training import (
     E2KDConfig,
+    GuidedTeachingConfig,
     KDConfig,
     LabelsConfig,
     LabelTeachingConfig,
@@ -314,7 +315,7 @@ KINDS: dict[str, dict[str, type[Any]]] = {
         "random": RandomViewsConfig,
         "rotations": RotationsViewsConfig,
     },
-    "teaching": {"labels": LabelTeachingConfig},
+    "teaching": {"labels": LabelTeachingConfig, "guided": GuidedTeachingConfig},
     "method": {"labels": LabelsConfig, "kd": KDConfig, "e2kd": E2KDConfig},
     "cluster": {
         "local": LocalClusterConfig,

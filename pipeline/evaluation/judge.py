@@ -10,18 +10,18 @@ import torch
 from pipeline.dataset import iter_in_order
 from pipeline.evaluation.agreement import label_scores, teacher_scores
 from pipeline.evaluation.localization import (
-    box_regions,
     energy_pointing_game,
     localization_iou,
     upsample,
 )
 from pipeline.explainers import EXPLAINERS, forward_to_explain
 from pipeline.explainers.bcos_weights import color_picture, contribution_map, is_bcos_weights
-from pipeline.geometry import judged_view, view_images, view_maps, view_targets, warp
+from pipeline.geometry import judged_view, view_images, view_maps, view_targets
 from pipeline.labels import classes_of, decide, has_many, multi_hot
 from pipeline.losses.map_cosine import map_cosine
 from pipeline.models.bcos.layers import add_inverse
 from pipeline.records import NO_CLASS
+from pipeline.regions import regions_of
 from pipeline.stream import move_batch
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.models.classifier import Classifier
     from pipeline.models.output import ModelOutput
     from pipeline.records import Batch, StoredTargets, Targets
+    from pipeline.regions import RegionKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +158,14 @@ def _judge_batch(subject: Subject, batch: Batch, options: EvaluateOptions) -> Ju
         size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
     scores = []
     for classes in classes_of(batch.labels).T:
+        regions = regions_of(batch, classes, options.region, size)
+        no_region = ~regions.flatten(1).any(dim=1)
+        if no_region.all():  # no map is needed
+            nowhere = output.logits.new_full((len(classes),), float("nan"))
+            scores.append((nowhere, nowhere))
+            continue
         maps = _evidence(_maps_of(subject, output, classes), batch)
-        scores.append(_localise(maps, _regions(batch, classes, options.region, size), options))
+        scores.append(_localise(maps, regions, no_region, options))
     epg, iou = (torch.cat(values) for values in zip(*scores, strict=True))
     teacher_epg = torch.full((len(batch.keys),), float("nan"))
     cosine = teacher_logits = None
@@ -181,19 +188,19 @@ def _judge_batch(subject: Subject, batch: Batch, options: EvaluateOptions) -> Ju
     )
 
 
-def _localise(maps: Tensor, regions: Tensor, options: EvaluateOptions) -> tuple[Tensor, Tensor]:
+def _localise(
+    maps: Tensor, regions: Tensor, no_region: Tensor, options: EvaluateOptions
+) -> tuple[Tensor, Tensor]:
     """EPG and IoU of maps [n, h, w] and regions bool [n, H, W]: each [n], nan where there is no region."""
-    no_region = ~regions.flatten(1).any(dim=1)
-    if no_region.all():
-        nowhere = maps.new_full((len(maps),), float("nan"))
-        return nowhere, nowhere
     upsampled = upsample(maps, (regions.shape[-2], regions.shape[-1]))
     epg = energy_pointing_game(upsampled, regions)
     iou = localization_iou(upsampled, regions, options.iou_threshold)
     return epg.masked_fill(no_region, float("nan")), iou.masked_fill(no_region, float("nan"))
 
 
-def _teacher_epg(batch: Batch, stored: StoredTargets, kind: str, size: tuple[int, int]) -> Tensor:
+def _teacher_epg(
+    batch: Batch, stored: StoredTargets, kind: RegionKind, size: tuple[int, int]
+) -> Tensor:
     """EPG of the stored maps, as of `Judged.teacher_epg`: a value a record and map."""
     maps = view_maps(batch, stored, size)
     assert stored.explained_class is not None
@@ -204,7 +211,7 @@ def _teacher_epg(batch: Batch, stored: StoredTargets, kind: str, size: tuple[int
         of_region = explained.where(own, NO_CLASS)
     scores = []
     for place, classes in enumerate(of_region.T):
-        regions = _regions(batch, classes, kind, size)
+        regions = regions_of(batch, classes, kind, size)
         epg = energy_pointing_game(_evidence(maps[:, place : place + 1], batch), regions)
         nowhere = ~regions.flatten(1).any(dim=1) | (explained[:, place] < 0)
         scores.append(epg.masked_fill(nowhere, float("nan")))
@@ -230,28 +237,6 @@ def _evidence(maps: Tensor, batch: Batch) -> Tensor:
 def _encoded(batch: Batch, maps: Tensor) -> Tensor:
     """What a B-cos network sees of the batch, on its map's grid: [B, 6, h, w]."""
     return add_inverse(view_images(batch, (maps.shape[-2], maps.shape[-1])))
-
-
-def _regions(batch: Batch, classes: Tensor, kind: str, size: tuple[int, int]) -> Tensor:
-    """Where the objects of the given classes [n] are in the batch's view at (height, width) `size`.
-
-    bool [n, height, width]; nowhere where a record has no region. Masks show the one label's object; of many
-    labels their values are the classes + 1.
-    """
-    many = has_many(batch.labels)
-    frame = (batch.inputs.shape[-2], batch.inputs.shape[-1])
-    if kind == "masks":
-        assert batch.masks is not None
-        masks = batch.masks[:, 0]
-        regions = masks == classes[:, None, None] + 1 if many else masks > 0
-    else:
-        boxes = [record_boxes.cpu() for record_boxes in batch.boxes]
-        regions = box_regions(boxes, classes.cpu(), frame).to(batch.inputs.device)
-    if many:
-        regions = regions & (classes >= 0)[:, None, None]
-    if batch.canonical_from_view is not None:
-        regions = warp(regions[:, None].float(), batch.canonical_from_view, size)[:, 0] > 0.5
-    return regions
 
 
 def _cosine_to_teacher(subject: Subject, output: Any, targets: Targets) -> Tensor | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pipeline.explainers.bcos_weights import bcos_weights
+from pipeline.explainers.bcos_weights import bcos_contributions, bcos_weights
 from pipeline.explainers.gradcam import gradcam
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ Explainer = Callable[[Any, Any, Tensor], Tensor]
 """(model, its output, explained_class [B, E]) -> maps [B, E, A, h, w] on the model's own grid."""
 
 EXPLAINERS: dict[str, Explainer] = {"gradcam": gradcam, "bcos_weights": bcos_weights}
+
+ATTRIBUTIONS: dict[str, Explainer] = {"gradcam": gradcam, "bcos_weights": bcos_contributions}
+"""What each place says for or against a class, [B, E, 1, h, w]: what can be compared with a region."""
 
 DEFAULT_EXPLAINER = "gradcam"
 """Of a student that learned from labels alone and is compared with no teacher."""

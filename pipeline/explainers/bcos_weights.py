@@ -66,6 +66,12 @@ def bcos_weights(model: Classifier, output: ModelOutput, explained_class: Tensor
     return maps * (explained_class >= 0)[:, :, None, None, None]
 
 
+def bcos_contributions(model: Classifier, output: ModelOutput, explained_class: Tensor) -> Tensor:
+    """`contribution_map` of `bcos_weights`, with a graph to the parameters where they are trained."""
+    maps = bcos_weights(model, output, explained_class)
+    return contribution_map(maps, output.features.detach())
+
+
 def is_bcos_weights(maps: Tensor) -> bool:
     """Whether maps [B, E, A, h, w] are W: no other explanation has six channels."""
     return maps.shape[2] == _CHANNELS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.losses.e2kd import E2KDLoss
+from pipeline.losses.guided import GuidedLoss
 from pipeline.losses.kd import KDLoss
 from pipeline.losses.labels import LabelsLoss
 
@@ -20,7 +21,10 @@ LOSSES: dict[str, Callable[[Any], DistillationLoss]] = {
     "e2kd": E2KDLoss,
 }
 
-TEACHINGS: dict[str, Callable[[Any], DistillationLoss]] = {"labels": LabelsLoss}
+TEACHINGS: dict[str, Callable[[Any], DistillationLoss]] = {
+    "labels": LabelsLoss,
+    "guided": GuidedLoss,
+}
 """How a teacher is trained, by `teaching=`."""
 
 

@@ -1,0 +1,95 @@
+"""Guided teachers: right, and for reasons that lie on the object (Rao et al. 2023, "Model Guidance")."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from pipeline.evaluation.localization import MIN_ENERGY
+from pipeline.losses.labels import LabelsLoss
+from pipeline.losses.terms import LossTerms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from pipeline.config import GuidedTeachingConfig
+    from pipeline.losses.terms import StudentOutput
+    from pipeline.regions import Guidance
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def energy_loss(attributions: Tensor, regions: Tensor) -> Tensor:
+    """1 - the share of the positive attributions that lies inside, [n]; 1 - their sum inside where there are none.
+
+    attributions  f32 [n, H, W], signed
+    regions       bool [n, H, W]
+    """
+    positive = attributions.clamp(min=0)
+    total, inside = positive.sum(dim=(1, 2)), (positive * regions).sum(dim=(1, 2))
+    weak = total < MIN_ENERGY
+    return 1 - torch.where(weak, inside, inside / torch.where(weak, 1.0, total))
+
+
+def l1_loss(attributions: Tensor, regions: Tensor) -> Tensor:
+    """Mean distance of the positive attributions, scaled to at most 1, from the region itself, [n]."""
+    return (_unit(attributions).clamp(min=0) - regions.float()).abs().mean(dim=(1, 2))
+
+
+def rrr_loss(attributions: Tensor, regions: Tensor) -> Tensor:
+    """Sum of the squared attributions outside (right for the right reasons, Ross et al. 2017), scaled, [n]."""
+    return ((_unit(attributions) * ~regions) ** 2).sum(dim=(1, 2))
+
+
+def ppce_loss(attributions: Tensor, regions: Tensor) -> Tensor:
+    """Mean cross-entropy of the positive attributions inside, scaled to at most 1, to 1, [n]."""
+    positive = _unit(attributions).clamp(min=0)
+    per_pixel = F.binary_cross_entropy(positive, torch.ones_like(positive), reduction="none")
+    return (per_pixel * regions).sum(dim=(1, 2)) / regions.sum(dim=(1, 2)).clamp(min=1)
+
+
+def _unit(attributions: Tensor) -> Tensor:
+    """Divided by the largest absolute value."""
+    return attributions / attributions.abs().amax(dim=(1, 2), keepdim=True).clamp(min=_TINY)
+
+
+LOCALIZATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "energy": energy_loss,
+    "l1": l1_loss,
+    "rrr": rrr_loss,
+    "ppce": ppce_loss,
+}
+
+
+class GuidedLoss(LabelsLoss):
+    """The labels' loss + lambda_localization * sum over the batch of one of LOCALIZATIONS.
+
+    The sum, not the mean: as in the source, so that a published lambda keeps its meaning. Of a B-cos network
+    the attributions are its contributions, of others GradCAM, upsampled to the input.
+    """
+
+    needs_targets = True
+    config: GuidedTeachingConfig
+
+    def needs_maps(self, step: int) -> bool:
+        return self.config.lambda_localization > 0
+
+    def forward(self, student: StudentOutput, targets: Guidance, labels: Tensor) -> LossTerms:  # type: ignore[override]
+        supervised = super().forward(student, None, labels)
+        if student.maps is None:
+            return supervised
+        guided = targets.regions.flatten(1).any(dim=1)
+        attributions = F.interpolate(
+            student.maps[:, 0].float(), student.input_size, mode="bilinear", align_corners=False
+        )[:, 0]
+        losses = LOCALIZATIONS[self.config.localization](attributions, targets.regions)
+        localization = torch.where(guided, losses, 0.0).sum()
+        return LossTerms(
+            total=supervised.total + self.config.lambda_localization * localization,
+            terms={**supervised.terms, "localization": localization},
+            statistics={"guided_fraction": guided.float().mean()},
+        )

@@ -1,0 +1,82 @@
+"""Where the objects are in a batch's views: what explanations are judged by, and guided teachers taught by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from pipeline.evaluation.localization import box_regions
+from pipeline.geometry import warp
+from pipeline.labels import has_many, multi_hot
+from pipeline.records import NO_CLASS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.records import Batch
+
+RegionKind = Literal["boxes", "masks"]
+
+
+def regions_of(batch: Batch, classes: Tensor, kind: RegionKind, size: tuple[int, int]) -> Tensor:
+    """Where the objects of the given classes [n] are in the batch's view at (height, width) `size`.
+
+    bool [n, height, width]; nowhere where a record has no region. Masks show the one label's object; of many
+    labels their values are the classes + 1.
+    """
+    many = has_many(batch.labels)
+    frame = (batch.inputs.shape[-2], batch.inputs.shape[-1])
+    if kind == "masks":
+        assert batch.masks is not None
+        masks = batch.masks[:, 0]
+        regions = masks == classes[:, None, None] + 1 if many else masks > 0
+    else:
+        boxes = [record_boxes.cpu() for record_boxes in batch.boxes]
+        regions = box_regions(boxes, classes.cpu(), frame).to(batch.inputs.device)
+    if many:
+        regions = regions & (classes >= 0)[:, None, None]
+    if batch.canonical_from_view is not None:
+        regions = warp(regions[:, None].float(), batch.canonical_from_view, size)[:, 0] > 0.5
+    return regions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """In place of a teacher's targets: where the object of one class of each record is."""
+
+    explained_class: Tensor
+    """i64 [B, 1]; NO_CLASS where a record has no label."""
+    regions: Tensor
+    """bool [B, H, W] in the record's view; nowhere where it is not known."""
+
+
+class GuidanceSource:
+    """One class of each record, drawn uniformly, and its regions; takes the place of `geometry.view_targets`."""
+
+    def __init__(self, kind: RegionKind, num_classes: int, input_size: tuple[int, int]) -> None:
+        """input_size  (height, width) of the network's view"""
+        self.kind = kind
+        self.num_classes = num_classes
+        self.input_size = input_size
+
+    def __call__(
+        self,
+        batch: Batch,
+        grid: tuple[int, int],
+        map_control: str = "none",
+        *,
+        with_maps: bool = True,
+    ) -> tuple[Guidance, ...]:
+        """One Guidance, drawn by torch's generator."""
+        classes = _draw(multi_hot(batch.labels, self.num_classes))
+        regions = regions_of(batch, classes, self.kind, self.input_size)
+        return (Guidance(explained_class=classes[:, None], regions=regions),)
+
+
+def _draw(hot: Tensor) -> Tensor:
+    """One of each record's classes, uniformly: i64 [n]; NO_CLASS where it has none."""
+    known = hot.any(dim=1)
+    drawn = torch.multinomial(torch.where(known[:, None], hot, 1.0), 1)[:, 0]
+    return torch.where(known, drawn, NO_CLASS)

@@ -1,0 +1,184 @@
+"""Guided teachers: the localisation losses by hand, which class is guided, and what is kept of the epochs."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.config import (
+    BcosModelConfig,
+    CifarModelConfig,
+    EvaluateOptions,
+    GuidedTeachingConfig,
+    OptimizerConfig,
+    StoreConfig,
+    TeachConfig,
+    TrainerConfig,
+)
+from pipeline.losses.guided import LOCALIZATIONS, GuidedLoss
+from pipeline.losses.terms import StudentOutput
+from pipeline.models import build_model
+from pipeline.pareto import ParetoFront, pareto_front, weights_name
+from pipeline.records import NO_CLASS
+from pipeline.regions import Guidance, _draw
+from stages import teach
+from tests.conftest import precompute_config
+
+INSIDE = torch.tensor([[[True, False], [False, False]]])
+
+
+# ---- losses --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "attributions", "expected"),
+    [
+        ("energy", [[3.0, 1.0], [-5.0, 0.0]], 0.25),
+        ("energy", [[-1.0, 0.0], [0.0, 0.0]], 1.0),  # no positive energy at all
+        ("l1", [[2.0, 1.0], [-4.0, 0.0]], (0.5 + 0.25) / 4),  # scaled by 4, negatives are 0
+        ("rrr", [[2.0, 1.0], [-4.0, 0.0]], 0.25**2 + 1.0),
+        ("ppce", [[2.0, 1.0], [-4.0, 0.0]], -math.log(0.5)),
+    ],
+)
+def test_a_localisation_loss_by_hand(name, attributions, expected):
+    loss = LOCALIZATIONS[name](torch.tensor([attributions], dtype=torch.float64), INSIDE)
+
+    assert loss.tolist() == pytest.approx([expected], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", LOCALIZATIONS)
+def test_all_on_the_object_is_no_loss_and_any_map_has_a_finite_gradient(name):
+    perfect = INSIDE.double()
+    assert LOCALIZATIONS[name](perfect, INSIDE).item() == pytest.approx(0, abs=1e-9)
+
+    for values in (torch.zeros(1, 2, 2), torch.rand(1, 2, 2) - 0.5):
+        values.requires_grad_()
+        LOCALIZATIONS[name](values, INSIDE).sum().backward()
+        assert values.grad.isfinite().all()
+
+
+def guided(**options):
+    return GuidedLoss(GuidedTeachingConfig(**{"lambda_localization": 0.5, **options}))
+
+
+def test_the_localisation_is_a_sum_over_records_that_have_a_region():
+    maps = torch.zeros(3, 1, 1, 2, 2)
+    maps[..., 0, 0] = torch.tensor([1.0, 3.0, 1.0])[:, None, None]
+    maps[..., 1, 1] = torch.tensor([1.0, 1.0, 1.0])[:, None, None]
+    regions = INSIDE.expand(3, 2, 2).clone()
+    regions[2] = False
+    student = StudentOutput(logits=torch.zeros(3, 2), maps=maps, input_size=(2, 2))
+    guidance = Guidance(explained_class=torch.zeros(3, 1).long(), regions=regions)
+
+    terms = guided()(student, guidance, torch.tensor([0, 0, 1]))
+
+    assert terms.terms["localization"].item() == pytest.approx(0.5 + 0.25)
+    assert terms.total.item() == pytest.approx(math.log(2) + 0.5 * 0.75)
+    assert terms.statistics["guided_fraction"].item() == pytest.approx(2 / 3)
+
+
+def test_without_weight_it_is_the_labels_loss():
+    loss = guided(lambda_localization=0)
+    student = StudentOutput(logits=torch.randn(3, 2))
+
+    assert not loss.needs_maps(0)
+    assert loss(student, None, torch.tensor([0, 1, 1])).terms.keys() == {"ce"}
+
+
+def test_the_class_is_drawn_uniformly_among_a_records_own():
+    hot = torch.tensor([[0.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0], [0.0] * 4])
+    torch.manual_seed(0)
+
+    drawn = torch.stack([_draw(hot) for _ in range(2000)])
+
+    assert set(drawn[:, 0].tolist()) == {1, 3}
+    assert (drawn[:, 0] == 1).float().mean().item() == pytest.approx(0.5, abs=0.05)
+    assert (drawn[:, 1] == 2).all()
+    assert (drawn[:, 2] == NO_CLASS).all()
+
+
+# ---- epochs --------------------------------------------------------------------------------------
+
+
+def test_the_front_has_no_point_that_another_one_beats():
+    points = [(0.8, 0.3), (0.7, 0.5), (0.7, 0.4), (0.9, 0.1), (0.802, 0.301)]
+
+    assert pareto_front(points) == [0, 1, 3]  # the last equals the first in steps of 0.005
+    assert pareto_front([*points, (0.95, 0.6)]) == [5]
+
+
+def test_weights_are_kept_while_their_epoch_is_on_the_front(tmp_path):
+    judged = iter([{"f1": 0.5, "epg": 0.5}, {"f1": 0.4, "epg": 0.4}, {"f1": 0.6, "epg": 0.6}])
+    front = ParetoFront(tmp_path, lambda model: next(judged))
+    model = build_model(CifarModelConfig(name="resnet8", width=2), 3)
+
+    for epoch in (1, 2):
+        front(model, epoch)
+    assert [c["epoch"] for c in front.candidates()] == [1]
+    front(model, 3)
+
+    assert [p.name for p in (tmp_path / "pareto").glob("*.safetensors")] == [weights_name(3)]
+    assert json.loads((tmp_path / "pareto" / "front.json").read_text()) == [
+        {"epoch": 3, "f1": 0.6, "epg": 0.6}
+    ]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    from stages import precompute
+
+    config = precompute_config(tmp_path_factory.mktemp("guided") / "store")
+    precompute.run(config)
+    return config
+
+
+def taught(packed, network, run="teacher", **options):
+    trainer = TrainerConfig(epochs=6, batch_size=8, num_threads=1)
+    config = TeachConfig(
+        store=StoreConfig(path=packed.store.path),
+        teacher=network,
+        teaching=GuidedTeachingConfig(
+            **{"trainer": trainer, "optimizer": OptimizerConfig(lr=0.01), **options}
+        ),
+        evaluate=EvaluateOptions(splits=("train",)),
+        run=run,
+    )
+    result = teach.run(config)
+    folder = Path(result.weights).parent
+    return folder, json.loads((folder / "metrics.json").read_text())["splits"]["train"]
+
+
+@pytest.mark.parametrize(
+    "network",
+    [CifarModelConfig(name="resnet8", width=4), BcosModelConfig(name="resnet8", width=4)],
+    ids=lambda network: network.kind,
+)
+def test_guidance_moves_explanations_onto_the_object(packed, network):
+    _, plain = taught(packed, network, run="plain", lambda_localization=0.0)
+    folder, by_boxes = taught(
+        packed, network, run="guided", lambda_localization=1.0, pareto_split="test"
+    )
+
+    assert by_boxes["epg"] > plain["epg"] + 0.05
+    kept = json.loads((folder / "pareto" / "front.json").read_text())
+    assert kept
+    assert {"epoch", "accuracy", "epg", "iou"} <= set(kept[0])
+    started, _ = taught(
+        packed,
+        network,
+        run="again",
+        start=str(folder / "pareto" / weights_name(kept[0]["epoch"])),
+        trainer=TrainerConfig(epochs=1, batch_size=8, num_threads=1),
+    )
+    assert started.is_dir()
+
+
+def test_masks_guide_as_boxes_do(packed):
+    network = CifarModelConfig(name="resnet8", width=4)
+    _, by_masks = taught(packed, network, run="masks", region="masks", lambda_localization=1.0)
+    _, plain = taught(packed, replace(network), run="none", lambda_localization=0.0)
+
+    assert by_masks["epg"] > plain["epg"] + 0.05
