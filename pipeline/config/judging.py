@@ -22,7 +22,7 @@ class EvaluateOptions:
     """What part of an image is judged: all of it, or the field's centre crop of 7/8 of the shorter side
     in the original's proportions. auto takes all where the student's input is the canonical frame."""
     region: Literal["boxes", "masks"] = "boxes"
-    """Where an explanation should lie, for EPG and IoU."""
+    """Where an explanation should lie, for EPG and IoU; of many labels a mask's values are the classes + 1."""
     iou_threshold: float = 0.05
     """On the map scaled to [0, 1]; strict."""
     max_shift: int | None = None

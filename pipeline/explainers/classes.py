@@ -57,8 +57,10 @@ def _sample_gt(
 ) -> Tensor:
     own = multi_hot(labels, logits.shape[1]) > 0
     count = own.sum(dim=1)
-    seeds = [derive_seed(config.seed, "explained class", key) for key in keys]
-    drawn = torch.tensor(seeds, device=logits.device) % count.clamp(min=1)
+    seeds = torch.tensor([derive_seed(config.seed, "explained class", key) for key in keys])
+    if logits.is_cuda:
+        seeds = seeds.pin_memory()  # from pageable memory the copy would wait for the device
+    drawn = seeds.to(logits.device, non_blocking=True) % count.clamp(min=1)
     chosen = own & (own.cumsum(dim=1) == drawn[:, None] + 1)
     return torch.where(count > 0, chosen.byte().argmax(dim=1), NO_CLASS)[:, None]
 

@@ -6,6 +6,7 @@ import copy
 import gc
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -459,6 +460,25 @@ def test_a_pass_stores_six_channels_at_the_inputs_resolution():
     assert encoded.values["map"].shape == (2, 1, 6, *FRAME)
     assert (encoded.values["map"] < 0).any()
     assert encoded.fidelity["map"] > 0.99999
+
+
+def test_a_pass_explains_every_label_of_a_record_and_none_where_there_is_none():
+    teacher = freeze(build_model(RESNET, NUM_CLASSES))
+    payload = MapPayload(PassConfig(), BcosWeightsConfig(explained_classes="all_gt", max_classes=2))
+    labels = torch.zeros(2, NUM_CLASSES)
+    labels[0, [0, 2]] = 1
+    with torch.no_grad():
+        output = teacher(random_images(16).float())
+
+    encoded = payload.encode(teacher, output, Described(["a", "b"], labels))
+
+    classes = torch.from_numpy(encoded.values["explained_class"]).long()
+    assert sorted(classes[0].tolist()) == [0, 2]
+    assert classes[1].tolist() == [-1, -1]
+    assert not encoded.values["map"][1].any()
+    expected = bcos_weights(teacher, output, classes)[0]
+    for stored, weights in zip(encoded.values["map"][0], expected.detach(), strict=True):
+        assert np.allclose(stored, weights / weights.abs().max(), atol=1e-3)
 
 
 def test_a_student_that_is_its_own_teacher_has_no_loss():

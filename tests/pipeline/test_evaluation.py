@@ -8,7 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.evaluation.agreement import accuracy, agreement, group_accuracies, kl_to_teacher
+from pipeline.evaluation.agreement import (
+    accuracy,
+    agreement,
+    f1,
+    group_accuracies,
+    kl_to_teacher,
+    label_scores,
+    teacher_scores,
+)
 from pipeline.evaluation.localization import (
     box_regions,
     energy_pointing_game,
@@ -291,3 +299,85 @@ def test_group_accuracies_are_empty_where_there_are_no_groups():
     )
 
     assert accuracies == {}
+
+
+# ---- many labels a record ------------------------------------------------------------------------
+
+
+def random_sets(seed: int, records: int = 50, classes: int = 6) -> tuple[torch.Tensor, ...]:
+    """Logits f64 and labels f32, [N, K], a few records without labels among them."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(records, classes, generator=generator, dtype=torch.float64)
+    labels = (torch.rand(records, classes, generator=generator) < 0.3).float()
+    return logits, labels
+
+
+def test_f1_matches_hand_computation():
+    logits = torch.tensor([[1.0, 1.0, -1.0], [-1.0, -1.0, -1.0], [5.0, -2.0, -3.0]])
+    labels = torch.tensor([[1.0, 0, 1], [0, 1, 0], [0, 0, 0]])
+
+    score = f1(logits, labels)
+
+    # One hit, one false alarm, two misses; the labels of the last record are not known.
+    assert score == pytest.approx(2 * 1 / (2 * 1 + 1 + 2), rel=0, abs=1e-15)
+
+
+@pytest.mark.parametrize(("logit", "expected"), [(0.0, 1.0), (-1e-300, 0.0)])
+def test_f1_counts_a_class_from_logit_zero_upwards(logit, expected):
+    logits = torch.tensor([[logit, -1.0]], dtype=torch.float64)
+
+    assert f1(logits, torch.tensor([[1.0, 0.0]])) == expected
+
+
+def test_f1_equals_scikit_learns_micro_average_over_labelled_records():
+    from sklearn.metrics import f1_score
+
+    logits, labels = random_sets(0)
+    counted = labels.any(dim=1)
+    assert not counted.all()
+
+    score = f1(logits, labels)
+
+    theirs = f1_score(labels[counted].numpy(), (logits[counted] >= 0).numpy(), average="micro")
+    assert score == pytest.approx(theirs, rel=0, abs=1e-12)
+    macro = f1_score(labels[counted].numpy(), (logits[counted] >= 0).numpy(), average="macro")
+    assert abs(score - macro) > 1e-4  # the control
+
+
+def test_f1_of_nothing_is_not_a_number():
+    assert math.isnan(f1(torch.full((2, 3), -1.0), torch.zeros(2, 3)))
+
+
+def test_agreement_of_many_labels_is_that_of_the_sets_of_positive_classes():
+    one, other = random_sets(1)[0], random_sets(2)[0]
+    other[:20] = one[:20] * 3  # the same signs, other values
+    same = ((one >= 0) == (other >= 0)).all(dim=1).double().mean().item()
+
+    assert agreement(one, other, many=True) == agreement(other, one, many=True) == same
+    assert 0.4 <= same < 0.6
+    assert agreement(one, one.clone(), many=True) == 1
+    tied = torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 2.0]])
+    assert (agreement(*tied, many=True), agreement(*tied)) == (1, 0)
+
+
+def test_kl_to_teacher_of_many_labels_is_the_sum_of_bernoulli_divergences():
+    student_logits = torch.zeros(1, 2, dtype=torch.float64)
+    teacher_logits = torch.tensor([[math.log(3.0), 0.0]], dtype=torch.float64)
+
+    kl = kl_to_teacher(student_logits, teacher_logits, many=True)
+
+    assert kl == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), abs=1e-7)
+
+
+def test_the_scores_of_a_set_are_those_that_its_labels_allow():
+    logits, labels = random_sets(0)
+    groups = torch.full((50,), NO_GROUP)
+    one_each = torch.arange(50) % 6
+
+    assert set(label_scores(logits, labels, groups)) == {"f1"}
+    assert set(label_scores(logits, one_each, groups)) == {"accuracy", "group_accuracy"}
+    agreement_of_itself = {"agreement": 1, "kl_to_teacher": 0}
+    of_many = teacher_scores(logits, logits.clone(), labels)
+    assert of_many == agreement_of_itself | {"teacher_f1": f1(logits, labels)}
+    of_one = teacher_scores(logits, logits.clone(), one_each)
+    assert of_one == agreement_of_itself | {"teacher_accuracy": accuracy(logits, one_each)}

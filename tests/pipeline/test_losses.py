@@ -23,8 +23,9 @@ from pipeline.explainers.gradcam import gradcam
 from pipeline.losses import build_loss
 from pipeline.losses.e2kd import E2KDLoss
 from pipeline.losses.kd import KDLoss, kd_loss
-from pipeline.losses.labels import LabelsLoss, cross_entropy_loss
+from pipeline.losses.labels import LabelsLoss, bce_loss, cross_entropy_loss, off_label_bce_loss
 from pipeline.losses.map_cosine import map_cosine, upsampling_gram
+from pipeline.losses.mld import mld_loss
 from pipeline.losses.terms import StudentOutput
 from pipeline.models.cifar import CifarResNet
 from pipeline.records import NO_LABEL, Batch, StoredTargets, Targets
@@ -283,10 +284,168 @@ def test_off_label_bce_has_targets_of_1_and_1_over_k_and_the_mean_over_both():
     assert nothing(StudentOutput(logits=logits), None, torch.full((4,), NO_LABEL)).total == 0
 
 
+def test_bce_of_many_labels_is_the_mean_over_classes_and_records_with_labels():
+    logits = random_logits(0).requires_grad_()  # [4, 5]
+    labels = torch.tensor([[1, 0, 0, 1, 0], [0] * 5, [0, 0, 0, 0, 1], [1] * 5]).float()
+    counted = logits[[0, 2, 3]]
+    targets = labels[[0, 2, 3]].double()
+    expected = -(targets * F.logsigmoid(counted) + (1 - targets) * F.logsigmoid(-counted)).mean()
+
+    terms = LabelsLoss(LabelsConfig(loss="bce"))(StudentOutput(logits=logits), None, labels)
+
+    (gradient,) = torch.autograd.grad(terms.total, logits)
+    assert terms.total.item() == pytest.approx(expected.item(), rel=0, abs=1e-12)
+    assert list(terms.terms) == ["bce"]
+    assert gradient[1].count_nonzero() == 0  # no label of it is known
+    assert torch.allclose(gradient[[0, 2, 3]], (counted.sigmoid() - targets) / 15, atol=1e-12)
+    assert bce_loss(logits, torch.zeros(4, 5)) == 0
+
+
+def test_off_label_bce_of_many_labels_has_the_target_1_for_each_of_them():
+    logits = random_logits(0)[:1]
+    labels = torch.tensor([[1, 0, 1, 0, 0]]).float()
+    targets = torch.tensor([[1, 0.2, 1, 0.2, 0.2]], dtype=torch.float64)
+
+    loss = off_label_bce_loss(logits, labels)
+
+    expected = F.binary_cross_entropy_with_logits(logits, targets).item()
+    assert loss.item() == pytest.approx(expected, rel=0, abs=1e-12)
+    plain = bce_loss(logits, labels).item()
+    assert abs(plain - expected) > 1e-3  # the control: 0 off the labels is another loss
+
+
+@pytest.mark.parametrize("loss", [bce_loss, off_label_bce_loss])
+def test_a_single_label_is_a_set_of_one(loss):
+    labels = torch.tensor([3, NO_LABEL, 0, 4])
+    sets = torch.zeros(4, 5)
+    sets[[0, 2, 3], [3, 0, 4]] = 1
+
+    assert torch.equal(loss(random_logits(0), labels), loss(random_logits(0), sets))
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (LabelsConfig(), r"loss=ce takes one label a record.*set method\.loss=bce"),
+        (LabelTeachingConfig(), r"stages\.teach teaching\.loss=bce"),
+        (KDConfig(), r"method\.logits=softmax.*set method\.logits=mld"),
+        (E2KDConfig(), r"method\.logits=softmax.*set method\.logits=mld"),
+    ],
+)
+def test_a_loss_for_one_label_refuses_many_and_says_what_to_set(method, message):
+    loss = (LabelsLoss if isinstance(method, LabelTeachingConfig) else build_loss)(method)
+
+    loss.check_labels(many=False)
+    with pytest.raises(ConfigError, match=message):
+        loss.check_labels(many=True)
+
+
 def test_label_smoothing_belongs_to_the_cross_entropy():
     for config in (LabelsConfig, LabelTeachingConfig):
         with pytest.raises(ConfigError, match=r"label_smoothing=0\.1 is an option of loss=ce"):
             config(loss="bce_offlabel", label_smoothing=0.1)
+
+
+# ---- soft targets of many labels -----------------------------------------------------------------
+
+
+def bernoulli_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(teacher || student) of each class, [B, K], as torch has it."""
+    teacher, student = (
+        torch.distributions.Bernoulli(logits=logits) for logits in (teacher_logits, student_logits)
+    )
+    return torch.distributions.kl_divergence(teacher, student)
+
+
+@pytest.mark.parametrize("tau", [0.1, 1.0, 4.0, 1e3])
+@pytest.mark.parametrize("scale", [3.0, 1e3])
+def test_mld_of_equal_logits_is_exactly_zero(tau, scale):
+    for dtype in (torch.float64, torch.float32):
+        logits = random_logits(0, scale=scale).to(dtype)
+
+        assert mld_loss(logits, logits.clone(), tau).item() == 0
+
+
+def test_mld_matches_a_hand_computed_divergence():
+    student_logits = torch.zeros(2, 2, dtype=torch.float64)  # (1/2, 1/2)
+    teacher_logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]]).double()  # (3/4, 1/2)
+
+    loss = mld_loss(student_logits, teacher_logits, tau=1.0)
+
+    expected = (0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / 2
+    assert loss.item() == pytest.approx(expected, rel=0, abs=1e-7)
+
+
+@pytest.mark.parametrize("tau", [1.0, 4.0])
+def test_mld_is_tau_times_the_sum_over_classes_of_bernoulli_divergences(tau):
+    student_logits, teacher_logits = random_logits(0), random_logits(1)
+    divergence = bernoulli_kl(student_logits / tau, teacher_logits / tau).sum(dim=1).mean().item()
+
+    loss = mld_loss(student_logits, teacher_logits, tau).item()
+
+    assert loss == pytest.approx(tau * divergence, rel=0, abs=1e-10)
+    if tau != 1:  # the control: the softmax's factor is another loss
+        assert abs(loss - tau**2 * divergence) > 1
+
+
+@pytest.mark.parametrize("tau", [0.5, 1.0, 4.0])
+def test_the_factor_tau_keeps_the_scale_of_mlds_gradient(tau):
+    student_logits, teacher_logits = random_logits(0).requires_grad_(), random_logits(1)
+
+    loss = mld_loss(student_logits, teacher_logits, tau)
+
+    (gradient,) = torch.autograd.grad(loss, student_logits)
+    difference = (student_logits / tau).sigmoid() - (teacher_logits / tau).sigmoid()
+    torch.testing.assert_close(gradient, difference / 4, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mld_of_huge_logits_is_finite_and_still_pulls(dtype):
+    student_logits = torch.tensor([[1e3, -1e3, 5.0]], dtype=dtype, requires_grad=True)
+    teacher_logits = torch.tensor([[-1e3, 1e3, 5.0]], dtype=dtype)
+
+    loss = mld_loss(student_logits, teacher_logits, tau=1.0)
+
+    (gradient,) = torch.autograd.grad(loss, student_logits)
+    assert loss.item() == pytest.approx(2000)
+    assert gradient[0].tolist() == pytest.approx([1, -1, 0], rel=0, abs=1e-12)
+    clamped = student_logits.sigmoid().clamp(1e-6, 1 - 1e-6)  # the control: a clamp lets go
+    target = teacher_logits.sigmoid()
+    (let_go,) = torch.autograd.grad(F.binary_cross_entropy(clamped, target), student_logits)
+    assert let_go[0, :2].tolist() == [0, 0]
+
+
+def test_mld_ignores_the_order_of_classes_and_sees_what_softmax_does_not():
+    student_logits, teacher_logits = random_logits(0), random_logits(1)
+    order = torch.tensor([3, 0, 4, 1, 2])
+
+    loss = mld_loss(student_logits, teacher_logits, tau=2.0).item()
+
+    permuted = mld_loss(student_logits[:, order], teacher_logits[:, order], tau=2.0)
+    assert permuted.item() == pytest.approx(loss, rel=0, abs=1e-10)
+    assert abs(mld_loss(student_logits + 1, teacher_logits, tau=2.0).item() - loss) > 0.1
+
+
+def test_kd_of_many_labels_weighs_mld_and_bce():
+    student_logits, teacher_logits = random_logits(0), random_logits(1).requires_grad_()
+    labels = torch.zeros(4, 5)
+    labels[:, 2] = 1
+    loss = KDLoss(KDConfig(logits="mld", tau=2.0, lambda_ce=0.5, lambda_kd=3.0))
+    student = StudentOutput(logits=student_logits.requires_grad_())
+
+    loss.check_labels(many=True)
+    terms = loss(student, Targets(teacher="teacher", logits=teacher_logits), labels)
+
+    mld = mld_loss(student_logits, teacher_logits, 2.0).item()
+    bce = bce_loss(student_logits, labels).item()
+    assert list(terms.terms) == ["kd", "bce"]
+    assert terms.terms["kd"].item() == pytest.approx(mld, rel=0, abs=1e-12)
+    assert terms.total.item() == pytest.approx(3.0 * mld + 0.5 * bce, rel=0, abs=1e-10)
+    terms.total.backward()
+    assert teacher_logits.grad is None
+
+
+# ---- maps ----------------------------------------------------------------------------------------
 
 
 def test_upsampling_gram_of_two_cells_to_four_matches_hand_computation():
@@ -421,6 +580,38 @@ def test_map_term_leaves_out_pairs_that_the_targets_call_invalid():
 
     assert terms.terms["map"].item() == pytest.approx(0.04, abs=1e-12)
     assert terms.statistics["valid_map_fraction"].item() == 0.5
+
+
+@pytest.mark.parametrize(("normalise_by", "expected"), [("batch", 0.06 / 3), ("valid", 0.06 / 2)])
+def test_every_record_weighs_the_same_however_many_classes_it_has(normalise_by, expected):
+    near, far, zero = [4.0, 3.0], [3.0, 4.0], [0.0, 0.0]  # cosine 0.96 of the first two
+    pairs = [  # of three records: two classes, one and a place left over, one whose map is zero
+        [(near, far), (near, near)],
+        [(near, far), (zero, zero)],
+        [(near, zero), (zero, zero)],
+    ]
+    student, teacher = (
+        torch.tensor([[pair[side] for pair in record] for record in pairs]).double()
+        for side in (0, 1)
+    )
+    explained_class = torch.tensor([[0, 1], [1, -1], [0, -1]])
+    targets = Targets(
+        teacher="teacher",
+        logits=torch.zeros(3, 2).double(),
+        explained_class=explained_class,
+        maps=teacher[:, :, None, None],
+        map_valid=teacher.any(dim=2) & (explained_class >= 0),
+    )
+    loss = E2KDLoss(E2KDConfig(normalise_by=normalise_by))
+    output = StudentOutput(logits=targets.logits, maps=student[:, :, None, None], input_size=(1, 2))
+
+    terms = loss(output, targets, torch.zeros(3, dtype=torch.long))
+
+    # 0.02, 0.04 and nothing, over all three records or over the two with a map.
+    assert terms.terms["map"].item() == pytest.approx(expected, rel=0, abs=1e-12)
+    assert terms.statistics["valid_map_fraction"].item() == 3 / 4
+    over_places = 0.08 / 6  # the control: padding and crowded records must not weigh
+    assert abs(expected - over_places) > 1e-3
 
 
 def test_frozen_loss_of_a_student_that_is_its_own_teacher_is_zero():

@@ -1,15 +1,18 @@
 """Precision, compilation, memory format: how a step is computed, never what."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.config import ConfigError, E2KDConfig, KDConfig, TimmModelConfig
+from pipeline.config import ConfigError, E2KDConfig, GradCamConfig, KDConfig, TimmModelConfig
+from pipeline.explainers.gradcam import gradcam
+from pipeline.live import LiveTeacher
 from pipeline.losses import build_loss
 from pipeline.metric_log import StepLog
-from pipeline.models import build_model
+from pipeline.models import build_model, freeze
 from pipeline.training import Numerics, Training, batch_loss, build_optimizer, train_step
 from tests.pipeline.test_training import (
     FRAME,
@@ -158,6 +161,26 @@ def test_a_step_reads_nothing_back_from_the_device(precision, kind):
         log.flush(training)
         terms.total.item()
     assert len(reads.found) >= 1  # the counter counts
+
+
+@pytest.mark.parametrize("choice", ["top1", "topk", "all_gt", "sample_gt"])
+def test_a_live_step_of_many_labels_reads_nothing_back_either(choice):
+    count = 2 if choice in ("topk", "all_gt") else None
+    explainer = GradCamConfig(explained_classes=choice, max_classes=count)
+    training = build_training(Numerics())
+    training.loss = build_loss(replace(METHOD, logits="mld", normalise_by="valid"))
+    training.targets = LiveTeacher(
+        "live", freeze(tiny_model(1)), gradcam, FRAME, explainer=explainer
+    )
+    labels = (torch.arange(4)[:, None] + torch.arange(NUM_CLASSES)) % 2
+    batches = [replace(random_batch(seed), labels=labels.float()) for seed in range(2)]
+    train_step(training, batches[0], FRAME, clip_norm=1.0)
+
+    with HostReads(training.optimizer) as reads:
+        terms = train_step(training, batches[1], FRAME, clip_norm=1.0)
+
+    assert reads.found == []
+    assert set(terms.terms) == {"kd", "bce", "map"}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

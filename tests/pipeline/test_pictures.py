@@ -9,6 +9,7 @@ import torch
 
 from pipeline.report.pictures import (
     PictureRow,
+    class_names,
     contributions,
     map_grid,
     on_white,
@@ -104,3 +105,30 @@ def test_a_b_cos_network_has_a_row_of_colours_more(colored, monkeypatch):
     assert shown[1].captions == ["7", "0"]
     assert shown[2].captions == ["cat", "cat"]
     assert shown[2].wrong == [False, True]
+
+
+def test_records_are_called_by_their_label_or_by_all_of_them():
+    classes = ["cat", "dog", "owl"]
+
+    assert class_names(np.array([1, -1, 0]), classes) == ["dog", "", "cat"]
+    assert class_names(np.array([1, 7]), classes) == ["1", "7"]  # a teacher's own classes
+    many = np.array([[1, 0, 1], [0, 0, 0]], np.float32)
+    assert class_names(many, classes) == ["cat\nowl", ""]
+
+
+def test_a_prediction_of_many_labels_is_wrong_where_one_of_them_is(monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        "pipeline.report.pictures.picture_grid", lambda rows: shown.extend(rows) or ""
+    )
+    arm = {
+        "frames": torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+        "labels": torch.tensor([[1.0, 1.0], [0.0, 1.0]]),
+        "predictions": torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
+        "maps": torch.rand(2, 8, 8),
+    }
+
+    map_grid({"kd": arm}, ["cat", "dog"])
+
+    assert shown[0].captions == ["cat\ndog", "dog"]
+    assert (shown[1].captions, shown[1].wrong) == (["cat", "dog"], [True, False])

@@ -1,8 +1,10 @@
 """The right record with the right targets, in an order that nothing but (seed, epoch) decides."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -112,6 +114,65 @@ def test_held_out_records_are_never_trained_on(frozen):
     held_out = everything - set(select_training_rows(index, "train", SubsetConfig(holdout=1)))
 
     assert len(held_out) == len(np.unique(labels_of(index, sorted(everything))))
+
+
+def test_of_many_labels_a_record_counts_for_each_of_its_classes():
+    generator = np.random.default_rng(0)
+    sets = [sorted(generator.permutation(5)[: generator.integers(1, 4)]) for _ in range(60)]
+    index = index_of([(f"k{n}", -1, labels) for n, labels in enumerate(sets)])
+
+    def counts(rows):
+        return np.bincount([label for row in rows for label in sets[row]], minlength=5)
+
+    subset = SubsetConfig(holdout=2, shots=3, seed=1)
+    holdout = select_holdout_rows(index, "train", subset)
+    shots = select_training_rows(index, "train", subset)
+    more = select_training_rows(index, "train", replace(subset, shots=6))
+    rest = select_training_rows(index, "train", replace(subset, shots=None))
+    assert counts(holdout).min() >= 2
+    assert counts(shots).min() >= 3
+    assert len(shots) <= 5 * 3
+    assert not set(shots) & set(holdout)
+    assert set(shots) <= set(more) <= set(rest)
+    assert sorted([*holdout, *rest]) == list(range(60))
+    assert not np.array_equal(shots, select_training_rows(index, "train", replace(subset, seed=2)))
+    with pytest.raises(ConfigError, match=r"shots=50, but class 0 .* after the holdout"):
+        select_training_rows(index, "train", replace(subset, shots=50))
+
+
+def test_sets_of_one_label_are_chosen_as_single_labels_are():
+    labels = np.random.default_rng(0).integers(0, 4, 40).tolist()
+    one = index_of([(f"k{n}", label, []) for n, label in enumerate(labels)])
+    sets = index_of([(f"k{n}", -1, [label]) for n, label in enumerate(labels)])
+
+    for subset in (
+        SubsetConfig(shots=3),
+        SubsetConfig(holdout=2),
+        SubsetConfig(shots=2, holdout=1),
+    ):
+        chosen = select_training_rows(one, "train", subset)
+        assert np.array_equal(select_training_rows(sets, "train", subset), chosen)
+
+
+def test_a_record_of_which_no_label_is_known_belongs_to_no_class():
+    for first in (("a", -1, []), ("a", -1, [0])):
+        index = index_of([first, ("b", 1, []), ("c", 1, [])])
+
+        with pytest.raises(ConfigError, match="need labels, split 'train' has records without"):
+            select_training_rows(index, "train", SubsetConfig(shots=1))
+
+
+def index_of(rows):
+    """The columns of an index by which records are chosen, of (key, label, labels)."""
+    keys, labels, sets = zip(*rows, strict=True)
+    return pa.table(
+        {
+            "key": pa.array(keys),
+            "split": pa.array(["train"] * len(keys)),
+            "label": pa.array(labels, pa.int32()),
+            "labels": pa.array([list(map(int, s)) for s in sets], pa.list_(pa.int32())),
+        }
+    )
 
 
 def test_the_holdout_is_class_balanced_and_apart_from_training_whatever_the_shots(frozen):

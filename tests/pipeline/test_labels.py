@@ -1,0 +1,55 @@
+"""One label a record or many: the same questions, the same answers."""
+
+import pytest
+import torch
+
+from pipeline.labels import classes_of, decide, has_many, known, multi_hot, multi_hot_of_lists
+from pipeline.records import NO_LABEL
+from pipeline.runs import identity
+
+ONE = torch.tensor([2, NO_LABEL, 0])
+MANY = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0]])
+
+
+def test_both_forms_say_whose_labels_are_known_and_which_they_are():
+    assert [has_many(labels) for labels in (ONE, MANY)] == [False, True]
+    assert [known(labels).tolist() for labels in (ONE, MANY)] == [[True, False, True]] * 2
+    assert multi_hot(ONE, 3).tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
+    assert multi_hot(MANY, 3) is MANY
+    assert classes_of(ONE).tolist() == [[2], [-1], [0]]
+    assert classes_of(MANY).tolist() == [[0, 2], [-1, -1], [1, -1]]
+
+
+def test_the_index_s_lists_become_rows_of_ones():
+    hot = multi_hot_of_lists([[2, 0], [], [1]], 3)
+
+    assert hot.dtype == torch.float32
+    assert torch.equal(hot, MANY)
+    assert classes_of(torch.zeros(2, 3)).tolist() == [[-1], [-1]]  # always one place
+
+
+def test_logits_decide_for_the_highest_class_or_for_every_class_from_zero_upwards():
+    logits = torch.tensor([[-1.0, 0.0, -1e-6], [3.0, 2.0, 4.0]])
+
+    assert decide(logits, many=False).tolist() == [1, 2]
+    assert decide(logits, many=True).tolist() == [[0, 1, 0], [1, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("section", "option", "default", "other"),
+    [
+        ("method", "logits", "softmax", "mld"),
+        ("explainer", "max_classes", None, 3),
+        ("explainer", "seed", 0, 1),
+    ],
+)
+def test_a_run_that_came_before_an_option_is_the_run_with_its_default(
+    section, option, default, other
+):
+    before = {section: {"kind": "kind", "tau": 4.0}, "seed": 0}
+    with_default, with_other = (
+        before | {section: before[section] | {option: value}} for value in (default, other)
+    )
+
+    assert identity(with_default) == identity(before)
+    assert identity(with_other) != identity(before)

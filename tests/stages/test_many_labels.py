@@ -1,0 +1,437 @@
+"""Sets with many labels a record, from a table to a judged student: coloured blocks, their classes, their boxes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.commandline import compose
+from pipeline.config import (
+    AugmentConfig,
+    CifarModelConfig,
+    ConfigError,
+    DistillConfig,
+    E2KDConfig,
+    EvaluateConfig,
+    EvaluateOptions,
+    GradCamConfig,
+    ImageTableDataConfig,
+    KDConfig,
+    LabelsConfig,
+    LabelTeachingConfig,
+    OperationConfig,
+    OptimizerConfig,
+    PassConfig,
+    PrecomputeConfig,
+    RandomViewsConfig,
+    ReportConfig,
+    ReportOptions,
+    StoreConfig,
+    SubsetConfig,
+    TeachConfig,
+    TrainerConfig,
+)
+from pipeline.config.builder import build_verb_config
+from pipeline.dataset import StoreDataset
+from pipeline.explainers.gradcam import gradcam
+from pipeline.geometry import view_targets
+from pipeline.live import LiveTeacher
+from pipeline.models import build_model, freeze
+from pipeline.runs import RUNS, TrainedModel, save_model
+from pipeline.selection import rows_of_split
+from pipeline.store.reader import Store
+from pipeline.store.verification import verify_store
+from stages import distill, evaluate, precompute, report, sweep, teach
+from tests.conftest import precompute_config
+
+SIDE, CELL = 24, 12
+CLASSES = ("blue", "green", "red", "yellow")
+COLORS = {"blue": (40, 60, 230), "green": (30, 200, 40), "red": (230, 40, 40)}
+COLORS["yellow"] = (230, 220, 40)
+MODEL = CifarModelConfig(name="resnet8", width=4)
+VIEWS = AugmentConfig(operations=(OperationConfig(kind="pad_crop", padding=2),))
+TRAINER = TrainerConfig(epochs=1, batch_size=8, num_threads=1)
+CHOICES = {
+    "top1": GradCamConfig(),
+    "topk": GradCamConfig(explained_classes="topk", max_classes=3),
+    "all_gt": GradCamConfig(explained_classes="all_gt"),
+    "sample_gt": GradCamConfig(explained_classes="sample_gt"),
+}
+
+
+def write_blocks(folder: Path) -> Path:
+    """Grey noise with blocks of one or two colours in cells of their own; the last record says nothing of itself."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(64):
+        pixels = generator.integers(90, 160, (SIDE, SIDE, 3), dtype=np.uint8)
+        mask = np.zeros((SIDE, SIDE), np.uint8)
+        labels = generator.permutation(4)[: generator.integers(1, 3)]
+        boxes = []
+        for label, cell in zip(labels, generator.permutation(4), strict=False):
+            x0, y0 = np.array([cell % 2, cell // 2]) * CELL + generator.integers(0, 4, 2)
+            x1, y1 = np.array([x0, y0]) + generator.integers(5, 9, 2)
+            pixels[y0:y1, x0:x1] = COLORS[CLASSES[label]]
+            mask[y0:y1, x0:x1] = label + 1
+            corners = {"x0": int(x0), "y0": int(y0), "x1": int(x1), "y1": int(y1)}
+            boxes.append({"label": CLASSES[label], **corners})
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        Image.fromarray(mask).save(folder / f"{number}.mask.png")
+        unknown = number == 63
+        rows.append(
+            {
+                "path": f"{number}.png",
+                "labels": "" if unknown else " ".join(CLASSES[label] for label in labels),
+                "split": "test" if number % 4 == 3 else "train",
+                "boxes": "[]" if unknown else json.dumps(boxes),
+                "mask": f"{number}.mask.png",
+            }
+        )
+    pd.DataFrame(rows).to_csv(folder / "blocks.csv", index=False)
+    return folder / "blocks.csv"
+
+
+class Taught(NamedTuple):
+    """A store with a pass of one teacher for each choice of explained classes."""
+
+    config: PrecomputeConfig
+    passes: dict[str, str]
+    result: teach.TeachResult
+
+    @property
+    def store(self) -> Store:
+        return Store(Path(self.config.store.path))
+
+    def store_config(self, choice: str = "") -> StoreConfig:
+        names = (self.passes[choice],) if choice else ()
+        return StoreConfig(path=self.config.store.path, teacher=names)
+
+    def dataset(self, split: str, choice: str, **options) -> StoreDataset:
+        store = self.store
+        passes = [store.open_pass(self.passes[choice])]
+        return StoreDataset(store, rows_of_split(store.index, split), passes, **options)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory) -> Taught:
+    folder = tmp_path_factory.mktemp("blocks")
+    data = ImageTableDataConfig(
+        path=str(write_blocks(folder)),
+        label=None,
+        labels="labels",
+        split="split",
+        boxes="boxes",
+        mask="mask",
+    )
+    packed = precompute_config(folder / "store", data=data)
+    precompute.run(packed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        config = TeachConfig(
+            store=packed.store,
+            teacher=MODEL,
+            teaching=LabelTeachingConfig(
+                loss="bce",
+                trainer=replace(TRAINER, epochs=16),
+                optimizer=OptimizerConfig(lr=0.02),
+                augment=VIEWS,
+            ),
+            evaluate=EvaluateOptions(splits=("test",)),
+            run="teacher",
+        )
+        result = teach.run(config)
+    config = replace(packed, teacher=replace(MODEL, weights=str(folder / result.weights)))
+    passes: dict[str, str] = {}
+    for choice, explainer in CHOICES.items():
+        precompute.run(replace(config, explainer=explainer))
+        held = {path.name for path in Store(Path(config.store.path)).pass_folders()}
+        (passes[choice],) = held - set(passes.values())
+    return Taught(config, passes, result)
+
+
+def distill_config(taught: Taught, choice: str = "", **options) -> DistillConfig:
+    return DistillConfig(
+        **{
+            "store": taught.store_config(choice),
+            "student": MODEL,
+            "method": E2KDConfig(logits="mld", lambda_ce=0.5, lambda_map=2.0),
+            "augment": VIEWS,
+            "optimizer": OptimizerConfig(),
+            "trainer": TRAINER,
+            "subset": SubsetConfig(),
+            "run": "student",
+            **options,
+        }
+    )
+
+
+def judged(taught: Taught, choice: str = "", **options):
+    shown = EvaluateOptions(splits=("test",), num_pictures=2, **options)
+    config = EvaluateConfig(store=taught.store_config(choice), evaluate=shown, run="student")
+    return evaluate.run(config, f"evaluate-{'-'.join(map(str, options.values()))}").splits["test"]
+
+
+def be_a_student(taught: Taught) -> torch.nn.Module:
+    """The teacher as the run `student`."""
+    teacher = build_model(taught.config.teacher, 4)
+    trained = TrainedModel(config=MODEL, num_classes=4, input_size=(SIDE, SIDE))
+    save_model(RUNS / "student" / "distill", teacher, trained)
+    return freeze(teacher)
+
+
+# ---- teach and precompute ------------------------------------------------------------------------
+
+
+def test_a_teacher_of_many_labels_learns_them(taught):
+    every_class = 2 * 0.375 / (1 + 0.375)  # F1 of answering yes to everything
+
+    assert taught.result.accuracy == {}
+    assert taught.result.f1["test"] > every_class + 0.2
+
+
+def test_a_batch_says_many_labels_and_the_index_says_the_same(taught):
+    dataset = taught.dataset("test", "top1")
+    batch = dataset.__getitems__([3, 0, 3])
+    labels = {row["key"]: row["labels"] for row in taught.store.index.to_pylist()}
+
+    assert batch.labels.shape == (3, 4)
+    assert batch.labels.dtype == torch.float32
+    for key, row in zip(batch.keys, batch.labels, strict=True):
+        assert row.nonzero().flatten().tolist() == labels[key]
+    assert (dataset.has_many_labels, dataset.has_labels) == (True, True)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_pass_explains_the_classes_that_it_was_asked_for(taught, choice):
+    dataset = taught.dataset("test", choice)
+    batch = dataset.__getitems__(list(range(len(dataset))))
+    stored, own = batch.targets[0], batch.labels > 0
+    explained = stored.explained_class
+
+    count = {"top1": 1, "topk": 3, "all_gt": 2, "sample_gt": 1}[choice]
+    assert explained.shape[1] == stored.maps.shape[1] == count
+    if choice in ("top1", "topk"):
+        assert (explained[:, 0] == stored.logits.argmax(dim=1)).all()
+    else:
+        expected = own.sum(dim=1) if choice == "all_gt" else own.any(dim=1)
+        assert torch.equal((explained >= 0).sum(dim=1), expected.long())
+        assert own.gather(1, explained.clamp(min=0))[explained >= 0].all()
+        assert (explained < 0).any()  # the record without labels, at least
+    assert not stored.maps[explained < 0].any()
+    assert stored.maps[explained >= 0].flatten(1).any(dim=1).float().mean() > 0.5
+
+
+def test_the_passes_are_sound_and_a_second_precompute_computes_nothing(taught):
+    assert len(set(taught.passes.values())) == 4
+    assert list(verify_store(taught.store.path)) == []
+    for explainer in CHOICES.values():
+        again = precompute.run(replace(taught.config, explainer=explainer))
+        assert again.teacher_records == 0
+    explainer = taught.store.open_pass(taught.passes["all_gt"]).manifest.explainer
+    assert explainer == {"kind": "gradcam", "explained_classes": "all_gt", "max_classes": 2}
+
+
+def test_what_is_explained_does_not_depend_on_the_cut_into_batches(taught, tmp_path):
+    config = replace(
+        taught.config,
+        store=replace(taught.config.store, path=str(tmp_path / "other")),
+        explainer=CHOICES["sample_gt"],
+        annotate=PassConfig(batch_size=5),
+    )
+    precompute.run(config)
+    (other,) = Store(tmp_path / "other").open_passes()
+    first = taught.store.open_pass(taught.passes["sample_gt"])
+
+    for shard in taught.store.manifest.shards:
+        one, another = first.read_shard(shard), other.read_shard(shard)
+        assert np.array_equal(one["explained_class"], another["explained_class"])
+        assert np.allclose(one["map"], another["map"], atol=2e-3)
+
+
+# ---- distil and judge ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("choice", "options", "terms"),
+    [
+        ("", {"method": LabelsConfig(loss="bce")}, {"bce"}),
+        ("", {"method": LabelsConfig(loss="bce_offlabel")}, {"bce"}),
+        ("top1", {"method": KDConfig(logits="mld", tau=2.0)}, {"kd"}),
+        *((choice, {}, {"kd", "bce", "map"}) for choice in CHOICES),
+        ("", {"mode": "live", "explainer": CHOICES["all_gt"]}, {"kd", "bce", "map"}),
+    ],
+    ids=["labels", "off_label", "kd", "top1", "topk", "all_gt", "sample_gt", "live"],
+)
+def test_a_student_learns_from_many_labels_and_is_judged(taught, choice, options, terms):
+    if "mode" in options:
+        options = options | {"teacher": taught.config.teacher}
+    config = distill_config(taught, choice, **options)
+
+    distill.run(config, on_epoch=lambda epoch, line: None)
+    metrics = judged(taught, choice or "top1")
+
+    lines = (RUNS / "student" / "distill" / "metrics.jsonl").read_text().splitlines()
+    assert terms | {"total"} <= set(json.loads(lines[-1]))
+    assert {
+        "records", "f1", "epg", "iou", "agreement", "kl_to_teacher", "teacher_f1", "teacher_epg",
+        "map_cosine", "valid_map_fraction",
+    } == set(metrics)  # fmt: skip
+    assert metrics["teacher_f1"] == taught.result.f1["test"]
+
+
+def test_epg_and_iou_are_means_over_every_image_and_class_of_its_own(taught):
+    teacher = be_a_student(taught)
+    dataset = taught.dataset("test", "top1", with_regions=True)
+    epg, iou = [], []
+    for position in range(len(dataset)):
+        batch = dataset.__getitems__([position])
+        with torch.no_grad():
+            output = teacher(batch.inputs.float() / 255)
+        for label in batch.labels[0].nonzero().flatten():
+            low = gradcam(teacher, output, label.view(1, 1))[0]
+            size = (SIDE, SIDE)
+            cam = torch.nn.functional.interpolate(low, size, mode="bilinear")[0, 0]
+            region = torch.zeros(size, dtype=torch.bool)
+            for _, x0, y0, x1, y1 in batch.boxes[0][batch.boxes[0][:, 0] == label]:
+                x0, y0, x1, y1 = (round(float(c + 1) / 2 * SIDE) for c in (x0, y0, x1, y1))
+                region[y0:y1, x0:x1] = True
+            total = float(cam.sum())
+            epg.append(float(cam[region].sum()) / total if total >= 1e-7 else 0.0)
+            spread = float(cam.max() - cam.min())
+            high = (cam - cam.min()) / spread > 0.05 if spread else cam > 0
+            iou.append(float((high & region).sum() / (high | region).sum()))
+
+    metrics = judged(taught, "top1")
+
+    assert len(epg) > len(dataset)  # several classes of one image
+    assert metrics["epg"] == pytest.approx(np.mean(epg), abs=1e-5)
+    assert metrics["iou"] == pytest.approx(np.mean(iou), abs=1e-5)
+
+
+def test_a_mask_s_values_are_the_classes_and_its_regions_the_boxes(taught):
+    be_a_student(taught)
+
+    by_boxes, by_masks = (judged(taught, "all_gt", region=region) for region in ("boxes", "masks"))
+
+    assert by_masks == by_boxes
+    assert 0 < by_boxes["epg"] < 1
+
+
+def test_the_teacher_judged_as_its_own_student_agrees_with_itself(taught):
+    be_a_student(taught)
+
+    metrics = judged(taught, "all_gt")
+
+    assert metrics["agreement"] == 1
+    assert metrics["f1"] == metrics["teacher_f1"]
+    assert metrics["kl_to_teacher"] < 1e-4  # the store rounds logits to half precision
+    assert metrics["map_cosine"] > 0.9999
+    # The stored maps of all its labels are those that are judged.
+    assert metrics["teacher_epg"] == pytest.approx(metrics["epg"], abs=2e-3)
+
+
+def test_on_the_whole_frame_live_targets_are_the_stored_ones(taught):
+    teacher = freeze(build_model(taught.config.teacher, 4))
+    for choice in ("all_gt", "sample_gt"):
+        batch = taught.dataset("test", choice).__getitems__(list(range(16)))
+        explainer = replace(CHOICES[choice], max_classes=2 if choice == "all_gt" else None)
+        live = LiveTeacher("live", teacher, gradcam, (SIDE, SIDE), explainer=explainer)
+
+        (asked,), (stored,) = live(batch, (6, 6)), view_targets(batch, (6, 6))
+
+        assert torch.equal(asked.explained_class, stored.explained_class)
+        assert torch.equal(asked.map_valid, stored.map_valid)
+        both = (maps[asked.map_valid].flatten(1) for maps in (asked.maps, stored.maps))
+        assert torch.nn.functional.cosine_similarity(*both).min() > 0.999
+
+
+def test_stored_views_are_replayed_with_the_maps_of_every_label(taught, tmp_path):
+    config = replace(
+        taught.config,
+        store=replace(taught.config.store, path=str(tmp_path / "store")),
+        explainer=CHOICES["all_gt"],
+        views=RandomViewsConfig(count=2),
+        augment=VIEWS,
+    )
+    precompute.run(config)
+    store = StoreConfig(path=config.store.path)
+
+    distill.run(
+        distill_config(taught, mode="replay", views=RandomViewsConfig(count=2), store=store),
+        on_epoch=lambda epoch, line: None,
+    )
+
+    (name,) = json.loads((RUNS / "student/distill/model.json").read_text())["teachers"]
+    assert Store(Path(config.store.path)).open_pass(name).manifest.explainer["max_classes"] == 2
+
+
+def test_a_sweep_chooses_by_f1_of_the_holdout_and_a_report_shows_it(taught):
+    base = [
+        f"store.path={taught.config.store.path}", f"store.teacher=[{taught.passes['all_gt']}]",
+        "run=grid", "student.name=resnet8", "student.width=4", "trainer.epochs=1",
+        "trainer.batch_size=8", "evaluate.splits=[test]", "seeds=[0]", "executor=serial",
+        "arms={labels: ['method=labels', 'method.loss=bce'], e2kd: ['method=e2kd', 'method.logits=mld']}",
+        "grid={method.lambda_map: [1, 5]}", "subset.holdout=2", "select=holdout.f1",
+    ]  # fmt: skip
+
+    result = sweep.run(build_verb_config("sweep", compose("sweep", base)), base)
+    config = ReportConfig(
+        store=taught.store_config("all_gt"),
+        augment=VIEWS,
+        report=ReportOptions(
+            columns={"f1": "test.f1"},
+            paired_column="f1",
+            baseline="labels",
+            contact_records=3,
+            contact_views=1,
+        ),
+        run="grid",
+    )
+    values = json.loads(Path(report.run(config).json).read_text())
+
+    assert "test.f1" in result.summary
+    assert [row["arm"] for row in values["selection"]["candidates"]] == ["labels", "e2kd", "e2kd"]
+    assert values["teacher"]["f1"] == taught.result.f1["test"]
+    (of_all_gt,) = (p for p in values["passes"] if p["name"] == taught.passes["all_gt"])
+    assert (of_all_gt["explainer"], of_all_gt["map"]) == ("gradcam, all_gt", "2x1x6x6 float16")
+    with pytest.raises(ConfigError, match=r"test\.accuracy is not in .*report\.columns=\{f1"):
+        report.run(replace(config, report=ReportOptions()))
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (LabelsConfig(), r"this store has many: set method\.loss=bce"),
+        (KDConfig(), r"many labels a record: set method\.logits=mld"),
+        (E2KDConfig(lambda_ce=1.0), r"many labels a record: set method\.logits=mld"),
+    ],
+)
+def test_a_method_for_one_label_says_what_to_set(taught, method, message):
+    with pytest.raises(ConfigError, match=message):
+        distill.run(distill_config(taught, "top1", method=method))
+
+
+def test_a_network_of_other_outputs_is_refused(taught):
+    student = replace(MODEL, classes=7)
+
+    with pytest.raises(ConfigError, match=r"classes=7 is not the 4"):
+        distill.run(distill_config(taught, "top1", student=student))
+
+
+def test_labels_of_a_teacher_of_other_classes_cannot_be_explained(taught):
+    teacher = replace(MODEL, classes=7, weights="random")
+    config = replace(taught.config, teacher=teacher, explainer=CHOICES["all_gt"])
+
+    with pytest.raises(ConfigError, match=r"the teacher's 7 classes are not the 4 of the data"):
+        precompute.run(config)
