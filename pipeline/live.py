@@ -12,6 +12,8 @@ import torch
 
 from pipeline.explainers import forward_to_explain
 from pipeline.geometry import place_on_grid, view_images
+from pipeline.models.output import NOTHING
+from pipeline.payloads.inner import EXTRAS
 from pipeline.records import Targets
 
 if TYPE_CHECKING:
@@ -33,17 +35,20 @@ class LiveTeacher:
         explain: Explainer,
         input_size: tuple[int, int],
         precision: torch.dtype = torch.float32,
+        extra: str | None = None,
     ) -> None:
         """model       frozen, on the training device
         input_size  (height, width) at which the teacher sees the view; fetched from the canonical
                     frame at once, never by way of the student's pixels
         precision   of its forward pass; explanations are float32 at least
+        extra       whose fields of `Targets.extra` the loss reads
         """
         self.name = name
         self.model = model
         self.explain = explain
         self.input_size = input_size
         self.precision = precision
+        self.extra = None if extra is None else EXTRAS[extra]
 
     @torch.no_grad()
     def __call__(
@@ -62,23 +67,30 @@ class LiveTeacher:
         output = self._forward(images, with_maps=with_maps)
         logits = output.logits.detach().float()
         top1 = logits.argmax(dim=1, keepdim=True)  # [B, E = 1]
+        extra = {} if self.extra is None else self.extra.fields(output)
         if not with_maps:
-            return (Targets(teacher=self.name, logits=logits, explained_class=top1),)
+            return (Targets(teacher=self.name, logits=logits, explained_class=top1, extra=extra),)
         maps = place_on_grid(self.explain(self.model, output, top1), grid)
         if map_control == "shuffled":
             maps = maps.roll(1, dims=0)
         valid = maps.flatten(2).any(dim=2)
         return (
             Targets(
-                teacher=self.name, logits=logits, explained_class=top1, maps=maps, map_valid=valid
+                teacher=self.name,
+                logits=logits,
+                explained_class=top1,
+                maps=maps,
+                map_valid=valid,
+                extra=extra,
             ),
         )
 
     def _forward(self, images: Tensor, *, with_maps: bool) -> ModelOutput:
+        inner = NOTHING if self.extra is None else self.extra.inner
         if self.precision == torch.float32 and with_maps:
-            return forward_to_explain(self.model, images)
+            return forward_to_explain(self.model, images, inner)
         mixed = (
             self.precision != torch.float32
         )  # maps are then computed in float32 from the features
         with torch.autocast(images.device.type, dtype=self.precision, enabled=mixed):
-            return self.model(images)
+            return self.model(images, inner)

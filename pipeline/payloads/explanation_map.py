@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.explainers import EXPLAINERS
+from pipeline.models.output import NOTHING
 from pipeline.payloads.payload import Encoded
 from pipeline.records import FieldSpec
 from pipeline.store.codecs import encode_maxabs, lowest_cosine
@@ -22,6 +23,8 @@ class MapPayload:
 
     The class is the argmax of the float32 logits and is stored: rounded logits may tie.
     """
+
+    inner = NOTHING
 
     def __init__(self, config: PassConfig, explainer: ExplainerConfig) -> None:
         self.dtype = config.map_dtype

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.models.classifier import Classifier
-    from pipeline.models.output import ModelOutput
+    from pipeline.models.output import Inner, ModelOutput
     from pipeline.records import FieldSpec
 
 
@@ -24,6 +24,10 @@ class Encoded(NamedTuple):
 
 class Payload(Protocol):
     """One kind of thing that a teacher says about an input."""
+
+    @property
+    def inner(self) -> Inner:
+        """What it reads of a forward pass beside logits and features."""
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         """The fields it stores, given an example output."""
