@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +22,7 @@ from pipeline.config import (
     ReviewKDConfig,
 )
 from pipeline.explainers.gradcam import gradcam
-from pipeline.geometry import view_images
+from pipeline.geometry import view_images, view_targets
 from pipeline.live import LiveTeacher
 from pipeline.losses import build_loss
 from pipeline.losses.at import attention_loss, attention_map
@@ -425,6 +426,31 @@ def test_labels_logits_and_the_own_term_are_weighed_by_their_options(method):
     assert own > 0
     assert terms.terms[term].item() == pytest.approx(own.item())
     assert terms.total.item() == pytest.approx((0.5 * ce + 3 * kd + 7 * own).item(), rel=1e-5)
+
+
+def test_several_teachers_are_weighed_and_the_labels_count_once():
+    def stored(seed: int) -> StoredTargets:
+        attention = random_maps(seed, 4, 4, 4).square().float()
+        return StoredTargets(
+            teacher=str(seed), logits=torch.zeros(4, NUM_CLASSES), extra={"at_3": attention}
+        )
+
+    training = build_training(ATConfig(stages=(3,)))
+    training.targets = view_targets
+    training.model.eval()
+
+    def terms(teachers: list[StoredTargets], *weights: float) -> Any:
+        training.teacher_weights = weights
+        batch = replace(random_batch(0), targets=tuple(teachers))
+        return batch_loss(training, batch, FRAME).terms
+
+    first, second = terms([stored(0)]), terms([stored(1)])
+    both = terms([stored(0), stored(1)], 0.25, 0.75)
+
+    assert first["at"] != second["at"]
+    mean = 0.25 * first["at"] + 0.75 * second["at"]
+    assert both["at"].item() == pytest.approx(mean.item(), rel=1e-6)
+    assert both["ce"].item() == pytest.approx(first["ce"].item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
