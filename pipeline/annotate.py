@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.explainers import forward_to_explain
 from pipeline.geometry import CENTER_CROP_FRACTION, center_crop, warp
 from pipeline.models import build_model, freeze, teacher_input_size
+from pipeline.models.output import Inner
 from pipeline.payloads import PAYLOADS
 from pipeline.payloads.payload import Described
 from pipeline.records import VIEW_FIELD
@@ -58,6 +59,10 @@ class TeacherAnnotator:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = freeze(build_model(teacher, num_classes)).to(self.device)
         self.payloads = [PAYLOADS[name](config, explainer) for name in config.payloads]
+        self.inner = Inner(
+            stages=any(payload.inner.stages for payload in self.payloads),
+            class_maps=any(payload.inner.class_maps for payload in self.payloads),
+        )
 
     def fields(self, *, stored_views: bool = False) -> list[FieldSpec]:
         """The fields this pass stores, the views' matrices last where they are not canonical."""
@@ -166,7 +171,7 @@ class TeacherAnnotator:
     def _forward(self, inputs: Tensor) -> ModelOutput:
         precision = getattr(torch, self.config.precision)
         if precision == torch.float32 and "map" in self.config.payloads:
-            return forward_to_explain(self.model, inputs.to(self.device))
+            return forward_to_explain(self.model, inputs.to(self.device), self.inner)
         with torch.autocast(self.device.type, dtype=precision, enabled=precision != torch.float32):
-            output = self.model(inputs.to(self.device))
+            output = self.model(inputs.to(self.device), self.inner)
         return output._replace(logits=output.logits.float(), features=output.features.float())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ _CACHED_SHARDS = 32
 """Of each pass: the order's window and the next one's beginning."""
 _OPEN_SHARDS = 64
 """Files held open, far below what a process may have, whatever the number of shards."""
+_ALWAYS_READ = ("logits", "map", "explained_class", VIEW_FIELD.name)
+"""Of a pass; fields of other payloads are read where they are asked for."""
 _INDEX_COLUMNS = (
     "offset",
     "size",
@@ -59,14 +62,17 @@ class StoreDataset(Dataset[Batch]):
         *,
         with_regions: bool = False,
         num_classes: int | None = None,
+        extra: str | None = None,
     ) -> None:
         """with_regions: also read masks and boxes, for evaluation.
         num_classes: outputs of the network that will read the labels; null takes the data's
+        extra: the payload (at, cat) to read beside logits and maps; all others stay on disk
         """
         self.store = store
         self.rows = rows
         self.passes = tuple(passes)
         self.with_regions = with_regions
+        self.extra_fields = [t.fields_of(extra) if extra else [] for t in self.passes]
         index = store.index
         self.columns: dict[str, NDArray[Any]] = {
             name: index[name].to_numpy()[rows] for name in _INDEX_COLUMNS
@@ -154,8 +160,8 @@ class StoreDataset(Dataset[Batch]):
             masks=self._masks(at) if self.with_regions else None,
             boxes=self._boxes(at) if self.with_regions else (),
             targets=tuple(
-                self._targets(teacher, of_teacher, at, replayed=views is not None)
-                for teacher, of_teacher in zip(self.passes, values, strict=True)
+                self._targets(number, of_teacher, at, replayed=views is not None)
+                for number, of_teacher in enumerate(values)
             ),
         )
 
@@ -181,18 +187,23 @@ class StoreDataset(Dataset[Batch]):
         return torch.stack([frames[number] for number in place])
 
     def _targets(
-        self, teacher: TeacherPass, values: Values, at: NDArray[np.int64], *, replayed: bool
+        self, number: int, values: Values, at: NDArray[np.int64], *, replayed: bool
     ) -> StoredTargets:
-        specs = {spec.name: spec for spec in teacher.manifest.fields}
-        logits = torch.from_numpy(values["logits"].astype(np.float32))
-        if "map" not in values:
-            return StoredTargets(teacher=teacher.name, logits=logits)
-        return StoredTargets(
+        teacher = self.passes[number]
+        targets = StoredTargets(
             teacher=teacher.name,
-            logits=logits,
+            logits=torch.from_numpy(values["logits"].astype(np.float32)),
+            extra={name: _decode(values, name) for name in self.extra_fields[number]},
+        )
+        spatial = [spec for spec in teacher.manifest.fields if spec.frame is not None]
+        if spatial and not replayed:  # of one teacher, whose fields all show the same part
+            targets = replace(targets, map_from_canonical=self._map_from_canonical(spatial[0], at))
+        if "map" not in values:
+            return targets
+        return replace(
+            targets,
             explained_class=torch.from_numpy(values["explained_class"].astype(np.int64)),
             maps=torch.from_numpy(decode_unit(values["map"])),
-            map_from_canonical=None if replayed else self._map_from_canonical(specs["map"], at),
         )
 
     def _map_from_canonical(self, spec: FieldSpec, at: NDArray[np.int64]) -> torch.Tensor:
@@ -246,7 +257,9 @@ class StoreDataset(Dataset[Batch]):
 
     def _open_values(self, number: int, shard: int) -> dict[str, Rows]:
         """A shard's fields: large ones on disk, of the others the rows of this selection."""
-        fields = self.passes[number].open_shard(self.store.manifest.shards[shard])
+        names = self.extra_fields[number]
+        wanted = {*_ALWAYS_READ, *names, *(f"{name}_scale" for name in names)}
+        fields = self.passes[number].open_shard(self.store.manifest.shards[shard], wanted)
         needed = np.unique(self.pass_rows[number][self.shard == shard])
         return {
             name: KeptRows(rows, needed)
@@ -262,6 +275,12 @@ class StoreDataset(Dataset[Batch]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start_caches()
+
+
+def _decode(values: Values, name: str) -> torch.Tensor:
+    """A max-abs field [n, *shape] in its own units; its scale has the shape's first dimensions."""
+    unit, scale = decode_unit(values[name]), values[f"{name}_scale"]
+    return torch.from_numpy(unit * scale.reshape(*scale.shape, *[1] * (unit.ndim - scale.ndim)))
 
 
 def iter_in_order(dataset: StoreDataset, batch_size: int) -> Iterator[Batch]:

@@ -45,7 +45,7 @@ class Distillation:
         rows = select_training_rows(store.index, config.split, config.subset)
         loss = build_loss(config.method)
         if passes:
-            _check_passes(config, passes, needs_maps=loss.needs_maps(0))
+            _check_passes(config, passes, needs_maps=loss.needs_maps(0), extra=loss.extra)
         num_classes = passes[0].num_classes if passes else len(store.manifest.classes)
         explainer = passes[0].explainer if passes else None
         live = live_teacher(config)
@@ -55,7 +55,7 @@ class Distillation:
             live_explainer = fit_explainer(config.explainer, store, num_classes)
             explainer = live_explainer.kind
         return TrainingPlan(
-            dataset=StoreDataset(store, rows, passes, num_classes=num_classes),
+            dataset=StoreDataset(store, rows, passes, num_classes=num_classes, extra=loss.extra),
             model=config.student,
             num_classes=num_classes,
             loss=loss,
@@ -136,13 +136,21 @@ def live_teacher(config: DistillConfig) -> ModelConfig | None:
     return None if isinstance(config.teacher, NoModelConfig) else config.teacher
 
 
-def _check_passes(config: DistillConfig, passes: list[TeacherPass], needs_maps: bool) -> None:
+def _check_passes(
+    config: DistillConfig, passes: list[TeacherPass], *, needs_maps: bool, extra: str | None
+) -> None:
     """StoreMismatchError unless one student can learn from all of them."""
     for teacher in passes:
         if needs_maps and teacher.explainer is None:
             raise StoreMismatchError(
                 f"{teacher.folder} holds no maps, method={config.method.kind} needs them; "
                 "run stages.precompute with annotate.payloads=[logits,map]"
+            )
+        if extra is not None and not teacher.fields_of(extra):
+            raise StoreMismatchError(
+                f"{teacher.folder} holds no payload {extra}, method={config.method.kind} needs it; run "
+                f"stages.precompute with annotate.payloads=[logits,map,{extra}] and name its pass with "
+                "store.teacher=, or ask the teacher itself with mode=live"
             )
         for what in ("num_classes", "explainer", "views"):
             if getattr(teacher, what) != getattr(passes[0], what):

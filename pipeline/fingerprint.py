@@ -125,6 +125,7 @@ def describe_pass(
     views  None is the canonical view of every record
     """
     seen, selection = _CANONICAL if views is None else views.describe()
+    only_where_read = {"cat_size": config.cat_size} if "cat" in config.payloads else {}
     return {
         "dataset_fingerprint": store.dataset.fingerprint,
         "store_fingerprint": store.fingerprint,
@@ -135,6 +136,7 @@ def describe_pass(
         "payloads": sorted(config.payloads),
         "map_dtype": config.map_dtype if "map" in config.payloads else None,
         "backend": backend,
+        **only_where_read,
     }
 
 

@@ -126,6 +126,8 @@ def view_targets(
 ) -> tuple[Targets, ...]:
     """Every teacher's stored targets, its maps warped straight to the student's (h, w) `grid`.
 
+    Extra fields are warped on their own grids, as the loss pools the finer side of each pair.
+
     map_control  "shuffled" gives each record the map of its neighbour in the batch, "unaugmented"
                  leaves the map where it was while the image moves: both must lose what maps teach
     with_maps    False leaves the maps out, where the loss does not need them
@@ -134,7 +136,10 @@ def view_targets(
         _view_maps(batch, stored, grid, map_control)
         if with_maps and stored.maps is not None
         else Targets(
-            teacher=stored.teacher, logits=stored.logits, explained_class=stored.explained_class
+            teacher=stored.teacher,
+            logits=stored.logits,
+            explained_class=stored.explained_class,
+            extra=_view_extra(batch, stored),
         )
         for stored in batch.targets
     )
@@ -153,7 +158,22 @@ def _view_maps(
         explained_class=stored.explained_class,
         maps=maps,
         map_valid=maps.flatten(2).any(dim=2) & (stored.explained_class >= 0),
+        extra=_view_extra(batch, stored),
     )
+
+
+def _view_extra(batch: Batch, stored: StoredTargets) -> dict[str, Tensor]:
+    """A teacher's extra fields in the batch's view, each on its own grid."""
+    if stored.map_from_canonical is None or not stored.extra:
+        return stored.extra
+    source_from_view = stored.map_from_canonical @ canonical_from_view(batch)
+    viewed = {}
+    for name, values in stored.extra.items():
+        h, w = values.shape[-2:]
+        viewed[name] = warp(values.view(len(values), -1, h, w), source_from_view, (h, w)).view_as(
+            values
+        )
+    return viewed
 
 
 def view_maps(

@@ -14,6 +14,8 @@ from pipeline.config import GradCamConfig
 from pipeline.explainers import forward_to_explain
 from pipeline.explainers.classes import explained_classes
 from pipeline.geometry import neighbour_maps, place_on_grid, view_images
+from pipeline.models.output import NOTHING
+from pipeline.payloads.inner import EXTRAS
 from pipeline.records import Targets
 
 if TYPE_CHECKING:
@@ -37,12 +39,14 @@ class LiveTeacher:
         input_size: tuple[int, int],
         precision: torch.dtype = torch.float32,
         explainer: ExplainerConfig = GradCamConfig(),  # noqa: B008, frozen
+        extra: str | None = None,
     ) -> None:
         """model       frozen, on the training device
         input_size  (height, width) at which the teacher sees the view; fetched from the canonical
                     frame at once, never by way of the student's pixels
         precision   of its forward pass; explanations are float32 at least
         explainer   which classes it explains, as `fit_explainer` made it
+        extra       whose fields of `Targets.extra` the loss reads
         """
         self.name = name
         self.model = model
@@ -50,6 +54,7 @@ class LiveTeacher:
         self.input_size = input_size
         self.precision = precision
         self.explainer = explainer
+        self.extra = None if extra is None else EXTRAS[extra]
 
     @torch.no_grad()
     def __call__(
@@ -68,8 +73,11 @@ class LiveTeacher:
         output = self._forward(images, with_maps=with_maps)
         logits = output.logits.detach().float()
         classes = explained_classes(self.explainer, logits, batch.labels, batch.keys)
+        extra = {} if self.extra is None else self.extra.fields(output)
         if not with_maps:
-            return (Targets(teacher=self.name, logits=logits, explained_class=classes),)
+            return (
+                Targets(teacher=self.name, logits=logits, explained_class=classes, extra=extra),
+            )
         maps = place_on_grid(self.explain(self.model, output, classes), grid)
         if map_control == "shuffled":
             maps = neighbour_maps(maps, classes)
@@ -81,14 +89,16 @@ class LiveTeacher:
                 explained_class=classes,
                 maps=maps,
                 map_valid=valid,
+                extra=extra,
             ),
         )
 
     def _forward(self, images: Tensor, *, with_maps: bool) -> ModelOutput:
+        inner = NOTHING if self.extra is None else self.extra.inner
         if self.precision == torch.float32 and with_maps:
-            return forward_to_explain(self.model, images)
+            return forward_to_explain(self.model, images, inner)
         mixed = (
             self.precision != torch.float32
         )  # maps are then computed in float32 from the features
         with torch.autocast(images.device.type, dtype=self.precision, enabled=mixed):
-            return self.model(images)
+            return self.model(images, inner)

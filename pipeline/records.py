@@ -98,8 +98,11 @@ class StoredTargets:
     """i64 [B, E]; NO_CLASS pads."""
     maps: Tensor | None = None
     """f32 [B, E, A, h, w] on the teacher's grid, max-abs 1 (or all zero)."""
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    """Fields of other payloads, where they are asked for, f32 on the teacher's grids: at_<stage> [B, h, w],
+    cat [B, K, r, r]."""
     map_from_canonical: Tensor | None = None
-    """f32 [B, 3, 3]: places the map's grid in the canonical frame; None where it lies in the batch's own
+    """f32 [B, 3, 3]: places all these grids in the canonical frame; None where they lie in the batch's own
     view, which the teacher has seen (replay)."""
 
 
@@ -116,6 +119,9 @@ class Targets:
     """f32 [B, E, A, h, w], after the warp."""
     map_valid: Tensor | None = None
     """bool [B, E]: False where the warped map is zero or no class is explained."""
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    """What else the loss reads, f32 on the teacher's own grids, after the warp: at_<stage> [B, h, w],
+    cat [B, K, h, w], review_<level> [B, C, h, w]."""
 
 
 @dataclass(frozen=True, kw_only=True)

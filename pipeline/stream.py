@@ -94,4 +94,6 @@ def _move(value: Any, device: Any) -> Any:
     if isinstance(value, (Batch, StoredTargets)):
         names = value.__dataclass_fields__
         return type(value)(**{name: _move(getattr(value, name), device) for name in names})
+    if isinstance(value, dict):
+        return {name: _move(member, device) for name, member in value.items()}
     return tuple(_move(member, device) for member in value) if isinstance(value, tuple) else value

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pipeline.config import OptimizerConfig, TrainerConfig
     from pipeline.losses.terms import DistillationLoss, LossTerms
     from pipeline.models.classifier import Classifier
-    from pipeline.models.output import ModelOutput
+    from pipeline.models.output import Inner, ModelOutput
     from pipeline.records import Batch, Targets
     from pipeline.regions import Guidance
     from pipeline.stream import TrainingStream
@@ -195,7 +195,7 @@ def train_step(
 def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) -> LossTerms:
     """The loss of a batch under its views, with the graph to the student's parameters."""
     loss = training.loss
-    output = _forward(training, view_images(batch, input_size))
+    output = _forward(training, view_images(batch, input_size), loss.inner)
     if not loss.needs_targets:
         return cast("LossTerms", loss(StudentOutput(logits=output.logits), None, batch.labels))
     grid = (output.features.shape[-2], output.features.shape[-1])
@@ -207,19 +207,25 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
         if needs_maps:
             assert targets.explained_class is not None
             maps = training.explain(training.model, output, targets.explained_class)
-        student = StudentOutput(logits=output.logits, maps=maps, input_size=input_size)
+        student = StudentOutput(
+            logits=output.logits,
+            maps=maps,
+            input_size=input_size,
+            stages=output.stages,
+            class_maps=output.class_maps,
+        )
         terms.append(cast("LossTerms", loss(student, targets, batch.labels)))
     return weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))
 
 
-def _forward(training: Training, images: Tensor) -> ModelOutput:
+def _forward(training: Training, images: Tensor, inner: Inner) -> ModelOutput:
     """One call of the wrapped model; its logits are float32 whatever the precision."""
     numerics = training.numerics
     if numerics.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     mixed = numerics.precision != torch.float32
     with torch.autocast(images.device.type, dtype=numerics.precision, enabled=mixed):
-        output: ModelOutput = training.forward(images)
+        output: ModelOutput = training.forward(images, inner)
     return output._replace(logits=output.logits.float()) if mixed else output
 
 

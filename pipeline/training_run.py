@@ -14,15 +14,25 @@ import torch
 
 from pipeline.config import ConfigError, GradCamConfig
 from pipeline.explainers import ATTRIBUTIONS, DEFAULT_EXPLAINER, EXPLAINERS
-from pipeline.geometry import downscale
+from pipeline.geometry import downscale, view_images, view_targets
 from pipeline.live import LiveTeacher
+from pipeline.losses.terms import StudentOutput
 from pipeline.models import build_model, freeze, teacher_input_size
+from pipeline.models.output import NOTHING
 from pipeline.ranks import Ranks
+from pipeline.records import Targets
 from pipeline.regions import GuidanceSource
 from pipeline.runs import TrainedModel, save_cost, save_model
 from pipeline.seeds import derive_seed
-from pipeline.stream import TrainingStream
-from pipeline.training import Numerics, Training, build_optimizer, fit, resolve_device
+from pipeline.stream import TrainingStream, move_batch
+from pipeline.training import (
+    Numerics,
+    TargetSource,
+    Training,
+    build_optimizer,
+    fit,
+    resolve_device,
+)
 from pipeline.views import ViewSchedule
 
 if TYPE_CHECKING:
@@ -180,13 +190,20 @@ def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
     device = ranks.device or resolve_device("trainer.device", trainer.device)
     torch.manual_seed(derive_seed(plan.seed, "initialisation"))
     model = build_model(plan.model, plan.num_classes).to(device)
+    targets: TargetSource = view_targets
+    if plan.live_teacher is not None:
+        targets = _build_live_teacher(plan, plan.live_teacher, device)
+    if plan.guided_by is not None:
+        targets = GuidanceSource(plan.guided_by, plan.num_classes, plan.input_size)
+    if plan.loss.inner != NOTHING:
+        _prepare_loss(plan, model, targets, device)
     loss = plan.loss.to(device)
     numerics = Numerics(
         precision=getattr(torch, trainer.precision),
         compile=trainer.compile,
         channels_last=trainer.channels_last,
     )
-    training = Training(
+    return Training(
         model=model,
         loss=loss,
         optimizer=build_optimizer(
@@ -197,16 +214,33 @@ def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
         explain=EXPLAINERS[plan.explainer]
         if plan.guided_by is None
         else ATTRIBUTIONS[model.explainer],
+        targets=targets,
         teacher_weights=plan.teacher_weights,
         seed=plan.seed,
         numerics=numerics,
         ranks=ranks,
     )
-    if plan.live_teacher is not None:
-        training.targets = _build_live_teacher(plan, plan.live_teacher, device)
-    if plan.guided_by is not None:
-        training.targets = GuidanceSource(plan.guided_by, plan.num_classes, plan.input_size)
-    return training
+
+
+@torch.no_grad()
+def _prepare_loss(
+    plan: TrainingPlan, model: Classifier, targets: TargetSource, device: torch.device
+) -> None:
+    """Show the loss what it will compare, on the first record: its own parameters then come into being.
+
+    They are drawn from a seed of their own, the same on every rank.
+    """
+    batch = move_batch(plan.dataset.__getitems__([(0, 0) if plan.replays else 0]), device)
+    output = model.eval()(view_images(batch, plan.input_size), plan.loss.inner)
+    student = StudentOutput(
+        logits=output.logits, stages=output.stages, class_maps=output.class_maps
+    )
+    grid = (output.features.shape[-2], output.features.shape[-1])
+    taught = targets(batch, grid, with_maps=False)
+    torch.manual_seed(derive_seed(plan.seed, "initialisation of the loss"))
+    for example in taught:
+        if isinstance(example, Targets):
+            plan.loss.prepare(student, example)
 
 
 def _build_live_teacher(
@@ -220,6 +254,7 @@ def _build_live_teacher(
         plan.input_size if side is None else (side, side),
         getattr(torch, plan.trainer.precision),
         plan.live_explainer,
+        plan.loss.extra,
     )
 
 

@@ -45,9 +45,13 @@ class StoreConfig:
 class PassConfig:
     """What a teacher pass computes and stores."""
 
-    payloads: tuple[Literal["logits", "map"], ...] = ("logits", "map")
+    payloads: tuple[Literal["logits", "map", "at", "cat"], ...] = ("logits", "map")
+    """at: where each stage is active, for method=at; cat: the maps of all classes, for method=cat_kd."""
     map_dtype: Literal["float32", "float16", "int8"] = "float16"
     """Of maps divided by their max-abs. A map that is far above its own mean in a few places loses most in int8."""
+    cat_size: int = 2
+    """Cells a side to which cat is pooled. A student's views move these cells, which the size of the features
+    (7 for a ResNet at 224 pixels) does more exactly than the 2 that CAT-KD compares."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the teacher's forward pass (autocast); explanations are computed in float32 from its features."""
     batch_size: int = 64
@@ -61,6 +65,7 @@ class PassConfig:
             len(set(self.payloads)) == len(self.payloads),
             f"annotate.payloads names one twice: {self.payloads}",
         )
+        require(self.cat_size >= 1, f"annotate.cat_size must be >= 1, got {self.cat_size}")
         require(self.batch_size >= 1, f"annotate.batch_size must be >= 1, got {self.batch_size}")
         require(
             0 <= self.min_fidelity <= 1,

@@ -90,7 +90,86 @@ class E2KDConfig(KDConfig):
         )
 
 
-MethodConfig = LabelsConfig | KDConfig | E2KDConfig
+@dataclass(frozen=True, kw_only=True)
+class FeatureKDConfig(KDConfig):
+    """What methods that look inside the networks share: lambda_ce * labels + lambda_kd * kd + their own term.
+
+    The defaults are those of the e2KD paper's baselines: labels, and no logits.
+    """
+
+    lambda_ce: float = 1.0
+    """Of the label term, whichever `label_loss` is."""
+    lambda_kd: float = 0.0
+    """0 leaves the logits out; tau is theirs."""
+    label_loss: LabelLoss = "ce"
+    """bce_offlabel for B-cos students."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.lambda_ce > 0 or self.lambda_kd > 0,
+            f"method={self.kind} compares what lies before the logits: set method.lambda_ce or method.lambda_kd "
+            "above 0, or nothing trains the whole classifier",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ATConfig(FeatureKDConfig):
+    """Attention transfer (Zagoruyko & Komodakis 2017): where each stage of the networks is active."""
+
+    kind: Literal["at"] = "at"  # type: ignore[assignment]
+    lambda_at: float = 1000.0
+    """Of a mean over places, which is why it is large; 0 leaves the term out, and no stage is read."""
+    stages: tuple[int, ...] = ()
+    """Which, counted from 1; empty takes all, of which both networks must have as many."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.lambda_at >= 0, f"method.lambda_at must be >= 0, got {self.lambda_at}")
+        require(
+            not self.stages
+            or (min(self.stages) >= 1 and len(set(self.stages)) == len(self.stages)),
+            f"method.stages counts from 1 and names none twice, got {list(self.stages)}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatKDConfig(FeatureKDConfig):
+    """CAT-KD (Guo et al. 2023): the class activation maps of all classes, pooled."""
+
+    kind: Literal["cat_kd"] = "cat_kd"  # type: ignore[assignment]
+    lambda_cat: float = 1.0
+    """0 leaves the term out, and no class map is computed."""
+    resolution: int = 2
+    """Cells a side to which the maps are pooled before they are compared."""
+    normalise: bool = False
+    """Divide each map by its L2 norm, so that its magnitude does not count."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.lambda_cat >= 0, f"method.lambda_cat must be >= 0, got {self.lambda_cat}")
+        require(self.resolution >= 1, f"method.resolution must be >= 1, got {self.resolution}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewKDConfig(FeatureKDConfig):
+    """ReviewKD (Chen et al. 2021): the teacher's features, from the student's fused across stages.
+
+    Needs mode=live, as no store holds whole features.
+    """
+
+    kind: Literal["review_kd"] = "review_kd"  # type: ignore[assignment]
+    lambda_review: float = 1.0
+    """0 leaves the term out, and the fusions that it trains are never made."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.lambda_review >= 0, f"method.lambda_review must be >= 0, got {self.lambda_review}"
+        )
+
+
+MethodConfig = LabelsConfig | KDConfig | E2KDConfig | ATConfig | CatKDConfig | ReviewKDConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,6 +37,8 @@ from pipeline.config.models import (
 )
 from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
 from pipeline.config.training import (
+    ATConfig,
+    CatKDConfig,
     E2KDConfig,
     GuidedTeachingConfig,
     KDConfig,
@@ -44,6 +46,7 @@ from pipeline.config.training import (
     LabelTeachingConfig,
     MethodConfig,
     OptimizerConfig,
+    ReviewKDConfig,
     TeachingConfig,
     TrainerConfig,
 )
@@ -169,6 +172,8 @@ class DistillConfig:
                 "method.map_control=unaugmented leaves a canonical map behind while the view moves; "
                 f"mode={self.mode} has none (mode=frozen does)",
             )
+        if isinstance(self.method, ReviewKDConfig) and self.method.lambda_review > 0:
+            self._check_review()
         if self.mode != "live":
             # An experiment names both teachers, for all verbs; the one that is not read makes no difference.
             object.__setattr__(self, "teacher", NoModelConfig())
@@ -183,6 +188,18 @@ class DistillConfig:
         require(
             self.student.weights != "random",
             "student.weights=random would start every seed alike; leave it null for a start that seed= decides",
+        )
+
+    def _check_review(self) -> None:
+        require(
+            self.mode == "live",
+            f"method=review_kd compares whole feature maps, which no store holds, so mode={self.mode} has none: set "
+            "mode=live with teacher= and teacher.weights=, or choose method=at or method=cat_kd",
+        )
+        require(
+            self.trainer.batch_size > self.trainer.ranks,
+            f"trainer.batch_size={self.trainer.batch_size} leaves each of {self.trainer.ranks} ranks one record, of "
+            "which the batch norms of method=review_kd know no variance; raise it",
         )
 
     def _check_live(self) -> None:
@@ -316,7 +333,14 @@ KINDS: dict[str, dict[str, type[Any]]] = {
         "rotations": RotationsViewsConfig,
     },
     "teaching": {"labels": LabelTeachingConfig, "guided": GuidedTeachingConfig},
-    "method": {"labels": LabelsConfig, "kd": KDConfig, "e2kd": E2KDConfig},
+    "method": {
+        "labels": LabelsConfig,
+        "kd": KDConfig,
+        "e2kd": E2KDConfig,
+        "at": ATConfig,
+        "cat_kd": CatKDConfig,
+        "review_kd": ReviewKDConfig,
+    },
     "cluster": {
         "local": LocalClusterConfig,
         "existing": ExistingClusterConfig,

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from pipeline.explainers.bcos_weights import bcos_contributions, bcos_weights
 from pipeline.explainers.gradcam import gradcam
+from pipeline.models.output import NOTHING
 
 if TYPE_CHECKING:
     from pipeline.models.classifier import Classifier
-    from pipeline.models.output import ModelOutput
+    from pipeline.models.output import Inner, ModelOutput
 
 Explainer = Callable[[Any, Any, Tensor], Tensor]
 """(model, its output, explained_class [B, E]) -> maps [B, E, A, h, w] on the model's own grid."""
@@ -27,15 +28,16 @@ DEFAULT_EXPLAINER = "gradcam"
 """Of a student that learned from labels alone and is compared with no teacher."""
 
 
-def forward_to_explain(model: Classifier, images: Tensor) -> ModelOutput:
+def forward_to_explain(model: Classifier, images: Tensor, inner: Inner = NOTHING) -> ModelOutput:
     """One forward pass of a frozen model for both its logits and its maps, also inside no_grad.
 
     It is recorded where a map is a gradient of the input, which would otherwise cost a second pass. The
     logits then carry the graph with them: detach what is kept.
 
     images  f32 [B, 3, H, W] in [0, 1]
+    inner   what else is asked of the pass
     """
     recorded = torch.is_grad_enabled() or model.explainer == "bcos_weights"
     with torch.set_grad_enabled(recorded):
-        output: ModelOutput = model(images)
+        output: ModelOutput = model(images, inner)
     return output

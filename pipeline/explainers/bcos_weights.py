@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.config import ConfigError
 from pipeline.models.bcos import BcosClassifier
-from pipeline.models.bcos.layers import wide
+from pipeline.models.output import wide
 
 if TYPE_CHECKING:
     from pipeline.models.classifier import Classifier

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline.losses.at import ATLoss
+from pipeline.losses.cat_kd import CatKDLoss
 from pipeline.losses.e2kd import E2KDLoss
 from pipeline.losses.guided import GuidedLoss
 from pipeline.losses.kd import KDLoss
 from pipeline.losses.labels import LabelsLoss
+from pipeline.losses.review_kd import ReviewKDLoss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +22,9 @@ LOSSES: dict[str, Callable[[Any], DistillationLoss]] = {
     "labels": LabelsLoss,
     "kd": KDLoss,
     "e2kd": E2KDLoss,
+    "at": ATLoss,
+    "cat_kd": CatKDLoss,
+    "review_kd": ReviewKDLoss,
 }
 
 TEACHINGS: dict[str, Callable[[Any], DistillationLoss]] = {

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from pipeline.models.output import NOTHING
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
+    from pipeline.models.output import Inner, Stage
     from pipeline.records import Targets
 
 
@@ -26,6 +29,10 @@ class StudentOutput:
     """[B, E, A, h, w] for the teacher's explained classes, where the loss needs them in this step."""
     input_size: tuple[int, int] = (0, 0)
     """(height, width) of the student's input: the resolution at which maps are compared."""
+    stages: tuple[Stage, ...] = ()
+    """Of the student's own network, where the loss compares them."""
+    class_maps: Tensor | None = None
+    """[B, K, h, w], where the loss compares them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +41,7 @@ class LossTerms:
 
     total: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
-    """Unweighted terms by name: ce or bce, kd, map."""
+    """Unweighted terms by name: ce or bce, kd, map, at, cat, review."""
     statistics: dict[str, Tensor] = field(default_factory=dict)
     """Numbers to log that are not terms, such as the fraction of valid maps."""
 
@@ -79,6 +86,22 @@ class DistillationLoss(nn.Module):
 
     def check_labels(self, *, many: bool) -> None:
         """ConfigError where this loss does not fit a set with one label a record, or with many."""
+
+    @property
+    def inner(self) -> Inner:
+        """What it compares from inside the networks."""
+        return NOTHING
+
+    @property
+    def extra(self) -> str | None:
+        """Whose fields of `Targets.extra` it reads: at, cat or review."""
+        return None
+
+    def prepare(self, student: StudentOutput, targets: Targets) -> None:
+        """Called before training with an example of what `forward` will be given, where `inner` asks for any.
+
+        Makes the parameters that depend on the networks' shapes; ConfigError where the two do not fit.
+        """
 
     def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
         """labels: as of Batch."""

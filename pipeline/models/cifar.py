@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.models.classifier import Classifier
-from pipeline.models.output import GapLinear, Normalize
+from pipeline.models.output import GapLinear, Normalize, Stage
 
 if TYPE_CHECKING:
     from pipeline.config import CifarModelConfig
@@ -31,8 +31,12 @@ class BasicBlock(nn.Module):
         self.new_channels = channels - in_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(residual + self._shortcut(x))
+        return F.relu(self.residual_sum(x))
+
+    def residual_sum(self, x: Tensor) -> Tensor:
+        """What the last ReLU is applied to."""
+        residual: Tensor = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return residual + self._shortcut(x)
 
     def _shortcut(self, x: Tensor) -> Tensor:
         if self.stride == 1 and self.new_channels == 0:
@@ -73,13 +77,27 @@ class CifarResNet(Classifier):
         return GapLinear(self.linear)
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
-        x = F.relu(self.bn1(self.conv1(self.normalize(images))))
-        features: Tensor = self.layer3(self.layer2(self.layer1(x)))
+        features: Tensor = self.layer3(self.layer2(self.layer1(self._stem(images))))
         return features, None
+
+    def forward_stages(self, images: Tensor) -> tuple[tuple[Stage, ...], Tensor, None]:
+        """Three stages, their last residual sums and the features."""
+        x, stages = self._stem(images), []
+        for *blocks, last in (self.layer1, self.layer2, self.layer3):
+            for block in blocks:
+                x = block(x)
+            assert isinstance(last, BasicBlock)
+            residual_sum = last.residual_sum(x)
+            x = F.relu(residual_sum)
+            stages.append(Stage(x, residual_sum))
+        return tuple(stages), x, None
 
     def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
         logits: Tensor = self.linear(features.mean(dim=(2, 3)))
         return logits
+
+    def _stem(self, images: Tensor) -> Tensor:
+        return F.relu(self.bn1(self.conv1(self.normalize(images))))
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:

@@ -8,14 +8,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.config import ConfigError
 from pipeline.errors import UserError
-from pipeline.models.output import ModelOutput
+from pipeline.models.output import NOTHING, GapLinear, ModelOutput, wide
 
 if TYPE_CHECKING:
-    from pipeline.models.output import Head
+    from pipeline.models.output import Head, Inner, Stage
 
 
 class WeightsError(UserError, ValueError):
@@ -42,7 +43,7 @@ class Classifier(nn.Module, ABC):
 
     if TYPE_CHECKING:
 
-        def __call__(self, images: Tensor) -> ModelOutput: ...
+        def __call__(self, images: Tensor, inner: Inner = NOTHING) -> ModelOutput: ...
 
     @property
     @abstractmethod
@@ -62,13 +63,43 @@ class Classifier(nn.Module, ABC):
     def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
         """Logits [B, K] of what `forward_trunk` gives; leaves the features as they are."""
 
+    def forward_stages(self, images: Tensor) -> tuple[tuple[Stage, ...], Tensor, Tensor | None]:
+        """The stages that the images pass, then what `forward_trunk` gives, in one pass."""
+        raise ConfigError(
+            f"{type(self.network).__name__} has no stages that are known here, which method=at, "
+            "method=review_kd and the payload at compare; choose a ResNet, RegNet, ConvNeXt or DenseNet "
+            "(of kind cifar, torchvision, timm or bcos), or another method"
+        )
+
+    def class_maps(self, features: Tensor) -> Tensor:
+        """The classifier at each place of the features, without its bias: [B, K, h, w], float32 or wider.
+
+        Their average is the logits without the bias (Zhou et al. 2016; CAT-KD, Guo et al. 2023).
+        """
+        match self.head:
+            case GapLinear(linear):
+                with torch.autocast(features.device.type, enabled=False):
+                    return torch.einsum("kc,bchw->bkhw", linear.weight, wide(features))
+        raise ConfigError(
+            f"{type(self.network).__name__} has no class maps, which method=cat_kd and the payload cat compare: "
+            "its classifier is not linear on the average of its features (or a dropout lies between, in "
+            "training); choose a ResNet, DenseNet or RegNet, or another method"
+        )
+
     def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A published file's entries under the names that the network gives them today."""
         return state
 
-    def forward(self, images: Tensor) -> ModelOutput:
-        features, context = self.forward_trunk(images)
-        return ModelOutput(self.forward_head(features, context), features, context)
+    def forward(self, images: Tensor, inner: Inner = NOTHING) -> ModelOutput:
+        """One pass for logits, features and what is asked of the inner of the network."""
+        stages: tuple[Stage, ...] = ()
+        if inner.stages:
+            stages, features, context = self.forward_stages(images)
+        else:
+            features, context = self.forward_trunk(images)
+        logits = self.forward_head(features, context)
+        class_maps = self.class_maps(features) if inner.class_maps else None
+        return ModelOutput(logits, features, context, stages, class_maps)
 
 
 def require_size(name: str, images: Tensor, size: tuple[int, int]) -> None:

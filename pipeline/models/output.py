@@ -13,6 +13,26 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+class Inner(NamedTuple):
+    """What a forward pass is asked to give from inside the network; nothing costs nothing."""
+
+    stages: bool = False
+    class_maps: bool = False
+
+
+NOTHING = Inner()
+
+
+class Stage(NamedTuple):
+    """The end of one stage: of the layers that share a resolution."""
+
+    output: Tensor
+    """[B, C, h, w], after the stage's last activation where it has one."""
+    preactivation: Tensor
+    """[B, C, h, w]: the last residual sum, before its ReLU, where the block is known to end with one; the
+    output itself otherwise."""
+
+
 class ModelOutput(NamedTuple):
     """One forward pass."""
 
@@ -22,6 +42,10 @@ class ModelOutput(NamedTuple):
     """[B, C, h, w] at the explained layer."""
     context: Tensor | None = None
     """What the head needs beside the features, [B, T, C]: a transformer's other tokens."""
+    stages: tuple[Stage, ...] = ()
+    """From the finest grid to the coarsest, where they were asked for."""
+    class_maps: Tensor | None = None
+    """[B, K, h, w], where they were asked for: their average over places is the logits without their bias."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +64,11 @@ class GapNormLinear:
 
 
 Head = GapLinear | GapNormLinear
+
+
+def wide(x: Tensor) -> Tensor:
+    """Half precision as float32; the same tensor otherwise."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def match_head(layers: Sequence[nn.Module]) -> Head | None:

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.config import ConfigError
 from pipeline.models.classifier import Classifier, Published, WeightsError, require_size
-from pipeline.models.output import GapLinear, GapNormLinear, Normalize, apply_norm
+from pipeline.models.output import GapLinear, GapNormLinear, Normalize, Stage, apply_norm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +32,9 @@ _SUPPORTED = (
     "explanations need a grid: networks whose forward_features gives [B, C, h, w] (convolutional "
     "ones, Swin) or VisionTransformer (ViT, DeiT)"
 )
+
+
+_MAX_STAGES = 4
 
 
 # ---- building ------------------------------------------------------------------------------------
@@ -165,6 +168,18 @@ class TimmClassifier(_TimmNetwork):
         if not isinstance(features, Tensor) or features.ndim != 4:
             raise ConfigError(f"timm's {self.name} is not supported; {_SUPPORTED}")
         return (features.permute(0, 3, 1, 2) if self.channels_last else features), None
+
+    def forward_stages(self, images: Tensor) -> tuple[tuple[Stage, ...], Tensor, Tensor | None]:
+        """Its last four resolutions, as timm lists them; timm shows no stage before its last activation."""
+        if "forward_intermediates" not in dir(self.inner):
+            return super().forward_stages(images)
+        features, outputs = self.inner.forward_intermediates(
+            self.normalize(images),
+            indices=min(_MAX_STAGES, len(self.inner.feature_info)),
+            output_fmt="NCHW",
+        )
+        stages = tuple(Stage(output, output) for output in outputs)
+        return stages, (features.permute(0, 3, 1, 2) if self.channels_last else features), None
 
     def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):  # an attention pool is differentiated twice

@@ -18,10 +18,12 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.models.regnet import ResBottleneckBlock
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from pipeline.config import ConfigError
 from pipeline.models.classifier import Classifier, Published, WeightsError
-from pipeline.models.output import Normalize, match_head
+from pipeline.models.output import Normalize, Stage, match_head
 from pipeline.models.torchvision_vit import TorchvisionVit
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ class Split(NamedTuple):
     """Its network and normalised images [B, 3, H, W] -> features [B, C, h, w]."""
     head_layers: Callable[[Any], list[nn.Module]]
     """The layers from features to logits, in order."""
+    stages: Callable[[Any, Tensor], list[Stage]] | None = None
+    """What the trunk does, stage by stage, with the features as the last one's output; None where a family's
+    stages are not known here."""
 
 
 # ---- building ------------------------------------------------------------------------------------
@@ -138,6 +143,12 @@ class TorchvisionClassifier(Classifier):
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
         return self.split.trunk(self.inner, self.normalize(images)), None
 
+    def forward_stages(self, images: Tensor) -> tuple[tuple[Stage, ...], Tensor, Tensor | None]:
+        if self.split.stages is None:
+            return super().forward_stages(images)
+        stages = self.split.stages(self.inner, self.normalize(images))
+        return tuple(stages), stages[-1].output, None
+
     def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
         x = features
         for layer in self.split.head_layers(self.inner):
@@ -162,6 +173,60 @@ def _in_turn(*names: str) -> Callable[[Any, Tensor], Tensor]:
         return x
 
     return trunk
+
+
+def _residual_stages(*names: str, stem: tuple[str, ...]) -> Callable[[Any, Tensor], list[Stage]]:
+    """Stages that are sequences of residual blocks, after the submodules `stem`."""
+    before = _in_turn(*stem)
+
+    def stages(network: nn.Module, x: Tensor) -> list[Stage]:
+        x, passed = before(network, x), []
+        for name in names:
+            *blocks, last = network.get_submodule(name).children()
+            for block in blocks:
+                x = block(x)
+            residual_sum = _residual_sum(last, x)
+            x = F.relu(residual_sum)
+            passed.append(Stage(x, residual_sum))
+        return passed
+
+    return stages
+
+
+def _residual_sum(block: nn.Module, x: Tensor) -> Tensor:
+    """What a block's last ReLU is applied to; the block itself overwrites it."""
+    match block:
+        case ResBottleneckBlock():
+            inner: Tensor = block.f(x)
+            return inner + (x if block.proj is None else block.proj(x))
+        case BasicBlock():
+            inner = block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x)))))
+        case Bottleneck():
+            inner = block.relu(block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x))))))
+            inner = block.bn3(block.conv3(inner))
+        case _:
+            raise TypeError(f"{type(block).__name__} is no residual block that is known here")
+    return inner + (x if block.downsample is None else block.downsample(x))
+
+
+def _convnext_stages(network: Any, x: Tensor) -> list[Stage]:
+    """Each stage is a layer that halves the resolution, and its blocks."""
+    layers, passed = list(network.features), []
+    for halving, blocks in zip(layers[::2], layers[1::2], strict=True):
+        x = blocks(halving(x))
+        passed.append(Stage(x, x))
+    return passed
+
+
+def _densenet_stages(network: Any, x: Tensor) -> list[Stage]:
+    """The dense blocks, before what halves their resolution; the last after its norm and ReLU."""
+    passed = []
+    for name, layer in network.features.named_children():
+        x = layer(x)
+        if name.startswith("denseblock"):
+            passed.append(Stage(x, x))
+    passed[-1] = Stage(F.relu(x), x)
+    return passed
 
 
 def _densenet_trunk(network: Any, x: Tensor) -> Tensor:
@@ -220,8 +285,8 @@ _features = _in_turn("features")
 
 SPLITS: dict[type[nn.Module], Split] = {
     models.AlexNet: Split(_features, lambda net: [net.avgpool, nn.Flatten(), *net.classifier]),
-    models.ConvNeXt: Split(_features, lambda net: [net.avgpool, *net.classifier]),
-    models.DenseNet: Split(_densenet_trunk, _pooled("classifier")),
+    models.ConvNeXt: Split(_features, lambda net: [net.avgpool, *net.classifier], _convnext_stages),
+    models.DenseNet: Split(_densenet_trunk, _pooled("classifier"), _densenet_stages),
     models.EfficientNet: Split(_features, _pooled("classifier")),
     models.GoogLeNet: Split(_googlenet_trunk, _pooled("dropout", "fc")),
     models.Inception3: Split(_inception_trunk, _pooled("dropout", "fc")),
@@ -229,10 +294,20 @@ SPLITS: dict[type[nn.Module], Split] = {
     models.MNASNet: Split(_in_turn("layers"), _pooled("classifier")),
     models.MobileNetV2: Split(_features, _pooled("classifier")),
     models.MobileNetV3: Split(_features, _pooled("classifier")),
-    models.RegNet: Split(_in_turn("stem", "trunk_output"), _pooled("fc")),
+    models.RegNet: Split(
+        _in_turn("stem", "trunk_output"),
+        _pooled("fc"),
+        _residual_stages(
+            *(f"trunk_output.block{n}" for n in range(1, 5)),
+            stem=("stem",),
+        ),
+    ),
     models.ResNet: Split(
         _in_turn("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"),
         _pooled("fc"),
+        _residual_stages(
+            *("layer1", "layer2", "layer3", "layer4"), stem=("conv1", "bn1", "relu", "maxpool")
+        ),
     ),
     models.ShuffleNetV2: Split(
         _in_turn("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"), _pooled("fc")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.payloads.explanation_map import MapPayload
+from pipeline.payloads.inner import AttentionPayload, ClassMapPayload
 from pipeline.payloads.logits import LogitsPayload
 
 if TYPE_CHECKING:
@@ -16,4 +17,6 @@ if TYPE_CHECKING:
 PAYLOADS: dict[str, Callable[[PassConfig, ExplainerConfig], Payload]] = {
     "logits": LogitsPayload,
     "map": MapPayload,
+    "at": AttentionPayload,
+    "cat": ClassMapPayload,
 }

@@ -8,6 +8,7 @@ import torch
 
 from pipeline.explainers import EXPLAINERS
 from pipeline.explainers.classes import explained_classes
+from pipeline.models.output import NOTHING
 from pipeline.payloads.payload import Encoded
 from pipeline.records import FieldSpec
 from pipeline.store.codecs import encode_maxabs, lowest_cosine
@@ -25,6 +26,8 @@ class MapPayload:
     The classes are chosen by the float32 logits and are stored: rounded logits may tie. Where a record
     has fewer than E, NO_CLASS and a map of zeros stand in the last places.
     """
+
+    inner = NOTHING
 
     def __init__(self, config: PassConfig, explainer: ExplainerConfig) -> None:
         self.dtype = config.map_dtype

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.models.output import NOTHING
 from pipeline.payloads.payload import Encoded
 from pipeline.records import FieldSpec
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 class LogitsPayload:
     """logits f16 [K]."""
+
+    inner = NOTHING
 
     def __init__(self, config: PassConfig, explainer: ExplainerConfig) -> None:
         pass

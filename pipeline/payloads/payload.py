@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.models.classifier import Classifier
-    from pipeline.models.output import ModelOutput
+    from pipeline.models.output import Inner, ModelOutput
     from pipeline.records import FieldSpec
 
 
@@ -35,6 +35,10 @@ class Encoded(NamedTuple):
 
 class Payload(Protocol):
     """One kind of thing that a teacher says about an input."""
+
+    @property
+    def inner(self) -> Inner:
+        """What it reads of a forward pass beside logits and features."""
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         """The fields it stores, given an example output."""

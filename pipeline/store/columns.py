@@ -23,7 +23,7 @@ from pipeline.store.rows import InnerChunkRows, Rows
 from pipeline.store.tars import TarShard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -55,8 +55,14 @@ class Columns(Protocol):
     def read_shard(self, position: int, name: str, keys: Sequence[str]) -> Values:
         """All fields of one shard."""
 
-    def open_shard(self, position: int, name: str, keys: Sequence[str]) -> dict[str, Rows]:
-        """The same, large fields as rows that are read when they are asked for."""
+    def open_shard(
+        self,
+        position: int,
+        name: str,
+        keys: Sequence[str],
+        fields: Container[str] | None = None,
+    ) -> dict[str, Rows]:
+        """Those fields of one shard (None: all), large ones as rows that are read when they are asked for."""
 
 
 class ZarrColumns:
@@ -101,13 +107,20 @@ class ZarrColumns:
     def read_shard(self, position: int, name: str, keys: Sequence[str]) -> Values:
         return {spec.name: self._read(spec, position, len(keys)) for spec in self.fields}
 
-    def open_shard(self, position: int, name: str, keys: Sequence[str]) -> dict[str, Rows]:
+    def open_shard(
+        self,
+        position: int,
+        name: str,
+        keys: Sequence[str],
+        fields: Container[str] | None = None,
+    ) -> dict[str, Rows]:
         rows = len(keys)
         return {
             spec.name: self._open(spec, position, rows)
             if self._is_sharded(spec)
             else self._read(spec, position, rows)
             for spec in self.fields
+            if fields is None or spec.name in fields
         }
 
     def _read(self, spec: FieldSpec, position: int, rows: int) -> NDArray[Any]:
@@ -251,8 +264,17 @@ class WebDatasetColumns:
         except KeyError as error:
             raise ManifestError(f"{path} has no member {error}; run stages.verify") from None
 
-    def open_shard(self, position: int, name: str, keys: Sequence[str]) -> dict[str, Rows]:
-        return dict(self.read_shard(position, name, keys))
+    def open_shard(
+        self,
+        position: int,
+        name: str,
+        keys: Sequence[str],
+        fields: Container[str] | None = None,
+    ) -> dict[str, Rows]:
+        values = self.read_shard(position, name, keys)
+        return {
+            field: array for field, array in values.items() if fields is None or field in fields
+        }
 
 
 def _npy(array: NDArray[Any]) -> bytes:

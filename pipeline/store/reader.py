@@ -23,7 +23,7 @@ from pipeline.store.manifest import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -217,9 +217,17 @@ class TeacherPass:
         """Every field of one shard: [covered records, V, *shape]."""
         return self.columns.read_shard(*self._place(shard))
 
-    def open_shard(self, shard: ShardEntry) -> dict[str, Rows]:
-        """The same, large fields as rows that are read when they are asked for."""
-        return self.columns.open_shard(*self._place(shard))
+    def open_shard(self, shard: ShardEntry, fields: Container[str]) -> dict[str, Rows]:
+        """Those fields of it, large ones as rows that are read when they are asked for."""
+        return self.columns.open_shard(*self._place(shard), fields)
+
+    def fields_of(self, payload: str) -> list[str]:
+        """Of the payload at or cat: the fields without their scales; none where the pass does not hold it."""
+        return [
+            spec.name
+            for spec in self.manifest.fields
+            if spec.codec == "maxabs" and spec.name.partition("_")[0] == payload
+        ]
 
     def _place(self, shard: ShardEntry) -> tuple[int, str, list[str]]:
         if not receipt_path(self.folder, shard.name).is_file():

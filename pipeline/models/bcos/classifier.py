@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from pipeline.config import ConfigError
 from pipeline.models.bcos.densenet import BcosDenseNet, DenseNetShape
 from pipeline.models.bcos.layers import ExplanationMode, LogitLayer, Shared, add_inverse
 from pipeline.models.bcos.resnet import BasicBlock, BcosResNet, Bottleneck, ResNetShape
 from pipeline.models.bcos.vit import BcosSimpleVit, VitShape
 from pipeline.models.classifier import Classifier
+from pipeline.models.output import NOTHING, ModelOutput, Stage
 
 if TYPE_CHECKING:
     from pipeline.config import BcosModelConfig
+    from pipeline.models.output import Inner
 
 _RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -66,6 +69,25 @@ class BcosClassifier(Classifier):
     def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
         logits: Tensor = self.inner(features)
         return logits
+
+    def forward(self, images: Tensor, inner: Inner = NOTHING) -> ModelOutput:
+        """One pass; what lies inside is found between the explained layer, the input, and the logits."""
+        if inner == NOTHING:
+            return super().forward(images)
+        if not isinstance(self.inner, (BcosResNet, BcosDenseNet)):
+            raise ConfigError(
+                "a B-cos ViT has neither stages nor class maps, as its classifier follows the average of its "
+                "tokens: choose another method or payload than at, cat_kd, cat and review_kd, or a B-cos ResNet "
+                "or DenseNet"
+            )
+        features, _ = self.forward_trunk(images)
+        inside = self.inner.forward_inner(features)
+        return ModelOutput(
+            inside.logits,
+            features,
+            stages=tuple(Stage(output, output) for output in inside.stages),
+            class_maps=inside.class_maps,
+        )
 
 
 def build_bcos(config: BcosModelConfig, outputs: int) -> BcosClassifier:

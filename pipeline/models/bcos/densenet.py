@@ -14,7 +14,7 @@ from pipeline.models.bcos.layers import BcosConv2d, UncentredBatchNorm2d
 from pipeline.models.bcos.resnet import stem_conv, stem_pool
 
 if TYPE_CHECKING:
-    from pipeline.models.bcos.layers import LogitLayer, Shared
+    from pipeline.models.bcos.layers import Inside, LogitLayer, Shared
 
 _BOTTLENECK = 4
 """Channels of a layer's 1x1 convolution, in growths."""
@@ -76,6 +76,16 @@ class BcosDenseNet(nn.Module):
         classes = self.classifier(self.features(x))
         logits: Tensor = self.logit_layer(classes.mean(dim=(2, 3)))
         return logits
+
+    def forward_inner(self, x: Tensor) -> Inside:
+        """The same pass, with what lies between: the dense blocks, the last after its norm."""
+        stages = []
+        for name, layer in self.features.named_children():
+            x = layer(x)
+            if name.startswith("denseblock"):
+                stages.append(x)
+        stages[-1] = x
+        return self.logit_layer.inside(stages, self.classifier(x))
 
 
 def _transition(shared: Shared, channels: int) -> nn.Sequential:

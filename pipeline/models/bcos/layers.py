@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pipeline.models.output import wide
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,11 +127,6 @@ def attend(attention: Tensor, values: Tensor, mode: ExplanationMode) -> Tensor:
     """attention [..., n, n] @ values [..., n, d]; differentiable twice, with no n * n * d tensor."""
     attended: Tensor = _Attend.apply(attention, values, mode)
     return attended
-
-
-def wide(x: Tensor) -> Tensor:
-    """Half precision as float32; the same tensor otherwise."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def add_inverse(images: Tensor) -> Tensor:
@@ -272,6 +269,17 @@ class CentredNorm(nn.Module):
         return scale(factor, x - mean.to(x.dtype), self.mode) * weight
 
 
+class Inside(NamedTuple):
+    """A pass through a network whose classifier comes before the global pool."""
+
+    logits: Tensor
+    """[B, K]."""
+    stages: list[Tensor]
+    """[B, C, h, w] each; nothing follows that could be called an activation."""
+    class_maps: Tensor
+    """[B, K, h, w]: their average is the logits without the bias."""
+
+
 class LogitLayer(nn.Module):
     """Logits = raw / temperature + bias, the bias of all classes alike; float32 at least.
 
@@ -285,3 +293,8 @@ class LogitLayer(nn.Module):
 
     def forward(self, raw: Tensor) -> Tensor:
         return wide(raw) / self.temperature + self.bias
+
+    def inside(self, stages: list[Tensor], raw_maps: Tensor) -> Inside:
+        """What a pass gives whose classifier's maps are `raw_maps` [B, K, h, w]."""
+        logits = self.forward(raw_maps.mean(dim=(2, 3)))
+        return Inside(logits, stages, wide(raw_maps) / self.temperature)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.models.bcos.layers import BcosConv2d, UncentredBatchNorm2d
 
 if TYPE_CHECKING:
-    from pipeline.models.bcos.layers import LogitLayer, Shared
+    from pipeline.models.bcos.layers import Inside, LogitLayer, Shared
 
 
 class BasicBlock(nn.Module):
@@ -109,6 +109,14 @@ class BcosResNet(nn.Module):
             x = self.get_submodule(name)(x)
         logits: Tensor = self.logit_layer(self.fc(x).mean(dim=(2, 3)))
         return logits
+
+    def forward_inner(self, x: Tensor) -> Inside:
+        """The same pass, with what lies between."""
+        x, stages = self.pool(self.bn1(self.conv1(x))), []
+        for name in self.stages:
+            x = self.get_submodule(name)(x)
+            stages.append(x)
+        return self.logit_layer.inside(stages, self.fc(x))
 
 
 def stem_conv(shared: Shared, channels: int, *, small: bool) -> BcosConv2d:

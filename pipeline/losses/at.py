@@ -1,0 +1,76 @@
+"""Attention transfer (Zagoruyko & Komodakis 2017): the student should be active where the teacher is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from pipeline.config import require
+from pipeline.losses.feature_kd import FeatureKDLoss
+from pipeline.models.output import Inner, wide
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.config import ATConfig
+    from pipeline.losses.terms import StudentOutput
+    from pipeline.records import Targets
+
+
+def attention_map(features: Tensor) -> Tensor:
+    """Q = mean over channels of A^2, float32 or wider: [B, C, h, w] -> [B, h, w] (section 3.1)."""
+    return wide(features).square().mean(dim=1)
+
+
+def attention_loss(student_attention: Tensor, teacher_attention: Tensor) -> Tensor:
+    """Mean over records and places of (Q_s / ||Q_s|| - Q_t / ||Q_t||)^2, the norms over a record's places.
+
+    student_attention  [B, h, w]  gradients flow here
+    teacher_attention  [B, h, w]  constant; any positive scale; where the grids differ, the finer one is
+                       averaged over the cells of the coarser one first
+    A map that is zero everywhere pulls nowhere.
+    """
+    h, w = map(min, student_attention.shape[1:], teacher_attention.shape[1:])
+    student, teacher = (
+        F.normalize(F.adaptive_avg_pool2d(attention, (h, w)).flatten(1), dim=1)
+        for attention in (student_attention, teacher_attention.detach())
+    )
+    return F.mse_loss(student, teacher)
+
+
+class ATLoss(FeatureKDLoss):
+    """The sum over stages of `attention_loss`, beside labels and logits (e2KD, section 5)."""
+
+    term = "at"
+    compares = Inner(stages=True)
+    config: ATConfig
+
+    @property
+    def weight(self) -> float:
+        return self.config.lambda_at
+
+    def prepare(self, student: StudentOutput, targets: Targets) -> None:
+        own, taught = len(student.stages), len(targets.extra)
+        have = f"the student has {own} stages, the teacher {taught}"
+        if not self.config.stages:
+            both = list(range(1, min(own, taught) + 1))
+            require(
+                own == taught,
+                f"method=at: {have}; name those to compare, as in method.stages={both}, or choose other networks",
+            )
+        require(
+            max(self.config.stages, default=1) <= min(own, taught),
+            f"method.stages={list(self.config.stages)}: {have}; name stages that both have",
+        )
+
+    def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
+        numbers = self.config.stages or range(1, len(student.stages) + 1)
+        losses = [
+            attention_loss(
+                attention_map(student.stages[number - 1].output), targets.extra[f"at_{number}"]
+            )
+            for number in numbers
+        ]
+        return torch.stack(losses).sum()

@@ -1,0 +1,65 @@
+"""CAT-KD (Guo et al. 2023): the student should see each class where the teacher sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+
+from pipeline.config import require
+from pipeline.losses.feature_kd import FeatureKDLoss
+from pipeline.models.output import Inner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.config import CatKDConfig
+    from pipeline.losses.terms import StudentOutput
+    from pipeline.records import Targets
+
+
+def class_map_loss(
+    student_maps: Tensor, teacher_maps: Tensor, resolution: int, *, normalise: bool = False
+) -> Tensor:
+    """Mean squared difference of pooled class maps, over records, classes and resolution^2 cells.
+
+    student_maps  [B, K, h, w]  gradients flow here
+    teacher_maps  [B, K, h, w]  constant, in the logits' units, on any grid
+    normalise     divide each pooled map by its L2 norm first
+    """
+    student, teacher = (
+        F.adaptive_avg_pool2d(maps, resolution).flatten(2)
+        for maps in (student_maps, teacher_maps.detach())
+    )
+    if normalise:
+        student, teacher = F.normalize(student, dim=2), F.normalize(teacher, dim=2)
+    return F.mse_loss(student, teacher)
+
+
+class CatKDLoss(FeatureKDLoss):
+    """`class_map_loss`, beside labels and logits (e2KD, section 5)."""
+
+    term = "cat"
+    compares = Inner(class_maps=True)
+    config: CatKDConfig
+
+    @property
+    def weight(self) -> float:
+        return self.config.lambda_cat
+
+    def prepare(self, student: StudentOutput, targets: Targets) -> None:
+        h, w = targets.extra["cat"].shape[-2:]
+        require(
+            self.config.resolution <= min(h, w),
+            f"method.resolution={self.config.resolution} is finer than the teacher's class maps of {h}x{w} cells; "
+            "lower it, or, where its features are finer, store more of them with annotate.cat_size",
+        )
+
+    def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
+        assert student.class_maps is not None
+        return class_map_loss(
+            student.class_maps,
+            targets.extra["cat"],
+            self.config.resolution,
+            normalise=self.config.normalise,
+        )

@@ -1,0 +1,77 @@
+"""What losses that look inside the networks have in common: the labels and the logits beside their own term."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from pipeline.losses.kd import kd_loss
+from pipeline.losses.labels import cross_entropy_loss, off_label_bce_loss
+from pipeline.losses.terms import DistillationLoss, LossTerms
+from pipeline.models.output import NOTHING, Inner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.config import FeatureKDConfig
+    from pipeline.losses.terms import StudentOutput
+    from pipeline.records import Targets
+
+
+class FeatureKDLoss(DistillationLoss):
+    """lambda_ce * labels + lambda_kd * kd + the weight of the own term * that term.
+
+    A term of weight 0 is not computed, and nothing is asked of the networks for it: with the labels alone this
+    is the supervised loss.
+    """
+
+    term: ClassVar[str]
+    """Its name, in the log and as the fields of `Targets.extra` that it reads."""
+    compares: ClassVar[Inner]
+    """What it asks of both networks."""
+
+    def __init__(self, config: FeatureKDConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @property
+    @abstractmethod
+    def weight(self) -> float:
+        """Of the own term."""
+
+    @abstractmethod
+    def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
+        """The own term."""
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.config.lambda_ce > 0
+
+    @property
+    def inner(self) -> Inner:
+        return self.compares if self.weight > 0 else NOTHING
+
+    @property
+    def extra(self) -> str | None:
+        return self.term if self.weight > 0 else None
+
+    def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
+        assert targets is not None
+        config = self.config
+        terms: dict[str, Tensor] = {}
+        weighted = []
+        if config.lambda_ce > 0:
+            if config.label_loss == "bce_offlabel":
+                terms["bce"] = off_label_bce_loss(student.logits, labels)
+            else:
+                terms["ce"] = cross_entropy_loss(student.logits, labels)
+            weighted += [config.lambda_ce * term for term in terms.values()]
+        if config.lambda_kd > 0:
+            terms["kd"] = kd_loss(student.logits, targets.logits, config.tau)
+            weighted.append(config.lambda_kd * terms["kd"])
+        if self.weight > 0:
+            terms[self.term] = self.compare(student, targets)
+            weighted.append(self.weight * terms[self.term])
+        return LossTerms(total=torch.stack(weighted).sum(), terms=terms)

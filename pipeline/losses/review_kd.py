@@ -1,0 +1,127 @@
+"""ReviewKD (Chen et al. 2021): each stage of the teacher teaches the student's stage and all deeper ones.
+
+The levels compared are the stages and, beyond the last, its average over places. The student's levels are
+fused from the deepest on; what fuses them is trained with the student and left behind with the loss.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.config import require
+from pipeline.losses.feature_kd import FeatureKDLoss
+from pipeline.models.output import Inner, wide
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.config import ReviewKDConfig
+    from pipeline.losses.terms import StudentOutput
+    from pipeline.models.output import Stage
+    from pipeline.records import Targets
+
+_POOLED_SIZES = (4, 2, 1)
+_MAX_FUSED_CHANNELS = 512
+
+
+def review_levels(stages: Sequence[Stage], *, preactivation: bool = False) -> list[Tensor]:
+    """What is compared of a network, float32 or wider: each stage [B, C, h, w], then the average [B, C, 1, 1].
+
+    preactivation  the stages before their last ReLU, as a teacher's are compared; the average is of the output
+    """
+    grids = [wide(stage.preactivation if preactivation else stage.output) for stage in stages]
+    return [*grids, wide(stages[-1].output).mean(dim=(2, 3), keepdim=True)]
+
+
+def hierarchical_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """HCL (section 3.3) of features [B, C, h, w]: mean squared differences, from the full grid to its average.
+
+    The full grid weighs 1 and each coarser pooling, to 4, 2 and 1 cells a side where the grid has more, half of
+    the one before; divided by the sum of these weights.
+    """
+    teacher = teacher.detach()
+    loss, weight, total_weight = F.mse_loss(student, teacher), 1.0, 1.0
+    for size in _POOLED_SIZES:
+        if size < min(student.shape[-2:]):
+            weight /= 2
+            total_weight += weight
+            coarse, taught = (F.adaptive_avg_pool2d(full, size) for full in (student, teacher))
+            loss = loss + weight * F.mse_loss(coarse, taught)
+    return loss / total_weight
+
+
+class Fusion(nn.Module):
+    """ABF (section 3.3): one level of the student, mixed with what the deeper levels have come to."""
+
+    def __init__(
+        self, channels: int, fused_channels: int, teacher_channels: int, *, is_deepest: bool
+    ) -> None:
+        super().__init__()
+        self.reduce = _conv_norm(channels, fused_channels, 1)
+        self.mix = None if is_deepest else nn.Conv2d(2 * fused_channels, 2, 1)
+        self.expand = _conv_norm(fused_channels, teacher_channels, 3)
+
+    def forward(
+        self, level: Tensor, deeper: Tensor | None, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """The level as the teacher's [B, teacher channels, *size], and as the next finer level takes it."""
+        fused: Tensor = self.reduce(level)
+        if self.mix is not None:
+            assert deeper is not None
+            deeper = F.interpolate(deeper, (fused.shape[-2], fused.shape[-1]), mode="nearest")
+            share = self.mix(torch.cat([fused, deeper], dim=1)).sigmoid()  # [B, 2, h, w]
+            fused = share[:, :1] * fused + share[:, 1:] * deeper
+        if fused.shape[-2:] != size:
+            fused = F.interpolate(fused, size, mode="nearest")
+        return self.expand(fused), fused
+
+
+def _conv_norm(in_channels: int, channels: int, kernel_size: int) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=False)
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels))
+
+
+class ReviewKDLoss(FeatureKDLoss):
+    """The sum over levels of `hierarchical_context_loss`, beside labels and logits (e2KD, section 5)."""
+
+    term = "review"
+    compares = Inner(stages=True)
+    config: ReviewKDConfig
+
+    def __init__(self, config: ReviewKDConfig) -> None:
+        super().__init__(config)
+        self.fusions = nn.ModuleList()
+        """Of each level, the finest first; made by `prepare`."""
+
+    @property
+    def weight(self) -> float:
+        return self.config.lambda_review
+
+    def prepare(self, student: StudentOutput, targets: Targets) -> None:
+        levels, teacher = review_levels(student.stages), list(targets.extra.values())
+        require(
+            len(levels) == len(teacher),
+            f"method=review_kd: the student has {len(levels) - 1} stages, the teacher {len(teacher) - 1}; choose "
+            "networks with as many",
+        )
+        fused_channels = min(_MAX_FUSED_CHANNELS, levels[-1].shape[1])
+        self.fusions = nn.ModuleList(
+            Fusion(own.shape[1], fused_channels, taught.shape[1], is_deepest=number == len(levels))
+            for number, (own, taught) in enumerate(zip(levels, teacher, strict=True), start=1)
+        )
+
+    def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
+        deeper: Tensor | None = None
+        losses = []
+        levels = zip(
+            self.fusions, review_levels(student.stages), targets.extra.values(), strict=True
+        )
+        for fusion, level, taught in reversed(list(levels)):
+            compared, deeper = fusion(level, deeper, taught.shape[-2:])
+            losses.append(hierarchical_context_loss(compared, taught))
+        return torch.stack(losses).sum()

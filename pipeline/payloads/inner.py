@@ -1,0 +1,130 @@
+"""What lies inside the teacher: where its stages are active, and where it sees each class.
+
+`EXTRAS` says how these fields follow from a forward pass, for the store and for a live teacher alike.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import torch.nn.functional as F
+
+from pipeline.losses.at import attention_map
+from pipeline.losses.review_kd import review_levels
+from pipeline.models.output import Inner
+from pipeline.payloads.payload import Encoded
+from pipeline.records import FieldSpec
+from pipeline.store.codecs import encode_maxabs, lowest_cosine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from pipeline.config import ExplainerConfig, PassConfig
+    from pipeline.models.classifier import Classifier
+    from pipeline.models.output import ModelOutput
+    from pipeline.payloads.payload import Described
+
+
+class Extra(NamedTuple):
+    """Fields of `Targets.extra` that one method reads."""
+
+    inner: Inner
+    """What the forward pass must give."""
+    fields: Callable[[ModelOutput], dict[str, Tensor]]
+    """f32, without a graph."""
+
+
+def _attention_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """at_1, ... [B, h, w]: Q of each stage (pipeline/losses/at.py)."""
+    return {
+        f"at_{number}": attention_map(stage.output.detach())
+        for number, stage in enumerate(output.stages, start=1)
+    }
+
+
+def _class_map_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """cat [B, K, h, w], on the features' grid."""
+    assert output.class_maps is not None
+    return {"cat": output.class_maps.detach()}
+
+
+def _review_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """review_1, ... [B, C, h, w]: the levels that ReviewKD compares; too large to be stored."""
+    levels = review_levels(output.stages, preactivation=True)
+    return {f"review_{number}": level.detach() for number, level in enumerate(levels, start=1)}
+
+
+EXTRAS: dict[str, Extra] = {
+    "at": Extra(Inner(stages=True), _attention_fields),
+    "cat": Extra(Inner(class_maps=True), _class_map_fields),
+    "review": Extra(Inner(stages=True), _review_fields),
+}
+
+
+class _InnerPayload:
+    """Fields [..., h, w] f16, max-abs 1 over places, with <field>_scale f32 [...] ([1] for one map a record)."""
+
+    name: ClassVar[str]
+
+    def __init__(self, config: PassConfig, explainer: ExplainerConfig) -> None:
+        self.config = config
+
+    @property
+    def inner(self) -> Inner:
+        """What the forward pass must give."""
+        return EXTRAS[self.name].inner
+
+    def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
+        specs = []
+        for name, values in self.values(output).items():
+            shape = tuple(values.shape[1:])
+            specs.append(
+                FieldSpec(
+                    name=name,
+                    shape=shape,
+                    dtype="float16",
+                    codec="maxabs",
+                    when_moved="warp",
+                    frame="full",
+                )
+            )
+            specs.append(FieldSpec(name=f"{name}_scale", shape=shape[:-2] or (1,), dtype="float32"))
+        return specs
+
+    def encode(self, model: Classifier, output: ModelOutput, records: Described) -> Encoded:
+        fields: dict[str, NDArray[np.generic]] = {}
+        fidelity = {}
+        for name, values in self.values(output).items():
+            array = values.cpu().numpy()
+            stored, scale = encode_maxabs(array, "float16", axes=(array.ndim - 2, array.ndim - 1))
+            fields |= {name: stored, f"{name}_scale": scale.reshape(len(array), -1)}
+            maps = array.reshape(-1, *array.shape[-2:])
+            fidelity[name] = lowest_cosine(maps, stored.reshape(maps.shape))
+        return Encoded(fields, fidelity)
+
+    def values(self, output: ModelOutput) -> dict[str, Tensor]:
+        """The fields before they are encoded."""
+        return EXTRAS[self.name].fields(output)
+
+
+class AttentionPayload(_InnerPayload):
+    """at_<stage> [h, w] of each stage: attention transfer's Q, 8 kB a record for a ResNet at 224 pixels."""
+
+    name = "at"
+
+
+class ClassMapPayload(_InnerPayload):
+    """cat [K, r, r]: the maps of all classes, pooled to annotate.cat_size cells a side."""
+
+    name = "cat"
+
+    def values(self, output: ModelOutput) -> dict[str, Tensor]:
+        """Pooled."""
+        return {
+            name: F.adaptive_avg_pool2d(maps, self.config.cat_size)
+            for name, maps in super().values(output).items()
+        }

@@ -1,0 +1,605 @@
+"""AT, CAT-KD and ReviewKD: hand-computed values, what each option does, and what their gradients reach."""
+
+from __future__ import annotations
+
+import copy
+import io
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.config import (
+    ATConfig,
+    BcosModelConfig,
+    CatKDConfig,
+    CifarModelConfig,
+    ConfigError,
+    LabelsConfig,
+    OptimizerConfig,
+    ReviewKDConfig,
+)
+from pipeline.explainers.gradcam import gradcam
+from pipeline.geometry import view_images, view_targets
+from pipeline.live import LiveTeacher
+from pipeline.losses import build_loss
+from pipeline.losses.at import attention_loss, attention_map
+from pipeline.losses.cat_kd import class_map_loss
+from pipeline.losses.kd import kd_loss
+from pipeline.losses.labels import cross_entropy_loss, off_label_bce_loss
+from pipeline.losses.review_kd import Fusion, hierarchical_context_loss, review_levels
+from pipeline.losses.terms import StudentOutput
+from pipeline.models import build_model, freeze
+from pipeline.models.output import NOTHING, Stage
+from pipeline.records import StoredTargets, Targets
+from pipeline.training import Numerics, Training, batch_loss, build_optimizer, train_step
+from tests.pipeline.test_training import (
+    FRAME,
+    NUM_CLASSES,
+    assert_same_state,
+    build_batch,
+    random_frames,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.config import FeatureKDConfig, MethodConfig, ModelConfig
+    from pipeline.models.classifier import Classifier
+    from pipeline.records import Batch
+
+STUDENT = CifarModelConfig(name="resnet8", width=4)
+TEACHER = CifarModelConfig(name="resnet14", width=6)
+BCOS = BcosModelConfig(name="resnet8", width=4)
+METHODS = [ATConfig, CatKDConfig, ReviewKDConfig]
+TERMS = {"at": "at", "cat_kd": "cat", "review_kd": "review"}
+
+
+def build(config: ModelConfig, seed: int) -> Classifier:
+    torch.manual_seed(seed)
+    return build_model(config, NUM_CLASSES)
+
+
+def live_teacher(extra: str | None, config: ModelConfig = TEACHER, seed: int = 1) -> LiveTeacher:
+    return LiveTeacher("teacher", freeze(build(config, seed)), gradcam, FRAME, extra=extra)
+
+
+def random_batch(seed: int) -> Batch:
+    """Frames without stored targets, for a live teacher."""
+    empty = StoredTargets(teacher="", logits=torch.zeros(4, NUM_CLASSES))
+    return build_batch(random_frames(seed), empty, None)
+
+
+def build_training(
+    method: MethodConfig, *, student: ModelConfig = STUDENT, seed: int = 0, **teacher: Any
+) -> Training:
+    """A student beside a live teacher, put together as a run does it."""
+    model = build(student, seed)
+    loss = build_loss(method)
+    targets = live_teacher(loss.extra, **teacher)
+    if loss.inner != NOTHING:
+        batch = random_batch(0)
+        with torch.no_grad():
+            output = copy.deepcopy(model).eval()(view_images(batch, FRAME), loss.inner)
+        student_output = StudentOutput(
+            logits=output.logits, stages=output.stages, class_maps=output.class_maps
+        )
+        (example,) = targets(batch, (4, 4), with_maps=False)
+        loss.prepare(student_output, example)
+    parameters = [*model.parameters(), *loss.parameters()]
+    return Training(
+        model=model,
+        loss=loss,
+        optimizer=build_optimizer(OptimizerConfig(lr=0.01), parameters),
+        targets=targets,
+    )
+
+
+def take_steps(training: Training, seeds: range) -> None:
+    for seed in seeds:
+        train_step(training, random_batch(seed), FRAME, clip_norm=1.0)
+        training.global_step += 1
+
+
+def own_term(training: Training, seed: int = 0) -> Tensor:
+    terms = batch_loss(training, random_batch(seed), FRAME).terms
+    return terms[TERMS[training.loss.config.kind]]
+
+
+def reached(training: Training) -> set[str]:
+    """Modules of the student that the method's own term has a gradient for."""
+    names = dict(training.model.named_parameters())
+    gradients = torch.autograd.grad(
+        own_term(training), list(names.values()), allow_unused=True, materialize_grads=True
+    )
+    return {name.split(".")[0] for name, grad in zip(names, gradients, strict=True) if grad.any()}
+
+
+def grid(*rows: list[float]) -> Tensor:
+    """One record's map [1, h, w]."""
+    return torch.tensor([list(rows)], dtype=torch.float64)
+
+
+def random_maps(seed: int, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+# ---- attention transfer --------------------------------------------------------------------------
+
+
+def test_attention_is_the_mean_square_over_channels():
+    features = torch.tensor([[[[3.0, 0.0], [-2.0, 1.0]], [[1.0, 0.0], [2.0, 1.0]]]])  # [1, 2, 2, 2]
+
+    assert attention_map(features).tolist() == [[[5.0, 0.0], [4.0, 1.0]]]
+
+
+def test_attention_loss_of_2x2_maps_matches_hand_computation():
+    student, teacher = grid([9.0, 0.0], [0.0, 0.0]), grid([0.0, 3.0], [4.0, 0.0])
+
+    loss = attention_loss(student, teacher)
+
+    # Unit norms: (1, 0, 0, 0) and (0, 0.6, 0.8, 0), which are 1 + 0.36 + 0.64 apart.
+    assert loss.item() == pytest.approx(2.0 / 4, abs=1e-12)
+    same = torch.cat([teacher, teacher])
+    assert attention_loss(torch.cat([student, teacher]), same).item() == pytest.approx(2.0 / 8)
+
+
+def test_attention_loss_is_the_squared_norm_over_the_places():
+    """The form in print, per record, is the squared norm of the difference."""
+    student, teacher = random_maps(0, 3, 7, 7).square(), random_maps(1, 3, 7, 7).square()
+    difference = F.normalize(student.flatten(1)) - F.normalize(teacher.flatten(1))
+
+    loss = attention_loss(student, teacher)
+
+    assert (loss * 49).item() == pytest.approx(difference.square().sum(dim=1).mean().item())
+
+
+def test_attention_ignores_the_order_of_channels_and_any_positive_scale():
+    features, teacher = random_maps(0, 2, 5, 4, 4), random_maps(1, 2, 4, 4).square()
+    expected = attention_loss(attention_map(features), teacher).item()
+
+    shuffled = attention_map(features[:, [3, 1, 4, 0, 2]])
+
+    assert attention_loss(shuffled, teacher).item() == pytest.approx(expected, abs=1e-15)
+    assert attention_loss(attention_map(7 * features), 0.01 * teacher).item() == pytest.approx(
+        expected, abs=1e-15
+    )
+
+
+def test_the_finer_of_two_attention_maps_is_averaged_over_the_coarser_ones_cells():
+    fine = grid(
+        [1.0, 3.0, 0.0, 0.0], [5.0, 7.0, 0.0, 0.0], [0.0, 0.0, 8.0, 0.0], [0.0, 0.0, 0.0, 0.0]
+    )
+    coarse = grid([4.0, 0.0], [0.0, 2.0])
+
+    assert attention_loss(fine, coarse).item() == 0
+    assert attention_loss(coarse, fine).item() == 0
+    assert attention_loss(fine, coarse.flip(2)).item() > 0.1
+
+
+def test_an_attention_map_of_zeros_pulls_nowhere():
+    student = random_maps(0, 1, 4, 4).square().requires_grad_()
+
+    (gradient,) = torch.autograd.grad(
+        attention_loss(student, torch.zeros(1, 4, 4)), student, retain_graph=True
+    )
+    dead = torch.zeros(1, 2, 4, 4, requires_grad=True)
+    (dead_gradient,) = torch.autograd.grad(
+        attention_loss(attention_map(dead), student.float()), dead
+    )
+
+    assert gradient.abs().max() < 1e-15
+    assert not dead_gradient.any()
+
+
+def test_at_sums_its_stages():
+    stages = [random_maps(seed, 2, 3, size, size) for seed, size in enumerate((8, 4, 2))]
+    student = StudentOutput(
+        logits=torch.zeros(2, 3), stages=tuple(Stage(output, output) for output in stages)
+    )
+    taught = {
+        f"at_{n}": random_maps(9, 2, size, size).square() for n, size in ((1, 8), (2, 4), (3, 2))
+    }
+    targets = Targets(teacher="t", logits=torch.zeros(2, 3), extra=taught)
+    single = [
+        attention_loss(attention_map(output), taught[f"at_{n}"]).item()
+        for n, output in enumerate(stages, start=1)
+    ]
+
+    found = {
+        chosen: build_loss(ATConfig(stages=chosen)).compare(student, targets).item()
+        for chosen in ((), (1, 3), (2,))
+    }
+
+    assert found[()] == pytest.approx(sum(single), abs=1e-12)
+    assert found[1, 3] == pytest.approx(single[0] + single[2], abs=1e-12)
+    assert found[2,] == pytest.approx(single[1], abs=1e-12)
+
+
+# ---- class maps ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("resolution", "normalise", "expected"),
+    [
+        (2, False, (1 + 4 + 9 + 16) / 4),
+        (1, False, 2.5**2),
+        (2, True, 1 / 4),  # a unit vector of four cells against zeros
+        (1, True, 1.0),
+    ],
+)
+def test_class_map_loss_of_one_class_matches_hand_computation(resolution, normalise, expected):
+    teacher_maps = grid([1.0, 2.0], [3.0, 4.0])[:, None]  # [1, 1, 2, 2]
+
+    loss = class_map_loss(
+        torch.zeros_like(teacher_maps), teacher_maps, resolution, normalise=normalise
+    )
+
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_class_map_loss_is_the_mean_over_records_classes_and_cells():
+    student, teacher = random_maps(0, 3, 5, 4, 4), random_maps(1, 3, 5, 6, 6)
+    blocks = [
+        maps.unflatten(2, (2, side)).unflatten(4, (2, side)).mean(dim=(3, 5))
+        for maps, side in ((student, 2), (teacher, 3))
+    ]
+
+    loss = class_map_loss(student, teacher, 2)
+
+    expected = (blocks[0] - blocks[1]).square().sum() / (3 * 5 * 4)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_normalised_class_maps_ignore_their_magnitude():
+    student, teacher = random_maps(0, 2, 3, 4, 4), random_maps(1, 2, 3, 4, 4)
+
+    plain, scaled = (class_map_loss(student, s * teacher, 2, normalise=True) for s in (1, 1000))
+
+    assert scaled.item() == pytest.approx(plain.item(), abs=1e-12)
+
+
+# ---- ReviewKD ------------------------------------------------------------------------------------
+
+
+def test_hierarchical_context_loss_of_2x2_features_matches_hand_computation():
+    teacher = grid([1.0, 2.0], [3.0, 4.0])[:, None]
+    zeros = torch.zeros_like(teacher)
+
+    loss = hierarchical_context_loss(zeros, teacher)
+
+    # The grid weighs 1 and its average, the only coarser pooling, 1 / 2.
+    assert loss.item() == pytest.approx((7.5 + 0.5 * 6.25) / 1.5, abs=1e-12)
+    assert hierarchical_context_loss(zeros[..., :1, :1], teacher[..., 1:, 1:]).item() == 16.0
+
+
+def test_hierarchical_context_loss_pools_to_4_2_and_1_cells():
+    student, teacher = random_maps(0, 2, 3, 8, 8), random_maps(1, 2, 3, 8, 8)
+    difference = student - teacher
+    means = [F.avg_pool2d(difference, 8 // size).square().mean() for size in (8, 4, 2, 1)]
+
+    loss = hierarchical_context_loss(student, teacher)
+
+    weights = (1, 1 / 2, 1 / 4, 1 / 8)
+    expected = sum(w * m for w, m in zip(weights, means, strict=True)) / sum(weights)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+    assert hierarchical_context_loss(student, student).item() == 0
+
+
+def test_levels_are_the_stages_and_the_average_of_the_last_output():
+    output, residual_sum = random_maps(0, 2, 3, 4, 4), random_maps(1, 2, 3, 4, 4)
+
+    student, teacher = (
+        review_levels([Stage(output, residual_sum)], preactivation=is_teacher)
+        for is_teacher in (False, True)
+    )
+
+    assert torch.equal(student[0], output)
+    assert torch.equal(teacher[0], residual_sum)
+    for levels in (student, teacher):
+        assert torch.equal(levels[1], output.mean(dim=(2, 3), keepdim=True))
+
+
+def test_a_fusion_mixes_its_level_with_the_upsampled_deeper_one():
+    fusion = Fusion(3, 2, 5, is_deepest=False).eval()
+    level, deeper = random_maps(0, 1, 3, 4, 4).float(), random_maps(1, 1, 2, 2, 2).float()
+    torch.nn.init.zeros_(fusion.mix.weight)
+    fusion.mix.bias.data = torch.tensor([50.0, -50.0])  # only the level itself
+    alone, passed = fusion(level, deeper, (4, 4))
+    fusion.mix.bias.data = torch.tensor([-50.0, 50.0])  # only what is deeper
+    _, from_below = fusion(level, deeper, (4, 4))
+
+    assert alone.shape == (1, 5, 4, 4)
+    assert torch.allclose(passed, fusion.reduce(level), atol=1e-6)
+    assert torch.allclose(
+        from_below, deeper.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3), atol=1e-6
+    )
+    assert Fusion(3, 2, 5, is_deepest=True)(level, None, (8, 8))[0].shape == (1, 5, 8, 8)
+
+
+def test_fusions_have_the_networks_channels_and_at_most_512_between():
+    training = build_training(ReviewKDConfig())
+
+    fusions = training.loss.fusions
+
+    assert [f.reduce[0].in_channels for f in fusions] == [4, 8, 16, 16]
+    assert [f.expand[0].out_channels for f in fusions] == [6, 12, 24, 24]
+    assert {f.reduce[0].out_channels for f in fusions} == {16}
+    assert [f.mix is None for f in fusions] == [False, False, False, True]
+
+
+def test_fusions_have_at_most_512_channels_between_the_networks():
+    loss = build_loss(ReviewKDConfig())
+    own, taught = torch.zeros(1, 1024, 1, 1), torch.zeros(1, 1, 1, 1)
+
+    loss.prepare(
+        StudentOutput(logits=own, stages=(Stage(own, own),)),
+        Targets(teacher="t", logits=own, extra={"review_1": taught, "review_2": taught}),
+    )
+
+    assert {f.reduce[0].out_channels for f in loss.fusions} == {512}
+
+
+# ---- all three -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [STUDENT, BCOS], ids=["relu", "bcos"])
+@pytest.mark.parametrize("method", [ATConfig, CatKDConfig])
+def test_a_student_that_is_its_own_teacher_has_a_term_of_exactly_zero(method, config):
+    training = build_training(method(), student=config, seed=3, config=config)
+    training.model.load_state_dict(training.targets.model.state_dict())
+    training.model.eval()
+
+    assert own_term(training).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (ATConfig(), {"layer1", "layer2", "layer3"}),
+        (ATConfig(stages=(1,)), {"layer1"}),
+        (ATConfig(stages=(2,)), {"layer1", "layer2"}),
+        (CatKDConfig(), {"layer1", "layer2", "layer3", "linear"}),
+        (ReviewKDConfig(), {"layer1", "layer2", "layer3"}),
+    ],
+    ids=["at", "at_1", "at_2", "cat_kd", "review_kd"],
+)
+def test_gradients_reach_the_stages_that_are_compared(method, expected):
+    assert reached(build_training(method)) == expected | {"conv1", "bn1"}
+
+
+def test_the_finest_level_of_review_teaches_the_deepest_stage_too():
+    training = build_training(ReviewKDConfig())
+    loss = training.loss.eval()
+    output = training.model.eval()(random_frames(0).float() / 255, loss.inner)
+    deeper = None
+    for fusion, level in reversed(
+        list(zip(loss.fusions, review_levels(output.stages), strict=True))
+    ):
+        finest, deeper = fusion(level, deeper, level.shape[-2:])
+
+    deepest = training.model.layer3[0].conv2.weight
+    (gradient,) = torch.autograd.grad(finest.square().sum(), deepest)
+
+    assert finest.shape[-2:] == FRAME
+    assert gradient.any()
+
+
+@pytest.mark.parametrize("label_loss", ["ce", "bce_offlabel"])
+@pytest.mark.parametrize("config", METHODS)
+def test_without_their_term_they_are_the_supervised_loss_bit_for_bit(config, label_loss):
+    method = config(label_loss=label_loss, **{f"lambda_{TERMS[config().kind]}": 0.0})
+    labels = build_training(LabelsConfig(loss=label_loss))
+    training = build_training(method)
+    assert training.loss.inner == NOTHING
+    assert training.loss.extra is None
+
+    take_steps(labels, range(3))
+    take_steps(training, range(3))
+
+    assert list(training.loss.parameters()) == []
+    assert_same_state(training, labels)
+
+
+def terms_of(method: FeatureKDConfig) -> Any:
+    training = build_training(method)
+    training.model.eval()
+    return batch_loss(training, random_batch(0), FRAME)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_labels_logits_and_the_own_term_are_weighed_by_their_options(method):
+    term = TERMS[method().kind]
+    labels = torch.arange(4) % NUM_CLASSES
+    own = terms_of(method(lambda_ce=0.0, lambda_kd=1.0)).terms[term]
+    student = build(STUDENT, 0).eval()(random_frames(0).float() / 255)
+    (taught,) = live_teacher(None)(random_batch(0), (4, 4), with_maps=False)
+
+    terms = terms_of(method(lambda_ce=0.5, lambda_kd=3.0, tau=2.0, **{f"lambda_{term}": 7.0}))
+
+    ce = cross_entropy_loss(student.logits, labels)
+    kd = kd_loss(student.logits, taught.logits, tau=2.0)
+    assert set(terms.terms) == {"ce", "kd", term}
+    assert own > 0
+    assert terms.terms[term].item() == pytest.approx(own.item())
+    assert terms.total.item() == pytest.approx((0.5 * ce + 3 * kd + 7 * own).item(), rel=1e-5)
+
+
+def test_several_teachers_are_weighed_and_the_labels_count_once():
+    def stored(seed: int) -> StoredTargets:
+        attention = random_maps(seed, 4, 4, 4).square().float()
+        return StoredTargets(
+            teacher=str(seed), logits=torch.zeros(4, NUM_CLASSES), extra={"at_3": attention}
+        )
+
+    training = build_training(ATConfig(stages=(3,)))
+    training.targets = view_targets
+    training.model.eval()
+
+    def terms(teachers: list[StoredTargets], *weights: float) -> Any:
+        training.teacher_weights = weights
+        batch = replace(random_batch(0), targets=tuple(teachers))
+        return batch_loss(training, batch, FRAME).terms
+
+    first, second = terms([stored(0)]), terms([stored(1)])
+    both = terms([stored(0), stored(1)], 0.25, 0.75)
+
+    assert first["at"] != second["at"]
+    mean = 0.25 * first["at"] + 0.75 * second["at"]
+    assert both["at"].item() == pytest.approx(mean.item(), rel=1e-6)
+    assert both["ce"].item() == pytest.approx(first["ce"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_label_term_of_bcos_students_is_the_off_label_bce(method):
+    student = build(STUDENT, 0).eval()(random_frames(0).float() / 255)
+
+    terms = terms_of(method(label_loss="bce_offlabel")).terms
+
+    expected = off_label_bce_loss(student.logits, torch.arange(4) % NUM_CLASSES)
+    assert "ce" not in terms
+    assert terms["bce"].item() == pytest.approx(expected.item())
+
+
+def test_the_defaults_are_the_papers_baselines():
+    assert [(m().lambda_ce, m().lambda_kd, m().label_loss) for m in METHODS] == [(1, 0, "ce")] * 3
+    assert (ATConfig().lambda_at, ATConfig().stages) == (1000, ())
+    cat = CatKDConfig()
+    assert (cat.lambda_cat, cat.resolution, cat.normalise) == (1, 2, False)
+    assert ReviewKDConfig().lambda_review == 1
+
+
+def test_resolution_and_normalise_of_cat_kd_change_its_term():
+    plain, coarse, unit = (
+        own_term(build_training(CatKDConfig(**options))).item()
+        for options in ({}, {"resolution": 1}, {"normalise": True})
+    )
+
+    assert len({plain, coarse, unit}) == 3
+    assert coarse < plain  # averages are closer than what they are of
+    assert unit < 4 / 4  # two unit vectors of four cells
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("label_loss", ["ce", "bce_offlabel"])
+def test_bcos_networks_learn_by_them(method, label_loss):
+    training = build_training(
+        method(label_loss=label_loss), student=BCOS, config=BcosModelConfig(name="resnet8", width=8)
+    )
+    before = own_term(training).item()
+
+    take_steps(training, range(3))
+
+    assert before > 0
+    assert own_term(training).isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in training.model.parameters())
+    assert all(p.grad is not None for p in training.loss.parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_terms_are_float32_in_half_precision_and_near_those_in_full(method):
+    full = own_term(build_training(method()))
+    half_training = build_training(method())
+    half_training.numerics = Numerics(precision=torch.bfloat16)
+
+    half = own_term(half_training)
+
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(full.item(), rel=0.1)
+    assert half.item() != full.item()
+
+
+# ---- a loss's own parameters ---------------------------------------------------------------------
+
+
+def test_a_step_trains_the_fusions_and_clips_them_with_the_student():
+    training = build_training(ReviewKDConfig())
+    before = copy.deepcopy(training.loss.state_dict())
+    sgd = build_optimizer(
+        OptimizerConfig(kind="sgd", lr=1.0, momentum=0.0, weight_decay=0.0),
+        [*training.model.parameters(), *training.loss.parameters()],
+    )
+    training.optimizer = sgd
+    parameters = [*training.model.parameters(), *training.loss.parameters()]
+    start = [p.detach().clone() for p in parameters]
+
+    train_step(training, random_batch(0), FRAME, clip_norm=1e-3)
+
+    moved = torch.stack(
+        [(p.detach() - s).square().sum() for p, s in zip(parameters, start, strict=True)]
+    )
+    assert moved.sum().sqrt().item() == pytest.approx(1e-3, rel=1e-2)
+    for name, tensor in training.loss.named_parameters():
+        assert not torch.equal(tensor, before[name]), name
+
+
+def test_training_with_fusions_continues_bit_for_bit():
+    method = ReviewKDConfig(lambda_kd=1.0)
+    uninterrupted, first = build_training(method), build_training(method)
+    take_steps(uninterrupted, range(6))
+    take_steps(first, range(3))
+    buffer = io.BytesIO()
+    torch.save(first.state(), buffer)
+    buffer.seek(0)
+
+    resumed = build_training(method, seed=5)
+    resumed.load_state(torch.load(buffer, weights_only=True))
+    take_steps(resumed, range(3, 6))
+
+    assert_same_state(resumed, uninterrupted)
+    assert len(uninterrupted.loss.state_dict()) > 0
+    for name, tensor in uninterrupted.loss.state_dict().items():
+        assert torch.equal(resumed.loss.state_dict()[name], tensor), name
+
+
+# ---- what does not fit ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (ATConfig(), r"student has 3 stages, the teacher 4.*method\.stages=\[1, 2, 3\]"),
+        (ATConfig(stages=(2, 4)), r"method\.stages=\[2, 4\]: the student has 3"),
+        (ReviewKDConfig(), r"the student has 3 stages, the teacher 4; choose networks"),
+    ],
+    ids=["at", "at_4", "review_kd"],
+)
+def test_networks_of_other_stages_are_refused_before_training(method, message):
+    teacher = BcosModelConfig(name="resnet18", width=4, stem="small")
+
+    with pytest.raises(ConfigError, match=message):
+        build_training(method, config=teacher)
+
+
+def test_stages_that_both_networks_have_can_be_chosen():
+    teacher = BcosModelConfig(name="resnet18", width=4, stem="small")
+
+    assert own_term(build_training(ATConfig(stages=(2, 3)), config=teacher)) > 0
+
+
+def test_class_maps_coarser_than_they_are_compared_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"resolution=5 is finer .* 4x4 cells.*annotate\.cat_size"
+    ):
+        build_training(CatKDConfig(resolution=5))
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        *[(m, {"lambda_ce": 0.0}, r"lambda_ce or method\.lambda_kd above 0") for m in METHODS],
+        *[(m, {"tau": 0.0}, r"method\.tau must be > 0") for m in METHODS],
+        (ATConfig, {"lambda_at": -1.0}, r"method\.lambda_at must be >= 0, got -1"),
+        (ATConfig, {"stages": (0,)}, r"method\.stages counts from 1"),
+        (ATConfig, {"stages": (2, 2)}, r"names none twice, got \[2, 2\]"),
+        (CatKDConfig, {"lambda_cat": -1.0}, r"method\.lambda_cat must be >= 0"),
+        (CatKDConfig, {"resolution": 0}, r"method\.resolution must be >= 1, got 0"),
+        (ReviewKDConfig, {"lambda_review": -1.0}, r"method\.lambda_review must be >= 0"),
+    ],
+)
+def test_options_out_of_range_say_so(method, options, message):
+    with pytest.raises(ConfigError, match=message):
+        method(**options)

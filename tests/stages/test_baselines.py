@@ -1,0 +1,407 @@
+"""The baselines from a store: what a pass holds for them, how it moves, and students that train on it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from pipeline import training
+from pipeline.config import (
+    ATConfig,
+    AugmentConfig,
+    CatKDConfig,
+    ConfigError,
+    E2KDConfig,
+    KDConfig,
+    LabelsConfig,
+    OperationConfig,
+    OptimizerConfig,
+    PassConfig,
+    RandomViewsConfig,
+    ReviewKDConfig,
+)
+from pipeline.dataset import StoreDataset
+from pipeline.explainers.gradcam import gradcam
+from pipeline.fingerprint import describe_pass
+from pipeline.geometry import view_targets, warp
+from pipeline.live import LiveTeacher
+from pipeline.losses import build_loss
+from pipeline.metric_log import read_metrics
+from pipeline.models import build_model, freeze
+from pipeline.models.output import Inner
+from pipeline.runs import RUNS, load_model, plain
+from pipeline.selection import rows_of_split
+from pipeline.store.columns import ZarrColumns
+from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.reader import Store
+from pipeline.store.verification import verify_store
+from pipeline.stream import TrainingStream, move_batch
+from pipeline.training import CHECKPOINT_NAME, Training, batch_loss, build_optimizer
+from pipeline.views import ViewSchedule
+from stages import distill, precompute
+from tests.conftest import Frozen, precompute_config
+from tests.stages.test_flow import (
+    TRAINER,
+    assert_equal_states,
+    distill_config,
+    weights_of,
+)
+
+PASS = PassConfig(batch_size=8, payloads=("logits", "map", "at", "cat"), cat_size=4)
+PAD_CROP = OperationConfig(kind="pad_crop", padding=3)
+VIEWS = {
+    "views": RandomViewsConfig(count=2, seed=1),
+    "augment": AugmentConfig(operations=(PAD_CROP, OperationConfig(kind="horizontal_flip"))),
+}
+SIZE = (16, 16)
+
+
+@pytest.fixture(scope="module")
+def inner(tmp_path_factory, tiny_teacher):
+    """A store with a canonical pass of every payload, and one of two stored views."""
+    path = tmp_path_factory.mktemp("inner") / "store"
+    config = precompute_config(path, tiny_teacher, annotate=PASS, **VIEWS)
+    precompute.run(config)
+    return Frozen(Store(path), config)
+
+
+def teacher_of(frozen, extra):
+    model = freeze(build_model(frozen.config.teacher, 10))
+    return LiveTeacher("teacher", model, gradcam, SIZE, extra=extra)
+
+
+def dataset_of(frozen, extra, *, stored_views=False):
+    store = frozen.store
+    passes = store.open_passes(stored_views=stored_views)
+    return StoreDataset(store, rows_of_split(store.index, "train"), passes, extra=extra)
+
+
+def batch_of(frozen, extra, operations=()):
+    views = ViewSchedule(AugmentConfig(operations=operations), frozen.store.size, seed=0)
+    return next(TrainingStream(dataset_of(frozen, extra), views, batch_size=16, seed=0).epoch(0))
+
+
+def output_of(frozen, images):
+    model = freeze(build_model(frozen.config.teacher, 10))
+    return model(images, Inner(stages=True, class_maps=True))
+
+
+# ---- what a pass holds ---------------------------------------------------------------------------
+
+
+def test_a_pass_declares_its_fields_and_verifies(inner):
+    (teacher,) = inner.store.open_passes()
+
+    specs = {spec.name: spec for spec in teacher.manifest.fields}
+
+    assert list(specs)[4:] == [
+        *("at_1", "at_1_scale", "at_2", "at_2_scale", "at_3", "at_3_scale"),
+        *("cat", "cat_scale"),
+    ]
+    assert [specs[f"at_{n}"].shape for n in (1, 2, 3)] == [(16, 16), (8, 8), (4, 4)]
+    assert (specs["cat"].shape, specs["cat_scale"].shape) == ((10, 4, 4), (10,))
+    for name in ("at_1", "cat"):
+        spec = specs[name]
+        assert (spec.dtype, spec.codec, spec.when_moved) == ("float16", "maxabs", "warp")
+        assert spec.frame == "full"
+        assert teacher.manifest.fidelity[name] > 0.99999
+    assert specs["at_1_scale"].shape == (1,)
+    assert teacher.fields_of("at") == ["at_1", "at_2", "at_3"]
+    assert list(verify_store(inner.store.path)) == []
+
+
+@pytest.mark.parametrize("backend", ["zarr", "webdataset"])
+def test_what_is_read_is_what_the_teacher_said(inner, tmp_path, tiny_teacher, backend):
+    store = inner
+    if backend == "webdataset":
+        config = precompute_config(tmp_path / "store", tiny_teacher, annotate=PASS, backend=backend)
+        precompute.run(config)
+        store = Frozen(Store(tmp_path / "store"), config)
+    at, cat = (dataset_of(store, extra).__getitems__([0, 5, 30]) for extra in ("at", "cat"))
+
+    output = output_of(store, at.inputs.float() / 255)
+
+    assert list(at.targets[0].extra) == ["at_1", "at_2", "at_3"]
+    assert list(cat.targets[0].extra) == ["cat"]
+    for stage, values in zip(output.stages, at.targets[0].extra.values(), strict=True):
+        wanted = stage.output.square().mean(dim=1)
+        assert (values - wanted).abs().max() < 1e-3 * wanted.max()
+    found = cat.targets[0].extra["cat"]
+    assert (found - output.class_maps).abs().max() < 1e-3 * output.class_maps.abs().max()
+
+
+def test_cat_is_pooled_to_its_size(inner, tmp_path, tiny_teacher):
+    config = precompute_config(tmp_path / "store", tiny_teacher, annotate=replace(PASS, cat_size=2))
+    precompute.run(config)
+
+    pooled, full = (
+        dataset_of(s, "cat") for s in (Frozen(Store(tmp_path / "store"), config), inner)
+    )
+
+    assert torch.allclose(
+        pooled[0].targets[0].extra["cat"],
+        F.adaptive_avg_pool2d(full[0].targets[0].extra["cat"], 2),
+        atol=1e-3,
+    )
+
+
+def test_fields_that_nobody_asked_for_stay_on_disk(inner, monkeypatch):
+    read = []
+
+    def reading(self, spec, *place, original=ZarrColumns._read):
+        read.append(spec.name)
+        return original(self, spec, *place)
+
+    monkeypatch.setattr(ZarrColumns, "_read", reading)
+
+    names = {}
+    for extra in (None, "at", "cat"):
+        read.clear()
+        batch = dataset_of(inner, extra)[0]
+        names[extra] = {name for name in read if name not in ("logits", "map", "explained_class")}
+        assert set(batch.targets[0].extra) == {n for n in names[extra] if not n.endswith("scale")}
+
+    assert names[None] == set()
+    assert names["at"] == {"at_1", "at_1_scale", "at_2", "at_2_scale", "at_3", "at_3_scale"}
+    assert names["cat"] == {"cat", "cat_scale"}
+
+
+def test_the_fingerprint_of_older_passes_stays_and_others_have_their_own(inner):
+    def describe(*payloads, **options):
+        config = PassConfig(payloads=("logits", *payloads), **options)
+        return describe_pass(
+            inner.store.manifest, {}, inner.config.explainer, config, backend="zarr"
+        )
+
+    assert set(describe("map")) == {
+        *("dataset_fingerprint", "store_fingerprint", "selection", "teacher", "views"),
+        *("explainer", "payloads", "map_dtype", "backend"),
+    }
+    assert describe("map") == describe("map", cat_size=7)
+    assert describe("map", "at") == describe("map", "at", cat_size=7)
+    assert describe("map", "cat") != describe("map", "cat", cat_size=7)
+    assert describe("map") != describe("map", "at") != describe("map", "cat")
+
+
+def test_the_options_of_older_methods_are_what_they_were():
+    assert set(plain(LabelsConfig())) == {"kind", "loss", "label_smoothing"}
+    kd = {"kind", "tau", "teacher_weights", "lambda_ce", "lambda_kd"}
+    assert set(plain(KDConfig())) == kd
+    assert set(plain(E2KDConfig())) == kd | {
+        *("lambda_map", "normalise_by", "guided_step_interval", "map_control"),
+    }
+
+
+# ---- frozen, replayed and live -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [ATConfig(), CatKDConfig(), CatKDConfig(normalise=True)])
+def test_a_frozen_and_a_live_step_without_views_have_the_same_gradient(inner, method):
+    torch.manual_seed(1)
+    student = build_model(replace(inner.config.teacher, weights=None), 10).eval()
+    parameters = list(student.parameters())
+    loss = build_loss(method)
+    batch = batch_of(inner, loss.extra)
+    gradients, values = [], []
+    for targets in (view_targets, teacher_of(inner, loss.extra)):
+        part = Training(
+            model=student,
+            loss=loss,
+            optimizer=build_optimizer(OptimizerConfig(), parameters),
+            targets=targets,
+        )
+        term = batch_loss(part, batch, SIZE).terms[loss.extra]
+        values.append(term.item())
+        gradients.append(
+            torch.cat(
+                [
+                    g.flatten()
+                    for g in torch.autograd.grad(
+                        term, parameters, allow_unused=True, materialize_grads=True
+                    )
+                ]
+            )
+        )
+
+    assert values[0] == pytest.approx(values[1], rel=2e-3)
+    assert (gradients[0] - gradients[1]).norm() < 5e-3 * gradients[1].norm()
+
+
+@pytest.mark.parametrize("extra", ["at", "cat"])
+def test_extra_fields_move_with_the_image(inner, extra):
+    still = batch_of(inner, extra)
+    mirrored = batch_of(inner, extra, (OperationConfig(kind="horizontal_flip", p=1.0),))
+    moved = batch_of(inner, extra, (PAD_CROP,))
+
+    (kept,), (flipped,), (shifted,) = (view_targets(b, (4, 4)) for b in (still, mirrored, moved))
+
+    for name, values in still.targets[0].extra.items():
+        assert torch.allclose(kept.extra[name], values, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(flipped.extra[name], values.flip(-1), rtol=1e-5, atol=1e-4)
+        fetched = warp(
+            values.view(len(values), -1, *values.shape[-2:]),
+            moved.canonical_from_view,
+            values.shape[-2:],
+        )
+        assert torch.equal(shifted.extra[name], fetched.view_as(values))
+        assert not torch.allclose(shifted.extra[name], values, atol=1e-2)
+
+
+def test_extra_fields_of_a_stored_view_are_that_views_own(inner):
+    dataset = dataset_of(inner, "at", stored_views=True)
+    batch = dataset.__getitems__([(0, 0), (0, 1), (7, 1)])
+
+    (targets,) = view_targets(batch, (4, 4))
+    images = warp(batch.inputs, batch.canonical_from_view, SIZE) / 255
+    output = output_of(inner, images)
+
+    for stage, values in zip(output.stages, targets.extra.values(), strict=True):
+        wanted = stage.output.square().mean(dim=1)
+        assert (values - wanted).abs().max() < 1e-3 * wanted.max()
+
+
+def test_extra_fields_go_to_the_device_with_their_batch(inner):
+    moved = move_batch(batch_of(inner, "at"), torch.device("meta"))
+
+    assert {values.device.type for values in moved.targets[0].extra.values()} == {"meta"}
+
+
+@pytest.mark.parametrize("mode", ["frozen", "replay", "live"])
+@pytest.mark.parametrize("method", [ATConfig(lambda_kd=1.0), CatKDConfig()], ids=lambda m: m.kind)
+def test_students_train_on_frozen_replayed_and_live_targets(inner, method, mode):
+    options = {"teacher": inner.config.teacher} if mode == "live" else {}
+    config = distill_config(
+        inner, method=method, mode=mode, trainer=replace(TRAINER, epochs=2), **options
+    )
+
+    distill.run(config)
+
+    lines = list(read_metrics(RUNS / "one" / "distill"))
+    term = build_loss(method).extra
+    assert all(line[term] > 0 and line["ce"] > 0 for line in lines)
+    assert ("kd" in lines[0]) == (method.lambda_kd > 0)
+    assert load_model(RUNS / "one" / "distill")[1].num_classes == 10
+
+
+def test_a_pass_without_the_payload_is_refused_with_the_way_out(frozen):
+    for method, payload in ((ATConfig(), "at"), (CatKDConfig(), "cat")):
+        with pytest.raises(
+            StoreMismatchError,
+            match=rf"no payload {payload}, method={method.kind}.*payloads=\[logits,map,{payload}\]",
+        ):
+            distill.run(distill_config(frozen, method=method))
+
+
+def test_a_term_of_weight_zero_needs_no_payload_and_is_the_labels_student(frozen):
+    trainer = replace(TRAINER, epochs=1)
+    for run, method in (("labels", LabelsConfig()), ("at", ATConfig(lambda_at=0.0))):
+        distill.run(distill_config(frozen, run=run, method=method, trainer=trainer))
+
+    assert_equal_states(weights_of("at"), weights_of("labels"))
+
+
+# ---- ReviewKD ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["frozen", "replay"])
+def test_review_without_a_live_teacher_is_refused(frozen, mode):
+    with pytest.raises(ConfigError, match=rf"no store holds, so mode={mode}.*mode=live"):
+        distill_config(frozen, method=ReviewKDConfig(), mode=mode)
+    distill_config(frozen, method=ReviewKDConfig(lambda_review=0.0), mode=mode)
+
+
+def test_review_needs_two_records_a_rank(frozen):
+    with pytest.raises(ConfigError, match=r"batch_size=2 leaves each of 2 ranks one record"):
+        distill_config(
+            frozen,
+            method=ReviewKDConfig(),
+            mode="live",
+            teacher=frozen.config.teacher,
+            trainer=replace(TRAINER, batch_size=2, ranks=2),
+        )
+
+
+def test_a_killed_review_student_resumes_to_the_same_one_and_leaves_its_fusions_behind(
+    frozen, monkeypatch
+):
+    def config(run):
+        return distill_config(
+            frozen, run=run, method=ReviewKDConfig(), mode="live", teacher=frozen.config.teacher
+        )
+
+    class Killed(BaseException):
+        pass
+
+    distill.run(config("whole"))
+    original, steps = training.train_step, []
+
+    def dying_step(*args):
+        steps.append(None)
+        if len(steps) == 8:
+            raise Killed
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_step", dying_step)
+        with pytest.raises(Killed):
+            distill.run(config("killed"))
+    distill.run(config("killed"))
+
+    whole, killed = (
+        torch.load(RUNS / run / "distill" / CHECKPOINT_NAME, weights_only=True)
+        for run in ("whole", "killed")
+    )
+    assert_equal_states(weights_of("killed"), weights_of("whole"))
+    assert_equal_states(killed["loss"], whole["loss"])
+    assert any(name.startswith("fusions.0.mix") for name in whole["loss"])
+    trained = len(whole["optimizer"]["param_groups"][0]["params"])
+    student, _ = load_model(RUNS / "whole" / "distill")
+    fusions = sum(
+        not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        for name in whole["loss"]
+    )
+    assert trained == len(list(student.parameters())) + fusions
+    assert not any("fusion" in name for name in student.state_dict())
+
+
+def test_fusions_are_drawn_from_the_seed(frozen):
+    trainer = replace(TRAINER, epochs=1)
+    drawn = []
+    for run, seed in (("a", 0), ("b", 0), ("c", 1)):
+        distill.run(
+            distill_config(
+                frozen,
+                run=run,
+                seed=seed,
+                method=ReviewKDConfig(lambda_review=1e-30),
+                mode="live",
+                teacher=frozen.config.teacher,
+                trainer=trainer,
+            )
+        )
+        state = torch.load(RUNS / run / "distill" / CHECKPOINT_NAME, weights_only=True)["loss"]
+        drawn.append(state["fusions.0.reduce.0.weight"])
+
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_a_run_says_what_it_was_asked(inner):
+    distill.run(
+        distill_config(
+            inner,
+            method=CatKDConfig(resolution=4, normalise=True),
+            trainer=replace(TRAINER, epochs=1),
+        )
+    )
+
+    asked = yaml.safe_load(Path(RUNS / "one" / "distill" / "config.yaml").read_text())["method"]
+
+    assert (asked["kind"], asked["resolution"], asked["normalise"]) == ("cat_kd", 4, True)
+    assert np.isfinite(next(read_metrics(RUNS / "one" / "distill"))["cat"])
