@@ -17,7 +17,7 @@ from pipeline.evaluation.localization import (
 from pipeline.explainers import EXPLAINERS, forward_to_explain
 from pipeline.explainers.bcos_weights import color_picture, contribution_map, is_bcos_weights
 from pipeline.geometry import judged_view, view_images, view_maps, view_targets
-from pipeline.labels import classes_of, decide, has_many, multi_hot
+from pipeline.labels import classes_of, decide, has_many
 from pipeline.losses.map_cosine import map_cosine
 from pipeline.models.bcos.layers import add_inverse
 from pipeline.records import NO_CLASS
@@ -207,7 +207,7 @@ def _teacher_epg(
     explained = stored.explained_class
     of_region = batch.labels[:, None]
     if has_many(batch.labels):
-        own = multi_hot(batch.labels, batch.labels.shape[1]).gather(1, explained.clamp(min=0)) > 0
+        own = batch.labels.gather(1, explained.clamp(min=0)) > 0
         of_region = explained.where(own, NO_CLASS)
     scores = []
     for place, classes in enumerate(of_region.T):

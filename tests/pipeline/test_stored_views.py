@@ -26,6 +26,7 @@ from pipeline.explainers.gradcam import gradcam
 from pipeline.geometry import view_images, view_targets, warp
 from pipeline.models import build_model, freeze
 from pipeline.order import EpochOrder, GlobalBatches, ReplayBatches
+from pipeline.payloads.payload import Described
 from pipeline.runs import RUNS, load_model
 from pipeline.selection import rows_of_split, select_training_rows
 from pipeline.store.manifest import StoreMismatchError
@@ -179,9 +180,9 @@ def test_a_replayed_batch_is_what_the_teacher_saw_and_said_bit_for_bit(replayed)
         (targets,) = view_targets(batch, (4, 4))
         images = view_images(batch, replayed.store.size)
         for index in range(len(images)):
-            again = annotator._annotate_inputs(
-                images[index : index + 1], batch.keys[index : index + 1]
-            )
+            one = slice(index, index + 1)
+            records = Described(batch.keys[one], batch.labels[one])
+            again = annotator._annotate_inputs(images[one], records)
             top1 = again.values["explained_class"][0]
             assert targets.explained_class[index].numpy() == top1
             assert np.allclose(
