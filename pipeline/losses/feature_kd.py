@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from pipeline.losses.kd import kd_loss
-from pipeline.losses.labels import cross_entropy_loss, off_label_bce_loss
+from pipeline.losses.labels import label_term, off_label_bce_loss
 from pipeline.losses.terms import DistillationLoss, LossTerms
 from pipeline.models.output import NOTHING, Inner
 
@@ -63,11 +63,11 @@ class FeatureKDLoss(DistillationLoss):
         terms: dict[str, Tensor] = {}
         weighted = []
         if config.lambda_ce > 0:
+            name, supervised = label_term(student.logits, labels)
             if config.label_loss == "bce_offlabel":
-                terms["bce"] = off_label_bce_loss(student.logits, labels)
-            else:
-                terms["ce"] = cross_entropy_loss(student.logits, labels)
-            weighted += [config.lambda_ce * term for term in terms.values()]
+                name, supervised = "bce", off_label_bce_loss(student.logits, labels)
+            terms[name] = supervised
+            weighted.append(config.lambda_ce * supervised)
         if config.lambda_kd > 0:
             terms["kd"] = kd_loss(student.logits, targets.logits, config.tau)
             weighted.append(config.lambda_kd * terms["kd"])

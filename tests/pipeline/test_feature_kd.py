@@ -28,7 +28,7 @@ from pipeline.losses import build_loss
 from pipeline.losses.at import attention_loss, attention_map
 from pipeline.losses.cat_kd import class_map_loss
 from pipeline.losses.kd import kd_loss
-from pipeline.losses.labels import cross_entropy_loss, off_label_bce_loss
+from pipeline.losses.labels import bce_loss, cross_entropy_loss, off_label_bce_loss
 from pipeline.losses.review_kd import Fusion, hierarchical_context_loss, review_levels
 from pipeline.losses.terms import StudentOutput
 from pipeline.models import build_model, freeze
@@ -603,3 +603,15 @@ def test_class_maps_coarser_than_they_are_compared_are_refused():
 def test_options_out_of_range_say_so(method, options, message):
     with pytest.raises(ConfigError, match=message):
         method(**options)
+
+
+@pytest.mark.parametrize("label_loss", ["ce", "bce_offlabel"])
+def test_many_labels_a_record_have_a_supervised_term_of_their_own(label_loss):
+    loss = build_loss(CatKDConfig(lambda_cat=0.0, label_loss=label_loss))
+    logits, labels = torch.randn(3, 4), torch.tensor([[1.0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
+    targets = Targets(teacher="any", logits=torch.zeros(3, 4))
+
+    terms = loss(StudentOutput(logits=logits), targets, labels).terms
+
+    wanted = off_label_bce_loss if label_loss == "bce_offlabel" else bce_loss
+    assert terms == {"bce": wanted(logits, labels)}
