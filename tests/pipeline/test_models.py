@@ -114,7 +114,7 @@ def test_logits_are_the_untouched_networks_and_features_survive_the_head(config)
         normalised = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
         expected = model.network(normalised)
 
-        logits, features, _ = model(images)
+        logits, features, *_ = model(images)
 
         again, _ = model.forward_trunk(images)
         maps = gradcam(model, model(images), torch.tensor([[0, -1], [1, 2]]))
