@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from pipeline.config import require
 from pipeline.losses.kd import kd_loss
 from pipeline.losses.labels import label_term, off_label_bce_loss
 from pipeline.losses.terms import DistillationLoss, LossTerms
@@ -48,6 +49,13 @@ class FeatureKDLoss(DistillationLoss):
     @property
     def needs_labels(self) -> bool:
         return self.config.lambda_ce > 0
+
+    def check_labels(self, *, many: bool) -> None:
+        require(
+            not many or self.config.lambda_kd == 0,
+            f"method.lambda_kd={self.config.lambda_kd} compares one distribution over all classes, and a record of "
+            "this store has many labels; set it to 0, or take method=kd method.logits=mld",
+        )
 
     @property
     def inner(self) -> Inner:

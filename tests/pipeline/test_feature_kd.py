@@ -615,3 +615,9 @@ def test_many_labels_a_record_have_a_supervised_term_of_their_own(label_loss):
 
     wanted = off_label_bce_loss if label_loss == "bce_offlabel" else bce_loss
     assert terms == {"bce": wanted(logits, labels)}
+
+
+def test_soft_targets_beside_a_baseline_are_refused_for_many_labels():
+    build_loss(ATConfig()).check_labels(many=True)
+    with pytest.raises(ConfigError, match=r"method\.lambda_kd=0\.5 compares one distribution"):
+        build_loss(ATConfig(lambda_kd=0.5)).check_labels(many=True)
