@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 STEP = 0.005
 FOLDER = "pareto"
+FRONT_NAME = "front.json"
 _RIGHT = ("f1", "accuracy")
 _REASONS = ("epg", "iou")
 
@@ -57,22 +58,22 @@ class ParetoFront:
         metrics = self.judge(model)
         right = next(name for name in _RIGHT if name in metrics)
         point = {name: float(metrics[name]) for name in (right, *_REASONS) if name in metrics}
-        candidates = [c for c in self.candidates() if c["epoch"] != epoch]
+        candidates = [c for c in self.members() if c["epoch"] != epoch]
         candidates.append({"epoch": epoch, **point})
         kept = pareto_front([[c[name] for name in point] for c in candidates])
         if len(candidates) - 1 in kept:
             state = {k: v.contiguous().cpu() for k, v in model.network.state_dict().items()}
             write_atomically(self.folder / weights_name(epoch), save(state))
         front = [candidates[position] for position in kept]
-        write_atomically(self.folder / "front.json", json.dumps(front, indent=1).encode())
+        write_atomically(self.folder / FRONT_NAME, json.dumps(front, indent=1).encode())
         wanted = {weights_name(c["epoch"]) for c in front}
         for path in self.folder.glob("*.safetensors"):
             if path.name not in wanted:
                 path.unlink()
 
-    def candidates(self) -> list[dict[str, Any]]:
+    def members(self) -> list[dict[str, Any]]:
         """The front so far: epoch and metrics of each of its members."""
-        path = self.folder / "front.json"
+        path = self.folder / FRONT_NAME
         found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
         return found
 

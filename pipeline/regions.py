@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from pipeline.evaluation.localization import box_regions
 from pipeline.geometry import warp
 from pipeline.labels import has_many, multi_hot
 from pipeline.records import NO_CLASS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from pipeline.records import Batch
@@ -39,6 +40,24 @@ def regions_of(batch: Batch, classes: Tensor, kind: RegionKind, size: tuple[int,
         regions = regions & (classes >= 0)[:, None, None]
     if batch.canonical_from_view is not None:
         regions = warp(regions[:, None].float(), batch.canonical_from_view, size)[:, 0] > 0.5
+    return regions
+
+
+def box_regions(boxes: Sequence[Tensor], labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """The union of each record's boxes of its own class, bool [n, H, W].
+
+    boxes   a record's f32 [m, 5]: label and corners x0, y0, x1, y1 in [-1, 1]
+    labels  i64 [n]
+    Corners are cut down to whole pixels; a box covers them half-open.
+    """
+    regions = torch.zeros(len(boxes), *size, dtype=torch.bool)
+    extent = torch.tensor([size[1], size[0], size[1], size[0]])
+    for region, record_boxes, label in zip(regions, boxes, labels.tolist(), strict=True):
+        own = record_boxes[record_boxes[:, 0] == label, 1:]
+        # The small term undoes rounding of corners that are whole pixels.
+        pixels = ((own + 1) / 2 * extent + 1e-3).floor().clamp(min=0).long()
+        for x0, y0, x1, y1 in pixels.tolist():
+            region[y0:y1, x0:x1] = True
     return regions
 
 

@@ -5,14 +5,9 @@ Positive attributions only. Maps are compared with regions at the input's resolu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 MIN_ENERGY = 1e-7
 """A map with less positive mass than this points nowhere and counts as 0."""
@@ -43,24 +38,6 @@ def localization_iou(maps: Tensor, regions: Tensor, threshold: float) -> Tensor:
     intersection = (chosen & regions).sum(dim=(1, 2))
     union = (chosen | regions).sum(dim=(1, 2))
     return intersection / union.clamp(min=1)
-
-
-def box_regions(boxes: Sequence[Tensor], labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """The union of each record's boxes of its own class, bool [n, H, W].
-
-    boxes   a record's f32 [m, 5]: label and corners x0, y0, x1, y1 in [-1, 1]
-    labels  i64 [n]
-    Corners are cut down to whole pixels; a box covers them half-open.
-    """
-    regions = torch.zeros(len(boxes), *size, dtype=torch.bool)
-    extent = torch.tensor([size[1], size[0], size[1], size[0]])
-    for region, record_boxes, label in zip(regions, boxes, labels.tolist(), strict=True):
-        own = record_boxes[record_boxes[:, 0] == label, 1:]
-        # The small term undoes rounding of corners that are whole pixels.
-        pixels = ((own + 1) / 2 * extent + 1e-3).floor().clamp(min=0).long()
-        for x0, y0, x1, y1 in pixels.tolist():
-            region[y0:y1, x0:x1] = True
-    return regions
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -18,12 +18,12 @@ from pipeline.evaluation.agreement import (
     teacher_scores,
 )
 from pipeline.evaluation.localization import (
-    box_regions,
     energy_pointing_game,
     localization_iou,
     upsample,
 )
 from pipeline.records import NO_GROUP, NO_LABEL
+from pipeline.regions import box_regions
 
 THRESHOLD = 0.05
 

@@ -117,7 +117,7 @@ def test_weights_are_kept_while_their_epoch_is_on_the_front(tmp_path):
 
     for epoch in (1, 2):
         front(model, epoch)
-    assert [c["epoch"] for c in front.candidates()] == [1]
+    assert [c["epoch"] for c in front.members()] == [1]
     front(model, 3)
 
     assert [p.name for p in (tmp_path / "pareto").glob("*.safetensors")] == [weights_name(3)]
