@@ -22,7 +22,7 @@ from pipeline.config import require
 from pipeline.config.paths import with_absolute_paths
 from pipeline.progress import show_epochs
 from pipeline.runs import MODEL_NAME, is_finished, load_model, open_run
-from pipeline.store.files import write_atomically
+from pipeline.store.files import sha256_file, write_atomically
 from pipeline.store.reader import Store
 from pipeline.teaching import Teaching
 
@@ -47,7 +47,11 @@ def run(config: TeachConfig) -> TeachResult:
     # Weights are what this stage makes: a file is named for a later precompute. Published ones are a start.
     if config.teacher.weights != "pretrained":
         config = replace(config, teacher=replace(config.teacher, weights=None))
-    folder = open_run("teach", config.run, config, {"store": store.manifest.fingerprint})
+    inputs = {"store": store.manifest.fingerprint}
+    if (start := config.teaching.start) is not None:
+        require(Path(start).is_file(), f"teaching.start={start} does not exist; correct the path")
+        inputs["start"] = sha256_file(Path(start))
+    folder = open_run("teach", config.run, config, inputs)
     _check_splits(config, store)
     if not is_finished(folder):
         job = Teaching(config=with_absolute_paths(config), folder=folder.absolute())

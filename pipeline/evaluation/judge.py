@@ -202,16 +202,18 @@ def _teacher_epg(
     batch: Batch, stored: StoredTargets, kind: RegionKind, size: tuple[int, int]
 ) -> Tensor:
     """EPG of the stored maps, as of `Judged.teacher_epg`: a value a record and map."""
-    maps = view_maps(batch, stored, size)
     assert stored.explained_class is not None
     explained = stored.explained_class
     of_region = batch.labels[:, None]
     if has_many(batch.labels):
         own = batch.labels.gather(1, explained.clamp(min=0)) > 0
         of_region = explained.where(own, NO_CLASS)
+    placed = [regions_of(batch, classes, kind, size) for classes in of_region.T]
+    if not any(regions.any() for regions in placed):  # no map is needed
+        return torch.full((len(batch.keys) * len(placed),), float("nan"))
+    maps = view_maps(batch, stored, size)
     scores = []
-    for place, classes in enumerate(of_region.T):
-        regions = regions_of(batch, classes, kind, size)
+    for place, regions in enumerate(placed):
         epg = energy_pointing_game(_evidence(maps[:, place : place + 1], batch), regions)
         nowhere = ~regions.flatten(1).any(dim=1) | (explained[:, place] < 0)
         scores.append(epg.masked_fill(nowhere, float("nan")))

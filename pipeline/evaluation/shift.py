@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from pipeline.dataset import StoreDataset
     from pipeline.evaluation.judge import Subject
+    from pipeline.models.output import ModelOutput
 
 _BATCH = 64
 
@@ -52,26 +53,29 @@ def shift_curves(
             f"{subject.input_size[0]}x{subject.input_size[1]} pixels away; take less than its side"
         )
     chosen = _chosen(len(dataset), records)
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, Tensor] = {}
+    cosines: dict[str, list[Tensor]] = {}
     for start in range(0, len(chosen), _BATCH):
         batch = move_batch(dataset.__getitems__(chosen[start : start + _BATCH]), subject.device)
-        first: dict[str, Tensor] = {}
-        explained = batch.labels[:, None]
-        for shift in range(max_shift + 1):
-            images = window(batch.inputs, subject.input_size, shift, max_shift)
-            output = forward_to_explain(subject.model, images)
-            if shift == 0:
-                explained = output.logits.argmax(dim=1, keepdim=True)
-            moved = _maps(subject, output.features.detach(), subject.maps(output, explained))
-            if shift == 0:
-                first = moved
-            for kind, maps in moved.items():
-                cosine, valid = overlap_cosine(first[kind], maps, shift)
-                zeros = torch.zeros(max_shift + 1, dtype=torch.float64)
-                sums.setdefault(kind, zeros.clone())[shift] += float(cosine[valid].double().sum())
-                counts.setdefault(kind, zeros.clone())[shift] += int(valid.sum())
-    return {kind: (sums[kind] / counts[kind]).tolist() for kind in sums}
+        for kind, curve in _batch_curves(subject, batch.inputs, max_shift).items():
+            cosines.setdefault(kind, []).append(curve.cpu())
+    return {
+        kind: torch.cat(parts, dim=1).nanmean(dim=1).tolist() for kind, parts in cosines.items()
+    }
+
+
+def _batch_curves(subject: Subject, frames: Tensor, max_shift: int) -> dict[str, Tensor]:
+    """Cosines [max_shift + 1, B] by kind of map; nan where a map is zero."""
+    output = forward_to_explain(subject.model, window(frames, subject.input_size, 0, max_shift))
+    explained = output.logits.argmax(dim=1, keepdim=True)
+    unmoved = _maps(subject, output, explained)
+    curves: dict[str, list[Tensor]] = {kind: [] for kind in unmoved}
+    for shift in range(max_shift + 1):
+        images = window(frames, subject.input_size, shift, max_shift)
+        moved = _maps(subject, forward_to_explain(subject.model, images), explained)
+        for kind, maps in moved.items():
+            cosine, valid = overlap_cosine(unmoved[kind], maps, shift)
+            curves[kind].append(cosine.masked_fill(~valid, float("nan")))
+    return {kind: torch.stack(curve) for kind, curve in curves.items()}
 
 
 def window(frames: Tensor, size: tuple[int, int], shift: int, max_shift: int) -> Tensor:
@@ -110,11 +114,12 @@ def _chosen(count: int, records: int) -> list[int]:
     return sorted(generator.sample(range(count), min(count, records)))
 
 
-def _maps(subject: Subject, features: Tensor, maps: Tensor) -> dict[str, Tensor]:
+def _maps(subject: Subject, output: ModelOutput, explained: Tensor) -> dict[str, Tensor]:
     """[B, A, h, w] each, at the input's resolution."""
+    maps = subject.maps(output, explained)
     shown = {"map": maps[:, 0]}
     if is_bcos_weights(maps):
-        shown["contribution"] = contribution_map(maps, features)[:, 0]
+        shown["contribution"] = contribution_map(maps, output.features.detach())[:, 0]
     return {kind: _at_size(values, subject.input_size) for kind, values in shown.items()}
 
 

@@ -11,6 +11,7 @@ import torch
 from pipeline.config import (
     BcosModelConfig,
     CifarModelConfig,
+    ConfigError,
     EvaluateOptions,
     GuidedTeachingConfig,
     OptimizerConfig,
@@ -182,3 +183,8 @@ def test_masks_guide_as_boxes_do(packed):
     _, plain = taught(packed, replace(network), run="none", lambda_localization=0.0)
 
     assert by_masks["epg"] > plain["epg"] + 0.05
+
+
+def test_a_start_that_is_not_there_is_refused_by_name(packed):
+    with pytest.raises(ConfigError, match=r"teaching\.start=nowhere\.safetensors does not exist"):
+        taught(packed, CifarModelConfig(name="resnet8", width=4), start="nowhere.safetensors")

@@ -42,19 +42,14 @@ def curve(monkeypatch):
         "pipeline.evaluation.shift.forward_to_explain",
         lambda model, images: ModelOutput(torch.zeros(len(images), 3), images, None),
     )
-    dataset = SimpleNamespace(
-        __getitems__=lambda rows: SimpleNamespace(inputs=frames(), labels=torch.zeros(2)),
-        __len__=lambda: 2,
-    )
     monkeypatch.setattr("pipeline.evaluation.shift.move_batch", lambda batch, device: batch)
-    monkeypatch.setattr("pipeline.evaluation.shift._chosen", lambda count, records: [0, 1])
 
     class Dataset:
         def __len__(self):
             return 2
 
         def __getitems__(self, rows):
-            return dataset.__getitems__(rows)
+            return SimpleNamespace(inputs=frames()[rows])
 
     return lambda explain: shift_curves(Explained(explain), Dataset(), max_shift=32, records=2)[
         "map"
