@@ -35,6 +35,7 @@ _NO_DIFFERENCE = (
     "trainer.checkpoint_every_steps",
 )
 _YOUNGER = {
+    "evaluate.group_sets": {},
     "evaluate.max_shift": None,
     "evaluate.shift_records": 256,
     "explainer.max_classes": None,

@@ -25,6 +25,8 @@ class EvaluateOptions:
     """Where an explanation should lie, for EPG and IoU; of many labels a mask's values are the classes + 1."""
     iou_threshold: float = 0.05
     """On the map scaled to [0, 1]; strict."""
+    group_sets: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Name -> groups to score together, beside each group alone; of Waterbirds {id: [0, 3], ood: [1, 2]}."""
     max_shift: int | None = None
     """Pixels up to which the input is shifted for the shift-equivariance curve of the student's explanation
     (e2KD, Figure 5: 32); null measures none. Wants frames that are larger than the student's input by as much."""
@@ -51,6 +53,11 @@ class EvaluateOptions:
             self.shift_records >= 1,
             f"evaluate.shift_records must be >= 1, got {self.shift_records}",
         )
+        for name, groups in self.group_sets.items():
+            require(
+                name.isidentifier() and len(groups) > 0 and len(set(groups)) == len(groups),
+                f"evaluate.group_sets is a name (a word) and its groups, each once, got {name}: {list(groups)}",
+            )
         require(
             self.num_pictures >= 0, f"evaluate.num_pictures must be >= 0, got {self.num_pictures}"
         )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import math
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
+from pipeline.evaluation.groups import group_scores
 from pipeline.labels import decide, has_many, known
 from pipeline.losses.mld import mld_loss
-from pipeline.records import NO_GROUP, NO_LABEL
+from pipeline.records import NO_LABEL
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from torch import Tensor
 
 
@@ -35,20 +38,31 @@ def f1(logits: Tensor, labels: Tensor) -> float:
     return float(2 * hits / (positive.sum() + present.sum()))
 
 
-def label_scores(logits: Tensor, labels: Tensor, groups: Tensor) -> dict[str, Any]:
-    """How right logits [N, K] are: accuracy, also by group [N]; of many labels a record f1."""
+def label_scores(
+    logits: Tensor,
+    labels: Tensor,
+    groups: Tensor,
+    group_sets: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """How right logits [N, K] are: accuracy, also by group [N] and set of groups; of many labels a record f1."""
     if has_many(labels):
         return {"f1": f1(logits, labels)}
-    of_groups = group_accuracies(logits, labels, groups)
-    scores = {"accuracy": accuracy(logits, labels), "group_accuracy": of_groups}
-    labelled = [value for value in of_groups.values() if not math.isnan(value)]
-    return scores | ({"worst_group_accuracy": min(labelled)} if labelled else {})
+    counted = labels != NO_LABEL
+    right = (logits.argmax(dim=1) == labels)[counted]
+    of_groups = group_scores("accuracy", right, groups[counted], group_sets)
+    worst = min(of_groups["group_accuracy"].values(), default=None)
+    scores = {"accuracy": accuracy(logits, labels), **of_groups}
+    return scores if worst is None else scores | {"worst_group_accuracy": worst}
 
 
 def teacher_scores(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor
-) -> dict[str, float]:
-    """How close two networks' logits [N, K] are, and how right the teacher is itself."""
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    groups: Tensor,
+    group_sets: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """How close two networks' logits [N, K] are, also by group [N], and how right the teacher is itself."""
     many = has_many(labels)
     scores = {
         "agreement": agreement(student_logits, teacher_logits, many=many),
@@ -56,7 +70,12 @@ def teacher_scores(
     }
     if many:
         return scores | {"teacher_f1": f1(teacher_logits, labels)}
-    return scores | {"teacher_accuracy": accuracy(teacher_logits, labels)}
+    same = student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)
+    return {
+        **scores,
+        **group_scores("agreement", same, groups, group_sets),
+        "teacher_accuracy": accuracy(teacher_logits, labels),
+    }
 
 
 def agreement(student_logits: Tensor, teacher_logits: Tensor, *, many: bool = False) -> float:
@@ -79,11 +98,3 @@ def kl_to_teacher(student_logits: Tensor, teacher_logits: Tensor, *, many: bool 
     student = F.log_softmax(student_logits.double(), dim=1)
     teacher = F.log_softmax(teacher_logits.double(), dim=1)
     return float(F.kl_div(student, teacher, reduction="batchmean", log_target=True))
-
-
-def group_accuracies(logits: Tensor, labels: Tensor, groups: Tensor) -> dict[str, float]:
-    """Accuracy of each group of records, by the group's number; empty where there are no groups."""
-    known = torch.unique(groups[groups != NO_GROUP]).tolist()
-    return {
-        str(group): accuracy(logits[groups == group], labels[groups == group]) for group in known
-    }

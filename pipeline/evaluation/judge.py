@@ -91,14 +91,15 @@ def judge_split(
     logits, labels, groups = (_all(judged, name) for name in ("logits", "labels", "groups"))
     metrics: dict[str, Any] = {
         "records": len(labels),
-        **label_scores(logits, labels, groups),
+        **label_scores(logits, labels, groups, options.group_sets),
     }
     for name in ("epg", "iou", "teacher_epg"):
         values = _all(judged, name).double()
         if not values.isnan().all():
             metrics[name] = float(values.nanmean())
     if judged[0].teacher_logits is not None:
-        metrics |= teacher_scores(logits, _all(judged, "teacher_logits"), labels)
+        teacher_logits = _all(judged, "teacher_logits")
+        metrics |= teacher_scores(logits, teacher_logits, labels, groups, options.group_sets)
     if judged[0].map_cosine is not None:
         cosines = _all(judged, "map_cosine").double()
         metrics["map_cosine"] = float(cosines.nanmean())

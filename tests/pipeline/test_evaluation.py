@@ -12,7 +12,6 @@ from pipeline.evaluation.agreement import (
     accuracy,
     agreement,
     f1,
-    group_accuracies,
     kl_to_teacher,
     label_scores,
     teacher_scores,
@@ -283,22 +282,41 @@ def test_kl_to_teacher_matches_hand_computation():
     assert kl == pytest.approx(expected, abs=1e-12)
 
 
-def test_group_accuracies_judge_each_group_alone_and_leave_out_records_without_one():
-    logits = top1_logits(0, 0, 1, 2, 2, 2)
-    labels = torch.tensor([0, 1, 1, 0, 2, 1])
-    groups = torch.tensor([0, 0, 3, 3, 3, NO_GROUP])
+def test_groups_are_scored_alone_and_in_sets_by_records_and_by_groups():
+    """Waterbirds: 1 and 2 are out of distribution; the last record has no group, and the fourth no label."""
+    logits = top1_logits(0, 0, 1, 1, 1, 0, 0, 1)
+    labels = torch.tensor([0, 1, 1, NO_LABEL, 0, 0, 0, 1])
+    groups = torch.tensor([0, 0, 1, 1, 2, 2, 2, NO_GROUP])
+    sets = {"id": (0, 3), "ood": (1, 2), "absent": (7,)}
 
-    accuracies = group_accuracies(logits, labels, groups)
+    scores = label_scores(logits, labels, groups, sets)
 
-    assert accuracies == {"0": 1 / 2, "3": 2 / 3}
+    assert scores["group_accuracy"] == {"0": 1 / 2, "1": 1, "2": 2 / 3}
+    assert scores["worst_group_accuracy"] == 1 / 2
+    assert (scores["id_accuracy"], scores["id_mean_group_accuracy"]) == (1 / 2, 1 / 2)
+    assert scores["ood_accuracy"] == 3 / 4
+    assert scores["ood_mean_group_accuracy"] == pytest.approx(5 / 6, abs=1e-12)
+    assert scores["accuracy"] == 5 / 7
+    assert not any(name.startswith("absent") for name in scores)
 
 
-def test_group_accuracies_are_empty_where_there_are_no_groups():
-    accuracies = group_accuracies(
-        top1_logits(0, 1), torch.tensor([0, 1]), torch.full((2,), NO_GROUP)
-    )
+def test_agreement_of_groups_needs_no_labels():
+    teacher, student = top1_logits(0, 0, 1, 1), top1_logits(0, 1, 1, 1)
+    labels = torch.full((4,), NO_LABEL)
+    groups = torch.tensor([0, 1, 1, 1])
 
-    assert accuracies == {}
+    scores = teacher_scores(student, teacher, labels, groups, {"ood": (1, 2)})
+
+    assert scores["group_agreement"] == {"0": 1, "1": 2 / 3}
+    assert scores["ood_agreement"] == scores["ood_mean_group_agreement"] == 2 / 3
+
+
+def test_without_groups_there_are_no_scores_of_any():
+    nowhere = torch.full((2,), NO_GROUP)
+
+    scores = label_scores(top1_logits(0, 1), torch.tensor([0, 1]), nowhere, {"id": (0, 3)})
+
+    assert scores == {"accuracy": 1, "group_accuracy": {}}
 
 
 # ---- many labels a record ------------------------------------------------------------------------
@@ -377,7 +395,8 @@ def test_the_scores_of_a_set_are_those_that_its_labels_allow():
     assert set(label_scores(logits, labels, groups)) == {"f1"}
     assert set(label_scores(logits, one_each, groups)) == {"accuracy", "group_accuracy"}
     agreement_of_itself = {"agreement": 1, "kl_to_teacher": 0}
-    of_many = teacher_scores(logits, logits.clone(), labels)
+    of_many = teacher_scores(logits, logits.clone(), labels, groups)
     assert of_many == agreement_of_itself | {"teacher_f1": f1(logits, labels)}
-    of_one = teacher_scores(logits, logits.clone(), one_each)
-    assert of_one == agreement_of_itself | {"teacher_accuracy": accuracy(logits, one_each)}
+    of_one = teacher_scores(logits, logits.clone(), one_each, groups)
+    teacher = {"teacher_accuracy": accuracy(logits, one_each), "group_agreement": {}}
+    assert of_one == agreement_of_itself | teacher
