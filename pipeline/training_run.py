@@ -189,7 +189,7 @@ def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
     trainer = plan.trainer
     device = ranks.device or resolve_device("trainer.device", trainer.device)
     torch.manual_seed(derive_seed(plan.seed, "initialisation"))
-    model = build_model(plan.model, plan.num_classes).to(device)
+    model = build_model(plan.model, plan.num_classes, may_replace_head=True).to(device)
     targets: TargetSource = view_targets
     if plan.live_teacher is not None:
         targets = _build_live_teacher(plan, plan.live_teacher, device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.nn.functional as F
 
 from pipeline.evaluation.groups import group_scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
         TimmModelConfig,
         TorchvisionModelConfig,
     )
+
+logger = logging.getLogger("permafrost.models")
 
 PRETRAINED = "pretrained"
 """As weights: those that the provider publishes."""
@@ -106,10 +109,14 @@ PROVIDERS: dict[str, Provider] = {
 # ---- building ------------------------------------------------------------------------------------
 
 
-def build_model(config: ModelConfig, num_classes: int) -> Classifier:
+def build_model(
+    config: ModelConfig, num_classes: int, *, may_replace_head: bool = False
+) -> Classifier:
     """The network with the weights that the config names, on the CPU.
 
-    num_classes  outputs, unless the config sets its own `classes`
+    num_classes       outputs, unless the config sets its own `classes`
+    may_replace_head  of a network that will be trained: where a file's last layer has another number of
+                      outputs, the network's own stays as it was drawn
     """
     build = PROVIDERS[config.kind].build
     outputs = config.classes or num_classes
@@ -119,7 +126,7 @@ def build_model(config: ModelConfig, num_classes: int) -> Classifier:
             return _without_blank_layers(build(config, outputs))
     model = build(config, outputs)
     if config.weights not in (None, PRETRAINED):
-        load_weights(model, Path(config.weights))
+        load_weights(model, Path(config.weights), new_outputs=outputs if may_replace_head else None)
     return model
 
 
@@ -167,13 +174,20 @@ def model_normalisation(config: ModelConfig) -> tuple[tuple[float, ...], tuple[f
 # ---- weights -------------------------------------------------------------------------------------
 
 
-def load_weights(model: Classifier, path: Path) -> None:
+def load_weights(model: Classifier, path: Path, *, new_outputs: int | None = None) -> None:
     """Load a state dict from .safetensors, or from a torch file without running any of its code.
 
     Published files may nest it under `state_dict` or `model` and prefix names with `module.`.
+
+    new_outputs  of the network, whose last layer stays as it is where the file's differs in their number alone
     """
     expected = model.network.state_dict()
     state = model.own_names(read_state_dict(path))
+    if new_outputs is not None:
+        head = _other_head(state, expected, new_outputs)
+        if head:
+            logger.info("%s has other classes: %s start anew", path, ", ".join(head))
+        state |= {name: expected[name] for name in head}
     missing = sorted(
         # Files older than PyTorch 0.4.1 lack these counters, which no network here reads.
         name
@@ -201,6 +215,18 @@ def load_weights(model: Classifier, path: Path) -> None:
     # Updating keeps the versions of its layouts that the network's own state dict names.
     expected.update(state)
     model.network.load_state_dict(expected)
+
+
+def _other_head(state: dict[str, Tensor], expected: dict[str, Tensor], outputs: int) -> list[str]:
+    """Names of tensors that differ in the number of outputs, their first dimension, alone."""
+    return [
+        name
+        for name, tensor in expected.items()
+        if name in state
+        and tensor.shape[:1] == (outputs,)
+        and tensor.shape != state[name].shape
+        and tensor.shape[1:] == state[name].shape[1:]
+    ]
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import json
 import re
 import tarfile
 import urllib.error
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from torch import nn
 from torchvision.models._api import WeightsEnum
 
 from pipeline.config import (
+    BcosModelConfig,
     CifarModelConfig,
     ConfigError,
     TimmModelConfig,
@@ -303,6 +305,41 @@ def test_weights_of_another_network_list_the_keys(tmp_path):
         build_model(
             torchvision_config("resnet18", weights=str(tmp_path / "weights.safetensors")), 7
         )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CifarModelConfig(name="resnet8", width=4),
+        BcosModelConfig(name="resnet8", width=4),
+        torchvision_config("convnext_tiny", weights=None),
+    ],
+    ids=lambda config: config.kind,
+)
+def test_training_may_start_from_a_file_of_other_classes_with_a_last_layer_of_its_own(
+    tmp_path, config
+):
+    state = build_model(config, 5).network.state_dict()
+    path = tmp_path / "weights.safetensors"
+    save_file(state, path)
+    start = replace(config, weights=str(path))
+
+    trunk = build_model(start, 7, may_replace_head=True).network.state_dict()
+
+    fresh = {name for name in trunk if not torch.equal(trunk[name], state[name])}
+    assert {trunk[name].shape[0] for name in fresh} == {7}
+    assert len(fresh) == (1 if config.kind == "bcos" else 2)
+    with pytest.raises(WeightsError, match="wrong shape"):
+        build_model(start, 7)
+
+
+def test_a_file_of_another_network_is_refused_whatever_its_classes(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(build_model(CifarModelConfig(name="resnet8", width=5), 5).state_dict(), path)
+    config = CifarModelConfig(name="resnet8", width=7, weights=str(path))
+
+    with pytest.raises(WeightsError, match=r"wrong shape: .*conv1\.weight"):
+        build_model(config, 7, may_replace_head=True)
 
 
 @pytest.mark.parametrize("content", [nn.Linear(2, 2), {"epoch": 3}, torch.ones(2)])
