@@ -118,7 +118,15 @@ class Student:
 
     def judged_on(self, split: str) -> StudentTask:
         """What makes its metrics on the split by which points are chosen, and on no other."""
-        options = replace(self.evaluate.evaluate, splits=(split,), num_pictures=0)
+        judged = self.evaluate.evaluate
+        options = replace(
+            judged,
+            splits=(split,),
+            # What was held out is of the store that the student learns from, wherever it is reported.
+            store=None if split == HOLDOUT else judged.store,
+            max_shift=None,
+            num_pictures=0,
+        )
         return StudentTask(
             distill=self.distill,
             evaluate=replace(self.evaluate, evaluate=options),
@@ -262,7 +270,7 @@ def _check_selection(select: str, trained: DistillConfig, judged: EvaluateConfig
         "choose by another split",
     )
     require(
-        split != trained.split,
+        split != trained.split or judged.evaluate.store is not None,
         f"select={select}: students learn from {split}; keep records out of training with "
         f"subset.holdout=10 and choose by select={HOLDOUT}.accuracy",
     )

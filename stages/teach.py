@@ -48,7 +48,10 @@ def run(config: TeachConfig) -> TeachResult:
     if config.teacher.weights != "pretrained":
         config = replace(config, teacher=replace(config.teacher, weights=None))
     inputs = {"store": store.manifest.fingerprint}
-    if (start := config.teaching.start) is not None:
+    start = config.teaching.start
+    if start == "pretrained":
+        inputs["start"] = start  # the network's name says which
+    elif start is not None:
         require(Path(start).is_file(), f"teaching.start={start} does not exist; correct the path")
         inputs["start"] = sha256_file(Path(start))
     folder = open_run("teach", config.run, config, inputs)

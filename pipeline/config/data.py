@@ -185,6 +185,15 @@ class TorchvisionDataConfig(FileDataConfig):
     root: str = "data"
     """torchvision's own folder of data sets."""
     download: bool = True
+    test_fraction: float = 0.0
+    """Of a set without a test split, as SUN397: the part of its records that becomes one."""
+
+    NOT_DATA: ClassVar[frozenset[str]] = FileDataConfig.NOT_DATA | {"test_fraction"}
+    """The records say their splits."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_fraction("data.test_fraction", self.test_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)

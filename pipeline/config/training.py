@@ -293,7 +293,8 @@ class LabelTeachingConfig:
     """As of method=labels."""
     label_smoothing: float = 0.0
     start: str | None = None
-    """File of weights to start from; null starts at random, or from teacher.weights=pretrained."""
+    """File of weights to start from, whose last layer is drawn anew where its classes are others, or `pretrained`;
+    null starts at random, or from teacher.weights=pretrained."""
     split: str = "train"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

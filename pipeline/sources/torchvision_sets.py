@@ -5,7 +5,7 @@
 | cifar10, cifar100, mnist, fashion_mnist | train, test | arrays, so every image is a PNG made on reading |
 | voc2007 | train, val, test | many labels and boxes, difficult objects too; no masks |
 | voc2012 | train, val | likewise; the labels of its test are not public |
-| sun397 | train | torchvision knows no split of it; use subset.holdout, or data=image_table |
+| sun397 | train | torchvision knows no split of it; use data.test_fraction, or data=image_table |
 | imagenet | train, val | unpacked from the archives that torchvision asks for; classes are WordNet ids |
 
 VOC counts pixels from 1 and includes a box's last one; a record's boxes count from 0 and leave it out:
@@ -29,6 +29,7 @@ from pipeline.errors import UserError
 from pipeline.records import Box, Content, Record
 from pipeline.sources.files import image_suffix, iter_images, read_file
 from pipeline.sources.keys import escape_key
+from pipeline.sources.splits import split_off_test
 
 if TYPE_CHECKING:
     from pipeline.config import TorchvisionDataConfig
@@ -109,7 +110,8 @@ class TorchvisionSource:
 
     def records(self) -> list[Record]:
         """Every record of every split; the set is downloaded and unpacked first where it may be."""
-        return [record for split in SETS[self.name].splits for record in self._list(split)]
+        records = [record for split in SETS[self.name].splits for record in self._list(split)]
+        return split_off_test(records, self.config.test_fraction)
 
     def read(self, record: Record) -> Content:
         """The file as it is, or the array's row as PNG."""

@@ -838,6 +838,24 @@ def test_sun397_has_nested_classes_and_one_split(tmp_path):
     assert content.image == (tmp_path / "SUN397/a/abbey/sun_1.jpg").read_bytes()
 
 
+def test_a_set_of_torchvision_without_a_test_split_gets_one(tmp_path):
+    write_sun397(tmp_path)
+    for number in range(3, 40):
+        write_images(tmp_path, f"SUN397/a/abbey/sun_{number}.jpg")
+
+    config = replace(torchvision_config("sun397", tmp_path), test_fraction=0.5)
+    records = build_source(config).records()
+    whole = build_source(torchvision_config("sun397", tmp_path)).records()
+
+    splits = [record.split for record in records]
+    assert 8 <= splits.count("test") <= 31
+    assert splits.count("train") + splits.count("test") == 39
+    prints = [fingerprint_dataset(config, 1, listed) for listed in (records, whole)]
+    assert prints[0] != prints[1]
+    plain = torchvision_config("sun397", tmp_path)
+    assert fingerprint_dataset(plain, 1, whole) == prints[1]
+
+
 def write_imagenet(root):
     import torch
 

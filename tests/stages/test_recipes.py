@@ -1,0 +1,296 @@
+"""The recipes of conf/experiment/: their commands compose, and their arms train, on small data of the same shape.
+
+What a recipe says of the paper (networks, losses, grids, schedules) is kept; sizes and times are cut.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from pipeline.commandline import CONF, compose
+from pipeline.config import LabelsConfig, NoModelConfig
+from pipeline.config.builder import build_verb_config
+from pipeline.grid import iter_points, knows_option, point_words
+from pipeline.models import build_model
+from pipeline.store.reader import Store
+from stages import distill, evaluate, precompute, teach
+
+RECIPES = sorted(path.stem for path in (CONF / "experiment/e2kd").glob("*.yaml"))
+TRAINED = [recipe for recipe in RECIPES if recipe != "table4_teacher"]
+SIDE = 64
+"""Of the views; five stages of stride 2 leave 2x2."""
+FRAME = 72
+
+
+def header(recipe: str) -> str:
+    text = (CONF / "experiment/e2kd" / f"{recipe}.yaml").read_text()
+    return text[: text.index("defaults:")]
+
+
+def commands(recipe: str) -> list[list[str]]:
+    """The words after `python -m`, command by command."""
+    joined = re.sub(r" \\\n# +", " ", header(recipe))
+    return [shlex.split(line) for line in re.findall(r"^#   python -m (.*)$", joined, re.M)]
+
+
+# ---- what is written -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_command_of_a_recipe_composes(recipe):
+    """Their options exist and fit each other; no file is looked at."""
+    typed = commands(recipe)
+
+    assert typed
+    for stage, *words in typed:
+        verb = stage.removeprefix("stages.")
+        config = build_verb_config(verb, compose(verb, words))
+        if verb == "sweep":
+            for name, overrides in config.arms.items():
+                composed = compose("sweep", [*words, *overrides])
+                student = build_verb_config("distill", composed)
+                build_verb_config("evaluate", composed)
+                assert (student.mode == "live") == (student.teacher.kind != "none"), name
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_says_what_it_needs_what_was_reported_and_what_is_open(recipe):
+    text = header(recipe)
+
+    assert text.startswith(f"# @package _global_\n# e2KD, {title_of(recipe)}")
+    for word in ("# Data ", "Left open by the paper, and our choice: "):
+        assert word in text
+    assert "# Reported" in text or recipe == "table4_teacher"
+    assert compose("sweep", [f"experiment=e2kd/{recipe}"])["run"] == f"e2kd/{recipe}"
+
+
+def title_of(recipe: str) -> str:
+    """Of the paper's table or figure: `Table B1` of tableb1_baselines."""
+    name, number = re.match(r"(table|figure|waterbirds)(b?\d?)", recipe).groups()
+    return f"{name.title()} {number.upper()}".strip()
+
+
+def test_the_grids_are_the_papers():
+    """spec of e2KD, section 5.2."""
+
+    def grid(recipe):
+        return compose("sweep", [f"experiment=e2kd/{recipe}"])["grid"]
+
+    assert grid("table1") == {"method.tau": [1, 5], "method.lambda_map": [1, 5, 10]}
+    assert grid("table2") == {"method.tau": [1, 5], "method.lambda_map": [1, 5]}
+    assert grid("table3_frozen") == {"method.tau": [1, 5], "method.lambda_map": [0.2, 1, 5, 10]}
+    for recipe in ("table3", "table4_epg", "table4_iou", "table5_sun_to_imagenet"):
+        assert grid(recipe) == grid("table1")
+    assert grid("waterbirds")["method.lambda_map"] == [1, 5, 10, 15]
+    assert grid("table1_baselines") == {
+        "method.lambda_at": [10, 100, 1000, 10000],
+        "method.lambda_review": [1, 5],
+        "method.lambda_cat": [1, 5, 10],
+    }
+    assert grid("table2_baselines")["method.lambda_at"] == [1, 10, 100, 1000]
+
+
+def test_the_optimisers_are_the_papers():
+    """spec of e2KD, section 5.1."""
+
+    def student(recipe, arm):
+        words = [f"experiment=e2kd/{recipe}"]
+        overrides = compose("sweep", words)["arms"][arm]
+        return build_verb_config("distill", compose("sweep", [*words, *overrides]))
+
+    standard, bcos = student("table1", "e2kd_50"), student("table2", "e2kd_200")
+    assert (standard.optimizer.kind, standard.optimizer.lr, standard.optimizer.weight_decay) == (
+        "adamw",
+        0.01,
+        1e-4,
+    )
+    assert (standard.trainer.clip_norm, standard.trainer.agc) == (1.0, None)
+    assert (standard.trainer.batch_size, standard.trainer.epochs) == (32, 250)
+    assert (bcos.optimizer.kind, bcos.optimizer.lr, bcos.optimizer.weight_decay) == (
+        "adam",
+        1e-3,
+        0,
+    )
+    assert (bcos.trainer.clip_norm, bcos.trainer.agc) == (None, 0.01)
+    assert (bcos.trainer.batch_size, bcos.trainer.epochs) == (64, 125)
+    sgd = student("tableb1", "kd")
+    assert (sgd.optimizer.kind, sgd.optimizer.lr, sgd.optimizer.momentum) == ("sgd", 0.1, 0.9)
+    assert (sgd.trainer.schedule, sgd.trainer.decay, sgd.trainer.decay_every_epochs) == (
+        "decay",
+        0.1,
+        30,
+    )
+    vit = student("figure5", "kd_tau1")
+    assert (vit.trainer.warmup_steps, vit.trainer.epochs, vit.augment.randaugment) == (
+        10_000,
+        150,
+        10,
+    )
+    assert student("figure5", "e2kd_frozen").augment.randaugment is None
+    patient = student("waterbirds", "e2kd_patient")
+    assert (patient.trainer.epochs, patient.augment.mixup_alpha) == (3500, 1)
+
+
+# ---- what is trained -----------------------------------------------------------------------------
+
+
+def write_images(folder: Path, splits: tuple[str, ...], classes: int = 3, each: int = 6) -> None:
+    """ImageNet's layout: noise of differing proportions."""
+    generator = np.random.default_rng(0)
+    for split in splits:
+        for label in range(classes):
+            path = folder / split / f"n{label:08d}"
+            path.mkdir(parents=True)
+            for number in range(each):
+                pixels = generator.integers(0, 256, (80, 96 + 8 * number, 3), np.uint8)
+                Image.fromarray(pixels).save(path / f"{number}.png")
+
+
+def write_table(folder: Path, *, many: bool) -> None:
+    """Waterbirds' metadata, or (many labels a record) a table of VOC's shape; boxes in both."""
+    write_images(folder, ("images",), classes=2, each=18)
+    rows = ["img_filename,y,place,split,boxes,labels"]
+    boxes = [{"x0": 8, "y0": 4, "x1": 60, "y1": 50}]
+    for number, path in enumerate(sorted(folder.glob("images/*/*.png"))):
+        label, place, split = number % 2, number // 2 % 2, number % 3
+        own = [box | ({"label": "ab"[label]} if many else {}) for box in boxes]
+        cells = [str(path.relative_to(folder)), label, place, split, json.dumps(own)]
+        cells.append("a b" if many and place else "ab"[label])
+        quoted = ['"' + str(cell).replace('"', '""') + '"' for cell in cells]
+        rows.append(",".join(quoted))
+    (folder / "metadata_boxes.csv").write_text("\n".join(rows) + "\n")
+    (folder / "classes.txt").write_text("a\nb\n")
+
+
+TABLE = (
+    *("data.split=split", "data.boxes=boxes"),
+    "data.split_names={'0': train, '1': val, '2': test}",
+)
+
+
+def data_words(recipe: str, folder: Path) -> list[str]:
+    """Data of the recipe's shape, written into `folder`."""
+    if recipe.startswith("waterbirds"):
+        write_table(folder, many=False)
+        return [f"data.path={folder}/metadata_boxes.csv"]
+    if recipe.startswith("table4"):
+        write_table(folder, many=True)
+        return [
+            *("data=image_table", f"data.path={folder}/metadata_boxes.csv", *TABLE),
+            *("data.image=img_filename", "data.label=null", "data.labels=labels"),
+            f"data.classes={folder}/classes.txt",
+        ]
+    write_images(folder, ("train", "val"))
+    return ["data=image_folder", f"data.path={folder}"]
+
+
+def small_teacher(words: list[str], classes: int, path: Path) -> None:
+    """A file of random weights of the recipe's own teacher."""
+    config = build_verb_config("precompute", compose("precompute", words)).teacher
+    network = build_model(replace(config, weights="random"), classes).network
+    save_file(network.state_dict(), path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("recipe", TRAINED)
+def test_every_arm_of_a_recipe_trains_for_two_steps_and_is_judged(recipe, tmp_path):
+    weights = tmp_path / "teacher.safetensors"
+    base = [
+        f"experiment=e2kd/{recipe}",
+        *(f"teacher.weights={weights}", f"teacher.input_size={SIDE}"),
+        *(f"store.path={tmp_path}/store", "store.shard_size=16"),
+    ]
+    data = data_words(recipe, tmp_path / "data")
+    classes = 2 if recipe.startswith(("waterbirds", "table4")) else 3
+    if recipe.startswith("table5"):  # the teacher's classes are of another set
+        base.append("teacher.classes=5")
+        classes = 5
+    small_teacher([*base, *data], classes, weights)
+    packing = [*base, *data, f"store.image_size={FRAME}", "executor=serial"]
+    precompute.run(build_verb_config("precompute", compose("precompute", packing)))
+    splits = {shard.split for shard in Store(tmp_path / "store").manifest.shards}
+    reported = "test" if "test" in splits else "val"
+    words = [*base, f"augment.size={SIDE}", f"evaluate.splits=[{reported}]"]
+    if recipe.startswith("table5"):
+        words.append("evaluate.store=null")  # tests/stages/test_several_teachers.py judges there
+    sweep = build_verb_config("sweep", compose("sweep", words))
+
+    for arm, overrides in sweep.arms.items():
+        arm_words = [*words, *overrides]
+        known = compose("sweep", arm_words)
+        points = [
+            point
+            for point in iter_points({o: v[-1:] for o, v in sweep.grid.items()})
+            if all(knows_option(known, option) for option in point)
+        ]
+        composed = compose("sweep", [*arm_words, *point_words(points[0] if points else {})])
+        student = build_verb_config("distill", composed)
+        trainer = replace(
+            student.trainer, epochs=1, batch_size=6, warmup_epochs=0, warmup_steps=None
+        )
+        student = replace(
+            student, trainer=trainer, subset=replace(student.subset, shots=None, holdout=0), run=arm
+        )
+        result = distill.run(student)
+        judged = replace(
+            build_verb_config("evaluate", composed),
+            run=arm,
+        )
+        options = replace(judged.evaluate, max_shift=judged.evaluate.max_shift and 4)
+        metrics = evaluate.run(replace(judged, evaluate=options)).splits[reported]
+
+        assert result.trained_epochs == 1
+        right = "f1" if recipe.startswith("table4") else "accuracy"
+        assert 0 <= metrics[right] <= 1
+        if options.group_sets:
+            assert 0 <= metrics["ood_accuracy"] <= 1
+        if options.max_shift:
+            assert len(metrics["shift"]["map"]) == 5
+        if not isinstance(student.method, LabelsConfig):
+            assert 0 <= metrics["agreement"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "recipe",
+    ["table4_teacher", "table4_epg", "table4_iou", "waterbirds", "waterbirds_bcos"],
+)
+def test_every_teacher_of_a_recipe_trains_for_two_steps_from_weights_of_other_classes(
+    recipe, tmp_path
+):
+    start = tmp_path / "imagenet.safetensors"
+    base = [f"experiment=e2kd/{recipe}", f"store.path={tmp_path}/store", "store.shard_size=16"]
+    data = data_words(recipe, tmp_path / "data")
+    small_teacher([*base, *data, "teacher.input_size=64"], 7, start)
+    packing = [*base, *data, f"store.image_size={FRAME}", "executor=serial", "teacher=none"]
+    config = build_verb_config("precompute", compose("precompute", packing))
+    assert isinstance(config.teacher, NoModelConfig)
+    precompute.run(config)
+
+    taught = build_verb_config("teach", compose("teach", base))
+    teaching = replace(
+        taught.teaching,
+        start=str(start),
+        trainer=replace(taught.teaching.trainer, epochs=1, batch_size=6),
+        augment=replace(taught.teaching.augment, size=SIDE),
+    )
+    result = teach.run(
+        replace(taught, teaching=teaching, evaluate=replace(taught.evaluate, splits=("test",)))
+    )
+
+    assert Path(result.weights).exists()
+    judged = result.f1 if recipe.startswith("table4") else result.accuracy
+    assert set(judged) == {"test"}
+    if recipe in ("table4_epg", "table4_iou"):
+        assert (Path(result.weights).parent / "pareto/front.json").exists()
