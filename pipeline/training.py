@@ -224,7 +224,8 @@ def _loss_of(
     """The loss under the batch's labels; of mixtures under those of both records, each by its share.
 
     Label terms are affine in their target, so this is the loss of the mixed target; a label that is not known is
-    left out of either mean. What does not read labels, such as a teacher's word on the mixture, keeps its weight.
+    left out of either mean. What does not read labels, such as a teacher's word on the mixture, keeps its weight;
+    it is computed twice where the loss reads labels, too, from the one forward pass.
     """
     own: LossTerms = loss(student, targets, batch.labels)
     share = None if batch.appearance is None else batch.appearance.mixup_lambda
