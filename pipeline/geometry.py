@@ -5,8 +5,8 @@ one matrix serves every resolution. A view is stored as `canonical_from_view`, t
 pixels are fetched: nothing is inverted later, and a replayed view is the same bit for bit.
 Homographies compose right to left: map_from_view = map_from_canonical @ canonical_from_view.
 
-Photometric operations do not belong here; encoding (Normalize, AddInverse) comes after the warp,
-because the zeros outside the frame do not commute with it.
+Operations on pixels do not belong here (appearance.py); they come after the warp, and encoding (Normalize,
+AddInverse) comes last, because the zeros outside the frame do not commute with it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.appearance import change_pixels
 from pipeline.records import Targets
 
 if TYPE_CHECKING:
@@ -115,10 +116,15 @@ def judged_view(batch: Batch, frame: str, size: tuple[int, int]) -> Batch:
 
 
 def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
-    """The batch's frames in the student's view: f32 [B, 3, height, width] in [0, 1]."""
+    """The batch's frames in the student's view: f32 [B, 3, height, width] in [0, 1].
+
+    With the batch's own `appearance`, so that whoever looks at it at any size sees the same images.
+    """
     if batch.canonical_from_view is None and batch.inputs.shape[-2:] == size:
-        return batch.inputs.float() / 255
-    return warp(batch.inputs, canonical_from_view(batch), size) / 255
+        images = batch.inputs.float() / 255
+    else:
+        images = warp(batch.inputs, canonical_from_view(batch), size) / 255
+    return images if batch.appearance is None else change_pixels(images, batch.appearance)
 
 
 def view_targets(

@@ -2,7 +2,8 @@
 
 Each rank has its slice of the same global batches; gradients are averaged over ranks of equal slices, so a
 step is that of one process on the whole batch, up to what a slice decides alone: the statistics of a
-BatchNorm in training mode, and means over a part of a batch (known labels, `normalise_by=valid`).
+BatchNorm in training mode, means over a part of a batch (known labels, `normalise_by=valid`), and which record
+comes before its first (the partner of mixup, `map_control=shuffled`).
 """
 
 from __future__ import annotations

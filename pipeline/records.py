@@ -125,6 +125,19 @@ class Targets:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Appearance:
+    """What becomes of a batch's images after the warp, for all who look at them; nothing of it lies on a device."""
+
+    magnitude: int | None = None
+    """Of RandAugment; None leaves it out."""
+    seeds: tuple[int, ...] = ()
+    """Of each record's RandAugment."""
+    mixup_lambda: float | None = None
+    """In [0, 1]: the share of a record's own image, and of its own label; the rest is that of the record before
+    it in the batch. None mixes nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """Records of one step. Inputs are whole canonical frames; the warp happens on the training device."""
 
@@ -149,3 +162,5 @@ class Batch:
     boxes: tuple[Tensor, ...] = ()
     """f32 [n, 5] a record: label, x0, y0, x1, y1, canonical."""
     targets: tuple[StoredTargets, ...] = field(default=())
+    appearance: Appearance | None = None
+    """None leaves images as the warp gives them, as in every evaluation."""

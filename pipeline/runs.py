@@ -35,6 +35,8 @@ _NO_DIFFERENCE = (
     "trainer.checkpoint_every_steps",
 )
 _YOUNGER = {
+    "augment.mixup_alpha": None,
+    "augment.randaugment": None,
     "evaluate.group_sets": {},
     "evaluate.max_shift": None,
     "evaluate.shift_records": 256,

@@ -14,6 +14,7 @@ from pipeline.records import Batch, StoredTargets
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pipeline.appearance import AppearanceSchedule
     from pipeline.dataset import StoreDataset
     from pipeline.views import ViewSchedule
 
@@ -25,6 +26,7 @@ class TrainingStream:
         self,
         dataset: StoreDataset,
         views: ViewSchedule | None,
+        appearance: AppearanceSchedule | None = None,
         *,
         batch_size: int,
         seed: int,
@@ -33,7 +35,8 @@ class TrainingStream:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """views           None replays those that the dataset's passes have stored
+        """views           None replays those that the dataset's passes have stored, as they are
+        appearance      None leaves pixels as the warp gives them
         views_per_step  of one record, where they are replayed
         """
         order = EpochOrder(dataset.shard, seed)
@@ -46,6 +49,7 @@ class TrainingStream:
             )
         )
         self.views = views
+        self.appearance = appearance
         self.aspects = dataset.aspects
         self.loader: DataLoader[Batch] = DataLoader(
             dataset,
@@ -71,7 +75,11 @@ class TrainingStream:
                 continue
             start = self.batches.first_position(step)
             aspects = self.aspects[batch.record_index]
-            yield replace(batch, canonical_from_view=self.views.views(epoch, start, aspects))
+            batch = replace(batch, canonical_from_view=self.views.views(epoch, start, aspects))
+            if self.appearance is not None:
+                drawn = self.appearance.appearance(epoch, step, start, len(batch.keys))
+                batch = replace(batch, appearance=drawn)
+            yield batch
 
 
 def _same(batch: Batch) -> Batch:

@@ -197,7 +197,7 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
     loss = training.loss
     output = _forward(training, view_images(batch, input_size), loss.inner)
     if not loss.needs_targets:
-        return cast("LossTerms", loss(StudentOutput(logits=output.logits), None, batch.labels))
+        return _loss_of(loss, StudentOutput(logits=output.logits), None, batch)
     grid = (output.features.shape[-2], output.features.shape[-1])
     needs_maps = loss.needs_maps(training.global_step)
     teachers = training.targets(batch, grid, loss.map_control, with_maps=needs_maps)
@@ -214,8 +214,25 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
             stages=output.stages,
             class_maps=output.class_maps,
         )
-        terms.append(cast("LossTerms", loss(student, targets, batch.labels)))
+        terms.append(_loss_of(loss, student, targets, batch))
     return weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))
+
+
+def _loss_of(
+    loss: DistillationLoss, student: StudentOutput, targets: Targets | Guidance | None, batch: Batch
+) -> LossTerms:
+    """The loss under the batch's labels; of mixtures under those of both records, each by its share.
+
+    Label terms are affine in their target, so this is the loss of the mixed target; a label that is not known is
+    left out of either mean. What does not read labels, such as a teacher's word on the mixture, keeps its weight;
+    it is computed twice where the loss reads labels, too, from the one forward pass.
+    """
+    own: LossTerms = loss(student, targets, batch.labels)
+    share = None if batch.appearance is None else batch.appearance.mixup_lambda
+    if share is None or not loss.needs_labels:
+        return own
+    partners: LossTerms = loss(student, targets, batch.labels.roll(1, dims=0))
+    return weighted_sum([own, partners], [share, 1 - share])
 
 
 def _forward(training: Training, images: Tensor, inner: Inner) -> ModelOutput:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from pipeline.appearance import AppearanceSchedule
 from pipeline.config import ConfigError, GradCamConfig
 from pipeline.explainers import ATTRIBUTIONS, DEFAULT_EXPLAINER, EXPLAINERS
 from pipeline.geometry import downscale, view_images, view_targets
@@ -140,7 +141,7 @@ def train_to_end(
 ) -> Classifier:
     """The trained network; continues from the folder's checkpoint where there is one.
 
-    The seed is split once: initialisation, order, views and what a step draws each have their own.
+    The seed is split once: initialisation, order, views, appearance and what a step draws each have their own.
     """
     if plan.trainer.num_threads is not None:
         torch.set_num_threads(plan.trainer.num_threads)
@@ -149,6 +150,7 @@ def train_to_end(
     stream = TrainingStream(
         plan.dataset,
         None if plan.replays else _build_views(plan),
+        AppearanceSchedule(plan.augment, plan.seed),
         batch_size=plan.trainer.batch_size,
         seed=plan.seed,
         loader_processes=plan.trainer.loader_processes,

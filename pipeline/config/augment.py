@@ -66,9 +66,39 @@ class AugmentConfig:
     """Applied in this order, all in one warp."""
     size: int | None = None
     """Side of the student's input in pixels; null takes the canonical frame's."""
+    mixup_alpha: float | None = None
+    """Mix each image with the one before it in the batch (Zhang et al. 2018), in shares of one draw from
+    Beta(alpha, alpha) a step; null mixes nothing. A rank mixes within its own slice of the batch."""
+    randaugment: int | None = None
+    """Magnitude, 0 to 30, of torchvision's RandAugment with its two operations an image, after the warp and
+    before mixup; null leaves it out."""
 
     def __post_init__(self) -> None:
         require(
             self.size is None or self.size >= 8,
             f"augment.size must be >= 8 or null, got {self.size}",
         )
+        require(
+            self.mixup_alpha is None or self.mixup_alpha > 0,
+            f"augment.mixup_alpha must be > 0 or null, got {self.mixup_alpha}",
+        )
+        require(
+            self.randaugment is None or 0 <= self.randaugment <= 30,
+            f"augment.randaugment must be in 0..30 or null, got {self.randaugment}",
+        )
+
+    @property
+    def pixel_options(self) -> dict[str, float]:
+        """The options that change pixels after the warp, and their values; empty where none does."""
+        options = {"mixup_alpha": self.mixup_alpha, "randaugment": self.randaugment}
+        return {name: value for name, value in options.items() if value is not None}
+
+    def refuse_pixel_options(self, why: str, section: str = "augment") -> None:
+        """ConfigError unless pixels stay as they are after the warp.
+
+        why  ends in a way out; the other one, to switch the options off, is added
+        """
+        options = self.pixel_options
+        asked = " ".join(f"{section}.{name}={value}" for name, value in options.items())
+        off = " ".join(f"{section}.{name}=null" for name in options)
+        require(not options, f"{asked}: {why}, or {off}")

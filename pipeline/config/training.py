@@ -20,6 +20,15 @@ def _check_label_loss(loss: str, label_smoothing: float) -> None:
     )
 
 
+def check_mixup_partners(augment: AugmentConfig, trainer: TrainerConfig) -> None:
+    """ConfigError where a record of a rank's slice would be mixed with itself."""
+    require(
+        augment.mixup_alpha is None or trainer.batch_size > trainer.ranks,
+        f"augment.mixup_alpha={augment.mixup_alpha}: trainer.batch_size={trainer.batch_size} leaves each of "
+        f"{trainer.ranks} ranks one record and none to mix it with; raise it",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class LabelsConfig:
     """Labels only: the supervised baseline."""
@@ -302,6 +311,7 @@ class LabelTeachingConfig:
 
     def __post_init__(self) -> None:
         _check_label_loss(self.loss, self.label_smoothing)
+        check_mixup_partners(self.augment, self.trainer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,6 +334,11 @@ class GuidedTeachingConfig(LabelTeachingConfig):
         require(
             self.lambda_localization >= 0,
             f"teaching.lambda_localization must be >= 0, got {self.lambda_localization}",
+        )
+        self.augment.refuse_pixel_options(
+            "teaching=guided pulls explanations onto regions, which are moved by the view's matrix alone; "
+            "set teaching=labels",
+            "teaching.augment",
         )
 
 

@@ -49,6 +49,7 @@ from pipeline.config.training import (
     ReviewKDConfig,
     TeachingConfig,
     TrainerConfig,
+    check_mixup_partners,
 )
 from pipeline.config.views import (
     AnyViewsConfig,
@@ -88,6 +89,10 @@ class PrecomputeConfig:
             self.views.kind != "random" or len(self.augment.operations) > 0,
             "views=random draws augment.operations, which are empty: choose augment=",
         )
+        if self.views.kind == "random":
+            self.augment.refuse_pixel_options(
+                "a stored view is a matrix alone; set views=canonical and teach with mode=live"
+            )
 
     """Folder below runs/, in all stages; an absolute one is taken as it is (on a cluster it must be)."""
 
@@ -181,6 +186,7 @@ class DistillConfig:
         else:
             object.__setattr__(self, "store", replace(self.store, teacher=()))
             self._check_live()
+        self._check_pixels()
         require(
             self.student.frame == "full",
             "student.frame=center_crop is an option of teachers; a student's views are augment.operations",
@@ -189,6 +195,14 @@ class DistillConfig:
             self.student.weights != "random",
             "student.weights=random would start every seed alike; leave it null for a start that seed= decides",
         )
+
+    def _check_pixels(self) -> None:
+        if self.mode != "live" and self.method.kind != "labels":
+            self.augment.refuse_pixel_options(
+                f"a stored target is of one image as its view's matrix shows it, and mode={self.mode} knows of no "
+                "other; set mode=live with teacher= and teacher.weights="
+            )
+        check_mixup_partners(self.augment, self.trainer)
 
     def _check_review(self) -> None:
         require(
@@ -221,6 +235,22 @@ class DistillConfig:
                 not self.method.teacher_weights,
                 "method.teacher_weights weighs the passes of a store; mode=live has one teacher",
             )
+        if self.augment.mixup_alpha is not None:
+            self._check_live_mixup()
+
+    def _check_live_mixup(self) -> None:
+        chosen = self.explainer.explained_classes
+        off = f"or augment.mixup_alpha=null in place of {self.augment.mixup_alpha}"
+        require(
+            chosen in ("top1", "topk"),
+            f"explainer.explained_classes={chosen} reads a record's labels, and a mixture shows two records; set "
+            f"explainer.explained_classes=top1, {off}",
+        )
+        require(
+            self.method.kind != "e2kd" or self.method.map_control != "shuffled",
+            "method.map_control=shuffled gives each record the map of its neighbour, which shows the same image in "
+            f"part where the two are mixed; set method.map_control=none, {off}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from pipeline.live import LiveTeacher
 from pipeline.losses import build_loss
 from pipeline.metric_log import StepLog
 from pipeline.models import build_model, freeze
+from pipeline.records import Appearance
 from pipeline.training import Numerics, Training, batch_loss, build_optimizer, train_step
 from tests.pipeline.test_training import (
     FRAME,
@@ -181,6 +182,21 @@ def test_a_live_step_of_many_labels_reads_nothing_back_either(choice):
 
     assert reads.found == []
     assert set(terms.terms) == {"kd", "bce", "map"}
+
+
+def test_a_live_step_on_mixtures_reads_nothing_back_either():
+    training = build_training(Numerics())
+    training.targets = LiveTeacher("live", freeze(tiny_model(1)), gradcam, FRAME)
+    batches = [
+        replace(random_batch(seed), appearance=Appearance(mixup_lambda=0.3)) for seed in range(2)
+    ]
+    train_step(training, batches[0], FRAME, clip_norm=1.0)
+
+    with HostReads(training.optimizer) as reads:
+        terms = train_step(training, batches[1], FRAME, clip_norm=1.0)
+
+    assert reads.found == []
+    assert set(terms.terms) == {"kd", "ce", "map"}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

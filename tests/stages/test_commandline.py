@@ -126,6 +126,103 @@ def test_a_mistake_says_what_is_allowed(verb, words, message):
         build(verb, *words)
 
 
+LIVE = ["mode=live", "teacher=cifar", "teacher.name=resnet8", "teacher.weights=w.pt"]
+MIXUP, RANDAUGMENT = "augment.mixup_alpha=1", "augment.randaugment=10"
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "asked", "way_out"),
+    [
+        (
+            "distill",
+            [MIXUP],
+            r"augment\.mixup_alpha=1\.0: a stored target is of one image",
+            "mode=live",
+        ),
+        ("distill", [RANDAUGMENT], r"augment\.randaugment=10: a stored target is of", "mode=live"),
+        ("distill", ["method=kd", MIXUP, "mode=replay"], "mode=replay knows", "mode=live"),
+        ("distill", ["method=at", RANDAUGMENT, "mode=replay"], "mode=replay knows", "mode=live"),
+        (
+            "distill",
+            [MIXUP, RANDAUGMENT],
+            r"augment\.mixup_alpha=1\.0 augment\.randaugment=10: a stored",
+            r"augment\.mixup_alpha=null augment\.randaugment=null",
+        ),
+        (
+            "distill",
+            [MIXUP, *LIVE, "explainer.explained_classes=sample_gt"],
+            r"explained_classes=sample_gt reads a record's labels",
+            r"explained_classes=top1, or augment\.mixup_alpha=null in place of 1\.0",
+        ),
+        (
+            "distill",
+            [MIXUP, *LIVE, "method.map_control=shuffled"],
+            r"map_control=shuffled gives each record the map of its neighbour",
+            r"map_control=none, or augment\.mixup_alpha=null",
+        ),
+        (
+            "teach",
+            ["teaching=guided", f"teaching.{MIXUP}"],
+            r"teaching\.augment\.mixup_alpha=1\.0: teaching=guided",
+            r"teaching=labels, or teaching\.augment\.mixup_alpha=null",
+        ),
+        (
+            "teach",
+            ["teaching=guided", f"teaching.{RANDAUGMENT}"],
+            r"teaching\.augment\.randaugment=10: teaching=guided",
+            "teaching=labels",
+        ),
+        (
+            "precompute",
+            ["views=random", MIXUP],
+            r"augment\.mixup_alpha=1\.0: a stored view is a matrix alone",
+            r"views=canonical .*mode=live, or augment\.mixup_alpha=null",
+        ),
+        (
+            "precompute",
+            ["views=random", RANDAUGMENT],
+            r"augment\.randaugment=10: a stored view is a matrix alone",
+            "views=canonical",
+        ),
+        ("distill", ["method=labels", "augment.mixup_alpha=0"], "mixup_alpha must be > 0", "null"),
+        ("distill", ["method=labels", "augment.randaugment=31"], r"must be in 0\.\.30", "null"),
+    ],
+)
+def test_changed_pixels_are_refused_where_nobody_can_answer_for_them(verb, words, asked, way_out):
+    """Property 33: mixup and frozen targets raise."""
+    with pytest.raises(ConfigError, match=f"{asked}.*{way_out}"):
+        build(verb, *words)
+
+
+@pytest.mark.parametrize("augment", ["none", "pad_crop", "pad_crop_flip", "resized_crop_flip"])
+@pytest.mark.parametrize(
+    ("verb", "words", "section"),
+    [
+        ("distill", ["method=labels"], ""),
+        ("distill", ["method=e2kd", *LIVE], ""),
+        ("distill", ["method=review_kd", *LIVE], ""),
+        ("teach", ["teaching=labels"], "teaching."),
+        ("precompute", [], ""),  # without views=random it reads no augment
+    ],
+)
+def test_changed_pixels_are_options_of_labels_and_live_teachers(verb, words, section, augment):
+    group = f"augment@{section}augment={augment}" if section else f"augment={augment}"
+    options = [f"{section}{option}" for option in (MIXUP, RANDAUGMENT)]
+
+    config = build(verb, *words, group, *options)
+
+    built = (config.teaching if verb == "teach" else config).augment
+    assert (built.mixup_alpha, built.randaugment) == (1.0, 10)
+
+
+def test_mixup_with_frozen_targets_is_one_line_and_exit_code_2(tmp_path):
+    done = permafrost("stages.distill", MIXUP, cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("permafrost distill: error: augment.mixup_alpha=1.0: a stored ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_arms_that_are_typed_replace_an_experiments():
     config = build("sweep", "experiment=demo", "arms={one: ['method=kd']}", "seeds=[4]")
 
