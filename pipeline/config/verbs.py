@@ -165,6 +165,10 @@ class DistillConfig:
     def __post_init__(self) -> None:
         if self.mode != "replay":
             object.__setattr__(self, "views", CanonicalViewsConfig())
+        require(
+            self.mode != "replay" or self.method.kind != "labels",
+            "mode=replay shows the views that a teacher has seen, and method=labels listens to none; drop one of them",
+        )
         per_step = self.views.per_step
         require(
             self.trainer.batch_size % (self.trainer.ranks * per_step) == 0,

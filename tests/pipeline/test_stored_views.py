@@ -14,6 +14,7 @@ from pipeline.config import (
     CanonicalViewsConfig,
     ConfigError,
     E2KDConfig,
+    LabelsConfig,
     OperationConfig,
     RandomViewsConfig,
     RotationsViewsConfig,
@@ -285,6 +286,7 @@ def test_a_student_of_stored_views_resumes_and_is_judged_by_the_canonical_pass(
             {"mode": "replay", "method": E2KDConfig(map_control="unaugmented")},
             "leaves a canonical map behind",
         ),
+        ({"mode": "replay", "method": LabelsConfig()}, "method=labels listens to none"),
     ],
 )
 def test_what_a_replayed_run_cannot_be_is_said(replayed, options, message):
