@@ -1,0 +1,79 @@
+"""The README's table of e2KD's options and their tests says what is there."""
+
+import re
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from pipeline.commandline import compose
+from pipeline.config import KINDS, GuidedTeachingConfig, LabelTeachingConfig
+from pipeline.grid import knows_option
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "README.md").read_text()
+TABLE = PAGE.split("<!-- options and tests -->")[1].split("<!-- end of options and tests -->")[0]
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")] for line in TABLE.strip().splitlines()[2:]
+]
+OPTIONS = [option for row in ROWS for option in re.findall(r"`([^`]+)`", row[1])]
+
+
+@cache
+def composed_of(verb: str, words: tuple[str, ...]) -> dict:
+    return compose(verb, words)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_a_row_names_a_test_that_is_there(row):
+    file, name = re.fullmatch(r"`(\w+\.py)::(\w+)`", row[2]).groups()
+
+    (path,) = ROOT.glob(f"tests/**/{file}")
+
+    assert f"def {name}(" in path.read_text()
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_row_names_an_option_that_is_there(option):
+    name, _, value = option.partition("=")
+    words = []
+    if value and name in KINDS:
+        words = [option]
+    elif name.startswith("method."):
+        field = name.removeprefix("method.")
+        words = [f"method={kind}" for kind, of in KINDS["method"].items() if _has(of, field)][:1]
+    elif name.startswith("teaching."):
+        words = ["teaching=guided"]
+    elif name.startswith("student."):
+        words = ["student=bcos"]
+
+    composed = composed_of("teach" if name.startswith("teaching.") else "sweep", tuple(words))
+
+    if name.endswith("*"):
+        assert any(_has(of, "lambda_at") for of in KINDS["method"].values())
+    else:
+        assert knows_option(composed, name)
+
+
+def test_every_option_of_a_method_and_of_guided_teaching_has_a_row():
+    written = {option.partition("=")[0] for option in OPTIONS}
+    of_methods = {
+        f"method.{spec.name}"
+        for of in KINDS["method"].values()
+        for spec in fields(of)
+        if spec.name not in ("kind", "teacher_weights", "label_smoothing")  # not of the paper
+    }
+    own = {spec.name for spec in fields(GuidedTeachingConfig)}
+    of_guidance = own - {spec.name for spec in fields(LabelTeachingConfig)}
+
+    missing = of_methods | {f"teaching.{name}" for name in of_guidance}
+    missing -= written
+    if "method.lambda_*" in written:
+        missing = {name for name in missing if not name.startswith("method.lambda_")}
+
+    assert missing == set()
+
+
+def _has(config: type, name: str) -> bool:
+    return any(spec.name == name for spec in fields(config))
