@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from pipeline.geometry import warp
+from pipeline.geometry import canonical_from_view, warp
 from pipeline.labels import has_many, multi_hot
 from pipeline.records import NO_CLASS
 
@@ -38,8 +38,8 @@ def regions_of(batch: Batch, classes: Tensor, kind: RegionKind, size: tuple[int,
         regions = box_regions(boxes, classes.cpu(), frame).to(batch.inputs.device)
     if many:
         regions = regions & (classes >= 0)[:, None, None]
-    if batch.canonical_from_view is not None:
-        regions = warp(regions[:, None].float(), batch.canonical_from_view, size)[:, 0] > 0.5
+    if batch.canonical_from_view is not None or size != frame:
+        regions = warp(regions[:, None].float(), canonical_from_view(batch), size)[:, 0] > 0.5
     return regions
 
 

@@ -5,10 +5,12 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.config import (
+    AugmentConfig,
     BcosModelConfig,
     CifarModelConfig,
     ConfigError,
@@ -19,12 +21,14 @@ from pipeline.config import (
     TeachConfig,
     TrainerConfig,
 )
+from pipeline.dataset import StoreDataset
 from pipeline.losses.guided import LOCALIZATIONS, GuidedLoss
 from pipeline.losses.terms import StudentOutput
 from pipeline.models import build_model
 from pipeline.pareto import ParetoFront, pareto_front, weights_name
 from pipeline.records import NO_CLASS
-from pipeline.regions import Guidance, _draw
+from pipeline.regions import Guidance, _draw, regions_of
+from pipeline.store.reader import Store
 from stages import teach
 from tests.conftest import precompute_config
 
@@ -188,3 +192,25 @@ def test_masks_guide_as_boxes_do(packed):
 def test_a_start_that_is_not_there_is_refused_by_name(packed):
     with pytest.raises(ConfigError, match=r"teaching\.start=nowhere\.safetensors does not exist"):
         taught(packed, CifarModelConfig(name="resnet8", width=4), start="nowhere.safetensors")
+
+
+def test_regions_without_a_view_are_those_of_the_frame_at_the_networks_size(packed):
+    store = Store(Path(packed.store.path))
+    batch = StoreDataset(store, np.arange(8), with_regions=True).__getitems__(list(range(8)))
+
+    whole = regions_of(batch, batch.labels, "boxes", (16, 16))
+    half = regions_of(batch, batch.labels, "boxes", (8, 8))
+
+    # A cell is inside where more than half of its pixels are, up to ties.
+    share = whole.float().unfold(1, 2, 2).unfold(2, 2, 2).mean(dim=(3, 4))
+    assert half.shape == (8, 8, 8)
+    assert torch.equal(half, share > 0.5)
+
+
+def test_a_teacher_that_sees_whole_frames_at_another_size_is_guided(packed):
+    network = CifarModelConfig(name="resnet8", width=4)
+    trainer = TrainerConfig(epochs=1, batch_size=8, num_threads=1)
+
+    _, judged = taught(packed, network, run="size", augment=AugmentConfig(size=24), trainer=trainer)
+
+    assert 0 <= judged["epg"] <= 1
