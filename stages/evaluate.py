@@ -5,7 +5,7 @@
     python -m stages.evaluate store.path=stores/other-images run=transferred evaluate.store=stores/teachers-own
 
 Reads   runs/<run>/distill/ and <store.path>; the teacher's side comes from the store
-Writes  runs/<run>/evaluate/: metrics.json, pictures.safetensors, config.yaml
+Writes  runs/<run>/evaluate/: metrics.json, records.parquet, pictures.safetensors, config.yaml
 Again   a finished evaluation is left as it is
 """
 
@@ -17,18 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.commandline import main
-from pipeline.config import require
+from pipeline.evaluation.judged_store import open_for_student, open_split
 from pipeline.runs import RUNS, load_model, open_run, read_description
-from pipeline.selection import HOLDOUT
 from pipeline.store.files import sha256_file, write_atomically
 from pipeline.store.manifest import StoreMismatchError
-from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pipeline.config import EvaluateConfig
-    from pipeline.store.reader import TeacherPass
+    from pipeline.store.reader import Store, TeacherPass
 
 METRICS_NAME = "metrics.json"
 PICTURES_NAME = "pictures.safetensors"
@@ -49,9 +45,7 @@ def run(config: EvaluateConfig, name: str = "evaluate") -> EvaluateResult:
     """
     student = RUNS / config.run / "distill"
     trained = read_description(student)
-    store, passes = open_judged(config, config.store.teacher or trained.teachers)
-    if not (config.store.teacher or trained.teachers):
-        passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
+    store, passes = open_for_student(config, trained)
     inputs = {
         "student": sha256_file(student / "model.safetensors"),
         "store": store.manifest.fingerprint,
@@ -60,42 +54,24 @@ def run(config: EvaluateConfig, name: str = "evaluate") -> EvaluateResult:
     folder = open_run(name, config.run, config, inputs)
     path = folder / METRICS_NAME
     if not path.exists():
-        splits = _judge(config, store, passes, student, folder / PICTURES_NAME)
+        splits = _judge(config, store, passes, student, folder)
         write_atomically(path, json.dumps({"splits": splits}, indent=1).encode())
     return EvaluateResult(metrics=str(path), splits=json.loads(path.read_text())["splits"])
 
 
-def open_judged(config: EvaluateConfig, names: Sequence[str]) -> tuple[Store, list[TeacherPass]]:
-    """The store that students are judged on, and what its teachers say there.
-
-    names  of the passes in store.path that the student learned from; for a student of labels the store's
-           only pass, if it has just one. In evaluate.store it is the passes of the same teachers.
-    """
-    taught = Store(Path(config.store.path))
-    passes = []
-    if names or len(taught.pass_folders()) == 1:
-        passes = taught.open_passes(names)
-    if config.evaluate.store is None:
-        return taught, passes
-    require(
-        HOLDOUT not in config.evaluate.splits,
-        f"evaluate.splits={HOLDOUT} are records of the store that the student learned from, and "
-        f"evaluate.store={config.evaluate.store} is another; name a split of that one",
-    )
-    judged = Store(Path(config.evaluate.store))
-    return judged, [judged.canonical_of(teacher) for teacher in passes]
-
-
 def _judge(
-    config: EvaluateConfig, store: Store, passes: list[TeacherPass], student: Path, pictures: Path
+    config: EvaluateConfig, store: Store, passes: list[TeacherPass], student: Path, folder: Path
 ) -> dict[str, dict[str, Any]]:
+    import pyarrow as pa
     import torch
     from safetensors.torch import save
 
-    from pipeline.dataset import StoreDataset
-    from pipeline.evaluation.judge import Subject, judge_split, picture_maps
+    from pipeline.evaluation.judge import Subject, judge_records
+    from pipeline.evaluation.judged import metrics_of
+    from pipeline.evaluation.pictures import picture_maps
+    from pipeline.evaluation.record_table import RECORDS_NAME, record_table
     from pipeline.evaluation.shift import shift_curves
-    from pipeline.selection import rows_of_split, select_holdout_rows
+    from pipeline.store.index import write_table
     from pipeline.training import resolve_device
 
     model, trained = load_model(student)
@@ -109,27 +85,24 @@ def _judge(
         model=model.to(resolve_device("evaluate.device", options.device)),
         input_size=trained.input_size,
     )
-    splits, shown = {}, []
+    splits, tables, shown = {}, [], []
     per_split = -(-options.num_pictures // len(options.splits))
     for split in options.splits:
-        if split == HOLDOUT:
-            rows = select_holdout_rows(store.index, trained.split, trained.subset)
-        else:
-            rows = rows_of_split(store.index, split)
-        dataset = StoreDataset(
-            store, rows, passes, with_regions=True, num_classes=trained.num_classes
-        )
-        splits[split] = judge_split(subject, dataset, options)
+        dataset = open_split(store, passes, split, trained)
+        judged = judge_records(subject, dataset, options)
+        splits[split] = metrics_of(judged)
+        tables.append(record_table(split, judged))
         if options.max_shift is not None:
             splits[split]["shift"] = shift_curves(
                 subject, dataset, max_shift=options.max_shift, records=options.shift_records
             )
-        positions = list(range(min(per_split, len(rows))))
+        positions = list(range(min(per_split, len(dataset))))
         if positions:
             shown.append(picture_maps(subject, dataset, positions, options.frame))
     if shown:
         tensors = {name: torch.cat([part[name] for part in shown]) for name in shown[0]}
-        write_atomically(pictures, save(tensors))
+        write_atomically(folder / PICTURES_NAME, save(tensors))
+    write_table(folder / RECORDS_NAME, pa.concat_tables(tables))
     return splits
 
 

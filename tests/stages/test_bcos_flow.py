@@ -33,7 +33,7 @@ from pipeline.config import (
     TrainerConfig,
 )
 from pipeline.dataset import StoreDataset
-from pipeline.evaluation.judge import Subject, _evidence, _maps_of
+from pipeline.evaluation.judge import Subject, evidence, maps_of
 from pipeline.geometry import judged_view, view_images
 from pipeline.models import build_model, freeze
 from pipeline.selection import rows_of_split
@@ -162,15 +162,13 @@ def test_evidence_is_the_weights_times_what_they_weigh(taught):
     with torch.no_grad():
         output = model(view_images(batch, (16, 16)))
 
-        evidence = _evidence(_maps_of(subject, output, batch.labels), batch)
+        shown = evidence(maps_of(subject, output, batch.labels), batch)
 
     # All that the label's logit is, but for its bias.
     logits = output.logits.gather(1, batch.labels[:, None])[:, 0]
-    assert torch.allclose(
-        evidence.sum(dim=(1, 2)), logits - model.network.logit_layer.bias, atol=1e-4
-    )
+    assert torch.allclose(shown.sum(dim=(1, 2)), logits - model.network.logit_layer.bias, atol=1e-4)
     one_channel = torch.rand(3, 1, 1, 4, 4)
-    assert torch.equal(_evidence(one_channel, batch), one_channel[:, 0, 0])
+    assert torch.equal(evidence(one_channel, batch), one_channel[:, 0, 0])
 
 
 def test_the_report_shows_contributions_and_colours(taught):

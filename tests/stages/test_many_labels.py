@@ -316,6 +316,30 @@ def test_epg_and_iou_are_means_over_every_image_and_class_of_its_own(taught):
     assert metrics["iou"] == pytest.approx(np.mean(iou), abs=1e-5)
 
 
+def test_the_table_of_an_evaluation_has_every_class_of_a_record(taught):
+    be_a_student(taught)
+
+    metrics = judged(taught, "all_gt", batch_size=3)  # batches that differ in their most labels
+
+    table = pd.read_parquet(RUNS / "student" / "evaluate-3" / "records.parquet")
+    index = {row["key"]: row["labels"] for row in taught.store.index.to_pylist()}
+    known = table[table.labels.str.len() > 0]
+    hits = sum(len({*row.labels} & {*row.predictions}) for row in known.itertuples())
+    named = known.labels.str.len().sum() + known.predictions.str.len().sum()
+    assert [row.tolist() for row in table.labels] == [index[key] for key in table.key]
+    assert table.correct.isna().tolist() == [not index[key] for key in table.key]
+    assert all(
+        row.correct == (row.labels.tolist() == row.predictions.tolist())
+        for row in known.itertuples()
+    )
+    assert [sorted(row) for row in known.explained] == [sorted(row) for row in known.labels]
+    assert 2 * hits / named == pytest.approx(metrics["f1"], abs=1e-12)
+    for name in ("epg", "iou", "teacher_epg", "map_cosine"):
+        values = table[name].explode().astype(float)
+        assert values.mean() == pytest.approx(metrics[name], abs=1e-12)
+    assert metrics == pytest.approx(judged(taught, "all_gt"), abs=1e-6)
+
+
 def test_a_mask_s_values_are_the_classes_and_its_regions_the_boxes(taught):
     be_a_student(taught)
 
