@@ -17,14 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.commandline import main
-from pipeline.evaluation.judged_store import open_for_student, open_split
+from pipeline.config import require
 from pipeline.runs import RUNS, load_model, open_run, read_description
+from pipeline.selection import HOLDOUT
 from pipeline.store.files import sha256_file, write_atomically
 from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.config import EvaluateConfig
-    from pipeline.store.reader import Store, TeacherPass
+    from pipeline.store.reader import TeacherPass
 
 METRICS_NAME = "metrics.json"
 PICTURES_NAME = "pictures.safetensors"
@@ -45,7 +49,9 @@ def run(config: EvaluateConfig, name: str = "evaluate") -> EvaluateResult:
     """
     student = RUNS / config.run / "distill"
     trained = read_description(student)
-    store, passes = open_for_student(config, trained)
+    store, passes = open_judged(config, config.store.teacher or trained.teachers)
+    if not (config.store.teacher or trained.teachers):
+        passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
     inputs = {
         "student": sha256_file(student / "model.safetensors"),
         "store": store.manifest.fingerprint,
@@ -59,6 +65,27 @@ def run(config: EvaluateConfig, name: str = "evaluate") -> EvaluateResult:
     return EvaluateResult(metrics=str(path), splits=json.loads(path.read_text())["splits"])
 
 
+def open_judged(config: EvaluateConfig, names: Sequence[str]) -> tuple[Store, list[TeacherPass]]:
+    """The store that students are judged on, and what its teachers say there.
+
+    names  of the passes in store.path that the student learned from; for a student of labels the store's
+           only pass, if it has just one. In evaluate.store it is the passes of the same teachers.
+    """
+    taught = Store(Path(config.store.path))
+    passes = []
+    if names or len(taught.pass_folders()) == 1:
+        passes = taught.open_passes(names)
+    if config.evaluate.store is None:
+        return taught, passes
+    require(
+        HOLDOUT not in config.evaluate.splits,
+        f"evaluate.splits={HOLDOUT} are records of the store that the student learned from, and "
+        f"evaluate.store={config.evaluate.store} is another; name a split of that one",
+    )
+    judged = Store(Path(config.evaluate.store))
+    return judged, [judged.canonical_of(teacher) for teacher in passes]
+
+
 def _judge(
     config: EvaluateConfig, store: Store, passes: list[TeacherPass], student: Path, folder: Path
 ) -> dict[str, dict[str, Any]]:
@@ -66,7 +93,7 @@ def _judge(
     import torch
     from safetensors.torch import save
 
-    from pipeline.evaluation.judge import Subject, judge_records
+    from pipeline.evaluation.judge import Subject, judge_records, open_split
     from pipeline.evaluation.judged import metrics_of
     from pipeline.evaluation.pictures import picture_maps
     from pipeline.evaluation.record_table import RECORDS_NAME, record_table

@@ -34,7 +34,6 @@ from pipeline.config import ConfigError, require
 from pipeline.config.builder import build_verb_config
 from pipeline.distillation import fingerprint_inputs, open_passes
 from pipeline.errors import UserError
-from pipeline.evaluation.judged_store import open_judged
 from pipeline.evaluation.metrics import METRICS
 from pipeline.grid import best_position, iter_points, knows_option, point_label, point_words
 from pipeline.progress import progress
@@ -243,7 +242,7 @@ def _student(
 def _fingerprints(trained: DistillConfig, judged: EvaluateConfig) -> list[str]:
     store = Store(Path(trained.store.path))
     passes = open_passes(trained, store)
-    _, judged_by = open_judged(judged, judged.store.teacher)
+    _, judged_by = evaluate.open_judged(judged, judged.store.teacher)
     made_from = fingerprint_inputs(trained, store, passes)
     return [*made_from.values(), *(teacher.manifest.fingerprint for teacher in judged_by)]
 
@@ -274,7 +273,7 @@ def _check_selection(select: str, trained: DistillConfig, judged: EvaluateConfig
             "number of each class, as in subset.holdout=10",
         )
     else:
-        rows_of_split(open_judged(judged, judged.store.teacher)[0].index, split)
+        rows_of_split(evaluate.open_judged(judged, judged.store.teacher)[0].index, split)
 
 
 # ---- doing it ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.dataset import iter_in_order
+from pipeline.dataset import StoreDataset, iter_in_order
 from pipeline.evaluation.judged import Judged, join, metrics_of
 from pipeline.evaluation.localization import (
     energy_pointing_game,
@@ -22,17 +22,21 @@ from pipeline.losses.map_cosine import map_cosine
 from pipeline.models.bcos.layers import add_inverse
 from pipeline.records import NO_CLASS
 from pipeline.regions import regions_of
+from pipeline.selection import HOLDOUT, rows_of_split, select_holdout_rows
 from pipeline.stream import move_batch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from pipeline.config import EvaluateOptions
-    from pipeline.dataset import StoreDataset
     from pipeline.models.classifier import Classifier
     from pipeline.models.output import ModelOutput
     from pipeline.records import Batch, StoredTargets, Targets
     from pipeline.regions import RegionKind
+    from pipeline.runs import TrainedModel
+    from pipeline.store.reader import Store, TeacherPass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,17 @@ class Subject:
     def maps(self, output: ModelOutput, explained_class: Tensor) -> Tensor:
         """Explanations [B, E, A, h, w] of its output by the network's own explainer, for classes [B, E]."""
         return EXPLAINERS[self.model.explainer](self.model, output, explained_class)
+
+
+def open_split(
+    store: Store, passes: Sequence[TeacherPass], split: str, trained: TrainedModel
+) -> StoreDataset:
+    """The records of one of evaluate.splits, as a student is judged on them."""
+    if split == HOLDOUT:
+        rows = select_holdout_rows(store.index, trained.split, trained.subset)
+    else:
+        rows = rows_of_split(store.index, split)
+    return StoreDataset(store, rows, passes, with_regions=True, num_classes=trained.num_classes)
 
 
 def judge_split(

@@ -1,8 +1,9 @@
 """Beside the metrics of an evaluation: a row a record of what they are the means of.
 
 `labels`, `epg` and `iou` of a row have an entry for each of the record's own classes (one, -1 where it is not
-known, or of many all that it has), `explained`, `teacher_epg` and `map_cosine` one for each class that the teacher's stored
-maps explain. In pandas, `table.groupby("group").correct.mean()` and `table.explode(["labels", "epg", "iou"])`.
+known, or of many all that it has), `explained`, `teacher_epg` and `map_cosine` one for each class that the
+teacher's stored maps explain. In pandas: `table.groupby("group").correct.mean()`,
+`table.explode(["labels", "epg", "iou"])`.
 """
 
 from __future__ import annotations
