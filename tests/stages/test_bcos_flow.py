@@ -178,15 +178,14 @@ def test_the_report_shows_contributions_and_colours(taught):
     pictures = load_file("runs/student/evaluate/pictures.safetensors")
     path = Path("runs/study/sweep.json")
     path.parent.mkdir()
-    path.write_text(
-        json.dumps({"runs": [{"arm": "e2kd", "point": {}, "seed": 0, "run": "student"}]})
-    )
+    runs = [{"arm": arm, "point": {}, "seed": 0, "run": "student"} for arm in ("kd", "e2kd")]
+    path.write_text(json.dumps({"runs": runs}))
 
     result = report.run(
         ReportConfig(
             store=taught.store,
             augment=VIEWS,
-            report=ReportOptions(baseline="e2kd", candidate="e2kd", contact_records=2),
+            report=ReportOptions(contact_records=2, case_shift=3),
             run="study",
         )
     )
@@ -197,7 +196,7 @@ def test_the_report_shows_contributions_and_colours(taught):
         assert pictures[f"{whose}colors"].float().std() > 0
     html = Path(result.html).read_text()
     assert "red where they speak for the class" in html
-    assert html.count("data:image/png") == 2  # maps, contact sheet
+    assert html.count("data:image/png") == 4  # maps, cases of one kind, moved, contact sheet
     stored = json.loads(Path(result.json).read_text())["passes"]
     assert [entry["map"] for entry in stored] == ["6x16x16 float16"]
     assert stored[0]["raw_bytes"] == 6 * 16 * 16 * 4

@@ -456,7 +456,9 @@ def test_a_sweep_finishes_every_student_once_and_a_report_gathers_them(frozen, c
             store=StoreConfig(path=str(frozen.store.path)),
             augment=PAD_CROP,
             report=ReportOptions(
-                columns={"accuracy": "test.accuracy", "epg": "all.epg"}, next_command="make next"
+                columns={"accuracy": "test.accuracy", "epg": "all.epg"},
+                next_command="make next",
+                cases=0,
             ),
             run="grid",
         )

@@ -416,16 +416,25 @@ def test_a_sweep_chooses_by_f1_of_the_holdout_and_a_report_shows_it(taught):
             baseline="labels",
             contact_records=3,
             contact_views=1,
+            cases=4,
         ),
         run="grid",
     )
-    values = json.loads(Path(report.run(config).json).read_text())
+    result_of_report = report.run(config)
+    values = json.loads(Path(result_of_report.json).read_text())
 
     assert "test.f1" in result.summary
     assert [row["arm"] for row in values["selection"]["candidates"]] == ["labels", "e2kd", "e2kd"]
     assert values["teacher"]["f1"] == taught.result.f1["test"]
     (of_all_gt,) = (p for p in values["passes"] if p["name"] == taught.passes["all_gt"])
     assert (of_all_gt["explainer"], of_all_gt["map"]) == ("gradcam, all_gt", "2x1x6x6 float16")
+    html = Path(result_of_report.html).read_text()
+    kinds = ("EPG: e2kd above labels", "EPG: labels above e2kd")
+    assert all(f"<b>{kind}</b>" in html for kind in kinds)
+    assert "classes of images, the first" in html
+    own = {row["key"]: row["labels"] for row in taught.store.index.to_pylist()}
+    assert {case["kind"] for case in values["cases"]} <= set(kinds)
+    assert all(CLASSES.index(case["class"]) in own[case["key"]] for case in values["cases"])
     with pytest.raises(ConfigError, match=r"test\.accuracy is not in .*report\.columns=\{f1"):
         report.run(replace(config, report=ReportOptions()))
 
