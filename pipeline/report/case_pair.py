@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -66,15 +66,14 @@ def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePai
     pair = _find(results, config.report)
     if pair is None or not all(_is_there(result) for result in pair):
         return None
-    ours, theirs = (_judgement(result) for result in pair)
-    judging = build_config(EvaluateOptions, ours["evaluate"], "evaluate")
+    (others, compared), (judging, inputs) = (_judgement(result) for result in pair)
     store = Store(Path(judging.store or config.store.path))
     held = {folder.name for folder in store.pass_folders()}
-    teachers = [name.removeprefix("teacher ") for name in ours["inputs"] if name != "store"]
+    teachers = [name.removeprefix("teacher ") for name in inputs if name != "store"]
     if (
-        ours != theirs | {"evaluate": ours["evaluate"]}
-        or any(ours["evaluate"][name] != theirs["evaluate"][name] for name in _JUDGING)
-        or ours["inputs"]["store"] != store.manifest.fingerprint
+        inputs != compared
+        or any(getattr(judging, name) != getattr(others, name) for name in _JUDGING)
+        or inputs["store"] != store.manifest.fingerprint
         or not held.issuperset(teachers)
     ):
         logger.info(
@@ -123,11 +122,11 @@ def _is_there(result: StudentResult) -> bool:
     return table.exists() and weights.exists()
 
 
-def _judgement(result: StudentResult) -> dict[str, Any]:
-    """How it was judged, and on what: options of evaluate, fingerprints of all that was read but itself."""
+def _judgement(result: StudentResult) -> tuple[EvaluateOptions, dict[str, str]]:
+    """How it was judged, and the fingerprints of what it was judged on."""
     values = yaml.safe_load((result.folder / "evaluate" / CONFIG_NAME).read_text())
     inputs = {name: digest for name, digest in values["inputs"].items() if name != "student"}
-    return {"evaluate": values["evaluate"], "inputs": inputs}
+    return build_config(EvaluateOptions, values["evaluate"], "evaluate"), inputs
 
 
 def _open(result: StudentResult) -> Arm:
