@@ -34,7 +34,7 @@ _NO_DIFFERENCE = (
     "trainer.checkpoint_every_epochs",
     "trainer.checkpoint_every_steps",
 )
-_YOUNGER = {
+_YOUNGER: dict[str, Any] = {
     "augment.mixup_alpha": None,
     "augment.randaugment": None,
     "evaluate.group_sets": {},

@@ -5,7 +5,7 @@
     python -m stages.evaluate store.path=stores/other-images run=transferred evaluate.store=stores/teachers-own
 
 Reads   runs/<run>/distill/ and <store.path>; the teacher's side comes from the store
-Writes  runs/<run>/evaluate/: metrics.json, pictures.safetensors, config.yaml
+Writes  runs/<run>/evaluate/: metrics.json, records.parquet, pictures.safetensors, config.yaml
 Again   a finished evaluation is left as it is
 """
 
@@ -60,7 +60,7 @@ def run(config: EvaluateConfig, name: str = "evaluate") -> EvaluateResult:
     folder = open_run(name, config.run, config, inputs)
     path = folder / METRICS_NAME
     if not path.exists():
-        splits = _judge(config, store, passes, student, folder / PICTURES_NAME)
+        splits = _judge(config, store, passes, student, folder)
         write_atomically(path, json.dumps({"splits": splits}, indent=1).encode())
     return EvaluateResult(metrics=str(path), splits=json.loads(path.read_text())["splits"])
 
@@ -87,15 +87,18 @@ def open_judged(config: EvaluateConfig, names: Sequence[str]) -> tuple[Store, li
 
 
 def _judge(
-    config: EvaluateConfig, store: Store, passes: list[TeacherPass], student: Path, pictures: Path
+    config: EvaluateConfig, store: Store, passes: list[TeacherPass], student: Path, folder: Path
 ) -> dict[str, dict[str, Any]]:
+    import pyarrow as pa
     import torch
     from safetensors.torch import save
 
-    from pipeline.dataset import StoreDataset
-    from pipeline.evaluation.judge import Subject, judge_split, picture_maps
+    from pipeline.evaluation.judge import Subject, judge_records, open_split
+    from pipeline.evaluation.judged import metrics_of
+    from pipeline.evaluation.pictures import picture_maps
+    from pipeline.evaluation.record_table import RECORDS_NAME, record_table
     from pipeline.evaluation.shift import shift_curves
-    from pipeline.selection import rows_of_split, select_holdout_rows
+    from pipeline.store.index import write_table
     from pipeline.training import resolve_device
 
     model, trained = load_model(student)
@@ -109,27 +112,24 @@ def _judge(
         model=model.to(resolve_device("evaluate.device", options.device)),
         input_size=trained.input_size,
     )
-    splits, shown = {}, []
+    splits, tables, shown = {}, [], []
     per_split = -(-options.num_pictures // len(options.splits))
     for split in options.splits:
-        if split == HOLDOUT:
-            rows = select_holdout_rows(store.index, trained.split, trained.subset)
-        else:
-            rows = rows_of_split(store.index, split)
-        dataset = StoreDataset(
-            store, rows, passes, with_regions=True, num_classes=trained.num_classes
-        )
-        splits[split] = judge_split(subject, dataset, options)
+        dataset = open_split(store, passes, split, trained)
+        judged = judge_records(subject, dataset, options)
+        splits[split] = metrics_of(judged, options.group_sets)
+        tables.append(record_table(split, judged))
         if options.max_shift is not None:
             splits[split]["shift"] = shift_curves(
                 subject, dataset, max_shift=options.max_shift, records=options.shift_records
             )
-        positions = list(range(min(per_split, len(rows))))
+        positions = list(range(min(per_split, len(dataset))))
         if positions:
             shown.append(picture_maps(subject, dataset, positions, options.frame))
     if shown:
         tensors = {name: torch.cat([part[name] for part in shown]) for name in shown[0]}
-        write_atomically(pictures, save(tensors))
+        write_atomically(folder / PICTURES_NAME, save(tensors))
+    write_table(folder / RECORDS_NAME, pa.concat_tables(tables))
     return splits
 
 

@@ -4,7 +4,8 @@
     python -m stages.report store.path=stores/photos run=photos augment=resized_crop_flip
     python -m stages.report store.path=stores/demo run=taus report.baseline=t1 report.candidate=t4
 
-Reads   <store.path>; runs/<run>/sweep.json, where there is one, and the runs it lists
+Reads   <store.path>; runs/<run>/sweep.json, where there is one, and the runs it lists; for the cases
+        two students' weights and records.parquet
 Writes  runs/<run>/report.html and runs/<run>/report.json
 """
 
@@ -35,6 +36,7 @@ from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
     from pipeline.config import ReportConfig, ReportOptions
+    from pipeline.report.case_pictures import SplitCases
     from pipeline.report.results import Selection, StudentResult
     from pipeline.store.reader import TeacherPass
 
@@ -71,12 +73,15 @@ def run(config: ReportConfig) -> ReportResult:
                 f"{options.candidate} - {options.baseline} in {options.paired_column}: "
                 f"{100 * paired['mean']:+.1f} points (sd {100 * paired['sd']:.1f})"
             )
+    cases = _cases(config, results)
+    if cases:
+        values["cases"] = [case for split in cases for case in split.chosen]
     selection = load_selection(config.run)
     if selection is not None:
         values["selection"] = _selection_values(selection)
     folder = RUNS / config.run
     write_atomically(folder / "report.json", json.dumps(values, indent=1).encode())
-    html = _page(config, store, results, selection, values)
+    html = _page(config, store, results, selection, cases, values)
     write_atomically(folder / "report.html", html.encode())
     return ReportResult(
         html=str(folder / "report.html"),
@@ -105,6 +110,7 @@ def _page(
     store: Store,
     results: list[StudentResult],
     selection: Selection | None,
+    cases: list[SplitCases],
     values: dict[str, Any],
 ) -> str:
     import jinja2
@@ -134,6 +140,7 @@ def _page(
         contact_sheet=sheet,
         ledger=_ledger(config.run, store, passes, results),
         **(_students(config, store, results, values) if results else {}),
+        cases=cases,
         selection=values.get("selection"),
         **(_selection_figure(selection) if selection else {}),
     )
@@ -163,6 +170,17 @@ def _students(
         "curves": training_curves(_metric_lines(results)),
         "shifts": {split: shift_plot(curves) for split, curves in _shift_curves(results).items()},
     }
+
+
+def _cases(config: ReportConfig, results: list[StudentResult]) -> list[SplitCases]:
+    """None where none are wanted or can be had."""
+    if not results or not config.report.cases:
+        return []
+    from pipeline.report.case_pair import open_pair
+    from pipeline.report.case_pictures import show_cases
+
+    pair = open_pair(config, results)
+    return show_cases(pair, config.report) if pair else []
 
 
 def _selection_values(selection: Selection) -> dict[str, Any]:

@@ -81,14 +81,24 @@ class ReportOptions:
     """Records on the contact sheet of the store and its teachers' maps; 0 leaves it out."""
     contact_views: int = 2
     """Random views (`augment=`) of each of them."""
+    cases: int = 8
+    """Records of each split, shown with the maps of teacher, baseline and candidate: chosen by a rule (the page
+    states it) from the records.parquet of both; 0 leaves them out."""
+    case_shift: int | None = None
+    """Pixels along the diagonal by which the first of them are moved, to see whether the explanations move along
+    (e2KD, Figure A5: 8); null leaves that out."""
 
     def __post_init__(self) -> None:
         if not self.columns:
             object.__setattr__(self, "columns", {n: f"test.{n}" for n in ("accuracy", "agreement")})
-        for name in ("contact_records", "contact_views"):
+        for name in ("contact_records", "contact_views", "cases"):
             require(
                 getattr(self, name) >= 0, f"report.{name} must be >= 0, got {getattr(self, name)}"
             )
+        require(
+            self.case_shift is None or self.case_shift >= 1,
+            f"report.case_shift must be >= 1 or null, got {self.case_shift}",
+        )
         require(
             self.paired_column in self.columns,
             f"report.paired_column={self.paired_column} is not one of report.columns: {', '.join(self.columns)}",

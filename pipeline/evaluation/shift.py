@@ -9,7 +9,7 @@ into patches of 16 pixels, or that pools with strides, comes back to one at the 
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,11 +47,7 @@ def shift_curves(
     max_shift  >= 1 and below the input's sides
     records    of the dataset, drawn by a fixed seed; fewer where it has fewer
     """
-    if max_shift >= min(subject.input_size):
-        raise ConfigError(
-            f"evaluate.max_shift={max_shift} moves all of the student's input of "
-            f"{subject.input_size[0]}x{subject.input_size[1]} pixels away; take less than its side"
-        )
+    check_shift("evaluate.max_shift", max_shift, subject.input_size)
     chosen = _chosen(len(dataset), records)
     cosines: dict[str, list[Tensor]] = {}
     for start in range(0, len(chosen), _BATCH):
@@ -61,6 +57,31 @@ def shift_curves(
     return {
         kind: torch.cat(parts, dim=1).nanmean(dim=1).tolist() for kind, parts in cosines.items()
     }
+
+
+class Shifted(NamedTuple):
+    """What a network sees in a window and in the moved one."""
+
+    images: Tensor
+    """f32 [2, B, 3, h, w]: unmoved and moved, like `maps`."""
+    maps: Tensor
+    """[2, B, h, w] at the input's resolution, of a B-cos network its contributions."""
+    cosine: Tensor
+    """[B], on what both windows show; nan where either map is zero."""
+
+
+@torch.no_grad()
+def shifted_maps(subject: Subject, frames: Tensor, shift: int, explained: Tensor) -> Shifted:
+    """Frames u8 [B, 3, H, W] in both windows, and the explanations of the given classes [B]."""
+    images = [window(frames, subject.input_size, moved, shift) for moved in (0, shift)]
+    shown = []
+    for seen in images:
+        kinds = _maps(subject, forward_to_explain(subject.model, seen), explained[:, None])
+        shown.append(kinds.get("contribution", kinds["map"]))
+    cosine, valid = overlap_cosine(shown[0], shown[1], shift)
+    return Shifted(
+        torch.stack(images), torch.stack(shown).sum(dim=2), cosine.masked_fill(~valid, float("nan"))
+    )
 
 
 def _batch_curves(subject: Subject, frames: Tensor, max_shift: int) -> dict[str, Tensor]:
@@ -84,14 +105,28 @@ def window(frames: Tensor, size: tuple[int, int], shift: int, max_shift: int) ->
     The content of the window moves by `shift` pixels down and to the right. With room for `max_shift` all
     windows lie in the frame, around its middle; otherwise the unmoved one does.
     """
-    tops = []
-    for full, seen in zip(frames.shape[-2:], size, strict=True):
-        room = full - seen
-        tops.append((room + max_shift) // 2 if room >= max_shift else max(room, 0))
     wide = max(size)  # black on every side, enough for any window
     black = F.pad(frames, (max_shift, wide, max_shift, wide))
-    top, left = (start + max_shift - shift for start in tops)
+    corner = _corner((frames.shape[-2], frames.shape[-1]), size, max_shift)
+    top, left = (start + max_shift - shift for start in corner)
     return black[..., top : top + size[0], left : left + size[1]].float() / 255
+
+
+def window_view(frame: tuple[int, int], size: tuple[int, int], max_shift: int) -> Tensor:
+    """`canonical_from_view` of the unmoved window of (height, width) `size` in a `frame`: f32 [3, 3]."""
+    scales, centres = [], []
+    for full, seen, start in zip(frame, size, _corner(frame, size, max_shift), strict=True):
+        scales.append(seen / full)
+        centres.append((2 * start + seen) / full - 1)
+    return torch.tensor(
+        [[scales[1], 0.0, centres[1]], [0.0, scales[0], centres[0]], [0.0, 0.0, 1.0]]
+    )
+
+
+def _corner(frame: tuple[int, int], size: tuple[int, int], max_shift: int) -> list[int]:
+    """Top and left of the unmoved window."""
+    rooms = [full - seen for full, seen in zip(frame, size, strict=True)]
+    return [(room + max_shift) // 2 if room >= max_shift else max(room, 0) for room in rooms]
 
 
 def overlap_cosine(unmoved: Tensor, moved: Tensor, shift: int) -> tuple[Tensor, Tensor]:
@@ -107,6 +142,15 @@ def overlap_cosine(unmoved: Tensor, moved: Tensor, shift: int) -> tuple[Tensor, 
         maps / maps.abs().amax(dim=1, keepdim=True).clamp(min=1e-300) for maps in (there, here)
     ]
     return F.cosine_similarity(scaled[0], scaled[1], dim=1), valid
+
+
+def check_shift(option: str, shift: int, size: tuple[int, int]) -> None:
+    """ConfigError where nothing of an input of (height, width) `size` stays in sight."""
+    if shift >= min(size):
+        raise ConfigError(
+            f"{option}={shift} moves all of the student's input of {size[0]}x{size[1]} pixels away; "
+            "take less than its side"
+        )
 
 
 def _chosen(count: int, records: int) -> list[int]:

@@ -17,6 +17,9 @@ _STRONG_QUANTILE = 0.995
 """Of the absolute contributions: at it and above, a place is full red or blue."""
 
 
+_EDGE = np.array([0.0, 0.65, 0.2])
+
+
 class PictureRow(NamedTuple):
     """One row of a grid; every list has an entry for each record."""
 
@@ -29,6 +32,8 @@ class PictureRow(NamedTuple):
     """Captions in red; empty has none."""
     aspects: Sequence[float] = ()
     """width / height at which each is shown; empty shows the pixels as squares."""
+    notes: Sequence[str] = ()
+    """Below the pictures; empty has none."""
 
 
 def picture_grid(rows: Sequence[PictureRow], side: float = 1.25) -> str:
@@ -50,6 +55,8 @@ def picture_grid(rows: Sequence[PictureRow], side: float = 1.25) -> str:
             if row.captions:
                 color = "crimson" if row.wrong and row.wrong[column] else "black"
                 axis.set_title(row.captions[column], fontsize=7.5, color=color, pad=2)
+            if row.notes:
+                axis.set_xlabel(row.notes[column], fontsize=7, color="dimgrey", labelpad=2)
             axis.set_xticks([])
             axis.set_yticks([])
     return data_uri(figure, "png")
@@ -67,21 +74,25 @@ def map_grid(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) 
     rows = [PictureRow("image", list(frames), class_names(labels, classes))]
     if "teacher_maps" in first:
         teacher = {n.removeprefix("teacher_"): a for n, a in first.items() if "teacher_" in n}
-        rows += _explained("teacher", frames, teacher, labels, classes)
+        rows += explained_rows("teacher", frames, teacher, labels, classes)
     for arm, tensors in pictures.items():
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        rows += _explained(arm, frames, arrays, labels, classes)
+        rows += explained_rows(arm, frames, arrays, labels, classes)
     return picture_grid(rows)
 
 
-def _explained(
+def explained_rows(
     title: str,
     frames: NDArray[np.uint8],
     arrays: Mapping[str, NDArray[Any]],
     labels: NDArray[Any],
     classes: Sequence[str],
 ) -> list[PictureRow]:
-    """One network's maps; of a B-cos network its contributions and the colours of its weights."""
+    """One network's maps; of a B-cos network its contributions and the colours of its weights.
+
+    frames  u8 [n, H, W, 3]
+    arrays  maps, predictions and perhaps colors, as pictures.explained_pictures gives them
+    """
     predictions = arrays["predictions"]
     captions = class_names(predictions, classes)
     wrong = (predictions != labels).reshape(len(labels), -1).any(axis=1).tolist()
@@ -130,6 +141,23 @@ def contributions(maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:
     fades = 1 - np.abs(value)
     red, blue = np.where(value > 0, 1.0, fades), np.where(value < 0, 1.0, fades)
     return list(np.concatenate([red, fades, blue], axis=3))
+
+
+def outlined(picture: NDArray[Any], region: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The picture as floats in [0, 1], with the edge of a region bool [H, W] drawn in green on the region's own
+    pixels; unchanged where the region is empty.
+    """
+    height, width = picture.shape[:2]
+    shown = picture / 255 if picture.dtype == np.uint8 else picture.astype(np.float64)
+    rows, columns = (
+        np.arange(n) * full // n for n, full in zip((height, width), region.shape, strict=True)
+    )
+    inside = region[np.ix_(rows, columns)]
+    core = inside.copy()
+    for _ in range(max(1, round(min(height, width) / 80))):
+        padded = np.pad(core, 1)
+        core = core & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return np.where((inside & ~core)[..., None], _EDGE, shown)
 
 
 def on_white(colors: NDArray[np.uint8]) -> list[NDArray[np.float64]]:

@@ -13,6 +13,7 @@ from pipeline.report.pictures import (
     contributions,
     map_grid,
     on_white,
+    outlined,
     overlays,
     picture_grid,
 )
@@ -132,3 +133,18 @@ def test_a_prediction_of_many_labels_is_wrong_where_one_of_them_is(monkeypatch):
 
     assert shown[0].captions == ["cat\ndog", "dog"]
     assert (shown[1].captions, shown[1].wrong) == (["cat", "dog"], [True, False])
+
+
+def test_a_region_s_edge_is_drawn_on_its_own_pixels_at_the_picture_s_size():
+    region = np.zeros((8, 8), bool)
+    region[2:6, 1:8] = True
+    image = np.full((16, 16, 3), 51, np.uint8)
+
+    green = (outlined(image, region) == [0.0, 0.65, 0.2]).all(axis=2)
+
+    edge = np.zeros((16, 16), bool)
+    edge[4:12, 2:16] = True
+    edge[5:11, 3:15] = False
+    assert (green == edge).all()
+    assert np.allclose(outlined(image, region)[~edge], 0.2)
+    assert np.allclose(outlined(image, np.zeros((8, 8), bool)), 0.2)

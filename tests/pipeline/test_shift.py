@@ -8,7 +8,8 @@ import torch
 from pipeline.config import ConfigError
 from pipeline.dataset import StoreDataset
 from pipeline.evaluation.judge import Subject
-from pipeline.evaluation.shift import overlap_cosine, shift_curves, window
+from pipeline.evaluation.shift import overlap_cosine, shift_curves, window, window_view
+from pipeline.geometry import warp
 from pipeline.models import build_model, freeze
 from pipeline.models.output import ModelOutput
 from pipeline.selection import rows_of_split
@@ -119,3 +120,13 @@ def test_a_student_is_measured_on_its_store(frozen, tiny_teacher):
     assert curve == again
     with pytest.raises(ConfigError, match=r"evaluate\.max_shift=16"):
         shift_curves(subject, dataset, max_shift=16, records=8)
+
+
+@pytest.mark.parametrize("side", [SIDE + 32, SIDE + 5, SIDE])
+def test_the_unmoved_window_is_a_view_like_any_other(side):
+    seen = frames(side)
+    view = window_view((side, side), (SIDE, SIDE), max_shift=8).expand(2, 3, 3)
+
+    fetched = warp(seen, view, (SIDE, SIDE)) / 255
+
+    assert torch.allclose(fetched, window(seen, (SIDE, SIDE), 0, 8), atol=1e-4)

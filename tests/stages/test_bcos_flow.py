@@ -33,7 +33,7 @@ from pipeline.config import (
     TrainerConfig,
 )
 from pipeline.dataset import StoreDataset
-from pipeline.evaluation.judge import Subject, _evidence, _maps_of
+from pipeline.evaluation.judge import Subject, evidence, maps_of
 from pipeline.geometry import judged_view, view_images
 from pipeline.models import build_model, freeze
 from pipeline.selection import rows_of_split
@@ -162,15 +162,13 @@ def test_evidence_is_the_weights_times_what_they_weigh(taught):
     with torch.no_grad():
         output = model(view_images(batch, (16, 16)))
 
-        evidence = _evidence(_maps_of(subject, output, batch.labels), batch)
+        shown = evidence(maps_of(subject, output, batch.labels), batch)
 
     # All that the label's logit is, but for its bias.
     logits = output.logits.gather(1, batch.labels[:, None])[:, 0]
-    assert torch.allclose(
-        evidence.sum(dim=(1, 2)), logits - model.network.logit_layer.bias, atol=1e-4
-    )
+    assert torch.allclose(shown.sum(dim=(1, 2)), logits - model.network.logit_layer.bias, atol=1e-4)
     one_channel = torch.rand(3, 1, 1, 4, 4)
-    assert torch.equal(_evidence(one_channel, batch), one_channel[:, 0, 0])
+    assert torch.equal(evidence(one_channel, batch), one_channel[:, 0, 0])
 
 
 def test_the_report_shows_contributions_and_colours(taught):
@@ -180,15 +178,14 @@ def test_the_report_shows_contributions_and_colours(taught):
     pictures = load_file("runs/student/evaluate/pictures.safetensors")
     path = Path("runs/study/sweep.json")
     path.parent.mkdir()
-    path.write_text(
-        json.dumps({"runs": [{"arm": "e2kd", "point": {}, "seed": 0, "run": "student"}]})
-    )
+    runs = [{"arm": arm, "point": {}, "seed": 0, "run": "student"} for arm in ("kd", "e2kd")]
+    path.write_text(json.dumps({"runs": runs}))
 
     result = report.run(
         ReportConfig(
             store=taught.store,
             augment=VIEWS,
-            report=ReportOptions(baseline="e2kd", candidate="e2kd", contact_records=2),
+            report=ReportOptions(contact_records=2, case_shift=3),
             run="study",
         )
     )
@@ -199,7 +196,7 @@ def test_the_report_shows_contributions_and_colours(taught):
         assert pictures[f"{whose}colors"].float().std() > 0
     html = Path(result.html).read_text()
     assert "red where they speak for the class" in html
-    assert html.count("data:image/png") == 2  # maps, contact sheet
+    assert html.count("data:image/png") == 4  # maps, cases of one kind, moved, contact sheet
     stored = json.loads(Path(result.json).read_text())["passes"]
     assert [entry["map"] for entry in stored] == ["6x16x16 float16"]
     assert stored[0]["raw_bytes"] == 6 * 16 * 16 * 4

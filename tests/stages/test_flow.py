@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -388,6 +389,32 @@ def test_an_evaluation_agrees_with_the_teacher_it_names(frozen):
     assert evaluate.run(evaluate_config(frozen)) == result
 
 
+def test_the_table_of_an_evaluation_averages_to_its_metrics(frozen):
+    distill.run(distill_config(frozen))
+
+    result = evaluate.run(evaluate_config(frozen))
+
+    table = pd.read_parquet(RUNS / "one" / "evaluate" / "records.parquet")
+    assert table.key.tolist() == [
+        row["key"]
+        for split in result.splits
+        for row in frozen.store.index.to_pylist()
+        if row["split"] == split
+    ]
+    for split, metrics in result.splits.items():
+        rows = table[table.split == split]
+        agreeing = rows.predictions.str[0] == rows.teacher_predictions.str[0]
+        assert (len(rows), rows.correct.mean()) == (metrics["records"], metrics["accuracy"])
+        assert {str(g): v for g, v in rows.groupby("group").correct.mean().items()} == metrics[
+            "group_accuracy"
+        ]
+        assert agreeing.mean() == metrics["agreement"]
+        for name in ("epg", "iou", "teacher_epg", "map_cosine"):
+            assert rows[name].explode().astype(float).mean() == pytest.approx(
+                metrics[name], abs=1e-12
+            )
+
+
 @pytest.mark.parametrize("region", ["boxes", "masks"])
 def test_the_teacher_judged_as_its_own_student_agrees_with_itself(frozen, region):
     from pipeline.runs import TrainedModel, save_model
@@ -429,7 +456,9 @@ def test_a_sweep_finishes_every_student_once_and_a_report_gathers_them(frozen, c
             store=StoreConfig(path=str(frozen.store.path)),
             augment=PAD_CROP,
             report=ReportOptions(
-                columns={"accuracy": "test.accuracy", "epg": "all.epg"}, next_command="make next"
+                columns={"accuracy": "test.accuracy", "epg": "all.epg"},
+                next_command="make next",
+                cases=0,
             ),
             run="grid",
         )

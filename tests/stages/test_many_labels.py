@@ -316,6 +316,30 @@ def test_epg_and_iou_are_means_over_every_image_and_class_of_its_own(taught):
     assert metrics["iou"] == pytest.approx(np.mean(iou), abs=1e-5)
 
 
+def test_the_table_of_an_evaluation_has_every_class_of_a_record(taught):
+    be_a_student(taught)
+
+    metrics = judged(taught, "all_gt", batch_size=3)  # batches that differ in their most labels
+
+    table = pd.read_parquet(RUNS / "student" / "evaluate-3" / "records.parquet")
+    index = {row["key"]: row["labels"] for row in taught.store.index.to_pylist()}
+    known = table[table.labels.str.len() > 0]
+    hits = sum(len({*row.labels} & {*row.predictions}) for row in known.itertuples())
+    named = known.labels.str.len().sum() + known.predictions.str.len().sum()
+    assert [row.tolist() for row in table.labels] == [index[key] for key in table.key]
+    assert table.correct.isna().tolist() == [not index[key] for key in table.key]
+    assert all(
+        row.correct == (row.labels.tolist() == row.predictions.tolist())
+        for row in known.itertuples()
+    )
+    assert [sorted(row) for row in known.explained] == [sorted(row) for row in known.labels]
+    assert 2 * hits / named == pytest.approx(metrics["f1"], abs=1e-12)
+    for name in ("epg", "iou", "teacher_epg", "map_cosine"):
+        values = table[name].explode().astype(float)
+        assert values.mean() == pytest.approx(metrics[name], abs=1e-12)
+    assert metrics == pytest.approx(judged(taught, "all_gt"), abs=1e-6)
+
+
 def test_a_mask_s_values_are_the_classes_and_its_regions_the_boxes(taught):
     be_a_student(taught)
 
@@ -392,16 +416,25 @@ def test_a_sweep_chooses_by_f1_of_the_holdout_and_a_report_shows_it(taught):
             baseline="labels",
             contact_records=3,
             contact_views=1,
+            cases=4,
         ),
         run="grid",
     )
-    values = json.loads(Path(report.run(config).json).read_text())
+    result_of_report = report.run(config)
+    values = json.loads(Path(result_of_report.json).read_text())
 
     assert "test.f1" in result.summary
     assert [row["arm"] for row in values["selection"]["candidates"]] == ["labels", "e2kd", "e2kd"]
     assert values["teacher"]["f1"] == taught.result.f1["test"]
     (of_all_gt,) = (p for p in values["passes"] if p["name"] == taught.passes["all_gt"])
     assert (of_all_gt["explainer"], of_all_gt["map"]) == ("gradcam, all_gt", "2x1x6x6 float16")
+    html = Path(result_of_report.html).read_text()
+    kinds = ("EPG: e2kd above labels", "EPG: labels above e2kd")
+    assert all(f"<b>{kind}</b>" in html for kind in kinds)
+    assert "classes of images, the first" in html
+    own = {row["key"]: row["labels"] for row in taught.store.index.to_pylist()}
+    assert {case["kind"] for case in values["cases"]} <= set(kinds)
+    assert all(CLASSES.index(case["class"]) in own[case["key"]] for case in values["cases"])
     with pytest.raises(ConfigError, match=r"test\.accuracy is not in .*report\.columns=\{f1"):
         report.run(replace(config, report=ReportOptions()))
 

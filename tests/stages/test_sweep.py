@@ -285,7 +285,9 @@ def report_of(frozen, run="grid", **options):
     config = ReportConfig(
         store=StoreConfig(path=str(frozen.store.path)),
         augment=PAD_CROP,
-        report=ReportOptions(columns={"accuracy": "test.accuracy"}, contact_records=0, **options),
+        report=ReportOptions(
+            columns={"accuracy": "test.accuracy"}, contact_records=0, cases=0, **options
+        ),
         run=run,
     )
     result = report.run(config)

@@ -1,0 +1,105 @@
+"""A few records with a network's maps and the teacher's stored ones, to look at."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.evaluation.judge import encoded, evidence, maps_of
+from pipeline.explainers import forward_to_explain
+from pipeline.explainers.bcos_weights import color_picture, is_bcos_weights
+from pipeline.geometry import judged_view, view_images, view_maps
+from pipeline.labels import classes_of, decide, has_many
+from pipeline.stream import move_batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.dataset import StoreDataset
+    from pipeline.evaluation.judge import Subject
+    from pipeline.records import Batch, StoredTargets
+
+
+@torch.no_grad()
+def picture_maps(
+    subject: Subject, dataset: StoreDataset, positions: list[int], frame: str = "auto"
+) -> dict[str, Tensor]:
+    """`explained_pictures` of each record's label, as judged.
+
+    Of many labels the class is the first that the teacher explains, or the lowest where it explains none.
+    """
+    batch = move_batch(dataset.__getitems__(positions), subject.device)
+    batch = judged_view(batch, frame, subject.input_size)
+    return explained_pictures(subject, batch, _pictured_classes(batch))
+
+
+@torch.no_grad()
+def explained_pictures(subject: Subject, batch: Batch, classes: Tensor) -> dict[str, Tensor]:
+    """The batch's images and what the model and its teacher say of them, on the CPU.
+
+    frames               u8 [n, 3, H, W], in the batch's view
+    labels, predictions  in the form of the labels
+    maps                 f32 [n, h, w], of a B-cos network its contributions
+    colors               of a B-cos network, its weights as RGBA, u8 [n, h, w, 4]
+    teacher_*            the same of the stored maps, where there are any: of the class, or of the one that
+                         the teacher explains first
+    teacher_classes      i64 [n]: which that is
+
+    classes  i64 [n], that the model explains; negative takes its own top-1
+    """
+    images = view_images(batch, subject.input_size)
+    output = forward_to_explain(subject.model, images)
+    many = has_many(batch.labels)
+    pictures = {
+        "frames": (images * 255).round().to(torch.uint8),
+        "labels": batch.labels,
+        "predictions": decide(output.logits, many=many),
+        **_shown(maps_of(subject, output, classes), batch),
+    }
+    if batch.targets and batch.targets[0].maps is not None:
+        chosen, explained = of_class(batch.targets[0], classes)
+        shown = _shown(stored_maps(batch, chosen), batch)
+        pictures |= {f"teacher_{name}": tensor for name, tensor in shown.items()}
+        pictures["teacher_classes"] = explained
+        pictures["teacher_predictions"] = decide(chosen.logits, many=many)
+    return {name: tensor.cpu().contiguous() for name, tensor in pictures.items()}
+
+
+def of_class(stored: StoredTargets, classes: Tensor) -> tuple[StoredTargets, Tensor]:
+    """The stored targets with one map a record, of its class [n] where the teacher explains it and the first
+    otherwise; and the class [n] of that map.
+    """
+    assert stored.maps is not None
+    assert stored.explained_class is not None
+    place = (stored.explained_class == classes[:, None]).int().argmax(dim=1, keepdim=True)
+    one = replace(
+        stored,
+        maps=stored.maps.take_along_dim(place[:, :, None, None, None], dim=1),
+        explained_class=stored.explained_class.gather(1, place),
+    )
+    return one, stored.explained_class.gather(1, place)[:, 0]
+
+
+def stored_maps(batch: Batch, stored: StoredTargets) -> Tensor:
+    """The stored maps in the batch's view, on their own grid."""
+    assert stored.maps is not None
+    return view_maps(batch, stored, (stored.maps.shape[-2], stored.maps.shape[-1]))
+
+
+def _shown(maps: Tensor, batch: Batch) -> dict[str, Tensor]:
+    shown = {"maps": evidence(maps, batch)}
+    if is_bcos_weights(maps):
+        colors = color_picture(maps, encoded(batch, maps))[:, 0]
+        shown["colors"] = (colors * 255).round().to(torch.uint8)
+    return shown
+
+
+def _pictured_classes(batch: Batch) -> Tensor:
+    """[n]; negative where nothing is known."""
+    own = classes_of(batch.labels)[:, 0]
+    explained = batch.targets[0].explained_class if batch.targets else None
+    if explained is None or not has_many(batch.labels):
+        return own
+    return torch.where(explained[:, 0] >= 0, explained[:, 0], own)

@@ -1,0 +1,93 @@
+"""Beside the metrics of an evaluation: a row a record of what they are the means of.
+
+`labels`, `epg` and `iou` of a row have an entry for each of the record's own classes (one, -1 where it is not
+known, or of many all that it has), `explained`, `teacher_epg` and `map_cosine` one for each class that the
+teacher's stored maps explain. In pandas: `table.groupby("group").correct.mean()`,
+`table.explode(["labels", "epg", "iou"])`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.evaluation.judged import Judged
+
+RECORDS_NAME = "records.parquet"
+
+RECORDS_SCHEMA = pa.schema(
+    {
+        "split": pa.string(),
+        "key": pa.string(),
+        "group": pa.int32(),  # -1 where unknown
+        "labels": pa.list_(pa.int32()),
+        "predictions": pa.list_(pa.int32()),  # the top-1 class, or all that are positive
+        "correct": pa.bool_(),  # exactly the labels; null where they are not known
+        "epg": pa.list_(pa.float32()),  # null where there is no region
+        "iou": pa.list_(pa.float32()),
+        "teacher_predictions": pa.list_(pa.int32()),  # null where there is no teacher
+        "explained": pa.list_(pa.int32()),
+        "teacher_epg": pa.list_(pa.float32()),
+        "map_cosine": pa.list_(pa.float32()),  # null where either map is zero
+    }
+)
+
+
+def record_table(split: str, judged: Judged) -> pa.Table:
+    """A table of RECORDS_SCHEMA, in the order of the records."""
+    from pipeline.labels import classes_of, decide, has_many, known
+
+    many = has_many(judged.labels)
+    own = classes_of(judged.labels)
+    present = own >= 0 if many else own == own
+    said = decide(judged.logits, many=many)
+    right = ((said == judged.labels).all(dim=1) if many else said == judged.labels).tolist()
+    columns: dict[str, list[Any]] = {
+        "split": [split] * len(judged.keys),
+        "key": list(judged.keys),
+        "group": judged.groups.tolist(),
+        "labels": _lists(own, present),
+        "predictions": _classes(classes_of(said)),
+        "correct": [
+            value if told else None
+            for value, told in zip(right, known(judged.labels).tolist(), strict=True)
+        ],
+        "epg": _lists(judged.epg, present),
+        "iou": _lists(judged.iou, present),
+    }
+    nothing: list[Any] = [None] * len(judged.keys)
+    columns["teacher_predictions"] = nothing
+    if judged.teacher_logits is not None:
+        teacher_said = decide(judged.teacher_logits, many=many)
+        columns["teacher_predictions"] = _classes(classes_of(teacher_said))
+    for name in ("explained", "teacher_epg", "map_cosine"):
+        columns[name] = [[] for _ in judged.keys]
+    if judged.explained_class is not None:
+        explained = judged.explained_class >= 0
+        columns["explained"] = _classes(judged.explained_class)
+        for name, values in (
+            ("teacher_epg", judged.teacher_epg),
+            ("map_cosine", judged.map_cosine),
+        ):
+            if values is None:
+                columns[name] = [[None] * int(count) for count in explained.sum(dim=1)]
+            else:
+                columns[name] = _lists(values, explained)
+    return pa.table(columns, schema=RECORDS_SCHEMA)
+
+
+def _classes(classes: Tensor) -> list[list[Any]]:
+    """Rows of classes [n, E] without what pads them."""
+    return _lists(classes, classes >= 0)
+
+
+def _lists(values: Tensor, there: Tensor) -> list[list[Any]]:
+    """Of each row of [n, E] the values that are there, nan as None."""
+    return [
+        [None if value != value else value for value, has in zip(row, has_row, strict=True) if has]
+        for row, has_row in zip(values.tolist(), there.tolist(), strict=True)
+    ]

@@ -1,0 +1,139 @@
+"""The two students that a report compares case by case, opened with what they were judged on."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from pipeline.config import EvaluateOptions
+from pipeline.config.builder import build_config
+from pipeline.evaluation.judge import Subject, open_split
+from pipeline.evaluation.record_table import RECORDS_NAME, RECORDS_SCHEMA
+from pipeline.runs import CONFIG_NAME, MODEL_NAME, load_model, read_description
+from pipeline.store.index import read_table
+from pipeline.store.reader import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.config import ReportConfig, ReportOptions
+    from pipeline.dataset import StoreDataset
+    from pipeline.report.cases import Row
+    from pipeline.report.results import StudentResult
+
+_JUDGING = ("store", "splits", "frame", "region", "iou_threshold")
+"""Options of evaluate in which both must agree."""
+
+logger = logging.getLogger("permafrost.report")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One of the two students."""
+
+    name: str
+    seed: int
+    subject: Subject
+    rows: dict[str, list[Row]]
+    """By split, as evaluate wrote them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CasePair:
+    """Two students of one seed that were judged on the same records in the same way."""
+
+    baseline: Arm
+    candidate: Arm
+    judging: EvaluateOptions
+    datasets: dict[str, StoreDataset]
+    """By split."""
+    classes: tuple[str, ...]
+
+    @property
+    def arms(self) -> tuple[Arm, Arm]:
+        """Baseline and candidate."""
+        return self.baseline, self.candidate
+
+
+def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePair | None:
+    """report.baseline and report.candidate of the first seed that both have; None, and a line in the log, where
+    what it takes is not there.
+    """
+    pair = _find(results, config.report)
+    if pair is None or not all(_is_there(result) for result in pair):
+        return None
+    (others, compared), (judging, inputs) = (_judgement(result) for result in pair)
+    store = Store(Path(judging.store or config.store.path))
+    held = {folder.name for folder in store.pass_folders()}
+    teachers = [name.removeprefix("teacher ") for name in inputs if name != "store"]
+    if (
+        inputs != compared
+        or any(getattr(judging, name) != getattr(others, name) for name in _JUDGING)
+        or inputs["store"] != store.manifest.fingerprint
+        or not held.issuperset(teachers)
+    ):
+        logger.info(
+            "no cases: %s and %s were not judged on what %s holds, in one way; delete both folders and run "
+            "stages.sweep again",
+            *(result.folder / "evaluate" for result in pair),
+            store.path,
+        )
+        return None
+    passes = [store.open_pass(name) for name in teachers]
+    trained = read_description(pair[1].folder / "distill")
+    datasets = {split: open_split(store, passes, split, trained) for split in judging.splits}
+    baseline, candidate = (_open(result) for result in pair)
+    return CasePair(
+        baseline=baseline,
+        candidate=candidate,
+        judging=judging,
+        datasets=datasets,
+        classes=tuple(store.manifest.classes),
+    )
+
+
+def _find(
+    results: Sequence[StudentResult], options: ReportOptions
+) -> tuple[StudentResult, StudentResult] | None:
+    found = {(result.label, result.seed): result for result in results}
+    for result in results:
+        baseline = found.get((options.baseline, result.seed))
+        candidate = found.get((options.candidate, result.seed))
+        if baseline is not None and candidate is not None and baseline is not candidate:
+            return baseline, candidate
+    return None
+
+
+def _is_there(result: StudentResult) -> bool:
+    table = result.folder / "evaluate" / RECORDS_NAME
+    weights = result.folder / "distill" / MODEL_NAME
+    if not table.exists():
+        logger.info(
+            "no cases: %s is not there; delete the folder %s and run stages.sweep again",
+            table,
+            table.parent,
+        )
+    elif not weights.exists():
+        logger.info("no cases: %s is not there", weights)
+    return table.exists() and weights.exists()
+
+
+def _judgement(result: StudentResult) -> tuple[EvaluateOptions, dict[str, str]]:
+    """How it was judged, and the fingerprints of what it was judged on."""
+    values = yaml.safe_load((result.folder / "evaluate" / CONFIG_NAME).read_text())
+    inputs = {name: digest for name, digest in values["inputs"].items() if name != "student"}
+    return build_config(EvaluateOptions, values["evaluate"], "evaluate"), inputs
+
+
+def _open(result: StudentResult) -> Arm:
+    model, trained = load_model(result.folder / "distill")
+    table, _ = read_table(result.folder / "evaluate" / RECORDS_NAME, RECORDS_SCHEMA)
+    rows: dict[str, list[Row]] = {}
+    for row in table.to_pylist():
+        rows.setdefault(row["split"], []).append(row)
+    subject = Subject(model=model, input_size=trained.input_size)
+    return Arm(name=result.label, seed=result.seed, subject=subject, rows=rows)

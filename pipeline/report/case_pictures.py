@@ -1,0 +1,272 @@
+"""Cases as pictures: an image, the teacher's stored map of it, and two students' maps, explained anew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from pipeline.evaluation.pictures import explained_pictures
+from pipeline.evaluation.shift import check_shift, shifted_maps, window_view
+from pipeline.geometry import judged_view
+from pipeline.records import NO_GROUP
+from pipeline.regions import regions_of
+from pipeline.report.cases import MEASURE_WORDS, choose_cases, value_of
+from pipeline.report.pictures import (
+    PictureRow,
+    class_names,
+    contributions,
+    explained_rows,
+    outlined,
+    overlays,
+    picture_grid,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from pipeline.config import ReportOptions
+    from pipeline.records import Batch
+    from pipeline.report.case_pair import Arm, CasePair
+    from pipeline.report.cases import Case, CaseKind, Row
+
+_SHIFTED_CASES = 4
+_SIDE = 1.5
+"""Inches of a picture."""
+_LONGEST_NAME = 22
+
+
+class CaseFigure(NamedTuple):
+    """One kind of cases of a split, or the first of them moved."""
+
+    title: str
+    found: int
+    shown: int
+    picture: str = ""
+    """PNG as a data URI; empty where nothing is shown."""
+    alt: str = ""
+
+
+class SplitCases(NamedTuple):
+    """What the page shows of one split."""
+
+    split: str
+    seed: int
+    """Of both students."""
+    total: str
+    """Of what the cases are chosen: how many there are."""
+    order: str
+    """What the cases are ordered by; empty where the maps cannot be compared."""
+    figures: list[CaseFigure]
+    shifted: CaseFigure | None
+    chosen: list[dict[str, Any]]
+    """A row a case, for report.json."""
+
+
+def show_cases(pair: CasePair, options: ReportOptions) -> list[SplitCases]:
+    """Cases of every split on which both students were judged."""
+    return [_split_cases(pair, split, options) for split in pair.datasets]
+
+
+def _split_cases(pair: CasePair, split: str, options: ReportOptions) -> SplitCases:
+    dataset = pair.datasets[split]
+    many = dataset.has_many_labels
+    choice = choose_cases(
+        pair.baseline.rows[split],
+        pair.candidate.rows[split],
+        (pair.baseline.name, pair.candidate.name),
+        options.cases,
+        many=many,
+    )
+    position = {key: number for number, key in enumerate(dataset.keys.to_pylist())}
+
+    def read(cases: Sequence[Case]) -> Batch:
+        return dataset.__getitems__([position[case.key] for case in cases])
+
+    moved = [case for kind in choice.kinds for case in kind.cases][:_SHIFTED_CASES]
+    shift = options.case_shift
+    return SplitCases(
+        split=split,
+        seed=pair.candidate.seed,
+        total=f"{choice.total:,} {'classes of images' if many else 'records'}",
+        order=MEASURE_WORDS[choice.measure] if choice.measure else "",
+        figures=[
+            _figure(pair, kind, read(kind.cases)) if kind.cases else CaseFigure(kind.title, 0, 0)
+            for kind in choice.kinds
+        ],
+        shifted=_shifted_figure(pair, moved, read(moved), shift) if shift and moved else None,
+        chosen=[
+            {
+                "split": split,
+                "kind": kind.title,
+                "key": case.key,
+                "class": pair.classes[case.label],
+                "group": case.candidate["group"],
+            }
+            for kind in choice.kinds
+            for case in kind.cases
+        ],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """Cases as one student is judged on them."""
+
+    frames: NDArray[np.uint8]
+    """[n, H, W, 3]."""
+    regions: NDArray[np.bool_]
+    """[n, H, W], of the cases' classes."""
+    arrays: dict[str, NDArray[Any]]
+    """Of pictures.explained_pictures."""
+
+    @property
+    def of_teacher(self) -> dict[str, NDArray[Any]]:
+        """The teacher's own, without their prefix; empty where it has no maps."""
+        prefix = "teacher_"
+        return {n.removeprefix(prefix): a for n, a in self.arrays.items() if n.startswith(prefix)}
+
+
+def _look(pair: CasePair, arm: Arm, batch: Batch, labels: Tensor) -> _Seen:
+    viewed = judged_view(batch, pair.judging.frame, arm.subject.input_size)
+    pictures = explained_pictures(arm.subject, viewed, labels)
+    arrays = {name: tensor.numpy() for name, tensor in pictures.items()}
+    return _Seen(
+        frames=arrays["frames"].transpose(0, 2, 3, 1),
+        regions=regions_of(viewed, labels, pair.judging.region, arm.subject.input_size).numpy(),
+        arrays=arrays,
+    )
+
+
+def _figure(pair: CasePair, kind: CaseKind, batch: Batch) -> CaseFigure:
+    """Images, the teacher's maps, both students' maps: what each says above, what its map is worth below."""
+    cases = kind.cases
+    labels = torch.tensor([case.label for case in cases])
+    baseline, candidate = (_look(pair, arm, batch, labels) for arm in pair.arms)
+    images = PictureRow(
+        "image", _outlined(list(candidate.frames), candidate.regions), _names(pair, labels.numpy())
+    )
+    rows = [images._replace(notes=[_group(case) for case in cases])]
+    if candidate.of_teacher:
+        notes = _teacher_notes(pair, cases, candidate.of_teacher["classes"])
+        rows += _explained(pair, "teacher", candidate, candidate.of_teacher, notes)
+    for arm, seen, of_arm in (
+        (pair.baseline, baseline, [case.baseline for case in cases]),
+        (pair.candidate, candidate, [case.candidate for case in cases]),
+    ):
+        notes = [_note(row, case.label) for row, case in zip(of_arm, cases, strict=True)]
+        rows += _explained(pair, arm.name, seen, seen.arrays, notes)
+    return CaseFigure(
+        kind.title,
+        kind.found,
+        len(cases),
+        picture_grid(rows, _SIDE),
+        f"{kind.title}: {len(cases)} images with the maps of the teacher, {pair.baseline.name} and "
+        f"{pair.candidate.name}",
+    )
+
+
+def _shifted_figure(pair: CasePair, cases: Sequence[Case], batch: Batch, shift: int) -> CaseFigure:
+    """The cases' images and both students' maps as they are and after a shift; the teacher's map as it is."""
+    labels = torch.tensor([case.label for case in cases])
+    rows: list[PictureRow] = []
+    for arm in pair.arms:
+        check_shift("report.case_shift", shift, arm.subject.input_size)
+        shifted = shifted_maps(arm.subject, batch.inputs, shift, labels)
+        frames = (shifted.images * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
+        if arm is pair.baseline:
+            rows += [PictureRow("image", list(frames[0]), _names(pair, labels.numpy()))]
+            rows += [PictureRow(f"moved by {shift}", list(frames[1]))]
+            rows += _unmoved_teacher(pair, batch, labels, shift, frames[0])
+        draw = contributions if arm.subject.model.explainer == "bcos_weights" else None
+        for title, images, maps in zip(
+            (arm.name, f"{arm.name}, moved"), frames, shifted.maps.numpy(), strict=True
+        ):
+            rows.append(PictureRow(title, draw(maps) if draw else overlays(images, maps)))
+        notes = [_worth("cosine", value) for value in shifted.cosine.tolist()]
+        rows[-1] = rows[-1]._replace(notes=notes)
+    return CaseFigure(
+        f"Moved by {shift} pixels",
+        len(cases),
+        len(cases),
+        picture_grid(rows, _SIDE),
+        f"{len(cases)} images and the maps of {pair.baseline.name} and {pair.candidate.name}, before and after a shift "
+        f"of {shift} pixels along the diagonal",
+    )
+
+
+def _unmoved_teacher(
+    pair: CasePair, batch: Batch, labels: Tensor, shift: int, frames: NDArray[np.uint8]
+) -> list[PictureRow]:
+    """Its stored map in the unmoved window; nothing where it has none."""
+    size = pair.baseline.subject.input_size
+    frame = (batch.inputs.shape[-2], batch.inputs.shape[-1])
+    view = window_view(frame, size, shift).expand(len(labels), 3, 3)
+    pictures = explained_pictures(
+        pair.baseline.subject, replace(batch, canonical_from_view=view), labels
+    )
+    if "teacher_maps" not in pictures:
+        return []
+    maps = pictures["teacher_maps"].numpy()
+    is_signed = "teacher_colors" in pictures
+    return [PictureRow("teacher", contributions(maps) if is_signed else overlays(frames, maps))]
+
+
+def _explained(
+    pair: CasePair, title: str, seen: _Seen, arrays: dict[str, NDArray[Any]], notes: list[str]
+) -> list[PictureRow]:
+    names = [_short(name) for name in pair.classes]
+    first, *more = explained_rows(title, seen.frames, arrays, seen.arrays["labels"], names)
+    first = first._replace(pictures=_outlined(first.pictures, seen.regions), notes=notes)
+    return [first, *more]
+
+
+def _outlined(
+    pictures: Sequence[NDArray[Any]], regions: NDArray[np.bool_]
+) -> list[NDArray[np.float64]]:
+    return [outlined(picture, region) for picture, region in zip(pictures, regions, strict=True)]
+
+
+def _names(pair: CasePair, labels: NDArray[Any]) -> list[str]:
+    return [_short(name) for name in class_names(labels, pair.classes)]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 2] + ".."
+
+
+def _group(case: Case) -> str:
+    group = case.candidate["group"]
+    return f"group {group}" if group != NO_GROUP else ""
+
+
+def _teacher_notes(
+    pair: CasePair, cases: Sequence[Case], explained: NDArray[np.int64]
+) -> list[str]:
+    """Its EPG; of a map of another class, which that is."""
+    others = _names(pair, explained)
+    return [
+        _worth("EPG", value_of(case.candidate, "teacher_epg", case.label))
+        if label == case.label
+        else f"map of {other}"
+        for case, label, other in zip(cases, explained.tolist(), others, strict=True)
+    ]
+
+
+def _note(row: Row, label: int) -> str:
+    """What a student's map of a class is worth, from its table."""
+    where = [_worth(word, value_of(row, word.lower(), label)) for word in ("EPG", "IoU")]
+    cosine = _worth("cosine", value_of(row, "map_cosine", label))
+    return "\n".join(filter(None, ["  ".join(filter(None, where)), cosine]))
+
+
+def _worth(word: str, value: float | None) -> str:
+    """Per cent of EPG and IoU, the number itself of a cosine; empty where there is none."""
+    if value is None or value != value:
+        return ""
+    return f"{word} {value:.2f}" if word == "cosine" else f"{word} {100 * value:.0f}"

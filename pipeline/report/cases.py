@@ -1,0 +1,143 @@
+"""Which records a report shows case by case: chosen by a rule from two students' tables, never by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Measure = Literal["map_cosine", "epg"]
+Row = dict[str, Any]
+"""Of record_table.RECORDS_SCHEMA."""
+
+MEASURE_WORDS: Mapping[Measure, str] = {
+    "map_cosine": "the cosine of their maps with the teacher's",
+    "epg": "the EPG of their maps",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One class of one record, as two students see it."""
+
+    label: int
+    """The class that is explained: the record's own, or of many one of them."""
+    baseline: Row
+    candidate: Row
+
+    @property
+    def key(self) -> str:
+        """The record's."""
+        return str(self.candidate["key"])
+
+    def lead(self, measure: Measure) -> float | None:
+        """candidate - baseline; None where one of them has no value."""
+        values = [value_of(row, measure, self.label) for row in (self.candidate, self.baseline)]
+        return None if None in values else values[0] - values[1]  # type: ignore[operator]
+
+
+class CaseKind(NamedTuple):
+    """Cases that show the same thing."""
+
+    title: str
+    found: int
+    """Of the split, of which `cases` are the first."""
+    cases: list[Case]
+
+
+class CaseChoice(NamedTuple):
+    """What is shown of one split."""
+
+    total: int
+    """Classes of records that both students were judged on."""
+    measure: Measure | None
+    """That decides the order; None where the students' maps cannot be compared."""
+    kinds: list[CaseKind]
+
+
+def value_of(row: Row, name: str, label: int) -> float | None:
+    """The row's epg, iou, teacher_epg or map_cosine of one class; None where it has none."""
+    places = row["labels" if name in ("epg", "iou") else "explained"]
+    value: float | None = row[name][places.index(label)] if label in places else None
+    return value
+
+
+def choose_cases(
+    baseline: Sequence[Row],
+    candidate: Sequence[Row],
+    names: tuple[str, str],
+    num_cases: int,
+    *,
+    many: bool,
+) -> CaseChoice:
+    """Cases in which the candidate is better, in which it is worse, and (of one label a record) in which both say
+    the same; each kind begins where the maps differ most in its sense, and ties go by key.
+
+    baseline, candidate  rows of the same records
+    names                of the two, for the titles
+    many                 labels a record: better and worse go by EPG; otherwise by who is right
+    """
+    theirs = {row["key"]: row for row in baseline}
+    pairs = [
+        Case(label=label, baseline=theirs[row["key"]], candidate=row)
+        for row in candidate
+        if row["key"] in theirs and row["correct"] is not None
+        for label in row["labels"]
+    ]
+    pairs.sort(key=lambda case: (case.key, case.label))
+    if many:
+        return _by_maps(pairs, names, num_cases)
+    return _by_predictions(pairs, names, num_cases)
+
+
+def _by_predictions(pairs: list[Case], names: tuple[str, str], num_cases: int) -> CaseChoice:
+    measure = _measure(pairs, ("map_cosine", "epg"))
+    better = [c for c in pairs if c.candidate["correct"] and not c.baseline["correct"]]
+    worse = [c for c in pairs if c.baseline["correct"] and not c.candidate["correct"]]
+    same = [c for c in pairs if c.baseline["predictions"] == c.candidate["predictions"]]
+    same = [c for c in same if measure is not None and c.lead(measure) is not None]
+    num_worse, num_same = (num_cases + 2) // 4, num_cases // 4
+    baseline, candidate = names
+    kinds = [
+        _kind(f"{candidate} right, {baseline} wrong", better, measure, num_cases - num_worse - num_same),
+        _kind(f"{baseline} right, {candidate} wrong", worse, measure, num_worse, sign=-1),
+        _kind(f"{candidate} and {baseline} say the same", same, measure, num_same, sign=0),
+    ]  # fmt: skip
+    return CaseChoice(len(pairs), measure, kinds)
+
+
+def _by_maps(pairs: list[Case], names: tuple[str, str], num_cases: int) -> CaseChoice:
+    measure = _measure(pairs, ("epg", "map_cosine"))
+    if measure is None:
+        return CaseChoice(len(pairs), None, [])
+    leads = [(case, case.lead(measure)) for case in pairs]
+    better = [case for case, lead in leads if lead is not None and lead > 0]
+    worse = [case for case, lead in leads if lead is not None and lead < 0]
+    baseline, candidate = names
+    what = {"epg": "EPG", "map_cosine": "cosine with the teacher's map"}[measure]
+    kinds = [
+        _kind(f"{what}: {candidate} above {baseline}", better, measure, -(-num_cases // 2)),
+        _kind(f"{what}: {baseline} above {candidate}", worse, measure, num_cases // 2, sign=-1),
+    ]
+    return CaseChoice(len(pairs), measure, kinds)
+
+
+def _measure(pairs: Sequence[Case], choices: tuple[Measure, ...]) -> Measure | None:
+    """The first that any case has a value of."""
+    return next((m for m in choices if any(case.lead(m) is not None for case in pairs)), None)
+
+
+def _kind(
+    title: str, found: list[Case], measure: Measure | None, num_cases: int, *, sign: int = 1
+) -> CaseKind:
+    """sign: 1 begins with the candidate's greatest lead, -1 with the baseline's, 0 with either's."""
+
+    def order(case: Case) -> tuple[bool, float]:
+        lead = None if measure is None else case.lead(measure)
+        if lead is None:
+            return True, 0.0
+        return False, -(sign * lead if sign else abs(lead))
+
+    return CaseKind(title, len(found), sorted(found, key=order)[:num_cases])
