@@ -1,4 +1,4 @@
-"""Does an explanation lie where the object is? Energy pointing game and IoU (spec of e2KD, section 6).
+"""Does an explanation lie where the object is? Energy pointing game and IoU.
 
 Positive attributions only. Maps are compared with regions at the input's resolution.
 """

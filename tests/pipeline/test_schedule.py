@@ -1,4 +1,4 @@
-"""The learning rate over a training (spec of e2KD, test 35)."""
+"""The learning rate over a training."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The shift-equivariance curve (spec of e2KD, test 40)."""
+"""The shift-equivariance curve."""
 
 from types import SimpleNamespace
 

@@ -82,7 +82,7 @@ def title_of(recipe: str) -> str:
 
 
 def test_the_grids_are_the_papers():
-    """spec of e2KD, section 5.2."""
+    """As the supplement lists them."""
 
     def grid(recipe):
         return composed_of("sweep", f"experiment=e2kd/{recipe}")["grid"]
@@ -102,7 +102,7 @@ def test_the_grids_are_the_papers():
 
 
 def test_the_optimisers_are_the_papers():
-    """spec of e2KD, section 5.1."""
+    """As the supplement and the released code have them."""
 
     def student(recipe, arm):
         experiment = f"experiment=e2kd/{recipe}"

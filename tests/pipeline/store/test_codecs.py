@@ -1,4 +1,4 @@
-"""What max-abs storage keeps (spec of e2KD, tests 29)."""
+"""What max-abs storage keeps."""
 
 import numpy as np
 import pytest
