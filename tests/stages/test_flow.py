@@ -384,7 +384,8 @@ def test_an_evaluation_agrees_with_the_teacher_it_names(frozen):
         assert metrics["records"] == 10
         assert set(metrics) == {
             "records", "accuracy", "group_accuracy", "worst_group_accuracy", "epg", "iou", "agreement",
-            "kl_to_teacher", "teacher_accuracy", "teacher_epg", "map_cosine", "valid_map_fraction",
+            "group_agreement", "kl_to_teacher", "teacher_accuracy", "teacher_epg", "map_cosine",
+            "valid_map_fraction",
         }  # fmt: skip
     assert evaluate.run(evaluate_config(frozen)) == result
 

@@ -368,9 +368,8 @@ def unique_record(world):
     )
 
 
-@pytest.mark.parametrize(
-    ("part", "deaths"), [("pack", 2), pytest.param("teacher", 3, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # on Ray; test_journal.py has the serial ones
+@pytest.mark.parametrize(("part", "deaths"), [("pack", 2), ("teacher", 3)])
 def test_a_record_that_kills_its_process_each_time_is_named_in_the_end(world, part, deaths):
     key, store = unique_record(world), f"poisoned-{part}"
 
