@@ -126,7 +126,10 @@ def test_every_experiment_composes_and_builds_for_every_verb(path):
 
     for verb in VERBS:
         extra = KUBERAY if verb == "render" else []
-        build_verb_config(verb, compose(verb, [f"experiment={name}", *extra]))
+        composed = compose(verb, [f"experiment={name}", *extra])
+        if verb == "sweep" and not composed["arms"]:
+            continue  # a teacher's own recipe has no students
+        build_verb_config(verb, composed)
 
 
 def test_a_submitted_job_joins_its_cluster_where_its_stage_uses_one():
