@@ -28,10 +28,10 @@ class Partition:
 
     def __post_init__(self) -> None:
         for number, assignment in enumerate(self.assignments, start=1):
-            if not torch.equal(assignment.unique(), torch.arange(number)):
+            if not torch.equal(torch.unique(assignment), torch.arange(number)):
                 raise ValueError(f"{number} superfeatures need each at least one feature")
         for finer, coarser in zip(self.assignments[1:], self.assignments[:-1], strict=True):
-            if len(torch.stack([finer, coarser]).unique(dim=1)[0]) != int(finer.max()) + 1:
+            if torch.unique(torch.stack([finer, coarser]), dim=1).shape[1] != int(finer.max()) + 1:
                 raise ValueError("a coarser partition must unite groups of the finer one")
 
     @property
