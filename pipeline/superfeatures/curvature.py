@@ -72,7 +72,7 @@ def squared_curvature(
     steps, members = probes.steps(record), probes.members(record)
     num_features = probes.num_features
     second = torch.empty(len(signs) * num_features, num_features, dtype=torch.float64)
-    for rows in torch.arange(len(second)).split(directions_per_pass):
+    for rows in torch.arange(len(second)).chunk(_passes(len(second), directions_per_pass)):
         directions = _moved(probes, steps, members, rows % num_features)
         weights = signs.to(record)[rows // num_features]
         if step is None:
@@ -81,6 +81,11 @@ def squared_curvature(
             change = _differences(network, record, directions, weights, step)
         second[rows] = ((change * steps).flatten(1) @ members).double().cpu()
     return second.view(len(signs), num_features, num_features).square().mean(dim=0)
+
+
+def _passes(rows: int, directions_per_pass: int) -> int:
+    """How many times the network is asked, about as many rows each time."""
+    return -(-rows // directions_per_pass)
 
 
 def _moved(probes: Probes, steps: Tensor, members: Tensor, features: Tensor) -> Tensor:
@@ -100,9 +105,7 @@ def _differences(
     return (ahead - behind) / (2 * step)
 
 
-def _hessian_rows(
-    network: Network, record: Tensor, directions: Tensor, weights: Tensor
-) -> Tensor:
+def _hessian_rows(network: Network, record: Tensor, directions: Tensor, weights: Tensor) -> Tensor:
     """The same at the limit of a small step, forward over reverse: [n, *shape]."""
 
     def total(inputs: Tensor) -> Tensor:
@@ -132,7 +135,9 @@ def squared_ablations(
     def without(*features: Tensor) -> Tensor:
         """Logits [n, K] with the n-th of each features a step back."""
         answers = []
-        for rows in zip(*(f.split(directions_per_pass) for f in features), strict=True):
+        for rows in zip(
+            *(f.chunk(_passes(len(f), directions_per_pass)) for f in features), strict=True
+        ):
             back = torch.stack([_moved(probes, steps, members, f) for f in rows]).sum(dim=0)
             answers.append(network(record - step * back).double().cpu())
         return torch.cat(answers)

@@ -179,7 +179,7 @@ def _signs(shape: tuple[int, int], centred: bool, seed: int, key: str) -> Tensor
 
 
 def _off_diagonal(matrix: Tensor) -> Tensor:
-    rows, columns = torch.triu_indices(*matrix.shape, offset=1)
+    rows, columns = torch.triu_indices(len(matrix), len(matrix), offset=1)
     return matrix[rows, columns]
 
 
@@ -187,4 +187,5 @@ def _ranks(values: Tensor) -> Tensor:
     """Of each value, equal ones sharing the mean of theirs: f64."""
     _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum(dim=0).double()
-    return (last - (counts - 1) / 2)[place]
+    ranks: Tensor = (last - (counts - 1) / 2)[place]
+    return ranks

@@ -158,9 +158,7 @@ def _assignment(sets: list[set[int]], num_nodes: int) -> NDArray[np.int64]:
     return _numbered(assignment)
 
 
-def _mergers(
-    graph: NDArray[np.float64], communities: NDArray[np.int64]
-) -> list[NDArray[np.int64]]:
+def _mergers(graph: NDArray[np.float64], communities: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Into 1, 2, ... communities, i64 [n] each: from the last one down, the merger of largest gain."""
     levels = [communities]
     while (number := int(levels[0].max()) + 1) > 1:
@@ -199,20 +197,20 @@ def _nearest(
     if grid is not None:
         places = np.stack(np.unravel_index(np.arange(grid[0] * grid[1]), grid), axis=1)
         apart = np.square(places[null][:, None] - places[live][None]).sum(axis=2)
-        return live[apart.argmin(axis=1)]
+        return np.take(live, apart.argmin(axis=1))
     if correlation is None:
         raise ValueError(
             f"features {null.tolist()} of the table depend on none; give the correlation of its columns"
         )
     # A constant column has none with any other.
     related = correlation.double().cpu().nan_to_num(nan=0.0).abs().numpy()[np.ix_(null, live)]
-    return live[related.argmax(axis=1)]
+    return np.take(live, related.argmax(axis=1))
 
 
 def _numbered(assignment: NDArray[np.int64]) -> NDArray[np.int64]:
     """The same groups, numbered by their lowest feature."""
     _, first, place = np.unique(assignment, return_index=True, return_inverse=True)
-    return first.argsort().argsort()[place]
+    return np.take(first.argsort().argsort(), place)
 
 
 def _warn_of_small_groups(finest: NDArray[np.int64], number: int) -> None:

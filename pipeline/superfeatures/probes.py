@@ -74,7 +74,9 @@ def pixel_probes(size: tuple[int, int], grid: tuple[int, int], channels: int = 3
     grid  (rows, columns) of blocks, which may differ by a pixel where the size is no multiple
     """
     if any(blocks > pixels for blocks, pixels in zip(grid, size, strict=True)):
-        raise ValueError(f"an image of {size} pixels has no {grid} blocks; choose at most one a pixel")
+        raise ValueError(
+            f"an image of {size} pixels has no {grid} blocks; choose at most one a pixel"
+        )
     row, column = (torch.arange(n) * blocks // n for n, blocks in zip(size, grid, strict=True))
     feature_of = (row[:, None] * grid[1] + column).expand(channels, *size).contiguous()
     num_values = torch.bincount(feature_of.flatten())
@@ -91,9 +93,7 @@ def cell_probes(channels: int, grid: tuple[int, int]) -> Probes:
     no cell depends on another: cut the trunk earlier, or probe pixel blocks of the trunk's grid instead.
     """
     cells = torch.arange(grid[0] * grid[1]).view(grid)
-    return Probes(
-        feature_of=cells.expand(channels, *grid).contiguous(), amplitude=None, grid=grid
-    )
+    return Probes(feature_of=cells.expand(channels, *grid).contiguous(), amplitude=None, grid=grid)
 
 
 def feature_scales(batches: Iterable[Tensor], probes: Probes) -> Tensor:
