@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load, save
 
+from pipeline.fingerprint import SHORT
 from pipeline.store.files import make_folder, sha256_json, write_atomically
 from pipeline.store.manifest import (
     MANIFEST_NAME,
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 TENSORS_NAME = "partition.safetensors"
 _REPAIR = "delete its folder and make the partition again"
-_SHORT = 8
-"""Hexadecimal digits of the fingerprint in the folder's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,7 @@ def fingerprint_partition(made_from: dict[str, Any], options: dict[str, Any]) ->
 
 def partition_folder(store: Path, made_from: dict[str, Any], options: dict[str, Any]) -> Path:
     """Where the partition lies; it is there where the folder has a manifest."""
-    return store / "artefacts" / f"partition-{fingerprint_partition(made_from, options)[:_SHORT]}"
+    return store / "artefacts" / f"partition-{fingerprint_partition(made_from, options)[:SHORT]}"
 
 
 def save_partition(

@@ -85,7 +85,7 @@ def squared_curvature(
 
 def _passes(rows: int, directions_per_pass: int) -> int:
     """How many times the network is asked, about as many rows each time."""
-    return -(-rows // directions_per_pass)
+    return max(1, -(-rows // directions_per_pass))
 
 
 def _moved(probes: Probes, steps: Tensor, members: Tensor, features: Tensor) -> Tensor:
@@ -106,14 +106,19 @@ def _differences(
 
 
 def _hessian_rows(network: Network, record: Tensor, directions: Tensor, weights: Tensor) -> Tensor:
-    """The same at the limit of a small step, forward over reverse: [n, *shape]."""
+    """The same at the limit of a small step: [n, *shape].
 
-    def total(inputs: Tensor) -> Tensor:
-        return (network(inputs) * weights).sum()
-
-    places = record.expand_as(directions)
-    change: Tensor = torch.func.jvp(torch.func.grad(total), (places,), (directions,))[1]
-    return change
+    By a second reverse pass: PyTorch compiles its forward-over-reverse rules, GELU's among them, for ten
+    seconds when they are first used, and has none for some operations.
+    """
+    places = record.expand_as(directions).clone().requires_grad_()
+    with torch.enable_grad():
+        total = (network(places) * weights).sum()
+        (gradient,) = torch.autograd.grad(total, places, create_graph=True)
+        along = (gradient * directions).sum()
+    if not along.requires_grad:  # a network that is linear
+        return torch.zeros_like(directions)
+    return torch.autograd.grad(along, places, materialize_grads=True)[0]
 
 
 def squared_ablations(

@@ -196,15 +196,16 @@ def _nearest(
     """For each null feature the feature whose superfeature it joins; of equally near ones the lowest."""
     if grid is not None:
         places = np.stack(np.unravel_index(np.arange(grid[0] * grid[1]), grid), axis=1)
-        apart = np.square(places[null][:, None] - places[live][None]).sum(axis=2)
-        return np.take(live, apart.argmin(axis=1))
-    if correlation is None:
+        near = -np.square(places[null][:, None] - places[live][None]).sum(axis=2)
+    elif correlation is not None:
+        # A constant column has no correlation with any other.
+        near = correlation.double().cpu().nan_to_num(nan=0.0).abs().numpy()[np.ix_(null, live)]
+    else:
         raise ValueError(
             f"features {null.tolist()} of the table depend on none; give the correlation of its columns"
         )
-    # A constant column has none with any other.
-    related = correlation.double().cpu().nan_to_num(nan=0.0).abs().numpy()[np.ix_(null, live)]
-    return np.take(live, related.argmax(axis=1))
+    nearest: NDArray[np.int64] = live[near.argmax(axis=1)]
+    return nearest
 
 
 def _numbered(assignment: NDArray[np.int64]) -> NDArray[np.int64]:

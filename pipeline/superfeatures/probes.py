@@ -9,6 +9,7 @@ Shape letters: d features, N records, H W image, K channels of a trunk, h w its 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,7 +32,7 @@ class Probes:
     grid: tuple[int, int] | None = None
     """(rows, columns) of the features; None for a table."""
 
-    @property
+    @cached_property
     def num_features(self) -> int:
         """d."""
         return int(self.feature_of.max()) + 1
@@ -46,8 +47,11 @@ class Probes:
 
     def members(self, like: Tensor) -> Tensor:
         """Which values, flattened, belong to which feature: 0 or 1 in [values, d], of the type of `like`."""
-        one_hot = torch.nn.functional.one_hot(self.feature_of.flatten(), self.num_features)
-        return one_hot.to(like)
+        return self._members.to(like)
+
+    @cached_property
+    def _members(self) -> Tensor:
+        return self.feature_of.flatten()[:, None] == torch.arange(self.num_features)
 
     def scaled(self, scales: Tensor) -> Probes:
         """The same directions, feature j's step scales[j] times as long."""
