@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import ConfigError, LabelsConfig, NoModelConfig, require
+from pipeline.config import AdditiveModelConfig, ConfigError, KEDConfig, LabelsConfig, NoModelConfig, require
 from pipeline.store.files import sha256_file, sha256_json
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
@@ -95,6 +95,10 @@ def fingerprint_inputs(
         from pipeline.fingerprint import describe_teacher
 
         inputs["live teacher"] = sha256_json(describe_teacher(live, len(store.manifest.classes)))
+    if isinstance(config.student, AdditiveModelConfig) and config.student.partition is not None:
+        from pipeline.superfeatures.blocks import build_partition
+
+        inputs["student.partition"] = build_partition(config.student).sha256
     weights = config.student.weights
     if weights == "pretrained":
         inputs["student.weights"] = weights  # the network's name says which

@@ -181,6 +181,12 @@ class TeacherPass:
         return self.manifest.views
 
     @property
+    def hierarchy(self) -> Hierarchy | None:
+        """The levels of superfeatures that ked_z can be read at; None where the pass holds none."""
+        described = self.manifest.hierarchy
+        return None if described is None else read_hierarchy(described)
+
+    @property
     def num_views(self) -> int:
         """V."""
         return int(self.manifest.views["count"])
@@ -222,11 +228,11 @@ class TeacherPass:
         return self.columns.open_shard(*self._place(shard), fields)
 
     def fields_of(self, payload: str) -> list[str]:
-        """Of the payload at or cat: the fields without their scales; none where the pass does not hold it."""
+        """Of the payload at, cat or ked_z: the fields without their scales; none where the pass does not hold it."""
         return [
             spec.name
             for spec in self.manifest.fields
-            if spec.codec == "maxabs" and spec.name.partition("_")[0] == payload
+            if spec.codec == "maxabs" and f"{spec.name}_".startswith(f"{payload}_")
         ]
 
     def _place(self, shard: ShardEntry) -> tuple[int, str, list[str]]:
