@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import ConfigError, FileDataConfig
 from pipeline.store.files import sha256_file, sha256_json
 from pipeline.store.reader import CANONICAL_VIEW
-from pipeline.superfeatures.hierarchy import describe_partition
 
 if TYPE_CHECKING:
     from pipeline.config import DataConfig, ExplainerConfig, ModelConfig, PassConfig
@@ -75,7 +74,7 @@ def describe_teacher(
                 f"teacher.weights={path} does not exist; train the teacher with stages.teach, or correct the path"
             )
         weights_sha256 = sha256_file(path)
-    elsewhere = ("weights", "classes", "mean", "std", "input_size", "frame")
+    elsewhere: tuple[str, ...] = ("weights", "classes", "mean", "std", "input_size", "frame")
     if config.kind == "additive":  # its weights hold the partition, wherever that came from
         elsewhere += ("partition", "partition_control", "partition_seed")
     younger = ("patch", "depth")  # than the first fingerprints, which stay as they were
@@ -131,8 +130,12 @@ def describe_pass(
     views  None is the canonical view of every record
     """
     seen, selection = _CANONICAL if views is None else views.describe()
-    only_where_read: dict[str, Any] = {"cat_size": config.cat_size} if "cat" in config.payloads else {}
+    only_where_read: dict[str, Any] = (
+        {"cat_size": config.cat_size} if "cat" in config.payloads else {}
+    )
     if "ked_z" in config.payloads:
+        from pipeline.superfeatures.hierarchy import describe_partition
+
         assert partition is not None
         only_where_read |= {"ked_dtype": config.ked_dtype, **describe_partition(partition)}
     return {

@@ -213,7 +213,7 @@ class AdditiveModelConfig(NetworkConfig):
     """
 
     kind: Literal["additive"] = "additive"
-    name: Literal["mlp", "conv", "trunk"] = "trunk"  # type: ignore[assignment]
+    name: Literal["mlp", "conv", "trunk"] = "trunk"
     superfeatures: int = 8
     """M, of the finest level; every coarser one is kept with the weights."""
     partition: str | None = None
@@ -265,7 +265,7 @@ class AdditiveModelConfig(NetworkConfig):
         if self.name == "mlp" and self.columns is None:
             require(
                 self.input_size is not None,
-                "name=mlp is built for images of one size; set input_size to its side in pixels, or columns for a table",
+                "name=mlp is built for images of one size; set input_size to its side in pixels, or columns of a table",
             )
             require(
                 not any(self.input_size % side for side in self.grid),  # type: ignore[operator]

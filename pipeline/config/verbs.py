@@ -228,9 +228,7 @@ class DistillConfig:
     def _check_ked(self, method: KEDConfig) -> None:
         if method.needs_explanations:
             require(
-                self.mode != "frozen"
-                or not self.augment.operations
-                or method.allow_view_mismatch,
+                self.mode != "frozen" or not self.augment.operations or method.allow_view_mismatch,
                 "augment.operations move the image, and the explanations of method=ked cannot move along: set "
                 "augment=none, replay stored views (mode=replay) or ask the teacher itself (mode=live), or accept an "
                 "approximation with method.allow_view_mismatch=true",
@@ -399,7 +397,11 @@ KINDS: dict[str, dict[str, type[Any]]] = {
     },
     "teacher": {"none": NoModelConfig, **_MODELS},
     "student": _MODELS,
-    "explainer": {"gradcam": GradCamConfig, "bcos_weights": BcosWeightsConfig, "superfeatures": SuperfeaturesConfig},
+    "explainer": {
+        "gradcam": GradCamConfig,
+        "bcos_weights": BcosWeightsConfig,
+        "superfeatures": SuperfeaturesConfig,
+    },
     "views": {
         "canonical": CanonicalViewsConfig,
         "random": RandomViewsConfig,

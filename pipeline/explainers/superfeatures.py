@@ -44,4 +44,5 @@ def superfeature_contributions(
     index = explained_class.clamp(min=0)[:, None].expand(-1, logits.shape[1], -1)
     shares = class_centred(logits).gather(2, index) / group.bincount()[:, None]  # [B, M, E]
     cells = shares[:, group].transpose(1, 2) * (explained_class >= 0)[:, :, None]  # [B, E, d]
-    return cells.unflatten(2, model.grid or (1, -1)).unsqueeze(2)
+    rows, columns = model.grid or (1, len(group))
+    return cells.reshape(*explained_class.shape, 1, rows, columns)

@@ -26,15 +26,15 @@ from pipeline.superfeatures.chimeras import spread_cells
 from pipeline.superfeatures.partition import Partition
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.config import AdditiveModelConfig
     from pipeline.models.output import Stage
 
 
 def build_additive(config: AdditiveModelConfig, outputs: int) -> AdditiveClassifier:
     """The network of that name, freshly initialised."""
-    return {"mlp": AdditiveMlp, "conv": AdditiveConv, "trunk": AdditiveTrunk}[config.name](
-        config, outputs
-    )
+    return _NETWORKS[config.name](config, outputs)
 
 
 class AdditiveClassifier(Classifier):
@@ -142,10 +142,10 @@ class AdditiveMlp(_InputClassifier):
         self.tail = SubnetTail(config, config.depth - 1, num_classes)
         self.register_buffer("places", torch.empty(0, dtype=torch.int64), persistent=False)
         self.register_buffer("taken", torch.empty(0, dtype=torch.bool), persistent=False)
-        self._place_features()
-        self.register_load_state_dict_post_hook(lambda module, _: module._place_features())
+        self.place_features()
+        self.register_load_state_dict_post_hook(_place_features)  # type: ignore[no-untyped-call]
 
-    def _place_features(self) -> None:
+    def place_features(self) -> None:
         """Where each group's features lie: places i64 [M, largest group], taken bool of the same shape."""
         groups = [(self.assignments[-1] == m).nonzero()[:, 0] for m in range(len(self.assignments))]
         self.places = nn.utils.rnn.pad_sequence(groups, batch_first=True)
@@ -176,8 +176,14 @@ class AdditiveMlp(_InputClassifier):
         if self.grid is None:
             return features[:, 0, 0, :, None]
         rows, columns = self.grid
-        cells = features.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))
+        records, channels, height, width = features.shape
+        cells = features.reshape(records, channels, rows, height // rows, columns, width // columns)
         return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def _place_features(network: AdditiveMlp, _: object) -> None:
+    """After a load, which may have brought another partition."""
+    network.place_features()
 
 
 class AdditiveConv(_InputClassifier):
@@ -220,7 +226,7 @@ class AdditiveConv(_InputClassifier):
         x = (features[:, None] * mask[:, None]).flatten(1, 2)  # [B, M * 3, H, W]
         for layer in self.convolutions:
             x = layer(x)
-        return self.tail(x.mean(dim=(2, 3)).unflatten(1, (subnets, -1)))  # type: ignore[no-any-return]
+        return self.tail(x.mean(dim=(2, 3)).view(len(x), subnets, -1))  # type: ignore[no-any-return]
 
 
 # ---- on a trunk ----------------------------------------------------------------------------------
@@ -267,6 +273,13 @@ class AdditiveTrunk(AdditiveClassifier):
                 f"grid={self.grid} of name=trunk must be that of its last stage, {found[0]}x{found[1]} cells for this "
                 f"input: set grid=[{found[0]},{found[1]}], or another augment.size, stem_stride (or input_size)"
             )
+
+
+_NETWORKS: dict[str, Callable[[AdditiveModelConfig, int], AdditiveClassifier]] = {
+    "mlp": AdditiveMlp,
+    "conv": AdditiveConv,
+    "trunk": AdditiveTrunk,
+}
 
 
 def network_partition(model: Any) -> Partition:

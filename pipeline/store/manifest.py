@@ -141,7 +141,9 @@ class PassManifest:
 def write_manifest(folder: Path, manifest: StoreManifest | PassManifest) -> None:
     """Publish: after this the folder's contents exist for readers."""
     values = asdict(manifest)
-    if values.get("hierarchy", ...) is None:  # younger than the first manifests, which stay as they were
+    if (
+        values.get("hierarchy", ...) is None
+    ):  # younger than the first manifests, which stay as they were
         del values["hierarchy"]
     text = json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n"
     opening, rest = text.split("\n", 1)

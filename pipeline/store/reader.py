@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.store.rows import Rows
+    from pipeline.superfeatures.hierarchy import Hierarchy
 
 TEACHERS_FOLDER = "teachers"
 CANONICAL_VIEW = "canonical"
@@ -183,6 +184,8 @@ class TeacherPass:
     @property
     def hierarchy(self) -> Hierarchy | None:
         """The levels of superfeatures that ked_z can be read at; None where the pass holds none."""
+        from pipeline.superfeatures.hierarchy import read_hierarchy
+
         described = self.manifest.hierarchy
         return None if described is None else read_hierarchy(described)
 

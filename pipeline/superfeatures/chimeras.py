@@ -62,7 +62,7 @@ def mix_inputs(
     donor_of_feature = donors[:, assignment.to(donors.device)]  # [n, d]
     if grid is None:
         return inputs.gather(0, donor_of_feature)
-    pixels = spread_cells(donor_of_feature.unflatten(1, grid), (inputs.shape[2], inputs.shape[3]))
+    pixels = spread_cells(donor_of_feature.view(-1, *grid), (inputs.shape[2], inputs.shape[3]))
     index = pixels[:, None].expand(-1, inputs.shape[1], -1, -1)
     return inputs.gather(0, index)
 
