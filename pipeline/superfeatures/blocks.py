@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.config import ConfigError, require
+from pipeline.seeds import derive_seed
 from pipeline.superfeatures.partition import Partition
 
 if TYPE_CHECKING:
@@ -26,40 +27,34 @@ def build_partition(config: AdditiveModelConfig) -> Partition:
     """M levels over the config's features; ConfigError where its file does not fit."""
     grid = None if config.columns else config.grid
     if config.partition is None or config.partition_control == "contiguous":
-        found = contiguous_partition(config.superfeatures, grid or (1, config.features))
+        found = contiguous_assignments(config.superfeatures, grid or (1, config.features))
     else:
         found = _read_assignments(Path(config.partition), config)
     if config.partition_control == "random":
-        generator = torch.Generator().manual_seed(config.partition_seed)
+        seed = derive_seed(config.partition_seed, "random partition")
+        generator = torch.Generator().manual_seed(seed)
         found = found[:, torch.randperm(config.features, generator=generator)]
     return Partition(assignments=found, grid=grid)
 
 
-def contiguous_partition(number: int, grid: tuple[int, int]) -> Tensor:
-    """Blocks of an i64 [M, d] hierarchy: each level halves the largest block of the coarser one.
+def contiguous_assignments(number: int, grid: tuple[int, int]) -> Tensor:
+    """Blocks of neighbours, every level nested in the coarser one: i64 [number, d].
 
-    The longer side is cut; of equal ones the first, so that four superfeatures of a square are its quarters.
+    From the whole on, the largest block (of equal ones the first) is cut across its longer side.
     """
-    rows, columns = grid
-    level = torch.zeros(rows, columns, dtype=torch.int64)
-    blocks = [(0, rows, 0, columns)]
-    levels = [level.clone()]
-    for new in range(1, number):
-        sizes = [(bottom - top) * (right - left) for top, bottom, left, right in blocks]
-        halved = sizes.index(max(sizes))
-        top, bottom, left, right = blocks[halved]
-        if bottom - top >= right - left:
-            middle = (top + bottom) // 2
-            halves = (top, middle, left, right), (middle, bottom, left, right)
-        else:
-            middle = (left + right) // 2
-            halves = (top, bottom, left, middle), (top, bottom, middle, right)
-        blocks[halved] = halves[0]
-        blocks.append(halves[1])
-        top, bottom, left, right = halves[1]
-        level[top:bottom, left:right] = new
-        levels.append(level.clone())
-    return torch.stack(levels).flatten(1)
+    cells = torch.arange(grid[0] * grid[1]).view(grid)
+    blocks = [cells]
+    levels = [torch.zeros_like(cells.flatten())]
+    while len(blocks) < number:
+        place, largest = max(enumerate(blocks), key=lambda block: block[1].numel())
+        halves = largest.tensor_split(2, dim=int(largest.shape[1] >= largest.shape[0]))
+        blocks = [*blocks[:place], *halves, *blocks[place + 1 :]]
+        blocks.sort(key=lambda block: int(block[0, 0]))
+        level = torch.empty_like(levels[0])
+        for group, block in enumerate(blocks):
+            level[block.flatten()] = group
+        levels.append(level)
+    return torch.stack(levels)
 
 
 def _read_assignments(path: Path, config: AdditiveModelConfig) -> Tensor:
