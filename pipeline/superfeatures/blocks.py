@@ -24,11 +24,16 @@ PARTITION_NAME = "partition.safetensors"
 
 
 def build_partition(config: AdditiveModelConfig) -> Partition:
-    """M levels over the config's features; ConfigError where its file does not fit."""
+    """M levels over the config's features; ConfigError where its file does not fit.
+
+    Where weights are named they hold the partition, whose file is then not read.
+    """
     grid = None if config.columns else config.grid
-    if config.partition is None or config.partition_control == "contiguous":
+    is_named = config.partition is not None and config.weights in (None, "random")
+    if not is_named or config.partition_control == "contiguous":
         found = contiguous_assignments(config.superfeatures, grid or (1, config.features))
     else:
+        assert config.partition is not None
         found = _read_assignments(Path(config.partition), config)
     if config.partition_control == "random":
         seed = derive_seed(config.partition_seed, "random partition")

@@ -67,7 +67,10 @@ def save_partition(folder, assignments):
 def scattered(config, most=None):
     """A partition that no block would give."""
     control = replace(
-        config, superfeatures=most or config.superfeatures, partition_control="random"
+        config,
+        superfeatures=most or config.superfeatures,
+        partition_control="random",
+        partition=None,
     )
     return build_partition(control).assignments
 
@@ -376,6 +379,10 @@ def test_a_saved_run_is_rebuilt_without_the_partitions_file(name, tmp_path):
 def test_weights_bring_their_own_partition(tmp_path):
     teacher = build(replace(MLP, partition_control="random"))
     save_file(teacher.state_dict(), tmp_path / "w.safetensors")
+    other = build_model(
+        replace(MLP, partition="gone", weights=str(tmp_path / "w.safetensors")), NUM_CLASSES
+    )
+    assert torch.equal(network_partition(other).assignments, teacher.assignments)
     other = build(MLP)
     assert not torch.equal(network_partition(other).assignments, teacher.assignments)
 
