@@ -133,6 +133,8 @@ class PassManifest:
     """Of each lossy field: the lowest cosine between a record's values and their stored form."""
     selection: dict[str, Any] | None = None
     partition_sha256: str | None = None
+    hierarchy: list[dict[str, Any]] | None = None
+    """Of ked_z: each level's coarsening and sha256 (superfeatures/hierarchy.py); left out where there is none."""
     made_with: dict[str, str] = field(default_factory=dict)
     """Library versions and device, for people; outside the fingerprint."""
     schema: int = SCHEMA_VERSION
@@ -140,7 +142,12 @@ class PassManifest:
 
 def write_manifest(folder: Path, manifest: DataclassInstance) -> None:
     """Publish: after this the folder's contents exist for readers."""
-    text = json.dumps(asdict(manifest), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    values = asdict(manifest)
+    if (
+        values.get("hierarchy", ...) is None
+    ):  # younger than the first manifests, which stay as they were
+        del values["hierarchy"]
+    text = json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n"
     opening, rest = text.split("\n", 1)
     digest = hashlib.sha256(text.encode()).hexdigest()
     write_atomically(folder / MANIFEST_NAME, f'{opening}\n{_SELF_LINE}{digest}",\n{rest}'.encode())
@@ -175,6 +182,7 @@ def read_pass_manifest(folder: Path) -> PassManifest:
         )
         for shard in values["shards"]
     )
+    values = {"hierarchy": None} | values
     return from_dict(PassManifest, values | {"fields": tuple(specs), "shards": tuple(shards)})
 
 

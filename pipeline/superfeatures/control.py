@@ -15,16 +15,16 @@ def random_partition(like: Partition, seed: int = 0) -> Partition:
     return Partition(assignments=like.assignments[:, order], grid=like.grid)
 
 
-def contiguous_partition(like: Partition) -> Partition:
-    """As many groups of neighbours: rectangles of the grid, or runs of a table's columns.
+def contiguous_partition(
+    number: int, num_features: int, grid: tuple[int, int] | None = None
+) -> Partition:
+    """`number` groups of neighbours: rectangles of the grid, or runs of a table's columns.
 
     From the whole on, the largest rectangle (of equal ones the first) is cut across its longer side.
     """
-    number, num_features = like.assignments.shape
     if number > num_features:
         raise ValueError(f"{num_features} features have no {number} groups")
-    features = torch.arange(num_features).view(like.grid or (1, num_features))
-    blocks = [features]
+    blocks = [torch.arange(num_features).view(grid or (1, num_features))]
     assignments = torch.zeros(number, num_features, dtype=torch.int64)
     for level in range(1, number):
         largest = max(blocks, key=torch.numel)
@@ -34,4 +34,4 @@ def contiguous_partition(like: Partition) -> Partition:
         blocks.sort(key=lambda block: int(block[0, 0]))
         for group, block in enumerate(blocks):
             assignments[level, block.flatten()] = group
-    return Partition(assignments=assignments, grid=like.grid)
+    return Partition(assignments=assignments, grid=grid)

@@ -550,9 +550,7 @@ def test_a_random_partition_has_the_sizes_of_the_one_it_controls():
 
 
 def test_a_contiguous_partition_is_of_rectangles():
-    like = random_partition(group_features(dense(32), 8, grid=(4, 8)).partition)
-
-    control = contiguous_partition(like)
+    control = contiguous_partition(8, 32, grid=(4, 8))
 
     assert is_nested(control)
     for number in range(1, 9):
@@ -566,7 +564,7 @@ def test_a_contiguous_partition_is_of_rectangles():
 
 
 def test_a_contiguous_partition_of_a_table_is_of_runs():
-    control = contiguous_partition(group_features(dense(10), 3).partition)
+    control = contiguous_partition(3, 10)
 
     assert control.assignment(3).tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 2, 2]
     assert control.grid is None
