@@ -104,7 +104,7 @@ def test_without_options_nothing_is_drawn():
     assert AppearanceSchedule(PAD_CROP, seed=0).appearance(0, 0, 0, 8) is None
 
 
-def test_ranks_loader_processes_and_restarts_draw_the_same(frozen):
+def test_ranks_and_restarts_draw_the_same(frozen):
     schedule = AppearanceSchedule(BOTH, seed=5)
     wanted = [batch.appearance for batch in stream_of(frozen, schedule).epoch(1)]
     assert len({appearance.mixup_lambda for appearance in wanted}) == len(wanted) == 5
@@ -117,7 +117,7 @@ def test_ranks_loader_processes_and_restarts_draw_the_same(frozen):
         assert [part.mixup_lambda for part in slices] == [whole.mixup_lambda] * 2
         assert slices[0].seeds + slices[1].seeds == whole.seeds
         assert {part.magnitude for part in slices} == {10}
-    again = stream_of(frozen, AppearanceSchedule(BOTH, seed=5), loader_processes=1)
+    again = stream_of(frozen, AppearanceSchedule(BOTH, seed=5))
     assert [batch.appearance for batch in again.epoch(1, first_step=2)] == wanted[2:]
 
 

@@ -47,8 +47,12 @@ class StoppingOs:
         return operation
 
 
-def stop_everywhere(monkeypatch, action, check):
-    """Run `action` with the world ending after 0, 1, 2, ... operations, and `check` after each end."""
+EVERY_POINT = pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 3])
+"""In `make test` every third point is one of each kind: a commit is eight operations long."""
+
+
+def stop_everywhere(monkeypatch, action, check, every=1):
+    """Run `action` with the world ending after 0, 1, 2, ... times `every` operations, and `check` after each end."""
     points = 0
     while True:
         stopping = StoppingOs(points)
@@ -59,7 +63,7 @@ def stop_everywhere(monkeypatch, action, check):
         if not stopping.stopped:
             return points
         check(points)
-        points += 1
+        points += every
 
 
 def test_a_file_is_old_or_new_at_every_point(tmp_path, monkeypatch):
@@ -101,7 +105,8 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_stopping_anywhere_while_packing_loses_nothing(tmp_path, monkeypatch):
+@EVERY_POINT
+def test_stopping_anywhere_while_packing_loses_nothing(tmp_path, monkeypatch, every):
     precompute.run(packing(tmp_path / "expected"))
     expected = tree_bytes(tmp_path / "expected")
 
@@ -119,12 +124,15 @@ def test_stopping_anywhere_while_packing_loses_nothing(tmp_path, monkeypatch):
         precompute.run(packing(store))
         assert tree_bytes(store) == expected
 
-    points = stop_everywhere(monkeypatch, pack, check)
+    points = stop_everywhere(monkeypatch, pack, check, every)
 
     assert points >= 4 * (8 + 8) + 8 + 8  # tars and receipts of four shards, index, manifest
 
 
-def test_stopping_anywhere_in_a_teacher_pass_loses_nothing(tmp_path, monkeypatch, tiny_teacher):
+@EVERY_POINT
+def test_stopping_anywhere_in_a_teacher_pass_loses_nothing(
+    tmp_path, monkeypatch, tiny_teacher, every
+):
     packed = tmp_path / "packed"
     precompute.run(packing(packed))
     precompute.run(packing(shutil.copytree(packed, tmp_path / "expected"), tiny_teacher))
@@ -146,7 +154,7 @@ def test_stopping_anywhere_in_a_teacher_pass_loses_nothing(tmp_path, monkeypatch
         assert len(computed) == missing
         assert tree_bytes(store) == expected
 
-    points = stop_everywhere(monkeypatch, annotate, check)
+    points = stop_everywhere(monkeypatch, annotate, check, every)
 
     assert points >= 2 * 8 + 4 * (8 + 8) + 8  # array and group, chunks and receipts, manifest
 
