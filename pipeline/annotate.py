@@ -60,8 +60,7 @@ class TeacherAnnotator:
         self.model = freeze(build_model(teacher, num_classes)).to(self.device)
         self.payloads = [PAYLOADS[name](config, explainer) for name in config.payloads]
         self.inner = Inner(
-            stages=any(payload.inner.stages for payload in self.payloads),
-            class_maps=any(payload.inner.class_maps for payload in self.payloads),
+            *map(any, zip(*(payload.inner for payload in self.payloads), strict=True))
         )
 
     def fields(self, *, stored_views: bool = False) -> list[FieldSpec]:

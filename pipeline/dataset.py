@@ -66,7 +66,7 @@ class StoreDataset(Dataset[Batch]):
     ) -> None:
         """with_regions: also read masks and boxes, for evaluation.
         num_classes: outputs of the network that will read the labels; null takes the data's
-        extra: the payload (at, cat) to read beside logits and maps; all others stay on disk
+        extra: the payload (at, cat, ked_z) to read beside logits and maps; all others stay on disk
         """
         self.store = store
         self.rows = rows
@@ -194,6 +194,11 @@ class StoreDataset(Dataset[Batch]):
             teacher=teacher.name,
             logits=torch.from_numpy(values["logits"].astype(np.float32)),
             extra={name: _decode(values, name) for name in self.extra_fields[number]},
+            extra_is_spatial=all(
+                spec.frame is not None
+                for spec in teacher.manifest.fields
+                if spec.name in self.extra_fields[number]
+            ),
         )
         spatial = [spec for spec in teacher.manifest.fields if spec.frame is not None]
         if spatial and not replayed:  # of one teacher, whose fields all show the same part

@@ -6,15 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import ConfigError, LabelsConfig, NoModelConfig, require
+from pipeline.config import (
+    AdditiveModelConfig,
+    ConfigError,
+    KEDConfig,
+    LabelsConfig,
+    NoModelConfig,
+    require,
+)
 from pipeline.store.files import sha256_file, sha256_json
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
     from pipeline.config import DistillConfig, ModelConfig, TrainerConfig
+    from pipeline.losses.terms import DistillationLoss
     from pipeline.runs import TrainedModel
     from pipeline.store.reader import TeacherPass
+    from pipeline.superfeatures.comparison import Comparison
     from pipeline.training_run import TrainingPlan
 
 
@@ -69,6 +78,7 @@ class Distillation:
             views_per_step=config.views.per_step,
             live_teacher=live,
             live_explainer=live_explainer,
+            superfeatures=_compare_superfeatures(config, loss, passes, num_classes),
         )
 
     def describe(self, plan: TrainingPlan) -> TrainedModel:
@@ -95,6 +105,10 @@ def fingerprint_inputs(
         from pipeline.fingerprint import describe_teacher
 
         inputs["live teacher"] = sha256_json(describe_teacher(live, len(store.manifest.classes)))
+    if isinstance(config.student, AdditiveModelConfig) and config.student.partition is not None:
+        from pipeline.superfeatures.named import build_partition
+
+        inputs["student.partition"] = build_partition(config.student).sha256
     weights = config.student.weights
     if weights == "pretrained":
         inputs["student.weights"] = weights  # the network's name says which
@@ -164,6 +178,54 @@ def _check_passes(
             f"method.teacher_weights={list(weights)} must name one weight for each of the {len(passes)} "
             f"passes of store.teacher: {', '.join(teacher.name for teacher in passes)}"
         )
+
+
+def _compare_superfeatures(
+    config: DistillConfig, loss: DistillationLoss, passes: list[TeacherPass], num_classes: int
+) -> Comparison | None:
+    """The level that `method.superfeatures` names; ConfigError unless student and teachers share it."""
+    method = config.method
+    if not isinstance(method, KEDConfig) or not method.needs_explanations:
+        return None
+    from pipeline.losses.ked import KEDLoss
+    from pipeline.models import build_model
+    from pipeline.models.additive import network_partition
+    from pipeline.superfeatures.comparison import Comparison
+    from pipeline.superfeatures.hierarchy import hierarchy_of, require_same_level
+
+    partition = network_partition(build_model(config.student, num_classes, may_replace_head=True))
+    student = hierarchy_of(partition)
+    number = method.superfeatures or student.most
+    teachers = {teacher.name: teacher.hierarchy for teacher in passes}
+    in_input_mode = {teacher.name: _is_input_mode(teacher) for teacher in passes}
+    if (live := live_teacher(config)) is not None:
+        teachers[live.name] = hierarchy_of(network_partition(build_model(live, num_classes)))
+        in_input_mode[live.name] = isinstance(live, AdditiveModelConfig) and live.is_input_mode
+    coarsenings = []
+    for name, hierarchy in teachers.items():
+        assert hierarchy is not None  # a pass without ked_z was refused
+        require_same_level(student, hierarchy, number, name)
+        coarsenings.append(hierarchy.coarsening(number))
+        require(
+            method.chimera_fraction == 0 or in_input_mode[name],
+            f"method.chimera_fraction={method.chimera_fraction} takes the teacher's logits of each part from another "
+            f"record, which {name} says of parts of the input alone in input mode: choose a teacher of name=mlp or "
+            "conv, or set method.chimera_fraction=0",
+        )
+    if number < student.most:
+        assert isinstance(loss, KEDLoss)
+        loss.unite_student(student.coarsening(number))
+    return Comparison(
+        number=number,
+        coarsenings=tuple(coarsenings),
+        assignment=partition.assignment(number),
+        grid=partition.grid,
+    )
+
+
+def _is_input_mode(teacher: TeacherPass) -> bool:
+    architecture = teacher.manifest.teacher["architecture"]
+    return bool(architecture["kind"] == "additive" and architecture["name"] != "trunk")
 
 
 def _judged_by(plan: TrainingPlan, teacher: TeacherPass) -> TeacherPass:

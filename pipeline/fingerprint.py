@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.records import Record
     from pipeline.store.manifest import StoreManifest
     from pipeline.stored_views import StoredViews
+    from pipeline.superfeatures.partition import Partition
 
 _CANONICAL: tuple[dict[str, Any], None] = (
     {"count": 1, "sampler": CANONICAL_VIEW, "seed": 0},
@@ -73,7 +74,9 @@ def describe_teacher(
                 f"teacher.weights={path} does not exist; train the teacher with stages.teach, or correct the path"
             )
         weights_sha256 = sha256_file(path)
-    elsewhere = ("weights", "classes", "mean", "std", "input_size", "frame")
+    elsewhere: tuple[str, ...] = ("weights", "classes", "mean", "std", "input_size", "frame")
+    if config.kind == "additive":  # its weights hold the partition, wherever that came from
+        elsewhere += ("partition", "partition_control", "partition_seed")
     younger = ("patch", "depth")  # than the first fingerprints, which stay as they were
     options = {
         name: value
@@ -119,13 +122,22 @@ def describe_pass(
     config: PassConfig,
     backend: str,
     views: StoredViews | None = None,
+    partition: Partition | None = None,
 ) -> dict[str, Any]:
     """Everything a pass's fingerprint covers, as its manifest repeats it.
 
+    partition  of an additive teacher, where its superfeatures are stored
     views  None is the canonical view of every record
     """
     seen, selection = _CANONICAL if views is None else views.describe()
-    only_where_read = {"cat_size": config.cat_size} if "cat" in config.payloads else {}
+    only_where_read: dict[str, Any] = (
+        {"cat_size": config.cat_size} if "cat" in config.payloads else {}
+    )
+    if "ked_z" in config.payloads:
+        from pipeline.superfeatures.hierarchy import describe_partition
+
+        assert partition is not None
+        only_where_read |= {"ked_dtype": config.ked_dtype, **describe_partition(partition)}
     return {
         "dataset_fingerprint": store.dataset.fingerprint,
         "store_fingerprint": store.fingerprint,

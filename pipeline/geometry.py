@@ -170,7 +170,7 @@ def _view_maps(
 
 def _view_extra(batch: Batch, stored: StoredTargets) -> dict[str, Tensor]:
     """A teacher's extra fields in the batch's view, each on its own grid."""
-    if stored.map_from_canonical is None or not stored.extra:
+    if stored.map_from_canonical is None or not stored.extra_is_spatial:
         return stored.extra
     source_from_view = stored.map_from_canonical @ canonical_from_view(batch)
     viewed = {}

@@ -27,6 +27,8 @@ _NO_DIFFERENCE = (
     "store.image_size",
     "store.format",
     "teacher.weights",
+    "teacher.partition",
+    "student.partition",
     "evaluate.store",
     "trainer.ranks",
     "trainer.loader_processes",
@@ -53,6 +55,8 @@ _YOUNGER: dict[str, Any] = {
     "trainer.warmup_steps": None,
 }
 """Options that came after the first runs: with these values a run is what it was without them."""
+_BESIDE = ("weights", "partition")
+"""Options of a network that name files, of which the trained weights have the content."""
 _NOWHERE = ("cluster",)
 """Whole sections that make no difference: where a run runs."""
 CONFIG_NAME = "config.yaml"
@@ -187,10 +191,10 @@ def read_description(folder: Path) -> TrainedModel:
         raise ConfigError(f"{folder} holds no finished model; run its stage first, or correct run=")
     values = json.loads((folder / DESCRIPTION_NAME).read_text())
     return TrainedModel(
-        # The weights lie beside the description, wherever training started from.
+        # The weights lie beside the description, and a partition with them, wherever training started from.
         config=build_config(
             KINDS["student"][values["model"]["kind"]],
-            values["model"] | {"weights": None},
+            values["model"] | {name: None for name in _BESIDE if name in values["model"]},
             DESCRIPTION_NAME,
         ),
         num_classes=values["num_classes"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
@@ -21,6 +21,7 @@ from pipeline.schedule import check_warmup, learning_rate
 from pipeline.seeds import derive_seed
 from pipeline.store.files import write_atomically
 from pipeline.stream import move_batch
+from pipeline.superfeatures.comparison import add_chimeras, label_chimeras
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from pipeline.records import Batch, Targets
     from pipeline.regions import Guidance
     from pipeline.stream import TrainingStream
+    from pipeline.superfeatures.comparison import Comparison
 
 CHECKPOINT_NAME = "checkpoint.pt"
 
@@ -105,6 +107,8 @@ class Training:
     targets: TargetSource = view_targets
     teacher_weights: tuple[float, ...] = ()
     """Of each teacher's loss, summing to 1; empty weighs all alike."""
+    superfeatures: Comparison | None = None
+    """The level at which they are compared, where the loss compares them."""
     seed: int = 0
     """Of what a step draws by itself, such as a dropout's mask."""
     numerics: Numerics = field(default_factory=Numerics)
@@ -195,12 +199,19 @@ def train_step(
 def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) -> LossTerms:
     """The loss of a batch under its views, with the graph to the student's parameters."""
     loss = training.loss
-    output = _forward(training, view_images(batch, input_size), loss.inner)
+    images, donors = view_images(batch, input_size), None
+    if training.superfeatures is not None and loss.chimera_fraction > 0:
+        donors = training.superfeatures.draw(loss.chimera_fraction, images)
+        images = training.superfeatures.with_chimeras(images, donors)
+    output = _forward(training, images, loss.inner)
     if not loss.needs_targets:
         return _loss_of(loss, StudentOutput(logits=output.logits), None, batch)
     grid = (output.features.shape[-2], output.features.shape[-1])
     needs_maps = loss.needs_maps(training.global_step)
     teachers = training.targets(batch, grid, loss.map_control, with_maps=needs_maps)
+    if donors is not None:
+        teachers = tuple(add_chimeras(targets, donors) for targets in teachers)
+        batch = replace(batch, labels=label_chimeras(batch.labels, len(donors)))
     terms = []
     for targets in teachers:
         maps = None
@@ -213,6 +224,8 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
             input_size=input_size,
             stages=output.stages,
             class_maps=output.class_maps,
+            superfeature_logits=output.superfeature_logits,
+            superfeature_hidden=output.superfeature_hidden,
         )
         terms.append(_loss_of(loss, student, targets, batch))
     return weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from pipeline.losses.terms import DistillationLoss
     from pipeline.models.classifier import Classifier
     from pipeline.regions import RegionKind
+    from pipeline.superfeatures.comparison import Comparison
 
 
 logger = logging.getLogger("permafrost.training")
@@ -88,6 +89,8 @@ class TrainingPlan:
     """Asked in every step; None takes the targets that the dataset's passes hold."""
     live_explainer: ExplainerConfig = field(default_factory=GradCamConfig)
     """Of the live teacher: which classes it explains."""
+    superfeatures: Comparison | None = None
+    """The level at which they are compared; None where the loss compares none."""
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -197,6 +200,8 @@ def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
         targets = _build_live_teacher(plan, plan.live_teacher, device)
     if plan.guided_by is not None:
         targets = GuidanceSource(plan.guided_by, plan.num_classes, plan.input_size)
+    if plan.superfeatures is not None:
+        targets = plan.superfeatures.targets(targets)
     if plan.loss.inner != NOTHING:
         _prepare_loss(plan, model, targets, device)
     loss = plan.loss.to(device)
@@ -217,6 +222,7 @@ def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
         if plan.guided_by is None
         else ATTRIBUTIONS[model.explainer],
         targets=targets,
+        superfeatures=plan.superfeatures,
         teacher_weights=plan.teacher_weights,
         seed=plan.seed,
         numerics=numerics,
@@ -235,7 +241,11 @@ def _prepare_loss(
     batch = move_batch(plan.dataset.__getitems__([(0, 0) if plan.replays else 0]), device)
     output = model.eval()(view_images(batch, plan.input_size), plan.loss.inner)
     student = StudentOutput(
-        logits=output.logits, stages=output.stages, class_maps=output.class_maps
+        logits=output.logits,
+        stages=output.stages,
+        class_maps=output.class_maps,
+        superfeature_logits=output.superfeature_logits,
+        superfeature_hidden=output.superfeature_hidden,
     )
     grid = (output.features.shape[-2], output.features.shape[-1])
     taught = targets(batch, grid, with_maps=False)

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from pipeline.config import ModelConfig
     from pipeline.sources import Source
     from pipeline.stored_views import StoredViews
+    from pipeline.superfeatures.partition import Partition
 
 logger = logging.getLogger("permafrost.precompute")
 
@@ -155,6 +156,7 @@ def _annotate(
         config.annotate,
         config.store.backend,
         views,
+        _teacher_partition(config, teacher, num_classes),
     )
     fingerprint = fingerprint_pass(description)
     name = escape_key(teacher.name)
@@ -195,6 +197,18 @@ def _annotate(
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     publish_pass(folder, shards, description, fingerprint, specs, shared_files, device)
     return annotated * count
+
+
+def _teacher_partition(
+    config: PrecomputeConfig, teacher: ModelConfig, num_classes: int
+) -> Partition | None:
+    """Of the teacher's superfeatures, where they are stored; ConfigError where it has none."""
+    if "ked_z" not in config.annotate.payloads:
+        return None
+    from pipeline.models import build_model
+    from pipeline.models.additive import network_partition
+
+    return network_partition(build_model(teacher, num_classes))
 
 
 def _run_shards(

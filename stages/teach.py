@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import run_training
 from pipeline.commandline import main
-from pipeline.config import require
+from pipeline.config import AdditiveModelConfig, require
 from pipeline.config.paths import with_absolute_paths
 from pipeline.progress import show_epochs
 from pipeline.runs import MODEL_NAME, is_finished, load_model, open_run
@@ -54,6 +54,10 @@ def run(config: TeachConfig) -> TeachResult:
     elif start is not None:
         require(Path(start).is_file(), f"teaching.start={start} does not exist; correct the path")
         inputs["start"] = sha256_file(Path(start))
+    if isinstance(config.teacher, AdditiveModelConfig) and config.teacher.partition is not None:
+        from pipeline.superfeatures.named import build_partition
+
+        inputs["teacher.partition"] = build_partition(config.teacher).sha256
     folder = open_run("teach", config.run, config, inputs)
     _check_splits(config, store)
     if not is_finished(folder):

@@ -1,4 +1,4 @@
-"""The README's table of e2KD's options and their tests says what is there."""
+"""The README's tables of the papers' options and their tests say what is there."""
 
 import re
 from dataclasses import fields
@@ -13,9 +13,14 @@ from pipeline.grid import knows_option
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "README.md").read_text()
-TABLE = PAGE.split("<!-- options and tests -->")[1].split("<!-- end of options and tests -->")[0]
+TABLES = [
+    part.split("<!-- end of options and tests -->")[0]
+    for part in PAGE.split("<!-- options and tests -->")[1:]
+]
 ROWS = [
-    [cell.strip() for cell in line.strip("|").split("|")] for line in TABLE.strip().splitlines()[2:]
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for table in TABLES
+    for line in table.strip().splitlines()[2:]
 ]
 OPTIONS = [option for row in ROWS for option in re.findall(r"`([^`]+)`", row[1])]
 
@@ -46,7 +51,8 @@ def test_a_row_names_an_option_that_is_there(option):
     elif name.startswith("teaching."):
         words = ["teaching=guided"]
     elif name.startswith("student."):
-        words = ["student=bcos"]
+        field = name.removeprefix("student.")
+        words = [f"student={kind}" for kind, of in KINDS["student"].items() if _has(of, field)][:1]
 
     composed = composed_of("teach" if name.startswith("teaching.") else "sweep", tuple(words))
 

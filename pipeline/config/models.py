@@ -204,7 +204,105 @@ class BcosModelConfig(NetworkConfig):
         )
 
 
-ModelConfig = CifarModelConfig | TorchvisionModelConfig | TimmModelConfig | BcosModelConfig
+@dataclass(frozen=True, kw_only=True)
+class AdditiveModelConfig(NetworkConfig):
+    """A superfeature-explaining network (KED): its logits are the sum of those of one subnet a superfeature.
+
+    mlp: subnets on cells of the image, or on columns of a table; conv: grouped convolutions on masked copies of a
+    small image; trunk: heads on the cells of one shared ResNet (teacher and student agree cell by cell).
+    """
+
+    kind: Literal["additive"] = "additive"
+    name: Literal["mlp", "conv", "trunk"] = "trunk"
+    superfeatures: int = 8
+    """M, of the finest level; every coarser one is kept with the weights."""
+    partition: str | None = None
+    """Which cells or columns are one superfeature: the folder of a partition artefact, or its
+    partition.safetensors; null takes contiguous blocks. A weights file holds its own, which then counts."""
+    partition_control: Literal["none", "random", "contiguous"] = "none"
+    """Negative controls: groups of the same sizes but of random members, or contiguous blocks in place of the
+    partition."""
+    partition_seed: int = 0
+    """Of partition_control=random."""
+    grid: tuple[int, int] = (8, 8)
+    """(rows, columns) of cells that are grouped: of the image, or of the trunk's last stage, as many as it has."""
+    columns: int | None = None
+    """Of mlp on a table: how many, each a feature of its own; null takes images."""
+    width: int = 16
+    """Of each subnet: units of a hidden layer, or channels of a convolution."""
+    depth: int = 1
+    """Of each subnet: layers before its last, the linear one."""
+    trunk: str = "resnet20"
+    """Of trunk: the network below the heads, resnet8, resnet14, resnet20, ..., as of kind cifar."""
+    trunk_width: int = 16
+    stem_stride: int = 1
+    """Of trunk, as `width` and `stem_stride` of kind cifar."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option in ("superfeatures", "width", "depth", *(["columns"] if self.columns else [])):
+            value = getattr(self, option)
+            require(value >= 1, f"{option} must be >= 1, got {value}")
+        require(min(self.grid) >= 1, f"grid must be [rows, columns] >= 1, got {list(self.grid)}")
+        require(
+            self.columns is None or self.name == "mlp",
+            f"columns={self.columns} is an option of name=mlp, for tables; leave it null for name={self.name}",
+        )
+        require(
+            self.superfeatures <= self.features,
+            f"superfeatures={self.superfeatures} of {self.features} features: each needs at least one; lower it, or "
+            "choose a finer grid",
+        )
+        require(
+            self.partition_control != "random" or self.partition_seed >= 0,
+            f"partition_seed must be >= 0, got {self.partition_seed}",
+        )
+        require(
+            self.weights != "pretrained",
+            "weights=pretrained: nothing is published for kind additive; train one with stages.teach and give its "
+            "model.safetensors as weights=",
+        )
+        if self.name == "mlp" and self.columns is None:
+            require(
+                self.input_size is not None,
+                "name=mlp is built for images of one size; set input_size to its side in pixels, or columns of a table",
+            )
+            require(
+                not any(self.input_size % side for side in self.grid),  # type: ignore[operator]
+                f"grid={list(self.grid)} does not divide input_size={self.input_size}; choose a divisor",
+            )
+        if self.name == "trunk":
+            self.trunk_config  # noqa: B018, checks its name and width
+
+    @property
+    def features(self) -> int:
+        """d: what is grouped."""
+        return self.columns or self.grid[0] * self.grid[1]
+
+    @property
+    def is_input_mode(self) -> bool:
+        """Whether superfeatures are parts of the input itself, of which subnets see nothing else."""
+        return self.name != "trunk"
+
+    @property
+    def trunk_config(self) -> CifarModelConfig:
+        """The network below the heads."""
+        return CifarModelConfig(
+            name=self.trunk,
+            width=self.trunk_width,
+            stem_stride=self.stem_stride,
+            mean=self.mean,
+            std=self.std,
+        )
+
+
+ModelConfig = (
+    CifarModelConfig
+    | TorchvisionModelConfig
+    | TimmModelConfig
+    | BcosModelConfig
+    | AdditiveModelConfig
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,4 +345,11 @@ class BcosWeightsConfig(ExplainerOptions):
     kind: Literal["bcos_weights"] = "bcos_weights"
 
 
-ExplainerConfig = GradCamConfig | BcosWeightsConfig
+@dataclass(frozen=True, kw_only=True)
+class SuperfeaturesConfig(ExplainerOptions):
+    """What each superfeature of an additive network adds to a class, spread over its cells."""
+
+    kind: Literal["superfeatures"] = "superfeatures"
+
+
+ExplainerConfig = GradCamConfig | BcosWeightsConfig | SuperfeaturesConfig

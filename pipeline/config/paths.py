@@ -16,8 +16,8 @@ C = TypeVar("C")
 _FILES = {
     "store": ("path",),
     "data": ("path", "root", "cache"),
-    "teacher": ("weights",),
-    "student": ("weights",),
+    "teacher": ("weights", "partition"),
+    "student": ("weights", "partition"),
     "teaching": ("start",),
     "evaluate": ("store",),
 }

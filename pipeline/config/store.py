@@ -45,13 +45,16 @@ class StoreConfig:
 class PassConfig:
     """What a teacher pass computes and stores."""
 
-    payloads: tuple[Literal["logits", "map", "at", "cat"], ...] = ("logits", "map")
-    """at: where each stage is active, for method=at; cat: the maps of all classes, for method=cat_kd."""
+    payloads: tuple[Literal["logits", "map", "at", "cat", "ked_z"], ...] = ("logits", "map")
+    """at: where each stage is active, for method=at; cat: the maps of all classes, for method=cat_kd;
+    ked_z: the logits of each superfeature of an additive teacher, for method=ked."""
     map_dtype: Literal["float32", "float16", "int8"] = "float16"
     """Of maps divided by their max-abs. A map that is far above its own mean in a few places loses most in int8."""
     cat_size: int = 2
     """Cells a side to which cat is pooled. A student's views move these cells, which the size of the features
     (7 for a ResNet at 224 pixels) does more exactly than the 2 that CAT-KD compares."""
+    ked_dtype: Literal["float16", "int8"] = "float16"
+    """Of ked_z, with one scale a superfeature; int8 halves it and pays from about 200 classes on."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the teacher's forward pass (autocast); explanations are computed in float32 from its features."""
     batch_size: int = 64

@@ -45,22 +45,14 @@ class LabelsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KDConfig:
-    """Soft targets (Hinton et al. 2015): total = lambda_ce * ce + lambda_kd * kd.
+class SoftTargetsConfig:
+    """What methods that listen to a teacher's logits share."""
 
-    Of sets with many labels a record the supervised term is bce instead of ce.
-    """
-
-    kind: Literal["kd"] = "kd"
+    kind: str = ""
     tau: float = 1.0
     """Temperature of the soft targets; > 0."""
-    logits: Literal["softmax", "mld"] = "softmax"
-    """What is compared: the distribution over classes, times tau^2; or each class on its own, times tau, which
-    sets with many labels a record need (multi-label logit distillation, e2KD eq. C.1)."""
     teacher_weights: tuple[float, ...] = ()
     """Of each pass of store.teacher, in that order, summing to 1; empty weighs all alike."""
-    lambda_ce: float = 0.0
-    lambda_kd: float = 1.0
 
     def __post_init__(self) -> None:
         require(self.tau > 0, f"method.tau must be > 0, got {self.tau}")
@@ -69,6 +61,24 @@ class KDConfig:
             or (min(self.teacher_weights) >= 0 and abs(sum(self.teacher_weights) - 1) < 1e-6),
             f"method.teacher_weights must be >= 0 and sum to 1, got {list(self.teacher_weights)}",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KDConfig(SoftTargetsConfig):
+    """Soft targets (Hinton et al. 2015): total = lambda_ce * ce + lambda_kd * kd.
+
+    Of sets with many labels a record the supervised term is bce instead of ce.
+    """
+
+    kind: Literal["kd"] = "kd"
+    logits: Literal["softmax", "mld"] = "softmax"
+    """What is compared: the distribution over classes, times tau^2; or each class on its own, times tau, which
+    sets with many labels a record need (multi-label logit distillation, e2KD eq. C.1)."""
+    lambda_ce: float = 0.0
+    lambda_kd: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("lambda_ce", "lambda_kd"):
             require(
                 getattr(self, name) >= 0, f"method.{name} must be >= 0, got {getattr(self, name)}"
@@ -178,7 +188,64 @@ class ReviewKDConfig(FeatureKDConfig):
         )
 
 
-MethodConfig = LabelsConfig | KDConfig | E2KDConfig | ATConfig | CatKDConfig | ReviewKDConfig
+@dataclass(frozen=True, kw_only=True)
+class KEDConfig(SoftTargetsConfig):
+    """KED (arXiv 2310.02572): the prediction, and what each superfeature says of it.
+
+    total = w * ce + lambda_ked * ((1 - mu) * kd + mu * (ked + rho * hint)), w = 1 - lambda_ked or 1. The mix is
+    convex, as in the paper, so that lambda_ked and mu stand for lambda_ce and lambda_kd of the other methods.
+    """
+
+    kind: Literal["ked"] = "ked"
+    tau: float = 4.0
+    """Temperature of the predictions."""
+    tau_superfeatures: float = 4.0
+    """Temperature of the explanations; > 0. One superfeature alone is flatter than the whole, so it may be < 1."""
+    lambda_ked: float = 0.9
+    """Share of the teacher, in [0, 1]; 0 leaves the labels."""
+    mu: float = 0.5
+    """Share of the explanations in what the teacher says, in [0, 1]; 0 is KD with an additive student."""
+    hard_weight: Literal["complement", "one"] = "complement"
+    """Of the labels: 1 - lambda_ked, or 1. The paper does not say."""
+    rho: float = 0.0
+    """Of the hint (FitNets), the mean squared difference of the subnets' last hidden layers after a linear map
+    of the student's; the spec's value is 100. Needs mode=live, as no store holds them; 0 leaves it out."""
+    superfeatures: int | None = None
+    """Which level of both hierarchies is compared; null is the student's finest."""
+    superfeature_control: Literal["none", "shuffled", "noise"] = "none"
+    """Negative controls: explanations of another record of the batch, or noise of each record's own scale."""
+    chimera_fraction: float = 0.0
+    """Records added to a batch, as a share of it: each takes every superfeature from a record of its own, and
+    the teacher's logits with it, exactly and without asking the teacher. Of networks in input mode."""
+    allow_view_mismatch: bool = False
+    """Let mode=frozen move the images of explanations that stay where they are: an approximation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.tau_superfeatures > 0,
+            f"method.tau_superfeatures must be > 0, got {self.tau_superfeatures}",
+        )
+        for name in ("lambda_ked", "mu"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"method.{name} must be in [0, 1], got {value}")
+        for name in ("rho", "chimera_fraction"):
+            value = getattr(self, name)
+            require(value >= 0, f"method.{name} must be >= 0, got {value}")
+        require(
+            self.superfeatures is None or self.superfeatures >= 1,
+            f"method.superfeatures must be >= 1 or null, got {self.superfeatures}",
+        )
+
+    @property
+    def needs_explanations(self) -> bool:
+        """Whether the teacher's superfeatures are read at all."""
+        return self.lambda_ked > 0 and (self.mu > 0 or self.chimera_fraction > 0)
+
+
+MethodConfig = (
+    LabelsConfig | KDConfig | E2KDConfig | ATConfig | CatKDConfig | ReviewKDConfig | KEDConfig
+)
 
 
 @dataclass(frozen=True, kw_only=True)

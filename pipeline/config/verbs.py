@@ -25,6 +25,7 @@ from pipeline.config.data import (
 from pipeline.config.errors import require
 from pipeline.config.judging import EvaluateOptions, ReportOptions
 from pipeline.config.models import (
+    AdditiveModelConfig,
     BcosModelConfig,
     BcosWeightsConfig,
     CifarModelConfig,
@@ -32,6 +33,7 @@ from pipeline.config.models import (
     GradCamConfig,
     ModelConfig,
     NoModelConfig,
+    SuperfeaturesConfig,
     TimmModelConfig,
     TorchvisionModelConfig,
 )
@@ -42,6 +44,7 @@ from pipeline.config.training import (
     E2KDConfig,
     GuidedTeachingConfig,
     KDConfig,
+    KEDConfig,
     LabelsConfig,
     LabelTeachingConfig,
     MethodConfig,
@@ -183,6 +186,8 @@ class DistillConfig:
             )
         if isinstance(self.method, ReviewKDConfig) and self.method.lambda_review > 0:
             self._check_review()
+        if isinstance(self.method, KEDConfig):
+            self._check_ked(self.method)
         if self.mode != "live":
             # An experiment names both teachers, for all verbs; the one that is not read makes no difference.
             object.__setattr__(self, "teacher", NoModelConfig())
@@ -218,6 +223,37 @@ class DistillConfig:
             self.trainer.batch_size > self.trainer.ranks,
             f"trainer.batch_size={self.trainer.batch_size} leaves each of {self.trainer.ranks} ranks one record, of "
             "which the batch norms of method=review_kd know no variance; raise it",
+        )
+
+    def _check_ked(self, method: KEDConfig) -> None:
+        if method.needs_explanations:
+            require(
+                self.mode != "frozen" or not self.augment.operations or method.allow_view_mismatch,
+                "augment.operations move the image, and the explanations of method=ked cannot move along: set "
+                "augment=none, replay stored views (mode=replay) or ask the teacher itself (mode=live), or accept an "
+                "approximation with method.allow_view_mismatch=true",
+            )
+            require(
+                isinstance(self.student, AdditiveModelConfig),
+                f"method=ked compares superfeatures, of which student={self.student.kind} has none: set "
+                "student=additive, or method.mu=0 method.chimera_fraction=0 for KD",
+            )
+        require(
+            method.rho == 0 or method.lambda_ked * method.mu == 0 or self.mode == "live",
+            f"method.rho={method.rho} compares hidden layers, which no store holds, so mode={self.mode} has none: set "
+            "mode=live with teacher= and teacher.weights=, or method.rho=0",
+        )
+        mixed = self.augment.mixup_alpha is not None
+        require(
+            not mixed or (method.chimera_fraction == 0 and method.superfeature_control == "none"),
+            "method.chimera_fraction and method.superfeature_control take whole records, and augment.mixup_alpha="
+            f"{self.augment.mixup_alpha} mixes them; set augment.mixup_alpha=null, or those to 0 and none",
+        )
+        require(
+            method.chimera_fraction == 0
+            or (isinstance(self.student, AdditiveModelConfig) and self.student.is_input_mode),
+            f"method.chimera_fraction={method.chimera_fraction} puts superfeatures of several images into one, which "
+            "is exact for parts of the input alone: set student.name=conv or mlp, or method.chimera_fraction=0",
         )
 
     def _check_live(self) -> None:
@@ -347,6 +383,7 @@ _MODELS: dict[str, type[Any]] = {
     "torchvision": TorchvisionModelConfig,
     "timm": TimmModelConfig,
     "bcos": BcosModelConfig,
+    "additive": AdditiveModelConfig,
 }
 
 KINDS: dict[str, dict[str, type[Any]]] = {
@@ -360,7 +397,11 @@ KINDS: dict[str, dict[str, type[Any]]] = {
     },
     "teacher": {"none": NoModelConfig, **_MODELS},
     "student": _MODELS,
-    "explainer": {"gradcam": GradCamConfig, "bcos_weights": BcosWeightsConfig},
+    "explainer": {
+        "gradcam": GradCamConfig,
+        "bcos_weights": BcosWeightsConfig,
+        "superfeatures": SuperfeaturesConfig,
+    },
     "views": {
         "canonical": CanonicalViewsConfig,
         "random": RandomViewsConfig,
@@ -374,6 +415,7 @@ KINDS: dict[str, dict[str, type[Any]]] = {
         "at": ATConfig,
         "cat_kd": CatKDConfig,
         "review_kd": ReviewKDConfig,
+        "ked": KEDConfig,
     },
     "cluster": {
         "local": LocalClusterConfig,

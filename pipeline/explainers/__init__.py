@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.explainers.bcos_weights import bcos_contributions, bcos_weights
 from pipeline.explainers.gradcam import gradcam
+from pipeline.explainers.superfeatures import superfeature_contributions
 from pipeline.models.output import NOTHING
 
 if TYPE_CHECKING:
@@ -19,9 +20,16 @@ if TYPE_CHECKING:
 Explainer = Callable[[Any, Any, Tensor], Tensor]
 """(model, its output, explained_class [B, E]) -> maps [B, E, A, h, w] on the model's own grid."""
 
-EXPLAINERS: dict[str, Explainer] = {"gradcam": gradcam, "bcos_weights": bcos_weights}
+EXPLAINERS: dict[str, Explainer] = {
+    "gradcam": gradcam,
+    "bcos_weights": bcos_weights,
+    "superfeatures": superfeature_contributions,
+}
 
-ATTRIBUTIONS: dict[str, Explainer] = {"gradcam": gradcam, "bcos_weights": bcos_contributions}
+ATTRIBUTIONS: dict[str, Explainer] = {
+    **EXPLAINERS,
+    "bcos_weights": bcos_contributions,
+}
 """What each place says for or against a class, [B, E, 1, h, w]: what can be compared with a region."""
 
 DEFAULT_EXPLAINER = "gradcam"

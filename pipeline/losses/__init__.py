@@ -9,6 +9,7 @@ from pipeline.losses.cat_kd import CatKDLoss
 from pipeline.losses.e2kd import E2KDLoss
 from pipeline.losses.guided import GuidedLoss
 from pipeline.losses.kd import KDLoss
+from pipeline.losses.ked import KEDLoss
 from pipeline.losses.labels import LabelsLoss
 from pipeline.losses.review_kd import ReviewKDLoss
 
@@ -25,6 +26,7 @@ LOSSES: dict[str, Callable[[Any], DistillationLoss]] = {
     "at": ATLoss,
     "cat_kd": CatKDLoss,
     "review_kd": ReviewKDLoss,
+    "ked": KEDLoss,
 }
 
 TEACHINGS: dict[str, Callable[[Any], DistillationLoss]] = {

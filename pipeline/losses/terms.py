@@ -33,6 +33,10 @@ class StudentOutput:
     """Of the student's own network, where the loss compares them."""
     class_maps: Tensor | None = None
     """[B, K, h, w], where the loss compares them."""
+    superfeature_logits: Tensor | None = None
+    """[B, M, K], where the loss compares them."""
+    superfeature_hidden: Tensor | None = None
+    """[B, M, width], where the loss compares them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class LossTerms:
 
     total: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
-    """Unweighted terms by name: ce or bce, kd, map, at, cat, review."""
+    """Unweighted terms by name: ce or bce, kd, map, at, cat, review, ked, hint."""
     statistics: dict[str, Tensor] = field(default_factory=dict)
     """Numbers to log that are not terms, such as the fraction of valid maps."""
 
@@ -94,8 +98,13 @@ class DistillationLoss(nn.Module):
 
     @property
     def extra(self) -> str | None:
-        """Whose fields of `Targets.extra` it reads: at, cat or review."""
+        """Whose fields of `Targets.extra` it reads: at, cat, review, ked_z or ked_hint."""
         return None
+
+    @property
+    def chimera_fraction(self) -> float:
+        """Records that are put together from those of a batch and added to it, as a share of it."""
+        return 0.0
 
     def prepare(self, student: StudentOutput, targets: Targets) -> None:
         """Called before training with an example of what `forward` will be given, where `inner` asks for any.

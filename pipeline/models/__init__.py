@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.config import ConfigError
+from pipeline.models.additive import AdditiveClassifier, build_additive
 from pipeline.models.bcos import BcosClassifier, build_bcos
 from pipeline.models.cifar import CifarResNet
 from pipeline.models.classifier import Classifier, Published, WeightsError
@@ -21,6 +22,7 @@ from pipeline.seeds import derive_seed
 
 if TYPE_CHECKING:
     from pipeline.config import (
+        AdditiveModelConfig,
         BcosModelConfig,
         CifarModelConfig,
         ModelConfig,
@@ -98,11 +100,16 @@ def _published_bcos(config: BcosModelConfig) -> Published:
     )
 
 
+def _additive(config: AdditiveModelConfig, outputs: int) -> AdditiveClassifier:
+    return build_additive(config, outputs)
+
+
 PROVIDERS: dict[str, Provider] = {
     "cifar": Provider(_cifar, lambda config: None),
     "torchvision": Provider(_torchvision, _published_torchvision),
     "timm": Provider(_timm, _published_timm),
     "bcos": Provider(_bcos, _published_bcos),
+    "additive": Provider(_additive, lambda config: None),
 }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.config import ConfigError
 from pipeline.errors import UserError
-from pipeline.models.output import NOTHING, GapLinear, ModelOutput, wide
+from pipeline.models.output import NOTHING, GapLinear, ModelOutput, Superfeatures, wide
 
 if TYPE_CHECKING:
     from pipeline.models.output import Head, Inner, Stage
@@ -86,6 +86,13 @@ class Classifier(nn.Module, ABC):
             "training); choose a ResNet, DenseNet or RegNet, or another method"
         )
 
+    def forward_superfeatures(self, features: Tensor) -> Superfeatures:
+        """What each superfeature says, of the features that `forward_trunk` gives."""
+        raise ConfigError(
+            f"{type(self.network).__name__} has no superfeatures, which method=ked and the payload ked_z compare: set "
+            "teacher=additive and student=additive, or choose another method or payload"
+        )
+
     def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A published file's entries under the names that the network gives them today."""
         return state
@@ -97,9 +104,14 @@ class Classifier(nn.Module, ABC):
             stages, features, context = self.forward_stages(images)
         else:
             features, context = self.forward_trunk(images)
-        logits = self.forward_head(features, context)
         class_maps = self.class_maps(features) if inner.class_maps else None
-        return ModelOutput(logits, features, context, stages, class_maps)
+        if not inner.superfeatures:
+            logits = self.forward_head(features, context)
+            return ModelOutput(logits, features, context, stages, class_maps)
+        each = self.forward_superfeatures(features)
+        return ModelOutput(
+            each.logits.sum(dim=1), features, context, stages, class_maps, each.logits, each.hidden
+        )
 
 
 def require_size(name: str, images: Tensor, size: tuple[int, int]) -> None:

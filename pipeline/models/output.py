@@ -18,6 +18,7 @@ class Inner(NamedTuple):
 
     stages: bool = False
     class_maps: bool = False
+    superfeatures: bool = False
 
 
 NOTHING = Inner()
@@ -33,6 +34,15 @@ class Stage(NamedTuple):
     output itself otherwise."""
 
 
+class Superfeatures(NamedTuple):
+    """What each of M superfeatures says alone."""
+
+    logits: Tensor
+    """[B, M, K], float32 or wider; their sum is the network's logits."""
+    hidden: Tensor
+    """[B, M, width]: the subnets' last hidden layer."""
+
+
 class ModelOutput(NamedTuple):
     """One forward pass."""
 
@@ -46,6 +56,10 @@ class ModelOutput(NamedTuple):
     """From the finest grid to the coarsest, where they were asked for."""
     class_maps: Tensor | None = None
     """[B, K, h, w], where they were asked for: their average over places is the logits without their bias."""
+    superfeature_logits: Tensor | None = None
+    """[B, M, K], where they were asked for: their sum over superfeatures is the logits."""
+    superfeature_hidden: Tensor | None = None
+    """[B, M, width], where they were asked for."""
 
 
 @dataclass(frozen=True)

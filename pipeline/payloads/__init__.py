@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.payloads.explanation_map import MapPayload
 from pipeline.payloads.inner import AttentionPayload, ClassMapPayload
 from pipeline.payloads.logits import LogitsPayload
+from pipeline.payloads.superfeature_logits import SuperfeaturePayload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,4 +20,5 @@ PAYLOADS: dict[str, Callable[[PassConfig, ExplainerConfig], Payload]] = {
     "map": MapPayload,
     "at": AttentionPayload,
     "cat": ClassMapPayload,
+    "ked_z": SuperfeaturePayload,
 }

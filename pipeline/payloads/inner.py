@@ -15,6 +15,7 @@ from pipeline.models.output import Inner
 from pipeline.payloads.payload import Encoded
 from pipeline.records import FieldSpec
 from pipeline.store.codecs import encode_maxabs, lowest_cosine
+from pipeline.superfeatures.hierarchy import class_centred
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,10 +59,24 @@ def _review_fields(output: ModelOutput) -> dict[str, Tensor]:
     return {f"review_{number}": level.detach() for number, level in enumerate(levels, start=1)}
 
 
+def _superfeature_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """ked_z [B, M, K], at the teacher's finest level, class-centred."""
+    assert output.superfeature_logits is not None
+    return {"ked_z": class_centred(output.superfeature_logits.detach())}
+
+
+def _superfeature_hint_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """The same, and ked_hidden [B, M, width], which is not stored."""
+    assert output.superfeature_hidden is not None
+    return {**_superfeature_fields(output), "ked_hidden": output.superfeature_hidden.detach()}
+
+
 EXTRAS: dict[str, Extra] = {
     "at": Extra(Inner(stages=True), _attention_fields),
     "cat": Extra(Inner(class_maps=True), _class_map_fields),
     "review": Extra(Inner(stages=True), _review_fields),
+    "ked_z": Extra(Inner(superfeatures=True), _superfeature_fields),
+    "ked_hint": Extra(Inner(superfeatures=True), _superfeature_hint_fields),
 }
 
 

@@ -18,6 +18,8 @@ from pipeline.store.files import sha256_json, write_atomically
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from _typeshed import DataclassInstance
+
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 REPAIR = "to write it again, delete it and the manifest.json beside it and run stages.precompute"
@@ -131,14 +133,21 @@ class PassManifest:
     """Of each lossy field: the lowest cosine between a record's values and their stored form."""
     selection: dict[str, Any] | None = None
     partition_sha256: str | None = None
+    hierarchy: list[dict[str, Any]] | None = None
+    """Of ked_z: each level's coarsening and sha256 (superfeatures/hierarchy.py); left out where there is none."""
     made_with: dict[str, str] = field(default_factory=dict)
     """Library versions and device, for people; outside the fingerprint."""
     schema: int = SCHEMA_VERSION
 
 
-def write_manifest(folder: Path, manifest: StoreManifest | PassManifest) -> None:
+def write_manifest(folder: Path, manifest: DataclassInstance) -> None:
     """Publish: after this the folder's contents exist for readers."""
-    text = json.dumps(asdict(manifest), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    values = asdict(manifest)
+    if (
+        values.get("hierarchy", ...) is None
+    ):  # younger than the first manifests, which stay as they were
+        del values["hierarchy"]
+    text = json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n"
     opening, rest = text.split("\n", 1)
     digest = hashlib.sha256(text.encode()).hexdigest()
     write_atomically(folder / MANIFEST_NAME, f'{opening}\n{_SELF_LINE}{digest}",\n{rest}'.encode())
@@ -146,16 +155,16 @@ def write_manifest(folder: Path, manifest: StoreManifest | PassManifest) -> None
 
 def read_store_manifest(folder: Path) -> StoreManifest:
     """The store's manifest, checked against its own digest."""
-    values = _read_checked(folder / MANIFEST_NAME)
-    return _from_dict(
+    values = read_checked(folder / MANIFEST_NAME)
+    return from_dict(
         StoreManifest,
         values
         | {
-            "dataset": _from_dict(DatasetIdentity, values["dataset"]),
-            "canonical": _from_dict(CanonicalFrame, values["canonical"]),
+            "dataset": from_dict(DatasetIdentity, values["dataset"]),
+            "canonical": from_dict(CanonicalFrame, values["canonical"]),
             "classes": tuple(values["classes"]),
-            "shards": tuple(_from_dict(ShardEntry, shard) for shard in values["shards"]),
-            "index": _from_dict(FileEntry, values["index"]),
+            "shards": tuple(from_dict(ShardEntry, shard) for shard in values["shards"]),
+            "index": from_dict(FileEntry, values["index"]),
             "skipped": tuple(values["skipped"]),
         },
     )
@@ -163,22 +172,24 @@ def read_store_manifest(folder: Path) -> StoreManifest:
 
 def read_pass_manifest(folder: Path) -> PassManifest:
     """A teacher pass's manifest, checked against its own digest."""
-    values = _read_checked(folder / MANIFEST_NAME)
+    values = read_checked(folder / MANIFEST_NAME)
     specs = (
-        _from_dict(FieldSpec, spec | {"shape": tuple(spec["shape"])}) for spec in values["fields"]
+        from_dict(FieldSpec, spec | {"shape": tuple(spec["shape"])}) for spec in values["fields"]
     )
     shards = (
-        _from_dict(
-            PassShard, shard | {"files": tuple(_from_dict(FileEntry, f) for f in shard["files"])}
+        from_dict(
+            PassShard, shard | {"files": tuple(from_dict(FileEntry, f) for f in shard["files"])}
         )
         for shard in values["shards"]
     )
-    return _from_dict(PassManifest, values | {"fields": tuple(specs), "shards": tuple(shards)})
+    values = {"hierarchy": None} | values
+    return from_dict(PassManifest, values | {"fields": tuple(specs), "shards": tuple(shards)})
 
 
-def _read_checked(path: Path) -> dict[str, Any]:
+def read_checked(path: Path, made_by: str = "stages.precompute") -> dict[str, Any]:
+    """A manifest's entries, checked against its own digest and of this version's schema."""
     if not path.is_file():
-        raise ManifestError(f"{path} does not exist; run stages.precompute to make or to finish it")
+        raise ManifestError(f"{path} does not exist; run {made_by} to make or to finish it")
     raw = path.read_bytes()
     lines = raw.split(b"\n")
     claims = [line for line in lines if line.startswith(_SELF_LINE.encode())]
@@ -201,7 +212,8 @@ def _read_checked(path: Path) -> dict[str, Any]:
 T = TypeVar("T")
 
 
-def _from_dict(cls: type[T], values: dict[str, Any]) -> T:
+def from_dict(cls: type[T], values: dict[str, Any]) -> T:
+    """A manifest's dataclass of its entries, none too many and none too few."""
     known = {spec.name for spec in fields(cls)}  # type: ignore[arg-type]
     if set(values) != known:
         raise ManifestError(

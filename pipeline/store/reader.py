@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.store.rows import Rows
+    from pipeline.superfeatures.hierarchy import Hierarchy
 
 TEACHERS_FOLDER = "teachers"
 CANONICAL_VIEW = "canonical"
@@ -181,6 +182,14 @@ class TeacherPass:
         return self.manifest.views
 
     @property
+    def hierarchy(self) -> Hierarchy | None:
+        """The levels of superfeatures that ked_z can be read at; None where the pass holds none."""
+        from pipeline.superfeatures.hierarchy import read_hierarchy
+
+        described = self.manifest.hierarchy
+        return None if described is None else read_hierarchy(described)
+
+    @property
     def num_views(self) -> int:
         """V."""
         return int(self.manifest.views["count"])
@@ -222,11 +231,11 @@ class TeacherPass:
         return self.columns.open_shard(*self._place(shard), fields)
 
     def fields_of(self, payload: str) -> list[str]:
-        """Of the payload at or cat: the fields without their scales; none where the pass does not hold it."""
+        """Of the payload at, cat or ked_z: the fields without their scales; none where the pass does not hold it."""
         return [
             spec.name
             for spec in self.manifest.fields
-            if spec.codec == "maxabs" and spec.name.partition("_")[0] == payload
+            if spec.codec == "maxabs" and f"{spec.name}_".startswith(f"{payload}_")
         ]
 
     def _place(self, shard: ShardEntry) -> tuple[int, str, list[str]]:

@@ -81,6 +81,8 @@ class BcosClassifier(Classifier):
                 "or DenseNet"
             )
         features, _ = self.forward_trunk(images)
+        if inner.superfeatures:
+            self.forward_superfeatures(features)
         inside = self.inner.forward_inner(features)
         return ModelOutput(
             inside.logits,

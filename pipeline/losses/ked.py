@@ -1,0 +1,158 @@
+"""KED (arXiv 2310.02572): the student should predict as the teacher does, superfeature by superfeature.
+
+Shape letters: B batch, M superfeatures of the level that is compared, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.config import ConfigError, require
+from pipeline.losses.kd import kd_loss
+from pipeline.losses.labels import label_term
+from pipeline.losses.terms import DistillationLoss, LossTerms
+from pipeline.models.output import NOTHING, Inner
+from pipeline.superfeatures.hierarchy import class_centred, coarsen
+
+if TYPE_CHECKING:
+    from pipeline.config import KEDConfig
+    from pipeline.losses.terms import StudentOutput
+    from pipeline.records import Targets
+
+
+def superfeature_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
+    """`kd_loss` of each superfeature, averaged over them: tau^2 / M * sum_m KL(teacher || student).
+
+    student_logits  [B, M, K]  gradients flow here
+    teacher_logits  [B, M, K]  constant, raw or class-centred
+    tau             temperature > 0, apart from that of the predictions
+    """
+    return kd_loss(student_logits.flatten(0, 1), teacher_logits.flatten(0, 1), tau)
+
+
+def control_explanations(teacher_logits: Tensor, control: str) -> Tensor:
+    """The teacher's superfeatures [B, M, K], spoilt for a negative control.
+
+    control  "shuffled": those of the record before it in the batch; "noise": Gaussian noise, class-centred, of
+             each record's own standard deviation
+    """
+    if control == "shuffled":
+        return teacher_logits.roll(1, dims=0)
+    if control == "noise":
+        noise = class_centred(torch.randn_like(teacher_logits))
+        scale = teacher_logits.std(dim=(1, 2), keepdim=True, correction=0)
+        return noise * scale / noise.std(dim=(1, 2), keepdim=True, correction=0)
+    return teacher_logits
+
+
+class KEDLoss(DistillationLoss):
+    """w * ce + lambda_ked * ((1 - mu) * kd + mu * (ked + rho * hint)), as KEDConfig has it.
+
+    A term of weight 0 is not computed, and nothing is asked of the networks for it.
+    """
+
+    student_coarsening: Tensor | None
+
+    def __init__(self, config: KEDConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.hint = nn.Identity()
+        """From the student's hidden layers to the teacher's; made by `prepare`."""
+        self.register_buffer("student_coarsening", None, persistent=False)
+
+    def unite_student(self, coarsening: Tensor) -> None:
+        """Compare the student at a coarser level than its own; i64 [its M], of each which one it belongs to."""
+        self.student_coarsening = coarsening
+
+    @property
+    def label_weight(self) -> float:
+        """w."""
+        return 1.0 if self.config.hard_weight == "one" else 1 - self.config.lambda_ked
+
+    @property
+    def prediction_weight(self) -> float:
+        """Of kd."""
+        return self.config.lambda_ked * (1 - self.config.mu)
+
+    @property
+    def explanation_weight(self) -> float:
+        """Of ked."""
+        return self.config.lambda_ked * self.config.mu
+
+    @property
+    def has_hint(self) -> bool:
+        """Whether hidden layers are compared."""
+        return self.explanation_weight > 0 and self.config.rho > 0
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.label_weight > 0
+
+    @property
+    def chimera_fraction(self) -> float:
+        return self.config.chimera_fraction if self.config.lambda_ked > 0 else 0.0
+
+    def check_labels(self, *, many: bool) -> None:
+        require(
+            not many,
+            "method=ked has the classes compete for one label, and this store has many labels a record: set "
+            "method=kd method.logits=mld",
+        )
+
+    @property
+    def inner(self) -> Inner:
+        return Inner(superfeatures=True) if self.config.needs_explanations else NOTHING
+
+    @property
+    def extra(self) -> str | None:
+        if not self.config.needs_explanations:
+            return None
+        return "ked_hint" if self.has_hint else "ked_z"
+
+    def prepare(self, student: StudentOutput, targets: Targets) -> None:
+        if not self.has_hint:
+            return
+        assert student.superfeature_hidden is not None
+        own, taught = student.superfeature_hidden.shape, targets.extra["ked_hidden"].shape
+        level = targets.extra["ked_z"].shape[1]
+        if not own[1] == taught[1] == level:
+            raise ConfigError(
+                f"method.rho={self.config.rho} compares hidden layers, which do not add up as logits do: student, "
+                f"teacher and method.superfeatures have {own[1]}, {taught[1]} and {level} superfeatures; make them "
+                "equal, or set method.rho=0"
+            )
+        self.hint = nn.Linear(own[2], taught[2])  # type: ignore[assignment]
+
+    def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
+        assert targets is not None
+        config = self.config
+        terms: dict[str, Tensor] = {}
+        weighted = []
+        if self.label_weight > 0:
+            name, terms["ce"] = label_term(student.logits, labels)
+            assert name == "ce"
+            weighted.append(self.label_weight * terms["ce"])
+        if self.prediction_weight > 0:
+            terms["kd"] = kd_loss(student.logits, targets.logits, config.tau)
+            weighted.append(self.prediction_weight * terms["kd"])
+        if self.explanation_weight > 0:
+            terms["ked"] = self._compare(student, targets)
+            weighted.append(self.explanation_weight * terms["ked"])
+        if self.has_hint:
+            assert student.superfeature_hidden is not None
+            taught = targets.extra["ked_hidden"]
+            terms["hint"] = F.mse_loss(self.hint(student.superfeature_hidden), taught)
+            weighted.append(self.explanation_weight * config.rho * terms["hint"])
+        return LossTerms(total=torch.stack(weighted).sum(), terms=terms)
+
+    def _compare(self, student: StudentOutput, targets: Targets) -> Tensor:
+        assert student.superfeature_logits is not None
+        teacher = control_explanations(targets.extra["ked_z"], self.config.superfeature_control)
+        own = student.superfeature_logits
+        if self.student_coarsening is not None:
+            own = coarsen(own, self.student_coarsening, teacher.shape[1])
+        return superfeature_loss(own, teacher, self.config.tau_superfeatures)

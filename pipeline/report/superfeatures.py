@@ -1,0 +1,100 @@
+"""Superfeatures as a picture: where each group lies, and what the groups make of the dependency matrix.
+
+Shape letters: d features, H W a picture, h w the features' grid.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.report.pictures import PictureRow, picture_grid
+from pipeline.superfeatures.dependency import symmetric
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from pipeline.superfeatures.partition import Partition
+
+_GOLDEN = 0.618034
+"""Of a turn of the colour circle between two groups: no two of few are alike."""
+_OPACITY = 0.6
+_STRONG_QUANTILE = 0.995
+"""Of the dependencies: at it and above, black."""
+_BORDER = (0.85, 0.05, 0.1)
+_MATRIX_PIXELS = 256
+"""Of the matrix's side, at least: features are drawn as squares and lines between groups hide none."""
+_SHOWN = (2, 4, 8, 16)
+
+
+def superfeature_figure(
+    partition: Partition,
+    dependency: Tensor,
+    numbers: Sequence[int] | None = None,
+    image: NDArray[Any] | None = None,
+) -> str:
+    """Groups above, the matrix in their order below, for some numbers of superfeatures: PNG as a data URI.
+
+    dependency  [d, d]
+    numbers     None is 2, 4, 8 and 16 as far as the partition goes, and its finest
+    image       [H, W, 3], u8 or a float in [0, 1], such as the mean of some records
+    """
+    if numbers is None:
+        numbers = sorted({n for n in _SHOWN if n < partition.most} | {partition.most})
+    assignments = [partition.assignment(number).numpy() for number in numbers]
+    groups = [group_picture(a, partition.grid, image) for a in assignments]
+    matrices = [dependency_picture(dependency, a) for a in assignments]
+    captions = [f"{number} superfeature{'s' if number > 1 else ''}" for number in numbers]
+    aspect = 4.0 if partition.grid is None else groups[0].shape[1] / groups[0].shape[0]
+    return picture_grid(
+        [
+            PictureRow("groups", groups, captions, aspects=[aspect] * len(groups)),
+            PictureRow("dependency", matrices),
+        ],
+        side=1.9,
+    )
+
+
+def group_picture(
+    assignment: NDArray[np.int64],
+    grid: tuple[int, int] | None,
+    image: NDArray[Any] | None = None,
+) -> NDArray[np.float64]:
+    """Each feature in its group's colour: [h, w, 3], of a table [1, d, 3]; over a grey image [H, W, 3]."""
+    colors = _palette(int(assignment.max()) + 1)[assignment]
+    rows, columns = grid or (1, len(assignment))
+    colors = colors.reshape(rows, columns, 3)
+    if image is None:
+        return colors
+    height, width = image.shape[:2]
+    over = colors[np.ix_(np.arange(height) * rows // height, np.arange(width) * columns // width)]
+    grey = (image / 255 if image.dtype == np.uint8 else image).mean(axis=2, keepdims=True)
+    return np.asarray(_OPACITY * over + (1 - _OPACITY) * grey, dtype=np.float64)
+
+
+def dependency_picture(dependency: Tensor, assignment: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The matrix with its features in the order of their groups, which lines part: [side, side, 3], black is strong."""
+    order = assignment.argsort(kind="stable")
+    weights = symmetric(dependency).numpy()[np.ix_(order, order)]
+    strong = np.quantile(weights, _STRONG_QUANTILE)
+    grey = 1 - (weights / max(float(strong), np.finfo(np.float64).tiny)).clip(0, 1)
+    pixels = -(-_MATRIX_PIXELS // len(order))
+    picture = grey.repeat(pixels, axis=0).repeat(pixels, axis=1)[..., None].repeat(3, axis=2)
+    lines = (np.flatnonzero(np.diff(assignment[order])) + 1) * pixels
+    picture = np.insert(picture, lines, _BORDER, axis=0)
+    return np.insert(picture, lines, _BORDER, axis=1)
+
+
+def _palette(number: int) -> NDArray[np.float64]:
+    """A colour for each group: [number, 3]."""
+    return np.array(
+        [
+            colorsys.hsv_to_rgb(group * _GOLDEN % 1, 0.75, 0.95 - 0.3 * (group // 2 % 2))
+            for group in range(number)
+        ]
+    )

@@ -1,0 +1,1 @@
+"""Superfeatures (KED): groups of input features that a network may be asked about one by one."""

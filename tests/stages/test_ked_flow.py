@@ -1,0 +1,320 @@
+"""KED from an additive teacher to a judged student: what its pass holds, what is read of it, what is refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.config import (
+    AdditiveModelConfig,
+    AugmentConfig,
+    ConfigError,
+    DistillConfig,
+    EvaluateConfig,
+    EvaluateOptions,
+    KDConfig,
+    KEDConfig,
+    LabelTeachingConfig,
+    OperationConfig,
+    OptimizerConfig,
+    PassConfig,
+    RandomViewsConfig,
+    StoreConfig,
+    SubsetConfig,
+    SuperfeaturesConfig,
+    TeachConfig,
+)
+from pipeline.dataset import StoreDataset
+from pipeline.distillation import Distillation, fingerprint_inputs, open_passes
+from pipeline.fingerprint import describe_pass
+from pipeline.geometry import view_targets
+from pipeline.metric_log import read_metrics
+from pipeline.models import build_model, freeze
+from pipeline.models.additive import network_partition
+from pipeline.models.output import Inner
+from pipeline.records import Targets
+from pipeline.runs import RUNS, load_model
+from pipeline.selection import rows_of_split
+from pipeline.store.manifest import MANIFEST_NAME, StoreMismatchError
+from pipeline.store.reader import Store
+from pipeline.store.verification import verify_store
+from pipeline.stream import TrainingStream
+from pipeline.superfeatures.hierarchy import class_centred
+from pipeline.superfeatures.named import PARTITION_NAME, build_partition
+from pipeline.views import ViewSchedule
+from stages import distill, evaluate, precompute, teach
+from tests.conftest import Frozen, precompute_config
+from tests.stages.test_flow import TRAINER
+
+M = 4
+NETWORK = AdditiveModelConfig(name="conv", superfeatures=M, grid=(4, 4), width=3)
+PASS = PassConfig(batch_size=8, payloads=("logits", "ked_z"))
+STILL = AugmentConfig()
+FLIP = AugmentConfig(operations=(OperationConfig(kind="horizontal_flip", p=1.0),))
+SHORT = replace(TRAINER, epochs=1)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A store, a teacher trained on it, its pass of superfeatures, and one of two stored views."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("ked")
+        patch.chdir(folder)
+        path = folder / "store"
+        precompute.run(precompute_config(path))
+        assignments = build_partition(replace(NETWORK, partition_control="random")).assignments
+        artefact = folder / "partition"
+        artefact.mkdir()
+        save_file({"assignments": assignments}, artefact / PARTITION_NAME)
+        teacher = replace(NETWORK, partition=str(artefact))
+        result = teach.run(
+            TeachConfig(
+                store=StoreConfig(path=str(path)),
+                teacher=teacher,
+                teaching=LabelTeachingConfig(split="teacher", trainer=SHORT, augment=STILL),
+                evaluate=EvaluateOptions(splits=("test",)),
+                run="teacher",
+            )
+        )
+        config = precompute_config(
+            path,
+            replace(teacher, weights=str(folder / result.weights)),
+            annotate=PASS,
+            views=RandomViewsConfig(count=2, seed=1),
+            augment=FLIP,
+        )
+        precompute.run(config)
+        return Frozen(Store(path), config)
+
+
+def still(taught, **options):
+    """A student whose images stay where they are, on the teacher's partition."""
+    return DistillConfig(
+        store=StoreConfig(path=str(taught.store.path)),
+        optimizer=OptimizerConfig(),
+        trainer=SHORT,
+        subset=SubsetConfig(),
+        augment=STILL,
+        **{
+            "student": replace(taught.config.teacher, weights=None),
+            "method": KEDConfig(),
+            "run": "one",
+            **options,
+        },
+    )
+
+
+def dataset_of(taught, *, stored_views=False):
+    store = taught.store
+    passes = store.open_passes(stored_views=stored_views)
+    return StoreDataset(store, rows_of_split(store.index, "train"), passes, extra="ked_z")
+
+
+def ask(taught, images):
+    model = freeze(build_model(taught.config.teacher, 10))
+    return class_centred(model(images, Inner(superfeatures=True)).superfeature_logits)
+
+
+# ---- what a pass holds ---------------------------------------------------------------------------
+
+
+def test_a_pass_declares_its_superfeatures_and_verifies(taught):
+    (teacher,) = taught.store.open_passes()
+    partition = network_partition(build_model(taught.config.teacher, 10))
+
+    specs = {spec.name: spec for spec in teacher.manifest.fields}
+
+    assert list(specs) == ["logits", "ked_z", "ked_z_scale"]
+    assert (specs["ked_z"].shape, specs["ked_z"].when_moved) == ((M, 10), "refuse")
+    assert teacher.fields_of("ked_z") == ["ked_z"]
+    assert teacher.manifest.partition_sha256 == partition.sha256
+    for number in range(1, M + 1):
+        assert torch.equal(teacher.hierarchy.coarsening(number), partition.coarsening(number))
+    assert teacher.manifest.fidelity["ked_z"] > 0.99999
+    assert list(verify_store(taught.store.path)) == []
+
+
+def test_what_is_read_is_what_the_teacher_said_of_its_view(taught):
+    batch = dataset_of(taught).__getitems__([0, 5, 30])
+    replayed = dataset_of(taught, stored_views=True).__getitems__([(0, 0), (5, 1), (30, 1)])
+
+    found = batch.targets[0]
+    centred = class_centred(found.logits)
+
+    asked, flipped = (ask(taught, i) for i in (batch.inputs / 255, batch.inputs.flip(3) / 255))
+    assert (found.extra["ked_z"] - asked).abs().max() < 2e-3 * asked.abs().max()
+    assert (found.extra["ked_z"].sum(dim=1) - centred).abs().max() < 1e-2
+    assert (replayed.targets[0].extra["ked_z"] - flipped).abs().max() < 2e-2 * flipped.abs().max()
+
+
+def test_a_pass_of_maps_and_superfeatures_moves_the_maps_alone(taught, tmp_path):
+    config = precompute_config(
+        tmp_path / "store",
+        taught.config.teacher,
+        annotate=replace(PASS, payloads=("logits", "map", "ked_z"), ked_dtype="int8"),
+        explainer=SuperfeaturesConfig(),
+    )
+    precompute.run(config)
+    both = Frozen(Store(tmp_path / "store"), config)
+    views = ViewSchedule(FLIP, both.store.size, seed=0)
+    batch = next(TrainingStream(dataset_of(both), views, batch_size=8, seed=0).epoch(0))
+
+    (viewed,) = view_targets(batch, (4, 4))
+
+    stored = batch.targets[0]
+    assert torch.equal(viewed.extra["ked_z"], stored.extra["ked_z"])
+    assert torch.allclose(viewed.maps, stored.maps.flip(-1), atol=1e-3)
+
+
+def test_older_passes_keep_their_fingerprint_and_manifest(taught, frozen):
+    def describe(*payloads, partition=None, **options):
+        config = PassConfig(payloads=("logits", *payloads), **options)
+        return describe_pass(
+            frozen.store.manifest, {}, frozen.config.explainer, config, "zarr", partition=partition
+        )
+
+    (older,) = frozen.store.open_passes()
+    partition = network_partition(build_model(NETWORK, 10))
+    other = network_partition(build_model(replace(NETWORK, partition_control="random"), 10))
+
+    assert describe("map") == describe("map", ked_dtype="int8")
+    assert not {"partition_sha256", "hierarchy", "ked_dtype"} & set(describe("map"))
+    stored = describe("ked_z", partition=partition)
+    assert stored["partition_sha256"] == partition.sha256
+    assert stored != describe("ked_z", partition=partition, ked_dtype="int8")
+    assert stored != describe("ked_z", partition=other)
+    assert older.hierarchy is None
+    assert '"hierarchy"' not in (older.folder / MANIFEST_NAME).read_text()
+
+
+def test_a_teacher_without_superfeatures_stores_none(tmp_path, tiny_teacher):
+    with pytest.raises(ConfigError, match=r"CifarResNet has no superfeatures.*leave ked_z out"):
+        precompute.run(precompute_config(tmp_path / "store", tiny_teacher, annotate=PASS))
+
+
+# ---- students ------------------------------------------------------------------------------------
+
+
+def test_a_student_is_taught_saved_without_the_artefact_and_judged(taught):
+    config = still(taught)
+
+    distill.run(config)
+    result = evaluate.run(
+        EvaluateConfig(
+            store=StoreConfig(path=str(taught.store.path)),
+            evaluate=EvaluateOptions(splits=("test",), num_pictures=0),
+            run="one",
+        )
+    )
+
+    terms = list(read_metrics(RUNS / "one" / "distill"))[-1]
+    assert {"ce", "kd", "ked"} <= set(terms)
+    weights = load_file(RUNS / "one" / "distill" / "model.safetensors")
+    artefact = load_file(Path(config.student.partition) / PARTITION_NAME)
+    assert torch.equal(weights["assignments"], artefact["assignments"])
+    model, trained = load_model(RUNS / "one" / "distill")
+    assert trained.config.partition is None
+    assert torch.equal(network_partition(model).assignments, artefact["assignments"])
+    assert result is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("coarse teacher", {"student": 2}),
+        ("coarse level", {"method": KEDConfig(superfeatures=2)}),
+        ("whole", {"method": KEDConfig(superfeatures=1)}),
+        ("chimeras", {"method": KEDConfig(chimera_fraction=0.5)}),
+        ("chimeras alone", {"method": KEDConfig(chimera_fraction=0.5, mu=0.0)}),
+        ("shuffled", {"method": KEDConfig(superfeature_control="shuffled")}),
+        ("noise", {"method": KEDConfig(superfeature_control="noise")}),
+        ("kd", {"method": KDConfig()}),
+        ("replay", {"mode": "replay"}),
+        ("live", {"mode": "live"}),
+        ("hint", {"mode": "live", "method": KEDConfig(rho=100.0)}),
+    ],
+)
+def test_students_of_every_kind_train(taught, name, options):
+    options = dict(options)
+    if (number := options.pop("student", None)) is not None:
+        options["student"] = replace(taught.config.teacher, weights=None, superfeatures=number)
+    if options.get("mode") == "live":
+        options["teacher"] = taught.config.teacher
+
+    distill.run(still(taught, run=name.replace(" ", "-"), **options))
+
+    *_, last = read_metrics(RUNS / name.replace(" ", "-") / "distill")
+    assert all(math.isfinite(value) for value in last.values())
+    assert ("ked" in last) == (name not in ("kd", "chimeras alone"))
+    assert ("hint" in last) == (name == "hint")
+
+
+def test_levels_are_those_of_the_teachers_own_partition(taught):
+    job = Distillation(config=still(taught, method=KEDConfig(superfeatures=2)), folder=Path())
+    plan = job.plan()
+    batch = plan.dataset.__getitems__([0, 1])
+
+    (targets,) = plan.superfeatures.targets(view_targets)(batch, (4, 4), with_maps=False)
+
+    assert isinstance(targets, Targets)
+    fine = ask(taught, batch.inputs / 255)
+    coarsening = network_partition(build_model(taught.config.teacher, 10)).coarsening(2)
+    expected = torch.stack([fine[:, coarsening == m].sum(dim=1) for m in range(2)], dim=1)
+    assert torch.allclose(targets.extra["ked_z"], expected, atol=2e-3)
+    assert torch.equal(plan.loss.student_coarsening, coarsening)
+
+
+def test_what_a_partition_says_is_an_input_of_a_run_and_where_it_lies_is_not(taught, tmp_path):
+    config = still(taught)
+    passes = open_passes(config, taught.store)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    assignments = load_file(Path(config.student.partition) / PARTITION_NAME)["assignments"]
+    save_file({"assignments": assignments}, copy / PARTITION_NAME)
+    moved = replace(config, student=replace(config.student, partition=str(copy)))
+    changed = replace(
+        config, student=replace(config.student, partition_control="random", partition_seed=5)
+    )
+
+    inputs = [fingerprint_inputs(c, taught.store, passes) for c in (config, moved, changed)]
+
+    assert inputs[0] == inputs[1] != inputs[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"superfeatures": 8}, r"has 4 superfeatures.*method.superfeatures=4"),
+        ({"partition": None}, r"divide their features differently into 4.*student.partition"),
+    ],
+)
+def test_students_of_other_superfeatures_are_refused(taught, options, message):
+    student = replace(taught.config.teacher, weights=None, **options)
+    if student.superfeatures == 8:
+        student = replace(student, partition=None)
+
+    with pytest.raises(ConfigError, match=message):
+        distill.run(still(taught, student=student))
+
+
+def test_a_pass_without_superfeatures_says_how_to_get_them(frozen):
+    with pytest.raises(StoreMismatchError, match=r"annotate.payloads=\[logits,.*ked_z\]"):
+        distill.run(still(frozen, student=NETWORK))
+
+
+def test_chimeras_of_a_trunk_teacher_are_refused(taught, tmp_path):
+    trunk = AdditiveModelConfig(
+        superfeatures=M, grid=(4, 4), trunk="resnet8", trunk_width=4, weights="random"
+    )
+    config = precompute_config(tmp_path / "store", trunk, annotate=PASS)
+    precompute.run(config)
+    of_trunk = Frozen(Store(tmp_path / "store"), config)
+    method = KEDConfig(chimera_fraction=0.5)
+
+    with pytest.raises(ConfigError, match=r"chimera_fraction=0.5.*teacher of name=mlp or conv"):
+        distill.run(still(of_trunk, student=NETWORK, method=method))
