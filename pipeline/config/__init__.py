@@ -25,6 +25,7 @@ from pipeline.config.data import (
     TorchvisionDataConfig,
     WebDatasetDataConfig,
 )
+from pipeline.config.distilling import DistillConfig
 from pipeline.config.errors import (
     ConfigError,
     require,
@@ -33,6 +34,18 @@ from pipeline.config.errors import (
 from pipeline.config.judging import (
     EvaluateOptions,
     ReportOptions,
+)
+from pipeline.config.methods import (
+    ATConfig,
+    CatKDConfig,
+    E2KDConfig,
+    FeatureKDConfig,
+    KDConfig,
+    KEDConfig,
+    LabelsConfig,
+    MethodConfig,
+    ReviewKDConfig,
+    SoftTargetsConfig,
 )
 from pipeline.config.models import (
     AdditiveModelConfig,
@@ -54,26 +67,15 @@ from pipeline.config.store import (
     SubsetConfig,
 )
 from pipeline.config.training import (
-    ATConfig,
-    CatKDConfig,
-    E2KDConfig,
-    FeatureKDConfig,
     GuidedTeachingConfig,
-    KDConfig,
-    KEDConfig,
-    LabelsConfig,
     LabelTeachingConfig,
-    MethodConfig,
     OptimizerConfig,
-    ReviewKDConfig,
-    SoftTargetsConfig,
     TeachingConfig,
     TrainerConfig,
 )
 from pipeline.config.verbs import (
     KINDS,
     VERBS,
-    DistillConfig,
     EvaluateConfig,
     PrecomputeConfig,
     RenderConfig,

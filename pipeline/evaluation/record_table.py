@@ -39,7 +39,12 @@ RECORDS_SCHEMA = pa.schema(
 
 def record_table(split: str, judged: Judged) -> pa.Table:
     """A table of RECORDS_SCHEMA, in the order of the records."""
-    from pipeline.labels import classes_of, decide, has_many, known
+    from pipeline.labels import (
+        classes_of,
+        decide,
+        has_many,
+        known,
+    )  # torch, which readers of the schema do without
 
     many = has_many(judged.labels)
     own = classes_of(judged.labels)
