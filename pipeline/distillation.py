@@ -21,6 +21,7 @@ from pipeline.store.reader import Store
 if TYPE_CHECKING:
     from pipeline.config import DistillConfig, ModelConfig, TrainerConfig
     from pipeline.losses.terms import DistillationLoss
+    from pipeline.ranks import Ranks
     from pipeline.runs import TrainedModel
     from pipeline.store.reader import TeacherPass
     from pipeline.superfeatures.comparison import Comparison
@@ -38,6 +39,9 @@ class Distillation:
     def trainer(self) -> TrainerConfig:
         """How long, and by how many ranks."""
         return self.config.trainer
+
+    def prepare(self, ranks: Ranks) -> None:
+        """Nothing: a student's store is complete."""
 
     def plan(self) -> TrainingPlan:
         """Everything that decides how it goes; ConfigError or StoreMismatchError where options do not fit."""

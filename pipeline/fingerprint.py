@@ -42,9 +42,15 @@ def fingerprint_dataset(config: DataConfig, revision: int, records: list[Record]
 
 
 def describe_teacher(
-    config: ModelConfig, num_classes: int, precision: str = "float32"
+    config: ModelConfig,
+    num_classes: int,
+    precision: str = "float32",
+    section: str = "teacher",
 ) -> dict[str, Any]:
-    """The teacher as its pass's manifest names it; `precision` is that of its forward pass."""
+    """The teacher as its pass's manifest names it; `precision` is that of its forward pass.
+
+    section  of the options that name it, for messages
+    """
     from pipeline.models import (
         PRETRAINED,
         RANDOM,
@@ -55,15 +61,15 @@ def describe_teacher(
 
     if config.weights is None:
         raise ConfigError(
-            "teacher.weights is not set; a teacher that was never trained has nothing to teach: train one "
-            "with stages.teach and give its model.safetensors, or write teacher.weights=random if you mean it"
+            f"{section}.weights is not set; a teacher that was never trained has nothing to teach: train one "
+            f"with stages.teach and give its model.safetensors, or write {section}.weights=random if you mean it"
         )
     classes = config.classes or num_classes
     source = published(config) if config.weights == PRETRAINED else None
     if source is not None and source.classes != classes:
         raise ConfigError(
-            f"teacher.weights=pretrained has {source.classes} outputs where {classes} are wanted, and a fresh "
-            f"head has nothing to teach: set teacher.classes={source.classes}, or give weights for your classes"
+            f"{section}.weights=pretrained has {source.classes} outputs where {classes} are wanted, and a fresh "
+            f"head has nothing to teach: set {section}.classes={source.classes}, or give weights for your classes"
         )
     if config.weights in (PRETRAINED, RANDOM):
         weights_sha256 = _sha256_weights(config, num_classes)
@@ -71,7 +77,7 @@ def describe_teacher(
         path = Path(config.weights)
         if not path.is_file():
             raise ConfigError(
-                f"teacher.weights={path} does not exist; train the teacher with stages.teach, or correct the path"
+                f"{section}.weights={path} does not exist; train the teacher with stages.teach, or correct the path"
             )
         weights_sha256 = sha256_file(path)
     elsewhere: tuple[str, ...] = ("weights", "classes", "mean", "std", "input_size", "frame")

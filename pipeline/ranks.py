@@ -63,11 +63,16 @@ class Ranks:
 
     def mean(self, values: Tensor) -> Tensor:
         """Over the ranks, elementwise."""
+        return self.sum(values) / self.world_size
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Over the ranks, elementwise, on the device where `values` lie."""
         if self.world_size == 1:
             return values
-        total = values.clone()
+        total = values if self.device is None else values.to(self.device)
+        total = total.clone()
         dist.all_reduce(total)
-        return total / self.world_size
+        return total.to(values.device)
 
     def require_equal(self, values: Sequence[int], message: str) -> None:
         """RanksDisagreeError with `message` unless every rank has these values."""

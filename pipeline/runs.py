@@ -29,6 +29,8 @@ _NO_DIFFERENCE = (
     "teacher.weights",
     "teacher.partition",
     "student.partition",
+    "black_box.weights",
+    "black_box.partition",
     "evaluate.store",
     "trainer.ranks",
     "trainer.loader_processes",
@@ -39,6 +41,7 @@ _NO_DIFFERENCE = (
 _YOUNGER: dict[str, Any] = {
     "augment.mixup_alpha": None,
     "augment.randaugment": None,
+    "black_box.kind": "none",
     "evaluate.group_sets": {},
     "evaluate.max_shift": None,
     "evaluate.shift_records": 256,
@@ -61,6 +64,8 @@ _NOWHERE = ("cluster",)
 """Whole sections that make no difference: where a run runs."""
 CONFIG_NAME = "config.yaml"
 MODEL_NAME = "model.safetensors"
+PARTITION_NAME = "partition.safetensors"
+"""Of superfeatures that a run found, all levels; network options partition=<the run's folder> read it."""
 EXPORT_FOLDER = "export"
 DESCRIPTION_NAME = "model.json"
 COST_NAME = "cost.json"

@@ -60,6 +60,23 @@ def select_training_rows(index: pa.Table, split: str, subset: SubsetConfig) -> N
     return np.unique(np.concatenate(chosen))
 
 
+def balanced_order(index: pa.Table, split: str, seed: int) -> NDArray[np.int64]:
+    """All rows of a split in an order of which any beginning has nearly as many records of each class.
+
+    It depends on the keys and the seed alone. Records without a label, or with many, count as one class.
+    """
+    rows = rows_of_split(index, split)
+    labels = index["label"].to_numpy()[rows]
+    keys = np.asarray(index["key"].to_pylist())[rows]
+    turns = np.empty(len(rows), np.int64)
+    for label in map(int, np.unique(labels)):
+        members = np.flatnonzero(labels == label)
+        members = members[np.argsort(keys[members])]
+        random = np.random.default_rng(derive_seed(seed, "balanced order", label))
+        turns[random.permutation(members)] = np.arange(len(members))
+    return rows[np.lexsort((labels, turns))]
+
+
 def select_holdout_rows(index: pa.Table, split: str, subset: SubsetConfig) -> NDArray[np.int64]:
     """Rows of a split that `select_training_rows` keeps out, whatever the shots, in the index's order."""
     if subset.holdout == 0:

@@ -1,4 +1,4 @@
-"""From the options of `teach` to a training: a network on a store's labels."""
+"""From the options of `teach` to a training: a network on a store's labels, its superfeatures found before."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import GuidedTeachingConfig
+from pipeline.config import (
+    AdditiveModelConfig,
+    GuidedTeachingConfig,
+    KEDTeachingConfig,
+    NoModelConfig,
+)
+from pipeline.runs import PARTITION_NAME
 from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
-    from pipeline.config import TeachConfig, TrainerConfig
+    from pipeline.config import ModelConfig, TeachConfig, TrainerConfig
     from pipeline.models.classifier import Classifier
     from pipeline.pareto import ParetoFront
+    from pipeline.ranks import Ranks
     from pipeline.runs import TrainedModel
+    from pipeline.superfeatures.search import PartitionSearch
     from pipeline.training_run import TrainingPlan
 
 
@@ -29,6 +37,23 @@ class Teaching:
         """How long, and by how many ranks."""
         return self.config.teaching.trainer
 
+    def prepare(self, ranks: Ranks) -> None:
+        """Find the superfeatures of teaching=ked, where the teacher's options name none."""
+        search = self._partition_search()
+        if search is None:
+            return
+        from pipeline.store.files import write_atomically
+        from pipeline.training import resolve_device
+
+        if self.trainer.num_threads is not None:
+            import torch
+
+            torch.set_num_threads(self.trainer.num_threads)
+        device = ranks.device or resolve_device("trainer.device", self.trainer.device)
+        found = search.run(ranks, device) / PARTITION_NAME
+        if ranks.is_first:
+            write_atomically(self.folder / PARTITION_NAME, found.read_bytes())
+
     def plan(self) -> TrainingPlan:
         """Everything that decides how it goes; ConfigError or StoreMismatchError where options do not fit."""
         from pipeline.dataset import StoreDataset
@@ -40,10 +65,9 @@ class Teaching:
         store = Store(Path(self.config.store.path))
         guided = isinstance(teaching, GuidedTeachingConfig)
         rows = rows_of_split(store.index, teaching.split)
-        model = self.config.teacher
         return TrainingPlan(
             dataset=StoreDataset(store, rows, with_regions=guided),
-            model=replace(model, weights=teaching.start) if teaching.start else model,
+            model=self._network(),
             num_classes=len(store.manifest.classes),
             loss=TEACHINGS[teaching.kind](teaching),
             augment=teaching.augment,
@@ -52,6 +76,40 @@ class Teaching:
             seed=self.config.seed,
             guided_by=teaching.region if isinstance(teaching, GuidedTeachingConfig) else None,
             after_epoch=self._pareto_front(store),
+            live_teacher=self._asked_teacher(),
+        )
+
+    def _network(self) -> ModelConfig:
+        """The teacher, with what it starts from and with its superfeatures."""
+        model, start = self.config.teacher, self.config.teaching.start
+        if self.config.finds_partition:
+            assert isinstance(model, AdditiveModelConfig)
+            model = replace(model, partition=str(self.folder / PARTITION_NAME))
+        return replace(model, weights=start) if start else model
+
+    def _asked_teacher(self) -> ModelConfig | None:
+        """The black box, where the teacher learns from it, too."""
+        teaching, black_box = self.config.teaching, self.config.black_box
+        asked = isinstance(teaching, KEDTeachingConfig) and teaching.lambda_kd > 0
+        return black_box if asked and not isinstance(black_box, NoModelConfig) else None
+
+    def _partition_search(self) -> PartitionSearch | None:
+        config = self.config
+        if not config.finds_partition:
+            return None
+        from pipeline.superfeatures.search import PartitionSearch
+
+        assert isinstance(config.teaching, KEDTeachingConfig)
+        assert isinstance(config.teacher, AdditiveModelConfig)
+        assert not isinstance(config.black_box, NoModelConfig)
+        store = Store(Path(config.store.path))
+        size = config.teaching.augment.size
+        return PartitionSearch(
+            store=store,
+            black_box=config.black_box,
+            teacher=config.teacher,
+            teaching=config.teaching,
+            input_size=store.size if size is None else (size, size),
         )
 
     def _pareto_front(self, store: Store) -> ParetoFront | None:

@@ -110,6 +110,9 @@ class TrainingJob(Protocol):
     def trainer(self) -> TrainerConfig:
         """How long, and by how many ranks."""
 
+    def prepare(self, ranks: Ranks) -> None:
+        """Make what the training reads beside the store, all ranks together; nothing where it is there."""
+
     def plan(self) -> TrainingPlan:
         """Everything that decides how it goes; ConfigError where the options do not fit the store."""
 
@@ -122,6 +125,7 @@ def run_job(
 ) -> None:
     """Train to the last epoch, from the folder's checkpoint where there is one, and export the network."""
     ranks = ranks or Ranks()
+    job.prepare(ranks)
     plan = job.plan()
     at_once = plan.trainer.batch_size // plan.views_per_step
     records = len(plan.dataset) // at_once * plan.trainer.batch_size

@@ -57,13 +57,19 @@ class ReportResult:
 def run(config: ReportConfig) -> ReportResult:
     """Write both files from what is finished; nothing is trained or judged here."""
     results = load_results(config.run)
+    from pipeline.report.networks import network_rows
+
     store = Store(Path(config.store.path))
     options = config.report
     values: dict[str, Any] = {"passes": describe_passes(store)}
     headline = ""
     if results:
         rows = student_rows(results, options.columns)
-        values |= {"teacher": teacher_row(results, options.columns), "runs": rows}
+        values |= {
+            "teacher": teacher_row(results, options.columns),
+            "runs": rows,
+            "networks": network_rows(results),
+        }
         if _has_one_point_an_arm(results, options):
             paired = paired_difference(
                 rows, options.candidate, options.baseline, options.paired_column
@@ -116,6 +122,7 @@ def _page(
     import jinja2
 
     from pipeline.report.contact_sheet import contact_sheet
+    from pipeline.report.superfeatures import partition_rows
 
     options = config.report
     environment = jinja2.Environment(
@@ -141,6 +148,7 @@ def _page(
         ledger=_ledger(config.run, store, passes, results),
         **(_students(config, store, results, values) if results else {}),
         cases=cases,
+        partitions=partition_rows(store),
         selection=values.get("selection"),
         **(_selection_figure(selection) if selection else {}),
     )
@@ -165,6 +173,7 @@ def _students(
         "teacher": values["teacher"],
         "summary": arm_summary(values["runs"], list(options.columns)),
         "rows": values["runs"],
+        "networks": values["networks"],
         "maps": map_grid(pictures, store.manifest.classes) if pictures else "",
         "in_colors": any("colors" in tensors for tensors in pictures.values()),
         "curves": training_curves(_metric_lines(results)),

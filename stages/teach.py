@@ -3,9 +3,15 @@
     python -m stages.teach experiment=demo
     python -m stages.teach store.path=stores/demo run=my-teacher teacher=cifar teacher.name=resnet20 \\
         teaching.split=train teaching.trainer.epochs=30
+    python -m stages.teach store.path=stores/digits run=explaining teaching=ked teacher=additive \\
+        black_box=cifar black_box.name=resnet8 black_box.weights=runs/black-box/teach/model.safetensors
+
+teaching=ked finds the superfeatures of a trained network first (KED, Algorithm 1) and trains a network that
+explains by them.
 
 Reads   <store.path> (packed; no teacher pass is needed)
-Writes  runs/<run>/teach/: model.safetensors, model.json, checkpoint.pt, metrics.jsonl, metrics.json, config.yaml
+Writes  runs/<run>/teach/: model.safetensors, model.json, checkpoint.pt, metrics.jsonl, metrics.json, config.yaml;
+        with teaching=ked also partition.safetensors there, and <store.path>/artefacts/partition-<fp8>/
 Again   the same command goes on from the last checkpoint; a finished run is left as it is
 """
 
@@ -18,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import run_training
 from pipeline.commandline import main
-from pipeline.config import AdditiveModelConfig, require
+from pipeline.config import AdditiveModelConfig, NoModelConfig, require
 from pipeline.config.paths import with_absolute_paths
 from pipeline.progress import show_epochs
 from pipeline.runs import MODEL_NAME, is_finished, load_model, open_run
-from pipeline.store.files import sha256_file, write_atomically
+from pipeline.store.files import sha256_file, sha256_json, write_atomically
 from pipeline.store.reader import Store
 from pipeline.teaching import Teaching
 
@@ -58,6 +64,11 @@ def run(config: TeachConfig) -> TeachResult:
         from pipeline.superfeatures.named import build_partition
 
         inputs["teacher.partition"] = build_partition(config.teacher).sha256
+    if not isinstance(config.black_box, NoModelConfig):
+        from pipeline.fingerprint import describe_teacher
+
+        asked = describe_teacher(config.black_box, len(store.manifest.classes), section="black_box")
+        inputs["black_box"] = sha256_json(asked)
     folder = open_run("teach", config.run, config, inputs)
     _check_splits(config, store)
     if not is_finished(folder):

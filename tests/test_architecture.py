@@ -74,6 +74,7 @@ def test_every_stage_opens_with_its_command():
     [
         ("data", SOURCES),
         ("teacher", {**PROVIDERS, "none": None}),
+        ("black_box", {**PROVIDERS, "none": None}),
         ("student", PROVIDERS),
         ("explainer", EXPLAINERS),
         ("teaching", TEACHINGS),
@@ -113,10 +114,12 @@ def test_every_option_of_every_group_composes_and_builds(group):
                 extra = ["arms={a: []}"] if verb == "sweep" else []
                 if (group, path.stem) == ("cluster", "kuberay"):
                     extra += KUBERAY
-                if group == "data" and path.stem not in ("demo", "torchvision"):
+                if group == "data" and path.stem not in ("demo", "digits", "torchvision"):
                     extra = ["data.path=somewhere"]
                 if (group, path.stem) == ("method", "review_kd"):
                     extra = ["mode=live"]
+                if (group, path.stem) == ("teaching", "ked"):
+                    extra = ["teacher=additive", "black_box=cifar"]
                 if (group, path.stem) == ("method", "ked"):
                     extra = ["student=additive", "augment=none"]
                 build_verb_config(verb, compose(verb, [f"{group}={path.stem}", *extra]))

@@ -18,6 +18,7 @@ from pipeline.config.cluster import (
 from pipeline.config.data import (
     DataConfig,
     DemoDataConfig,
+    DigitsDataConfig,
     FileDataConfig,
     ImageFolderDataConfig,
     ImageTableDataConfig,
@@ -66,11 +67,14 @@ from pipeline.config.store import (
     StoreConfig,
     SubsetConfig,
 )
-from pipeline.config.training import (
+from pipeline.config.teaching import (
     GuidedTeachingConfig,
+    KEDTeachingConfig,
     LabelTeachingConfig,
-    OptimizerConfig,
     TeachingConfig,
+)
+from pipeline.config.training import (
+    OptimizerConfig,
     TrainerConfig,
 )
 from pipeline.config.verbs import (
@@ -107,6 +111,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "DemoDataConfig",
+    "DigitsDataConfig",
     "DistillConfig",
     "E2KDConfig",
     "EvaluateConfig",
@@ -122,6 +127,7 @@ __all__ = [
     "ImageTableDataConfig",
     "KDConfig",
     "KEDConfig",
+    "KEDTeachingConfig",
     "KubeRayClusterConfig",
     "LabelTeachingConfig",
     "LabelsConfig",

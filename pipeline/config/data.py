@@ -84,6 +84,18 @@ class DemoDataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DigitsDataConfig:
+    """scikit-learn's handwritten digits, 8x8 (pipeline/sources/digits.py)."""
+
+    kind: Literal["digits"] = "digits"
+    test_fraction: float = 0.4
+    """Of the 1,797, those that go to split test, chosen by a hash of the key."""
+
+    def __post_init__(self) -> None:
+        require_fraction("data.test_fraction", self.test_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageFolderDataConfig(FileDataConfig):
     """<path>/<class>/.../image, or <path>/<split>/<class>/.../image."""
 
@@ -210,6 +222,7 @@ class TinyImageNetDataConfig(FileDataConfig):
 
 DataConfig = (
     DemoDataConfig
+    | DigitsDataConfig
     | ImageFolderDataConfig
     | ImageTableDataConfig
     | WebDatasetDataConfig

@@ -17,6 +17,7 @@ _FILES = {
     "store": ("path",),
     "data": ("path", "root", "cache"),
     "teacher": ("weights", "partition"),
+    "black_box": ("weights", "partition"),
     "student": ("weights", "partition"),
     "teaching": ("start",),
     "evaluate": ("store",),

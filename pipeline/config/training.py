@@ -1,13 +1,12 @@
-"""How a network is optimised, and how long (`optimizer=`, `trainer=`, `teaching=`)."""
+"""How a network is optimised, and how long (`optimizer=`, `trainer=`)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.config.augment import AugmentConfig
 from pipeline.config.errors import require
-from pipeline.config.methods import LabelLoss, check_label_loss
 
 
 def check_mixup_partners(augment: AugmentConfig, trainer: TrainerConfig) -> None:
@@ -129,55 +128,3 @@ class TrainerConfig:
             self.num_threads is None or self.num_threads >= 1,
             f"trainer.num_threads must be >= 1 or null, got {self.num_threads}",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelTeachingConfig:
-    """Train a teacher on labels, with its own optimiser, trainer and views."""
-
-    kind: Literal["labels"] = "labels"
-    loss: LabelLoss = "ce"
-    """As of method=labels."""
-    label_smoothing: float = 0.0
-    start: str | None = None
-    """File of weights to start from, whose last layer is drawn anew where its classes are others, or `pretrained`;
-    null starts at random, or from teacher.weights=pretrained."""
-    split: str = "train"
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-
-    def __post_init__(self) -> None:
-        check_label_loss(self.loss, self.label_smoothing)
-        check_mixup_partners(self.augment, self.trainer)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GuidedTeachingConfig(LabelTeachingConfig):
-    """Labels, and explanations that lie on the object (Rao et al. 2023): the papers' guided teachers."""
-
-    kind: Literal["guided"] = "guided"  # type: ignore[assignment]
-    localization: Literal["energy", "l1", "rrr", "ppce"] = "energy"
-    """Of the attributions to one class of each record: their share inside, distance from the region, squares
-    outside, or cross-entropy inside."""
-    lambda_localization: float = 1e-3
-    """Of their sum over the batch."""
-    region: Literal["boxes", "masks"] = "boxes"
-    pareto_split: str | None = None
-    """Judge every epoch on this split and keep all that are best in F1 (accuracy), EPG and IoU, in pareto/
-    of the run; null keeps the last epoch only."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.lambda_localization >= 0,
-            f"teaching.lambda_localization must be >= 0, got {self.lambda_localization}",
-        )
-        self.augment.refuse_pixel_options(
-            "teaching=guided pulls explanations onto regions, which are moved by the view's matrix alone; "
-            "set teaching=labels",
-            "teaching.augment",
-        )
-
-
-TeachingConfig = LabelTeachingConfig | GuidedTeachingConfig

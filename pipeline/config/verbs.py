@@ -16,6 +16,7 @@ from pipeline.config.cluster import (
 from pipeline.config.data import (
     DataConfig,
     DemoDataConfig,
+    DigitsDataConfig,
     ImageFolderDataConfig,
     ImageTableDataConfig,
     TinyImageNetDataConfig,
@@ -48,8 +49,9 @@ from pipeline.config.models import (
     TorchvisionModelConfig,
 )
 from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
-from pipeline.config.training import (
+from pipeline.config.teaching import (
     GuidedTeachingConfig,
+    KEDTeachingConfig,
     LabelTeachingConfig,
     TeachingConfig,
 )
@@ -107,10 +109,38 @@ class TeachConfig:
     teacher: ModelConfig
     teaching: TeachingConfig
     evaluate: EvaluateOptions
+    black_box: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
+    """Of teaching=ked: the trained network in whose logits superfeatures are found."""
     cluster: ClusterConfig = field(default_factory=LocalClusterConfig)
     """Where ranks run."""
     seed: int = 0
     run: str = "untitled"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.teaching, KEDTeachingConfig):
+            return
+        require(
+            isinstance(self.teacher, AdditiveModelConfig),
+            f"teaching=ked trains a network that explains by superfeatures, not teacher={self.teacher.kind}; set "
+            "teacher=additive, or another teaching=",
+        )
+        require(
+            self.black_box.kind != "none"
+            or not (self.finds_partition or self.teaching.lambda_kd > 0),
+            "teaching=ked finds superfeatures in the logits of a trained network (or learns from them): name it with "
+            "black_box=<kind> black_box.weights=, or name superfeatures with teacher.partition= (or take "
+            "teacher.partition_control=contiguous) and leave teaching.lambda_kd=0",
+        )
+
+    @property
+    def finds_partition(self) -> bool:
+        """Whether superfeatures have to be found before the teacher is trained."""
+        return (
+            isinstance(self.teaching, KEDTeachingConfig)
+            and isinstance(self.teacher, AdditiveModelConfig)
+            and self.teacher.partition is None
+            and self.teacher.partition_control != "contiguous"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +264,7 @@ _MODELS: dict[str, type[Any]] = {
 KINDS: dict[str, dict[str, type[Any]]] = {
     "data": {
         "demo": DemoDataConfig,
+        "digits": DigitsDataConfig,
         "image_folder": ImageFolderDataConfig,
         "image_table": ImageTableDataConfig,
         "webdataset": WebDatasetDataConfig,
@@ -241,6 +272,7 @@ KINDS: dict[str, dict[str, type[Any]]] = {
         "tiny_imagenet": TinyImageNetDataConfig,
     },
     "teacher": {"none": NoModelConfig, **_MODELS},
+    "black_box": {"none": NoModelConfig, **_MODELS},
     "student": _MODELS,
     "explainer": {
         "gradcam": GradCamConfig,
@@ -252,7 +284,11 @@ KINDS: dict[str, dict[str, type[Any]]] = {
         "random": RandomViewsConfig,
         "rotations": RotationsViewsConfig,
     },
-    "teaching": {"labels": LabelTeachingConfig, "guided": GuidedTeachingConfig},
+    "teaching": {
+        "labels": LabelTeachingConfig,
+        "guided": GuidedTeachingConfig,
+        "ked": KEDTeachingConfig,
+    },
     "method": {
         "labels": LabelsConfig,
         "kd": KDConfig,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.losses.at import ATLoss
 from pipeline.losses.cat_kd import CatKDLoss
 from pipeline.losses.e2kd import E2KDLoss
+from pipeline.losses.explaining_teacher import ExplainingTeacherLoss
 from pipeline.losses.guided import GuidedLoss
 from pipeline.losses.kd import KDLoss
 from pipeline.losses.ked import KEDLoss
@@ -32,6 +33,7 @@ LOSSES: dict[str, Callable[[Any], DistillationLoss]] = {
 TEACHINGS: dict[str, Callable[[Any], DistillationLoss]] = {
     "labels": LabelsLoss,
     "guided": GuidedLoss,
+    "ked": ExplainingTeacherLoss,
 }
 """How a teacher is trained, by `teaching=`."""
 

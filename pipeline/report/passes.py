@@ -23,7 +23,8 @@ def describe_passes(store: Store) -> list[dict[str, Any]]:
 
 def _describe(teacher: TeacherPass) -> dict[str, Any]:
     """name, views, records, bytes; of a pass with maps also explainer, map, fidelity and raw_bytes (float32),
-    and map_bytes where its backend keeps the maps apart. Bytes are those of a record with all its views.
+    and map_bytes where its backend keeps the maps apart; superfeatures where it has their logits. Bytes are those
+    of a record with all its views.
     """
     manifest = teacher.manifest
     files = [entry for shard in manifest.shards for entry in shard.files]
@@ -34,7 +35,10 @@ def _describe(teacher: TeacherPass) -> dict[str, Any]:
         "records": records,
         "bytes": sum(entry.bytes for entry in files) / records,
     }
-    spec = next((spec for spec in manifest.fields if spec.name == "map"), None)
+    specs = {spec.name: spec for spec in manifest.fields}
+    if (logits := specs.get("ked_z")) is not None:
+        row["superfeatures"] = f"{'x'.join(map(str, logits.shape))} {logits.dtype}"
+    spec = specs.get("map")
     if spec is None:
         return row
     of_maps = [e.bytes for e in files if e.path.startswith(f"{COLUMNS_FOLDER}/{spec.name}/")]

@@ -1,5 +1,6 @@
 """Superfeatures as a picture: where each group lies, and what the groups make of the dependency matrix.
 
+A store has a partition for every black box and choice of options that superfeatures were found with.
 Shape letters: d features, H W a picture, h w the features' grid.
 """
 
@@ -11,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.report.pictures import PictureRow, picture_grid
+from pipeline.store.manifest import MANIFEST_NAME
+from pipeline.superfeatures.artefact import load_partition
 from pipeline.superfeatures.dependency import symmetric
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from pipeline.store.reader import Store
     from pipeline.superfeatures.partition import Partition
 
 _GOLDEN = 0.618034
@@ -30,6 +35,31 @@ _BORDER = (0.85, 0.05, 0.1)
 _MATRIX_PIXELS = 256
 """Of the matrix's side, at least: features are drawn as squares and lines between groups hide none."""
 _SHOWN = (2, 4, 8, 16)
+
+
+def partition_rows(store: Store) -> list[dict[str, Any]]:
+    """A row a partition of the store: name, picture, and how it was found."""
+    return [
+        _partition_row(path.parent)
+        for path in sorted(store.path.glob(f"artefacts/partition-*/{MANIFEST_NAME}"))
+    ]
+
+
+def _partition_row(folder: Path) -> dict[str, Any]:
+    saved = load_partition(folder)
+    manifest = saved.manifest
+    return {
+        "name": folder.name,
+        "black_box": manifest.made_from["black_box"]["architecture"]["name"],
+        "features": saved.partition.assignments.shape[1],
+        "records": manifest.records,
+        "split_half": manifest.split_half,
+        "communities": manifest.communities,
+        "modularity": manifest.modularity[-1],
+        "most": saved.partition.most,
+        "null_features": len(manifest.null_features),
+        "picture": superfeature_figure(saved.partition, saved.dependency),
+    }
 
 
 def superfeature_figure(

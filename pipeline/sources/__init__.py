@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.sources.demo import DemoSource
+from pipeline.sources.digits import DigitsSource
 from pipeline.sources.image_folder import ImageFolderSource
 from pipeline.sources.image_table import ImageTableSource
 from pipeline.sources.tiny_imagenet import TinyImageNetSource
@@ -50,6 +51,7 @@ class Source(Protocol):
 
 SOURCES: dict[str, Callable[[Any], Source]] = {
     "demo": DemoSource,
+    "digits": DigitsSource,
     "image_folder": ImageFolderSource,
     "image_table": ImageTableSource,
     "tiny_imagenet": TinyImageNetSource,

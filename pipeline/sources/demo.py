@@ -16,15 +16,15 @@ beside the digit. And the texture is strong enough that the digit has to be foun
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from pipeline.records import Box, Content, Record
+from pipeline.sources.digits import encode_png, load_digit_images
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -90,7 +90,7 @@ class DemoSource:
         series, digit, number, photograph = record.content
         frame, ink = self._paste(digit, self._placement(series, digit, number), photograph)
         mask = np.where(ink > INK, 255, 0).astype(np.uint8)
-        return Content(image=_png(frame), suffix="png", mask=_png(mask))
+        return Content(image=encode_png(frame), suffix="png", mask=encode_png(mask))
 
     def where(self, record: Record) -> str:
         """The demo set is drawn, not read."""
@@ -186,15 +186,6 @@ def _contrast(
 
 
 @lru_cache(maxsize=1)
-def load_digit_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The 1,797 digits as u8 [N, 8, 8] (255 is full ink) and their labels [N]."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target
-
-
-@lru_cache(maxsize=1)
 def load_photographs() -> list[NDArray[np.uint8]]:
     """The two sample photographs, u8 [427, 640, 3], in the order of PHOTOGRAPHS."""
     from sklearn.datasets import load_sample_images
@@ -204,9 +195,3 @@ def load_photographs() -> list[NDArray[np.uint8]]:
         zip((name.split("/")[-1] for name in samples.filenames), samples.images, strict=True)
     )
     return [by_name[f"{name}.jpg"] for name in PHOTOGRAPHS]
-
-
-def _png(pixels: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()

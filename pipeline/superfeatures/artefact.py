@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load, save
 
 from pipeline.fingerprint import SHORT
+from pipeline.runs import PARTITION_NAME
 from pipeline.store.files import make_folder, sha256_json, write_atomically
 from pipeline.store.manifest import (
     MANIFEST_NAME,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from pipeline.superfeatures.dependency import DependencySum
     from pipeline.superfeatures.grouping import Grouping
 
-TENSORS_NAME = "partition.safetensors"
 _REPAIR = "delete its folder and make the partition again"
 
 
@@ -99,7 +99,7 @@ def save_partition(
     partition, dependency, split_half = grouping.partition, measured.matrix, measured.split_half
     make_folder(folder)
     tensors = {"assignments": partition.assignments.contiguous(), "dependency": dependency}
-    digest = write_atomically(folder / TENSORS_NAME, save(tensors))
+    digest = write_atomically(folder / PARTITION_NAME, save(tensors))
     write_manifest(
         folder,
         PartitionManifest(
@@ -117,7 +117,7 @@ def save_partition(
             null_features=grouping.null_features,
             dependency_sha256=_sha256(dependency),
             partition_sha256=partition.sha256,
-            files={TENSORS_NAME: digest},
+            files={PARTITION_NAME: digest},
         ),
     )
     return folder
@@ -135,11 +135,11 @@ def load_partition(folder: Path) -> SavedPartition:
             "null_features": tuple(values["null_features"]),
         },
     )
-    path = folder / TENSORS_NAME
+    path = folder / PARTITION_NAME
     if not path.is_file():
         raise ManifestError(f"{path} does not exist, though its manifest does; {_REPAIR}")
     content = path.read_bytes()
-    found, claimed = hashlib.sha256(content).hexdigest(), manifest.files[TENSORS_NAME]
+    found, claimed = hashlib.sha256(content).hexdigest(), manifest.files[PARTITION_NAME]
     if found != claimed:
         raise ManifestError(
             f"{path} is damaged: it has sha256 {found[:12]}, its manifest says {claimed[:12]}; {_REPAIR}"

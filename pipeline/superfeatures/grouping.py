@@ -71,8 +71,7 @@ def group_features(
     neighbours   None is max(4, n / 8); n - 1 keeps every edge, on which Louvain's algorithm finds little
     """
     weights = symmetric(dependency.double().cpu()).numpy()
-    strength = weights.sum(axis=1)
-    live = np.flatnonzero((strength >= NULL_SHARE * strength.max()) & (strength > 0))
+    live = _live(weights)
     null = np.setdiff1d(np.arange(len(weights)), live)
     _check(number, live, weights)
     if grid is not None and grid[0] * grid[1] != len(weights):
@@ -100,6 +99,16 @@ def group_features(
         modularity=modularity,
         null_features=tuple(null.tolist()),
     )
+
+
+def count_dependent(dependency: Tensor) -> int:
+    """Features of f64 [d, d] that are not null: at most so many superfeatures can be found."""
+    return len(_live(symmetric(dependency.double().cpu()).numpy()))
+
+
+def _live(weights: NDArray[np.float64]) -> NDArray[np.int64]:
+    strength = weights.sum(axis=1)
+    return np.flatnonzero((strength >= NULL_SHARE * strength.max()) & (strength > 0))
 
 
 def sparsify(weights: NDArray[np.float64], neighbours: int) -> NDArray[np.float64]:

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.config import ConfigError, require
+from pipeline.runs import PARTITION_NAME
+from pipeline.store.manifest import MANIFEST_NAME
+from pipeline.superfeatures.artefact import load_partition
 from pipeline.superfeatures.control import contiguous_partition, random_partition
 from pipeline.superfeatures.partition import Partition
 
@@ -18,9 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.config import AdditiveModelConfig
-
-PARTITION_NAME = "partition.safetensors"
-"""In the folder of a partition artefact; holds `assignments`."""
 
 
 def build_partition(config: AdditiveModelConfig) -> Partition:
@@ -45,6 +45,8 @@ def _read_assignments(path: Path, config: AdditiveModelConfig) -> Tensor:
     from safetensors.torch import load_file
 
     file = path / PARTITION_NAME if path.is_dir() else path
+    if (path / MANIFEST_NAME).is_file():
+        load_partition(path)  # ManifestError where it is damaged
     if not file.is_file():
         raise ConfigError(
             f"partition={path} holds no {PARTITION_NAME}; find a partition first, correct the path, or set "

@@ -20,10 +20,10 @@ from pipeline.models import build_model, freeze, load_weights
 from pipeline.models.additive import network_partition
 from pipeline.models.cost import count_parameters, measure_cost
 from pipeline.models.output import Inner
-from pipeline.runs import TrainedModel, load_model, save_model
+from pipeline.runs import PARTITION_NAME, TrainedModel, load_model, save_model
 from pipeline.superfeatures.chimeras import chimeras, spread_cells
 from pipeline.superfeatures.hierarchy import coarsen, describe_partition, read_hierarchy
-from pipeline.superfeatures.named import PARTITION_NAME, build_partition
+from pipeline.superfeatures.named import build_partition
 
 EACH = Inner(superfeatures=True)
 NUM_CLASSES = 5

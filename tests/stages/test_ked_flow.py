@@ -38,14 +38,14 @@ from pipeline.models import build_model, freeze
 from pipeline.models.additive import network_partition
 from pipeline.models.output import Inner
 from pipeline.records import Targets
-from pipeline.runs import RUNS, load_model
+from pipeline.runs import PARTITION_NAME, RUNS, load_model
 from pipeline.selection import rows_of_split
 from pipeline.store.manifest import MANIFEST_NAME, StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from pipeline.stream import TrainingStream
 from pipeline.superfeatures.hierarchy import class_centred
-from pipeline.superfeatures.named import PARTITION_NAME, build_partition
+from pipeline.superfeatures.named import build_partition
 from pipeline.views import ViewSchedule
 from stages import distill, evaluate, precompute, teach
 from tests.conftest import Frozen, precompute_config

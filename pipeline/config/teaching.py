@@ -1,0 +1,125 @@
+"""How a teacher is trained (`teaching=`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.config.augment import AugmentConfig
+from pipeline.config.errors import require
+from pipeline.config.methods import LabelLoss, check_label_loss
+from pipeline.config.training import OptimizerConfig, TrainerConfig, check_mixup_partners
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelTeachingConfig:
+    """Train a teacher on labels, with its own optimiser, trainer and views."""
+
+    kind: Literal["labels"] = "labels"
+    loss: LabelLoss = "ce"
+    """As of method=labels."""
+    label_smoothing: float = 0.0
+    start: str | None = None
+    """File of weights to start from, whose last layer is drawn anew where its classes are others, or `pretrained`;
+    null starts at random, or from teacher.weights=pretrained."""
+    split: str = "train"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        check_label_loss(self.loss, self.label_smoothing)
+        check_mixup_partners(self.augment, self.trainer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedTeachingConfig(LabelTeachingConfig):
+    """Labels, and explanations that lie on the object (Rao et al. 2023): the papers' guided teachers."""
+
+    kind: Literal["guided"] = "guided"  # type: ignore[assignment]
+    localization: Literal["energy", "l1", "rrr", "ppce"] = "energy"
+    """Of the attributions to one class of each record: their share inside, distance from the region, squares
+    outside, or cross-entropy inside."""
+    lambda_localization: float = 1e-3
+    """Of their sum over the batch."""
+    region: Literal["boxes", "masks"] = "boxes"
+    pareto_split: str | None = None
+    """Judge every epoch on this split and keep all that are best in F1 (accuracy), EPG and IoU, in pareto/
+    of the run; null keeps the last epoch only."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.lambda_localization >= 0,
+            f"teaching.lambda_localization must be >= 0, got {self.lambda_localization}",
+        )
+        self.augment.refuse_pixel_options(
+            "teaching=guided pulls explanations onto regions, which are moved by the view's matrix alone; "
+            "set teaching=labels",
+            "teaching.augment",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KEDTeachingConfig(LabelTeachingConfig):
+    """A teacher that explains by superfeatures (KED, Algorithm 1): find them in a black box, then train on them.
+
+    The black box is the section `black_box=`; where teacher.partition names superfeatures they are taken instead.
+    """
+
+    kind: Literal["ked"] = "ked"  # type: ignore[assignment]
+    levels: int = 16
+    """M of the finest level that is found (no more than there are features); teacher.superfeatures takes its own."""
+    records: int = 1024
+    """Of teaching.split, the same number of each class, on which dependency is measured."""
+    max_records: int = 8192
+    """`records` are doubled up to here, until two halves of them agree (Spearman's correlation >= 0.9)."""
+    derivative: Literal["fd", "hvp", "ablate"] = "fd"
+    """Of logits: central differences of gradients, for every activation; hvp: exact, for smooth networks; ablate:
+    differences of logits, without a gradient."""
+    step: float = 1.0
+    """Of fd and ablate, in standard deviations of a feature over the records."""
+    draws: int = 1
+    """Of random signs over classes a record."""
+    neighbours: int | None = None
+    """Strongest edges kept of each feature before grouping; null is max(4, features / 8)."""
+    resolution: float = 1.0
+    """Of Louvain's algorithm, to start with; raised where it finds fewer than `levels` groups."""
+    grouping_seed: int = 0
+    """Of the choice of records, of signs and of Louvain's algorithm."""
+    lambda_kd: float = 0.0
+    """Of soft targets of the black box beside the labels: it is then asked in every step."""
+    tau: float = 4.0
+    """Their temperature."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("levels", "records", "draws"):
+            require(
+                getattr(self, name) >= 1, f"teaching.{name} must be >= 1, got {getattr(self, name)}"
+            )
+        require(
+            self.max_records >= self.records,
+            f"teaching.max_records={self.max_records} is below teaching.records={self.records}; raise it",
+        )
+        for name in ("step", "resolution", "tau"):
+            require(
+                getattr(self, name) > 0, f"teaching.{name} must be > 0, got {getattr(self, name)}"
+            )
+        require(
+            self.neighbours is None or self.neighbours >= 1,
+            f"teaching.neighbours must be >= 1 or null, got {self.neighbours}",
+        )
+        require(
+            self.grouping_seed >= 0,
+            f"teaching.grouping_seed must be >= 0, got {self.grouping_seed}",
+        )
+        require(self.lambda_kd >= 0, f"teaching.lambda_kd must be >= 0, got {self.lambda_kd}")
+        require(
+            self.loss == "ce" or self.lambda_kd == 0,
+            f"teaching.lambda_kd={self.lambda_kd} has the classes compete for one label, teaching.loss={self.loss} "
+            "does not; set one of them to its default",
+        )
+
+
+TeachingConfig = LabelTeachingConfig | GuidedTeachingConfig | KEDTeachingConfig

@@ -1,0 +1,35 @@
+"""How large the networks of a report are: a gain that comes with more parameters is not one of the method."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.models.cost import measure_cost
+from pipeline.runs import load_model
+
+if TYPE_CHECKING:
+    from pipeline.report.results import StudentResult
+
+
+def network_rows(results: list[StudentResult]) -> list[dict[str, Any]]:
+    """A row an arm: method, architecture, parameters, and macs, the multiply-accumulates of one record.
+
+    Of the first student of each arm, at its own input size.
+    """
+    first: dict[str, StudentResult] = {}
+    for result in results:
+        first.setdefault(result.label, result)
+    return [{"method": label, **_row(result)} for label, result in first.items()]
+
+
+def _row(result: StudentResult) -> dict[str, Any]:
+    model, trained = load_model(result.folder / "distill")
+    cost = measure_cost(model, torch.zeros(1, 3, *trained.input_size))
+    config = trained.config
+    return {
+        "architecture": f"{config.kind} {config.name}",
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+    }

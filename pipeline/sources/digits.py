@@ -1,0 +1,73 @@
+"""scikit-learn's handwritten digits as small images: 1,797 of 8x8 in 17 levels of grey, ten classes, no download.
+
+They are the test set of a larger one (Alpaydin and Kaynak, UCI 1998): 13 people wrote them.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.records import Content, Record
+from pipeline.sources.splits import TRAIN, split_off_test
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.config import DigitsDataConfig
+
+_SIDE = 8
+_LEVELS = 16
+
+
+class DigitsSource:
+    """White ink on black, as in MNIST; each record is known by its number in scikit-learn's set."""
+
+    name = "digits"
+    revision = 1
+    classes = tuple(str(digit) for digit in range(10))
+    frame_size: tuple[int, int] | None = (_SIDE, _SIDE)
+
+    def __init__(self, config: DigitsDataConfig) -> None:
+        self.config = config
+
+    def records(self) -> list[Record]:
+        """All in train, but for `data.test_fraction` of them."""
+        labels = load_digit_images()[1]
+        records = [
+            Record(key=f"digit_{number:04d}", split=TRAIN, label=int(label), content=(number,))
+            for number, label in enumerate(labels)
+        ]
+        return split_off_test(records, self.config.test_fraction)
+
+    def read(self, record: Record) -> Content:
+        """PNG of three equal channels."""
+        (number,) = record.content
+        return Content(
+            image=encode_png(np.repeat(load_digit_images()[0][number][:, :, None], 3, axis=2)),
+            suffix="png",
+        )
+
+    def where(self, record: Record) -> str:
+        """No file of ours."""
+        return f"{record.key} of scikit-learn's digits"
+
+
+@lru_cache(maxsize=1)
+def load_digit_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The 1,797 digits as u8 [N, 8, 8] (255 is full ink) and their labels [N]."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return np.round(digits.images * (255 / _LEVELS)).astype(np.uint8), digits.target
+
+
+def encode_png(pixels: NDArray[Any]) -> bytes:
+    """u8 [H, W] or [H, W, 3] as a file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()

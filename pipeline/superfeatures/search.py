@@ -1,0 +1,214 @@
+"""Superfeatures of a black box: what its logits say of a store's records, grouped and saved (KED, Algorithm 1).
+
+Shape letters: d features.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.config import require
+from pipeline.dataset import StoreDataset, iter_in_order
+from pipeline.fingerprint import describe_teacher
+from pipeline.geometry import judged_view, view_images
+from pipeline.models import build_model, freeze, teacher_input_size
+from pipeline.selection import balanced_order
+from pipeline.store.manifest import MANIFEST_NAME
+from pipeline.stream import move_batch
+from pipeline.superfeatures.artefact import partition_folder, save_partition
+from pipeline.superfeatures.dependency import DependencySum, measure_dependency
+from pipeline.superfeatures.grouping import count_dependent, group_features
+from pipeline.superfeatures.probes import feature_scales, pixel_probes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from pipeline.config import AdditiveModelConfig, KEDTeachingConfig, ModelConfig
+    from pipeline.models.classifier import Classifier
+    from pipeline.ranks import Ranks
+    from pipeline.store.reader import Store
+    from pipeline.superfeatures.probes import Probes
+
+logger = logging.getLogger("permafrost.superfeatures")
+
+_BATCH_SIZE = 64
+"""Records read together; each is measured by itself."""
+_MEASURED_BY = (
+    "records",
+    "max_records",
+    "derivative",
+    "step",
+    "draws",
+    "neighbours",
+    "resolution",
+    "grouping_seed",
+)
+"""Options of teaching=ked that decide a partition."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionSearch:
+    """All that decides a partition of an image's blocks, and where it is kept."""
+
+    store: Store
+    black_box: ModelConfig
+    teacher: AdditiveModelConfig
+    """Whose features are grouped: blocks of the image, as many as `grid` has (in trunk mode those that its cells
+    look at)."""
+    teaching: KEDTeachingConfig
+    input_size: tuple[int, int]
+    """(height, width) of the teacher's view."""
+
+    @property
+    def folder(self) -> Path:
+        """<store>/artefacts/partition-<fp8>."""
+        return partition_folder(self.store.path, self._made_from(), self._options())
+
+    def run(self, ranks: Ranks, device: torch.device) -> Path:
+        """Measure, each rank its share of the records, and save the partition; its folder.
+
+        One that is there already is kept. Neither the number of ranks nor the batches change more than the last
+        bits of the sum, which grouping rounds away.
+        """
+        folder = self.folder
+        is_there = torch.tensor(float((folder / MANIFEST_NAME).exists()))
+        if not ranks.sum(is_there):
+            measured = self._measure(ranks, device)
+            if ranks.is_first:
+                self._group(measured)
+            ranks.sum(is_there)  # the others wait for the first
+        return folder
+
+    def _made_from(self) -> dict[str, Any]:
+        return {
+            "store": self.store.manifest.fingerprint,
+            "split": self.teaching.split,
+            "black_box": describe_teacher(
+                self.black_box, len(self.store.manifest.classes), section="black_box"
+            ),
+            "frame": self.teacher.frame,
+            "input_size": list(self._probed_size()),
+        }
+
+    def _options(self) -> dict[str, Any]:
+        teaching = asdict(self.teaching)
+        return {
+            **{name: teaching[name] for name in _MEASURED_BY},
+            "levels": self._levels(),
+            "grid": list(self.teacher.grid),
+        }
+
+    def _levels(self) -> int:
+        return max(self.teacher.superfeatures, self.teaching.levels)
+
+    def _probed_size(self) -> tuple[int, int]:
+        side = teacher_input_size(self.black_box)
+        return self.input_size if side is None else (side, side)
+
+    def _measure(self, ranks: Ranks, device: torch.device) -> DependencySum:
+        model = freeze(build_model(self.black_box, len(self.store.manifest.classes))).to(device)
+        order = balanced_order(self.store.index, self.teaching.split, self.teaching.grouping_seed)
+        size = self._probed_size()
+        first = order[: self.teaching.records]
+        probes = pixel_probes(size, self.teacher.grid)
+        probes = probes.scaled(
+            feature_scales((images for _, images in self._inputs(first, device)), probes)
+        )
+        total, start, stop = DependencySum.empty(probes.num_features), 0, len(first)
+        while True:
+            mine = order[start:stop][ranks.rank :: ranks.world_size]
+            part = self._measure_rows(model, mine, probes, device)
+            total = total + DependencySum(
+                squares=ranks.sum(part.squares), records=ranks.sum(part.records)
+            )
+            logger.info(
+                "dependency of %d features in %d records, agreement of two halves %.3f",
+                probes.num_features,
+                total.num_records,
+                total.split_half,
+            )
+            limit = min(2 * stop, self.teaching.max_records, len(order))
+            if limit <= stop or not total.needs_more_records:
+                break
+            start, stop = stop, limit
+        if total.needs_more_records:
+            logger.warning(
+                "two halves of %d records agree on dependencies by %.3f only: the groups may differ with other "
+                "records; raise teaching.max_records or teaching.draws",
+                total.num_records,
+                total.split_half,
+            )
+        return total
+
+    def _measure_rows(
+        self,
+        model: Classifier,
+        rows: NDArray[np.int64],
+        probes: Probes,
+        device: torch.device,
+    ) -> DependencySum:
+        teaching = self.teaching
+        return measure_dependency(
+            lambda images: model(images).logits,
+            self._inputs(rows, device),
+            probes,
+            seed=teaching.grouping_seed,
+            derivative=teaching.derivative,
+            step=teaching.step,
+            draws=teaching.draws,
+            centred=not self.store.manifest.multi_label,
+            modules=model,
+        )
+
+    def _inputs(
+        self, rows: NDArray[np.int64], device: torch.device
+    ) -> Iterator[tuple[Sequence[str], Tensor]]:
+        """Keys and images as the black box sees them."""
+        size = self._probed_size()
+        if len(rows) == 0:
+            return
+        for batch in iter_in_order(StoreDataset(self.store, rows), _BATCH_SIZE):
+            seen = judged_view(move_batch(batch, device), self.teacher.frame, size)
+            yield batch.keys, view_images(seen, size)
+
+    def _group(self, measured: DependencySum) -> None:
+        teaching, teacher = self.teaching, self.teacher
+        dependent = count_dependent(measured.matrix)
+        require(
+            teacher.superfeatures <= dependent or dependent == 0,
+            f"teacher.superfeatures={teacher.superfeatures}, but only {dependent} of {teacher.features} features "
+            "depend on others in the black box's logits; lower it, or take a finer teacher.grid",
+        )
+        grouping = group_features(
+            measured.matrix,
+            min(self._levels(), dependent) or 1,
+            seed=teaching.grouping_seed,
+            grid=teacher.grid,
+            neighbours=teaching.neighbours,
+            resolution=teaching.resolution,
+        )
+        folder = save_partition(
+            self.store.path,
+            grouping,
+            measured,
+            made_from=self._made_from(),
+            options=self._options(),
+        )
+        logger.info(
+            "%d communities, modularity %.3f at %d superfeatures, %d features without a dependency: %s",
+            grouping.communities,
+            grouping.modularity[-1] if grouping.modularity else math.nan,
+            grouping.partition.most,
+            len(grouping.null_features),
+            folder,
+        )
