@@ -33,6 +33,7 @@ from pipeline.config.errors import (
 )
 from pipeline.config.judging import (
     EvaluateOptions,
+    JudgeName,
     ReportOptions,
 )
 from pipeline.config.methods import (
@@ -120,6 +121,7 @@ __all__ = [
     "GuidedTeachingConfig",
     "ImageFolderDataConfig",
     "ImageTableDataConfig",
+    "JudgeName",
     "KDConfig",
     "KEDConfig",
     "KubeRayClusterConfig",
