@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
-from pipeline.config import KINDS, ConfigError, SubsetConfig
+from pipeline.config import KINDS, ConfigError, JudgeName, SubsetConfig
 from pipeline.config.builder import build_config
 from pipeline.store.files import write_atomically
 
@@ -60,8 +60,8 @@ _YOUNGER: dict[str, Any] = {
 """Options that came after the first runs: with these values a run is what it was without them."""
 _BESIDE = ("weights", "partition")
 """Options of a network that name files, of which the trained weights have the content."""
-_NOWHERE = ("cluster",)
-"""Whole sections that make no difference: where a run runs."""
+_NOWHERE = {"cluster", *(f"evaluate.{name}" for name in get_args(JudgeName))}
+"""Whole sections that make no difference: where a run runs, and options of one judge, which lie with its numbers."""
 CONFIG_NAME = "config.yaml"
 MODEL_NAME = "model.safetensors"
 PARTITION_NAME = "partition.safetensors"
@@ -112,7 +112,8 @@ def identity(values: dict[str, Any], section: str = "") -> dict[str, Any]:
     return {
         name: identity(value, name) if isinstance(value, dict) else value
         for name, value in values.items()
-        if name not in _NOWHERE and _makes_a_difference(f"{section}.{name}", value)
+        if not {name, f"{section}.{name}"} & _NOWHERE
+        and _makes_a_difference(f"{section}.{name}", value)
     }
 
 

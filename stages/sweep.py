@@ -34,7 +34,14 @@ from pipeline.config import ConfigError, require
 from pipeline.config.builder import build_verb_config
 from pipeline.distillation import fingerprint_inputs, open_passes
 from pipeline.errors import UserError
-from pipeline.evaluation.metrics import METRICS
+from pipeline.evaluation.findings import METRICS_NAME, missing_judges
+from pipeline.evaluation.metrics import (
+    JUDGE_METRICS,
+    METRICS,
+    judges_of,
+    metric_of,
+    numbers_of,
+)
 from pipeline.grid import best_position, iter_points, knows_option, point_label, point_words
 from pipeline.progress import progress
 from pipeline.report.results import SWEEP_NAME
@@ -78,7 +85,12 @@ class StudentTask:
     @property
     def metrics(self) -> Path:
         """By split, as evaluate writes them."""
-        return RUNS / self.name / self.judged_in / evaluate.METRICS_NAME
+        return RUNS / self.name / self.judged_in / METRICS_NAME
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every judge is; ConfigError where one was asked otherwise."""
+        return not missing_judges(self.metrics.parent, self.evaluate)
 
     @property
     def epochs(self) -> int:
@@ -116,8 +128,8 @@ class Student:
         """What makes its metrics on evaluate.splits."""
         return StudentTask(distill=self.distill, evaluate=self.evaluate)
 
-    def judged_on(self, split: str) -> StudentTask:
-        """What makes its metrics on the split by which points are chosen, and on no other."""
+    def judged_on(self, split: str, metric: str) -> StudentTask:
+        """What makes the metric on the split by which points are chosen, and on no other."""
         judged = self.evaluate.evaluate
         options = replace(
             judged,
@@ -129,7 +141,7 @@ class Student:
         )
         return StudentTask(
             distill=self.distill,
-            evaluate=replace(self.evaluate, evaluate=options),
+            evaluate=replace(self.evaluate, evaluate=options, judges=judges_of(metric)),
             judged_in=f"select/{split}",
         )
 
@@ -153,11 +165,11 @@ def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
     reported = students
     if config.select is not None:
         split, metric = _split_and_metric(config.select)
-        work.finish([student.judged_on(split) for student in students])
+        work.finish([student.judged_on(split, metric) for student in students])
         candidates, reported = _choose(students, split, metric)
         values = {"select": config.select, "candidates": candidates}
     work.finish([student.judged() for student in reported])
-    finished = [student for student in reported if student.judged().metrics.exists()]
+    finished = [student for student in reported if student.judged().is_done]
     values["runs"] = [student.row for student in finished]
     table = RUNS / config.run / SWEEP_NAME
     write_atomically(table, json.dumps(values, indent=1).encode())
@@ -192,6 +204,10 @@ def _plan(config: SweepConfig, base: Sequence[str]) -> list[Student]:
                 trained.trainer.ranks == 1 or config.executor == "serial",
                 f"trainer.ranks={trained.trainer.ranks} in arm {arm}: ranks would wait for what other students "
                 "hold; take executor=serial for students one after the other, or trainer.ranks=1",
+            )
+            require(
+                judged.subject == "student",
+                "a sweep judges its students: judge the teacher once, with stages.evaluate subject=teacher",
             )
             if config.select is not None:
                 _check_selection(config.select, trained, judged)
@@ -235,7 +251,7 @@ def _student(
     judged: EvaluateConfig,
     inputs: list[str],
 ) -> Student:
-    parts = [identity(plain(config)) for config in (trained, judged)]
+    parts = [identity(plain(config)) for config in (trained, judged.shared)]
     digest = sha256_json([*parts, inputs])
     name = f"{sweep}/students/{arm}-seed{trained.seed}-{digest[:8]}"
     return Student(
@@ -256,8 +272,11 @@ def _fingerprints(trained: DistillConfig, judged: EvaluateConfig) -> list[str]:
 
 
 def _split_and_metric(select: str) -> tuple[str, str]:
-    split, _, metric = select.rpartition(".")
-    require(metric in METRICS, f"select={select}: choose one of the metrics {', '.join(METRICS)}")
+    split, _, metric = select.partition(".")
+    require(
+        metric_of(metric) is not None,
+        f"select={select}: choose one of the metrics {', '.join([*METRICS, *JUDGE_METRICS])}",
+    )
     return split, metric
 
 
@@ -297,7 +316,7 @@ class _Work:
 
     def finish(self, tasks: Sequence[StudentTask]) -> None:
         """Run each task whose metrics are missing."""
-        missing = {task.name: task for task in tasks if not task.metrics.exists()}
+        missing = {task.name: task for task in tasks if not task.is_done}
         if not missing:
             return
         total = sum(task.epochs for task in missing.values())
@@ -309,7 +328,7 @@ class _Work:
                 bar.set_postfix_str(f"{finished}/{len(missing)} students; {Path(name).name} {line}")
 
             for outcome in self.run_tasks(list(missing.values()), show):
-                error = outcome.error or _invisible(missing[outcome.name].metrics)
+                error = outcome.error or _invisible(missing[outcome.name])
                 if outcome.traceback:
                     logger.error("%s failed:\n%s", outcome.name, outcome.traceback)
                 if error:
@@ -320,11 +339,11 @@ class _Work:
                 logger.info("%s finished (%d of %d)", outcome.name, finished, len(missing))
 
 
-def _invisible(metrics: Path) -> str:
-    """What is wrong where a task is done and its metrics are not here; empty where they are."""
-    if metrics.exists():
+def _invisible(task: StudentTask) -> str:
+    """What is wrong where a task has run and its metrics are not here; empty where they are."""
+    if task.is_done:
         return ""
-    return f"it ran on a machine whose {metrics} is not this one's; give a run= on a folder that all share"
+    return f"it ran on a machine whose {task.metrics} is not this one's; give a run= on a folder that all share"
 
 
 # ---- choosing ------------------------------------------------------------------------------------
@@ -340,7 +359,7 @@ def _choose(
     values = {
         student.name: _value(student, split, metric)
         for student in students
-        if student.judged_on(split).metrics.exists()
+        if student.judged_on(split, metric).is_done
     }
     arms: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for student in students:
@@ -350,7 +369,9 @@ def _choose(
         candidates = list(points.values())
         if all(name in values for names in candidates for name in names):
             means = [mean(values[name] for name in names) for names in candidates]
-            chosen |= set(candidates[best_position(means, METRICS[metric])])
+            read = metric_of(metric)
+            assert read is not None
+            chosen |= set(candidates[best_position(means, read)])
     rows = [
         {**student.row, "value": values[student.name], "chosen": student.name in chosen}
         for student in students
@@ -360,11 +381,11 @@ def _choose(
 
 
 def _value(student: Student, split: str, metric: str) -> float:
-    path = student.judged_on(split).metrics
-    metrics = json.loads(path.read_text())["splits"][split]
-    value = metrics.get(metric, math.nan)
+    path = student.judged_on(split, metric).metrics
+    numbers = numbers_of(json.loads(path.read_text())["splits"][split])
+    value = numbers.get(metric, math.nan)
     if math.isnan(value):
-        known = [name for name in METRICS if not math.isnan(metrics.get(name, math.nan))]
+        known = [name for name, found in numbers.items() if metric_of(name) and found == found]
         raise ConfigError(
             f"select={split}.{metric}: {path} has no {metric}; choose one of {', '.join(known)}"
         )

@@ -34,6 +34,7 @@ from pipeline.config.errors import (
 )
 from pipeline.config.judging import (
     EvaluateOptions,
+    JudgeName,
     ReportOptions,
 )
 from pipeline.config.methods import (
@@ -125,6 +126,7 @@ __all__ = [
     "GuidedTeachingConfig",
     "ImageFolderDataConfig",
     "ImageTableDataConfig",
+    "JudgeName",
     "KDConfig",
     "KEDConfig",
     "KEDTeachingConfig",

@@ -7,6 +7,10 @@ from typing import Literal
 
 from pipeline.config.errors import require
 
+JudgeName = Literal["accuracy", "localization", "shift"]
+"""The judges, key by key those of evaluation.judges.JUDGES; one that has options has a section of its name in
+EvaluateOptions."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
@@ -69,8 +73,8 @@ class ReportOptions:
 
     title: str = "Distillation report"
     columns: dict[str, str] = field(default_factory=dict)
-    """Name -> <split>.<metric> of evaluate, or all.<metric> for the mean over splits; empty takes
-    accuracy and agreement of the split `test`."""
+    """Name -> <split>.<metric> of evaluate, <split>.<judge>.<metric>, or all.<metric> for the mean over splits;
+    empty takes accuracy and agreement of the split `test`."""
     baseline: str = "kd"
     candidate: str = "e2kd"
     """The paired difference is candidate - baseline, seed by seed."""

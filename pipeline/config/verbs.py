@@ -25,7 +25,7 @@ from pipeline.config.data import (
 )
 from pipeline.config.distilling import DistillConfig
 from pipeline.config.errors import require
-from pipeline.config.judging import EvaluateOptions, ReportOptions
+from pipeline.config.judging import EvaluateOptions, JudgeName, ReportOptions
 from pipeline.config.methods import (
     ATConfig,
     CatKDConfig,
@@ -61,6 +61,8 @@ from pipeline.config.views import (
     RandomViewsConfig,
     RotationsViewsConfig,
 )
+
+DEFAULT_JUDGES: tuple[JudgeName, ...] = ("accuracy", "localization")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,12 +171,45 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Sections that `stages.evaluate` reads; the student is the one that `run` names."""
+class JudgedRun:
+    """What all judges of an evaluation share: its folder is of one such config."""
 
     store: StoreConfig
     evaluate: EvaluateOptions
     run: str = "untitled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(JudgedRun):
+    """Sections that `stages.evaluate` reads; the student is the one that `run` names."""
+
+    judges: tuple[JudgeName, ...] | None = None
+    """Who judges; each is a unit of work, so that a later call may ask for one more. null is accuracy and, where
+    there are regions or a teacher's maps, localization. evaluate.max_shift adds shift."""
+    subject: Literal["student", "teacher"] = "student"
+    """Who is judged: the run's student, or the network of `teacher` itself (into evaluate-teacher)."""
+    teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
+    """The network that made the student's teacher pass, for judges that ask it again; teacher.weights=null is none."""
+
+    def __post_init__(self) -> None:
+        if self.judges is not None:
+            require(len(self.judges) > 0, "judges is empty; name at least one, or null")
+            require(
+                len(set(self.judges)) == len(self.judges),
+                f"judges names one twice: {', '.join(self.judges)}",
+            )
+
+    @property
+    def asked(self) -> tuple[JudgeName, ...]:
+        """The judges that this call is for."""
+        judges = DEFAULT_JUDGES if self.judges is None else self.judges
+        wants_shift = self.evaluate.max_shift is not None and "shift" not in judges
+        return (*judges, "shift") if wants_shift else judges
+
+    @property
+    def shared(self) -> JudgedRun:
+        """Without what only some judges read."""
+        return JudgedRun(store=self.store, evaluate=self.evaluate, run=self.run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +245,7 @@ class SweepConfig:
             f"parallel must be >= 1 or null, got {self.parallel}",
         )
         require(
-            self.select is None or all(self.select.rpartition(".")[::2]),
+            self.select is None or all(self.select.partition(".")[::2]),
             f"select must be <split>.<metric>, as in holdout.accuracy; got {self.select}",
         )
         for option, values in self.grid.items():

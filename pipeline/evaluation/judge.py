@@ -76,10 +76,14 @@ def judge_split(
 
 
 @torch.no_grad()
-def judge_records(subject: Subject, dataset: StoreDataset, options: EvaluateOptions) -> Judged:
+def judge_records(
+    subject: Subject, dataset: StoreDataset, options: EvaluateOptions, *, localise: bool = True
+) -> Judged:
     """What those metrics are made of.
 
     The dataset's first teacher pass, if any, is what agreement, KL and map cosine compare with.
+
+    localise  False leaves maps and regions alone
     """
     return join(
         [
@@ -87,35 +91,40 @@ def judge_records(subject: Subject, dataset: StoreDataset, options: EvaluateOpti
                 subject,
                 judged_view(move_batch(batch, subject.device), options.frame, subject.input_size),
                 options,
+                localise=localise,
             )
             for batch in iter_in_order(dataset, options.batch_size)
         ]
     )
 
 
-def _judge_batch(subject: Subject, batch: Batch, options: EvaluateOptions) -> Judged:
+def _judge_batch(
+    subject: Subject, batch: Batch, options: EvaluateOptions, *, localise: bool
+) -> Judged:
     output = forward_to_explain(subject.model, view_images(batch, subject.input_size))
     size = subject.input_size
     if batch.canonical_from_view is None:
         size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
     scores = []
     for classes in classes_of(batch.labels).T:
+        nowhere = output.logits.new_full((len(classes),), float("nan"))
+        scores.append((nowhere, nowhere))
+        if not localise:
+            continue
         regions = regions_of(batch, classes, options.region, size)
         no_region = ~regions.flatten(1).any(dim=1)
         if no_region.all():  # no map is needed
-            nowhere = output.logits.new_full((len(classes),), float("nan"))
-            scores.append((nowhere, nowhere))
             continue
         maps = evidence(maps_of(subject, output, classes), batch)
-        scores.append(_localise(maps, regions, no_region, options))
+        scores[-1] = _localise(maps, regions, no_region, options)
     epg, iou = (torch.stack(values, dim=1) for values in zip(*scores, strict=True))
     cosine = teacher_logits = explained = teacher_epg = None
     if batch.targets:
-        if batch.targets[0].maps is not None:
+        if batch.targets[0].maps is not None and localise:
             teacher_epg = _teacher_epg(batch, batch.targets[0], options.region, size).cpu()
             explained = batch.targets[0].explained_class
         grid = (output.features.shape[-2], output.features.shape[-1])
-        targets = view_targets(batch, grid)[0]
+        targets = view_targets(batch, grid, with_maps=localise)[0]
         teacher_logits = targets.logits.cpu()
         cosine = _cosine_to_teacher(subject, output, targets)
     return Judged(

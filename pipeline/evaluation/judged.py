@@ -63,21 +63,35 @@ def join(parts: Sequence[Judged]) -> Judged:
 def metrics_of(
     judged: Judged, group_sets: Mapping[str, Sequence[int]] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Means over the records, or over every place where there is a value; fractions in [0, 1].
+    """Both of the below."""
+    return {
+        "records": len(judged.keys),
+        **label_metrics(judged, group_sets),
+        **localization_metrics(judged),
+    }
+
+
+def label_metrics(
+    judged: Judged, group_sets: Mapping[str, Sequence[int]] = MappingProxyType({})
+) -> dict[str, Any]:
+    """How right, and how close to the teacher: means over the records, fractions in [0, 1].
 
     group_sets  of EvaluateOptions
     """
     logits, labels, groups = judged.logits, judged.labels, judged.groups
-    metrics: dict[str, Any] = {
-        "records": len(judged.keys),
-        **label_scores(logits, labels, groups, group_sets),
-    }
+    metrics = label_scores(logits, labels, groups, group_sets)
+    if judged.teacher_logits is not None:
+        metrics |= teacher_scores(logits, judged.teacher_logits, labels, groups, group_sets)
+    return metrics
+
+
+def localization_metrics(judged: Judged) -> dict[str, Any]:
+    """Where it looks: means over every place where there is a value, fractions in [0, 1]."""
+    metrics: dict[str, Any] = {}
     places = {"epg": judged.epg, "iou": judged.iou, "teacher_epg": judged.teacher_epg}
     for name, values in places.items():
         if values is not None and not values.isnan().all():
             metrics[name] = float(values.double().nanmean())
-    if judged.teacher_logits is not None:
-        metrics |= teacher_scores(logits, judged.teacher_logits, labels, groups, group_sets)
     if judged.map_cosine is not None and judged.explained_class is not None:
         cosines = judged.map_cosine[judged.explained_class >= 0].double()
         metrics["map_cosine"] = float(cosines.nanmean())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, get_args
+
+from pipeline.config import JudgeName
 
 
 class Metric(NamedTuple):
@@ -24,3 +27,30 @@ METRICS = {
     "map_cosine": Metric(),
 }
 """Of judge.judge_split; some need groups, regions or a teacher."""
+
+JUDGE_METRICS: dict[str, Metric] = {}
+"""Of judges whose metrics lie below their name: <judge>.<quantity>, which may have a name for each layer or pair
+below it."""
+
+
+def metric_of(name: str) -> Metric | None:
+    """How a metric is read that is named as in `numbers_of`; None where it is not known which is better."""
+    quantity = ".".join(name.split(".")[:2])
+    return METRICS.get(name) or JUDGE_METRICS.get(quantity)
+
+
+def judges_of(name: str) -> tuple[JudgeName, ...] | None:
+    """The judge that finds a metric, as the option `judges` names it; null for those of every evaluation."""
+    found = [judge for judge in get_args(JudgeName) if name.startswith(f"{judge}.")]
+    return tuple(found) or None
+
+
+def numbers_of(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Every number of a split's metrics by its name: accuracy, group_accuracy.0, <judge>.<quantity>.<layer>."""
+    numbers: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            numbers |= numbers_of(value, f"{prefix}{name}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            numbers[prefix + name] = value
+    return numbers

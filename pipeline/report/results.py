@@ -11,7 +11,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import ConfigError
-from pipeline.evaluation.metrics import METRICS, Metric
+from pipeline.evaluation.metrics import Metric, metric_of, numbers_of
 from pipeline.grid import point_label
 from pipeline.runs import RUNS
 
@@ -40,13 +40,12 @@ class StudentResult:
     """By split, as evaluate wrote them."""
 
     def value(self, source: str) -> float:
-        """The metric that `source` names: <split>.<metric>, or all.<metric>."""
+        """The metric that `source` names: <split>.<metric>, <split>.<judge>.<metric>, or all. and either."""
         split, _, name = source.partition(".")
-        chosen = (
-            list(self.metrics.values()) if split == ALL_SPLITS else [self.metrics.get(split, {})]
-        )
+        numbers = {s: numbers_of(metrics) for s, metrics in self.metrics.items()}
+        chosen = list(numbers.values()) if split == ALL_SPLITS else [numbers.get(split, {})]
         if any(name not in metrics for metrics in chosen):
-            known = sorted(f"{s}.{m}" for s, metrics in self.metrics.items() for m in metrics)
+            known = sorted(f"{s}.{m}" for s, metrics in numbers.items() for m in metrics)
             raise ConfigError(
                 f"report.columns: {source} is not in {self.folder}; name what there is, as in "
                 "report.columns={f1: test.f1} report.paired_column=f1: " + ", ".join(known)
@@ -109,7 +108,9 @@ class Selection:
     @property
     def metric(self) -> Metric:
         """By which the candidates are compared."""
-        return METRICS[self.select.rpartition(".")[2]]
+        metric = metric_of(self.select.partition(".")[2])
+        assert metric is not None  # checked before the sweep began
+        return metric
 
 
 def load_selection(run: str) -> Selection | None:

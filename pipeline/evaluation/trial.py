@@ -1,0 +1,66 @@
+"""What a judge is given: a subject, a split's records, and whatever else it may ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pipeline.evaluation.judge import judge_records
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.config import EvaluateConfig, EvaluateOptions
+    from pipeline.dataset import StoreDataset
+    from pipeline.evaluation.judge import Subject
+    from pipeline.evaluation.judged import Judged
+    from pipeline.evaluation.networks import Networks
+    from pipeline.store.reader import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One split of an evaluation."""
+
+    split: str
+    subject: Subject
+    dataset: StoreDataset
+    """The split's records in the index's order, each once, with boxes and masks (`iter_in_order` reads them in
+    batches, `geometry.judged_view` gives the view to judge in). `passes` are those of the subject's teachers."""
+    config: EvaluateConfig
+    networks: Networks
+    """The teacher network and other students, where a judge needs them."""
+    folder: Path
+    """Of the evaluation: where a judge writes what is too large for metrics.json, named <judge>-<split>.*"""
+    localise: bool = True
+    """Whether the shared pass looks at maps and regions."""
+
+    @property
+    def options(self) -> EvaluateOptions:
+        """The section `evaluate`, with one section for each judge that has options."""
+        return self.config.evaluate
+
+    @property
+    def store(self) -> Store:
+        """That the records are of."""
+        return self.dataset.store
+
+    @cached_property
+    def judged(self) -> Judged:
+        """The one forward pass that accuracy and localization share, and the table of records with them."""
+        return judge_records(self.subject, self.dataset, self.options, localise=self.localise)
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether any record has a region of evaluate.region."""
+        if self.options.region == "masks":
+            return bool((self.dataset.columns["mask_size"] > 0).any())
+        boxes = self.store.index["boxes"].take(self.dataset.rows)
+        return any(len(of_record) > 0 for of_record in boxes.to_pylist())
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether the subject's first teacher pass holds maps."""
+        passes = self.dataset.passes
+        return bool(passes) and any(spec.name == "map" for spec in passes[0].manifest.fields)

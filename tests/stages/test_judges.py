@@ -1,0 +1,205 @@
+"""The judges of an evaluation, one by one, together, one later than the others, and refused."""
+
+import json
+from dataclasses import replace
+from typing import get_args
+
+import pandas as pd
+import pytest
+import torch
+
+from pipeline.commandline import compose
+from pipeline.config import (
+    ConfigError,
+    EvaluateConfig,
+    EvaluateOptions,
+    JudgeName,
+    PassConfig,
+    StoreConfig,
+)
+from pipeline.config.builder import build_verb_config
+from pipeline.evaluation import judge
+from pipeline.evaluation.findings import FLAT
+from pipeline.evaluation.judges import JUDGES
+from pipeline.evaluation.metrics import numbers_of
+from pipeline.evaluation.trial import Trial
+from pipeline.models import build_model
+from pipeline.runs import RUNS, TrainedModel, identity, plain, save_model
+from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.reader import Store
+from stages import evaluate, precompute
+from tests.conftest import precompute_config
+
+
+@pytest.fixture
+def student(frozen):
+    """A finished run `one`: a student that was never trained, of the frozen pass."""
+    return save_student(frozen, "one")
+
+
+def save_student(frozen, run, seed=5):
+    config = replace(frozen.config.teacher, weights=None)
+    torch.manual_seed(seed)
+    folder = RUNS / run / "distill"
+    folder.mkdir(parents=True)
+    save_model(
+        folder,
+        build_model(config, 10),
+        TrainedModel(
+            config=config,
+            num_classes=10,
+            input_size=(16, 16),
+            teachers=(frozen.store.pass_folders()[0].name,),
+        ),
+    )
+    return folder
+
+
+def config_of(frozen, judges=None, run="one", **options):
+    outer = {name: options.pop(name) for name in ("subject", "teacher") if name in options}
+    options = {"splits": ("test", "test_swapped"), "num_pictures": 0, **options}
+    return EvaluateConfig(
+        store=StoreConfig(path=str(frozen.store.path)),
+        evaluate=EvaluateOptions(**options),
+        judges=judges,
+        run=run,
+        **outer,
+    )
+
+
+def test_the_family_and_the_names_that_the_option_takes_agree():
+    assert set(JUDGES) == set(get_args(JudgeName))
+    assert set(FLAT) <= set(JUDGES)
+
+
+def test_an_unknown_judge_is_refused_with_those_that_there_are():
+    with pytest.raises(ConfigError, match=r"judges\[0\] must be one of accuracy, localization, "):
+        build_verb_config("evaluate", compose("evaluate", ["judges=[beauty]"]))
+    with pytest.raises(ConfigError, match="judges names one twice: accuracy, accuracy"):
+        EvaluateConfig(
+            store=StoreConfig(path="s"),
+            evaluate=EvaluateOptions(),
+            judges=("accuracy", "accuracy"),
+        )
+
+
+def test_the_two_first_judges_part_what_one_pass_finds(frozen, student):
+    both = evaluate.run(config_of(frozen)).splits
+    parts = [
+        evaluate.run(config_of(frozen, judges=(name,)), f"only-{name}").splits
+        for name in ("accuracy", "localization")
+    ]
+
+    for split, metrics in both.items():
+        assert parts[0][split] | parts[1][split] == metrics
+        assert set(parts[0][split]) & set(parts[1][split]) == {"records"}
+        assert {"epg", "iou", "map_cosine"} <= set(parts[1][split])
+
+
+def test_accuracy_alone_computes_no_map(frozen, student, monkeypatch):
+    monkeypatch.setattr(judge.Subject, "maps", lambda *_: pytest.fail("a map was computed"))
+
+    evaluate.run(config_of(frozen, judges=("accuracy",)))
+
+    table = pd.read_parquet(RUNS / "one" / "evaluate" / "records.parquet")
+    assert table.correct.notna().all()
+    assert table.epg.str[0].isna().all()
+
+
+def test_a_younger_judge_lies_below_its_name_and_is_done_once(frozen, student, monkeypatch):
+    options = {"max_shift": 2, "shift_records": 4}
+    first = evaluate.run(config_of(frozen, ("accuracy",), **options)).splits
+    assert set(first["test"]["shift"]) == {"map"}
+    path = RUNS / "one" / "evaluate" / "metrics.json"
+    assert list(json.loads(path.read_text())["judges"]) == ["accuracy", "shift"]
+
+    monkeypatch.setattr(
+        "pipeline.evaluation.judges.shift_curves", lambda *_, **__: pytest.fail("judged again")
+    )
+    second = evaluate.run(config_of(frozen, ("localization", "shift"), **options)).splits
+
+    for split, metrics in second.items():
+        assert metrics.items() >= first[split].items()
+        assert "epg" in metrics
+
+
+def test_a_judge_that_lacks_something_says_so_before_any_judge_begins(frozen, student, monkeypatch):
+    monkeypatch.setattr(judge, "_judge_batch", lambda *_, **__: pytest.fail("it began"))
+    with pytest.raises(ConfigError, match=r"judges=shift needs evaluate\.max_shift"):
+        evaluate.run(config_of(frozen, ("accuracy", "shift")))
+
+
+def test_what_was_judged_before_judges_had_names_is_understood(frozen, student, monkeypatch):
+    before = evaluate.run(config_of(frozen)).splits
+    path = RUNS / "one" / "evaluate" / "metrics.json"
+    path.write_text(json.dumps({"splits": before}))
+    monkeypatch.setattr(judge, "_judge_batch", lambda *_, **__: pytest.fail("judged again"))
+
+    assert evaluate.run(config_of(frozen)).splits == before
+
+
+def test_localization_with_nothing_to_look_at_is_refused_by_name_and_silent_by_default(
+    tmp_path, tiny_teacher, frozen, monkeypatch
+):
+    store = tmp_path / "store"
+    annotate = PassConfig(payloads=("logits",))
+    precompute.run(precompute_config(store, tiny_teacher, annotate=annotate))
+    bare = replace(frozen, store=Store(store))
+    save_student(bare, "one")
+    assert "epg" in evaluate.run(config_of(bare, ("localization",))).splits["test"]  # boxes alone
+    with monkeypatch.context() as patch:
+        patch.setattr(Trial, "has_regions", False)
+        with pytest.raises(
+            ConfigError, match=r"judges=localization, but test has no boxes and no maps"
+        ):
+            evaluate.run(config_of(bare, ("localization",)), "again")
+        metrics = evaluate.run(config_of(bare), "again").splits["test"]
+    assert "accuracy" in metrics
+
+
+# ---- the teacher network -------------------------------------------------------------------------
+
+
+def test_the_teacher_judged_agrees_with_its_own_pass_beside_any_student(frozen, student):
+    evaluate.run(config_of(frozen))
+    result = evaluate.run(config_of(frozen, subject="teacher", teacher=frozen.config.teacher))
+
+    assert "evaluate-teacher" in result.metrics
+    for metrics in result.splits.values():
+        assert metrics["agreement"] == 1
+        assert metrics["kl_to_teacher"] == pytest.approx(0, abs=1e-5)
+        assert metrics["map_cosine"] == pytest.approx(1, abs=1e-5)
+        assert metrics["accuracy"] == metrics["teacher_accuracy"]
+
+
+def test_a_teacher_that_did_not_make_the_pass_is_refused(frozen, student, tmp_path):
+    from safetensors.torch import save_file
+
+    other = tmp_path / "other.safetensors"
+    torch.manual_seed(9)
+    save_file(build_model(replace(frozen.config.teacher, weights=None), 10).state_dict(), other)
+    teacher = replace(frozen.config.teacher, weights=str(other))
+
+    with pytest.raises(
+        StoreMismatchError, match=r"not the network that made resnet8-.*weights_sha256"
+    ):
+        evaluate.run(config_of(frozen, subject="teacher", teacher=teacher))
+    with pytest.raises(ConfigError, match=r"subject=teacher needs the network.*teacher\.weights="):
+        evaluate.run(config_of(frozen, subject="teacher"))
+
+
+# ---- names and identities ------------------------------------------------------------------------
+
+
+def test_judges_and_their_network_make_no_other_run(frozen):
+    one = config_of(frozen)
+    other = config_of(frozen, ("shift",), teacher=frozen.config.teacher)
+
+    assert identity(plain(one.shared)) == identity(plain(other.shared))
+    assert set(plain(one.shared)) == {"store", "evaluate", "run"}
+
+
+def test_nested_numbers_have_dotted_names():
+    metrics = {"accuracy": 0.5, "fss": {"a": {"layer1": 1, "ok": True}, "curve": [1, 2]}}
+
+    assert numbers_of(metrics) == {"accuracy": 0.5, "fss.a.layer1": 1}
