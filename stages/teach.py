@@ -64,7 +64,7 @@ def run(config: TeachConfig) -> TeachResult:
         from pipeline.superfeatures.named import build_partition
 
         inputs["teacher.partition"] = build_partition(config.teacher).sha256
-    if not isinstance(config.black_box, NoModelConfig):
+    if config.asks_black_box and not isinstance(config.black_box, NoModelConfig):
         from pipeline.fingerprint import describe_teacher
 
         asked = describe_teacher(config.black_box, len(store.manifest.classes), section="black_box")

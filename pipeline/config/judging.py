@@ -7,7 +7,7 @@ from typing import Literal
 
 from pipeline.config.errors import require
 
-JudgeName = Literal["accuracy", "localization", "shift"]
+JudgeName = Literal["accuracy", "localization", "shift", "superfeatures"]
 """The judges, key by key those of evaluation.judges.JUDGES; one that has options has a section of its name in
 EvaluateOptions."""
 

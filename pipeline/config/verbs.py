@@ -119,16 +119,14 @@ class TeachConfig:
     run: str = "untitled"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.teaching, KEDTeachingConfig):
-            return
         require(
-            isinstance(self.teacher, AdditiveModelConfig),
+            not isinstance(self.teaching, KEDTeachingConfig)
+            or isinstance(self.teacher, AdditiveModelConfig),
             f"teaching=ked trains a network that explains by superfeatures, not teacher={self.teacher.kind}; set "
             "teacher=additive, or another teaching=",
         )
         require(
-            self.black_box.kind != "none"
-            or not (self.finds_partition or self.teaching.lambda_kd > 0),
+            not self.asks_black_box or self.black_box.kind != "none",
             "teaching=ked finds superfeatures in the logits of a trained network (or learns from them): name it with "
             "black_box=<kind> black_box.weights=, or name superfeatures with teacher.partition= (or take "
             "teacher.partition_control=contiguous) and leave teaching.lambda_kd=0",
@@ -142,6 +140,14 @@ class TeachConfig:
             and isinstance(self.teacher, AdditiveModelConfig)
             and self.teacher.partition is None
             and self.teacher.partition_control != "contiguous"
+        )
+
+    @property
+    def asks_black_box(self) -> bool:
+        """Whether `black_box` is read: to find superfeatures, or as a teacher."""
+        teaching = self.teaching
+        return self.finds_partition or (
+            isinstance(teaching, KEDTeachingConfig) and teaching.lambda_kd > 0
         )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipeline.config import ConfigError
 from pipeline.evaluation.judged import label_metrics, localization_metrics
 from pipeline.evaluation.shift import check_shift, shift_curves
+from pipeline.evaluation.superfeatures import check_superfeatures, judge_superfeatures
 
 if TYPE_CHECKING:
     from pipeline.evaluation.trial import Trial
@@ -81,4 +82,5 @@ JUDGES: dict[str, Judge] = {
     "accuracy": Judge(_accuracy),
     "localization": Judge(_localization, _check_localization),
     "shift": Judge(_shift, _check_shift),
+    "superfeatures": Judge(judge_superfeatures, check_superfeatures),
 }

@@ -28,7 +28,10 @@ METRICS = {
 }
 """Of judge.judge_split; some need groups, regions or a teacher."""
 
-JUDGE_METRICS: dict[str, Metric] = {}
+JUDGE_METRICS: dict[str, Metric] = {
+    "superfeatures.kl": Metric(higher_is_better=False, scale=1.0),  # nats
+    "superfeatures.agreement": Metric(),
+}
 """Of judges whose metrics lie below their name: <judge>.<quantity>, which may have a name for each layer or pair
 below it."""
 

@@ -13,12 +13,14 @@ from safetensors.torch import load_file, save_file
 from pipeline.config import (
     AdditiveModelConfig,
     AugmentConfig,
+    CifarModelConfig,
     ConfigError,
     DistillConfig,
     EvaluateConfig,
     EvaluateOptions,
     KDConfig,
     KEDConfig,
+    LabelsConfig,
     LabelTeachingConfig,
     OperationConfig,
     OptimizerConfig,
@@ -31,6 +33,7 @@ from pipeline.config import (
 )
 from pipeline.dataset import StoreDataset
 from pipeline.distillation import Distillation, fingerprint_inputs, open_passes
+from pipeline.evaluation.superfeatures import FidelitySum
 from pipeline.fingerprint import describe_pass
 from pipeline.geometry import view_targets
 from pipeline.metric_log import read_metrics
@@ -318,3 +321,76 @@ def test_chimeras_of_a_trunk_teacher_are_refused(taught, tmp_path):
 
     with pytest.raises(ConfigError, match=r"chimera_fraction=0.5.*teacher of name=mlp or conv"):
         distill.run(still(of_trunk, student=NETWORK, method=method))
+
+
+# ---- the judge of superfeatures ------------------------------------------------------------------
+
+
+def test_fidelity_is_zero_of_equal_answers_and_counts_what_differs():
+    teacher = torch.randn(6, 3, 4, dtype=torch.float64)
+    shifted = teacher + torch.randn(6, 3, 1, dtype=torch.float64)
+    other = teacher.clone()
+    other[:, 1] = teacher[:, 1].flip(-1)
+
+    same = FidelitySum.of(teacher, shifted).metrics
+    differs = FidelitySum.of(teacher, other).metrics
+
+    assert same["kl"] == pytest.approx(0, abs=1e-14)
+    assert same["agreement"] == 1
+    p, q = teacher[:, 1].softmax(-1), other[:, 1].softmax(-1)
+    expected = float((p * (p / q).log()).sum(-1).mean())
+    assert differs["kl_by_superfeature"]["1"] == pytest.approx(expected, rel=1e-12)
+    assert differs["kl"] == pytest.approx(expected / 3, rel=1e-12)
+    assert differs["kl_by_superfeature"]["0"] == pytest.approx(0, abs=1e-14)
+    parts = FidelitySum.of(teacher[:2], other[:2]) + FidelitySum.of(teacher[2:], other[2:])
+    assert parts.metrics["kl"] == pytest.approx(differs["kl"], rel=1e-12)
+    assert parts.metrics["agreement"] == differs["agreement"]
+
+
+def test_the_teacher_itself_says_what_its_pass_holds_and_a_stranger_does_not(taught):
+    teacher = taught.config.teacher
+    judged = EvaluateConfig(
+        store=StoreConfig(path=str(taught.store.path)),
+        evaluate=EvaluateOptions(num_pictures=0),
+        judges=("superfeatures",),
+        subject="teacher",
+        teacher=teacher,
+        run="itself",
+    )
+    itself = evaluate.run(judged).splits["test"]["superfeatures"]
+    distill.run(still(taught, method=LabelsConfig(), run="stranger"))
+    stranger = replace(judged, subject="student", run="stranger")
+    strangers = evaluate.run(stranger).splits["test"]["superfeatures"]
+
+    assert itself["number"] == strangers["number"] == M
+    assert itself["kl"] < 1e-4  # half precision
+    assert itself["agreement"] > 0.99
+    assert strangers["kl"] > 100 * itself["kl"]
+
+
+def test_the_judge_of_superfeatures_says_what_it_lacks(taught, frozen):
+    distill.run(
+        still(
+            taught,
+            method=LabelsConfig(),
+            run="plain",
+            student=CifarModelConfig(name="resnet8", width=4),
+        )
+    )
+    distill.run(
+        still(
+            taught,
+            method=LabelsConfig(),
+            run="other",
+            student=replace(NETWORK, partition_control="random", partition_seed=5),
+        )
+    )
+    options = {
+        "store": StoreConfig(path=str(taught.store.path)),
+        "evaluate": EvaluateOptions(),
+        "judges": ("superfeatures",),
+    }
+    with pytest.raises(ConfigError, match="it judges students of student=additive"):
+        evaluate.run(EvaluateConfig(run="plain", **options))
+    with pytest.raises(ConfigError, match="divide their features differently"):
+        evaluate.run(EvaluateConfig(run="other", **options))
