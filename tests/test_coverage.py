@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.commandline import compose
-from pipeline.config import KINDS, GuidedTeachingConfig, LabelTeachingConfig
+from pipeline.config import KINDS, LabelTeachingConfig
 from pipeline.grid import knows_option
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +22,11 @@ ROWS = [
     for table in TABLES
     for line in table.strip().splitlines()[2:]
 ]
+TEACHINGS = {
+    "guided": ("teaching=guided",),
+    "ked": ("teaching=ked", "teacher=additive", "black_box=cifar"),
+}
+"""Of a paper, and what its options need to be said."""
 OPTIONS = [option for row in ROWS for option in re.findall(r"`([^`]+)`", row[1])]
 
 
@@ -44,17 +49,20 @@ def test_a_row_names_an_option_that_is_there(option):
     name, _, value = option.partition("=")
     words = []
     if value and name in KINDS:
-        words = [option]
+        words = list(TEACHINGS.get(value, [option]))
     elif name.startswith("method."):
         field = name.removeprefix("method.")
         words = [f"method={kind}" for kind, of in KINDS["method"].items() if _has(of, field)][:1]
     elif name.startswith("teaching."):
-        words = ["teaching=guided"]
+        field = name.removeprefix("teaching.")
+        words = next(
+            list(words) for kind, words in TEACHINGS.items() if _has(KINDS["teaching"][kind], field)
+        )
     elif name.startswith("student."):
         field = name.removeprefix("student.")
         words = [f"student={kind}" for kind, of in KINDS["student"].items() if _has(of, field)][:1]
 
-    composed = composed_of("teach" if name.startswith("teaching.") else "sweep", tuple(words))
+    composed = composed_of("teach" if name.startswith("teaching") else "sweep", tuple(words))
 
     if name.endswith("*"):
         assert any(_has(of, "lambda_at") for of in KINDS["method"].values())
@@ -62,7 +70,7 @@ def test_a_row_names_an_option_that_is_there(option):
         assert knows_option(composed, name)
 
 
-def test_every_option_of_a_method_and_of_guided_teaching_has_a_row():
+def test_every_option_of_a_method_and_of_a_papers_teaching_has_a_row():
     written = {option.partition("=")[0] for option in OPTIONS}
     of_methods = {
         f"method.{spec.name}"
@@ -70,10 +78,10 @@ def test_every_option_of_a_method_and_of_guided_teaching_has_a_row():
         for spec in fields(of)
         if spec.name not in ("kind", "teacher_weights", "label_smoothing")  # not of the paper
     }
-    own = {spec.name for spec in fields(GuidedTeachingConfig)}
-    of_guidance = own - {spec.name for spec in fields(LabelTeachingConfig)}
+    own = {spec.name for kind in TEACHINGS for spec in fields(KINDS["teaching"][kind])}
+    of_teaching = own - {spec.name for spec in fields(LabelTeachingConfig)}
 
-    missing = of_methods | {f"teaching.{name}" for name in of_guidance}
+    missing = of_methods | {f"teaching.{name}" for name in of_teaching}
     missing -= written
     if "method.lambda_*" in written:
         missing = {name for name in missing if not name.startswith("method.lambda_")}

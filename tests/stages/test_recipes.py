@@ -25,7 +25,13 @@ from pipeline.models import build_model
 from pipeline.store.reader import Store
 from stages import distill, evaluate, precompute, teach
 
-RECIPES = sorted(path.stem for path in (CONF / "experiment/e2kd").glob("*.yaml"))
+FOLDERS = ("e2kd", "ked")
+EVERY_RECIPE = sorted(
+    f"{folder}/{path.stem}"
+    for folder in FOLDERS
+    for path in (CONF / "experiment" / folder).glob("*.yaml")
+)
+RECIPES = [name.removeprefix("e2kd/") for name in EVERY_RECIPE if name.startswith("e2kd/")]
 TEACHERS = ["table4_teacher", "table5_sun_teacher"]
 """Recipes without students."""
 TRAINED = [recipe for recipe in RECIPES if recipe not in TEACHERS]
@@ -35,7 +41,8 @@ FRAME = 72
 
 
 def header(recipe: str) -> str:
-    text = (CONF / "experiment/e2kd" / f"{recipe}.yaml").read_text()
+    name = recipe if "/" in recipe else f"e2kd/{recipe}"
+    text = (CONF / "experiment" / f"{name}.yaml").read_text()
     return text[: text.index("defaults:")]
 
 
@@ -53,7 +60,7 @@ def composed_of(verb: str, *words: str) -> dict:
     return compose(verb, words)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", EVERY_RECIPE)
 def test_every_command_of_a_recipe_composes(recipe):
     """Their options exist and fit each other; no file is looked at."""
     typed = commands(recipe)
