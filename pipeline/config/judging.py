@@ -75,6 +75,8 @@ class ReportOptions:
     columns: dict[str, str] = field(default_factory=dict)
     """Name -> <split>.<metric> of evaluate, <split>.<judge>.<metric>, or all.<metric> for the mean over splits;
     empty takes accuracy and agreement of the split `test`."""
+    runs: tuple[str, ...] = ()
+    """Others to compare with `run`: sweeps, or runs of one student."""
     baseline: str = "kd"
     candidate: str = "e2kd"
     """The paired difference is candidate - baseline, seed by seed."""

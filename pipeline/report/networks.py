@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.models.cost import measure_cost
-from pipeline.runs import load_model
+from pipeline.runs import is_finished, load_model
 
 if TYPE_CHECKING:
     from pipeline.report.results import StudentResult
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 def network_rows(results: list[StudentResult]) -> list[dict[str, Any]]:
     """A row an arm: method, architecture, parameters, and macs, the multiply-accumulates of one record.
 
-    Of the first student of each arm, at its own input size.
+    Of the first student of each arm whose weights are still there, at its own input size.
     """
     first: dict[str, StudentResult] = {}
     for result in results:
-        first.setdefault(result.label, result)
+        if is_finished(result.folder / "distill"):
+            first.setdefault(result.label, result)
     return [{"method": label, **_row(result)} for label, result in first.items()]
 
 

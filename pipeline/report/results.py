@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from pipeline.config import ConfigError
+from pipeline.evaluation.findings import METRICS_NAME
 from pipeline.evaluation.metrics import Metric, metric_of, numbers_of
 from pipeline.grid import point_label
-from pipeline.runs import RUNS
+from pipeline.runs import CONFIG_NAME, RUNS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,27 +43,67 @@ class StudentResult:
     metrics: dict[str, dict[str, Any]]
     """By split, as evaluate wrote them."""
 
-    def value(self, source: str) -> float:
-        """The metric that `source` names: <split>.<metric>, <split>.<judge>.<metric>, or all. and either."""
+    @cached_property
+    def numbers(self) -> dict[str, dict[str, float]]:
+        """By split and metric, <judge>.<metric> for judges whose metrics lie below their name."""
+        return {split: numbers_of(metrics) for split, metrics in self.metrics.items()}
+
+    @property
+    def sources(self) -> list[str]:
+        """Everything that a column can name of this student."""
+        return sorted(
+            f"{split}.{name}" for split, metrics in self.numbers.items() for name in metrics
+        )
+
+    def find(self, source: str) -> float | None:
+        """The metric that `source` names: <split>.<metric>, or all.<metric>; None where it was not found."""
         split, _, name = source.partition(".")
-        numbers = {s: numbers_of(metrics) for s, metrics in self.metrics.items()}
-        chosen = list(numbers.values()) if split == ALL_SPLITS else [numbers.get(split, {})]
+        chosen = (
+            list(self.numbers.values()) if split == ALL_SPLITS else [self.numbers.get(split, {})]
+        )
         if any(name not in metrics for metrics in chosen):
-            known = sorted(f"{s}.{m}" for s, metrics in numbers.items() for m in metrics)
-            raise ConfigError(
-                f"report.columns: {source} is not in {self.folder}; name what there is, as in "
-                "report.columns={f1: test.f1} report.paired_column=f1: " + ", ".join(known)
-            )
+            return None
         records = sum(metrics["records"] for metrics in chosen)
         return float(sum(metrics[name] * metrics["records"] for metrics in chosen) / records)
 
 
-def load_results(run: str) -> list[StudentResult]:
-    """The students that runs/<run>/sweep.json lists, in its order; none where there is no sweep."""
+def load_results(run: str, others: Sequence[str] = ()) -> list[StudentResult]:
+    """The students that runs/<run>/sweep.json lists, in its order, then those of other runs; none without a sweep.
+
+    others  sweeps, or runs of one student each; where two have an arm of the same name, the others' have their
+            run's name before it
+    """
+    if not others and not (RUNS / run / SWEEP_NAME).exists():
+        logger.info("%s does not exist: the report shows the store alone", RUNS / run / SWEEP_NAME)
+        return []
+    results = _of_run(run) if (RUNS / run / SWEEP_NAME).exists() else []
+    for other in others:
+        known = {result.label for result in results}
+        for result in _of_run(other):
+            label = f"{other}: {result.label}" if result.label in known else result.label
+            results.append(replace(result, label=label))
+    return results
+
+
+def load_teacher(run: str) -> StudentResult | None:
+    """The teacher as runs/<run>/evaluate-teacher judged it (evaluate subject=teacher); None where it did not."""
+    path = RUNS / run / "evaluate-teacher" / METRICS_NAME
+    if not path.exists():
+        return None
+    return StudentResult(
+        arm="teacher",
+        label="teacher",
+        seed=0,
+        folder=RUNS / run,
+        metrics=json.loads(path.read_text())["splits"],
+    )
+
+
+def _of_run(run: str) -> list[StudentResult]:
     path = RUNS / run / SWEEP_NAME
     if not path.exists():
-        logger.info("%s does not exist: the report shows the store alone", path)
-        return []
+        seed = yaml.safe_load(_config_of(run).read_text())["seed"]
+        return [_load_result({"arm": run, "run": run, "seed": seed}, several=False)]
     rows = json.loads(path.read_text())["runs"]
     points = defaultdict(set)
     for row in rows:
@@ -67,10 +111,21 @@ def load_results(run: str) -> list[StudentResult]:
     return [_load_result(row, several=len(points[row["arm"]]) > 1) for row in rows]
 
 
-def _load_result(row: dict[str, Any], several: bool) -> StudentResult:
-    path = RUNS / row["run"] / "evaluate" / "metrics.json"
+def _config_of(run: str) -> Path:
+    path = RUNS / run / "distill" / CONFIG_NAME
     if not path.exists():
-        raise ConfigError(f"{path} is gone; run stages.sweep again")
+        raise ConfigError(
+            f"report.runs names {run}, and {RUNS / run} holds neither a sweep nor a student; correct it"
+        )
+    return path
+
+
+def _load_result(row: dict[str, Any], several: bool) -> StudentResult:
+    path = RUNS / row["run"] / "evaluate" / METRICS_NAME
+    if not path.exists():
+        raise ConfigError(
+            f"{path} is not there; run stages.sweep (or, of one student, stages.evaluate) again"
+        )
     metrics = json.loads(path.read_text())["splits"]
     return StudentResult(
         arm=row["arm"],
@@ -137,41 +192,6 @@ def load_selection(run: str) -> Selection | None:
     return Selection(select=sweep["select"], candidates=candidates)
 
 
-def student_rows(
-    results: Sequence[StudentResult], columns: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """One row a student: method, seed and the columns."""
-    return [
-        {"method": r.label, "seed": r.seed}
-        | {name: r.value(source) for name, source in columns.items()}
-        for r in results
-    ]
-
-
-def teacher_row(results: Sequence[StudentResult], columns: Mapping[str, str]) -> dict[str, float]:
-    """The teacher's own value of each column it has one of, from what evaluate found in the store."""
-    row = {}
-    for name, source in columns.items():
-        split, _, metric = source.partition(".")
-        if metric == "agreement":
-            continue
-        if all(f"teacher_{metric}" in metrics for metrics in results[0].metrics.values()):
-            row[name] = results[0].value(f"{split}.teacher_{metric}")
-    return row
-
-
-def arm_summary(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over seeds of each column, a row an arm."""
-    by_arm = defaultdict(list)
-    for row in rows:
-        by_arm[row["method"]].append(row)
-    return [
-        {"method": arm, "seeds": len(members)}
-        | {name: summarise([row[name] for row in members]) for name in columns}
-        for arm, members in by_arm.items()
-    ]
-
-
 def summarise(values: Sequence[float]) -> dict[str, float]:
     """Mean and sample standard deviation (0 for one value)."""
     return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else 0.0}
@@ -181,7 +201,7 @@ def paired_difference(
     rows: Sequence[Mapping[str, Any]], candidate: str, baseline: str, column: str
 ) -> dict[str, Any]:
     """candidate - baseline in `column`, seed by seed, over the seeds that both have."""
-    values = {(row["method"], row["seed"]): row[column] for row in rows}
+    values = {(row["method"], row["seed"]): row[column] for row in rows if row[column] is not None}
     seeds = sorted({seed for method, seed in values if method == candidate})
     per_seed = {
         str(seed): values[candidate, seed] - values[baseline, seed]

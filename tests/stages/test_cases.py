@@ -75,7 +75,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         if tag == "img":
             self.images.append(dict(attrs))
-        elif tag not in ("meta", "br"):
+        elif tag not in ("meta", "br", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -89,7 +89,7 @@ def test_the_page_shows_cases_of_both_students(frozen, swept, monkeypatch):
 
     page = Page(html)
     assert page.open == []
-    section = html[html.index("<h2>Case by case") : html.index("<h2>Training")]
+    section = html[html.index(">Case by case") : html.index(">Training")]
     assert re.findall("<h3>Split (.*)</h3>", section) == SPLITS
     for title in ("e2kd right, kd wrong", "kd right, e2kd wrong", "e2kd and kd say the same"):
         assert section.count(f"<b>{title}</b>") == 2

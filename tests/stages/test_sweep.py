@@ -315,14 +315,14 @@ def test_students_are_searched_chosen_judged_and_reported(frozen):
         assert set(METRICS) - {"f1"} <= set(judged["holdout"])
     assert [row["method"] for row in values["runs"]] == ["kd", "e2kd"]  # one point an arm: no label
     assert [row["arm"] for row in values["selection"]["candidates"]] == ["kd", "e2kd", "e2kd"]
-    assert "<h2>Selection</h2>" in html
-    assert html.count("chosen</td>") == 2
+    assert ">Selection</h2>" in html
+    assert html.count("<td>chosen</td>") == 2
     assert html.count("data:image/") == 3  # the selection, maps, curves
 
 
 def test_without_a_selection_a_report_keeps_points_apart(frozen, judgements, monkeypatch):
     run_sweep(words(frozen, *SEARCH))
-    monkeypatch.setattr(report, "_metric_lines", lambda results: {})
+    monkeypatch.setattr("pipeline.report.page._metric_lines", lambda results: {})
     monkeypatch.setattr("pipeline.report.figures.training_curves", lambda lines: "")
 
     values, html = report_of(frozen)
@@ -332,7 +332,7 @@ def test_without_a_selection_a_report_keeps_points_apart(frozen, judgements, mon
         "kd tau=1": 0.2, "kd tau=5": 0.8, "e2kd tau=1": 0.2, "e2kd tau=5": 0.8,
     }  # fmt: skip
     assert "paired_difference" not in values
-    assert "<h2>Selection</h2>" not in html
+    assert ">Selection</h2>" not in html
     assert named["paired_difference"]["mean"] == pytest.approx(0.6)
 
 

@@ -1,0 +1,120 @@
+"""What a report's tables show: columns that know their scale and which value is better."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import ConfigError
+from pipeline.evaluation.metrics import Metric, metric_of
+from pipeline.report.results import summarise
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pipeline.report.results import StudentResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One of report.columns."""
+
+    name: str
+    source: str
+    """<split>.<metric>, <split>.<judge>.<metric>, or all. and either."""
+
+    @property
+    def metric(self) -> Metric:
+        """A fraction, more of which is better, where nothing else is known."""
+        return metric_of(self.source.partition(".")[2]) or Metric()
+
+    @property
+    def title(self) -> str:
+        """With its unit, and an arrow where less is better."""
+        unit = ", %" if self.metric.scale == 100 else ""
+        return self.name.replace("_", " ") + unit + ("" if self.metric.higher_is_better else " ↓")
+
+    def text(self, value: float | None) -> str:
+        """A value as people read it; a dash for none."""
+        if value is None:
+            return "–"  # noqa: RUF001, a dash
+        metric = self.metric
+        return f"{metric.scale * value:.1f}" if metric.scale == 100 else f"{value:.3f}"
+
+    def difference(self, value: float, *, unit: bool = True) -> str:
+        """A difference of two values, with its sign."""
+        metric = self.metric
+        if metric.scale != 100:
+            return f"{value:+.3f}"
+        return f"{100 * value:+.1f}" + (" points" if unit else "")
+
+
+def columns_of(sources: Mapping[str, str], results: Sequence[StudentResult]) -> list[Column]:
+    """One for each source; ConfigError for one that no student has a value of."""
+    columns = [Column(name=name, source=source) for name, source in sources.items()]
+    for column in columns:
+        if all(result.find(column.source) is None for result in results):
+            known = sorted({source for result in results for source in result.sources})
+            raise ConfigError(
+                f"report.columns: no student has {column.source}; name what there is, as in "
+                "report.columns={f1: test.f1} report.paired_column=f1: " + ", ".join(known)
+            )
+    return columns
+
+
+def student_rows(
+    results: Sequence[StudentResult], columns: Sequence[Column]
+) -> list[dict[str, Any]]:
+    """One row a student: method, seed and the columns, None where it has no value."""
+    return [
+        {"method": r.label, "seed": r.seed} | {c.name: r.find(c.source) for c in columns}
+        for r in results
+    ]
+
+
+def teacher_row(
+    results: Sequence[StudentResult],
+    columns: Sequence[Column],
+    judged: StudentResult | None = None,
+) -> dict[str, float]:
+    """The teacher's own value of each column it has one of.
+
+    judged  the teacher as a judged subject; without it, what students' evaluations found in the store
+    """
+    row = {}
+    for column in columns:
+        split, _, metric = column.source.partition(".")
+        if metric == "agreement":
+            continue
+        value = None if judged is None else judged.find(column.source)
+        if value is None:
+            value = results[0].find(f"{split}.teacher_{metric}")
+        if value is not None:
+            row[column.name] = value
+    return row
+
+
+def arm_summary(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]
+) -> list[dict[str, Any]]:
+    """A row an arm; of each column mean and standard deviation over its seeds, and whether that mean is the best.
+
+    None where a student of the arm has no value.
+    """
+    by_arm = defaultdict(list)
+    for row in rows:
+        by_arm[row["method"]].append(row)
+    summary: list[dict[str, Any]] = [
+        {"method": arm, "seeds": len(members)} for arm, members in by_arm.items()
+    ]
+    for column in columns:
+        for arm in summary:
+            values = [row[column.name] for row in by_arm[arm["method"]]]
+            arm[column.name] = None if None in values else summarise(values)
+        means = [arm[column.name]["mean"] for arm in summary if arm[column.name]]
+        best = (max if column.metric.higher_is_better else min)(means, default=None)
+        for arm in summary:
+            if arm[column.name]:
+                arm[column.name]["best"] = len(means) > 1 and arm[column.name]["mean"] == best
+    return summary

@@ -1,0 +1,167 @@
+"""The page: every section of a report in one HTML file that needs no other."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from pipeline.report.columns import arm_summary
+from pipeline.report.judge_sections import judge_sections
+from pipeline.runs import RUNS, read_cost, read_description
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.config import ReportConfig
+    from pipeline.report.case_pictures import SplitCases
+    from pipeline.report.columns import Column
+    from pipeline.report.results import Selection, StudentResult
+    from pipeline.store.reader import Store, TeacherPass
+
+
+def render_page(
+    config: ReportConfig,
+    store: Store,
+    results: list[StudentResult],
+    values: dict[str, Any],
+    *,
+    columns: Sequence[Column],
+    teacher: StudentResult | None,
+    selection: Selection | None,
+    cases: list[SplitCases],
+) -> str:
+    """HTML; `values` are those of report.json."""
+    import jinja2
+
+    from pipeline.report.contact_sheet import contact_sheet
+    from pipeline.report.superfeatures import partition_rows
+
+    options = config.report
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline", "report"), autoescape=True, trim_blocks=True
+    )
+    environment.filters["words"] = lambda name: name.replace("_", " ")
+    passes = _open_passes(config, store)
+    sheet = ""
+    if options.contact_records:
+        sheet = contact_sheet(
+            store,
+            passes,
+            config.augment,
+            num_records=options.contact_records,
+            num_views=options.contact_views,
+        )
+    return environment.get_template("page.html.j2").render(
+        title=options.title,
+        store=config.store.path,
+        passes=values["passes"],
+        contact_sheet=sheet,
+        ledger=_ledger(config.run, store, passes, results),
+        **(_students(config, store, results, values, columns) if results else {}),
+        judged=judge_sections(results, teacher),
+        cases=cases,
+        partitions=partition_rows(store),
+        selection=values.get("selection"),
+        **(_selection_figure(selection) if selection else {}),
+    )
+
+
+def _students(
+    config: ReportConfig,
+    store: Store,
+    results: list[StudentResult],
+    values: dict[str, Any],
+    columns: Sequence[Column],
+) -> dict[str, Any]:
+    from pipeline.report.figures import shift_plot, training_curves
+    from pipeline.report.pictures import map_grid
+
+    options = config.report
+    seeds = list(dict.fromkeys(result.seed for result in results))
+    pictures = _pictures([result for result in results if result.seed == seeds[0]])
+    return {
+        "seeds": seeds,
+        "candidate": options.candidate,
+        "baseline": options.baseline,
+        "paired": values.get("paired_difference"),
+        "paired_column": next(c for c in columns if c.name == options.paired_column),
+        "columns": columns,
+        "teacher": values["teacher"],
+        "summary": arm_summary(values["runs"], columns),
+        "rows": values["runs"],
+        "networks": values["networks"],
+        "maps": map_grid(pictures, store.manifest.classes) if pictures else "",
+        "in_colors": any("colors" in tensors for tensors in pictures.values()),
+        "curves": training_curves(_metric_lines(results)),
+        "shifts": {split: shift_plot(curves) for split, curves in _shift_curves(results).items()},
+    }
+
+
+def _selection_figure(selection: Selection) -> dict[str, Any]:
+    from pipeline.report.figures import selection_plot
+
+    return {"selection_scale": selection.metric.scale, "selection_plot": selection_plot(selection)}
+
+
+def _open_passes(config: ReportConfig, store: Store) -> list[TeacherPass]:
+    """Those that store.teacher names, all of the store's otherwise."""
+    names = config.store.teacher or [folder.name for folder in store.pass_folders()]
+    return store.open_passes(names) if names else []
+
+
+def _pictures(results: list[StudentResult]) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    paths = {
+        result.label: result.folder / "evaluate" / "pictures.safetensors" for result in results
+    }
+    return {label: load_file(path) for label, path in paths.items() if path.exists()}
+
+
+def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str, float]]]]:
+    from pipeline.metric_log import read_metrics
+
+    lines = defaultdict(list)
+    for result in results:
+        lines[result.label].append(list(read_metrics(result.folder / "distill")))
+    return lines
+
+
+def _shift_curves(
+    results: list[StudentResult],
+) -> dict[str, dict[str, dict[str, list[list[float]]]]]:
+    """split -> kind of map -> arm -> a curve a student; no split where none was measured."""
+    curves: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
+    for result in results:
+        for split, metrics in result.metrics.items():
+            for kind, curve in metrics.get("shift", {}).items():
+                arms = curves.setdefault(split, {}).setdefault(kind, {})
+                arms.setdefault(result.label, []).append(curve)
+    return curves
+
+
+def _ledger(
+    run: str, store: Store, passes: list[TeacherPass], results: list[StudentResult]
+) -> dict[str, str]:
+    records = store.index.num_rows
+    images = sum(shard.bytes for shard in store.manifest.shards)
+    folders = [result.folder / "distill" for result in results]
+    costs = {folder: cost for folder in folders if (cost := read_cost(folder))}
+    ledger = {"Bytes of images": f"{images:,} ({images / records:,.0f} a record)"}
+    if store.manifest.skipped:
+        ledger["Images that could not be decoded"] = f"{len(store.manifest.skipped):,}"
+    if costs:
+        seconds = mean(cost["seconds"] for cost in costs.values())
+        ledger["Seconds a student, mean"] = f"{seconds:.1f}"
+    if passes:
+        columns = sum(e.bytes for t in passes for shard in t.manifest.shards for e in shard.files)
+        taught = [folder for folder in costs if read_description(folder).teachers]
+        live = sum(costs[folder]["records"] for folder in taught)
+        forwards = records * len(passes)
+        ledger["Bytes of teacher columns"] = f"{columns:,} ({columns / records:,.0f} a record)"
+        ledger["Teacher forward passes, paid once"] = f"{forwards:,}"
+        ledger["Teacher forward passes that live teaching would have cost"] = f"{live:,.0f}"
+    if (pass_cost := read_cost(RUNS / run / "precompute")) is not None:
+        ledger["Seconds in the teacher's shards"] = f"{pass_cost['seconds']:.1f}"
+    return ledger
