@@ -89,7 +89,7 @@ def test_the_page_shows_cases_of_both_students(frozen, swept, monkeypatch):
 
     page = Page(html)
     assert page.open == []
-    section = html[html.index(">Case by case") : html.index(">Training")]
+    section = html[html.index(">Case by case</h2>") : html.index(">Training</h2>")]
     assert re.findall("<h3>Split (.*)</h3>", section) == SPLITS
     for title in ("e2kd right, kd wrong", "kd right, e2kd wrong", "e2kd and kd say the same"):
         assert section.count(f"<b>{title}</b>") == 2
