@@ -11,9 +11,12 @@ from pipeline.config import JudgeName
 class Metric(NamedTuple):
     """How a metric is read."""
 
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
+    """None: neither is."""
     scale: float = 100.0
     """As people are shown it: per cent where it is a fraction."""
+    digits: int = 3
+    """After the point, of what is no fraction."""
 
 
 METRICS = {

@@ -23,24 +23,30 @@ class Column:
     name: str
     source: str
     """<split>.<metric>, <split>.<judge>.<metric>, or all. and either."""
+    known: Metric | None = None
+    """How it is read, where that is not said by its source."""
 
     @property
     def metric(self) -> Metric:
         """A fraction, more of which is better, where nothing else is known."""
-        return metric_of(self.source.partition(".")[2]) or Metric()
+        return self.known or metric_of(self.source.partition(".")[2]) or Metric()
 
     @property
     def title(self) -> str:
         """With its unit, and an arrow where less is better."""
         unit = ", %" if self.metric.scale == 100 else ""
-        return self.name.replace("_", " ") + unit + ("" if self.metric.higher_is_better else " ↓")
+        return (
+            self.name.replace("_", " ")
+            + unit
+            + (" ↓" if self.metric.higher_is_better is False else "")
+        )
 
     def text(self, value: float | None) -> str:
         """A value as people read it; a dash for none."""
         if value is None:
             return "–"  # noqa: RUF001, a dash
         metric = self.metric
-        return f"{metric.scale * value:.1f}" if metric.scale == 100 else f"{value:.3f}"
+        return f"{metric.scale * value:.{1 if metric.scale == 100 else metric.digits}f}"
 
     def difference(self, value: float, *, unit: bool = True) -> str:
         """A difference of two values, with its sign."""
@@ -113,8 +119,10 @@ def arm_summary(
             values = [row[column.name] for row in by_arm[arm["method"]]]
             arm[column.name] = None if None in values else summarise(values)
         means = [arm[column.name]["mean"] for arm in summary if arm[column.name]]
-        best = (max if column.metric.higher_is_better else min)(means, default=None)
+        direction = column.metric.higher_is_better
+        best = (max if direction else min)(means, default=None)
+        marked = direction is not None and len(means) > 1
         for arm in summary:
             if arm[column.name]:
-                arm[column.name]["best"] = len(means) > 1 and arm[column.name]["mean"] == best
+                arm[column.name]["best"] = marked and arm[column.name]["mean"] == best
     return summary

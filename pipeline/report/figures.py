@@ -69,6 +69,43 @@ def shift_plot(curves: Mapping[str, Mapping[str, list[list[float]]]]) -> str:
     return data_uri(figure, "svg")
 
 
+def line_plot(names: Sequence[str], values: Mapping[str, Sequence[float]]) -> str:
+    """A curve an arm over names in their order, such as layers: SVG; nan leaves a gap."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.3 * len(names) + 3.5, 2.8), layout="constrained")
+    axis = figure.subplots()
+    for arm, of_arm in values.items():
+        axis.plot(range(len(names)), of_arm, label=arm, lw=1.3, marker="o", ms=4)
+    axis.set_xticks(range(len(names)), names)
+    axis.axhline(0, color="grey", lw=0.6)
+    axis.tick_params(labelsize=7.5)
+    figure.legend(
+        *axis.get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8
+    )
+    return data_uri(figure, "svg")
+
+
+def bar_plot(names: Sequence[str], values: Mapping[str, Sequence[float]]) -> str:
+    """For each name a bar an arm: SVG."""
+    from matplotlib.figure import Figure
+
+    width = 0.8 / max(len(values), 1)
+    figure = Figure(
+        figsize=(max(4.0, 0.22 * len(names) * len(values) + 2.5), 2.8), layout="constrained"
+    )
+    axis = figure.subplots()
+    for number, (arm, of_arm) in enumerate(values.items()):
+        places = np.arange(len(names)) + (number - (len(values) - 1) / 2) * width
+        axis.bar(places, of_arm, width, label=arm)
+    axis.set_xticks(range(len(names)), names)
+    axis.tick_params(labelsize=7.5)
+    figure.legend(
+        *axis.get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8
+    )
+    return data_uri(figure, "svg")
+
+
 def selection_plot(selection: Selection) -> str:
     """The metric of every candidate over its points, a curve an arm, with standard deviations: SVG.
 

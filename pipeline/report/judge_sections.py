@@ -1,22 +1,123 @@
-"""What the judges found, as sections of the page: a table and a figure for each judge that looked."""
+"""What the judges found, as sections of the page: tables and figures for each judge that looked.
+
+A table has a row an arm (and one for the teacher, where it was judged itself) and a column for each number below
+one quantity of the judge, such as FSS of each layer.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipeline.report.columns import Column, arm_summary, student_rows
+from pipeline.report.figures import bar_plot, line_plot
+from pipeline.report.judge_pages import PAGES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.report.judge_pages import JudgePage, Quantity
     from pipeline.report.results import StudentResult
+
+
+class Table(NamedTuple):
+    """Of one quantity on one split."""
+
+    caption: str
+    columns: list[Column]
+    rows: list[dict[str, Any]]
+
+
+class Figure(NamedTuple):
+    """A plot in the page."""
+
+    source: str
+    """Data URI."""
+    alt: str
+    caption: str = ""
 
 
 class Section(NamedTuple):
     """Of one judge."""
 
     anchor: str
+    short: str
     title: str
     lead: str
-    """What to look for."""
+    tables: list[Table]
+    figures: list[Figure]
 
 
 def judge_sections(results: list[StudentResult], teacher: StudentResult | None) -> list[Section]:
-    """Those of judges that looked at any of them."""
-    return []
+    """Those of judges that looked at any of them, on any split."""
+    everyone = [*results, *([teacher] if teacher else [])]
+    splits = list(dict.fromkeys(split for result in results for split in result.metrics))
+    sections = []
+    for judge, page in PAGES.items():
+        looked = [
+            split for split in splits if any(judge in r.metrics.get(split, {}) for r in everyone)
+        ]
+        if looked:
+            sections.append(_section(judge, page, looked, results, teacher))
+    return sections
+
+
+def _section(
+    judge: str,
+    page: JudgePage,
+    splits: Sequence[str],
+    results: list[StudentResult],
+    teacher: StudentResult | None,
+) -> Section:
+    tables, figures = [], []
+    for split in splits:
+        for quantity in page.quantities:
+            columns = _columns(split, judge, quantity, [*results, *([teacher] if teacher else [])])
+            if not columns:
+                continue
+            rows = arm_summary(student_rows(results, columns), columns)
+            if teacher is not None:
+                own = arm_summary(student_rows([teacher], columns), columns)
+                rows = [row for row in own if any(row[c.name] for c in columns)] + rows
+            caption = f"{quantity.caption}; split {split}"
+            tables.append(Table(caption, columns, rows))
+            if quantity.plot and (len(columns) > 1 or quantity.plot == "bar"):
+                figures.append(_figure(quantity, caption, columns, rows))
+    return Section(judge, page.short, page.title, page.lead, tables, figures)
+
+
+def _columns(
+    split: str, judge: str, quantity: Quantity, results: Sequence[StudentResult]
+) -> list[Column]:
+    """One for each number below the quantity, in the order in which they are first found."""
+    found: dict[str, None] = {}
+    for result in results:
+        value: Any = result.metrics.get(split, {}).get(judge, {})
+        for part in quantity.name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, Mapping):
+            found |= dict.fromkeys(f"{quantity.name}.{name}" for name in value)
+        elif value is not None:
+            found[quantity.name] = None
+    return [
+        Column(
+            name=name.removeprefix(f"{quantity.name}."),
+            source=f"{split}.{judge}.{name}",
+            known=quantity.metric,
+        )
+        for name in found
+    ]
+
+
+def _figure(
+    quantity: Quantity, caption: str, columns: list[Column], rows: list[dict[str, Any]]
+) -> Figure:
+    scale = quantity.metric.scale
+    values = {
+        row["method"]: [
+            scale * row[c.name]["mean"] if row[c.name] else float("nan") for c in columns
+        ]
+        for row in rows
+    }
+    plot = line_plot if quantity.plot == "line" else bar_plot
+    return Figure(plot([c.name for c in columns], values), f"{caption}, a colour a method", caption)

@@ -1,0 +1,90 @@
+"""How the page shows each judge: in what words, which of its quantities, and which way each is read."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pipeline.evaluation.metrics import Metric
+
+PLAIN = Metric(higher_is_better=None, scale=1.0)
+"""A number of which neither more nor less is better."""
+MORE = Metric(scale=1.0)
+LESS = Metric(higher_is_better=False, scale=1.0)
+PER_CENT = Metric()
+COUNT = Metric(scale=1.0, digits=0)
+
+
+class Quantity(NamedTuple):
+    """One table: a quantity of a judge, and how its numbers are read."""
+
+    name: str
+    """<quantity>, or <quantity>.<part>, of the judge; a number, or numbers by name below it."""
+    caption: str
+    metric: Metric = PLAIN
+    plot: str = ""
+    """line: its numbers over their names, a curve an arm; bar: side by side; empty: none."""
+
+
+class JudgePage(NamedTuple):
+    """How one judge is shown."""
+
+    short: str
+    title: str
+    lead: str
+    quantities: tuple[Quantity, ...]
+
+
+PAGES: dict[str, JudgePage] = {
+    "distance_correlation": JudgePage(
+        "Distilled",
+        "What was distilled, and what was left",
+        "Bias-corrected squared distance correlation of features: 1 is the same up to rotation, shift and scale, and "
+        "independent features lie around 0. FSS compares the student with its teacher; RS asks how much of what one "
+        "network knows of the labels is left when the other's features are taken away (UniCAM, eq. B1).",
+        (
+            Quantity("fss", "FSS: teacher against student, by layer of the student", MORE, "line"),
+            Quantity(
+                "rs.teacher_given_student",
+                "RS: left of the teacher, which the student does not have",
+                LESS,
+                "line",
+            ),
+            Quantity(
+                "rs.student_given_teacher",
+                "RS: of the student, not in the teacher",
+                PLAIN,
+                "line",
+            ),
+            Quantity(
+                "rs.student_given_baseline",
+                "RS: of the student beyond the baseline, so distilled",
+                MORE,
+                "line",
+            ),
+            Quantity(
+                "rs.baseline_given_student",
+                "RS: of the baseline, not in the student",
+                PLAIN,
+                "line",
+            ),
+            Quantity("relevance", "Relevance: features against labels", MORE, "line"),
+            Quantity("progression", "Progression: each layer against the deepest"),
+            Quantity("fss_p", "FSS: probability under independence"),
+            Quantity(
+                "fss_biased",
+                "The released code's V-statistic, which goes to 1 whatever the networks are",
+            ),
+        ),
+    ),
+    "superfeatures": JudgePage(
+        "Superfeatures",
+        "What it says of each superfeature",
+        "Mean KL of each superfeature's own answer to the teacher's, in nats, and how often both name the same class.",
+        (
+            Quantity("kl", "KL, mean over superfeatures", LESS),
+            Quantity("agreement", "Agreement, mean over superfeatures", PER_CENT),
+            Quantity("kl_by_superfeature", "KL by superfeature", LESS, "bar"),
+        ),
+    ),
+}
+"""By judge; those that have a section of their own elsewhere are not here."""
