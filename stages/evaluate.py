@@ -23,6 +23,7 @@ from pipeline.selection import HOLDOUT
 from pipeline.store.files import sha256_file, write_atomically
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
+from pipeline.tables import require_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,12 +109,14 @@ def _judge(
             "set store.teacher to the pass it learned from"
         )
     options = config.evaluate
+    if options.max_shift is not None:
+        require_images(store, f"evaluate.max_shift={options.max_shift}", "set it to null")
     subject = Subject(
         model=model.to(resolve_device("evaluate.device", options.device)),
         input_size=trained.input_size,
     )
     splits, tables, shown = {}, [], []
-    per_split = -(-options.num_pictures // len(options.splits))
+    per_split = 0 if store.is_table else -(-options.num_pictures // len(options.splits))
     for split in options.splits:
         dataset = open_split(store, passes, split, trained)
         judged = judge_records(subject, dataset, options)

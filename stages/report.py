@@ -125,7 +125,7 @@ def _page(
     environment.filters["points"] = lambda value: f"{100 * value:+.1f}"
     passes = _open_passes(config, store)
     sheet = ""
-    if options.contact_records:
+    if options.contact_records and not store.is_table:
         sheet = contact_sheet(
             store,
             passes,
@@ -138,6 +138,7 @@ def _page(
         store=config.store.path,
         passes=values["passes"],
         contact_sheet=sheet,
+        table=store.manifest.columns,
         ledger=_ledger(config.run, store, passes, results),
         **(_students(config, store, results, values) if results else {}),
         cases=cases,
@@ -174,7 +175,7 @@ def _students(
 
 def _cases(config: ReportConfig, results: list[StudentResult]) -> list[SplitCases]:
     """None where none are wanted or can be had."""
-    if not results or not config.report.cases:
+    if not results or not config.report.cases or Store(Path(config.store.path)).is_table:
         return []
     from pipeline.report.case_pair import open_pair
     from pipeline.report.case_pictures import show_cases
@@ -247,12 +248,15 @@ def _ledger(
     run: str, store: Store, passes: list[TeacherPass], results: list[StudentResult]
 ) -> dict[str, str]:
     records = store.index.num_rows
-    images = sum(shard.bytes for shard in store.manifest.shards)
+    inputs = sum(shard.bytes for shard in store.manifest.shards)
+    noun, failed = ("rows", "stored") if store.is_table else ("images", "decoded")
     folders = [result.folder / "distill" for result in results]
     costs = {folder: cost for folder in folders if (cost := read_cost(folder))}
-    ledger = {"Bytes of images": f"{images:,} ({images / records:,.0f} a record)"}
+    ledger = {f"Bytes of {noun}": f"{inputs:,} ({inputs / records:,.0f} a record)"}
     if store.manifest.skipped:
-        ledger["Images that could not be decoded"] = f"{len(store.manifest.skipped):,}"
+        ledger[f"{noun.capitalize()} that could not be {failed}"] = (
+            f"{len(store.manifest.skipped):,}"
+        )
     if costs:
         seconds = mean(cost["seconds"] for cost in costs.values())
         ledger["Seconds a student, mean"] = f"{seconds:.1f}"

@@ -113,7 +113,7 @@ def test_every_option_of_every_group_composes_and_builds(group):
                 extra = ["arms={a: []}"] if verb == "sweep" else []
                 if (group, path.stem) == ("cluster", "kuberay"):
                     extra += KUBERAY
-                if group == "data" and path.stem not in ("demo", "torchvision"):
+                if group == "data" and path.stem not in ("demo", "torchvision", "sklearn_table"):
                     extra = ["data.path=somewhere"]
                 if (group, path.stem) == ("method", "review_kd"):
                     extra = ["mode=live"]

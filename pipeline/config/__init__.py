@@ -18,7 +18,6 @@ from pipeline.config.cluster import (
 from pipeline.config.data import (
     DataConfig,
     DemoDataConfig,
-    FileDataConfig,
     ImageFolderDataConfig,
     ImageTableDataConfig,
     TinyImageNetDataConfig,
@@ -31,6 +30,7 @@ from pipeline.config.errors import (
     require,
     require_fraction,
 )
+from pipeline.config.file_data import FileDataConfig
 from pipeline.config.judging import (
     EvaluateOptions,
     ReportOptions,
@@ -66,6 +66,11 @@ from pipeline.config.store import (
     StoreConfig,
     SubsetConfig,
 )
+from pipeline.config.table_data import (
+    ALL_COLUMNS,
+    SklearnTableDataConfig,
+    TableDataConfig,
+)
 from pipeline.config.training import (
     GuidedTeachingConfig,
     LabelTeachingConfig,
@@ -92,6 +97,7 @@ from pipeline.config.views import (
 )
 
 __all__ = [
+    "ALL_COLUMNS",
     "KINDS",
     "VERBS",
     "ATConfig",
@@ -140,11 +146,13 @@ __all__ = [
     "ReportOptions",
     "ReviewKDConfig",
     "RotationsViewsConfig",
+    "SklearnTableDataConfig",
     "SoftTargetsConfig",
     "StoreConfig",
     "SubsetConfig",
     "SuperfeaturesConfig",
     "SweepConfig",
+    "TableDataConfig",
     "TeachConfig",
     "TeachingConfig",
     "TimmModelConfig",

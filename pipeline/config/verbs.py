@@ -48,6 +48,7 @@ from pipeline.config.models import (
     TorchvisionModelConfig,
 )
 from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
+from pipeline.config.table_data import SklearnTableDataConfig, TableDataConfig
 from pipeline.config.training import (
     GuidedTeachingConfig,
     LabelTeachingConfig,
@@ -239,6 +240,8 @@ KINDS: dict[str, dict[str, type[Any]]] = {
         "webdataset": WebDatasetDataConfig,
         "torchvision": TorchvisionDataConfig,
         "tiny_imagenet": TinyImageNetDataConfig,
+        "table": TableDataConfig,
+        "sklearn_table": SklearnTableDataConfig,
     },
     "teacher": {"none": NoModelConfig, **_MODELS},
     "student": _MODELS,

@@ -100,10 +100,13 @@ def _judge_batch(subject: Subject, batch: Batch, options: EvaluateOptions) -> Ju
         size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
     scores = []
     for classes in classes_of(batch.labels).T:
+        nowhere = output.logits.new_full((len(classes),), float("nan"))
+        if batch.is_table:
+            scores.append((nowhere, nowhere))
+            continue
         regions = regions_of(batch, classes, options.region, size)
         no_region = ~regions.flatten(1).any(dim=1)
         if no_region.all():  # no map is needed
-            nowhere = output.logits.new_full((len(classes),), float("nan"))
             scores.append((nowhere, nowhere))
             continue
         maps = evidence(maps_of(subject, output, classes), batch)
