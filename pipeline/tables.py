@@ -92,6 +92,11 @@ def fit_network(config: AnyModelConfig, store: Store, option: str) -> AnyModelCo
                 f"{option}.name=mlp is built for images of one size, and {store.path} holds images: set "
                 f"{option}.input_size to their side in pixels",
             )
+            require(
+                config.columns is None,
+                f"{option}.columns={config.columns} takes rows of a table, and {store.path} holds images: leave it "
+                "null, or choose another store",
+            )
         return config
     columns = store.size[1]
     require(

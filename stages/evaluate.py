@@ -23,7 +23,7 @@ from pipeline.selection import HOLDOUT
 from pipeline.store.files import sha256_file, write_atomically
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
-from pipeline.tables import require_images
+from pipeline.tables import fit_network, require_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,6 +108,7 @@ def _judge(
             f"{student} has {trained.num_classes} classes, {passes[0].folder} has {passes[0].num_classes}; "
             "set store.teacher to the pass it learned from"
         )
+    fit_network(trained.config, store, "student")
     options = config.evaluate
     if options.max_shift is not None:
         require_images(store, f"evaluate.max_shift={options.max_shift}", "set it to null")

@@ -129,6 +129,10 @@ class Normalize(nn.Module):
         return (images - self.mean) / self.std
 
 
+_ROUNDING = 1e-12
+"""Of a standard deviation computed in float64, in means; one of values that differ as float32 is larger."""
+
+
 class Standardize(nn.Module):
     """(rows - mean) / std by column of a table, which has units of its own: kept with the weights.
 
@@ -145,7 +149,7 @@ class Standardize(nn.Module):
 
     def learn(self, mean: Tensor, std: Tensor) -> None:
         """Take the moments [d] of a training split; a column that does not vary is only shifted."""
-        varies = std > torch.finfo(torch.float32).eps * mean.abs()
+        varies = std > _ROUNDING * mean.abs()
         self.mean.copy_(mean)
         self.std.copy_(torch.where(varies, std, 1.0))
 

@@ -23,6 +23,7 @@ from pipeline.sources.splits import TRAIN, split_of, split_off_test
 from pipeline.sources.table_columns import TableColumns, read_columns, sorted_names
 from pipeline.sources.table_features import table_features
 from pipeline.sources.table_rows import to_number
+from pipeline.store.table import RowError
 
 if TYPE_CHECKING:
     from pipeline.config import TableDataConfig
@@ -62,7 +63,7 @@ class TableSource:
         return self._listing.records
 
     def read(self, record: Record) -> Content:
-        """The row; RowError where one of its cells is no finite number."""
+        """The row; RowError where one of its cells is no finite number, with data.on_error=skip."""
         return read_row(record)
 
     def where(self, record: Record) -> str:
@@ -94,6 +95,12 @@ class TableSource:
         )
         in_training = np.array([record.split == TRAIN for record in records])
         features = table_features(table, self.config, in_training)
+        if features.complaints and self.config.on_error == "stop":
+            raise RowError(
+                f"{self._table}: {len(features.complaints)} rows are not all finite numbers, the first: "
+                f"{features.complaints[min(features.complaints)]}; mend them, leave the column out with data.exclude "
+                "(data.categorical, if it is text), or list such rows with data.on_error=skip"
+            )
         contents = [
             bad_row_content(features.complaints[row])
             if row in features.complaints

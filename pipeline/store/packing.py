@@ -67,12 +67,6 @@ class Packing:
         """What cannot be packed, for messages."""
         return "be decoded" if self.columns is None else "be stored"
 
-    @property
-    def way_out(self) -> str:
-        """What to do about a record that cannot be packed."""
-        leave_out = "" if self.columns is None else "leave its column out with data.exclude, "
-        return f"mend or remove it, {leave_out}or list such records with data.on_error=skip"
-
 
 @dataclass(frozen=True, kw_only=True)
 class PackedImage:
@@ -171,7 +165,9 @@ def _packed_images(
             yield pack_image(source, record, packing)
         except RecordError as error:
             if packing.on_error == "stop":
-                raise packing.failure(f"{error}; {packing.way_out}") from error
+                raise packing.failure(
+                    f"{error}; mend or remove it, or list such records with data.on_error=skip"
+                ) from error
             skipped.append({"key": record.key, "reason": str(error)})
 
 
