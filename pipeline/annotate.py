@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pipeline.config import AdditiveModelConfig
 from pipeline.errors import UserError
 from pipeline.explainers import forward_to_explain
 from pipeline.geometry import CENTER_CROP_FRACTION, center_crop, warp
@@ -49,13 +50,15 @@ class TeacherAnnotator:
         config: PassConfig,
         frame_size: tuple[int, int],
     ) -> None:
-        """explainer   as `fit_explainer` made it
-        frame_size  (height, width) of the canonical frames it will be given
+        """teacher     as `fit_network` made it
+        explainer   as `fit_explainer` made it
+        frame_size  (height, width) of the canonical frames it will be given; of a table (1, columns)
         """
         self.config = config
         self.frame = teacher.frame
         side = teacher_input_size(teacher)
         self.input_size = frame_size if side is None else (side, side)
+        self.is_table = isinstance(teacher, AdditiveModelConfig) and teacher.columns is not None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = freeze(build_model(teacher, num_classes)).to(self.device)
         self.payloads = [PAYLOADS[name](config, explainer) for name in config.payloads]
@@ -65,7 +68,8 @@ class TeacherAnnotator:
 
     def fields(self, *, stored_views: bool = False) -> list[FieldSpec]:
         """The fields this pass stores, the views' matrices last where they are not canonical."""
-        output = self._forward(torch.zeros(1, 3, *self.input_size))
+        shape = (self.input_size[1],) if self.is_table else (3, *self.input_size)
+        output = self._forward(torch.zeros(1, *shape))
         specs = [spec for payload in self.payloads for spec in payload.fields(self.model, output)]
         placed = [
             spec if spec.frame is None else replace(spec, **self._placement()) for spec in specs
@@ -137,7 +141,7 @@ class TeacherAnnotator:
         if not finite.all():
             key = records.keys[int((~finite).nonzero()[0])]
             raise NotFiniteError(
-                f"the teacher's logits of record {key} are not finite; check teacher.weights and that image"
+                f"the teacher's logits of record {key} are not finite; check teacher.weights and that record"
             )
         encoded = [payload.encode(self.model, output, records) for payload in self.payloads]
         stored = encoded[self.config.payloads.index("logits")].values["logits"]
@@ -152,8 +156,10 @@ class TeacherAnnotator:
         )
 
     def _inputs(self, batch: FrameBatch) -> Tensor:
-        """The frames as the teacher sees them: f32 [n, 3, height, width] in [0, 1]."""
+        """The frames as the teacher sees them: f32 [n, 3, height, width] in [0, 1]; rows of a table as they are."""
         frames = batch.frames.to(self.device)
+        if self.is_table:
+            return frames
         if self.frame == "center_crop":
             crops = center_crop(batch.heights, batch.widths, CENTER_CROP_FRACTION)
             return warp(frames, crops.to(self.device), self.input_size) / 255

@@ -14,7 +14,7 @@ from pipeline.geometry import center_crop
 from pipeline.labels import multi_hot_of_lists
 from pipeline.records import NO_LABEL, VIEW_FIELD, Batch, StoredTargets
 from pipeline.store.codecs import decode_unit
-from pipeline.store.frames import decode_frame, decode_mask
+from pipeline.store.frames import decode_input, decode_mask
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.rows import KeptRows
 from pipeline.store.tars import ShardBytes
@@ -116,7 +116,7 @@ class StoreDataset(Dataset[Batch]):
 
     @property
     def aspects(self) -> torch.Tensor:
-        """Width / height of every record's original image, f64 [n]."""
+        """Width / height of every record's original image, f64 [n]; 1 of a table's row."""
         return torch.from_numpy(self.columns["width"] / self.columns["height"])
 
     @property
@@ -149,7 +149,7 @@ class StoreDataset(Dataset[Batch]):
         return Batch(
             keys=tuple(self.keys.take(at).to_pylist()),
             record_index=torch.from_numpy(at),
-            inputs=self._frames(at),
+            inputs=self._inputs(at),
             canonical_from_view=canonical_from_view,
             view_index=torch.full((len(at),), -1) if views is None else torch.from_numpy(views),
             original_size=torch.from_numpy(
@@ -157,7 +157,7 @@ class StoreDataset(Dataset[Batch]):
             ).float(),
             labels=self._labels(at),
             groups=torch.from_numpy(self.columns["group"][at].astype(np.int64)),
-            masks=self._masks(at) if self.with_regions else None,
+            masks=self._masks(at) if self.with_regions and not self.store.is_table else None,
             boxes=self._boxes(at) if self.with_regions else (),
             targets=tuple(
                 self._targets(number, of_teacher, at, replayed=views is not None)
@@ -172,11 +172,11 @@ class StoreDataset(Dataset[Batch]):
             return multi_hot_of_lists(lists, len(self.store.manifest.classes))
         return torch.from_numpy(self.columns["label"][at].astype(np.int64))
 
-    def _frames(self, at: NDArray[np.int64]) -> torch.Tensor:
-        """u8 [n, 3, H, W]; a record that comes several times is decoded once."""
+    def _inputs(self, at: NDArray[np.int64]) -> torch.Tensor:
+        """u8 [n, 3, H, W], of a table f32 [n, d]; a record that comes several times is decoded once."""
         once, place = np.unique(at, return_inverse=True)
-        frames = [
-            decode_frame(self._bytes(int(shard)).read(int(offset), int(size)), self.store.size)
+        inputs = [
+            decode_input(self._bytes(int(shard)).read(int(offset), int(size)), self.store)
             for shard, offset, size in zip(
                 self.shard[once],
                 self.columns["offset"][once],
@@ -184,7 +184,7 @@ class StoreDataset(Dataset[Batch]):
                 strict=True,
             )
         ]
-        return torch.stack([frames[number] for number in place])
+        return torch.stack([inputs[number] for number in place])
 
     def _targets(
         self, number: int, values: Values, at: NDArray[np.int64], *, replayed: bool

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import ConfigError, FileDataConfig
-from pipeline.store.files import sha256_file, sha256_json
+from pipeline.store.files import canonical_json, sha256_file, sha256_json
 from pipeline.store.reader import CANONICAL_VIEW
 
 if TYPE_CHECKING:
@@ -37,8 +37,12 @@ def fingerprint_dataset(config: DataConfig, revision: int, records: list[Record]
     """
     outside = config.NOT_DATA if isinstance(config, FileDataConfig) else frozenset()
     options = {name: value for name, value in asdict(config).items() if name not in outside}
-    listing = [asdict(record) for record in sorted(records, key=lambda record: record.key)]
-    return sha256_json({"data": options, "revision": revision, "records": listing})
+    # The digest of {"data": options, "records": [...], "revision": revision}, whose text is never whole in memory.
+    digest = hashlib.sha256(b'{"data":' + canonical_json(options) + b',"records":[')
+    for place, record in enumerate(sorted(records, key=lambda record: record.key)):
+        digest.update((b"," if place else b"") + canonical_json(asdict(record)))
+    digest.update(b'],"revision":' + canonical_json(revision) + b"}")
+    return digest.hexdigest()
 
 
 def describe_teacher(
@@ -90,11 +94,14 @@ def describe_teacher(
         if name not in elsewhere and not (name in younger and value is None)
     }
     mean, std = model_normalisation(config)
+    preprocessing = {"mean": mean, "std": std, "input_size": teacher_input_size(config)}
+    if options.get("columns") is not None:  # of a table, whose moments its weights hold
+        preprocessing = {}
     return {
         "architecture": options,
         "weights_sha256": weights_sha256,
         "classes": classes,
-        "preprocessing": {"mean": mean, "std": std, "input_size": teacher_input_size(config)},
+        "preprocessing": preprocessing,
         "frame": config.frame,
         "dtype": precision,
     }

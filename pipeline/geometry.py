@@ -107,19 +107,22 @@ def downscale(
 def judged_view(batch: Batch, frame: str, size: tuple[int, int]) -> Batch:
     """The batch under the one view in which it is judged at (height, width) `size`.
 
-    frame  evaluate.frame: "full", "center_crop", or "auto": full where the frame has that size already
+    frame  evaluate.frame: "full", "center_crop", or "auto": full where the frame has that size already; of a table
+           it means nothing
     """
-    if frame == "full" or (frame == "auto" and batch.inputs.shape[-2:] == size):
+    if batch.is_table or frame == "full" or (frame == "auto" and batch.inputs.shape[-2:] == size):
         return batch
     heights, widths = batch.original_size.unbind(dim=1)
     return replace(batch, canonical_from_view=center_crop(heights, widths, CENTER_CROP_FRACTION))
 
 
 def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
-    """The batch's frames in the student's view: f32 [B, 3, height, width] in [0, 1].
+    """The batch's frames in the student's view: f32 [B, 3, height, width] in [0, 1]; rows of a table as they are.
 
     With the batch's own `appearance`, so that whoever looks at it at any size sees the same images.
     """
+    if batch.is_table:
+        return batch.inputs
     if batch.canonical_from_view is None and batch.inputs.shape[-2:] == size:
         images = batch.inputs.float() / 255
     else:

@@ -1,7 +1,7 @@
 """What flows: a record on its way into a store, a batch on its way out of one.
 
 Shape letters: B batch, K classes, V stored views, E explained classes, A map channels,
-h w map grid, H W canonical frame, n boxes of one record.
+h w map grid, H W canonical frame, d columns of a table, n boxes of one record.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 NO_LABEL = -1
 NO_GROUP = -1
+NO_SIZE = -1
+"""Height and width of a table's row."""
 NO_CLASS = -1
 """Pads `explained_class` where a record explains fewer than E classes."""
 
@@ -59,8 +61,9 @@ class Content:
     """The bytes of one record."""
 
     image: bytes
+    """The file; of a table the row, as store/table.py writes it."""
     suffix: str
-    """Of the image's member in the tar: lower case, without a dot, jpg for jpeg."""
+    """Of that member in the tar: lower case, without a dot, jpg for jpeg."""
     mask: bytes | None = None
     """PNG, uint8 [H, W]; 0 is background."""
     offset: int = -1
@@ -141,19 +144,21 @@ class Appearance:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Records of one step. Inputs are whole canonical frames; the warp happens on the training device."""
+    """Records of one step. Inputs are whole canonical frames, which are warped on the training device, or rows of a
+    table, which have no views.
+    """
 
     keys: tuple[str, ...]
     record_index: Tensor
     """i64 [B]: row in the run's selection."""
     inputs: Tensor
-    """u8 [B, 3, H, W]."""
+    """u8 [B, 3, H, W]; of a table f32 [B, d]."""
     canonical_from_view: Tensor | None
-    """f32 [B, 3, 3]; None where the view is the whole frame at its own size."""
+    """f32 [B, 3, 3]; None where the view is the whole frame at its own size, and of a table."""
     view_index: Tensor
     """i64 [B]: the stored view replayed, -1 for a fresh one."""
     original_size: Tensor
-    """f32 [B, 2]: height and width of the original images, whose proportions the frame has not."""
+    """f32 [B, 2]: height and width of the original images, whose proportions the frame has not; of a table NO_SIZE."""
     labels: Tensor
     """i64 [B], NO_LABEL where unknown; f32 [B, K] in a store with many labels a record, 1 for each of a
     record's classes, a row of zeros where unknown (labels.py)."""
@@ -166,3 +171,8 @@ class Batch:
     targets: tuple[StoredTargets, ...] = field(default=())
     appearance: Appearance | None = None
     """None leaves images as the warp gives them, as in every evaluation."""
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the inputs are rows of a table."""
+        return self.inputs.ndim == 2

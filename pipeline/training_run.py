@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from pipeline.appearance import AppearanceSchedule
+from pipeline.column_moments import column_moments
 from pipeline.config import ConfigError, GradCamConfig
 from pipeline.explainers import ATTRIBUTIONS, DEFAULT_EXPLAINER, EXPLAINERS
 from pipeline.geometry import downscale, view_images, view_targets
 from pipeline.live import LiveTeacher
 from pipeline.losses.terms import StudentOutput
 from pipeline.models import build_model, freeze, teacher_input_size
-from pipeline.models.output import NOTHING
+from pipeline.models.additive import AdditiveMlp
+from pipeline.models.output import NOTHING, Standardize
 from pipeline.ranks import Ranks
 from pipeline.records import Targets
 from pipeline.regions import GuidanceSource
@@ -198,7 +200,10 @@ def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
     trainer = plan.trainer
     device = ranks.device or resolve_device("trainer.device", trainer.device)
     torch.manual_seed(derive_seed(plan.seed, "initialisation"))
-    model = build_model(plan.model, plan.num_classes, may_replace_head=True).to(device)
+    model = build_model(plan.model, plan.num_classes, may_replace_head=True)
+    if plan.model.weights is None:
+        _learn_columns(model, plan.dataset)
+    model = model.to(device)
     targets: TargetSource = view_targets
     if plan.live_teacher is not None:
         targets = _build_live_teacher(plan, plan.live_teacher, device)
@@ -232,6 +237,13 @@ def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
         numerics=numerics,
         ranks=ranks,
     )
+
+
+def _learn_columns(model: Classifier, dataset: StoreDataset) -> None:
+    """Of a network on a table: how its columns lie in the whole split that it is trained on."""
+    if isinstance(model, AdditiveMlp) and isinstance(model.normalize, Standardize):
+        split = dataset.store.manifest.shards[int(dataset.shard[0])].split
+        model.normalize.learn(*column_moments(dataset.store, split))
 
 
 @torch.no_grad()

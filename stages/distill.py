@@ -25,6 +25,7 @@ from pipeline.distillation import Distillation, fingerprint_inputs, open_passes
 from pipeline.progress import show_epochs
 from pipeline.runs import is_finished, open_run
 from pipeline.store.reader import Store
+from pipeline.tables import fit_distill
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +44,7 @@ class DistillResult:
 def run(config: DistillConfig, on_epoch: Callable[[int, str], None] | None = None) -> DistillResult:
     """Train and export the student; `on_epoch` replaces the progress bar."""
     store = Store(Path(config.store.path))
+    config = fit_distill(config, store)
     inputs = fingerprint_inputs(config, store, open_passes(config, store))
     folder = open_run("distill", config.run, config, inputs)
     if is_finished(folder):

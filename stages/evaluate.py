@@ -33,6 +33,7 @@ from pipeline.selection import HOLDOUT
 from pipeline.store.files import sha256_file, sha256_json, write_atomically
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
+from pipeline.tables import fit_network
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -105,6 +106,7 @@ def _open_student(config: EvaluateConfig) -> _Judged:
                 f"{student} has {described.num_classes} classes, {passes[0].folder} has {passes[0].num_classes}; "
                 "set store.teacher to the pass it learned from"
             )
+        fit_network(described.config, store, "student")
         device = resolve_device("evaluate.device", config.evaluate.device)
         return Subject(model=model.to(device), input_size=described.input_size), described
 
@@ -222,7 +224,7 @@ def _write_records(trials: Sequence[Trial]) -> None:
 
     tables, shown = [], []
     folder, options = trials[0].folder, trials[0].options
-    per_split = -(-options.num_pictures // len(trials))
+    per_split = 0 if trials[0].store.is_table else -(-options.num_pictures // len(trials))
     for trial in trials:
         tables.append(record_table(trial.split, trial.judged))
         positions = list(range(min(per_split, len(trial.dataset))))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.cluster import build_executor
 from pipeline.commandline import main
-from pipeline.config import FileDataConfig, NoModelConfig, PrecomputeConfig
+from pipeline.config import FileDataConfig, NoModelConfig, PrecomputeConfig, require
 from pipeline.fingerprint import (
     SHORT,
     describe_pass,
@@ -45,6 +45,7 @@ from pipeline.store.publish import (
     publish_store,
 )
 from pipeline.store.reader import TEACHERS_FOLDER, Store
+from pipeline.tables import fit_precompute
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +77,8 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
         packed = _pack(config, path, map_shards)
         if isinstance(config.teacher, NoModelConfig):
             return PrecomputeResult(packed_records=packed, teacher_records=0)
+        config = fit_precompute(config, Store(path))
+        assert not isinstance(config.teacher, NoModelConfig)
         annotated = _annotate(config, path, config.teacher, map_shards)
         if config.views.kind != "canonical":
             annotated += _annotate(
@@ -121,12 +124,20 @@ def _pack(config: PrecomputeConfig, path: Path, map_shards: MapShards) -> int:
 
 def _packing(config: PrecomputeConfig, source: Source) -> Packing:
     """A re-encoded frame's size must be known before the images are; an original's is known after."""
+    on_error = config.data.on_error if isinstance(config.data, FileDataConfig) else "stop"
     side = config.store.image_size
+    if source.columns is not None:
+        require(
+            side is None and config.store.format == "original",
+            f"store.image_size={side} and store.format={config.store.format} are of images, and "
+            f"data={config.data.kind} has rows of a table: leave them null and original",
+        )
+        return Packing(columns=source.columns, on_error=on_error)
     size = source.frame_size if side is None else (side, side)
     return Packing(
         form=config.store.format,
         size=None if config.store.format == "original" else size or DEFAULT_FRAME_SIZE,
-        on_error=config.data.on_error if isinstance(config.data, FileDataConfig) else "stop",
+        on_error=on_error,
     )
 
 

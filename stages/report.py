@@ -124,7 +124,7 @@ def _has_one_point_an_arm(results: list[StudentResult], options: ReportOptions) 
 
 def _cases(config: ReportConfig, results: list[StudentResult]) -> list[SplitCases]:
     """None where none are wanted or can be had."""
-    if not results or not config.report.cases:
+    if not results or not config.report.cases or Store(Path(config.store.path)).is_table:
         return []
     from pipeline.report.case_pair import open_pair
     from pipeline.report.case_pictures import show_cases

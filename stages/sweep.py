@@ -51,6 +51,7 @@ from pipeline.selection import HOLDOUT, rows_of_split
 from pipeline.shard_tasks import torch_threads
 from pipeline.store.files import sha256_json, write_atomically
 from pipeline.store.reader import Store
+from pipeline.tables import fit_distill
 from stages import distill, evaluate
 
 if TYPE_CHECKING:
@@ -265,6 +266,7 @@ def _student(
 
 def _fingerprints(trained: DistillConfig, judged: EvaluateConfig) -> list[str]:
     store = Store(Path(trained.store.path))
+    trained = fit_distill(trained, store)
     passes = open_passes(trained, store)
     _, judged_by = evaluate.open_judged(judged, judged.store.teacher)
     made_from = fingerprint_inputs(trained, store, passes)

@@ -30,6 +30,7 @@ from pipeline.progress import show_epochs
 from pipeline.runs import MODEL_NAME, is_finished, load_model, open_run
 from pipeline.store.files import sha256_file, sha256_json, write_atomically
 from pipeline.store.reader import Store
+from pipeline.tables import fit_teach
 from pipeline.teaching import Teaching
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def run(config: TeachConfig) -> TeachResult:
     # Weights are what this stage makes: a file is named for a later precompute. Published ones are a start.
     if config.teacher.weights != "pretrained":
         config = replace(config, teacher=replace(config.teacher, weights=None))
+    config = fit_teach(config, store)
     inputs = {"store": store.manifest.fingerprint}
     start = config.teaching.start
     if start == "pretrained":

@@ -24,6 +24,7 @@ from pipeline.store.files import sha256_json
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
+from pipeline.tables import require_images
 
 if TYPE_CHECKING:
     from pipeline.config import ModelConfig, VerifyConfig
@@ -75,6 +76,7 @@ def _equivariance(config: VerifyConfig, store: Store, teacher: ModelConfig) -> s
     from pipeline.selection import rows_of_split
     from pipeline.training import resolve_device
 
+    require_images(store, "equivariance=true", "verify it without")
     num_classes = len(store.manifest.classes)
     asked = sha256_json(describe_teacher(teacher, num_classes, config.annotate.precision))
     passes = [store.open_pass(folder.name) for folder in store.pass_folders()]

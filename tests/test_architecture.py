@@ -114,7 +114,8 @@ def test_every_option_of_every_group_composes_and_builds(group):
                 extra = ["arms={a: []}"] if verb == "sweep" else []
                 if (group, path.stem) == ("cluster", "kuberay"):
                     extra += KUBERAY
-                if group == "data" and path.stem not in ("demo", "digits", "torchvision"):
+                no_path = ("demo", "digits", "torchvision", "sklearn_table")
+                if group == "data" and path.stem not in no_path:
                     extra = ["data.path=somewhere"]
                 if (group, path.stem) == ("method", "review_kd"):
                     extra = ["mode=live"]

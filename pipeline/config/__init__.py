@@ -19,7 +19,6 @@ from pipeline.config.data import (
     DataConfig,
     DemoDataConfig,
     DigitsDataConfig,
-    FileDataConfig,
     ImageFolderDataConfig,
     ImageTableDataConfig,
     TinyImageNetDataConfig,
@@ -32,6 +31,7 @@ from pipeline.config.errors import (
     require,
     require_fraction,
 )
+from pipeline.config.file_data import FileDataConfig
 from pipeline.config.judging import (
     EvaluateOptions,
     JudgeName,
@@ -68,6 +68,11 @@ from pipeline.config.store import (
     StoreConfig,
     SubsetConfig,
 )
+from pipeline.config.table_data import (
+    ALL_COLUMNS,
+    SklearnTableDataConfig,
+    TableDataConfig,
+)
 from pipeline.config.teaching import (
     GuidedTeachingConfig,
     KEDTeachingConfig,
@@ -97,6 +102,7 @@ from pipeline.config.views import (
 )
 
 __all__ = [
+    "ALL_COLUMNS",
     "KINDS",
     "VERBS",
     "ATConfig",
@@ -148,11 +154,13 @@ __all__ = [
     "ReportOptions",
     "ReviewKDConfig",
     "RotationsViewsConfig",
+    "SklearnTableDataConfig",
     "SoftTargetsConfig",
     "StoreConfig",
     "SubsetConfig",
     "SuperfeaturesConfig",
     "SweepConfig",
+    "TableDataConfig",
     "TeachConfig",
     "TeachingConfig",
     "TimmModelConfig",

@@ -6,31 +6,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from pipeline.config.errors import require, require_fraction
-
-# ---- what every source of files has in common ----------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileDataConfig:
-    """Options of every source that reads files it did not make."""
-
-    NOT_DATA: ClassVar[frozenset[str]] = frozenset(
-        {"path", "root", "cache", "download", "on_error", "max_skipped", "reference", "classes"}
-    )
-    """Options that say where or how to read, not what: outside the fingerprint. `classes` is a path too;
-    what its file says shows in the records' labels."""
-
-    on_error: Literal["stop", "skip"] = "stop"
-    """What an image that cannot be decoded does: end the run, or be listed in the store's manifest."""
-    max_skipped: int = 100
-    """More undecodable images than this end the run all the same."""
-
-    def __post_init__(self) -> None:
-        require(self.max_skipped >= 0, f"data.max_skipped must be >= 0, got {self.max_skipped}")
-
-    def _require_path(self, path: str, what: str) -> None:
-        require(path != "", f"data.path is empty; give {what}")
-
+from pipeline.config.file_data import FileDataConfig
+from pipeline.config.table_data import SklearnTableDataConfig, TableDataConfig
 
 # ---- one dataclass per source --------------------------------------------------------------------
 
@@ -228,4 +205,6 @@ DataConfig = (
     | WebDatasetDataConfig
     | TorchvisionDataConfig
     | TinyImageNetDataConfig
+    | TableDataConfig
+    | SklearnTableDataConfig
 )

@@ -227,7 +227,8 @@ class AdditiveModelConfig(NetworkConfig):
     grid: tuple[int, int] = (8, 8)
     """(rows, columns) of cells that are grouped: of the image, or of the trunk's last stage, as many as it has."""
     columns: int | None = None
-    """Of mlp on a table: how many, each a feature of its own; null takes images."""
+    """Of mlp on a table: how many, each a feature of its own; null takes those of a store of rows, and of a store of
+    images its images."""
     width: int = 16
     """Of each subnet: units of a hidden layer, or channels of a convolution."""
     depth: int = 1
@@ -249,9 +250,9 @@ class AdditiveModelConfig(NetworkConfig):
             f"columns={self.columns} is an option of name=mlp, for tables; leave it null for name={self.name}",
         )
         require(
-            self.superfeatures <= self.features,
-            f"superfeatures={self.superfeatures} of {self.features} features: each needs at least one; lower it, or "
-            "choose a finer grid",
+            self.takes_columns_of_a_store or self.superfeatures <= self.features,
+            f"superfeatures={self.superfeatures} of {self.features} features: each needs at least one; lower "
+            f"it{'' if self.columns else ', or choose a finer grid'}",
         )
         require(
             self.partition_control != "random" or self.partition_seed >= 0,
@@ -262,17 +263,18 @@ class AdditiveModelConfig(NetworkConfig):
             "weights=pretrained: nothing is published for kind additive; train one with stages.teach and give its "
             "model.safetensors as weights=",
         )
-        if self.name == "mlp" and self.columns is None:
+        if self.name == "mlp" and self.columns is None and self.input_size is not None:
             require(
-                self.input_size is not None,
-                "name=mlp is built for images of one size; set input_size to its side in pixels, or columns of a table",
-            )
-            require(
-                not any(self.input_size % side for side in self.grid),  # type: ignore[operator]
+                not any(self.input_size % side for side in self.grid),
                 f"grid={list(self.grid)} does not divide input_size={self.input_size}; choose a divisor",
             )
         if self.name == "trunk":
             self.trunk_config  # noqa: B018, checks its name and width
+
+    @property
+    def takes_columns_of_a_store(self) -> bool:
+        """Whether only a table says how many features there are (models/fitting.py)."""
+        return self.name == "mlp" and self.columns is None and self.input_size is None
 
     @property
     def features(self) -> int:

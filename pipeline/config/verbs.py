@@ -49,6 +49,7 @@ from pipeline.config.models import (
     TorchvisionModelConfig,
 )
 from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
+from pipeline.config.table_data import SklearnTableDataConfig, TableDataConfig
 from pipeline.config.teaching import (
     GuidedTeachingConfig,
     KEDTeachingConfig,
@@ -311,6 +312,8 @@ KINDS: dict[str, dict[str, type[Any]]] = {
         "webdataset": WebDatasetDataConfig,
         "torchvision": TorchvisionDataConfig,
         "tiny_imagenet": TinyImageNetDataConfig,
+        "table": TableDataConfig,
+        "sklearn_table": SklearnTableDataConfig,
     },
     "teacher": {"none": NoModelConfig, **_MODELS},
     "black_box": {"none": NoModelConfig, **_MODELS},

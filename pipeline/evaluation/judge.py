@@ -109,7 +109,7 @@ def _judge_batch(
     for classes in classes_of(batch.labels).T:
         nowhere = output.logits.new_full((len(classes),), float("nan"))
         scores.append((nowhere, nowhere))
-        if not localise:
+        if not localise or batch.is_table:
             continue
         regions = regions_of(batch, classes, options.region, size)
         no_region = ~regions.flatten(1).any(dim=1)

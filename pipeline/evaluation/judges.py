@@ -14,6 +14,7 @@ from pipeline.config import ConfigError
 from pipeline.evaluation.judged import label_metrics, localization_metrics
 from pipeline.evaluation.shift import check_shift, shift_curves
 from pipeline.evaluation.superfeatures import check_superfeatures, judge_superfeatures
+from pipeline.tables import require_images
 
 if TYPE_CHECKING:
     from pipeline.evaluation.trial import Trial
@@ -74,6 +75,7 @@ def _check_shift(trial: Trial) -> Mapping[str, str]:
         raise ConfigError(
             "judges=shift needs evaluate.max_shift, in pixels, as in evaluate.max_shift=32"
         )
+    require_images(trial.store, f"evaluate.max_shift={trial.options.max_shift}", "set it to null")
     check_shift("evaluate.max_shift", trial.options.max_shift, trial.subject.input_size)
     return {}
 

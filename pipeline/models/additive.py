@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pipeline.config import ConfigError, require
 from pipeline.models.cifar import CifarResNet
 from pipeline.models.classifier import Classifier, require_size
-from pipeline.models.output import Normalize, Superfeatures, wide
+from pipeline.models.output import Normalize, Standardize, Superfeatures, wide
 from pipeline.superfeatures.chimeras import spread_cells
 from pipeline.superfeatures.named import build_partition
 from pipeline.superfeatures.partition import Partition
@@ -105,9 +105,13 @@ class _InputClassifier(AdditiveClassifier):
     """Superfeatures are parts of the input, of which a subnet sees its own alone; features are the input itself."""
 
     explainer = "superfeatures"
+    normalize: Normalize | Standardize
 
     def __init__(self, config: AdditiveModelConfig) -> None:
         super().__init__(config)
+        if config.columns is not None:
+            self.normalize = Standardize(config.columns)
+            return
         assert config.mean is not None
         assert config.std is not None
         self.normalize = Normalize(config.mean, config.std)
@@ -117,7 +121,8 @@ class _InputClassifier(AdditiveClassifier):
 
 
 class AdditiveMlp(_InputClassifier):
-    """A multilayer perceptron on each superfeature, all in one batched product a layer.
+    """A multilayer perceptron on each superfeature, all in one batched product a layer; with one superfeature a plain
+    perceptron of all features.
 
     The first layer's weight is kept by feature, [d, C, width], so that a file fits whatever the groups' sizes; it is
     gathered into [M, largest group * C, width], its padding masked.
@@ -127,6 +132,10 @@ class AdditiveMlp(_InputClassifier):
     taken: Tensor
 
     def __init__(self, config: AdditiveModelConfig, num_classes: int) -> None:
+        require(
+            not config.takes_columns_of_a_store,
+            "name=mlp is built for images of one size; set input_size to its side in pixels, or columns of a table",
+        )
         super().__init__(config)
         self.columns = config.columns
         self.side = config.input_size
@@ -153,7 +162,7 @@ class AdditiveMlp(_InputClassifier):
         self.taken = torch.arange(self.places.shape[1], device=sizes.device) < sizes[:, None]
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
-        """Normalised images as they are; rows of a table [B, d] as [B, 1, 1, d]."""
+        """Normalised images as they are; standardised rows of a table [B, d] as [B, 1, 1, d]."""
         if self.columns is None:
             assert self.side is not None
             require_size("AdditiveMlp", images, (self.side, self.side))
@@ -163,7 +172,7 @@ class AdditiveMlp(_InputClassifier):
             f"columns={self.columns} takes rows of a table [B, {self.columns}], got {list(images.shape)}; set columns "
             "to their number, or to null for images",
         )
-        return images[:, None, None], None
+        return self.normalize(images)[:, None, None], None
 
     def forward_superfeatures(self, features: Tensor) -> Superfeatures:
         values = self._by_feature(features)[:, self.places]  # [B, M, largest group, C]

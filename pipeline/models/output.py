@@ -127,3 +127,31 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
+
+
+_ROUNDING = 1e-12
+"""Of a standard deviation computed in float64, in means; one of values that differ as float32 is larger."""
+
+
+class Standardize(nn.Module):
+    """(rows - mean) / std by column of a table, which has units of its own: kept with the weights.
+
+    Until `learn` is called, and in a network that was never trained, rows pass as they are.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(columns))
+        self.register_buffer("std", torch.ones(columns))
+
+    def learn(self, mean: Tensor, std: Tensor) -> None:
+        """Take the moments [d] of a training split; a column that does not vary is only shifted."""
+        varies = std > _ROUNDING * mean.abs()
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(varies, std, 1.0))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return (rows - self.mean) / self.std

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.config import AdditiveModelConfig
 from pipeline.models.cost import measure_cost
 from pipeline.runs import is_finished, load_model
 
@@ -27,8 +28,10 @@ def network_rows(results: list[StudentResult]) -> list[dict[str, Any]]:
 
 def _row(result: StudentResult) -> dict[str, Any]:
     model, trained = load_model(result.folder / "distill")
-    cost = measure_cost(model, torch.zeros(1, 3, *trained.input_size))
     config = trained.config
+    of_table = isinstance(config, AdditiveModelConfig) and config.columns is not None
+    shape = (trained.input_size[1],) if of_table else (3, *trained.input_size)
+    cost = measure_cost(model, torch.zeros(1, *shape))
     return {
         "architecture": f"{config.kind} {config.name}",
         "parameters": cost.parameters,

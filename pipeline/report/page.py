@@ -44,7 +44,7 @@ def render_page(
     environment.filters["words"] = lambda name: name.replace("_", " ")
     passes = _open_passes(config, store)
     sheet = ""
-    if options.contact_records:
+    if options.contact_records and not store.is_table:
         sheet = contact_sheet(
             store,
             passes,
@@ -57,6 +57,7 @@ def render_page(
         store=config.store.path,
         passes=values["passes"],
         contact_sheet=sheet,
+        table=store.manifest.columns,
         ledger=_ledger(config.run, store, passes, results),
         **(_students(config, store, results, values, columns) if results else {}),
         judged=judge_sections(results, teacher),

@@ -11,6 +11,8 @@ from pipeline.sources.demo import DemoSource
 from pipeline.sources.digits import DigitsSource
 from pipeline.sources.image_folder import ImageFolderSource
 from pipeline.sources.image_table import ImageTableSource
+from pipeline.sources.sklearn_table import SklearnTableSource
+from pipeline.sources.table import TableSource
 from pipeline.sources.tiny_imagenet import TinyImageNetSource
 from pipeline.sources.torchvision_sets import TorchvisionSource
 from pipeline.sources.webdataset import WebDatasetSource, plan_in_place
@@ -39,6 +41,10 @@ class Source(Protocol):
     def frame_size(self) -> tuple[int, int] | None:
         """(height, width) that all images have; None where they differ or are unknown."""
 
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """Names of a table's columns; None where records are images."""
+
     def records(self) -> list[Record]:
         """Every record, in any order; planning sorts them by key."""
 
@@ -54,6 +60,8 @@ SOURCES: dict[str, Callable[[Any], Source]] = {
     "digits": DigitsSource,
     "image_folder": ImageFolderSource,
     "image_table": ImageTableSource,
+    "sklearn_table": SklearnTableSource,
+    "table": TableSource,
     "tiny_imagenet": TinyImageNetSource,
     "torchvision": TorchvisionSource,
     "webdataset": WebDatasetSource,

@@ -1,11 +1,34 @@
-"""Class names from a file."""
+"""Classes: their names from a file, and how a table's cells refer to them."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pipeline.config import ConfigError
+from pipeline.sources.table_rows import to_number
+
+
+@dataclass(frozen=True)
+class ClassIndex:
+    """Names in label order, and how the table refers to them."""
+
+    names: tuple[str, ...]
+    is_numbered: bool
+    """The table gives labels instead of names."""
+
+    @cached_property
+    def _label_of(self) -> dict[str, int]:
+        return {name: label for label, name in enumerate(self.names)}
+
+    def label(self, text: str) -> int | None:
+        """The label that a cell means; None where there is no such class."""
+        if not self.is_numbered:
+            return self._label_of.get(text)
+        number = to_number(text)
+        return number if number is not None and 0 <= number < len(self.names) else None
 
 
 def load_class_names(path: str) -> tuple[str, ...]:

@@ -62,6 +62,7 @@ class DemoSource:
     name = "demo"
     revision = 1
     classes = tuple(str(digit) for digit in range(10))
+    columns = None
 
     def __init__(self, config: DemoDataConfig) -> None:
         self.config = config

@@ -31,6 +31,7 @@ class DigitsSource:
     revision = 1
     classes = tuple(str(digit) for digit in range(10))
     frame_size: tuple[int, int] | None = (_SIDE, _SIDE)
+    columns = None
 
     def __init__(self, config: DigitsDataConfig) -> None:
         self.config = config

@@ -29,6 +29,7 @@ class ImageFolderSource:
     name = "image_folder"
     revision = 1
     frame_size = None
+    columns = None
 
     def __init__(self, config: ImageFolderDataConfig) -> None:
         self.config = config

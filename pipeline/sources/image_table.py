@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import ConfigError
 from pipeline.records import NO_GROUP, NO_LABEL, Box, Content, Record
-from pipeline.sources.classes import load_class_names
+from pipeline.sources.classes import ClassIndex, load_class_names
 from pipeline.sources.files import IMAGE_SUFFIXES, image_suffix, is_image_name, read_file
 from pipeline.sources.keys import escape_key
 from pipeline.sources.masks import to_mask_png
-from pipeline.sources.splits import TRAIN, is_split_name, split_off_test
+from pipeline.sources.splits import TRAIN, split_of, split_off_test
 from pipeline.sources.table_rows import Row, read_rows, to_number, to_text
 
 if TYPE_CHECKING:
@@ -39,26 +39,6 @@ NAMED_MISSING_FILES = 5
 """Missing files that an error names; it counts the others."""
 _MAX_GROUP = 2**31 - 1
 """The index stores groups as int32."""
-
-
-@dataclass(frozen=True)
-class ClassIndex:
-    """Names in label order, and how the table refers to them."""
-
-    names: tuple[str, ...]
-    is_numbered: bool
-    """The table gives labels instead of names."""
-
-    @cached_property
-    def _label_of(self) -> dict[str, int]:
-        return {name: label for label, name in enumerate(self.names)}
-
-    def label(self, text: str) -> int | None:
-        """The label that a cell means; None where there is no such class."""
-        if not self.is_numbered:
-            return self._label_of.get(text)
-        number = to_number(text)
-        return number if number is not None and 0 <= number < len(self.names) else None
 
 
 @dataclass(frozen=True)
@@ -76,6 +56,7 @@ class ImageTableSource:
     name = "image_table"
     revision = 1
     frame_size = None
+    columns = None
 
     def __init__(self, config: ImageTableDataConfig) -> None:
         self.config = config
@@ -198,18 +179,7 @@ class ImageTableSource:
         column, names = self.config.split, self.config.split_names
         if column is None:
             return TRAIN
-        value = row.required(column)
-        if names and value not in names:
-            raise row.error(
-                column, f"data.split_names has no {value!r}; it has: {', '.join(names)}"
-            )
-        split = names.get(value, value)
-        if not is_split_name(split):
-            raise row.error(
-                column,
-                f"the split {split!r} must have only letters, digits, - and _; rename it by data.split_names",
-            )
-        return split
+        return split_of(row.required(column), names, lambda complaint: row.error(column, complaint))
 
     def _label(self, row: Row) -> int:
         text = self._label_text(row)

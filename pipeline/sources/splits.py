@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pipeline.records import Record
 
@@ -21,6 +21,22 @@ TEST = "test"
 def is_split_name(name: str) -> bool:
     """Whether files may be named after this split: letters, digits, - and _."""
     return re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name) is not None
+
+
+def split_of(value: str, names: Mapping[str, str], error: Callable[[str], ConfigError]) -> str:
+    """The split that a table's cell means.
+
+    names  of data.split_names; empty takes the values as they are
+    error  of a complaint about that cell
+    """
+    if names and value not in names:
+        raise error(f"data.split_names has no {value!r}; it has: {', '.join(names)}")
+    split = names.get(value, value)
+    if not is_split_name(split):
+        raise error(
+            f"the split {split!r} must have only letters, digits, - and _; rename it by data.split_names"
+        )
+    return split
 
 
 def split_off_test(records: Sequence[Record], fraction: float) -> list[Record]:

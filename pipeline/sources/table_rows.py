@@ -77,7 +77,7 @@ def _read_csv(path: Path, columns: dict[str, str]) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = (line for line in csv.reader(file) if line)
         header = next(lines, [])
-        _require_columns(path, columns, header)
+        require_columns(path, columns, header)
         place_of = {column: header.index(column) for column in columns.values()}
         for number, line in enumerate(lines, start=1):
             if len(line) != len(header):
@@ -89,7 +89,7 @@ def _read_csv(path: Path, columns: dict[str, str]) -> Iterator[Row]:
 
 def _read_parquet(path: Path, columns: dict[str, str]) -> Iterator[Row]:
     with pq.ParquetFile(path) as file:
-        _require_columns(path, columns, file.schema_arrow.names)
+        require_columns(path, columns, file.schema_arrow.names)
         number = 0
         for batch in file.iter_batches(columns=sorted(set(columns.values()))):
             for cells in batch.to_pylist():
@@ -97,7 +97,8 @@ def _read_parquet(path: Path, columns: dict[str, str]) -> Iterator[Row]:
                 yield Row(path, number, cells)
 
 
-def _require_columns(path: Path, columns: dict[str, str], there: list[str]) -> None:
+def require_columns(path: Path, columns: dict[str, str], there: list[str]) -> None:
+    """ConfigError unless each option's column is there."""
     for option, column in columns.items():
         if column not in there:
             raise ConfigError(

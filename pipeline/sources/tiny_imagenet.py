@@ -28,6 +28,7 @@ class TinyImageNetSource:
     name = "tiny_imagenet"
     revision = 1
     frame_size = (64, 64)
+    columns = None
 
     def __init__(self, config: TinyImageNetDataConfig) -> None:
         self.config = config

@@ -93,6 +93,7 @@ class TorchvisionSource:
     """One of SETS; no array outlives the process that opened it, so pickles stay small."""
 
     revision = 1
+    columns = None
 
     def __init__(self, config: TorchvisionDataConfig) -> None:
         self.config = config

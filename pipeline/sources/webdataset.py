@@ -43,6 +43,7 @@ class WebDatasetSource:
     name = "webdataset"
     revision = 1
     frame_size: tuple[int, int] | None = None
+    columns = None
 
     def __init__(self, config: WebDatasetDataConfig) -> None:
         self.config = config

@@ -129,12 +129,16 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_json(value: Any) -> str:
-    """SHA-256 of a JSON value's canonical text: sorted keys, no white space."""
-    text = json.dumps(
+def canonical_json(value: Any) -> bytes:
+    """A JSON value's one text: sorted keys, no white space."""
+    return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
+    ).encode()
+
+
+def sha256_json(value: Any) -> str:
+    """SHA-256 of a JSON value's canonical text."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def sha256_keys(keys: Iterator[str] | list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The canonical frame: the one form in which every teacher and every student sees an image."""
+"""The canonical frame: the one form in which every teacher and every student sees an image; of a table, its rows."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.labels import multi_hot_of_lists
 from pipeline.store.pixels import decode_rgb
+from pipeline.store.table import decode_row
 from pipeline.store.tars import ShardBytes
 
 if TYPE_CHECKING:
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 
     from pipeline.store.manifest import ShardEntry
     from pipeline.store.reader import Store
+
+
+def decode_input(data: bytes, store: Store) -> Tensor:
+    """A record's frame, u8 [3, H, W], or its row of a table, f32 [d]."""
+    if store.is_table:
+        return decode_row(data, store.size[1])
+    return decode_frame(data, store.size)
 
 
 def decode_frame(data: bytes, size: tuple[int, int]) -> Tensor:
@@ -54,9 +62,9 @@ class FrameBatch(NamedTuple):
     """Consecutive frames of a shard."""
 
     frames: Tensor
-    """u8 [n, 3, H, W]."""
+    """u8 [n, 3, H, W]; of a table its rows, f32 [n, d]."""
     heights: Tensor
-    """f32 [n], of the original images, like `widths`."""
+    """f32 [n], of the original images, like `widths`; of a table NO_SIZE."""
     widths: Tensor
     labels: Tensor
     """As of Batch: i64 [n], or f32 [n, K] in a store with many labels a record."""
@@ -72,21 +80,21 @@ class ShardFrames:
         records = store.index.slice(store.first_rows[shard.name], shard.records)
         self._rows = records if rows is None else records.take(rows)
         self._bytes = ShardBytes(store.path / shard.path)
-        self._size = store.size
-        self._manifest = store.manifest
+        self._store = store
 
     def read(self, start: int, stop: int) -> FrameBatch:
         """Frames of the rows start .. stop."""
         rows = self._rows.slice(start, stop - start)
         extents = zip(rows["offset"].to_pylist(), rows["size"].to_pylist(), strict=True)
-        frames = [decode_frame(self._bytes.read(*extent), self._size) for extent in extents]
+        inputs = [decode_input(self._bytes.read(*extent), self._store) for extent in extents]
         heights, widths = (
             torch.tensor(rows[name].to_pylist(), dtype=torch.float32)
             for name in ("height", "width")
         )
-        return FrameBatch(torch.stack(frames), heights, widths, self._labels(rows))
+        return FrameBatch(torch.stack(inputs), heights, widths, self._labels(rows))
 
     def _labels(self, rows: pa.Table) -> Tensor:
-        if self._manifest.multi_label:
-            return multi_hot_of_lists(rows["labels"].to_pylist(), len(self._manifest.classes))
+        manifest = self._store.manifest
+        if manifest.multi_label:
+            return multi_hot_of_lists(rows["labels"].to_pylist(), len(manifest.classes))
         return torch.tensor(rows["label"].to_pylist())

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 SCHEMA_VERSION = 1
+_LEFT_OUT_WHERE_NONE = ("hierarchy", "columns")
+"""Entries that are younger than the first manifests, which stay as they were."""
 MANIFEST_NAME = "manifest.json"
 REPAIR = "to write it again, delete it and the manifest.json beside it and run stages.precompute"
 _SELF_LINE = ' "self_sha256": "'
@@ -82,7 +84,8 @@ class StoreManifest:
 
     dataset: DatasetIdentity
     classes: tuple[str, ...]
-    canonical: CanonicalFrame
+    canonical: CanonicalFrame | None
+    """None of a table."""
     shard_size: int
     shards: tuple[ShardEntry, ...]
     index: FileEntry
@@ -90,20 +93,20 @@ class StoreManifest:
     """Every other file but the shards: path -> sha256."""
     skipped: tuple[dict[str, str], ...] = ()
     kind: str = "image"
+    """image or table."""
+    columns: tuple[str, ...] | None = None
+    """Names of a table's columns; left out where records are images."""
     multi_label: bool = False
     schema: int = SCHEMA_VERSION
 
     @property
     def fingerprint(self) -> str:
-        """Of the records, their frame and their places: what a pass and a student's order depend on."""
+        """Of the records, their frame (or columns) and their places: what a pass and a student's order depend on."""
+        form: dict[str, Any] = {"columns": self.columns}
+        if self.canonical is not None:
+            form = {"canonical": asdict(self.canonical)}
         plan = [[shard.name, shard.keys_sha256] for shard in self.shards]
-        return sha256_json(
-            {
-                "dataset": self.dataset.fingerprint,
-                "plan": plan,
-                "canonical": asdict(self.canonical),
-            }
-        )
+        return sha256_json({"dataset": self.dataset.fingerprint, "plan": plan, **form})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +146,9 @@ class PassManifest:
 def write_manifest(folder: Path, manifest: DataclassInstance) -> None:
     """Publish: after this the folder's contents exist for readers."""
     values = asdict(manifest)
-    if (
-        values.get("hierarchy", ...) is None
-    ):  # younger than the first manifests, which stay as they were
-        del values["hierarchy"]
+    for name in _LEFT_OUT_WHERE_NONE:
+        if values.get(name, ...) is None:
+            del values[name]
     text = json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n"
     opening, rest = text.split("\n", 1)
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -155,13 +157,15 @@ def write_manifest(folder: Path, manifest: DataclassInstance) -> None:
 
 def read_store_manifest(folder: Path) -> StoreManifest:
     """The store's manifest, checked against its own digest."""
-    values = read_checked(folder / MANIFEST_NAME)
+    values = {"columns": None} | read_checked(folder / MANIFEST_NAME)
+    canonical, columns = values["canonical"], values["columns"]
     return from_dict(
         StoreManifest,
         values
         | {
             "dataset": from_dict(DatasetIdentity, values["dataset"]),
-            "canonical": from_dict(CanonicalFrame, values["canonical"]),
+            "canonical": None if canonical is None else from_dict(CanonicalFrame, canonical),
+            "columns": None if columns is None else tuple(columns),
             "classes": tuple(values["classes"]),
             "shards": tuple(from_dict(ShardEntry, shard) for shard in values["shards"]),
             "index": from_dict(FileEntry, values["index"]),

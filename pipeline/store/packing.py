@@ -1,4 +1,4 @@
-"""From planned records to an image shard and its receipt.
+"""From planned records to a shard of images, or of a table's rows, and its receipt.
 
 A shard is a tar of our own, or somebody else's that is indexed where it lies.
 """
@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.records import NO_LABEL
+from pipeline.errors import RecordError
+from pipeline.records import NO_LABEL, NO_SIZE
 from pipeline.store.files import open_atomically, sha256_file, sha256_keys
 from pipeline.store.index import IndexRow, index_table, receipt_path, write_table
 from pipeline.store.journal import ShardJournal
 from pipeline.store.manifest import ShardEntry
 from pipeline.store.pixels import ImageError, decode_rgb, encode_frame, inspect_image
+from pipeline.store.table import RowError
 from pipeline.store.tars import TarShard
 
 if TYPE_CHECKING:
@@ -34,8 +36,10 @@ _BOX_TOLERANCE = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """How images become members of a shard."""
+    """How records become members of a shard."""
 
+    columns: tuple[str, ...] | None = None
+    """Of a table, whose rows are stored as they are; None packs images, as the other options say."""
     form: Literal["original", "jpeg95", "raw"] = "original"
     size: tuple[int, int] | None = None
     """(height, width) of re-encoded frames."""
@@ -43,8 +47,25 @@ class Packing:
 
     def describe(self) -> dict[str, Any]:
         """What decides a shard's bytes, as its receipt repeats it."""
+        if self.columns is not None:
+            return {"columns": list(self.columns)}
         size = None if self.form == "original" or self.size is None else list(self.size)
         return {"form": self.form, "size": size}
+
+    @property
+    def failure(self) -> type[RecordError]:
+        """The error of a record that cannot be packed."""
+        return ImageError if self.columns is None else RowError
+
+    @property
+    def noun(self) -> str:
+        """What is packed, for messages."""
+        return "images" if self.columns is None else "rows"
+
+    @property
+    def failed(self) -> str:
+        """What cannot be packed, for messages."""
+        return "be decoded" if self.columns is None else "be stored"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +77,7 @@ class PackedImage:
     content: Content
     """As stored: the source's bytes, or the re-encoded frame."""
     height: int
-    """Of the original, upright image, like `width`."""
+    """Of the original, upright image, like `width`; NO_SIZE of a table's row."""
     width: int
 
 
@@ -70,7 +91,7 @@ def write_image_shard(
         for key in journal.suspects:
             if key in by_key:  # the data, and so the plan, may have changed since that death
                 journal.at(key)
-                with suppress(ImageError):  # it is met again below, in its turn
+                with suppress(RecordError):  # it is met again below, in its turn
                     pack_image(source, by_key[key], packing)
         images = _packed_images(plan, source, packing, journal, skipped)
         index = _index_in_place if plan.reference is not None else _write_tar
@@ -98,17 +119,21 @@ def write_image_shard(
 
 
 def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
-    """The record's bytes, checked to their last pixel; ImageError names its key and its file."""
+    """The record's bytes, an image's checked to their last pixel; ImageError (of a table RowError) names its key and
+    its file.
+    """
     try:
         content = source.read(record)
+        if packing.columns is not None:
+            return PackedImage(record=record, content=content, height=NO_SIZE, width=NO_SIZE)
         height, width = inspect_image(content.image)
         if content.mask is not None:
             _check_mask(content.mask, height, width)
         if record.boxes_in_pixels:
             boxes = tuple(_normalise(box, height, width) for box in record.boxes)
             record = replace(record, boxes=boxes, boxes_in_pixels=False)
-    except (ImageError, OSError) as error:
-        raise ImageError(f"record {record.key} ({source.where(record)}): {error}") from error
+    except (RecordError, OSError) as error:
+        raise packing.failure(f"record {record.key} ({source.where(record)}): {error}") from error
     if packing.form != "original":
         content = _reencode(content, packing)
     return PackedImage(record=record, content=content, height=height, width=width)
@@ -138,9 +163,9 @@ def _packed_images(
         journal.at(record.key)
         try:
             yield pack_image(source, record, packing)
-        except ImageError as error:
+        except RecordError as error:
             if packing.on_error == "stop":
-                raise ImageError(
+                raise packing.failure(
                     f"{error}; mend or remove it, or list such records with data.on_error=skip"
                 ) from error
             skipped.append({"key": record.key, "reason": str(error)})

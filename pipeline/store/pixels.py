@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from pipeline.errors import UserError
+from pipeline.errors import RecordError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +39,7 @@ _UPRIGHT_BY = {
 where those are damaged.)"""
 
 
-class ImageError(UserError, ValueError):
+class ImageError(RecordError):
     """An image that cannot be decoded."""
 
 

@@ -30,7 +30,6 @@ from pipeline.store.manifest import (
     read_store_manifest,
     write_manifest,
 )
-from pipeline.store.pixels import ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +80,7 @@ def publish_store(
     """Gather the receipts into the index and write the manifest.
 
     image_size   side of the canonical frame; None takes the images' own where all have one, else 256
-    max_skipped  more records than this that could not be decoded are an ImageError
+    max_skipped  more records than this that could not be packed are an ImageError, or a RowError
     """
     tables, entries, files, skipped = [], [], {}, list[dict[str, str]]()
     for plan in plans:
@@ -92,24 +91,26 @@ def publish_store(
         skipped += metadata["skipped"]
         files[path.relative_to(store).as_posix()] = sha256_file(path)
     if skipped and packing.on_error == "stop":
-        raise ImageError(
-            f"an earlier run skipped {len(skipped)} images; the first: {skipped[0]['reason']}. Run with "
+        raise packing.failure(
+            f"an earlier run skipped {len(skipped)} {packing.noun}; the first: {skipped[0]['reason']}. Run with "
             f"data.on_error=skip again, or mend them and delete {store}"
         )
     if len(skipped) > max_skipped:
-        raise ImageError(
-            f"{len(skipped)} images cannot be decoded, more than data.max_skipped={max_skipped}; "
+        raise packing.failure(
+            f"{len(skipped)} {packing.noun} cannot {packing.failed}, more than data.max_skipped={max_skipped}; "
             f"the first: {skipped[0]['reason']}. Mend them and delete {store}, or raise data.max_skipped"
         )
     index = pa.concat_tables(tables).replace_schema_metadata(None)
     if index.num_rows == 0:
-        raise ImageError(f"no image can be decoded; the first: {skipped[0]['reason']}")
-    size = packing.size or _frame_size(index, image_size)
+        noun = packing.noun.removesuffix("s")
+        raise packing.failure(f"no {noun} can {packing.failed}; the first: {skipped[0]['reason']}")
     digest = write_table(store / INDEX_NAME, index)
     manifest = StoreManifest(
         dataset=dataset,
         classes=classes,
-        canonical=CanonicalFrame(height=size[0], width=size[1], format=packing.form),
+        canonical=None if packing.columns is not None else _frame(packing, index, image_size),
+        kind="image" if packing.columns is None else "table",
+        columns=packing.columns,
         multi_label=has_many_labels(index),
         shard_size=shard_size,
         shards=tuple(entries),
@@ -119,6 +120,11 @@ def publish_store(
     )
     write_manifest(store, manifest)
     return manifest
+
+
+def _frame(packing: Packing, index: pa.Table, image_size: int | None) -> CanonicalFrame:
+    height, width = packing.size or _frame_size(index, image_size)
+    return CanonicalFrame(height=height, width=width, format=packing.form)
 
 
 def _frame_size(index: pa.Table, image_size: int | None) -> tuple[int, int]:
@@ -160,7 +166,15 @@ def _check_published(
             f"{store} was planned with store.shard_size={manifest.shard_size}, another store.seed or another "
             "data.reference; restore those options or choose another store.path"
         )
+    if manifest.columns != packing.columns:
+        names = [", ".join(columns or ()) for columns in (manifest.columns, packing.columns)]
+        raise StoreMismatchError(
+            f"{store} holds the columns {names[0]}; the config describes {names[1]}: restore data.features, "
+            "data.exclude and data.categorical, or choose another store.path"
+        )
     canonical = manifest.canonical
+    if canonical is None:
+        return
     if packing.form != canonical.format or image_size not in (None, canonical.height):
         raise StoreMismatchError(
             f"{store} holds frames of {canonical.height}x{canonical.width} pixels as {canonical.format}, the config "

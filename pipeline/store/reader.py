@@ -73,9 +73,17 @@ class Store:
         return keys
 
     @property
+    def is_table(self) -> bool:
+        """Whether its records are rows of a table."""
+        return self.manifest.columns is not None
+
+    @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the canonical frame."""
-        return self.manifest.canonical.height, self.manifest.canonical.width
+        """(height, width) of the canonical frame; of a table (1, columns)."""
+        canonical = self.manifest.canonical
+        if canonical is None:
+            return 1, len(self.manifest.columns or ())
+        return canonical.height, canonical.width
 
     def pass_folders(self, *, stored_views: bool = False) -> list[Path]:
         """Folders of the published teacher passes, by name.

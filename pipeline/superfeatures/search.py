@@ -23,7 +23,7 @@ from pipeline.stream import move_batch
 from pipeline.superfeatures.artefact import partition_folder, save_partition
 from pipeline.superfeatures.dependency import DependencySum, measure_dependency
 from pipeline.superfeatures.grouping import count_dependent, group_features
-from pipeline.superfeatures.probes import feature_scales, pixel_probes
+from pipeline.superfeatures.probes import feature_scales, pixel_probes, table_probes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -58,13 +58,13 @@ _MEASURED_BY = (
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionSearch:
-    """All that decides a partition of an image's blocks, and where it is kept."""
+    """All that decides a partition of an image's blocks or a table's columns, and where it is kept."""
 
     store: Store
     black_box: ModelConfig
     teacher: AdditiveModelConfig
     """Whose features are grouped: blocks of the image, as many as `grid` has (in trunk mode those that its cells
-    look at)."""
+    look at), or the columns of a table."""
     teaching: KEDTeachingConfig
     input_size: tuple[int, int]
     """(height, width) of the teacher's view."""
@@ -105,7 +105,7 @@ class PartitionSearch:
         return {
             **{name: teaching[name] for name in _MEASURED_BY},
             "levels": self._levels(),
-            "grid": list(self.teacher.grid),
+            "grid": list(self.teacher.grid) if self.teacher.columns is None else None,
         }
 
     def _levels(self) -> int:
@@ -120,9 +120,10 @@ class PartitionSearch:
         order = balanced_order(self.store.index, self.teaching.split, self.teaching.grouping_seed)
         size = self._probed_size()
         first = order[: self.teaching.records]
-        probes = pixel_probes(size, self.teacher.grid)
+        columns = self.teacher.columns
+        probes = table_probes(columns) if columns else pixel_probes(size, self.teacher.grid)
         probes = probes.scaled(
-            feature_scales((images for _, images in self._inputs(first, device)), probes)
+            feature_scales((inputs for _, inputs in self._inputs(first, device)), probes)
         )
         total, start, stop = DependencySum.empty(probes.num_features), 0, len(first)
         while True:
@@ -159,7 +160,7 @@ class PartitionSearch:
     ) -> DependencySum:
         teaching = self.teaching
         return measure_dependency(
-            lambda images: model(images).logits,
+            lambda inputs: model(inputs).logits,
             self._inputs(rows, device),
             probes,
             seed=teaching.grouping_seed,
@@ -173,7 +174,7 @@ class PartitionSearch:
     def _inputs(
         self, rows: NDArray[np.int64], device: torch.device
     ) -> Iterator[tuple[Sequence[str], Tensor]]:
-        """Keys and images as the black box sees them."""
+        """Keys, and images as the black box sees them or rows of a table."""
         size = self._probed_size()
         if len(rows) == 0:
             return
@@ -181,19 +182,26 @@ class PartitionSearch:
             seen = judged_view(move_batch(batch, device), self.teacher.frame, size)
             yield batch.keys, view_images(seen, size)
 
+    def _correlation(self) -> Tensor:
+        """Of a table's columns over the first records: f64 [d, d]."""
+        order = balanced_order(self.store.index, self.teaching.split, self.teaching.grouping_seed)
+        rows = [v for _, v in self._inputs(order[: self.teaching.records], torch.device("cpu"))]
+        return torch.corrcoef(torch.cat(rows).double().T)
+
     def _group(self, measured: DependencySum) -> None:
         teaching, teacher = self.teaching, self.teacher
         dependent = count_dependent(measured.matrix)
         require(
             teacher.superfeatures <= dependent or dependent == 0,
             f"teacher.superfeatures={teacher.superfeatures}, but only {dependent} of {teacher.features} features "
-            "depend on others in the black box's logits; lower it, or take a finer teacher.grid",
+            "depend on others in the black box's logits; lower it, or (of images) take a finer teacher.grid",
         )
         grouping = group_features(
             measured.matrix,
             min(self._levels(), dependent) or 1,
             seed=teaching.grouping_seed,
-            grid=teacher.grid,
+            grid=teacher.grid if teacher.columns is None else None,
+            correlation=self._correlation() if teacher.columns else None,
             neighbours=teaching.neighbours,
             resolution=teaching.resolution,
         )

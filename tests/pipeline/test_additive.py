@@ -454,7 +454,6 @@ def test_cost_counts_parameters_exactly_and_products_once():
         ({"superfeatures": 17}, r"superfeatures=17 of 16 features.*finer grid"),
         ({"width": 0}, r"width must be >= 1, got 0"),
         ({"name": "conv", "columns": 3}, r"columns=3 is an option of name=mlp.*leave it null"),
-        ({"name": "mlp", "input_size": None}, r"name=mlp.*set input_size"),
         ({"name": "mlp", "input_size": 18}, r"does not divide input_size=18; choose a divisor"),
         ({"trunk": "resnet9"}, r"resnet8, resnet14"),
         ({"weights": "pretrained"}, r"weights=pretrained.*train one with stages.teach"),
@@ -463,6 +462,11 @@ def test_cost_counts_parameters_exactly_and_products_once():
 def test_options_that_make_no_network_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         AdditiveModelConfig(**{"grid": GRID, **options})
+
+
+def test_a_perceptron_of_nothing_is_refused():
+    with pytest.raises(ConfigError, match=r"name=mlp.*set input_size.*columns of a table"):
+        build_model(replace(MLP, input_size=None), NUM_CLASSES)
 
 
 def test_a_partition_that_is_missing_or_does_not_fit_is_refused(tmp_path):

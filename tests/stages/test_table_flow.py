@@ -1,0 +1,437 @@
+"""A table from packing to the report: the same stages as images, a teacher of columns, and chimeras of rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_breast_cancer
+
+from pipeline.commandline import compose
+from pipeline.config import (
+    AdditiveModelConfig,
+    AugmentConfig,
+    BcosWeightsConfig,
+    CifarModelConfig,
+    ConfigError,
+    DistillConfig,
+    E2KDConfig,
+    EvaluateConfig,
+    EvaluateOptions,
+    GuidedTeachingConfig,
+    KDConfig,
+    KEDConfig,
+    LabelsConfig,
+    LabelTeachingConfig,
+    OperationConfig,
+    OptimizerConfig,
+    PassConfig,
+    RandomViewsConfig,
+    SklearnTableDataConfig,
+    StoreConfig,
+    SubsetConfig,
+    TeachConfig,
+    VerifyConfig,
+)
+from pipeline.config.builder import build_verb_config
+from pipeline.dataset import StoreDataset, iter_in_order
+from pipeline.distillation import Distillation
+from pipeline.geometry import view_images, view_targets
+from pipeline.metric_log import read_metrics
+from pipeline.models import build_model, freeze
+from pipeline.models.additive import network_partition
+from pipeline.models.output import Inner
+from pipeline.runs import RUNS, load_model
+from pipeline.selection import rows_of_split
+from pipeline.store.reader import Store
+from pipeline.store.verification import verify_store
+from pipeline.superfeatures.comparison import add_chimeras
+from pipeline.superfeatures.hierarchy import class_centred, coarsen
+from pipeline.superfeatures.named import PARTITION_NAME, build_partition
+from pipeline.tables import fit_distill, fit_network
+from stages import distill, evaluate, precompute, report, sweep, teach, verify
+from tests.conftest import Frozen, precompute_config
+from tests.stages.test_flow import TRAINER
+
+M = 5
+DATA = SklearnTableDataConfig(name="breast_cancer")
+BOX = AdditiveModelConfig(name="mlp", superfeatures=1, width=16)
+PARTS = AdditiveModelConfig(name="mlp", superfeatures=M, width=8, depth=2)
+PASS = PassConfig(batch_size=64, payloads=("logits", "ked_z"))
+STILL = AugmentConfig()
+FLIP = AugmentConfig(operations=(OperationConfig(kind="horizontal_flip"),))
+SHORT = replace(TRAINER, epochs=2, batch_size=64)
+EACH = Inner(superfeatures=True)
+
+
+def teach_config(path, teacher, run, **options):
+    trainer = replace(SHORT, epochs=12)
+    return TeachConfig(
+        store=StoreConfig(path=str(path)),
+        teacher=teacher,
+        teaching=LabelTeachingConfig(trainer=trainer, augment=STILL, **options),
+        evaluate=EvaluateOptions(splits=("test",)),
+        run=run,
+    )
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A store of 569 rows, a black box and a teacher of random groups trained on it, and the teacher's pass."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("table")
+        patch.chdir(folder)
+        path = folder / "store"
+        precompute.run(precompute_config(path, data=DATA, shard_size=128))
+        box = teach.run(teach_config(path, BOX, "box"))
+        groups = build_partition(replace(PARTS, columns=30, partition_control="random"))
+        (folder / "partition").mkdir()
+        save_file({"assignments": groups.assignments}, folder / "partition" / PARTITION_NAME)
+        teacher = replace(PARTS, partition=str(folder / "partition"))
+        parts = teach.run(teach_config(path, teacher, "parts"))
+        assert min(box.accuracy["test"], parts.accuracy["test"]) > 0.93
+        config = precompute_config(
+            path,
+            replace(teacher, weights=str(folder / parts.weights)),
+            data=DATA,
+            shard_size=128,
+            annotate=PASS,
+        )
+        result = precompute.run(config)
+        assert (result.packed_records, result.teacher_records) == (0, 569)
+        return Frozen(Store(path), config)
+
+
+def student(taught, **options):
+    """On the teacher's partition, fitted to the store."""
+    return DistillConfig(
+        store=StoreConfig(path=str(taught.store.path)),
+        optimizer=OptimizerConfig(),
+        trainer=SHORT,
+        subset=options.pop("subset", SubsetConfig()),
+        augment=options.pop("augment", STILL),
+        **{
+            "student": replace(taught.config.teacher, weights=None, width=4),
+            "method": KEDConfig(),
+            "run": "one",
+            **options,
+        },
+    )
+
+
+def teacher_model(taught):
+    return freeze(build_model(fit_network(taught.config.teacher, taught.store, "teacher"), 2))
+
+
+def batch_of(taught, records=64):
+    store = taught.store
+    dataset = StoreDataset(
+        store, rows_of_split(store.index, "train"), store.open_passes(), extra="ked_z"
+    )
+    return dataset.__getitems__(list(range(records)))
+
+
+# ---- the teacher and its pass --------------------------------------------------------------------
+
+
+def test_a_second_command_asks_the_teacher_nothing_and_all_verifies(taught):
+    again = precompute.run(taught.config)
+
+    assert again == precompute.PrecomputeResult(packed_records=0, teacher_records=0)
+    assert list(verify_store(taught.store.path)) == []
+    (teacher,) = taught.store.open_passes()
+    assert teacher.manifest.teacher["architecture"]["columns"] == 30
+    assert teacher.manifest.teacher["preprocessing"] == {}
+    assert [spec.name for spec in teacher.manifest.fields] == ["logits", "ked_z", "ked_z_scale"]
+
+
+def test_a_network_keeps_the_moments_of_its_training_split(taught):
+    in_training = np.array([s == "train" for s in taught.store.index["split"].to_pylist()])
+    keys = np.array(taught.store.index["key"].to_pylist())[in_training]
+    rows = load_breast_cancer().data[[int(key.removeprefix("row-")) for key in keys]]
+    weights = load_file(taught.config.teacher.weights)
+
+    np.testing.assert_allclose(weights["normalize.mean"], rows.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(weights["normalize.std"], rows.std(axis=0), rtol=1e-5)
+
+
+def test_what_is_read_is_what_the_teacher_said_of_the_row(taught):
+    batch = batch_of(taught)
+    model = teacher_model(taught).double()
+
+    said = model(batch.inputs.double(), EACH)
+
+    stored = batch.targets[0]
+    fine = class_centred(said.superfeature_logits)
+    assert torch.equal(view_images(batch, (1, 30)), batch.inputs)
+    assert (stored.extra["ked_z"] - fine).abs().max() < 2e-3 * fine.abs().max()
+    assert (stored.logits - said.logits).abs().max() < 2e-3 * said.logits.abs().max()
+    assert torch.allclose(said.superfeature_logits.sum(dim=1), said.logits, atol=1e-12)
+
+
+def test_a_coarser_level_of_the_pass_is_the_sum_of_its_groups(taught):
+    (teacher,) = taught.store.open_passes()
+    partition = network_partition(teacher_model(taught))
+    batch = batch_of(taught)
+    fine = batch.targets[0].extra["ked_z"]
+
+    for number in range(1, M + 1):
+        coarse = coarsen(fine, teacher.hierarchy.coarsening(number), number)
+        for group in range(number):
+            members = partition.assignment(M)[partition.assignment(number) == group].unique()
+            assert torch.allclose(coarse[:, group], fine[:, members].sum(dim=1), atol=1e-5)
+    whole = coarsen(fine, teacher.hierarchy.coarsening(1), 1)[:, 0]
+    assert torch.allclose(whole, class_centred(batch.targets[0].logits), atol=2e-2)
+
+
+def test_a_chimera_of_rows_is_what_its_donors_are_for_the_teacher(taught):
+    config = student(taught, method=KEDConfig(chimera_fraction=0.5))
+    plan = Distillation(config=fit_distill(config, taught.store), folder=RUNS).plan()
+    comparison = plan.superfeatures
+    batch = plan.dataset.__getitems__(list(range(64)))
+    donors = comparison.draw(0.5, batch.inputs)
+    model = teacher_model(taught).double()
+
+    mixed = comparison.with_chimeras(batch.inputs, donors)
+    (targets,) = comparison.targets(view_targets)(batch, (1, 30), with_maps=False)
+    promised = add_chimeras(targets, donors)
+
+    assert mixed.shape == (96, 30)
+    assert torch.equal(mixed[:64], batch.inputs)
+    group = network_partition(model).assignment(M)
+    for number, of_parts in enumerate(donors.tolist()):
+        for m, donor in enumerate(of_parts):
+            own = mixed[64 + number, group == m]
+            assert torch.equal(own, batch.inputs[donor, group == m])
+    own = model(batch.inputs.double(), EACH).superfeature_logits
+    said = model(mixed.double(), EACH).superfeature_logits[64:]
+    assert torch.allclose(said, own[donors, torch.arange(M)], rtol=0, atol=1e-12)
+    assert not torch.allclose(said[0], own[int(donors[0, 0])], atol=1e-3)  # it is no record
+    scale = said.abs().max()
+    stored = promised.extra["ked_z"][64:]
+    assert (stored - class_centred(said)).abs().max() < 2e-3 * scale
+    assert (promised.logits[64:] - class_centred(said.sum(dim=1))).abs().max() < 1e-2 * scale
+
+
+# ---- students ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("labels", {"method": LabelsConfig()}),
+        ("kd", {"method": KDConfig()}),
+        ("ked", {}),
+        ("coarse", {"method": KEDConfig(superfeatures=2)}),
+        ("chimeras", {"method": KEDConfig(chimera_fraction=1.0)}),
+        ("shots", {"subset": SubsetConfig(shots=40, holdout=5)}),
+        ("live", {"mode": "live", "method": KEDConfig(rho=1.0)}),
+    ],
+)
+def test_students_of_every_kind_train_and_are_judged(taught, name, options):
+    if name == "live":
+        options = options | {"teacher": taught.config.teacher}
+    config = student(taught, run=name, **options)
+
+    first = distill.run(config)
+    splits = ("test", "holdout") if name == "shots" else ("test",)
+    result = evaluate.run(
+        EvaluateConfig(store=config.store, evaluate=EvaluateOptions(splits=splits), run=name)
+    )
+
+    assert first.trained_epochs == 2
+    assert distill.run(config).trained_epochs == 0
+    *_, last = read_metrics(RUNS / name / "distill")
+    assert all(math.isfinite(value) for value in last.values())
+    assert ("ked" in last) == (name not in ("labels", "kd"))
+    judged = result.splits["test"]
+    assert {"accuracy", "agreement", "kl_to_teacher", "teacher_accuracy"} <= set(judged)
+    assert not {"epg", "iou", "map_cosine", "teacher_epg"} & set(judged)
+    table = pq.read_table(RUNS / name / "evaluate" / "records.parquet")
+    assert table.num_rows == sum(s["records"] for s in result.splits.values())
+    assert not (RUNS / name / "evaluate" / "pictures.safetensors").exists()
+    model, trained = load_model(RUNS / name / "distill")
+    assert (trained.config.columns, trained.input_size) == (30, (1, 30))
+    taught_by = load_file(taught.config.teacher.weights)
+    assert torch.equal(model.normalize.mean, taught_by["normalize.mean"])  # of all shots' split
+
+
+def test_a_student_that_goes_on_is_the_student_that_never_stopped(taught):
+    whole = student(taught, run="whole", method=KEDConfig(chimera_fraction=0.5))
+    half = replace(whole, run="half", trainer=replace(SHORT, epochs=1, schedule="constant"))
+    distill.run(replace(whole, trainer=replace(SHORT, schedule="constant")))
+    distill.run(half)
+    for path in ("model.json", "config.yaml"):
+        (RUNS / "half" / "distill" / path).unlink()
+
+    distill.run(replace(half, trainer=replace(SHORT, schedule="constant")))
+
+    one, other = (load_model(RUNS / run / "distill")[0].state_dict() for run in ("whole", "half"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_scaled_rows_are_what_the_networks_learn_from(taught):
+    """Negative control: on the numbers themselves the same network is wrong."""
+    rows = torch.cat([b.inputs for b in iter_in_order(batch_dataset(taught), 256)])
+    model = teacher_model(taught)
+
+    scaled = model.normalize(rows)
+
+    assert rows.abs().max() > 1000
+    assert scaled.mean(dim=0).abs().max() < 1e-3
+    assert torch.allclose(scaled.std(dim=0, correction=0), torch.ones(30), atol=1e-3)
+    model.normalize.learn(torch.zeros(30), torch.ones(30))
+    right = (model(rows).logits.argmax(dim=1) == batch_labels(taught)).float().mean()
+    assert right < 0.9
+
+
+def batch_dataset(taught):
+    return StoreDataset(taught.store, rows_of_split(taught.store.index, "train"))
+
+
+def batch_labels(taught):
+    return torch.cat([batch.labels for batch in iter_in_order(batch_dataset(taught), 256)])
+
+
+def test_a_sweep_and_its_report_show_what_a_table_has(taught):
+    words = [
+        *(f"store.path={taught.store.path}", "run=arms", "executor=serial", "seeds=[0]"),
+        *("student=additive", "student.name=mlp", f"student.superfeatures={M}", "augment=none"),
+        *(f"student.partition={taught.config.teacher.partition}", "student.width=4"),
+        *("trainer.epochs=1", "arms={kd: ['method=kd'], ked: ['method=ked']}"),
+    ]
+    result = sweep.run(build_verb_config("sweep", compose("sweep", words)), words)
+    shown = ["run=arms", f"store.path={taught.store.path}", "report.candidate=ked"]
+
+    written = report.run(build_verb_config("report", compose("report", shown)))
+
+    assert result.students == 2
+    page = (RUNS / "arms" / "report.html").read_text()
+    assert "Rows of a table with 30 columns, so there are no pictures, maps or cases" in page
+    assert "<code>mean radius</code>" in page
+    assert "Bytes of rows" in page
+    assert not any(
+        words in page for words in ("Where they look", "Case by case", "own proportions")
+    )
+    values = json.loads((RUNS / "arms" / "report.json").read_text())
+    assert {row["method"] for row in values["runs"]} == {"kd", "ked"}
+    assert "cases" not in values
+    assert written.paired_difference.startswith("ked - kd in accuracy")
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+CROP = OperationConfig(kind="pad_crop")
+ROWS = r"holds rows of a table with 30 columns"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": E2KDConfig()}, rf"method=e2kd .*{ROWS}: choose one of method=labels, kd, ked"),
+        ({"mode": "replay", "method": KDConfig()}, rf"mode=replay .*{ROWS}: set mode=frozen"),
+        (
+            {"augment": AugmentConfig(operations=(CROP,)), "method": KDConfig()},
+            rf"augment.operations=\['pad_crop'\] changes images, and .*{ROWS}.*set augment=none",
+        ),
+        ({"augment": AugmentConfig(size=8)}, r"augment.size=8 changes images.*set augment=none"),
+        (
+            {"augment": AugmentConfig(mixup_alpha=1.0), "method": LabelsConfig()},
+            r"augment.mixup_alpha=1.0 changes images.*set augment=none",
+        ),
+        (
+            {"student": CifarModelConfig(name="resnet8"), "method": KDConfig()},
+            rf"student=cifar student.name=resnet8 .*{ROWS}: set student=additive student.name=mlp",
+        ),
+        (
+            {"student": replace(PARTS, name="conv"), "method": KDConfig()},
+            r"student=additive student.name=conv takes images",
+        ),
+        (
+            {"student": replace(PARTS, columns=7)},
+            rf"student.columns=7, and .*{ROWS}: leave it null",
+        ),
+        ({"student": replace(PARTS, input_size=8)}, r"student.input_size=8 .* are of images"),
+        (
+            {"student": replace(PARTS, superfeatures=31)},
+            r"superfeatures=31 of 30 features.*lower it$",
+        ),
+        (
+            {"trainer": replace(SHORT, channels_last=True)},
+            r"trainer.channels_last=true is a layout",
+        ),
+    ],
+)
+def test_options_of_images_are_refused_with_the_way_out(taught, options, message):
+    config = replace(student(taught), **options)
+
+    with pytest.raises(ConfigError, match=message):
+        distill.run(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"annotate": PassConfig()},
+            rf"annotate.payloads names map, .*{ROWS}: set annotate.payloads=\[logits\]",
+        ),
+        ({"annotate": PassConfig(payloads=("logits", "at", "cat"))}, r"names at, cat, which say"),
+        ({"views": RandomViewsConfig(), "augment": FLIP}, r"views=random moves images.*canonical"),
+        (
+            {"teacher": CifarModelConfig(name="resnet8", weights="random")},
+            r"teacher=cifar teacher.name=resnet8 takes images",
+        ),
+    ],
+)
+def test_passes_over_images_are_refused(taught, options, message):
+    with pytest.raises(ConfigError, match=message):
+        precompute.run(replace(taught.config, **options))
+
+
+def test_other_verbs_refuse_what_is_about_images(taught):
+    store = StoreConfig(path=str(taught.store.path))
+    flipped = LabelTeachingConfig(trainer=SHORT, augment=FLIP)
+    for teaching, message in (
+        (GuidedTeachingConfig(trainer=SHORT, augment=STILL), r"teaching=guided .* teaching=labels"),
+        (flipped, r"teaching.augment.operations=.*set augment@teaching.augment=none"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            teach.run(replace(teach_config(store.path, PARTS, "no"), teaching=teaching))
+    options = VerifyConfig(
+        store=store, teacher=taught.config.teacher, equivariance=True, explainer=BcosWeightsConfig()
+    )
+    with pytest.raises(ConfigError, match=r"equivariance=true is about images.*verify it without"):
+        verify.run(options)
+    distill.run(student(taught))
+    judged = EvaluateConfig(store=store, evaluate=EvaluateOptions(max_shift=2), run="one")
+    with pytest.raises(ConfigError, match=r"evaluate.max_shift=2 is about images.*set it to null"):
+        evaluate.run(judged)
+
+
+def test_a_perceptron_on_images_needs_their_size(frozen):
+    config = replace(
+        student(frozen, student=BOX, method=LabelsConfig()),
+        store=StoreConfig(path=str(frozen.store.path)),
+    )
+
+    for columns, message in (
+        (None, r"student.name=mlp is built for images.*input_size"),
+        (30, r"student.columns=30 takes rows of a table, and .*store holds images: leave it null"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            distill.run(replace(config, student=replace(BOX, columns=columns)))
+
+
+def test_a_student_of_rows_is_not_judged_on_images(taught, frozen):
+    distill.run(student(taught, method=LabelsConfig()))
+    elsewhere = StoreConfig(path=str(frozen.store.path))
+
+    with pytest.raises(ConfigError, match=r"student.columns=30 takes rows.*choose another store"):
+        evaluate.run(EvaluateConfig(store=elsewhere, evaluate=EvaluateOptions(), run="one"))
