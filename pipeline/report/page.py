@@ -146,12 +146,15 @@ def _ledger(
     run: str, store: Store, passes: list[TeacherPass], results: list[StudentResult]
 ) -> dict[str, str]:
     records = store.index.num_rows
-    images = sum(shard.bytes for shard in store.manifest.shards)
+    inputs = sum(shard.bytes for shard in store.manifest.shards)
     folders = [result.folder / "distill" for result in results]
     costs = {folder: cost for folder in folders if (cost := read_cost(folder))}
-    ledger = {"Bytes of images": f"{images:,} ({images / records:,.0f} a record)"}
+    noun, failed = ("rows", "stored") if store.is_table else ("images", "decoded")
+    ledger = {f"Bytes of {noun}": f"{inputs:,} ({inputs / records:,.0f} a record)"}
     if store.manifest.skipped:
-        ledger["Images that could not be decoded"] = f"{len(store.manifest.skipped):,}"
+        ledger[f"{noun.capitalize()} that could not be {failed}"] = (
+            f"{len(store.manifest.skipped):,}"
+        )
     if costs:
         seconds = mean(cost["seconds"] for cost in costs.values())
         ledger["Seconds a student, mean"] = f"{seconds:.1f}"
