@@ -31,6 +31,7 @@ from pipeline.config.errors import (
     require,
     require_fraction,
 )
+from pipeline.config.judges import DistanceCorrelationOptions
 from pipeline.config.judging import (
     EvaluateOptions,
     JudgeName,
@@ -108,6 +109,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "DemoDataConfig",
+    "DistanceCorrelationOptions",
     "DistillConfig",
     "E2KDConfig",
     "EvaluateConfig",

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.config.errors import require
+from pipeline.config.judges import DistanceCorrelationOptions
 
-JudgeName = Literal["accuracy", "localization", "shift"]
+JudgeName = Literal["accuracy", "localization", "shift", "distance_correlation"]
 """The judges, key by key those of evaluation.judges.JUDGES; one that has options has a section of its name in
 EvaluateOptions."""
 
@@ -36,6 +37,9 @@ class EvaluateOptions:
     (e2KD, Figure 5: 32); null measures none. Wants frames that are larger than the student's input by as much."""
     shift_records: int = 256
     """Of each split, for that curve; every shift is a forward pass of each."""
+    distance_correlation: DistanceCorrelationOptions = field(
+        default_factory=DistanceCorrelationOptions
+    )
     num_pictures: int = 8
     """Records whose maps are kept for the report, about as many of each split."""
     device: str = "auto"

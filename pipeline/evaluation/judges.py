@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.config import ConfigError
 from pipeline.evaluation.judged import label_metrics, localization_metrics
+from pipeline.evaluation.residual_features import check_distances, judge_distances
 from pipeline.evaluation.shift import check_shift, shift_curves
 
 if TYPE_CHECKING:
@@ -81,4 +82,5 @@ JUDGES: dict[str, Judge] = {
     "accuracy": Judge(_accuracy),
     "localization": Judge(_localization, _check_localization),
     "shift": Judge(_shift, _check_shift),
+    "distance_correlation": Judge(judge_distances, check_distances),
 }
