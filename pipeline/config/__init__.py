@@ -31,7 +31,7 @@ from pipeline.config.errors import (
     require,
     require_fraction,
 )
-from pipeline.config.judges import DistanceCorrelationOptions
+from pipeline.config.judges import DistanceCorrelationOptions, UnicamOptions
 from pipeline.config.judging import (
     EvaluateOptions,
     JudgeName,
@@ -156,6 +156,7 @@ __all__ = [
     "TorchvisionDataConfig",
     "TorchvisionModelConfig",
     "TrainerConfig",
+    "UnicamOptions",
     "VerifyConfig",
     "WebDatasetDataConfig",
     "require",

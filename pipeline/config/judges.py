@@ -72,3 +72,46 @@ class DistanceCorrelationOptions:
             f"{section}.block_records must be >= 64, got {self.block_records}",
         )
         check_pairs(f"{section}.pairs", self.pairs, self.baseline)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnicamOptions:
+    """Maps of distilled and residual features (UniCAM), each record against fixed banks of others."""
+
+    records: int = 8
+    """Explained, of each split, balanced over classes."""
+    bank_records: int = 255
+    """Of each bank, balanced over classes; fewer where a split has not as many for all banks."""
+    banks: int = 2
+    """R; a map is the mean over them, and its reliability how much they agree."""
+    seed: int = 0
+    """Draws records and banks; it has nothing to do with the run's."""
+    depths: tuple[int, ...] = (1,)
+    """1 compares pooled features, 2 the last stage's at all places, 3 those of the stage before it, and so on. A
+    bank's features of all depths lie in memory at once."""
+    reductions: tuple[Literal["cam", "hirescam"], ...] = ("cam", "hirescam")
+    """At depth 1 they are the same but for rounding."""
+    pairs: tuple[tuple[Compared, Compared], ...] = ()
+    """[x, given]: what of x's relevance to the labels lies beyond given, on x's grid. Empty: [teacher, student]
+    (residual) and [student, teacher], and with a baseline [student, baseline] (distilled) and the reverse."""
+    baseline: str | None = None
+    """Run of another student, as one of labels alone."""
+
+    def __post_init__(self) -> None:
+        section = "evaluate.unicam"
+        for name in ("records", "banks"):
+            require(
+                getattr(self, name) >= 1,
+                f"{section}.{name} must be >= 1, got {getattr(self, name)}",
+            )
+        require(
+            self.bank_records >= 4, f"{section}.bank_records must be >= 4, got {self.bank_records}"
+        )
+        for name in ("depths", "reductions"):
+            values = getattr(self, name)
+            require(
+                len(values) > 0 and len(set(values)) == len(values),
+                f"{section}.{name} must name at least one, each once, got {list(values)}",
+            )
+        require(min(self.depths) >= 1, f"{section}.depths must be >= 1, got {list(self.depths)}")
+        check_pairs(f"{section}.pairs", self.pairs, self.baseline)

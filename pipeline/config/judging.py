@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.config.errors import require
-from pipeline.config.judges import DistanceCorrelationOptions
+from pipeline.config.judges import DistanceCorrelationOptions, UnicamOptions
 
-JudgeName = Literal["accuracy", "localization", "shift", "distance_correlation"]
+JudgeName = Literal["accuracy", "localization", "shift", "distance_correlation", "unicam"]
 """The judges, key by key those of evaluation.judges.JUDGES; one that has options has a section of its name in
 EvaluateOptions."""
 
@@ -40,6 +40,7 @@ class EvaluateOptions:
     distance_correlation: DistanceCorrelationOptions = field(
         default_factory=DistanceCorrelationOptions
     )
+    unicam: UnicamOptions = field(default_factory=UnicamOptions)
     num_pictures: int = 8
     """Records whose maps are kept for the report, about as many of each split."""
     device: str = "auto"

@@ -14,6 +14,7 @@ from pipeline.config import ConfigError
 from pipeline.evaluation.judged import label_metrics, localization_metrics
 from pipeline.evaluation.residual_features import check_distances, judge_distances
 from pipeline.evaluation.shift import check_shift, shift_curves
+from pipeline.evaluation.unicam_maps import check_unicam, judge_unicam
 
 if TYPE_CHECKING:
     from pipeline.evaluation.trial import Trial
@@ -83,4 +84,5 @@ JUDGES: dict[str, Judge] = {
     "localization": Judge(_localization, _check_localization),
     "shift": Judge(_shift, _check_shift),
     "distance_correlation": Judge(judge_distances, check_distances),
+    "unicam": Judge(judge_unicam, check_unicam),
 }

@@ -100,15 +100,13 @@ def check_probes(judge: str, dataset: StoreDataset, split: str, least: int) -> N
 
 def iter_views(
     subject: Subject, dataset: StoreDataset, positions: Sequence[int], options: EvaluateOptions
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images [b, 3, H, W] in the subject's judged view, on its device, and their labels, hot f32 [b, K]."""
-    num_classes = len(dataset.store.manifest.classes)
+) -> Iterator[Tensor]:
+    """Images f32 [b, 3, H, W] of these positions in the subject's judged view, on its device."""
     for start in range(0, len(positions), options.batch_size):
-        rows = [int(position) for position in positions[start : start + options.batch_size]]
+        rows = list(positions[start : start + options.batch_size])
         batch = move_batch(dataset.__getitems__(rows), subject.device)
         batch = judged_view(batch, options.frame, subject.input_size)
-        images = view_images(batch, subject.input_size)
-        yield images, multi_hot(batch.labels, num_classes).cpu()
+        yield view_images(batch, subject.input_size)
 
 
 def hot_labels(dataset: StoreDataset, positions: Sequence[int]) -> Tensor:

@@ -164,7 +164,7 @@ def _distances_of(
         baseline = trial.options.distance_correlation.baseline
         assert baseline is not None
         subject = trial.networks.student(baseline)
-    return network_distances(subject, trial.dataset, probes, trial, forms)
+    return network_distances(trial, subject, probes, forms)
 
 
 def _paired(

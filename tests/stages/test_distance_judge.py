@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from pipeline.config import ConfigError, DistanceCorrelationOptions
-from pipeline.evaluation import stored_distances
 from pipeline.evaluation.metrics import numbers_of
 from pipeline.runs import RUNS
 from pipeline.store.manifest import ManifestError
@@ -105,7 +104,7 @@ def test_the_second_student_of_a_teacher_needs_no_teacher(own, monkeypatch):
 def test_a_damaged_or_unfinished_artefact_is_found(own):
     judged(own)
     (folder,) = (own.store.path / "artefacts").iterdir()
-    path = folder / stored_distances.TENSORS_NAME
+    path = folder / "distances.safetensors"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
