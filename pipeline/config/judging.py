@@ -11,6 +11,8 @@ from pipeline.config.judges import DistanceCorrelationOptions, UnicamOptions
 JudgeName = Literal["accuracy", "localization", "shift", "distance_correlation", "unicam"]
 """The judges, key by key those of evaluation.judges.JUDGES; one that has options has a section of its name in
 EvaluateOptions."""
+ASK_TEACHER: frozenset[JudgeName] = frozenset({"distance_correlation", "unicam"})
+"""Judges that may ask the teacher network itself; for all others `teacher` is not read."""
 
 
 @dataclass(frozen=True, kw_only=True)

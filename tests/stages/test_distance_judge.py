@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.config import ConfigError, DistanceCorrelationOptions
 from pipeline.evaluation.metrics import numbers_of
+from pipeline.evaluation.teacher_artefact import TeacherArtefact
 from pipeline.runs import RUNS
+from pipeline.store.lock import lock_folder
 from pipeline.store.manifest import ManifestError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
@@ -198,3 +201,32 @@ def test_other_options_of_a_judge_that_is_done_are_refused_with_the_option(own):
 
     with pytest.raises(ConfigError, match=r"distance_correlation\.seed=0 where this one has 1"):
         judged(own, seed=1)
+
+
+def test_another_seed_and_another_number_are_other_records(own):
+    found = [
+        judged(own, name=name, **options)
+        for name, options in (
+            ("a", {"probe_records": 20}),
+            ("b", {"probe_records": 20, "seed": 1}),
+            ("c", {"probe_records": 30}),
+        )
+    ]
+
+    assert [numbers["records"] for numbers in found] == [20, 20, 30]
+    assert len({numbers["probe_sha256"] for numbers in found}) == 3
+    assert found[0]["fss"] != found[1]["fss"]
+    assert len(artefacts(own)) == 3
+
+
+def test_an_artefact_that_another_process_writes_is_left_to_it(tmp_path):
+    artefact = TeacherArtefact(tmp_path, "distances", {"a": 1})
+    with lock_folder(artefact.folder):
+        artefact.save(["layer1"], {"layer1/0": torch.ones(3)})
+        assert not artefact.is_there
+
+    artefact.save(["layer1"], {"layer1/0": torch.ones(3)})
+
+    assert artefact.layers == ("layer1",)
+    assert artefact.load()["layer1/0"].tolist() == [1, 1, 1]
+    assert artefact.folder != TeacherArtefact(tmp_path, "distances", {"a": 2}).folder

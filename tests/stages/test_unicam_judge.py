@@ -120,6 +120,15 @@ def test_a_baseline_is_the_control_of_what_was_distilled(own):
     assert tensors["student_given_baseline/depth1/cam/map"].any()
 
 
+def test_seed_and_reductions_decide_what_is_written(own):
+    one, tensors, header = judged(own, name="a", reductions=("hirescam",))
+    two, _, other = judged(own, name="b", seed=1)
+
+    assert {key.split("/")[2] for key in tensors} == {"objective", "hirescam"}
+    assert not set(one["bank_sha256"]) & set(two["bank_sha256"])
+    assert header["keys"] != other["keys"]
+
+
 def test_banks_shrink_before_they_overlap(own):
     numbers, _, _ = judged(own, bank_records=255, banks=3)
 
