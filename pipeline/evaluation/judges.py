@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.config import ConfigError
 from pipeline.evaluation.judged import label_metrics, localization_metrics
+from pipeline.evaluation.residual_features import check_distances, judge_distances
 from pipeline.evaluation.shift import check_shift, shift_curves
 from pipeline.evaluation.superfeatures import check_superfeatures, judge_superfeatures
+from pipeline.evaluation.unicam_maps import check_unicam, judge_unicam
 from pipeline.tables import require_images
 
 if TYPE_CHECKING:
@@ -85,4 +87,6 @@ JUDGES: dict[str, Judge] = {
     "localization": Judge(_localization, _check_localization),
     "shift": Judge(_shift, _check_shift),
     "superfeatures": Judge(judge_superfeatures, check_superfeatures),
+    "distance_correlation": Judge(judge_distances, check_distances),
+    "unicam": Judge(judge_unicam, check_unicam),
 }

@@ -31,18 +31,25 @@ METRICS = {
 }
 """Of judge.judge_split; some need groups, regions or a teacher."""
 
+_PLAIN = Metric(scale=1.0)
+_LESS = Metric(higher_is_better=False, scale=1.0)
 JUDGE_METRICS: dict[str, Metric] = {
-    "superfeatures.kl": Metric(higher_is_better=False, scale=1.0),  # nats
+    "superfeatures.kl": _LESS,  # nats
     "superfeatures.agreement": Metric(),
+    "distance_correlation.fss": _PLAIN,
+    "distance_correlation.relevance": _PLAIN,
+    "distance_correlation.rs.teacher_given_student": _LESS,  # what the student left
+    "distance_correlation.rs.student_given_baseline": _PLAIN,
 }
-"""Of judges whose metrics lie below their name: <judge>.<quantity>, which may have a name for each layer or pair
-below it."""
+"""Of judges whose metrics lie below their name: <judge>.<quantity>, which may have a value a layer below it."""
 
 
 def metric_of(name: str) -> Metric | None:
     """How a metric is read that is named as in `numbers_of`; None where it is not known which is better."""
-    quantity = ".".join(name.split(".")[:2])
-    return METRICS.get(name) or JUDGE_METRICS.get(quantity)
+    if name in METRICS:
+        return METRICS[name]
+    found = [metric for of, metric in JUDGE_METRICS.items() if name.startswith(f"{of}.")]
+    return found[0] if found else None
 
 
 def judges_of(name: str) -> tuple[JudgeName, ...] | None:
