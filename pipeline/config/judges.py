@@ -52,7 +52,8 @@ class DistanceCorrelationOptions:
     """[x, given] of RS: of teacher, student and baseline what is left of x without given. Empty: [teacher, student]
     and [student, teacher], and with a baseline [student, baseline] and [baseline, student]."""
     baseline: str | None = None
-    """Run of another student, as one of labels alone: what the student has beyond it was distilled."""
+    """Run of another student, as one of labels alone: what the student has beyond it was distilled. In a sweep it may
+    name an arm, whose student of the same seed is taken."""
     embeddings: str | None = None
     """.npy [K, e], an embedding a class, as of their names; null: one-hot. For two classes any gives the same."""
     l2norm: bool = False
@@ -95,7 +96,7 @@ class UnicamOptions:
     """[x, given]: what of x's relevance to the labels lies beyond given, on x's grid. Empty: [teacher, student]
     (residual) and [student, teacher], and with a baseline [student, baseline] (distilled) and the reverse."""
     baseline: str | None = None
-    """Run of another student, as one of labels alone."""
+    """Run (in a sweep also arm) of another student, as one of labels alone."""
 
     def __post_init__(self) -> None:
         section = "evaluate.unicam"

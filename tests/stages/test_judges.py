@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pandas as pd
@@ -26,6 +27,7 @@ from pipeline.evaluation.judges import JUDGES
 from pipeline.evaluation.metrics import METRICS, judges_of, metric_of, numbers_of
 from pipeline.evaluation.trial import Trial
 from pipeline.models import build_model
+from pipeline.report.columns import columns_of
 from pipeline.report.results import load_results
 from pipeline.runs import RUNS, TrainedModel, identity, plain, save_model
 from pipeline.store.manifest import StoreMismatchError
@@ -233,14 +235,39 @@ def test_a_teacher_that_is_typed_for_judges_who_do_not_ask_it_is_refused(monkeyp
     )
 
 
-def test_one_more_judge_of_a_sweep_trains_nobody_again_and_is_reported(frozen, tmp_path):
-    store = shutil.copytree(frozen.store.path, tmp_path / "store")
-    words = [
+def sweep_words(frozen, store):
+    return [
         f"store.path={store}", "student.name=resnet8", "student.width=4", "teacher.name=resnet8",
         "teacher.width=4", f"teacher.weights={frozen.config.teacher.weights}", "augment.operations=[]",
         "trainer.epochs=1", "trainer.batch_size=8", "arms={kd: ['method=kd']}", "seeds=[0]",
         "executor=serial", "evaluate.splits=[train]", "run=many",
     ]  # fmt: skip
+
+
+def test_a_baseline_that_names_an_arm_is_its_student_of_the_same_seed(frozen, tmp_path):
+    store = shutil.copytree(frozen.store.path, tmp_path / "store")
+    words = [
+        *sweep_words(frozen, store), "arms={kd: ['method=kd'], labels: ['method=labels']}",
+        "seeds=[0,1]", "judges=[distance_correlation]", "evaluate.distance_correlation.baseline=labels",
+    ]  # fmt: skip
+
+    run_sweep(words)
+
+    rows = {(row["arm"], row["seed"]): row["run"] for row in read_sweep("many")["runs"]}
+    for (arm, seed), run in rows.items():
+        found = json.loads((RUNS / run / "evaluate" / "metrics.json").read_text())
+        (weights,) = found["judges"]["distance_correlation"]["files"] or [None]
+        pairs = found["splits"]["train"]["distance_correlation"]["rs"]
+        assert ("student_given_baseline" in pairs) == (arm == "kd")
+        if arm == "kd":
+            assert Path(weights) == RUNS / rows["labels", seed] / "distill" / "model.safetensors"
+    with pytest.raises(ConfigError, match="baseline=labels names an arm with 2 students"):
+        run_sweep([*words, "grid={method.label_smoothing: [0.0, 0.1]}"])
+
+
+def test_one_more_judge_of_a_sweep_trains_nobody_again_and_is_reported(frozen, tmp_path):
+    store = shutil.copytree(frozen.store.path, tmp_path / "store")
+    words = sweep_words(frozen, store)
     one = run_sweep(words)
     students = [row["run"] for row in read_sweep("many")["runs"]]
     more = [*words, "judges=[accuracy,distance_correlation]"]
@@ -252,9 +279,12 @@ def test_one_more_judge_of_a_sweep_trains_nobody_again_and_is_reported(frozen, t
     (result,) = load_results("many")
     source = "train.distance_correlation.fss.layer3"
     found = result.metrics["train"]["distance_correlation"]["fss"]["layer3"]
-    assert result.value(source) == result.value(source.replace("train", "all")) == found
-    with pytest.raises(ConfigError, match=r"train\.unicam\.objective is not in .*train\.accuracy"):
-        result.value("train.unicam.objective")
+    assert result.find(source) == result.find(source.replace("train", "all")) == found
+    assert result.find("train.unicam.objective") is None
+    with pytest.raises(
+        ConfigError, match=r"no student has train\.unicam\.objective.*train\.accuracy"
+    ):
+        columns_of({"unicam": "train.unicam.objective"}, [result])
     with pytest.raises(ConfigError, match=r"distance_correlation\.seed=0 where this one has 1"):
         run_sweep([*more, "evaluate.distance_correlation.seed=1"])
 
