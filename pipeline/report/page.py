@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.config import ReportConfig
     from pipeline.report.case_pictures import SplitCases
     from pipeline.report.columns import Column
+    from pipeline.report.judge_sections import Figure
     from pipeline.report.results import Selection, StudentResult
     from pipeline.store.reader import Store, TeacherPass
 
@@ -60,7 +61,7 @@ def render_page(
         table=store.manifest.columns,
         ledger=_ledger(config.run, store, passes, results),
         **(_students(config, store, results, values, columns) if results else {}),
-        judged=judge_sections(results, teacher),
+        judged=judge_sections(results, teacher, _judges_pictures(results, store)),
         cases=cases,
         partitions=partition_rows(store),
         selection=values.get("selection"),
@@ -97,6 +98,13 @@ def _students(
         "curves": training_curves(_metric_lines(results)),
         "shifts": {split: shift_plot(curves) for split, curves in _shift_curves(results).items()},
     }
+
+
+def _judges_pictures(results: list[StudentResult], store: Store) -> dict[str, list[Figure]]:
+    """By judge, of those that leave pictures."""
+    from pipeline.report.unicam_pictures import unicam_figures
+
+    return {"unicam": unicam_figures(results, store)}
 
 
 def _selection_figure(selection: Selection) -> dict[str, Any]:
