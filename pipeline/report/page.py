@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.report.columns import arm_summary
 from pipeline.report.judge_sections import judge_sections
+from pipeline.report.results import over_the_grid
 from pipeline.runs import RUNS, read_cost, read_description
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def render_page(
         partitions=partition_rows(store),
         selection=values.get("selection"),
         **(_selection_figure(selection) if selection else {}),
+        grid_plot=_grid_plot(config, results, columns),
     )
 
 
@@ -111,6 +113,17 @@ def _selection_figure(selection: Selection) -> dict[str, Any]:
     from pipeline.report.figures import selection_plot
 
     return {"selection_scale": selection.metric.scale, "selection_plot": selection_plot(selection)}
+
+
+def _grid_plot(
+    config: ReportConfig, results: list[StudentResult], columns: Sequence[Column]
+) -> str:
+    """report.paired_column over the options of the grid; empty where arms have one point each."""
+    from pipeline.report.figures import selection_plot
+
+    paired = [column for column in columns if column.name == config.report.paired_column]
+    grid = over_the_grid(results, paired[0].source) if paired else None
+    return selection_plot(grid) if grid is not None else ""
 
 
 def _open_passes(config: ReportConfig, store: Store) -> list[TeacherPass]:

@@ -134,6 +134,7 @@ def load_partition(folder: Path) -> SavedPartition:
             "grid": None if values["grid"] is None else tuple(values["grid"]),
             "modularity": tuple(values["modularity"]),
             "null_features": tuple(values["null_features"]),
+            "made_with": values.get("made_with", {}),
         },
     )
     tensors = read_tensors(folder, PARTITION_NAME, manifest.files, _REPAIR)
