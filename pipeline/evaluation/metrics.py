@@ -48,7 +48,7 @@ def metric_of(name: str) -> Metric | None:
     """How a metric is read that is named as in `numbers_of`; None where it is not known which is better."""
     if name in METRICS:
         return METRICS[name]
-    found = [metric for of, metric in JUDGE_METRICS.items() if name.startswith(f"{of}.")]
+    found = [metric for of, metric in JUDGE_METRICS.items() if f"{name}.".startswith(f"{of}.")]
     return found[0] if found else None
 
 
