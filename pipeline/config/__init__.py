@@ -68,6 +68,7 @@ from pipeline.config.store import (
     StoreConfig,
     SubsetConfig,
 )
+from pipeline.config.study import ClassSimilarityOptions
 from pipeline.config.table_data import (
     ALL_COLUMNS,
     SklearnTableDataConfig,
@@ -114,6 +115,7 @@ __all__ = [
     "CanonicalViewsConfig",
     "CatKDConfig",
     "CifarModelConfig",
+    "ClassSimilarityOptions",
     "ClusterConfig",
     "ConfigError",
     "DataConfig",

@@ -6,8 +6,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.config.errors import require
+from pipeline.config.study import ClassSimilarityOptions
 
-JudgeName = Literal["accuracy", "localization", "shift", "superfeatures"]
+JudgeName = Literal[
+    "accuracy",
+    "localization",
+    "shift",
+    "superfeatures",
+    "gradient_alignment",
+    "class_similarity",
+]
 """The judges, key by key those of evaluation.judges.JUDGES; one that has options has a section of its name in
 EvaluateOptions."""
 
@@ -39,6 +47,7 @@ class EvaluateOptions:
     num_pictures: int = 8
     """Records whose maps are kept for the report, about as many of each split."""
     device: str = "auto"
+    class_similarity: ClassSimilarityOptions = field(default_factory=ClassSimilarityOptions)
 
     def __post_init__(self) -> None:
         require(

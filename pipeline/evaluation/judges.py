@@ -11,6 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.config import ConfigError
+from pipeline.evaluation.class_similarity import check_class_similarity, judge_class_similarity
+from pipeline.evaluation.gradient_alignment import (
+    check_gradient_alignment,
+    judge_gradient_alignment,
+)
 from pipeline.evaluation.judged import label_metrics, localization_metrics
 from pipeline.evaluation.shift import check_shift, shift_curves
 from pipeline.evaluation.superfeatures import check_superfeatures, judge_superfeatures
@@ -85,4 +90,6 @@ JUDGES: dict[str, Judge] = {
     "localization": Judge(_localization, _check_localization),
     "shift": Judge(_shift, _check_shift),
     "superfeatures": Judge(judge_superfeatures, check_superfeatures),
+    "gradient_alignment": Judge(judge_gradient_alignment, check_gradient_alignment),
+    "class_similarity": Judge(judge_class_similarity, check_class_similarity),
 }

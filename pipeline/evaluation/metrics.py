@@ -34,6 +34,10 @@ METRICS = {
 JUDGE_METRICS: dict[str, Metric] = {
     "superfeatures.kl": Metric(higher_is_better=False, scale=1.0),  # nats
     "superfeatures.agreement": Metric(),
+    "gradient_alignment.mask_energy": Metric(scale=1.0),  # a share of energy above that of area
+    "gradient_alignment.margin_alignment": Metric(scale=1.0),
+    "gradient_alignment.map_cosine": Metric(scale=1.0),
+    "class_similarity.spearman": Metric(scale=1.0),
 }
 """Of judges whose metrics lie below their name: <judge>.<quantity>, which may have a name for each layer or pair
 below it."""
