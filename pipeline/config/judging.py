@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.config.errors import require
-from pipeline.config.study import ClassSimilarityOptions
+from pipeline.config.study import ClassSimilarityOptions, FiveBandOptions
 
 JudgeName = Literal[
     "accuracy",
@@ -15,6 +15,7 @@ JudgeName = Literal[
     "superfeatures",
     "gradient_alignment",
     "class_similarity",
+    "five_band",
 ]
 """The judges, key by key those of evaluation.judges.JUDGES; one that has options has a section of its name in
 EvaluateOptions."""
@@ -48,6 +49,7 @@ class EvaluateOptions:
     """Records whose maps are kept for the report, about as many of each split."""
     device: str = "auto"
     class_similarity: ClassSimilarityOptions = field(default_factory=ClassSimilarityOptions)
+    five_band: FiveBandOptions = field(default_factory=FiveBandOptions)
 
     def __post_init__(self) -> None:
         require(

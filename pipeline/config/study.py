@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.config.errors import require
 
@@ -19,3 +20,12 @@ class ClassSimilarityOptions:
 
     def __post_init__(self) -> None:
         require(self.tau > 0, f"evaluate.class_similarity.tau must be > 0, got {self.tau}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiveBandOptions:
+    """Of judges=five_band."""
+
+    grid: Literal["legacy", "v2"] = "legacy"
+    """Of the soft score: how far thresholds move towards 0. legacy: 11 steps of 0.02, from (0.3, 0.7) to (0.1, 0.5);
+    v2: 56 steps of 0.005, to (0.025, 0.425)."""

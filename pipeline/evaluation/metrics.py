@@ -38,6 +38,10 @@ JUDGE_METRICS: dict[str, Metric] = {
     "gradient_alignment.margin_alignment": Metric(scale=1.0),
     "gradient_alignment.map_cosine": Metric(scale=1.0),
     "class_similarity.spearman": Metric(scale=1.0),
+    "five_band.accuracy": Metric(),
+    "five_band.recall": Metric(),
+    "five_band.precision": Metric(),
+    "five_band.fpr": Metric(higher_is_better=False),
 }
 """Of judges whose metrics lie below their name: <judge>.<quantity>, which may have a name for each layer or pair
 below it."""

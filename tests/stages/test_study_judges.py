@@ -2,14 +2,20 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from pipeline.config import ClassSimilarityOptions, ConfigError
+from pipeline.config import (
+    CellsDataConfig,
+    ClassSimilarityOptions,
+    ConfigError,
+    FiveBandOptions,
+)
 from pipeline.runs import RUNS
 from pipeline.store.reader import Store
 from stages import evaluate, precompute
-from tests.conftest import precompute_config
+from tests.conftest import Frozen, precompute_config
 from tests.stages.test_judges import config_of, save_student
 
 
@@ -81,3 +87,35 @@ def test_nothing_to_compare_class_means_with_is_refused(tmp_path, frozen, studen
         ConfigError, match=r"there is no teacher pass.*class_similarity\.similarity="
     ):
         judge(bare, "class_similarity")
+
+
+# ---- five_band -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory, tiny_teacher):
+    """A store of cells with a pass of a network that was never trained."""
+    data = CellsDataConfig(image_size=24, train_records=20, test_records=20)
+    config = precompute_config(tmp_path_factory.mktemp("cells") / "store", tiny_teacher, data=data)
+    precompute.run(config)
+    return Frozen(Store(Path(config.store.path)), config)
+
+
+def test_explanations_of_cells_are_scored_band_by_band(cells):
+    save_student(cells, "one")
+
+    found = judge(cells, "five_band")
+    parts = judge(cells, "five_band", "by-three", batch_size=3)
+
+    assert parts == found
+    for name in ("accuracy", "recall", "precision", "fpr"):
+        assert all(0 <= value <= 1 for value in found[name].values())
+    assert found["accuracy"]["best"] >= found["accuracy"]["hard"]
+    assert found["background_fraction"] > 0.6
+    soft = judge(cells, "five_band", "v2", five_band=FiveBandOptions(grid="v2"))
+    assert soft["accuracy"]["hard"] == found["accuracy"]["hard"]
+
+
+def test_masks_without_two_levels_are_refused(frozen, student):
+    with pytest.raises(ConfigError, match=r"needs masks of two levels.*test has one with 255"):
+        judge(frozen, "five_band")
