@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pipeline.cluster.session import in_submitted_job
 from pipeline.config import VERBS, ConfigError, ExistingClusterConfig, KubeRayClusterConfig
 from pipeline.config.builder import build_verb_config
+from pipeline.config.judging import ASK_TEACHER
 from pipeline.config.paths import require_shared_paths, with_absolute_paths
 from pipeline.errors import UserError
 from pipeline.runs import RUNS, plain, save_config, to_yaml
@@ -74,6 +75,7 @@ def main(
         composed = compose(verb, words)
         _check_live_words(verb, words, composed)
         config = place_paths(build_verb_config(verb, composed))
+        _check_asked_words(verb, words, composed, config)
         if "run" in composed and verb in ("precompute", "sweep", "report"):
             save_config(RUNS / composed["run"] / f"{verb}.yaml", sections(verb, composed))
         _print_result(run(config))
@@ -167,6 +169,20 @@ def _check_live_words(verb: str, words: Sequence[str], composed: dict[str, Any])
             raise ConfigError(
                 f"distill reads {word} with mode=live only; frozen targets come from the store: "
                 "choose the pass with store.teacher="
+            )
+
+
+def _check_asked_words(
+    verb: str, words: Sequence[str], composed: dict[str, Any], config: Any
+) -> None:
+    """The same for the teacher network of an evaluation, which few judges ask."""
+    if verb != "evaluate" or config.teacher.kind == composed["teacher"]["kind"]:
+        return
+    for word in words:
+        if section_of(word) == "teacher":
+            raise ConfigError(
+                f"evaluate reads {word} with subject=teacher and for the judges {', '.join(sorted(ASK_TEACHER))} only; "
+                "the teacher's stored answers are chosen by store.teacher="
             )
 
 

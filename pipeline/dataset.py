@@ -155,7 +155,7 @@ class StoreDataset(Dataset[Batch]):
             original_size=torch.from_numpy(
                 np.stack([self.columns["height"][at], self.columns["width"][at]], axis=1)
             ).float(),
-            labels=self._labels(at),
+            labels=self.labels_at(at),
             groups=torch.from_numpy(self.columns["group"][at].astype(np.int64)),
             masks=self._masks(at) if self.with_regions and not self.store.is_table else None,
             boxes=self._boxes(at) if self.with_regions else (),
@@ -165,8 +165,8 @@ class StoreDataset(Dataset[Batch]):
             ),
         )
 
-    def _labels(self, at: NDArray[np.int64]) -> torch.Tensor:
-        """i64 [n], or f32 [n, K] of many labels a record."""
+    def labels_at(self, at: NDArray[np.int64]) -> torch.Tensor:
+        """Of these positions, without reading an image: i64 [n], or f32 [n, K] of many labels a record."""
         if self.label_lists is not None:
             lists = self.label_lists.take(at).to_pylist()
             return multi_hot_of_lists(lists, len(self.store.manifest.classes))

@@ -189,6 +189,7 @@ def _judge(config: EvaluateConfig, judged: _Judged, folder: Path, missing: Seque
             config=config,
             networks=networks,
             folder=folder,
+            fingerprint=judged.fingerprint,
             localise="localization" in wanted,
         )
         for split in config.evaluate.splits

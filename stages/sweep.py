@@ -34,6 +34,7 @@ from pipeline.config import ConfigError, require
 from pipeline.config.builder import build_verb_config
 from pipeline.distillation import fingerprint_inputs, open_passes
 from pipeline.errors import UserError
+from pipeline.evaluation.baselines import matching_run, named_baselines, with_baselines
 from pipeline.evaluation.findings import METRICS_NAME, missing_judges
 from pipeline.evaluation.metrics import (
     JUDGE_METRICS,
@@ -166,10 +167,12 @@ def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
     reported = students
     if config.select is not None:
         split, metric = _split_and_metric(config.select)
-        work.finish([student.judged_on(split, metric) for student in students])
+        for turn in _in_turns(students):
+            work.finish([student.judged_on(split, metric) for student in turn])
         candidates, reported = _choose(students, split, metric)
         values = {"select": config.select, "candidates": candidates}
-    work.finish([student.judged() for student in reported])
+    for turn in _in_turns(reported):
+        work.finish([student.judged() for student in turn])
     finished = [student for student in reported if student.judged().is_done]
     values["runs"] = [student.row for student in finished]
     table = RUNS / config.run / SWEEP_NAME
@@ -230,7 +233,23 @@ def _plan(config: SweepConfig, base: Sequence[str]) -> list[Student]:
             f"grid: two points make the same student of arm {student.arm}, one of them "
             f"{point_label(student.point)}; name each value once",
         )
-    return students
+    return [_with_baselines(student, students) for student in students]
+
+
+def _with_baselines(student: Student, students: Sequence[Student]) -> Student:
+    """The student, compared with that of its seed where a judge's baseline is an arm; an arm with nobody itself."""
+    runs: dict[str, str | None] = {}
+    for arm in named_baselines(student.evaluate) & {other.arm for other in students}:
+        of_arm = {o.name: o.point for o in students if (o.arm, o.seed) == (arm, student.seed)}
+        runs[arm] = None if arm == student.arm else matching_run(arm, student.point, of_arm)
+    return replace(student, evaluate=with_baselines(student.evaluate, runs)) if runs else student
+
+
+def _in_turns(students: Sequence[Student]) -> list[list[Student]]:
+    """Those first that others are compared with."""
+    compared = {name for student in students for name in named_baselines(student.evaluate)}
+    first = [student for student in students if student.name in compared]
+    return [first, [student for student in students if student.name not in compared]]
 
 
 def _points(words: list[str], grid: dict[str, tuple[Any, ...]]) -> Iterator[Point]:

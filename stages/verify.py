@@ -52,7 +52,8 @@ def run(config: VerifyConfig) -> VerifyResult:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise DamagedStoreError(
             f"{len(problems)} problem(s) in {path}:\n{listed}\n"
-            "to repair, delete the files named and the manifest.json beside them, then run stages.precompute again"
+            "to repair, delete the files named and the manifest.json beside them, then run stages.precompute again "
+            "(for a folder of artefacts/ what made it)"
         )
     store = Store(path)
     passes = [*store.pass_folders(), *store.pass_folders(stored_views=True)]

@@ -33,6 +33,7 @@ from pipeline.config.errors import (
     require_fraction,
 )
 from pipeline.config.file_data import FileDataConfig
+from pipeline.config.judges import DistanceCorrelationOptions, UnicamOptions
 from pipeline.config.judging import (
     EvaluateOptions,
     JudgeName,
@@ -123,6 +124,7 @@ __all__ = [
     "DataConfig",
     "DemoDataConfig",
     "DigitsDataConfig",
+    "DistanceCorrelationOptions",
     "DistillConfig",
     "E2KDConfig",
     "EvaluateConfig",
@@ -173,6 +175,7 @@ __all__ = [
     "TorchvisionDataConfig",
     "TorchvisionModelConfig",
     "TrainerConfig",
+    "UnicamOptions",
     "VerifyConfig",
     "WebDatasetDataConfig",
     "require",

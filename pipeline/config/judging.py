@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.config.errors import require
+from pipeline.config.judges import DistanceCorrelationOptions, UnicamOptions
 from pipeline.config.study import ClassSimilarityOptions, FiveBandOptions
 
 JudgeName = Literal[
@@ -13,12 +14,16 @@ JudgeName = Literal[
     "localization",
     "shift",
     "superfeatures",
+    "distance_correlation",
+    "unicam",
     "gradient_alignment",
     "class_similarity",
     "five_band",
 ]
 """The judges, key by key those of evaluation.judges.JUDGES; one that has options has a section of its name in
 EvaluateOptions."""
+ASK_TEACHER: frozenset[JudgeName] = frozenset({"distance_correlation", "unicam"})
+"""Judges that may ask the teacher network itself; for all others `teacher` is not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,10 @@ class EvaluateOptions:
     (e2KD, Figure 5: 32); null measures none. Wants frames that are larger than the student's input by as much."""
     shift_records: int = 256
     """Of each split, for that curve; every shift is a forward pass of each."""
+    distance_correlation: DistanceCorrelationOptions = field(
+        default_factory=DistanceCorrelationOptions
+    )
+    unicam: UnicamOptions = field(default_factory=UnicamOptions)
     num_pictures: int = 8
     """Records whose maps are kept for the report, about as many of each split."""
     device: str = "auto"

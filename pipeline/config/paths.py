@@ -20,7 +20,12 @@ _FILES = {
     "black_box": ("weights", "partition"),
     "student": ("weights", "partition"),
     "teaching": ("start",),
-    "evaluate": ("store",),
+    "evaluate": (
+        "store",
+        "distance_correlation.embeddings",
+        "class_similarity.similarity",
+        "dissection.path",
+    ),
 }
 _NO_FILES = ("", "pretrained", "random")
 _WRITTEN = ("store.path", "run")
@@ -51,8 +56,7 @@ def require_shared_paths(config: Any, mount_path: str | None = None) -> None:
 def with_absolute_paths(config: C) -> C:
     """A verb's config whose relative files are those of this process's own folder."""
     for section, name, path in _paths(config):
-        options = replace(getattr(config, section), **{name: str(Path(path).absolute())})
-        config = replace(config, **{section: options})  # type: ignore[type-var]
+        config = _replaced(config, [section, *name.split(".")], str(Path(path).absolute()))
     return config
 
 
@@ -61,8 +65,22 @@ def _paths(config: Any) -> Iterator[tuple[str, str, str]]:
     for section, names in _FILES.items():
         options = getattr(config, section, None)
         for name in names:
-            path = getattr(options, name, None)
+            path = _read(options, name.split("."))
             # A download's folder matters where something is downloaded.
             unused = name == "cache" and "://" not in getattr(options, "path", "")
             if path is not None and path not in _NO_FILES and "://" not in path and not unused:
                 yield section, name, path
+
+
+def _read(options: Any, names: list[str]) -> Any:
+    """The option that nested names lead to; None where there is none."""
+    for name in names:
+        options = getattr(options, name, None)
+    return options
+
+
+def _replaced(config: C, names: list[str], value: str) -> C:
+    first, *below = names
+    inner = _replaced(getattr(config, first), below, value) if below else value
+    replaced: C = replace(config, **{first: inner})  # type: ignore[type-var]
+    return replaced

@@ -26,7 +26,12 @@ from pipeline.config.data import (
 )
 from pipeline.config.distilling import DistillConfig
 from pipeline.config.errors import require
-from pipeline.config.judging import EvaluateOptions, JudgeName, ReportOptions
+from pipeline.config.judging import (
+    ASK_TEACHER,
+    EvaluateOptions,
+    JudgeName,
+    ReportOptions,
+)
 from pipeline.config.methods import (
     ATConfig,
     CatKDConfig,
@@ -206,6 +211,9 @@ class EvaluateConfig(JudgedRun):
                 len(set(self.judges)) == len(self.judges),
                 f"judges names one twice: {', '.join(self.judges)}",
             )
+        if self.subject == "student" and not ASK_TEACHER & set(self.asked):
+            # An experiment names the teacher for all verbs; where it is not read it makes no difference.
+            object.__setattr__(self, "teacher", NoModelConfig())
 
     @property
     def asked(self) -> tuple[JudgeName, ...]:

@@ -18,8 +18,10 @@ from pipeline.evaluation.gradient_alignment import (
     judge_gradient_alignment,
 )
 from pipeline.evaluation.judged import label_metrics, localization_metrics
+from pipeline.evaluation.residual_features import check_distances, judge_distances
 from pipeline.evaluation.shift import check_shift, shift_curves
 from pipeline.evaluation.superfeatures import check_superfeatures, judge_superfeatures
+from pipeline.evaluation.unicam_maps import check_unicam, judge_unicam
 from pipeline.tables import require_images
 
 if TYPE_CHECKING:
@@ -91,6 +93,8 @@ JUDGES: dict[str, Judge] = {
     "localization": Judge(_localization, _check_localization),
     "shift": Judge(_shift, _check_shift),
     "superfeatures": Judge(judge_superfeatures, check_superfeatures),
+    "distance_correlation": Judge(judge_distances, check_distances),
+    "unicam": Judge(judge_unicam, check_unicam),
     "gradient_alignment": Judge(judge_gradient_alignment, check_gradient_alignment),
     "class_similarity": Judge(judge_class_similarity, check_class_similarity),
     "five_band": Judge(judge_five_band, check_five_band),

@@ -31,26 +31,35 @@ METRICS = {
 }
 """Of judge.judge_split; some need groups, regions or a teacher."""
 
+_PLAIN = Metric(scale=1.0)
+_LESS = Metric(higher_is_better=False, scale=1.0)
 JUDGE_METRICS: dict[str, Metric] = {
-    "superfeatures.kl": Metric(higher_is_better=False, scale=1.0),  # nats
+    "superfeatures.kl": _LESS,  # nats
     "superfeatures.agreement": Metric(),
-    "gradient_alignment.mask_energy": Metric(scale=1.0),  # a share of energy above that of area
-    "gradient_alignment.margin_alignment": Metric(scale=1.0),
-    "gradient_alignment.map_cosine": Metric(scale=1.0),
-    "class_similarity.spearman": Metric(scale=1.0),
+    "distance_correlation.fss": _PLAIN,
+    "distance_correlation.relevance": _PLAIN,
+    "distance_correlation.rs.teacher_given_student": _LESS,  # what the student left
+    "distance_correlation.rs.student_given_baseline": _PLAIN,
+    "gradient_alignment.mask_energy": _PLAIN,  # a share of energy above that of area
+    "gradient_alignment.margin_alignment": _PLAIN,
+    "gradient_alignment.map_cosine": _PLAIN,
+    "class_similarity.spearman": _PLAIN,
     "five_band.accuracy": Metric(),
     "five_band.recall": Metric(),
     "five_band.precision": Metric(),
     "five_band.fpr": Metric(higher_is_better=False),
 }
-"""Of judges whose metrics lie below their name: <judge>.<quantity>, which may have a name for each layer or pair
-below it."""
+"""Of judges whose metrics lie below their name: <judge>.<quantity>, which may have a value a layer below it."""
 
 
 def metric_of(name: str) -> Metric | None:
     """How a metric is read that is named as in `numbers_of`; None where it is not known which is better."""
-    quantity = ".".join(name.split(".")[:2])
-    return METRICS.get(name) or JUDGE_METRICS.get(quantity)
+    if name in METRICS:
+        return METRICS[name]
+    found = [
+        metric for of, metric in JUDGE_METRICS.items() if name == of or name.startswith(f"{of}.")
+    ]
+    return found[0] if found else None
 
 
 def judges_of(name: str) -> tuple[JudgeName, ...] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import ConfigError, NoModelConfig
 from pipeline.evaluation.judge import Subject
@@ -48,6 +48,16 @@ class Networks:
                 "teacher.weights=, as for precompute"
             )
         check_made_pass(teacher, self.store, self.passes)
+
+    @cached_property
+    def described_teacher(self) -> dict[str, Any]:
+        """The teacher as its pass names it, or, where there is none, as `teacher` does."""
+        if self.passes:
+            return self.passes[0].manifest.teacher
+        teacher = _named(self.config)
+        return (
+            {} if teacher is None else describe_teacher(teacher, len(self.store.manifest.classes))
+        )
 
     @cached_property
     def teacher(self) -> Subject:

@@ -39,6 +39,8 @@ class Trial:
     """The teacher network and other students, where a judge needs them."""
     folder: Path
     """Of the evaluation: where a judge writes what is too large for metrics.json, named <judge>-<split>.*"""
+    fingerprint: str = ""
+    """Of the subject: sha256 of its weights, as config.yaml names it."""
     localise: bool = True
     """Whether the shared pass looks at maps and regions."""
 

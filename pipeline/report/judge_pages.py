@@ -76,6 +76,17 @@ PAGES: dict[str, JudgePage] = {
             ),
         ),
     ),
+    "unicam": JudgePage(
+        "UniCAM",
+        "Where the distilled and the residual features lie",
+        "Maps of relevance to the labels that one network has and another has not (UniCAM), each record against fixed "
+        "banks of others; reliability is the cosine of the maps of two banks.",
+        (
+            Quantity("objective", "J: relevance left of the first network without the second"),
+            Quantity("reliability", "Reliability: cosine between banks", MORE),
+            Quantity("empty_fraction", "Share of maps in which nothing is positive", LESS),
+        ),
+    ),
     "superfeatures": JudgePage(
         "Superfeatures",
         "What it says of each superfeature",

@@ -7,8 +7,10 @@ one quantity of the judge, such as FSS of each layer.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipeline.evaluation.metrics import numbers_of
 from pipeline.report.columns import Column, arm_summary, student_rows
 from pipeline.report.figures import bar_plot, line_plot
 from pipeline.report.judge_pages import PAGES
@@ -48,8 +50,15 @@ class Section(NamedTuple):
     figures: list[Figure]
 
 
-def judge_sections(results: list[StudentResult], teacher: StudentResult | None) -> list[Section]:
-    """Those of judges that looked at any of them, on any split."""
+def judge_sections(
+    results: list[StudentResult],
+    teacher: StudentResult | None,
+    pictures: Mapping[str, list[Figure]] = MappingProxyType({}),
+) -> list[Section]:
+    """Those of judges that looked at any of them, on any split.
+
+    pictures  by judge, shown below its tables
+    """
     everyone = [*results, *([teacher] if teacher else [])]
     splits = list(dict.fromkeys(split for result in results for split in result.metrics))
     sections = []
@@ -58,7 +67,9 @@ def judge_sections(results: list[StudentResult], teacher: StudentResult | None) 
             split for split in splits if any(judge in r.metrics.get(split, {}) for r in everyone)
         ]
         if looked:
-            sections.append(_section(judge, page, looked, results, teacher))
+            section = _section(judge, page, looked, results, teacher)
+            section.figures.extend(pictures.get(judge, []))
+            sections.append(section)
     return sections
 
 
@@ -96,7 +107,7 @@ def _columns(
         for part in quantity.name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         if isinstance(value, Mapping):
-            found |= dict.fromkeys(f"{quantity.name}.{name}" for name in value)
+            found |= dict.fromkeys(numbers_of(value, f"{quantity.name}."))
         elif value is not None:
             found[quantity.name] = None
     return [

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.report.columns import arm_summary
 from pipeline.report.judge_sections import judge_sections
+from pipeline.report.results import over_the_grid
 from pipeline.runs import RUNS, read_cost, read_description
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.config import ReportConfig
     from pipeline.report.case_pictures import SplitCases
     from pipeline.report.columns import Column
+    from pipeline.report.judge_sections import Figure
     from pipeline.report.results import Selection, StudentResult
     from pipeline.store.reader import Store, TeacherPass
 
@@ -60,11 +62,12 @@ def render_page(
         table=store.manifest.columns,
         ledger=_ledger(config.run, store, passes, results),
         **(_students(config, store, results, values, columns) if results else {}),
-        judged=judge_sections(results, teacher),
+        judged=judge_sections(results, teacher, _judges_pictures(results, store)),
         cases=cases,
         partitions=partition_rows(store),
         selection=values.get("selection"),
         **(_selection_figure(selection) if selection else {}),
+        grid_plot=_grid_plot(config, results, columns),
     )
 
 
@@ -99,10 +102,28 @@ def _students(
     }
 
 
+def _judges_pictures(results: list[StudentResult], store: Store) -> dict[str, list[Figure]]:
+    """By judge, of those that leave pictures."""
+    from pipeline.report.unicam_pictures import unicam_figures
+
+    return {"unicam": unicam_figures(results, store)}
+
+
 def _selection_figure(selection: Selection) -> dict[str, Any]:
     from pipeline.report.figures import selection_plot
 
     return {"selection_scale": selection.metric.scale, "selection_plot": selection_plot(selection)}
+
+
+def _grid_plot(
+    config: ReportConfig, results: list[StudentResult], columns: Sequence[Column]
+) -> str:
+    """report.paired_column over the options of the grid; empty where arms have one point each."""
+    from pipeline.report.figures import selection_plot
+
+    paired = [column for column in columns if column.name == config.report.paired_column]
+    grid = over_the_grid(results, paired[0].source) if paired else None
+    return selection_plot(grid) if grid is not None else ""
 
 
 def _open_passes(config: ReportConfig, store: Store) -> list[TeacherPass]:
@@ -146,12 +167,15 @@ def _ledger(
     run: str, store: Store, passes: list[TeacherPass], results: list[StudentResult]
 ) -> dict[str, str]:
     records = store.index.num_rows
-    images = sum(shard.bytes for shard in store.manifest.shards)
+    inputs = sum(shard.bytes for shard in store.manifest.shards)
     folders = [result.folder / "distill" for result in results]
     costs = {folder: cost for folder in folders if (cost := read_cost(folder))}
-    ledger = {"Bytes of images": f"{images:,} ({images / records:,.0f} a record)"}
+    noun, failed = ("rows", "stored") if store.is_table else ("images", "decoded")
+    ledger = {f"Bytes of {noun}": f"{inputs:,} ({inputs / records:,.0f} a record)"}
     if store.manifest.skipped:
-        ledger["Images that could not be decoded"] = f"{len(store.manifest.skipped):,}"
+        ledger[f"{noun.capitalize()} that could not be {failed}"] = (
+            f"{len(store.manifest.skipped):,}"
+        )
     if costs:
         seconds = mean(cost["seconds"] for cost in costs.values())
         ledger["Seconds a student, mean"] = f"{seconds:.1f}"

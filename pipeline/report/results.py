@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
@@ -38,6 +38,7 @@ class StudentResult:
     arm: str
     label: str
     """The arm, with its point of the grid where the arm has several."""
+    point: Point = field(default_factory=dict)
     seed: int
     folder: Path
     metrics: dict[str, dict[str, Any]]
@@ -130,6 +131,7 @@ def _load_result(row: dict[str, Any], several: bool) -> StudentResult:
     return StudentResult(
         arm=row["arm"],
         label=f"{row['arm']} {point_label(row['point'])}" if several else row["arm"],
+        point=row.get("point", {}),
         seed=row["seed"],
         folder=RUNS / row["run"],
         metrics=metrics,
@@ -162,10 +164,8 @@ class Selection:
 
     @property
     def metric(self) -> Metric:
-        """By which the candidates are compared."""
-        metric = metric_of(self.select.partition(".")[2])
-        assert metric is not None  # checked before the sweep began
-        return metric
+        """By which the candidates are compared; a sweep has checked that it is known."""
+        return metric_of(self.select.partition(".")[2]) or Metric()
 
 
 def load_selection(run: str) -> Selection | None:
@@ -190,6 +190,27 @@ def load_selection(run: str) -> Selection | None:
         for (arm, _), found in members.items()
     ]
     return Selection(select=sweep["select"], candidates=candidates)
+
+
+def over_the_grid(results: Sequence[StudentResult], source: str) -> Selection | None:
+    """Every arm's points with what they reached, as if one were to be chosen; None where no arm has several, or a
+    student has no value.
+    """
+    values = defaultdict(list)
+    points = {}
+    for result in results:
+        value = result.find(source)
+        if value is None:
+            return None
+        values[result.arm, result.label].append(value)
+        points[result.arm, result.label] = result.point
+    if len(values) == len({arm for arm, _ in values}):
+        return None
+    candidates = [
+        Candidate(arm=key[0], point=points[key], values=found, chosen=False)
+        for key, found in values.items()
+    ]
+    return Selection(select=source, candidates=candidates)
 
 
 def summarise(values: Sequence[float]) -> dict[str, float]:

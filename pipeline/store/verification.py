@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.records import NO_CLASS
+from pipeline.store.artefact import ARTEFACTS_FOLDER
 from pipeline.store.codecs import decode_unit
 from pipeline.store.files import PARTIAL_SUFFIX, sha256_file, sha256_keys
 from pipeline.store.index import INDEX_SCHEMA, read_table, receipt_path
 from pipeline.store.journal import JOURNAL_SUFFIX
 from pipeline.store.lock import LOCK_NAME
-from pipeline.store.manifest import MANIFEST_NAME, ManifestError, StoreMismatchError
+from pipeline.store.manifest import (
+    MANIFEST_NAME,
+    ManifestError,
+    StoreMismatchError,
+    read_checked,
+)
 from pipeline.store.reader import TEACHERS_FOLDER, Store, TeacherPass
 
 if TYPE_CHECKING:
@@ -35,7 +41,7 @@ def verify_store(path: Path) -> Iterator[str]:
     manifest = store.manifest
     described = {MANIFEST_NAME: None, manifest.index.path: manifest.index.sha256, **manifest.files}
     described |= {shard.path: shard.sha256 for shard in manifest.shards}
-    problems = list(_verify_files(path, described, ignored=TEACHERS_FOLDER))
+    problems = list(_verify_files(path, described, ignored=(TEACHERS_FOLDER, ARTEFACTS_FOLDER)))
     yield from problems
     if not problems:
         yield from _verify_index(store)
@@ -44,10 +50,12 @@ def verify_store(path: Path) -> Iterator[str]:
             yield f"{folder} has no manifest: the pass is unfinished; run its stages.precompute again"
         else:
             yield from _verify_pass(store, folder, rows_too=not problems)
+    for folder in sorted((path / ARTEFACTS_FOLDER).glob("*/")):
+        yield from _verify_artefact(folder)
 
 
 def _verify_files(
-    folder: Path, described: dict[str, str | None], ignored: str | None = None
+    folder: Path, described: dict[str, str | None], ignored: tuple[str, ...] = ()
 ) -> Iterator[str]:
     """The folder holds the described files, with their bytes, and no others; a digest of None is not checked."""
     for name, digest in described.items():
@@ -57,11 +65,23 @@ def _verify_files(
             yield f"{folder / name} has sha256 {found[:12]}, its manifest says {digest[:12]}"
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        if ignored is not None and name.startswith(f"{ignored}/"):
+        if name.partition("/")[0] in ignored:
             continue
         if name in (*described, LOCK_NAME) or name.endswith((PARTIAL_SUFFIX, JOURNAL_SUFFIX)):
             continue
         yield f"{path} is in no manifest"
+
+
+def _verify_artefact(folder: Path) -> Iterator[str]:
+    if not (folder / MANIFEST_NAME).exists():
+        yield f"{folder} has no manifest: the artefact is unfinished; delete it, whoever needs it makes it again"
+        return
+    try:
+        files = read_checked(folder / MANIFEST_NAME)["files"]
+    except ManifestError as error:
+        yield str(error)
+        return
+    yield from _verify_files(folder, {MANIFEST_NAME: None, **files})
 
 
 def _verify_index(store: Store) -> Iterator[str]:

@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import networkx
 import torch
-from safetensors.torch import load, save
 
-from pipeline.fingerprint import SHORT
 from pipeline.runs import PARTITION_NAME
-from pipeline.store.files import make_folder, sha256_json, write_atomically
-from pipeline.store.manifest import (
-    MANIFEST_NAME,
-    SCHEMA_VERSION,
-    ManifestError,
-    from_dict,
-    read_checked,
-    write_manifest,
+from pipeline.store.artefact import (
+    artefact_folder,
+    is_committed,
+    publish,
+    read_tensors,
+    write_tensors,
 )
+from pipeline.store.files import sha256_json
+from pipeline.store.manifest import MANIFEST_NAME, SCHEMA_VERSION, from_dict, read_checked
 from pipeline.superfeatures.partition import Partition
 
 if TYPE_CHECKING:
@@ -60,6 +59,8 @@ class PartitionManifest:
     dependency_sha256: str
     partition_sha256: str
     files: dict[str, str]
+    made_with: dict[str, str] = field(default_factory=dict)
+    """Versions of the libraries whose algorithms decide the groups; outside the fingerprint, for people."""
     kind: str = "partition"
     schema: int = SCHEMA_VERSION
 
@@ -81,7 +82,7 @@ def fingerprint_partition(made_from: dict[str, Any], options: dict[str, Any]) ->
 
 def partition_folder(store: Path, made_from: dict[str, Any], options: dict[str, Any]) -> Path:
     """Where the partition lies; it is there where the folder has a manifest."""
-    return store / "artefacts" / f"partition-{fingerprint_partition(made_from, options)[:SHORT]}"
+    return artefact_folder(store, "partition", fingerprint_partition(made_from, options))
 
 
 def save_partition(
@@ -94,13 +95,12 @@ def save_partition(
 ) -> Path:
     """Commit it, the manifest last; its folder. One that is there already stays, since passes name its digest."""
     folder = partition_folder(store, made_from, options)
-    if (folder / MANIFEST_NAME).exists():
+    if is_committed(folder):
         return folder
     partition, dependency, split_half = grouping.partition, measured.matrix, measured.split_half
-    make_folder(folder)
-    tensors = {"assignments": partition.assignments.contiguous(), "dependency": dependency}
-    digest = write_atomically(folder / PARTITION_NAME, save(tensors))
-    write_manifest(
+    tensors = {"assignments": partition.assignments, "dependency": dependency}
+    files = write_tensors(folder, PARTITION_NAME, tensors)
+    publish(
         folder,
         PartitionManifest(
             fingerprint=fingerprint_partition(made_from, options),
@@ -117,7 +117,8 @@ def save_partition(
             null_features=grouping.null_features,
             dependency_sha256=_sha256(dependency),
             partition_sha256=partition.sha256,
-            files={PARTITION_NAME: digest},
+            files=files,
+            made_with={"networkx": networkx.__version__, "torch": torch.__version__},
         ),
     )
     return folder
@@ -133,18 +134,10 @@ def load_partition(folder: Path) -> SavedPartition:
             "grid": None if values["grid"] is None else tuple(values["grid"]),
             "modularity": tuple(values["modularity"]),
             "null_features": tuple(values["null_features"]),
+            "made_with": values.get("made_with", {}),
         },
     )
-    path = folder / PARTITION_NAME
-    if not path.is_file():
-        raise ManifestError(f"{path} does not exist, though its manifest does; {_REPAIR}")
-    content = path.read_bytes()
-    found, claimed = hashlib.sha256(content).hexdigest(), manifest.files[PARTITION_NAME]
-    if found != claimed:
-        raise ManifestError(
-            f"{path} is damaged: it has sha256 {found[:12]}, its manifest says {claimed[:12]}; {_REPAIR}"
-        )
-    tensors = load(content)
+    tensors = read_tensors(folder, PARTITION_NAME, manifest.files, _REPAIR)
     return SavedPartition(
         manifest=manifest,
         partition=Partition(assignments=tensors["assignments"], grid=manifest.grid),

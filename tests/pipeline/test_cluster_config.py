@@ -18,6 +18,7 @@ from pipeline.config import (
     LocalClusterConfig,
 )
 from pipeline.config.builder import build_verb_config
+from pipeline.config.paths import with_absolute_paths
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -101,6 +102,31 @@ def test_in_a_job_absolute_paths_and_words_that_are_no_paths_will_do(monkeypatch
     config = placed("precompute", *shared, *words)
 
     assert config.store.path == "/shared/store"
+
+
+def test_in_a_job_the_files_of_a_judge_are_checked_and_the_teacher_where_it_is_asked(monkeypatch):
+    monkeypatch.setenv(JOB, "{}")
+    words = ["store.path=/shared/store", "run=/shared/run", "teacher.weights=w.pth"]
+
+    placed("evaluate", *words)  # accuracy and localization ask no teacher
+
+    with pytest.raises(ConfigError, match=r"teacher\.weights=w\.pth is relative"):
+        placed("evaluate", *words, "judges=[unicam]")
+    with pytest.raises(
+        ConfigError, match=r"evaluate\.distance_correlation\.embeddings=e\.npy is rel"
+    ):
+        placed("evaluate", *words, "evaluate.distance_correlation.embeddings=e.npy")
+
+
+def test_a_nested_file_becomes_absolute(monkeypatch):
+    config = build_verb_config(
+        "evaluate", compose("evaluate", ["evaluate.distance_correlation.embeddings=e.npy"])
+    )
+
+    options = with_absolute_paths(config).evaluate
+
+    assert options.distance_correlation.embeddings == str(Path("e.npy").absolute())
+    assert options.distance_correlation.probe_records == 512
 
 
 def test_in_a_job_a_stage_without_a_cluster_is_checked_too(monkeypatch):

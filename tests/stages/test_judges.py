@@ -1,14 +1,16 @@
 """The judges of an evaluation, one by one, together, one later than the others, and refused."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pandas as pd
 import pytest
 import torch
 
-from pipeline.commandline import compose
+from pipeline.commandline import compose, main
 from pipeline.config import (
     ConfigError,
     EvaluateConfig,
@@ -18,17 +20,21 @@ from pipeline.config import (
     StoreConfig,
 )
 from pipeline.config.builder import build_verb_config
+from pipeline.config.judging import ASK_TEACHER
 from pipeline.evaluation import judge
 from pipeline.evaluation.findings import FLAT
 from pipeline.evaluation.judges import JUDGES
-from pipeline.evaluation.metrics import numbers_of
+from pipeline.evaluation.metrics import METRICS, judges_of, metric_of, numbers_of
 from pipeline.evaluation.trial import Trial
 from pipeline.models import build_model
+from pipeline.report.columns import columns_of
+from pipeline.report.results import load_results
 from pipeline.runs import RUNS, TrainedModel, identity, plain, save_model
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
 from stages import evaluate, precompute
 from tests.conftest import precompute_config
+from tests.stages.test_sweep import read_sweep, run_sweep
 
 
 @pytest.fixture
@@ -197,6 +203,106 @@ def test_judges_and_their_network_make_no_other_run(frozen):
 
     assert identity(plain(one.shared)) == identity(plain(other.shared))
     assert set(plain(one.shared)) == {"store", "evaluate", "run"}
+
+
+def test_options_of_judges_come_through_hydra():
+    words = [
+        "judges=[distance_correlation,unicam]",
+        "evaluate.distance_correlation.layers={layer3: layer4}",
+        "evaluate.unicam.pairs=[[student,baseline]]",
+        "evaluate.unicam.baseline=kd",
+        "teacher.weights=w.pth",
+    ]
+    config = build_verb_config("evaluate", compose("evaluate", words))
+
+    assert config.evaluate.distance_correlation.layers == {"layer3": "layer4"}
+    assert config.evaluate.unicam.pairs == (("student", "baseline"),)
+    assert config.teacher.weights == "w.pth"
+    assert set(JUDGES) >= ASK_TEACHER
+    only = build_verb_config("evaluate", compose("evaluate", words[1:]))
+    assert only.teacher.kind == "none"  # nobody reads it
+
+
+def test_a_teacher_that_is_typed_for_judges_who_do_not_ask_it_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["evaluate", "judges=[accuracy]", "teacher.weights=w.pth"])
+
+    with pytest.raises(SystemExit) as ended:
+        main("evaluate", evaluate.run, evaluate.__doc__)
+
+    assert ended.value.code == 2
+    assert "reads teacher.weights=w.pth with subject=teacher and for the judges distance" in (
+        capsys.readouterr().err
+    )
+
+
+def sweep_words(frozen, store):
+    return [
+        f"store.path={store}", "student.name=resnet8", "student.width=4", "teacher.name=resnet8",
+        "teacher.width=4", f"teacher.weights={frozen.config.teacher.weights}", "augment.operations=[]",
+        "trainer.epochs=1", "trainer.batch_size=8", "arms={kd: ['method=kd']}", "seeds=[0]",
+        "executor=serial", "evaluate.splits=[train]", "run=many",
+    ]  # fmt: skip
+
+
+def test_a_baseline_that_names_an_arm_is_its_student_of_the_same_seed(frozen, tmp_path):
+    store = shutil.copytree(frozen.store.path, tmp_path / "store")
+    words = [
+        *sweep_words(frozen, store), "arms={kd: ['method=kd'], labels: ['method=labels']}",
+        "seeds=[0,1]", "judges=[distance_correlation]", "evaluate.distance_correlation.baseline=labels",
+    ]  # fmt: skip
+
+    run_sweep(words)
+
+    rows = {(row["arm"], row["seed"]): row["run"] for row in read_sweep("many")["runs"]}
+    for (arm, seed), run in rows.items():
+        found = json.loads((RUNS / run / "evaluate" / "metrics.json").read_text())
+        (weights,) = found["judges"]["distance_correlation"]["files"] or [None]
+        pairs = found["splits"]["train"]["distance_correlation"]["rs"]
+        assert ("student_given_baseline" in pairs) == (arm == "kd")
+        if arm == "kd":
+            assert Path(weights) == RUNS / rows["labels", seed] / "distill" / "model.safetensors"
+    with pytest.raises(ConfigError, match="baseline=labels names an arm with 2 students"):
+        run_sweep([*words, "grid={method.label_smoothing: [0.0, 0.1]}"])
+
+
+def test_one_more_judge_of_a_sweep_trains_nobody_again_and_is_reported(frozen, tmp_path):
+    store = shutil.copytree(frozen.store.path, tmp_path / "store")
+    words = sweep_words(frozen, store)
+    one = run_sweep(words)
+    students = [row["run"] for row in read_sweep("many")["runs"]]
+    more = [*words, "judges=[accuracy,distance_correlation]"]
+
+    two, three = run_sweep(more), run_sweep(more)
+
+    assert [result.finished_now for result in (one, two, three)] == [1, 1, 0]
+    assert [row["run"] for row in read_sweep("many")["runs"]] == students
+    (result,) = load_results("many")
+    source = "train.distance_correlation.fss.layer3"
+    found = result.metrics["train"]["distance_correlation"]["fss"]["layer3"]
+    assert result.find(source) == result.find(source.replace("train", "all")) == found
+    assert result.find("train.unicam.objective") is None
+    with pytest.raises(
+        ConfigError, match=r"no student has train\.unicam\.objective.*train\.accuracy"
+    ):
+        columns_of({"unicam": "train.unicam.objective"}, [result])
+    with pytest.raises(ConfigError, match=r"distance_correlation\.seed=0 where this one has 1"):
+        run_sweep([*more, "evaluate.distance_correlation.seed=1"])
+
+
+def test_a_point_is_chosen_by_a_judge_that_is_asked_for_it_alone():
+    assert judges_of("distance_correlation.fss.layer3") == ("distance_correlation",)
+    assert judges_of("accuracy") is None
+    assert metric_of("distance_correlation.fss.layer3").higher_is_better
+    assert not metric_of("distance_correlation.rs.teacher_given_student.pooled").higher_is_better
+    assert metric_of("distance_correlation.rs.student_given_teacher.pooled") is None
+    assert metric_of("accuracy") is METRICS["accuracy"]
+
+
+def test_a_quantity_is_read_alike_alone_and_by_part():
+    for name in ("superfeatures.kl", "five_band.fpr", "five_band.fpr.best"):
+        assert metric_of(name).higher_is_better is False
+    assert metric_of("class_similarity.spearman.teacher").higher_is_better
+    assert metric_of("superfeatures.klaus") is None
 
 
 def test_nested_numbers_have_dotted_names():

@@ -1,0 +1,110 @@
+"""UniCAM's maps side by side: the image, where the teacher and each student look, what was distilled and what was left.
+
+They are read from what the judge `unicam` wrote, of the first seed's students; a student's own map is explained anew.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from pipeline.evaluation.judge import Subject, open_split
+from pipeline.evaluation.pictures import picture_maps
+from pipeline.report.judge_sections import Figure
+from pipeline.report.pictures import PictureRow, class_names, overlays, picture_grid
+from pipeline.runs import load_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from pipeline.report.results import StudentResult
+    from pipeline.store.reader import Store
+
+JUDGE = "unicam"
+_PAIRS = {
+    "student_given_baseline": "distilled",
+    "student_given_teacher": "beyond teacher",
+    "teacher_given_student": "left of teacher",
+    "baseline_given_student": "lost",
+}
+_REDUCTIONS = ("cam", "hirescam")
+
+
+def unicam_figures(results: list[StudentResult], store: Store) -> list[Figure]:
+    """A figure a split that the judge looked at; none where students' weights or files are gone."""
+    if not results:
+        return []
+    seed = results[0].seed
+    figures = []
+    for split in results[0].metrics:
+        files = [
+            (result, path)
+            for result in results
+            if result.seed == seed
+            and (path := result.folder / "evaluate" / f"{JUDGE}-{split}.safetensors").exists()
+        ]
+        if files:
+            figures.append(_figure(files, split, store))
+    return figures
+
+
+def _figure(files: list[tuple[StudentResult, Path]], split: str, store: Store) -> Figure:
+    rows: list[PictureRow] = []
+    for result, path in files:
+        tensors, header = _read(path)
+        shown = _explained(result, split, store, header)
+        frames = shown["frames"].numpy().transpose(0, 2, 3, 1)
+        if not rows:
+            labels = shown["labels"].numpy()
+            rows.append(
+                PictureRow("image", list(frames), class_names(labels, store.manifest.classes))
+            )
+            if "teacher_maps" in shown:
+                rows.append(PictureRow("teacher", overlays(frames, shown["teacher_maps"].numpy())))
+        rows.append(PictureRow(result.label, overlays(frames, shown["maps"].numpy())))
+        rows += _residual_rows(tensors, frames)
+    return Figure(
+        picture_grid(rows),
+        f"Images of split {split} with maps of the teacher, of students, and of what was distilled and left",
+        f"Split {split}: each student's own map of the true class; below it what it has beyond the baseline "
+        "(distilled), beyond the teacher, and what of the teacher it left. Red raises the relevance to the labels.",
+    )
+
+
+def _residual_rows(tensors: dict[str, Tensor], frames: NDArray[np.uint8]) -> list[PictureRow]:
+    """One a pair, of its shallowest depth and the first reduction that there is."""
+    rows = []
+    for pair, title in _PAIRS.items():
+        maps = sorted(
+            (name for name in tensors if name.startswith(f"{pair}/") and name.endswith("/map")),
+            key=lambda name: (name.split("/")[1], _REDUCTIONS.index(name.split("/")[2])),
+        )
+        if maps:
+            rows.append(
+                PictureRow(f"  {title}", overlays(frames, tensors[maps[0]].float().numpy()))
+            )
+    return rows
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        header = {name: json.loads(value) for name, value in file.metadata().items()}
+        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+
+
+def _explained(
+    result: StudentResult, split: str, store: Store, header: dict[str, Any]
+) -> dict[str, Tensor]:
+    model, trained = load_model(result.folder / "distill")
+    names = trained.teachers or tuple(folder.name for folder in store.pass_folders()[:1])
+    dataset = open_split(store, store.open_passes(names), split, trained)
+    place = {key: position for position, key in enumerate(dataset.keys.to_pylist())}
+    positions = [place[key] for key in header["keys"]]
+    subject = Subject(model=model, input_size=trained.input_size)
+    return picture_maps(subject, dataset, positions, header["frame"])

@@ -1,0 +1,135 @@
+"""Which records and which layers are compared: fixed, balanced, named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pipeline.config import (
+    AdditiveModelConfig,
+    BcosModelConfig,
+    CifarModelConfig,
+    ConfigError,
+    TimmModelConfig,
+    TorchvisionModelConfig,
+)
+from pipeline.dataset import StoreDataset
+from pipeline.evaluation.judge import Subject
+from pipeline.evaluation.layers import activations, check_layers, layer_names, pair_layers
+from pipeline.evaluation.probe_set import balanced_order, check_probes, hot_labels, probe_set
+from pipeline.models import build_model, freeze
+from pipeline.selection import rows_of_split
+
+
+def train_split(frozen, permutation=None):
+    rows = rows_of_split(frozen.store.index, "train")
+    return StoreDataset(frozen.store, rows if permutation is None else rows[permutation])
+
+
+def keys_at(dataset, positions):
+    return dataset.keys.take(positions).to_pylist()
+
+
+# ---- records -------------------------------------------------------------------------------------
+
+
+def test_any_run_of_the_order_has_all_classes_alike(frozen):
+    dataset = train_split(frozen)  # 40 records of 10 classes
+    order = balanced_order(dataset, 0, "probe")
+
+    assert sorted(order.tolist()) == list(range(40))
+    labels = dataset.columns["label"]
+    sizes = np.bincount(labels, minlength=10)
+    for start in range(0, 10 * int(sizes.min()), 10):
+        assert len(set(labels[order[start : start + 10]])) == 10
+
+
+def test_the_records_depend_on_seed_and_keys_and_not_on_their_order(frozen):
+    dataset = train_split(frozen)
+    shuffled = train_split(frozen, np.random.default_rng(0).permutation(40))
+    one, same, other = (
+        keys_at(data, balanced_order(data, seed, "probe"))
+        for data, seed in ((dataset, 0), (shuffled, 0), (dataset, 1))
+    )
+
+    assert one == same
+    assert one != other
+    sets = [probe_set(data, 20, 512, 0, "probe") for data in (dataset, shuffled)]
+    assert sets[0].keys_sha256 == sets[1].keys_sha256
+    assert probe_set(dataset, 21, 512, 0, "probe").keys_sha256 != sets[0].keys_sha256
+
+
+def test_blocks_are_near_equal_and_balanced(frozen):
+    dataset = train_split(frozen)
+
+    probes = probe_set(dataset, 20, 7, 0, "probe")
+
+    assert [len(block) for block in probes.blocks] == [7, 7, 6]
+    assert probes.num_records == 20
+    for block in probes.blocks:
+        assert len(set(dataset.columns["label"][block])) == len(block)
+    assert probe_set(dataset, 1000, 512, 0, "probe").num_records == 40
+
+
+def test_a_record_of_many_classes_comes_once_and_its_classes_take_turns(frozen):
+    dataset = train_split(frozen)
+    dataset.label_lists = pa.array([[0, 1], [1], [1], [2], []] + [[0]] * 35)
+
+    order = balanced_order(dataset, 0, "probe")
+
+    assert sorted(order.tolist()) == [*range(4), *range(5, 40)]  # the fifth has no label
+    assert order[1] in (0, 1, 2)
+    assert order[2] == 3  # the only one of its class
+    assert hot_labels(dataset, [0, 4])[:, :3].tolist() == [[1, 1, 0], [0, 0, 0]]
+
+
+def test_records_without_labels_or_of_one_class_are_refused_with_the_split(frozen):
+    dataset = train_split(frozen)
+    dataset.columns["label"] = np.zeros(40, np.int64)
+    with pytest.raises(
+        ConfigError, match=r"judges=x compares .* test has 40 labelled records in 1 class"
+    ):
+        check_probes("x", dataset, "test", 4)
+    dataset.columns["label"] = np.full(40, -1)
+    with pytest.raises(ConfigError, match="test has 0 labelled records"):
+        check_probes("x", dataset, "test", 4)
+
+
+# ---- layers --------------------------------------------------------------------------------------
+
+STAGES = ["layer1", "layer2", "layer3"]
+
+
+@pytest.mark.parametrize(
+    ("config", "side", "expected"),
+    [
+        (CifarModelConfig(name="resnet8", width=4), 16, [*STAGES, "pooled"]),
+        (BcosModelConfig(name="resnet8", width=4), 16, [*STAGES, "pooled"]),
+        (TorchvisionModelConfig(name="resnet18"), 32, [*STAGES, "layer4", "pooled"]),
+        (TorchvisionModelConfig(name="squeezenet1_1"), 64, ["features", "pooled"]),
+        (TimmModelConfig(name="vit_tiny_patch16_224", input_size=64), 64, ["features", "pooled"]),
+        (BcosModelConfig(name="simple_vit_ti", width=64, depth=1, patch=8), 16, ["logits"]),
+        (AdditiveModelConfig(name="mlp", superfeatures=2, input_size=16), 16, ["logits"]),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_every_kind_of_network_shows_layers(config, side, expected):
+    subject = Subject(model=freeze(build_model(config, 3)), input_size=(side, side))
+
+    assert layer_names(subject) == expected
+    found = activations(subject.model, torch.rand(2, 3, side, side))
+    assert all(len(values) == 2 and not values.requires_grad for values in found.values())
+
+
+def test_layers_are_paired_from_the_deepest():
+    longer = [*STAGES, "layer4", "pooled"]
+
+    assert pair_layers([*STAGES, "pooled"], longer) == {
+        "layer1": "layer2", "layer2": "layer3", "layer3": "layer4", "pooled": "pooled",
+    }  # fmt: skip
+    assert pair_layers(longer, ["features", "pooled"]) == {"layer4": "features", "pooled": "pooled"}
+    assert list(pair_layers(longer, longer)) == longer
+    with pytest.raises(ConfigError, match="o names layer9, which the student does not show; it"):
+        check_layers("o", {"layer9": "pooled"}, longer, longer)
