@@ -114,7 +114,7 @@ def test_every_option_of_every_group_composes_and_builds(group):
                 extra = ["arms={a: []}"] if verb == "sweep" else []
                 if (group, path.stem) == ("cluster", "kuberay"):
                     extra += KUBERAY
-                no_path = ("demo", "digits", "torchvision", "sklearn_table")
+                no_path = ("cells", "demo", "digits", "torchvision", "sklearn_table")
                 if group == "data" and path.stem not in no_path:
                     extra = ["data.path=somewhere"]
                 if (group, path.stem) == ("method", "review_kd"):

@@ -8,6 +8,7 @@ from pipeline.config.augment import (
     AugmentConfig,
     OperationConfig,
 )
+from pipeline.config.cells_data import CellsDataConfig
 from pipeline.config.cluster import (
     ClusterConfig,
     Executor,
@@ -69,6 +70,7 @@ from pipeline.config.store import (
     StoreConfig,
     SubsetConfig,
 )
+from pipeline.config.study import ClassSimilarityOptions, FiveBandOptions
 from pipeline.config.table_data import (
     ALL_COLUMNS,
     SklearnTableDataConfig,
@@ -114,7 +116,9 @@ __all__ = [
     "BcosWeightsConfig",
     "CanonicalViewsConfig",
     "CatKDConfig",
+    "CellsDataConfig",
     "CifarModelConfig",
+    "ClassSimilarityOptions",
     "ClusterConfig",
     "ConfigError",
     "DataConfig",
@@ -130,6 +134,7 @@ __all__ = [
     "ExplainerConfig",
     "FeatureKDConfig",
     "FileDataConfig",
+    "FiveBandOptions",
     "GradCamConfig",
     "GuidedTeachingConfig",
     "ImageFolderDataConfig",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from pipeline.config.cells_data import CellsDataConfig
 from pipeline.config.errors import require, require_fraction
 from pipeline.config.file_data import FileDataConfig
 from pipeline.config.table_data import SklearnTableDataConfig, TableDataConfig
@@ -198,7 +199,8 @@ class TinyImageNetDataConfig(FileDataConfig):
 
 
 DataConfig = (
-    DemoDataConfig
+    CellsDataConfig
+    | DemoDataConfig
     | DigitsDataConfig
     | ImageFolderDataConfig
     | ImageTableDataConfig

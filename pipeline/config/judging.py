@@ -7,9 +7,18 @@ from typing import Literal
 
 from pipeline.config.errors import require
 from pipeline.config.judges import DistanceCorrelationOptions, UnicamOptions
+from pipeline.config.study import ClassSimilarityOptions, FiveBandOptions
 
 JudgeName = Literal[
-    "accuracy", "localization", "shift", "superfeatures", "distance_correlation", "unicam"
+    "accuracy",
+    "localization",
+    "shift",
+    "superfeatures",
+    "distance_correlation",
+    "unicam",
+    "gradient_alignment",
+    "class_similarity",
+    "five_band",
 ]
 """The judges, key by key those of evaluation.judges.JUDGES; one that has options has a section of its name in
 EvaluateOptions."""
@@ -48,6 +57,8 @@ class EvaluateOptions:
     num_pictures: int = 8
     """Records whose maps are kept for the report, about as many of each split."""
     device: str = "auto"
+    class_similarity: ClassSimilarityOptions = field(default_factory=ClassSimilarityOptions)
+    five_band: FiveBandOptions = field(default_factory=FiveBandOptions)
 
     def __post_init__(self) -> None:
         require(

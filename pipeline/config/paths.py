@@ -20,7 +20,12 @@ _FILES = {
     "black_box": ("weights", "partition"),
     "student": ("weights", "partition"),
     "teaching": ("start",),
-    "evaluate": ("store", "distance_correlation.embeddings"),
+    "evaluate": (
+        "store",
+        "distance_correlation.embeddings",
+        "class_similarity.similarity",
+        "dissection.path",
+    ),
 }
 _NO_FILES = ("", "pretrained", "random")
 _WRITTEN = ("store.path", "run")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from pipeline.config.augment import AugmentConfig
+from pipeline.config.cells_data import CellsDataConfig
 from pipeline.config.cluster import (
     ClusterConfig,
     Executor,
@@ -313,6 +314,7 @@ _MODELS: dict[str, type[Any]] = {
 
 KINDS: dict[str, dict[str, type[Any]]] = {
     "data": {
+        "cells": CellsDataConfig,
         "demo": DemoDataConfig,
         "digits": DigitsDataConfig,
         "image_folder": ImageFolderDataConfig,

@@ -11,6 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.config import ConfigError
+from pipeline.evaluation.class_similarity import check_class_similarity, judge_class_similarity
+from pipeline.evaluation.five_band import check_five_band, judge_five_band
+from pipeline.evaluation.gradient_alignment import (
+    check_gradient_alignment,
+    judge_gradient_alignment,
+)
 from pipeline.evaluation.judged import label_metrics, localization_metrics
 from pipeline.evaluation.residual_features import check_distances, judge_distances
 from pipeline.evaluation.shift import check_shift, shift_curves
@@ -89,4 +95,7 @@ JUDGES: dict[str, Judge] = {
     "superfeatures": Judge(judge_superfeatures, check_superfeatures),
     "distance_correlation": Judge(judge_distances, check_distances),
     "unicam": Judge(judge_unicam, check_unicam),
+    "gradient_alignment": Judge(judge_gradient_alignment, check_gradient_alignment),
+    "class_similarity": Judge(judge_class_similarity, check_class_similarity),
+    "five_band": Judge(judge_five_band, check_five_band),
 }

@@ -40,6 +40,14 @@ JUDGE_METRICS: dict[str, Metric] = {
     "distance_correlation.relevance": _PLAIN,
     "distance_correlation.rs.teacher_given_student": _LESS,  # what the student left
     "distance_correlation.rs.student_given_baseline": _PLAIN,
+    "gradient_alignment.mask_energy": _PLAIN,  # a share of energy above that of area
+    "gradient_alignment.margin_alignment": _PLAIN,
+    "gradient_alignment.map_cosine": _PLAIN,
+    "class_similarity.spearman": _PLAIN,
+    "five_band.accuracy": Metric(),
+    "five_band.recall": Metric(),
+    "five_band.precision": Metric(),
+    "five_band.fpr": Metric(higher_is_better=False),
 }
 """Of judges whose metrics lie below their name: <judge>.<quantity>, which may have a value a layer below it."""
 
@@ -48,7 +56,9 @@ def metric_of(name: str) -> Metric | None:
     """How a metric is read that is named as in `numbers_of`; None where it is not known which is better."""
     if name in METRICS:
         return METRICS[name]
-    found = [metric for of, metric in JUDGE_METRICS.items() if f"{name}.".startswith(f"{of}.")]
+    found = [
+        metric for of, metric in JUDGE_METRICS.items() if name == of or name.startswith(f"{of}.")
+    ]
     return found[0] if found else None
 
 

@@ -6,9 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from pipeline.config import ConfigError
+from pipeline.dataset import iter_in_order
 from pipeline.evaluation.judge import judge_records
+from pipeline.geometry import judged_view
+from pipeline.stream import move_batch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pipeline.config import EvaluateConfig, EvaluateOptions
@@ -16,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.judge import Subject
     from pipeline.evaluation.judged import Judged
     from pipeline.evaluation.networks import Networks
+    from pipeline.records import Batch
     from pipeline.store.reader import Store
 
 
@@ -53,6 +59,14 @@ class Trial:
         """The one forward pass that accuracy and localization share, and the table of records with them."""
         return judge_records(self.subject, self.dataset, self.options, localise=self.localise)
 
+    def views(self) -> Iterator[Batch]:
+        """The split in batches, each in the view to judge in, where the subject lies."""
+        subject = self.subject
+        for batch in iter_in_order(self.dataset, self.options.batch_size):
+            yield judged_view(
+                move_batch(batch, subject.device), self.options.frame, subject.input_size
+            )
+
     @property
     def has_regions(self) -> bool:
         """Whether any record has a region of evaluate.region."""
@@ -66,3 +80,16 @@ class Trial:
         """Whether the subject's first teacher pass holds maps."""
         passes = self.dataset.passes
         return bool(passes) and any(spec.name == "map" for spec in passes[0].manifest.fields)
+
+
+def require_one_label(trial: Trial, judge: str) -> None:
+    """ConfigError unless records of the split have one label each, of the subject's classes."""
+    if trial.dataset.has_many_labels:
+        raise ConfigError(
+            f"judges={judge} needs one label a record, and {trial.store.path} has many; leave it out of judges"
+        )
+    if not trial.dataset.has_labels:
+        raise ConfigError(
+            f"judges={judge} needs labels, and no record of {trial.split} has one of the subject's classes; "
+            "choose another evaluate.splits, or evaluate.store"
+        )

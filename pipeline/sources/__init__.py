@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipeline.sources.cells import CellsSource
 from pipeline.sources.demo import DemoSource
 from pipeline.sources.digits import DigitsSource
 from pipeline.sources.image_folder import ImageFolderSource
@@ -56,6 +57,7 @@ class Source(Protocol):
 
 
 SOURCES: dict[str, Callable[[Any], Source]] = {
+    "cells": CellsSource,
     "demo": DemoSource,
     "digits": DigitsSource,
     "image_folder": ImageFolderSource,

@@ -298,6 +298,13 @@ def test_a_point_is_chosen_by_a_judge_that_is_asked_for_it_alone():
     assert metric_of("accuracy") is METRICS["accuracy"]
 
 
+def test_a_quantity_is_read_alike_alone_and_by_part():
+    for name in ("superfeatures.kl", "five_band.fpr", "five_band.fpr.best"):
+        assert metric_of(name).higher_is_better is False
+    assert metric_of("class_similarity.spearman.teacher").higher_is_better
+    assert metric_of("superfeatures.klaus") is None
+
+
 def test_nested_numbers_have_dotted_names():
     metrics = {"accuracy": 0.5, "fss": {"a": {"layer1": 1, "ok": True}, "curve": [1, 2]}}
 

@@ -1,0 +1,43 @@
+"""Means over records as sums that merge: those of the parts of a split add up to those of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Means:
+    """Of several quantities, each over the records where it is defined."""
+
+    sums: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Tensor]) -> Means:
+        """Of [B] each; nan is left out."""
+        wide = {name: tensor.double() for name, tensor in values.items()}
+        return cls(
+            sums={name: float(tensor.nansum()) for name, tensor in wide.items()},
+            counts={name: int((~tensor.isnan()).sum()) for name, tensor in wide.items()},
+        )
+
+    def __add__(self, other: Means) -> Means:
+        names = [*self.sums, *(name for name in other.sums if name not in self.sums)]
+        return Means(
+            sums={name: self.sums.get(name, 0.0) + other.sums.get(name, 0.0) for name in names},
+            counts={name: self.counts.get(name, 0) + other.counts.get(name, 0) for name in names},
+        )
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The means that are defined on any record, and <name>_records of each."""
+        defined = [name for name, count in self.counts.items() if count]
+        return {
+            **{name: self.sums[name] / self.counts[name] for name in defined},
+            **{f"{name}_records": self.counts[name] for name in defined},
+        }

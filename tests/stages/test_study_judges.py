@@ -1,0 +1,121 @@
+"""The judges of how interpretable a student is, on a tiny store: what they find, need and refuse."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import (
+    CellsDataConfig,
+    ClassSimilarityOptions,
+    ConfigError,
+    FiveBandOptions,
+)
+from pipeline.runs import RUNS
+from pipeline.store.reader import Store
+from stages import evaluate, precompute
+from tests.conftest import Frozen, precompute_config
+from tests.stages.test_judges import config_of, save_student
+
+
+@pytest.fixture
+def student(frozen):
+    return save_student(frozen, "one")
+
+
+def judge(frozen, name, folder="evaluate", **options):
+    config = config_of(frozen, (name,), **{"splits": ("test",), **options})
+    return evaluate.run(config, folder).splits["test"][name]
+
+
+# ---- gradient_alignment --------------------------------------------------------------------------
+
+
+def test_gradients_are_aligned_the_same_whatever_the_batches(frozen, student):
+    whole = judge(frozen, "gradient_alignment")
+    parts = judge(frozen, "gradient_alignment", "by-three", batch_size=3)
+
+    assert parts == pytest.approx(whole, rel=1e-5)
+    assert whole["mask_energy_records"] == whole["margin_alignment_records"] == 10
+    assert -1 < whole["mask_energy"] < 1
+    assert 0 <= whole["map_cosine"] <= 1
+    assert whole["margin_alignment"] > 0
+
+
+def test_gradients_of_the_teacher_are_judged_too(frozen, student):
+    found = judge(frozen, "gradient_alignment", subject="teacher", teacher=frozen.config.teacher)
+
+    assert {"mask_energy", "margin_alignment", "map_cosine"} <= set(found)
+
+
+# ---- class_similarity ----------------------------------------------------------------------------
+
+
+def test_the_teachers_class_means_are_its_own_and_a_students_are_not(frozen, student):
+    own = judge(frozen, "class_similarity", subject="teacher", teacher=frozen.config.teacher)
+    other = judge(frozen, "class_similarity")
+
+    assert own["spearman"]["teacher"] > 0.999  # the pass keeps logits in float16
+    assert own["entropy"] == pytest.approx(own["teacher_entropy"], abs=1e-3)
+    assert other["spearman"]["teacher"] < 0.9
+    assert other["teacher_entropy"] == own["teacher_entropy"]
+
+
+def test_class_means_are_compared_with_superclasses_of_a_file(frozen, student, tmp_path):
+    path = tmp_path / "parity.txt"
+    path.write_text("even\nodd\n" * 5)
+    options = ClassSimilarityOptions(similarity=str(path), tau=2.0)
+
+    found = judge(frozen, "class_similarity", class_similarity=options)
+
+    assert set(found["spearman"]) == {"teacher", "given"}
+    assert -1 <= found["teacher_spearman"]["given"] <= 1
+    path.write_text("odd\neven\n" * 5)
+    with pytest.raises(ConfigError, match=r"parity.txt has changed since class_similarity read it"):
+        judge(frozen, "class_similarity", class_similarity=options)
+
+
+def test_nothing_to_compare_class_means_with_is_refused(tmp_path, frozen, student):
+    store = tmp_path / "bare"
+    precompute.run(precompute_config(store))
+    bare = replace(frozen, store=Store(store))
+    folder = RUNS / "one" / "distill" / "model.json"
+    folder.write_text(json.dumps(json.loads(folder.read_text()) | {"teachers": []}))
+
+    with pytest.raises(
+        ConfigError, match=r"there is no teacher pass.*class_similarity\.similarity="
+    ):
+        judge(bare, "class_similarity")
+
+
+# ---- five_band -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory, tiny_teacher):
+    """A store of cells with a pass of a network that was never trained."""
+    data = CellsDataConfig(image_size=24, train_records=20, test_records=20)
+    config = precompute_config(tmp_path_factory.mktemp("cells") / "store", tiny_teacher, data=data)
+    precompute.run(config)
+    return Frozen(Store(Path(config.store.path)), config)
+
+
+def test_explanations_of_cells_are_scored_band_by_band(cells):
+    save_student(cells, "one")
+
+    found = judge(cells, "five_band")
+    parts = judge(cells, "five_band", "by-three", batch_size=3)
+
+    assert parts == found
+    for name in ("accuracy", "recall", "precision", "fpr"):
+        assert all(0 <= value <= 1 for value in found[name].values())
+    assert found["accuracy"]["best"] >= found["accuracy"]["hard"]
+    assert found["background_fraction"] > 0.6
+    soft = judge(cells, "five_band", "v2", five_band=FiveBandOptions(grid="v2"))
+    assert soft["accuracy"]["hard"] == found["accuracy"]["hard"]
+
+
+def test_masks_without_two_levels_are_refused(frozen, student):
+    with pytest.raises(ConfigError, match=r"needs masks of two levels.*test has one with 255"):
+        judge(frozen, "five_band")
