@@ -70,7 +70,7 @@ from pipeline.config.store import (
     StoreConfig,
     SubsetConfig,
 )
-from pipeline.config.study import ClassSimilarityOptions, FiveBandOptions
+from pipeline.config.study import ClassSimilarityOptions, DissectionOptions, FiveBandOptions
 from pipeline.config.table_data import (
     ALL_COLUMNS,
     SklearnTableDataConfig,
@@ -124,6 +124,7 @@ __all__ = [
     "DataConfig",
     "DemoDataConfig",
     "DigitsDataConfig",
+    "DissectionOptions",
     "DistanceCorrelationOptions",
     "DistillConfig",
     "E2KDConfig",
