@@ -66,3 +66,50 @@ class DissectionOptions:
             )
         require(self.top_units >= 0, f"{section}.top_units must be >= 0, got {self.top_units}")
         require(self.top_images >= 1, f"{section}.top_images must be >= 1, got {self.top_images}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffroarOptions:
+    """Of judges=diffroar. It trains len(keep) * (2 len(seeds) + 1) + 1 probes and holds all records in memory, 15 bytes
+    a pixel (7 with unit=pixel)."""
+
+    keep: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+    """Fractions of the coordinates that a probe sees."""
+    unit: Literal["coord", "pixel"] = "coord"
+    """What is ranked and kept: each channel of a pixel for itself, or the pixel."""
+    train_split: str = "train"
+    """Of the store: what probes learn from, without the records that are judged."""
+    train_records: int = 500
+    test_records: int = 500
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the probes."""
+    epochs: int = 8
+    batch_size: int = 32
+    lr: float = 0.003
+    """Of Adam."""
+    width: int = 16
+    """Channels of a probe's first convolution."""
+
+    def __post_init__(self) -> None:
+        section = "evaluate.diffroar"
+        require(
+            len(self.keep) > 0 and all(0 <= fraction <= 1 for fraction in self.keep),
+            f"{section}.keep are fractions in [0, 1], at least one, got {list(self.keep)}",
+        )
+        for name in ("keep", "seeds"):
+            values = getattr(self, name)
+            require(
+                0 < len(values) == len(set(values)),
+                f"{section}.{name} needs at least one value, each once, got {list(values)}",
+            )
+        for name in ("epochs", "width", "test_records"):
+            require(
+                getattr(self, name) >= 1,
+                f"{section}.{name} must be >= 1, got {getattr(self, name)}",
+            )
+        for name in ("train_records", "batch_size"):
+            require(
+                getattr(self, name) >= 2,
+                f"{section}.{name} must be >= 2, got {getattr(self, name)}",
+            )
+        require(self.lr > 0, f"{section}.lr must be > 0, got {self.lr}")

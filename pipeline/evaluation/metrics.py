@@ -47,6 +47,8 @@ JUDGE_METRICS: dict[str, Metric] = {
     "dissection.detectors": Metric(scale=1.0, digits=0),
     "dissection.unique_concepts": Metric(scale=1.0, digits=0),
     "dissection.mean_iou": Metric(),
+    "diffroar.difference": _PLAIN,
+    "diffroar.mean": _PLAIN,
     "five_band.accuracy": Metric(),
     "five_band.recall": Metric(),
     "five_band.precision": Metric(),

@@ -11,6 +11,7 @@ from pipeline.config import (
     CellsDataConfig,
     ClassSimilarityOptions,
     ConfigError,
+    DiffroarOptions,
     DissectionOptions,
     FiveBandOptions,
 )
@@ -169,3 +170,30 @@ def test_a_set_on_disk_dissects_as_the_one_that_is_drawn(frozen, student, tmp_pa
     read = judge(frozen, "dissection", "disk", dissection=on_disk)
 
     assert read == drawn
+
+
+# ---- diffroar ------------------------------------------------------------------------------------
+
+RETRAINED = DiffroarOptions(
+    keep=(0.1, 0.5), seeds=(0, 1), epochs=1, train_records=16, test_records=8, width=2
+)
+
+
+@pytest.mark.parametrize("unit", ["coord", "pixel"])
+def test_probes_are_retrained_the_same_again(frozen, student, unit):
+    options = replace(RETRAINED, unit=unit)
+
+    found = judge(frozen, "diffroar", diffroar=options)
+
+    assert (found["train_records"], found["test_records"]) == (16, 8)
+    assert set(found["difference"]) == set(found["mask_only"]) == {"10%", "50%"}
+    for name, value in found["difference"].items():
+        assert value == pytest.approx(
+            found["power"]["top"][name] - found["power"]["bottom"][name], abs=1e-12
+        )
+    assert judge(frozen, "diffroar", "again", diffroar=options, batch_size=3) == found
+
+
+def test_probes_learn_from_no_record_that_is_judged(frozen, student):
+    with pytest.raises(ConfigError, match=r"diffroar\.train_split=test has no labelled records"):
+        judge(frozen, "diffroar", diffroar=replace(RETRAINED, train_split="test"))
