@@ -70,7 +70,12 @@ from pipeline.config.store import (
     StoreConfig,
     SubsetConfig,
 )
-from pipeline.config.study import ClassSimilarityOptions, FiveBandOptions
+from pipeline.config.study import (
+    ClassSimilarityOptions,
+    DiffroarOptions,
+    DissectionOptions,
+    FiveBandOptions,
+)
 from pipeline.config.table_data import (
     ALL_COLUMNS,
     SklearnTableDataConfig,
@@ -123,7 +128,9 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "DemoDataConfig",
+    "DiffroarOptions",
     "DigitsDataConfig",
+    "DissectionOptions",
     "DistanceCorrelationOptions",
     "DistillConfig",
     "E2KDConfig",

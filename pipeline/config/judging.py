@@ -7,7 +7,12 @@ from typing import Literal
 
 from pipeline.config.errors import require
 from pipeline.config.judges import DistanceCorrelationOptions, UnicamOptions
-from pipeline.config.study import ClassSimilarityOptions, FiveBandOptions
+from pipeline.config.study import (
+    ClassSimilarityOptions,
+    DiffroarOptions,
+    DissectionOptions,
+    FiveBandOptions,
+)
 
 JudgeName = Literal[
     "accuracy",
@@ -19,6 +24,8 @@ JudgeName = Literal[
     "gradient_alignment",
     "class_similarity",
     "five_band",
+    "dissection",
+    "diffroar",
 ]
 """The judges, key by key those of evaluation.judges.JUDGES; one that has options has a section of its name in
 EvaluateOptions."""
@@ -59,6 +66,8 @@ class EvaluateOptions:
     device: str = "auto"
     class_similarity: ClassSimilarityOptions = field(default_factory=ClassSimilarityOptions)
     five_band: FiveBandOptions = field(default_factory=FiveBandOptions)
+    dissection: DissectionOptions = field(default_factory=DissectionOptions)
+    diffroar: DiffroarOptions = field(default_factory=DiffroarOptions)
 
     def __post_init__(self) -> None:
         require(

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.config import ConfigError
 from pipeline.evaluation.class_similarity import check_class_similarity, judge_class_similarity
+from pipeline.evaluation.diffroar import check_diffroar, judge_diffroar
+from pipeline.evaluation.dissection import check_dissection, judge_dissection
 from pipeline.evaluation.five_band import check_five_band, judge_five_band
 from pipeline.evaluation.gradient_alignment import (
     check_gradient_alignment,
@@ -98,4 +100,6 @@ JUDGES: dict[str, Judge] = {
     "gradient_alignment": Judge(judge_gradient_alignment, check_gradient_alignment),
     "class_similarity": Judge(judge_class_similarity, check_class_similarity),
     "five_band": Judge(judge_five_band, check_five_band),
+    "dissection": Judge(judge_dissection, check_dissection),
+    "diffroar": Judge(judge_diffroar, check_diffroar),
 }

@@ -5,13 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from pipeline.config import (
     CellsDataConfig,
     ClassSimilarityOptions,
     ConfigError,
+    DiffroarOptions,
+    DissectionOptions,
     FiveBandOptions,
 )
+from pipeline.dissection.drawn import DrawnConcepts, write_broden
+from pipeline.evaluation import dissection
 from pipeline.runs import RUNS
 from pipeline.store.reader import Store
 from stages import evaluate, precompute
@@ -119,3 +124,76 @@ def test_explanations_of_cells_are_scored_band_by_band(cells):
 def test_masks_without_two_levels_are_refused(frozen, student):
     with pytest.raises(ConfigError, match=r"needs masks of two levels.*test has one with 255"):
         judge(frozen, "five_band")
+
+
+# ---- dissection ----------------------------------------------------------------------------------
+
+DISSECTION = DissectionOptions(images=12, quantile=0.1, top_units=2, top_images=3)
+
+
+def test_units_are_dissected_once_for_all_splits_and_shown(frozen, student, monkeypatch):
+    passes = []
+    dissect = dissection.dissect
+    monkeypatch.setattr(dissection, "dissect", lambda *args: passes.append(1) or dissect(*args))
+
+    splits = ("test", "test_swapped")
+    found = judge(frozen, "dissection", dissection=DISSECTION, splits=splits)
+
+    assert len(passes) == 1
+    assert (found["units"], found["images"]) == (16, 12)
+    assert found["detectors"] == sum(found["detectors_by_category"].values())
+    assert found["unique_concepts"] <= found["detectors"]
+    best, second = found["top_units"]
+    assert best["iou"] >= second["iou"]
+    for split in splits:
+        shown = load_file(RUNS / "one" / "evaluate" / f"dissection-{split}.safetensors")
+        assert shown["shown_frames"].shape == (2, 3, 3, 16, 16)
+        assert shown["shown_masks"].amax(dim=(1, 2, 3)).tolist() == [1, 1]  # they fire somewhere
+        assert shown["unit_iou"][best["unit"]].item() == pytest.approx(best["iou"])
+
+
+def test_another_stage_has_its_own_units_and_one_too_many_is_refused(frozen, student):
+    first = judge(frozen, "dissection", dissection=replace(DISSECTION, stage=1))
+
+    assert first["units"] == 4
+    with pytest.raises(ConfigError, match=r"stage=4: CifarResNet .* it has stages 1 to 3"):
+        judge(frozen, "dissection", "again", dissection=replace(DISSECTION, stage=4))
+    with pytest.raises(ConfigError, match=r"dissection\.path=nowhere has no index\.csv"):
+        judge(frozen, "dissection", "again", dissection=replace(DISSECTION, path="nowhere"))
+
+
+def test_a_set_on_disk_dissects_as_the_one_that_is_drawn(frozen, student, tmp_path):
+    write_broden(DrawnConcepts(12, 64), tmp_path / "broden")
+    on_disk = replace(DISSECTION, path=str(tmp_path / "broden"))
+
+    drawn = judge(frozen, "dissection", dissection=DISSECTION)
+    read = judge(frozen, "dissection", "disk", dissection=on_disk)
+
+    assert read == drawn
+
+
+# ---- diffroar ------------------------------------------------------------------------------------
+
+RETRAINED = DiffroarOptions(
+    keep=(0.1, 0.5), seeds=(0, 1), epochs=1, train_records=16, test_records=8, width=2
+)
+
+
+@pytest.mark.parametrize("unit", ["coord", "pixel"])
+def test_probes_are_retrained_the_same_again(frozen, student, unit):
+    options = replace(RETRAINED, unit=unit)
+
+    found = judge(frozen, "diffroar", diffroar=options)
+
+    assert (found["train_records"], found["test_records"]) == (16, 8)
+    assert set(found["difference"]) == set(found["mask_only"]) == {"10%", "50%"}
+    for name, value in found["difference"].items():
+        assert value == pytest.approx(
+            found["power"]["top"][name] - found["power"]["bottom"][name], abs=1e-12
+        )
+    assert judge(frozen, "diffroar", "again", diffroar=options, batch_size=3) == found
+
+
+def test_probes_learn_from_no_record_that_is_judged(frozen, student):
+    with pytest.raises(ConfigError, match=r"diffroar\.train_split=test has no labelled records"):
+        judge(frozen, "diffroar", diffroar=replace(RETRAINED, train_split="test"))
