@@ -33,6 +33,8 @@ class JudgePage(NamedTuple):
     title: str
     lead: str
     quantities: tuple[Quantity, ...]
+    looks_at_splits: bool = True
+    """False of a judge that says the same of every split."""
 
 
 PAGES: dict[str, JudgePage] = {
@@ -121,8 +123,9 @@ PAGES: dict[str, JudgePage] = {
             Quantity("detectors", "Units that detect a concept", COUNT),
             Quantity("unique_concepts", "Different concepts among them", COUNT),
             Quantity("detectors_by_category", "Detectors by category", COUNT, "bar"),
-            Quantity("mean_iou", "Mean IoU of the detectors", MORE),
+            Quantity("mean_iou", "Mean IoU of each unit with its best concept", MORE),
         ),
+        looks_at_splits=False,
     ),
     "five_band": JudgePage(
         "Five bands",
@@ -144,8 +147,16 @@ PAGES: dict[str, JudgePage] = {
         "share that is kept (Shah et al. 2021): above 0 gradients name what a network trained anew can use. The "
         "mask alone should predict no class.",
         (
-            Quantity("diffroar", "DiffROAR by the share that is kept", MORE, "line"),
-            Quantity("mask_only", "Accuracy of a probe that sees the mask alone", PLAIN),
+            Quantity(
+                "difference",
+                "DiffROAR by the share of pixels that is kept, in per cent",
+                MORE,
+                "line",
+            ),
+            Quantity("mean", "DiffROAR, mean over the shares", MORE),
+            Quantity("mask_only", "Accuracy of a probe that sees the places alone"),
+            Quantity("unmasked", "Accuracy of a probe that sees all"),
+            Quantity("chance", "Share of the most frequent class"),
         ),
     ),
     "superfeatures": JudgePage(
