@@ -38,6 +38,7 @@ def dissection_figures(
             "For each network its best units: an image, where the unit fires there, and the concept it detects",
             "The best units of each network (first seed): the image that excites each most, green where it fires, "
             "and the concept that it overlaps most, with the IoU over the whole set.",
+            is_picture=True,
         )
     ]
 

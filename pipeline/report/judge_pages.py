@@ -24,6 +24,8 @@ class Quantity(NamedTuple):
     metric: Metric = PLAIN
     plot: str = ""
     """line: its numbers over their names, a curve an arm; bar: side by side; empty: none."""
+    is_main: bool = True
+    """Shown at once; the others unfold."""
 
 
 class JudgePage(NamedTuple):
@@ -47,16 +49,7 @@ PAGES: dict[str, JudgePage] = {
         (
             Quantity("fss", "FSS: teacher against student, by layer of the student", MORE, "line"),
             Quantity(
-                "rs.teacher_given_student",
-                "RS: left of the teacher, which the student does not have",
-                LESS,
-                "line",
-            ),
-            Quantity(
-                "rs.student_given_teacher",
-                "RS: of the student, not in the teacher",
-                PLAIN,
-                "line",
+                "rs.teacher_given_student", "RS: of the teacher, not in the student", LESS, "line"
             ),
             Quantity(
                 "rs.student_given_baseline",
@@ -65,17 +58,20 @@ PAGES: dict[str, JudgePage] = {
                 "line",
             ),
             Quantity(
+                "rs.student_given_teacher", "RS: of the student, not in the teacher", is_main=False
+            ),
+            Quantity(
                 "rs.baseline_given_student",
                 "RS: of the baseline, not in the student",
-                PLAIN,
-                "line",
+                is_main=False,
             ),
-            Quantity("relevance", "Relevance: features against labels", MORE, "line"),
-            Quantity("progression", "Progression: each layer against the deepest"),
-            Quantity("fss_p", "FSS: probability under independence"),
+            Quantity("relevance", "Relevance: features against labels", MORE, is_main=False),
+            Quantity("progression", "Progression: each layer against the deepest", is_main=False),
+            Quantity("fss_p", "FSS: probability under independence", is_main=False),
             Quantity(
                 "fss_biased",
                 "The released code's V-statistic, which goes to 1 whatever the networks are",
+                is_main=False,
             ),
         ),
     ),
@@ -85,9 +81,15 @@ PAGES: dict[str, JudgePage] = {
         "Maps of relevance to the labels that one network has and another has not (UniCAM), each record against "
         "fixed banks of others; reliability is the cosine of the maps of two banks.",
         (
-            Quantity("objective", "J: relevance left of the first network without the second"),
+            Quantity(
+                "objective",
+                "J: relevance left of the first network without the second",
+                is_main=False,
+            ),
             Quantity("reliability", "Reliability: cosine between banks", MORE),
-            Quantity("empty_fraction", "Share of maps in which nothing is positive", LESS),
+            Quantity(
+                "empty_fraction", "Share of maps in which nothing is positive", LESS, is_main=False
+            ),
         ),
     ),
     "gradient_alignment": JudgePage(
@@ -111,7 +113,7 @@ PAGES: dict[str, JudgePage] = {
         (
             Quantity("spearman", "Rank correlation of the class means", MORE),
             Quantity("entropy", "Entropy of an answer"),
-            Quantity("teacher_entropy", "Entropy of the teacher's answer"),
+            Quantity("teacher_entropy", "Entropy of the teacher's answer", is_main=False),
         ),
     ),
     "dissection": JudgePage(
@@ -123,7 +125,9 @@ PAGES: dict[str, JudgePage] = {
             Quantity("detectors", "Units that detect a concept", COUNT),
             Quantity("unique_concepts", "Different concepts among them", COUNT),
             Quantity("detectors_by_category", "Detectors by category", COUNT, "bar"),
-            Quantity("mean_iou", "Mean IoU of each unit with its best concept", MORE),
+            Quantity(
+                "mean_iou", "Mean IoU of each unit with its best concept", MORE, is_main=False
+            ),
         ),
         looks_at_splits=False,
     ),
@@ -136,7 +140,7 @@ PAGES: dict[str, JudgePage] = {
         (
             Quantity("accuracy", "Accuracy of pixels", PER_CENT, "bar"),
             Quantity("recall", "Recall", PER_CENT, "bar"),
-            Quantity("precision", "Precision", PER_CENT),
+            Quantity("precision", "Precision", PER_CENT, is_main=False),
             Quantity("fpr", "False positive rate", LESS_PER_CENT, "bar"),
         ),
     ),
@@ -154,9 +158,9 @@ PAGES: dict[str, JudgePage] = {
                 "line",
             ),
             Quantity("mean", "DiffROAR, mean over the shares", MORE),
-            Quantity("mask_only", "Accuracy of a probe that sees the places alone"),
-            Quantity("unmasked", "Accuracy of a probe that sees all"),
-            Quantity("chance", "Share of the most frequent class"),
+            Quantity("mask_only", "Accuracy of a probe that sees the places alone", is_main=False),
+            Quantity("unmasked", "Accuracy of a probe that sees all", is_main=False),
+            Quantity("chance", "Share of the most frequent class", is_main=False),
         ),
     ),
     "superfeatures": JudgePage(
@@ -166,7 +170,7 @@ PAGES: dict[str, JudgePage] = {
         (
             Quantity("kl", "KL, mean over superfeatures", LESS),
             Quantity("agreement", "Agreement, mean over superfeatures", PER_CENT),
-            Quantity("kl_by_superfeature", "KL by superfeature", LESS, "bar"),
+            Quantity("kl_by_superfeature", "KL by superfeature", LESS, "bar", is_main=False),
         ),
     ),
 }

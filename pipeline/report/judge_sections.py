@@ -28,6 +28,7 @@ class Table(NamedTuple):
     caption: str
     columns: list[Column]
     rows: list[dict[str, Any]]
+    is_main: bool = True
 
 
 class Figure(NamedTuple):
@@ -37,6 +38,8 @@ class Figure(NamedTuple):
     """Data URI."""
     alt: str
     caption: str = ""
+    is_picture: bool = False
+    """A grid of pictures, which takes the page's width."""
 
 
 class Section(NamedTuple):
@@ -92,9 +95,9 @@ def _section(
                 own = arm_summary(student_rows([teacher], columns), columns)
                 rows = [row for row in own if any(row[c.name] for c in columns)] + rows
             caption = quantity.caption + (f"; split {split}" if page.looks_at_splits else "")
-            tables.append(Table(caption, columns, rows))
+            tables.append(Table(caption, columns, rows, quantity.is_main))
             if quantity.plot and (len(columns) > 1 or quantity.plot == "bar"):
-                figures.append(_figure(quantity, caption, columns, rows))
+                figures.append(_figure(quantity, caption, columns, rows, teacher))
     return Section(judge, page.short, page.title, page.lead, tables, figures)
 
 
@@ -122,10 +125,16 @@ def _columns(
 
 
 def _figure(
-    quantity: Quantity, caption: str, columns: list[Column], rows: list[dict[str, Any]]
+    quantity: Quantity,
+    caption: str,
+    columns: list[Column],
+    rows: list[dict[str, Any]],
+    teacher: StudentResult | None,
 ) -> Figure:
     scale = quantity.metric.scale
-    values = {
+    nothing = [float("nan")] * len(columns)
+    values = {} if teacher is None else {teacher.label: nothing}  # each keeps its colour
+    values |= {
         row["method"]: [
             scale * row[c.name]["mean"] if row[c.name] else float("nan") for c in columns
         ]

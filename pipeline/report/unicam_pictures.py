@@ -72,6 +72,7 @@ def _figure(files: list[tuple[StudentResult, Path]], split: str, store: Store) -
         f"Images of split {split} with maps of the teacher, of students, and of what was distilled and left",
         f"Split {split}: each student's own map of the true class; below it what it has beyond the baseline "
         "(distilled), beyond the teacher, and what of the teacher it left. Red raises the relevance to the labels.",
+        is_picture=True,
     )
 
 
