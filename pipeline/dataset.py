@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 _CACHED_SHARDS = 32
 """Of each pass: the order's window and the next one's beginning."""
+_KEPT_BYTES = 64 * 2**20
+"""Of small fields: a selection that needs no more keeps the rows of all its shards, however many these are."""
 _OPEN_SHARDS = 64
 """Files held open, far below what a process may have, whatever the number of shards."""
 _ALWAYS_READ = ("logits", "map", "explained_class", VIEW_FIELD.name)
@@ -108,8 +111,17 @@ class StoreDataset(Dataset[Batch]):
 
     def _start_caches(self) -> None:
         self._bytes = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)
-        cached = _CACHED_SHARDS * max(1, len(self.passes))
-        self._values = lru_cache(maxsize=cached)(self._open_values)
+        per_pass = _CACHED_SHARDS
+        if sum(map(self._field_bytes, self.passes)) * len(self.rows) <= _KEPT_BYTES:
+            per_pass = len(self.store.manifest.shards)
+        self._values = lru_cache(maxsize=per_pass * max(1, len(self.passes)))(self._open_values)
+
+    @staticmethod
+    def _field_bytes(teacher: TeacherPass) -> int:
+        """Of one record, all views."""
+        fields = teacher.manifest.fields
+        values = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in fields)
+        return values * teacher.num_views
 
     def __len__(self) -> int:
         return len(self.rows)

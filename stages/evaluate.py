@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.commandline import main
 from pipeline.config import ConfigError, NoModelConfig, require
+from pipeline.evaluation.baselines import named_baselines, with_baselines
 from pipeline.evaluation.findings import (
     FLAT,
     METRICS_NAME,
@@ -69,7 +70,8 @@ def run(config: EvaluateConfig, name: str = "evaluate") -> EvaluateResult:
 
     name  of the folder to write in the run's: evaluations of other splits lie side by side
     """
-    if config.subject == "teacher":
+    if config.subject == "teacher":  # who is compared with no other student
+        config = with_baselines(config, dict.fromkeys(named_baselines(config)))
         judged, name = _open_teacher(config), f"{name}-teacher"
     else:
         judged = _open_student(config)

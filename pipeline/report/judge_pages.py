@@ -11,6 +11,7 @@ PLAIN = Metric(higher_is_better=None, scale=1.0)
 MORE = Metric(scale=1.0)
 LESS = Metric(higher_is_better=False, scale=1.0)
 PER_CENT = Metric()
+LESS_PER_CENT = Metric(higher_is_better=False)
 COUNT = Metric(scale=1.0, digits=0)
 
 
@@ -32,15 +33,17 @@ class JudgePage(NamedTuple):
     title: str
     lead: str
     quantities: tuple[Quantity, ...]
+    looks_at_splits: bool = True
+    """False of a judge that says the same of every split."""
 
 
 PAGES: dict[str, JudgePage] = {
     "distance_correlation": JudgePage(
         "Distilled",
         "What was distilled, and what was left",
-        "Bias-corrected squared distance correlation of features: 1 is the same up to rotation, shift and scale, and "
-        "independent features lie around 0. FSS compares the student with its teacher; RS asks how much of what one "
-        "network knows of the labels is left when the other's features are taken away (UniCAM, eq. B1).",
+        "Bias-corrected squared distance correlation of features: 1 is the same up to rotation, shift and scale, "
+        "and independent features lie around 0. FSS compares the student with its teacher; RS asks how much of "
+        "what one network knows of the labels is left when the other's features are taken away (UniCAM, eq. B1).",
         (
             Quantity("fss", "FSS: teacher against student, by layer of the student", MORE, "line"),
             Quantity(
@@ -79,12 +82,81 @@ PAGES: dict[str, JudgePage] = {
     "unicam": JudgePage(
         "UniCAM",
         "Where the distilled and the residual features lie",
-        "Maps of relevance to the labels that one network has and another has not (UniCAM), each record against fixed "
-        "banks of others; reliability is the cosine of the maps of two banks.",
+        "Maps of relevance to the labels that one network has and another has not (UniCAM), each record against "
+        "fixed banks of others; reliability is the cosine of the maps of two banks.",
         (
             Quantity("objective", "J: relevance left of the first network without the second"),
             Quantity("reliability", "Reliability: cosine between banks", MORE),
             Quantity("empty_fraction", "Share of maps in which nothing is positive", LESS),
+        ),
+    ),
+    "gradient_alignment": JudgePage(
+        "Gradients",
+        "Do its gradients look like the object?",
+        "Gradients of the loss with respect to the image (Han et al. 2023): their energy on the object above the "
+        "object's share of the view (0 is chance), how far the margin's gradient lines up with the image, and the"
+        " cosine of the gradient's magnitude with the teacher's stored map.",
+        (
+            Quantity("mask_energy", "Energy on the object, above its area", MORE),
+            Quantity("margin_alignment", "Alignment of image and margin's gradient", MORE),
+            Quantity("map_cosine", "Cosine with the teacher's map", MORE),
+        ),
+    ),
+    "class_similarity": JudgePage(
+        "Classes",
+        "Does it know which classes are alike?",
+        "Off the diagonal, class means of the softened answers say which classes a network takes for which: their"
+        " rank correlation with the teacher's, and the mean entropy of an answer, in nats. Smoothed labels erase "
+        "what soft targets teach here.",
+        (
+            Quantity("spearman", "Rank correlation of the class means", MORE),
+            Quantity("entropy", "Entropy of an answer"),
+            Quantity("teacher_entropy", "Entropy of the teacher's answer"),
+        ),
+    ),
+    "dissection": JudgePage(
+        "Concepts",
+        "Concepts that single units detect",
+        "Network dissection (Bau et al. 2017): a unit detects a concept where its highest activations, over all "
+        "images, overlap the concept's pixels by IoU >= 0.05.",
+        (
+            Quantity("detectors", "Units that detect a concept", COUNT),
+            Quantity("unique_concepts", "Different concepts among them", COUNT),
+            Quantity("detectors_by_category", "Detectors by category", COUNT, "bar"),
+            Quantity("mean_iou", "Mean IoU of each unit with its best concept", MORE),
+        ),
+        looks_at_splits=False,
+    ),
+    "five_band": JudgePage(
+        "Five bands",
+        "Does it mark the part that makes the class?",
+        "Explanations in five bands against the truth (Tjoa and Guan): hard thresholds, the best of softer ones, "
+        "and the mean over them. A map of zeros has the background's share as its accuracy, so read recall and "
+        "FPR beside it.",
+        (
+            Quantity("accuracy", "Accuracy of pixels", PER_CENT, "bar"),
+            Quantity("recall", "Recall", PER_CENT, "bar"),
+            Quantity("precision", "Precision", PER_CENT),
+            Quantity("fpr", "False positive rate", LESS_PER_CENT, "bar"),
+        ),
+    ),
+    "diffroar": JudgePage(
+        "DiffROAR",
+        "Do its gradients name what matters?",
+        "Predictive power of the pixels with the highest gradients minus that of those with the lowest, by the "
+        "share that is kept (Shah et al. 2021): above 0 gradients name what a network trained anew can use. The "
+        "mask alone should predict no class.",
+        (
+            Quantity(
+                "difference",
+                "DiffROAR by the share of pixels that is kept, in per cent",
+                MORE,
+                "line",
+            ),
+            Quantity("mean", "DiffROAR, mean over the shares", MORE),
+            Quantity("mask_only", "Accuracy of a probe that sees the places alone"),
+            Quantity("unmasked", "Accuracy of a probe that sees all"),
+            Quantity("chance", "Share of the most frequent class"),
         ),
     ),
     "superfeatures": JudgePage(

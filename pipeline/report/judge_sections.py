@@ -66,6 +66,7 @@ def judge_sections(
         looked = [
             split for split in splits if any(judge in r.metrics.get(split, {}) for r in everyone)
         ]
+        looked = looked if page.looks_at_splits else looked[:1]
         if looked:
             section = _section(judge, page, looked, results, teacher)
             section.figures.extend(pictures.get(judge, []))
@@ -90,7 +91,7 @@ def _section(
             if teacher is not None:
                 own = arm_summary(student_rows([teacher], columns), columns)
                 rows = [row for row in own if any(row[c.name] for c in columns)] + rows
-            caption = f"{quantity.caption}; split {split}"
+            caption = quantity.caption + (f"; split {split}" if page.looks_at_splits else "")
             tables.append(Table(caption, columns, rows))
             if quantity.plot and (len(columns) > 1 or quantity.plot == "bar"):
                 figures.append(_figure(quantity, caption, columns, rows))

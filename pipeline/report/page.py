@@ -62,7 +62,7 @@ def render_page(
         table=store.manifest.columns,
         ledger=_ledger(config.run, store, passes, results),
         **(_students(config, store, results, values, columns) if results else {}),
-        judged=judge_sections(results, teacher, _judges_pictures(results, store)),
+        judged=judge_sections(results, teacher, _judges_pictures(results, teacher, store)),
         cases=cases,
         partitions=partition_rows(store),
         selection=values.get("selection"),
@@ -102,11 +102,17 @@ def _students(
     }
 
 
-def _judges_pictures(results: list[StudentResult], store: Store) -> dict[str, list[Figure]]:
+def _judges_pictures(
+    results: list[StudentResult], teacher: StudentResult | None, store: Store
+) -> dict[str, list[Figure]]:
     """By judge, of those that leave pictures."""
+    from pipeline.report.dissection_pictures import dissection_figures
     from pipeline.report.unicam_pictures import unicam_figures
 
-    return {"unicam": unicam_figures(results, store)}
+    return {
+        "unicam": unicam_figures(results, store),
+        "dissection": dissection_figures(results, teacher),
+    }
 
 
 def _selection_figure(selection: Selection) -> dict[str, Any]:

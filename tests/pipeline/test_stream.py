@@ -13,9 +13,11 @@ from pipeline.config import AugmentConfig, ConfigError, OperationConfig, SubsetC
 from pipeline.dataset import StoreDataset, iter_in_order
 from pipeline.order import EpochOrder, GlobalBatches
 from pipeline.selection import rows_of_split, select_holdout_rows, select_training_rows
+from pipeline.store.reader import Store, TeacherPass
 from pipeline.stream import TrainingStream
 from pipeline.views import ViewSchedule
-from tests.conftest import frame_batches
+from stages import precompute
+from tests.conftest import frame_batches, precompute_config
 
 SHARDS = np.repeat(np.arange(40), 25)  # 1,000 records in 40 shards
 
@@ -350,3 +352,29 @@ def test_files_held_open_are_bounded_whatever_the_number_of_shards(frozen, monke
 
     assert len(batch.keys) == len(dataset)
     assert tars_open() - before == 1
+
+
+@pytest.mark.parametrize(("budget", "opened_again"), [(2**20, False), (0, True)])
+def test_few_records_of_many_shards_are_read_once(
+    tmp_path, tiny_teacher, monkeypatch, budget, opened_again
+):
+    """A student of few images a class has them all over the store, whose shards a window cannot hold."""
+    config = precompute_config(tmp_path / "store", tiny_teacher, shard_size=2)
+    precompute.run(config)
+    store = Store(tmp_path / "store")
+    opened = []
+    read = TeacherPass.open_shard
+    monkeypatch.setattr(
+        TeacherPass, "open_shard", lambda *asked: opened.append(asked[1].name) or read(*asked)
+    )
+    monkeypatch.setattr(dataset_module, "_KEPT_BYTES", budget)
+    monkeypatch.setattr(dataset_module, "_CACHED_SHARDS", 2)
+    rows = rows_of_split(store.index, "train")
+    dataset = StoreDataset(store, rows, store.open_passes())
+
+    for _ in range(2):
+        for batch in iter_in_order(dataset, 5):
+            assert batch.targets
+
+    assert len(set(opened)) > 2
+    assert (len(opened) > len(set(opened))) == opened_again

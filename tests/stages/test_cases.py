@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from pipeline.evaluation.record_table import RECORDS_NAME
 from pipeline.report import case_pictures
 from pipeline.runs import RUNS
 from stages import report
+from tests.html_page import Page
 from tests.stages.test_flow import PAD_CROP
 from tests.stages.test_sweep import TWO_ARMS, read_sweep, run_sweep, words
 
@@ -64,24 +64,6 @@ def report_of(frozen, **options):
     return json.loads(Path(result.json).read_text()), Path(result.html).read_text()
 
 
-class Page(HTMLParser):
-    """Open tags and pictures; raises where a tag is closed that is not the last opened."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.images = [], []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        if tag == "img":
-            self.images.append(dict(attrs))
-        elif tag not in ("meta", "br", "input"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
 def test_the_page_shows_cases_of_both_students(frozen, swept, monkeypatch):
     monkeypatch.chdir(swept)
 
@@ -93,7 +75,7 @@ def test_the_page_shows_cases_of_both_students(frozen, swept, monkeypatch):
     assert re.findall("<h3>Split (.*)</h3>", section) == SPLITS
     for title in ("e2kd right, kd wrong", "kd right, e2kd wrong", "e2kd and kd say the same"):
         assert section.count(f"<b>{title}</b>") == 2
-    shown = [image for image in page.images if image["alt"].startswith("Split ")]
+    shown = [image for image in page.all("img") if image["alt"].startswith("Split ")]
     kinds = {(case["split"], case["kind"]) for case in values["cases"]}
     assert len(shown) == len(kinds) + len({split for split, _ in kinds})  # and those that are moved
     assert all(image["src"].startswith("data:image/png;base64,") for image in shown)
