@@ -85,8 +85,8 @@ class DiffroarOptions:
     """Of the probes."""
     epochs: int = 8
     batch_size: int = 32
-    lr: float = 0.003
-    """Of Adam."""
+    lr: float = 0.01
+    """Of Adam; falls to 0 linearly, from epoch to epoch."""
     width: int = 16
     """Channels of a probe's first convolution."""
 

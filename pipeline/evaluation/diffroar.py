@@ -81,6 +81,9 @@ def compare(
     """difference (DiffROAR), its standard deviation sd over all pairs of runs, power.top and power.bottom, each by the
     fraction kept, in per cent; mean of DiffROAR over the fractions; mask_only, the accuracy of a probe that sees the
     top's places and nothing else; unmasked, and chance, the most frequent class of the test records.
+
+    A power that mask_only reaches says as much of places as of what is seen there: where an object's form is its
+    class, the outline of the places is enough.
     """
     fill = float(torch.mean(train.images, dtype=torch.float64)) / 255
     parts = ("top", "bottom")

@@ -111,7 +111,9 @@ def predictive_power(
         probe = build(classes).to(device).train()
     optimizer = torch.optim.Adam(probe.parameters(), lr=options.lr)
     generator = torch.Generator().manual_seed(derive_seed(seed, "order of the probe"))
-    for _ in range(options.epochs):
+    for epoch in range(options.epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = options.lr * (1 - epoch / options.epochs)
         order = torch.randperm(len(train.labels), generator=generator).to(device)
         for rows in _cut(order, options.batch_size):
             if len(rows) < 2:
