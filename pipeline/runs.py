@@ -32,6 +32,8 @@ _NO_DIFFERENCE = (
     "black_box.weights",
     "black_box.partition",
     "evaluate.store",
+    "evaluate.max_shift",  # of the judge shift, whose options lie with its numbers
+    "evaluate.shift_records",
     "trainer.ranks",
     "trainer.loader_processes",
     "trainer.log_every_steps",
@@ -43,8 +45,6 @@ _YOUNGER: dict[str, Any] = {
     "augment.randaugment": None,
     "black_box.kind": "none",
     "evaluate.group_sets": {},
-    "evaluate.max_shift": None,
-    "evaluate.shift_records": 256,
     "explainer.max_classes": None,
     "explainer.seed": 0,
     "method.logits": "softmax",

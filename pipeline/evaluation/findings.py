@@ -55,8 +55,11 @@ def missing_judges(folder: Path, config: EvaluateConfig) -> tuple[str, ...]:
 
 def options_of(judge: str, config: EvaluateConfig) -> dict[str, Any]:
     """A judge's own options, as plain values; none where it has no section."""
-    options: dict[str, Any] = plain(config.evaluate).get(judge, {})
-    return options
+    options: dict[str, Any] = plain(config.evaluate)
+    if judge == "shift":  # older than sections
+        return {name: options[name] for name in ("max_shift", "shift_records")}
+    own: dict[str, Any] = options.get(judge, {})
+    return own
 
 
 def add_finding(

@@ -223,6 +223,18 @@ def test_options_of_judges_come_through_hydra():
     assert only.teacher.kind == "none"  # nobody reads it
 
 
+def test_shifts_may_be_asked_for_later_and_are_then_of_one_width(frozen, student):
+    evaluate.run(config_of(frozen, splits=("test",)))
+    shifted = {"splits": ("test",), "max_shift": 2, "shift_records": 4}
+
+    found = evaluate.run(config_of(frozen, **shifted)).splits["test"]
+
+    assert len(found["shift"]["map"]) == 3
+    assert "accuracy" in found
+    with pytest.raises(ConfigError, match=r"max_shift=2 where this one has 3"):
+        evaluate.run(config_of(frozen, **{**shifted, "max_shift": 3}))
+
+
 def test_a_teacher_that_is_typed_for_judges_who_do_not_ask_it_is_refused(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["evaluate", "judges=[accuracy]", "teacher.weights=w.pth"])
 
