@@ -75,6 +75,7 @@ from pipeline.config.study import (
     DiffroarOptions,
     DissectionOptions,
     FiveBandOptions,
+    GradientAlignmentOptions,
 )
 from pipeline.config.table_data import (
     ALL_COLUMNS,
@@ -143,6 +144,7 @@ __all__ = [
     "FileDataConfig",
     "FiveBandOptions",
     "GradCamConfig",
+    "GradientAlignmentOptions",
     "GuidedTeachingConfig",
     "ImageFolderDataConfig",
     "ImageTableDataConfig",

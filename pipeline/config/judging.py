@@ -12,6 +12,7 @@ from pipeline.config.study import (
     DiffroarOptions,
     DissectionOptions,
     FiveBandOptions,
+    GradientAlignmentOptions,
 )
 
 JudgeName = Literal[
@@ -64,6 +65,7 @@ class EvaluateOptions:
     num_pictures: int = 8
     """Records whose maps are kept for the report, about as many of each split."""
     device: str = "auto"
+    gradient_alignment: GradientAlignmentOptions = field(default_factory=GradientAlignmentOptions)
     class_similarity: ClassSimilarityOptions = field(default_factory=ClassSimilarityOptions)
     five_band: FiveBandOptions = field(default_factory=FiveBandOptions)
     dissection: DissectionOptions = field(default_factory=DissectionOptions)

@@ -9,6 +9,20 @@ from pipeline.config.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
+class GradientAlignmentOptions:
+    """Of judges=gradient_alignment."""
+
+    records: int = 2048
+    """Of each split, balanced over classes; two backward passes each."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.records >= 1,
+            f"evaluate.gradient_alignment.records must be >= 1, got {self.records}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassSimilarityOptions:
     """Of judges=class_similarity."""
 

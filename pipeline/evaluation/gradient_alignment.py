@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from pipeline.evaluation.judge import evidence
 from pipeline.evaluation.means import Means
+from pipeline.evaluation.probe_set import balanced_order
 from pipeline.evaluation.trial import require_one_label
 from pipeline.geometry import view_images, view_maps
 from pipeline.labels import known
@@ -48,8 +50,12 @@ def judge_gradient_alignment(trial: Trial) -> dict[str, Any]:
     """mask_energy (where records have evaluate.region), margin_alignment and map_cosine (where the first teacher
     pass has maps): means over the records where each is defined, and <name>_records.
     """
+    number = trial.options.gradient_alignment.records
+    chosen = None
+    if number < len(trial.dataset):
+        chosen = np.sort(balanced_order(trial.dataset, NAME)[:number]).tolist()
     total = Means()
-    for batch in trial.views():
+    for batch in trial.views(chosen):
         total = total + Means.of(_batch_alignment(trial, batch))
     return total.metrics
 

@@ -7,13 +7,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pipeline.config import ConfigError
-from pipeline.dataset import iter_in_order
 from pipeline.evaluation.judge import judge_records
 from pipeline.geometry import judged_view
 from pipeline.stream import move_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from pipeline.config import EvaluateConfig, EvaluateOptions
@@ -59,15 +58,17 @@ class Trial:
         """The one forward pass that accuracy and localization share, and the table of records with them."""
         return judge_records(self.subject, self.dataset, self.options, localise=self.localise)
 
-    def views(self) -> Iterator[Batch]:
-        """The split in batches, each in the view to judge in, where the subject lies."""
-        subject = self.subject
-        for batch in iter_in_order(self.dataset, self.options.batch_size):
+    def views(self, positions: Sequence[int] | None = None) -> Iterator[Batch]:
+        """The split, or some positions of it, in batches, each in the view to judge in, where the subject lies."""
+        subject, size = self.subject, self.options.batch_size
+        chosen = range(len(self.dataset)) if positions is None else positions
+        for start in range(0, len(chosen), size):
+            batch = self.dataset.__getitems__(list(chosen[start : start + size]))
             yield judged_view(
                 move_batch(batch, subject.device), self.options.frame, subject.input_size
             )
 
-    @property
+    @cached_property
     def has_regions(self) -> bool:
         """Whether any record has a region of evaluate.region."""
         if self.options.region == "masks":
