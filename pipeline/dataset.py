@@ -66,7 +66,7 @@ class StoreDataset(Dataset[Batch]):
     ) -> None:
         """with_regions: also read masks and boxes, for evaluation.
         num_classes: outputs of the network that will read the labels; null takes the data's
-        extra: the payload (at, cat, ked_z) to read beside logits and maps; all others stay on disk
+        extra: the payload (at, cat, feature, ked_z) to read beside logits and maps; all others stay on disk
         """
         self.store = store
         self.rows = rows
@@ -283,7 +283,9 @@ class StoreDataset(Dataset[Batch]):
 
 
 def _decode(values: Values, name: str) -> torch.Tensor:
-    """A max-abs field [n, *shape] in its own units; its scale has the shape's first dimensions."""
+    """A field [n, *shape] in its own units; of a max-abs one the scale has the shape's first dimensions."""
+    if f"{name}_scale" not in values:
+        return torch.from_numpy(values[name].astype(np.float32))
     unit, scale = decode_unit(values[name]), values[f"{name}_scale"]
     return torch.from_numpy(unit * scale.reshape(*scale.shape, *[1] * (unit.ndim - scale.ndim)))
 

@@ -71,9 +71,16 @@ def _superfeature_hint_fields(output: ModelOutput) -> dict[str, Tensor]:
     return {**_superfeature_fields(output), "ked_hidden": output.superfeature_hidden.detach()}
 
 
+def _pooled_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """feature [B, d]: the pooled feature before the classifier."""
+    assert output.pooled is not None
+    return {"feature": output.pooled.detach()}
+
+
 EXTRAS: dict[str, Extra] = {
     "at": Extra(Inner(stages=True), _attention_fields),
     "cat": Extra(Inner(class_maps=True), _class_map_fields),
+    "feature": Extra(Inner(pooled=True), _pooled_fields),
     "review": Extra(Inner(stages=True), _review_fields),
     "ked_z": Extra(Inner(superfeatures=True), _superfeature_fields),
     "ked_hint": Extra(Inner(superfeatures=True), _superfeature_hint_fields),
