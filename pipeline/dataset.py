@@ -172,6 +172,13 @@ class StoreDataset(Dataset[Batch]):
             return multi_hot_of_lists(lists, len(self.store.manifest.classes))
         return torch.from_numpy(self.columns["label"][at].astype(np.int64))
 
+    def extra_at(self, at: NDArray[np.int64]) -> list[dict[str, torch.Tensor]]:
+        """Every pass's extra fields of these positions, of the first stored view, without reading an image."""
+        return [
+            self._targets(number, self._gather(number, at, None), at, replayed=False).extra
+            for number in range(len(self.passes))
+        ]
+
     def _inputs(self, at: NDArray[np.int64]) -> torch.Tensor:
         """u8 [n, 3, H, W], of a table f32 [n, d]; a record that comes several times is decoded once."""
         once, place = np.unique(at, return_inverse=True)

@@ -50,7 +50,8 @@ class PassConfig:
         "map",
     )
     """at: where each stage is active, for method=at; cat: the maps of all classes, for method=cat_kd;
-    feature: the pooled feature before the classifier, for method=crd and method=sskd; ked_z: the logits of each superfeature of an additive teacher, for method=ked."""
+    feature: the pooled feature before the classifier, for method=crd and method=sskd;
+    ked_z: the logits of each superfeature of an additive teacher, for method=ked."""
     map_dtype: Literal["float32", "float16", "int8"] = "float16"
     """Of maps divided by their max-abs. A map that is far above its own mean in a few places loses most in int8."""
     cat_size: int = 2

@@ -34,11 +34,14 @@ from pipeline.config.judging import (
 from pipeline.config.methods import (
     ATConfig,
     CatKDConfig,
+    CRDConfig,
     E2KDConfig,
+    FTConfig,
     KDConfig,
     KEDConfig,
     LabelsConfig,
     ReviewKDConfig,
+    SSKDConfig,
 )
 from pipeline.config.models import (
     AdditiveModelConfig,
@@ -348,6 +351,9 @@ KINDS: dict[str, dict[str, type[Any]]] = {
         "at": ATConfig,
         "cat_kd": CatKDConfig,
         "review_kd": ReviewKDConfig,
+        "ft": FTConfig,
+        "crd": CRDConfig,
+        "sskd": SSKDConfig,
         "ked": KEDConfig,
     },
     "cluster": {

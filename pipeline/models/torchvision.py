@@ -161,7 +161,7 @@ class TorchvisionClassifier(Classifier):
         return match_head([la for la in layers if not isinstance(la, nn.Dropout)]) is not None
 
     def forward_pooled(self, features: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Of a head that is no average (VGG, AlexNet), the input of its last layer where that is linear."""
+        """Of a head with hidden layers (VGG, MobileNetV3), the input of its last layer where that is linear."""
         *layers, last = self.split.head_layers(self.inner)
         if self.pools_by_average or not isinstance(last, nn.Linear):
             return super().forward_pooled(features, context)

@@ -239,7 +239,7 @@ class TeacherPass:
         return self.columns.open_shard(*self._place(shard), fields)
 
     def fields_of(self, payload: str) -> list[str]:
-        """Of the payload at, cat, feature or ked_z: the fields without their scales; none where the pass does not hold it."""
+        """The fields of a payload (at, cat, feature, ked_z) without their scales; none where the pass has it not."""
         return [
             spec.name
             for spec in self.manifest.fields

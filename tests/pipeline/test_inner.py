@@ -198,9 +198,7 @@ def test_a_heads_dropout_spoils_no_pooled_feature_before_it(network, side, size)
 
     assert judged.pooled.shape == (2, size)
     linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
-    if (
-        network == "alexnet"
-    ):  # its last linear layer reads two others, whatever their dropouts have left
+    if network == "mobilenet_v3_small":  # its last layer reads another, after a dropout
         assert torch.allclose(training.logits, linear(training.pooled), atol=1e-6)
         assert torch.allclose(judged.logits, linear(judged.pooled), atol=1e-6)
     else:
