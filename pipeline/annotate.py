@@ -144,14 +144,16 @@ class TeacherAnnotator:
                 f"the teacher's logits of record {key} are not finite; check teacher.weights and that record"
             )
         encoded = [payload.encode(self.model, output, records) for payload in self.payloads]
-        stored = encoded[self.config.payloads.index("logits")].values["logits"]
-        if not np.isfinite(stored).all():
-            key = records.keys[int((~np.isfinite(stored).all(axis=1)).nonzero()[0][0])]
-            raise NotFiniteError(
-                f"the teacher's logits of record {key} exceed what {stored.dtype} can hold"
-            )
+        values = {name: array for part in encoded for name, array in part.values.items()}
+        for name in ("logits", "feature"):  # stored as they are; maps have a scale of their own
+            stored = values.get(name)
+            if stored is not None and not np.isfinite(stored).all():
+                key = records.keys[int((~np.isfinite(stored).all(axis=1)).nonzero()[0][0])]
+                raise NotFiniteError(
+                    f"the teacher's {name} of record {key} exceed what {stored.dtype} can hold"
+                )
         return type(encoded[0])(
-            {name: array for part in encoded for name, array in part.values.items()},
+            values,
             {name: cosine for part in encoded for name, cosine in part.fidelity.items()},
         )
 

@@ -69,7 +69,7 @@ class StoreDataset(Dataset[Batch]):
     ) -> None:
         """with_regions: also read masks and boxes, for evaluation.
         num_classes: outputs of the network that will read the labels; null takes the data's
-        extra: the payload (at, cat, ked_z) to read beside logits and maps; all others stay on disk
+        extra: the payload (at, cat, feature, ked_z) to read beside logits and maps; all others stay on disk
         """
         self.store = store
         self.rows = rows
@@ -184,6 +184,13 @@ class StoreDataset(Dataset[Batch]):
             return multi_hot_of_lists(lists, len(self.store.manifest.classes))
         return torch.from_numpy(self.columns["label"][at].astype(np.int64))
 
+    def extra_at(self, at: NDArray[np.int64]) -> list[dict[str, torch.Tensor]]:
+        """Every pass's extra fields of these positions, of the first stored view, without reading an image."""
+        return [
+            self._targets(number, self._gather(number, at, None), at, replayed=False).extra
+            for number in range(len(self.passes))
+        ]
+
     def _inputs(self, at: NDArray[np.int64]) -> torch.Tensor:
         """u8 [n, 3, H, W], of a table f32 [n, d]; a record that comes several times is decoded once."""
         once, place = np.unique(at, return_inverse=True)
@@ -295,7 +302,9 @@ class StoreDataset(Dataset[Batch]):
 
 
 def _decode(values: Values, name: str) -> torch.Tensor:
-    """A max-abs field [n, *shape] in its own units; its scale has the shape's first dimensions."""
+    """A field [n, *shape] in its own units; of a max-abs one the scale has the shape's first dimensions."""
+    if f"{name}_scale" not in values:
+        return torch.from_numpy(values[name].astype(np.float32))
     unit, scale = decode_unit(values[name]), values[f"{name}_scale"]
     return torch.from_numpy(unit * scale.reshape(*scale.shape, *[1] * (unit.ndim - scale.ndim)))
 

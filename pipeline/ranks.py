@@ -74,6 +74,15 @@ class Ranks:
         dist.all_reduce(total)
         return total.to(values.device)
 
+    def gather(self, values: Tensor) -> Tensor:
+        """The ranks' values one after the other, in their order: [n, ...] -> [world_size * n, ...]."""
+        if self.world_size == 1:
+            return values
+        own = values if self.device is None else values.to(self.device)
+        everyones = [torch.empty_like(own) for _ in range(self.world_size)]
+        dist.all_gather(everyones, own.contiguous())
+        return torch.cat(everyones).to(values.device)
+
     def require_equal(self, values: Sequence[int], message: str) -> None:
         """RanksDisagreeError with `message` unless every rank has these values."""
         if self.world_size == 1:

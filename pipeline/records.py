@@ -103,7 +103,7 @@ class StoredTargets:
     """f32 [B, E, A, h, w] on the teacher's grid, max-abs 1 (or all zero)."""
     extra: dict[str, Tensor] = field(default_factory=dict)
     """Fields of other payloads, where they are asked for, f32 on the teacher's grids: at_<stage> [B, h, w],
-    cat [B, K, r, r]; or of no place, ked_z [B, M, K]."""
+    cat [B, K, r, r]; or of no place, feature [B, d], ked_z [B, M, K]."""
     extra_is_spatial: bool = True
     """Whether these fields have a place in the frame, and move with it."""
     map_from_canonical: Tensor | None = None
@@ -126,7 +126,8 @@ class Targets:
     """bool [B, E]: False where the warped map is zero or no class is explained."""
     extra: dict[str, Tensor] = field(default_factory=dict)
     """What else the loss reads, f32 on the teacher's own grids, after the warp: at_<stage> [B, h, w],
-    cat [B, K, h, w], review_<level> [B, C, h, w]; or of no place, ked_z [B, M, K], ked_hidden [B, M, width]."""
+    cat [B, K, h, w], review_<level> [B, C, h, w], ft [B, C, h, w]; or of no place, feature [B, d], ked_z [B, M, K],
+    ked_hidden [B, M, width]."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,7 @@ _YOUNGER: dict[str, Any] = {
     "explainer.max_classes": None,
     "explainer.seed": 0,
     "method.logits": "softmax",
+    "method.norm": "mse",
     "student.depth": None,
     "student.patch": None,
     "teacher.depth": None,

@@ -22,6 +22,7 @@ from pipeline.seeds import derive_seed
 from pipeline.store.files import write_atomically
 from pipeline.stream import move_batch
 from pipeline.superfeatures.comparison import add_chimeras, label_chimeras
+from pipeline.teacher_phase import learn_from_teacher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,6 +125,7 @@ class Training:
 
     def __post_init__(self) -> None:
         device = next(self.model.parameters()).device
+        self.loss.ranks = self.ranks
         if self.numerics.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.forward = self.ranks.wrap(self.model, device)
@@ -193,6 +195,7 @@ def train_step(
         clip_by_unit(_parameters(training), agc)
     training.scaler.step(training.optimizer)
     training.scaler.update()
+    training.loss.finish_step()
     return terms
 
 
@@ -226,6 +229,9 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
             class_maps=output.class_maps,
             superfeature_logits=output.superfeature_logits,
             superfeature_hidden=output.superfeature_hidden,
+            pooled=output.pooled,
+            record_index=batch.record_index,
+            view_index=batch.view_index,
         )
         terms.append(_loss_of(loss, student, targets, batch))
     return weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))
@@ -285,7 +291,11 @@ def fit(
     """
     device = next(training.model.parameters()).device
     check_warmup(trainer, stream.num_steps)
+    is_new = not (folder / CHECKPOINT_NAME).exists()
     load_checkpoint(training, folder)
+    if is_new and training.loss.teacher_phase is not None:
+        learn_from_teacher(training, stream)
+        save_checkpoint(training, folder)
     with ExitStack() as stack:
         write = _discard
         if training.ranks.is_first:

@@ -213,6 +213,7 @@ def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
         targets = plan.superfeatures.targets(targets)
     if plan.loss.inner != NOTHING:
         _prepare_loss(plan, model, targets, device)
+    plan.loss.prepare_records(plan.dataset)
     loss = plan.loss.to(device)
     numerics = Numerics(
         precision=getattr(torch, trainer.precision),
@@ -262,6 +263,7 @@ def _prepare_loss(
         class_maps=output.class_maps,
         superfeature_logits=output.superfeature_logits,
         superfeature_hidden=output.superfeature_hidden,
+        pooled=output.pooled,
     )
     grid = (output.features.shape[-2], output.features.shape[-1])
     taught = targets(batch, grid, with_maps=False)

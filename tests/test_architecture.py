@@ -117,8 +117,10 @@ def test_every_option_of_every_group_composes_and_builds(group):
                 no_path = ("cells", "demo", "digits", "torchvision", "sklearn_table")
                 if group == "data" and path.stem not in no_path:
                     extra = ["data.path=somewhere"]
-                if (group, path.stem) == ("method", "review_kd"):
+                if group == "method" and path.stem in ("review_kd", "ft"):
                     extra = ["mode=live"]
+                if (group, path.stem) == ("method", "sskd"):
+                    extra = ["mode=replay", "views=rotations", "views.per_step=4"]
                 if (group, path.stem) == ("teaching", "ked"):
                     extra = ["teacher=additive", "black_box=cifar"]
                 if (group, path.stem) == ("method", "ked"):

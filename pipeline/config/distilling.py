@@ -12,9 +12,12 @@ from pipeline.config.cluster import (
 )
 from pipeline.config.errors import require
 from pipeline.config.methods import (
+    CRDConfig,
+    FTConfig,
     KEDConfig,
     MethodConfig,
     ReviewKDConfig,
+    SSKDConfig,
 )
 from pipeline.config.models import (
     AdditiveModelConfig,
@@ -30,8 +33,10 @@ from pipeline.config.training import (
     check_mixup_partners,
 )
 from pipeline.config.views import (
+    NUM_ROTATIONS,
     AnyViewsConfig,
     CanonicalViewsConfig,
+    RotationsViewsConfig,
 )
 
 
@@ -81,7 +86,14 @@ class DistillConfig:
                 f"mode={self.mode} has none (mode=frozen does)",
             )
         if isinstance(self.method, ReviewKDConfig) and self.method.lambda_review > 0:
-            self._check_review()
+            self._check_whole_features()
+            self._check_batch_norms()
+        if isinstance(self.method, FTConfig) and self.method.lambda_ft > 0:
+            self._check_whole_features()
+        if isinstance(self.method, SSKDConfig):
+            self._check_rotations()
+        if isinstance(self.method, CRDConfig) and self.method.lambda_crd > 0:
+            self._check_crd()
         if isinstance(self.method, KEDConfig):
             self._check_ked(self.method)
         if self.mode != "live":
@@ -109,16 +121,45 @@ class DistillConfig:
             )
         check_mixup_partners(self.augment, self.trainer)
 
-    def _check_review(self) -> None:
+    def _check_whole_features(self) -> None:
         require(
             self.mode == "live",
-            f"method=review_kd compares whole feature maps, which no store holds, so mode={self.mode} has none: set "
-            "mode=live with teacher= and teacher.weights=, or choose method=at or method=cat_kd",
+            f"method={self.method.kind} compares whole feature maps, which no store holds, so mode={self.mode} has "
+            "none: set mode=live with teacher= and teacher.weights=, or choose method=at or method=cat_kd",
         )
+
+    def _check_batch_norms(self) -> None:
         require(
             self.trainer.batch_size > self.trainer.ranks,
             f"trainer.batch_size={self.trainer.batch_size} leaves each of {self.trainer.ranks} ranks one record, of "
             "which the batch norms of method=review_kd know no variance; raise it",
+        )
+
+    def _check_rotations(self) -> None:
+        require(
+            self.mode == "replay"
+            and isinstance(self.views, RotationsViewsConfig)
+            and self.views.per_step == NUM_ROTATIONS,
+            "method=sskd compares an image with its three turns in one step, which mode=replay views=rotations "
+            f"views.per_step={NUM_ROTATIONS} shows; here mode={self.mode}, views={self.views.kind}, "
+            f"views.per_step={self.views.per_step}",
+        )
+        require(
+            self.trainer.batch_size > NUM_ROTATIONS * self.trainer.ranks,
+            f"trainer.batch_size={self.trainer.batch_size} leaves each of {self.trainer.ranks} ranks one record, and "
+            "method=sskd tells records apart; raise it",
+        )
+
+    def _check_crd(self) -> None:
+        require(
+            self.views.per_step == 1,
+            f"method=crd keeps one embedding of each record, and views.per_step={self.views.per_step} shows it several "
+            "times in a step; set views.per_step=1",
+        )
+        require(
+            self.augment.mixup_alpha is None,
+            "method=crd keeps an embedding of each record, and a mixture shows two: set augment.mixup_alpha=null in "
+            f"place of {self.augment.mixup_alpha}",
         )
 
     def _check_ked(self, method: KEDConfig) -> None:

@@ -45,8 +45,12 @@ class StoreConfig:
 class PassConfig:
     """What a teacher pass computes and stores."""
 
-    payloads: tuple[Literal["logits", "map", "at", "cat", "ked_z"], ...] = ("logits", "map")
+    payloads: tuple[Literal["logits", "map", "at", "cat", "feature", "ked_z"], ...] = (
+        "logits",
+        "map",
+    )
     """at: where each stage is active, for method=at; cat: the maps of all classes, for method=cat_kd;
+    feature: the pooled feature before the classifier, for method=crd and method=sskd;
     ked_z: the logits of each superfeature of an additive teacher, for method=ked."""
     map_dtype: Literal["float32", "float16", "int8"] = "float16"
     """Of maps divided by their max-abs. A map that is far above its own mean in a few places loses most in int8."""

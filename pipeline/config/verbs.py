@@ -35,11 +35,14 @@ from pipeline.config.judging import (
 from pipeline.config.methods import (
     ATConfig,
     CatKDConfig,
+    CRDConfig,
     E2KDConfig,
+    FTConfig,
     KDConfig,
     KEDConfig,
     LabelsConfig,
     ReviewKDConfig,
+    SSKDConfig,
 )
 from pipeline.config.models import (
     AdditiveModelConfig,
@@ -350,6 +353,9 @@ KINDS: dict[str, dict[str, type[Any]]] = {
         "at": ATConfig,
         "cat_kd": CatKDConfig,
         "review_kd": ReviewKDConfig,
+        "ft": FTConfig,
+        "crd": CRDConfig,
+        "sskd": SSKDConfig,
         "ked": KEDConfig,
     },
     "cluster": {

@@ -6,13 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.losses.at import ATLoss
 from pipeline.losses.cat_kd import CatKDLoss
+from pipeline.losses.crd import CRDLoss
 from pipeline.losses.e2kd import E2KDLoss
 from pipeline.losses.explaining_teacher import ExplainingTeacherLoss
+from pipeline.losses.ft import FTLoss
 from pipeline.losses.guided import GuidedLoss
 from pipeline.losses.kd import KDLoss
 from pipeline.losses.ked import KEDLoss
 from pipeline.losses.labels import LabelsLoss
 from pipeline.losses.review_kd import ReviewKDLoss
+from pipeline.losses.sskd import SSKDLoss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +30,9 @@ LOSSES: dict[str, Callable[[Any], DistillationLoss]] = {
     "at": ATLoss,
     "cat_kd": CatKDLoss,
     "review_kd": ReviewKDLoss,
+    "ft": FTLoss,
+    "crd": CRDLoss,
+    "sskd": SSKDLoss,
     "ked": KEDLoss,
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +24,13 @@ def attention_map(features: Tensor) -> Tensor:
     return wide(features).square().mean(dim=1)
 
 
-def attention_loss(student_attention: Tensor, teacher_attention: Tensor) -> Tensor:
+def attention_loss(
+    student_attention: Tensor, teacher_attention: Tensor, norm: Literal["mse", "l2"] = "mse"
+) -> Tensor:
     """Mean over records and places of (Q_s / ||Q_s|| - Q_t / ||Q_t||)^2, the norms over a record's places.
 
+    norm               mse, as public code has it; or l2, as the paper prints it: the mean over records of that
+                       difference's norm, not squared
     student_attention  [B, h, w]  gradients flow here
     teacher_attention  [B, h, w]  constant; any positive scale; where the grids differ, the finer one is
                        averaged over the cells of the coarser one first
@@ -37,6 +41,9 @@ def attention_loss(student_attention: Tensor, teacher_attention: Tensor) -> Tens
         F.normalize(F.adaptive_avg_pool2d(attention, (h, w)).flatten(1), dim=1)
         for attention in (student_attention, teacher_attention.detach())
     )
+    if norm == "l2":
+        norms: Tensor = torch.linalg.vector_norm(student - teacher, dim=1)
+        return norms.mean()
     return F.mse_loss(student, teacher)
 
 
@@ -69,7 +76,9 @@ class ATLoss(FeatureKDLoss):
         numbers = self.config.stages or range(1, len(student.stages) + 1)
         losses = [
             attention_loss(
-                attention_map(student.stages[number - 1].output), targets.extra[f"at_{number}"]
+                attention_map(student.stages[number - 1].output),
+                targets.extra[f"at_{number}"],
+                self.config.norm,
             )
             for number in numbers
         ]

@@ -30,6 +30,8 @@ class FeatureKDLoss(DistillationLoss):
 
     term: ClassVar[str]
     """Its name, in the log and as the fields of `Targets.extra` that it reads."""
+    reads: ClassVar[str] = ""
+    """The fields of `Targets.extra`, where they are not named like the term."""
     compares: ClassVar[Inner]
     """What it asks of both networks."""
 
@@ -63,23 +65,32 @@ class FeatureKDLoss(DistillationLoss):
 
     @property
     def extra(self) -> str | None:
-        return self.term if self.weight > 0 else None
+        return (self.reads or self.term) if self.weight > 0 else None
 
     def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
         assert targets is not None
-        config = self.config
-        terms: dict[str, Tensor] = {}
-        weighted = []
-        if config.lambda_ce > 0:
-            name, supervised = label_term(student.logits, labels)
-            if config.label_loss == "bce_offlabel":
-                name, supervised = "bce", off_label_bce_loss(student.logits, labels)
-            terms[name] = supervised
-            weighted.append(config.lambda_ce * supervised)
-        if config.lambda_kd > 0:
-            terms["kd"] = kd_loss(student.logits, targets.logits, config.tau)
-            weighted.append(config.lambda_kd * terms["kd"])
+        terms, weighted = self._labels_and_logits(student.logits, targets.logits, labels)
         if self.weight > 0:
             terms[self.term] = self.compare(student, targets)
             weighted.append(self.weight * terms[self.term])
         return LossTerms(total=torch.stack(weighted).sum(), terms=terms)
+
+    def _labels_and_logits(
+        self, logits: Tensor, teacher_logits: Tensor, labels: Tensor
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """The terms beside the own one, and each times its weight."""
+        config = self.config
+        terms: dict[str, Tensor] = {}
+        weighted = []
+        if config.lambda_ce > 0:
+            name, supervised = label_term(logits, labels)
+            if config.label_loss == "bce_offlabel":
+                name, supervised = "bce", off_label_bce_loss(logits, labels)
+            terms[name] = supervised
+            weighted.append(config.lambda_ce * supervised)
+        if config.lambda_kd > 0:
+            terms["kd"] = kd_loss(logits, teacher_logits, config.tau)
+            weighted.append(config.lambda_kd * terms["kd"])
+        if not weighted:
+            weighted.append(0 * logits.sum())  # ranks wait for a gradient of every parameter
+        return terms, weighted

@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from pipeline.models.output import NOTHING
+from pipeline.ranks import Ranks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
+    from pipeline.dataset import StoreDataset
     from pipeline.models.output import Inner, Stage
     from pipeline.records import Targets
 
@@ -37,6 +39,12 @@ class StudentOutput:
     """[B, M, K], where the loss compares them."""
     superfeature_hidden: Tensor | None = None
     """[B, M, width], where the loss compares them."""
+    pooled: Tensor | None = None
+    """[B, d], where the loss compares them."""
+    record_index: Tensor | None = None
+    """i64 [B]: which record of the training's selection each row shows, for losses that remember records."""
+    view_index: Tensor | None = None
+    """i64 [B]: which stored view of it, -1 for a fresh one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +53,7 @@ class LossTerms:
 
     total: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
-    """Unweighted terms by name: ce or bce, kd, map, at, cat, review, ked, hint."""
+    """Unweighted terms by name: ce or bce, kd, map, at, cat, review, ft, crd, ss, tf, ked, hint."""
     statistics: dict[str, Tensor] = field(default_factory=dict)
     """Numbers to log that are not terms, such as the fraction of valid maps."""
 
@@ -68,11 +76,27 @@ def weighted_sum(parts: Sequence[LossTerms], weights: Sequence[float]) -> LossTe
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class TeacherPhase:
+    """How a loss learns from the teacher alone, by SGD with momentum 0.9, before the student's first step."""
+
+    parameters: list[nn.Parameter]
+    """They stand still afterwards."""
+    epochs: int
+    """0 leaves them as they were drawn."""
+    lr: float
+    """Divided by 10 after each `decay_every_epochs`."""
+    decay_every_epochs: int
+    weight_decay: float
+
+
 class DistillationLoss(nn.Module):
     """(student, targets, labels) -> LossTerms; its own parameters, if any, train with the student."""
 
     needs_targets = True
     """False where the loss reads labels only."""
+    ranks: Ranks = Ranks()
+    """The processes that train together, set by the training: what a loss keeps of records must be the same on all."""
 
     @property
     def needs_labels(self) -> bool:
@@ -98,7 +122,7 @@ class DistillationLoss(nn.Module):
 
     @property
     def extra(self) -> str | None:
-        """Whose fields of `Targets.extra` it reads: at, cat, review, ked_z or ked_hint."""
+        """Whose fields of `Targets.extra` it reads: at, cat, review, ft, feature, ked_z or ked_hint."""
         return None
 
     @property
@@ -111,6 +135,24 @@ class DistillationLoss(nn.Module):
 
         Makes the parameters that depend on the networks' shapes; ConfigError where the two do not fit.
         """
+
+    def prepare_records(self, dataset: StoreDataset) -> None:
+        """Called after `prepare` with what will be trained on, always: makes what the loss keeps of each record.
+
+        ConfigError where the records do not fit the loss.
+        """
+
+    def finish_step(self) -> None:
+        """Called on every rank after the optimiser's step: what the loss keeps of records follows."""
+
+    @property
+    def teacher_phase(self) -> TeacherPhase | None:
+        """What of it is trained on the teacher alone, before the student's first step."""
+        return None
+
+    def teacher_term(self, targets: Targets, view_index: Tensor) -> Tensor:
+        """What that phase minimises; gradients reach the teacher's side of the loss alone."""
+        raise NotImplementedError
 
     def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
         """labels: as of Batch."""

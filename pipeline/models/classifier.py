@@ -86,6 +86,21 @@ class Classifier(nn.Module, ABC):
             "training); choose a ResNet, DenseNet or RegNet, or another method"
         )
 
+    @property
+    def pools_by_average(self) -> bool:
+        """Whether the head begins with the average over places, up to a norm and dropouts before its linear layer."""
+        return self.head is not None
+
+    def forward_pooled(self, features: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What `forward_head` gives, and the pooled features [B, d] (`ModelOutput.pooled`), in one pass."""
+        if not self.pools_by_average:
+            raise ConfigError(
+                f"{type(self.network).__name__} has no pooled features that are known here, which method=crd, "
+                "method=sskd and the payload feature compare: choose a network whose classifier follows the average "
+                "of its features (a ResNet, DenseNet, RegNet or ConvNeXt), or another method or payload"
+            )
+        return self.forward_head(features, context), wide(features).mean(dim=(2, 3))
+
     def forward_superfeatures(self, features: Tensor) -> Superfeatures:
         """What each superfeature says, of the features that `forward_trunk` gives."""
         raise ConfigError(
@@ -106,8 +121,12 @@ class Classifier(nn.Module, ABC):
             features, context = self.forward_trunk(images)
         class_maps = self.class_maps(features) if inner.class_maps else None
         if not inner.superfeatures:
-            logits = self.forward_head(features, context)
-            return ModelOutput(logits, features, context, stages, class_maps)
+            pooled = None
+            if inner.pooled:
+                logits, pooled = self.forward_pooled(features, context)
+            else:
+                logits = self.forward_head(features, context)
+            return ModelOutput(logits, features, context, stages, class_maps, pooled=pooled)
         each = self.forward_superfeatures(features)
         return ModelOutput(
             each.logits.sum(dim=1), features, context, stages, class_maps, each.logits, each.hidden

@@ -19,6 +19,7 @@ class Inner(NamedTuple):
     stages: bool = False
     class_maps: bool = False
     superfeatures: bool = False
+    pooled: bool = False
 
 
 NOTHING = Inner()
@@ -60,6 +61,9 @@ class ModelOutput(NamedTuple):
     """[B, M, K], where they were asked for: their sum over superfeatures is the logits."""
     superfeature_hidden: Tensor | None = None
     """[B, M, width], where they were asked for."""
+    pooled: Tensor | None = None
+    """[B, d] before the classifier, float32 or wider, where it was asked for: the average of the features over
+    places where the head begins with it, otherwise what its last linear layer is given."""
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,10 @@ class _TimmNetwork(Classifier):
         """As probed; an active dropout leaves it to autograd."""
         return None if self.training and self.has_dropout else self.closed_form
 
+    @property
+    def pools_by_average(self) -> bool:
+        return self.closed_form is not None
+
 
 # ---- a grid of features --------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from pipeline.config import ConfigError
 from pipeline.models.classifier import Classifier, Published, WeightsError
-from pipeline.models.output import Normalize, Stage, match_head
+from pipeline.models.output import Normalize, Stage, match_head, wide
 from pipeline.models.torchvision_vit import TorchvisionVit
 
 if TYPE_CHECKING:
@@ -154,6 +154,21 @@ class TorchvisionClassifier(Classifier):
         for layer in self.split.head_layers(self.inner):
             x = layer(x)
         return x
+
+    @property
+    def pools_by_average(self) -> bool:
+        layers = self.split.head_layers(self.inner)
+        return match_head([la for la in layers if not isinstance(la, nn.Dropout)]) is not None
+
+    def forward_pooled(self, features: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of a head with hidden layers (VGG, MobileNetV3), the input of its last layer where that is linear."""
+        *layers, last = self.split.head_layers(self.inner)
+        if self.pools_by_average or not isinstance(last, nn.Linear):
+            return super().forward_pooled(features, context)
+        x = features
+        for layer in layers:
+            x = layer(x)
+        return last(x), wide(x)
 
     def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Without auxiliary heads; the published DenseNets call norm1 norm.1, conv2 conv.2 and so on."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.payloads.explanation_map import MapPayload
 from pipeline.payloads.inner import AttentionPayload, ClassMapPayload
 from pipeline.payloads.logits import LogitsPayload
+from pipeline.payloads.pooled_feature import FeaturePayload
 from pipeline.payloads.superfeature_logits import SuperfeaturePayload
 
 if TYPE_CHECKING:
@@ -20,5 +21,6 @@ PAYLOADS: dict[str, Callable[[PassConfig, ExplainerConfig], Payload]] = {
     "map": MapPayload,
     "at": AttentionPayload,
     "cat": ClassMapPayload,
+    "feature": FeaturePayload,
     "ked_z": SuperfeaturePayload,
 }

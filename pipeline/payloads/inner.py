@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from pipeline.losses.at import attention_map
 from pipeline.losses.review_kd import review_levels
-from pipeline.models.output import Inner
+from pipeline.models.output import Inner, wide
 from pipeline.payloads.payload import Encoded
 from pipeline.records import FieldSpec
 from pipeline.store.codecs import encode_maxabs, lowest_cosine
@@ -59,6 +59,11 @@ def _review_fields(output: ModelOutput) -> dict[str, Tensor]:
     return {f"review_{number}": level.detach() for number, level in enumerate(levels, start=1)}
 
 
+def _last_stage_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """ft [B, C, h, w]: what factor transfer paraphrases; too large to be stored."""
+    return {"ft": wide(output.stages[-1].output.detach())}
+
+
 def _superfeature_fields(output: ModelOutput) -> dict[str, Tensor]:
     """ked_z [B, M, K], at the teacher's finest level, class-centred."""
     assert output.superfeature_logits is not None
@@ -71,10 +76,18 @@ def _superfeature_hint_fields(output: ModelOutput) -> dict[str, Tensor]:
     return {**_superfeature_fields(output), "ked_hidden": output.superfeature_hidden.detach()}
 
 
+def _pooled_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """feature [B, d]: the pooled feature before the classifier."""
+    assert output.pooled is not None
+    return {"feature": output.pooled.detach()}
+
+
 EXTRAS: dict[str, Extra] = {
     "at": Extra(Inner(stages=True), _attention_fields),
     "cat": Extra(Inner(class_maps=True), _class_map_fields),
+    "feature": Extra(Inner(pooled=True), _pooled_fields),
     "review": Extra(Inner(stages=True), _review_fields),
+    "ft": Extra(Inner(stages=True), _last_stage_fields),
     "ked_z": Extra(Inner(superfeatures=True), _superfeature_fields),
     "ked_hint": Extra(Inner(superfeatures=True), _superfeature_hint_fields),
 }

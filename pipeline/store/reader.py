@@ -239,11 +239,12 @@ class TeacherPass:
         return self.columns.open_shard(*self._place(shard), fields)
 
     def fields_of(self, payload: str) -> list[str]:
-        """Of the payload at, cat or ked_z: the fields without their scales; none where the pass does not hold it."""
+        """The fields of a payload (at, cat, feature, ked_z) without their scales; none where the pass has it not."""
         return [
             spec.name
             for spec in self.manifest.fields
-            if spec.codec == "maxabs" and f"{spec.name}_".startswith(f"{payload}_")
+            if spec.name == payload
+            or (spec.codec == "maxabs" and spec.name.startswith(f"{payload}_"))
         ]
 
     def _place(self, shard: ShardEntry) -> tuple[int, str, list[str]]:

@@ -161,3 +161,61 @@ def test_networks_without_them_say_who_has_some(config, side, inner, message):
 
     with pytest.raises(ConfigError, match=message):
         model(random_images(side), inner)
+
+
+# ---- pooled features -----------------------------------------------------------------------------
+
+POOLED = Inner(pooled=True)
+
+
+@pytest.mark.parametrize("name", ["cifar", "resnet18", "timm_convnext", "bcos"])
+def test_pooled_features_are_the_average_and_leave_the_logits_as_they_are(name):
+    config, side, _ = NETWORKS[name]
+    model = build(config)
+    images = random_images(side)
+
+    with torch.no_grad():
+        plain, shown = model(images), model(images, POOLED)
+        last = shown.stages[-1].output if name == "bcos" else shown.features
+
+    assert plain.pooled is None
+    assert torch.equal(plain.logits, shown.logits)
+    assert torch.allclose(shown.pooled, last.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("network", "side", "size"), [("mobilenet_v3_small", 64, 1024), ("efficientnet_b0", 64, 1280)]
+)
+def test_a_heads_dropout_spoils_no_pooled_feature_before_it(network, side, size):
+    torch.manual_seed(0)
+    model = build_model(TorchvisionModelConfig(name=network), NUM_CLASSES)
+    images = random_images(side)
+
+    with torch.no_grad():
+        judged = model.eval()(images, POOLED)
+        average = judged.features.mean(dim=(2, 3))
+        training = model.train()(images, POOLED)
+
+    assert judged.pooled.shape == (2, size)
+    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
+    if network == "mobilenet_v3_small":  # its last layer reads another, after a dropout
+        assert torch.allclose(training.logits, linear(training.pooled), atol=1e-6)
+        assert torch.allclose(judged.logits, linear(judged.pooled), atol=1e-6)
+    else:
+        assert torch.equal(judged.pooled, average)
+        assert torch.equal(training.pooled, training.features.mean(dim=(2, 3)))
+
+
+def test_a_network_whose_classifier_reads_something_else_says_so():
+    model = build(TorchvisionModelConfig(name="squeezenet1_1"))
+
+    with pytest.raises(ConfigError, match=r"SqueezeNet has no pooled features.*method=crd"):
+        model(random_images(64), POOLED)
+
+
+def test_pooled_features_are_float32_in_a_half_precision_pass():
+    for name in ("cifar", "bcos"):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = build(NETWORKS[name][0])(random_images(16), POOLED)
+
+        assert output.pooled.dtype == torch.float32

@@ -18,14 +18,21 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipeline.commandline import CONF, compose
-from pipeline.config import DataConfig, ImageFolderDataConfig, ImageTableDataConfig, LabelsConfig
+from pipeline.config import (
+    DataConfig,
+    DemoDataConfig,
+    ImageFolderDataConfig,
+    ImageTableDataConfig,
+    LabelsConfig,
+)
 from pipeline.config.builder import build_verb_config
 from pipeline.grid import iter_points, knows_option, point_words
 from pipeline.models import build_model
 from pipeline.store.reader import Store
 from stages import distill, evaluate, precompute, teach
+from tests.conftest import TINY_DATA
 
-FOLDERS = ("e2kd", "ked")
+FOLDERS = ("e2kd", "ked", "interpretability", "unicam")
 EVERY_RECIPE = sorted(
     f"{folder}/{path.stem}"
     for folder in FOLDERS
@@ -149,6 +156,50 @@ def test_the_optimisers_are_the_papers():
     assert (patient.trainer.epochs, patient.augment.mixup_alpha) == (3500, 1)
 
 
+STUDY = sorted(n for n in EVERY_RECIPE if n.startswith(("interpretability/", "unicam/")))
+
+
+@pytest.mark.parametrize("recipe", STUDY)
+def test_every_arm_of_a_study_composes(recipe):
+    """Their modes and views fit their methods."""
+    experiment = f"experiment={recipe}"
+    composed = composed_of("sweep", experiment)
+
+    assert composed["run"] == recipe
+    for word in ("# Data ", "Left open by the paper, and our choice: "):
+        assert word in header(recipe)
+    kinds = {arm.rstrip("0123456789"): arm for arm in composed["arms"]}
+    for arm in kinds.values():  # students of one kind differ in their network or tau alone
+        overrides = composed["arms"][arm]
+        student = build_verb_config("distill", composed_of("sweep", experiment, *overrides))
+        assert (student.mode == "live") == (student.teacher.kind != "none")
+
+
+def test_the_studys_schedules_and_weights_are_those_of_its_code():
+    def student(recipe, arm):
+        experiment = f"experiment=interpretability/{recipe}"
+        overrides = composed_of("sweep", experiment)["arms"][arm]
+        return build_verb_config("distill", composed_of("sweep", experiment, *overrides))
+
+    at, ft, crd = (student("imagenet_arms", arm) for arm in ("at", "ft", "crd"))
+    assert (at.optimizer.kind, at.optimizer.lr, at.optimizer.weight_decay) == ("sgd", 0.1, 1e-4)
+    assert (at.trainer.epochs, at.trainer.decay_every_epochs, at.trainer.batch_size) == (
+        100,
+        30,
+        512,
+    )
+    assert (at.method.stages, at.method.lambda_at, at.method.lambda_ce) == ((3, 4), 1000, 0.1)
+    assert (ft.trainer.epochs, ft.method.paraphraser_epochs, ft.method.lambda_ft) == (90, 1, 1000)
+    assert (crd.method.lambda_ce, crd.method.lambda_crd, crd.trainer.batch_size) == (0, 1, 85)
+    assert (crd.method.tau_crd, crd.method.negatives, crd.method.momentum) == (0.07, 16384, 0.5)
+    sskd = student("imagenet_arms_sskd", "sskd")
+    weights = [getattr(sskd.method, f"lambda_{name}") for name in ("ce", "kd", "ss", "tf")]
+    assert weights == [1, 0, 10, 2.7]
+    assert (sskd.method.head_epochs, sskd.trainer.batch_size, sskd.views.per_step) == (30, 340, 4)
+    taus = [student("imagenet_arms", f"kd_tau{tau}").method.tau for tau in (1, 2, 4, 8)]
+    assert taus == [1, 2, 4, 8]
+
+
 # ---- what is trained -----------------------------------------------------------------------------
 
 
@@ -202,7 +253,8 @@ def small_data(recipe: str, folder: Path) -> DataConfig:
 
 def pack(words: list[str], data: DataConfig) -> None:
     """A small store of the recipe's pass, or of images alone."""
-    small = [*words, f"store.image_size={FRAME}", "store.shard_size=16", "executor=serial"]
+    size = [] if isinstance(data, DemoDataConfig) else [f"store.image_size={FRAME}"]
+    small = [*words, *size, "store.shard_size=16", "executor=serial"]
     config = build_verb_config("precompute", compose("precompute", small))
     precompute.run(replace(config, data=data))
 
@@ -302,3 +354,31 @@ def test_every_teacher_of_a_recipe_trains_from_where_it_starts(recipe, tmp_path)
     assert set(judged) == {judged_on}
     if recipe in ("table4_epg", "table4_iou"):
         assert (Path(result.weights).parent / "pareto/front.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_arm_of_the_small_study_trains_for_an_epoch_and_is_judged(tmp_path):
+    """On the demo's digits at CIFAR-10's size: one store serves frozen, replayed and live students."""
+    weights = tmp_path / "teacher.safetensors"
+    words = [
+        "experiment=interpretability/cifar10_arms",
+        *(f"store.path={tmp_path}/store", f"teacher.weights={weights}", "subset.shots=2"),
+        "teacher.name=resnet8",  # random weights of 56 layers give logits beyond float16
+    ]
+    small_teacher(words, 10, weights)
+    pack(words, replace(TINY_DATA, image_size=32, max_digit_size=24, train_digits=100))
+    arms = composed_of("sweep", *words)["arms"]
+
+    for arm, overrides in arms.items():
+        composed = compose("sweep", [*words, *overrides])
+        student = build_verb_config("distill", composed)
+        size = 8 * student.views.per_step
+        trainer = replace(student.trainer, epochs=1, warmup_epochs=0, batch_size=size)
+        distill.run(replace(student, trainer=trainer, run=arm))
+        metrics = evaluate.run(replace(build_verb_config("evaluate", composed), run=arm)).splits[
+            "test"
+        ]
+
+        assert 0 <= metrics["accuracy"] <= 1
+        assert 0 <= metrics["agreement"] <= 1

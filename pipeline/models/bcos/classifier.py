@@ -14,7 +14,7 @@ from pipeline.models.bcos.layers import ExplanationMode, LogitLayer, Shared, add
 from pipeline.models.bcos.resnet import BasicBlock, BcosResNet, Bottleneck, ResNetShape
 from pipeline.models.bcos.vit import BcosSimpleVit, VitShape
 from pipeline.models.classifier import Classifier
-from pipeline.models.output import NOTHING, ModelOutput, Stage
+from pipeline.models.output import NOTHING, ModelOutput, Stage, wide
 
 if TYPE_CHECKING:
     from pipeline.config import BcosModelConfig
@@ -77,8 +77,8 @@ class BcosClassifier(Classifier):
         if not isinstance(self.inner, (BcosResNet, BcosDenseNet)):
             raise ConfigError(
                 "a B-cos ViT has neither stages nor class maps, as its classifier follows the average of its "
-                "tokens: choose another method or payload than at, cat_kd, cat and review_kd, or a B-cos ResNet "
-                "or DenseNet"
+                "tokens: choose another method or payload than those that look inside (at, cat_kd, review_kd, ft, "
+                "crd, sskd; at, cat, feature), or a B-cos ResNet or DenseNet"
             )
         features, _ = self.forward_trunk(images)
         if inner.superfeatures:
@@ -89,6 +89,7 @@ class BcosClassifier(Classifier):
             features,
             stages=tuple(Stage(output, output) for output in inside.stages),
             class_maps=inside.class_maps,
+            pooled=wide(inside.stages[-1]).mean(dim=(2, 3)),
         )
 
 

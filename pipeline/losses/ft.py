@@ -1,0 +1,96 @@
+"""Factor transfer (Kim et al. 2018): the student's last stage, translated, against the teacher's, paraphrased.
+
+The paraphraser learns to give the teacher's features back from fewer channels, before the student's first step, and
+then stands still. The translator is trained with the student; both are left behind with the loss.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.losses.feature_kd import FeatureKDLoss
+from pipeline.losses.terms import TeacherPhase
+from pipeline.models.output import Inner, wide
+
+if TYPE_CHECKING:
+    from pipeline.config import FTConfig
+    from pipeline.losses.terms import StudentOutput
+    from pipeline.records import Targets
+
+_SLOPE = 0.1
+"""Of the leaky ReLUs, below zero."""
+_WEIGHT_DECAY = 5e-4
+
+
+def factor_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean of |F_s / ||F_s|| - F_t / ||F_t||| over records and elements (eq. 3, p = 1).
+
+    student  [B, C, h, w]  gradients flow here; the norms are of a record's whole factor
+    teacher  [B, C, h, w]  constant; where the grids differ, the finer one is averaged over the coarser's cells first
+    """
+    h, w = map(min, student.shape[2:], teacher.shape[2:])
+    own, taught = (
+        F.normalize(F.adaptive_avg_pool2d(factor, (h, w)).flatten(1), dim=1)
+        for factor in (student, teacher.detach())
+    )
+    return (own - taught).abs().mean()
+
+
+class FTLoss(FeatureKDLoss):
+    """`factor_loss` of the last stages, beside labels and logits."""
+
+    term = "ft"
+    compares = Inner(stages=True)
+    config: FTConfig
+
+    @property
+    def weight(self) -> float:
+        return self.config.lambda_ft
+
+    def prepare(self, student: StudentOutput, targets: Targets) -> None:
+        taught = targets.extra["ft"].shape[1]
+        channels = max(1, round(taught * self.config.paraphrase_rate))
+        self.translator = _encoder(student.stages[-1].output.shape[1], channels)
+        self.paraphraser = _encoder(taught, channels)
+        self.reconstruction = _convolutions(channels, channels, taught, taught)
+
+    @property
+    def teacher_phase(self) -> TeacherPhase | None:
+        if self.weight == 0:
+            return None
+        epochs = self.config.paraphraser_epochs
+        return TeacherPhase(
+            parameters=[*self.paraphraser.parameters(), *self.reconstruction.parameters()],
+            epochs=epochs,
+            lr=self.config.paraphraser_lr,
+            decay_every_epochs=max(1, epochs),
+            weight_decay=_WEIGHT_DECAY,
+        )
+
+    def teacher_term(self, targets: Targets, view_index: Tensor) -> Tensor:
+        """Mean squared error of the features that come back."""
+        features = targets.extra["ft"]
+        return F.mse_loss(self.reconstruction(self.paraphraser(features)), features)
+
+    def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
+        with torch.no_grad():
+            taught = self.paraphraser(targets.extra["ft"])
+        return factor_loss(self.translator(wide(student.stages[-1].output)), taught)
+
+
+def _encoder(channels: int, factor_channels: int) -> nn.Sequential:
+    """Three convolutions from features to their factor, on the same grid."""
+    return _convolutions(channels, channels, factor_channels, factor_channels)
+
+
+def _convolutions(*channels: int) -> nn.Sequential:
+    """3x3, each with a leaky ReLU and no norm."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(channels):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.LeakyReLU(_SLOPE)]
+    return nn.Sequential(*layers)

@@ -1,0 +1,172 @@
+"""SSKD (Xu et al. 2020): knowledge distillation that listens to a self-supervised task, too.
+
+Each record stands in a batch four times, turned by 0, 90, 180 and 270 degrees. The task is to say which upright
+record a turned one shows, from the cosines of both under a small head on the pooled features. The teacher's head is
+trained on the teacher's features alone, before the student's first step; the student's with the student.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.config import ConfigError, require
+from pipeline.config.views import NUM_ROTATIONS
+from pipeline.losses.feature_kd import FeatureKDLoss
+from pipeline.losses.terms import LossTerms, TeacherPhase
+from pipeline.models.output import NOTHING, Inner
+
+if TYPE_CHECKING:
+    from pipeline.config import SSKDConfig
+    from pipeline.dataset import StoreDataset
+    from pipeline.losses.terms import StudentOutput
+    from pipeline.records import Targets
+
+_WEIGHT_DECAY = 5e-4
+_TURNS = NUM_ROTATIONS - 1
+
+
+def views_in_order(values: Tensor, view_index: Tensor) -> Tensor:
+    """Rows [4 R, ...], four consecutive ones a record in any order, as [R, 4, ...]: the upright one first."""
+    order = view_index.view(-1, NUM_ROTATIONS).argsort(dim=1)
+    by_record = values.view(len(order), NUM_ROTATIONS, *values.shape[1:])
+    in_order: Tensor = by_record[torch.arange(len(order), device=order.device)[:, None], order]
+    return in_order
+
+
+def turned_similarities(embeddings: Tensor) -> Tensor:
+    """A_jk = cos(turned j, upright k): [R, 4, d] -> [3 R, R]; row j is of record j // 3."""
+    unit = F.normalize(embeddings, dim=2)
+    return unit[:, 1:].flatten(0, 1) @ unit[:, 0].T
+
+
+def kept_rows(scores: Tensor, true: Tensor, keep_wrong: float) -> Tensor:
+    """Which rows of the teacher's scores [n, K] are worth learning, bool [n].
+
+    All whose `true` [n] column scores highest, and of the others the share `keep_wrong`, those first where it ranks
+    best; a row whose column is not known (-1) ranks last.
+    """
+    own = scores.gather(1, true.clamp(min=0)[:, None])
+    rank = torch.where(true < 0, scores.shape[1], (scores > own).sum(dim=1))
+    wrong = (rank > 0).sum()
+    allowed = len(rank) - wrong + (keep_wrong * wrong).floor()
+    place = rank.argsort(stable=True).argsort()
+    return place < allowed
+
+
+def kept_kd_loss(student: Tensor, teacher: Tensor, tau: float, kept: Tensor) -> Tensor:
+    """tau^2 * KL(teacher || student) of rows [n, K], averaged over those that are `kept`; 0 if none is."""
+    log_student, log_teacher = (
+        F.log_softmax(scores / tau, dim=1) for scores in (student, teacher.detach())
+    )
+    rows = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)
+    return tau**2 * torch.where(kept, rows, 0.0).sum() / kept.sum().clamp(min=1)
+
+
+class SSKDLoss(FeatureKDLoss):
+    """lambda_ce * ce + lambda_kd * kd of upright images + lambda_ss * ss + lambda_tf * tf of turned ones."""
+
+    term = "ss"
+    reads = "feature"
+    compares = Inner(pooled=True)
+    config: SSKDConfig
+
+    @property
+    def weight(self) -> float:
+        return self.config.lambda_ss
+
+    @property
+    def needs_labels(self) -> bool:
+        config = self.config
+        return config.lambda_ce > 0 or (config.lambda_tf > 0 and config.keep_wrong_tf < 1)
+
+    def check_labels(self, *, many: bool) -> None:
+        require(
+            not many,
+            "method=sskd compares distributions over all classes, and a record of this store has many labels; take "
+            "method=kd method.logits=mld",
+        )
+
+    def prepare(self, student: StudentOutput, targets: Targets) -> None:
+        assert student.pooled is not None
+        self.student_head = _head(student.pooled.shape[1])
+        self.teacher_head = _head(targets.extra["feature"].shape[1])
+
+    def prepare_records(self, dataset: StoreDataset) -> None:
+        """ConfigError unless one pass of rotations teaches."""
+        require(
+            len(dataset.passes) == 1,
+            f"method=sskd has a head for one teacher, and store.teacher names {len(dataset.passes)}; name one",
+        )
+        sampler = dataset.passes[0].views["sampler"]
+        if sampler != "rotations":
+            raise ConfigError(
+                f"{dataset.passes[0].name} holds views of sampler {sampler}, and method=sskd needs the four rotations: "
+                "run stages.precompute with views=rotations annotate.payloads=[logits,feature] and name its pass with "
+                "store.teacher="
+            )
+
+    @property
+    def teacher_phase(self) -> TeacherPhase | None:
+        if self.inner == NOTHING:
+            return None
+        epochs = self.config.head_epochs
+        return TeacherPhase(
+            parameters=list(self.teacher_head.parameters()),
+            epochs=epochs,
+            lr=self.config.head_lr,
+            decay_every_epochs=max(1, epochs // 3),
+            weight_decay=_WEIGHT_DECAY,
+        )
+
+    def teacher_term(self, targets: Targets, view_index: Tensor) -> Tensor:
+        """Cross-entropy of which record each turned image shows, of the teacher's similarities."""
+        similarities = self._similarities(self.teacher_head, targets.extra["feature"], view_index)
+        return F.cross_entropy(similarities, _records_of_turns(similarities))
+
+    def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
+        assert targets is not None
+        assert student.view_index is not None
+        config, index = self.config, student.view_index
+        own, taught, known = (
+            views_in_order(values, index) for values in (student.logits, targets.logits, labels)
+        )
+        terms, weighted = self._labels_and_logits(own[:, 0], taught[:, 0], known[:, 0])
+        if config.lambda_ss > 0:
+            terms["ss"] = self.compare(student, targets)
+            weighted.append(config.lambda_ss * terms["ss"])
+        if config.lambda_tf > 0:
+            turned, said = own[:, 1:].flatten(0, 1), taught[:, 1:].flatten(0, 1)
+            kept = kept_rows(said, known[:, 1:].flatten(), config.keep_wrong_tf)
+            terms["tf"] = kept_kd_loss(turned, said, config.tau, kept)
+            weighted.append(config.lambda_tf * terms["tf"])
+        return LossTerms(total=torch.stack(weighted).sum(), terms=terms)
+
+    def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
+        """The term of the similarities."""
+        assert student.pooled is not None
+        assert student.view_index is not None
+        own = self._similarities(self.student_head, student.pooled, student.view_index)
+        with torch.no_grad():
+            taught = self._similarities(
+                self.teacher_head, targets.extra["feature"], student.view_index
+            )
+        kept = kept_rows(taught, _records_of_turns(taught), self.config.keep_wrong_ss)
+        return kept_kd_loss(own, taught, self.config.tau_ss, kept)
+
+    def _similarities(self, head: nn.Module, pooled: Tensor, view_index: Tensor) -> Tensor:
+        """[3 R, R] of pooled features [4 R, d]."""
+        return turned_similarities(views_in_order(head(pooled), view_index))
+
+
+def _head(size: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, size))
+
+
+def _records_of_turns(similarities: Tensor) -> Tensor:
+    """Which record each row of [3 R, R] shows: i64 [3 R]."""
+    records = torch.arange(similarities.shape[1], device=similarities.device)
+    return records.repeat_interleave(_TURNS)

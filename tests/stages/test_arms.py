@@ -1,0 +1,322 @@
+"""The study's arms from a store: pooled features, and students of FT, CRD and SSKD."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline import teacher_phase, training
+from pipeline.config import (
+    AugmentConfig,
+    ConfigError,
+    CRDConfig,
+    FTConfig,
+    KDConfig,
+    OperationConfig,
+    OptimizerConfig,
+    PassConfig,
+    RandomViewsConfig,
+    RotationsViewsConfig,
+    SSKDConfig,
+    TrainerConfig,
+)
+from pipeline.dataset import StoreDataset
+from pipeline.explainers.gradcam import gradcam
+from pipeline.geometry import view_targets
+from pipeline.live import LiveTeacher
+from pipeline.losses import build_loss
+from pipeline.losses.terms import StudentOutput
+from pipeline.metric_log import read_metrics
+from pipeline.models import build_model, freeze
+from pipeline.models.output import Inner
+from pipeline.records import Targets
+from pipeline.runs import RUNS, load_model
+from pipeline.selection import rows_of_split
+from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.reader import Store
+from pipeline.store.verification import verify_store
+from pipeline.stream import TrainingStream
+from pipeline.training import CHECKPOINT_NAME, Training, batch_loss, build_optimizer
+from pipeline.views import ViewSchedule
+from stages import distill, precompute
+from tests.conftest import Frozen, precompute_config
+from tests.stages.test_flow import assert_equal_states, distill_config, weights_of
+
+PASS = PassConfig(batch_size=8, payloads=("logits", "feature"))
+SIZE = (16, 16)
+TRAINER = TrainerConfig(epochs=2, batch_size=16, num_threads=1, log_every_steps=1)
+ROTATIONS = RotationsViewsConfig(per_step=4)
+FT = FTConfig(paraphraser_epochs=1)
+CRD = CRDConfig(negatives=20, embedding_size=16)
+SSKD = SSKDConfig(head_epochs=3)
+
+
+def store_with(path, teacher, **options):
+    config = precompute_config(path, teacher, annotate=PASS, **options)
+    precompute.run(config)
+    return Frozen(Store(path), config)
+
+
+@pytest.fixture(scope="module")
+def featured(tmp_path_factory, tiny_teacher):
+    """A store with the canonical pass of logits and features."""
+    return store_with(tmp_path_factory.mktemp("featured") / "store", tiny_teacher)
+
+
+@pytest.fixture(scope="module")
+def rotated(tmp_path_factory, tiny_teacher):
+    """The same, and a pass of the four rotations."""
+    path = tmp_path_factory.mktemp("rotated") / "store"
+    return store_with(path, tiny_teacher, views=RotationsViewsConfig())
+
+
+def config_of(frozen, method, **options):
+    """Of a student of `method`, in the mode that it needs."""
+    fitting = {"mode": "replay", "views": ROTATIONS} if method.kind == "sskd" else {}
+    if method.kind == "ft" or options.get("mode") == "live":
+        fitting = {"mode": "live", "teacher": frozen.config.teacher}
+    options = {"method": method, "trainer": TRAINER, **fitting, **options}
+    return distill_config(frozen, **options)
+
+
+def loss_of(run):
+    return torch.load(RUNS / run / "distill" / CHECKPOINT_NAME, weights_only=True)["loss"]
+
+
+def dataset_of(frozen, extra="feature", **options):
+    store = frozen.store
+    passes = store.open_passes(**options)
+    return StoreDataset(store, rows_of_split(store.index, "train"), passes, extra=extra)
+
+
+# ---- what a pass holds ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["zarr", "webdataset"])
+def test_a_pass_holds_the_teachers_pooled_features(featured, tmp_path, tiny_teacher, backend):
+    store = featured
+    if backend == "webdataset":
+        store = store_with(tmp_path / "store", tiny_teacher, backend=backend)
+    (teacher,) = store.store.open_passes()
+    (spec,) = [s for s in teacher.manifest.fields if s.name == "feature"]
+    batch = dataset_of(store).__getitems__([0, 5, 30])
+    model = freeze(build_model(store.config.teacher, 10))
+
+    wanted = model(batch.inputs.float() / 255, Inner(pooled=True)).pooled
+    found = batch.targets[0].extra["feature"]
+
+    assert (spec.shape, spec.dtype, spec.codec) == ((16,), "float16", "raw")
+    assert (spec.when_moved, spec.frame) == ("keep", None)
+    assert teacher.manifest.fidelity["feature"] > 0.99999
+    assert found.dtype == torch.float32
+    assert (found - wanted).abs().max() < 1e-3 * wanted.abs().max()
+    assert list(verify_store(store.store.path)) == []
+
+
+def test_a_pooled_feature_is_kept_where_the_image_moves(featured):
+    flip = AugmentConfig(operations=(OperationConfig(kind="horizontal_flip", p=1.0),))
+    views = ViewSchedule(flip, featured.store.size, seed=0)
+    batch = next(TrainingStream(dataset_of(featured), views, batch_size=8, seed=0).epoch(0))
+
+    (targets,) = view_targets(batch, (4, 4))
+
+    assert batch.canonical_from_view is not None
+    assert torch.equal(targets.extra["feature"], batch.targets[0].extra["feature"])
+
+
+# ---- students ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "terms"),
+    [
+        (FT, {"ce", "ft"}),
+        (replace(FT, lambda_kd=0.5), {"ce", "kd", "ft"}),
+        (CRD, {"ce", "crd"}),
+        (replace(CRD, lambda_ce=0.0, lambda_crd=1.0), {"crd"}),
+        (SSKD, {"ce", "kd", "ss", "tf"}),
+        (replace(SSKD, lambda_kd=0.0), {"ce", "ss", "tf"}),
+    ],
+    ids=["ft", "ft_kd", "crd", "crd_alone", "sskd", "sskd_feature"],
+)
+def test_students_train_and_leave_what_the_loss_brings_behind(rotated, method, terms):
+    distill.run(config_of(rotated, method))
+
+    lines = list(read_metrics(RUNS / "one" / "distill"))
+    student, _ = load_model(RUNS / "one" / "distill")
+    assert all(line[term] > 0 for line in lines for term in terms)
+    assert not {"ce", "kd", "ft", "crd", "ss", "tf"} - terms & set(lines[0])
+    assert (
+        student.state_dict().keys() == build_model(rotated.config.teacher, 10).state_dict().keys()
+    )
+    assert loss_of("one")
+
+
+@pytest.mark.parametrize("mode", ["replay", "live"])
+def test_crd_learns_from_replayed_and_live_teachers(featured, tmp_path, tiny_teacher, mode):
+    store, options = featured, {"mode": mode}
+    if mode == "replay":
+        views = RandomViewsConfig(count=2, seed=1)
+        flip = AugmentConfig(operations=(OperationConfig(kind="horizontal_flip"),))
+        store = store_with(tmp_path / "store", tiny_teacher, views=views, augment=flip)
+        options["views"] = views
+
+    distill.run(config_of(store, CRD, trainer=replace(TRAINER, epochs=1), **options))
+
+    assert next(read_metrics(RUNS / "one" / "distill"))["crd"] > 0
+
+
+def test_the_teachers_bank_starts_from_its_stored_features(featured):
+    dataset = dataset_of(featured)
+    loss = build_loss(CRD)
+    pooled = torch.zeros(1, 16)
+    targets = Targets(teacher="t", logits=torch.zeros(1, 10), extra={"feature": pooled})
+    loss.prepare(StudentOutput(logits=torch.zeros(1, 10), pooled=pooled), targets)
+    loss.prepare_records(dataset)
+    batch = dataset.__getitems__([7, 31])
+
+    wanted = F.normalize(loss.embed_teacher(batch.targets[0].extra["feature"]), dim=1)
+
+    assert torch.allclose(loss.teacher_bank[[7, 31]], wanted, atol=1e-6)
+    assert not torch.allclose(loss.student_bank[[7, 31]], wanted, atol=0.1)
+
+
+def test_a_frozen_and_a_live_crd_step_on_still_images_have_the_same_gradient(featured):
+    torch.manual_seed(1)
+    student = build_model(replace(featured.config.teacher, weights=None), 10).eval()
+    dataset = dataset_of(featured)
+    views = ViewSchedule(AugmentConfig(), featured.store.size, seed=0)
+    batch = next(TrainingStream(dataset, views, batch_size=16, seed=0).epoch(0))
+    model = freeze(build_model(featured.config.teacher, 10))
+    gradients = []
+    for targets in (view_targets, LiveTeacher("t", model, gradcam, SIZE, extra="feature")):
+        loss = build_loss(CRD)
+        torch.manual_seed(2)
+        pooled = torch.zeros(1, 16)
+        example = Targets(teacher="t", logits=torch.zeros(1, 10), extra={"feature": pooled})
+        loss.prepare(StudentOutput(logits=torch.zeros(1, 10), pooled=pooled), example)
+        loss.prepare_records(dataset)
+        parameters = [*student.parameters(), *loss.parameters()]
+        part = Training(
+            model=student,
+            loss=loss,
+            optimizer=build_optimizer(OptimizerConfig(), parameters),
+            targets=targets,
+        )
+        torch.manual_seed(3)
+        term = batch_loss(part, batch, SIZE).terms["crd"]
+        found = torch.autograd.grad(term, parameters, allow_unused=True, materialize_grads=True)
+        gradients.append(torch.cat([each.flatten() for each in found]))
+
+    assert gradients[1].norm() > 0
+    assert (gradients[0] - gradients[1]).norm() < 5e-3 * gradients[1].norm()
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_after(patch, module, name, calls):
+    original, made = getattr(module, name), []
+
+    def dying(*arguments, **options):
+        made.append(None)
+        if len(made) > calls:
+            raise Killed
+        return original(*arguments, **options)
+
+    patch.setattr(module, name, dying)
+
+
+@pytest.mark.parametrize("method", [FT, CRD, SSKD], ids=lambda method: method.kind)
+def test_a_killed_student_resumes_to_the_same_one(rotated, monkeypatch, method):
+    distill.run(config_of(rotated, method, run="whole"))
+    steps = sum(1 for _ in read_metrics(RUNS / "whole" / "distill")) // 2
+    kills = [(training, "train_step", steps + 1)]
+    if method.kind != "crd":
+        kills.insert(0, (teacher_phase, "move_batch", 1))
+    for module, name, calls in kills:
+        with monkeypatch.context() as patch:
+            kill_after(patch, module, name, calls)
+            with pytest.raises(Killed):
+                distill.run(config_of(rotated, method, run="killed"))
+    with monkeypatch.context() as patch:
+        kill_after(patch, teacher_phase, "move_batch", 0)  # it is not trained a second time
+        distill.run(config_of(rotated, method, run="killed"))
+
+    assert_equal_states(weights_of("killed"), weights_of("whole"))
+    assert_equal_states(loss_of("killed"), loss_of("whole"))
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        (FT, ("paraphraser.0.weight", "reconstruction.0.weight")),
+        (SSKD, ("teacher_head.0.weight", "teacher_head.2.bias")),
+    ],
+    ids=["ft", "sskd"],
+)
+def test_the_teachers_part_is_trained_before_the_student_and_stands_still_after(
+    rotated, method, names
+):
+    first = {"paraphraser_epochs": 0} if method.kind == "ft" else {"head_epochs": 0}
+    one_epoch = replace(TRAINER, epochs=1)
+    distill.run(config_of(rotated, method, run="long"))
+    distill.run(config_of(rotated, method, run="short", trainer=one_epoch))
+    distill.run(config_of(rotated, replace(method, **first), run="random", trainer=one_epoch))
+
+    long, short, random = (loss_of(run) for run in ("long", "short", "random"))
+
+    for name in names:
+        assert torch.equal(long[name], short[name])
+        assert not torch.equal(long[name], random[name])
+
+
+# ---- what does not fit ---------------------------------------------------------------------------
+
+
+def test_modes_that_do_not_fit_are_refused(featured, rotated):
+    with pytest.raises(ConfigError, match=r"method=ft compares whole feature maps.*mode=live"):
+        distill_config(featured, method=FT)
+    for options in (
+        {},
+        {"mode": "replay"},
+        {"mode": "replay", "views": RandomViewsConfig(count=4, per_step=4)},
+        {"mode": "replay", "views": RotationsViewsConfig()},
+    ):
+        with pytest.raises(ConfigError, match=r"mode=replay views=rotations views.per_step=4"):
+            distill_config(rotated, method=SSKD, **options)
+    with pytest.raises(ConfigError, match=r"method=sskd tells records apart"):
+        config_of(rotated, SSKD, trainer=replace(TRAINER, batch_size=4))
+    with pytest.raises(ConfigError, match=r"views.per_step=1"):
+        distill_config(rotated, method=CRD, mode="replay", views=ROTATIONS)
+    mixed = AugmentConfig(mixup_alpha=1.0)
+    live = config_of(featured, CRD, mode="live")
+    with pytest.raises(ConfigError, match=r"mixup_alpha=null in place of 1.0"):
+        replace(live, augment=mixed)
+
+
+def test_a_pass_without_features_or_without_rotations_is_refused(frozen, tmp_path, tiny_teacher):
+    with pytest.raises(StoreMismatchError, match=r"no payload feature, method=crd"):
+        distill.run(config_of(frozen, CRD))
+    flip = AugmentConfig(operations=(OperationConfig(kind="horizontal_flip"),))
+    views = RandomViewsConfig(count=4)
+    random = store_with(tmp_path / "store", tiny_teacher, views=views, augment=flip)
+    with pytest.raises(ConfigError, match=r"sampler random.*views=rotations"):
+        distill.run(config_of(random, SSKD))
+
+
+def test_without_their_term_students_need_no_payload(frozen):
+    for run, method in (
+        ("kd", KDConfig(lambda_ce=1.0)),
+        ("crd", CRDConfig(lambda_kd=1.0, lambda_crd=0.0)),
+        ("ft", FTConfig(lambda_kd=1.0, lambda_ft=0.0)),
+    ):
+        trainer = replace(TRAINER, epochs=1)
+        distill.run(distill_config(frozen, run=run, method=method, trainer=trainer))
+
+    assert_equal_states(weights_of("crd"), weights_of("kd"))
+    assert_equal_states(weights_of("ft"), weights_of("kd"))
