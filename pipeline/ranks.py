@@ -2,8 +2,9 @@
 
 Each rank has its slice of the same global batches; gradients are averaged over ranks of equal slices, so a
 step is that of one process on the whole batch, up to what a slice decides alone: the statistics of a
-BatchNorm in training mode, means over a part of a batch (known labels, `normalise_by=valid`), and which record
-comes before its first (the partner of mixup, `map_control=shuffled`).
+BatchNorm in training mode, means over a part of a batch (known labels, `normalise_by=valid`), which record
+comes before its first (the partner of mixup, `map_control=shuffled`), which negatives method=crd draws, and
+which records method=sskd tells apart.
 """
 
 from __future__ import annotations
