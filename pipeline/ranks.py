@@ -64,7 +64,7 @@ class Ranks:
 
     def mean(self, values: Tensor) -> Tensor:
         """Over the ranks, elementwise."""
-        return self.sum(values) / self.world_size
+        return values if self.world_size == 1 else self.sum(values) / self.world_size
 
     def sum(self, values: Tensor) -> Tensor:
         """Over the ranks, elementwise, on the device where `values` lie."""
