@@ -2,8 +2,9 @@
 
 Each rank has its slice of the same global batches; gradients are averaged over ranks of equal slices, so a
 step is that of one process on the whole batch, up to what a slice decides alone: the statistics of a
-BatchNorm in training mode, means over a part of a batch (known labels, `normalise_by=valid`), and which record
-comes before its first (the partner of mixup, `map_control=shuffled`).
+BatchNorm in training mode, means over a part of a batch (known labels, `normalise_by=valid`), which record
+comes before its first (the partner of mixup, `map_control=shuffled`), which negatives method=crd draws, and
+which records method=sskd tells apart.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Ranks:
 
     def mean(self, values: Tensor) -> Tensor:
         """Over the ranks, elementwise."""
-        return self.sum(values) / self.world_size
+        return values if self.world_size == 1 else self.sum(values) / self.world_size
 
     def sum(self, values: Tensor) -> Tensor:
         """Over the ranks, elementwise, on the device where `values` lie."""

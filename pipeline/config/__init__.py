@@ -26,11 +26,20 @@ from pipeline.config.data import (
     TorchvisionDataConfig,
     WebDatasetDataConfig,
 )
-from pipeline.config.distilling import DistillConfig
+from pipeline.config.distilling import DistillConfig, MethodConfig
 from pipeline.config.errors import (
     ConfigError,
     require,
     require_fraction,
+)
+from pipeline.config.feature_methods import (
+    ATConfig,
+    CatKDConfig,
+    CRDConfig,
+    FeatureKDConfig,
+    FTConfig,
+    ReviewKDConfig,
+    SSKDConfig,
 )
 from pipeline.config.file_data import FileDataConfig
 from pipeline.config.judges import DistanceCorrelationOptions, UnicamOptions
@@ -40,19 +49,11 @@ from pipeline.config.judging import (
     ReportOptions,
 )
 from pipeline.config.methods import (
-    ATConfig,
-    CatKDConfig,
-    CRDConfig,
     E2KDConfig,
-    FeatureKDConfig,
-    FTConfig,
     KDConfig,
     KEDConfig,
     LabelsConfig,
-    MethodConfig,
-    ReviewKDConfig,
     SoftTargetsConfig,
-    SSKDConfig,
 )
 from pipeline.config.models import (
     AdditiveModelConfig,

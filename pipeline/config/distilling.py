@@ -11,13 +11,19 @@ from pipeline.config.cluster import (
     LocalClusterConfig,
 )
 from pipeline.config.errors import require
-from pipeline.config.methods import (
+from pipeline.config.feature_methods import (
+    ATConfig,
+    CatKDConfig,
     CRDConfig,
     FTConfig,
-    KEDConfig,
-    MethodConfig,
     ReviewKDConfig,
     SSKDConfig,
+)
+from pipeline.config.methods import (
+    E2KDConfig,
+    KDConfig,
+    KEDConfig,
+    LabelsConfig,
 )
 from pipeline.config.models import (
     AdditiveModelConfig,
@@ -37,6 +43,19 @@ from pipeline.config.views import (
     AnyViewsConfig,
     CanonicalViewsConfig,
     RotationsViewsConfig,
+)
+
+MethodConfig = (
+    LabelsConfig
+    | KDConfig
+    | E2KDConfig
+    | ATConfig
+    | CatKDConfig
+    | ReviewKDConfig
+    | FTConfig
+    | CRDConfig
+    | SSKDConfig
+    | KEDConfig
 )
 
 

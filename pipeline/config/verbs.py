@@ -26,6 +26,14 @@ from pipeline.config.data import (
 )
 from pipeline.config.distilling import DistillConfig
 from pipeline.config.errors import require
+from pipeline.config.feature_methods import (
+    ATConfig,
+    CatKDConfig,
+    CRDConfig,
+    FTConfig,
+    ReviewKDConfig,
+    SSKDConfig,
+)
 from pipeline.config.judging import (
     ASK_TEACHER,
     EvaluateOptions,
@@ -33,16 +41,10 @@ from pipeline.config.judging import (
     ReportOptions,
 )
 from pipeline.config.methods import (
-    ATConfig,
-    CatKDConfig,
-    CRDConfig,
     E2KDConfig,
-    FTConfig,
     KDConfig,
     KEDConfig,
     LabelsConfig,
-    ReviewKDConfig,
-    SSKDConfig,
 )
 from pipeline.config.models import (
     AdditiveModelConfig,
