@@ -3,6 +3,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 ARGS ?=
+# Many processes import the same packages: these are compiled once, whatever the shell says.
+export PYTHONDONTWRITEBYTECODE :=
 DEMO_distill := method.tau=4 method.lambda_map=5
 STAGES := precompute teach verify distill evaluate sweep report
 # Those that read the section cluster.
