@@ -21,7 +21,7 @@ install: .venv/.installed ## create .venv with the pinned packages
 .venv/.installed: requirements.lock .ci/install
 	@bash .ci/install
 
-demo: install ## pack, teach, precompute, verify, distil four arms, evaluate, report: about 5 minutes
+demo: install ## pack, teach, precompute, verify, distil four arms, evaluate, report: about 6 minutes
 	@$(PY) -m stages.precompute experiment=demo teacher=none executor=serial
 	@$(PY) -m stages.teach experiment=demo
 	@$(PY) -m stages.precompute experiment=demo
