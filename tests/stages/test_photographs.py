@@ -107,7 +107,7 @@ def test_a_spot_lies_where_the_matrix_sends_it_on_the_narrowest_and_the_widest_p
 
     for record in range(2):
         schedule = ViewSchedule(VIEWS, store.size, seed=record, one_aspect=False)
-        matrices = schedule.views(0, 0, aspects[record].expand(1024))
+        matrices = schedule.views(0, 0, aspects[record].expand(2048))
         one = dataset.__getitems__([record] * len(matrices))
         batch = replace(one, canonical_from_view=matrices)
         (stored,) = batch.targets
