@@ -137,7 +137,7 @@ def test_a_spot_lies_where_the_matrix_sends_it_on_the_narrowest_and_the_widest_p
 def square_views(seed):
     """The same draws for photographs that were square."""
     schedule = ViewSchedule(VIEWS, (256, 256), seed=seed, one_aspect=False)
-    return schedule.views(0, 0, torch.ones(1024))
+    return schedule.views(0, 0, torch.ones(2048))
 
 
 def test_several_teachers_lie_in_one_store_and_on_one_contact_sheet(tmp_path, shapes):
