@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,7 +73,7 @@ class PartitionSearch:
     @property
     def folder(self) -> Path:
         """<store>/artefacts/partition-<fp8>."""
-        return partition_folder(self.store.path, self._made_from(), self._options())
+        return partition_folder(self.store.path, self._made_from, self._options())
 
     def run(self, ranks: Ranks, device: torch.device) -> Path:
         """Measure, each rank its share of the records, and save the partition; its folder.
@@ -89,7 +90,9 @@ class PartitionSearch:
             ranks.sum(is_there)  # the others wait for the first
         return folder
 
+    @cached_property
     def _made_from(self) -> dict[str, Any]:
+        """Reads the whole file of weights for its digest."""
         return {
             "store": self.store.manifest.fingerprint,
             "split": self.teaching.split,
@@ -209,7 +212,7 @@ class PartitionSearch:
             self.store.path,
             grouping,
             measured,
-            made_from=self._made_from(),
+            made_from=self._made_from,
             options=self._options(),
         )
         logger.info(
