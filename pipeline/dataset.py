@@ -48,6 +48,8 @@ _INDEX_COLUMNS = (
     "row",
     "height",
     "width",
+    "image_crc32c",
+    "mask_crc32c",
 )
 
 
@@ -158,10 +160,11 @@ class StoreDataset(Dataset[Batch]):
         canonical_from_view = None
         if views is not None:  # all passes of a run have the same
             canonical_from_view = torch.from_numpy(values[0][VIEW_FIELD.name])
+        keys: list[str] = self.keys.take(at).to_pylist()
         return Batch(
-            keys=tuple(self.keys.take(at).to_pylist()),
+            keys=tuple(keys),
             record_index=torch.from_numpy(at),
-            inputs=self._inputs(at),
+            inputs=self._inputs(at, keys),
             canonical_from_view=canonical_from_view,
             view_index=torch.full((len(at),), -1) if views is None else torch.from_numpy(views),
             original_size=torch.from_numpy(
@@ -169,7 +172,7 @@ class StoreDataset(Dataset[Batch]):
             ).float(),
             labels=self.labels_at(at),
             groups=torch.from_numpy(self.columns["group"][at].astype(np.int64)),
-            masks=self._masks(at) if self.with_regions and not self.store.is_table else None,
+            masks=self._masks(at, keys) if self.with_regions and not self.store.is_table else None,
             boxes=self._boxes(at) if self.with_regions else (),
             targets=tuple(
                 self._targets(number, of_teacher, at, replayed=views is not None)
@@ -191,18 +194,16 @@ class StoreDataset(Dataset[Batch]):
             for number in range(len(self.passes))
         ]
 
-    def _inputs(self, at: NDArray[np.int64]) -> torch.Tensor:
+    def _inputs(self, at: NDArray[np.int64], keys: Sequence[str]) -> torch.Tensor:
         """u8 [n, 3, H, W], of a table f32 [n, d]; a record that comes several times is decoded once."""
-        once, place = np.unique(at, return_inverse=True)
-        inputs = [
-            decode_input(self._bytes(int(shard)).read(int(offset), int(size)), self.store)
-            for shard, offset, size in zip(
-                self.shard[once],
-                self.columns["offset"][once],
-                self.columns["size"][once],
-                strict=True,
-            )
-        ]
+        once, first, place = np.unique(at, return_index=True, return_inverse=True)
+        columns = (self.columns[name][once].tolist() for name in ("offset", "size", "image_crc32c"))
+        inputs = []
+        places = zip(first, self.shard[once].tolist(), *columns, strict=True)
+        for number, shard, offset, size, crc32c in places:
+            file, key = self._bytes(shard), keys[number]
+            data = file.read(offset, size, crc32c, key)
+            inputs.append(decode_input(data, self.store, f"{file.path}: {key}"))
         return torch.stack([inputs[number] for number in place])
 
     def _targets(
@@ -258,15 +259,16 @@ class StoreDataset(Dataset[Batch]):
                 gathered[name][here] = array[rows[here], views[here]]
         return gathered
 
-    def _masks(self, at: NDArray[np.int64]) -> torch.Tensor:
+    def _masks(self, at: NDArray[np.int64], keys: Sequence[str]) -> torch.Tensor:
         """u8 [n, 1, H, W]; all background where a record has no mask."""
         masks = torch.zeros(len(at), 1, *self.store.size, dtype=torch.uint8)
-        columns = (self.shard, self.columns["mask_offset"], self.columns["mask_size"])
-        for mask, shard, offset, size in zip(
-            masks, *(c[at].tolist() for c in columns), strict=True
-        ):
+        names = ("mask_offset", "mask_size", "mask_crc32c")
+        columns = [self.shard[at].tolist(), *(self.columns[n][at].tolist() for n in names)]
+        places = zip(masks, keys, *columns, strict=True)
+        for mask, key, shard, offset, size, crc32c in places:
             if offset >= 0:
-                mask[:] = decode_mask(self._bytes(shard).read(offset, size), self.store.size)
+                data = self._bytes(shard).read(offset, size, crc32c, key)
+                mask[:] = decode_mask(data, self.store.size)
         return masks
 
     def _boxes(self, at: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
@@ -277,7 +279,7 @@ class StoreDataset(Dataset[Batch]):
         )
 
     def _open_shard(self, shard: int) -> ShardBytes:
-        return ShardBytes(self.store.path / self.store.manifest.shards[shard].path)
+        return ShardBytes(self.store.path, self.store.manifest.shards[shard])
 
     def _open_values(self, number: int, shard: int) -> dict[str, Rows]:
         """A shard's fields: large ones on disk, of the others the rows of this selection."""

@@ -84,9 +84,13 @@ class FieldSpec:
     """Of a spatial field: what part of the canonical frame the teacher saw; None where not spatial."""
     crop_fraction: float | None = None
     """Of the original's shorter side that a centre crop shows; None where `frame` is no crop."""
+    axes: tuple[str, ...] = ()
+    """Name of each axis of `shape`, for readers of the arrays; empty where none was given."""
 
 
-VIEW_FIELD = FieldSpec(name="canonical_from_view", shape=(3, 3), dtype="float32")
+VIEW_FIELD = FieldSpec(
+    name="canonical_from_view", shape=(3, 3), dtype="float32", axes=("row", "column")
+)
 """Of a pass of stored views: the matrix of each view, [records, V, 3, 3]."""
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.config import KINDS, ConfigError, JudgeName, SubsetConfig
 from pipeline.config.builder import build_config
-from pipeline.store.files import write_atomically
+from pipeline.store.files import remove_partial_files, write_atomically
 
 if TYPE_CHECKING:
     from pipeline.config import ModelConfig
@@ -96,6 +96,8 @@ def open_run(verb: str, run: str, config: Any, inputs: dict[str, str]) -> Path:
     folder = RUNS / run / verb
     values = plain(config) | {"inputs": inputs}
     path = folder / CONFIG_NAME
+    if folder.is_dir():
+        remove_partial_files(folder)
     if path.exists() and any((folder / name).exists() for name in _RESULTS):
         existing = yaml.safe_load(path.read_text())
         if identity(existing) != identity(values):

@@ -6,6 +6,7 @@ again writes the same bytes.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,11 @@ from pipeline.store.files import sha256_keys
 from pipeline.store.index import PASS_RECEIPT_SCHEMA, receipt_path, write_table
 from pipeline.store.journal import ShardJournal
 from pipeline.store.packing import Packing, write_image_shard
+from pipeline.store.publish import CONSTANT_LOGITS, ConstantLogitsError
 from pipeline.store.reader import Store
+
+_TOO_MANY_TO_AGREE = 32
+"""Records; of fewer the whole pass decides."""
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +79,8 @@ class AnnotateShard:
     store_path: Path
     folder: Path
     columns: Columns
+    rows_per_shard: int
+    """Of the arrays, be they filled or not."""
     fingerprint: str
     teacher: ModelConfig
     num_classes: int
@@ -98,19 +105,28 @@ class AnnotateShard:
                 self._name_each_record(shard, keys, journal)
             batches = self._batches(shard)
             values, fidelity = self._annotator.annotate(batches, keys, views)
-            files = self.columns.write_shard(self._position(shard), shard.name, keys, values)
+            position = self._position(shard)
+            written = self.columns.write_shard(position, shard.name, keys, values)
+            first = position * self.rows_per_shard
             write_table(
                 receipt_path(self.folder, shard.name),
                 pa.Table.from_pydict(
-                    {"key": keys, "row": range(len(keys))}, schema=PASS_RECEIPT_SCHEMA
+                    {
+                        "key": keys,
+                        "row": range(len(keys)),
+                        "array_row": range(first, first + len(keys)),
+                        "chunk_crc32c": written.chunk_crc32c,
+                    },
+                    schema=PASS_RECEIPT_SCHEMA,
                 ),
                 {
                     "name": shard.name,
                     "rows": len(keys),
                     "keys_sha256": sha256_keys(keys),
-                    "files": [asdict(entry) for entry in files],
+                    "files": [asdict(entry) for entry in written.files],
                     "fidelity": fidelity,
                     "fingerprint": self.fingerprint,
+                    "constant_logits": constant_logits(values["logits"]),
                 },
             )
         return ShardResult(name=shard.name, records=len(keys), seconds=time.monotonic() - started)
@@ -169,6 +185,19 @@ class AnnotateShard:
         return TeacherAnnotator(
             self.teacher, self.num_classes, self.explainer, self.config, self._store.size
         )
+
+
+def constant_logits(logits: NDArray[np.generic]) -> str | None:
+    """SHA-256 of the logits that all records of a shard have; None where they differ, or there are none.
+
+    logits  as stored, [n, V, K]
+    Raises ConstantLogitsError where so many records cannot agree by chance.
+    """
+    if not len(logits) or (logits != logits[:1, :1]).any():
+        return None
+    if len(logits) >= _TOO_MANY_TO_AGREE:
+        raise ConstantLogitsError(CONSTANT_LOGITS)
+    return hashlib.sha256(logits[0, 0].tobytes()).hexdigest()
 
 
 @contextmanager

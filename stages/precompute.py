@@ -41,6 +41,7 @@ from pipeline.store.publish import (
     DEFAULT_FRAME_SIZE,
     missing_image_shards,
     missing_pass_shards,
+    needs_publishing,
     publish_pass,
     publish_store,
 )
@@ -97,7 +98,7 @@ def _pack(config: PrecomputeConfig, path: Path, map_shards: MapShards) -> int:
     )
     size = config.store.image_size
     missing = missing_image_shards(path, plans, dataset, packing, source.classes, size)
-    if not missing and (path / "manifest.json").exists():
+    if not missing and not needs_publishing(path):
         return 0
     remove_partial_files(path)
     task = PackShard(
@@ -174,7 +175,7 @@ def _annotate(
     folder = path / TEACHERS_FOLDER / f"{name}-{fingerprint[:SHORT]}"
     shards = [shard for shard in store.manifest.shards if views is None or shard.name in views.rows]
     missing = missing_pass_shards(folder, shards)
-    if (folder / "manifest.json").exists():
+    if not missing and not needs_publishing(folder):
         logger.info("%s is complete", folder)
         return 0
 
@@ -194,6 +195,7 @@ def _annotate(
         path,
         folder,
         columns,
+        most,
         fingerprint,
         teacher,
         num_classes,

@@ -52,8 +52,8 @@ def run(config: VerifyConfig) -> VerifyResult:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise DamagedStoreError(
             f"{len(problems)} problem(s) in {path}:\n{listed}\n"
-            "to repair, delete the files named and the manifest.json beside them, then run stages.precompute again "
-            "(for a folder of artefacts/ what made it)"
+            "to repair a file of the store, delete it and run stages.precompute again (for a folder of artefacts/ "
+            "what made it); a file outside the store is yours to restore"
         )
     store = Store(path)
     passes = [*store.pass_folders(), *store.pass_folders(stored_views=True)]

@@ -13,17 +13,15 @@ All splits are read. A label that is in several categories counts for the one in
 from __future__ import annotations
 
 import csv
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from pipeline.config import ConfigError
 from pipeline.dissection.concepts import ConceptImage, Labels
 from pipeline.errors import RecordError
-from pipeline.store.pixels import ImageError, decode_rgb, inspect_image
+from pipeline.store.pixels import ImageError, decode_rgb, inspect_image, open_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -96,7 +94,7 @@ class BrodenFolder:
         path = self.folder / IMAGES / name
         data = self._bytes(path)
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with open_image(data) as image:
                 labels = decode_labels(np.asarray(image.convert("RGB")))
         except OSError as error:
             raise ImageError(f"{path} cannot be decoded: {error}; unpack the set anew") from error

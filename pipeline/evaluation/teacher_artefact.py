@@ -17,7 +17,7 @@ from pipeline.store.artefact import (
 )
 from pipeline.store.files import sha256_json
 from pipeline.store.lock import LockedError, lock_folder
-from pipeline.store.manifest import MANIFEST_NAME, SCHEMA_VERSION, from_dict, read_checked
+from pipeline.store.manifest import SCHEMA_VERSION, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -94,8 +94,7 @@ class TeacherArtefact:
         return f"{self.kind}.safetensors"
 
     def _manifest(self) -> TeacherArtefactManifest:
-        values = read_checked(self.folder / MANIFEST_NAME, made_by=_MADE_BY)
-        return from_dict(TeacherArtefactManifest, values | {"layers": tuple(values["layers"])})
+        return read_manifest(TeacherArtefactManifest, self.folder, _MADE_BY)
 
 
 def teacher_artefact(trial: Trial, kind: str, **made_from: Any) -> TeacherArtefact:

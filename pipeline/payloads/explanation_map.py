@@ -45,9 +45,10 @@ class MapPayload:
                 codec="maxabs",
                 when_moved="warp",
                 frame="full",
+                axes=("explained", "channel", "y", "x"),
             ),
-            FieldSpec(name="map_scale", shape=shape[:1], dtype="float32"),
-            FieldSpec(name="explained_class", shape=shape[:1], dtype="int32"),
+            FieldSpec(name="map_scale", shape=shape[:1], dtype="float32", axes=("explained",)),
+            FieldSpec(name="explained_class", shape=shape[:1], dtype="int32", axes=("explained",)),
         ]
 
     def encode(self, model: Classifier, output: ModelOutput, records: Described) -> Encoded:

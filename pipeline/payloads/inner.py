@@ -110,6 +110,7 @@ class _InnerPayload:
         specs = []
         for name, values in self.values(output).items():
             shape = tuple(values.shape[1:])
+            owners = ("class",) * (len(shape) - 2)
             specs.append(
                 FieldSpec(
                     name=name,
@@ -118,9 +119,17 @@ class _InnerPayload:
                     codec="maxabs",
                     when_moved="warp",
                     frame="full",
+                    axes=(*owners, "y", "x"),
                 )
             )
-            specs.append(FieldSpec(name=f"{name}_scale", shape=shape[:-2] or (1,), dtype="float32"))
+            specs.append(
+                FieldSpec(
+                    name=f"{name}_scale",
+                    shape=shape[:-2] or (1,),
+                    dtype="float32",
+                    axes=owners or ("map",),
+                )
+            )
         return specs
 
     def encode(self, model: Classifier, output: ModelOutput, records: Described) -> Encoded:

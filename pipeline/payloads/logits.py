@@ -26,7 +26,11 @@ class LogitsPayload:
         pass
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
-        return [FieldSpec(name="logits", shape=(output.logits.shape[1],), dtype="float16")]
+        return [
+            FieldSpec(
+                name="logits", shape=(output.logits.shape[1],), dtype="float16", axes=("class",)
+            )
+        ]
 
     def encode(self, model: Classifier, output: ModelOutput, records: Described) -> Encoded:
         with np.errstate(over="ignore"):  # the annotator names a record whose logits do not fit

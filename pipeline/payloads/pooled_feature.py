@@ -31,7 +31,11 @@ class FeaturePayload:
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         assert output.pooled is not None
-        return [FieldSpec(name="feature", shape=(output.pooled.shape[1],), dtype="float16")]
+        return [
+            FieldSpec(
+                name="feature", shape=(output.pooled.shape[1],), dtype="float16", axes=("feature",)
+            )
+        ]
 
     def encode(self, model: Classifier, output: ModelOutput, records: Described) -> Encoded:
         assert output.pooled is not None

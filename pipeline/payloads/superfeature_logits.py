@@ -35,9 +35,14 @@ class SuperfeaturePayload:
         shape = tuple(output.superfeature_logits.shape[1:])
         return [
             FieldSpec(
-                name="ked_z", shape=shape, dtype=self.dtype, codec="maxabs", when_moved="refuse"
+                name="ked_z",
+                shape=shape,
+                dtype=self.dtype,
+                codec="maxabs",
+                when_moved="refuse",
+                axes=("superfeature", "class"),
             ),
-            FieldSpec(name="ked_z_scale", shape=shape[:1], dtype="float32"),
+            FieldSpec(name="ked_z_scale", shape=shape[:1], dtype="float32", axes=("superfeature",)),
         ]
 
     def encode(self, model: Classifier, output: ModelOutput, records: Described) -> Encoded:

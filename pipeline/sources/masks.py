@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from pipeline.store.pixels import ImageError
+from pipeline.store.pixels import ImageError, open_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,7 +22,7 @@ def to_mask_png(data: bytes, path: str) -> bytes:
     path  for messages
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             image.load()
             if image.format == "PNG" and image.mode == "L":
                 return data

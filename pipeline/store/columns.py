@@ -1,29 +1,35 @@
 """A teacher pass's fields on disk, in one of two backends that hold the same values.
 
 zarr        <pass>/columns.zarr/<field>: chunk i is manifest shard i, so a short last shard shifts no
-            other row; rows past a shard's last record are fill and never read. A record of 4 KiB and more
+            other row; rows past a shard's last record are padding (NaN or -1). A record of 4 KiB and more
             (a B-cos network's weights) is compressed, and a chunk of more than 64 MiB is cut into inner ones
 webdataset  <pass>/<shard>.tar: the image shard's keys in its order, a member {key}.<field>.npy each
 
-Zarr encodes, but commits go through files.py: its own local store never syncs, and a chunk that is
-missing reads silently as fill. Receipts, not readers, say what is present.
+Zarr encodes, but commits go through files.py: its own local store never syncs. Zarr never reads, either:
+for it a missing chunk is fill, and metadata of its second format may name codecs that run code. A chunk is
+read as bytes, compared with the size and the checksum that the manifest gives, and decoded by the layout
+that the fields imply. Stock Zarr reads the same files; verification checks their zarr.json for it.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import tarfile
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import google_crc32c
 import numpy as np
 
-from pipeline.store.files import open_atomically, sha256_file, write_atomically
-from pipeline.store.manifest import FileEntry, ManifestError
-from pipeline.store.rows import InnerChunkRows, Rows
+from pipeline.store.arrays import decode_npy, encode_npy
+from pipeline.store.files import open_atomically, read_regular, sha256_file, write_atomically
+from pipeline.store.manifest import REPAIR, REWRITE, FileEntry, ManifestError
+from pipeline.store.rows import InnerChunkRows, Rows, decode_chunk, read_chunk_checksums
 from pipeline.store.tars import TarShard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Sequence
+    from collections.abc import Callable, Container, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -39,6 +45,30 @@ _INNER_CHUNK_BYTES = 64 * 2**10
 """Before compression: what is read for one row; one view of one record where that is larger."""
 _COMPRESSED_RECORD_BYTES = 4 * 2**10
 """Fields of smaller records are small in all, and read in whole chunks."""
+_INTEGER_PADDING = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenShard:
+    """What a shard's receipt says of its files."""
+
+    files: tuple[FileEntry, ...]
+    chunk_crc32c: list[list[int]]
+    """By row: CRC-32C of the inner chunks that hold it (PASS_RECEIPT_SCHEMA); empty lists where there are none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredShard:
+    """One shard of a published pass, as its manifest and its receipt describe it."""
+
+    position: int
+    """Among the shards of the pass."""
+    name: str
+    keys: Sequence[str]
+    files: Mapping[str, FileEntry]
+    """By path in the pass's folder."""
+    chunk_crc32c: NDArray[np.uint32] = field(default_factory=lambda: np.empty((0, 0), np.uint32))
+    """[rows, inner chunks of a row]; read only by fields that are cut into inner chunks."""
 
 
 class Columns(Protocol):
@@ -47,22 +77,33 @@ class Columns(Protocol):
     def create(self) -> dict[str, str]:
         """Write what all shards share, once, before any shard: path in the pass -> sha256."""
 
+    def shared_files(self) -> list[str]:
+        """Paths of what `create` writes."""
+
+    def shard_files(self, position: int, name: str) -> list[str]:
+        """Paths of the files of one shard."""
+
+    def has_inner_chunks(self) -> bool:
+        """Whether reading needs the checksums of inner chunks."""
+
+    def check_shared_files(self) -> None:
+        """ManifestError unless the files that all shards share describe the arrays that are read."""
+
     def write_shard(
         self, position: int, name: str, keys: Sequence[str], values: Values
-    ) -> list[FileEntry]:
+    ) -> WrittenShard:
         """Write one whole shard; exactly one process writes it."""
 
-    def read_shard(self, position: int, name: str, keys: Sequence[str]) -> Values:
+    def read_shard(self, shard: StoredShard) -> Values:
         """All fields of one shard."""
 
     def open_shard(
-        self,
-        position: int,
-        name: str,
-        keys: Sequence[str],
-        fields: Container[str] | None = None,
+        self, shard: StoredShard, fields: Container[str] | None = None
     ) -> dict[str, Rows]:
-        """Those fields of one shard (None: all), large ones as rows that are read when they are asked for."""
+        """Those fields of one shard (None: all), large ones as rows that are read when they are asked for.
+
+        Raises ManifestError where a file is missing, has another size or other bytes than the manifest says.
+        """
 
 
 class ZarrColumns:
@@ -81,63 +122,109 @@ class ZarrColumns:
         self.num_shards = num_shards
         self.shard_size = shard_size
         self.num_views = num_views
+        self._metadata_checked = False
 
     def create(self) -> dict[str, str]:
         files = {}
-        encoded = {f"{spec.name}/zarr.json": self._encode(spec, None)[1] for spec in self.fields}
-        for name, data in ({"zarr.json": _encode_group()} | encoded).items():
-            path = f"{COLUMNS_FOLDER}/{name}"
-            if (self.folder / path).is_file() and (self.folder / path).read_bytes() == data:
+        for path, data in self._shared_contents().items():
+            if (self.folder / path).is_file() and read_regular(self.folder / path) == data:
                 files[path] = sha256_file(self.folder / path)
             else:
                 files[path] = write_atomically(self.folder / path, data)
         return files
 
+    def shared_files(self) -> list[str]:
+        names = ["zarr.json", *(f"{spec.name}/zarr.json" for spec in self.fields)]
+        return [f"{COLUMNS_FOLDER}/{name}" for name in names]
+
+    def shard_files(self, position: int, name: str) -> list[str]:
+        return [self._chunk_path(spec, position) for spec in self.fields]
+
+    def has_inner_chunks(self) -> bool:
+        return any(map(self._is_sharded, self.fields))
+
+    def check_shared_files(self) -> None:
+        if self._metadata_checked:
+            return
+        for path, data in self._shared_contents().items():
+            _check_metadata(self.folder / path, data)
+        self._metadata_checked = True
+
     def write_shard(
         self, position: int, name: str, keys: Sequence[str], values: Values
-    ) -> list[FileEntry]:
-        entries = []
+    ) -> WrittenShard:
+        entries, checksums = [], []
         for spec in self.fields:
             chunk, _ = self._encode(spec, values[spec.name])
             path = self._chunk_path(spec, position)
-            digest = write_atomically(self.folder / path, chunk)
-            entries.append(FileEntry(path=path, bytes=len(chunk), sha256=digest))
-        return entries
+            with open_atomically(self.folder / path) as file:
+                file.write(chunk)
+            entries.append(
+                FileEntry(path=path, bytes=file.bytes, sha256=file.sha256, crc32c=file.crc32c)
+            )
+            if self._is_sharded(spec):
+                checksums.append(self._row_checksums(spec, chunk, len(keys)))
+        by_row = np.concatenate(checksums, axis=1).tolist() if checksums else [[] for _ in keys]
+        return WrittenShard(files=tuple(entries), chunk_crc32c=by_row)
 
-    def read_shard(self, position: int, name: str, keys: Sequence[str]) -> Values:
-        return {spec.name: self._read(spec, position, len(keys)) for spec in self.fields}
+    def _row_checksums(self, spec: FieldSpec, data: bytes, rows: int) -> NDArray[np.uint32]:
+        """[rows, inner chunks of a row] of a field's file."""
+        inner_rows, inner_views = self._inner(spec)
+        per_row = self.num_views // inner_views
+        checksums = read_chunk_checksums(data, self.shard_size // inner_rows * per_row)
+        return checksums.reshape(-1, per_row)[np.arange(rows) // inner_rows]
+
+    def read_shard(self, shard: StoredShard) -> Values:
+        views = np.arange(self.num_views)
+        every = np.arange(len(shard.keys))
+        values = {}
+        for name, rows in self.open_shard(shard).items():
+            if not isinstance(rows, np.ndarray):
+                by_view = [rows[every, np.full_like(every, view)] for view in views]
+                rows = np.stack(by_view, axis=1)
+            values[name] = rows
+        return values
 
     def open_shard(
-        self,
-        position: int,
-        name: str,
-        keys: Sequence[str],
-        fields: Container[str] | None = None,
+        self, shard: StoredShard, fields: Container[str] | None = None
     ) -> dict[str, Rows]:
-        rows = len(keys)
+        self.check_shared_files()
         return {
-            spec.name: self._open(spec, position, rows)
+            spec.name: self._open(spec, shard)
             if self._is_sharded(spec)
-            else self._read(spec, position, rows)
+            else self._read(spec, shard)
             for spec in self.fields
             if fields is None or spec.name in fields
         }
 
-    def _read(self, spec: FieldSpec, position: int, rows: int) -> NDArray[Any]:
-        import zarr
+    def _read(self, spec: FieldSpec, shard: StoredShard) -> NDArray[Any]:
+        path = self._chunk_path(spec, shard.position)
+        data = read_entry(self.folder, _entry(shard, path), shard.name)
+        shape = (self.shard_size, self.num_views, *spec.shape)
+        values = decode_chunk(
+            data,
+            shape,
+            np.dtype(spec.dtype),
+            compressed=_is_compressed(spec),
+            path=self.folder / path,
+        )
+        return values[: len(shard.keys)]
 
-        start = position * self.shard_size
-        array = zarr.open_array(self.folder / COLUMNS_FOLDER / spec.name, mode="r")
-        return np.asarray(array[start : start + rows])
-
-    def _open(self, spec: FieldSpec, position: int, rows: int) -> Rows:
+    def _open(self, spec: FieldSpec, shard: StoredShard) -> Rows:
+        entry = _entry(shard, self._chunk_path(spec, shard.position))
+        sharded = [each for each in self.fields if self._is_sharded(each)]
+        counts = [self.num_views // self._inner(each)[1] for each in sharded]
+        start = sum(counts[: sharded.index(spec)])
+        checksums = shard.chunk_crc32c[:, start : start + counts[sharded.index(spec)]]
         return InnerChunkRows(
-            self.folder / self._chunk_path(spec, position),
-            (rows, self.num_views, *spec.shape),
+            self.folder / entry.path,
+            (len(shard.keys), self.num_views, *spec.shape),
             spec.dtype,
             shard_size=self.shard_size,
             inner=self._inner(spec),
             compressed=_is_compressed(spec),
+            checksums=checksums,
+            file_bytes=entry.bytes,
         )
 
     def _chunk_path(self, spec: FieldSpec, position: int) -> str:
@@ -153,6 +240,11 @@ class ZarrColumns:
             return 1, 1
         most = min(_INNER_CHUNK_BYTES // row_bytes, self.shard_size)
         return max(n for n in range(1, most + 1) if self.shard_size % n == 0), self.num_views
+
+    def _shared_contents(self) -> dict[str, bytes]:
+        contents = {"zarr.json": _encode_group()}
+        contents |= {f"{spec.name}/zarr.json": self._encode(spec, None)[1] for spec in self.fields}
+        return {f"{COLUMNS_FOLDER}/{name}": data for name, data in contents.items()}
 
     def _encode(self, spec: FieldSpec, values: NDArray[Any] | None) -> tuple[bytes, bytes]:
         """A chunk's bytes (empty where `values` is None) and the array's zarr.json."""
@@ -170,22 +262,50 @@ class ZarrColumns:
             shards=outer if sharded else None,
             dtype=spec.dtype,
             compressors=_compressors(spec),
-            fill_value=_fill(spec.dtype),
+            fill_value=_padding(spec.dtype),
             config={"write_empty_chunks": True},
+            dimension_names=_dimension_names(spec),
+            attributes=_attributes(spec),
             zarr_format=3,
         )
         chunk = b""
         if values is not None:
-            padded = np.full(outer, _fill(spec.dtype), dtype=spec.dtype)
+            padded = np.full(outer, _padding(spec.dtype), dtype=spec.dtype)
             padded[: len(values)] = values
             array[: self.shard_size] = padded
             chunk = memory["c/0" + "/0" * len(tail)].to_bytes()
         return chunk, memory["zarr.json"].to_bytes()
 
 
+def read_entry(folder: Path, entry: FileEntry, shard: str) -> bytes:
+    """The bytes of a file of a pass, compared with its manifest's size and checksum."""
+    path = folder / entry.path
+    try:
+        data = read_regular(path)
+    except FileNotFoundError:
+        raise ManifestError(f"{path} (shard {shard}) is missing; {REPAIR}") from None
+    if len(data) != entry.bytes:
+        raise ManifestError(
+            f"{path} (shard {shard}) has {len(data)} bytes, its manifest says {entry.bytes}; {REWRITE}"
+        )
+    found = google_crc32c.value(data)
+    if found != entry.crc32c:
+        raise ManifestError(
+            f"{path} (shard {shard}) is damaged: its crc32c is {found:08x}, its manifest says "
+            f"{entry.crc32c:08x}; {REWRITE}"
+        )
+    return data
+
+
+def _entry(shard: StoredShard, path: str) -> FileEntry:
+    if path not in shard.files:
+        raise ManifestError(f"the manifest has no file {path} of shard {shard.name}; {REPAIR}")
+    return shard.files[path]
+
+
 def _record_bytes(spec: FieldSpec) -> int:
     """Of one view of one record."""
-    return int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
+    return int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
 
 
 def _is_compressed(spec: FieldSpec) -> bool:
@@ -206,6 +326,32 @@ def _compressors(spec: FieldSpec) -> list[Any]:
     ]
 
 
+def _padding(dtype: str) -> float | int:
+    """The value of rows that no record has."""
+    return float("nan") if dtype.startswith("float") else _INTEGER_PADDING
+
+
+def _dimension_names(spec: FieldSpec) -> tuple[str, ...]:
+    axes = spec.axes or tuple(f"axis_{number}" for number in range(len(spec.shape)))
+    return ("array_row", "view", *axes)
+
+
+def _attributes(spec: FieldSpec) -> dict[str, Any]:
+    """What a reader of the array alone has to know of its values."""
+    described = asdict(spec)
+    attributes = {
+        name: described[name] for name in ("codec", "when_moved", "frame", "crop_fraction")
+    }
+    attributes["padding"] = str(_padding(spec.dtype))
+    attributes["array_row"] = (
+        "column array_row of index.parquet, or of receipts/<shard>.parquet where the pass covers a selection"
+    )
+    if spec.codec == "maxabs":
+        attributes["scale"] = f"values times {spec.name}_scale are in the teacher's own units"
+        attributes["step"] = 1 / 127 if spec.dtype == "int8" else 1.0
+    return attributes
+
+
 def _encode_group() -> bytes:
     import zarr
     from zarr.storage import MemoryStore
@@ -216,8 +362,31 @@ def _encode_group() -> bytes:
     return data
 
 
-def _fill(dtype: str) -> float | int:
-    return float("nan") if dtype.startswith("float") else 0
+_EMPTY_METADATA: dict[str, Any] = {
+    "storage_transformers": [],
+    "consolidated_metadata": None,
+    "attributes": {},
+}
+"""Entries that a release of Zarr may leave out where they are empty."""
+
+
+def _check_metadata(path: Path, expected: bytes) -> None:
+    """ManifestError unless a zarr.json says the same as the expected one; its bytes may differ."""
+    try:
+        values = json.loads(read_regular(path))
+    except FileNotFoundError:
+        raise ManifestError(f"{path} is missing; {REPAIR}") from None
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{path} is no JSON ({error}); {REWRITE}") from error
+    wanted = _EMPTY_METADATA | json.loads(expected)
+    found = _EMPTY_METADATA | values if isinstance(values, dict) else {}
+    different = [
+        name for name in sorted({*wanted, *found}) if found.get(name, ...) != wanted.get(name, ...)
+    ]
+    if different:
+        raise ManifestError(
+            f"{path} does not describe the arrays of its manifest ({', '.join(different)[:200]}); {REWRITE}"
+        )
 
 
 class WebDatasetColumns:
@@ -238,63 +407,68 @@ class WebDatasetColumns:
     def create(self) -> dict[str, str]:
         return {}
 
+    def shared_files(self) -> list[str]:
+        return []
+
+    def shard_files(self, position: int, name: str) -> list[str]:
+        return [f"{name}.tar"]
+
+    def has_inner_chunks(self) -> bool:
+        return False
+
+    def check_shared_files(self) -> None:
+        pass
+
     def write_shard(
         self, position: int, name: str, keys: Sequence[str], values: Values
-    ) -> list[FileEntry]:
+    ) -> WrittenShard:
         path = f"{name}.tar"
         with open_atomically(self.folder / path) as file, TarShard(file) as tar:
             for row, key in enumerate(keys):
                 for spec in self.fields:
-                    tar.add(f"{key}.{spec.name}.npy", _npy(values[spec.name][row]))
-        return [FileEntry(path=path, bytes=file.bytes, sha256=file.sha256)]
+                    tar.add(f"{key}.{spec.name}.npy", encode_npy(values[spec.name][row]))
+        entry = FileEntry(path=path, bytes=file.bytes, sha256=file.sha256, crc32c=file.crc32c)
+        return WrittenShard(files=(entry,), chunk_crc32c=[[] for _ in keys])
 
-    def read_shard(self, position: int, name: str, keys: Sequence[str]) -> Values:
-        path = self.folder / f"{name}.tar"
-        members = _read_members(path)
-        if not keys:  # all its images were skipped
-            return {
-                spec.name: np.empty((0, self.num_views, *spec.shape), spec.dtype)
-                for spec in self.fields
-            }
-        try:
-            return {
-                spec.name: np.stack([_load_npy(members[f"{key}.{spec.name}.npy"]) for key in keys])
-                for spec in self.fields
-            }
-        except KeyError as error:
-            raise ManifestError(f"{path} has no member {error}; run stages.verify") from None
+    def read_shard(self, shard: StoredShard) -> Values:
+        return self._read(shard, self.fields)
 
     def open_shard(
-        self,
-        position: int,
-        name: str,
-        keys: Sequence[str],
-        fields: Container[str] | None = None,
+        self, shard: StoredShard, fields: Container[str] | None = None
     ) -> dict[str, Rows]:
-        values = self.read_shard(position, name, keys)
-        return {
-            field: array for field, array in values.items() if fields is None or field in fields
-        }
+        wanted = [spec for spec in self.fields if fields is None or spec.name in fields]
+        return dict(self._read(shard, wanted))
+
+    def _read(self, shard: StoredShard, fields: Sequence[FieldSpec]) -> Values:
+        (name,) = self.shard_files(shard.position, shard.name)
+        path = self.folder / name
+        data = read_entry(self.folder, _entry(shard, name), shard.name)
+        places = _list_members(data, path)
+        values = {}
+        for spec in fields:
+            shape = (self.num_views, *spec.shape)
+            array = np.empty((len(shard.keys), *shape), spec.dtype)
+            for row, key in zip(array, shard.keys, strict=True):
+                member = f"{key}.{spec.name}.npy"
+                if member not in places:
+                    raise ManifestError(f"{path} has no member {member}; run stages.verify")
+                offset, size = places[member]
+                row[...] = decode_npy(
+                    data[offset : offset + size], spec.dtype, shape, f"{path}: {member}"
+                )
+            values[spec.name] = array
+        return values
 
 
-def _npy(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _load_npy(data: bytes) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-    return array
-
-
-def _read_members(path: Path) -> dict[str, bytes]:
+def _list_members(data: bytes, path: Path) -> dict[str, tuple[int, int]]:
+    """Offset and size of the members of a tar, by name."""
     try:
-        with tarfile.open(path, "r:") as tar:
-            files = ((member.name, tar.extractfile(member)) for member in tar)
-            return {name: file.read() for name, file in files if file is not None}
-    except (OSError, tarfile.TarError) as error:
-        raise ManifestError(f"{path} cannot be read ({error}); run stages.verify") from error
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            return {m.name: (m.offset_data, m.size) for m in tar if m.isreg()}
+    except (OSError, ValueError, OverflowError, tarfile.TarError) as error:
+        raise ManifestError(
+            f"{path} cannot be read as a tar ({error}); run stages.verify"
+        ) from error
 
 
 BACKENDS: dict[str, Callable[[Path, Sequence[FieldSpec], int, int, int], Columns]] = {

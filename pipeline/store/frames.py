@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from pipeline.labels import multi_hot_of_lists
-from pipeline.store.pixels import decode_rgb
+from pipeline.store.arrays import decode_npy
+from pipeline.store.manifest import ManifestError
+from pipeline.store.pixels import decode_rgb, open_image
 from pipeline.store.table import decode_row
 from pipeline.store.tars import ShardBytes
 
@@ -24,11 +24,25 @@ if TYPE_CHECKING:
     from pipeline.store.reader import Store
 
 
-def decode_input(data: bytes, store: Store) -> Tensor:
-    """A record's frame, u8 [3, H, W], or its row of a table, f32 [d]."""
+def decode_input(data: bytes, store: Store, where: str) -> Tensor:
+    """A record's frame, u8 [3, H, W], or its row of a table, f32 [d].
+
+    where  the file and the record, for messages
+    Raises ManifestError for bytes that are not what the store says.
+    """
     if store.is_table:
-        return decode_row(data, store.size[1])
-    return decode_frame(data, store.size)
+        return decode_row(data, store.size[1], where)
+    canonical = store.manifest.canonical
+    assert canonical is not None
+    if canonical.format == "raw":
+        frame = decode_npy(data, "uint8", (*store.size, 3), where)
+        return torch.from_numpy(frame.copy()).permute(2, 0, 1)
+    try:
+        return decode_frame(data, store.size)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise whatever odd bytes lead them to
+        raise ManifestError(f"{where} cannot be decoded ({error}); run stages.verify") from error
 
 
 def decode_frame(data: bytes, size: tuple[int, int]) -> Tensor:
@@ -46,7 +60,7 @@ def resize_frame(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 def decode_mask(data: bytes, size: tuple[int, int]) -> Tensor:
     """A mask in the canonical frame: u8 [1, H, W], 0 is background; its values are never blended."""
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data) as image:
         values = (
             image if image.mode == "P" else image.convert("L")
         )  # a palette's indices are classes
@@ -79,14 +93,17 @@ class ShardFrames:
         """rows  of the shard, ascending; None takes all"""
         records = store.index.slice(store.first_rows[shard.name], shard.records)
         self._rows = records if rows is None else records.take(rows)
-        self._bytes = ShardBytes(store.path / shard.path)
+        self._bytes = ShardBytes(store.path, shard)
         self._store = store
 
     def read(self, start: int, stop: int) -> FrameBatch:
         """Frames of the rows start .. stop."""
         rows = self._rows.slice(start, stop - start)
-        extents = zip(rows["offset"].to_pylist(), rows["size"].to_pylist(), strict=True)
-        inputs = [decode_input(self._bytes.read(*extent), self._store) for extent in extents]
+        places = (rows[name].to_pylist() for name in ("offset", "size", "image_crc32c", "key"))
+        inputs = [
+            decode_input(self._bytes.read(*place), self._store, f"{self._bytes.path}: {place[-1]}")
+            for place in zip(*places, strict=True)
+        ]
         heights, widths = (
             torch.tensor(rows[name].to_pylist(), dtype=torch.float32)
             for name in ("height", "width")

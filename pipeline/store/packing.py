@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import google_crc32c
+
 from pipeline.errors import RecordError
 from pipeline.records import NO_LABEL, NO_SIZE
 from pipeline.store.files import open_atomically, sha256_file, sha256_keys
-from pipeline.store.index import IndexRow, index_table, receipt_path, write_table
+from pipeline.store.index import IndexRow, receipt_path, receipt_table, write_table
 from pipeline.store.journal import ShardJournal
 from pipeline.store.manifest import ShardEntry
 from pipeline.store.pixels import ImageError, decode_rgb, encode_frame, inspect_image
@@ -106,7 +108,7 @@ def write_image_shard(
         )
         write_table(
             receipt_path(store, plan.name),
-            index_table(rows),
+            receipt_table(rows),
             {
                 "entry": asdict(entry),
                 "planned_keys_sha256": plan.keys_sha256,
@@ -248,4 +250,6 @@ def _row(plan: ShardPlan, row: int, image: PackedImage, offset: int, mask_offset
         height=image.height,
         width=image.width,
         image_sha256=hashlib.sha256(image.content.image).hexdigest(),
+        image_crc32c=google_crc32c.value(image.content.image),
+        mask_crc32c=google_crc32c.value(image.content.mask or b""),
     )

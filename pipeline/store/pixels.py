@@ -12,7 +12,20 @@ import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+
+# Pillow opens a format that is asked for by name only where its plugin was imported.
+from PIL import (  # noqa: F401
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from pipeline.errors import RecordError
 
@@ -39,8 +52,18 @@ _UPRIGHT_BY = {
 where those are damaged.)"""
 
 
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP")
+"""Of Pillow, whatever a file's name claims. Others are left out on purpose: some start programs (an EPS is
+handed to Ghostscript), and many have parsers that few have tested."""
+
+
 class ImageError(RecordError):
     """An image that cannot be decoded."""
+
+
+def open_image(data: bytes) -> Image.Image:
+    """The image in these bytes, of one of FORMATS and not yet decoded."""
+    return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def inspect_image(data: bytes) -> tuple[int, int]:
@@ -50,7 +73,7 @@ def inspect_image(data: bytes) -> tuple[int, int]:
             warnings.simplefilter(
                 "ignore", Image.DecompressionBombWarning
             )  # the check below is stricter
-            image = Image.open(io.BytesIO(data))
+            image = open_image(data)
         with image:
             width, height = image.size
             if width * height > MAX_PIXELS:
@@ -86,7 +109,7 @@ def decode_rgb(data: bytes) -> Tensor:
         with contextlib.suppress(RuntimeError):  # of the kinds of JPEG that PIL alone can read
             decoded: Tensor = decode_image(encoded, mode=ImageReadMode.RGB)
             return decoded
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data) as image:
         return torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1)
 
 
@@ -103,7 +126,7 @@ def encode_frame(frame: Tensor, form: str) -> tuple[bytes, str]:
 
 def _check_png(data: bytes) -> None:
     """SyntaxError where a checksum is wrong; PIL's decoder would show what a lost half leaves."""
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data) as image:
         image.verify()
 
 
@@ -111,7 +134,7 @@ def _is_turned(jpeg: bytes) -> bool:
     """Whether PIL finds an orientation other than upright, be it in EXIF or in XMP."""
     if b"Exif\0\0" not in jpeg and b"tiff:Orientation" not in jpeg:
         return False
-    with Image.open(io.BytesIO(jpeg)) as image:
+    with open_image(jpeg) as image:
         return _orientation(image) in _UPRIGHT_BY
 
 

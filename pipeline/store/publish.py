@@ -1,47 +1,74 @@
-"""What is still missing in a store or a pass, and the manifest once nothing is."""
+"""What is still missing in a store or a pass, and the manifest once nothing is.
+
+A file that a published store or pass has lost is missing, too: it is made again, and published when it is
+the same.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
-from pipeline.store.files import sha256_file, sha256_keys
+from pipeline.errors import UserError
+from pipeline.store.entries import EntryError, from_dict
+from pipeline.store.files import remove_partial_files, sha256_file, sha256_keys
 from pipeline.store.index import (
-    INDEX_SCHEMA,
     PASS_RECEIPT_SCHEMA,
+    RECEIPT_SCHEMA,
+    RECEIPTS_FOLDER,
     has_many_labels,
-    read_table,
+    index_table,
+    read_receipt,
     receipt_path,
     write_table,
 )
+from pipeline.store.journal import JOURNAL_SUFFIX
 from pipeline.store.manifest import (
     MANIFEST_NAME,
+    REWRITE,
     CanonicalFrame,
     DatasetIdentity,
     FileEntry,
+    ManifestError,
     PassManifest,
     PassShard,
     ShardEntry,
     StoreManifest,
     StoreMismatchError,
+    read_checked,
+    read_pass_manifest,
     read_store_manifest,
     write_manifest,
 )
+from pipeline.store.packing import IMAGES_FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import pyarrow as pa
+
     from pipeline.records import FieldSpec
     from pipeline.store.packing import Packing
     from pipeline.store.plan import ShardPlan
 
+logger = logging.getLogger("permafrost.store")
+
 INDEX_NAME = "index.parquet"
 DEFAULT_FRAME_SIZE = (256, 256)
 """Of photographs of many sizes: the 224 pixels of the field's crops are fetched from it unaliased."""
+
+
+CONSTANT_LOGITS = (
+    "the teacher gives every record the same logits, so it has nothing to teach: check teacher.weights, "
+    "teacher.mean and teacher.std"
+)
+
+
+class ConstantLogitsError(UserError, ValueError):
+    """A teacher that says the same of every record."""
 
 
 # ---- images --------------------------------------------------------------------------------------
@@ -55,15 +82,40 @@ def missing_image_shards(
     classes: tuple[str, ...],
     image_size: int | None = None,
 ) -> list[ShardPlan]:
-    """The planned shards that have no receipt yet; none where the store is published.
+    """The planned shards that have no receipt yet; of a published store those that lost a file, or whose tar
+    has moved.
 
     image_size  that the config asks for, if any
     Raises StoreMismatchError where the store holds another data set, or another plan of this one.
     """
     if (store / MANIFEST_NAME).exists():
-        _check_published(store, plans, dataset, packing, classes, image_size)
-        return []
+        manifest = _check_published(store, plans, dataset, packing, classes, image_size)
+        held = {shard.name: shard for shard in manifest.shards}
+        return [plan for plan in plans if not _is_whole(store, held[plan.name], plan)]
     return [plan for plan in plans if not _has_receipt(store, plan, dataset, packing)]
+
+
+def needs_publishing(folder: Path) -> bool:
+    """Whether a store or a pass has no manifest, or lost one of the small files that its manifest lists."""
+    if not (folder / MANIFEST_NAME).exists():
+        return True
+    values = read_checked(folder / MANIFEST_NAME)
+    paths = [*values["files"], *([values["index"]["path"]] if "index" in values else [])]
+    return not all((folder / path).is_file() for path in paths)
+
+
+def _is_whole(store: Path, shard: ShardEntry, plan: ShardPlan) -> bool:
+    """Whether a published shard's receipt and its tar are there, the tar where the plan has it."""
+    moved = shard.referenced and plan.reference != shard.path
+    return (
+        not moved
+        and receipt_path(store, shard.name).is_file()
+        and _has_size(store / shard.path, shard.bytes)
+    )
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 def publish_store(
@@ -81,15 +133,18 @@ def publish_store(
 
     image_size   side of the canonical frame; None takes the images' own where all have one, else 256
     max_skipped  more records than this that could not be packed are an ImageError, or a RowError
+    Raises StoreMismatchError where the store was published before, and a shard has other bytes now.
     """
     tables, entries, files, skipped = [], [], {}, list[dict[str, str]]()
     for plan in plans:
         path = receipt_path(store, plan.name)
-        table, metadata = read_table(path, INDEX_SCHEMA)
+        table, entry, lost = _read_image_receipt(path, plan)
         tables.append(table)
-        entries.append(ShardEntry(**metadata["entry"]))
-        skipped += metadata["skipped"]
+        entries.append(entry)
+        skipped += lost
         files[path.relative_to(store).as_posix()] = sha256_file(path)
+    if (store / MANIFEST_NAME).exists():
+        _require_same_bytes(store, entries)
     if skipped and packing.on_error == "stop":
         raise packing.failure(
             f"an earlier run skipped {len(skipped)} {packing.noun}; the first: {skipped[0]['reason']}. Run with "
@@ -100,11 +155,13 @@ def publish_store(
             f"{len(skipped)} {packing.noun} cannot {packing.failed}, more than data.max_skipped={max_skipped}; "
             f"the first: {skipped[0]['reason']}. Mend them and delete {store}, or raise data.max_skipped"
         )
-    index = pa.concat_tables(tables).replace_schema_metadata(None)
+    index = index_table(tables, shard_size)
     if index.num_rows == 0:
         noun = packing.noun.removesuffix("s")
         raise packing.failure(f"no {noun} can {packing.failed}; the first: {skipped[0]['reason']}")
     digest = write_table(store / INDEX_NAME, index)
+    for name in (IMAGES_FOLDER, RECEIPTS_FOLDER):
+        _remove_leftovers(store / name)
     manifest = StoreManifest(
         dataset=dataset,
         classes=classes,
@@ -120,6 +177,42 @@ def publish_store(
     )
     write_manifest(store, manifest)
     return manifest
+
+
+def _read_image_receipt(
+    path: Path, plan: ShardPlan
+) -> tuple[pa.Table, ShardEntry, list[dict[str, str]]]:
+    """A receipt's rows, its shard's entry and the records that it skipped; ManifestError unless it is the plan's."""
+    table, metadata = read_receipt(path, RECEIPT_SCHEMA)
+    try:
+        entry = from_dict(ShardEntry, metadata["entry"])
+        skipped = list(metadata["skipped"])
+        gone = {record["key"] for record in skipped}
+    except (EntryError, KeyError, TypeError) as error:
+        raise ManifestError(f"{path} is no receipt of this version ({error}); {REWRITE}") from error
+    keys = table["key"].to_pylist()
+    planned = [record.key for record in plan.records if record.key not in gone]
+    if keys != planned or entry.name != plan.name or entry.keys_sha256 != sha256_keys(keys):
+        raise ManifestError(f"{path} has other records than were planned; {REWRITE}")
+    return table, entry, skipped
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left: every shard is finished, so nobody needs it."""
+    remove_partial_files(folder)
+    for path in folder.rglob(f".*{JOURNAL_SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
+def _require_same_bytes(store: Path, entries: Sequence[ShardEntry]) -> None:
+    """StoreMismatchError unless every shard has the bytes that the store was published with."""
+    published = {shard.name: shard.sha256 for shard in read_store_manifest(store).shards}
+    for entry in entries:
+        if published.get(entry.name) != entry.sha256:
+            raise StoreMismatchError(
+                f"{store / entry.path} (shard {entry.name}) has other bytes than when {store} was made, and teachers "
+                "have seen those: restore that file or the data, or choose another store.path"
+            )
 
 
 def _frame(packing: Packing, index: pa.Table, image_size: int | None) -> CanonicalFrame:
@@ -143,7 +236,7 @@ def _check_published(
     packing: Packing,
     classes: tuple[str, ...],
     image_size: int | None,
-) -> None:
+) -> StoreManifest:
     manifest = read_store_manifest(store)
     if manifest.classes != classes:
         raise StoreMismatchError(
@@ -174,54 +267,67 @@ def _check_published(
         )
     canonical = manifest.canonical
     if canonical is None:
-        return
+        return manifest
     if packing.form != canonical.format or image_size not in (None, canonical.height):
         raise StoreMismatchError(
             f"{store} holds frames of {canonical.height}x{canonical.width} pixels as {canonical.format}, the config "
             f"asks for store.image_size={image_size} store.format={packing.form}; choose another store.path"
         )
+    return manifest
 
 
 def _has_receipt(store: Path, plan: ShardPlan, dataset: DatasetIdentity, packing: Packing) -> bool:
     path = receipt_path(store, plan.name)
-    if not path.exists():
+    metadata = _read_metadata(path, RECEIPT_SCHEMA)
+    if metadata is None:
         return False
-    _, metadata = read_table(path, INDEX_SCHEMA)
-    if (
-        metadata["dataset_fingerprint"],
-        metadata["planned_keys_sha256"],
-        metadata["packing"],
-    ) != (dataset.fingerprint, plan.keys_sha256, packing.describe()):
+    described = [metadata.get(n) for n in ("dataset_fingerprint", "planned_keys_sha256", "packing")]
+    if described != [dataset.fingerprint, plan.keys_sha256, packing.describe()]:
         raise StoreMismatchError(
             f"{path} belongs to an unfinished store of other data, another plan or another format; "
             "finish that one with its own options, choose another store.path, or delete the folder"
         )
-    tar = store / str(metadata["entry"]["path"])
-    expected: int = metadata["entry"]["bytes"]
-    return tar.exists() and tar.stat().st_size == expected
+    return _has_size(store / str(metadata["entry"]["path"]), metadata["entry"]["bytes"])
+
+
+def _read_metadata(path: Path, schema: pa.Schema) -> dict[str, Any] | None:
+    """What a receipt vouches for; None where there is none, or a damaged one, whose shard is then done again."""
+    if not path.exists():
+        return None
+    try:
+        return read_receipt(path, schema)[1]
+    except ManifestError as error:
+        logger.warning("%s; its shard is done again", error)
+        return None
 
 
 # ---- teacher passes ------------------------------------------------------------------------------
 
 
 def missing_pass_shards(folder: Path, shards: Sequence[ShardEntry]) -> list[ShardEntry]:
-    """The store's shards that this pass has no receipt for; none where the pass is published.
+    """The store's shards that this pass has no receipt for; of a published pass those that lost a file.
 
     The folder is named by a fingerprint that covers the store's shards, so a receipt found there is
     this pass's; it counts where the files it vouches for are there.
     """
     if (folder / MANIFEST_NAME).exists():
-        return []
+        held = {shard.name: shard.files for shard in read_pass_manifest(folder).shards}
+        return [
+            shard for shard in shards if not _has_files(folder, shard, held.get(shard.name, ()))
+        ]
     return [shard for shard in shards if not _is_annotated(folder, shard)]
 
 
+def _has_files(folder: Path, shard: ShardEntry, files: Sequence[FileEntry]) -> bool:
+    sizes = [(folder / entry.path, entry.bytes) for entry in files]
+    return receipt_path(folder, shard.name).is_file() and all(_has_size(*each) for each in sizes)
+
+
 def _is_annotated(folder: Path, shard: ShardEntry) -> bool:
-    path = receipt_path(folder, shard.name)
-    if not path.exists():
+    metadata = _read_metadata(receipt_path(folder, shard.name), PASS_RECEIPT_SCHEMA)
+    if metadata is None or metadata.get("name") != shard.name:
         return False
-    files = read_table(path, PASS_RECEIPT_SCHEMA)[1]["files"]
-    paths = [(folder / entry["path"], entry["bytes"]) for entry in files]
-    return all(path.exists() and path.stat().st_size == size for path, size in paths)
+    return all(_has_size(folder / entry["path"], entry["bytes"]) for entry in metadata["files"])
 
 
 def publish_pass(
@@ -233,11 +339,21 @@ def publish_pass(
     shared_files: dict[str, str],
     device: str,
 ) -> PassManifest:
-    """Gather the receipts and write the pass's manifest."""
+    """Gather the receipts and write the pass's manifest.
+
+    Raises ConstantLogitsError where the teacher says the same of every record.
+    """
     entries, files, fidelity = [], dict(shared_files), dict[str, float]()
+    same_logits = set[str | None]()
     for shard in shards:
         path = receipt_path(folder, shard.name)
-        _, metadata = read_table(path, PASS_RECEIPT_SCHEMA)
+        table, metadata = read_receipt(path, PASS_RECEIPT_SCHEMA)
+        keys = sha256_keys(table["key"].to_pylist())
+        covers_all = description["selection"] is None
+        if keys != metadata["keys_sha256"] or (covers_all and keys != shard.keys_sha256):
+            raise ManifestError(f"{path} has other records than shard {shard.name}; {REWRITE}")
+        if table.num_rows:
+            same_logits.add(metadata["constant_logits"])
         files[path.relative_to(folder).as_posix()] = sha256_file(path)
         for name, cosine in metadata["fidelity"].items():
             fidelity[name] = min(cosine, fidelity.get(name, 1.0))
@@ -249,6 +365,9 @@ def publish_pass(
                 files=tuple(FileEntry(**entry) for entry in metadata["files"]),
             )
         )
+    if len(same_logits) == 1 and None not in same_logits and sum(e.rows for e in entries) > 1:
+        raise ConstantLogitsError(CONSTANT_LOGITS)
+    _remove_leftovers(folder)
     known = {spec.name for spec in fields(PassManifest)}
     manifest = PassManifest(
         **{name: value for name, value in description.items() if name in known},

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.store.columns import BACKENDS, Columns, Values
+from pipeline.records import NO_LABEL
+from pipeline.store.columns import BACKENDS, Columns, StoredShard, Values
 from pipeline.store.files import sha256_file
-from pipeline.store.index import INDEX_SCHEMA, PASS_RECEIPT_SCHEMA, read_table, receipt_path
+from pipeline.store.index import (
+    INDEX_SCHEMA,
+    PASS_RECEIPT_SCHEMA,
+    RECEIPTS_FOLDER,
+    read_receipt,
+    read_table,
+    receipt_path,
+)
 from pipeline.store.manifest import (
     MANIFEST_NAME,
     REPAIR,
+    REWRITE,
     ManifestError,
     PassManifest,
     ShardEntry,
@@ -47,16 +57,11 @@ class Store:
     @cached_property
     def index(self) -> pa.Table:
         """One row a record (index.INDEX_SCHEMA), in the order of the shards."""
-        entry = self.manifest.index
-        if not (self.path / entry.path).is_file():
-            raise ManifestError(f"{self.path / entry.path} is missing; {REPAIR}")
-        found = sha256_file(self.path / entry.path)
-        if found != entry.sha256:
-            raise ManifestError(
-                f"{self.path / entry.path} has sha256 {found[:12]}, the manifest says "
-                f"{entry.sha256[:12]}; {REPAIR}"
-            )
-        return read_table(self.path / entry.path, INDEX_SCHEMA)[0]
+        path = self.path / self.manifest.index.path
+        _check_digest(path, self.manifest.index.sha256)
+        index = read_table(path, INDEX_SCHEMA)
+        _check_index(path, index, self.manifest)
+        return index
 
     @cached_property
     def first_rows(self) -> dict[str, int]:
@@ -139,6 +144,44 @@ class Store:
         )
 
 
+def _check_digest(path: Path, expected: str) -> None:
+    """ManifestError unless a file is there and has that SHA-256."""
+    try:
+        found = sha256_file(path)
+    except FileNotFoundError:
+        raise ManifestError(f"{path} is missing; {REPAIR}") from None
+    if found != expected:
+        raise ManifestError(
+            f"{path} is damaged: it has sha256 {found[:12]}, its manifest says {expected[:12]}; {REWRITE}"
+        )
+
+
+def _check_index(path: Path, index: pa.Table, manifest: StoreManifest) -> None:
+    """ManifestError unless the index has the shards' rows in their order, and only labels of the classes."""
+    records = [shard.records for shard in manifest.shards]
+    if index.num_rows != sum(records):
+        raise ManifestError(
+            f"{path} has {index.num_rows} rows, the manifest's shards {sum(records)} records; run stages.verify"
+        )
+    starts = np.repeat(np.cumsum([0, *records[:-1]]), records)
+    rows = np.arange(index.num_rows) - starts
+    numbers = np.repeat(np.arange(len(records)), records)
+    known = len(manifest.classes)
+    labels = index["label"].to_numpy()
+    many = index["labels"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    sound = {
+        "row": (index["row"].to_numpy() == rows).all(),
+        "array_row": (index["array_row"].to_numpy() == numbers * manifest.shard_size + rows).all(),
+        "label": ((labels >= NO_LABEL) & (labels < known)).all(),
+        "labels": ((many >= 0) & (many < known)).all(),
+    }
+    wrong = [name for name, is_sound in sound.items() if not is_sound]
+    if wrong:
+        raise ManifestError(
+            f"{path} has values in {', '.join(wrong)} that its manifest rules out; run stages.verify"
+        )
+
+
 def _has_stored_views(folder: Path) -> bool:
     return bool(read_pass_manifest(folder).views["sampler"] != CANONICAL_VIEW)
 
@@ -162,9 +205,24 @@ class TeacherPass:
             )
         rows = [(shard.name, shard.records, shard.keys_sha256) for shard in store.manifest.shards]
         held = [(shard.name, shard.rows, shard.keys_sha256) for shard in self.manifest.shards]
+        self._check_files()
         if held != rows and self.manifest.selection is None:
             raise StoreMismatchError(
                 f"{folder} was computed on other shards of the same data; "
+                "remove the folder and run stages.precompute again"
+            )
+
+    def _check_files(self) -> None:
+        """ManifestError where the manifest lists other files than a pass of its fields has."""
+        receipts = [f"{RECEIPTS_FOLDER}/{shard.name}.parquet" for shard in self.manifest.shards]
+        expected = {*self.columns.shared_files(), *receipts}
+        odd = sorted(expected ^ set(self.manifest.files))
+        for position, shard in enumerate(self.manifest.shards):
+            files = {file.path for file in shard.files}
+            odd += sorted(files ^ set(self.columns.shard_files(position, shard.name)))
+        if odd:
+            raise ManifestError(
+                f"{self.folder / MANIFEST_NAME} lists other files than its fields have: {', '.join(odd[:3])}; "
                 "remove the folder and run stages.precompute again"
             )
 
@@ -208,7 +266,7 @@ class TeacherPass:
         shards = self.manifest.shards
         most = self.store.manifest.shard_size
         if self.manifest.selection is not None:
-            most = max(shard.rows for shard in shards)
+            most = max((shard.rows for shard in shards), default=1)
         return BACKENDS[self.manifest.backend](
             self.folder, self.manifest.fields, len(shards), most, self.num_views
         )
@@ -219,12 +277,11 @@ class TeacherPass:
             return self.store.shard_keys(shard)
         if shard.name not in self._positions:
             return []
-        table, _ = read_table(receipt_path(self.folder, shard.name), PASS_RECEIPT_SCHEMA)
-        keys: list[str] = table["key"].to_pylist()
+        keys: list[str] = self._receipt(shard)["key"].to_pylist()
         return keys
 
     def rows_of(self, shard: ShardEntry) -> NDArray[np.int64]:
-        """For each record of the image shard its row in `read_shard`, -1 where it is not covered."""
+        """For each record of the image shard its row in `read_shard`, -1 where it is not covered: i64 [records]."""
         if self.manifest.selection is None:
             return np.arange(shard.records)
         covered = {key: row for row, key in enumerate(self.shard_keys(shard))}
@@ -232,11 +289,11 @@ class TeacherPass:
 
     def read_shard(self, shard: ShardEntry) -> Values:
         """Every field of one shard: [covered records, V, *shape]."""
-        return self.columns.read_shard(*self._place(shard))
+        return self.columns.read_shard(self.stored_shard(shard))
 
     def open_shard(self, shard: ShardEntry, fields: Container[str]) -> dict[str, Rows]:
         """Those fields of it, large ones as rows that are read when they are asked for."""
-        return self.columns.open_shard(*self._place(shard), fields)
+        return self.columns.open_shard(self.stored_shard(shard), fields)
 
     def fields_of(self, payload: str) -> list[str]:
         """The fields of a payload (at, cat, feature, ked_z) without their scales; none where the pass has it not."""
@@ -247,12 +304,39 @@ class TeacherPass:
             or (spec.codec == "maxabs" and spec.name.startswith(f"{payload}_"))
         ]
 
-    def _place(self, shard: ShardEntry) -> tuple[int, str, list[str]]:
-        if not receipt_path(self.folder, shard.name).is_file():
+    def stored_shard(self, shard: ShardEntry) -> StoredShard:
+        """Where the rows of an image shard lie in this pass, and which bytes they have."""
+        receipt = receipt_path(self.folder, shard.name)
+        if not receipt.is_file():
+            raise ManifestError(f"{receipt} is missing, so its shard has no receipt; {REPAIR}")
+        position = self._positions[shard.name]
+        entry = self.manifest.shards[position]
+        keys = self.shard_keys(shard)
+        if len(keys) != entry.rows:
             raise ManifestError(
-                f"{self.folder}: shard {shard.name} has no receipt; run stages.verify"
+                f"{self.folder}: shard {shard.name} has {entry.rows} rows for {len(keys)} records; run stages.verify"
             )
-        return self._positions[shard.name], shard.name, self.shard_keys(shard)
+        described = StoredShard(
+            position=position,
+            name=shard.name,
+            keys=keys,
+            files={file.path: file for file in entry.files},
+        )
+        if not self.columns.has_inner_chunks():
+            return described
+        checksums = self._receipt(shard)["chunk_crc32c"].combine_chunks()
+        flat = checksums.flatten().to_numpy(zero_copy_only=False)
+        if keys and len(flat) % len(keys):
+            raise ManifestError(f"{receipt} has uneven rows; run stages.verify")
+        return replace(described, chunk_crc32c=flat.reshape(len(keys), -1))
+
+    def _receipt(self, shard: ShardEntry) -> pa.Table:
+        path = receipt_path(self.folder, shard.name)
+        name = path.relative_to(self.folder).as_posix()
+        if name not in self.manifest.files:
+            raise ManifestError(f"{self.folder / MANIFEST_NAME} has no {name}; run stages.verify")
+        _check_digest(path, self.manifest.files[name])
+        return read_receipt(path, PASS_RECEIPT_SCHEMA)[0]
 
     @cached_property
     def _positions(self) -> dict[str, int]:

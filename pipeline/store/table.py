@@ -5,14 +5,12 @@ Shape letter: d columns.
 
 from __future__ import annotations
 
-import io
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.errors import RecordError
-from pipeline.store.manifest import ManifestError
+from pipeline.store.arrays import decode_npy, encode_npy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,29 +26,14 @@ class RowError(RecordError):
 
 def encode_row(values: NDArray[np.float32]) -> bytes:
     """[d] as npy, which `numpy.load` reads without pickle."""
-    buffer = io.BytesIO()
-    np.save(buffer, values.astype(_TYPE), allow_pickle=False)
-    return buffer.getvalue()
+    return encode_npy(values.astype(_TYPE))
 
 
-def decode_row(data: bytes, columns: int) -> Tensor:
-    """f32 [d] of a row of `columns` values, as `encode_row` wrote it."""
+def decode_row(data: bytes, columns: int, where: str = "a row") -> Tensor:
+    """f32 [d] of a row of `columns` values, as `encode_row` wrote it.
+
+    where  the file and the record, for messages
+    """
     import torch
 
-    header = _header(columns)
-    if data.startswith(header) and len(data) == len(header) + columns * _TYPE.itemsize:
-        return torch.from_numpy(np.frombuffer(data, _TYPE, offset=len(header)).copy())
-    try:  # another NumPy's header
-        values: NDArray[np.float32] = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ManifestError(f"a row cannot be read as npy ({error}); run stages.verify") from error
-    if values.dtype != _TYPE or values.shape != (columns,):
-        raise ManifestError(
-            f"a row is {values.dtype} {list(values.shape)}, the store's have float32 [{columns}]; run stages.verify"
-        )
-    return torch.from_numpy(values)
-
-
-@lru_cache(maxsize=8)
-def _header(columns: int) -> bytes:
-    return encode_row(np.zeros(columns, np.float32))[: -columns * _TYPE.itemsize]
+    return torch.from_numpy(decode_npy(data, _TYPE.str, (columns,), where).copy())

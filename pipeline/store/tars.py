@@ -7,12 +7,16 @@ import os
 import tarfile
 from typing import TYPE_CHECKING, cast
 
-from pipeline.store.manifest import REPAIR, ManifestError
+import google_crc32c
+
+from pipeline.store.files import open_regular
+from pipeline.store.manifest import REPAIR, REWRITE, ManifestError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.store.files import HashingFile
+    from pipeline.store.manifest import ShardEntry
 
 
 class TarShard:
@@ -40,6 +44,19 @@ class TarShard:
         return self._tar.offset - blocks * tarfile.BLOCKSIZE
 
 
+def way_out(shard: ShardEntry, ours: str) -> str:
+    """What to do about a shard's file, which may be somebody else's.
+
+    ours  where it is the store's own
+    """
+    if not shard.referenced:
+        return ours
+    return (
+        "it is not the store's own: restore it, or, where the tars lie elsewhere now, run stages.precompute "
+        "with data.path=<their folder>"
+    )
+
+
 class ShardBytes:
     """A shard's tar, open: bytes by offset, without parsing, from any thread.
 
@@ -47,16 +64,41 @@ class ShardBytes:
     The file closes with its last reference, in C: a Ctrl-C that meets a `__del__` would be swallowed there.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, store: Path, shard: ShardEntry) -> None:
+        """Raises ManifestError where the file is missing or has another size than its manifest says."""
+        self.path = store / shard.path
+        self.shard = shard
         try:
-            self._file = path.open("rb", buffering=0)
+            self._file = open_regular(self.path)
         except FileNotFoundError:
-            raise ManifestError(f"{path} is missing; {REPAIR}") from None
-        self.path = path
+            raise ManifestError(f"{self.path} is missing; {way_out(shard, REPAIR)}") from None
+        found = os.fstat(self._file.fileno()).st_size
+        if found != shard.bytes:
+            raise ManifestError(
+                f"{self.path} (shard {shard.name}) has {found} bytes, its manifest says {shard.bytes}; "
+                f"{way_out(shard, REWRITE)}"
+            )
 
-    def read(self, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes from `offset`."""
-        data = os.pread(self._file.fileno(), size, offset)
-        if len(data) != size:
-            raise ManifestError(f"{self.path} ends before byte {offset + size}; run stages.verify")
+    def read(self, offset: int, size: int, crc32c: int, key: str) -> bytes:
+        """Exactly `size` bytes from `offset`; ManifestError unless they are those that were packed.
+
+        crc32c  of the bytes, as the index has it
+        key     of the record, for messages
+        """
+        if not 0 <= offset <= offset + size <= self.shard.bytes:
+            raise ManifestError(
+                f"{self.path} (shard {self.shard.name}, record {key}): the index names bytes {offset} to "
+                f"{offset + size} of {self.shard.bytes}; run stages.verify"
+            )
+        try:
+            data = os.pread(self._file.fileno(), size, offset)
+        except OSError as error:
+            raise ManifestError(
+                f"{self.path} cannot be read ({error}); {way_out(self.shard, REWRITE)}"
+            ) from error
+        if len(data) != size or google_crc32c.value(data) != crc32c:
+            raise ManifestError(
+                f"{self.path} (shard {self.shard.name}, record {key}) is damaged: the bytes {offset} to "
+                f"{offset + size} are not those that were packed; {way_out(self.shard, REWRITE)}"
+            )
         return data

@@ -9,20 +9,28 @@ import numpy as np
 from pipeline.records import NO_CLASS
 from pipeline.store.artefact import ARTEFACTS_FOLDER
 from pipeline.store.codecs import decode_unit
-from pipeline.store.files import PARTIAL_SUFFIX, sha256_file, sha256_keys
-from pipeline.store.index import INDEX_SCHEMA, read_table, receipt_path
+from pipeline.store.entries import EntryError, from_dict
+from pipeline.store.files import PARTIAL_SUFFIX, FileError, sha256_file, sha256_keys
+from pipeline.store.index import RECEIPT_SCHEMA, RECEIPTS_FOLDER, read_receipt, receipt_path
 from pipeline.store.journal import JOURNAL_SUFFIX
 from pipeline.store.lock import LOCK_NAME
 from pipeline.store.manifest import (
     MANIFEST_NAME,
     ManifestError,
+    PassManifest,
+    ShardEntry,
     StoreMismatchError,
+    check_files,
     read_checked,
+    read_pass_manifest,
 )
 from pipeline.store.reader import TEACHERS_FOLDER, Store, TeacherPass
+from pipeline.store.tars import way_out
+
+_OTHER_FOLDERS = (TEACHERS_FOLDER, ARTEFACTS_FOLDER)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -32,30 +40,66 @@ if TYPE_CHECKING:
 
 
 def verify_store(path: Path) -> Iterator[str]:
-    """Every problem of a store and its passes, as one line that names the file, the shard or the record."""
+    """Every problem of a store and its passes, as one line that names the file, the shard or the record.
+
+    Where a manifest is damaged, what it covers is compared with the receipts, which have digests of their own.
+    """
     try:
         store = Store(path)
-    except (ManifestError, StoreMismatchError) as error:
+    except (ManifestError, StoreMismatchError, FileError) as error:
         yield str(error)
-        return
-    manifest = store.manifest
-    described = {MANIFEST_NAME: None, manifest.index.path: manifest.index.sha256, **manifest.files}
-    described |= {shard.path: shard.sha256 for shard in manifest.shards}
-    problems = list(_verify_files(path, described, ignored=(TEACHERS_FOLDER, ARTEFACTS_FOLDER)))
-    yield from problems
-    if not problems:
-        yield from _verify_index(store)
+        yield from _verify_receipts(path)
+        store = None
+    sound = store is not None
+    if store is not None:
+        manifest = store.manifest
+        described: dict[str, str | None] = {MANIFEST_NAME: None, **manifest.files}
+        described[manifest.index.path] = manifest.index.sha256
+        problems = list(_verify_shards(store))
+        problems += _verify_files(path, described, _own_shards(store), _OTHER_FOLDERS)
+        yield from problems
+        sound = not problems
+        if sound:
+            yield from _verify_index(store)
     for folder in sorted((path / TEACHERS_FOLDER).glob("*/")):
         if not (folder / MANIFEST_NAME).exists():
             yield f"{folder} has no manifest: the pass is unfinished; run its stages.precompute again"
+        elif store is not None:
+            yield from _verify_pass(store, folder, rows_too=sound)
         else:
-            yield from _verify_pass(store, folder, rows_too=not problems)
+            yield from _verify_pass_files(folder)
     for folder in sorted((path / ARTEFACTS_FOLDER).glob("*/")):
         yield from _verify_artefact(folder)
 
 
+def _own_shards(store: Store) -> set[str]:
+    return {shard.path for shard in store.manifest.shards if not shard.referenced}
+
+
+def _verify_shards(store: Store) -> Iterator[str]:
+    for shard in store.manifest.shards:
+        yield from _verify_shard(store.path, shard)
+
+
+def _verify_shard(path: Path, shard: ShardEntry) -> Iterator[str]:
+    """Compare a shard's file with its entry. A referenced tar is its owner's: nobody is told to delete it."""
+    hint = f"; {way_out(shard, '')}" if shard.referenced else ""
+    try:
+        found = sha256_file(path / shard.path)
+    except FileNotFoundError:
+        yield f"{path / shard.path} is missing{hint}"
+    except FileError as error:
+        yield f"{error}{hint}"
+    else:
+        if found != shard.sha256:
+            yield f"{path / shard.path} has sha256 {found[:12]}, its manifest says {shard.sha256[:12]}{hint}"
+
+
 def _verify_files(
-    folder: Path, described: dict[str, str | None], ignored: tuple[str, ...] = ()
+    folder: Path,
+    described: dict[str, str | None],
+    also_known: Container[str] = (),
+    ignored: tuple[str, ...] = (),
 ) -> Iterator[str]:
     """The folder holds the described files, with their bytes, and no others; a digest of None is not checked."""
     for name, digest in described.items():
@@ -63,13 +107,46 @@ def _verify_files(
             yield f"{folder / name} is missing"
         elif digest is not None and (found := sha256_file(folder / name)) != digest:
             yield f"{folder / name} has sha256 {found[:12]}, its manifest says {digest[:12]}"
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in folder.rglob("*") if not p.is_dir()):
         name = path.relative_to(folder).as_posix()
-        if name.partition("/")[0] in ignored:
+        if name.partition("/")[0] in ignored or name in also_known:
             continue
-        if name in (*described, LOCK_NAME) or name.endswith((PARTIAL_SUFFIX, JOURNAL_SUFFIX)):
+        if name in (*described, LOCK_NAME):
             continue
-        yield f"{path} is in no manifest"
+        if name.endswith((PARTIAL_SUFFIX, JOURNAL_SUFFIX)):
+            yield f"{path} was left by a process that was killed; delete it"
+        else:
+            yield f"{path} is in no manifest"
+
+
+def _verify_receipts(path: Path) -> Iterator[str]:
+    """Check the receipts of a store whose manifest cannot be read, and the shards by what these say."""
+    for receipt in sorted((path / RECEIPTS_FOLDER).glob("*.parquet")):
+        try:
+            table, metadata = read_receipt(receipt, RECEIPT_SCHEMA)
+            shard = from_dict(ShardEntry, metadata["entry"])
+        except (ManifestError, EntryError, KeyError, FileError) as error:
+            yield str(error) if str(receipt) in str(error) else f"{receipt} is damaged: {error}"
+            continue
+        if sha256_keys(table["key"].to_pylist()) != shard.keys_sha256:
+            yield f"{receipt} has other keys than its entry says"
+        yield from _verify_shard(path, shard)
+
+
+def _verify_pass_files(folder: Path) -> Iterator[str]:
+    """Check the files of a pass whose store's manifest cannot be read."""
+    try:
+        manifest = read_pass_manifest(folder)
+    except (ManifestError, FileError) as error:
+        yield str(error)
+    else:
+        yield from _verify_files(folder, _pass_files(manifest))
+
+
+def _pass_files(manifest: PassManifest) -> dict[str, str | None]:
+    described: dict[str, str | None] = {MANIFEST_NAME: None, **manifest.files}
+    entries = (entry for shard in manifest.shards for entry in shard.files)
+    return described | {entry.path: entry.sha256 for entry in entries}
 
 
 def _verify_artefact(folder: Path) -> Iterator[str]:
@@ -77,17 +154,18 @@ def _verify_artefact(folder: Path) -> Iterator[str]:
         yield f"{folder} has no manifest: the artefact is unfinished; delete it, whoever needs it makes it again"
         return
     try:
-        files = read_checked(folder / MANIFEST_NAME)["files"]
-    except ManifestError as error:
-        yield str(error)
+        files = check_files(read_checked(folder / MANIFEST_NAME).get("files"))
+    except (ManifestError, EntryError, FileError) as error:
+        yield str(error) if str(folder) in str(error) else f"{folder / MANIFEST_NAME}: {error}"
         return
     yield from _verify_files(folder, {MANIFEST_NAME: None, **files})
 
 
 def _verify_index(store: Store) -> Iterator[str]:
-    index = store.index
-    if index.num_rows != sum(shard.records for shard in store.manifest.shards):
-        yield f"{store.path}: the index has {index.num_rows} rows, the shards another number of records"
+    try:
+        index = store.index
+    except ManifestError as error:
+        yield str(error)
         return
     keys = index["key"].to_pylist()
     if len(set(keys)) != len(keys):
@@ -96,37 +174,41 @@ def _verify_index(store: Store) -> Iterator[str]:
         rows = index.slice(store.first_rows[shard.name], shard.records)
         if sha256_keys(rows["key"].to_pylist()) != shard.keys_sha256:
             yield f"shard {shard.name}: the index's keys are not the manifest's"
-        receipt, _ = read_table(receipt_path(store.path, shard.name), INDEX_SCHEMA)
-        if not receipt.equals(rows.combine_chunks()):
+        try:
+            receipt, _ = read_receipt(receipt_path(store.path, shard.name), RECEIPT_SCHEMA)
+        except ManifestError as error:
+            yield str(error)
+            continue
+        if not receipt.equals(rows.select(RECEIPT_SCHEMA.names).cast(RECEIPT_SCHEMA)):
             yield f"shard {shard.name}: receipt and index differ"
-    labels = index["label"].to_numpy()
-    for row in np.flatnonzero((labels < -1) | (labels >= len(store.manifest.classes)))[:10]:
-        yield f"record {keys[row]}: label {labels[row]} is outside the {len(store.manifest.classes)} classes"
-    classes = range(len(store.manifest.classes))
-    for key, many in zip(keys, index["labels"].to_pylist(), strict=True):
-        if not all(label in classes for label in many):
-            yield f"record {key}: labels {many} are not all of the {len(classes)} classes"
 
 
 def _verify_pass(store: Store, folder: Path, rows_too: bool) -> Iterator[str]:
     try:
         teacher = TeacherPass(store, folder)
-    except (ManifestError, StoreMismatchError) as error:
+    except (ManifestError, StoreMismatchError, FileError) as error:
         yield str(error)
         return
     manifest = teacher.manifest
-    described: dict[str, str | None] = {MANIFEST_NAME: None, **manifest.files}
-    described |= {entry.path: entry.sha256 for shard in manifest.shards for entry in shard.files}
-    problems = list(_verify_files(folder, described))
+    problems = list(_verify_files(folder, _pass_files(manifest)))
     yield from problems
     if problems or not rows_too:
+        return
+    try:
+        teacher.columns.check_shared_files()
+    except ManifestError as error:
+        yield str(error)
         return
     by_name = {shard.name: shard for shard in manifest.shards}
     for shard in store.manifest.shards:
         entry = by_name.get(shard.name)
         if entry is None and manifest.selection is not None:
             continue
-        keys = teacher.shard_keys(shard)
+        try:
+            keys = teacher.shard_keys(shard)
+        except ManifestError as error:
+            yield str(error)
+            continue
         known = set(keys) <= set(store.shard_keys(shard))
         if (
             entry is None

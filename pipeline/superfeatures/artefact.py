@@ -22,7 +22,7 @@ from pipeline.store.artefact import (
     write_tensors,
 )
 from pipeline.store.files import sha256_json
-from pipeline.store.manifest import MANIFEST_NAME, SCHEMA_VERSION, from_dict, read_checked
+from pipeline.store.manifest import SCHEMA_VERSION, read_manifest
 from pipeline.superfeatures.partition import Partition
 
 if TYPE_CHECKING:
@@ -126,17 +126,7 @@ def save_partition(
 
 def load_partition(folder: Path) -> SavedPartition:
     """The partition and W of a folder, checked byte by byte."""
-    values = read_checked(folder / MANIFEST_NAME, made_by="the stage that makes partitions")
-    manifest = from_dict(
-        PartitionManifest,
-        values
-        | {
-            "grid": None if values["grid"] is None else tuple(values["grid"]),
-            "modularity": tuple(values["modularity"]),
-            "null_features": tuple(values["null_features"]),
-            "made_with": values.get("made_with", {}),
-        },
-    )
+    manifest = read_manifest(PartitionManifest, folder, "the stage that makes partitions")
     tensors = read_tensors(folder, PARTITION_NAME, manifest.files, _REPAIR)
     return SavedPartition(
         manifest=manifest,

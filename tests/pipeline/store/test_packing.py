@@ -173,7 +173,9 @@ def test_original_members_are_the_files_bytes(mixed, tmp_path):
     dataset = dataset_of(store)
     for row in store.index.to_pylist():
         shard = [s.name for s in store.manifest.shards].index(row["shard"])
-        data = dataset._open_shard(shard).read(row["offset"], row["size"])
+        data = dataset._open_shard(shard).read(
+            row["offset"], row["size"], row["image_crc32c"], row["key"]
+        )
         assert data == (tmp_path / "mixed" / unquote(row["key"])).read_bytes()
 
 

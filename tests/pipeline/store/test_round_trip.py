@@ -21,6 +21,7 @@ from pipeline.store.reader import Store
 from pipeline.store.tars import ShardBytes
 from stages import precompute
 from tests.conftest import TINY_DATA, frame_batches, precompute_config
+from tests.pipeline.store.test_rows import stored
 
 
 def test_every_image_and_mask_comes_back_byte_for_byte(frozen):
@@ -28,11 +29,14 @@ def test_every_image_and_mask_comes_back_byte_for_byte(frozen):
     expected = {record.key: (record, source.read(record)) for record in source.records()}
 
     for shard in store.manifest.shards:
-        data = ShardBytes(store.path / shard.path)
+        data = ShardBytes(store.path, shard)
         for row in store.index.slice(store.first_rows[shard.name], shard.records).to_pylist():
             record, content = expected.pop(row["key"])
-            assert data.read(row["offset"], row["size"]) == content.image
-            assert data.read(row["mask_offset"], row["mask_size"]) == content.mask
+            key = row["key"]
+            image = data.read(row["offset"], row["size"], row["image_crc32c"], key)
+            assert image == content.image
+            mask = data.read(row["mask_offset"], row["mask_size"], row["mask_crc32c"], key)
+            assert mask == content.mask
             assert row["image_sha256"] == hashlib.sha256(content.image).hexdigest()
             assert (row["label"], row["group"], row["split"]) == (
                 record.label,
@@ -93,10 +97,14 @@ def test_both_backends_hold_the_same_values(tmp_path):
     for backend in (ZarrColumns, WebDatasetColumns):
         columns = backend(tmp_path / backend.__name__, fields, 2, 5, 2)
         columns.create()
-        for position, (name, keys) in enumerate(shards):
-            columns.write_shard(position, name, keys, values[position])
-        for position, (name, keys) in enumerate(shards):
-            read = columns.read_shard(position, name, keys)
+        held = [
+            stored(
+                position, name, keys, columns.write_shard(position, name, keys, values[position])
+            )
+            for position, (name, keys) in enumerate(shards)
+        ]
+        for position, shard in enumerate(held):
+            read = columns.read_shard(shard)
             for f in fields:
                 np.testing.assert_array_equal(read[f.name], values[position][f.name])
                 assert read[f.name].dtype == f.dtype
@@ -110,11 +118,10 @@ def test_a_large_field_is_cut_into_inner_chunks_and_comes_back(tmp_path):
     ramp = np.arange(128, dtype=np.float16)[:, None, None, None, None, None]
     values = np.broadcast_to(ramp, (128, 1, 1, 6, 224, 224))
 
-    columns.write_shard(0, "train-000000", keys, {"map": values})
+    done = columns.write_shard(0, "train-000000", keys, {"map": values})
 
-    np.testing.assert_array_equal(
-        columns.read_shard(0, "train-000000", keys)["map"][::37], values[::37]
-    )
+    shard = stored(0, "train-000000", keys, done)
+    np.testing.assert_array_equal(columns.read_shard(shard)["map"][::37], values[::37])
     assert "sharding_indexed" in (tmp_path / "columns.zarr" / "map" / "zarr.json").read_text()
 
 
@@ -159,9 +166,10 @@ def test_stock_readers_open_everything_without_importing_ours(frozen, tmp_path, 
         assert [s["__key__"] for s in columns] == [s["__key__"] for s in images]
         for sample in columns:
             row = by_key[sample["__key__"]]
-            position = shards.index(row["shard"]) * 16 + row["row"]
             for name in group.array_keys():
-                numpy.testing.assert_array_equal(sample[f"{name}.npy"], group[name][position])
+                numpy.testing.assert_array_equal(
+                    sample[f"{name}.npy"], group[name][row["array_row"]]
+                )
         assert not [m for m in sys.modules if m.split(".")[0] in ("pipeline", "stages")]
     """
 

@@ -86,10 +86,10 @@ def test_values_out_of_range_name_field_record_and_shard(copy, frozen):
     values = {name: array.copy() for name, array in teacher.read_shard(shard).items()}
     values["explained_class"][3] = 10
     position = list(store.manifest.shards).index(shard)
-    entries = teacher.columns.write_shard(position, shard.name, store.shard_keys(shard), values)
+    written = teacher.columns.write_shard(position, shard.name, store.shard_keys(shard), values)
     manifest = read_pass_manifest(teacher.folder)
     shards = tuple(
-        replace(s, files=tuple(entries)) if s.name == shard.name else s for s in manifest.shards
+        replace(s, files=written.files) if s.name == shard.name else s for s in manifest.shards
     )
     write_manifest(teacher.folder, replace(manifest, shards=shards))
 

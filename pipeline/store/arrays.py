@@ -1,0 +1,65 @@
+"""Arrays as .npy bytes; read without pickle, and never larger than what is expected."""
+
+from __future__ import annotations
+
+import io
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.store.manifest import ManifestError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def encode_npy(array: NDArray[Any]) -> bytes:
+    """An array in NumPy's .npy format."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def decode_npy(data: bytes, dtype: str, shape: tuple[int, ...], where: str) -> NDArray[Any]:
+    """The array of .npy bytes; ManifestError where it is not of that dtype and shape.
+
+    where  the file and the member, for messages
+    """
+    expected = np.dtype(dtype)
+    header = _header(expected.str, shape)
+    # Another release of NumPy may pad its headers otherwise.
+    is_ours = data.startswith(header)
+    body = memoryview(data)[len(header) :] if is_ours else _other_body(data, expected, shape, where)
+    if body.nbytes != expected.itemsize * int(np.prod(shape, dtype=np.int64)):
+        raise ManifestError(f"{where} has {len(data)} bytes, not those of {dtype} {list(shape)}")
+    return np.frombuffer(body, expected).reshape(shape)
+
+
+def _other_body(
+    data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], where: str
+) -> memoryview:
+    """What follows the header, which is read before anything is allocated for what it promises."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        found_shape, is_fortran, found_dtype = read_header(file)
+    except (ValueError, KeyError, SyntaxError, RecursionError, MemoryError) as error:
+        raise ManifestError(f"{where} cannot be read as npy; run stages.verify") from error
+    if (found_dtype, tuple(found_shape)) != (dtype, shape) or (is_fortran and len(shape) > 1):
+        raise ManifestError(
+            f"{where} is {found_dtype} {list(found_shape)} instead of {dtype} {list(shape)}; run stages.verify"
+        )
+    return memoryview(data)[file.tell() :]
+
+
+@lru_cache(maxsize=64)
+def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    buffer = io.BytesIO()
+    described = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, described)
+    return buffer.getvalue()
