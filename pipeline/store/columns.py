@@ -25,7 +25,13 @@ import numpy as np
 from pipeline.store.arrays import decode_npy, encode_npy
 from pipeline.store.files import open_atomically, read_regular, sha256_file, write_atomically
 from pipeline.store.manifest import REPAIR, REWRITE, FileEntry, ManifestError
-from pipeline.store.rows import InnerChunkRows, Rows, decode_chunk, read_chunk_checksums
+from pipeline.store.rows import (
+    CHECKSUM_BYTES,
+    InnerChunkRows,
+    Rows,
+    decode_chunk,
+    read_chunk_checksums,
+)
 from pipeline.store.tars import TarShard
 
 if TYPE_CHECKING:
@@ -157,11 +163,9 @@ class ZarrColumns:
         for spec in self.fields:
             chunk, _ = self._encode(spec, values[spec.name])
             path = self._chunk_path(spec, position)
-            with open_atomically(self.folder / path) as file:
-                file.write(chunk)
-            entries.append(
-                FileEntry(path=path, bytes=file.bytes, sha256=file.sha256, crc32c=file.crc32c)
-            )
+            digest = write_atomically(self.folder / path, chunk)
+            checksum = google_crc32c.value(chunk[:-CHECKSUM_BYTES])
+            entries.append(FileEntry(path=path, bytes=len(chunk), sha256=digest, crc32c=checksum))
             if self._is_sharded(spec):
                 checksums.append(self._row_checksums(spec, chunk, len(keys)))
         by_row = np.concatenate(checksums, axis=1).tolist() if checksums else [[] for _ in keys]
@@ -199,7 +203,7 @@ class ZarrColumns:
 
     def _read(self, spec: FieldSpec, shard: StoredShard) -> NDArray[Any]:
         path = self._chunk_path(spec, shard.position)
-        data = read_entry(self.folder, _entry(shard, path), shard.name)
+        data = _read_entry(self.folder, _entry(shard, path), shard.name, CHECKSUM_BYTES)
         shape = (self.shard_size, self.num_views, *spec.shape)
         values = decode_chunk(
             data,
@@ -277,8 +281,11 @@ class ZarrColumns:
         return chunk, memory["zarr.json"].to_bytes()
 
 
-def read_entry(folder: Path, entry: FileEntry, shard: str) -> bytes:
-    """The bytes of a file of a pass, compared with its manifest's size and checksum."""
+def _read_entry(folder: Path, entry: FileEntry, shard: str, own_checksum: int = 0) -> bytes:
+    """The bytes of a file of a pass, compared with its manifest's size and checksum.
+
+    own_checksum  bytes of a CRC-32C with which the file ends and which the manifest's does not cover
+    """
     path = folder / entry.path
     try:
         data = read_regular(path)
@@ -288,7 +295,7 @@ def read_entry(folder: Path, entry: FileEntry, shard: str) -> bytes:
         raise ManifestError(
             f"{path} (shard {shard}) has {len(data)} bytes, its manifest says {entry.bytes}; {REWRITE}"
         )
-    found = google_crc32c.value(data)
+    found = google_crc32c.value(data[: len(data) - own_checksum])
     if found != entry.crc32c:
         raise ManifestError(
             f"{path} (shard {shard}) is damaged: its crc32c is {found:08x}, its manifest says "
@@ -442,7 +449,7 @@ class WebDatasetColumns:
     def _read(self, shard: StoredShard, fields: Sequence[FieldSpec]) -> Values:
         (name,) = self.shard_files(shard.position, shard.name)
         path = self.folder / name
-        data = read_entry(self.folder, _entry(shard, name), shard.name)
+        data = _read_entry(self.folder, _entry(shard, name), shard.name)
         places = _list_members(data, path)
         values = {}
         for spec in fields:

@@ -74,7 +74,8 @@ class FileEntry:
     bytes: int
     sha256: str
     crc32c: int = 0
-    """CRC-32C (Castagnoli) of the whole file, compared by readers that read it whole."""
+    """CRC-32C (Castagnoli), compared by readers that read the whole file: of all of a tar, and of a Zarr chunk
+    without the checksum that ends it (with it, the CRC-32C of every sound chunk is the same number)."""
 
     def __post_init__(self) -> None:
         _require_inside(self.path)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_CHECKSUM_BYTES = 4
+CHECKSUM_BYTES = 4
 _INDEX_ENTRY_BYTES = 16
 _BLOSC_SIZE = slice(4, 8)
 """Where Blosc's header has the number of bytes before compression."""
@@ -131,7 +131,7 @@ class InnerChunkRows:
             data = os.pread(file, length, offset)
         except (OSError, OverflowError) as error:
             raise ManifestError(f"{self.path} cannot be read ({error}); {REREAD}") from error
-        if len(data) != length or data[-_CHECKSUM_BYTES:] != checksum.to_bytes(4, "little"):
+        if len(data) != length or data[-CHECKSUM_BYTES:] != checksum.to_bytes(4, "little"):
             raise ManifestError(
                 f"{self.path} is damaged: inner chunk {chunk} is not the one that its receipt names; {REREAD}"
             )
@@ -153,7 +153,7 @@ class InnerChunkRows:
     def _index(self) -> NDArray[np.uint64]:
         """[inner chunks, 2]: offset and length."""
         chunks = self.shard_size // self.inner[0] * (self.shape[1] // self.inner[1])
-        length = chunks * _INDEX_ENTRY_BYTES + _CHECKSUM_BYTES
+        length = chunks * _INDEX_ENTRY_BYTES + CHECKSUM_BYTES
         with open_regular(self.path) as file:
             size = os.fstat(file.fileno()).st_size
             data = os.pread(file.fileno(), length, max(0, size - length))
@@ -165,10 +165,10 @@ class InnerChunkRows:
 
 def read_chunk_checksums(data: bytes, chunks: int) -> NDArray[np.uint32]:
     """The CRC-32C of each of a file's inner chunks, which end with it: u32 [chunks], in their order."""
-    index_bytes = chunks * _INDEX_ENTRY_BYTES + _CHECKSUM_BYTES
-    index = np.frombuffer(data[-index_bytes:-_CHECKSUM_BYTES], np.uint64).reshape(-1, 2)
+    index_bytes = chunks * _INDEX_ENTRY_BYTES + CHECKSUM_BYTES
+    index = np.frombuffer(data[-index_bytes:-CHECKSUM_BYTES], np.uint64).reshape(-1, 2)
     ends = index.sum(axis=1).astype(np.int64)
-    each = [data[end - _CHECKSUM_BYTES : end] for end in ends.tolist()]
+    each = [data[end - CHECKSUM_BYTES : end] for end in ends.tolist()]
     return np.frombuffer(b"".join(each), "<u4")
 
 
@@ -198,7 +198,7 @@ def decode_chunk(
 
 def strip_checksum(data: bytes, path: Path) -> bytes:
     """The bytes before their CRC-32C; ManifestError, with `path`, where it is not theirs."""
-    body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+    body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
     if google_crc32c.value(body) != int.from_bytes(checksum, "little"):
         raise ManifestError(f"{path} is damaged: a chunk's checksum is wrong; {REREAD}")
     return body
