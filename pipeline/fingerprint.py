@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import ConfigError, FileDataConfig
 from pipeline.store.files import canonical_json, sha256_file, sha256_json
-from pipeline.store.reader import CANONICAL_VIEW
+from pipeline.store.manifest import CANONICAL_VIEW
 
 if TYPE_CHECKING:
     from pipeline.config import DataConfig, ExplainerConfig, ModelConfig, PassConfig

@@ -33,6 +33,9 @@ REPAIR = "run stages.precompute again: it writes again what is missing"
 """The way out where a file of the store's own is gone."""
 REWRITE = "delete it and run stages.precompute again, which writes what is missing"
 """The way out where a file of the store's own is damaged."""
+CANONICAL_VIEW = "canonical"
+"""The sampler of a pass that saw each record's whole frame, once."""
+SAMPLERS = (CANONICAL_VIEW, "random", "rotations")
 _SELF_LINE = ' "self_sha256": "'
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -224,7 +227,12 @@ class PassManifest:
             (self.teacher, "classes", int),
         ):
             _require(type(section.get(name)) is kind, f"{name} is {section.get(name)!r}")
-        _require(self.views["count"] >= 1, f"views.count is {self.views['count']}")
+        count, sampler = self.views["count"], self.views["sampler"]
+        _require(count >= 1, f"views.count is {count}")
+        _require(sampler in SAMPLERS, f"views.sampler is {sampler[:80]!r}")
+        _require(
+            sampler != CANONICAL_VIEW or count == 1, f"{count} canonical views are not possible"
+        )
         _require(self.teacher["classes"] >= 1, f"teacher.classes is {self.teacher['classes']}")
         explainer = self.explainer.get("kind")
         _require(

@@ -15,11 +15,13 @@ from pipeline.store.index import (
     INDEX_SCHEMA,
     PASS_RECEIPT_SCHEMA,
     RECEIPTS_FOLDER,
+    has_many_labels,
     read_receipt,
     read_table,
     receipt_path,
 )
 from pipeline.store.manifest import (
+    CANONICAL_VIEW,
     MANIFEST_NAME,
     REPAIR,
     REWRITE,
@@ -43,8 +45,6 @@ if TYPE_CHECKING:
     from pipeline.superfeatures.hierarchy import Hierarchy
 
 TEACHERS_FOLDER = "teachers"
-CANONICAL_VIEW = "canonical"
-"""The sampler of a pass that saw each record's whole frame, once."""
 
 
 class Store:
@@ -173,7 +173,8 @@ def _check_index(path: Path, index: pa.Table, manifest: StoreManifest) -> None:
         "row": (index["row"].to_numpy() == rows).all(),
         "array_row": (index["array_row"].to_numpy() == numbers * manifest.shard_size + rows).all(),
         "label": ((labels >= NO_LABEL) & (labels < known)).all(),
-        "labels": ((many >= 0) & (many < known)).all(),
+        "labels": ((many >= 0) & (many < known)).all()
+        and manifest.multi_label == has_many_labels(index),
     }
     wrong = [name for name, is_sound in sound.items() if not is_sound]
     if wrong:
