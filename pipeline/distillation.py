@@ -12,6 +12,7 @@ from pipeline.config import (
     KEDConfig,
     LabelsConfig,
     NoModelConfig,
+    is_published,
     require,
 )
 from pipeline.store.files import sha256_file, sha256_json
@@ -114,7 +115,7 @@ def fingerprint_inputs(
 
         inputs["student.partition"] = build_partition(config.student).sha256
     weights = config.student.weights
-    if weights == "pretrained":
+    if is_published(weights):
         inputs["student.weights"] = weights  # the network's name says which
     elif weights is not None:
         require(

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import ConfigError, FileDataConfig
+from pipeline.config import ConfigError, FileDataConfig, is_published
 from pipeline.store.files import canonical_json, sha256_file, sha256_json
 from pipeline.store.manifest import CANONICAL_VIEW
 
@@ -56,7 +56,6 @@ def describe_teacher(
     section  of the options that name it, for messages
     """
     from pipeline.models import (
-        PRETRAINED,
         RANDOM,
         model_normalisation,
         published,
@@ -69,13 +68,13 @@ def describe_teacher(
             f"with stages.teach and give its model.safetensors, or write {section}.weights=random if you mean it"
         )
     classes = config.classes or num_classes
-    source = published(config) if config.weights == PRETRAINED else None
+    source = published(config) if is_published(config.weights) else None
     if source is not None and source.classes != classes:
         raise ConfigError(
-            f"{section}.weights=pretrained has {source.classes} outputs where {classes} are wanted, and a fresh "
+            f"{section}.weights={config.weights} has {source.classes} outputs where {classes} are wanted, and a fresh "
             f"head has nothing to teach: set {section}.classes={source.classes}, or give weights for your classes"
         )
-    if config.weights in (PRETRAINED, RANDOM):
+    if config.weights == RANDOM or is_published(config.weights):
         weights_sha256 = _sha256_weights(config, num_classes)
     else:
         path = Path(config.weights)
@@ -84,7 +83,9 @@ def describe_teacher(
                 f"{section}.weights={path} does not exist; train the teacher with stages.teach, or correct the path"
             )
         weights_sha256 = sha256_file(path)
-    elsewhere: tuple[str, ...] = ("weights", "classes", "mean", "std", "input_size", "frame")
+    elsewhere: tuple[str, ...] = (
+        *("weights", "sha256", "classes", "mean", "std", "input_size", "frame"),
+    )
     if config.kind == "additive":  # its weights hold the partition, wherever that came from
         elsewhere += ("partition", "partition_control", "partition_seed")
     younger = ("patch", "depth")  # than the first fingerprints, which stay as they were
@@ -100,6 +101,7 @@ def describe_teacher(
     return {
         "architecture": options,
         "weights_sha256": weights_sha256,
+        **({"weights": config.weights} if source is not None else {}),
         "classes": classes,
         "preprocessing": preprocessing,
         "frame": config.frame,

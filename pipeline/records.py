@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 NO_LABEL = -1
 NO_GROUP = -1
+MAX_GROUP = 2**31 - 1
+"""The index stores groups as int32."""
 NO_SIZE = -1
 """Height and width of a table's row."""
 NO_CLASS = -1

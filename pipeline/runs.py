@@ -27,6 +27,9 @@ _NO_DIFFERENCE = (
     "store.image_size",
     "store.format",
     "teacher.weights",
+    "teacher.sha256",
+    "student.sha256",
+    "black_box.sha256",
     "teacher.partition",
     "student.partition",
     "black_box.weights",
@@ -59,7 +62,7 @@ _YOUNGER: dict[str, Any] = {
     "trainer.warmup_steps": None,
 }
 """Options that came after the first runs: with these values a run is what it was without them."""
-_BESIDE = ("weights", "partition")
+_BESIDE = ("weights", "sha256", "partition")
 """Options of a network that name files, of which the trained weights have the content."""
 _NOWHERE = {"cluster", *(f"evaluate.{name}" for name in get_args(JudgeName))}
 """Whole sections that make no difference: where a run runs, and options of one judge, which lie with its numbers."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.config import AdditiveModelConfig, NoModelConfig, require
+from pipeline.config import AdditiveModelConfig, NoModelConfig, is_published, require
 
 if TYPE_CHECKING:
     from pipeline.config import (
@@ -91,6 +91,10 @@ def fit_network(config: AnyModelConfig, store: Store, option: str) -> AnyModelCo
     """
     if isinstance(config, NoModelConfig):
         return config
+    if is_published(config.weights):
+        from pipeline.models import name_weights
+
+        config = name_weights(config)
     if not store.is_table:
         if isinstance(config, AdditiveModelConfig):
             require(

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster import run_training
 from pipeline.commandline import main
-from pipeline.config import AdditiveModelConfig, NoModelConfig, require
+from pipeline.config import AdditiveModelConfig, NoModelConfig, is_published, require
 from pipeline.config.paths import with_absolute_paths
 from pipeline.progress import show_epochs
 from pipeline.runs import MODEL_NAME, is_finished, load_model, open_run
@@ -52,12 +52,12 @@ def run(config: TeachConfig) -> TeachResult:
     """Train, export, judge."""
     store = Store(Path(config.store.path))
     # Weights are what this stage makes: a file is named for a later precompute. Published ones are a start.
-    if config.teacher.weights != "pretrained":
+    if not is_published(config.teacher.weights):
         config = replace(config, teacher=replace(config.teacher, weights=None))
     config = fit_teach(config, store)
     inputs = {"store": store.manifest.fingerprint}
     start = config.teaching.start
-    if start == "pretrained":
+    if is_published(start):
         inputs["start"] = start  # the network's name says which
     elif start is not None:
         require(Path(start).is_file(), f"teaching.start={start} does not exist; correct the path")

@@ -56,6 +56,7 @@ from pipeline.config.methods import (
     SoftTargetsConfig,
 )
 from pipeline.config.models import (
+    PRETRAINED,
     AdditiveModelConfig,
     BcosModelConfig,
     BcosWeightsConfig,
@@ -68,6 +69,7 @@ from pipeline.config.models import (
     SuperfeaturesConfig,
     TimmModelConfig,
     TorchvisionModelConfig,
+    is_published,
 )
 from pipeline.config.store import (
     PassConfig,
@@ -117,6 +119,7 @@ from pipeline.config.views import (
 __all__ = [
     "ALL_COLUMNS",
     "KINDS",
+    "PRETRAINED",
     "VERBS",
     "ATConfig",
     "AdditiveModelConfig",
@@ -194,6 +197,7 @@ __all__ = [
     "UnicamOptions",
     "VerifyConfig",
     "WebDatasetDataConfig",
+    "is_published",
     "require",
     "require_fraction",
 ]

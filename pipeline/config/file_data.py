@@ -20,7 +20,8 @@ class FileDataConfig:
 
     on_error: Literal["stop", "skip"] = "stop"
     """What an image that cannot be decoded, or a row that is not all finite numbers, does: end the run, or be
-    listed in the store's manifest."""
+    listed in the store's manifest. Of data=tiny_imagenet skip also takes images without boxes where their
+    class has no file of boxes."""
     max_skipped: int = 100
     """More such records than this end the run all the same."""
 

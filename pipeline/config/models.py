@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pipeline.config.errors import require
+
+PRETRAINED = "pretrained"
+"""As weights: those that the provider publishes, its default ones; `pretrained:<name>` are those of that name."""
+
+
+def is_published(weights: str | None) -> bool:
+    """Whether the option names weights that the provider publishes, rather than a file."""
+    return weights is not None and weights.partition(":")[0] == PRETRAINED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +33,10 @@ class NetworkConfig:
     name: str = ""
     weights: str | None = None
     """A file (.safetensors, or .pt/.pth/.th loaded with weights_only), `pretrained` for the provider's
-    published weights, `random` for a teacher that is meant to be untrained; null starts a student at random."""
+    published weights (its default ones, whose exact name is recorded, or `pretrained:IMAGENET1K_V1`), `random`
+    for a teacher that is meant to be untrained; null starts a student at random."""
+    sha256: str | None = None
+    """Of the weights' file, which must have it; null takes the file as it is."""
     classes: int | None = None
     """Outputs; null takes as many as the data has classes."""
     mean: tuple[float, ...] | None = (0.485, 0.456, 0.406)
@@ -38,6 +50,10 @@ class NetworkConfig:
     7/8 of the shorter side, in the original's proportions."""
 
     def __post_init__(self) -> None:
+        require(
+            self.sha256 is None or re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256) is not None,
+            f"sha256 must be 64 hexadecimal digits or null, got {self.sha256!r}",
+        )
         require(
             self.classes is None or self.classes >= 1,
             f"classes must be >= 1 or null, got {self.classes}",
@@ -147,7 +163,7 @@ class BcosModelConfig(NetworkConfig):
             f"6n + 2, for small images); got {self.name!r}",
         )
         require(
-            self.weights != "pretrained",
+            not is_published(self.weights),
             "weights=pretrained: nothing is downloaded for kind bcos; give a file of the published B-cos v2 "
             "checkpoints as weights=",
         )
@@ -259,7 +275,7 @@ class AdditiveModelConfig(NetworkConfig):
             f"partition_seed must be >= 0, got {self.partition_seed}",
         )
         require(
-            self.weights != "pretrained",
+            not is_published(self.weights),
             "weights=pretrained: nothing is published for kind additive; train one with stages.teach and give its "
             "model.safetensors as weights=",
         )

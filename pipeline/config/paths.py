@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.config.errors import require
+from pipeline.config.models import is_published
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +28,7 @@ _FILES = {
         "dissection.path",
     ),
 }
-_NO_FILES = ("", "pretrained", "random")
+_NO_FILES = ("", "random")
 _WRITTEN = ("store.path", "run")
 
 
@@ -68,7 +69,13 @@ def _paths(config: Any) -> Iterator[tuple[str, str, str]]:
             path = _read(options, name.split("."))
             # A download's folder matters where something is downloaded.
             unused = name == "cache" and "://" not in getattr(options, "path", "")
-            if path is not None and path not in _NO_FILES and "://" not in path and not unused:
+            if (
+                path is not None
+                and path not in _NO_FILES
+                and not is_published(path)
+                and "://" not in path
+                and not unused
+            ):
                 yield section, name, path
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import pickle
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,12 +14,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.config import ConfigError
+from pipeline.config import PRETRAINED, ConfigError, is_published
 from pipeline.models.additive import AdditiveClassifier, build_additive
 from pipeline.models.bcos import BcosClassifier, build_bcos
 from pipeline.models.cifar import CifarResNet
 from pipeline.models.classifier import Classifier, Published, WeightsError
 from pipeline.seeds import derive_seed
+from pipeline.store.files import sha256_file
 
 if TYPE_CHECKING:
     from pipeline.config import (
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("permafrost.models")
 
-PRETRAINED = "pretrained"
-"""As weights: those that the provider publishes."""
 RANDOM = "random"
 """As weights: an untrained network, the same one in every process."""
 
@@ -54,9 +54,9 @@ class Provider:
 
 
 def _cifar(config: CifarModelConfig, outputs: int) -> Classifier:
-    if config.weights == PRETRAINED:
+    if is_published(config.weights):
         raise ConfigError(
-            "weights=pretrained: nothing is published for kind cifar; give a file, for example one of "
+            f"weights={config.weights}: nothing is published for kind cifar; give a file, for example one of "
             "akamaster/pytorch_resnet_cifar10"
         )
     return CifarResNet(config, outputs)
@@ -96,7 +96,12 @@ def _bcos(config: BcosModelConfig, outputs: int) -> BcosClassifier:
 def _published_bcos(config: BcosModelConfig) -> Published:
     """Those of B-cos v2, which a user fetches; pixels enter as they are."""
     return Published(
-        classes=1000, input_size=224, fixed_size=False, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+        name="v2",
+        classes=1000,
+        input_size=224,
+        fixed_size=False,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
     )
 
 
@@ -132,9 +137,20 @@ def build_model(
             torch.default_generator.manual_seed(derive_seed(0, "random weights", config.name))
             return _without_blank_layers(build(config, outputs))
     model = build(config, outputs)
-    if config.weights not in (None, PRETRAINED):
-        load_weights(model, Path(config.weights), new_outputs=outputs if may_replace_head else None)
+    if config.weights is not None and not is_published(config.weights):
+        path = Path(config.weights)
+        if config.sha256 is not None:
+            _require_digest(path, config.sha256)
+        load_weights(model, path, new_outputs=outputs if may_replace_head else None)
     return model
+
+
+def _require_digest(path: Path, expected: str) -> None:
+    found = sha256_file(path) if path.is_file() else None  # of a missing file load_weights says so
+    if found not in (None, expected.lower()):
+        raise WeightsError(
+            f"{path} has sha256 {found}, and the option sha256 says {expected}; fetch the file anew, or correct the option"
+        )
 
 
 def _without_blank_layers(model: Classifier) -> Classifier:
@@ -143,6 +159,17 @@ def _without_blank_layers(model: Classifier) -> Classifier:
         if isinstance(module, nn.Linear) and not module.weight.any():
             nn.init.trunc_normal_(module.weight, std=0.02)
     return model
+
+
+def name_weights(config: ModelConfig) -> ModelConfig:
+    """The config with the exact name of published weights, which a provider's default may change.
+
+    `pretrained` becomes `pretrained:IMAGENET1K_V2`, or whatever the provider's default is called today.
+    """
+    if config.weights != PRETRAINED:
+        return config
+    source = published(config)
+    return config if source is None else replace(config, weights=f"{PRETRAINED}:{source.name}")
 
 
 def freeze(model: AnyModule) -> AnyModule:
@@ -163,7 +190,7 @@ def teacher_input_size(config: ModelConfig) -> int | None:
     if config.input_size is not None:
         return config.input_size
     source = published(config)
-    if source is not None and (config.weights == PRETRAINED or source.fixed_size):
+    if source is not None and (is_published(config.weights) or source.fixed_size):
         return source.input_size
     return None
 
@@ -219,9 +246,23 @@ def load_weights(model: Classifier, path: Path, *, new_outputs: int | None = Non
     if problems:
         name = type(model.network).__name__
         raise WeightsError(f"{path} does not fit {name}; " + "; ".join(problems))
+    _require_values(path, state)
     # Updating keeps the versions of its layouts that the network's own state dict names.
     expected.update(state)
     model.network.load_state_dict(expected)
+
+
+def _require_values(path: Path, state: dict[str, Tensor]) -> None:
+    """WeightsError where a tensor is not finite, or all of them are zero: nobody trained that."""
+    floating = {n: t for n, t in state.items() if t.is_floating_point()}
+    broken = sorted(name for name, tensor in floating.items() if not tensor.isfinite().all())
+    if broken:
+        raise WeightsError(
+            f"{path} holds values that are not finite, in {', '.join(broken[:3])}; the training that wrote it "
+            "diverged, or the file is damaged"
+        )
+    if floating and not any(tensor.any() for tensor in floating.values()):
+        raise WeightsError(f"{path} holds zeros only; it is no trained network")
 
 
 def _other_head(state: dict[str, Tensor], expected: dict[str, Tensor], outputs: int) -> list[str]:
@@ -242,18 +283,27 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ConfigError(
             f"weights file {path} does not exist; train it with stages.teach or correct the path"
         )
-    if path.suffix == ".safetensors":
-        return load_file(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript archives, which are refused below
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} holds more than tensors, or is no torch file, and its code is not run; where you trust "
             "it, load it yourself and save its state_dict() as .safetensors"
         ) from error
+    except Exception as error:  # parsers raise whatever damaged bytes lead them to
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        raise WeightsError(
+            f"{path} cannot be read as weights ({reason}); it is damaged, cut off, or no file of tensors: "
+            "fetch or write it anew"
+        ) from error
     for name in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
             loaded = loaded[name]
-    if not isinstance(loaded, dict) or not all(isinstance(t, Tensor) for t in loaded.values()):
+    named = isinstance(loaded, dict) and all(isinstance(name, str) for name in loaded)
+    if not named or not all(isinstance(t, Tensor) for t in loaded.values()):
         raise WeightsError(f"{path} holds no state dict; save the network's state_dict() there")
     return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}

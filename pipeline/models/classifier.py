@@ -26,6 +26,8 @@ class WeightsError(UserError, ValueError):
 class Published(NamedTuple):
     """What a provider says about the weights that it publishes for a network."""
 
+    name: str
+    """The provider's own name of these weights among those of the network: IMAGENET1K_V1, a1_in1k."""
     classes: int
     input_size: int
     """Side in pixels of the images they were tested with."""

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipeline.config import ConfigError
+from pipeline.config import ConfigError, is_published
 from pipeline.models.classifier import Classifier, Published, WeightsError, require_size
 from pipeline.models.output import GapLinear, GapNormLinear, Normalize, Stage, apply_norm
 
@@ -48,8 +48,8 @@ def build_timm(config: TimmModelConfig, outputs: int) -> Classifier:
     published = published_timm(config)
     resize = published.fixed_size and config.input_size is not None
     network = _create(
-        config.name,
-        pretrained=config.weights == "pretrained",
+        _tagged(config),
+        pretrained=is_published(config.weights),
         num_classes=outputs,
         **({"img_size": config.input_size} if resize else {}),
     )
@@ -61,19 +61,28 @@ def build_timm(config: TimmModelConfig, outputs: int) -> Classifier:
 
 def published_timm(config: TimmModelConfig) -> Published:
     """What timm says about the weights of that name."""
-    if ":" in config.name:
+    name = _tagged(config)
+    if ":" in name:
         with torch.random.fork_rng(devices=[]):
-            values = _create(config.name, pretrained=False).pretrained_cfg
+            values = _create(name, pretrained=False).pretrained_cfg
     else:
-        _require_known(config.name)
-        values = timm.get_pretrained_cfg(config.name).to_dict()  # type: ignore[union-attr]
+        _require_known(name)
+        values = timm.get_pretrained_cfg(name).to_dict()  # type: ignore[union-attr]
     return Published(
+        name=values.get("tag") or name,
         classes=values["num_classes"],
         input_size=values["input_size"][-1],
         fixed_size=values["fixed_input_size"],
         mean=tuple(values["mean"]),
         std=tuple(values["std"]),
     )
+
+
+def _tagged(config: TimmModelConfig) -> str:
+    """timm's name of the network, with the tag of `pretrained:<tag>` where the name has none."""
+    tag = (config.weights or "").partition(":")[2] if is_published(config.weights) else ""
+    plain = ":" not in config.name and "." not in config.name
+    return f"{config.name}.{tag}" if tag and plain else config.name
 
 
 def save_for_hub(model: Classifier, folder: Path, num_classes: int, size: tuple[int, int]) -> None:

@@ -21,7 +21,7 @@ from torchvision import models
 from torchvision.models.regnet import ResBottleneckBlock
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from pipeline.config import ConfigError
+from pipeline.config import ConfigError, is_published
 from pipeline.models.classifier import Classifier, Published, WeightsError
 from pipeline.models.output import Normalize, Stage, match_head, wide
 from pipeline.models.torchvision_vit import TorchvisionVit
@@ -53,19 +53,19 @@ def build_torchvision(config: TorchvisionModelConfig, outputs: int) -> Classifie
     layer that gives the logits is fresh.
     """
     network = _build_network(config, outputs)
-    if config.weights == "pretrained":
-        _load_published(network, config.name)
+    if is_published(config.weights):
+        _load_published(network, config)
     if isinstance(network, models.VisionTransformer):
         return TorchvisionVit(config, network)
     return TorchvisionClassifier(config, network)
 
 
 def published_torchvision(config: TorchvisionModelConfig) -> Published:
-    """What torchvision says about its default weights."""
-    _require_known(config.name)
-    weights = models.get_model_weights(config.name).DEFAULT
+    """What torchvision says about the weights that the config names, or about its default ones."""
+    weights = _published_weights(config)
     preset = weights.transforms()
     return Published(
+        name=weights.name,
         classes=len(weights.meta["categories"]),
         input_size=preset.crop_size[0],
         fixed_size=config.name.startswith(("vit_", "maxvit_")),
@@ -97,16 +97,32 @@ def _require_known(name: str) -> None:
         )
 
 
-def _load_published(network: nn.Module, name: str) -> None:
+def _published_weights(config: TorchvisionModelConfig) -> Any:
+    """torchvision's weights of the name in `pretrained:<name>`, of its default without one."""
+    _require_known(config.name)
+    known = models.get_model_weights(config.name)
+    name = (config.weights or "").partition(":")[2]
+    if not is_published(config.weights) or not name:
+        return known.DEFAULT
+    if name not in known.__members__:
+        raise ConfigError(
+            f"torchvision has no weights {name} of {config.name}; give one of: "
+            + ", ".join(f"pretrained:{known_name}" for known_name in known.__members__)
+        )
+    return known[name]
+
+
+def _load_published(network: nn.Module, config: TorchvisionModelConfig) -> None:
+    name, wanted = config.name, _published_weights(config)
     try:
-        weights = models.get_model(name, weights="DEFAULT").state_dict()
+        weights = models.get_model(name, weights=wanted).state_dict()
     except (OSError, RuntimeError) as error:
         raise WeightsError(
             f"torchvision's published weights of {name} could not be fetched ({error}); "
             "give a local file as weights="
         ) from error
     own = network.state_dict()
-    classes = len(models.get_model_weights(name).DEFAULT.meta["categories"])
+    classes = len(wanted.meta["categories"])
     misfits = [n for n, tensor in own.items() if weights[n].shape != tensor.shape]
     if not all(len(weights[n]) == classes for n in misfits):
         raise WeightsError(

@@ -10,6 +10,9 @@ from pathlib import Path
 from pipeline.config import ConfigError
 from pipeline.sources.table_rows import to_number
 
+MAX_CLASSES = 1_000_000
+"""Of labels that are numbers: a larger one is a mistake, and would ask for a list of as many class names."""
+
 
 @dataclass(frozen=True)
 class ClassIndex:

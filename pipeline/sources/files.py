@@ -64,8 +64,8 @@ def read_file(root: Path, path: str, size: int) -> bytes:
     """The bytes of a file whose listing promised `size` of them."""
     try:
         data = (root / path).read_bytes()
-    except OSError as error:
-        raise SourceFileError(f"{root / path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+        raise SourceFileError(f"{root / path} cannot be read: {error}") from error
     if len(data) != size:
         raise SourceFileError(
             f"{root / path} had {size} bytes when it was listed and has {len(data)} now; "

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import ConfigError
-from pipeline.records import NO_GROUP, NO_LABEL, Box, Content, Record
-from pipeline.sources.classes import ClassIndex, load_class_names
+from pipeline.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record
+from pipeline.sources.classes import MAX_CLASSES, ClassIndex, load_class_names
 from pipeline.sources.files import IMAGE_SUFFIXES, image_suffix, is_image_name, read_file
 from pipeline.sources.keys import escape_key
 from pipeline.sources.masks import to_mask_png
 from pipeline.sources.splits import TRAIN, split_of, split_off_test
-from pipeline.sources.table_rows import Row, read_rows, to_number, to_text
+from pipeline.sources.table_rows import Row, is_all_digits, read_rows, to_number, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 
 NAMED_MISSING_FILES = 5
 """Missing files that an error names; it counts the others."""
-_MAX_GROUP = 2**31 - 1
-"""The index stores groups as int32."""
+_MAX_CLASS_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -132,18 +131,22 @@ class ImageTableSource:
             _group_column(column, read_rows(self._table, {"group": column}))
             for column in self.config.group
         ]
-        if math.prod(group.radix for group in groups) > _MAX_GROUP:
+        if math.prod(group.radix for group in groups) > MAX_GROUP:
             raise ConfigError(
-                f"data.group={list(self.config.group)} makes more than {_MAX_GROUP} groups; "
+                f"data.group={list(self.config.group)} makes more than {MAX_GROUP} groups; "
                 "give columns with fewer values"
             )
         return groups
 
     def _class_texts(self, row: Row) -> list[str]:
         if self.config.labels is not None:
-            return _many_texts(row, self.config.labels)
-        text = self._label_text(row)
-        return [] if text is None else [text]
+            texts, column = _many_texts(row, self.config.labels), self.config.labels
+        else:
+            text, column = self._label_text(row), self.config.label or ""
+            texts = [] if text is None else [text]
+        for text in texts:
+            _check_class_text(row, column, text, is_named=self.config.classes is not None)
+        return texts
 
     def _label_text(self, row: Row) -> str | None:
         """None where the row has no label: an empty cell, or -1."""
@@ -244,6 +247,22 @@ def _many_texts(row: Row, column: str) -> list[str]:
     return [text for text in map(to_text, values) if text is not None]
 
 
+def _check_class_text(row: Row, column: str, text: str, *, is_named: bool) -> None:
+    """ConfigError for what can be neither the number nor the name of a class.
+
+    is_named  a file lists the classes, so that numbers ask for no names
+    """
+    if len(text) > _MAX_CLASS_CHARACTERS:
+        raise row.error(column, f"{text[:20]}... has {len(text)} characters, too many for a class")
+    number = to_number(text)
+    if is_all_digits(text) and (number is None or (number >= MAX_CLASSES and not is_named)):
+        raise row.error(
+            column,
+            f"label {text} is not below {MAX_CLASSES:,}; correct it, or name the classes in a file and give it "
+            "as data.classes",
+        )
+
+
 def _group_column(column: str, rows: Iterable[Row]) -> GroupColumn:
     """Whole numbers from 0 stand for themselves, anything else for its place in sorted order."""
     texts = {text for row in rows if (text := row.text(column)) is not None}
@@ -285,7 +304,7 @@ class _Files:
         path = self._relative(row, column)
         try:
             return path, os.stat(f"{self._root}/{path}").st_size  # noqa: PTH116, once an image
-        except OSError:
+        except (OSError, ValueError):  # a path with a NUL is a ValueError
             self._missing.append(f"row {row.number}: {path}")
             return path, 0
 

@@ -54,9 +54,14 @@ def to_text(value: Any) -> str | None:
 
 
 def to_number(text: str) -> int | None:
-    """A whole number, written 3 or 3.0."""
-    match = re.fullmatch(r"([+-]?[0-9]+)(\.0*)?", text)
+    """A whole number of at most 18 digits, written 3 or 3.0."""
+    match = re.fullmatch(r"([+-]?[0-9]{1,18})(\.0*)?", text)
     return int(match[1]) if match else None
+
+
+def is_all_digits(text: str) -> bool:
+    """Whether a text looks like a whole number, of however many digits."""
+    return re.fullmatch(r"[+-]?[0-9]+(\.0*)?", text) is not None
 
 
 def read_rows(path: Path, columns: dict[str, str]) -> Iterator[Row]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import ConfigError
+from pipeline.errors import UserError
 from pipeline.store.pixels import ImageError
 
 if TYPE_CHECKING:
@@ -92,7 +93,9 @@ def list_samples(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
                     raise ConfigError(f"{path} holds {member.name} twice; keep one of them")
                 members[suffix] = Member(member.offset_data, member.size)
             _check_end(path, tar.offset)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, OSError, OverflowError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise ConfigError(f"{path} cannot be read as an uncompressed tar: {error}") from error
     if current is not None:
         yield current, members
@@ -116,6 +119,9 @@ def _has_packed_tars(path: Path) -> bool:
 
 def read_member(descriptor: int, member: Member, where: str) -> bytes:
     """The bytes of a member of an open tar; `where` is for the message."""
+    size = os.fstat(descriptor).st_size
+    if member.offset + member.size > size:
+        raise ImageError(f"{where} ends before byte {member.offset + member.size}")
     data = os.pread(descriptor, member.size, member.offset)
     if len(data) != member.size:
         raise ImageError(f"{where} ends before byte {member.offset + member.size}")

@@ -7,6 +7,7 @@ the last pixel inside; a record's x1 and y1 are exclusive, hence one more.
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.config import TinyImageNetDataConfig
+
+
+logger = logging.getLogger("permafrost.sources")
+
+_WITHOUT_BOXES = "restore it, or take such images without boxes by data.on_error=skip"
 
 
 class TinyImageNetSource:
@@ -55,12 +61,26 @@ class TinyImageNetSource:
     def _train_records(self) -> Iterator[Record]:
         for label, wnid in enumerate(self.classes):
             annotations = f"train/{wnid}/{wnid}_boxes.txt"
-            corners = {name: box for name, *box in self._read_table(annotations, columns=5)}
+            corners = self._read_corners(annotations)
+            without = 0
             for path, size in iter_images(self._root, f"train/{wnid}/images"):
                 name = path.rpartition("/")[2]
-                if name not in corners:
-                    raise ConfigError(f"{self._root / annotations} has no line for {name}")
-                yield _record("train", path, size, label, corners[name])
+                if name not in corners and self.config.on_error == "stop":
+                    raise ConfigError(
+                        f"{self._root / annotations} has no line for {name}; {_WITHOUT_BOXES}"
+                    )
+                without += name not in corners
+                yield _record("train", path, size, label, corners.get(name, []))
+            if without:
+                logger.warning("%s names no box of %d images", self._root / annotations, without)
+
+    def _read_corners(self, annotations: str) -> dict[str, list[str]]:
+        """The corners of each image's box by its name; none where the file is missing and may be."""
+        if not (self._root / annotations).exists():
+            if self.config.on_error == "skip":
+                return {}
+            raise ConfigError(f"{self._root / annotations} is missing; {_WITHOUT_BOXES}")
+        return {name: box for name, *box in self._read_table(annotations, columns=5)}
 
     def _val_records(self) -> Iterator[Record]:
         label_of = {wnid: label for label, wnid in enumerate(self.classes)}

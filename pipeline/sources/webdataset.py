@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import replace
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import ConfigError
-from pipeline.records import NO_GROUP, NO_LABEL, Box, Content, Record
-from pipeline.sources.classes import load_class_names
+from pipeline.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record
+from pipeline.sources.classes import MAX_CLASSES, load_class_names
 from pipeline.sources.download import download
 from pipeline.sources.files import IMAGE_SUFFIXES, image_suffix
 from pipeline.sources.keys import escape_key
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 MASK_SUFFIX = "mask.png"
 
-_NUMBER = re.compile(r"-?[0-9]+")
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 class WebDatasetSource:
@@ -161,7 +162,7 @@ class WebDatasetSource:
             return self._described(record, values, where)
         except ConfigError:
             raise
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ConfigError(
                 f"{where}.json cannot be read ({type(error).__name__}: {error}); it may have "
                 f"{self.config.label_key}, labels, group and boxes of label, x0, y0, x1, y1"
@@ -170,24 +171,35 @@ class WebDatasetSource:
     def _described(self, record: Record, values: dict[str, Any], where: str) -> Record:
         label = values.get(self.config.label_key)
         number = NO_LABEL if label is None else self._label(label, where)
+        labels, boxes = (_list_of(values, name, where) for name in ("labels", "boxes"))
         return replace(
             record,
             label=number,
-            labels=tuple(self._label(each, where) for each in values.get("labels", ())),
-            group=int(values.get("group", NO_GROUP)),
-            boxes=tuple(
-                Box(
-                    label=self._label(box["label"], where) if "label" in box else number,
-                    **{corner: float(box[corner]) for corner in ("x0", "y0", "x1", "y1")},
-                )
-                for box in values.get("boxes", ())
-            ),
+            labels=tuple(self._label(each, where) for each in labels),
+            group=_group(values.get("group", NO_GROUP), where),
+            boxes=tuple(self._box(box, number, where) for box in boxes),
             boxes_in_pixels=True,
         )
 
+    def _box(self, box: dict[str, Any], label: int, where: str) -> Box:
+        """A box in pixels, of its own label or the record's."""
+        x0, y0, x1, y1 = (float(box[corner]) for corner in ("x0", "y0", "x1", "y1"))
+        if not (x0 < x1 and y0 < y1 and all(map(math.isfinite, (x0, y0, x1, y1)))):
+            raise ConfigError(
+                f"{where} has a box {x0:g}, {y0:g}, {x1:g}, {y1:g}, which has no area"
+            )
+        own = self._label(box["label"], where) if "label" in box else label
+        return Box(label=own, x0=x0, y0=y0, x1=x1, y1=y1)
+
     def _label(self, value: Any, where: str) -> int:
-        if isinstance(value, int) or (isinstance(value, str) and _NUMBER.fullmatch(value)):
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        if is_number or (isinstance(value, str) and _NUMBER.fullmatch(value)):
             number = int(value)
+            if self._names is None and number >= MAX_CLASSES:
+                raise ConfigError(
+                    f"{where} has label {number}, and labels are below {MAX_CLASSES:,}; correct it, or name the classes "
+                    "in a file and give it as data.classes"
+                )
             if number < NO_LABEL or (self._names is not None and number >= len(self._names)):
                 known = (
                     "" if self._names is None else f" of {len(self._names)} classes, counted from 0"
@@ -196,10 +208,26 @@ class WebDatasetSource:
             return number
         if self._names is None or value not in self._names:
             raise ConfigError(
-                f"{where} has label {value!r}, which is no number and not in data.classes; "
+                f"{where} has label {str(value)[:80]!r}, which is no number and not in data.classes; "
                 "give the file of the class names"
             )
         return self._names.index(value)
+
+
+def _list_of(values: dict[str, Any], name: str, where: str) -> list[Any]:
+    """A list of the sample's JSON; empty where it has none."""
+    found = values.get(name, [])
+    if not isinstance(found, list):
+        raise ConfigError(f"{where}.json has {name} {str(found)[:80]!r}, which is no list")
+    return found
+
+
+def _group(value: Any, where: str) -> int:
+    if type(value) is not int or not NO_GROUP <= value <= MAX_GROUP:
+        raise ConfigError(
+            f"{where}.json has group {str(value)[:80]!r}, which is no whole number from {NO_GROUP} to {MAX_GROUP}"
+        )
+    return value
 
 
 # ---- in place ------------------------------------------------------------------------------------

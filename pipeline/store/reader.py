@@ -100,6 +100,11 @@ class Store:
         )
         return [f for f in folders if _has_stored_views(f) == stored_views]
 
+    def _unfinished_passes(self) -> list[Path]:
+        """Folders of passes without a manifest, by name."""
+        folders = sorted(path for path in (self.path / TEACHERS_FOLDER).glob("*/"))
+        return [folder for folder in folders if not (folder / MANIFEST_NAME).exists()]
+
     def open_pass(self, name: str, *, stored_views: bool = False) -> TeacherPass:
         """The pass whose folder is `name`, or ends with those 8 digits."""
         folders = self.pass_folders(stored_views=stored_views)
@@ -118,8 +123,12 @@ class Store:
         folders = self.pass_folders(stored_views=stored_views)
         if not folders:
             how = "and views=random" if stored_views else ""
+            unfinished = [str(f / MANIFEST_NAME) for f in self._unfinished_passes()]
+            hint = (
+                f" ({', '.join(unfinished)} missing: that pass is unfinished)" if unfinished else ""
+            )
             raise StoreMismatchError(
-                f"{self.path} holds no {_kind(stored_views)}; run stages.precompute with a teacher {how}".rstrip()
+                f"{self.path} holds no {_kind(stored_views)}{hint}; run stages.precompute with a teacher {how}".rstrip()
             )
         if not names and len(folders) > 1:
             raise StoreMismatchError(
