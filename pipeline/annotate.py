@@ -145,12 +145,12 @@ class TeacherAnnotator:
             )
         encoded = [payload.encode(self.model, output, records) for payload in self.payloads]
         values = {name: array for part in encoded for name, array in part.values.items()}
-        for name in ("logits", "feature"):  # stored as they are; maps have a scale of their own
-            stored = values.get(name)
-            if stored is not None and not np.isfinite(stored).all():
-                key = records.keys[int((~np.isfinite(stored).all(axis=1)).nonzero()[0][0])]
+        for name, stored in values.items():
+            if not np.isfinite(stored).all():
+                unsound = ~np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)
+                key = records.keys[int(unsound.nonzero()[0][0])]
                 raise NotFiniteError(
-                    f"the teacher's {name} of record {key} exceed what {stored.dtype} can hold"
+                    f"the teacher's {name} of record {key} are not finite, or exceed what {stored.dtype} can hold"
                 )
         return type(encoded[0])(
             values,

@@ -78,9 +78,11 @@ def randaugment(images: Tensor, magnitude: int, seeds: Sequence[int]) -> Tensor:
     the other: about 3 ms each at 224 pixels on one core. On a GPU every step waits for it, as torchvision makes
     the matrices of its geometric operations on the host.
     """
+    from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import RandAugment  # takes seconds
 
-    transform = RandAugment(magnitude=magnitude)
+    # As the paper's code has it; torchvision's default is nearest.
+    transform = RandAugment(magnitude=magnitude, interpolation=InterpolationMode.BILINEAR)
     changed = []
     with torch.random.fork_rng(devices=[]):
         for image, seed in zip(images, seeds, strict=True):

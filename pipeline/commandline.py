@@ -83,6 +83,9 @@ def main(
         sys.exit(_complain(verb, error, 2))
     except UserError as error:
         sys.exit(_complain(verb, error, 1))
+    except OSError as error:  # a disk, a network mount or a name that the system refuses
+        place = f"{error.filename}: " if error.filename and error.strerror else ""
+        sys.exit(_complain(verb, f"{place}{error.strerror or error}", 1))
     except KeyboardInterrupt:
         how, code = ("terminated", 143) if received else ("interrupted", 130)
         print(
@@ -252,6 +255,6 @@ def _print_result(result: Any) -> None:
                 print(f"{name}: {json.dumps(value) if isinstance(value, dict) else value}")
 
 
-def _complain(verb: str, error: Exception, code: int) -> int:
+def _complain(verb: str, error: Exception | str, code: int) -> int:
     print(f"permafrost {verb}: error: {error}", file=sys.stderr)
     return code

@@ -115,8 +115,8 @@ def fingerprint_inputs(
 
         inputs["student.partition"] = build_partition(config.student).sha256
     weights = config.student.weights
-    if is_published(weights):
-        inputs["student.weights"] = weights  # the network's name says which
+    if weights is not None and is_published(weights):
+        inputs["student.weights"] = weights  # by its exact name
     elif weights is not None:
         require(
             Path(weights).is_file(), f"student.weights={weights} does not exist; correct the path"

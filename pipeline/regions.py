@@ -29,6 +29,8 @@ def regions_of(batch: Batch, classes: Tensor, kind: RegionKind, size: tuple[int,
     """
     many = has_many(batch.labels)
     frame = (batch.inputs.shape[-2], batch.inputs.shape[-1])
+    if kind == "boxes" and batch.canonical_from_view is None:
+        frame = size  # nothing moves: the boxes' corners are cut to the pixels that are judged
     if kind == "masks":
         assert batch.masks is not None
         masks = batch.masks[:, 0]

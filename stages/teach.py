@@ -34,7 +34,7 @@ from pipeline.tables import fit_teach
 from pipeline.teaching import Teaching
 
 if TYPE_CHECKING:
-    from pipeline.config import TeachConfig
+    from pipeline.config import ModelConfig, TeachConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,8 @@ def run(config: TeachConfig) -> TeachResult:
     config = fit_teach(config, store)
     inputs = {"store": store.manifest.fingerprint}
     start = config.teaching.start
-    if is_published(start):
-        inputs["start"] = start  # the network's name says which
+    if start is not None and is_published(start):
+        inputs["start"] = _exact_name(config.teacher, start)
     elif start is not None:
         require(Path(start).is_file(), f"teaching.start={start} does not exist; correct the path")
         inputs["start"] = sha256_file(Path(start))
@@ -87,6 +87,13 @@ def run(config: TeachConfig) -> TeachResult:
         for name in ("accuracy", "f1")
     )
     return TeachResult(weights=str(folder / MODEL_NAME), accuracy=accuracy, f1=f1)
+
+
+def _exact_name(teacher: ModelConfig, start: str) -> str:
+    """Published weights by the name that their provider gives them."""
+    from pipeline.models import name_weights
+
+    return name_weights(replace(teacher, weights=start)).weights or start
 
 
 def _check_splits(config: TeachConfig, store: Store) -> None:

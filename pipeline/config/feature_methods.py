@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.config.errors import require
-from pipeline.config.methods import KDConfig, LabelLoss, SoftTargetsConfig
+from pipeline.config.methods import LabelLoss, SoftTargetsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureKDConfig(KDConfig):
+class FeatureKDConfig(SoftTargetsConfig):
     """What methods that look inside the networks share: lambda_ce * labels + lambda_kd * kd + their own term.
 
     The defaults are those of the e2KD paper's baselines: labels, and no logits.
@@ -25,6 +25,10 @@ class FeatureKDConfig(KDConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("lambda_ce", "lambda_kd"):
+            require(
+                getattr(self, name) >= 0, f"method.{name} must be >= 0, got {getattr(self, name)}"
+            )
         require(
             self.lambda_ce > 0 or self.lambda_kd > 0,
             f"method={self.kind} compares what lies before the logits: set method.lambda_ce or method.lambda_kd "
@@ -36,7 +40,7 @@ class FeatureKDConfig(KDConfig):
 class ATConfig(FeatureKDConfig):
     """Attention transfer (Zagoruyko & Komodakis 2017): where each stage of the networks is active."""
 
-    kind: Literal["at"] = "at"  # type: ignore[assignment]
+    kind: Literal["at"] = "at"
     lambda_at: float = 1000.0
     """Of a mean over places, which is why it is large; 0 leaves the term out, and no stage is read."""
     stages: tuple[int, ...] = ()
@@ -59,7 +63,7 @@ class ATConfig(FeatureKDConfig):
 class CatKDConfig(FeatureKDConfig):
     """CAT-KD (Guo et al. 2023): the class activation maps of all classes, pooled."""
 
-    kind: Literal["cat_kd"] = "cat_kd"  # type: ignore[assignment]
+    kind: Literal["cat_kd"] = "cat_kd"
     lambda_cat: float = 1.0
     """0 leaves the term out, and no class map is computed."""
     resolution: int = 2
@@ -80,7 +84,7 @@ class ReviewKDConfig(FeatureKDConfig):
     Needs mode=live, as no store holds whole features.
     """
 
-    kind: Literal["review_kd"] = "review_kd"  # type: ignore[assignment]
+    kind: Literal["review_kd"] = "review_kd"
     lambda_review: float = 1.0
     """0 leaves the term out, and the fusions that it trains are never made."""
 
@@ -98,7 +102,7 @@ class FTConfig(FeatureKDConfig):
     Needs mode=live, as no store holds whole features.
     """
 
-    kind: Literal["ft"] = "ft"  # type: ignore[assignment]
+    kind: Literal["ft"] = "ft"
     lambda_ft: float = 1000.0
     """Of a mean over the factors' elements, which is why it is large; 0 leaves the term out."""
     paraphrase_rate: float = 0.5
@@ -125,7 +129,7 @@ class SSKDConfig(FeatureKDConfig):
     + lambda_ss * ss (similarities) + lambda_tf * tf (logits) on turned ones. The defaults are those of the public code.
     """
 
-    kind: Literal["sskd"] = "sskd"  # type: ignore[assignment]
+    kind: Literal["sskd"] = "sskd"
     tau: float = 4.0
     """Temperature of the logits, of upright and of turned images."""
     lambda_kd: float = 0.9
@@ -171,7 +175,7 @@ class CRDConfig(FeatureKDConfig):
     what lies before it alone is worth judging: the feature-only arm of Han et al. 2023.
     """
 
-    kind: Literal["crd"] = "crd"  # type: ignore[assignment]
+    kind: Literal["crd"] = "crd"
     lambda_crd: float = 0.8
     """0 leaves the term out, and no embedding is kept."""
     embedding_size: int = 128

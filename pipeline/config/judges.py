@@ -39,8 +39,10 @@ class DistanceCorrelationOptions:
     """Distilled and residual features (UniCAM): FSS and RS by layer, on a fixed set of records."""
 
     probe_records: int = 512
-    """Of each split, balanced over classes; fewer where it has fewer. All of a layer's features of a block lie in
-    memory at once: 1.6 GB for the largest layer of a ResNet-50 at 224 pixels and 512 records."""
+    """Of each split, balanced over classes; fewer where it has fewer. A block with room for fewer than 4 records of
+    each class takes 4 each of classes that are drawn: with 1,000 classes 4,000 in one block show all. All of a layer's
+    features of a block lie in memory at once: 1.6 GB for the largest layer of a ResNet-50 at 224 pixels and 512
+    records."""
     seed: int = 0
     """Draws them; it has nothing to do with the run's."""
     block_records: int = 512
@@ -54,6 +56,8 @@ class DistanceCorrelationOptions:
     baseline: str | None = None
     """Run of another student, as one of labels alone: what the student has beyond it was distilled. In a sweep it may
     name an arm, whose student of the same seed is taken."""
+    permutations: int = 999
+    """Of the labels, >= 19, for the p-values of relevance and RS; the smallest is 1 / (permutations + 1)."""
     embeddings: str | None = None
     """.npy [K, e], an embedding a class, as of their names; null: one-hot. For two classes any gives the same."""
     l2norm: bool = False
@@ -72,6 +76,10 @@ class DistanceCorrelationOptions:
             self.block_records >= 64,
             f"{section}.block_records must be >= 64, got {self.block_records}",
         )
+        require(
+            self.permutations >= 19,
+            f"{section}.permutations must be >= 19 (for a p of 0.05), got {self.permutations}",
+        )
         check_pairs(f"{section}.pairs", self.pairs, self.baseline)
 
 
@@ -82,7 +90,8 @@ class UnicamOptions:
     records: int = 8
     """Explained, of each split, balanced over classes."""
     bank_records: int = 255
-    """Of each bank, balanced over classes; fewer where a split has not as many for all banks."""
+    """Of each bank, balanced over classes; fewer where a split has not as many for all banks. A bank with room for
+    fewer than 4 records of each class takes 4 each of classes that are drawn, and records of these are explained."""
     banks: int = 2
     """R; a map is the mean over them, and its reliability how much they agree."""
     seed: int = 0

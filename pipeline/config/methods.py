@@ -145,6 +145,11 @@ class KEDConfig(SoftTargetsConfig):
             value = getattr(self, name)
             require(value >= 0, f"method.{name} must be >= 0, got {value}")
         require(
+            self.rho == 0 or self.lambda_ked * self.mu > 0,
+            f"method.rho={self.rho} is a part of the explanations' share, which method.lambda_ked={self.lambda_ked} "
+            f"and method.mu={self.mu} leave out: set both above 0, or method.rho=0",
+        )
+        require(
             self.superfeatures is None or self.superfeatures >= 1,
             f"method.superfeatures must be >= 1 or null, got {self.superfeatures}",
         )

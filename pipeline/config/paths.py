@@ -69,13 +69,8 @@ def _paths(config: Any) -> Iterator[tuple[str, str, str]]:
             path = _read(options, name.split("."))
             # A download's folder matters where something is downloaded.
             unused = name == "cache" and "://" not in getattr(options, "path", "")
-            if (
-                path is not None
-                and path not in _NO_FILES
-                and not is_published(path)
-                and "://" not in path
-                and not unused
-            ):
+            no_file = path is None or path in _NO_FILES or is_published(path) or "://" in path
+            if not no_file and not unused:
                 yield section, name, path
 
 

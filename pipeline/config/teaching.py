@@ -69,7 +69,8 @@ class KEDTeachingConfig(LabelTeachingConfig):
 
     kind: Literal["ked"] = "ked"  # type: ignore[assignment]
     levels: int = 16
-    """M of the finest level that is found (no more than there are features); teacher.superfeatures takes its own."""
+    """M of the finest level that is found (no more than there are features). The groups at teacher.superfeatures and
+    above do not depend on it."""
     records: int = 1024
     """Of teaching.split, the same number of each class, on which dependency is measured."""
     max_records: int = 8192
@@ -84,7 +85,7 @@ class KEDTeachingConfig(LabelTeachingConfig):
     neighbours: int | None = None
     """Strongest edges kept of each feature before grouping; null is max(4, features / 8)."""
     resolution: float = 1.0
-    """Of Louvain's algorithm, to start with; raised where it finds fewer than `levels` groups."""
+    """Of Louvain's algorithm, to start with; raised where it finds fewer than teacher.superfeatures groups."""
     grouping_seed: int = 0
     """Of the choice of records, of signs and of Louvain's algorithm."""
     lambda_kd: float = 0.0

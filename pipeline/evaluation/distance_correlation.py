@@ -21,6 +21,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -32,7 +33,10 @@ MIN_RECORDS = 4
 """Below, the unbiased inner product does not exist."""
 SAME = 1e-6
 """Of 1 - R*^2: what two computations of the same features may differ by. Below it nothing is left of either."""
+DEGENERATE = 1e-20
+"""Of the mean squared distance: what rounding leaves of U-centred distances that are all equal."""
 _COLUMNS = 4096
+_PERMUTATIONS_AT_ONCE = 64
 _ROUNDING = 1e-14
 
 
@@ -103,14 +107,19 @@ def _pairs(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def u_centred(condensed: Tensor) -> Tensor:
-    """A~ of condensed distances, condensed; differentiable."""
+    """A~ of condensed distances, condensed; differentiable. Zero where all distances are equal but for rounding:
+    records that are all equally far apart, such as one of each class, say nothing.
+    """
     n = num_records(condensed)
     if n < MIN_RECORDS:
         raise ValueError(f"distance correlation needs at least {MIN_RECORDS} records, got {n}")
     rows, columns = _pairs(n, condensed.device)
     sums = square(condensed).sum(dim=1)
     total = sums.sum() / ((n - 1) * (n - 2))
-    return condensed - (sums[rows] + sums[columns]) / (n - 2) + total
+    centred = condensed - (sums[rows] + sums[columns]) / (n - 2) + total
+    if centred.square().mean() <= DEGENERATE * condensed.square().mean():
+        return 0 * centred
+    return centred
 
 
 def v_centred(condensed: Tensor) -> Tensor:
@@ -156,18 +165,31 @@ class InnerProducts:
     freedom: int
     """Sum over blocks of n (n - 3) / 2."""
     blocks: int = 1
+    permuted: Tensor | None = None
+    """f64 [m, P]: inner products with the last matrix when its records are permuted within each block, P times;
+    None where nobody asked for permutations."""
 
     @classmethod
-    def of_block(cls, distances: Mapping[str, Tensor], *, biased: bool = False) -> InnerProducts:
+    def of_block(
+        cls,
+        distances: Mapping[str, Tensor],
+        *,
+        biased: bool = False,
+        permutations: int = 0,
+        seed: int = 0,
+    ) -> InnerProducts:
         """Of one block's condensed distances by name.
 
-        biased  the V-statistic in place of the unbiased inner product
+        biased        the V-statistic in place of the unbiased inner product
+        permutations  of the records of the last matrix, for p-values, drawn from `seed`
         """
         n = num_records(next(iter(distances.values())))
         centre = v_centred if biased else u_centred
         stacked = torch.stack([centre(condensed) for condensed in distances.values()])
         sums = stacked @ stacked.T / n**2 if biased else inner(stacked, stacked)
-        return cls(tuple(distances), sums, records=n, freedom=n * (n - 3) // 2)
+        permuted = _permuted(stacked, n, permutations, seed) if permutations else None
+        freedom = n * (n - 3) // 2
+        return cls(tuple(distances), sums, records=n, freedom=freedom, permuted=permuted)
 
     def merge(self, other: InnerProducts) -> InnerProducts:
         """Both parts' blocks together."""
@@ -179,6 +201,9 @@ class InnerProducts:
             records=self.records + other.records,
             freedom=self.freedom + other.freedom,
             blocks=self.blocks + other.blocks,
+            permuted=None
+            if self.permuted is None or other.permuted is None
+            else self.permuted + other.permuted,
         )
 
     def correlation(self, a: str, b: str) -> Tensor:
@@ -200,16 +225,55 @@ class InnerProducts:
         semi = self.semi_partial(a, given, target)
         return torch.zeros_like(semi) if left < SAME else semi / left.sqrt()
 
+    def permutation_p(self, a: str, given: str | None = None) -> float:
+        """p-value of R*(A, G), or of RS(A | given; G), with G the last matrix, the labels: the share of permutations
+        of its records with as high an inner product, the one that was seen counted among them.
+
+        It holds for any labels, few classes included; the smallest possible value is 1 / (P + 1).
+        """
+        if self.permuted is None:
+            raise ValueError("these inner products were taken without permutations")
+        i = self.names.index(a)
+        seen, null, scale = self.sums[i, -1], self.permuted[i], self.sums[i, i]
+        if given is not None:
+            if 1 - self.correlation(a, given) ** 2 < SAME:
+                return 1.0
+            j = self.names.index(given)
+            share = self.sums[i, j] / self.sums[j, j] if self.sums[j, j] > 0 else 0.0
+            seen, null = seen - share * self.sums[j, -1], null - share * self.permuted[j]
+        if not (scale > 0 and self.sums[-1, -1] > 0):
+            return 1.0
+        least = seen - 1e-12 * (scale * self.sums[-1, -1]).sqrt()  # ties are those of rounding
+        return (int((null >= least).sum()) + 1) / (len(null) + 1)
+
     def p_value(self, r_star: Tensor) -> float:
         """Of an R* of these records under independence: T = sqrt(v - 1) R* / sqrt(1 - R*^2) is Student's t with
-        v - 1 degrees of freedom, v = n (n - 3) / 2 (Szekely and Rizzo 2013); one-sided.
+        v - 1 degrees of freedom, v = n (n - 3) / 2 (Szekely and Rizzo 2013); one-sided. For features of high
+        dimension only: of labels of few classes it is too small (see `permutation_p`).
         """
         from scipy.stats import t
 
         value, freedom = float(r_star), self.freedom - 1
         if value >= 1:
             return 0.0
+        if value <= -1:
+            return 1.0
         return float(t.sf(math.sqrt(freedom) * value / math.sqrt(1 - value**2), freedom))
+
+
+def _permuted(stacked: Tensor, n: int, permutations: int, seed: int) -> Tensor:
+    """[m, P]: inner products of U-centred matrices [m, pairs] with the last one, its n records permuted P times."""
+    generator = np.random.default_rng(seed)
+    rows, columns = _pairs(n, stacked.device)
+    last = square(stacked[-1])
+    parts = []
+    for start in range(0, permutations, _PERMUTATIONS_AT_ONCE):
+        count = min(_PERMUTATIONS_AT_ONCE, permutations - start)
+        orders = torch.from_numpy(np.stack([generator.permutation(n) for _ in range(count)]))
+        orders = orders.to(stacked.device)
+        shuffled = last[orders[:, rows], orders[:, columns]]
+        parts.append(2 * (stacked @ shuffled.T) / (n * (n - 3)))
+    return torch.cat(parts, dim=1)
 
 
 def merge_all(parts: Sequence[InnerProducts]) -> InnerProducts:

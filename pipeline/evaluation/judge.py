@@ -103,8 +103,6 @@ def _judge_batch(
 ) -> Judged:
     output = forward_to_explain(subject.model, view_images(batch, subject.input_size))
     size = subject.input_size
-    if batch.canonical_from_view is None:
-        size = (batch.inputs.shape[-2], batch.inputs.shape[-1])
     scores = []
     for classes in classes_of(batch.labels).T:
         nowhere = output.logits.new_full((len(classes),), float("nan"))

@@ -44,6 +44,8 @@ class Cast:
     """Places among `positions`."""
     bank_sha256: tuple[str, ...]
     """Of each bank's keys in their order."""
+    classes: int = 0
+    """Classes that the banks have; the maps say nothing of others."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,9 @@
-"""A fixed, class-balanced set of a split's records: the same whoever is judged, however the records are ordered."""
+"""A fixed, class-balanced set of a split's records: the same whoever is judged, however the records are ordered.
+
+What compares features with labels needs several records of a class: records of as many classes are all equally far
+apart, and say nothing. Where a part of the set has not room for LEAST_OF_A_CLASS records of every class, it holds
+that many of some classes, drawn at random; what is found is then conditional on these.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +31,10 @@ if TYPE_CHECKING:
     from pipeline.evaluation.judge import Subject
 
 
+LEAST_OF_A_CLASS = 4
+"""Records of each class in a part of a set."""
+
+
 @dataclass(frozen=True)
 class ProbeSet:
     """Positions in the dataset, in blocks of records that are compared with each other."""
@@ -33,6 +42,9 @@ class ProbeSet:
     blocks: tuple[NDArray[np.int64], ...]
     keys_sha256: str
     """Of the keys in their order."""
+
+    classes: int = 0
+    """Classes that its records have; the set says nothing of others."""
 
     @property
     def num_records(self) -> int:
@@ -44,9 +56,49 @@ def probe_set(dataset: StoreDataset, records: int, block_records: int, *seed: ob
 
     seed  parts of what the order is drawn from
     """
-    order = balanced_order(dataset, *seed)[:records]
-    blocks = np.array_split(order, -(-len(order) // block_records)) if len(order) else []
-    return ProbeSet(tuple(blocks), sha256_keys(dataset.keys.take(order).to_pylist()))
+    order = balanced_order(dataset, *seed)
+    count = -(-min(records, len(order)) // block_records)
+    blocks = np.array_split(order[:records], count) if len(order) else []
+    drawn = draw_classes(dataset, [len(block) for block in blocks], *seed)
+    known = len(_by_class(dataset))
+    if drawn is not None:
+        parts = zip(drawn, blocks, strict=False)
+        blocks = [of_classes(dataset, order, classes)[: len(block)] for classes, block in parts]
+        known = sum(map(len, drawn))
+    keys = [key for block in blocks for key in dataset.keys.take(block).to_pylist()]
+    return ProbeSet(tuple(blocks), sha256_keys(keys), known)
+
+
+def draw_classes(
+    dataset: StoreDataset, sizes: Sequence[int], *seed: object, least: int = LEAST_OF_A_CLASS
+) -> list[NDArray[np.int64]] | None:
+    """The classes of parts of about so many records each; None where each has room for all of them.
+
+    least  records of each class in a part, fewer of a class that has fewer
+    Classes of which there is but one record are left out; fewer parts come back where the classes are used up.
+    Records of many classes are all equally good, and None.
+    """
+    members = _by_class(dataset)
+    if dataset.label_lists is not None or len(members) * least <= min(sizes, default=0):
+        return None
+    generator = np.random.default_rng(derive_seed(*seed, "classes"))
+    order = [c for c in generator.permutation(sorted(members)).tolist() if len(members[c]) > 1]
+    drawn: list[NDArray[np.int64]] = []
+    for size in sizes:
+        part, room = list[int](), size
+        while order and (room > 0 or len(part) < 2):
+            part.append(order.pop())
+            room -= min(least, len(members[part[-1]]))
+        if len(part) > 1:
+            drawn.append(np.array(sorted(part), np.int64))
+    return drawn
+
+
+def of_classes(
+    dataset: StoreDataset, order: NDArray[np.int64], classes: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The part of a balanced order whose records have one of these classes."""
+    return order[np.isin(dataset.columns["label"][order], classes)]
 
 
 def balanced_order(dataset: StoreDataset, *seed: object) -> NDArray[np.int64]:
@@ -84,10 +136,14 @@ def _by_class(dataset: StoreDataset) -> dict[int, NDArray[np.int64]]:
     return {int(label): np.unique(owners[labels == label]) for label in np.unique(labels)}
 
 
-def check_probes(judge: str, dataset: StoreDataset, split: str, least: int) -> None:
+def check_probes(
+    judge: str, dataset: StoreDataset, split: str, least: int, embeddings: str | None = None
+) -> None:
     """ConfigError unless the split has labels of two classes and as many records as it takes at least.
 
-    judge  for the message
+    judge       for the message
+    embeddings  option of the judge by which classes differ more or less; without it, two classes need two records
+                each, or all records are equally far apart
     """
     classes = _by_class(dataset)
     labelled = len(np.unique(np.concatenate(list(classes.values())))) if classes else 0
@@ -95,6 +151,13 @@ def check_probes(judge: str, dataset: StoreDataset, split: str, least: int) -> N
         raise ConfigError(
             f"judges={judge} compares with labels, and {split} has {labelled} labelled records in {len(classes)} "
             f"class(es); it takes at least {least} in 2: name another of the store's splits in evaluate.splits"
+        )
+    repeated = sum(len(members) > 1 for members in classes.values())
+    if embeddings is not None and dataset.label_lists is None and repeated < 2:
+        raise ConfigError(
+            f"judges={judge} compares with labels, and of {len(classes)} classes {split} has several records of "
+            f"{repeated}: all labels are equally far apart, and nothing can be said; name another of the store's "
+            f"splits in evaluate.splits, or give the classes' embeddings as {embeddings}"
         )
 
 

@@ -7,7 +7,8 @@ For each of the student's layers and the teacher's layer that belongs to it, ove
     rs             RS(x | given; labels), semi-partial, of each pair of networks x_given_y
     pdcor          the same with `given` taken away from the labels, too
     progression    R*(layer, the network's deepest layer)
-    *_p            the probability of as high a value under independence
+    fss_p          the probability of as high a value under independence, by the t-test for high dimensions
+    relevance_p    the same by permutations of the labels, as is rs_p
     fss_biased     the released code's V-statistic on features of unit length; for parity only
 """
 
@@ -36,6 +37,7 @@ from pipeline.evaluation.stored_distances import (
     teacher_distances,
     teacher_layers,
 )
+from pipeline.seeds import derive_seed
 from pipeline.store.files import sha256_file
 
 if TYPE_CHECKING:
@@ -54,7 +56,8 @@ _LABELS = "labels"
 def check_distances(trial: Trial) -> Mapping[str, str]:
     """Labels, the teacher's distances or the teacher, the baseline, the layers and the embeddings are there."""
     options = trial.options.distance_correlation
-    check_probes(_JUDGE, trial.dataset, trial.split, MIN_RECORDS)
+    option = f"evaluate.{_JUDGE}.embeddings" if options.embeddings is None else None
+    check_probes(_JUDGE, trial.dataset, trial.split, MIN_RECORDS, option)
     networks = _networks(options)
     if "teacher" in networks and not has_teacher_distances(trial, _probes(trial), _forms(options)):
         trial.networks.check_teacher(_JUDGE)
@@ -79,25 +82,32 @@ def judge_distances(trial: Trial) -> dict[str, Any]:
     found = {name: _distances_of(name, trial, probes, forms) for name in _networks(options)}
     main = {name: by_form[forms[0]] for name, by_form in found.items()}
     layers = _paired(main, options.layers)
-    table = _table(main, _label_distances(trial, probes))
+    table = _table(main, _label_distances(trial, probes), options.permutations, options.seed)
     numbers: dict[str, Any] = {
         "records": table.records,
         "blocks": table.blocks,
         "probe_sha256": probes.keys_sha256,
+        "classes": probes.classes,
         "layers": layers,
     }
     if "teacher" in main:
         pairs = {own: (f"teacher.{of['teacher']}", f"student.{own}") for own, of in layers.items()}
-        numbers |= _with_p("fss", table, {o: table.correlation(*p) for o, p in pairs.items()})
+        fss = {own: table.correlation(*pair) for own, pair in pairs.items()}
+        numbers["fss"] = {own: float(value) for own, value in fss.items()}
+        numbers["fss_p"] = {own: table.p_value(value) for own, value in fss.items()}
         if options.biased:
             unit = {name: by_form["unit"] for name, by_form in found.items()}
-            biased = _table(unit, [], biased=True)
+            biased = _table(unit, [])
             numbers["fss_biased"] = {o: float(biased.correlation(*p)) for o, p in pairs.items()}
     for name, distances in main.items():
         title = "" if name == "student" else f"{name}_"
-        relevance = {layer: table.correlation(f"{name}.{layer}", _LABELS) for layer in distances}
         deepest = f"{name}.{list(distances)[-1]}"
-        numbers |= _with_p(f"{title}relevance", table, relevance)
+        numbers[f"{title}relevance"] = {
+            layer: float(table.correlation(f"{name}.{layer}", _LABELS)) for layer in distances
+        }
+        numbers[f"{title}relevance_p"] = {
+            layer: table.permutation_p(f"{name}.{layer}") for layer in distances
+        }
         numbers[f"{title}progression"] = {
             layer: float(table.correlation(f"{name}.{layer}", deepest)) for layer in distances
         }
@@ -116,20 +126,13 @@ def _residuals(
         names = {
             own: (f"{x}.{of[x]}", f"{given}.{of[given]}", _LABELS) for own, of in layers.items()
         }
-        rs = {own: table.semi_partial(*of) for own, of in names.items()}
-        numbers["rs"][name] = {own: float(value) for own, value in rs.items()}
-        numbers["rs_p"][name] = {own: table.p_value(value) for own, value in rs.items()}
+        numbers["rs"][name] = {own: float(table.semi_partial(*of)) for own, of in names.items()}
+        numbers["rs_p"][name] = {
+            own: table.permutation_p(x_layer, given_layer)
+            for own, (x_layer, given_layer, _) in names.items()
+        }
         numbers["pdcor"][name] = {own: float(table.partial(*of)) for own, of in names.items()}
     return numbers
-
-
-def _with_p(
-    name: str, table: InnerProducts, values: Mapping[str, Tensor]
-) -> dict[str, dict[str, float]]:
-    return {
-        name: {layer: float(value) for layer, value in values.items()},
-        f"{name}_p": {layer: table.p_value(value) for layer, value in values.items()},
-    }
 
 
 # ---- what is compared ----------------------------------------------------------------------------
@@ -183,9 +186,15 @@ def _paired(
 
 
 def _table(
-    networks: Mapping[str, Distances], labels: list[Tensor], *, biased: bool = False
+    networks: Mapping[str, Distances],
+    labels: list[Tensor],
+    permutations: int = 0,
+    seed: int = 0,
 ) -> InnerProducts:
-    """Of every layer of every network as <network>.<layer>, and of the labels; all blocks together."""
+    """Of every layer of every network as <network>.<layer>, and last of the labels; all blocks together.
+
+    labels  by block; without any it is the biased form
+    """
     named = {
         f"{name}.{layer}": blocks
         for name, distances in networks.items()
@@ -197,7 +206,10 @@ def _table(
     return merge_all(
         [
             InnerProducts.of_block(
-                {name: blocks[block] for name, blocks in named.items()}, biased=biased
+                {name: blocks[block] for name, blocks in named.items()},
+                biased=not labels,
+                permutations=permutations,
+                seed=derive_seed(seed, "permutations", block),
             )
             for block in range(number)
         ]

@@ -29,7 +29,14 @@ from pipeline.evaluation.network_views import (
     has_teacher_views,
     teacher_views,
 )
-from pipeline.evaluation.probe_set import balanced_order, check_probes, hot_labels
+from pipeline.evaluation.probe_set import (
+    LEAST_OF_A_CLASS,
+    balanced_order,
+    check_probes,
+    draw_classes,
+    hot_labels,
+    of_classes,
+)
 from pipeline.evaluation.unicam import REDUCTIONS, Bank, explain_record, reliability
 from pipeline.store.files import sha256_keys, write_atomically
 
@@ -44,12 +51,15 @@ if TYPE_CHECKING:
     from pipeline.evaluation.trial import Trial
 
 _JUDGE = "unicam"
+_EMBEDDINGS = (
+    "evaluate.distance_correlation.embeddings of judges=distance_correlation, which needs no bank"
+)
 
 
 def check_unicam(trial: Trial) -> Mapping[str, str]:
     """Labels, the teacher's activations or the teacher, the baseline and the depths are there."""
     options = trial.options.unicam
-    check_probes(_JUDGE, trial.dataset, trial.split, MIN_RECORDS * options.banks)
+    check_probes(_JUDGE, trial.dataset, trial.split, MIN_RECORDS * options.banks, _EMBEDDINGS)
     names = _networks(options)
     option = f"evaluate.{_JUDGE}.depths"
     check_depths(option, trial.subject, options.depths, "the student")
@@ -83,6 +93,7 @@ def judge_unicam(trial: Trial) -> dict[str, Any]:
         "banks": len(cast.banks),
         "bank_records": len(cast.banks[0]),
         "bank_sha256": list(cast.bank_sha256),
+        "classes": cast.classes,
         "file": name,
         **_means(tensors),
     }
@@ -154,9 +165,15 @@ def _networks(options: UnicamOptions) -> list[str]:
 def _cast(trial: Trial) -> Cast:
     options = trial.options.unicam
     dataset = trial.dataset
-    explained = balanced_order(dataset, options.seed, _JUDGE, "records")[: options.records]
+    explained = balanced_order(dataset, options.seed, _JUDGE, "records")
     order = balanced_order(dataset, options.seed, _JUDGE, "bank")
     size = min(options.bank_records, len(order) // options.banks)
+    least = LEAST_OF_A_CLASS * options.banks
+    drawn_classes = draw_classes(dataset, [size * options.banks], options.seed, _JUDGE, least=least)
+    if drawn_classes:
+        explained, order = (of_classes(dataset, o, drawn_classes[0]) for o in (explained, order))
+        size = min(options.bank_records, len(order) // options.banks)
+    explained = explained[: options.records]
     drawn = [order[number * size : (number + 1) * size] for number in range(options.banks)]
     others = np.setdiff1d(np.concatenate(drawn), explained)
     positions = np.concatenate([explained, others])
@@ -166,6 +183,9 @@ def _cast(trial: Trial) -> Cast:
         explained=len(explained),
         banks=tuple(np.array([places[position] for position in bank.tolist()]) for bank in drawn),
         bank_sha256=tuple(sha256_keys(dataset.keys.take(bank).to_pylist()) for bank in drawn),
+        classes=len(np.unique(dataset.columns["label"][order]))
+        if dataset.label_lists is None
+        else len(trial.store.manifest.classes),
     )
 
 

@@ -36,8 +36,8 @@ def energy_loss(attributions: Tensor, regions: Tensor) -> Tensor:
 
 
 def l1_loss(attributions: Tensor, regions: Tensor) -> Tensor:
-    """Mean distance of the positive attributions, scaled to at most 1, from the region itself, [n]."""
-    return (_unit(attributions).clamp(min=0) - regions.float()).abs().mean(dim=(1, 2))
+    """Mean distance of the positive attributions, scaled to a maximum of 1, from the region itself, [n]."""
+    return (_unit(attributions.clamp(min=0)) - regions.float()).abs().mean(dim=(1, 2))
 
 
 def rrr_loss(attributions: Tensor, regions: Tensor) -> Tensor:
@@ -46,8 +46,8 @@ def rrr_loss(attributions: Tensor, regions: Tensor) -> Tensor:
 
 
 def ppce_loss(attributions: Tensor, regions: Tensor) -> Tensor:
-    """Mean cross-entropy of the positive attributions inside, scaled to at most 1, to 1, [n]."""
-    positive = _unit(attributions).clamp(min=0)
+    """Mean cross-entropy of the positive attributions inside, scaled to a maximum of 1, to 1, [n]."""
+    positive = _unit(attributions.clamp(min=0))
     per_pixel = F.binary_cross_entropy(positive, torch.ones_like(positive), reduction="none")
     return (per_pixel * regions).sum(dim=(1, 2)) / regions.sum(dim=(1, 2)).clamp(min=1)
 
@@ -68,7 +68,8 @@ LOCALIZATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class GuidedLoss(LabelsLoss):
     """The labels' loss + lambda_localization * sum over the batch of one of LOCALIZATIONS.
 
-    The sum, not the mean: as in the source, so that a published lambda keeps its meaning. Of a B-cos network
+    The sum, not the mean: as in the source, so that a published lambda keeps its meaning, with any number of
+    ranks. Of a B-cos network
     the attributions are its contributions, of others GradCAM, upsampled to the input.
     """
 
@@ -87,7 +88,8 @@ class GuidedLoss(LabelsLoss):
             student.maps[:, 0].float(), student.input_size, mode="bilinear", align_corners=False
         )[:, 0]
         losses = LOCALIZATIONS[self.config.localization](attributions, targets.regions)
-        localization = torch.where(guided, losses, 0.0).sum()
+        # A sum over the whole batch; of several ranks the gradients are averaged, which divides it.
+        localization = torch.where(guided, losses, 0.0).sum() * self.ranks.world_size
         return LossTerms(
             total=supervised.total + self.config.lambda_localization * localization,
             terms={**supervised.terms, "localization": localization},

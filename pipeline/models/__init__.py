@@ -38,6 +38,7 @@ RANDOM = "random"
 """As weights: an untrained network, the same one in every process."""
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
+AnyConfig = TypeVar("AnyConfig", bound="ModelConfig")
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ def _require_digest(path: Path, expected: str) -> None:
     found = sha256_file(path) if path.is_file() else None  # of a missing file load_weights says so
     if found not in (None, expected.lower()):
         raise WeightsError(
-            f"{path} has sha256 {found}, and the option sha256 says {expected}; fetch the file anew, or correct the option"
+            f"{path} has sha256 {found}, and the option sha256 says {expected}; fetch the file anew, or correct "
+            "the option"
         )
 
 
@@ -161,7 +163,7 @@ def _without_blank_layers(model: Classifier) -> Classifier:
     return model
 
 
-def name_weights(config: ModelConfig) -> ModelConfig:
+def name_weights(config: AnyConfig) -> AnyConfig:
     """The config with the exact name of published weights, which a provider's default may change.
 
     `pretrained` becomes `pretrained:IMAGENET1K_V2`, or whatever the provider's default is called today.

@@ -161,8 +161,24 @@ def _has(lines: Mapping[str, list[list[dict[str, float]]]], name: str) -> bool:
     return any(name in line for students in lines.values() for run in students for line in run)
 
 
+def _show_text_as_it_is(figure: Figure) -> None:
+    """Take no text for TeX, as class names may have dollars; the labels of a logarithmic axis are TeX."""
+    from matplotlib.text import Text
+
+    formulas = {
+        label
+        for axis in figure.axes
+        if axis.get_xscale() == "log"
+        for label in axis.get_xticklabels()
+    }
+    for text in figure.findobj(Text):
+        if text not in formulas:
+            text.set_parse_math(False)
+
+
 def data_uri(figure: Figure, kind: str) -> str:
     """The figure in the page itself; kind is svg or png."""
+    _show_text_as_it_is(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=110)
     mime = {"svg": "image/svg+xml", "png": "image/png"}[kind]

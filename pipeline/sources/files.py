@@ -65,7 +65,9 @@ def read_file(root: Path, path: str, size: int) -> bytes:
     try:
         data = (root / path).read_bytes()
     except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
-        raise SourceFileError(f"{root / path} cannot be read: {error}") from error
+        raise SourceFileError(
+            f"{root / path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
     if len(data) != size:
         raise SourceFileError(
             f"{root / path} had {size} bytes when it was listed and has {len(data)} now; "

@@ -171,12 +171,12 @@ class WebDatasetSource:
     def _described(self, record: Record, values: dict[str, Any], where: str) -> Record:
         label = values.get(self.config.label_key)
         number = NO_LABEL if label is None else self._label(label, where)
-        labels, boxes = (_list_of(values, name, where) for name in ("labels", "boxes"))
+        labels, boxes = (_list_of(values, name) for name in ("labels", "boxes"))
         return replace(
             record,
             label=number,
             labels=tuple(self._label(each, where) for each in labels),
-            group=_group(values.get("group", NO_GROUP), where),
+            group=_group(values.get("group", NO_GROUP)),
             boxes=tuple(self._box(box, number, where) for box in boxes),
             boxes_in_pixels=True,
         )
@@ -197,8 +197,8 @@ class WebDatasetSource:
             number = int(value)
             if self._names is None and number >= MAX_CLASSES:
                 raise ConfigError(
-                    f"{where} has label {number}, and labels are below {MAX_CLASSES:,}; correct it, or name the classes "
-                    "in a file and give it as data.classes"
+                    f"{where} has label {number}, and labels are below {MAX_CLASSES:,}; correct it, or name the "
+                    "classes in a file and give it as data.classes"
                 )
             if number < NO_LABEL or (self._names is not None and number >= len(self._names)):
                 known = (
@@ -214,18 +214,18 @@ class WebDatasetSource:
         return self._names.index(value)
 
 
-def _list_of(values: dict[str, Any], name: str, where: str) -> list[Any]:
-    """A list of the sample's JSON; empty where it has none."""
+def _list_of(values: dict[str, Any], name: str) -> list[Any]:
+    """A list of the sample's JSON, empty where it has none; ValueError where it is something else."""
     found = values.get(name, [])
     if not isinstance(found, list):
-        raise ConfigError(f"{where}.json has {name} {str(found)[:80]!r}, which is no list")
+        raise ValueError(f"{name} is {str(found)[:80]!r}, not a list")
     return found
 
 
-def _group(value: Any, where: str) -> int:
+def _group(value: Any) -> int:
     if type(value) is not int or not NO_GROUP <= value <= MAX_GROUP:
-        raise ConfigError(
-            f"{where}.json has group {str(value)[:80]!r}, which is no whole number from {NO_GROUP} to {MAX_GROUP}"
+        raise ValueError(
+            f"group is {str(value)[:80]!r}, not a whole number from {NO_GROUP} to {MAX_GROUP}"
         )
     return value
 

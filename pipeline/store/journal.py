@@ -72,6 +72,7 @@ class ShardJournal:
 
     def _read(self) -> list[str]:
         """Where each process that died was, the first death first; empty text where it did not say."""
-        lines = [line.strip().decode() for line in self.path.read_bytes().splitlines()]
+        raw = self.path.read_bytes().splitlines()
+        lines = [line.strip().decode(errors="replace") for line in raw]
         current, *earlier = lines or [""]  # a process may die before it writes the first line
         return [*earlier, current]

@@ -1,4 +1,4 @@
-"""From a dependency matrix to a nested partition: Louvain's communities, then mergers down to one.
+"""From a dependency matrix to a nested partition: Louvain's communities, mergers down to one, and splits.
 
 Shape letters: d features, n of them that are not null, M superfeatures.
 """
@@ -57,14 +57,19 @@ def group_features(
     dependency: Tensor,
     number: int,
     *,
+    levels: int | None = None,
     seed: int = 0,
     grid: tuple[int, int] | None = None,
     correlation: Tensor | None = None,
     neighbours: int | None = None,
     resolution: float = 1.0,
 ) -> Grouping:
-    """The nested partition into 1 to `number` superfeatures.
+    """The nested partition into 1 to `levels` superfeatures, made for `number` of them.
 
+    Louvain's algorithm looks for `number` communities; coarser levels merge them, finer ones split them. So the
+    levels up to `number` are the same whatever `levels` is.
+
+    levels       None is `number`
     dependency   f64 [d, d]; its diagonal, a feature's own curvature, is not read
     grid         (rows, columns) of the features; a null feature joins the nearest one there
     correlation  of a table's features [d, d]; a null feature joins the one of the largest |correlation|
@@ -73,20 +78,26 @@ def group_features(
     weights = symmetric(dependency.double().cpu()).numpy()
     live = _live(weights)
     null = np.setdiff1d(np.arange(len(weights)), live)
+    most = number if levels is None else levels
     _check(number, live, weights)
+    _check(most, live, weights)
+    if most < number:
+        raise ValueError(f"{most} levels do not reach {number} superfeatures")
     if grid is not None and grid[0] * grid[1] != len(weights):
         raise ValueError(f"a grid of {grid} has not the {len(weights)} features of the matrix")
     k = max(_FEWEST_NEIGHBOURS, len(live) // 8) if neighbours is None else neighbours
     graph = sparsify((weights / weights.max())[np.ix_(live, live)].round(_DECIMALS), k)
     communities, found_at = _communities(graph, number, seed, resolution)
-    levels = _mergers(graph, communities)[:number]
-    modularity = tuple(_modularity(graph, level) for level in levels)
+    nested = _mergers(graph, communities)[:number]
+    if most > number:
+        nested += _splits(graph, nested[-1], most, seed)
+    modularity = tuple(_modularity(graph, level) for level in nested)
 
-    assignments = np.empty((number, len(weights)), dtype=np.int64)
-    assignments[:, live] = levels
+    assignments = np.empty((most, len(weights)), dtype=np.int64)
+    assignments[:, live] = nested
     if len(null):
         assignments[:, null] = assignments[:, _nearest(null, live, grid, correlation)]
-    _warn_of_small_groups(levels[-1], number)
+    _warn_of_small_groups(nested[number - 1], number)
     return Grouping(
         partition=Partition(
             assignments=torch.from_numpy(np.stack([_numbered(row) for row in assignments])),
@@ -136,27 +147,58 @@ def _communities(
     graph: NDArray[np.float64], number: int, seed: int, resolution: float
 ) -> tuple[NDArray[np.int64], float]:
     """At least `number` communities, i64 [n], and the resolution at which there are so many."""
+    while True:
+        best = _louvain(graph, seed, resolution)
+        if best.max() + 1 >= number:
+            return best, resolution
+        resolution *= _FINER
+
+
+def _louvain(graph: NDArray[np.float64], seed: int, resolution: float) -> NDArray[np.int64]:
+    """The best of several runs, i64 [n]; nodes without an edge are communities of their own."""
+    if not graph.any():
+        return np.arange(len(graph))
     nodes = networkx.Graph()
     nodes.add_nodes_from(range(len(graph)))
     nodes.add_weighted_edges_from(
         (int(a), int(b), float(graph[a, b])) for a, b in np.argwhere(np.triu(graph)).tolist()
     )
+    found = [
+        networkx.community.louvain_communities(
+            nodes,
+            weight="weight",
+            resolution=resolution,
+            seed=derive_seed(seed, "louvain", start),
+        )
+        for start in range(_STARTS)
+    ]
+    assignments = [_assignment(sets, len(graph)) for sets in found]
+    # The first of equally good ones: max keeps it.
+    return max(assignments, key=lambda a: round(_modularity(graph, a, resolution), _DECIMALS))
+
+
+def _splits(
+    graph: NDArray[np.float64], coarse: NDArray[np.int64], number: int, seed: int
+) -> list[NDArray[np.int64]]:
+    """Levels of one community more each, up to `number`, that split those of `coarse`: i64 [n] each.
+
+    Louvain's algorithm divides each community by itself, at the resolution at which there are enough parts in
+    all; mergers within communities give the levels between.
+    """
+    resolution = 1.0
+    groups = [np.flatnonzero(coarse == group) for group in range(int(coarse.max()) + 1)]
     while True:
-        found = [
-            networkx.community.louvain_communities(
-                nodes,
-                weight="weight",
-                resolution=resolution,
-                seed=derive_seed(seed, "louvain", start),
-            )
-            for start in range(_STARTS)
-        ]
-        assignments = [_assignment(sets, len(graph)) for sets in found]
-        # The first of equally good ones: max keeps it.
-        best = max(assignments, key=lambda a: round(_modularity(graph, a, resolution), _DECIMALS))
-        if best.max() + 1 >= number:
-            return best, resolution
+        fine = np.empty_like(coarse)
+        parts = 0
+        for members in groups:
+            own = _louvain(graph[np.ix_(members, members)], seed, resolution)
+            fine[members] = own + parts
+            parts += int(own.max()) + 1
+        if parts >= number:
+            break
         resolution *= _FINER
+    levels = _mergers(graph, _numbered(fine), within=coarse)
+    return levels[1 : number - len(groups) + 1]
 
 
 def _assignment(sets: list[set[int]], num_nodes: int) -> NDArray[np.int64]:
@@ -167,15 +209,27 @@ def _assignment(sets: list[set[int]], num_nodes: int) -> NDArray[np.int64]:
     return _numbered(assignment)
 
 
-def _mergers(graph: NDArray[np.float64], communities: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Into 1, 2, ... communities, i64 [n] each: from the last one down, the merger of largest gain."""
+def _mergers(
+    graph: NDArray[np.float64],
+    communities: NDArray[np.int64],
+    within: NDArray[np.int64] | None = None,
+) -> list[NDArray[np.int64]]:
+    """Into 1, 2, ... communities, i64 [n] each: from the last one down, the merger of largest gain.
+
+    within  coarser communities that are kept apart: the first level is theirs
+    """
     levels = [communities]
-    while (number := int(levels[0].max()) + 1) > 1:
+    fewest = 1 if within is None else int(within.max()) + 1
+    while (number := int(levels[0].max()) + 1) > fewest:
         between = _between(graph, levels[0])
         gain = 2 * between / graph.sum() - 2 * np.multiply.outer(
             strength := between.sum(axis=1) / graph.sum(), strength
         )
         gain[np.tril_indices(number)] = -np.inf
+        if within is not None:
+            owner = np.empty(number, np.int64)
+            owner[levels[0]] = within
+            gain[owner[:, None] != owner] = -np.inf
         # argmax gives the first of equal gains: that of the lowest communities.
         low, high = divmod(int(gain.round(_DECIMALS).argmax()), number)
         levels.insert(0, _numbered(np.where(levels[0] == high, low, levels[0])))

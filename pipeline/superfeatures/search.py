@@ -6,7 +6,6 @@ Shape letters: d features.
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -107,6 +106,7 @@ class PartitionSearch:
         teaching = asdict(self.teaching)
         return {
             **{name: teaching[name] for name in _MEASURED_BY},
+            "superfeatures": self.teacher.superfeatures,
             "levels": self._levels(),
             "grid": list(self.teacher.grid) if self.teacher.columns is None else None,
         }
@@ -201,7 +201,8 @@ class PartitionSearch:
         )
         grouping = group_features(
             measured.matrix,
-            min(self._levels(), dependent) or 1,
+            teacher.superfeatures,
+            levels=max(teacher.superfeatures, min(self._levels(), dependent)),
             seed=teaching.grouping_seed,
             grid=teacher.grid if teacher.columns is None else None,
             correlation=self._correlation() if teacher.columns else None,
@@ -218,8 +219,8 @@ class PartitionSearch:
         logger.info(
             "%d communities, modularity %.3f at %d superfeatures, %d features without a dependency: %s",
             grouping.communities,
-            grouping.modularity[-1] if grouping.modularity else math.nan,
-            grouping.partition.most,
+            grouping.modularity[teacher.superfeatures - 1],
+            teacher.superfeatures,
             len(grouping.null_features),
             folder,
         )

@@ -323,3 +323,72 @@ def test_fewer_than_four_records_are_refused(n):
     with pytest.raises(ValueError, match=f"at least 4 records, got {n}"):
         products(x=gaussian(0, n, 3))
     assert num_records(feature_distances(gaussian(0, n, 3))) == n
+
+
+# ---- labels of many and of few classes -----------------------------------------------------------
+
+
+def test_records_of_as_many_classes_say_exactly_nothing():
+    """All one-hot labels are equally far apart; what rounding leaves of them must not be divided by itself."""
+    for n in (12, 37, 128, 200):
+        labels = torch.eye(n, 1000)
+        features = gaussian(n, n, 64) + 5 * labels.double() @ gaussian(1, 1000, 64)
+        table = products(x=features, labels=labels)
+        assert float(table.correlation("x", "labels")) == 0
+        assert not u_centred(feature_distances(labels)).any()
+
+
+def test_a_small_but_real_difference_is_not_taken_for_rounding():
+    features = 1000 + 1e-3 * gaussian(0, 40, 8)
+
+    assert r_star(features, features) == pytest.approx(1)
+
+
+def permuted(seed: int, labels: torch.Tensor, permutations: int = 199, **features: torch.Tensor):
+    named = {**features, "labels": labels}
+    distances = {name: feature_distances(values) for name, values in named.items()}
+    return InnerProducts.of_block(distances, permutations=permutations, seed=seed)
+
+
+@pytest.mark.parametrize(("classes", "width"), [(2, 1), (2, 64), (10, 1)])
+def test_permutation_p_values_are_uniform_where_students_t_is_not(classes, width):
+    """Independent features and labels of few classes: p < 0.01 in about one of 100 cases, never below 1 / (P + 1)."""
+    hot = torch.nn.functional.one_hot(torch.arange(40) % classes).double()
+    found = [
+        permuted(seed, hot, x=gaussian(seed, 40, width)).permutation_p("x") for seed in range(300)
+    ]
+
+    assert min(found) >= 1 / 200
+    assert np.mean(np.array(found) <= 0.05) == pytest.approx(0.05, abs=0.035)
+    assert np.mean(np.array(found) <= 0.01) < 0.03
+    assert stats.kstest(found, "uniform").pvalue > 0.001
+
+
+def test_a_permutation_p_of_rs_sees_what_is_left_and_only_that():
+    x, hot = labelled(60)
+    copy = x + 1e-3 * gaussian(5, 60, 12)
+    noise = gaussian(6, 60, 12)
+    table = permuted(0, hot, x=x, copy=copy, noise=noise)
+
+    assert table.permutation_p("x") == 1 / 200
+    assert table.permutation_p("x", "noise") == 1 / 200
+    assert table.permutation_p("noise", "x") > 0.05
+    same = permuted(0, hot, x=x, other=2 * x)
+    assert same.permutation_p("x", "other") == 1
+
+
+def test_permutations_add_up_over_blocks_and_need_to_be_asked_for():
+    x, hot = labelled(60)
+    parts = [permuted(s, hot[s::2], x=x[s::2]) for s in range(2)]
+
+    assert merge_all(parts).permuted.shape == (2, 199)
+    assert merge_all(parts).permutation_p("x") == 1 / 200
+    with pytest.raises(ValueError, match="without permutations"):
+        products(x=x, labels=hot).permutation_p("x")
+
+
+@pytest.mark.parametrize("value", [1.0, -1.0, -1.0000000000000002, 1.0000000000000002])
+def test_students_p_ends_at_its_limits(value):
+    table = products(x=gaussian(0, 30, 3), y=gaussian(1, 30, 3))
+
+    assert table.p_value(torch.tensor(value, dtype=torch.float64)) == float(value < 0)

@@ -118,7 +118,7 @@ def test_of_one_superfeature_and_one_temperature_it_is_kd_for_every_mu(mu):
 
 
 def test_without_mu_it_is_kd_and_asks_for_nothing_inside():
-    method = KEDConfig(mu=0.0, lambda_ked=0.8, rho=1.0)
+    method = KEDConfig(mu=0.0, lambda_ked=0.8)
     student, teacher = random_logits(0), random_logits(1)
     loss = build_loss(method)
 

@@ -16,6 +16,7 @@ from pipeline.config import (
     TorchvisionModelConfig,
 )
 from pipeline.dataset import StoreDataset
+from pipeline.evaluation.distance_correlation import InnerProducts, feature_distances
 from pipeline.evaluation.judge import Subject
 from pipeline.evaluation.layers import activations, check_layers, layer_names, pair_layers
 from pipeline.evaluation.probe_set import balanced_order, check_probes, hot_labels, probe_set
@@ -68,8 +69,6 @@ def test_blocks_are_near_equal_and_balanced(frozen):
 
     assert [len(block) for block in probes.blocks] == [7, 7, 6]
     assert probes.num_records == 20
-    for block in probes.blocks:
-        assert len(set(dataset.columns["label"][block])) == len(block)
     assert probe_set(dataset, 1000, 512, 0, "probe").num_records == 40
 
 
@@ -133,3 +132,49 @@ def test_layers_are_paired_from_the_deepest():
     assert list(pair_layers(longer, longer)) == longer
     with pytest.raises(ConfigError, match="o names layer9, which the student does not show; it"):
         check_layers("o", {"layer9": "pooled"}, longer, longer)
+
+
+# ---- as many classes as records ------------------------------------------------------------------
+
+
+def with_classes(frozen, labels):
+    """The training split with other labels."""
+    dataset = train_split(frozen)
+    dataset.columns["label"] = np.resize(np.asarray(labels), len(dataset)).astype(np.int64)
+    return dataset
+
+
+def test_a_block_without_room_for_all_classes_holds_four_records_of_some(frozen):
+    dataset = with_classes(frozen, np.arange(10))
+
+    probes = probe_set(dataset, 40, 16, 0, "probe")
+
+    labels = [dataset.columns["label"][block] for block in probes.blocks]
+    drawn = [set(of_block.tolist()) for of_block in labels]
+    assert all(np.unique(of_block, return_counts=True)[1].min() >= 2 for of_block in labels)
+    assert not drawn[0] & drawn[1]  # a class lies in one block, whole
+    assert probes.classes == len(set.union(*drawn))
+    assert probe_set(dataset, 40, 512, 0, "probe").classes == 10
+
+
+def test_relevance_of_many_classes_is_seen_where_each_has_several_records(frozen):
+    """Features that are made of the class: before, every block held one record a class, and the answer was 0."""
+    dataset = with_classes(frozen, np.arange(20))
+    made = torch.randn(20, 16, generator=torch.Generator().manual_seed(0)).double()
+    probes = probe_set(dataset, 16, 512, 0, "probe")
+    labels = dataset.columns["label"][np.concatenate(probes.blocks)]
+
+    hot = torch.nn.functional.one_hot(torch.from_numpy(labels), 20).double()
+    noise = 0.1 * torch.randn(len(labels), 16, generator=torch.Generator().manual_seed(1))
+    distances = {"x": feature_distances(hot @ made + noise), "labels": feature_distances(hot)}
+    relevance = float(InnerProducts.of_block(distances).correlation("x", "labels"))
+
+    assert relevance > 0.5
+
+
+def test_labels_that_never_repeat_are_refused_with_the_way_out(frozen):
+    dataset = with_classes(frozen, np.arange(40))
+
+    with pytest.raises(ConfigError, match=r"evaluate\.x\.embeddings"):
+        check_probes("x", dataset, "train", 4, "evaluate.x.embeddings")
+    check_probes("x", dataset, "train", 4)  # with embeddings there is something to say

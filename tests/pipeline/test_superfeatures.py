@@ -693,3 +693,31 @@ def test_symmetric_leaves_out_own_curvature():
     matrix = torch.tensor([[5.0, 1.0], [3.0, 7.0]])
 
     assert symmetric(matrix).tolist() == [[0, 2], [2, 0]]
+
+
+# ---- levels --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 2, 4, 7])
+def test_the_groups_at_m_do_not_depend_on_the_levels_above(number):
+    alone = group_features(dense(24), number)
+
+    for levels in (number, number + 1, 16, 24):
+        deeper = group_features(dense(24), number, levels=levels)
+        assert deeper.partition.most == levels
+        assert torch.equal(deeper.partition.assignments[:number], alone.partition.assignments)
+        assert deeper.modularity[:number] == alone.modularity
+        assert (deeper.resolution, deeper.communities) == (alone.resolution, alone.communities)
+        assert is_nested(deeper.partition)
+        for finer, assignment in enumerate(deeper.partition.assignments, start=1):
+            assert torch.equal(assignment.unique(), torch.arange(finer))
+
+
+def test_planted_groups_are_found_at_their_own_number_and_lost_from_sixteen_down():
+    """Noise hides 4 groups of 5: asked for as 4 they come back whole, however many levels lie above."""
+    planted = torch.arange(20) // 5
+    weights = 1.0 + 0.9 * (planted[:, None] == planted) + 0.6 * dense(20, seed=3)
+
+    found = group_features(weights, 4, levels=16).partition.assignment(4)
+
+    assert groups_of(found) == groups_of(planted)

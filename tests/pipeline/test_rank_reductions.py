@@ -1,0 +1,167 @@
+"""What every term of every loss becomes under several ranks, which average the gradients of their slices.
+
+Each row says how a quantity is reduced over a batch, and what the mean of the ranks' values then is: "whole", the
+value of one process on the whole batch, or "slice", a mean over a part of the batch (which `ranks.py` lists as what a
+slice decides alone). A sum that forgets the number of ranks would be neither.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline.config import (
+    ATConfig,
+    CatKDConfig,
+    E2KDConfig,
+    FTConfig,
+    GuidedTeachingConfig,
+    KDConfig,
+    KEDConfig,
+    LabelsConfig,
+    ReviewKDConfig,
+)
+from pipeline.losses import LOSSES, TEACHINGS, build_loss
+from pipeline.losses.terms import StudentOutput
+from pipeline.models.output import Stage
+from pipeline.ranks import Ranks
+from pipeline.records import NO_LABEL, Targets
+from pipeline.regions import Guidance
+
+B, K, M, RANKS = 8, 5, 3, 2
+
+
+def normal(seed, *shape):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def stages(seed):
+    shapes = ((6, 8, 8), (8, 4, 4), (10, 2, 2))
+    found = []
+    for number, shape in enumerate(shapes):
+        output = normal(seed + number, B, *shape)
+        found.append(Stage(output=output, preactivation=output))
+    return tuple(found)
+
+
+def batch(unknown=()):
+    """A student's output, a teacher's targets and labels of B records."""
+    labels = torch.arange(B) % K
+    labels[list(unknown)] = NO_LABEL
+    student = StudentOutput(
+        logits=normal(0, B, K),
+        maps=normal(1, B, 2, 1, 4, 4),
+        input_size=(16, 16),
+        stages=stages(10),
+        class_maps=normal(2, B, K, 4, 4),
+        superfeature_logits=normal(3, B, M, K),
+        superfeature_hidden=normal(4, B, M, 7),
+    )
+    extra = {f"at_{n}": normal(20 + n, B, 8 // 2 ** (n - 1), 8 // 2 ** (n - 1)) for n in (1, 2, 3)}
+    extra |= {
+        "cat": normal(5, B, K, 4, 4),
+        "ked_z": normal(6, B, M, K),
+        "ft": normal(7, B, 9, 2, 2),
+    }
+    extra |= {"ked_hidden": normal(8, B, M, 7)}
+    targets = Targets(
+        teacher="t",
+        logits=normal(9, B, K),
+        explained_class=torch.zeros(B, 2, dtype=torch.int64),
+        maps=normal(30, B, 2, 1, 4, 4),
+        map_valid=torch.ones(B, 2, dtype=torch.bool),
+        extra=extra,
+    )
+    return student, targets, labels
+
+
+def sliced(values, rows):
+    """The records `rows` of whatever it is."""
+    if isinstance(values, torch.Tensor):
+        return values[rows]
+    if isinstance(values, dict):
+        return {name: sliced(value, rows) for name, value in values.items()}
+    if isinstance(values, Stage):
+        return Stage(*(sliced(value, rows) for value in values))
+    if isinstance(values, tuple) and values and isinstance(values[0], Stage):
+        return tuple(sliced(value, rows) for value in values)
+    if hasattr(values, "__dataclass_fields__"):
+        return type(values)(
+            **{name: sliced(getattr(values, name), rows) for name in values.__dataclass_fields__}
+        )
+    return values
+
+
+def terms_of(loss, student, targets, labels, world_size):
+    """Every term and the total, of one process or as the mean over ranks of equal slices."""
+    loss.ranks = Ranks(world_size=world_size)
+    parts = []
+    for rank in range(world_size):
+        rows = slice(rank * B // world_size, (rank + 1) * B // world_size)
+        found = loss(sliced(student, rows), sliced(targets, rows), labels[rows])
+        parts.append({**found.terms, "total": found.total})
+    return {name: float(sum(part[name] for part in parts)) / world_size for name in parts[0]}
+
+
+# quantity, its loss, the reduction over a batch, and what the mean over ranks is
+TABLE = [
+    ("ce", LabelsConfig(), "mean over known labels", "whole"),
+    ("bce", LabelsConfig(loss="bce"), "mean over known labels", "whole"),
+    ("bce", LabelsConfig(loss="bce_offlabel"), "mean over known labels", "whole"),
+    ("kd", KDConfig(tau=2.0), "mean over records", "whole"),
+    ("kd", KDConfig(tau=2.0, logits="mld"), "mean over records", "whole"),
+    ("map", E2KDConfig(), "mean over records", "whole"),
+    ("map", E2KDConfig(normalise_by="valid"), "mean over records with a valid map", "whole"),
+    ("ked", KEDConfig(), "mean over records and superfeatures", "whole"),
+    ("at", ATConfig(), "mean over records and places", "whole"),
+    ("at", ATConfig(norm="l2"), "mean over records of a norm", "whole"),
+    ("cat", CatKDConfig(), "mean over records, classes and places", "whole"),
+    *[
+        ("localization", GuidedTeachingConfig(localization=name), "sum over records", "whole")
+        for name in ("energy", "l1", "rrr", "ppce")
+    ],
+]
+
+
+@pytest.mark.parametrize(("quantity", "config", "reduction", "under_ranks"), TABLE)
+def test_the_mean_over_ranks_is_the_value_of_the_whole_batch(
+    quantity, config, reduction, under_ranks
+):
+    loss = (TEACHINGS | LOSSES)[config.kind](config).double()
+    student, targets, labels = batch()
+    fields = {n: v for n, v in targets.extra.items() if n.startswith(loss.extra or "none")}
+    targets = replace(targets, extra=fields)
+    if isinstance(config, GuidedTeachingConfig):
+        targets = Guidance(
+            explained_class=torch.zeros(B, 1, dtype=torch.int64), regions=normal(9, B, 16, 16) > 0
+        )
+    loss.prepare(student, targets)
+
+    alone = terms_of(loss, student, targets, labels, 1)
+    ranks = terms_of(loss, student, targets, labels, RANKS)
+
+    assert alone[quantity] != 0
+    assert ranks == pytest.approx(alone, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "config"), [("ce", LabelsConfig()), ("bce", LabelsConfig(loss="bce"))]
+)
+def test_means_over_known_labels_are_the_slices_own(quantity, config):
+    """The control: what is said to differ does, so that the comparison above can tell."""
+    loss = build_loss(config).double()
+    student, targets, labels = batch(unknown=(0, 1, 2))
+
+    alone = terms_of(loss, student, targets, labels, 1)
+    ranks = terms_of(loss, student, targets, labels, RANKS)
+
+    assert ranks[quantity] != pytest.approx(alone[quantity], rel=1e-3)
+
+
+def test_every_method_stands_in_the_table_or_among_those_that_keep_records():
+    """crd and sskd compare records with each other (test_crd, test_sskd); review_kd and ft are means of all values."""
+    listed = {config.kind for _, config, _, _ in TABLE}
+    elsewhere = {ReviewKDConfig().kind, FTConfig().kind, "crd", "sskd"}
+
+    assert listed | elsewhere >= set(LOSSES) | (set(TEACHINGS) - {"ked"})
