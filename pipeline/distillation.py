@@ -93,6 +93,7 @@ class Distillation:
         return TrainedModel(
             config=self.config.student,
             num_classes=plan.num_classes,
+            classes=plan.class_names,
             input_size=plan.input_size,
             teachers=tuple(_judged_by(plan, teacher).name for teacher in plan.dataset.passes),
             split=self.config.split,

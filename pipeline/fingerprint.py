@@ -84,7 +84,7 @@ def describe_teacher(
             )
         weights_sha256 = sha256_file(path)
     elsewhere: tuple[str, ...] = (
-        *("weights", "sha256", "classes", "mean", "std", "input_size", "frame"),
+        *("weights", "sha256", "license", "classes", "mean", "std", "input_size", "frame"),
     )
     if config.kind == "additive":  # its weights hold the partition, wherever that came from
         elsewhere += ("partition", "partition_control", "partition_seed")

@@ -30,6 +30,9 @@ _NO_DIFFERENCE = (
     "teacher.sha256",
     "student.sha256",
     "black_box.sha256",
+    "student.license",
+    "teacher.license",
+    "black_box.license",
     "teacher.partition",
     "student.partition",
     "black_box.weights",
@@ -83,6 +86,8 @@ class TrainedModel:
     num_classes: int
     input_size: tuple[int, int]
     """(height, width)."""
+    classes: tuple[str, ...] = ()
+    """Their names, where the outputs are the data's classes."""
     teachers: tuple[str, ...] = ()
     """Names of the passes it learned from."""
     split: str = "train"
@@ -174,11 +179,19 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
     if trained.config.kind == "timm":
         from pipeline.models.timm import save_for_hub
 
-        classes = trained.config.classes or trained.num_classes
-        save_for_hub(model, folder / EXPORT_FOLDER, classes, trained.input_size)
+        save_for_hub(
+            model,
+            folder / EXPORT_FOLDER,
+            trained.config,
+            name=folder.parent.name or folder.name,
+            classes=trained.classes,
+            num_classes=trained.config.classes or trained.num_classes,
+            size=trained.input_size,
+        )
     description = {
         "model": plain(trained.config),
         "num_classes": trained.num_classes,
+        "classes": list(trained.classes),
         "input_size": list(trained.input_size),
         "teachers": list(trained.teachers),
         "split": trained.split,
@@ -210,6 +223,7 @@ def read_description(folder: Path) -> TrainedModel:
             DESCRIPTION_NAME,
         ),
         num_classes=values["num_classes"],
+        classes=tuple(values["classes"]),
         input_size=tuple(values["input_size"]),
         teachers=tuple(values["teachers"]),
         split=values["split"],

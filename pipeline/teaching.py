@@ -141,5 +141,8 @@ class Teaching:
         from pipeline.runs import TrainedModel
 
         return TrainedModel(
-            config=self.config.teacher, num_classes=plan.num_classes, input_size=plan.input_size
+            config=self.config.teacher,
+            num_classes=plan.num_classes,
+            classes=plan.class_names,
+            input_size=plan.input_size,
         )

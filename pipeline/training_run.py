@@ -16,6 +16,7 @@ from pipeline.appearance import AppearanceSchedule
 from pipeline.column_moments import column_moments
 from pipeline.config import ConfigError, GradCamConfig
 from pipeline.explainers import ATTRIBUTIONS, DEFAULT_EXPLAINER, EXPLAINERS
+from pipeline.explainers.grids import map_grid, require_places, warn_of_coarse_grid
 from pipeline.geometry import downscale, view_images, view_targets
 from pipeline.live import LiveTeacher
 from pipeline.losses.terms import StudentOutput
@@ -93,6 +94,12 @@ class TrainingPlan:
     """Of the live teacher: which classes it explains."""
     superfeatures: Comparison | None = None
     """The level at which they are compared; None where the loss compares none."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the network's outputs; empty where they are not the data's classes."""
+        names = self.dataset.store.manifest.classes
+        return names if (self.model.classes or self.num_classes) == len(names) else ()
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -209,6 +216,8 @@ def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
         targets = _build_live_teacher(plan, plan.live_teacher, device)
     if plan.guided_by is not None:
         targets = GuidanceSource(plan.guided_by, plan.num_classes, plan.input_size)
+    if plan.loss.needs_maps(0):
+        _check_map_grids(plan, model, targets)
     if plan.superfeatures is not None:
         targets = plan.superfeatures.targets(targets)
     if plan.loss.inner != NOTHING:
@@ -238,6 +247,29 @@ def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
         numerics=numerics,
         ranks=ranks,
     )
+
+
+def _check_map_grids(plan: TrainingPlan, model: Classifier, targets: TargetSource) -> None:
+    """ConfigError where the explanations of the student or of a teacher have one cell."""
+    own = map_grid(model, plan.input_size)
+    require_places(
+        own,
+        plan.input_size,
+        "the student's explanations" if plan.guided_by is None else "the network's explanations",
+        "raise augment.size, or choose a network of smaller stride",
+    )
+    taught = [
+        ((spec.shape[-2], spec.shape[-1]), plan.dataset.store.size, f"the maps of {teacher.name}")
+        for teacher in plan.dataset.passes
+        for spec in teacher.manifest.fields
+        if spec.name == "map"
+    ]
+    if isinstance(targets, LiveTeacher):
+        size = targets.input_size
+        taught = [(map_grid(targets.model, size), size, "the teacher's explanations")]
+    for grid, size, whose in taught:
+        require_places(grid, size, whose, "raise teacher.input_size, or choose another teacher")
+        warn_of_coarse_grid(own, grid)
 
 
 def _learn_columns(model: Classifier, dataset: StoreDataset) -> None:

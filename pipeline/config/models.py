@@ -115,6 +115,8 @@ class TimmModelConfig(NetworkConfig):
     mean: tuple[float, ...] | None = None
     """null takes the model's own."""
     std: tuple[float, ...] | None = None
+    license: str | None = None
+    """Of a trained student, as its export names it (an SPDX name); null names none."""
 
 
 BCOS_NAMES = (

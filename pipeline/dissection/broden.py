@@ -61,12 +61,12 @@ class BrodenFolder:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, number: int) -> ConceptImage:
+    def read(self, number: int, *, with_labels: bool = True) -> ConceptImage:
         """RecordError where a file is missing, or is not what its row says."""
         row = self.rows[number]
         size = int(row["sh"]), int(row["sw"])
         layers, whole = [], []
-        for category in self.labels.categories:
+        for category in self.labels.categories if with_labels else ():
             for entry in filter(None, row[category].split(";")):
                 if entry.isdecimal():
                     whole.append(int(entry))
@@ -137,7 +137,10 @@ def _read_labels(folder: Path, categories: tuple[str, ...]) -> Labels:
             )
         for row in _read_table(path):
             coverage[int(row["number"]), place] = float(row["coverage"])
-    return Labels(tuple(names), categories, tuple(coverage.argmax(axis=1).tolist()))
+    # Of equal coverages the last category's counts, as in the authors' code.
+    place = coverage.shape[1] - 1 - coverage[:, ::-1].argmax(axis=1)
+    place[(coverage < 0).all(axis=1)] = 0  # a label that no table lists
+    return Labels(tuple(names), categories, tuple(place.tolist()))
 
 
 def _read_table(path: Path) -> list[dict[str, str]]:

@@ -49,5 +49,5 @@ class ConceptSet(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, number: int) -> ConceptImage:
-        """One picture."""
+    def read(self, number: int, *, with_labels: bool = True) -> ConceptImage:
+        """One picture; without its labels where they are not needed, as they may be files of their own."""

@@ -60,7 +60,7 @@ class DrawnConcepts:
     def __len__(self) -> int:
         return self.count
 
-    def read(self, number: int) -> ConceptImage:
+    def read(self, number: int, *, with_labels: bool = True) -> ConceptImage:
         """One picture, drawn."""
         generator = np.random.default_rng([self.seed, number])
         scene = str(generator.choice(list(_SCENES)))

@@ -138,7 +138,7 @@ def dissect(
         torch.zeros(units, 0, dtype=torch.int64, device=subject.device),
         options.top_images,
     )
-    for numbers, _, found in _passes(subject, concepts, options, batch_size):
+    for numbers, _, found in _passes(subject, concepts, options, batch_size, with_labels=False):
         largest = largest + LargestActivations.of(found, keep)
         which = torch.tensor(numbers, device=subject.device)
         top = top + TopImages.of(found, which, options.top_images)
@@ -158,12 +158,17 @@ def dissect(
 
 
 def _passes(
-    subject: Subject, concepts: ConceptSet, options: DissectionOptions, batch_size: int
+    subject: Subject,
+    concepts: ConceptSet,
+    options: DissectionOptions,
+    batch_size: int,
+    *,
+    with_labels: bool = True,
 ) -> Iterator[tuple[list[int], list[ConceptImage], Tensor]]:
     """Numbers of images, the images and their activations [B, U, h, w], batch by batch."""
     for start in range(0, len(concepts), batch_size):
         numbers = list(range(start, min(start + batch_size, len(concepts))))
-        pictures = [concepts.read(number) for number in numbers]
+        pictures = [concepts.read(number, with_labels=with_labels) for number in numbers]
         seen = _legacy(subject, seen_by(subject, pictures), options)
         yield numbers, pictures, units_of(subject, seen, options.stage)
 
@@ -227,7 +232,8 @@ def _write_pictures(trial: Trial, found: Dissected, units: Sequence[int]) -> Non
     best, concept = found.iou.max(dim=1)
     frames, masks = [], []
     for unit in units:
-        pictures = [concepts.read(number) for number in found.top.numbers[unit].tolist()]
+        numbers = found.top.numbers[unit].tolist()
+        pictures = [concepts.read(number, with_labels=False) for number in numbers]
         seen = seen_by(subject, pictures)
         own = units_of(subject, _legacy(subject, seen, options), options.stage)[:, unit : unit + 1]
         threshold = found.thresholds[unit : unit + 1].to(subject.device)

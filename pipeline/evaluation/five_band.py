@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 NAME = "five_band"
 _LOW, _HIGH = 0.3, 0.7
+_DECIMALS = 9
 _GRIDS = {"legacy": (11, 0.02), "v2": (56, 0.005)}
 """Steps, and by how much each moves both thresholds."""
 _SCORES = ("accuracy", "recall", "precision", "fpr")
@@ -64,7 +65,8 @@ def normalise(maps: Tensor) -> Tensor:
 
 def bands_of(maps: Tensor, moved: float = 0.0) -> Tensor:
     """i64 in -2 to 2 of normalised maps, with thresholds moved towards 0; a threshold belongs to the band below."""
-    low, high = _LOW - moved, _HIGH - moved
+    # Rounded, as 0.3 - 0.2 is less than 0.1 in floats, and a pixel of 0.1 belongs to the band below.
+    low, high = round(_LOW - moved, _DECIMALS), round(_HIGH - moved, _DECIMALS)
     thresholds = torch.tensor([-high, -low, low, high], dtype=maps.dtype, device=maps.device)
     return torch.bucketize(maps, thresholds) - 2
 

@@ -31,11 +31,6 @@ class Networks:
         self.passes = passes
         self._students: dict[str, Subject] = {}
 
-    @property
-    def has_teacher(self) -> bool:
-        """Whether `teacher` names weights."""
-        return _named(self.config) is not None
-
     def check_teacher(self, judge: str) -> None:
         """ConfigError unless `teacher` names the network that made the subject's teacher pass.
 

@@ -8,6 +8,7 @@ input of that block's attention, after its norm, where a class token reads the i
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from pipeline.models.classifier import Classifier, Published, WeightsError, requ
 from pipeline.models.output import GapLinear, GapNormLinear, Normalize, Stage, apply_norm
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from pipeline.config import TimmModelConfig
@@ -85,10 +87,31 @@ def _tagged(config: TimmModelConfig) -> str:
     return f"{config.name}.{tag}" if tag and plain else config.name
 
 
-def save_for_hub(model: Classifier, folder: Path, num_classes: int, size: tuple[int, int]) -> None:
+_OF_ANY_WEIGHTS = (
+    *("num_classes", "input_size", "fixed_input_size", "pool_size", "mean", "std", "interpolation"),
+    *("crop_pct", "crop_mode", "first_conv", "classifier", "custom_load"),
+)
+"""What timm's config.json says of an input and of a network, and not of where weights come from."""
+
+
+def save_for_hub(
+    model: Classifier,
+    folder: Path,
+    config: TimmModelConfig,
+    *,
+    name: str,
+    classes: Sequence[str],
+    num_classes: int,
+    size: tuple[int, int],
+) -> None:
     """Write model.safetensors and config.json, for timm.create_model("local-dir:<folder>", pretrained=True).
 
-    size  (height, width) of the images that the model was trained on
+    The weights are the run's own: nothing stays of the tag, the licence and the origin of those that timm
+    publishes for the architecture.
+
+    name     of the run
+    classes  names by output; empty where they are not known
+    size     (height, width) of the images that the model was trained on
     """
     assert isinstance(model, _TimmNetwork)
     preprocessing = {
@@ -103,6 +126,19 @@ def save_for_hub(model: Classifier, folder: Path, num_classes: int, size: tuple[
         model_config={"num_classes": num_classes, "pretrained_cfg": preprocessing},
         safe_serialization=True,
     )
+    path = folder / "config.json"
+    written = json.loads(path.read_text())
+    settings = {key: written["pretrained_cfg"].get(key) for key in _OF_ANY_WEIGHTS}
+    settings = {key: value for key, value in settings.items() if value is not None}
+    settings["tag"] = name
+    if config.license is not None:
+        settings["license"] = config.license
+    written["pretrained_cfg"] = settings
+    if len(classes) == num_classes:
+        written["label_names"] = list(classes)
+    if config.weights is not None:
+        written["started_from"] = config.weights if is_published(config.weights) else "a file"
+    path.write_text(json.dumps(written, indent=2) + "\n")
 
 
 def _create(name: str, **options: Any) -> Any:
