@@ -1,0 +1,112 @@
+"""Actors that are killed at random moments, many times in one Ray session: the same bytes, whatever was running.
+
+One session with two actors makes store after store until 60 actors of each backend are dead. A store that differs
+from an undisturbed one is kept, and its differing files are named.
+"""
+
+import os
+import random
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from pipeline.cluster import ShardError
+from pipeline.cluster.session import ray_session
+from pipeline.config import (
+    AugmentConfig,
+    DemoDataConfig,
+    LocalClusterConfig,
+    OperationConfig,
+    PassConfig,
+    RandomViewsConfig,
+)
+from stages import precompute
+from tests.conftest import precompute_config
+from tests.pipeline.store.test_round_trip import tree_bytes
+from tests.stages.test_kill import descendants, title
+
+KILLS = 60
+DATA = DemoDataConfig(
+    image_size=16,
+    min_digit_size=8,
+    max_digit_size=12,
+    test_digits=60,
+    train_digits=260,
+    teacher_digits=60,
+    teacher_placements=1,
+    test_placements=1,
+)
+ACTORS = LocalClusterConfig(actors=2, max_restarts=1000)
+
+
+class Killer(threading.Thread):
+    """Kills an actor of this process's Ray now and then, while a store is being made."""
+
+    def __init__(self, seed):
+        super().__init__(daemon=True)
+        self.random = random.Random(seed)
+        self.kills = 0
+        self.stopping = threading.Event()
+
+    def run(self):
+        while not self.stopping.wait(self.random.uniform(0.1, 3.0)):
+            actors = [pid for pid in descendants(os.getpid()) if "MapWorker" in title(pid)]
+            if not actors:
+                continue
+            try:
+                os.kill(self.random.choice(actors), signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            self.kills += 1
+
+    def stop(self):
+        self.stopping.set()
+        self.join()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("backend", ["zarr", "webdataset"])
+def test_a_store_whose_actors_are_killed_is_the_same_bytes(tmp_path, tiny_teacher, backend):
+    config = precompute_config(
+        tmp_path / "expected",
+        tiny_teacher,
+        data=DATA,
+        backend=backend,
+        annotate=PassConfig(batch_size=4, payloads=("logits", "map", "at", "cat", "feature")),
+        views=RandomViewsConfig(count=2),
+        augment=AugmentConfig(operations=(OperationConfig(kind="horizontal_flip"),)),
+    )
+    precompute.run(config)
+    expected = tree_bytes(tmp_path / "expected")
+    kills, stores, failed = 0, 0, 0
+    started = time.monotonic()
+    with ray_session(ACTORS, cpus=2):
+        while kills < KILLS:
+            path = tmp_path / f"store-{stores}"
+            store = replace(config.store, path=str(path))
+            disturbed = replace(config, store=store, executor="ray", cluster=ACTORS)
+            killer = Killer(stores)
+            killer.start()
+            try:
+                while True:
+                    try:
+                        precompute.run(disturbed)
+                        break
+                    except ShardError:  # as a user would: the same command again
+                        failed += 1
+            finally:
+                killer.stop()
+            found = tree_bytes(path)
+            different = sorted(
+                name for name in {*expected, *found} if expected.get(name) != found.get(name)
+            )
+            assert different == [], f"{path} differs after {killer.kills} kills"
+            kills += killer.kills
+            stores += 1
+    minutes = (time.monotonic() - started) / 60
+    print(f"{backend}: {kills} kills, {stores} stores, {failed} commands again, {minutes:.1f} min")

@@ -1,0 +1,103 @@
+"""docs/store-format.md: its example is run as it stands, and its tables name what there is."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config import ImageFolderDataConfig, PassConfig
+from pipeline.store.index import INDEX_SCHEMA
+from pipeline.store.reader import Store
+from stages import precompute
+from tests.conftest import precompute_config
+
+PAGE = (Path(__file__).resolve().parent.parent / "docs" / "store-format.md").read_text()
+(EXAMPLE,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory, tiny_teacher) -> Path:
+    """A store of photographs in shards of 7 with two splits, the last shards short, and two skipped records."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("uneven")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 17), ("test", 11)):
+        for name in ("cat", "dog"):
+            for number in range(count):
+                path = folder / "images" / split / name / f"{number:03d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
+    for split in ("train", "test"):
+        (folder / "images" / split / "cat" / "000.png").write_bytes(b"no image")
+    data = ImageFolderDataConfig(path=str(folder / "images"), on_error="skip")
+    teacher = replace(tiny_teacher, classes=10)
+    config = precompute_config(folder / "store", teacher, data=data, shard_size=7)
+    precompute.run(replace(config, annotate=PassConfig(batch_size=4)))
+    return folder / "store"
+
+
+def test_the_example_is_eight_lines_and_right(uneven):
+    """Its accuracy and maps are those that our own reader gives, record by record."""
+    store = Store(uneven)
+    (teacher,) = store.open_passes()
+    assert len(EXAMPLE.strip().split("\n")) == 8
+    head = f"store, name = {str(uneven)!r}, {teacher.name!r}\n"
+    check = "import numpy; numpy.savez('read.npz', logits=logits, maps=maps, keys=rows.key.to_numpy(str))"
+
+    done = subprocess.run(
+        [sys.executable, "-c", head + EXAMPLE + check], capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    printed, read = json.loads(done.stdout), np.load("read.npz")
+    index = {row["key"]: row for row in store.index.to_pylist()}
+    shards = {shard.name: teacher.read_shard(shard) for shard in store.manifest.shards}
+    right = []
+    for key, logits, maps in zip(read["keys"], read["logits"], read["maps"], strict=True):
+        row = index[str(key)]
+        np.testing.assert_array_equal(logits, shards[row["shard"]]["logits"][row["row"], 0])
+        np.testing.assert_array_equal(maps, shards[row["shard"]]["map"][row["row"], 0, 0])
+        right.append(int(logits.argmax()) == row["label"])
+    assert len(right) == 21  # 22 images, of which one was skipped
+    assert printed == {"accuracy": np.mean(right), "maps": list(read["maps"].shape)}
+
+
+def test_rows_of_the_arrays_are_not_rows_of_the_index_and_padding_says_so(uneven):
+    """The control: the natural reading is another record's, or nobody's."""
+    import zarr
+
+    store = Store(uneven)
+    (teacher,) = store.open_passes()
+    arrays = zarr.open_group(teacher.folder / "columns.zarr", mode="r")
+    array_row = store.index["array_row"].to_numpy()
+    padding = np.setdiff1d(np.arange(arrays["logits"].shape[0]), array_row)
+
+    assert (array_row != np.arange(len(array_row))).any()
+    assert len(padding) == arrays["logits"].shape[0] - store.index.num_rows > 0
+    assert np.isnan(arrays["logits"][:][padding]).all()
+    assert np.isnan(arrays["map"][:][padding]).all()
+    assert (arrays["explained_class"][:][padding] == -1).all()
+    for name in arrays.array_keys():
+        array = arrays[name]
+        assert array.metadata.dimension_names[:2] == ("array_row", "view")
+        assert not any(axis.startswith("axis_") for axis in array.metadata.dimension_names)
+        assert {"codec", "padding", "array_row"} <= set(array.attrs)
+
+
+def test_the_page_names_every_column_of_the_index():
+    for name in INDEX_SCHEMA.names:
+        assert f"`{name}`" in PAGE, name
+
+
+def test_boxes_say_their_unit(frozen):
+    import pyarrow.parquet as pq
+
+    field = pq.read_schema(frozen.store.path / "index.parquet").field("boxes")
+
+    assert b"-1 and 1" in field.metadata[b"unit"]
