@@ -131,7 +131,7 @@ def _judgement(result: StudentResult) -> tuple[EvaluateOptions, dict[str, str]]:
 
 def _open(result: StudentResult) -> Arm:
     model, trained = load_model(result.folder / "distill")
-    table, _ = read_table(result.folder / "evaluate" / RECORDS_NAME, RECORDS_SCHEMA)
+    table = read_table(result.folder / "evaluate" / RECORDS_NAME, RECORDS_SCHEMA)
     rows: dict[str, list[Row]] = {}
     for row in table.to_pylist():
         rows.setdefault(row["split"], []).append(row)

@@ -124,7 +124,7 @@ def _read_csv(path: Path) -> pa.Table:
 
 def _read_parquet(path: Path) -> pa.Table:
     with pq.ParquetFile(path) as file:
-        return file.read()
+        return file.read(use_threads=False)  # see store/index.py
 
 
 def to_name(value: Any) -> str | None:

@@ -96,7 +96,8 @@ def _read_parquet(path: Path, columns: dict[str, str]) -> Iterator[Row]:
     with pq.ParquetFile(path) as file:
         require_columns(path, columns, file.schema_arrow.names)
         number = 0
-        for batch in file.iter_batches(columns=sorted(set(columns.values()))):
+        wanted = sorted(set(columns.values()))
+        for batch in file.iter_batches(columns=wanted, use_threads=False):  # see store/index.py
             for cells in batch.to_pylist():
                 number += 1
                 yield Row(path, number, cells)

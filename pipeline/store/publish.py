@@ -223,7 +223,8 @@ def _frame(packing: Packing, index: pa.Table, image_size: int | None) -> Canonic
 def _frame_size(index: pa.Table, image_size: int | None) -> tuple[int, int]:
     if image_size is not None:
         return image_size, image_size
-    sizes = index.select(["height", "width"]).group_by(["height", "width"]).aggregate([])
+    sizes = index.select(["height", "width"]).group_by(["height", "width"], use_threads=False)
+    sizes = sizes.aggregate([])
     if sizes.num_rows > 1:
         return DEFAULT_FRAME_SIZE
     return sizes["height"][0].as_py(), sizes["width"][0].as_py()

@@ -301,7 +301,7 @@ def test_a_teacher_of_constant_logits_is_refused_early_or_in_the_end(
 
 def test_a_student_whose_explanation_has_one_cell_is_refused_with_the_way_out(frozen):
     student = TimmModelConfig(name="resnet10t")
-    config = distill_config(frozen, student=student, method=E2KDConfig(lambda_map=5.0))
+    config = replace(distill_config(frozen, method=E2KDConfig(lambda_map=5.0)), student=student)
     message = r"1x1 cells on images of 16x16 pixels.*raise augment\.size"
 
     with pytest.raises(ConfigError, match=message):

@@ -23,6 +23,7 @@ from pipeline.config import (
     PassConfig,
     RandomViewsConfig,
 )
+from pipeline.store.journal import JOURNAL_SUFFIX
 from stages import precompute
 from tests.conftest import precompute_config
 from tests.pipeline.store.test_round_trip import tree_bytes
@@ -43,19 +44,25 @@ ACTORS = LocalClusterConfig(actors=2, max_restarts=1000)
 
 
 class Killer(threading.Thread):
-    """Kills an actor of this process's Ray now and then, while a store is being made."""
+    """Kills an actor of this process's Ray while it is at a shard, once for each few shards that are finished."""
 
-    def __init__(self, seed):
+    def __init__(self, store, seed):
         super().__init__(daemon=True)
+        self.store = store
         self.random = random.Random(seed)
         self.kills = 0
         self.stopping = threading.Event()
 
     def run(self):
-        while not self.stopping.wait(self.random.uniform(0.1, 3.0)):
-            actors = [pid for pid in descendants(os.getpid()) if "MapWorker" in title(pid)]
-            if not actors:
+        finished = -1
+        while not self.stopping.wait(0.01):
+            receipts = len(list(self.store.rglob("receipts/*.parquet")))
+            if receipts == finished or not list(self.store.rglob(f".*{JOURNAL_SUFFIX}")):
                 continue
+            actors = [pid for pid in descendants(os.getpid()) if "MapWorker" in title(pid)]
+            if not actors or self.stopping.wait(self.random.uniform(0, 0.2)):
+                continue
+            finished = receipts
             try:
                 os.kill(self.random.choice(actors), signal.SIGKILL)
             except ProcessLookupError:
@@ -90,7 +97,7 @@ def test_a_store_whose_actors_are_killed_is_the_same_bytes(tmp_path, tiny_teache
             path = tmp_path / f"store-{stores}"
             store = replace(config.store, path=str(path))
             disturbed = replace(config, store=store, executor="ray", cluster=ACTORS)
-            killer = Killer(stores)
+            killer = Killer(path, stores)
             killer.start()
             try:
                 while True:

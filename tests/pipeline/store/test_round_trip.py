@@ -218,3 +218,32 @@ def tree_bytes(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def test_reading_an_index_starts_no_thread_that_could_outlive_the_process(frozen):
+    """Arrow's threads, while they are being started, end a process that exits by SIGABRT."""
+    script = """
+        import os, sys
+        from pathlib import Path
+        import pyarrow.parquet
+        from pipeline.store.index import INDEX_SCHEMA, RECEIPT_SCHEMA, read_receipt, read_table
+
+        store = Path(sys.argv[1])
+        before = set(os.listdir("/proc/self/task"))
+        read_table(store / "index.parquet", INDEX_SCHEMA)
+        for path in store.glob("receipts/*.parquet"):
+            read_receipt(path, RECEIPT_SCHEMA)
+        assert set(os.listdir("/proc/self/task")) == before
+        pyarrow.parquet.read_table(store / "index.parquet")  # the control: stock reading starts some
+        assert set(os.listdir("/proc/self/task")) > before
+    """
+
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), frozen.store.path],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).resolve().parents[3],
+    )
+
+    assert done.returncode == 0, done.stderr
