@@ -65,7 +65,9 @@ class TrainerConfig:
     device: str = "auto"
     """auto takes a GPU where there is one."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the forward and backward pass (torch.autocast); losses and explanations stay float32."""
+    """Of the forward and backward pass (torch.autocast). Losses stay float32, and so does GradCAM of a linear head,
+    whose weights are the explanation; explanations that are gradients (B-cos weights, class tokens) are gradients of
+    the half-precision graph, cast to float32 afterwards."""
     compile: bool = False
     """torch.compile of the student's forward pass, where its explanation needs no double backward."""
     channels_last: bool = False

@@ -183,7 +183,8 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
         raise ManifestError(f"{path} cannot be read as Parquet ({error})") from error
     if not table.schema.equals(schema, check_metadata=False):
         raise ManifestError(f"{path} has other columns than this version writes")
-    if any(_null_count(chunk) for column in table.columns for chunk in column.chunks):
+    required = [field.name for field in schema if not field.nullable]
+    if any(_null_count(chunk) for name in required for chunk in table[name].chunks):
         raise ManifestError(f"{path} has empty cells")
     return table.combine_chunks()
 

@@ -26,6 +26,8 @@ from tests.benchmarks.memory import memory_figures
 from tests.benchmarks.precomputing import gap_figure, precompute_figures
 from tests.benchmarks.reading import (
     bytes_figures,
+    checksums_32_figure,
+    checksums_224_figure,
     stream_32_figure,
     stream_224_figure,
 )
@@ -39,6 +41,8 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     step_figures: ("frozen_e2kd_step_vs_labels", "frozen_vs_live_e2kd_step"),
     stream_32_figure: ("stream_vs_webdataset_32px",),
     stream_224_figure: ("stream_vs_webdataset_224px",),
+    checksums_32_figure: ("checksums_epoch_32px",),
+    checksums_224_figure: ("checksums_epoch_224px",),
     bytes_figures: ("bytes_vs_payload", "bytes_vs_one_pt_per_image"),
     gap_figure: ("gap_between_shards",),
     memory_figures: ("precompute_memory_50k_vs_10k", "distill_memory_50k_vs_10k"),

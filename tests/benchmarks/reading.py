@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -22,6 +24,8 @@ from tests.benchmarks.inputs import precompute_config, write_tars
 
 BATCH = 50
 ROUNDS = 7
+CHECKED_ROUNDS = 15
+"""Of a difference of a few per cent."""
 
 
 def stream_32_figure(folder: Path) -> list[Figure]:
@@ -96,6 +100,61 @@ def check(batches: Iterator[dict[str, torch.Tensor]], records: int, side: int) -
         assert batch["frames"].shape[1:] == (3, side, side)
         assert len(batch["logits"]) == len(batch["maps"]) == len(batch["frames"])
     assert counted == records
+
+
+# ---- checksums -----------------------------------------------------------------------------------
+
+
+def checksums_32_figure(folder: Path) -> list[Figure]:
+    """An epoch of small images with every byte compared, against the same without."""
+    return [_checksums_figure("checksums_epoch_32px", folder, 10_000, 32, "<= 1.05")]
+
+
+def checksums_224_figure(folder: Path) -> list[Figure]:
+    """The same of photographs."""
+    return [_checksums_figure("checksums_epoch_224px", folder, 2_000, 224, "<= 1.02")]
+
+
+def _checksums_figure(name: str, folder: Path, records: int, side: int, aim: str) -> Figure:
+    torch.set_num_threads(1)
+    tars, path = write_tars(folder / "tars", records, side), folder / "store"
+    precompute.run(precompute_config(tars, path))
+    store = Store(path)
+    (teacher,) = store.open_passes()
+
+    def read() -> None:
+        check(ours(store, teacher), records, side)
+
+    def read_unchecked() -> None:
+        with _no_checksums():
+            read()
+
+    pairs = in_turn(read, read_unchecked, CHECKED_ROUNDS)
+    return figure(name, pairs, faster=False, unit="us/record", scale=1e6 / records, aim=aim)
+
+
+class _Agreeable:
+    """A checksum that equals any other."""
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@contextmanager
+def _no_checksums() -> Iterator[None]:
+    """Readers that take any bytes for the right ones and compute no CRC-32C."""
+    anything = _Agreeable()
+
+    def unchecked(data: bytes) -> _Agreeable:
+        return anything
+
+    with mock.patch("google_crc32c.value", unchecked):
+        yield
 
 
 # ---- bytes ---------------------------------------------------------------------------------------

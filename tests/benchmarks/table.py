@@ -25,6 +25,8 @@ TITLES = {
     "frozen_vs_live_e2kd_step": "frozen e2KD step, speed against a live ResNet-56 teacher (ResNet-20)",
     "stream_vs_webdataset_32px": "stream with targets, speed against a stock `webdataset` zip, 32 px",
     "stream_vs_webdataset_224px": "the same, 224 px",
+    "checksums_epoch_32px": "an epoch of reading with every byte's checksum compared, cost against none, 32 px",
+    "checksums_epoch_224px": "the same, 224 px",
     "bytes_vs_payload": "bytes of a whole pass (Zarr, receipts, manifest) against its payload",
     "bytes_vs_one_pt_per_image": "the same against one `.pt` per image, in disk blocks",
     "gap_between_shards": "gap between two shards on Ray, as a share of a shard's time",

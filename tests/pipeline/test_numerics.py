@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.config import ConfigError, E2KDConfig, GradCamConfig, KDConfig, TimmModelConfig
+from pipeline.config import (
+    BcosModelConfig,
+    CifarModelConfig,
+    ConfigError,
+    E2KDConfig,
+    GradCamConfig,
+    KDConfig,
+    TimmModelConfig,
+)
+from pipeline.explainers import EXPLAINERS
 from pipeline.explainers.gradcam import gradcam
 from pipeline.live import LiveTeacher
 from pipeline.losses import build_loss
@@ -252,3 +261,31 @@ def test_a_compiled_student_takes_the_same_step():
     assert compiled.forward is not compiled.model
     # Checkpoints and exports know nothing of it.
     assert compiled.state()["model"].keys() == plain.state()["model"].keys()
+
+
+@pytest.mark.parametrize("kind", ["gradcam", "bcos_weights"])
+def test_explanations_of_the_half_precision_graph_are_close_to_those_of_float32(kind):
+    """GradCAM of a linear head is its float32 weights on half-precision features; W is a gradient of that graph."""
+    config = (
+        BcosModelConfig(name="resnet18")
+        if kind == "bcos_weights"
+        else CifarModelConfig(name="resnet8", width=8)
+    )
+    torch.manual_seed(0)
+    model = build_model(config, NUM_CLASSES).eval()
+    images = torch.rand(4, 3, 64, 64)
+    classes = torch.arange(4)[:, None] % NUM_CLASSES
+
+    def explain(precision):
+        mixed = precision != torch.float32
+        with torch.autocast("cpu", dtype=precision, enabled=mixed):
+            output = model(images)
+        output = output._replace(logits=output.logits.float())
+        return EXPLAINERS[kind](model, output, classes).flatten(2)
+
+    wanted, found = explain(torch.float32), explain(torch.bfloat16)
+
+    cosine = torch.nn.functional.cosine_similarity(wanted, found, dim=2)
+    assert found.dtype == torch.float32
+    assert not torch.equal(wanted, found)
+    assert cosine.min() > 0.99

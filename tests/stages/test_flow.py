@@ -436,6 +436,13 @@ def test_the_teacher_judged_as_its_own_student_agrees_with_itself(frozen, region
         assert metrics["accuracy"] == metrics["teacher_accuracy"]
         assert metrics["kl_to_teacher"] < 1e-5  # the store rounds logits to half precision
         assert metrics["map_cosine"] > 0.9999
+    # One teacher has two EPGs: of the true class, and, as its stored maps explain it, of the class that it predicts.
+    rows = pd.read_parquet(RUNS / "self" / "evaluate" / "records.parquet")
+    own, stored = (rows[name].str[0].to_numpy() for name in ("epg", "teacher_epg"))
+    is_right = (rows.explained.str[0] == rows.labels.str[0]).to_numpy()
+    assert is_right.any()
+    assert np.abs(own - stored)[is_right].max() < 2e-3
+    assert np.abs(own - stored)[~is_right].max() > 2e-3
 
 
 def test_a_sweep_finishes_every_student_once_and_a_report_gathers_them(frozen, capsys):
