@@ -22,8 +22,10 @@ class E2KDLoss(KDLoss):
     """lambda_ce * ce + lambda_kd * kd + lambda_map * (1 - cosine of the maps) (eq. 3).
 
     Pairs in which either map is zero add nothing; the authors' code counts 1 for each, a constant, so that its logged
-    value is higher by 1 / N a record with a zero map and its gradient the same. A record's term is the mean over its E_n classes, and the
-    batch's the mean over its N records, so that a record weighs the same however many classes it has:
+    value is higher by 1 / N a record with a zero map and its gradient the same.
+
+    A record's term is the mean over its E_n classes, and the batch's the mean over its N records, so that a record
+    weighs the same however many classes it has:
 
         1 / N sum_n 1 / E_n sum_e (1 - cosine)    over valid pairs
 

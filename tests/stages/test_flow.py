@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -62,7 +63,9 @@ def distill_config(frozen, **options):
 def evaluate_config(frozen, run="one", **options):
     return EvaluateConfig(
         store=StoreConfig(path=str(frozen.store.path)),
-        evaluate=EvaluateOptions(splits=("test", "test_swapped"), num_pictures=4, **options),
+        evaluate=EvaluateOptions(
+            splits=options.pop("splits", ("test", "test_swapped")), num_pictures=4, **options
+        ),
         run=run,
     )
 
@@ -429,7 +432,9 @@ def test_the_teacher_judged_as_its_own_student_agrees_with_itself(frozen, region
     )
     save_model(RUNS / "self" / "distill", teacher, trained)
 
-    splits = evaluate.run(evaluate_config(frozen, run="self", region=region)).splits
+    splits = ("test", "test_swapped", "train", "teacher")
+    config = evaluate_config(frozen, run="self", region=region, splits=splits)
+    splits = evaluate.run(config).splits
 
     for metrics in splits.values():
         assert metrics["agreement"] == 1
