@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _SLOPE = 0.1
 """Of the leaky ReLUs, below zero."""
-_WEIGHT_DECAY = 5e-4
+_WEIGHT_DECAY = 1e-4
 
 
 def factor_loss(student: Tensor, teacher: Tensor) -> Tensor:

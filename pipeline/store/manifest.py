@@ -234,6 +234,11 @@ class PassManifest:
             sampler != CANONICAL_VIEW or count == 1, f"{count} canonical views are not possible"
         )
         _require(self.teacher["classes"] >= 1, f"teacher.classes is {self.teacher['classes']}")
+        shapes = {spec.name: spec.shape for spec in self.fields}
+        _require(
+            shapes.get("logits") == (self.teacher["classes"],),
+            f"logits have shape {shapes.get('logits')}, of {self.teacher['classes']} classes",
+        )
         explainer = self.explainer.get("kind")
         _require(
             explainer is None or isinstance(explainer, str), f"explainer.kind is {explainer!r}"

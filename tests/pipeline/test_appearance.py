@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandAugment
 
 from pipeline.appearance import AppearanceSchedule, change_pixels, mix, randaugment
@@ -165,7 +166,9 @@ def test_every_operation_on_floats_is_torchvisions_on_bytes(operation, monkeypat
         for seed in range(3):  # both signs
             (changed,) = randaugment(pixels[None] / 255, magnitude, (seed,))
             torch.default_generator.manual_seed(seed)
-            wanted = RandAugment(num_ops=2, magnitude=magnitude)(pixels.to(torch.uint8))
+            wanted = RandAugment(
+                num_ops=2, magnitude=magnitude, interpolation=InterpolationMode.BILINEAR
+            )(pixels.to(torch.uint8))
 
             levels = (255 * changed - wanted).abs()
             assert 0 <= changed.min() <= changed.max() <= 1
@@ -427,3 +430,19 @@ def test_a_rank_of_one_record_has_nothing_to_mix_it_with(frozen):
         replace(config, augment=MIXED)
     with pytest.raises(ConfigError, match=r"mixup_alpha=1\.0: trainer\.batch_size=1 "):
         LabelTeachingConfig(trainer=replace(TRAINER, batch_size=1), augment=MIXED)
+
+
+def test_geometric_operations_blend_pixels_as_the_papers_code_does(monkeypatch):
+    """The control: torchvision's default takes the nearest pixel, which is another image."""
+    space = {"Rotate": RandAugment._AUGMENTATION_SPACE["Rotate"]}
+    monkeypatch.setattr(RandAugment, "_AUGMENTATION_SPACE", space)
+    image = smooth_image()
+    (changed,) = randaugment(image[None], 10, (0,))
+
+    found = {}
+    for mode in (InterpolationMode.BILINEAR, InterpolationMode.NEAREST):
+        torch.default_generator.manual_seed(0)
+        found[mode] = RandAugment(magnitude=10, interpolation=mode)(image)
+
+    torch.testing.assert_close(changed, found[InterpolationMode.BILINEAR], rtol=0, atol=1e-6)
+    assert (changed - found[InterpolationMode.NEAREST]).abs().max() > 0.01

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline.config import EvaluateOptions
+from pipeline.dataset import StoreDataset
 from pipeline.evaluation.agreement import (
     accuracy,
     agreement,
@@ -16,11 +19,15 @@ from pipeline.evaluation.agreement import (
     label_scores,
     teacher_scores,
 )
+from pipeline.evaluation.judge import Subject, judge_records
 from pipeline.evaluation.localization import (
     energy_pointing_game,
     localization_iou,
     upsample,
 )
+from pipeline.explainers.gradcam import gradcam
+from pipeline.geometry import view_images
+from pipeline.models import build_model, freeze
 from pipeline.records import NO_GROUP, NO_LABEL
 from pipeline.regions import box_regions
 
@@ -400,3 +407,27 @@ def test_the_scores_of_a_set_are_those_that_its_labels_allow():
     of_one = teacher_scores(logits, logits.clone(), one_each, groups)
     teacher = {"teacher_accuracy": accuracy(logits, one_each), "group_agreement": {}}
     assert of_one == agreement_of_itself | teacher
+
+
+def test_localization_is_measured_at_the_networks_input_and_not_at_the_frame(frozen):
+    """Frames of 16 pixels judged whole (evaluate.frame=full) by a network that takes 24."""
+    model = freeze(build_model(frozen.config.teacher, 10))
+    dataset = StoreDataset(frozen.store, np.arange(24), with_regions=True)
+    options = EvaluateOptions(frame="full", region="boxes")
+
+    judged = judge_records(Subject(model=model, input_size=(24, 24)), dataset, options)
+
+    batch = dataset.__getitems__(list(range(24)))
+    images = view_images(batch, (24, 24))
+    with torch.no_grad():
+        output = model(images)
+    maps = gradcam(model, output, batch.labels[:, None])[:, 0, 0]
+
+    def expected(side):
+        regions = box_regions(batch.boxes, batch.labels, (side, side))
+        return energy_pointing_game(upsample(maps, (side, side)), regions)
+
+    torch.testing.assert_close(judged.epg[:, 0], expected(24), rtol=0, atol=1e-6)
+    assert (
+        expected(24) - expected(16)
+    ).abs().max() > 1e-3  # the frame's size would be another number

@@ -30,6 +30,8 @@ from pipeline.config import (
 from pipeline.explainers.grids import map_grid, require_places, warn_of_coarse_grid
 from pipeline.models import build_model, load_weights, name_weights, read_state_dict
 from pipeline.models.classifier import WeightsError
+from pipeline.report.figures import training_curves
+from pipeline.report.pictures import PictureRow, picture_grid
 from pipeline.runs import TrainedModel, save_model
 from pipeline.sources import build_source
 from pipeline.store.files import sha256_file
@@ -346,6 +348,14 @@ def test_an_export_says_nothing_of_weights_that_it_does_not_hold(tmp_path, licen
 
 
 # ---- the rest ------------------------------------------------------------------------------------
+
+
+def test_a_class_name_with_dollars_is_text_and_no_formula():
+    name = r"cost $5 \frac{ $"
+    lines = {name: [[{"step": 1, "total": 1.0}, {"step": 2, "total": 0.5}]]}
+
+    training_curves(lines)
+    picture_grid([PictureRow(name, [np.zeros((4, 4, 3))], [name], notes=[name])])
 
 
 def test_a_journal_of_random_bytes_is_read(tmp_path):
