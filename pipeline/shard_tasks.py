@@ -79,8 +79,6 @@ class AnnotateShard:
     store_path: Path
     folder: Path
     columns: Columns
-    rows_per_shard: int
-    """Of the arrays, be they filled or not."""
     fingerprint: str
     teacher: ModelConfig
     num_classes: int
@@ -107,7 +105,7 @@ class AnnotateShard:
             values, fidelity = self._annotator.annotate(batches, keys, views)
             position = self._position(shard)
             written = self.columns.write_shard(position, shard.name, keys, values)
-            first = position * self.rows_per_shard
+            first = position * self.columns.shard_size
             write_table(
                 receipt_path(self.folder, shard.name),
                 pa.Table.from_pydict(

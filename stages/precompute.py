@@ -195,7 +195,6 @@ def _annotate(
         path,
         folder,
         columns,
-        most,
         fingerprint,
         teacher,
         num_classes,

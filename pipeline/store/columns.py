@@ -80,6 +80,9 @@ class StoredShard:
 class Columns(Protocol):
     """One pass's columns; picklable, and opens nothing until it is used."""
 
+    shard_size: int
+    """Rows of each shard in the arrays, be they filled or not."""
+
     def create(self) -> dict[str, str]:
         """Write what all shards share, once, before any shard: path in the pass -> sha256."""
 
@@ -409,6 +412,7 @@ class WebDatasetColumns:
     ) -> None:
         self.folder = folder
         self.fields = tuple(fields)
+        self.shard_size = shard_size
         self.num_views = num_views
 
     def create(self) -> dict[str, str]:

@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("permafrost.store")
 
 INDEX_NAME = "index.parquet"
+_FEWEST_THAT_DIFFER = 8
+"""Records: fewer may well be the same picture."""
 DEFAULT_FRAME_SIZE = (256, 256)
 """Of photographs of many sizes: the 224 pixels of the field's crops are fetched from it unaliased."""
 
@@ -366,7 +368,8 @@ def publish_pass(
                 files=tuple(FileEntry(**entry) for entry in metadata["files"]),
             )
         )
-    if len(same_logits) == 1 and None not in same_logits and sum(e.rows for e in entries) > 1:
+    rows = sum(entry.rows for entry in entries)
+    if len(same_logits) == 1 and None not in same_logits and rows >= _FEWEST_THAT_DIFFER:
         raise ConstantLogitsError(CONSTANT_LOGITS)
     _remove_leftovers(folder)
     known = {spec.name for spec in fields(PassManifest)}

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import resource
 import struct
 import subprocess
@@ -167,6 +168,7 @@ def tiny_imagenet(tmp_path, with_boxes):
 def test_a_class_without_a_file_of_boxes_is_an_error_with_a_way_out_that_works(tmp_path, caplog):
     path = tiny_imagenet(tmp_path, ["n01"])
 
+    caplog.set_level(logging.WARNING, "permafrost.sources")
     with pytest.raises(ConfigError, match=r"n02_boxes\.txt is missing.*data\.on_error=skip"):
         build_source(TinyImageNetDataConfig(path=path)).records()
     records = build_source(TinyImageNetDataConfig(path=path, on_error="skip")).records()
@@ -313,6 +315,7 @@ def test_a_student_whose_explanation_has_one_cell_is_refused_with_the_way_out(fr
 
 
 def test_a_teacher_of_one_cell_is_refused_and_a_coarse_one_is_warned_of(caplog):
+    caplog.set_level(logging.WARNING, "permafrost.explainers")
     with pytest.raises(ConfigError, match=r"the maps of t are a grid of 1x1 cells"):
         require_places((1, 1), (32, 32), "the maps of t", "raise teacher.input_size")
     require_places((1, 2), (32, 32), "the maps of t", "raise teacher.input_size")

@@ -111,7 +111,7 @@ def test_a_partition_that_is_there_is_not_measured_again(digits, monkeypatch, tm
     teach.run(config)
     monkeypatch.setattr(PartitionSearch, "_measure", lambda *_: pytest.fail("measured again"))
 
-    teach.run(replace(config, run="other", teacher=replace(EXPLAINING, superfeatures=2)))
+    teach.run(replace(config, run="other", teacher=replace(EXPLAINING, width=5)))
     with pytest.raises(pytest.fail.Exception, match="measured again"):  # the guard would notice
         teach.run(replace(config, run="third", teaching=replace(KED, grouping_seed=1)))
 

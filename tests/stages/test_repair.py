@@ -1,6 +1,7 @@
 """What precompute does about files that are gone, have moved or are not what they were."""
 
 import errno
+import logging
 import os
 import shutil
 from dataclasses import replace
@@ -154,6 +155,7 @@ def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatc
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("pipeline.store.lock.fcntl.flock", refused)
+    caplog.set_level(logging.WARNING, "permafrost.store")
 
     with lock_folder(tmp_path / "store"):
         pass
