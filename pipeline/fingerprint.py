@@ -58,6 +58,7 @@ def describe_teacher(
     from pipeline.models import (
         RANDOM,
         model_normalisation,
+        name_weights,
         published,
         teacher_input_size,
     )
@@ -67,6 +68,8 @@ def describe_teacher(
             f"{section}.weights is not set; a teacher that was never trained has nothing to teach: train one "
             f"with stages.teach and give its model.safetensors, or write {section}.weights=random if you mean it"
         )
+    config = name_weights(config)
+    assert config.weights is not None
     classes = config.classes or num_classes
     source = published(config) if is_published(config.weights) else None
     if source is not None and source.classes != classes:

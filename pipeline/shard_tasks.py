@@ -11,7 +11,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
@@ -26,7 +26,7 @@ _TOO_MANY_TO_AGREE = 32
 """Records; of fewer the whole pass decides."""
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -60,11 +60,18 @@ class PackShard:
     source: Source
     packing: Packing
     dataset_fingerprint: str
+    published: Mapping[str, str] = field(default_factory=dict)
+    """Of a store that was published before: shard -> SHA-256 of its file, which it must have again."""
 
     def __call__(self, plan: ShardPlan) -> ShardResult:
         started = time.monotonic()
         entry = write_image_shard(
-            self.store, plan, self.source, self.packing, self.dataset_fingerprint
+            self.store,
+            plan,
+            self.source,
+            self.packing,
+            self.dataset_fingerprint,
+            self.published.get(plan.name),
         )
         return ShardResult(
             name=entry.name, records=entry.records, seconds=time.monotonic() - started

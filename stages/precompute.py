@@ -44,6 +44,7 @@ from pipeline.store.publish import (
     needs_publishing,
     publish_pass,
     publish_store,
+    published_store,
 )
 from pipeline.store.reader import TEACHERS_FOLDER, Store
 from pipeline.tables import fit_precompute
@@ -101,8 +102,13 @@ def _pack(config: PrecomputeConfig, path: Path, map_shards: MapShards) -> int:
     if not missing and not needs_publishing(path):
         return 0
     remove_partial_files(path)
+    published = published_store(path)
     task = PackShard(
-        store=path, source=source, packing=packing, dataset_fingerprint=dataset.fingerprint
+        store=path,
+        source=source,
+        packing=packing,
+        dataset_fingerprint=dataset.fingerprint,
+        published={} if published is None else {s.name: s.sha256 for s in published.shards},
     )
     packed, _ = _run_shards("pack", map_shards, task, missing)
     in_place = any(plan.reference for plan in plans)

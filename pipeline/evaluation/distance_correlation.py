@@ -37,6 +37,8 @@ DEGENERATE = 1e-20
 """Of the mean squared distance: what rounding leaves of U-centred distances that are all equal."""
 _COLUMNS = 4096
 _PERMUTATIONS_AT_ONCE = 64
+_PAIRS_AT_ONCE = 2**25
+"""Of records, which bound the memory of permutations: about 0.4 GB."""
 _ROUNDING = 1e-14
 
 
@@ -168,6 +170,8 @@ class InnerProducts:
     permuted: Tensor | None = None
     """f64 [m, P]: inner products with the last matrix when its records are permuted within each block, P times;
     None where nobody asked for permutations."""
+    without: Tensor | None = None
+    """f64 [m, m, records]: the sums without each record, for the jackknife; None likewise."""
 
     @classmethod
     def of_block(
@@ -187,9 +191,17 @@ class InnerProducts:
         centre = v_centred if biased else u_centred
         stacked = torch.stack([centre(condensed) for condensed in distances.values()])
         sums = stacked @ stacked.T / n**2 if biased else inner(stacked, stacked)
-        permuted = _permuted(stacked, n, permutations, seed) if permutations else None
         freedom = n * (n - 3) // 2
-        return cls(tuple(distances), sums, records=n, freedom=freedom, permuted=permuted)
+        if not permutations:
+            return cls(tuple(distances), sums, records=n, freedom=freedom)
+        return cls(
+            tuple(distances),
+            sums,
+            records=n,
+            freedom=freedom,
+            permuted=_permuted(stacked, n, permutations, seed),
+            without=_without_each(stacked, sums, n),
+        )
 
     def merge(self, other: InnerProducts) -> InnerProducts:
         """Both parts' blocks together."""
@@ -204,6 +216,11 @@ class InnerProducts:
             permuted=None
             if self.permuted is None or other.permuted is None
             else self.permuted + other.permuted,
+            without=None
+            if self.without is None or other.without is None
+            else torch.cat(
+                [self.without + other.sums[..., None], other.without + self.sums[..., None]], dim=2
+            ),
         )
 
     def correlation(self, a: str, b: str) -> Tensor:
@@ -225,11 +242,38 @@ class InnerProducts:
         semi = self.semi_partial(a, given, target)
         return torch.zeros_like(semi) if left < SAME else semi / left.sqrt()
 
+    def residual_p(self, a: str, given: str) -> float:
+        """p-value of RS(A | given; G) = 0 against RS > 0, with G the last matrix, the labels.
+
+        The larger one of two. By permutations of G it is right where G has nothing to do with A and `given`, and too
+        small where it has. There RS is a smooth function of means over records, and its jackknife error over records
+        (Efron and Stein 1981) and Student's t are right, which without any dependence are too large.
+        """
+        permuted = self.permutation_p(a, given)
+        assert self.without is not None
+        i, j, g = self.names.index(a), self.names.index(given), len(self.names) - 1
+        every = torch.cat([self.sums[..., None], self.without], dim=2)
+
+        def r_star(x: int, y: int) -> Tensor:
+            scale = (every[x, x] * every[y, y]).clamp(min=0).sqrt()
+            return torch.where(scale > 0, every[x, y] / scale.clamp(min=1e-300), 0.0)
+
+        ag, ab, bg = r_star(i, g), r_star(i, j), r_star(j, g)
+        rs = (ag - ab * bg) / (1 - ab**2).clamp(min=SAME).sqrt()
+        records = rs.shape[0] - 1
+        error = ((records - 1) * rs[1:].var(correction=0)).sqrt()
+        if not error > 0:
+            return permuted
+        from scipy.stats import t
+
+        return max(permuted, float(t.sf(float(rs[0] / error), records - 1)))
+
     def permutation_p(self, a: str, given: str | None = None) -> float:
         """p-value of R*(A, G), or of RS(A | given; G), with G the last matrix, the labels: the share of permutations
         of its records with as high an inner product, the one that was seen counted among them.
 
-        It holds for any labels, few classes included; the smallest possible value is 1 / (P + 1).
+        It holds for labels of few classes, too, where they have nothing to do with A, nor with `given`; for RS see
+        `residual_p`. The smallest possible value is 1 / (P + 1).
         """
         if self.permuted is None:
             raise ValueError("these inner products were taken without permutations")
@@ -261,14 +305,30 @@ class InnerProducts:
         return float(t.sf(math.sqrt(freedom) * value / math.sqrt(1 - value**2), freedom))
 
 
+def _without_each(stacked: Tensor, sums: Tensor, n: int) -> Tensor:
+    """[m, m, n]: inner products of U-centred matrices [m, pairs] without each of their n records.
+
+    With rows that sum to zero, leaving out record k takes 2 c_k from the sum of products over pairs, c_k its own row's,
+    and centring what is left anew takes 2 c_k / ((n - 3) (n - 4)) from the mean.
+    """
+    if n <= MIN_RECORDS:
+        return sums[..., None].expand(-1, -1, n).clone()
+    squares = torch.stack([square(values) for values in stacked])
+    rows = torch.einsum("akj,bkj->abk", squares, squares)
+    left = n - 1
+    of_pairs = (n * (n - 3) * sums[..., None] - 2 * rows) / (left * (left - 3))
+    return of_pairs - 2 * rows / (left * (left - 2) * (left - 3))
+
+
 def _permuted(stacked: Tensor, n: int, permutations: int, seed: int) -> Tensor:
     """[m, P]: inner products of U-centred matrices [m, pairs] with the last one, its n records permuted P times."""
     generator = np.random.default_rng(seed)
     rows, columns = _pairs(n, stacked.device)
     last = square(stacked[-1])
     parts = []
-    for start in range(0, permutations, _PERMUTATIONS_AT_ONCE):
-        count = min(_PERMUTATIONS_AT_ONCE, permutations - start)
+    at_once = max(1, min(_PERMUTATIONS_AT_ONCE, _PAIRS_AT_ONCE // len(last) ** 2))
+    for start in range(0, permutations, at_once):
+        count = min(at_once, permutations - start)
         orders = torch.from_numpy(np.stack([generator.permutation(n) for _ in range(count)]))
         orders = orders.to(stacked.device)
         shuffled = last[orders[:, rows], orders[:, columns]]

@@ -51,54 +51,65 @@ class ProbeSet:
         return sum(map(len, self.blocks))
 
 
-def probe_set(dataset: StoreDataset, records: int, block_records: int, *seed: object) -> ProbeSet:
+def probe_set(
+    dataset: StoreDataset,
+    records: int,
+    block_records: int,
+    *seed: object,
+    classes_differ: bool = False,
+) -> ProbeSet:
     """The first `records` of a balanced order, in near-equal blocks of at most `block_records`.
 
-    seed  parts of what the order is drawn from
+    seed            parts of what the order is drawn from
+    classes_differ  classes are compared by embeddings, so that a block may have one record of each
     """
     order = balanced_order(dataset, *seed)
     count = -(-min(records, len(order)) // block_records)
     blocks = np.array_split(order[:records], count) if len(order) else []
-    drawn = draw_classes(dataset, [len(block) for block in blocks], *seed)
-    known = len(_by_class(dataset))
-    if drawn is not None:
-        parts = zip(drawn, blocks, strict=False)
-        blocks = [of_classes(dataset, order, classes)[: len(block)] for classes, block in parts]
-        known = sum(map(len, drawn))
-    keys = [key for block in blocks for key in dataset.keys.take(block).to_pylist()]
-    return ProbeSet(tuple(blocks), sha256_keys(keys), known)
+    if not classes_differ:
+        blocks = class_blocks(dataset, order, [len(block) for block in blocks], *seed) or blocks
+    chosen = np.concatenate([np.empty(0, np.int64), *blocks])
+    members = _by_class(dataset).values()
+    known = sum(np.isin(positions, chosen).any() for positions in members)
+    return ProbeSet(tuple(blocks), sha256_keys(dataset.keys.take(chosen).to_pylist()), int(known))
 
 
-def draw_classes(
-    dataset: StoreDataset, sizes: Sequence[int], *seed: object, least: int = LEAST_OF_A_CLASS
+def class_blocks(
+    dataset: StoreDataset,
+    order: NDArray[np.int64],
+    sizes: Sequence[int],
+    *seed: object,
+    least: int = LEAST_OF_A_CLASS,
 ) -> list[NDArray[np.int64]] | None:
-    """The classes of parts of about so many records each; None where each has room for all of them.
+    """Blocks of about these sizes with `least` records of each of their classes; None where all classes fit into each.
 
-    least  records of each class in a part, fewer of a class that has fewer
-    Classes of which there is but one record are left out; fewer parts come back where the classes are used up.
-    Records of many classes are all equally good, and None.
+    order  balanced; the records of a class are taken in its order
+    Classes take turns, in an order drawn from `seed`, so that a block has others than the one before it as far as
+    there are any. Classes of one record are left out, fewer records of a class that has fewer are taken, and blocks
+    come to an end where less than half of one can be filled. Records of many classes are all equally good, and None.
     """
-    members = _by_class(dataset)
-    if dataset.label_lists is not None or len(members) * least <= min(sizes, default=0):
+    labels = dataset.columns["label"][order]
+    known = np.unique(labels)
+    if dataset.label_lists is not None or len(known) * least <= min(sizes, default=0):
         return None
     generator = np.random.default_rng(derive_seed(*seed, "classes"))
-    order = [c for c in generator.permutation(sorted(members)).tolist() if len(members[c]) > 1]
-    drawn: list[NDArray[np.int64]] = []
+    waiting = {int(label): order[labels == label] for label in generator.permutation(known)}
+    blocks: list[NDArray[np.int64]] = []
     for size in sizes:
-        part, room = list[int](), size
-        while order and (room > 0 or len(part) < 2):
-            part.append(order.pop())
-            room -= min(least, len(members[part[-1]]))
-        if len(part) > 1:
-            drawn.append(np.array(sorted(part), np.int64))
-    return drawn
-
-
-def of_classes(
-    dataset: StoreDataset, order: NDArray[np.int64], classes: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """The part of a balanced order whose records have one of these classes."""
-    return order[np.isin(dataset.columns["label"][order], classes)]
+        parts: list[NDArray[np.int64]] = []
+        filled = 0
+        for label in list(waiting):
+            if filled >= size - 1:
+                break
+            taken, waiting[label] = np.split(waiting[label], [min(least, size - filled)])
+            if len(taken) > 1:
+                parts.append(taken)
+                filled += len(taken)
+            waiting[label] = waiting.pop(label)  # to the end of the queue
+        if len(parts) < 2 or filled < size / 2:
+            break
+        blocks.append(np.concatenate(parts))
+    return blocks
 
 
 def balanced_order(dataset: StoreDataset, *seed: object) -> NDArray[np.int64]:

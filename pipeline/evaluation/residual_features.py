@@ -8,7 +8,8 @@ For each of the student's layers and the teacher's layer that belongs to it, ove
     pdcor          the same with `given` taken away from the labels, too
     progression    R*(layer, the network's deepest layer)
     fss_p          the probability of as high a value under independence, by the t-test for high dimensions
-    relevance_p    the same by permutations of the labels, as is rs_p
+    relevance_p    the same by permutations of the labels
+    rs_p           the probability of as high an RS where there is none, by permutations and by the jackknife
     fss_biased     the released code's V-statistic on features of unit length; for parity only
 """
 
@@ -128,7 +129,7 @@ def _residuals(
         }
         numbers["rs"][name] = {own: float(table.semi_partial(*of)) for own, of in names.items()}
         numbers["rs_p"][name] = {
-            own: table.permutation_p(x_layer, given_layer)
+            own: table.residual_p(x_layer, given_layer)
             for own, (x_layer, given_layer, _) in names.items()
         }
         numbers["pdcor"][name] = {own: float(table.partial(*of)) for own, of in names.items()}
@@ -152,9 +153,21 @@ def _forms(options: DistanceCorrelationOptions) -> list[Form]:
 
 def _probes(trial: Trial) -> ProbeSet:
     options = trial.options.distance_correlation
-    return probe_set(
-        trial.dataset, options.probe_records, options.block_records, options.seed, _JUDGE
+    probes = probe_set(
+        trial.dataset,
+        options.probe_records,
+        options.block_records,
+        options.seed,
+        _JUDGE,
+        classes_differ=options.embeddings is not None,
     )
+    if min(map(len, probes.blocks), default=0) < MIN_RECORDS:
+        raise ConfigError(
+            f"judges={_JUDGE} has blocks of fewer than {MIN_RECORDS} records of several of a class: raise "
+            f"evaluate.{_JUDGE}.probe_records={options.probe_records}, name another of the store's splits in "
+            f"evaluate.splits, or give the classes' embeddings as evaluate.{_JUDGE}.embeddings"
+        )
+    return probes
 
 
 def _distances_of(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pipeline.config import ConfigError
 from pipeline.config.judges import wanted_pairs
 from pipeline.evaluation.distance_correlation import MIN_RECORDS, label_features
 from pipeline.evaluation.network_views import (
@@ -33,9 +34,8 @@ from pipeline.evaluation.probe_set import (
     LEAST_OF_A_CLASS,
     balanced_order,
     check_probes,
-    draw_classes,
+    class_blocks,
     hot_labels,
-    of_classes,
 )
 from pipeline.evaluation.unicam import REDUCTIONS, Bank, explain_record, reliability
 from pipeline.store.files import sha256_keys, write_atomically
@@ -169,10 +169,17 @@ def _cast(trial: Trial) -> Cast:
     order = balanced_order(dataset, options.seed, _JUDGE, "bank")
     size = min(options.bank_records, len(order) // options.banks)
     least = LEAST_OF_A_CLASS * options.banks
-    drawn_classes = draw_classes(dataset, [size * options.banks], options.seed, _JUDGE, least=least)
-    if drawn_classes:
-        explained, order = (of_classes(dataset, o, drawn_classes[0]) for o in (explained, order))
+    blocks = class_blocks(dataset, order, [size * options.banks], options.seed, _JUDGE, least=least)
+    if blocks is not None:  # all banks, and the explained records, have the same classes
+        labels = dataset.columns["label"]
+        drawn_labels = labels[np.concatenate([np.empty(0, np.int64), *blocks])]
+        explained, order = (o[np.isin(labels[o], drawn_labels)] for o in (explained, order))
         size = min(options.bank_records, len(order) // options.banks)
+    if size < MIN_RECORDS:
+        raise ConfigError(
+            f"judges={_JUDGE} has banks of {size} records of several of a class, and {MIN_RECORDS} are the fewest: "
+            f"lower evaluate.{_JUDGE}.banks, or name another of the store's splits in evaluate.splits"
+        )
     explained = explained[: options.records]
     drawn = [order[number * size : (number + 1) * size] for number in range(options.banks)]
     others = np.setdiff1d(np.concatenate(drawn), explained)

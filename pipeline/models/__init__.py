@@ -168,10 +168,12 @@ def name_weights(config: AnyConfig) -> AnyConfig:
 
     `pretrained` becomes `pretrained:IMAGENET1K_V2`, or whatever the provider's default is called today.
     """
-    if config.weights != PRETRAINED:
+    if config.weights is None or config.weights.rstrip(":") != PRETRAINED:
         return config
     source = published(config)
-    return config if source is None else replace(config, weights=f"{PRETRAINED}:{source.name}")
+    if source is None or ":" in config.name:  # a hub's name, or a folder's, says which
+        return config
+    return config if not source.name else replace(config, weights=f"{PRETRAINED}:{source.name}")
 
 
 def freeze(model: AnyModule) -> AnyModule:

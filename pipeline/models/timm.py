@@ -83,8 +83,13 @@ def published_timm(config: TimmModelConfig) -> Published:
 def _tagged(config: TimmModelConfig) -> str:
     """timm's name of the network, with the tag of `pretrained:<tag>` where the name has none."""
     tag = (config.weights or "").partition(":")[2] if is_published(config.weights) else ""
-    plain = ":" not in config.name and "." not in config.name
-    return f"{config.name}.{tag}" if tag and plain else config.name
+    if not tag:
+        return config.name
+    if ":" in config.name or config.name.partition(".")[2] not in ("", tag):
+        raise ConfigError(
+            f"weights=pretrained:{tag} and name={config.name} name two sets of weights; write weights=pretrained"
+        )
+    return f"{config.name.partition('.')[0]}.{tag}"
 
 
 _OF_ANY_WEIGHTS = (

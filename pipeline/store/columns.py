@@ -92,8 +92,8 @@ class Columns(Protocol):
     def shard_files(self, position: int, name: str) -> list[str]:
         """Paths of the files of one shard."""
 
-    def has_inner_chunks(self) -> bool:
-        """Whether reading needs the checksums of inner chunks."""
+    def inner_chunks_of_a_row(self) -> int:
+        """How many inner chunks hold a row, of all fields that are cut into them."""
 
     def check_shared_files(self) -> None:
         """ManifestError unless the files that all shards share describe the arrays that are read."""
@@ -149,14 +149,18 @@ class ZarrColumns:
     def shard_files(self, position: int, name: str) -> list[str]:
         return [self._chunk_path(spec, position) for spec in self.fields]
 
-    def has_inner_chunks(self) -> bool:
-        return any(map(self._is_sharded, self.fields))
+    def inner_chunks_of_a_row(self) -> int:
+        sharded = filter(self._is_sharded, self.fields)
+        return sum(self.num_views // self._inner(spec)[1] for spec in sharded)
 
     def check_shared_files(self) -> None:
         if self._metadata_checked:
             return
-        for path, data in self._shared_contents().items():
-            _check_metadata(self.folder / path, data)
+        group = {"zarr_format": 3, "node_type": "group"}
+        _check_metadata(self.folder / COLUMNS_FOLDER / "zarr.json", group)
+        for spec in self.fields:
+            path = self.folder / COLUMNS_FOLDER / spec.name / "zarr.json"
+            _check_metadata(path, self._metadata(spec))
         self._metadata_checked = True
 
     def write_shard(
@@ -252,6 +256,33 @@ class ZarrColumns:
         contents = {"zarr.json": _encode_group()}
         contents |= {f"{spec.name}/zarr.json": self._encode(spec, None)[1] for spec in self.fields}
         return {f"{COLUMNS_FOLDER}/{name}": data for name, data in contents.items()}
+
+    def _metadata(self, spec: FieldSpec) -> dict[str, Any]:
+        """What an array's zarr.json says (zarr-specs, v3); made here, so that readers need no Zarr."""
+        tail = (self.num_views, *spec.shape)
+        outer = [self.shard_size, *tail]
+        codecs = _codecs(spec)
+        if self._is_sharded(spec):
+            inner = {
+                "chunk_shape": [*self._inner(spec), *spec.shape],
+                "codecs": codecs,
+                "index_codecs": [_LITTLE_ENDIAN, {"name": "crc32c"}],
+                "index_location": "end",
+            }
+            codecs = [{"name": "sharding_indexed", "configuration": inner}]
+        padding = _padding(spec.dtype)
+        return {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": [self.num_shards * self.shard_size, *tail],
+            "data_type": spec.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": outer}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": padding if isinstance(padding, int) else "NaN",
+            "codecs": codecs,
+            "attributes": _attributes(spec),
+            "dimension_names": list(_dimension_names(spec)),
+        }
 
     def _encode(self, spec: FieldSpec, values: NDArray[Any] | None) -> tuple[bytes, bytes]:
         """A chunk's bytes (empty where `values` is None) and the array's zarr.json."""
@@ -372,26 +403,35 @@ def _encode_group() -> bytes:
     return data
 
 
-_EMPTY_METADATA: dict[str, Any] = {
-    "storage_transformers": [],
-    "consolidated_metadata": None,
-    "attributes": {},
-}
-"""Entries that a release of Zarr may leave out where they are empty."""
+_LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
-def _check_metadata(path: Path, expected: bytes) -> None:
-    """ManifestError unless a zarr.json says the same as the expected one; its bytes may differ."""
+def _codecs(spec: FieldSpec) -> list[dict[str, Any]]:
+    """Of a chunk, as zarr.json names them."""
+    itemsize = np.dtype(spec.dtype).itemsize
+    codecs: list[dict[str, Any]] = [_LITTLE_ENDIAN if itemsize > 1 else {"name": "bytes"}]
+    if _is_compressed(spec):
+        shuffle = "bitshuffle" if itemsize > 1 else "noshuffle"
+        options = {"cname": "zstd", "clevel": 1, "shuffle": shuffle, "blocksize": 0}
+        codecs.append({"name": "blosc", "configuration": {"typesize": itemsize, **options}})
+    return [*codecs, {"name": "crc32c"}]
+
+
+def _check_metadata(path: Path, expected: dict[str, Any]) -> None:
+    """ManifestError unless a zarr.json says the expected, and has no other entry that is not empty: a release of Zarr
+    may write other bytes, and entries that say nothing.
+    """
     try:
         values = json.loads(read_regular(path))
     except FileNotFoundError:
         raise ManifestError(f"{path} is missing; {REPAIR}") from None
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{path} is no JSON ({error}); {REWRITE}") from error
-    wanted = _EMPTY_METADATA | json.loads(expected)
-    found = _EMPTY_METADATA | values if isinstance(values, dict) else {}
+    found = values if isinstance(values, dict) else {}
     different = [
-        name for name in sorted({*wanted, *found}) if found.get(name, ...) != wanted.get(name, ...)
+        name
+        for name in sorted({*expected, *found})
+        if (found.get(name) or None) != (expected.get(name) or None)
     ]
     if different:
         raise ManifestError(
@@ -424,8 +464,8 @@ class WebDatasetColumns:
     def shard_files(self, position: int, name: str) -> list[str]:
         return [f"{name}.tar"]
 
-    def has_inner_chunks(self) -> bool:
-        return False
+    def inner_chunks_of_a_row(self) -> int:
+        return 0
 
     def check_shared_files(self) -> None:
         pass

@@ -35,15 +35,10 @@ def lock_folder(folder: Path) -> Iterator[None]:
     process may only read needs no lock: a command that finds nothing to do can still end well there.
     """
     make_folder(folder)
-    try:
-        descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        if error.errno in _READ_ONLY:
-            yield
-            return
-        raise FileError(
-            f"{folder / LOCK_NAME} cannot be opened ({error.strerror}); choose another store.path"
-        ) from error
+    descriptor = _open_lock(folder)
+    if descriptor is None:
+        yield
+        return
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -60,3 +55,21 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _open_lock(folder: Path) -> int | None:
+    """A descriptor of the lock's file, of one that belongs to somebody else for reading, which locks as well; None
+    where there is none and none can be made, as nothing else can.
+    """
+    path = folder / LOCK_NAME
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise FileError(
+                f"{path} cannot be opened ({error.strerror}); choose another store.path"
+            ) from error
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError:
+        return None

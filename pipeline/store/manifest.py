@@ -197,6 +197,8 @@ class PassManifest:
 
     fingerprint: str
     dataset_fingerprint: str
+    store_fingerprint: str
+    """Of the records, their frame and their places, as the teacher saw them."""
     teacher: dict[str, Any]
     views: dict[str, Any]
     explainer: dict[str, Any]

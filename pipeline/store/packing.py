@@ -18,7 +18,7 @@ from pipeline.records import NO_LABEL, NO_SIZE
 from pipeline.store.files import open_atomically, sha256_file, sha256_keys
 from pipeline.store.index import IndexRow, receipt_path, receipt_table, write_table
 from pipeline.store.journal import ShardJournal
-from pipeline.store.manifest import ShardEntry
+from pipeline.store.manifest import ShardEntry, StoreMismatchError
 from pipeline.store.pixels import ImageError, decode_rgb, encode_frame, inspect_image
 from pipeline.store.table import RowError
 from pipeline.store.tars import TarShard
@@ -84,9 +84,18 @@ class PackedImage:
 
 
 def write_image_shard(
-    store: Path, plan: ShardPlan, source: Source, packing: Packing, dataset_fingerprint: str
+    store: Path,
+    plan: ShardPlan,
+    source: Source,
+    packing: Packing,
+    dataset_fingerprint: str,
+    published: str | None = None,
 ) -> ShardEntry:
-    """Write one shard's tar and then, as its commit, its receipt; of a referenced tar the receipt only."""
+    """Write one shard's tar and then, as its commit, its receipt; of a referenced tar the receipt only.
+
+    published  SHA-256 that the shard's file had when the store was published, if it was: StoreMismatchError
+               where it would be another one, before anything is replaced
+    """
     skipped: list[dict[str, str]] = []
     with ShardJournal(store, plan.name) as journal:
         by_key = {record.key: record for record in plan.records}
@@ -97,7 +106,7 @@ def write_image_shard(
                     pack_image(source, by_key[key], packing)
         images = _packed_images(plan, source, packing, journal, skipped)
         index = _index_in_place if plan.reference is not None else _write_tar
-        rows, file = index(store, plan, images)
+        rows, file = index(store, plan, images, published)
         entry = ShardEntry(
             name=plan.name,
             split=plan.split,
@@ -204,8 +213,20 @@ def _normalise(box: Box, height: int, width: int) -> Box:
     return replace(box, x0=x0, y0=y0, x1=x1, y1=y1)
 
 
+def require_same_shard(path: Path, shard: str, found: str, published: str | None) -> None:
+    """StoreMismatchError where a shard's file is not the one that the store was published with.
+
+    published  its SHA-256 then; None of a store that never was
+    """
+    if published not in (None, found):
+        raise StoreMismatchError(
+            f"{path} (shard {shard}) would have other bytes than when its store was made, and teachers have seen "
+            "those: restore that file or the data, or choose another store.path"
+        )
+
+
 def _write_tar(
-    store: Path, plan: ShardPlan, images: Iterator[PackedImage]
+    store: Path, plan: ShardPlan, images: Iterator[PackedImage], published: str | None
 ) -> tuple[list[IndexRow], dict[str, Any]]:
     path = f"{IMAGES_FOLDER}/{plan.name}.tar"
     rows = []
@@ -219,11 +240,13 @@ def _write_tar(
             if content.mask is not None:
                 mask_offset = tar.add(f"{key}.mask.png", content.mask)
             rows.append(_row(plan, row, image, offset, mask_offset))
+        tar.close()
+        require_same_shard(store / path, plan.name, file.sha256, published)
     return rows, {"path": path, "bytes": file.bytes, "sha256": file.sha256}
 
 
 def _index_in_place(
-    store: Path, plan: ShardPlan, images: Iterator[PackedImage]
+    store: Path, plan: ShardPlan, images: Iterator[PackedImage], published: str | None
 ) -> tuple[list[IndexRow], dict[str, Any]]:
     assert plan.reference is not None
     path = Path(plan.reference)
@@ -231,11 +254,9 @@ def _index_in_place(
         _row(plan, row, image, image.content.offset, image.content.mask_offset)
         for row, image in enumerate(images)
     ]
-    return rows, {
-        "path": plan.reference,
-        "bytes": path.stat().st_size,
-        "sha256": sha256_file(path),
-    }
+    digest = sha256_file(path)
+    require_same_shard(path, plan.name, digest, published)
+    return rows, {"path": plan.reference, "bytes": path.stat().st_size, "sha256": digest}
 
 
 def _row(plan: ShardPlan, row: int, image: PackedImage, offset: int, mask_offset: int) -> IndexRow:

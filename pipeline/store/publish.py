@@ -42,7 +42,7 @@ from pipeline.store.manifest import (
     read_store_manifest,
     write_manifest,
 )
-from pipeline.store.packing import IMAGES_FOLDER
+from pipeline.store.packing import IMAGES_FOLDER, require_same_shard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,6 +134,8 @@ def publish_store(
     """Gather the receipts into the index and write the manifest.
 
     image_size   side of the canonical frame; None takes the images' own where all have one, else 256
+    shard_size   rows of each shard in the arrays of passes
+    Both are those of the manifest where the store was published before: its passes depend on them.
     max_skipped  more records than this that could not be packed are an ImageError, or a RowError
     Raises StoreMismatchError where the store was published before, and a shard has other bytes now.
     """
@@ -145,8 +147,10 @@ def publish_store(
         entries.append(entry)
         skipped += lost
         files[path.relative_to(store).as_posix()] = sha256_file(path)
-    if (store / MANIFEST_NAME).exists():
-        _require_same_bytes(store, entries)
+    published = published_store(store)
+    if published is not None:
+        shard_size = published.shard_size
+        _require_same_bytes(store, published, entries)
     if skipped and packing.on_error == "stop":
         raise packing.failure(
             f"an earlier run skipped {len(skipped)} {packing.noun}; the first: {skipped[0]['reason']}. Run with "
@@ -161,13 +165,16 @@ def publish_store(
     if index.num_rows == 0:
         noun = packing.noun.removesuffix("s")
         raise packing.failure(f"no {noun} can {packing.failed}; the first: {skipped[0]['reason']}")
+    frame = None
+    if packing.columns is None:
+        frame = _frame(packing, index, image_size) if published is None else published.canonical
     digest = write_table(store / INDEX_NAME, index)
     for name in (IMAGES_FOLDER, RECEIPTS_FOLDER):
         _remove_leftovers(store / name)
     manifest = StoreManifest(
         dataset=dataset,
         classes=classes,
-        canonical=None if packing.columns is not None else _frame(packing, index, image_size),
+        canonical=frame,
         kind="image" if packing.columns is None else "table",
         columns=packing.columns,
         multi_label=has_many_labels(index),
@@ -206,15 +213,18 @@ def _remove_leftovers(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _require_same_bytes(store: Path, entries: Sequence[ShardEntry]) -> None:
+def published_store(store: Path) -> StoreManifest | None:
+    """The manifest of a store that was published before; None of a new or an unfinished one."""
+    return read_store_manifest(store) if (store / MANIFEST_NAME).exists() else None
+
+
+def _require_same_bytes(
+    store: Path, published: StoreManifest, entries: Sequence[ShardEntry]
+) -> None:
     """StoreMismatchError unless every shard has the bytes that the store was published with."""
-    published = {shard.name: shard.sha256 for shard in read_store_manifest(store).shards}
+    digests = {shard.name: shard.sha256 for shard in published.shards}
     for entry in entries:
-        if published.get(entry.name) != entry.sha256:
-            raise StoreMismatchError(
-                f"{store / entry.path} (shard {entry.name}) has other bytes than when {store} was made, and teachers "
-                "have seen those: restore that file or the data, or choose another store.path"
-            )
+        require_same_shard(store / entry.path, entry.name, entry.sha256, digests.get(entry.name))
 
 
 def _frame(packing: Packing, index: pa.Table, image_size: int | None) -> CanonicalFrame:

@@ -215,6 +215,11 @@ class TeacherPass:
             )
         rows = [(shard.name, shard.records, shard.keys_sha256) for shard in store.manifest.shards]
         held = [(shard.name, shard.rows, shard.keys_sha256) for shard in self.manifest.shards]
+        if self.manifest.store_fingerprint != store.manifest.fingerprint:
+            raise StoreMismatchError(
+                f"{folder} was computed on other shards or other frames of the same data; "
+                "remove the folder and run stages.precompute again"
+            )
         self._check_files()
         if held != rows and self.manifest.selection is None:
             raise StoreMismatchError(
@@ -332,13 +337,14 @@ class TeacherPass:
             keys=keys,
             files={file.path: file for file in entry.files},
         )
-        if not self.columns.has_inner_chunks():
+        if not self.columns.inner_chunks_of_a_row():
             return described
         checksums = self._receipt(shard)["chunk_crc32c"].combine_chunks()
         flat = checksums.flatten().to_numpy(zero_copy_only=False)
         if keys and len(flat) % len(keys):
             raise ManifestError(f"{receipt} has uneven rows; run stages.verify")
-        return replace(described, chunk_crc32c=flat.reshape(len(keys), -1))
+        shape = (len(keys), -1) if keys else (0, self.columns.inner_chunks_of_a_row())
+        return replace(described, chunk_crc32c=flat.reshape(shape))
 
     def _receipt(self, shard: ShardEntry) -> pa.Table:
         path = receipt_path(self.folder, shard.name)

@@ -32,7 +32,11 @@ class TarShard:
 
     def __exit__(self, *error: object) -> None:
         if error[0] is None:
-            self._tar.close()
+            self.close()
+
+    def close(self) -> None:
+        """Write the end of the tar; a second time nothing."""
+        self._tar.close()
 
     def add(self, name: str, data: bytes) -> int:
         """Append a member; the offset of its data in the file."""

@@ -392,3 +392,45 @@ def test_students_p_ends_at_its_limits(value):
     table = products(x=gaussian(0, 30, 3), y=gaussian(1, 30, 3))
 
     assert table.p_value(torch.tensor(value, dtype=torch.float64)) == float(value < 0)
+
+
+def test_the_sums_without_a_record_are_those_of_the_others():
+    features = {"x": gaussian(0, 12, 3), "y": gaussian(1, 12, 4), "labels": gaussian(2, 12, 2)}
+    distances = {name: feature_distances(values) for name, values in features.items()}
+    table = InnerProducts.of_block(distances, permutations=19)
+
+    for record in range(12):
+        kept = torch.arange(12) != record
+        others = {name: feature_distances(values[kept]) for name, values in features.items()}
+        expected = InnerProducts.of_block(others).sums
+        torch.testing.assert_close(table.without[..., record], expected, rtol=0, atol=1e-12)
+
+
+def test_blocks_leave_out_each_of_their_records():
+    x, hot = labelled(60)
+    one, other = (permuted(s, hot[s::2], x=x[s::2], y=gaussian(s, 30, 2)) for s in range(2))
+
+    both = one.merge(other)
+
+    assert both.without.shape == (3, 3, 60)
+    torch.testing.assert_close(both.without[..., 0], one.without[..., 0] + other.sums)
+    torch.testing.assert_close(both.without[..., 59], one.sums + other.without[..., 29])
+
+
+def test_a_p_of_rs_allows_for_what_given_has_to_do_with_the_labels():
+    """A knows nothing beyond B, and B the labels: RS is 0 but for noise, of which permuted labels show half."""
+    centres = 3 * gaussian(102, 4, 4)  # with which RS of large samples is 0
+    found, by_permutation = [], []
+    for seed in range(120):
+        hot = torch.nn.functional.one_hot(torch.arange(80) % 4, 4).double()
+        b = hot @ centres + gaussian(1000 + seed, 80, 4)
+        table = permuted(seed, hot, 99, a=b[:, :2], b=b)
+        found.append(table.residual_p("a", "b"))
+        by_permutation.append(table.permutation_p("a", "b"))
+
+    large = torch.nn.functional.one_hot(torch.arange(1600) % 4, 4).double()
+    b = large @ centres + gaussian(5, 1600, 4)
+    assert abs(float(products(a=b[:, :2], b=b, g=large).semi_partial("a", "b", "g"))) < 0.03
+    assert np.mean(np.array(found) <= 0.05) < 0.1
+    tails = np.abs(np.array(by_permutation) - 0.5) >= 0.45
+    assert tails.mean() > 0.25  # the control: both tails together should have a tenth

@@ -59,7 +59,7 @@ def test_the_records_depend_on_seed_and_keys_and_not_on_their_order(frozen):
     assert one != other
     sets = [probe_set(data, 20, 512, 0, "probe") for data in (dataset, shuffled)]
     assert sets[0].keys_sha256 == sets[1].keys_sha256
-    assert probe_set(dataset, 21, 512, 0, "probe").keys_sha256 != sets[0].keys_sha256
+    assert probe_set(dataset, 24, 512, 0, "probe").keys_sha256 != sets[0].keys_sha256
 
 
 def test_blocks_are_near_equal_and_balanced(frozen):
@@ -152,9 +152,34 @@ def test_a_block_without_room_for_all_classes_holds_four_records_of_some(frozen)
     labels = [dataset.columns["label"][block] for block in probes.blocks]
     drawn = [set(of_block.tolist()) for of_block in labels]
     assert all(np.unique(of_block, return_counts=True)[1].min() >= 2 for of_block in labels)
-    assert not drawn[0] & drawn[1]  # a class lies in one block, whole
+    assert not drawn[0] & drawn[1]  # other classes as long as there are any
+    every = np.concatenate(probes.blocks)
+    assert len(set(every.tolist())) == len(every)  # each record once
     assert probes.classes == len(set.union(*drawn))
     assert probe_set(dataset, 40, 512, 0, "probe").classes == 10
+
+
+def test_a_few_classes_that_are_left_over_make_no_block_of_their_own(frozen):
+    """Two classes of a small block weigh as much as many of a large one, and say something else."""
+    dataset = with_classes(frozen, np.arange(5))  # eight records each
+
+    probes = probe_set(dataset, 40, 16, 0, "probe")
+
+    sizes = [len(np.unique(dataset.columns["label"][block])) for block in probes.blocks]
+    assert min(sizes) >= 3
+    assert len(probes.blocks) == 3
+    assert probes.classes == 5
+
+
+def test_classes_that_differ_by_embeddings_need_no_second_record(frozen):
+    dataset = with_classes(frozen, np.arange(40))
+
+    probes = probe_set(dataset, 40, 16, 0, "probe", classes_differ=True)
+
+    assert (probes.num_records, probes.classes) == (40, 40)
+    assert (
+        probe_set(dataset, 40, 16, 0, "probe").num_records == 40
+    )  # refused by check_probes before
 
 
 def test_relevance_of_many_classes_is_seen_where_each_has_several_records(frozen):

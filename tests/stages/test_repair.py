@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from pipeline.config import StoreConfig, VerifyConfig
+from pipeline.config import ImageFolderDataConfig, StoreConfig, VerifyConfig
 from pipeline.dataset import StoreDataset, iter_in_order
 from pipeline.store.files import FileError, make_folder, write_atomically
-from pipeline.store.lock import lock_folder
+from pipeline.store.lock import LockedError, lock_folder
 from pipeline.store.manifest import ManifestError, StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
@@ -196,3 +197,69 @@ def test_a_folder_that_is_taken_away_while_a_file_is_written_is_one_error(tmp_pa
 
     with pytest.raises(FileError, match="check that the folder is there"):
         write_atomically(tmp_path / "store" / "file", b"data")
+
+
+# ---- what a repair must keep ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"shard_size": 1024}, {"shard_size": 40, "image_size": None}]
+)
+def test_a_repair_keeps_the_frame_and_the_places_that_passes_have_seen(
+    tmp_path, tiny_teacher, options
+):
+    store = tmp_path / "store"
+    config = precompute_config(store, tiny_teacher, image_size=8, shard_size=64)
+    precompute.run(config)
+    expected = tree_bytes(store)
+    (store / "index.parquet").unlink()
+    (store / "receipts" / "train-000000.parquet").unlink()
+
+    precompute.run(precompute_config(store, **{"shard_size": 64, **options}))
+
+    assert tree_bytes(store) == expected
+
+
+def test_a_repair_that_would_change_a_sound_tar_leaves_it_alone(tmp_path, tiny_teacher):
+    generator = np.random.default_rng(0)
+    for number in range(12):
+        path = tmp_path / "images" / "ab"[number % 2] / f"{number}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
+    data = ImageFolderDataConfig(path=str(tmp_path / "images"))
+    config = precompute_config(tmp_path / "store", data=data)
+    precompute.run(config)
+    expected = tree_bytes(tmp_path / "store" / "images")
+    (tmp_path / "store" / "receipts" / "train-000000.parquet").unlink()
+    changed = bytearray(path.read_bytes())
+    changed[-1] ^= 1
+    path.write_bytes(changed)
+
+    for _ in range(2):
+        with pytest.raises(StoreMismatchError, match="would have other bytes"):
+            precompute.run(config)
+        assert tree_bytes(tmp_path / "store" / "images") == expected
+
+
+def test_a_pass_of_another_frame_is_never_read(tmp_path, tiny_teacher):
+    for name, size in (("one", 16), ("other", 8)):
+        config = precompute_config(tmp_path / name, tiny_teacher, image_size=size)
+        precompute.run(config)
+    (folder,) = (tmp_path / "other" / "teachers").iterdir()
+    shutil.copytree(folder, tmp_path / "one" / "teachers" / folder.name)
+
+    with pytest.raises(StoreMismatchError, match="other frames"):
+        Store(tmp_path / "one").open_pass(folder.name)
+
+
+def test_a_lock_that_belongs_to_somebody_else_still_locks(tmp_path, monkeypatch):
+    with lock_folder(tmp_path / "store"):
+
+        def refused(path, flags, *mode, real=os.open):
+            if flags & os.O_RDWR:
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return real(path, flags, *mode)
+
+        monkeypatch.setattr("pipeline.store.lock.os.open", refused)
+        with pytest.raises(LockedError), lock_folder(tmp_path / "store"):
+            pass

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import subprocess
 import sys
 import textwrap
@@ -247,3 +248,22 @@ def test_reading_an_index_starts_no_thread_that_could_outlive_the_process(frozen
     )
 
     assert done.returncode == 0, done.stderr
+
+
+def test_the_metadata_that_readers_expect_are_those_that_zarr_writes(tmp_path):
+    """Readers make them without Zarr; a release that writes others shows here first."""
+    specs = (
+        FieldSpec(name="logits", shape=(10,), dtype="float16", axes=("class",)),
+        FieldSpec(name="explained_class", shape=(1,), dtype="int32"),
+        FieldSpec(name="map", shape=(1, 6, 64, 64), dtype="float16", codec="maxabs"),
+        FieldSpec(name="narrow", shape=(1, 6, 64, 64), dtype="int8", codec="maxabs"),
+    )
+    for shard_size in (4, 4096):  # the larger cuts large fields into inner chunks
+        columns = ZarrColumns(tmp_path / str(shard_size), specs, 2, shard_size, 2)
+        columns.create()
+        columns.check_shared_files()
+        for spec in specs:
+            path = tmp_path / str(shard_size) / "columns.zarr" / spec.name / "zarr.json"
+            written = json.loads(path.read_text())
+            assert written.pop("storage_transformers") == []
+            assert written == columns._metadata(spec)

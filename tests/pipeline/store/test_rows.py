@@ -1,14 +1,17 @@
 """Rows of large fields, read alone: equal to Zarr's own reading, few bytes, and never a damaged one."""
 
 import os
+from pathlib import Path
 
+import google_crc32c
+import numcodecs
 import numpy as np
 import pytest
 
 from pipeline.records import FieldSpec
 from pipeline.store.columns import StoredShard, WebDatasetColumns, ZarrColumns
 from pipeline.store.manifest import ManifestError
-from pipeline.store.rows import InnerChunkRows, KeptRows
+from pipeline.store.rows import InnerChunkRows, KeptRows, decode_chunk
 
 SHAPES = {
     "a view is an inner chunk": ((1, 6, 64, 64), "float16", 1, (1, 1)),
@@ -132,3 +135,20 @@ def test_kept_rows_answer_for_the_rows_of_the_shard():
 
     assert kept.shape == array.shape
     np.testing.assert_array_equal(kept[np.array([5, 1]), np.array([0, 1])], array[[5, 1], [0, 1]])
+
+
+@pytest.mark.parametrize("spoil", ["shorter", "memcpy", "size"])
+def test_a_blosc_header_that_lies_is_not_believed(spoil):
+    """c-blosc reads as many bytes as its header says, whatever it was given: beyond the end, that ends the process."""
+    values = np.arange(5_000_000, dtype=np.float16)
+    body = bytearray(numcodecs.Blosc(cname="zstd", clevel=0).encode(values))
+    if spoil == "shorter":
+        del body[50:]
+    elif spoil == "memcpy":
+        body = body[:16]
+    else:
+        body[4:8] = (10).to_bytes(4, "little")
+    data = bytes(body) + google_crc32c.value(bytes(body)).to_bytes(4, "little")
+
+    with pytest.raises(ManifestError, match="another size"):
+        decode_chunk(data, values.shape, values.dtype, compressed=True, path=Path("chunk"))
