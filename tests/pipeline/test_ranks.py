@@ -22,6 +22,7 @@ from pipeline.training import Training, batch_loss, build_optimizer, load_checkp
 from pipeline.views import ViewSchedule
 from stages import precompute
 from tests.conftest import TINY_DATA, precompute_config
+from tests.rank_process import leave_group
 from tests.stages.test_flow import PAD_CROP
 
 SIZE = (TINY_DATA.image_size, TINY_DATA.image_size)
@@ -88,7 +89,7 @@ def rank_main(rank, folder, store_path, model_config):
         load_checkpoint(training, own)
     except RanksDisagreeError as error:
         (folder / f"disagreed-{rank}").write_text(str(error))
-    dist.destroy_process_group()
+    leave_group()
 
 
 def bcos_store(folder):
