@@ -217,7 +217,7 @@ class TeacherPass:
         held = [(shard.name, shard.rows, shard.keys_sha256) for shard in self.manifest.shards]
         if self.manifest.store_fingerprint != store.manifest.fingerprint:
             raise StoreMismatchError(
-                f"{folder} was computed on other shards or other frames of the same data; "
+                f"{folder} was computed on other shards of the same data, or on other frames; "
                 "remove the folder and run stages.precompute again"
             )
         self._check_files()
