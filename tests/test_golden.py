@@ -1,0 +1,169 @@
+"""Golden outputs: a small store in both backends, a student after 50 steps and its evaluation.
+
+tests/golden.json holds SHA-256 digests of bytes, and summaries of the same numbers. Digests are compared where torch
+has the recorded version and CPU capability; elsewhere kernels round differently, and the summaries are compared.
+Record them anew, and say why in the commit that does:
+
+    python -m tests.test_golden
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.config import (
+    AugmentConfig,
+    CifarModelConfig,
+    DistillConfig,
+    E2KDConfig,
+    EvaluateConfig,
+    EvaluateOptions,
+    OperationConfig,
+    OptimizerConfig,
+    PassConfig,
+    StoreConfig,
+    SubsetConfig,
+    TrainerConfig,
+)
+from pipeline.models import build_model
+from pipeline.runs import RUNS
+from pipeline.store.reader import Store
+from stages import distill, evaluate, precompute
+from tests.conftest import precompute_config
+
+GOLDEN = Path(__file__).with_name("golden.json")
+ENVIRONMENT = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
+STEPS = 50
+_TIMES = ("records_per_second",)
+
+
+def sha256(parts: Iterable[bytes]) -> str:
+    """Of all parts, whose order does not matter."""
+    digests = sorted(hashlib.sha256(part).digest() for part in parts)
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def members(tar: Path) -> list[bytes]:
+    with tarfile.open(tar) as archive:
+        return [archive.extractfile(member).read() for member in archive]
+
+
+def summary(array: np.ndarray) -> list[float]:
+    """Mean, standard deviation and largest magnitude."""
+    values = np.asarray(array, dtype=np.float64)
+    return [float(values.mean()), float(values.std()), float(np.abs(values).max())]
+
+
+def describe_store(store: Store) -> dict[str, Any]:
+    """Bytes of the shards and of the pass, whatever their files are called."""
+    shards = [store.path / shard.path for shard in store.manifest.shards]
+    teacher = store.open_passes()[0]
+    files = [
+        path
+        for path in sorted(teacher.folder.rglob("*"))
+        if path.is_file() and path.suffix not in (".json", ".parquet")
+    ]
+    contents = [
+        part for f in files for part in (members(f) if f.suffix == ".tar" else [f.read_bytes()])
+    ]
+    shard = next(shard for shard in store.manifest.shards if shard.split == "train")
+    rows = teacher.read_shard(shard)
+    return {
+        "shards": {"sha256": sha256(path.read_bytes() for path in shards)},
+        "images": {"sha256": sha256(part for path in shards for part in members(path))},
+        "chunks": {"sha256": sha256(contents), "files": len(files)},
+        "fields": sorted(summary(array) for array in rows.values() if np.size(array)),
+    }
+
+
+def golden_run(folder: Path) -> dict[str, Any]:
+    """Digests and summaries of everything that the three stages make in `folder`."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    teacher = CifarModelConfig(name="resnet8", width=4)
+    weights = folder / "teacher.safetensors"
+    save_file(build_model(teacher, 10).state_dict(), weights)
+    teacher = replace(teacher, weights=str(weights))
+    annotate = PassConfig(batch_size=8, payloads=("logits", "map", "at", "cat", "feature"))
+    found: dict[str, Any] = {}
+    for backend in ("zarr", "webdataset"):
+        path = folder / backend
+        precompute.run(precompute_config(path, teacher, backend=backend, annotate=annotate))
+        found[backend] = describe_store(Store(path))
+    store = StoreConfig(path=str(folder / "zarr"))
+    distill.run(
+        DistillConfig(
+            store=store,
+            student=replace(teacher, weights=None),
+            method=E2KDConfig(tau=4.0),
+            augment=AugmentConfig(operations=(OperationConfig(kind="pad_crop", padding=2),)),
+            optimizer=OptimizerConfig(),
+            trainer=TrainerConfig(epochs=10, batch_size=8, num_threads=1, log_every_steps=10),
+            subset=SubsetConfig(),
+            run=str(folder / "run"),
+        )
+    )
+    student = RUNS / folder / "run" / "distill"
+    state = load_file(student / "model.safetensors")
+    log = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == STEPS
+    losses = {name: [line[name] for line in log] for name in log[0] if name not in _TIMES}
+    found["student"] = {
+        "sha256": sha256(tensor.numpy().tobytes() for tensor in state.values()),
+        "losses": losses,
+    }
+    options = EvaluateOptions(splits=("test",), num_pictures=4)
+    evaluate.run(EvaluateConfig(store=store, evaluate=options, run=str(folder / "run")))
+    numbers = json.loads((student.parent / "evaluate" / "metrics.json").read_text())["splits"]
+    found["evaluation"] = {
+        "sha256": sha256([json.dumps(numbers, sort_keys=True).encode()]),
+        "numbers": {
+            name: value for name, value in numbers["test"].items() if isinstance(value, float)
+        },
+    }
+    return found
+
+
+def differences(
+    found: Any, recorded: Any, same: Callable[[Any, Any], bool], path: str = ""
+) -> list[str]:
+    """Places at which two trees of results are not the same."""
+    if isinstance(recorded, dict):
+        return [
+            line
+            for name in recorded
+            for line in differences(found[name], recorded[name], same, f"{path}/{name}")
+        ]
+    return [] if same(found, recorded) else [f"{path}: {found}, recorded {recorded}"]
+
+
+def close(found: Any, recorded: Any) -> bool:
+    """Equal up to rounding; a digest is not compared."""
+    return isinstance(recorded, str) or found == pytest.approx(recorded, rel=2e-2, abs=1e-3)
+
+
+def test_outputs_are_what_they_were(tmp_path: Path) -> None:
+    golden = json.loads(GOLDEN.read_text())
+    found = json.loads(json.dumps(golden_run(tmp_path)))
+
+    exact = golden["environment"] == ENVIRONMENT
+    assert not differences(found, golden["outputs"], (lambda a, b: a == b) if exact else close)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place:
+        outputs = golden_run(Path(place))
+    values = {"environment": ENVIRONMENT, "outputs": outputs}
+    GOLDEN.write_text(json.dumps(values, indent=1) + "\n")
