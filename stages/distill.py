@@ -18,19 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cluster import run_training
-from pipeline.commandline import main
+from pipeline.cli import main
+from pipeline.cluster.executors import run_training
 from pipeline.config.paths import with_absolute_paths
-from pipeline.distillation import Distillation, fingerprint_inputs, open_passes
-from pipeline.progress import show_epochs
-from pipeline.runs import is_finished, open_run
+from pipeline.config.runs import open_run
+from pipeline.core.progress import show_epochs
+from pipeline.models.resolve import fit_distill
+from pipeline.models.saved import is_finished
 from pipeline.store.reader import Store
-from pipeline.tables import fit_distill
+from pipeline.training.distill_job import Distillation, fingerprint_inputs, open_passes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.config import DistillConfig
+    from pipeline.config.distilling import DistillConfig
 
 
 @dataclass(frozen=True, kw_only=True)

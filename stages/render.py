@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from pipeline.cli import main
 from pipeline.cluster.kuberay import rayjob_manifest
-from pipeline.commandline import compose, main, section_of, sections
-from pipeline.config import VERBS, RenderConfig
 from pipeline.config.builder import build_verb_config
+from pipeline.config.compose import compose, section_of, sections
 from pipeline.config.paths import require_shared_paths
-from pipeline.store.files import write_atomically
+from pipeline.config.verbs import VERBS, RenderConfig
+from pipeline.core.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.commandline import main
-from pipeline.grid import point_label
+from pipeline.cli import main
+from pipeline.config.points import point_label
+from pipeline.config.runs import RUNS
+from pipeline.core.files import write_atomically
 from pipeline.report.columns import columns_of, student_rows, teacher_row
 from pipeline.report.passes import describe_passes
 from pipeline.report.results import (
@@ -27,12 +29,11 @@ from pipeline.report.results import (
     load_teacher,
     paired_difference,
 )
-from pipeline.runs import RUNS
-from pipeline.store.files import write_atomically
 from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
-    from pipeline.config import ReportConfig, ReportOptions
+    from pipeline.config.judging import ReportOptions
+    from pipeline.config.verbs import ReportConfig
     from pipeline.report.case_pictures import SplitCases
     from pipeline.report.columns import Column
     from pipeline.report.results import Selection, StudentResult

@@ -11,7 +11,7 @@ explains by them.
 
 Reads   <store.path> (packed; no teacher pass is needed)
 Writes  runs/<run>/teach/: model.safetensors, model.json, checkpoint.pt, metrics.jsonl, metrics.json, config.yaml;
-        with teaching=ked also partition.safetensors there, and <store.path>/artefacts/partition-<fp8>/
+        with teaching=ked also partition.safetensors there, and <store.path>/artifacts/partition-<fp8>/
 Again   the same command goes on from the last checkpoint; a finished run is left as it is
 """
 
@@ -22,19 +22,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cluster import run_training
-from pipeline.commandline import main
-from pipeline.config import AdditiveModelConfig, NoModelConfig, is_published, require
+from pipeline.cli import main
+from pipeline.cluster.executors import run_training
+from pipeline.config.models import AdditiveModelConfig, NoModelConfig, is_published
 from pipeline.config.paths import with_absolute_paths
-from pipeline.progress import show_epochs
-from pipeline.runs import MODEL_NAME, is_finished, load_model, open_run
-from pipeline.store.files import sha256_file, sha256_json, write_atomically
+from pipeline.config.runs import open_run
+from pipeline.core.errors import require
+from pipeline.core.files import sha256_file, sha256_json, write_atomically
+from pipeline.core.progress import show_epochs
+from pipeline.models.resolve import fit_teach
+from pipeline.models.saved import MODEL_NAME, is_finished, load_model
 from pipeline.store.reader import Store
-from pipeline.tables import fit_teach
-from pipeline.teaching import Teaching
+from pipeline.training.teach_job import Teaching
 
 if TYPE_CHECKING:
-    from pipeline.config import ModelConfig, TeachConfig
+    from pipeline.config.models import ModelConfig
+    from pipeline.config.verbs import TeachConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +66,11 @@ def run(config: TeachConfig) -> TeachResult:
         require(Path(start).is_file(), f"teaching.start={start} does not exist; correct the path")
         inputs["start"] = sha256_file(Path(start))
     if isinstance(config.teacher, AdditiveModelConfig) and config.teacher.partition is not None:
-        from pipeline.superfeatures.named import build_partition
+        from pipeline.models.additive.build_partition import build_partition
 
         inputs["teacher.partition"] = build_partition(config.teacher).sha256
     if config.asks_black_box and not isinstance(config.black_box, NoModelConfig):
-        from pipeline.fingerprint import describe_teacher
+        from pipeline.models.fingerprint import describe_teacher
 
         asked = describe_teacher(config.black_box, len(store.manifest.classes), section="black_box")
         inputs["black_box"] = sha256_json(asked)
@@ -91,7 +94,7 @@ def run(config: TeachConfig) -> TeachResult:
 
 def _exact_name(teacher: ModelConfig, start: str) -> str:
     """Published weights by the name that their provider gives them."""
-    from pipeline.models import name_weights
+    from pipeline.models.providers import name_weights
 
     return name_weights(replace(teacher, weights=start)).weights or start
 
@@ -103,10 +106,10 @@ def _check_splits(config: TeachConfig, store: Store) -> None:
 
 
 def _judge(config: TeachConfig, store: Store, folder: Path) -> dict[str, dict[str, Any]]:
-    from pipeline.dataset import StoreDataset
-    from pipeline.evaluation.judge import Subject, judge_split
-    from pipeline.selection import rows_of_split
-    from pipeline.training import resolve_device
+    from pipeline.core.devices import resolve_device
+    from pipeline.evaluation.forward import Subject, judge_split
+    from pipeline.loading.dataset import StoreDataset
+    from pipeline.loading.selection import rows_of_split
 
     model, trained = load_model(folder)
     device = resolve_device("evaluate.device", config.evaluate.device)

@@ -17,17 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.commandline import main
-from pipeline.config import NoModelConfig
-from pipeline.errors import UserError
-from pipeline.store.files import sha256_json
+from pipeline.cli import main
+from pipeline.config.models import NoModelConfig
+from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_json
+from pipeline.models.resolve import require_images
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
-from pipeline.tables import require_images
 
 if TYPE_CHECKING:
-    from pipeline.config import ModelConfig, VerifyConfig
+    from pipeline.config.models import ModelConfig
+    from pipeline.config.verbs import VerifyConfig
 
 
 class DamagedStoreError(UserError):
@@ -52,7 +53,7 @@ def run(config: VerifyConfig) -> VerifyResult:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise DamagedStoreError(
             f"{len(problems)} problem(s) in {path}:\n{listed}\n"
-            "to repair a file of the store, delete it and run stages.precompute again (for a folder of artefacts/ "
+            "to repair a file of the store, delete it and run stages.precompute again (for a folder of artifacts/ "
             "what made it); a file outside the store is yours to restore"
         )
     store = Store(path)
@@ -69,13 +70,13 @@ def run(config: VerifyConfig) -> VerifyResult:
 def _equivariance(config: VerifyConfig, store: Store, teacher: ModelConfig) -> str:
     import numpy as np
 
-    from pipeline.dataset import StoreDataset
+    from pipeline.core.devices import resolve_device
     from pipeline.evaluation.equivariance import measure_equivariance
-    from pipeline.explainers import EXPLAINERS
-    from pipeline.fingerprint import describe_teacher
-    from pipeline.models import build_model, freeze, teacher_input_size
-    from pipeline.selection import rows_of_split
-    from pipeline.training import resolve_device
+    from pipeline.loading.dataset import StoreDataset
+    from pipeline.loading.selection import rows_of_split
+    from pipeline.models.explainers.explain import EXPLAINERS
+    from pipeline.models.fingerprint import describe_teacher
+    from pipeline.models.providers import build_model, freeze, teacher_input_size
 
     require_images(store, "equivariance=true", "verify it without")
     num_classes = len(store.manifest.classes)

@@ -9,17 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.config import (
-    CifarModelConfig,
-    DemoDataConfig,
-    GradCamConfig,
-    LocalClusterConfig,
-    NoModelConfig,
-    PassConfig,
-    PrecomputeConfig,
-    StoreConfig,
-)
-from pipeline.models import build_model
+from pipeline.config.cluster import LocalClusterConfig
+from pipeline.config.data import DemoDataConfig
+from pipeline.config.models import CifarModelConfig, GradCamConfig, NoModelConfig
+from pipeline.config.store import PassConfig, StoreConfig
+from pipeline.config.verbs import PrecomputeConfig
+from pipeline.models.providers import build_model
 from pipeline.store.frames import FrameBatch, ShardFrames
 from pipeline.store.reader import Store
 from stages import precompute

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import build_executor
-from pipeline.commandline import CONF, compose
-from pipeline.config import KINDS, VERBS, LocalClusterConfig
+from pipeline.annotation.payloads.build import PAYLOADS
+from pipeline.cluster.executors import build_executor
 from pipeline.config.builder import build_verb_config
-from pipeline.explainers import EXPLAINERS
-from pipeline.losses import LOSSES, TEACHINGS
-from pipeline.models import PROVIDERS
-from pipeline.payloads import PAYLOADS
-from pipeline.sources import SOURCES
+from pipeline.config.cluster import LocalClusterConfig
+from pipeline.config.compose import CONF, compose
+from pipeline.config.verbs import KINDS, VERBS
+from pipeline.losses.build import LOSSES, TEACHINGS
+from pipeline.models.explainers.explain import EXPLAINERS
+from pipeline.models.providers import PROVIDERS
+from pipeline.sources.build import SOURCES
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("stages/*.py")])
@@ -32,10 +33,63 @@ def imports_of(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_the_pipeline_never_imports_a_stage():
-    guilty = [p for p in MODULES if p.is_relative_to(ROOT / "pipeline")]
+ORDER = (
+    {"core"},
+    {"config"},
+    {"store"},
+    {"sources", "models", "loading"},
+    {"losses"},
+    {"annotation", "evaluation"},
+    {"training"},
+    {"cluster", "sweep", "report"},
+    {"stages"},
+)
+"""Each room imports rooms to its left alone; cli, which only stages import, imports core and config."""
 
-    assert not [p for p in guilty if any(m.split(".")[0] == "stages" for m in imports_of(p))]
+
+def room_of(module):
+    """pipeline.<room>..., or stages; None for another package."""
+    package, _, rest = module.partition(".")
+    return package if package == "stages" else rest.split(".")[0] if package == "pipeline" else None
+
+
+def test_rooms_import_only_what_stands_to_their_left():
+    level = {room: place for place, rooms in enumerate(ORDER) for room in rooms}
+    allowed = {room: {o for o in level if level[o] < level[room]} | {room} for room in level}
+    allowed |= {"cli": {"core", "config"}, "stages": allowed["stages"] | {"cli"}}
+    rooms = {p.relative_to(ROOT / "pipeline").parts[0] for p in ROOT.glob("pipeline/*/__init__.py")}
+
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in MODULES
+        for module in imports_of(path)
+        if (room := room_of(module)) in allowed
+        and room not in allowed[room_of(".".join(path.relative_to(ROOT).with_suffix("").parts))]
+    ]
+
+    assert rooms | {"stages"} == set(level)
+    assert {p.name for p in ROOT.glob("pipeline/*.py")} == {"__init__.py", "cli.py"}
+    assert not wrong
+
+
+def test_no_two_modules_import_each_other():
+    """Nor do more of them in a circle, inside a room or outside, whether at import or later."""
+    names = {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+        for p in MODULES
+    }
+    waiting = {n: {m for m in imports_of(p) if m in names} - {n} for n, p in names.items()}
+    while free := {name for name, needed in waiting.items() if not needed & set(waiting)}:
+        waiting = {name: needed for name, needed in waiting.items() if name not in free}
+
+    assert not waiting
+
+
+def test_an_init_holds_the_docstring_of_its_room_alone():
+    for path in ROOT.glob("pipeline/**/__init__.py"):
+        tree = ast.parse(path.read_text())
+        assert len(tree.body) == 1, path
+        assert path.parent.name == "pipeline" or "Read first: " in ast.get_docstring(tree), path
 
 
 def test_stages_never_import_each_other_but_for_sweep():
@@ -161,7 +215,7 @@ def modules_loaded_by(code):
 @pytest.mark.parametrize("verb", list(VERBS))
 def test_help_and_a_repeated_command_do_not_wait_for_torch_or_ray(verb):
     loaded = modules_loaded_by(
-        f"import stages.{verb}; from pipeline.commandline import _help; _help({verb!r}, '')"
+        f"import stages.{verb}; from pipeline.cli import _help; _help({verb!r}, '')"
     )
 
     assert not loaded & {"torch", "ray", "kornia", "zarr", "matplotlib", "sklearn"}
@@ -170,8 +224,8 @@ def test_help_and_a_repeated_command_do_not_wait_for_torch_or_ray(verb):
 def test_the_serial_executor_imports_no_ray():
     loaded = modules_loaded_by(
         "import stages.precompute\n"
-        "from pipeline.cluster import build_executor, build_task_runner\n"
-        "from pipeline.config import LocalClusterConfig\n"
+        "from pipeline.cluster.executors import build_executor, build_task_runner\n"
+        "from pipeline.config.cluster import LocalClusterConfig\n"
         "build_executor('serial', LocalClusterConfig())\n"
         "list(build_task_runner('serial', LocalClusterConfig())([], print))"
     )

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commandline import compose
-from pipeline.config import KINDS, LabelTeachingConfig
-from pipeline.grid import knows_option
+from pipeline.config.compose import compose
+from pipeline.config.points import knows_option
+from pipeline.config.teaching import LabelTeachingConfig
+from pipeline.config.verbs import KINDS
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "README.md").read_text()

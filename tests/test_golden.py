@@ -13,35 +13,31 @@ import hashlib
 import json
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.config import (
-    AugmentConfig,
-    CifarModelConfig,
-    DistillConfig,
-    E2KDConfig,
-    EvaluateConfig,
-    EvaluateOptions,
-    OperationConfig,
-    OptimizerConfig,
-    PassConfig,
-    StoreConfig,
-    SubsetConfig,
-    TrainerConfig,
-)
-from pipeline.models import build_model
-from pipeline.runs import RUNS
+from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.distilling import DistillConfig
+from pipeline.config.judging import EvaluateOptions
+from pipeline.config.methods import E2KDConfig
+from pipeline.config.models import CifarModelConfig
+from pipeline.config.runs import RUNS
+from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
+from pipeline.config.training import OptimizerConfig, TrainerConfig
+from pipeline.config.verbs import EvaluateConfig
+from pipeline.models.providers import build_model
 from pipeline.store.reader import Store
 from stages import distill, evaluate, precompute
 from tests.conftest import precompute_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 GOLDEN = Path(__file__).with_name("golden.json")
 ENVIRONMENT = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}

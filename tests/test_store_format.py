@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import ImageFolderDataConfig, PassConfig
+from pipeline.config.data import ImageFolderDataConfig
+from pipeline.config.store import PassConfig
 from pipeline.store.index import INDEX_SCHEMA
 from pipeline.store.reader import Store
 from stages import precompute

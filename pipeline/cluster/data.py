@@ -12,16 +12,15 @@ import warnings
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cluster import ShardError
 from pipeline.cluster.session import ray_session
-from pipeline.errors import UserError
-from pipeline.shard_tasks import ShardResult
+from pipeline.core.errors import UserError
+from pipeline.core.tasks import ShardError, ShardResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pipeline.cluster import ShardTask
-    from pipeline.config import ClusterConfig
+    from pipeline.config.cluster import ClusterConfig
+    from pipeline.core.tasks import ShardTask
 
 
 class _ShardActor:

@@ -11,7 +11,7 @@ import yaml
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.config import KubeRayClusterConfig
+    from pipeline.config.cluster import KubeRayClusterConfig
 
 _VOLUME = "shared"
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cluster import attempt
+from pipeline.core.tasks import attempt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from pipeline.cluster import ShardTask, Task, TaskOutcome
-    from pipeline.shard_tasks import ShardResult
+    from pipeline.core.tasks import ShardResult, ShardTask, Task, TaskOutcome
 
 
 def map_shards_serially(task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import ExistingClusterConfig, LocalClusterConfig
-from pipeline.errors import UserError
+from pipeline.config.cluster import ExistingClusterConfig, LocalClusterConfig
+from pipeline.core.environment import _JOB_VARIABLE, in_submitted_job
+from pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.config import ClusterConfig
+    from pipeline.config.cluster import ClusterConfig
 
 # Read by Ray when it is imported or started; what the user has set wins.
 _ENVIRONMENT = {
@@ -33,18 +34,11 @@ _ACTOR_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # no GPU asked for, none seen
 }
-_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray for the driver of a submitted job."""
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class ClusterError(UserError, RuntimeError):
     """A cluster that cannot be reached."""
-
-
-def in_submitted_job() -> bool:
-    """Whether this process is the driver of a submitted job: its folder is then a temporary copy."""
-    return _JOB_VARIABLE in os.environ
 
 
 @contextmanager

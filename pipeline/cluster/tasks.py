@@ -12,15 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cluster import TaskOutcome, attempt
 from pipeline.cluster.session import gpus_each, ray_session
-from pipeline.config import require
+from pipeline.core.errors import require
+from pipeline.core.tasks import TaskOutcome, attempt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from pipeline.cluster import Task
-    from pipeline.config import ClusterConfig
+    from pipeline.config.cluster import ClusterConfig
+    from pipeline.core.tasks import Task
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from pipeline.cluster.session import gpus_each, ray_session
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.config import ClusterConfig
-    from pipeline.training_run import TrainingJob
+    from pipeline.config.cluster import ClusterConfig
+    from pipeline.training.run import TrainingJob
 
 _STATE_FOLDER = ".ray_train"
 """In the run's folder while Ray Train is at work."""
@@ -64,8 +64,8 @@ class _RankLoop:
         import ray.train
         import ray.train.torch
 
-        from pipeline.ranks import Ranks
-        from pipeline.training_run import run_job
+        from pipeline.core.distributed import Ranks
+        from pipeline.training.run import run_job
 
         if failure := ray.get(self.news.get_failure.remote()):
             raise RanksError(failure)  # the same would happen again

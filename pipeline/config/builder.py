@@ -11,9 +11,9 @@ from contextlib import suppress
 from dataclasses import MISSING, fields
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pipeline.config.errors import ConfigError
 from pipeline.config.models import NoModelConfig
 from pipeline.config.verbs import KINDS, VERBS
+from pipeline.core.errors import ConfigError
 
 C = TypeVar("C")
 

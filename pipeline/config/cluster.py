@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config.errors import require
+from pipeline.core.errors import require
 
 Authentication = Literal["disabled", "token"]
 """Of Ray. The token itself is Ray's own affair: RAY_AUTH_TOKEN, or the file RAY_AUTH_TOKEN_PATH. What

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from pipeline.config.cells_data import CellsDataConfig
-from pipeline.config.errors import require, require_fraction
 from pipeline.config.file_data import FileDataConfig
 from pipeline.config.table_data import SklearnTableDataConfig, TableDataConfig
+from pipeline.core.errors import require, require_fraction
 
 # ---- one dataclass per source --------------------------------------------------------------------
 

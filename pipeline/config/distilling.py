@@ -10,7 +10,6 @@ from pipeline.config.cluster import (
     ClusterConfig,
     LocalClusterConfig,
 )
-from pipeline.config.errors import require
 from pipeline.config.feature_methods import (
     ATConfig,
     CatKDConfig,
@@ -44,6 +43,7 @@ from pipeline.config.views import (
     CanonicalViewsConfig,
     RotationsViewsConfig,
 )
+from pipeline.core.errors import require
 
 MethodConfig = (
     LabelsConfig

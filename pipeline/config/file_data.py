@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pipeline.config.errors import require
+from pipeline.core.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.config.errors import require
+from pipeline.core.errors import require
 
 Compared = Literal["teacher", "student", "baseline"]
 """Networks whose features are compared. The student is who is judged; the baseline is another run's student."""

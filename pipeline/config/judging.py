@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.config.errors import require
 from pipeline.config.judges import DistanceCorrelationOptions, UnicamOptions
 from pipeline.config.study import (
     ClassSimilarityOptions,
@@ -14,6 +13,7 @@ from pipeline.config.study import (
     FiveBandOptions,
     GradientAlignmentOptions,
 )
+from pipeline.core.errors import require
 
 JudgeName = Literal[
     "accuracy",

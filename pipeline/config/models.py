@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pipeline.config.errors import require
+from pipeline.core.errors import require
 
 PRETRAINED = "pretrained"
 """As weights: those that the provider publishes, its default ones; `pretrained:<name>` are those of that name."""
@@ -235,7 +235,7 @@ class AdditiveModelConfig(NetworkConfig):
     superfeatures: int = 8
     """M, of the finest level; every coarser one is kept with the weights."""
     partition: str | None = None
-    """Which cells or columns are one superfeature: the folder of a partition artefact, or its
+    """Which cells or columns are one superfeature: the folder of a partition artifact, or its
     partition.safetensors; null takes contiguous blocks. A weights file holds its own, which then counts."""
     partition_control: Literal["none", "random", "contiguous"] = "none"
     """Negative controls: groups of the same sizes but of random members, or contiguous blocks in place of the

@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.config.errors import require
+from pipeline.config.cluster import ExistingClusterConfig, KubeRayClusterConfig
 from pipeline.config.models import is_published
+from pipeline.core.environment import in_submitted_job
+from pipeline.core.errors import require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,3 +88,14 @@ def _replaced(config: C, names: list[str], value: str) -> C:
     inner = _replaced(getattr(config, first), below, value) if below else value
     replaced: C = replace(config, **{first: inner})  # type: ignore[type-var]
     return replaced
+
+
+def place_paths(config: C) -> C:
+    """A verb's config whose paths mean the same wherever its work is done.
+
+    Raises ConfigError for a relative path in a job, whose driver's folder is a temporary copy.
+    """
+    cluster = getattr(config, "cluster", None)
+    if in_submitted_job() or isinstance(cluster, KubeRayClusterConfig):
+        require_shared_paths(config, getattr(cluster, "mount_path", None))
+    return with_absolute_paths(config) if isinstance(cluster, ExistingClusterConfig) else config

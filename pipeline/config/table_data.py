@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from pipeline.config.errors import require, require_fraction
 from pipeline.config.file_data import FileDataConfig
+from pipeline.core.errors import require, require_fraction
 
 ALL_COLUMNS = ("all",)
 """As data.log1p: every numeric column."""

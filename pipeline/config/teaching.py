@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline.config.augment import AugmentConfig
-from pipeline.config.errors import require
 from pipeline.config.methods import LabelLoss, check_label_loss
 from pipeline.config.training import OptimizerConfig, TrainerConfig, check_mixup_partners
+from pipeline.core.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.config.augment import AugmentConfig
-from pipeline.config.errors import require
+from pipeline.core.errors import require
 
 
 def check_mixup_partners(augment: AugmentConfig, trainer: TrainerConfig) -> None:

@@ -25,7 +25,6 @@ from pipeline.config.data import (
     WebDatasetDataConfig,
 )
 from pipeline.config.distilling import DistillConfig
-from pipeline.config.errors import require
 from pipeline.config.feature_methods import (
     ATConfig,
     CatKDConfig,
@@ -73,6 +72,7 @@ from pipeline.config.views import (
     RandomViewsConfig,
     RotationsViewsConfig,
 )
+from pipeline.core.errors import require
 
 DEFAULT_JUDGES: tuple[JudgeName, ...] = ("accuracy", "localization")
 

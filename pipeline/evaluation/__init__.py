@@ -1,1 +1,5 @@
-"""Judges: how right a student is, how close to its teacher, and whether it looks at the right place."""
+"""Numbers about a frozen network: the shared forward pass, metrics, records and results.
+
+One evaluator a module or folder belongs to evaluation/evaluators; pages and figures to pipeline/report.
+Read first: run.py, then forward.py.
+"""

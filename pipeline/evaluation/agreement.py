@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.nn.functional as F
+from torch import Tensor
 
+from pipeline.core.labels import decide, has_many, known
+from pipeline.core.records import NO_LABEL
 from pipeline.evaluation.groups import group_scores
-from pipeline.labels import decide, has_many, known
 from pipeline.losses.mld import mld_loss
-from pipeline.records import NO_LABEL
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import Tensor
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

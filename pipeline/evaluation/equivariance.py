@@ -6,30 +6,22 @@ depends on the teacher and on the augmentation; this measures it, one kind of op
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from pipeline.config import AugmentConfig
-from pipeline.dataset import iter_in_order
-from pipeline.explainers import forward_to_explain
-from pipeline.geometry import view_images, view_maps
+from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.core.records import Batch
+from pipeline.loading.dataset import StoreDataset, iter_in_order
+from pipeline.loading.geometry import view_images, view_maps
+from pipeline.loading.loader import move_batch
+from pipeline.loading.views import ViewSchedule
 from pipeline.losses.map_cosine import map_cosine
-from pipeline.stream import move_batch
-from pipeline.views import ViewSchedule
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from pipeline.config import OperationConfig
-    from pipeline.dataset import StoreDataset
-    from pipeline.explainers import Explainer
-    from pipeline.models.classifier import Classifier
-    from pipeline.records import Batch
+from pipeline.models.classifier import Classifier
+from pipeline.models.explainers.explain import Explainer, forward_to_explain
 
 UNMOVED = "none"
 """The whole frame: what the store's rounding alone costs."""

@@ -7,17 +7,14 @@ its groups alike, and groups differ in size, so both are given.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from pipeline.records import NO_GROUP
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import Tensor
+from pipeline.core.records import NO_GROUP
 
 
 def group_scores(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
-from pipeline.config import JudgeName
+from pipeline.config.judging import JudgeName
 
 
 class Metric(NamedTuple):
@@ -82,3 +82,9 @@ def numbers_of(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             numbers[prefix + name] = value
     return numbers
+
+
+def best_position(values: Sequence[float], metric: Metric) -> int:
+    """Where the best value is; the first of equal ones."""
+    sign = 1 if metric.higher_is_better else -1
+    return max(range(len(values)), key=lambda position: sign * values[position])

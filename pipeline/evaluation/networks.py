@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from pipeline.config import ConfigError, NoModelConfig
-from pipeline.evaluation.judge import Subject
-from pipeline.fingerprint import describe_teacher
-from pipeline.models import build_model, freeze, teacher_input_size
-from pipeline.runs import MODEL_NAME, RUNS, is_finished, load_model
-from pipeline.store.files import sha256_file, sha256_json
+from pipeline.config.models import ModelConfig, NoModelConfig
+from pipeline.config.runs import RUNS
+from pipeline.config.verbs import EvaluateConfig
+from pipeline.core.devices import resolve_device
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import sha256_file, sha256_json
+from pipeline.evaluation.forward import Subject
+from pipeline.models.fingerprint import describe_teacher
+from pipeline.models.providers import build_model, freeze, teacher_input_size
+from pipeline.models.saved import MODEL_NAME, is_finished, load_model
 from pipeline.store.manifest import StoreMismatchError
-from pipeline.training import resolve_device
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from pipeline.config import EvaluateConfig, ModelConfig
-    from pipeline.store.reader import Store, TeacherPass
+from pipeline.store.reader import Store, TeacherPass
 
 
 class Networks:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from pipeline.evaluation.judge import encoded, evidence, maps_of
-from pipeline.explainers import forward_to_explain
-from pipeline.explainers.bcos_weights import color_picture, is_bcos_weights
-from pipeline.geometry import judged_view, view_images, view_maps
-from pipeline.labels import classes_of, decide, has_many
-from pipeline.stream import move_batch
+from pipeline.core.labels import classes_of, decide, has_many
+from pipeline.core.records import Batch, StoredTargets
+from pipeline.evaluation.forward import Subject, encoded, evidence, maps_of
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import judged_view, view_images, view_maps
+from pipeline.loading.loader import move_batch
+from pipeline.models.explainers.bcos_weights import color_picture, is_bcos_weights
+from pipeline.models.explainers.explain import forward_to_explain
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pipeline.dataset import StoreDataset
-    from pipeline.evaluation.judge import Subject
-    from pipeline.records import Batch, StoredTargets
+PICTURES_NAME = "pictures.safetensors"
 
 
 @torch.no_grad()

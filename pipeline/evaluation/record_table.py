@@ -8,14 +8,12 @@ teacher's stored maps explain. In pandas: `table.groupby("group").correct.mean()
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pipeline.evaluation.judged import Judged
+from pipeline.evaluation.predictions import Judged
 
 RECORDS_NAME = "records.parquet"
 
@@ -39,7 +37,7 @@ RECORDS_SCHEMA = pa.schema(
 
 def record_table(split: str, judged: Judged) -> pa.Table:
     """A table of RECORDS_SCHEMA, in the order of the records."""
-    from pipeline.labels import (
+    from pipeline.core.labels import (
         classes_of,
         decide,
         has_many,

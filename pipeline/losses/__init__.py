@@ -1,49 +1,5 @@
-"""What is minimised: modules from (StudentOutput, Targets, labels) to LossTerms, by method."""
+"""Losses: modules from a student's output, a teacher's targets and labels to named terms.
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
-from pipeline.losses.at import ATLoss
-from pipeline.losses.cat_kd import CatKDLoss
-from pipeline.losses.crd import CRDLoss
-from pipeline.losses.e2kd import E2KDLoss
-from pipeline.losses.explaining_teacher import ExplainingTeacherLoss
-from pipeline.losses.ft import FTLoss
-from pipeline.losses.guided import GuidedLoss
-from pipeline.losses.kd import KDLoss
-from pipeline.losses.ked import KEDLoss
-from pipeline.losses.labels import LabelsLoss
-from pipeline.losses.review_kd import ReviewKDLoss
-from pipeline.losses.sskd import SSKDLoss
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pipeline.config import MethodConfig
-    from pipeline.losses.terms import DistillationLoss
-
-LOSSES: dict[str, Callable[[Any], DistillationLoss]] = {
-    "labels": LabelsLoss,
-    "kd": KDLoss,
-    "e2kd": E2KDLoss,
-    "at": ATLoss,
-    "cat_kd": CatKDLoss,
-    "review_kd": ReviewKDLoss,
-    "ft": FTLoss,
-    "crd": CRDLoss,
-    "sskd": SSKDLoss,
-    "ked": KEDLoss,
-}
-
-TEACHINGS: dict[str, Callable[[Any], DistillationLoss]] = {
-    "labels": LabelsLoss,
-    "guided": GuidedLoss,
-    "ked": ExplainingTeacherLoss,
-}
-"""How a teacher is trained, by `teaching=`."""
-
-
-def build_loss(config: MethodConfig) -> DistillationLoss:
-    """The loss that `method=` names."""
-    return LOSSES[config.kind](config)
+The step that calls them belongs to pipeline/training.
+Read first: base.py, then kd.py and e2kd.py.
+"""

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from pipeline.config import require
+from pipeline.config.feature_methods import ATConfig
+from pipeline.core.errors import require
+from pipeline.core.records import Targets
+from pipeline.losses.base import StudentOutput
 from pipeline.losses.feature_kd import FeatureKDLoss
 from pipeline.models.output import Inner, wide
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pipeline.config import ATConfig
-    from pipeline.losses.terms import StudentOutput
-    from pipeline.records import Targets
 
 
 def attention_map(features: Tensor) -> Tensor:

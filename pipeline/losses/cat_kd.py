@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch.nn.functional as F
+from torch import Tensor
 
-from pipeline.config import require
+from pipeline.config.feature_methods import CatKDConfig
+from pipeline.core.errors import require
+from pipeline.core.records import Targets
+from pipeline.losses.base import StudentOutput
 from pipeline.losses.feature_kd import FeatureKDLoss
 from pipeline.models.output import Inner
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pipeline.config import CatKDConfig
-    from pipeline.losses.terms import StudentOutput
-    from pipeline.records import Targets
 
 
 def class_map_loss(

@@ -7,23 +7,18 @@ linear maps are trained with the student; maps and banks are left behind with th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import require
+from pipeline.config.feature_methods import CRDConfig
+from pipeline.core.errors import require
+from pipeline.core.records import NO_LABEL, Targets
+from pipeline.loading.dataset import StoreDataset
+from pipeline.losses.base import StudentOutput
 from pipeline.losses.feature_kd import FeatureKDLoss
 from pipeline.models.output import Inner
-from pipeline.records import NO_LABEL
-
-if TYPE_CHECKING:
-    from pipeline.config import CRDConfig
-    from pipeline.dataset import StoreDataset
-    from pipeline.losses.terms import StudentOutput
-    from pipeline.records import Targets
 
 _EPS = 1e-7
 _RECORDS_AT_ONCE = 4096

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from torch import Tensor
 
+from pipeline.config.methods import E2KDConfig
+from pipeline.core.records import Targets
+from pipeline.losses.base import LossTerms, StudentOutput
 from pipeline.losses.kd import KDLoss
 from pipeline.losses.map_cosine import map_cosine
-from pipeline.losses.terms import LossTerms
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pipeline.config import E2KDConfig
-    from pipeline.losses.terms import StudentOutput
-    from pipeline.records import Targets
 
 
 class E2KDLoss(KDLoss):

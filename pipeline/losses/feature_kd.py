@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from pipeline.config import require
+from pipeline.config.feature_methods import FeatureKDConfig
+from pipeline.core.errors import require
+from pipeline.core.records import Targets
+from pipeline.losses.base import DistillationLoss, LossTerms, StudentOutput
 from pipeline.losses.kd import kd_loss
 from pipeline.losses.labels import label_term, off_label_bce_loss
-from pipeline.losses.terms import DistillationLoss, LossTerms
 from pipeline.models.output import NOTHING, Inner
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pipeline.config import FeatureKDConfig
-    from pipeline.losses.terms import StudentOutput
-    from pipeline.records import Targets
 
 
 class FeatureKDLoss(DistillationLoss):

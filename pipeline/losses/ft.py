@@ -7,20 +7,16 @@ then stands still. The translator is trained with the student; both are left beh
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.config.feature_methods import FTConfig
+from pipeline.core.records import Targets
+from pipeline.losses.base import StudentOutput, TeacherPhase
 from pipeline.losses.feature_kd import FeatureKDLoss
-from pipeline.losses.terms import TeacherPhase
 from pipeline.models.output import Inner, wide
-
-if TYPE_CHECKING:
-    from pipeline.config import FTConfig
-    from pipeline.losses.terms import StudentOutput
-    from pipeline.records import Targets
 
 _SLOPE = 0.1
 """Of the leaky ReLUs, below zero."""

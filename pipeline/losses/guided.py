@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from pipeline.evaluation.localization import MIN_ENERGY
+from pipeline.config.teaching import GuidedTeachingConfig
+from pipeline.core.records import Guidance
+from pipeline.loading.localization import MIN_ENERGY
+from pipeline.losses.base import LossTerms, StudentOutput
 from pipeline.losses.labels import LabelsLoss
-from pipeline.losses.terms import LossTerms
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
-    from pipeline.config import GuidedTeachingConfig
-    from pipeline.losses.terms import StudentOutput
-    from pipeline.regions import Guidance
 
 _TINY = torch.finfo(torch.float32).tiny
 

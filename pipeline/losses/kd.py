@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch.nn.functional as F
+from torch import Tensor
 
-from pipeline.config import require
+from pipeline.config.methods import KDConfig
+from pipeline.core.errors import require
+from pipeline.core.records import Targets
+from pipeline.losses.base import DistillationLoss, LossTerms, StudentOutput
 from pipeline.losses.labels import label_term
 from pipeline.losses.mld import mld_loss
-from pipeline.losses.terms import DistillationLoss, LossTerms
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pipeline.config import KDConfig
-    from pipeline.losses.terms import StudentOutput
-    from pipeline.records import Targets
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:

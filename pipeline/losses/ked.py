@@ -5,23 +5,18 @@ Shape letters: B batch, M superfeatures of the level that is compared, K classes
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import ConfigError, require
+from pipeline.config.methods import KEDConfig
+from pipeline.core.errors import ConfigError, require
+from pipeline.core.records import Targets
+from pipeline.losses.base import DistillationLoss, LossTerms, StudentOutput
 from pipeline.losses.kd import kd_loss
 from pipeline.losses.labels import label_term
-from pipeline.losses.terms import DistillationLoss, LossTerms
+from pipeline.models.additive.hierarchy import class_centred, coarsen
 from pipeline.models.output import NOTHING, Inner
-from pipeline.superfeatures.hierarchy import class_centred, coarsen
-
-if TYPE_CHECKING:
-    from pipeline.config import KEDConfig
-    from pipeline.losses.terms import StudentOutput
-    from pipeline.records import Targets
 
 
 def superfeature_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from pipeline.config import require
-from pipeline.labels import has_many, known, multi_hot
-from pipeline.losses.terms import DistillationLoss, LossTerms
-from pipeline.records import NO_LABEL
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pipeline.config import LabelsConfig, LabelTeachingConfig
-    from pipeline.losses.terms import StudentOutput
-    from pipeline.records import Targets
+from pipeline.config.methods import LabelsConfig
+from pipeline.config.teaching import LabelTeachingConfig
+from pipeline.core.errors import require
+from pipeline.core.labels import has_many, known, multi_hot
+from pipeline.core.records import NO_LABEL, Targets
+from pipeline.losses.base import DistillationLoss, LossTerms, StudentOutput
 
 
 def cross_entropy_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

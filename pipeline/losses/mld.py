@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch.nn.functional as F
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
 
 def mld_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:

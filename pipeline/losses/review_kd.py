@@ -6,23 +6,18 @@ fused from the deepest on; what fuses them is trained with the student and left 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import require
+from pipeline.config.feature_methods import ReviewKDConfig
+from pipeline.core.errors import require
+from pipeline.core.records import Targets
+from pipeline.losses.base import StudentOutput
 from pipeline.losses.feature_kd import FeatureKDLoss
-from pipeline.models.output import Inner, wide
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pipeline.config import ReviewKDConfig
-    from pipeline.losses.terms import StudentOutput
-    from pipeline.models.output import Stage
-    from pipeline.records import Targets
+from pipeline.models.output import Inner, Stage, wide
 
 _POOLED_SIZES = (4, 2, 1)
 _MAX_FUSED_CHANNELS = 512

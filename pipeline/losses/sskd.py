@@ -7,23 +7,18 @@ trained on the teacher's features alone, before the student's first step; the st
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config import ConfigError, require
+from pipeline.config.feature_methods import SSKDConfig
 from pipeline.config.views import NUM_ROTATIONS
+from pipeline.core.errors import ConfigError, require
+from pipeline.core.records import Targets
+from pipeline.loading.dataset import StoreDataset
+from pipeline.losses.base import LossTerms, StudentOutput, TeacherPhase
 from pipeline.losses.feature_kd import FeatureKDLoss
-from pipeline.losses.terms import LossTerms, TeacherPhase
 from pipeline.models.output import NOTHING, Inner
-
-if TYPE_CHECKING:
-    from pipeline.config import SSKDConfig
-    from pipeline.dataset import StoreDataset
-    from pipeline.losses.terms import StudentOutput
-    from pipeline.records import Targets
 
 _WEIGHT_DECAY = 5e-4
 _TURNS = NUM_ROTATIONS - 1

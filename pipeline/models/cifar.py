@@ -6,16 +6,12 @@ The explained layer is the output of the last stage, after its ReLU.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.config.models import CifarModelConfig
 from pipeline.models.classifier import Classifier
 from pipeline.models.output import GapLinear, Normalize, Stage
-
-if TYPE_CHECKING:
-    from pipeline.config import CifarModelConfig
 
 
 class BasicBlock(nn.Module):

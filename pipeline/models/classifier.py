@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import ConfigError
-from pipeline.errors import UserError
-from pipeline.models.output import NOTHING, GapLinear, ModelOutput, Superfeatures, wide
-
-if TYPE_CHECKING:
-    from pipeline.models.output import Head, Inner, Stage
+from pipeline.core.errors import ConfigError, UserError
+from pipeline.models.output import (
+    NOTHING,
+    GapLinear,
+    Head,
+    Inner,
+    ModelOutput,
+    Stage,
+    Superfeatures,
+    wide,
+)
 
 
 class WeightsError(UserError, ValueError):

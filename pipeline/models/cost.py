@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from pipeline.models.classifier import Classifier
+from pipeline.models.classifier import Classifier
 
 
 class Cost(NamedTuple):

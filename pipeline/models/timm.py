@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -19,16 +20,10 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pipeline.config import ConfigError, is_published
+from pipeline.config.models import TimmModelConfig, is_published
+from pipeline.core.errors import ConfigError
 from pipeline.models.classifier import Classifier, Published, WeightsError, require_size
-from pipeline.models.output import GapLinear, GapNormLinear, Normalize, Stage, apply_norm
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from pipeline.config import TimmModelConfig
-    from pipeline.models.output import Head
+from pipeline.models.output import GapLinear, GapNormLinear, Head, Normalize, Stage, apply_norm
 
 _SUPPORTED = (
     "explanations need a grid: networks whose forward_features gives [B, C, h, w] (convolutional "

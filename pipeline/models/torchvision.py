@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 import torchvision
@@ -21,14 +21,11 @@ from torchvision import models
 from torchvision.models.regnet import ResBottleneckBlock
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from pipeline.config import ConfigError, is_published
+from pipeline.config.models import TorchvisionModelConfig, is_published
+from pipeline.core.errors import ConfigError
 from pipeline.models.classifier import Classifier, Published, WeightsError
-from pipeline.models.output import Normalize, Stage, match_head, wide
+from pipeline.models.output import Head, Normalize, Stage, match_head, wide
 from pipeline.models.torchvision_vit import TorchvisionVit
-
-if TYPE_CHECKING:
-    from pipeline.config import TorchvisionModelConfig
-    from pipeline.models.output import Head
 
 
 class Split(NamedTuple):

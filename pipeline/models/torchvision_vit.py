@@ -6,19 +6,16 @@ patch token has a gradient.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torchvision import models
 
+from pipeline.config.models import TorchvisionModelConfig
 from pipeline.models.classifier import Classifier, require_size
 from pipeline.models.output import Normalize
-
-if TYPE_CHECKING:
-    from torchvision import models
-
-    from pipeline.config import TorchvisionModelConfig
 
 
 class TorchvisionVit(Classifier):

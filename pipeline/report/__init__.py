@@ -1,1 +1,5 @@
-"""One self-contained page from finished runs: tables, curves, pictures, and what it all cost."""
+"""The HTML page of a sweep: results read from disk, tables, figures and pictures.
+
+Numbers are computed in pipeline/evaluation; the report computes none but their spread.
+Read first: results.py, then page.py.
+"""

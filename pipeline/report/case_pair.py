@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
-from pipeline.config import EvaluateOptions
 from pipeline.config.builder import build_config
-from pipeline.evaluation.judge import Subject, open_split
+from pipeline.config.judging import EvaluateOptions, ReportOptions
+from pipeline.config.runs import CONFIG_NAME
+from pipeline.config.verbs import ReportConfig
+from pipeline.evaluation.forward import Subject, open_split
 from pipeline.evaluation.record_table import RECORDS_NAME, RECORDS_SCHEMA
-from pipeline.runs import CONFIG_NAME, MODEL_NAME, load_model, read_description
+from pipeline.loading.dataset import StoreDataset
+from pipeline.models.saved import MODEL_NAME, load_model, read_description
+from pipeline.report.cases import Row
+from pipeline.report.results import StudentResult
 from pipeline.store.index import read_table
 from pipeline.store.reader import Store
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pipeline.config import ReportConfig, ReportOptions
-    from pipeline.dataset import StoreDataset
-    from pipeline.report.cases import Row
-    from pipeline.report.results import StudentResult
 
 _JUDGING = ("store", "splits", "frame", "region", "iou_threshold")
 """Options of evaluate in which both must agree."""

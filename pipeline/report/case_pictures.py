@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from pipeline.config.judging import ReportOptions
+from pipeline.core.records import NO_GROUP, Batch
+from pipeline.evaluation.evaluators.shift import check_shift, shifted_maps, window_view
 from pipeline.evaluation.pictures import explained_pictures
-from pipeline.evaluation.shift import check_shift, shifted_maps, window_view
-from pipeline.geometry import judged_view
-from pipeline.records import NO_GROUP
-from pipeline.regions import regions_of
-from pipeline.report.cases import MEASURE_WORDS, choose_cases, value_of
+from pipeline.loading.geometry import judged_view
+from pipeline.loading.regions import regions_of
+from pipeline.report.case_pair import Arm, CasePair
+from pipeline.report.cases import MEASURE_WORDS, Case, CaseKind, Row, choose_cases, value_of
 from pipeline.report.pictures import (
     PictureRow,
     class_names,
@@ -22,18 +28,6 @@ from pipeline.report.pictures import (
     overlays,
     picture_grid,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from pipeline.config import ReportOptions
-    from pipeline.records import Batch
-    from pipeline.report.case_pair import Arm, CasePair
-    from pipeline.report.cases import Case, CaseKind, Row
 
 _SHIFTED_CASES = 4
 _SIDE = 1.5

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.config import ConfigError
+from pipeline.core.errors import ConfigError
 from pipeline.evaluation.metrics import Metric, metric_of
-from pipeline.report.results import summarise
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from pipeline.report.results import StudentResult
+from pipeline.report.results import StudentResult, summarise
 
 
 @dataclass(frozen=True, kw_only=True)

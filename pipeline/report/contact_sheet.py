@@ -5,25 +5,21 @@ Image and map were moved by the same matrix, so a map that sits wrong on its ima
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from pipeline.dataset import StoreDataset
-from pipeline.explainers.bcos_weights import color_picture, is_bcos_weights
-from pipeline.geometry import view_images, view_maps
+from pipeline.config.augment import AugmentConfig
+from pipeline.core.records import Batch
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import view_images, view_maps
+from pipeline.loading.views import ViewSchedule
 from pipeline.models.bcos.layers import add_inverse
+from pipeline.models.explainers.bcos_weights import color_picture, is_bcos_weights
 from pipeline.report.pictures import PictureRow, class_names, on_white, overlays, picture_grid
-from pipeline.views import ViewSchedule
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pipeline.config import AugmentConfig
-    from pipeline.records import Batch
-    from pipeline.store.reader import Store, TeacherPass
+from pipeline.store.reader import Store, TeacherPass
 
 VIEW_SIZE = (112, 112)
 """Pixels of a picture of a view, (height, width)."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
 
 from pipeline.report.judge_sections import Figure
 from pipeline.report.pictures import PictureRow, outlined, picture_grid
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from pipeline.report.results import StudentResult
+from pipeline.report.results import StudentResult
 
 JUDGE = "dissection"
 _UNITS = 6

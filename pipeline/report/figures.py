@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from pipeline.grid import point_label
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from matplotlib.figure import Figure
-
-    from pipeline.report.results import Candidate, Selection
+from pipeline.config.points import point_label
+from pipeline.report.results import Candidate, Selection
 
 
 def training_curves(lines: Mapping[str, list[list[dict[str, float]]]]) -> str:

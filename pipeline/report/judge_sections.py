@@ -6,20 +6,15 @@ one quantity of the judge, such as FSS of each layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.evaluation.metrics import numbers_of
 from pipeline.report.columns import Column, arm_summary, student_rows
 from pipeline.report.figures import bar_plot, line_plot
-from pipeline.report.judge_pages import PAGES
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pipeline.report.judge_pages import JudgePage, Quantity
-    from pipeline.report.results import StudentResult
+from pipeline.report.judge_pages import PAGES, JudgePage, Quantity
+from pipeline.report.results import StudentResult
 
 
 class Table(NamedTuple):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from pipeline.config import AdditiveModelConfig
+from pipeline.config.models import AdditiveModelConfig
 from pipeline.models.cost import measure_cost
-from pipeline.runs import is_finished, load_model
-
-if TYPE_CHECKING:
-    from pipeline.report.results import StudentResult
+from pipeline.models.saved import is_finished, load_model
+from pipeline.report.results import StudentResult
 
 
 def network_rows(results: list[StudentResult]) -> list[dict[str, Any]]:

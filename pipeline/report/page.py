@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pipeline.report.columns import arm_summary
-from pipeline.report.judge_sections import judge_sections
-from pipeline.report.results import over_the_grid
-from pipeline.runs import RUNS, read_cost, read_description
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pipeline.config import ReportConfig
-    from pipeline.report.case_pictures import SplitCases
-    from pipeline.report.columns import Column
-    from pipeline.report.judge_sections import Figure
-    from pipeline.report.results import Selection, StudentResult
-    from pipeline.store.reader import Store, TeacherPass
+from pipeline.config.runs import RUNS, read_cost
+from pipeline.config.verbs import ReportConfig
+from pipeline.models.saved import read_description
+from pipeline.report.case_pictures import SplitCases
+from pipeline.report.columns import Column, arm_summary
+from pipeline.report.judge_sections import Figure, judge_sections
+from pipeline.report.results import Selection, StudentResult, over_the_grid
+from pipeline.store.reader import Store, TeacherPass
 
 
 def render_page(
@@ -148,7 +143,7 @@ def _pictures(results: list[StudentResult]) -> dict[str, Any]:
 
 
 def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str, float]]]]:
-    from pipeline.metric_log import read_metrics
+    from pipeline.training.metric_log import read_metrics
 
     lines = defaultdict(list)
     for result in results:

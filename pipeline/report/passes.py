@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from pipeline.store.columns import COLUMNS_FOLDER
-
-if TYPE_CHECKING:
-    from pipeline.store.reader import Store, TeacherPass
+from pipeline.store.fields import COLUMNS_FOLDER
+from pipeline.store.reader import Store, TeacherPass
 
 
 def describe_passes(store: Store) -> list[dict[str, Any]]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.report.figures import data_uri
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
 
 _STRONG_QUANTILE = 0.995
 """Of the absolute contributions: at it and above, a place is full red or blue."""
@@ -123,7 +120,7 @@ def overlays(images: NDArray[np.uint8], maps: NDArray[np.float32]) -> list[NDArr
     """Maps [n, h, w], each scaled to its highest value and upsampled, in red over a pale grey image."""
     import torch
 
-    from pipeline.evaluation.localization import upsample
+    from pipeline.loading.localization import upsample
 
     size = (images.shape[1], images.shape[2])
     heat = upsample(torch.from_numpy(maps), size).clamp(min=0).numpy()

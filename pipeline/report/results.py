@@ -5,24 +5,20 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
-from pipeline.config import ConfigError
-from pipeline.evaluation.findings import METRICS_NAME
+from pipeline.config.points import Point, point_label
+from pipeline.config.runs import CONFIG_NAME, RUNS
+from pipeline.core.errors import ConfigError
 from pipeline.evaluation.metrics import Metric, metric_of, numbers_of
-from pipeline.grid import point_label
-from pipeline.runs import CONFIG_NAME, RUNS
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from pipeline.grid import Point
+from pipeline.evaluation.results import METRICS_NAME
 
 SWEEP_NAME = "sweep.json"
 ALL_SPLITS = "all"

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+from pipeline.config.points import point_label
 from pipeline.evaluation.metrics import METRICS, Metric
-from pipeline.grid import point_label
-from pipeline.report.results import load_results, load_selection, summarise
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pipeline.report.results import StudentResult
+from pipeline.report.results import StudentResult, load_results, load_selection, summarise
 
 _SHOWN = ("accuracy", "f1", "agreement")
 

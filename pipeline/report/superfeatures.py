@@ -7,24 +7,20 @@ Shape letters: d features, H W a picture, h w the features' grid.
 from __future__ import annotations
 
 import colorsys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
+from pipeline.models.additive.partition import Partition
 from pipeline.report.pictures import PictureRow, picture_grid
 from pipeline.store.manifest import MANIFEST_NAME
-from pipeline.superfeatures.artefact import load_partition
-from pipeline.superfeatures.dependency import symmetric
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from pipeline.store.reader import Store
-    from pipeline.superfeatures.partition import Partition
+from pipeline.store.reader import Store
+from pipeline.training.superfeatures.artifact import load_partition
+from pipeline.training.superfeatures.dependency import symmetric
 
 _GOLDEN = 0.618034
 """Of a turn of the colour circle between two groups: no two of few are alike."""
@@ -41,23 +37,23 @@ def partition_rows(store: Store) -> list[dict[str, Any]]:
     """A row a partition of the store: name, picture, and how it was found."""
     return [
         _partition_row(path.parent)
-        for path in sorted(store.path.glob(f"artefacts/partition-*/{MANIFEST_NAME}"))
+        for path in sorted(store.path.glob(f"artifacts/partition-*/{MANIFEST_NAME}"))
     ]
 
 
 def _partition_row(folder: Path) -> dict[str, Any]:
     saved = load_partition(folder)
-    manifest = saved.manifest
+    facts = saved.facts
     return {
         "name": folder.name,
-        "black_box": manifest.made_from["black_box"]["architecture"]["name"],
+        "black_box": saved.made_from["black_box"]["architecture"]["name"],
         "features": saved.partition.assignments.shape[1],
-        "records": manifest.records,
-        "split_half": manifest.split_half,
-        "communities": manifest.communities,
-        "modularity": manifest.modularity[-1],
+        "records": facts.records,
+        "split_half": facts.split_half,
+        "communities": facts.communities,
+        "modularity": facts.modularity[-1],
         "most": saved.partition.most,
-        "null_features": len(manifest.null_features),
+        "null_features": len(facts.null_features),
         "picture": superfeature_figure(saved.partition, saved.dependency),
     }
 

@@ -6,23 +6,20 @@ They are read from what the judge `unicam` wrote, of the first seed's students; 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from pipeline.evaluation.judge import Subject, open_split
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.evaluation.forward import Subject, open_split
 from pipeline.evaluation.pictures import picture_maps
+from pipeline.models.saved import load_model
 from pipeline.report.judge_sections import Figure
 from pipeline.report.pictures import PictureRow, class_names, overlays, picture_grid
-from pipeline.runs import load_model
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import numpy as np
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from pipeline.report.results import StudentResult
-    from pipeline.store.reader import Store
+from pipeline.report.results import StudentResult
+from pipeline.store.reader import Store
 
 JUDGE = "unicam"
 _PAIRS = {

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.records import Box, Content, Record
+from pipeline.core.records import Box, Content, Record
 from pipeline.sources.digits import encode_png
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pipeline.config import CellsDataConfig
+    from pipeline.config.cells_data import CellsDataConfig
 
 CLASSES = (
     "plain",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.config import ConfigError
-from pipeline.sources.table_rows import to_number
+from pipeline.core.errors import ConfigError
+from pipeline.sources.tables.rows import to_number
 
 MAX_CLASSES = 1_000_000
 """Of labels that are numbers: a larger one is a mistake, and would ask for a list of as many class names."""

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from pipeline.records import Box, Content, Record
+from pipeline.core.records import Box, Content, Record
 from pipeline.sources.digits import encode_png, load_digit_images
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pipeline.config import DemoDataConfig
+    from pipeline.config.data import DemoDataConfig
 
 PHOTOGRAPHS = ("china", "flower")
 CANDIDATE_CROPS = 4

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from pipeline.records import Content, Record
+from pipeline.core.records import Content, Record
 from pipeline.sources.splits import TRAIN, split_off_test
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pipeline.config import DigitsDataConfig
+    from pipeline.config.data import DigitsDataConfig
 
 _SIDE = 8
 _LEVELS = 16

@@ -9,8 +9,8 @@ import urllib.request
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
-from pipeline.errors import UserError
-from pipeline.store.files import open_atomically
+from pipeline.core.errors import UserError
+from pipeline.core.files import open_atomically
 
 if TYPE_CHECKING:
     import io

@@ -10,15 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import ConfigError
-from pipeline.records import Content, Record
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import Content, Record
 from pipeline.sources.classes import load_class_names
 from pipeline.sources.files import first_image, image_suffix, iter_images, read_file, sub_folders
 from pipeline.sources.keys import escape_key
 from pipeline.sources.splits import TRAIN, is_split_name, split_off_test
 
 if TYPE_CHECKING:
-    from pipeline.config import ImageFolderDataConfig
+    from pipeline.config.data import ImageFolderDataConfig
 
 SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test"})
 

@@ -21,19 +21,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import ConfigError
-from pipeline.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record
 from pipeline.sources.classes import MAX_CLASSES, ClassIndex, load_class_names
 from pipeline.sources.files import IMAGE_SUFFIXES, image_suffix, is_image_name, read_file
 from pipeline.sources.keys import escape_key
 from pipeline.sources.masks import to_mask_png
 from pipeline.sources.splits import TRAIN, split_of, split_off_test
-from pipeline.sources.table_rows import Row, is_all_digits, read_rows, to_number, to_text
+from pipeline.sources.tables.rows import Row, is_all_digits, read_rows, to_number, to_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pipeline.config import ImageTableDataConfig
+    from pipeline.config.data import ImageTableDataConfig
 
 NAMED_MISSING_FILES = 5
 """Missing files that an error names; it counts the others."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from urllib.parse import quote
 
-from pipeline.config import ConfigError
-from pipeline.store.plan import MAX_KEY_BYTES
+from pipeline.core.errors import ConfigError
+from pipeline.store.planning import MAX_KEY_BYTES
 
 LONG_KEY_HEAD = 150
 """Bytes of a key that is too long which stay readable."""

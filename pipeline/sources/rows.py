@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.records import Content
-from pipeline.store.table import SUFFIX, RowError, encode_row
+from pipeline.core.records import Content
+from pipeline.store.table_rows import SUFFIX, RowError, encode_row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pipeline.records import Record
+    from pipeline.core.records import Record
 
 ROW_KEY = "row-{:09d}"
 """Of a table without keys of its own: sorted as it is."""

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.records import Content, Record
+from pipeline.core.records import Content, Record
 from pipeline.sources.rows import ROW_KEY, read_row, row_content
 from pipeline.sources.splits import TRAIN, split_off_test
 
 if TYPE_CHECKING:
-    from pipeline.config import SklearnTableDataConfig
+    from pipeline.config.table_data import SklearnTableDataConfig
 
 
 class SklearnTableSource:

@@ -7,12 +7,12 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.config import ConfigError
+from pipeline.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from pipeline.records import Record
+    from pipeline.core.records import Record
 
 TRAIN = "train"
 TEST = "test"

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.records import NO_LABEL, Content, Record
+from pipeline.core.records import NO_LABEL, Content, Record
 from pipeline.sources.classes import ClassIndex, load_class_names
 from pipeline.sources.keys import escape_key
 from pipeline.sources.rows import ROW_KEY, bad_row_content, read_row, row_content
 from pipeline.sources.splits import TRAIN, split_of, split_off_test
-from pipeline.sources.table_columns import TableColumns, read_columns, sorted_names
-from pipeline.sources.table_features import table_features
-from pipeline.sources.table_rows import to_number
-from pipeline.store.table import RowError
+from pipeline.sources.tables.columns import TableColumns, read_columns, sorted_names
+from pipeline.sources.tables.features import table_features
+from pipeline.sources.tables.rows import to_number
+from pipeline.store.table_rows import RowError
 
 if TYPE_CHECKING:
-    from pipeline.config import TableDataConfig
+    from pipeline.config.table_data import TableDataConfig
 
 
 class _Listing(NamedTuple):

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import ConfigError
-from pipeline.errors import UserError
+from pipeline.core.errors import ConfigError, UserError
 from pipeline.store.pixels import ImageError
 
 if TYPE_CHECKING:

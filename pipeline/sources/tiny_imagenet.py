@@ -12,15 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import ConfigError
-from pipeline.records import NO_LABEL, Box, Content, Record
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import NO_LABEL, Box, Content, Record
 from pipeline.sources.files import image_suffix, iter_images, read_file
 from pipeline.sources.keys import escape_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.config import TinyImageNetDataConfig
+    from pipeline.config.data import TinyImageNetDataConfig
 
 
 logger = logging.getLogger("permafrost.sources")

@@ -15,7 +15,6 @@ x0 = xmin - 1, y0 = ymin - 1, x1 = xmax, y1 = ymax.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -25,14 +24,16 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import UserError
-from pipeline.records import Box, Content, Record
+from pipeline.core.errors import UserError
+from pipeline.core.records import Box, Content, Record
 from pipeline.sources.files import image_suffix, iter_images, read_file
 from pipeline.sources.keys import escape_key
 from pipeline.sources.splits import split_off_test
 
 if TYPE_CHECKING:
-    from pipeline.config import TorchvisionDataConfig
+    from collections.abc import Iterator
+
+    from pipeline.config.data import TorchvisionDataConfig
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import ConfigError
-from pipeline.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record
 from pipeline.sources.classes import MAX_CLASSES, load_class_names
 from pipeline.sources.download import download
 from pipeline.sources.files import IMAGE_SUFFIXES, image_suffix
@@ -26,12 +26,12 @@ from pipeline.sources.tars import (
     read_member,
     split_of,
 )
-from pipeline.store.plan import ShardPlan, find_unmixed_shard
+from pipeline.store.planning import ShardPlan, find_unmixed_shard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.config import WebDatasetDataConfig
+    from pipeline.config.data import WebDatasetDataConfig
 
 MASK_SUFFIX = "mask.png"
 

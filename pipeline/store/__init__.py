@@ -1,5 +1,5 @@
-"""A store: image shards with an index, and one folder of columns for each teacher pass.
+"""The format on disk: image shards with an index, and a folder of fields for each teacher pass.
 
-A file is either whole or absent (files.py). A shard exists when its receipt does; a store or a pass
-exists when its manifest does, which is written last. Nothing is ever unpickled.
+Sources and networks belong to their own rooms. A file is whole or absent; a manifest, written last, makes a store exist.
+Read first: manifest.py, then reader.py; docs/store-format.md describes the format for other readers.
 """

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.labels import multi_hot_of_lists
+from pipeline.core.labels import multi_hot_of_lists
 from pipeline.store.arrays import decode_npy
 from pipeline.store.manifest import ManifestError
 from pipeline.store.pixels import decode_rgb, open_image
-from pipeline.store.table import decode_row
+from pipeline.store.table_rows import decode_row
 from pipeline.store.tars import ShardBytes
 
 if TYPE_CHECKING:

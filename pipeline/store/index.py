@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.records import NO_LABEL
-from pipeline.store.files import canonical_json, read_regular, write_atomically
+from pipeline.core.files import canonical_json, read_regular, write_atomically
+from pipeline.core.records import NO_LABEL
 from pipeline.store.manifest import REPAIR, ManifestError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.records import Record
+    from pipeline.core.records import Record
 
 _BOX = pa.struct(
     [("label", pa.int32())] + [(corner, pa.float32()) for corner in ("x0", "y0", "x1", "y1")]

@@ -12,8 +12,8 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from pipeline.errors import UserError
-from pipeline.store.files import make_folder
+from pipeline.core.errors import UserError
+from pipeline.core.files import make_folder
 from pipeline.store.index import RECEIPTS_FOLDER
 
 if TYPE_CHECKING:

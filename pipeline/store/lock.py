@@ -9,8 +9,8 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pipeline.errors import UserError
-from pipeline.store.files import FileError, make_folder
+from pipeline.core.errors import UserError
+from pipeline.core.files import FileError, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pipeline.errors import UserError
-from pipeline.records import FieldSpec  # noqa: TC001, read at run time by from_dict
+from pipeline.core.errors import UserError
+from pipeline.core.files import read_regular, sha256_json, write_atomically
+from pipeline.core.records import FieldSpec  # noqa: TC001, read at run time by from_dict
 from pipeline.store.entries import EntryError, from_dict
-from pipeline.store.files import read_regular, sha256_json, write_atomically
 from pipeline.store.pixels import MAX_PIXELS
 
 if TYPE_CHECKING:

@@ -13,22 +13,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import google_crc32c
 
-from pipeline.errors import RecordError
-from pipeline.records import NO_LABEL, NO_SIZE
-from pipeline.store.files import open_atomically, sha256_file, sha256_keys
+from pipeline.core.errors import RecordError
+from pipeline.core.files import open_atomically, sha256_file, sha256_keys
+from pipeline.core.records import NO_LABEL, NO_SIZE
 from pipeline.store.index import IndexRow, receipt_path, receipt_table, write_table
 from pipeline.store.journal import ShardJournal
 from pipeline.store.manifest import ShardEntry, StoreMismatchError
 from pipeline.store.pixels import ImageError, decode_rgb, encode_frame, inspect_image
-from pipeline.store.table import RowError
+from pipeline.store.table_rows import RowError
 from pipeline.store.tars import TarShard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.records import Box, Content, Record
-    from pipeline.sources import Source
-    from pipeline.store.plan import ShardPlan
+    from pipeline.core.records import Box, Content, Record, Source
+    from pipeline.store.planning import ShardPlan
 
 IMAGES_FOLDER = "images"
 _MAX_MASK_DISTORTION = 0.02

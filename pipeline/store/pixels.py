@@ -27,7 +27,7 @@ from PIL import (  # noqa: F401
     WebPImagePlugin,
 )
 
-from pipeline.errors import RecordError
+from pipeline.core.errors import RecordError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,9 +11,9 @@ import logging
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
+from pipeline.core.files import remove_partial_files, sha256_file, sha256_keys
 from pipeline.store.entries import EntryError, from_dict
-from pipeline.store.files import remove_partial_files, sha256_file, sha256_keys
 from pipeline.store.index import (
     PASS_RECEIPT_SCHEMA,
     RECEIPT_SCHEMA,
@@ -50,9 +50,9 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from pipeline.records import FieldSpec
+    from pipeline.core.records import FieldSpec
     from pipeline.store.packing import Packing
-    from pipeline.store.plan import ShardPlan
+    from pipeline.store.planning import ShardPlan
 
 logger = logging.getLogger("permafrost.store")
 

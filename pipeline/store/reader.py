@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.records import NO_LABEL
-from pipeline.store.columns import BACKENDS, Columns, StoredShard, Values
-from pipeline.store.files import sha256_file
+from pipeline.core.files import sha256_file
+from pipeline.core.records import NO_LABEL
+from pipeline.store.fields import BACKENDS, Columns, StoredShard, Values
 from pipeline.store.index import (
     INDEX_SCHEMA,
     PASS_RECEIPT_SCHEMA,
@@ -41,8 +41,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from pipeline.store.rows import Rows
-    from pipeline.superfeatures.hierarchy import Hierarchy
+    from pipeline.store.row_reader import Rows
 
 TEACHERS_FOLDER = "teachers"
 
@@ -261,14 +260,6 @@ class TeacherPass:
     def views(self) -> dict[str, Any]:
         """Which views it covers, and how they were drawn: passes that agree here have the same matrices."""
         return self.manifest.views
-
-    @property
-    def hierarchy(self) -> Hierarchy | None:
-        """The levels of superfeatures that ked_z can be read at; None where the pass holds none."""
-        from pipeline.superfeatures.hierarchy import read_hierarchy
-
-        described = self.manifest.hierarchy
-        return None if described is None else read_hierarchy(described)
 
     @property
     def num_views(self) -> int:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, cast
 
 import google_crc32c
 
-from pipeline.store.files import open_regular
+from pipeline.core.files import open_regular
 from pipeline.store.manifest import REPAIR, REWRITE, ManifestError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.store.files import HashingFile
+    from pipeline.core.files import HashingFile
     from pipeline.store.manifest import ShardEntry
 
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.records import NO_CLASS
-from pipeline.store.artefact import ARTEFACTS_FOLDER
+from pipeline.core.files import PARTIAL_SUFFIX, FileError, sha256_file, sha256_keys
+from pipeline.core.records import NO_CLASS
+from pipeline.store.artifacts import ARTIFACTS_FOLDER
 from pipeline.store.codecs import decode_unit
 from pipeline.store.entries import EntryError, from_dict
-from pipeline.store.files import PARTIAL_SUFFIX, FileError, sha256_file, sha256_keys
 from pipeline.store.index import RECEIPT_SCHEMA, RECEIPTS_FOLDER, read_receipt, receipt_path
 from pipeline.store.journal import JOURNAL_SUFFIX
 from pipeline.store.lock import LOCK_NAME
@@ -27,7 +27,7 @@ from pipeline.store.manifest import (
 from pipeline.store.reader import TEACHERS_FOLDER, Store, TeacherPass
 from pipeline.store.tars import way_out
 
-_OTHER_FOLDERS = (TEACHERS_FOLDER, ARTEFACTS_FOLDER)
+_OTHER_FOLDERS = (TEACHERS_FOLDER, ARTIFACTS_FOLDER)
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.records import FieldSpec
-    from pipeline.store.columns import Values
+    from pipeline.core.records import FieldSpec
+    from pipeline.store.fields import Values
 
 
 def verify_store(path: Path) -> Iterator[str]:
@@ -68,8 +68,8 @@ def verify_store(path: Path) -> Iterator[str]:
             yield from _verify_pass(store, folder, rows_too=sound)
         else:
             yield from _verify_pass_files(folder)
-    for folder in sorted((path / ARTEFACTS_FOLDER).glob("*/")):
-        yield from _verify_artefact(folder)
+    for folder in sorted((path / ARTIFACTS_FOLDER).glob("*/")):
+        yield from _verify_artifact(folder)
 
 
 def _own_shards(store: Store) -> set[str]:
@@ -149,9 +149,9 @@ def _pass_files(manifest: PassManifest) -> dict[str, str | None]:
     return described | {entry.path: entry.sha256 for entry in entries}
 
 
-def _verify_artefact(folder: Path) -> Iterator[str]:
+def _verify_artifact(folder: Path) -> Iterator[str]:
     if not (folder / MANIFEST_NAME).exists():
-        yield f"{folder} has no manifest: the artefact is unfinished; delete it, whoever needs it makes it again"
+        yield f"{folder} has no manifest: the artifact is unfinished; delete it, whoever needs it makes it again"
         return
     try:
         files = check_files(read_checked(folder / MANIFEST_NAME).get("files"))

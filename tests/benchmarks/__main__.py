@@ -14,12 +14,13 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 # Before torch: two processes whose OpenMP threads spin for each other's cores run at a fifth of their speed.
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
+
+from typing import TYPE_CHECKING
 
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.memory import memory_figures
@@ -33,6 +34,9 @@ from tests.benchmarks.reading import (
 )
 from tests.benchmarks.steps import step_figures
 from tests.benchmarks.table import TITLES, markdown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 logger = logging.getLogger("permafrost.bench")
 

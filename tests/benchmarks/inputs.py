@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import io
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import webdataset
 from PIL import Image
 
-from pipeline.config import (
-    CifarModelConfig,
-    GradCamConfig,
-    LocalClusterConfig,
-    NoModelConfig,
-    PassConfig,
-    PrecomputeConfig,
-    StoreConfig,
-    WebDatasetDataConfig,
-)
+from pipeline.config.cluster import LocalClusterConfig
+from pipeline.config.data import WebDatasetDataConfig
+from pipeline.config.models import CifarModelConfig, GradCamConfig, NoModelConfig
+from pipeline.config.store import PassConfig, StoreConfig
+from pipeline.config.verbs import PrecomputeConfig
 from pipeline.store.reader import Store
 from stages import precompute
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CLASSES = 10
 SHARD_RECORDS = 1000

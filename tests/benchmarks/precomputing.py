@@ -5,19 +5,18 @@ from __future__ import annotations
 import shutil
 import tarfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from pipeline.cluster.data import RayDataExecutor
-from pipeline.config import CifarModelConfig, LocalClusterConfig
-from pipeline.models import build_model, freeze
-from pipeline.shard_tasks import ShardResult
+from pipeline.config.cluster import LocalClusterConfig
+from pipeline.config.models import CifarModelConfig
+from pipeline.core.tasks import ShardResult
+from pipeline.models.providers import build_model, freeze
 from pipeline.store.frames import decode_frame
 from pipeline.store.reader import Store
 from stages import precompute
@@ -25,9 +24,10 @@ from tests.benchmarks.figures import Figure, figure, in_turn, interval
 from tests.benchmarks.inputs import CLASSES, pack, precompute_config, write_tars
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
-    from pipeline.cluster import ShardTask
+    from pipeline.core.tasks import ShardTask
 
 RECORDS = 4000
 ROUNDS = 5

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
 import torch
 import webdataset
 
-from pipeline.dataset import StoreDataset
-from pipeline.order import EpochOrder, GlobalBatches
-from pipeline.selection import rows_of_split
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.sampler import EpochOrder, GlobalBatches
+from pipeline.loading.selection import rows_of_split
 from pipeline.store.frames import decode_frame
 from pipeline.store.reader import Store, TeacherPass
 from stages import precompute
 from tests.benchmarks.figures import Figure, exact, figure, in_turn
 from tests.benchmarks.inputs import precompute_config, write_tars
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 BATCH = 50
 ROUNDS = 7

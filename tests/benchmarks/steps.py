@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.config import (
-    AugmentConfig,
-    CifarModelConfig,
-    E2KDConfig,
-    LabelsConfig,
-    OperationConfig,
-    OptimizerConfig,
-)
-from pipeline.dataset import StoreDataset
-from pipeline.explainers.gradcam import gradcam
-from pipeline.live import LiveTeacher
-from pipeline.losses import build_loss
-from pipeline.models import build_model, freeze
-from pipeline.selection import rows_of_split
+from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.methods import E2KDConfig, LabelsConfig
+from pipeline.config.models import CifarModelConfig
+from pipeline.config.training import OptimizerConfig
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.loader import TrainingStream
+from pipeline.loading.selection import rows_of_split
+from pipeline.loading.views import ViewSchedule
+from pipeline.losses.build import build_loss
+from pipeline.models.explainers.gradcam import gradcam
+from pipeline.models.providers import build_model, freeze
 from pipeline.store.reader import Store
-from pipeline.stream import TrainingStream
-from pipeline.training import Training, build_optimizer, train_step
-from pipeline.views import ViewSchedule
+from pipeline.training.live_targets import LiveTeacher
+from pipeline.training.state import Training, build_optimizer
+from pipeline.training.step import train_step
 from stages import precompute
 from tests.benchmarks.figures import Figure, figure, in_turn
 from tests.benchmarks.inputs import CLASSES, precompute_config, write_tars
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SIZE = (32, 32)
 BATCH = 32

@@ -13,17 +13,20 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.config import AdditiveModelConfig, CifarModelConfig, ConfigError
-from pipeline.explainers import EXPLAINERS
-from pipeline.fingerprint import describe_teacher
-from pipeline.models import build_model, freeze, load_weights
-from pipeline.models.additive import network_partition
+from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
+from pipeline.core.errors import ConfigError
+from pipeline.models.additive.build_partition import build_partition
+from pipeline.models.additive.chimeras import chimeras, spread_cells
+from pipeline.models.additive.hierarchy import coarsen, describe_partition, read_hierarchy
+from pipeline.models.additive.network import network_partition
+from pipeline.models.additive.partition import PARTITION_NAME
 from pipeline.models.cost import count_parameters, measure_cost
+from pipeline.models.explainers.explain import EXPLAINERS
+from pipeline.models.fingerprint import describe_teacher
 from pipeline.models.output import Inner
-from pipeline.runs import PARTITION_NAME, TrainedModel, load_model, save_model
-from pipeline.superfeatures.chimeras import chimeras, spread_cells
-from pipeline.superfeatures.hierarchy import coarsen, describe_partition, read_hierarchy
-from pipeline.superfeatures.named import build_partition
+from pipeline.models.providers import build_model, freeze
+from pipeline.models.saved import TrainedModel, load_model, save_model
+from pipeline.models.weights import load_weights
 
 EACH = Inner(superfeatures=True)
 NUM_CLASSES = 5

@@ -8,30 +8,26 @@ import torch.nn.functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandAugment
 
-from pipeline.appearance import AppearanceSchedule, change_pixels, mix, randaugment
-from pipeline.config import (
-    AugmentConfig,
-    ConfigError,
-    E2KDConfig,
-    EvaluateOptions,
-    KDConfig,
-    LabelsConfig,
-    LabelTeachingConfig,
-    StoreConfig,
-    TeachConfig,
-)
-from pipeline.dataset import StoreDataset
-from pipeline.explainers.gradcam import gradcam
-from pipeline.geometry import view_images
-from pipeline.live import LiveTeacher
-from pipeline.metric_log import read_metrics
-from pipeline.models import freeze
-from pipeline.records import NO_LABEL, Appearance
-from pipeline.runs import RUNS, identity, plain
-from pipeline.selection import rows_of_split
-from pipeline.stream import TrainingStream, move_batch
-from pipeline.training import batch_loss
-from pipeline.views import ViewSchedule
+from pipeline.config.augment import AugmentConfig
+from pipeline.config.judging import EvaluateOptions
+from pipeline.config.methods import E2KDConfig, KDConfig, LabelsConfig
+from pipeline.config.runs import RUNS, identity, plain
+from pipeline.config.store import StoreConfig
+from pipeline.config.teaching import LabelTeachingConfig
+from pipeline.config.verbs import TeachConfig
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import NO_LABEL, Appearance
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import view_images
+from pipeline.loading.loader import TrainingStream, move_batch
+from pipeline.loading.pixels import AppearanceSchedule, change_pixels, mix, randaugment
+from pipeline.loading.selection import rows_of_split
+from pipeline.loading.views import ViewSchedule
+from pipeline.models.explainers.gradcam import gradcam
+from pipeline.models.providers import freeze
+from pipeline.training.live_targets import LiveTeacher
+from pipeline.training.metric_log import read_metrics
+from pipeline.training.step import batch_loss
 from stages import distill, teach
 from tests.pipeline.test_training import (
     FLIP,
@@ -387,7 +383,7 @@ def test_a_live_student_of_mixtures_trains_resumes_and_is_another(frozen, monkey
 
     deaths = []
     killed = replace(distill_config(frozen, run="killed", **options), augment=augment)
-    monkeypatch.setattr("pipeline.training.move_batch", die)
+    monkeypatch.setattr("pipeline.training.loop.move_batch", die)
     with pytest.raises(Killed):
         distill.run(killed)
     distill.run(killed)
@@ -405,7 +401,7 @@ def test_a_student_on_labels_mixes_whatever_the_mode(frozen):
 def test_a_teacher_is_taught_on_mixtures_and_judged_on_images(frozen, monkeypatch):
     judged = []
     monkeypatch.setattr(
-        "pipeline.evaluation.judge.view_images",
+        "pipeline.evaluation.forward.view_images",
         lambda batch, size: judged.append(batch.appearance) or view_images(batch, size),
     )
     config = TeachConfig(

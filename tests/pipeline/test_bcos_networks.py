@@ -9,12 +9,14 @@ import pytest
 import torch
 import torchvision
 
-from pipeline.config import BcosModelConfig, ConfigError, TorchvisionModelConfig
-from pipeline.explainers.bcos_weights import bcos_weights
-from pipeline.fingerprint import describe_teacher
-from pipeline.models import build_model, freeze, load_weights, teacher_input_size
-from pipeline.models.bcos import build_bcos
-from pipeline.runs import TrainedModel, load_model, save_model
+from pipeline.config.models import BcosModelConfig, TorchvisionModelConfig
+from pipeline.core.errors import ConfigError
+from pipeline.models.bcos.classifier import build_bcos
+from pipeline.models.explainers.bcos_weights import bcos_weights
+from pipeline.models.fingerprint import describe_teacher
+from pipeline.models.providers import build_model, freeze, teacher_input_size
+from pipeline.models.saved import TrainedModel, load_model, save_model
+from pipeline.models.weights import load_weights
 
 
 def on_meta(name: str, outputs: int = 1000, **options):

@@ -12,22 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.config import (
-    BcosModelConfig,
-    BcosWeightsConfig,
-    CifarModelConfig,
-    ConfigError,
-    E2KDConfig,
-    KDConfig,
-    OptimizerConfig,
-    PassConfig,
-)
-from pipeline.explainers import forward_to_explain
-from pipeline.explainers.bcos_weights import bcos_weights, color_picture, contribution_map
-from pipeline.explainers.gradcam import gradcam
-from pipeline.live import LiveTeacher
-from pipeline.losses import build_loss
-from pipeline.models import build_model, freeze
+from pipeline.annotation.payloads.explanation_map import MapPayload
+from pipeline.annotation.payloads.payload import Described
+from pipeline.config.methods import E2KDConfig, KDConfig
+from pipeline.config.models import BcosModelConfig, BcosWeightsConfig, CifarModelConfig
+from pipeline.config.store import PassConfig
+from pipeline.config.training import OptimizerConfig
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import Batch, StoredTargets
+from pipeline.losses.build import build_loss
 from pipeline.models.bcos import layers, vit
 from pipeline.models.bcos.classifier import BcosClassifier
 from pipeline.models.bcos.layers import (
@@ -38,16 +31,19 @@ from pipeline.models.bcos.layers import (
     UncentredBatchNorm2d,
     add_inverse,
 )
-from pipeline.payloads.explanation_map import MapPayload
-from pipeline.payloads.payload import Described
-from pipeline.records import Batch, StoredTargets
-from pipeline.training import Numerics, Training, batch_loss, build_optimizer, train_step
+from pipeline.models.explainers.bcos_weights import bcos_weights, color_picture, contribution_map
+from pipeline.models.explainers.explain import forward_to_explain
+from pipeline.models.explainers.gradcam import gradcam
+from pipeline.models.providers import build_model, freeze
+from pipeline.training.live_targets import LiveTeacher
+from pipeline.training.state import Numerics, Training, build_optimizer
+from pipeline.training.step import batch_loss, train_step
 from tests.pipeline.test_numerics import HostReads
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.config import MethodConfig
+    from pipeline.config.distilling import MethodConfig
 
 NUM_CLASSES = 3
 FRAME = (16, 16)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from pipeline.config import ConfigError
-from pipeline.evaluation.class_similarity import (
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import NO_LABEL
+from pipeline.evaluation.evaluators.class_similarity import (
     AnswerSum,
     off_diagonal_spearman,
     read_similarity,
 )
-from pipeline.records import NO_LABEL
 
 K = 4
 

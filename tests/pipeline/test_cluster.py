@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from pipeline.cluster import ShardError
+from pipeline.annotation.shard_tasks import AnnotateShard
 from pipeline.cluster.data import RayDataExecutor
-from pipeline.config import LocalClusterConfig
-from pipeline.shard_tasks import AnnotateShard, ShardResult
+from pipeline.config.cluster import LocalClusterConfig
+from pipeline.core.tasks import ShardError, ShardResult
 from pipeline.store.frames import ShardFrames
 from stages import precompute
 from tests.conftest import frame_batches, precompute_config

@@ -10,15 +10,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster.session import ClusterError, ray_session
-from pipeline.commandline import compose, place_paths
-from pipeline.config import (
-    ConfigError,
-    ExistingClusterConfig,
-    KubeRayClusterConfig,
-    LocalClusterConfig,
-)
 from pipeline.config.builder import build_verb_config
-from pipeline.config.paths import with_absolute_paths
+from pipeline.config.cluster import ExistingClusterConfig, KubeRayClusterConfig, LocalClusterConfig
+from pipeline.config.compose import compose
+from pipeline.config.paths import place_paths, with_absolute_paths
+from pipeline.core.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"

@@ -11,12 +11,13 @@ import torch.distributed as dist
 import torch.multiprocessing
 import torch.nn.functional as F
 
-from pipeline.config import ConfigError, CRDConfig
-from pipeline.losses import build_loss
+from pipeline.config.feature_methods import CRDConfig
+from pipeline.core.distributed import Ranks
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import Targets
+from pipeline.losses.base import StudentOutput
+from pipeline.losses.build import build_loss
 from pipeline.losses.crd import Negatives, contrast_scores, nce_loss
-from pipeline.losses.terms import StudentOutput
-from pipeline.ranks import Ranks
-from pipeline.records import Targets
 
 LABELS = torch.arange(12) % 3
 

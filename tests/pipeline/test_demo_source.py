@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import DemoDataConfig
-from pipeline.sources.demo import DemoSource, load_digit_images
+from pipeline.config.data import DemoDataConfig
+from pipeline.sources.demo import DemoSource
+from pipeline.sources.digits import load_digit_images
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import ConfigError, DiffroarOptions
-from pipeline.evaluation.diffroar import compare
-from pipeline.evaluation.retraining import RankedImages, build_probe, only, rank, where
+from pipeline.config.study import DiffroarOptions
+from pipeline.core.errors import ConfigError
+from pipeline.evaluation.evaluators.diffroar.evaluator import compare
+from pipeline.evaluation.evaluators.diffroar.probes import (
+    RankedImages,
+    build_probe,
+    only,
+    rank,
+    where,
+)
 
 SIDE, INFORMATIVE = 4, 5
 COORDINATES = 3 * SIDE * SIDE

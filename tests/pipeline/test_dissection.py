@@ -7,15 +7,23 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import ConfigError, DissectionOptions
-from pipeline.dissection.broden import BrodenFolder, decode_labels, encode_labels
-from pipeline.dissection.concepts import Labels
-from pipeline.dissection.drawn import DrawnConcepts, write_broden
-from pipeline.dissection.tallies import Tallies, firing
-from pipeline.dissection.thresholds import LargestActivations, TopImages, kept_of
-from pipeline.errors import RecordError
-from pipeline.evaluation.dissection import dissect
-from pipeline.evaluation.judge import Subject
+from pipeline.config.study import DissectionOptions
+from pipeline.core.errors import ConfigError, RecordError
+from pipeline.evaluation.evaluators.dissection.broden import (
+    BrodenFolder,
+    decode_labels,
+    encode_labels,
+)
+from pipeline.evaluation.evaluators.dissection.concepts import Labels
+from pipeline.evaluation.evaluators.dissection.drawn import DrawnConcepts, write_broden
+from pipeline.evaluation.evaluators.dissection.evaluator import dissect
+from pipeline.evaluation.evaluators.dissection.tallies import Tallies, firing
+from pipeline.evaluation.evaluators.dissection.thresholds import (
+    LargestActivations,
+    TopImages,
+    kept_of,
+)
+from pipeline.evaluation.forward import Subject
 from pipeline.models.classifier import Classifier
 from pipeline.models.output import Normalize
 
@@ -308,7 +316,7 @@ def test_units_that_see_colours_detect_them(batch_size, monkeypatch):
 
 
 def test_the_published_normalisation_takes_the_place_of_the_networks_own():
-    from pipeline.evaluation.dissection import _legacy
+    from pipeline.evaluation.evaluators.dissection.evaluator import _legacy
 
     model = ColorDetector()
     model.normalize = Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.1))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pipeline.evaluation.distance_correlation import (
+from pipeline.evaluation.evaluators.distance_correlation.estimators import (
     InnerProducts,
     centred_gram,
     distances_of_gram,

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config import EvaluateOptions
-from pipeline.dataset import StoreDataset
+from pipeline.config.judging import EvaluateOptions
+from pipeline.core.records import NO_GROUP, NO_LABEL
 from pipeline.evaluation.agreement import (
     accuracy,
     agreement,
@@ -19,17 +19,17 @@ from pipeline.evaluation.agreement import (
     label_scores,
     teacher_scores,
 )
-from pipeline.evaluation.judge import Subject, judge_records
-from pipeline.evaluation.localization import (
+from pipeline.evaluation.forward import Subject, judge_records
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import view_images
+from pipeline.loading.localization import (
     energy_pointing_game,
     localization_iou,
     upsample,
 )
-from pipeline.explainers.gradcam import gradcam
-from pipeline.geometry import view_images
-from pipeline.models import build_model, freeze
-from pipeline.records import NO_GROUP, NO_LABEL
-from pipeline.regions import box_regions
+from pipeline.loading.regions import box_regions
+from pipeline.models.explainers.gradcam import gradcam
+from pipeline.models.providers import build_model, freeze
 
 THRESHOLD = 0.05
 

@@ -9,11 +9,11 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from pipeline.config import BcosWeightsConfig, ConfigError, GradCamConfig
-from pipeline.config.models import ExplainerOptions
-from pipeline.explainers.classes import CLASS_CHOICES, explained_classes, fit_explainer
-from pipeline.fingerprint import describe_explainer
-from pipeline.geometry import neighbour_maps
+from pipeline.annotation.fingerprint import describe_explainer
+from pipeline.config.models import BcosWeightsConfig, ExplainerOptions, GradCamConfig
+from pipeline.core.errors import ConfigError
+from pipeline.loading.geometry import neighbour_maps
+from pipeline.models.explainers.classes import CLASS_CHOICES, explained_classes, fit_explainer
 
 LOGITS = torch.tensor([[0.0, 3.0, 2.0, 1.0], [5.0, -1.0, -2.0, 4.0], [1.0, 2.0, 3.0, 4.0]])
 MANY = torch.tensor([[1.0, 0, 1, 1], [0, 0, 1, 0], [0, 0, 0, 0]])

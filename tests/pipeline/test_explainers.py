@@ -12,29 +12,30 @@ import torchvision
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from pipeline.config import (
+from pipeline.annotation.payloads.explanation_map import MapPayload
+from pipeline.annotation.payloads.payload import Described
+from pipeline.config.methods import E2KDConfig
+from pipeline.config.models import (
     CifarModelConfig,
-    E2KDConfig,
     GradCamConfig,
-    OptimizerConfig,
-    PassConfig,
     TimmModelConfig,
     TorchvisionModelConfig,
 )
-from pipeline.explainers.gradcam import gradcam, gradcam_from_head
-from pipeline.geometry import view_targets
+from pipeline.config.store import PassConfig
+from pipeline.config.training import OptimizerConfig
+from pipeline.core.records import NO_CLASS, Batch, StoredTargets
+from pipeline.loading.geometry import view_targets
+from pipeline.losses.base import StudentOutput
 from pipeline.losses.e2kd import E2KDLoss
-from pipeline.losses.terms import StudentOutput
-from pipeline.models import build_model, freeze
 from pipeline.models.cifar import CifarResNet
+from pipeline.models.explainers.gradcam import gradcam, gradcam_from_head
 from pipeline.models.output import GapLinear, Normalize
+from pipeline.models.providers import build_model, freeze
 from pipeline.models.timm import TimmClassifier, TimmVit
 from pipeline.models.torchvision import TorchvisionClassifier
 from pipeline.models.torchvision_vit import TorchvisionVit
-from pipeline.payloads.explanation_map import MapPayload
-from pipeline.payloads.payload import Described
-from pipeline.records import NO_CLASS, Batch, StoredTargets
-from pipeline.training import Training, batch_loss, build_optimizer
+from pipeline.training.state import Training, build_optimizer
+from pipeline.training.step import batch_loss
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,30 +11,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config import (
-    ATConfig,
-    BcosModelConfig,
-    CatKDConfig,
-    CifarModelConfig,
-    ConfigError,
-    LabelsConfig,
-    OptimizerConfig,
-    ReviewKDConfig,
-)
-from pipeline.explainers.gradcam import gradcam
-from pipeline.geometry import view_images, view_targets
-from pipeline.live import LiveTeacher
-from pipeline.losses import build_loss
+from pipeline.config.feature_methods import ATConfig, CatKDConfig, ReviewKDConfig
+from pipeline.config.methods import LabelsConfig
+from pipeline.config.models import BcosModelConfig, CifarModelConfig
+from pipeline.config.training import OptimizerConfig
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import StoredTargets, Targets
+from pipeline.loading.geometry import view_images, view_targets
 from pipeline.losses.at import attention_loss, attention_map
+from pipeline.losses.base import StudentOutput
+from pipeline.losses.build import build_loss
 from pipeline.losses.cat_kd import class_map_loss
 from pipeline.losses.kd import kd_loss
 from pipeline.losses.labels import bce_loss, cross_entropy_loss, off_label_bce_loss
 from pipeline.losses.review_kd import Fusion, hierarchical_context_loss, review_levels
-from pipeline.losses.terms import StudentOutput
-from pipeline.models import build_model, freeze
+from pipeline.models.explainers.gradcam import gradcam
 from pipeline.models.output import NOTHING, Stage
-from pipeline.records import StoredTargets, Targets
-from pipeline.training import Numerics, Training, batch_loss, build_optimizer, train_step
+from pipeline.models.providers import build_model, freeze
+from pipeline.training.live_targets import LiveTeacher
+from pipeline.training.state import Numerics, Training, build_optimizer
+from pipeline.training.step import batch_loss, train_step
 from tests.pipeline.test_training import (
     FRAME,
     NUM_CLASSES,
@@ -46,9 +42,11 @@ from tests.pipeline.test_training import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.config import FeatureKDConfig, MethodConfig, ModelConfig
+    from pipeline.config.distilling import MethodConfig
+    from pipeline.config.feature_methods import FeatureKDConfig
+    from pipeline.config.models import ModelConfig
+    from pipeline.core.records import Batch
     from pipeline.models.classifier import Classifier
-    from pipeline.records import Batch
 
 STUDENT = CifarModelConfig(name="resnet8", width=4)
 TEACHER = CifarModelConfig(name="resnet14", width=6)

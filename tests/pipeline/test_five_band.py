@@ -7,9 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config import CellsDataConfig, ConfigError
-from pipeline.evaluation.five_band import BandTally, bands_of, normalise, steps_of, truth_bands
-from pipeline.records import Batch
+from pipeline.config.cells_data import CellsDataConfig
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import Batch
+from pipeline.evaluation.evaluators.five_band import (
+    BandTally,
+    bands_of,
+    normalise,
+    steps_of,
+    truth_bands,
+)
 from pipeline.sources.cells import BODY, CLASSES, PART, CellsSource
 
 HARD = [0.0]

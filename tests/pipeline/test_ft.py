@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.config import ConfigError, FTConfig
-from pipeline.losses import build_loss
+from pipeline.config.feature_methods import FTConfig
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import Targets
+from pipeline.losses.base import StudentOutput
+from pipeline.losses.build import build_loss
 from pipeline.losses.ft import factor_loss
-from pipeline.losses.terms import StudentOutput
 from pipeline.models.output import NOTHING, Stage
-from pipeline.records import Targets
 
 
 def random(seed, *shape):

@@ -10,8 +10,11 @@ import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from kornia.geometry.transform import homography_warp
 
-from pipeline.config import AugmentConfig, ConfigError, OperationConfig
-from pipeline.geometry import (
+from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import Batch, StoredTargets
+from pipeline.core.seeds import derive_seed
+from pipeline.loading.geometry import (
     canonical_from_view,
     downscale,
     fetch_points,
@@ -19,9 +22,7 @@ from pipeline.geometry import (
     view_targets,
     warp,
 )
-from pipeline.records import Batch, StoredTargets
-from pipeline.seeds import derive_seed
-from pipeline.views import BLOCK_SIZE, ViewSchedule, build_operations, draw_views
+from pipeline.loading.views import BLOCK_SIZE, ViewSchedule, build_operations, draw_views
 
 CROP = OperationConfig(kind="resized_crop", scale=(0.08, 1.0))
 FLIP = OperationConfig(kind="horizontal_flip", p=0.5)

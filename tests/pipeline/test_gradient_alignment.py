@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.evaluation.gradient_alignment import (
+from pipeline.evaluation.evaluators.gradient_alignment import (
     energy_cosine,
     input_gradient,
     margin,

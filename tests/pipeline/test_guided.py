@@ -9,26 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import (
-    AugmentConfig,
-    BcosModelConfig,
-    CifarModelConfig,
-    ConfigError,
-    EvaluateOptions,
-    GuidedTeachingConfig,
-    OptimizerConfig,
-    StoreConfig,
-    TeachConfig,
-    TrainerConfig,
-)
-from pipeline.dataset import StoreDataset
+from pipeline.config.augment import AugmentConfig
+from pipeline.config.judging import EvaluateOptions
+from pipeline.config.models import BcosModelConfig, CifarModelConfig
+from pipeline.config.store import StoreConfig
+from pipeline.config.teaching import GuidedTeachingConfig
+from pipeline.config.training import OptimizerConfig, TrainerConfig
+from pipeline.config.verbs import TeachConfig
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import NO_CLASS, Guidance
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.regions import regions_of
+from pipeline.losses.base import StudentOutput
 from pipeline.losses.guided import LOCALIZATIONS, GuidedLoss
-from pipeline.losses.terms import StudentOutput
-from pipeline.models import build_model
-from pipeline.pareto import ParetoFront, pareto_front, weights_name
-from pipeline.records import NO_CLASS
-from pipeline.regions import Guidance, _draw, regions_of
+from pipeline.models.providers import build_model
 from pipeline.store.reader import Store
+from pipeline.training.guidance_targets import _draw
+from pipeline.training.pareto import ParetoFront, pareto_front, weights_name
 from stages import teach
 from tests.conftest import precompute_config
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config import (
+from pipeline.config.models import (
     BcosModelConfig,
     CifarModelConfig,
-    ConfigError,
     TimmModelConfig,
     TorchvisionModelConfig,
 )
-from pipeline.models import build_model, freeze
+from pipeline.core.errors import ConfigError
 from pipeline.models.output import Inner
+from pipeline.models.providers import build_model, freeze
 
 STAGES, CLASS_MAPS = Inner(stages=True), Inner(class_maps=True)
 BOTH = Inner(stages=True, class_maps=True)

@@ -9,44 +9,36 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config import (
-    AdditiveModelConfig,
-    AugmentConfig,
-    CifarModelConfig,
-    ConfigError,
-    DistillConfig,
-    KDConfig,
-    KEDConfig,
-    LabelsConfig,
-    OperationConfig,
-    OptimizerConfig,
-    PassConfig,
-    StoreConfig,
-    SubsetConfig,
-    TrainerConfig,
-)
-from pipeline.explainers.gradcam import gradcam
-from pipeline.live import LiveTeacher
-from pipeline.losses import build_loss
+from pipeline.annotation.payloads.superfeature_logits import SuperfeaturePayload
+from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.distilling import DistillConfig
+from pipeline.config.methods import KDConfig, KEDConfig, LabelsConfig
+from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
+from pipeline.config.runs import identity, plain
+from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
+from pipeline.config.training import OptimizerConfig, TrainerConfig
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import NO_LABEL, Targets
+from pipeline.losses.base import StudentOutput
+from pipeline.losses.build import build_loss
 from pipeline.losses.ked import control_explanations, superfeature_loss
-from pipeline.losses.terms import StudentOutput
-from pipeline.models import build_model, freeze
-from pipeline.models.output import NOTHING, Inner, ModelOutput
-from pipeline.payloads.superfeature_logits import SuperfeaturePayload
-from pipeline.records import NO_LABEL, Targets
-from pipeline.runs import identity, plain
-from pipeline.store.codecs import decode_unit
-from pipeline.superfeatures.comparison import Comparison, add_chimeras, label_chimeras
-from pipeline.superfeatures.hierarchy import (
+from pipeline.models.additive.hierarchy import (
     class_centred,
     coarsen,
     hierarchy_of,
     require_same_level,
 )
-from pipeline.superfeatures.partition import Partition
-from pipeline.training import Training, batch_loss, build_optimizer
+from pipeline.models.additive.partition import Partition
+from pipeline.models.explainers.gradcam import gradcam
+from pipeline.models.output import NOTHING, Inner, ModelOutput
+from pipeline.models.providers import build_model, freeze
+from pipeline.store.codecs import decode_unit
+from pipeline.training.live_targets import LiveTeacher
+from pipeline.training.state import Training, build_optimizer
+from pipeline.training.step import batch_loss
+from pipeline.training.superfeature_targets import Comparison, add_chimeras, label_chimeras
 from tests.pipeline.test_feature_kd import random_batch as frames_of_a_live_teacher
-from tests.pipeline.test_feature_kd import random_frames
+from tests.pipeline.test_training import random_frames
 
 B, M, K = 6, 4, 5
 LABELS = torch.tensor([0, 1, 2, 3, 4, NO_LABEL])

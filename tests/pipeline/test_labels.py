@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pipeline.labels import classes_of, decide, has_many, known, multi_hot, multi_hot_of_lists
-from pipeline.records import NO_LABEL
-from pipeline.runs import identity
+from pipeline.config.runs import identity
+from pipeline.core.labels import classes_of, decide, has_many, known, multi_hot, multi_hot_of_lists
+from pipeline.core.records import NO_LABEL
 
 ONE = torch.tensor([2, NO_LABEL, 0])
 MANY = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0]])

@@ -6,29 +6,28 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.annotate import TeacherAnnotator
-from pipeline.commandline import compose
-from pipeline.config import (
-    AugmentConfig,
-    ConfigError,
-    E2KDConfig,
-    OperationConfig,
-    OptimizerConfig,
-    PassConfig,
-)
+from pipeline.annotation.annotator import TeacherAnnotator
+from pipeline.config.augment import AugmentConfig, OperationConfig
 from pipeline.config.builder import build_verb_config
-from pipeline.dataset import StoreDataset
-from pipeline.explainers.gradcam import gradcam
-from pipeline.geometry import view_images, view_targets
-from pipeline.live import LiveTeacher
-from pipeline.losses import build_loss
-from pipeline.models import build_model, freeze
-from pipeline.runs import RUNS, load_model
-from pipeline.selection import rows_of_split
+from pipeline.config.compose import compose
+from pipeline.config.methods import E2KDConfig
+from pipeline.config.runs import RUNS
+from pipeline.config.store import PassConfig
+from pipeline.config.training import OptimizerConfig
+from pipeline.core.errors import ConfigError
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import view_images, view_targets
+from pipeline.loading.loader import TrainingStream
+from pipeline.loading.selection import rows_of_split
+from pipeline.loading.views import ViewSchedule
+from pipeline.losses.build import build_loss
+from pipeline.models.explainers.gradcam import gradcam
+from pipeline.models.providers import build_model, freeze
+from pipeline.models.saved import load_model
 from pipeline.store.reader import Store
-from pipeline.stream import TrainingStream
-from pipeline.training import Training, batch_loss, build_optimizer
-from pipeline.views import ViewSchedule
+from pipeline.training.live_targets import LiveTeacher
+from pipeline.training.state import Training, build_optimizer
+from pipeline.training.step import batch_loss
 from stages import distill, evaluate
 from tests.stages.test_flow import TRAINER, distill_config, evaluate_config
 

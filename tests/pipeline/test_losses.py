@@ -10,31 +10,28 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config import (
-    CifarModelConfig,
-    ConfigError,
-    E2KDConfig,
-    KDConfig,
-    LabelsConfig,
-    LabelTeachingConfig,
-    OptimizerConfig,
-)
-from pipeline.explainers.gradcam import gradcam
-from pipeline.losses import build_loss
+from pipeline.config.methods import E2KDConfig, KDConfig, LabelsConfig
+from pipeline.config.models import CifarModelConfig
+from pipeline.config.teaching import LabelTeachingConfig
+from pipeline.config.training import OptimizerConfig
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import NO_LABEL, Batch, StoredTargets, Targets
+from pipeline.losses.base import StudentOutput
+from pipeline.losses.build import build_loss
 from pipeline.losses.e2kd import E2KDLoss
 from pipeline.losses.kd import KDLoss, kd_loss
 from pipeline.losses.labels import LabelsLoss, bce_loss, cross_entropy_loss, off_label_bce_loss
 from pipeline.losses.map_cosine import map_cosine, upsampling_gram
 from pipeline.losses.mld import mld_loss
-from pipeline.losses.terms import StudentOutput
 from pipeline.models.cifar import CifarResNet
-from pipeline.records import NO_LABEL, Batch, StoredTargets, Targets
-from pipeline.training import Training, batch_loss, build_optimizer, train_step
+from pipeline.models.explainers.gradcam import gradcam
+from pipeline.training.state import Training, build_optimizer
+from pipeline.training.step import batch_loss, train_step
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pipeline.losses.terms import DistillationLoss, LossTerms
+    from pipeline.losses.base import DistillationLoss, LossTerms
 
 FRAME = (16, 16)
 GRID = (4, 4)

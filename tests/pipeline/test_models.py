@@ -20,26 +20,26 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models._api import WeightsEnum
 
-from pipeline.config import (
+from pipeline.config.models import (
     BcosModelConfig,
     CifarModelConfig,
-    ConfigError,
     TimmModelConfig,
     TorchvisionModelConfig,
 )
-from pipeline.explainers.gradcam import gradcam
-from pipeline.fingerprint import describe_teacher
-from pipeline.models import (
-    WeightsError,
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import sha256_file
+from pipeline.models.classifier import WeightsError
+from pipeline.models.explainers.gradcam import gradcam
+from pipeline.models.fingerprint import describe_teacher
+from pipeline.models.providers import (
     build_model,
     freeze,
-    load_weights,
     model_normalisation,
     published,
     teacher_input_size,
 )
-from pipeline.runs import TrainedModel, load_model, save_model
-from pipeline.store.files import sha256_file
+from pipeline.models.saved import TrainedModel, load_model, save_model
+from pipeline.models.weights import load_weights
 
 if TYPE_CHECKING:
     from torch import Tensor

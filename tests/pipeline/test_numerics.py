@@ -7,27 +7,22 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.config import (
-    BcosModelConfig,
-    CifarModelConfig,
-    ConfigError,
-    E2KDConfig,
-    GradCamConfig,
-    KDConfig,
-    TimmModelConfig,
-)
-from pipeline.explainers import EXPLAINERS
-from pipeline.explainers.gradcam import gradcam
-from pipeline.live import LiveTeacher
-from pipeline.losses import build_loss
-from pipeline.metric_log import StepLog
-from pipeline.models import build_model, freeze
-from pipeline.records import Appearance
-from pipeline.training import Numerics, Training, batch_loss, build_optimizer, train_step
+from pipeline.config.methods import E2KDConfig, KDConfig
+from pipeline.config.models import BcosModelConfig, CifarModelConfig, GradCamConfig, TimmModelConfig
+from pipeline.config.training import OptimizerConfig
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import Appearance
+from pipeline.losses.build import build_loss
+from pipeline.models.explainers.explain import EXPLAINERS
+from pipeline.models.explainers.gradcam import gradcam
+from pipeline.models.providers import build_model, freeze
+from pipeline.training.live_targets import LiveTeacher
+from pipeline.training.metric_log import StepLog
+from pipeline.training.state import Numerics, Training, build_optimizer
+from pipeline.training.step import batch_loss, train_step
 from tests.pipeline.test_training import (
     FRAME,
     NUM_CLASSES,
-    OptimizerConfig,
     build_batch,
     random_batch,
     random_frames,
@@ -211,7 +206,7 @@ def test_a_live_step_on_mixtures_reads_nothing_back_either():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_step_on_a_gpu_never_waits(precision):
-    from pipeline.stream import move_batch
+    from pipeline.loading.loader import move_batch
 
     device = torch.device("cuda")
     model = tiny_model(0).to(device)

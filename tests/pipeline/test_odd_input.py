@@ -18,24 +18,19 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.config import (
-    CifarModelConfig,
-    ConfigError,
-    E2KDConfig,
-    ImageTableDataConfig,
-    TimmModelConfig,
-    TinyImageNetDataConfig,
-    TorchvisionModelConfig,
-    WebDatasetDataConfig,
-)
-from pipeline.explainers.grids import map_grid, require_places, warn_of_coarse_grid
-from pipeline.models import build_model, load_weights, name_weights, read_state_dict
+from pipeline.config.data import ImageTableDataConfig, TinyImageNetDataConfig, WebDatasetDataConfig
+from pipeline.config.methods import E2KDConfig
+from pipeline.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import sha256_file
 from pipeline.models.classifier import WeightsError
+from pipeline.models.explainers.grids import map_grid, require_places, warn_of_coarse_grid
+from pipeline.models.providers import build_model, name_weights
+from pipeline.models.saved import TrainedModel, save_model
+from pipeline.models.weights import load_weights, read_state_dict
 from pipeline.report.figures import training_curves
 from pipeline.report.pictures import PictureRow, picture_grid
-from pipeline.runs import TrainedModel, save_model
-from pipeline.sources import build_source
-from pipeline.store.files import sha256_file
+from pipeline.sources.build import build_source
 from pipeline.store.journal import ShardJournal
 from pipeline.store.pixels import ImageError, inspect_image
 from pipeline.store.publish import ConstantLogitsError

@@ -7,21 +7,34 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.config import (
+from pipeline.config.models import (
     AdditiveModelConfig,
     BcosModelConfig,
     CifarModelConfig,
-    ConfigError,
     TimmModelConfig,
     TorchvisionModelConfig,
 )
-from pipeline.dataset import StoreDataset
-from pipeline.evaluation.distance_correlation import InnerProducts, feature_distances
-from pipeline.evaluation.judge import Subject
-from pipeline.evaluation.layers import activations, check_layers, layer_names, pair_layers
-from pipeline.evaluation.probe_set import balanced_order, check_probes, hot_labels, probe_set
-from pipeline.models import build_model, freeze
-from pipeline.selection import rows_of_split
+from pipeline.core.errors import ConfigError
+from pipeline.evaluation.evaluators.distance_correlation.estimators import (
+    InnerProducts,
+    feature_distances,
+)
+from pipeline.evaluation.evaluators.layers import (
+    activations,
+    check_layers,
+    layer_names,
+    pair_layers,
+)
+from pipeline.evaluation.evaluators.probe_set import (
+    balanced_order,
+    check_probes,
+    hot_labels,
+    probe_set,
+)
+from pipeline.evaluation.forward import Subject
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.selection import rows_of_split
+from pipeline.models.providers import build_model, freeze
 
 
 def train_split(frozen, permutation=None):

@@ -10,23 +10,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.config import (
-    ATConfig,
-    CatKDConfig,
-    E2KDConfig,
-    FTConfig,
-    GuidedTeachingConfig,
-    KDConfig,
-    KEDConfig,
-    LabelsConfig,
-    ReviewKDConfig,
-)
-from pipeline.losses import LOSSES, TEACHINGS, build_loss
-from pipeline.losses.terms import StudentOutput
+from pipeline.config.feature_methods import ATConfig, CatKDConfig, FTConfig, ReviewKDConfig
+from pipeline.config.methods import E2KDConfig, KDConfig, KEDConfig, LabelsConfig
+from pipeline.config.teaching import GuidedTeachingConfig
+from pipeline.core.distributed import Ranks
+from pipeline.core.records import NO_LABEL, Guidance, Targets
+from pipeline.losses.base import StudentOutput
+from pipeline.losses.build import LOSSES, TEACHINGS, build_loss
 from pipeline.models.output import Stage
-from pipeline.ranks import Ranks
-from pipeline.records import NO_LABEL, Targets
-from pipeline.regions import Guidance
 
 B, K, M, RANKS = 8, 5, 3, 2
 

@@ -7,19 +7,23 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from pipeline.config import BcosModelConfig, BcosWeightsConfig, E2KDConfig, OptimizerConfig
-from pipeline.dataset import StoreDataset
-from pipeline.explainers import EXPLAINERS
-from pipeline.losses import build_loss
-from pipeline.losses.terms import LossTerms
-from pipeline.metric_log import StepLog
-from pipeline.models import build_model
-from pipeline.ranks import Ranks, RanksDisagreeError
-from pipeline.selection import rows_of_split
+from pipeline.config.methods import E2KDConfig
+from pipeline.config.models import BcosModelConfig, BcosWeightsConfig
+from pipeline.config.training import OptimizerConfig
+from pipeline.core.distributed import Ranks, RanksDisagreeError
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.loader import TrainingStream
+from pipeline.loading.selection import rows_of_split
+from pipeline.loading.views import ViewSchedule
+from pipeline.losses.base import LossTerms
+from pipeline.losses.build import build_loss
+from pipeline.models.explainers.explain import EXPLAINERS
+from pipeline.models.providers import build_model
 from pipeline.store.reader import Store
-from pipeline.stream import TrainingStream
-from pipeline.training import Training, batch_loss, build_optimizer, load_checkpoint
-from pipeline.views import ViewSchedule
+from pipeline.training.checkpoint import load_checkpoint
+from pipeline.training.metric_log import StepLog
+from pipeline.training.state import Training, build_optimizer
+from pipeline.training.step import batch_loss
 from stages import precompute
 from tests.conftest import TINY_DATA, precompute_config
 from tests.rank_process import leave_group

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from pipeline.config import ConfigError, TrainerConfig
-from pipeline.schedule import check_warmup, learning_rate
+from pipeline.config.training import TrainerConfig
+from pipeline.core.errors import ConfigError
+from pipeline.training.optim import check_warmup, learning_rate
 
 
 def test_learning_rate_warms_up_from_a_hundredth_and_ends_at_zero():

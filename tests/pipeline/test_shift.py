@@ -5,14 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline.config import ConfigError
-from pipeline.dataset import StoreDataset
-from pipeline.evaluation.judge import Subject
-from pipeline.evaluation.shift import overlap_cosine, shift_curves, window, window_view
-from pipeline.geometry import warp
-from pipeline.models import build_model, freeze
+from pipeline.core.errors import ConfigError
+from pipeline.evaluation.evaluators.shift import overlap_cosine, shift_curves, window, window_view
+from pipeline.evaluation.forward import Subject
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import warp
+from pipeline.loading.selection import rows_of_split
 from pipeline.models.output import ModelOutput
-from pipeline.selection import rows_of_split
+from pipeline.models.providers import build_model, freeze
 from tests.conftest import TINY_DATA
 
 SIDE = 48
@@ -40,10 +40,12 @@ class Explained:
 @pytest.fixture
 def curve(monkeypatch):
     monkeypatch.setattr(
-        "pipeline.evaluation.shift.forward_to_explain",
+        "pipeline.evaluation.evaluators.shift.forward_to_explain",
         lambda model, images: ModelOutput(torch.zeros(len(images), 3), images, None),
     )
-    monkeypatch.setattr("pipeline.evaluation.shift.move_batch", lambda batch, device: batch)
+    monkeypatch.setattr(
+        "pipeline.evaluation.evaluators.shift.move_batch", lambda batch, device: batch
+    )
 
     class Dataset:
         def __len__(self):

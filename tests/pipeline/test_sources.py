@@ -22,24 +22,23 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.commandline import compose
-from pipeline.config import (
-    ConfigError,
+from pipeline.config.builder import build_verb_config
+from pipeline.config.compose import compose
+from pipeline.config.data import (
     DemoDataConfig,
     ImageFolderDataConfig,
     ImageTableDataConfig,
     TinyImageNetDataConfig,
     TorchvisionDataConfig,
 )
-from pipeline.config.builder import build_verb_config
-from pipeline.errors import UserError
-from pipeline.fingerprint import fingerprint_dataset
-from pipeline.records import NO_GROUP, NO_LABEL, Box
-from pipeline.sources import SOURCES, build_source
+from pipeline.core.errors import ConfigError, UserError
+from pipeline.core.records import NO_GROUP, NO_LABEL, Box
+from pipeline.sources.build import SOURCES, build_source
 from pipeline.sources.keys import escape_key
 from pipeline.sources.masks import to_mask_png
+from pipeline.store.pack import fingerprint_dataset
 from pipeline.store.pixels import ImageError
-from pipeline.store.plan import MAX_KEY_BYTES, plan_shards
+from pipeline.store.planning import MAX_KEY_BYTES, plan_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared/data"

@@ -6,13 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config import ConfigError, SSKDConfig
-from pipeline.losses import build_loss
+from pipeline.config.feature_methods import SSKDConfig
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import Targets
+from pipeline.losses.base import StudentOutput
+from pipeline.losses.build import build_loss
 from pipeline.losses.kd import kd_loss
 from pipeline.losses.sskd import kept_kd_loss, kept_rows, turned_similarities, views_in_order
-from pipeline.losses.terms import StudentOutput
 from pipeline.models.output import NOTHING
-from pipeline.records import Targets
 
 INDEX = torch.tensor([2, 3, 0, 1, 0, 1, 2, 3, 3, 0, 1, 2])
 

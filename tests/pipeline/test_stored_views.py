@@ -8,33 +8,28 @@ import pytest
 import torch
 import yaml
 
-from pipeline.annotate import TeacherAnnotator
-from pipeline.config import (
-    AugmentConfig,
-    CanonicalViewsConfig,
-    ConfigError,
-    E2KDConfig,
-    LabelsConfig,
-    OperationConfig,
-    RandomViewsConfig,
-    RotationsViewsConfig,
-    SubsetConfig,
-    VerifyConfig,
-)
-from pipeline.dataset import StoreDataset
+from pipeline.annotation.annotator import TeacherAnnotator
+from pipeline.annotation.payloads.payload import Described
+from pipeline.annotation.stored_views import plan_stored_views, rotations
+from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.methods import E2KDConfig, LabelsConfig
+from pipeline.config.runs import RUNS
+from pipeline.config.store import SubsetConfig
+from pipeline.config.verbs import VerifyConfig
+from pipeline.config.views import CanonicalViewsConfig, RandomViewsConfig, RotationsViewsConfig
+from pipeline.core.errors import ConfigError
 from pipeline.evaluation.equivariance import measure_equivariance
-from pipeline.explainers.gradcam import gradcam
-from pipeline.geometry import view_images, view_targets, warp
-from pipeline.models import build_model, freeze
-from pipeline.order import EpochOrder, GlobalBatches, ReplayBatches
-from pipeline.payloads.payload import Described
-from pipeline.runs import RUNS, load_model
-from pipeline.selection import rows_of_split, select_training_rows
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import view_images, view_targets, warp
+from pipeline.loading.loader import TrainingStream
+from pipeline.loading.sampler import EpochOrder, GlobalBatches, ReplayBatches
+from pipeline.loading.selection import rows_of_split, select_training_rows
+from pipeline.models.explainers.gradcam import gradcam
+from pipeline.models.providers import build_model, freeze
+from pipeline.models.saved import load_model
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
-from pipeline.stored_views import plan_stored_views, rotations
-from pipeline.stream import TrainingStream
 from stages import distill, evaluate, precompute, verify
 from tests.conftest import Frozen, precompute_config
 from tests.pipeline.store.test_round_trip import tree_bytes

@@ -8,14 +8,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline import dataset as dataset_module
-from pipeline.config import AugmentConfig, ConfigError, OperationConfig, SubsetConfig
-from pipeline.dataset import StoreDataset, iter_in_order
-from pipeline.order import EpochOrder, GlobalBatches
-from pipeline.selection import rows_of_split, select_holdout_rows, select_training_rows
+from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.store import SubsetConfig
+from pipeline.core.errors import ConfigError
+from pipeline.loading import dataset as dataset_module
+from pipeline.loading.dataset import StoreDataset, iter_in_order
+from pipeline.loading.loader import TrainingStream
+from pipeline.loading.sampler import EpochOrder, GlobalBatches
+from pipeline.loading.selection import rows_of_split, select_holdout_rows, select_training_rows
+from pipeline.loading.views import ViewSchedule
 from pipeline.store.reader import Store, TeacherPass
-from pipeline.stream import TrainingStream
-from pipeline.views import ViewSchedule
 from stages import precompute
 from tests.conftest import frame_batches, precompute_config
 

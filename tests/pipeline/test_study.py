@@ -6,15 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config import ATConfig, KDConfig, LabelsConfig
-from pipeline.losses import build_loss
+from pipeline.config.feature_methods import ATConfig
+from pipeline.config.methods import KDConfig, LabelsConfig
+from pipeline.config.runs import identity, plain
+from pipeline.core.records import Targets
 from pipeline.losses.at import attention_loss
+from pipeline.losses.base import StudentOutput
+from pipeline.losses.build import build_loss
 from pipeline.losses.kd import kd_loss
 from pipeline.losses.labels import cross_entropy_loss
-from pipeline.losses.terms import StudentOutput
 from pipeline.models.output import Stage
-from pipeline.records import Targets
-from pipeline.runs import identity, plain
 
 ALPHA = 0.1
 

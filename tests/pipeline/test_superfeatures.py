@@ -13,20 +13,24 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipeline.config import ConfigError
-from pipeline.models import freeze
+from pipeline.core.errors import ConfigError
+from pipeline.models.additive.control import contiguous_partition, random_partition
 from pipeline.models.classifier import Classifier
+from pipeline.models.providers import freeze
 from pipeline.report.superfeatures import (
     dependency_picture,
     group_picture,
     superfeature_figure,
 )
 from pipeline.store.manifest import ManifestError
-from pipeline.superfeatures.artefact import load_partition, partition_folder, save_partition
-from pipeline.superfeatures.control import contiguous_partition, random_partition
-from pipeline.superfeatures.dependency import DependencySum, measure_dependency, symmetric
-from pipeline.superfeatures.grouping import group_features, sparsify
-from pipeline.superfeatures.probes import (
+from pipeline.training.superfeatures.artifact import (
+    load_partition,
+    partition_artifact,
+    save_partition,
+)
+from pipeline.training.superfeatures.dependency import DependencySum, measure_dependency, symmetric
+from pipeline.training.superfeatures.grouping import group_features, sparsify
+from pipeline.training.superfeatures.probes import (
     cell_probes,
     feature_scales,
     pixel_probes,
@@ -580,8 +584,9 @@ OPTIONS = {"derivative": "fd", "number": 3, "grid": [3, 3]}
 def kept(tmp_path):
     total = measured(Additive(nn.GELU))
     grouping = group_features(total.matrix, 3, grid=(3, 3))
-    folder = save_partition(tmp_path, grouping, total, made_from=MADE_FROM, options=OPTIONS)
-    return folder, grouping, total
+    artifact = partition_artifact(tmp_path, MADE_FROM, OPTIONS)
+    save_partition(artifact, grouping, total)
+    return artifact.folder, grouping, total
 
 
 def test_a_partition_on_disk_is_the_one_that_was_saved(kept, tmp_path):
@@ -589,17 +594,18 @@ def test_a_partition_on_disk_is_the_one_that_was_saved(kept, tmp_path):
 
     loaded = load_partition(folder)
 
-    assert folder == partition_folder(tmp_path, MADE_FROM, OPTIONS)
-    assert folder.parent == tmp_path / "artefacts"
-    assert folder != partition_folder(tmp_path, MADE_FROM, OPTIONS | {"derivative": "ablate"})
-    assert loaded.partition.sha256 == grouping.partition.sha256 == loaded.manifest.partition_sha256
+    assert folder == partition_artifact(tmp_path, MADE_FROM, OPTIONS).folder
+    assert folder.parent == tmp_path / "artifacts"
+    assert (
+        folder != partition_artifact(tmp_path, MADE_FROM, OPTIONS | {"derivative": "ablate"}).folder
+    )
+    assert loaded.partition.sha256 == grouping.partition.sha256 == loaded.facts.partition_sha256
     assert torch.equal(loaded.dependency, total.matrix)
     assert loaded.partition.grid == (3, 3)
-    manifest = loaded.manifest
-    assert (manifest.records, manifest.seed, manifest.neighbours) == (24, 0, 4)
-    assert manifest.modularity == grouping.modularity
-    assert manifest.split_half == pytest.approx(total.split_half)
-    assert folder.name == f"partition-{manifest.fingerprint[:8]}"
+    facts = loaded.facts
+    assert (facts.records, facts.seed, facts.neighbours) == (24, 0, 4)
+    assert facts.modularity == grouping.modularity
+    assert facts.split_half == pytest.approx(total.split_half)
     assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "partition.safetensors"]
 
 
@@ -608,9 +614,8 @@ def test_a_partition_that_is_there_stays(kept, tmp_path):
     before = (folder / "manifest.json").read_bytes()
 
     other = group_features(total.matrix, 2)
-    again = save_partition(tmp_path, other, total, made_from=MADE_FROM, options=OPTIONS)
+    save_partition(partition_artifact(tmp_path, MADE_FROM, OPTIONS), other, total)
 
-    assert again == folder
     assert (folder / "manifest.json").read_bytes() == before
     assert load_partition(folder).partition.sha256 == grouping.partition.sha256
 

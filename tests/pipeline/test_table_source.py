@@ -10,14 +10,15 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_breast_cancer
 
-from pipeline.config import ConfigError, SklearnTableDataConfig, TableDataConfig
-from pipeline.fingerprint import fingerprint_dataset
-from pipeline.records import NO_LABEL
-from pipeline.sources import build_source
+from pipeline.config.table_data import SklearnTableDataConfig, TableDataConfig
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import sha256_json
+from pipeline.core.records import NO_LABEL
+from pipeline.sources.build import build_source
 from pipeline.sources.splits import split_off_test
-from pipeline.store.files import sha256_json
-from pipeline.store.plan import plan_shards
-from pipeline.store.table import RowError
+from pipeline.store.pack import fingerprint_dataset
+from pipeline.store.planning import plan_shards
+from pipeline.store.table_rows import RowError
 from tests.pipeline.test_sources import config_of
 from tests.pipeline.unicauca import HEADER, write_unicauca
 

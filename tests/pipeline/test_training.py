@@ -13,36 +13,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.annotate import TeacherAnnotator
-from pipeline.config import (
-    CifarModelConfig,
-    E2KDConfig,
-    GradCamConfig,
-    KDConfig,
-    OptimizerConfig,
-    PassConfig,
-)
-from pipeline.explainers.gradcam import gradcam
-from pipeline.losses import build_loss
-from pipeline.losses.terms import LossTerms
-from pipeline.metric_log import DivergedError, StepLog
-from pipeline.models import build_model, freeze
-from pipeline.ranks import Ranks
-from pipeline.records import Batch, StoredTargets
+from pipeline.annotation.annotator import TeacherAnnotator
+from pipeline.config.methods import E2KDConfig, KDConfig
+from pipeline.config.models import CifarModelConfig, GradCamConfig
+from pipeline.config.store import PassConfig
+from pipeline.config.training import OptimizerConfig
+from pipeline.core.distributed import Ranks
+from pipeline.core.records import Batch, StoredTargets
+from pipeline.losses.base import LossTerms
+from pipeline.losses.build import build_loss
+from pipeline.models.explainers.gradcam import gradcam
+from pipeline.models.providers import build_model, freeze
 from pipeline.store.frames import FrameBatch
-from pipeline.training import (
-    Training,
-    batch_loss,
-    build_optimizer,
-    load_checkpoint,
-    save_checkpoint,
-    train_step,
-)
+from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.training.metric_log import DivergedError, StepLog
+from pipeline.training.state import Training, build_optimizer
+from pipeline.training.step import batch_loss, train_step
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pipeline.config import MethodConfig
+    from pipeline.config.distilling import MethodConfig
 
 FRAME = (16, 16)
 GRID = (4, 4)

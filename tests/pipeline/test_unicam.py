@@ -6,9 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.evaluation.distance_correlation import InnerProducts, feature_distances
-from pipeline.evaluation.network_views import feature_of
-from pipeline.evaluation.unicam import (
+from pipeline.evaluation.evaluators.distance_correlation.estimators import (
+    InnerProducts,
+    feature_distances,
+)
+from pipeline.evaluation.evaluators.unicam.activations import feature_of
+from pipeline.evaluation.evaluators.unicam.maps import (
     REDUCTIONS,
     Bank,
     cam,

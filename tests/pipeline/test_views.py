@@ -9,12 +9,13 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from pipeline.config import AugmentConfig, ImageFolderDataConfig, OperationConfig
-from pipeline.dataset import StoreDataset
-from pipeline.geometry import center_crop, judged_view, view_maps, warp
+from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.data import ImageFolderDataConfig
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import center_crop, judged_view, view_maps, warp
+from pipeline.loading.views import BLOCK_SIZE, ViewSchedule
 from pipeline.store.frames import resize_frame
 from pipeline.store.reader import Store
-from pipeline.views import BLOCK_SIZE, ViewSchedule
 from stages import precompute
 from tests.conftest import precompute_config
 

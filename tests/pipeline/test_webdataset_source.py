@@ -15,15 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config import ConfigError, WebDatasetDataConfig
-from pipeline.dataset import StoreDataset
-from pipeline.fingerprint import fingerprint_dataset
-from pipeline.records import NO_GROUP, NO_LABEL, Box
-from pipeline.sources import build_source
+from pipeline.config.data import WebDatasetDataConfig
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import sha256_file
+from pipeline.core.records import NO_GROUP, NO_LABEL, Box
+from pipeline.loading.dataset import StoreDataset
+from pipeline.sources.build import build_source
 from pipeline.sources.download import DownloadError, download
 from pipeline.sources.tars import expand_range, split_of
 from pipeline.sources.webdataset import plan_in_place
-from pipeline.store.files import sha256_file
+from pipeline.store.pack import fingerprint_dataset
 from pipeline.store.pixels import ImageError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store

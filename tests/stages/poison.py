@@ -7,10 +7,10 @@ import os
 import sys
 
 from pipeline import sources
-from pipeline.commandline import compose
+from pipeline.annotation.shard_tasks import AnnotateShard
 from pipeline.config.builder import build_verb_config
-from pipeline.errors import UserError
-from pipeline.shard_tasks import AnnotateShard
+from pipeline.config.compose import compose
+from pipeline.core.errors import UserError
 from pipeline.sources.image_folder import ImageFolderSource
 from pipeline.store import frames
 from stages import precompute

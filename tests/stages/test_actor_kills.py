@@ -13,16 +13,13 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.cluster import ShardError
 from pipeline.cluster.session import ray_session
-from pipeline.config import (
-    AugmentConfig,
-    DemoDataConfig,
-    LocalClusterConfig,
-    OperationConfig,
-    PassConfig,
-    RandomViewsConfig,
-)
+from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.cluster import LocalClusterConfig
+from pipeline.config.data import DemoDataConfig
+from pipeline.config.store import PassConfig
+from pipeline.config.views import RandomViewsConfig
+from pipeline.core.tasks import ShardError
 from pipeline.store.journal import JOURNAL_SUFFIX
 from stages import precompute
 from tests.conftest import precompute_config

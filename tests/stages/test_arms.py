@@ -8,39 +8,36 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline import teacher_phase, training
-from pipeline.config import (
-    AugmentConfig,
-    ConfigError,
-    CRDConfig,
-    FTConfig,
-    KDConfig,
-    OperationConfig,
-    OptimizerConfig,
-    PassConfig,
-    RandomViewsConfig,
-    RotationsViewsConfig,
-    SSKDConfig,
-    TrainerConfig,
-)
-from pipeline.dataset import StoreDataset
-from pipeline.explainers.gradcam import gradcam
-from pipeline.geometry import view_targets
-from pipeline.live import LiveTeacher
-from pipeline.losses import build_loss
-from pipeline.losses.terms import StudentOutput
-from pipeline.metric_log import read_metrics
-from pipeline.models import build_model, freeze
+from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.feature_methods import CRDConfig, FTConfig, SSKDConfig
+from pipeline.config.methods import KDConfig
+from pipeline.config.runs import RUNS
+from pipeline.config.store import PassConfig
+from pipeline.config.training import OptimizerConfig, TrainerConfig
+from pipeline.config.views import RandomViewsConfig, RotationsViewsConfig
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import Targets
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import view_targets
+from pipeline.loading.loader import TrainingStream
+from pipeline.loading.selection import rows_of_split
+from pipeline.loading.views import ViewSchedule
+from pipeline.losses.base import StudentOutput
+from pipeline.losses.build import build_loss
+from pipeline.models.explainers.gradcam import gradcam
 from pipeline.models.output import Inner
-from pipeline.records import Targets
-from pipeline.runs import RUNS, load_model
-from pipeline.selection import rows_of_split
+from pipeline.models.providers import build_model, freeze
+from pipeline.models.saved import load_model
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
-from pipeline.stream import TrainingStream
-from pipeline.training import CHECKPOINT_NAME, Training, batch_loss, build_optimizer
-from pipeline.views import ViewSchedule
+from pipeline.training.checkpoint import CHECKPOINT_NAME
+from pipeline.training.live_targets import LiveTeacher
+from pipeline.training.loop import auxiliary_phase as teacher_phase
+from pipeline.training.loop import loop as training
+from pipeline.training.metric_log import read_metrics
+from pipeline.training.state import Training, build_optimizer
+from pipeline.training.step import batch_loss
 from stages import distill, precompute
 from tests.conftest import Frozen, precompute_config
 from tests.stages.test_flow import assert_equal_states, distill_config, weights_of

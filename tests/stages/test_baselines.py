@@ -11,39 +11,35 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from pipeline import training
-from pipeline.config import (
-    ATConfig,
-    AugmentConfig,
-    CatKDConfig,
-    ConfigError,
-    E2KDConfig,
-    KDConfig,
-    LabelsConfig,
-    OperationConfig,
-    OptimizerConfig,
-    PassConfig,
-    RandomViewsConfig,
-    ReviewKDConfig,
-)
-from pipeline.dataset import StoreDataset
-from pipeline.explainers.gradcam import gradcam
-from pipeline.fingerprint import describe_pass
-from pipeline.geometry import view_targets, warp
-from pipeline.live import LiveTeacher
-from pipeline.losses import build_loss
-from pipeline.metric_log import read_metrics
-from pipeline.models import build_model, freeze
+from pipeline.annotation.fingerprint import describe_pass
+from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.feature_methods import ATConfig, CatKDConfig, ReviewKDConfig
+from pipeline.config.methods import E2KDConfig, KDConfig, LabelsConfig
+from pipeline.config.runs import RUNS, identity, plain
+from pipeline.config.store import PassConfig
+from pipeline.config.training import OptimizerConfig
+from pipeline.config.views import RandomViewsConfig
+from pipeline.core.errors import ConfigError
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import view_targets, warp
+from pipeline.loading.loader import TrainingStream, move_batch
+from pipeline.loading.selection import rows_of_split
+from pipeline.loading.views import ViewSchedule
+from pipeline.losses.build import build_loss
+from pipeline.models.explainers.gradcam import gradcam
 from pipeline.models.output import Inner
-from pipeline.runs import RUNS, identity, load_model, plain
-from pipeline.selection import rows_of_split
-from pipeline.store.columns import ZarrColumns
+from pipeline.models.providers import build_model, freeze
+from pipeline.models.saved import load_model
+from pipeline.store.fields import ZarrColumns
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
-from pipeline.stream import TrainingStream, move_batch
-from pipeline.training import CHECKPOINT_NAME, Training, batch_loss, build_optimizer
-from pipeline.views import ViewSchedule
+from pipeline.training.checkpoint import CHECKPOINT_NAME
+from pipeline.training.live_targets import LiveTeacher
+from pipeline.training.loop import loop as training
+from pipeline.training.metric_log import read_metrics
+from pipeline.training.state import Training, build_optimizer
+from pipeline.training.step import batch_loss
 from stages import distill, precompute
 from tests.conftest import Frozen, precompute_config
 from tests.stages.test_flow import (

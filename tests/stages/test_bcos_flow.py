@@ -11,32 +11,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.config import (
-    AugmentConfig,
-    BcosModelConfig,
-    BcosWeightsConfig,
-    CifarModelConfig,
-    ConfigError,
-    DistillConfig,
-    E2KDConfig,
-    EvaluateConfig,
-    EvaluateOptions,
-    LabelTeachingConfig,
-    OperationConfig,
-    OptimizerConfig,
-    PrecomputeConfig,
-    ReportConfig,
-    ReportOptions,
-    StoreConfig,
-    SubsetConfig,
-    TeachConfig,
-    TrainerConfig,
-)
-from pipeline.dataset import StoreDataset
-from pipeline.evaluation.judge import Subject, evidence, maps_of
-from pipeline.geometry import judged_view, view_images
-from pipeline.models import build_model, freeze
-from pipeline.selection import rows_of_split
+from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.distilling import DistillConfig
+from pipeline.config.judging import EvaluateOptions, ReportOptions
+from pipeline.config.methods import E2KDConfig
+from pipeline.config.models import BcosModelConfig, BcosWeightsConfig, CifarModelConfig
+from pipeline.config.store import StoreConfig, SubsetConfig
+from pipeline.config.teaching import LabelTeachingConfig
+from pipeline.config.training import OptimizerConfig, TrainerConfig
+from pipeline.config.verbs import EvaluateConfig, PrecomputeConfig, ReportConfig, TeachConfig
+from pipeline.core.errors import ConfigError
+from pipeline.evaluation.forward import Subject, evidence, maps_of
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import judged_view, view_images
+from pipeline.loading.selection import rows_of_split
+from pipeline.models.providers import build_model, freeze
 from pipeline.store.reader import Store
 from stages import distill, evaluate, precompute, report, teach
 from tests.conftest import precompute_config

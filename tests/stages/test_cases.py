@@ -11,10 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.config import ConfigError, ReportConfig, ReportOptions, StoreConfig
+from pipeline.config.judging import ReportOptions
+from pipeline.config.runs import RUNS
+from pipeline.config.store import StoreConfig
+from pipeline.config.verbs import ReportConfig
+from pipeline.core.errors import ConfigError
 from pipeline.evaluation.record_table import RECORDS_NAME
 from pipeline.report import case_pictures
-from pipeline.runs import RUNS
 from stages import report
 from tests.html_page import Page
 from tests.stages.test_flow import PAD_CROP

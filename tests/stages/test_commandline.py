@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.commandline import compose, main, sections
-from pipeline.config import VERBS, ConfigError, E2KDConfig, LabelsConfig, NoModelConfig
+from pipeline.cli import main
 from pipeline.config.builder import build_verb_config
+from pipeline.config.compose import compose, sections
+from pipeline.config.methods import E2KDConfig, LabelsConfig
+from pipeline.config.models import NoModelConfig
+from pipeline.config.verbs import VERBS
+from pipeline.core.errors import ConfigError
 from stages import render
 
 ROOT = Path(__file__).resolve().parent.parent.parent

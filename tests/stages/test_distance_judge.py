@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import ConfigError, DistanceCorrelationOptions
+from pipeline.config.judges import DistanceCorrelationOptions
+from pipeline.config.runs import RUNS
+from pipeline.core.errors import ConfigError
 from pipeline.evaluation.metrics import numbers_of
-from pipeline.evaluation.teacher_artefact import TeacherArtefact
-from pipeline.runs import RUNS
+from pipeline.store.artifacts import Artifact
 from pipeline.store.lock import lock_folder
 from pipeline.store.manifest import ManifestError
 from pipeline.store.reader import Store
@@ -48,8 +49,8 @@ def judged(own, run="one", name="evaluate", teacher=True, **options):
     return splits[config.evaluate.splits[0]][JUDGE]
 
 
-def artefacts(own):
-    return sorted(path.name for path in (own.store.path / "artefacts").glob("*"))
+def artifacts(own):
+    return sorted(path.name for path in (own.store.path / "artifacts").glob("*"))
 
 
 def test_every_layer_has_its_numbers_both_ways(own):
@@ -90,7 +91,7 @@ def test_the_second_student_of_a_teacher_needs_no_teacher(own, monkeypatch):
     with pytest.raises(ConfigError, match=r"judges=distance_correlation asks the teacher network"):
         judged(own, teacher=False)
     with_network = judged(own)
-    assert len(artefacts(own)) == 1
+    assert len(artifacts(own)) == 1
     assert list(verify_store(own.store.path)) == []
     monkeypatch.setattr(
         "pipeline.evaluation.networks.build_teacher",
@@ -104,9 +105,9 @@ def test_the_second_student_of_a_teacher_needs_no_teacher(own, monkeypatch):
     assert other["fss"] != with_network["fss"]
 
 
-def test_a_damaged_or_unfinished_artefact_is_found(own):
+def test_a_damaged_or_unfinished_artifact_is_found(own):
     judged(own)
-    (folder,) = (own.store.path / "artefacts").iterdir()
+    (folder,) = (own.store.path / "artifacts").iterdir()
     path = folder / "distances.safetensors"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -163,7 +164,7 @@ def test_embeddings_of_the_classes_take_the_place_of_one_hot_labels(own, tmp_pat
 def test_parity_numbers_are_named_biased_and_are_high_where_the_others_are_not(own):
     found = judged(own, biased=True)
 
-    assert len(artefacts(own)) == 2  # plain features and features of unit length
+    assert len(artifacts(own)) == 2  # plain features and features of unit length
     unit = judged(own, name="unit", biased=True, l2norm=True, teacher=False)
     assert unit["fss_biased"] == pytest.approx(found["fss_biased"], abs=1e-12)
     assert all(unit["fss_biased"][layer] > unit["fss"][layer] for layer in unit["fss"])
@@ -216,17 +217,18 @@ def test_another_seed_and_another_number_are_other_records(own):
     assert [numbers["records"] for numbers in found] == [20, 20, 30]
     assert len({numbers["probe_sha256"] for numbers in found}) == 3
     assert found[0]["fss"] != found[1]["fss"]
-    assert len(artefacts(own)) == 3
+    assert len(artifacts(own)) == 3
 
 
-def test_an_artefact_that_another_process_writes_is_left_to_it(tmp_path):
-    artefact = TeacherArtefact(tmp_path, "distances", {"a": 1})
-    with lock_folder(artefact.folder):
-        artefact.save(["layer1"], {"layer1/0": torch.ones(3)})
-        assert not artefact.is_there
+def test_an_artifact_that_another_process_writes_is_left_to_it(tmp_path):
+    artifact = Artifact(tmp_path, "distances", {"a": 1}, "a test")
+    with lock_folder(artifact.folder):
+        artifact.save({"layer1/0": torch.ones(3)}, {"layers": ["layer1"]})
+        assert not artifact.is_there
 
-    artefact.save(["layer1"], {"layer1/0": torch.ones(3)})
+    artifact.save({"layer1/0": torch.ones(3)}, {"layers": ["layer1"]})
 
-    assert artefact.layers == ("layer1",)
-    assert artefact.load()["layer1/0"].tolist() == [1, 1, 1]
-    assert artefact.folder != TeacherArtefact(tmp_path, "distances", {"a": 2}).folder
+    manifest, tensors = artifact.load()
+    assert manifest.description == {"layers": ["layer1"]}
+    assert tensors["layer1/0"].tolist() == [1, 1, 1]
+    assert artifact.folder != Artifact(tmp_path, "distances", {"a": 2}, "a test").folder

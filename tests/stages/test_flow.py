@@ -9,35 +9,30 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import training, training_run
-from pipeline.commandline import _print_result, compose, main
-from pipeline.config import (
-    AugmentConfig,
-    ConfigError,
-    DistillConfig,
-    E2KDConfig,
-    EvaluateConfig,
-    EvaluateOptions,
-    LabelTeachingConfig,
-    NoModelConfig,
-    OperationConfig,
-    OptimizerConfig,
-    PassConfig,
-    ReportConfig,
-    ReportOptions,
-    StoreConfig,
-    SubsetConfig,
-    SweepConfig,
-    TeachConfig,
-    TrainerConfig,
-)
+from pipeline.cli import _print_result, main
+from pipeline.config.augment import AugmentConfig, OperationConfig
 from pipeline.config.builder import build_verb_config
-from pipeline.metric_log import read_metrics
-from pipeline.models import WeightsError, build_model, load_weights
-from pipeline.runs import RUNS, load_model, read_cost
+from pipeline.config.compose import compose
+from pipeline.config.distilling import DistillConfig
+from pipeline.config.judging import EvaluateOptions, ReportOptions
+from pipeline.config.methods import E2KDConfig
+from pipeline.config.models import NoModelConfig
+from pipeline.config.runs import RUNS, read_cost
+from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
+from pipeline.config.teaching import LabelTeachingConfig
+from pipeline.config.training import OptimizerConfig, TrainerConfig
+from pipeline.config.verbs import EvaluateConfig, ReportConfig, SweepConfig, TeachConfig
+from pipeline.core.errors import ConfigError
+from pipeline.loading.views import ViewSchedule
+from pipeline.models.classifier import WeightsError
+from pipeline.models.providers import build_model
+from pipeline.models.saved import load_model
+from pipeline.models.weights import load_weights
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
-from pipeline.views import ViewSchedule
+from pipeline.training.loop import loop as training
+from pipeline.training.loop import run as training_run
+from pipeline.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.conftest import TINY_DATA, precompute_config
 from tests.pipeline.store.test_round_trip import tree_bytes
@@ -238,7 +233,7 @@ def test_a_teacher_is_trained_from_a_store_that_holds_none(tmp_path):
 
 
 def distill_model():
-    from pipeline.config import CifarModelConfig
+    from pipeline.config.models import CifarModelConfig
 
     return CifarModelConfig(name="resnet8", width=4)
 
@@ -349,7 +344,7 @@ def test_a_pass_without_maps_cannot_teach_where_to_look(tmp_path, tiny_teacher, 
 
 
 def test_labels_need_no_teacher(tmp_path, frozen):
-    from pipeline.config import LabelsConfig
+    from pipeline.config.methods import LabelsConfig
 
     store = tmp_path / "store"
     precompute.run(precompute_config(store))
@@ -423,7 +418,7 @@ def test_the_table_of_an_evaluation_averages_to_its_metrics(frozen):
 
 @pytest.mark.parametrize("region", ["boxes", "masks"])
 def test_the_teacher_judged_as_its_own_student_agrees_with_itself(frozen, region):
-    from pipeline.runs import TrainedModel, save_model
+    from pipeline.models.saved import TrainedModel, save_model
 
     teacher = build_model(frozen.config.teacher, 10)
     name = frozen.store.open_passes()[0].name

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commandline import compose
 from pipeline.config.builder import build_verb_config
-from pipeline.runs import load_model
+from pipeline.config.compose import compose
+from pipeline.models.saved import load_model
 from stages import precompute
 from tests.pipeline.store.test_round_trip import tree_bytes
 from tests.stages.ray_nodes import RAY, environment, ray_nodes

@@ -10,26 +10,23 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.commandline import compose, main
-from pipeline.config import (
-    ConfigError,
-    EvaluateConfig,
-    EvaluateOptions,
-    JudgeName,
-    PassConfig,
-    StoreConfig,
-)
+from pipeline.cli import main
 from pipeline.config.builder import build_verb_config
-from pipeline.config.judging import ASK_TEACHER
-from pipeline.evaluation import judge
-from pipeline.evaluation.findings import FLAT
-from pipeline.evaluation.judges import JUDGES
+from pipeline.config.compose import compose
+from pipeline.config.judging import ASK_TEACHER, EvaluateOptions, JudgeName
+from pipeline.config.runs import RUNS, identity, plain
+from pipeline.config.store import PassConfig, StoreConfig
+from pipeline.config.verbs import EvaluateConfig
+from pipeline.core.errors import ConfigError
+from pipeline.evaluation import forward as judge
+from pipeline.evaluation.context import Trial
+from pipeline.evaluation.evaluators.build import JUDGES
 from pipeline.evaluation.metrics import METRICS, judges_of, metric_of, numbers_of
-from pipeline.evaluation.trial import Trial
-from pipeline.models import build_model
+from pipeline.evaluation.results import FLAT
+from pipeline.models.providers import build_model
+from pipeline.models.saved import TrainedModel, save_model
 from pipeline.report.columns import columns_of
 from pipeline.report.results import load_results
-from pipeline.runs import RUNS, TrainedModel, identity, plain, save_model
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
 from stages import evaluate, precompute
@@ -120,7 +117,8 @@ def test_a_younger_judge_lies_below_its_name_and_is_done_once(frozen, student, m
     assert list(json.loads(path.read_text())["judges"]) == ["accuracy", "shift"]
 
     monkeypatch.setattr(
-        "pipeline.evaluation.judges.shift_curves", lambda *_, **__: pytest.fail("judged again")
+        "pipeline.evaluation.evaluators.build.shift_curves",
+        lambda *_, **__: pytest.fail("judged again"),
     )
     second = evaluate.run(config_of(frozen, ("localization", "shift"), **options)).splits
 

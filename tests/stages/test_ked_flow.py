@@ -10,46 +10,38 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.config import (
-    AdditiveModelConfig,
-    AugmentConfig,
-    CifarModelConfig,
-    ConfigError,
-    DistillConfig,
-    EvaluateConfig,
-    EvaluateOptions,
-    KDConfig,
-    KEDConfig,
-    LabelsConfig,
-    LabelTeachingConfig,
-    OperationConfig,
-    OptimizerConfig,
-    PassConfig,
-    RandomViewsConfig,
-    StoreConfig,
-    SubsetConfig,
-    SuperfeaturesConfig,
-    TeachConfig,
-)
-from pipeline.dataset import StoreDataset
-from pipeline.distillation import Distillation, fingerprint_inputs, open_passes
-from pipeline.evaluation.superfeatures import FidelitySum
-from pipeline.fingerprint import describe_pass
-from pipeline.geometry import view_targets
-from pipeline.metric_log import read_metrics
-from pipeline.models import build_model, freeze
-from pipeline.models.additive import network_partition
+from pipeline.annotation.fingerprint import describe_pass
+from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.distilling import DistillConfig
+from pipeline.config.judging import EvaluateOptions
+from pipeline.config.methods import KDConfig, KEDConfig, LabelsConfig
+from pipeline.config.models import AdditiveModelConfig, CifarModelConfig, SuperfeaturesConfig
+from pipeline.config.runs import RUNS
+from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
+from pipeline.config.teaching import LabelTeachingConfig
+from pipeline.config.training import OptimizerConfig
+from pipeline.config.verbs import EvaluateConfig, TeachConfig
+from pipeline.config.views import RandomViewsConfig
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import Targets
+from pipeline.evaluation.evaluators.superfeatures import FidelitySum
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import view_targets
+from pipeline.loading.loader import TrainingStream
+from pipeline.loading.selection import rows_of_split
+from pipeline.loading.views import ViewSchedule
+from pipeline.models.additive.build_partition import build_partition
+from pipeline.models.additive.hierarchy import class_centred
+from pipeline.models.additive.network import network_partition
+from pipeline.models.additive.partition import PARTITION_NAME
 from pipeline.models.output import Inner
-from pipeline.records import Targets
-from pipeline.runs import PARTITION_NAME, RUNS, load_model
-from pipeline.selection import rows_of_split
+from pipeline.models.providers import build_model, freeze
+from pipeline.models.saved import load_model
 from pipeline.store.manifest import MANIFEST_NAME, StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
-from pipeline.stream import TrainingStream
-from pipeline.superfeatures.hierarchy import class_centred
-from pipeline.superfeatures.named import build_partition
-from pipeline.views import ViewSchedule
+from pipeline.training.distill_job import Distillation, fingerprint_inputs, open_passes
+from pipeline.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute, teach
 from tests.conftest import Frozen, precompute_config
 from tests.stages.test_flow import TRAINER
@@ -71,10 +63,10 @@ def taught(tmp_path_factory):
         path = folder / "store"
         precompute.run(precompute_config(path))
         assignments = build_partition(replace(NETWORK, partition_control="random")).assignments
-        artefact = folder / "partition"
-        artefact.mkdir()
-        save_file({"assignments": assignments}, artefact / PARTITION_NAME)
-        teacher = replace(NETWORK, partition=str(artefact))
+        artifact = folder / "partition"
+        artifact.mkdir()
+        save_file({"assignments": assignments}, artifact / PARTITION_NAME)
+        teacher = replace(NETWORK, partition=str(artifact))
         result = teach.run(
             TeachConfig(
                 store=StoreConfig(path=str(path)),
@@ -203,7 +195,7 @@ def test_a_teacher_without_superfeatures_stores_none(tmp_path, tiny_teacher):
 # ---- students ------------------------------------------------------------------------------------
 
 
-def test_a_student_is_taught_saved_without_the_artefact_and_judged(taught):
+def test_a_student_is_taught_saved_without_the_artifact_and_judged(taught):
     config = still(taught)
 
     distill.run(config)
@@ -218,11 +210,11 @@ def test_a_student_is_taught_saved_without_the_artefact_and_judged(taught):
     terms = list(read_metrics(RUNS / "one" / "distill"))[-1]
     assert {"ce", "kd", "ked"} <= set(terms)
     weights = load_file(RUNS / "one" / "distill" / "model.safetensors")
-    artefact = load_file(Path(config.student.partition) / PARTITION_NAME)
-    assert torch.equal(weights["assignments"], artefact["assignments"])
+    artifact = load_file(Path(config.student.partition) / PARTITION_NAME)
+    assert torch.equal(weights["assignments"], artifact["assignments"])
     model, trained = load_model(RUNS / "one" / "distill")
     assert trained.config.partition is None
-    assert torch.equal(network_partition(model).assignments, artefact["assignments"])
+    assert torch.equal(network_partition(model).assignments, artifact["assignments"])
     assert result is not None
 
 

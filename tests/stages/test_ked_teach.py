@@ -11,34 +11,27 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from pipeline.training.loop.superfeatures import dependency
 
-from pipeline.config import (
-    AdditiveModelConfig,
-    AugmentConfig,
-    CifarModelConfig,
-    ConfigError,
-    DigitsDataConfig,
-    EvaluateOptions,
-    KEDTeachingConfig,
-    LabelTeachingConfig,
-    NoModelConfig,
-    OptimizerConfig,
-    ReportConfig,
-    ReportOptions,
-    StoreConfig,
-    TeachConfig,
-    TrainerConfig,
-)
-from pipeline.metric_log import read_metrics
-from pipeline.models.additive import network_partition
-from pipeline.ranks import Ranks
-from pipeline.runs import RUNS, load_model
-from pipeline.selection import balanced_order
+from pipeline.config.augment import AugmentConfig
+from pipeline.config.data import DigitsDataConfig
+from pipeline.config.judging import EvaluateOptions, ReportOptions
+from pipeline.config.models import AdditiveModelConfig, CifarModelConfig, NoModelConfig
+from pipeline.config.runs import RUNS
+from pipeline.config.store import StoreConfig
+from pipeline.config.teaching import KEDTeachingConfig, LabelTeachingConfig
+from pipeline.config.training import OptimizerConfig, TrainerConfig
+from pipeline.config.verbs import ReportConfig, TeachConfig
+from pipeline.core.distributed import Ranks
+from pipeline.core.errors import ConfigError
+from pipeline.loading.selection import balanced_order
+from pipeline.models.additive.build_partition import build_partition
+from pipeline.models.additive.network import network_partition
+from pipeline.models.saved import load_model
 from pipeline.store.reader import Store
-from pipeline.superfeatures import dependency
-from pipeline.superfeatures.artefact import load_partition
-from pipeline.superfeatures.named import build_partition
-from pipeline.superfeatures.search import PartitionSearch
+from pipeline.training.metric_log import read_metrics
+from pipeline.training.superfeatures.artifact import load_partition
+from pipeline.training.superfeatures.search import PartitionSearch
 from stages import precompute, report, teach
 from tests.conftest import precompute_config
 
@@ -99,8 +92,8 @@ def test_the_teacher_is_trained_on_the_superfeatures_that_were_found(digits, mon
     model, _ = load_model(Path(result.weights).parent)
     assert saved.partition.most == 5
     assert torch.equal(network_partition(model).assignments, saved.partition.assignments[:3])
-    assert saved.manifest.records == 20
-    assert 0 < len(saved.manifest.null_features) < 32  # the digits' borders are empty
+    assert saved.facts.records == 20
+    assert 0 < len(saved.facts.null_features) < 32  # the digits' borders are empty
     named = replace(EXPLAINING, partition=str(RUNS / "explaining" / "teach"), superfeatures=4)
     assert torch.equal(build_partition(named).assignments, saved.partition.assignments[:4])
     assert result.accuracy["test"] > 0.13  # chance is 0.10
@@ -163,7 +156,7 @@ def _rank_search(rank, search, folder):
         total = search._measure(Ranks(rank, 2), torch.device("cpu"))
         torch.save({"squares": total.squares, "records": total.records}, f"{folder}/{rank}.pt")
         found = search.run(Ranks(rank, 2), torch.device("cpu"))
-        assert load_partition(found).manifest.records == 20
+        assert load_partition(found).facts.records == 20
     finally:
         dist.destroy_process_group()
 

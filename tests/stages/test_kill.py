@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.config import CifarModelConfig
-from pipeline.models import build_model
+from pipeline.config.models import CifarModelConfig
+from pipeline.models.providers import build_model
 from pipeline.store.journal import JOURNAL_SUFFIX
 from pipeline.store.reader import Store
 from tests.pipeline.store.test_round_trip import tree_bytes

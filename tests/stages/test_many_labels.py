@@ -13,42 +13,30 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.commandline import compose
-from pipeline.config import (
-    AugmentConfig,
-    CifarModelConfig,
-    ConfigError,
-    DistillConfig,
-    E2KDConfig,
-    EvaluateConfig,
-    EvaluateOptions,
-    GradCamConfig,
-    ImageTableDataConfig,
-    KDConfig,
-    LabelsConfig,
-    LabelTeachingConfig,
-    OperationConfig,
-    OptimizerConfig,
-    PassConfig,
-    PrecomputeConfig,
-    RandomViewsConfig,
-    ReportConfig,
-    ReportOptions,
-    StoreConfig,
-    SubsetConfig,
-    TeachConfig,
-    TrainerConfig,
-)
+from pipeline.config.augment import AugmentConfig, OperationConfig
 from pipeline.config.builder import build_verb_config
-from pipeline.dataset import StoreDataset
-from pipeline.explainers.gradcam import gradcam
-from pipeline.geometry import view_targets
-from pipeline.live import LiveTeacher
-from pipeline.models import build_model, freeze
-from pipeline.runs import RUNS, TrainedModel, save_model
-from pipeline.selection import rows_of_split
+from pipeline.config.compose import compose
+from pipeline.config.data import ImageTableDataConfig
+from pipeline.config.distilling import DistillConfig
+from pipeline.config.judging import EvaluateOptions, ReportOptions
+from pipeline.config.methods import E2KDConfig, KDConfig, LabelsConfig
+from pipeline.config.models import CifarModelConfig, GradCamConfig
+from pipeline.config.runs import RUNS
+from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
+from pipeline.config.teaching import LabelTeachingConfig
+from pipeline.config.training import OptimizerConfig, TrainerConfig
+from pipeline.config.verbs import EvaluateConfig, PrecomputeConfig, ReportConfig, TeachConfig
+from pipeline.config.views import RandomViewsConfig
+from pipeline.core.errors import ConfigError
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import view_targets
+from pipeline.loading.selection import rows_of_split
+from pipeline.models.explainers.gradcam import gradcam
+from pipeline.models.providers import build_model, freeze
+from pipeline.models.saved import TrainedModel, save_model
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
+from pipeline.training.live_targets import LiveTeacher
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.conftest import precompute_config
 

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ConfigError, ReportConfig, ReportOptions, StoreConfig
-from pipeline.runs import RUNS
+from pipeline.config.judging import ReportOptions
+from pipeline.config.runs import RUNS
+from pipeline.config.store import StoreConfig
+from pipeline.config.verbs import ReportConfig
+from pipeline.core.errors import ConfigError
 from stages import report
 from tests.html_page import Page
 from tests.stages.test_flow import PAD_CROP

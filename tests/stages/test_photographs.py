@@ -9,24 +9,19 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipeline import annotate
-from pipeline.config import (
-    AugmentConfig,
-    CifarModelConfig,
-    ImageFolderDataConfig,
-    OperationConfig,
-    PassConfig,
-    ReportConfig,
-    ReportOptions,
-    StoreConfig,
-    TorchvisionModelConfig,
-)
-from pipeline.dataset import StoreDataset
-from pipeline.geometry import view_maps
+from pipeline.annotation import annotator as annotate
+from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.data import ImageFolderDataConfig
+from pipeline.config.judging import ReportOptions
+from pipeline.config.models import CifarModelConfig, TorchvisionModelConfig
+from pipeline.config.store import PassConfig, StoreConfig
+from pipeline.config.verbs import ReportConfig
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import view_maps
+from pipeline.loading.views import ViewSchedule
 from pipeline.models.classifier import Classifier
 from pipeline.models.output import GapLinear
 from pipeline.store.reader import Store
-from pipeline.views import ViewSchedule
 from stages import precompute, report
 from tests.conftest import precompute_config
 

@@ -12,12 +12,14 @@ import pytest
 import torch.distributed as dist
 
 from pipeline.cluster.train import RanksError, train_on_ranks
-from pipeline.config import LocalClusterConfig, TrainerConfig
-from pipeline.distillation import Distillation
-from pipeline.errors import UserError
+from pipeline.config.cluster import LocalClusterConfig
+from pipeline.config.runs import RUNS
+from pipeline.config.training import TrainerConfig
+from pipeline.core.errors import UserError
 from pipeline.losses.e2kd import E2KDLoss
-from pipeline.metric_log import read_metrics
-from pipeline.runs import RUNS, load_model
+from pipeline.models.saved import load_model
+from pipeline.training.distill_job import Distillation
+from pipeline.training.metric_log import read_metrics
 from stages import distill
 from tests.stages.test_flow import assert_equal_states, distill_config, weights_of
 

@@ -17,17 +17,17 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.commandline import CONF, compose
-from pipeline.config import (
+from pipeline.config.builder import build_verb_config
+from pipeline.config.compose import CONF, compose
+from pipeline.config.data import (
     DataConfig,
     DemoDataConfig,
     ImageFolderDataConfig,
     ImageTableDataConfig,
-    LabelsConfig,
 )
-from pipeline.config.builder import build_verb_config
-from pipeline.grid import iter_points, knows_option, point_words
-from pipeline.models import build_model
+from pipeline.config.methods import LabelsConfig
+from pipeline.config.points import iter_points, knows_option, point_words
+from pipeline.models.providers import build_model
 from pipeline.store.reader import Store
 from stages import distill, evaluate, precompute, teach
 from tests.conftest import TINY_DATA

@@ -10,8 +10,8 @@ import jsonschema
 import pytest
 import yaml
 
-from pipeline.commandline import main
-from pipeline.config import ConfigError
+from pipeline.cli import main
+from pipeline.core.errors import ConfigError
 from stages import render
 
 SCHEMA = json.loads(

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import ImageFolderDataConfig, StoreConfig, VerifyConfig
-from pipeline.dataset import StoreDataset, iter_in_order
-from pipeline.store.files import FileError, make_folder, write_atomically
+from pipeline.config.data import ImageFolderDataConfig
+from pipeline.config.store import StoreConfig
+from pipeline.config.verbs import VerifyConfig
+from pipeline.core.files import FileError, make_folder, write_atomically
+from pipeline.loading.dataset import StoreDataset, iter_in_order
 from pipeline.store.lock import LockedError, lock_folder
 from pipeline.store.manifest import ManifestError, StoreMismatchError
 from pipeline.store.reader import Store
@@ -172,7 +174,7 @@ def test_a_folder_that_cannot_be_synced_is_an_error_unless_there_is_no_such_thin
             raise OSError(error, os.strerror(error))
         real(descriptor)
 
-    monkeypatch.setattr("pipeline.store.files.os.fsync", refused)
+    monkeypatch.setattr("pipeline.core.files.os.fsync", refused)
 
     if error == errno.EINVAL:
         write_atomically(tmp_path / "file", b"data")
@@ -193,7 +195,7 @@ def test_a_folder_that_is_taken_away_while_a_file_is_written_is_one_error(tmp_pa
         shutil.rmtree(tmp_path / "store")
         real(*args)
 
-    monkeypatch.setattr("pipeline.store.files.os.replace", gone)
+    monkeypatch.setattr("pipeline.core.files.os.replace", gone)
 
     with pytest.raises(FileError, match="check that the folder is there"):
         write_atomically(tmp_path / "store" / "file", b"data")

@@ -9,30 +9,26 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config import (
-    AugmentConfig,
-    CifarModelConfig,
-    ConfigError,
-    DistillConfig,
-    E2KDConfig,
-    EvaluateConfig,
-    EvaluateOptions,
-    ImageFolderDataConfig,
-    LabelsConfig,
-    OptimizerConfig,
-    PassConfig,
-    StoreConfig,
-    SubsetConfig,
-    TrainerConfig,
-)
-from pipeline.dataset import StoreDataset
-from pipeline.losses import build_loss
-from pipeline.models import build_model
-from pipeline.runs import RUNS, read_description
-from pipeline.selection import rows_of_split, select_holdout_rows
+from pipeline.config.augment import AugmentConfig
+from pipeline.config.data import ImageFolderDataConfig
+from pipeline.config.distilling import DistillConfig
+from pipeline.config.judging import EvaluateOptions
+from pipeline.config.methods import E2KDConfig, LabelsConfig
+from pipeline.config.models import CifarModelConfig
+from pipeline.config.runs import RUNS
+from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
+from pipeline.config.training import OptimizerConfig, TrainerConfig
+from pipeline.config.verbs import EvaluateConfig
+from pipeline.core.errors import ConfigError
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.selection import rows_of_split, select_holdout_rows
+from pipeline.losses.build import build_loss
+from pipeline.models.providers import build_model
+from pipeline.models.saved import read_description
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
-from pipeline.training import Training, batch_loss, build_optimizer
+from pipeline.training.state import Training, build_optimizer
+from pipeline.training.step import batch_loss
 from stages import distill, evaluate, precompute
 from tests.conftest import precompute_config
 

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from pipeline.config import (
-    CellsDataConfig,
+from pipeline.config.cells_data import CellsDataConfig
+from pipeline.config.runs import RUNS
+from pipeline.config.study import (
     ClassSimilarityOptions,
-    ConfigError,
     DiffroarOptions,
     DissectionOptions,
     FiveBandOptions,
 )
-from pipeline.dissection.drawn import DrawnConcepts, write_broden
-from pipeline.evaluation import dissection
-from pipeline.runs import RUNS
+from pipeline.core.errors import ConfigError
+from pipeline.evaluation.evaluators.dissection import evaluator as dissection
+from pipeline.evaluation.evaluators.dissection.drawn import DrawnConcepts, write_broden
 from pipeline.store.reader import Store
 from stages import evaluate, precompute
 from tests.conftest import Frozen, precompute_config

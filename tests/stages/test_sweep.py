@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commandline import compose
-from pipeline.config import ConfigError, ReportConfig, ReportOptions, StoreConfig
 from pipeline.config.builder import build_verb_config
+from pipeline.config.compose import compose
+from pipeline.config.judging import ReportOptions
+from pipeline.config.runs import RUNS
+from pipeline.config.store import StoreConfig
+from pipeline.config.verbs import ReportConfig
+from pipeline.core.errors import ConfigError
 from pipeline.evaluation.metrics import METRICS
-from pipeline.runs import RUNS
 from stages import report, sweep
 from tests.stages.test_flow import PAD_CROP
 from tests.stages.test_kill import descendants, environment, status, title, wait_until

@@ -13,48 +13,37 @@ import torch
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_breast_cancer
 
-from pipeline.commandline import compose
-from pipeline.config import (
-    AdditiveModelConfig,
-    AugmentConfig,
-    BcosWeightsConfig,
-    CifarModelConfig,
-    ConfigError,
-    DistillConfig,
-    E2KDConfig,
-    EvaluateConfig,
-    EvaluateOptions,
-    GuidedTeachingConfig,
-    KDConfig,
-    KEDConfig,
-    LabelsConfig,
-    LabelTeachingConfig,
-    OperationConfig,
-    OptimizerConfig,
-    PassConfig,
-    RandomViewsConfig,
-    SklearnTableDataConfig,
-    StoreConfig,
-    SubsetConfig,
-    TeachConfig,
-    VerifyConfig,
-)
+from pipeline.config.augment import AugmentConfig, OperationConfig
 from pipeline.config.builder import build_verb_config
-from pipeline.dataset import StoreDataset, iter_in_order
-from pipeline.distillation import Distillation
-from pipeline.geometry import view_images, view_targets
-from pipeline.metric_log import read_metrics
-from pipeline.models import build_model, freeze
-from pipeline.models.additive import network_partition
+from pipeline.config.compose import compose
+from pipeline.config.distilling import DistillConfig
+from pipeline.config.judging import EvaluateOptions
+from pipeline.config.methods import E2KDConfig, KDConfig, KEDConfig, LabelsConfig
+from pipeline.config.models import AdditiveModelConfig, BcosWeightsConfig, CifarModelConfig
+from pipeline.config.runs import RUNS
+from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
+from pipeline.config.table_data import SklearnTableDataConfig
+from pipeline.config.teaching import GuidedTeachingConfig, LabelTeachingConfig
+from pipeline.config.training import OptimizerConfig
+from pipeline.config.verbs import EvaluateConfig, TeachConfig, VerifyConfig
+from pipeline.config.views import RandomViewsConfig
+from pipeline.core.errors import ConfigError
+from pipeline.loading.dataset import StoreDataset, iter_in_order
+from pipeline.loading.geometry import view_images, view_targets
+from pipeline.loading.selection import rows_of_split
+from pipeline.models.additive.build_partition import build_partition
+from pipeline.models.additive.hierarchy import class_centred, coarsen
+from pipeline.models.additive.network import network_partition
+from pipeline.models.additive.partition import PARTITION_NAME
 from pipeline.models.output import Inner
-from pipeline.runs import RUNS, load_model
-from pipeline.selection import rows_of_split
+from pipeline.models.providers import build_model, freeze
+from pipeline.models.resolve import fit_distill, fit_network
+from pipeline.models.saved import load_model
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
-from pipeline.superfeatures.comparison import add_chimeras
-from pipeline.superfeatures.hierarchy import class_centred, coarsen
-from pipeline.superfeatures.named import PARTITION_NAME, build_partition
-from pipeline.tables import fit_distill, fit_network
+from pipeline.training.distill_job import Distillation
+from pipeline.training.metric_log import read_metrics
+from pipeline.training.superfeature_targets import add_chimeras
 from stages import distill, evaluate, precompute, report, sweep, teach, verify
 from tests.conftest import Frozen, precompute_config
 from tests.stages.test_flow import TRAINER

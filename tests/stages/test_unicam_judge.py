@@ -9,9 +9,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pipeline.config import AdditiveModelConfig, BcosModelConfig, ConfigError, UnicamOptions
-from pipeline.models import build_model
-from pipeline.runs import RUNS, TrainedModel, save_model
+from pipeline.config.judges import UnicamOptions
+from pipeline.config.models import AdditiveModelConfig, BcosModelConfig
+from pipeline.config.runs import RUNS
+from pipeline.core.errors import ConfigError
+from pipeline.models.providers import build_model
+from pipeline.models.saved import TrainedModel, save_model
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from stages import evaluate

@@ -1,5 +1,5 @@
-"""B-cos networks: piecewise of nothing but input-dependent linear maps, so that W(x) x is the logit."""
+"""B-cos networks (Boehle et al. 2022, 2024): layers, architectures and their classifier.
 
-from pipeline.models.bcos.classifier import BcosClassifier, build_bcos
-
-__all__ = ["BcosClassifier", "build_bcos"]
+Their explanations belong to models/explainers/bcos_weights.py.
+Read first: layers.py.
+"""

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import ConfigError
+from pipeline.config.models import BcosModelConfig
+from pipeline.core.errors import ConfigError
 from pipeline.models.bcos.densenet import BcosDenseNet, DenseNetShape
 from pipeline.models.bcos.layers import ExplanationMode, LogitLayer, Shared, add_inverse
 from pipeline.models.bcos.resnet import BasicBlock, BcosResNet, Bottleneck, ResNetShape
 from pipeline.models.bcos.vit import BcosSimpleVit, VitShape
 from pipeline.models.classifier import Classifier
-from pipeline.models.output import NOTHING, ModelOutput, Stage, wide
-
-if TYPE_CHECKING:
-    from pipeline.config import BcosModelConfig
-    from pipeline.models.output import Inner
+from pipeline.models.output import NOTHING, Inner, ModelOutput, Stage, wide
 
 _RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),

@@ -5,16 +5,13 @@ Parameter names are those of the published B-cos v2 checkpoints.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.bcos.layers import BcosConv2d, UncentredBatchNorm2d
+from pipeline.models.bcos.layers import BcosConv2d, Inside, LogitLayer, Shared, UncentredBatchNorm2d
 from pipeline.models.bcos.resnet import stem_conv, stem_pool
-
-if TYPE_CHECKING:
-    from pipeline.models.bcos.layers import Inside, LogitLayer, Shared
 
 _BOTTLENECK = 4
 """Channels of a layer's 1x1 convolution, in growths."""

@@ -11,18 +11,16 @@ Submodules carry the names of the published B-cos v2 checkpoints (`linear` holds
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.models.output import wide
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _CONV_EPS = 1e-6
 """Added to a patch's squared norm."""

@@ -6,14 +6,11 @@ convolution's weight under `linear`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from pipeline.models.bcos.layers import BcosConv2d, UncentredBatchNorm2d
-
-if TYPE_CHECKING:
-    from pipeline.models.bcos.layers import Inside, LogitLayer, Shared
+from pipeline.models.bcos.layers import BcosConv2d, Inside, LogitLayer, Shared, UncentredBatchNorm2d
 
 
 class BasicBlock(nn.Module):

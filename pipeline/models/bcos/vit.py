@@ -8,16 +8,13 @@ Shape letters: B batch, n tokens, d their width, p side of a patch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import ConfigError
-from pipeline.models.bcos.layers import BcosConv2d, BcosLinear, CentredNorm, attend
-
-if TYPE_CHECKING:
-    from pipeline.models.bcos.layers import Shared
+from pipeline.core.errors import ConfigError
+from pipeline.models.bcos.layers import BcosConv2d, BcosLinear, CentredNorm, Shared, attend
 
 HEAD_WIDTH = 64
 _MLP_WIDTH = 4

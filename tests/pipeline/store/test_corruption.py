@@ -14,15 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import (
-    AugmentConfig,
-    OperationConfig,
-    PassConfig,
-    RandomViewsConfig,
-    WebDatasetDataConfig,
-)
-from pipeline.dataset import StoreDataset, iter_in_order
-from pipeline.errors import UserError
+from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.data import WebDatasetDataConfig
+from pipeline.config.store import PassConfig
+from pipeline.config.views import RandomViewsConfig
+from pipeline.core.errors import UserError
+from pipeline.loading.dataset import StoreDataset, iter_in_order
 from pipeline.sources.demo import DemoSource
 from pipeline.store.index import RECEIPT_SCHEMA, read_receipt
 from pipeline.store.reader import Store
@@ -168,8 +165,8 @@ def stores(tmp_path_factory, tiny_teacher):
 @pytest.mark.timeout(1200)
 def test_no_corruption_is_read_as_data(kind, trials, stores, monkeypatch):
     if kind == "inner chunks":
-        monkeypatch.setattr("pipeline.store.columns._MAX_CHUNK_BYTES", 64)
-        monkeypatch.setattr("pipeline.store.columns._COMPRESSED_RECORD_BYTES", 64)
+        monkeypatch.setattr("pipeline.store.fields._MAX_CHUNK_BYTES", 64)
+        monkeypatch.setattr("pipeline.store.fields._COMPRESSED_RECORD_BYTES", 64)
     folder, sound, files = stores(kind)
     random = np.random.default_rng(KINDS.index(kind))
     outcomes = Counter()

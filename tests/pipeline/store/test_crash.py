@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import PassConfig
-from pipeline.shard_tasks import AnnotateShard
-from pipeline.store import files
+from pipeline.annotation.shard_tasks import AnnotateShard
+from pipeline.config.store import PassConfig
+from pipeline.core import files
 from pipeline.store.manifest import ManifestError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import StoreConfig, VerifyConfig
-from pipeline.errors import UserError
-from pipeline.store.files import sha256_file
+from pipeline.config.store import StoreConfig
+from pipeline.config.verbs import VerifyConfig
+from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_file
 from pipeline.store.manifest import ManifestError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import stages
-from pipeline.store.files import make_folder
+from pipeline.core.files import make_folder
 from pipeline.store.journal import JOURNAL_SUFFIX, PoisonRecordError, ShardJournal
 from pipeline.store.lock import LOCK_NAME, LockedError, lock_folder
 from pipeline.store.reader import Store
@@ -146,9 +146,9 @@ RUNS = """
     import json, os, sys
     from pathlib import Path
     import zarr, zarr.codecs, zarr.storage  # once, and not in each of the processes
-    from pipeline.annotate import TeacherAnnotator
-    from pipeline.config import CifarModelConfig
-    from pipeline.errors import UserError
+    from pipeline.annotation.annotator import TeacherAnnotator
+    from pipeline.config.models import CifarModelConfig
+    from pipeline.core.errors import UserError
     from pipeline.sources.demo import DemoSource
     from stages import precompute
     from tests.conftest import precompute_config

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config import ImageFolderDataConfig, ImageTableDataConfig
-from pipeline.dataset import StoreDataset
-from pipeline.sources import build_source, plan_source
+from pipeline.config.data import ImageFolderDataConfig, ImageTableDataConfig
+from pipeline.loading.dataset import StoreDataset
+from pipeline.sources.build import build_source, plan_source
 from pipeline.store.frames import resize_frame
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.pixels import ImageError, decode_rgb

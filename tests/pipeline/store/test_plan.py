@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from pipeline.config import ConfigError
-from pipeline.records import Record
-from pipeline.store.plan import plan_shards
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import Record
+from pipeline.store.planning import plan_shards
 
 
 def records(count, split="train", labels=10):

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.annotate import TeacherAnnotator
-from pipeline.config import PassConfig
-from pipeline.records import FieldSpec
+from pipeline.annotation.annotator import TeacherAnnotator
+from pipeline.config.store import PassConfig
+from pipeline.core.records import FieldSpec
 from pipeline.sources.demo import DemoSource
-from pipeline.store.columns import WebDatasetColumns, ZarrColumns
+from pipeline.store.fields import WebDatasetColumns, ZarrColumns
 from pipeline.store.reader import Store
 from pipeline.store.tars import ShardBytes
 from stages import precompute

@@ -8,10 +8,10 @@ import numcodecs
 import numpy as np
 import pytest
 
-from pipeline.records import FieldSpec
-from pipeline.store.columns import StoredShard, WebDatasetColumns, ZarrColumns
+from pipeline.core.records import FieldSpec
+from pipeline.store.fields import StoredShard, WebDatasetColumns, ZarrColumns
 from pipeline.store.manifest import ManifestError
-from pipeline.store.rows import InnerChunkRows, KeptRows, decode_chunk
+from pipeline.store.row_reader import InnerChunkRows, KeptRows, decode_chunk
 
 SHAPES = {
     "a view is an inner chunk": ((1, 6, 64, 64), "float16", 1, (1, 1)),
@@ -35,7 +35,7 @@ def stored(position, name, keys, written):
 
 def written(tmp_path, monkeypatch, shape, dtype, views, rows=17, shard_size=20):
     """Two shards, the second one short, of values as B-cos weights have: mostly small."""
-    monkeypatch.setattr("pipeline.store.columns._MAX_CHUNK_BYTES", 2**10)
+    monkeypatch.setattr("pipeline.store.fields._MAX_CHUNK_BYTES", 2**10)
     spec = FieldSpec(name="map", shape=shape, dtype=dtype, codec="maxabs")
     columns = ZarrColumns(tmp_path, [spec], 2, shard_size, views)
     columns.create()

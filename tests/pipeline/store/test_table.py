@@ -13,14 +13,15 @@ import pytest
 import torch
 from sklearn.datasets import load_wine
 
-from pipeline.column_moments import column_moments
-from pipeline.config import ConfigError, SklearnTableDataConfig, TableDataConfig
-from pipeline.dataset import StoreDataset
+from pipeline.config.table_data import SklearnTableDataConfig, TableDataConfig
+from pipeline.core.errors import ConfigError
+from pipeline.loading.column_moments import column_moments
+from pipeline.loading.dataset import StoreDataset
 from pipeline.models.output import Standardize
 from pipeline.store.frames import ShardFrames
 from pipeline.store.manifest import ManifestError, StoreMismatchError
 from pipeline.store.reader import Store
-from pipeline.store.table import RowError, decode_row, encode_row
+from pipeline.store.table_rows import RowError, decode_row, encode_row
 from pipeline.store.verification import verify_store
 from stages import precompute
 from tests.conftest import precompute_config

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.config import StoreConfig, VerifyConfig
+from pipeline.config.store import StoreConfig
+from pipeline.config.verbs import VerifyConfig
 from pipeline.store.manifest import (
     ManifestError,
     read_pass_manifest,

@@ -1,0 +1,177 @@
+"""The frozen teacher: canonical frames in, stored fields out. Knows neither Ray nor disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.annotation.payloads.build import PAYLOADS
+from pipeline.annotation.payloads.payload import Described, Encoded
+from pipeline.config.models import AdditiveModelConfig, ExplainerConfig, ModelConfig
+from pipeline.config.store import PassConfig
+from pipeline.core.errors import UserError
+from pipeline.core.records import VIEW_FIELD, FieldSpec
+from pipeline.loading.geometry import CENTER_CROP_FRACTION, center_crop, warp
+from pipeline.models.explainers.explain import forward_to_explain
+from pipeline.models.output import Inner, ModelOutput
+from pipeline.models.providers import build_model, freeze, teacher_input_size
+from pipeline.store.frames import FrameBatch
+
+
+class FidelityError(UserError, ValueError):
+    """A stored form too far from the values it stands for."""
+
+
+class NotFiniteError(UserError, ValueError):
+    """A teacher that says nothing usable about a record."""
+
+
+class TeacherAnnotator:
+    """One teacher and what it is asked for; one forward pass serves every payload."""
+
+    def __init__(
+        self,
+        teacher: ModelConfig,
+        num_classes: int,
+        explainer: ExplainerConfig,
+        config: PassConfig,
+        frame_size: tuple[int, int],
+    ) -> None:
+        """teacher     as `fit_network` made it
+        explainer   as `fit_explainer` made it
+        frame_size  (height, width) of the canonical frames it will be given; of a table (1, columns)
+        """
+        self.config = config
+        self.frame = teacher.frame
+        side = teacher_input_size(teacher)
+        self.input_size = frame_size if side is None else (side, side)
+        self.is_table = isinstance(teacher, AdditiveModelConfig) and teacher.columns is not None
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = freeze(build_model(teacher, num_classes)).to(self.device)
+        self.payloads = [PAYLOADS[name](config, explainer) for name in config.payloads]
+        self.inner = Inner(
+            *map(any, zip(*(payload.inner for payload in self.payloads), strict=True))
+        )
+
+    def fields(self, *, stored_views: bool = False) -> list[FieldSpec]:
+        """The fields this pass stores, the views' matrices last where they are not canonical."""
+        shape = (self.input_size[1],) if self.is_table else (3, *self.input_size)
+        output = self._forward(torch.zeros(1, *shape))
+        specs = [spec for payload in self.payloads for spec in payload.fields(self.model, output)]
+        placed = [
+            spec if spec.frame is None else replace(spec, **self._placement()) for spec in specs
+        ]
+        return [*placed, VIEW_FIELD] if stored_views else placed
+
+    def annotate(
+        self,
+        batches: Iterable[FrameBatch],
+        keys: Sequence[str],
+        views: Tensor | None = None,
+    ) -> tuple[dict[str, NDArray[np.generic]], dict[str, float]]:
+        """Fields [n, V, *shape] of canonical frames, and their fidelity.
+
+        batches  cut at fixed positions, so that the values do not depend on who computes them
+        keys     of all n records, for messages
+        views    canonical_from_view f32 [n, V, 3, 3]; None is the one canonical view
+        """
+        encoded: list[Encoded] = []
+        done = 0
+        for batch in batches:
+            rows = slice(done, done + len(batch.frames))
+            seen = None if views is None else views[rows]
+            encoded.append(self._annotate_batch(batch, keys[rows], seen))
+            done += len(batch.frames)
+        if not encoded:
+            return {
+                spec.name: np.empty((0, 1, *spec.shape), spec.dtype) for spec in self.fields()
+            }, {}
+        values = {
+            name: np.concatenate([batch.values[name] for batch in encoded])
+            for name in encoded[0].values
+        }
+        fidelity = {
+            name: min(batch.fidelity[name] for batch in encoded) for name in encoded[0].fidelity
+        }
+        for name, cosine in fidelity.items():
+            if cosine < self.config.min_fidelity:
+                raise FidelityError(
+                    f"field {name} stored as {values[name].dtype} has cosine {cosine:.6f} to its values, "
+                    f"below annotate.min_fidelity={self.config.min_fidelity}; store it in a wider type"
+                )
+        return values, fidelity
+
+    def _annotate_batch(
+        self, batch: FrameBatch, keys: Sequence[str], views: Tensor | None
+    ) -> Encoded:
+        """Fields [n, V, *shape]; each view is a forward pass over frames that were decoded once."""
+        records = Described(keys, batch.labels)
+        if views is None:
+            seen = [self._annotate_inputs(self._inputs(batch), records)]
+        else:
+            frames = batch.frames.to(self.device)
+            seen = [
+                self._annotate_inputs(warp(frames, view, self.input_size) / 255, records)
+                for view in views.to(self.device).unbind(dim=1)
+            ]
+        values = {
+            name: np.stack([view.values[name] for view in seen], axis=1) for name in seen[0].values
+        }
+        if views is not None:
+            values[VIEW_FIELD.name] = views.numpy()
+        fidelity = {name: min(view.fidelity[name] for view in seen) for name in seen[0].fidelity}
+        return type(seen[0])(values, fidelity)
+
+    def _annotate_inputs(self, inputs: Tensor, records: Described) -> Encoded:
+        output = self._forward(inputs)
+        finite = output.logits.isfinite().all(dim=1)
+        if not finite.all():
+            key = records.keys[int((~finite).nonzero()[0])]
+            raise NotFiniteError(
+                f"the teacher's logits of record {key} are not finite; check teacher.weights and that record"
+            )
+        encoded = [payload.encode(self.model, output, records) for payload in self.payloads]
+        values = {name: array for part in encoded for name, array in part.values.items()}
+        for name, stored in values.items():
+            if not np.isfinite(stored).all():
+                unsound = ~np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)
+                key = records.keys[int(unsound.nonzero()[0][0])]
+                raise NotFiniteError(
+                    f"the teacher's {name} of record {key} are not finite, or exceed what {stored.dtype} can hold"
+                )
+        return type(encoded[0])(
+            values,
+            {name: cosine for part in encoded for name, cosine in part.fidelity.items()},
+        )
+
+    def _inputs(self, batch: FrameBatch) -> Tensor:
+        """The frames as the teacher sees them: f32 [n, 3, height, width] in [0, 1]; rows of a table as they are."""
+        frames = batch.frames.to(self.device)
+        if self.is_table:
+            return frames
+        if self.frame == "center_crop":
+            crops = center_crop(batch.heights, batch.widths, CENTER_CROP_FRACTION)
+            return warp(frames, crops.to(self.device), self.input_size) / 255
+        if frames.shape[-2:] == self.input_size:
+            return frames.float() / 255
+        whole = torch.eye(3, device=self.device).expand(len(frames), 3, 3)
+        return warp(frames, whole, self.input_size) / 255
+
+    def _placement(self) -> dict[str, Any]:
+        cropped = self.frame == "center_crop"
+        return {"frame": self.frame, "crop_fraction": CENTER_CROP_FRACTION if cropped else None}
+
+    @torch.no_grad()
+    def _forward(self, inputs: Tensor) -> ModelOutput:
+        precision = getattr(torch, self.config.precision)
+        if precision == torch.float32 and "map" in self.config.payloads:
+            return forward_to_explain(self.model, inputs.to(self.device), self.inner)
+        with torch.autocast(self.device.type, dtype=precision, enabled=precision != torch.float32):
+            output = self.model(inputs.to(self.device), self.inner)
+        return output._replace(logits=output.logits.float(), features=output.features.float())

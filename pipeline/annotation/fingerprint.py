@@ -1,0 +1,74 @@
+"""Names for what was computed: equal fingerprints mean equal numbers, whoever computed them.
+
+A fingerprint covers what changes the numbers (data, weights, architecture, preprocessing, explainer,
+payloads, views) and leaves out what does not (library versions, device, actors, batch size).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.annotation.stored_views import StoredViews
+from pipeline.config.models import ExplainerConfig
+from pipeline.config.store import PassConfig
+from pipeline.core.files import sha256_json
+from pipeline.models.additive.partition import Partition
+from pipeline.store.manifest import CANONICAL_VIEW, StoreManifest
+
+_CANONICAL: tuple[dict[str, Any], None] = (
+    {"count": 1, "sampler": CANONICAL_VIEW, "seed": 0},
+    None,
+)
+
+
+def describe_explainer(config: ExplainerConfig) -> dict[str, Any]:
+    """The options that decide a pass's maps; each where it is read, so that none changes what it does not touch."""
+    options = asdict(config)
+    if config.max_classes is None:
+        del options["max_classes"]
+    if config.explained_classes != "sample_gt":
+        del options["seed"]
+    return options
+
+
+def describe_pass(
+    store: StoreManifest,
+    teacher: dict[str, Any],
+    explainer: ExplainerConfig,
+    config: PassConfig,
+    backend: str,
+    views: StoredViews | None = None,
+    partition: Partition | None = None,
+) -> dict[str, Any]:
+    """Everything a pass's fingerprint covers, as its manifest repeats it.
+
+    partition  of an additive teacher, where its superfeatures are stored
+    views  None is the canonical view of every record
+    """
+    seen, selection = _CANONICAL if views is None else views.describe()
+    only_where_read: dict[str, Any] = (
+        {"cat_size": config.cat_size} if "cat" in config.payloads else {}
+    )
+    if "ked_z" in config.payloads:
+        from pipeline.models.additive.hierarchy import describe_partition
+
+        assert partition is not None
+        only_where_read |= {"ked_dtype": config.ked_dtype, **describe_partition(partition)}
+    return {
+        "dataset_fingerprint": store.dataset.fingerprint,
+        "store_fingerprint": store.fingerprint,
+        "selection": selection,
+        "teacher": teacher,
+        "views": seen,
+        "explainer": describe_explainer(explainer) if "map" in config.payloads else {},
+        "payloads": sorted(config.payloads),
+        "map_dtype": config.map_dtype if "map" in config.payloads else None,
+        "backend": backend,
+        **only_where_read,
+    }
+
+
+def fingerprint_pass(description: dict[str, Any]) -> str:
+    """Of `describe_pass`."""
+    return sha256_json(description)

@@ -1,0 +1,61 @@
+"""Explanations of the classes that `explainer.explained_classes` names, at their native grid."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.annotation.payloads.payload import Described, Encoded
+from pipeline.config.models import ExplainerConfig
+from pipeline.config.store import PassConfig
+from pipeline.core.records import FieldSpec
+from pipeline.models.classifier import Classifier
+from pipeline.models.explainers.classes import explained_classes
+from pipeline.models.explainers.explain import EXPLAINERS
+from pipeline.models.output import NOTHING, ModelOutput
+from pipeline.store.codecs import encode_maxabs, lowest_cosine
+
+
+class MapPayload:
+    """map [E, A, h, w], max-abs 1; map_scale f32 [E]; explained_class i32 [E].
+
+    The classes are chosen by the float32 logits and are stored: rounded logits may tie. Where a record
+    has fewer than E, NO_CLASS and a map of zeros stand in the last places.
+    """
+
+    inner = NOTHING
+
+    def __init__(self, config: PassConfig, explainer: ExplainerConfig) -> None:
+        self.dtype = config.map_dtype
+        self.explainer = explainer
+
+    def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
+        example = torch.zeros(1, self.explainer.max_classes or 1, dtype=torch.int64)
+        maps = EXPLAINERS[self.explainer.kind](model, output, example.to(output.logits.device))
+        shape = tuple(maps.shape[1:])
+        return [
+            FieldSpec(
+                name="map",
+                shape=shape,
+                dtype=self.dtype,
+                codec="maxabs",
+                when_moved="warp",
+                frame="full",
+                axes=("explained", "channel", "y", "x"),
+            ),
+            FieldSpec(name="map_scale", shape=shape[:1], dtype="float32", axes=("explained",)),
+            FieldSpec(name="explained_class", shape=shape[:1], dtype="int32", axes=("explained",)),
+        ]
+
+    def encode(self, model: Classifier, output: ModelOutput, records: Described) -> Encoded:
+        labels = records.labels.to(output.logits.device)
+        classes = explained_classes(self.explainer, output.logits, labels, records.keys)
+        maps = EXPLAINERS[self.explainer.kind](model, output, classes)
+        values = maps.cpu().numpy()
+        stored, scale = encode_maxabs(values, self.dtype, axes=(2, 3, 4))
+        fields = {
+            "map": stored,
+            "map_scale": scale,
+            "explained_class": classes.cpu().numpy().astype("int32"),
+        }
+        flat = values.reshape(-1, *values.shape[2:])
+        return Encoded(fields, {"map": lowest_cosine(flat, stored.reshape(flat.shape))})

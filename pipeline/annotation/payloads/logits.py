@@ -1,0 +1,33 @@
+"""Raw logits, never probabilities: the temperature is the student's choice."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.annotation.payloads.payload import Described, Encoded
+from pipeline.config.models import ExplainerConfig
+from pipeline.config.store import PassConfig
+from pipeline.core.records import FieldSpec
+from pipeline.models.classifier import Classifier
+from pipeline.models.output import NOTHING, ModelOutput
+
+
+class LogitsPayload:
+    """logits f16 [K]."""
+
+    inner = NOTHING
+
+    def __init__(self, config: PassConfig, explainer: ExplainerConfig) -> None:
+        pass
+
+    def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
+        return [
+            FieldSpec(
+                name="logits", shape=(output.logits.shape[1],), dtype="float16", axes=("class",)
+            )
+        ]
+
+    def encode(self, model: Classifier, output: ModelOutput, records: Described) -> Encoded:
+        with np.errstate(over="ignore"):  # the annotator names a record whose logits do not fit
+            stored = output.logits.detach().cpu().numpy().astype("float16")
+        return Encoded({"logits": stored}, {})

@@ -1,0 +1,42 @@
+"""The pooled feature before the teacher's classifier, for losses that bring a projection of their own."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.annotation.payloads.intermediates import EXTRAS
+from pipeline.annotation.payloads.payload import Described, Encoded
+from pipeline.config.models import ExplainerConfig
+from pipeline.config.store import PassConfig
+from pipeline.core.records import FieldSpec
+from pipeline.models.classifier import Classifier
+from pipeline.models.output import Inner, ModelOutput
+from pipeline.store.codecs import lowest_cosine
+
+
+class FeaturePayload:
+    """feature f16 [d]; it has no place in the frame, so a view that moves keeps it."""
+
+    def __init__(self, config: PassConfig, explainer: ExplainerConfig) -> None:
+        pass
+
+    @property
+    def inner(self) -> Inner:
+        """What the forward pass must give."""
+        return EXTRAS["feature"].inner
+
+    def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
+        assert output.pooled is not None
+        return [
+            FieldSpec(
+                name="feature", shape=(output.pooled.shape[1],), dtype="float16", axes=("feature",)
+            )
+        ]
+
+    def encode(self, model: Classifier, output: ModelOutput, records: Described) -> Encoded:
+        assert output.pooled is not None
+        values = output.pooled.detach().cpu().numpy()
+        with np.errstate(over="ignore", invalid="ignore"):  # the annotator names what does not fit
+            stored = values.astype("float16")
+            fidelity = lowest_cosine(values, stored)
+        return Encoded({"feature": stored}, {"feature": fidelity})

@@ -1,0 +1,158 @@
+"""The task that annotates one shard: read its frames, run the teacher, write the fields and their receipt.
+
+It is picklable, opens nothing until it is called, and commits the shard by its receipt; running it again writes the
+same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.annotation.annotator import TeacherAnnotator
+from pipeline.annotation.stored_views import StoredViews
+from pipeline.config.models import ExplainerConfig, ModelConfig
+from pipeline.config.store import PassConfig
+from pipeline.core.files import sha256_keys
+from pipeline.core.tasks import ShardResult
+from pipeline.core.threads import torch_threads
+from pipeline.store.fields import Columns
+from pipeline.store.frames import FrameBatch, ShardFrames
+from pipeline.store.index import PASS_RECEIPT_SCHEMA, receipt_path, write_table
+from pipeline.store.journal import ShardJournal
+from pipeline.store.manifest import ShardEntry
+from pipeline.store.publish import CONSTANT_LOGITS, ConstantLogitsError
+from pipeline.store.reader import Store
+
+_TOO_MANY_TO_AGREE = 32
+"""Records; of fewer the whole pass decides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotateShard:
+    """ShardEntry -> its rows in the pass's columns and their receipt."""
+
+    needs_gpu: ClassVar[bool] = True
+    store_path: Path
+    folder: Path
+    columns: Columns
+    fingerprint: str
+    teacher: ModelConfig
+    num_classes: int
+    explainer: ExplainerConfig
+    config: PassConfig
+    num_threads: int
+    decode_threads: int = 1
+    views: StoredViews | None = None
+    """Of which records; None is the canonical view of all."""
+
+    def __call__(self, shard: ShardEntry) -> ShardResult:
+        started = time.monotonic()
+        keys, views = self._store.shard_keys(shard), None
+        if self.views is not None:
+            keys = [keys[row] for row in self.views.rows[shard.name]]
+            views = self.views.matrices(self._store, shard)
+        # The number of threads may change the last bits of a sum; so it is the same everywhere.
+        with torch_threads(self.num_threads), ShardJournal(self.folder, shard.name) as journal:
+            if journal.follows_a_death:
+                self._name_each_record(shard, keys, journal)
+            batches = self._batches(shard)
+            values, fidelity = self._annotator.annotate(batches, keys, views)
+            position = self._position(shard)
+            written = self.columns.write_shard(position, shard.name, keys, values)
+            first = position * self.columns.shard_size
+            write_table(
+                receipt_path(self.folder, shard.name),
+                pa.Table.from_pydict(
+                    {
+                        "key": keys,
+                        "row": range(len(keys)),
+                        "array_row": range(first, first + len(keys)),
+                        "chunk_crc32c": written.chunk_crc32c,
+                    },
+                    schema=PASS_RECEIPT_SCHEMA,
+                ),
+                {
+                    "name": shard.name,
+                    "rows": len(keys),
+                    "keys_sha256": sha256_keys(keys),
+                    "files": [asdict(entry) for entry in written.files],
+                    "fidelity": fidelity,
+                    "fingerprint": self.fingerprint,
+                    "constant_logits": constant_logits(values["logits"]),
+                },
+            )
+        return ShardResult(name=shard.name, records=len(keys), seconds=time.monotonic() - started)
+
+    def _batches(self, shard: ShardEntry) -> Iterator[FrameBatch]:
+        """The shard's frames in batches at fixed positions, decoded ahead of the teacher."""
+        rows = self._rows(shard)
+        records = shard.records if rows is None else len(rows)
+        frames = ShardFrames(self._store, shard, rows)
+        starts = range(0, records, self.config.batch_size)
+        stops = [min(start + self.config.batch_size, records) for start in starts]
+        extents = list(zip(starts, stops, strict=True))
+        ahead = self.decode_threads + 1
+        with ThreadPoolExecutor(self.decode_threads) as pool:
+            waiting = deque(pool.submit(frames.read, *extent) for extent in extents[:ahead])
+            try:
+                for extent in [*extents[ahead:], *[None] * min(ahead, len(extents))]:
+                    batch = waiting.popleft().result()
+                    if extent is not None:
+                        waiting.append(pool.submit(frames.read, *extent))
+                    yield batch
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _name_each_record(self, shard: ShardEntry, keys: list[str], journal: ShardJournal) -> None:
+        """Each record by itself, named before it is touched, suspects first: one of them may be poison."""
+        frames = ShardFrames(self._store, shard, self._rows(shard))
+        rank = {key: number for number, key in enumerate(journal.suspects)}
+        for row in sorted(range(len(keys)), key=lambda row: rank.get(keys[row], len(rank))):
+            journal.at(keys[row])
+            self._annotator.annotate([frames.read(row, row + 1)], keys[row : row + 1])
+        journal.at("")
+
+    def _rows(self, shard: ShardEntry) -> NDArray[np.int64] | None:
+        """Of the shard, that the pass covers; None is all."""
+        return None if self.views is None else self.views.rows[shard.name]
+
+    def _position(self, shard: ShardEntry) -> int:
+        """Of the shard among those that the pass covers."""
+        if self.views is not None:
+            return list(self.views.rows).index(shard.name)
+        return self._store.manifest.shards.index(shard)
+
+    @cached_property
+    def _store(self) -> Store:
+        return Store(self.store_path)
+
+    @cached_property
+    def _annotator(self) -> TeacherAnnotator:
+        return TeacherAnnotator(
+            self.teacher, self.num_classes, self.explainer, self.config, self._store.size
+        )
+
+
+def constant_logits(logits: NDArray[np.generic]) -> str | None:
+    """SHA-256 of the logits that all records of a shard have; None where they differ, or there are none.
+
+    logits  as stored, [n, V, K]
+    Raises ConstantLogitsError where so many records cannot agree by chance.
+    """
+    if not len(logits) or (logits != logits[:1, :1]).any():
+        return None
+    if len(logits) >= _TOO_MANY_TO_AGREE:
+        raise ConstantLogitsError(CONSTANT_LOGITS)
+    return hashlib.sha256(logits[0, 0].tobytes()).hexdigest()

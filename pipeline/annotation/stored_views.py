@@ -1,0 +1,102 @@
+"""Views that a teacher has seen and a student sees again: drawn once, per shard, and kept as matrices.
+
+A pass of stored views covers a selection of one split; its rows are those records, in the order of the
+shards. The teacher sees exactly the rounded float32 matrix that is stored, so that a student which fetches
+at the same size has the teacher's own pixels, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.config.augment import AugmentConfig
+from pipeline.config.store import SubsetConfig
+from pipeline.config.views import AnyViewsConfig, RotationsViewsConfig
+from pipeline.core.seeds import derive_seed
+from pipeline.loading.selection import select_training_rows
+from pipeline.loading.views import ViewSchedule
+from pipeline.store.manifest import ShardEntry
+from pipeline.store.reader import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredViews:
+    """Which records a pass covers, and which views of them."""
+
+    config: AnyViewsConfig
+    augment: AugmentConfig
+    split: str
+    subset: SubsetConfig
+    rows: dict[str, NDArray[np.int64]]
+    """Name of a shard -> the rows of it that are covered, ascending; shards without any are left out."""
+
+    @property
+    def count(self) -> int:
+        """V."""
+        return self.config.count
+
+    def describe(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The manifest's `views` and `selection`: all that decides which views there are."""
+        views: dict[str, Any] = {
+            "count": self.config.count,
+            "sampler": self.config.kind,
+            "seed": self.config.seed,
+        }
+        if self.config.kind == "random":
+            views["operations"] = [asdict(operation) for operation in self.augment.operations]
+        return views, {"split": self.split, "subset": asdict(self.subset)}
+
+    def matrices(self, store: Store, shard: ShardEntry) -> Tensor:
+        """canonical_from_view of the shard's covered records, f32 [n, V, 3, 3].
+
+        Drawn for all records of the shard, so that a record's views do not depend on the selection.
+        """
+        rows = torch.from_numpy(self.rows[shard.name])
+        if isinstance(self.config, RotationsViewsConfig):
+            return rotations().expand(len(rows), -1, -1, -1).float()
+        index = store.index.slice(store.first_rows[shard.name], shard.records)
+        heights, widths = (torch.tensor(index[n].to_pylist()) for n in ("height", "width"))
+        aspects = widths / heights
+        height, width = store.size
+        schedule = ViewSchedule(
+            self.augment,
+            store.size,
+            derive_seed(self.config.seed, "stored views", shard.name),
+            one_aspect=bool((aspects == width / height).all()),
+        )
+        drawn = [schedule.views(view, 0, aspects) for view in range(self.count)]
+        whole = torch.eye(3).expand(len(aspects), 3, 3)
+        return torch.stack([whole if v is None else v for v in drawn], dim=1)[rows]
+
+
+def plan_stored_views(
+    store: Store, config: AnyViewsConfig, augment: AugmentConfig, split: str, subset: SubsetConfig
+) -> StoredViews:
+    """The views of a split's selection."""
+    selected = select_training_rows(store.index, split, subset)
+    rows = {}
+    for shard in store.manifest.shards:
+        first = store.first_rows[shard.name]
+        here = selected[(selected >= first) & (selected < first + shard.records)] - first
+        if len(here):
+            rows[shard.name] = here
+    return StoredViews(config=config, augment=augment, split=split, subset=subset, rows=rows)
+
+
+def rotations() -> Tensor:
+    """canonical_from_view of the four quarter turns, f64 [4, 3, 3]; exact."""
+    turns = []
+    for quarter in range(4):
+        cosine, sine = (
+            round(math.cos(quarter * math.pi / 2)),
+            round(math.sin(quarter * math.pi / 2)),
+        )
+        turns.append([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
+    return torch.tensor(turns, dtype=torch.float64)

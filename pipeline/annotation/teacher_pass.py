@@ -1,0 +1,154 @@
+"""A teacher pass from plan to publication: what it consists of, which shards it lacks, and how they are made."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.annotation.annotator import TeacherAnnotator
+from pipeline.annotation.fingerprint import describe_pass, fingerprint_pass
+from pipeline.annotation.shard_tasks import AnnotateShard
+from pipeline.annotation.stored_views import StoredViews, plan_stored_views
+from pipeline.config.models import ExplainerConfig, ModelConfig, NoModelConfig
+from pipeline.config.runs import RUNS, save_cost
+from pipeline.config.verbs import PrecomputeConfig
+from pipeline.core.files import SHORT, remove_partial_files
+from pipeline.core.tasks import MapShards, run_shards
+from pipeline.models.additive.network import network_partition
+from pipeline.models.additive.partition import Partition
+from pipeline.models.explainers.classes import fit_explainer
+from pipeline.models.fingerprint import describe_teacher
+from pipeline.models.providers import build_model
+from pipeline.sources.keys import escape_key
+from pipeline.store.fields import BACKENDS
+from pipeline.store.manifest import ShardEntry
+from pipeline.store.publish import missing_pass_shards, needs_publishing, publish_pass
+from pipeline.store.reader import TEACHERS_FOLDER, Store
+
+logger = logging.getLogger("permafrost.precompute")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassPlan:
+    """One pass: its identity, its folder, the shards that it covers and those that it lacks."""
+
+    store: Store
+    teacher: ModelConfig
+    explainer: ExplainerConfig
+    description: dict[str, Any]
+    """As the pass's manifest repeats it; the fingerprint covers it."""
+    fingerprint: str
+    folder: Path
+    shards: list[ShardEntry]
+    missing: list[ShardEntry]
+    views: StoredViews | None
+    """None for the canonical view of every record."""
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the store."""
+        return len(self.store.manifest.classes)
+
+    @property
+    def num_views(self) -> int:
+        """Views of each record, a forward pass each."""
+        return 1 if self.views is None else self.views.count
+
+    @property
+    def rows_per_chunk(self) -> int:
+        """The most records that a shard has in this pass."""
+        if self.views is None:
+            return self.store.manifest.shard_size
+        return max(map(len, self.views.rows.values()))
+
+
+def annotate_passes(config: PrecomputeConfig, store: Store, map_shards: MapShards) -> int:
+    """Finish and publish the canonical pass and, where `views=` asks for one, the pass of stored views.
+
+    Returns the number of forward passes made now, a record counted once for each of its views.
+    """
+    annotated = annotate_pass(plan_pass(config, store), config, map_shards)
+    if config.views.kind != "canonical":
+        views = plan_stored_views(store, config.views, config.augment, config.split, config.subset)
+        annotated += annotate_pass(plan_pass(config, store, views), config, map_shards)
+    return annotated
+
+
+def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None = None) -> PassPlan:
+    """The pass that the options describe; ConfigError where the teacher or the explainer does not fit the store."""
+    assert not isinstance(config.teacher, NoModelConfig)
+    num_classes = len(store.manifest.classes)
+    explainer = fit_explainer(config.explainer, store, config.teacher.classes or num_classes)
+    description = describe_pass(
+        store.manifest,
+        describe_teacher(config.teacher, num_classes, config.annotate.precision),
+        explainer,
+        config.annotate,
+        config.store.backend,
+        views,
+        _teacher_partition(config, config.teacher, num_classes),
+    )
+    fingerprint = fingerprint_pass(description)
+    name = f"{escape_key(config.teacher.name)}-{fingerprint[:SHORT]}"
+    folder = store.path / TEACHERS_FOLDER / name
+    shards = [shard for shard in store.manifest.shards if views is None or shard.name in views.rows]
+    return PassPlan(
+        store=store,
+        teacher=config.teacher,
+        explainer=explainer,
+        description=description,
+        fingerprint=fingerprint,
+        folder=folder,
+        shards=shards,
+        missing=missing_pass_shards(folder, shards),
+        views=views,
+    )
+
+
+def annotate_pass(plan: PassPlan, config: PrecomputeConfig, map_shards: MapShards) -> int:
+    """Write the missing shards of a pass and publish it; the number of forward passes made now."""
+    if not plan.missing and not needs_publishing(plan.folder):
+        logger.info("%s is complete", plan.folder)
+        return 0
+    # The driver needs the network once, for the names and shapes of its fields; each actor builds its own.
+    specs = TeacherAnnotator(
+        plan.teacher, plan.num_classes, plan.explainer, config.annotate, plan.store.size
+    ).fields(stored_views=plan.views is not None)
+    remove_partial_files(plan.folder)
+    columns = BACKENDS[config.store.backend](
+        plan.folder, specs, len(plan.shards), plan.rows_per_chunk, plan.num_views
+    )
+    shared_files = columns.create()
+    task = AnnotateShard(
+        store_path=plan.store.path,
+        folder=plan.folder,
+        columns=columns,
+        fingerprint=plan.fingerprint,
+        teacher=plan.teacher,
+        num_classes=plan.num_classes,
+        explainer=plan.explainer,
+        config=config.annotate,
+        num_threads=config.cluster.threads_per_actor,
+        decode_threads=config.cluster.decode_threads,
+        views=plan.views,
+    )
+    annotated, seconds = run_shards("teacher", map_shards, task, plan.missing)
+    save_cost(RUNS / config.run / "precompute", seconds, annotated)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    publish_pass(
+        plan.folder, plan.shards, plan.description, plan.fingerprint, specs, shared_files, device
+    )
+    return annotated * plan.num_views
+
+
+def _teacher_partition(
+    config: PrecomputeConfig, teacher: ModelConfig, num_classes: int
+) -> Partition | None:
+    """The teacher's superfeatures, where they are stored; ConfigError where it has none."""
+    if "ked_z" not in config.annotate.payloads:
+        return None
+    return network_partition(build_model(teacher, num_classes))

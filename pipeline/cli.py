@@ -1,0 +1,136 @@
+"""The command line: words to a checked config, the stage, its result line by line, and an error as one line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config.builder import build_verb_config
+from pipeline.config.compose import CONF, compose, section_names, section_of, sections
+from pipeline.config.judging import ASK_TEACHER
+from pipeline.config.paths import place_paths
+from pipeline.config.runs import RUNS, plain, save_config, to_yaml
+from pipeline.core.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as schedulers send it: ends a run as Ctrl-C does."""
+
+
+def main(
+    verb: str,
+    run: Callable[[Any], Any],
+    doc: str | None,
+    configure: Callable[[Sequence[str]], Any] | None = None,
+) -> None:
+    """Run a stage from the command line.
+
+    configure  makes the config of a stage whose words are not all its own
+    Exit code 0; 1 for an error, 2 for bad options, 130 for Ctrl-C, 143 for SIGTERM.
+    """
+    words = sys.argv[1:]
+    received: list[int] = []
+
+    def terminate(number: int, frame: object) -> None:
+        received.append(
+            number
+        )  # inside a call of Ray's, what is raised becomes a KeyboardInterrupt
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
+    )
+    try:
+        if {"-h", "--help"} & set(words):
+            print(_help(verb, doc or ""))
+            return
+        if words[:1] == ["--cfg"]:
+            shown = words[2:]
+            values = plain(configure(shown)) if configure else sections(verb, compose(verb, shown))
+            print(to_yaml(values), end="")
+            return
+        if configure is not None:
+            _print_result(run(configure(words)))
+            return
+        composed = compose(verb, words)
+        _check_live_words(verb, words, composed)
+        config = place_paths(build_verb_config(verb, composed))
+        _check_asked_words(verb, words, composed, config)
+        if "run" in composed and verb in ("precompute", "sweep", "report"):
+            save_config(RUNS / composed["run"] / f"{verb}.yaml", sections(verb, composed))
+        _print_result(run(config))
+    except ConfigError as error:
+        sys.exit(_complain(verb, error, 2))
+    except UserError as error:
+        sys.exit(_complain(verb, error, 1))
+    except OSError as error:  # a disk, a network mount or a name that the system refuses
+        place = f"{error.filename}: " if error.filename and error.strerror else ""
+        sys.exit(_complain(verb, f"{place}{error.strerror or error}", 1))
+    except KeyboardInterrupt:
+        how, code = ("terminated", 143) if received else ("interrupted", 130)
+        print(
+            f"permafrost {verb}: {how}; the same command goes on where it stopped", file=sys.stderr
+        )
+        sys.exit(code)
+
+
+def _check_live_words(verb: str, words: Sequence[str], composed: dict[str, Any]) -> None:
+    """An experiment may describe the teacher for all verbs; typed where nobody reads it, it is a mistake."""
+    if verb != "distill" or composed["mode"] == "live":
+        return
+    for word in words:
+        if section_of(word) in ("teacher", "explainer"):
+            raise ConfigError(
+                f"distill reads {word} with mode=live only; frozen targets come from the store: "
+                "choose the pass with store.teacher="
+            )
+
+
+def _check_asked_words(
+    verb: str, words: Sequence[str], composed: dict[str, Any], config: Any
+) -> None:
+    """The same for the teacher network of an evaluation, which few judges ask."""
+    if verb != "evaluate" or config.teacher.kind == composed["teacher"]["kind"]:
+        return
+    for word in words:
+        if section_of(word) == "teacher":
+            raise ConfigError(
+                f"evaluate reads {word} with subject=teacher and for the judges {', '.join(sorted(ASK_TEACHER))} only; "
+                "the teacher's stored answers are chosen by store.teacher="
+            )
+
+
+def _help(verb: str, doc: str) -> str:
+    groups = {
+        path.name: sorted(
+            option.relative_to(path).with_suffix("").as_posix() for option in path.rglob("*.yaml")
+        )
+        for path in sorted(CONF.iterdir())
+        if path.is_dir() and path.name in [*section_names(verb), "experiment"]
+    }
+    choices = "\n".join(f"  {name}={' | '.join(options)}" for name, options in groups.items())
+    defaults = to_yaml(sections(verb, compose(verb, [])))
+    return (
+        f"{doc.strip()}\n\nGroups:\n{choices}\n\nOptions and their defaults (section.option=value):\n\n{defaults}"
+        "\n--cfg job [key=value ...] prints the resolved config and does nothing."
+    )
+
+
+def _print_result(result: Any) -> None:
+    if is_dataclass(result) and not isinstance(result, type):
+        for name, value in asdict(result).items():
+            if value not in ("", {}):
+                print(f"{name}: {json.dumps(value) if isinstance(value, dict) else value}")
+
+
+def _complain(verb: str, error: Exception | str, code: int) -> int:
+    print(f"permafrost {verb}: error: {error}", file=sys.stderr)
+    return code

@@ -1,0 +1,216 @@
+"""Files that are either whole or absent, whatever happens to the process that writes them.
+
+The commit of a file: a unique temporary name beside it, write, fsync, rename, fsync of the folder.
+Every operation goes through this module's `os`, so that a test can stop the world after any of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import stat
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import google_crc32c
+
+from pipeline.core.errors import UserError
+
+if TYPE_CHECKING:
+    import io
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PARTIAL_SUFFIX = ".partial"
+_BUFFER_BYTES = 2**20
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FOLDERS_WITHOUT_FSYNC = (errno.EINVAL, errno.ENOTSUP)
+"""Errors of file systems, such as some network mounts, that offer no fsync of a folder."""
+
+
+class FileError(UserError, OSError):
+    """A file that cannot be read or written, with the reason that the operating system gives."""
+
+
+class NoSpaceError(FileError):
+    """A file that the disk, or a limit on files, has no room for; nothing of it stays."""
+
+
+class HashingFile:
+    """A file being written, with its length, SHA-256 and CRC-32C; writes in large pieces."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._hash = hashlib.sha256()
+        self._buffer = bytearray()
+        self.bytes = 0
+        self.crc32c = 0
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        self.crc32c = google_crc32c.extend(self.crc32c, data)
+        self._buffer += data
+        self.bytes += len(data)
+        if len(self._buffer) >= _BUFFER_BYTES:
+            self.flush()
+        return len(data)
+
+    def flush(self) -> None:
+        """Hand what was written so far to the operating system."""
+        view = memoryview(bytes(self._buffer))
+        while len(view) > 0:
+            view = view[os.write(self._descriptor, view) :]
+        self._buffer.clear()
+
+    def tell(self) -> int:
+        return self.bytes
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+@contextmanager
+def open_atomically(path: Path) -> Iterator[HashingFile]:
+    """A file that appears under `path`, whole and durable, when the block ends without an error."""
+    make_folder(path.parent)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except OSError as error:
+        raise _write_error(path, error) from error
+    try:
+        try:
+            file = HashingFile(descriptor)
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(partial, path)
+    except BaseException as error:
+        with suppress(OSError):  # the error that led here says more
+            if os.path.exists(partial):
+                os.unlink(partial)
+        if isinstance(error, OSError) and not isinstance(error, UserError):
+            raise _write_error(path, error) from error
+        raise
+    _fsync_folder(path.parent)
+
+
+def _write_error(path: Path, error: OSError) -> FileError:
+    """The error to raise where `path` could not be written."""
+    if error.errno in _NO_SPACE:
+        return NoSpaceError(
+            f"no room to write {path} ({error.strerror}); what is finished stays: make room and run "
+            "the same command again"
+        )
+    return FileError(
+        f"{path} cannot be written ({error.strerror or error}); what is finished stays: check that the folder "
+        "is there and writable, and run the same command again"
+    )
+
+
+def write_atomically(path: Path, data: bytes) -> str:
+    """Write `data` to `path` in one commit; its SHA-256."""
+    with open_atomically(path) as file:
+        file.write(data)
+    return file.sha256
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents, durably; no error where it exists."""
+    if path.is_dir():
+        return
+    if path.parent == path:
+        raise FileError(f"{path} is not there")
+    make_folder(path.parent)
+    try:
+        os.mkdir(path, 0o755)
+    except FileExistsError:
+        if path.is_dir():
+            return
+        raise FileError(
+            f"{path} is not a folder; choose another path, or move that file away"
+        ) from None
+    except OSError as error:
+        raise _write_error(path, error) from error
+    _fsync_folder(path.parent)
+
+
+def remove_partial_files(folder: Path) -> int:
+    """Remove what interrupted commits left below `folder`; how many there were."""
+    leftovers = list(folder.rglob(f".*{PARTIAL_SUFFIX}"))
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    return len(leftovers)
+
+
+def _fsync_folder(folder: Path) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _FOLDERS_WITHOUT_FSYNC:
+            raise _write_error(folder, error) from error
+
+
+def open_regular(path: Path) -> io.FileIO:
+    """Open a regular file for reading, unbuffered.
+
+    Raises FileNotFoundError where it is missing, and FileError for anything else: a pipe would block whoever
+    opens it, and a device has no end.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise FileError(f"{path} is not a regular file; restore it, or correct the path")
+        return path.open("rb", buffering=0)
+    except (FileNotFoundError, FileError):
+        raise
+    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+        raise FileError(f"{path} cannot be read ({error})") from error
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a regular file; errors as `open_regular` raises them."""
+    with open_regular(path) as file:
+        try:
+            return file.readall()
+        except OSError as error:
+            raise FileError(f"{path} cannot be read ({error})") from error
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a regular file's bytes, in constant memory; errors as `open_regular` raises them."""
+    with open_regular(path) as file:
+        try:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise FileError(f"{path} cannot be read ({error})") from error
+
+
+def canonical_json(value: Any) -> bytes:
+    """A JSON value's one text: sorted keys, no white space."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def sha256_json(value: Any) -> str:
+    """SHA-256 of a JSON value's canonical text."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def sha256_keys(keys: Iterator[str] | list[str]) -> str:
+    """SHA-256 of record keys in their order: equal digests mean equal rows."""
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()
+
+
+SHORT = 8
+"""Hexadecimal digits of a fingerprint in a folder's name."""

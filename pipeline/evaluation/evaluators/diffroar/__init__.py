@@ -1,0 +1,4 @@
+"""DiffROAR: retraining on inputs whose most or least attributed pixels are masked.
+
+Read first: evaluator.py.
+"""

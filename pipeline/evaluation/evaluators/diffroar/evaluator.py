@@ -1,0 +1,149 @@
+"""DiffROAR: do the coordinates that an attribution calls important tell more than those it calls unimportant?
+
+    PredPower(A, k)  accuracy of a probe trained from nothing on images of which only a fraction k of the coordinates is
+                     kept, all others set to the mean of the training images, and asked about test images kept likewise
+    DiffROAR(A, k) = PredPower(the top k kept) - PredPower(the bottom k kept)
+
+(Shah et al. 2021; Hooker et al. 2019 for retraining.) Above 0 is good, a random order is around 0, and for k = 0 and
+k = 1 both are the same. The attribution is the input gradient of the logit of the class that the subject predicts, on
+training and test images alike: with the true class, the positions alone could tell the label. What they tell is asked
+of a probe that sees nothing else (mask_only).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.config.study import DiffroarOptions
+from pipeline.core.errors import require
+from pipeline.core.progress import progress
+from pipeline.core.records import NO_LABEL
+from pipeline.core.seeds import derive_seed
+from pipeline.evaluation.context import Trial, require_one_label
+from pipeline.evaluation.evaluators.diffroar.probes import (
+    BuildProbe,
+    RankedImages,
+    build_probe,
+    only,
+    predictive_power,
+    rank,
+    where,
+)
+from pipeline.evaluation.evaluators.gradient_alignment import input_gradient
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import view_images
+from pipeline.loading.selection import balanced_order
+from pipeline.models.resolve import require_images
+
+NAME = "diffroar"
+
+
+def check_diffroar(trial: Trial) -> Mapping[str, str]:
+    """ConfigError unless there are images to train on beside those that are judged, with one label each."""
+    require_images(trial.store, f"judges={NAME}", "leave it out of judges")
+    require_one_label(trial, NAME)
+    split = trial.options.diffroar.train_split
+    require(
+        len(_training_rows(trial)) > 1,
+        f"evaluate.{NAME}.train_split={split} has no labelled records beside those of {trial.split}, and a probe is "
+        "trained on others than it is asked about; name another split",
+    )
+    return {}
+
+
+def judge_diffroar(trial: Trial) -> dict[str, Any]:
+    """`compare` of the subject on some of the split's records."""
+    options = trial.options.diffroar
+    train = _ranked(trial, _training_rows(trial))
+    test = _ranked(trial, _test_rows(trial))
+    classes = len(trial.store.manifest.classes)
+    return compare(train, test, build_probe(options.width), options, classes)
+
+
+def compare(
+    train: RankedImages,
+    test: RankedImages,
+    build: BuildProbe,
+    options: DiffroarOptions,
+    classes: int,
+) -> dict[str, Any]:
+    """difference (DiffROAR), its standard deviation sd over all pairs of runs, power.top and power.bottom, each by the
+    fraction kept, in per cent; mean of DiffROAR over the fractions; mask_only, the accuracy of a probe that sees the
+    top's places and nothing else; unmasked, and chance, the most frequent class of the test records.
+
+    A power that mask_only reaches says as much of places as of what is seen there: where an object's form is its
+    class, the outline of the places is enough.
+    """
+    fill = float(torch.mean(train.images, dtype=torch.float64)) / 255
+    parts = ("top", "bottom")
+    runs: dict[str, dict[str, list[float]]] = {part: {} for part in parts}
+    mask_only: dict[str, float] = {}
+
+    def power(inputs: Any, seed: int) -> float:
+        bar.update(1)
+        return predictive_power(train, test, inputs, build, options, seed=seed, classes=classes)
+
+    total = len(options.keep) * (2 * len(options.seeds) + 1) + 1
+    with progress(NAME, total=total, unit="probe") as bar:
+        for fraction in options.keep:
+            name = f"{100 * fraction:g}%"
+            for part in ("top", "bottom"):
+                seen = only(part, fraction, fill)
+                runs[part][name] = [power(seen, seed) for seed in options.seeds]
+            mask_only[name] = power(where("top", fraction), options.seeds[0])
+        unmasked = power(only("top", 1.0, fill), options.seeds[0])
+    pairs = {
+        name: np.subtract.outer(top, runs["bottom"][name]) for name, top in runs["top"].items()
+    }
+    difference = {name: float(values.mean()) for name, values in pairs.items()}
+    return {
+        "train_records": len(train.labels),
+        "test_records": len(test.labels),
+        "difference": difference,
+        "sd": {name: float(values.std()) for name, values in pairs.items()},
+        "mean": float(np.mean(list(difference.values()))),
+        "power": {
+            part: {name: float(np.mean(values)) for name, values in runs[part].items()}
+            for part in parts
+        },
+        "mask_only": mask_only,
+        "unmasked": unmasked,
+        "chance": float(test.labels.bincount().max()) / len(test.labels),
+    }
+
+
+def _training_rows(trial: Trial) -> NDArray[np.int64]:
+    """Rows of the index: labelled, of all classes alike, and none that is judged."""
+    options = trial.options.diffroar
+    rows = balanced_order(trial.store.index, options.train_split, seed=0)
+    labels = trial.store.index["label"].to_numpy()[rows]
+    free = ~np.isin(rows, trial.dataset.rows) & (labels != NO_LABEL)
+    return np.sort(rows[free][: options.train_records])
+
+
+def _test_rows(trial: Trial) -> NDArray[np.int64]:
+    options, dataset = trial.options.diffroar, trial.dataset
+    rows = dataset.rows[dataset.columns["label"] != NO_LABEL]
+    drawn = np.random.default_rng(derive_seed(0, NAME)).permutation(len(rows))
+    return np.sort(rows[drawn[: options.test_records]])
+
+
+def _ranked(trial: Trial, rows: NDArray[np.int64]) -> RankedImages:
+    """The records, on the subject's device, with the ranks of the subject's attributions."""
+    subject = trial.subject
+    images, ranks, labels = [], [], []
+    for batch in replace(trial, dataset=StoreDataset(trial.store, rows)).views():
+        seen = view_images(batch, subject.input_size)
+        gradient = input_gradient(seen, lambda x: subject.model(x).logits.max(dim=1).values)
+        if trial.options.diffroar.unit == "pixel":
+            gradient = gradient.abs().sum(dim=1, keepdim=True)
+        images.append((seen * 255).round().to(torch.uint8))
+        ranks.append(rank(gradient))
+        labels.append(batch.labels)
+    return RankedImages(torch.cat(images), torch.cat(ranks), torch.cat(labels))

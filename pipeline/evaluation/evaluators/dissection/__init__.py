@@ -1,0 +1,4 @@
+"""Network dissection: units of a network matched with labelled concepts by IoU.
+
+Read first: evaluator.py.
+"""

@@ -1,0 +1,192 @@
+"""A small set of concepts that is drawn, for tests and where no Broden is at hand.
+
+On a picture lie two shapes. Categories: object (circle, square, triangle: pixels, one label image a shape), color
+(pixels), texture (plain, striped, checkered: pixels) and scene (meadow, night, sand: the whole picture, by the colour
+of its ground). Pictures are drawn from (seed, number) alone. Label images have half the pictures' side, as in Broden.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.core.files import make_folder
+from pipeline.evaluation.evaluators.dissection.broden import (
+    CATEGORIES,
+    IMAGES,
+    INDEX,
+    LABELS,
+    encode_labels,
+)
+from pipeline.evaluation.evaluators.dissection.concepts import ConceptImage, Labels
+from pipeline.sources.digits import encode_png
+
+_OBJECTS = ("circle", "square", "triangle")
+_COLORS = {
+    "red": (0.85, 0.15, 0.15),
+    "green": (0.15, 0.75, 0.2),
+    "blue": (0.2, 0.25, 0.9),
+    "yellow": (0.9, 0.85, 0.2),
+}
+_TEXTURES = ("plain", "striped", "checkered")
+_SCENES = {"meadow": (0.35, 0.45, 0.3), "night": (0.1, 0.1, 0.2), "sand": (0.7, 0.65, 0.5)}
+_BY_CATEGORY = {
+    "color": tuple(_COLORS),
+    "object": _OBJECTS,
+    "scene": tuple(_SCENES),
+    "texture": _TEXTURES,
+}
+_SHAPES = 2
+_DARK = 0.45
+"""What the dark places of a texture keep of its colour."""
+
+
+class DrawnConcepts:
+    """`count` pictures of `side` pixels."""
+
+    def __init__(self, count: int, side: int, seed: int = 0) -> None:
+        """side  even"""
+        self.count, self.side, self.seed = count, side, seed
+        named = [(name, place) for place, c in enumerate(_BY_CATEGORY) for name in _BY_CATEGORY[c]]
+        self.labels = Labels(
+            names=("", *(name for name, _ in named)),
+            categories=tuple(_BY_CATEGORY),
+            category_of=(0, *(place for _, place in named)),
+        )
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, number: int, *, with_labels: bool = True) -> ConceptImage:
+        """One picture, drawn."""
+        generator = np.random.default_rng([self.seed, number])
+        scene = str(generator.choice(list(_SCENES)))
+        picture = np.broadcast_to(np.array(_SCENES[scene]), (self.side, self.side, 3)).copy()
+        layers = []
+        for left in range(_SHAPES):
+            layers += self._add_shape(picture, generator, (left + 0.5) / _SHAPES)
+        picture += generator.normal(scale=0.03, size=picture.shape)
+        pixels = np.round(picture.clip(0, 1) * 255).astype(np.uint8)
+        return ConceptImage(
+            image=torch.from_numpy(pixels).permute(2, 0, 1),
+            layers=np.stack(layers),
+            whole=(self._label(scene),),
+        )
+
+    def _add_shape(
+        self, picture: NDArray[np.float64], generator: np.random.Generator, centre: float
+    ) -> list[NDArray[np.int32]]:
+        """Paint one shape; its label images for color, object and texture, each [side / 2, side / 2]."""
+        shape, texture = (str(generator.choice(names)) for names in (_OBJECTS, _TEXTURES))
+        color = str(generator.choice(list(_COLORS)))
+        radius = generator.uniform(0.13, 0.22)
+        x, y = centre + generator.uniform(-0.03, 0.03), generator.uniform(0.25, 0.75)
+        at = (np.arange(self.side) + 0.5) / self.side
+        across, down = np.meshgrid(at - x, at - y)
+        inside = _inside(shape, across, down, radius)
+        dark = _dark(texture, self.side)
+        paint = np.array(_COLORS[color]) * np.where(dark, _DARK, 1.0)[:, :, None]
+        picture[inside] = paint[inside]
+        coarse = inside[::2, ::2]
+        return [
+            np.where(coarse, self._label(n), 0).astype(np.int32) for n in (color, shape, texture)
+        ]
+
+    def _label(self, name: str) -> int:
+        return self.labels.names.index(name)
+
+
+def _inside(
+    shape: str, across: NDArray[np.float64], down: NDArray[np.float64], radius: float
+) -> NDArray[np.bool_]:
+    if shape == "circle":
+        return np.asarray(np.hypot(across, down) <= radius)
+    if shape == "square":
+        return np.asarray(np.maximum(np.abs(across), np.abs(down)) <= 0.85 * radius)
+    return np.asarray((np.abs(down) <= radius) & (np.abs(across) <= (down + radius) / 2))
+
+
+def _dark(texture: str, side: int) -> NDArray[np.bool_]:
+    """Where a texture is dark, bool [side, side]."""
+    width = max(1, side // 16)
+    row, column = np.indices((side, side)) // width % 2
+    if texture == "striped":
+        return np.asarray(row == 1)
+    return np.asarray(row != column) if texture == "checkered" else np.zeros((side, side), bool)
+
+
+# ---- on disk -------------------------------------------------------------------------------------
+
+
+def write_broden(concepts: DrawnConcepts, folder: Path) -> None:
+    """The set as Broden lies on disk, for `broden.BrodenFolder`."""
+    make_folder(folder / IMAGES)
+    covered = np.zeros(len(concepts.labels.names))
+    rows = []
+    for number in range(len(concepts)):
+        picture = concepts.read(number)
+        rows.append(_write_picture(picture, f"{number:05d}", concepts.labels, folder))
+        for layer in picture.layers:
+            covered += np.bincount(layer.ravel(), minlength=len(covered)) / layer.size
+        covered[list(picture.whole)] += 1
+    _write_table(folder / INDEX, rows)
+    _write_labels(concepts.labels, covered, folder)
+
+
+def _write_picture(
+    picture: ConceptImage, name: str, labels: Labels, folder: Path
+) -> dict[str, Any]:
+    """Its row of the index."""
+    entries: dict[str, list[str]] = {category: [] for category in labels.categories}
+    for place, layer in enumerate(picture.layers):
+        file = f"{name}_{place}.png"
+        (folder / IMAGES / file).write_bytes(encode_png(encode_labels(layer)))
+        entries[_category(labels, int(layer.max()))].append(file)
+    for label in picture.whole:
+        entries[_category(labels, label)].append(str(label))
+    (folder / IMAGES / f"{name}.png").write_bytes(
+        encode_png(picture.image.permute(1, 2, 0).numpy())
+    )
+    sizes = dict(zip(("ih", "iw"), picture.image.shape[1:], strict=True))
+    sizes |= dict(zip(("sh", "sw"), picture.layers.shape[1:], strict=True))
+    listed = {category: ";".join(found) for category, found in entries.items()}
+    return {"image": f"{name}.png", "split": "train", **sizes, **listed}
+
+
+def _write_labels(labels: Labels, covered: NDArray[np.float64], folder: Path) -> None:
+    known = [
+        {"number": number, "name": name, "category": _category(labels, number)}
+        for number, name in enumerate(labels.names)
+        if number
+    ]
+    _write_table(folder / CATEGORIES, [{"name": name} for name in labels.categories])
+    _write_table(folder / LABELS, known)
+    for category in labels.categories:
+        own = [row for row in known if row["category"] == category]
+        coded = [
+            {
+                "code": code,
+                "number": row["number"],
+                "name": row["name"],
+                "coverage": covered[labels.names.index(str(row["name"]))],
+            }
+            for code, row in enumerate(own, start=1)
+        ]
+        _write_table(folder / f"c_{category}.csv", coded)
+
+
+def _category(labels: Labels, label: int) -> str:
+    return labels.categories[labels.category_of[label]]
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.DictWriter(lines, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

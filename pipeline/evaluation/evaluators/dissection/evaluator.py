@@ -1,0 +1,252 @@
+"""How many units of a layer detect a concept that people have a name for (Bau et al. 2017; Han et al. 2023).
+
+Two passes over a set of concepts, which has nothing to do with the store: the first finds each unit's threshold, the
+second counts pixels (pipeline/dissection). Units are the channels of one stage. Shape letters: B images, U units,
+C labels, h w the stage's grid, H W the subject's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.config.study import DissectionOptions
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import sha256_file, write_atomically
+from pipeline.evaluation.context import Trial
+from pipeline.evaluation.evaluators.dissection.broden import BrodenFolder
+from pipeline.evaluation.evaluators.dissection.concepts import ConceptImage, ConceptSet, Labels
+from pipeline.evaluation.evaluators.dissection.drawn import DrawnConcepts
+from pipeline.evaluation.evaluators.dissection.tallies import Tallies, firing
+from pipeline.evaluation.evaluators.dissection.thresholds import (
+    LargestActivations,
+    TopImages,
+    kept_of,
+)
+from pipeline.evaluation.evaluators.layers import activations
+from pipeline.evaluation.forward import Subject
+from pipeline.models.output import Normalize
+from pipeline.models.resolve import require_images
+
+NAME = "dissection"
+_DRAWN, _SIDE = 400, 64
+_LEGACY_MEAN, _LEGACY_STD = (124.69 / 255, 118.69 / 255, 109.54 / 255), 0.224
+"""Of the published code; its order of channels is RGB."""
+
+
+@dataclass(frozen=True)
+class Dissected:
+    """What two passes found."""
+
+    labels: Labels
+    iou: Tensor
+    """f64 [U, C]."""
+    thresholds: Tensor
+    """f32 [U]."""
+    top: TopImages
+    images: int
+
+
+# ---- the judge -----------------------------------------------------------------------------------
+
+
+def check_dissection(trial: Trial) -> Mapping[str, str]:
+    """ConfigError where there are no concepts, or no such stage; the set's tables."""
+    options = trial.options.dissection
+    require_images(trial.store, f"judges={NAME}", "leave it out of judges")
+    concepts = open_concepts(options)
+    units_of(trial.subject, _blank(trial.subject, options), options.stage)
+    tables = concepts.tables if isinstance(concepts, BrodenFolder) else []
+    return {str(path): sha256_file(path) for path in tables}
+
+
+def judge_dissection(trial: Trial) -> dict[str, Any]:
+    """units, detectors (of evaluate.dissection.iou or more), unique_concepts among them, mean_iou of each unit with
+    its best concept; detectors and concepts by category; the best units by name in top_units. The same for all
+    splits, as none is looked at.
+
+    Writes dissection-<split>.safetensors: thresholds f32 [U]; unit_iou f32 and unit_concept i64 [U] (a number of
+    label.csv, or of drawn.py); of the top units in their order shown_units i64 [n], the images that excite them most,
+    shown_frames u8 [n, m, 3, H, W], and where they fire there, shown_masks u8 [n, m, H, W], 0 or 1.
+    """
+    options = trial.options.dissection
+    found = _dissect_once(trial.subject, options, trial.options.batch_size)
+    best, concept = found.iou.max(dim=1)
+    order = best.argsort(descending=True, stable=True)[: options.top_units].tolist()
+    _write_pictures(trial, found, order)
+    labels = found.labels
+    category = [labels.categories[labels.category_of[label]] for label in concept.tolist()]
+    detects = (best >= options.iou).tolist()
+    by_category: dict[str, list[int]] = {name: [] for name in labels.categories}
+    for unit, label in enumerate(concept.tolist()):
+        if detects[unit]:
+            by_category[category[unit]].append(label)
+    return {
+        "units": len(best),
+        "images": found.images,
+        "detectors": sum(detects),
+        "unique_concepts": sum(len(set(names)) for names in by_category.values()),
+        "mean_iou": float(best.mean()),
+        "detectors_by_category": {name: len(units) for name, units in by_category.items()},
+        "concepts_by_category": {name: len(set(units)) for name, units in by_category.items()},
+        "top_units": [
+            {
+                "unit": unit,
+                "concept": labels.names[int(concept[unit])],
+                "category": category[unit],
+                "iou": float(best[unit]),
+            }
+            for unit in order
+        ],
+    }
+
+
+@lru_cache(maxsize=1)
+def _dissect_once(subject: Subject, options: DissectionOptions, batch_size: int) -> Dissected:
+    """`dissect`, once for all splits of an evaluation."""
+    return dissect(subject, open_concepts(options), options, batch_size)
+
+
+def open_concepts(options: DissectionOptions) -> ConceptSet:
+    """The set that evaluate.dissection.path names."""
+    if options.path is None:
+        return DrawnConcepts(options.images or _DRAWN, _SIDE)
+    return BrodenFolder(Path(options.path), options.images)
+
+
+# ---- two passes ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def dissect(
+    subject: Subject, concepts: ConceptSet, options: DissectionOptions, batch_size: int
+) -> Dissected:
+    """IoU of every unit with every concept."""
+    blank = units_of(subject, _blank(subject, options), options.stage)
+    _, units, h, w = blank.shape
+    keep = kept_of(options.quantile, len(concepts) * h * w)
+    largest = LargestActivations(blank.new_zeros(units, 0), keep)
+    top = TopImages(
+        blank.new_zeros(units, 0),
+        torch.zeros(units, 0, dtype=torch.int64, device=subject.device),
+        options.top_images,
+    )
+    for numbers, _, found in _passes(subject, concepts, options, batch_size, with_labels=False):
+        largest = largest + LargestActivations.of(found, keep)
+        which = torch.tensor(numbers, device=subject.device)
+        top = top + TopImages.of(found, which, options.top_images)
+    tallies = Tallies.zeros(units, concepts.labels)
+    for _, pictures, found in _passes(subject, concepts, options, batch_size):
+        for picture, activation in zip(pictures, found, strict=True):
+            layers = torch.from_numpy(picture.layers).long().to(subject.device)
+            masks = firing(activation, largest.thresholds, (layers.shape[1], layers.shape[2]))
+            tallies.count(masks, layers, picture.whole, concepts.labels, options.cat_presence)
+    return Dissected(
+        concepts.labels,
+        tallies.iou(concepts.labels),
+        largest.thresholds.float().cpu(),
+        TopImages(top.values.cpu(), top.numbers.cpu(), top.keep),
+        len(concepts),
+    )
+
+
+def _passes(
+    subject: Subject,
+    concepts: ConceptSet,
+    options: DissectionOptions,
+    batch_size: int,
+    *,
+    with_labels: bool = True,
+) -> Iterator[tuple[list[int], list[ConceptImage], Tensor]]:
+    """Numbers of images, the images and their activations [B, U, h, w], batch by batch."""
+    for start in range(0, len(concepts), batch_size):
+        numbers = list(range(start, min(start + batch_size, len(concepts))))
+        pictures = [concepts.read(number, with_labels=with_labels) for number in numbers]
+        seen = _legacy(subject, seen_by(subject, pictures), options)
+        yield numbers, pictures, units_of(subject, seen, options.stage)
+
+
+@torch.no_grad()
+def units_of(subject: Subject, images: Tensor, stage: int | None) -> Tensor:
+    """The channels of a stage, from 1, or of the deepest: [B, U, h, w] of images [B, 3, H, W]."""
+    found = activations(subject.model, images)
+    names = [name for name, values in found.items() if values.dim() == 4]
+    name = f"layer{stage}" if stage is not None else (names[-1] if names else "")
+    if name not in names:
+        known = (
+            f"it has stages 1 to {len(names)}"
+            if "layer1" in names
+            else "its stages are not known here"
+        )
+        way = "set it to one of them, or to null" if names else f"leave {NAME} out of judges"
+        raise ConfigError(
+            f"evaluate.{NAME}.stage={stage}: {type(subject.model.network).__name__} does not show such a layer with "
+            f"places; {known}: {way}"
+        )
+    return found[name]
+
+
+def seen_by(subject: Subject, pictures: Sequence[ConceptImage]) -> Tensor:
+    """The pictures, whole, at the subject's input size: f32 [B, 3, H, W] in [0, 1]."""
+    resized = []
+    for picture in pictures:
+        image = picture.image[None].to(subject.device).float() / 255
+        if image.shape[-2:] != subject.input_size:
+            image = F.interpolate(
+                image, subject.input_size, mode="bilinear", align_corners=False, antialias=True
+            )
+        resized.append(image)
+    return torch.cat(resized)
+
+
+def _blank(subject: Subject, options: DissectionOptions) -> Tensor:
+    return _legacy(subject, torch.zeros(1, 3, *subject.input_size, device=subject.device), options)
+
+
+def _legacy(subject: Subject, images: Tensor, options: DissectionOptions) -> Tensor:
+    """With evaluate.dissection.legacy_norm what the network's own normalisation turns into the published code's."""
+    if not options.legacy_norm:
+        return images
+    own = [module for module in subject.model.modules() if isinstance(module, Normalize)]
+    if not own:
+        raise ConfigError(
+            f"evaluate.{NAME}.legacy_norm=true replaces a network's normalisation, and "
+            f"{type(subject.model.network).__name__} has none; set it to false"
+        )
+    mean = images.new_tensor(_LEGACY_MEAN).view(-1, 1, 1)
+    return (images - mean) / _LEGACY_STD * own[0].std + own[0].mean
+
+
+def _write_pictures(trial: Trial, found: Dissected, units: Sequence[int]) -> None:
+    from safetensors.torch import save
+
+    options, subject = trial.options.dissection, trial.subject
+    concepts = open_concepts(options)
+    best, concept = found.iou.max(dim=1)
+    frames, masks = [], []
+    for unit in units:
+        numbers = found.top.numbers[unit].tolist()
+        pictures = [concepts.read(number, with_labels=False) for number in numbers]
+        seen = seen_by(subject, pictures)
+        own = units_of(subject, _legacy(subject, seen, options), options.stage)[:, unit : unit + 1]
+        threshold = found.thresholds[unit : unit + 1].to(subject.device)
+        masks.append(torch.cat([firing(one, threshold, subject.input_size) for one in own]))
+        frames.append((seen * 255).round().to(torch.uint8))
+    tensors = {
+        "thresholds": found.thresholds,
+        "unit_iou": best.float(),
+        "unit_concept": concept,
+        "shown_units": torch.tensor(units, dtype=torch.int64),
+    }
+    if units:
+        tensors["shown_frames"] = torch.stack(frames)
+        tensors["shown_masks"] = torch.stack(masks).to(torch.uint8)
+    data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+    write_atomically(trial.folder / f"{NAME}-{trial.split}.safetensors", data)

@@ -1,0 +1,4 @@
+"""Feature similarity and relevance scores (FSS, RS): distance correlation of two networks' features.
+
+Read first: evaluator.py, then estimators.py.
+"""

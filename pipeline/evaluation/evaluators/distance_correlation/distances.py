@@ -1,0 +1,96 @@
+"""Distances between records by a network's layers; a teacher's are kept in the store, so that it is asked once.
+
+In <store>/artifacts/distances-<fp8>/ the tensors are "<layer>/<block>", condensed, float64. The form is `plain`
+features, or each record's divided by their length (`unit`); each has an artifact of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.evaluation.context import Trial
+from pipeline.evaluation.evaluators.distance_correlation.estimators import feature_distances
+from pipeline.evaluation.evaluators.layers import activations, layer_features, layer_names
+from pipeline.evaluation.evaluators.probe_set import ProbeSet, iter_views
+from pipeline.evaluation.evaluators.teacher_artifact import teacher_artifact
+from pipeline.evaluation.forward import Subject
+from pipeline.store.artifacts import Artifact
+
+Form = Literal["plain", "unit"]
+Distances = dict[str, list["Tensor"]]
+"""Layer, from the finest to the deepest -> condensed distances f64 [n (n - 1) / 2], a block each."""
+
+
+@torch.no_grad()
+def network_distances(
+    trial: Trial, subject: Subject, probes: ProbeSet, forms: Sequence[Form]
+) -> dict[Form, Distances]:
+    """Of each form, asked of the network itself; a block's features lie in memory together."""
+    found: dict[Form, Distances] = {form: {} for form in forms}
+    for block in probes.blocks:
+        parts: dict[str, list[Tensor]] = {}
+        for images in iter_views(subject, trial.dataset, block.tolist(), trial.options):
+            for layer, values in layer_features(activations(subject.model, images)).items():
+                parts.setdefault(layer, []).append(values.cpu())
+        for layer in list(parts):
+            features = torch.cat(parts.pop(layer))
+            for form in forms:
+                distances = feature_distances(features, l2norm=form == "unit")
+                found[form].setdefault(layer, []).append(distances)
+    return found
+
+
+# ---- the teacher's -------------------------------------------------------------------------------
+
+
+def has_teacher_distances(trial: Trial, probes: ProbeSet, forms: Sequence[Form]) -> bool:
+    """Whether the store holds the teacher's distances of these records."""
+    return all(_artifact(trial, probes, form).is_there for form in forms)
+
+
+def teacher_layers(trial: Trial, probes: ProbeSet, form: Form) -> list[str]:
+    """The teacher's layers, from what the store holds or from the network."""
+    artifact = _artifact(trial, probes, form)
+    if artifact.is_there:
+        return list(artifact.description["layers"])
+    return layer_names(trial.networks.teacher)
+
+
+def teacher_distances(
+    trial: Trial, probes: ProbeSet, forms: Sequence[Form]
+) -> dict[Form, Distances]:
+    """Of each form, from the store; the network is asked for those that are not there, and they are kept."""
+    missing = [form for form in forms if not _artifact(trial, probes, form).is_there]
+    asked: dict[Form, Distances] = {}
+    if missing:
+        asked = network_distances(trial, trial.networks.teacher, probes, missing)
+    for form, distances in asked.items():
+        tensors = {
+            f"{layer}/{number}": condensed
+            for layer, blocks in distances.items()
+            for number, condensed in enumerate(blocks)
+        }
+        _artifact(trial, probes, form).save(tensors, {"layers": list(distances)})
+    return {form: asked.get(form) or _load(trial, probes, form) for form in forms}
+
+
+def _artifact(trial: Trial, probes: ProbeSet, form: Form) -> Artifact:
+    return teacher_artifact(
+        trial,
+        "distances",
+        records=[len(block) for block in probes.blocks],
+        keys_sha256=probes.keys_sha256,
+        form=form,
+    )
+
+
+def _load(trial: Trial, probes: ProbeSet, form: Form) -> Distances:
+    manifest, tensors = _artifact(trial, probes, form).load()
+    return {
+        layer: [tensors[f"{layer}/{number}"] for number in range(len(probes.blocks))]
+        for layer in manifest.description["layers"]
+    }

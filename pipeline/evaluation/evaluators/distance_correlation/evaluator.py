@@ -1,0 +1,255 @@
+"""The judge `distance_correlation`: what of a teacher's features a student has, and what it left (UniCAM's FSS and RS).
+
+For each of the student's layers and the teacher's layer that belongs to it, over a fixed set of records:
+
+    fss            R*(teacher, student)
+    relevance      R*(x, labels) of each network
+    rs             RS(x | given; labels), semi-partial, of each pair of networks x_given_y
+    pdcor          the same with `given` taken away from the labels, too
+    progression    R*(layer, the network's deepest layer)
+    fss_p          the probability of as high a value under independence, by the t-test for high dimensions
+    relevance_p    the same by permutations of the labels
+    rs_p           the probability of as high an RS where there is none, by permutations and by the jackknife
+    fss_biased     the released code's V-statistic on features of unit length; for parity only
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.config.judges import DistanceCorrelationOptions, wanted_pairs
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import sha256_file
+from pipeline.core.seeds import derive_seed
+from pipeline.evaluation.context import Trial
+from pipeline.evaluation.evaluators.distance_correlation.distances import (
+    Distances,
+    Form,
+    has_teacher_distances,
+    network_distances,
+    teacher_distances,
+    teacher_layers,
+)
+from pipeline.evaluation.evaluators.distance_correlation.estimators import (
+    MIN_RECORDS,
+    InnerProducts,
+    feature_distances,
+    label_features,
+    merge_all,
+)
+from pipeline.evaluation.evaluators.layers import check_layers, layer_names, pair_layers
+from pipeline.evaluation.evaluators.probe_set import ProbeSet, check_probes, hot_labels, probe_set
+
+_JUDGE = "distance_correlation"
+_LABELS = "labels"
+
+
+def check_distances(trial: Trial) -> Mapping[str, str]:
+    """Labels, the teacher's distances or the teacher, the baseline, the layers and the embeddings are there."""
+    options = trial.options.distance_correlation
+    option = f"evaluate.{_JUDGE}.embeddings" if options.embeddings is None else None
+    check_probes(_JUDGE, trial.dataset, trial.split, MIN_RECORDS, option)
+    networks = _networks(options)
+    if "teacher" in networks and not has_teacher_distances(trial, _probes(trial), _forms(options)):
+        trial.networks.check_teacher(_JUDGE)
+    files: dict[str, str] = {}
+    if options.baseline is not None:
+        files |= trial.networks.check_student(f"evaluate.{_JUDGE}.baseline", options.baseline)
+    if options.embeddings is not None:
+        _embeddings(trial)
+        files[options.embeddings] = sha256_file(Path(options.embeddings))
+    if options.layers:
+        others = teacher_layers(trial, _probes(trial), _forms(options)[0])
+        own = layer_names(trial.subject)
+        check_layers(f"evaluate.{_JUDGE}.layers", options.layers, own, others)
+    return files
+
+
+def judge_distances(trial: Trial) -> dict[str, Any]:
+    """The numbers above, by layer of the student."""
+    options = trial.options.distance_correlation
+    probes = _probes(trial)
+    forms = _forms(options)
+    found = {name: _distances_of(name, trial, probes, forms) for name in _networks(options)}
+    main = {name: by_form[forms[0]] for name, by_form in found.items()}
+    layers = _paired(main, options.layers)
+    table = _table(main, _label_distances(trial, probes), options.permutations, options.seed)
+    numbers: dict[str, Any] = {
+        "records": table.records,
+        "blocks": table.blocks,
+        "probe_sha256": probes.keys_sha256,
+        "classes": probes.classes,
+        "layers": layers,
+    }
+    if "teacher" in main:
+        pairs = {own: (f"teacher.{of['teacher']}", f"student.{own}") for own, of in layers.items()}
+        fss = {own: table.correlation(*pair) for own, pair in pairs.items()}
+        numbers["fss"] = {own: float(value) for own, value in fss.items()}
+        numbers["fss_p"] = {own: table.p_value(value) for own, value in fss.items()}
+        if options.biased:
+            unit = {name: by_form["unit"] for name, by_form in found.items()}
+            biased = _table(unit, [])
+            numbers["fss_biased"] = {o: float(biased.correlation(*p)) for o, p in pairs.items()}
+    for name, distances in main.items():
+        title = "" if name == "student" else f"{name}_"
+        deepest = f"{name}.{list(distances)[-1]}"
+        numbers[f"{title}relevance"] = {
+            layer: float(table.correlation(f"{name}.{layer}", _LABELS)) for layer in distances
+        }
+        numbers[f"{title}relevance_p"] = {
+            layer: table.permutation_p(f"{name}.{layer}") for layer in distances
+        }
+        numbers[f"{title}progression"] = {
+            layer: float(table.correlation(f"{name}.{layer}", deepest)) for layer in distances
+        }
+    return numbers | _residuals(table, layers, options)
+
+
+def _residuals(
+    table: InnerProducts,
+    layers: Mapping[str, Mapping[str, str]],
+    options: DistanceCorrelationOptions,
+) -> dict[str, Any]:
+    """rs, rs_p and pdcor: x_given_y -> the student's layer -> value."""
+    numbers: dict[str, dict[str, dict[str, float]]] = {"rs": {}, "rs_p": {}, "pdcor": {}}
+    for x, given in wanted_pairs(options.pairs, options.baseline):
+        name = f"{x}_given_{given}"
+        names = {
+            own: (f"{x}.{of[x]}", f"{given}.{of[given]}", _LABELS) for own, of in layers.items()
+        }
+        numbers["rs"][name] = {own: float(table.semi_partial(*of)) for own, of in names.items()}
+        numbers["rs_p"][name] = {
+            own: table.residual_p(x_layer, given_layer)
+            for own, (x_layer, given_layer, _) in names.items()
+        }
+        numbers["pdcor"][name] = {own: float(table.partial(*of)) for own, of in names.items()}
+    return numbers
+
+
+# ---- what is compared ----------------------------------------------------------------------------
+
+
+def _networks(options: DistanceCorrelationOptions) -> list[str]:
+    """That the pairs name; the student always, first."""
+    pairs = wanted_pairs(options.pairs, options.baseline)
+    return list(dict.fromkeys(["student", *(name for pair in pairs for name in pair)]))
+
+
+def _forms(options: DistanceCorrelationOptions) -> list[Form]:
+    """The one that all numbers but fss_biased are of comes first."""
+    forms: list[Form] = ["unit" if options.l2norm else "plain"]
+    return [*forms, "unit"] if options.biased and not options.l2norm else forms
+
+
+def _probes(trial: Trial) -> ProbeSet:
+    options = trial.options.distance_correlation
+    probes = probe_set(
+        trial.dataset,
+        options.probe_records,
+        options.block_records,
+        options.seed,
+        _JUDGE,
+        classes_differ=options.embeddings is not None,
+    )
+    if min(map(len, probes.blocks), default=0) < MIN_RECORDS:
+        raise ConfigError(
+            f"judges={_JUDGE} has blocks of fewer than {MIN_RECORDS} records of several of a class: raise "
+            f"evaluate.{_JUDGE}.probe_records={options.probe_records}, name another of the store's splits in "
+            f"evaluate.splits, or give the classes' embeddings as evaluate.{_JUDGE}.embeddings"
+        )
+    return probes
+
+
+def _distances_of(
+    name: str, trial: Trial, probes: ProbeSet, forms: list[Form]
+) -> dict[Form, Distances]:
+    if name == "teacher":
+        return teacher_distances(trial, probes, forms)
+    subject = trial.subject
+    if name == "baseline":
+        baseline = trial.options.distance_correlation.baseline
+        assert baseline is not None
+        subject = trial.networks.student(baseline)
+    return network_distances(trial, subject, probes, forms)
+
+
+def _paired(
+    networks: Mapping[str, Distances], explicit: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """The student's layer -> network -> the layer of it that belongs there."""
+    own = list(networks["student"])
+    layers = {layer: {"student": layer} for layer in own}
+    for name, distances in networks.items():
+        paired = dict(explicit) if name == "teacher" and explicit else None
+        paired = paired or pair_layers(own, list(distances))
+        layers = {
+            layer: of | {name: paired[layer]} for layer, of in layers.items() if layer in paired
+        }
+    return layers
+
+
+def _table(
+    networks: Mapping[str, Distances],
+    labels: list[Tensor],
+    permutations: int = 0,
+    seed: int = 0,
+) -> InnerProducts:
+    """Of every layer of every network as <network>.<layer>, and last of the labels; all blocks together.
+
+    labels  by block; without any it is the biased form
+    """
+    named = {
+        f"{name}.{layer}": blocks
+        for name, distances in networks.items()
+        for layer, blocks in distances.items()
+    }
+    if labels:
+        named[_LABELS] = labels
+    number = len(next(iter(named.values())))
+    return merge_all(
+        [
+            InnerProducts.of_block(
+                {name: blocks[block] for name, blocks in named.items()},
+                biased=not labels,
+                permutations=permutations,
+                seed=derive_seed(seed, "permutations", block),
+            )
+            for block in range(number)
+        ]
+    )
+
+
+def _label_distances(trial: Trial, probes: ProbeSet) -> list[Tensor]:
+    embeddings = _embeddings(trial)
+    return [
+        feature_distances(label_features(hot_labels(trial.dataset, block.tolist()), embeddings))
+        for block in probes.blocks
+    ]
+
+
+def _embeddings(trial: Trial) -> Tensor | None:
+    """f64 [K, e] of the option; None where it is not set."""
+    path = trial.options.distance_correlation.embeddings
+    if path is None:
+        return None
+    option = f"evaluate.{_JUDGE}.embeddings={path}"
+    if not Path(path).is_file():
+        raise ConfigError(f"{option} does not exist; correct the path, or null for one-hot")
+    try:
+        values = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise ConfigError(
+            f"{option} is no .npy file of numbers ({error}); write it by numpy.save"
+        ) from error
+    num_classes = len(trial.store.manifest.classes)
+    if values.ndim != 2 or len(values) != num_classes:
+        raise ConfigError(
+            f"{option} has shape {values.shape}; give each of the {num_classes} classes an embedding, in their order"
+        )
+    return torch.from_numpy(values).double()

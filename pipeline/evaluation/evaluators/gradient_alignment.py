@@ -1,0 +1,134 @@
+"""Do the gradients of the loss look like the object? (Han et al. 2023, section 5, in numbers.)
+
+Three quantities of gradients with respect to the image x, in [0, 1], normalisation included:
+
+    mask_energy       sum over the object of |g| / sum of |g|, minus the object's share of the view; g = d CE / d x,
+                      |.| summed over channels. 0 is chance, 1 - area the most.
+    margin_alignment  |<x, grad m(x)>| / ||grad m(x)||, m = highest logit - second highest (Etmann et al. 2019)
+    map_cosine        cosine of |g|, averaged over the cells of the teacher's stored map, with that map's positive part
+
+Two backward passes a record. Shape letters: B batch, K classes, H W the judged view, h w the stored map's grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.core.labels import known
+from pipeline.core.records import NO_LABEL, Batch
+from pipeline.evaluation.context import Trial, require_one_label
+from pipeline.evaluation.evaluators.probe_set import balanced_order
+from pipeline.evaluation.forward import evidence
+from pipeline.evaluation.means import Means
+from pipeline.loading.geometry import view_images, view_maps
+from pipeline.loading.regions import regions_of
+from pipeline.models.resolve import require_images
+
+NAME = "gradient_alignment"
+
+
+def check_gradient_alignment(trial: Trial) -> Mapping[str, str]:
+    """ConfigError unless the records are images with one label each."""
+    require_images(trial.store, f"judges={NAME}", "leave it out of judges")
+    require_one_label(trial, NAME)
+    return {}
+
+
+def judge_gradient_alignment(trial: Trial) -> dict[str, Any]:
+    """mask_energy (where records have evaluate.region), margin_alignment and map_cosine (where the first teacher
+    pass has maps): means over the records where each is defined, and <name>_records.
+    """
+    number = trial.options.gradient_alignment.records
+    chosen = None
+    if number < len(trial.dataset):
+        chosen = np.sort(balanced_order(trial.dataset, NAME)[:number]).tolist()
+    total = Means()
+    for batch in trial.views(chosen):
+        total = total + Means.of(_batch_alignment(trial, batch))
+    return total.metrics
+
+
+def _batch_alignment(trial: Trial, batch: Batch) -> dict[str, Tensor]:
+    """[B] each; nan where it is not defined."""
+    subject, size = trial.subject, trial.subject.input_size
+    images = view_images(batch, size)
+    score, labels = subject.model, batch.labels
+    margins = input_gradient(images, lambda x: margin(score(x).logits))
+    values = {"margin_alignment": margin_alignment(images, margins)}
+    targets = labels.clamp(min=0)
+    gradients = input_gradient(
+        images, lambda x: F.cross_entropy(score(x).logits, targets, reduction="none")
+    )
+    unknown = ~known(labels)
+    if trial.has_regions:
+        regions = regions_of(
+            batch, labels.masked_fill(unknown, NO_LABEL), trial.options.region, size
+        )
+        values["mask_energy"] = mask_energy(gradients, regions).masked_fill(unknown, float("nan"))
+    if batch.targets and batch.targets[0].maps is not None:
+        stored = batch.targets[0].maps
+        grid = (stored.shape[-2], stored.shape[-1])
+        maps = evidence(view_maps(batch, batch.targets[0], grid), batch)
+        cosine = energy_cosine(gradients, maps)
+        values["map_cosine"] = cosine.masked_fill(unknown, float("nan"))
+    return values
+
+
+# ---- quantities ----------------------------------------------------------------------------------
+
+
+def input_gradient(images: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
+    """d score_b / d x_b of a score [B] of images [B, C, H, W], whose records do not see each other."""
+    with torch.enable_grad():
+        x = images.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(score(x).sum(), x)
+    return gradient
+
+
+def margin(logits: Tensor) -> Tensor:
+    """Highest logit minus the second highest, [B], of [B, K]."""
+    highest = logits.topk(2, dim=1).values
+    return highest[:, 0] - highest[:, 1]
+
+
+def energy(gradients: Tensor) -> Tensor:
+    """|g| summed over channels: [B, C, H, W] -> f64 [B, H, W]."""
+    return gradients.double().abs().sum(dim=1)
+
+
+def mask_energy(gradients: Tensor, regions: Tensor) -> Tensor:
+    """Share of |g| on the object minus the object's share of the view, f64 [B]; nan without object or gradient.
+
+    gradients  [B, C, H, W]
+    regions    bool [B, H, W]
+    """
+    strength = energy(gradients)
+    inside = (strength * regions).sum(dim=(1, 2)) / strength.sum(dim=(1, 2))  # 0 / 0 is nan
+    excess = inside - regions.double().mean(dim=(1, 2))
+    return excess.masked_fill(~regions.flatten(1).any(dim=1), float("nan"))
+
+
+def margin_alignment(images: Tensor, gradients: Tensor) -> Tensor:
+    """|<x, g>| / ||g||, f64 [B], of images and gradients [B, C, H, W]; nan without a gradient."""
+    x, g = images.double().flatten(1), gradients.double().flatten(1)
+    alignment: Tensor = (x * g).sum(dim=1).abs() / g.norm(dim=1)
+    return alignment
+
+
+def energy_cosine(gradients: Tensor, maps: Tensor) -> Tensor:
+    """Cosine of |g|, averaged over the maps' cells, with the positive part of maps [B, h, w]; nan where either is zero.
+
+    gradients  [B, C, H, W]
+    """
+    grid = (maps.shape[-2], maps.shape[-1])
+    pooled = F.adaptive_avg_pool2d(energy(gradients)[:, None], grid).flatten(1)
+    positive = maps.double().clamp(min=0).flatten(1)
+    norms = pooled.norm(dim=1) * positive.norm(dim=1)
+    cosine: Tensor = (pooled * positive).sum(dim=1) / norms
+    return cosine

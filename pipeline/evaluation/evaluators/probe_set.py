@@ -1,0 +1,183 @@
+"""A fixed, class-balanced set of a split's records: the same whoever is judged, however the records are ordered.
+
+What compares features with labels needs several records of a class: records of as many classes are all equally far
+apart, and say nothing. Where a part of the set has not room for LEAST_OF_A_CLASS records of every class, it holds
+that many of some classes, drawn at random; what is found is then conditional on these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.config.judging import EvaluateOptions
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import sha256_keys
+from pipeline.core.labels import multi_hot
+from pipeline.core.records import NO_LABEL
+from pipeline.core.seeds import derive_seed
+from pipeline.evaluation.forward import Subject
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import judged_view, view_images
+from pipeline.loading.loader import move_batch
+
+LEAST_OF_A_CLASS = 4
+"""Records of each class in a part of a set."""
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """Positions in the dataset, in blocks of records that are compared with each other."""
+
+    blocks: tuple[NDArray[np.int64], ...]
+    keys_sha256: str
+    """Of the keys in their order."""
+
+    classes: int = 0
+    """Classes that its records have; the set says nothing of others."""
+
+    @property
+    def num_records(self) -> int:
+        return sum(map(len, self.blocks))
+
+
+def probe_set(
+    dataset: StoreDataset,
+    records: int,
+    block_records: int,
+    *seed: object,
+    classes_differ: bool = False,
+) -> ProbeSet:
+    """The first `records` of a balanced order, in near-equal blocks of at most `block_records`.
+
+    seed            parts of what the order is drawn from
+    classes_differ  classes are compared by embeddings, so that a block may have one record of each
+    """
+    order = balanced_order(dataset, *seed)
+    count = -(-min(records, len(order)) // block_records)
+    blocks = np.array_split(order[:records], count) if len(order) else []
+    if not classes_differ:
+        blocks = class_blocks(dataset, order, [len(block) for block in blocks], *seed) or blocks
+    chosen = np.concatenate([np.empty(0, np.int64), *blocks])
+    members = _by_class(dataset).values()
+    known = sum(np.isin(positions, chosen).any() for positions in members)
+    return ProbeSet(tuple(blocks), sha256_keys(dataset.keys.take(chosen).to_pylist()), int(known))
+
+
+def class_blocks(
+    dataset: StoreDataset,
+    order: NDArray[np.int64],
+    sizes: Sequence[int],
+    *seed: object,
+    least: int = LEAST_OF_A_CLASS,
+) -> list[NDArray[np.int64]] | None:
+    """Blocks of about these sizes with `least` records of each of their classes; None where all classes fit into each.
+
+    order  balanced; the records of a class are taken in its order
+    Classes take turns, in an order drawn from `seed`, so that a block has others than the one before it as far as
+    there are any. Classes of one record are left out, fewer records of a class that has fewer are taken, and blocks
+    come to an end where less than half of one can be filled. Records of many classes are all equally good, and None.
+    """
+    labels = dataset.columns["label"][order]
+    known = np.unique(labels)
+    if dataset.label_lists is not None or len(known) * least <= min(sizes, default=0):
+        return None
+    generator = np.random.default_rng(derive_seed(*seed, "classes"))
+    waiting = {int(label): order[labels == label] for label in generator.permutation(known)}
+    blocks: list[NDArray[np.int64]] = []
+    for size in sizes:
+        parts: list[NDArray[np.int64]] = []
+        filled = 0
+        for label in list(waiting):
+            if filled >= size - 1:
+                break
+            taken, waiting[label] = np.split(waiting[label], [min(least, size - filled)])
+            if len(taken) > 1:
+                parts.append(taken)
+                filled += len(taken)
+            waiting[label] = waiting.pop(label)  # to the end of the queue
+        if len(parts) < 2 or filled < size / 2:
+            break
+        blocks.append(np.concatenate(parts))
+    return blocks
+
+
+def balanced_order(dataset: StoreDataset, *seed: object) -> NDArray[np.int64]:
+    """Positions of all records with labels, the classes taking turns, each permuted by (seed, class).
+
+    Any consecutive part is as balanced as the classes' sizes allow; a record of many classes comes once.
+    """
+    keys = np.asarray(dataset.keys.to_pylist())
+    members = {}
+    for label, positions in _by_class(dataset).items():
+        positions = positions[np.argsort(keys[positions])]
+        generator = np.random.default_rng(derive_seed(*seed, label))
+        members[label] = list(generator.permutation(positions))
+    order: list[int] = []
+    taken: set[int] = set()
+    while any(members.values()):
+        for waiting in members.values():
+            while waiting and waiting[0] in taken:
+                waiting.pop(0)
+            if waiting:
+                order.append(int(waiting.pop(0)))
+                taken.add(order[-1])
+    return np.array(order, np.int64)
+
+
+def _by_class(dataset: StoreDataset) -> dict[int, NDArray[np.int64]]:
+    """Positions of the records of each class."""
+    if dataset.label_lists is not None:
+        lists = dataset.label_lists.to_pylist()
+        owners = np.repeat(np.arange(len(lists)), [len(labels) for labels in lists])
+        labels = np.array([label for labels in lists for label in labels], np.int64)
+    else:
+        owners = np.flatnonzero(dataset.columns["label"] != NO_LABEL)
+        labels = dataset.columns["label"][owners]
+    return {int(label): np.unique(owners[labels == label]) for label in np.unique(labels)}
+
+
+def check_probes(
+    judge: str, dataset: StoreDataset, split: str, least: int, embeddings: str | None = None
+) -> None:
+    """ConfigError unless the split has labels of two classes and as many records as it takes at least.
+
+    judge       for the message
+    embeddings  option of the judge by which classes differ more or less; without it, two classes need two records
+                each, or all records are equally far apart
+    """
+    classes = _by_class(dataset)
+    labelled = len(np.unique(np.concatenate(list(classes.values())))) if classes else 0
+    if len(classes) < 2 or labelled < least:
+        raise ConfigError(
+            f"judges={judge} compares with labels, and {split} has {labelled} labelled records in {len(classes)} "
+            f"class(es); it takes at least {least} in 2: name another of the store's splits in evaluate.splits"
+        )
+    repeated = sum(len(members) > 1 for members in classes.values())
+    if embeddings is not None and dataset.label_lists is None and repeated < 2:
+        raise ConfigError(
+            f"judges={judge} compares with labels, and of {len(classes)} classes {split} has several records of "
+            f"{repeated}: all labels are equally far apart, and nothing can be said; name another of the store's "
+            f"splits in evaluate.splits, or give the classes' embeddings as {embeddings}"
+        )
+
+
+def iter_views(
+    subject: Subject, dataset: StoreDataset, positions: Sequence[int], options: EvaluateOptions
+) -> Iterator[Tensor]:
+    """Images f32 [b, 3, H, W] of these positions in the subject's judged view, on its device."""
+    for start in range(0, len(positions), options.batch_size):
+        rows = list(positions[start : start + options.batch_size])
+        batch = move_batch(dataset.__getitems__(rows), subject.device)
+        batch = judged_view(batch, options.frame, subject.input_size)
+        yield view_images(batch, subject.input_size)
+
+
+def hot_labels(dataset: StoreDataset, positions: Sequence[int]) -> Tensor:
+    """Labels of records, hot f32 [n, K]; no image is read."""
+    num_classes = len(dataset.store.manifest.classes)
+    return multi_hot(dataset.labels_at(np.asarray(positions, np.int64)), num_classes)

@@ -1,0 +1,170 @@
+"""How an explanation moves when the image does (e2KD, Figure 5): the shift-equivariance curve.
+
+A window of the frame is moved by T pixels along the diagonal, so that its content moves by as much, and the
+explanation of the class that was predicted without a shift is compared with itself on what both windows
+show. A network whose explanation moves along with the content has a curve of ones; one that cuts its input
+into patches of 16 pixels, or that pools with strides, comes back to one at the multiples of those.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.core.errors import ConfigError
+from pipeline.core.seeds import derive_seed
+from pipeline.evaluation.forward import Subject
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.loader import move_batch
+from pipeline.loading.localization import upsample
+from pipeline.models.explainers.bcos_weights import contribution_map, is_bcos_weights
+from pipeline.models.explainers.explain import forward_to_explain
+from pipeline.models.output import ModelOutput
+
+_BATCH = 64
+
+
+@torch.no_grad()
+def shift_curves(
+    subject: Subject, dataset: StoreDataset, *, max_shift: int, records: int
+) -> dict[str, list[float]]:
+    """Mean cosine at each shift of 0 to `max_shift` pixels, by kind of map.
+
+    map            the explanation itself: GradCAM upsampled to the input, or W of a B-cos network
+    contribution   of a B-cos network, the sum over channels of W x
+
+    The windows have the subject's input size and the frame's own pixels: a frame of 256 has room to move a
+    window of 224 by 32. Where a frame has no room, what comes in from outside is black. Pairs of which either
+    map is zero are left out.
+
+    max_shift  >= 1 and below the input's sides
+    records    of the dataset, drawn by a fixed seed; fewer where it has fewer
+    """
+    check_shift("evaluate.max_shift", max_shift, subject.input_size)
+    chosen = _chosen(len(dataset), records)
+    cosines: dict[str, list[Tensor]] = {}
+    for start in range(0, len(chosen), _BATCH):
+        batch = move_batch(dataset.__getitems__(chosen[start : start + _BATCH]), subject.device)
+        for kind, curve in _batch_curves(subject, batch.inputs, max_shift).items():
+            cosines.setdefault(kind, []).append(curve.cpu())
+    return {
+        kind: torch.cat(parts, dim=1).nanmean(dim=1).tolist() for kind, parts in cosines.items()
+    }
+
+
+class Shifted(NamedTuple):
+    """What a network sees in a window and in the moved one."""
+
+    images: Tensor
+    """f32 [2, B, 3, h, w]: unmoved and moved, like `maps`."""
+    maps: Tensor
+    """[2, B, h, w] at the input's resolution, of a B-cos network its contributions."""
+    cosine: Tensor
+    """[B], on what both windows show; nan where either map is zero."""
+
+
+@torch.no_grad()
+def shifted_maps(subject: Subject, frames: Tensor, shift: int, explained: Tensor) -> Shifted:
+    """Frames u8 [B, 3, H, W] in both windows, and the explanations of the given classes [B]."""
+    images = [window(frames, subject.input_size, moved, shift) for moved in (0, shift)]
+    shown = []
+    for seen in images:
+        kinds = _maps(subject, forward_to_explain(subject.model, seen), explained[:, None])
+        shown.append(kinds.get("contribution", kinds["map"]))
+    cosine, valid = overlap_cosine(shown[0], shown[1], shift)
+    return Shifted(
+        torch.stack(images), torch.stack(shown).sum(dim=2), cosine.masked_fill(~valid, float("nan"))
+    )
+
+
+def _batch_curves(subject: Subject, frames: Tensor, max_shift: int) -> dict[str, Tensor]:
+    """Cosines [max_shift + 1, B] by kind of map; nan where a map is zero."""
+    output = forward_to_explain(subject.model, window(frames, subject.input_size, 0, max_shift))
+    explained = output.logits.argmax(dim=1, keepdim=True)
+    unmoved = _maps(subject, output, explained)
+    curves: dict[str, list[Tensor]] = {kind: [] for kind in unmoved}
+    for shift in range(max_shift + 1):
+        images = window(frames, subject.input_size, shift, max_shift)
+        moved = _maps(subject, forward_to_explain(subject.model, images), explained)
+        for kind, maps in moved.items():
+            cosine, valid = overlap_cosine(unmoved[kind], maps, shift)
+            curves[kind].append(cosine.masked_fill(~valid, float("nan")))
+    return {kind: torch.stack(curve) for kind, curve in curves.items()}
+
+
+def window(frames: Tensor, size: tuple[int, int], shift: int, max_shift: int) -> Tensor:
+    """Frames [B, 3, H, W] as seen through a window of (height, width) `size`: f32 [B, 3, h, w] in [0, 1].
+
+    The content of the window moves by `shift` pixels down and to the right. With room for `max_shift` all
+    windows lie in the frame, around its middle; otherwise the unmoved one does.
+    """
+    wide = max(size)  # black on every side, enough for any window
+    black = F.pad(frames, (max_shift, wide, max_shift, wide))
+    corner = _corner((frames.shape[-2], frames.shape[-1]), size, max_shift)
+    top, left = (start + max_shift - shift for start in corner)
+    return black[..., top : top + size[0], left : left + size[1]].float() / 255
+
+
+def window_view(frame: tuple[int, int], size: tuple[int, int], max_shift: int) -> Tensor:
+    """`canonical_from_view` of the unmoved window of (height, width) `size` in a `frame`: f32 [3, 3]."""
+    scales, centres = [], []
+    for full, seen, start in zip(frame, size, _corner(frame, size, max_shift), strict=True):
+        scales.append(seen / full)
+        centres.append((2 * start + seen) / full - 1)
+    return torch.tensor(
+        [[scales[1], 0.0, centres[1]], [0.0, scales[0], centres[0]], [0.0, 0.0, 1.0]]
+    )
+
+
+def _corner(frame: tuple[int, int], size: tuple[int, int], max_shift: int) -> list[int]:
+    """Top and left of the unmoved window."""
+    rooms = [full - seen for full, seen in zip(frame, size, strict=True)]
+    return [(room + max_shift) // 2 if room >= max_shift else max(room, 0) for room in rooms]
+
+
+def overlap_cosine(unmoved: Tensor, moved: Tensor, shift: int) -> tuple[Tensor, Tensor]:
+    """Cosine on what both windows show, and whether neither map is zero there; [B] each.
+
+    unmoved, moved  [B, A, h, w] at the input's resolution
+    """
+    height, width = unmoved.shape[-2:]
+    there = unmoved[..., : height - shift, : width - shift].flatten(1).double()
+    here = moved[..., shift:, shift:].flatten(1).double()
+    valid = there.any(dim=1) & here.any(dim=1)
+    scaled = [
+        maps / maps.abs().amax(dim=1, keepdim=True).clamp(min=1e-300) for maps in (there, here)
+    ]
+    return F.cosine_similarity(scaled[0], scaled[1], dim=1), valid
+
+
+def check_shift(option: str, shift: int, size: tuple[int, int]) -> None:
+    """ConfigError where nothing of an input of (height, width) `size` stays in sight."""
+    if shift >= min(size):
+        raise ConfigError(
+            f"{option}={shift} moves all of the student's input of {size[0]}x{size[1]} pixels away; "
+            "take less than its side"
+        )
+
+
+def _chosen(count: int, records: int) -> list[int]:
+    generator = random.Random(derive_seed(0, "shift"))
+    return sorted(generator.sample(range(count), min(count, records)))
+
+
+def _maps(subject: Subject, output: ModelOutput, explained: Tensor) -> dict[str, Tensor]:
+    """[B, A, h, w] each, at the input's resolution."""
+    maps = subject.maps(output, explained)
+    shown = {"map": maps[:, 0]}
+    if is_bcos_weights(maps):
+        shown["contribution"] = contribution_map(maps, output.features.detach())[:, 0]
+    return {kind: _at_size(values, subject.input_size) for kind, values in shown.items()}
+
+
+def _at_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if maps.shape[-2:] == size:
+        return maps
+    return torch.stack([upsample(channel, size) for channel in maps.unbind(dim=1)], dim=1)

@@ -1,0 +1,115 @@
+"""How far a student says of each superfeature what its teacher says: mean KL(q_m teacher || q_m student) (KED).
+
+q_m = softmax(z_m), each superfeature's own answer. The teacher's are those that its pass has stored.
+Shape letters: B batch, M superfeatures of the level that is compared, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.core.errors import ConfigError
+from pipeline.evaluation.context import Trial
+from pipeline.loading.dataset import StoreDataset, iter_in_order
+from pipeline.loading.geometry import judged_view, view_images
+from pipeline.loading.loader import move_batch
+from pipeline.models.additive.hierarchy import (
+    coarsen,
+    hierarchy_of,
+    pass_hierarchy,
+    require_same_level,
+)
+from pipeline.models.additive.network import AdditiveClassifier
+from pipeline.models.output import Inner
+
+PAYLOAD = "ked_z"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FidelitySum:
+    """Over some records; sums over parts of a split add up."""
+
+    kl: Tensor
+    """f64 [M], in nats."""
+    agreement: Tensor
+    """f64 [M]: records of which both say the same class of that superfeature."""
+    records: int
+
+    @classmethod
+    def of(cls, teacher: Tensor, student: Tensor) -> FidelitySum:
+        """Of superfeature logits [B, M, K], raw or class-centred."""
+        log_p, log_q = (F.log_softmax(logits.double(), dim=2) for logits in (teacher, student))
+        kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=2)
+        same = teacher.argmax(dim=2) == student.argmax(dim=2)
+        return cls(kl=kl.sum(dim=0), agreement=same.double().sum(dim=0), records=len(teacher))
+
+    def __add__(self, other: FidelitySum) -> FidelitySum:
+        return FidelitySum(
+            kl=self.kl + other.kl,
+            agreement=self.agreement + other.agreement,
+            records=self.records + other.records,
+        )
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """number, and kl and agreement as means over records and superfeatures, kl also by superfeature."""
+        kl, agreement = self.kl / self.records, self.agreement / self.records
+        return {
+            "number": len(kl),
+            "kl": float(kl.mean()),
+            "agreement": float(agreement.mean()),
+            "kl_by_superfeature": {str(m): float(value) for m, value in enumerate(kl)},
+        }
+
+
+def check_superfeatures(trial: Trial) -> Mapping[str, str]:
+    """ConfigError unless student and teacher pass have superfeatures in common."""
+    _levels(trial)
+    return {}
+
+
+def judge_superfeatures(trial: Trial) -> dict[str, Any]:
+    """`FidelitySum.metrics` of the split, at the finest level that both have."""
+    number, of_student, of_teacher = _levels(trial)
+    store, rows = trial.store, trial.dataset.rows
+    dataset = StoreDataset(store, rows, trial.dataset.passes[:1], extra=PAYLOAD)
+    total = FidelitySum(kl=torch.zeros(number), agreement=torch.zeros(number), records=0)
+    subject = trial.subject
+    for batch in iter_in_order(dataset, trial.options.batch_size):
+        taught = coarsen(batch.targets[0].extra[PAYLOAD], of_teacher, number)
+        seen = judged_view(
+            move_batch(batch, subject.device), trial.options.frame, subject.input_size
+        )
+        with torch.no_grad():
+            output = subject.model(view_images(seen, subject.input_size), Inner(superfeatures=True))
+        assert output.superfeature_logits is not None
+        own = coarsen(output.superfeature_logits, of_student, number)
+        total = total + FidelitySum.of(taught.cpu(), own.cpu())
+    return total.metrics
+
+
+def _levels(trial: Trial) -> tuple[int, Tensor, Tensor]:
+    """How many superfeatures are compared, and which each of the student's and of the teacher's belongs to."""
+    model = trial.subject.model
+    if not isinstance(model, AdditiveClassifier):
+        raise ConfigError(
+            f"judges=superfeatures asks what a network says of each superfeature, and {type(model.network).__name__} "
+            "has none; it judges students of student=additive"
+        )
+    passes = trial.dataset.passes
+    taught = pass_hierarchy(passes[0]) if passes else None
+    if taught is None:
+        raise ConfigError(
+            "judges=superfeatures compares with a teacher pass that holds superfeatures: run stages.precompute "
+            "teacher=additive with annotate.payloads=[logits,ked_z], and name its pass with store.teacher="
+        )
+    student = hierarchy_of(model.partition)
+    number = min(student.most, taught.most)
+    require_same_level(student, taught, number, passes[0].name)
+    return number, student.coarsening(number), taught.coarsening(number)

@@ -1,0 +1,135 @@
+"""What one network says of a few explained records and of the banks that they are compared with, depth by depth.
+
+Depth 1 is the average of the deepest layer over places, depth 2 that layer at every place, depth 3 the one before.
+A teacher's views are kept in the store, in <store>/artifacts/activations-<fp8>/.
+
+Shape letters: n records, r of them explained, p values of a feature, C channels, h w grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import sha256_keys
+from pipeline.evaluation.context import Trial
+from pipeline.evaluation.evaluators.layers import (
+    POOLED,
+    activations,
+    layer_features,
+    layer_names,
+    pool,
+)
+from pipeline.evaluation.evaluators.probe_set import iter_views
+from pipeline.evaluation.evaluators.teacher_artifact import teacher_artifact
+from pipeline.evaluation.forward import Subject
+from pipeline.store.artifacts import Artifact
+
+_POOLED_DEPTH = 1
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Which records are explained, and against which."""
+
+    positions: NDArray[np.int64]
+    """In the trial's dataset, of all of them, the explained ones first."""
+    explained: int
+    """r."""
+    banks: tuple[NDArray[np.int64], ...]
+    """Places among `positions`."""
+    bank_sha256: tuple[str, ...]
+    """Of each bank's keys in their order."""
+    classes: int = 0
+    """Classes that the banks have; the maps say nothing of others."""
+
+
+@dataclass(frozen=True)
+class NetworkViews:
+    """By depth."""
+
+    features: dict[int, Tensor]
+    """f32 [n, p], of all records."""
+    grids: dict[int, Tensor]
+    """f32 [r, C, h, w], of the explained ones: what lies before the average at depth 1, the layer itself below."""
+
+
+def feature_of(depth: int, grids: Tensor) -> Tensor:
+    """Features [B, p] of activations [B, C, h, w]."""
+    return pool(grids) if depth == _POOLED_DEPTH else grids.flatten(1)
+
+
+def check_depths(option: str, subject: Subject, depths: Sequence[int], title: str) -> None:
+    """ConfigError where the network has no grid of places, or not as many layers.
+
+    title  of the network, for the message
+    """
+    layers = layer_names(subject)
+    if POOLED not in layers:
+        raise ConfigError(
+            f"judges=unicam shows a layer's places, and {title} shows none but its input's; choose another network"
+        )
+    if max(depths) > len(layers):
+        raise ConfigError(
+            f"{option}={list(depths)}: {title} has {len(layers)} depths, which are {', '.join(reversed(layers))}"
+        )
+
+
+@torch.no_grad()
+def ask_network(trial: Trial, subject: Subject, cast: Cast, depths: Sequence[int]) -> NetworkViews:
+    """Asked of the network itself."""
+    features: dict[int, list[Tensor]] = {depth: [] for depth in depths}
+    grids: dict[int, list[Tensor]] = {depth: [] for depth in depths}
+    done = 0
+    for images in iter_views(subject, trial.dataset, cast.positions.tolist(), trial.options):
+        found = activations(subject.model, images)
+        by_layer = list(layer_features(found).values())
+        shown = [*found.values(), list(found.values())[-1]]  # before the average
+        for depth in depths:
+            features[depth].append(by_layer[-depth].cpu())
+            grids[depth].append(shown[-depth][: max(cast.explained - done, 0)].cpu())
+        done += len(images)
+    return NetworkViews(
+        features={depth: torch.cat(parts) for depth, parts in features.items()},
+        grids={depth: torch.cat(parts) for depth, parts in grids.items()},
+    )
+
+
+# ---- the teacher's -------------------------------------------------------------------------------
+
+
+def has_teacher_views(trial: Trial, cast: Cast, depths: Sequence[int]) -> bool:
+    """Whether the store holds the teacher's."""
+    return _artifact(trial, cast, depths).is_there
+
+
+def teacher_views(trial: Trial, cast: Cast, depths: Sequence[int]) -> NetworkViews:
+    """From the store; where they are not there the network is asked, and they are kept."""
+    artifact = _artifact(trial, cast, depths)
+    if not artifact.is_there:
+        views = ask_network(trial, trial.networks.teacher, cast, depths)
+        tensors = {f"features/{depth}": values for depth, values in views.features.items()}
+        tensors |= {f"grids/{depth}": values for depth, values in views.grids.items()}
+        artifact.save(tensors, {"layers": [f"depth{depth}" for depth in depths]})
+        return views
+    _, tensors = artifact.load()
+    return NetworkViews(
+        features={depth: tensors[f"features/{depth}"] for depth in depths},
+        grids={depth: tensors[f"grids/{depth}"] for depth in depths},
+    )
+
+
+def _artifact(trial: Trial, cast: Cast, depths: Sequence[int]) -> Artifact:
+    return teacher_artifact(
+        trial,
+        "activations",
+        keys_sha256=sha256_keys(trial.dataset.keys.take(cast.positions).to_pylist()),
+        explained=cast.explained,
+        depths=list(depths),
+    )

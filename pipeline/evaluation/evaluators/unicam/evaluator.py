@@ -1,0 +1,249 @@
+"""The judge `unicam`: maps of what one network knows beyond another, for a few records of a split (unicam.py).
+
+unicam-<split>.safetensors in the evaluation's folder has, for each <x>_given_<y>/depth<d>,
+
+    objective f32 [r]            J, the mean over banks
+    <reduction>/map f16 [r, h, w]  the mean over banks on x's own grid, signed, divided by its highest absolute value
+    <reduction>/min, max f32 [r]   of the map before that division
+    <reduction>/empty bool [r]     nothing in it is positive
+    <reduction>/reliability f32 [r]  mean cosine of the maps of two banks; nan with one
+
+and in its header the records' keys, the banks' hashes and the networks that were compared. metrics.json has the means.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.config.judges import UnicamOptions, wanted_pairs
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import sha256_keys, write_atomically
+from pipeline.evaluation.context import Trial
+from pipeline.evaluation.evaluators.distance_correlation.estimators import (
+    MIN_RECORDS,
+    label_features,
+)
+from pipeline.evaluation.evaluators.probe_set import (
+    LEAST_OF_A_CLASS,
+    balanced_order,
+    check_probes,
+    class_blocks,
+    hot_labels,
+)
+from pipeline.evaluation.evaluators.unicam.activations import (
+    Cast,
+    NetworkViews,
+    ask_network,
+    check_depths,
+    feature_of,
+    has_teacher_views,
+    teacher_views,
+)
+from pipeline.evaluation.evaluators.unicam.maps import REDUCTIONS, Bank, explain_record, reliability
+
+_JUDGE = "unicam"
+_EMBEDDINGS = (
+    "evaluate.distance_correlation.embeddings of judges=distance_correlation, which needs no bank"
+)
+
+
+def check_unicam(trial: Trial) -> Mapping[str, str]:
+    """Labels, the teacher's activations or the teacher, the baseline and the depths are there."""
+    options = trial.options.unicam
+    check_probes(_JUDGE, trial.dataset, trial.split, MIN_RECORDS * options.banks, _EMBEDDINGS)
+    names = _networks(options)
+    option = f"evaluate.{_JUDGE}.depths"
+    check_depths(option, trial.subject, options.depths, "the student")
+    cast = _cast(trial)
+    if "teacher" in names and not has_teacher_views(trial, cast, options.depths):
+        trial.networks.check_teacher(_JUDGE)
+        check_depths(option, trial.networks.teacher, options.depths, "the teacher")
+    if options.baseline is None:
+        return {}
+    files = trial.networks.check_student(f"evaluate.{_JUDGE}.baseline", options.baseline)
+    baseline = trial.networks.student(options.baseline)
+    check_depths(option, baseline, options.depths, "the baseline")
+    return files
+
+
+def judge_unicam(trial: Trial) -> dict[str, Any]:
+    """Writes the maps; means over the explained records by pair, depth and reduction."""
+    options = trial.options.unicam
+    cast = _cast(trial)
+    views = {name: _views_of(name, trial, cast) for name in _networks(options)}
+    labels = label_features(hot_labels(trial.dataset, cast.positions.tolist()))
+    tensors: dict[str, Tensor] = {}
+    for x, given in wanted_pairs(options.pairs, options.baseline):
+        for depth in options.depths:
+            found = _explain(cast, depth, views[x], views[given], labels, options)
+            tensors |= {f"{x}_given_{given}/depth{depth}/{n}": t for n, t in found.items()}
+    name = f"{_JUDGE}-{trial.split}.safetensors"
+    _write(trial, cast, name, tensors)
+    return {
+        "records": cast.explained,
+        "banks": len(cast.banks),
+        "bank_records": len(cast.banks[0]),
+        "bank_sha256": list(cast.bank_sha256),
+        "classes": cast.classes,
+        "file": name,
+        **_means(tensors),
+    }
+
+
+def _explain(
+    cast: Cast,
+    depth: int,
+    x: NetworkViews,
+    given: NetworkViews,
+    labels: Tensor,
+    options: UnicamOptions,
+) -> dict[str, Tensor]:
+    """The tensors of one pair at one depth."""
+    every = (x.features[depth], given.features[depth], labels)
+    banks = [Bank.of(*(values[bank] for values in every)) for bank in cast.banks]
+    objectives: list[float] = []
+    maps: dict[str, list[list[Tensor]]] = {name: [] for name in options.reductions}
+    for place, activation in enumerate(x.grids[depth]):
+        explained = [
+            explain_record(
+                activation,
+                lambda grids: feature_of(depth, grids),
+                given.features[depth][place],
+                labels[place],
+                _others(bank, members, place),
+            )
+            for bank, members in zip(banks, cast.banks, strict=True)
+        ]
+        objectives.append(float(np.mean([of_bank.objective for of_bank in explained])))
+        for name, of_records in maps.items():
+            reduce = REDUCTIONS[name]
+            of_records.append([reduce(activation, of_bank.gradient) for of_bank in explained])
+    found = {"objective": torch.tensor(objectives)}
+    for name, of_records in maps.items():
+        found |= {f"{name}/{key}": values for key, values in _packed(of_records).items()}
+    return found
+
+
+def _others(bank: Bank, members: NDArray[np.int64], place: int) -> Bank:
+    """The bank without the explained record, where that is one of its members."""
+    own = np.flatnonzero(members == place)
+    return bank.without(int(own[0])) if len(own) else bank
+
+
+def _packed(of_records: list[list[Tensor]]) -> dict[str, Tensor]:
+    """Maps [h, w] of each record against each bank, as the file has them."""
+    means = torch.stack([torch.stack(maps).mean(dim=0) for maps in of_records])
+    low, high = means.amin(dim=(1, 2)), means.amax(dim=(1, 2))
+    scale = torch.maximum(low.abs(), high.abs())
+    unit = means / torch.where(scale > 0, scale, 1.0)[:, None, None]
+    return {
+        "map": unit.half(),
+        "min": low.float(),
+        "max": high.float(),
+        "empty": high <= 0,
+        "reliability": torch.tensor([reliability(maps) for maps in of_records]),
+    }
+
+
+# ---- who and what --------------------------------------------------------------------------------
+
+
+def _networks(options: UnicamOptions) -> list[str]:
+    pairs = wanted_pairs(options.pairs, options.baseline)
+    return list(dict.fromkeys(name for pair in pairs for name in pair))
+
+
+def _cast(trial: Trial) -> Cast:
+    options = trial.options.unicam
+    dataset = trial.dataset
+    explained = balanced_order(dataset, options.seed, _JUDGE, "records")
+    order = balanced_order(dataset, options.seed, _JUDGE, "bank")
+    size = min(options.bank_records, len(order) // options.banks)
+    least = LEAST_OF_A_CLASS * options.banks
+    blocks = class_blocks(dataset, order, [size * options.banks], options.seed, _JUDGE, least=least)
+    if blocks is not None:  # all banks, and the explained records, have the same classes
+        labels = dataset.columns["label"]
+        drawn_labels = labels[np.concatenate([np.empty(0, np.int64), *blocks])]
+        explained, order = (o[np.isin(labels[o], drawn_labels)] for o in (explained, order))
+        size = min(options.bank_records, len(order) // options.banks)
+    if size < MIN_RECORDS:
+        raise ConfigError(
+            f"judges={_JUDGE} has banks of {size} records of several of a class, and {MIN_RECORDS} are the fewest: "
+            f"lower evaluate.{_JUDGE}.banks, or name another of the store's splits in evaluate.splits"
+        )
+    explained = explained[: options.records]
+    drawn = [order[number * size : (number + 1) * size] for number in range(options.banks)]
+    others = np.setdiff1d(np.concatenate(drawn), explained)
+    positions = np.concatenate([explained, others])
+    places = {position: place for place, position in enumerate(positions.tolist())}
+    return Cast(
+        positions=positions,
+        explained=len(explained),
+        banks=tuple(np.array([places[position] for position in bank.tolist()]) for bank in drawn),
+        bank_sha256=tuple(sha256_keys(dataset.keys.take(bank).to_pylist()) for bank in drawn),
+        classes=len(np.unique(dataset.columns["label"][order]))
+        if dataset.label_lists is None
+        else len(trial.store.manifest.classes),
+    )
+
+
+def _views_of(name: str, trial: Trial, cast: Cast) -> NetworkViews:
+    options = trial.options.unicam
+    if name == "teacher":
+        return teacher_views(trial, cast, options.depths)
+    subject = trial.subject
+    if name == "baseline":
+        assert options.baseline is not None
+        subject = trial.networks.student(options.baseline)
+    return ask_network(trial, subject, cast, options.depths)
+
+
+# ---- what is kept --------------------------------------------------------------------------------
+
+
+def _write(trial: Trial, cast: Cast, name: str, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save
+
+    options = trial.options.unicam
+    compared = {"student": trial.fingerprint}
+    teacher = trial.networks.described_teacher
+    if "teacher" in _networks(options):
+        compared["teacher"] = teacher["weights_sha256"]
+    if options.baseline is not None:
+        (compared["baseline"],) = trial.networks.check_student(
+            "baseline", options.baseline
+        ).values()
+    described = {
+        "keys": trial.dataset.keys.take(cast.positions[: cast.explained]).to_pylist(),
+        "bank_sha256": list(cast.bank_sha256),
+        "networks": compared,
+        "frame": trial.options.frame,
+    }
+    header = {key: json.dumps(value) for key, value in described.items()}
+    contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    write_atomically(trial.folder / name, save(contiguous, metadata=header))
+
+
+def _means(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """objective, empty_fraction, reliability and reliability_min: pair -> depth -> (reduction ->) value."""
+    means: dict[str, Any] = {}
+    for path, values in tensors.items():
+        pair, depth, *rest = path.split("/")
+        if rest == ["objective"]:
+            means.setdefault("objective", {}).setdefault(pair, {})[depth] = float(values.mean())
+        elif rest[-1] == "empty":
+            place = means.setdefault("empty_fraction", {}).setdefault(pair, {})
+            place.setdefault(depth, {})[rest[0]] = float(values.float().mean())
+        elif rest[-1] == "reliability" and not values.isnan().all():
+            known = values[~values.isnan()]
+            for name, value in (("reliability", known.mean()), ("reliability_min", known.min())):
+                place = means.setdefault(name, {}).setdefault(pair, {})
+                place.setdefault(depth, {})[rest[0]] = float(value)
+    return means

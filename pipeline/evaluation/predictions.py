@@ -1,0 +1,107 @@
+"""What judging finds record by record, and the metrics that it makes.
+
+Shape letters: n records, K classes, E classes of the record that has most, P classes explained by the teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.evaluation.agreement import label_scores, teacher_scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Records, judged; every tensor on the CPU."""
+
+    keys: tuple[str, ...]
+    logits: Tensor
+    """[n, K]."""
+    labels: Tensor
+    groups: Tensor
+    epg: Tensor
+    """[n, E], of a record's own classes (labels.classes_of); nan where it has no such class or no region."""
+    iou: Tensor
+    """As `epg`."""
+    teacher_logits: Tensor | None = None
+    explained_class: Tensor | None = None
+    """i64 [n, P]; NO_CLASS pads. None, as all below, where there are no stored maps."""
+    teacher_epg: Tensor | None = None
+    """[n, P], of the stored maps; of one label a record the first, whatever class it explains, of many each that
+    explains one of them. nan elsewhere, and where there is no region."""
+    map_cosine: Tensor | None = None
+    """[n, P], of the network's maps with the stored ones of the same class; nan where invalid. None where the
+    two are not comparable."""
+
+
+def join(parts: Sequence[Judged]) -> Judged:
+    """All batches as one."""
+    return Judged(
+        keys=tuple(key for part in parts for key in part.keys),
+        logits=torch.cat([part.logits for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+        groups=torch.cat([part.groups for part in parts]),
+        epg=_padded([part.epg for part in parts]),
+        iou=_padded([part.iou for part in parts]),
+        teacher_logits=_all([part.teacher_logits for part in parts]),
+        explained_class=_all([part.explained_class for part in parts]),
+        teacher_epg=_all([part.teacher_epg for part in parts]),
+        map_cosine=_all([part.map_cosine for part in parts]),
+    )
+
+
+def metrics_of(
+    judged: Judged, group_sets: Mapping[str, Sequence[int]] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Both of the below."""
+    return {
+        "records": len(judged.keys),
+        **label_metrics(judged, group_sets),
+        **localization_metrics(judged),
+    }
+
+
+def label_metrics(
+    judged: Judged, group_sets: Mapping[str, Sequence[int]] = MappingProxyType({})
+) -> dict[str, Any]:
+    """How right, and how close to the teacher: means over the records, fractions in [0, 1].
+
+    group_sets  of EvaluateOptions
+    """
+    logits, labels, groups = judged.logits, judged.labels, judged.groups
+    metrics = label_scores(logits, labels, groups, group_sets)
+    if judged.teacher_logits is not None:
+        metrics |= teacher_scores(logits, judged.teacher_logits, labels, groups, group_sets)
+    return metrics
+
+
+def localization_metrics(judged: Judged) -> dict[str, Any]:
+    """Where it looks: means over every place where there is a value, fractions in [0, 1]."""
+    metrics: dict[str, Any] = {}
+    places = {"epg": judged.epg, "iou": judged.iou, "teacher_epg": judged.teacher_epg}
+    for name, values in places.items():
+        if values is not None and not values.isnan().all():
+            metrics[name] = float(values.double().nanmean())
+    if judged.map_cosine is not None and judged.explained_class is not None:
+        cosines = judged.map_cosine[judged.explained_class >= 0].double()
+        metrics["map_cosine"] = float(cosines.nanmean())
+        metrics["valid_map_fraction"] = float((~cosines.isnan()).double().mean())
+    return metrics
+
+
+def _all(parts: Sequence[Tensor | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if there else None
+
+
+def _padded(parts: Sequence[Tensor]) -> Tensor:
+    """[n, E] of parts that know fewer places each."""
+    most = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part, (0, most - part.shape[1]), value=float("nan")) for part in parts])

@@ -1,0 +1,225 @@
+"""One homography per record, applied to its image and to each of its maps in one warp each.
+
+Coordinates are normalised: -1 and 1 are the outer edges of the pixel grid (align_corners=False), so
+one matrix serves every resolution. A view is stored as `canonical_from_view`, the direction in which
+pixels are fetched: nothing is inverted later, and a replayed view is the same bit for bit.
+Homographies compose right to left: map_from_view = map_from_canonical @ canonical_from_view.
+
+Operations on pixels do not belong here (appearance.py); they come after the warp, and encoding (Normalize,
+AddInverse) comes last, because the zeros outside the frame do not commute with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.core.records import Batch, StoredTargets, Targets
+from pipeline.loading.pixels import change_pixels
+
+CENTER_CROP_FRACTION = 0.875
+"""Of the shorter side: the 224 of 256 pixels that classifiers are judged on."""
+
+_FINE_GRID = 56
+"""Coverage is measured on a grid at least this fine; a 7x7 cell may lie partly outside."""
+
+
+# ---- warping -------------------------------------------------------------------------------------
+
+
+def fetch_points(source_from_view: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Where each cell centre of a view of (height, width) `size` lies in the source.
+
+    source_from_view  [B, 3, 3]
+    returns x and y, each [B, height, width], normalised
+    """
+    y, x = (
+        (2 * torch.arange(n, device=source_from_view.device).to(source_from_view) + 1) / n - 1
+        for n in size
+    )
+    h = source_from_view[:, :, :, None, None]
+    # Elementwise, not a matrix product: the result must not depend on the rest of the batch.
+    xs, ys, ws = (h[:, row, 0] * x + h[:, row, 1] * y[:, None] + h[:, row, 2] for row in range(3))
+    return xs / ws, ys / ws
+
+
+def warp(source: Tensor, source_from_view: Tensor, size: tuple[int, int]) -> Tensor:
+    """Fetch `source` bilinearly into views; the share of a cell that lies outside counts as 0.
+
+    source            [B, C, h, w], any dtype; integers and halves are promoted to float32
+    source_from_view  [B, 3, 3]
+    size              (height, width) of the views
+    returns           [B, C, height, width] float32 or float64
+
+    One rule for images and maps: on crops it equals clamping at the border, on rotations zero fill.
+    """
+    # In half precision the grid itself would be up to half a pixel wrong.
+    source = source.to(torch.promote_types(source.dtype, torch.float32))
+    source_from_view = source_from_view.to(source.dtype)
+    x, y = fetch_points(source_from_view, size)
+    grid = torch.stack([x, y], dim=-1)
+    fetched = F.grid_sample(source, grid, padding_mode="border", align_corners=False)
+    finer = max(1, _FINE_GRID // min(size))
+    if finer > 1:
+        x, y = fetch_points(source_from_view, (size[0] * finer, size[1] * finer))
+    # Rounding may put an edge point a hair outside; such a point is on the frame.
+    inside = (torch.maximum(x.abs(), y.abs()) <= 1 + 1e-6).to(source.dtype)[:, None]
+    coverage = F.avg_pool2d(inside, finer) if finer > 1 else inside
+    warped: Tensor = fetched * coverage
+    return warped
+
+
+def center_crop(heights: Tensor, widths: Tensor, fraction: float) -> Tensor:
+    """`canonical_from_crop` of the field's centre crop: `fraction` of the shorter side, square.
+
+    heights, widths  [B] of the original images, whose proportions the canonical frame has not
+    returns          f32 [B, 3, 3]: diag(f m / W0, f m / H0, 1) with m = min(H0, W0)
+    """
+    side = fraction * torch.minimum(heights, widths)
+    scales = torch.stack([side / widths, side / heights, torch.ones_like(side)], dim=-1)
+    return torch.diag_embed(scales.float())
+
+
+def downscale(
+    source_from_view: Tensor, source_size: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """Source pixels per view pixel along the worse axis, [B]; above about 1.2 a bilinear fetch aliases.
+
+    Reads the affine part of the matrix only.
+    """
+    source_pixels = source_from_view.new_tensor([source_size[1], source_size[0]])[:, None]
+    view_pixels = source_from_view.new_tensor([size[1], size[0]])
+    scaled = source_from_view[:, :2, :2] * source_pixels / view_pixels
+    norms: Tensor = torch.linalg.matrix_norm(scaled, ord=2)
+    return norms
+
+
+# ---- a batch as the student sees it --------------------------------------------------------------
+
+
+def judged_view(batch: Batch, frame: str, size: tuple[int, int]) -> Batch:
+    """The batch under the one view in which it is judged at (height, width) `size`.
+
+    frame  evaluate.frame: "full", "center_crop", or "auto": full where the frame has that size already; of a table
+           it means nothing
+    """
+    if batch.is_table or frame == "full" or (frame == "auto" and batch.inputs.shape[-2:] == size):
+        return batch
+    heights, widths = batch.original_size.unbind(dim=1)
+    return replace(batch, canonical_from_view=center_crop(heights, widths, CENTER_CROP_FRACTION))
+
+
+def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
+    """The batch's frames in the student's view: f32 [B, 3, height, width] in [0, 1]; rows of a table as they are.
+
+    With the batch's own `appearance`, so that whoever looks at it at any size sees the same images.
+    """
+    if batch.is_table:
+        return batch.inputs
+    if batch.canonical_from_view is None and batch.inputs.shape[-2:] == size:
+        images = batch.inputs.float() / 255
+    else:
+        images = warp(batch.inputs, canonical_from_view(batch), size) / 255
+    return images if batch.appearance is None else change_pixels(images, batch.appearance)
+
+
+def view_targets(
+    batch: Batch, grid: tuple[int, int], map_control: str = "none", *, with_maps: bool = True
+) -> tuple[Targets, ...]:
+    """Every teacher's stored targets, its maps warped straight to the student's (h, w) `grid`.
+
+    Extra fields are warped on their own grids, as the loss pools the finer side of each pair.
+
+    map_control  "shuffled" gives each record the map of its neighbour in the batch, "unaugmented"
+                 leaves the map where it was while the image moves: both must lose what maps teach
+    with_maps    False leaves the maps out, where the loss does not need them
+    """
+    return tuple(
+        _view_maps(batch, stored, grid, map_control)
+        if with_maps and stored.maps is not None
+        else Targets(
+            teacher=stored.teacher,
+            logits=stored.logits,
+            explained_class=stored.explained_class,
+            extra=_view_extra(batch, stored),
+        )
+        for stored in batch.targets
+    )
+
+
+def _view_maps(
+    batch: Batch, stored: StoredTargets, grid: tuple[int, int], map_control: str
+) -> Targets:
+    assert stored.explained_class is not None
+    maps = view_maps(batch, stored, grid, moved=map_control != "unaugmented")
+    if map_control == "shuffled":
+        maps = neighbour_maps(maps, stored.explained_class)
+    return Targets(
+        teacher=stored.teacher,
+        logits=stored.logits,
+        explained_class=stored.explained_class,
+        maps=maps,
+        map_valid=maps.flatten(2).any(dim=2) & (stored.explained_class >= 0),
+        extra=_view_extra(batch, stored),
+    )
+
+
+def _view_extra(batch: Batch, stored: StoredTargets) -> dict[str, Tensor]:
+    """A teacher's extra fields in the batch's view, each on its own grid."""
+    if stored.map_from_canonical is None or not stored.extra_is_spatial:
+        return stored.extra
+    source_from_view = stored.map_from_canonical @ canonical_from_view(batch)
+    viewed = {}
+    for name, values in stored.extra.items():
+        h, w = values.shape[-2:]
+        viewed[name] = warp(values.view(len(values), -1, h, w), source_from_view, (h, w)).view_as(
+            values
+        )
+    return viewed
+
+
+def view_maps(
+    batch: Batch, stored: StoredTargets, grid: tuple[int, int], *, moved: bool = True
+) -> Tensor:
+    """A teacher's maps in the batch's view on an (h, w) `grid`: f32 [B, E, A, h, w].
+
+    moved  False leaves them in the canonical frame, whatever the view
+    """
+    assert stored.maps is not None
+    if stored.map_from_canonical is None:
+        return place_on_grid(stored.maps, grid)
+    map_from_view = stored.map_from_canonical
+    if moved:
+        map_from_view = map_from_view @ canonical_from_view(batch)
+    maps = warp(stored.maps.flatten(1, 2), map_from_view, grid)
+    return maps.view(*stored.maps.shape[:3], *grid)
+
+
+def neighbour_maps(maps: Tensor, explained_class: Tensor) -> Tensor:
+    """For each record the maps of the one before it in the batch, again from the first where it has fewer.
+
+    maps             [B, E, A, h, w]
+    explained_class  i64 [B, E]; NO_CLASS after the last one
+    """
+    count = (explained_class >= 0).sum(dim=1).roll(1).clamp(min=1)
+    place = torch.arange(maps.shape[1], device=maps.device) % count[:, None]
+    return maps.roll(1, dims=0).take_along_dim(place[:, :, None, None, None], dim=1)
+
+
+def place_on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Maps [B, E, A, h, w] fetched at the cell centres of another (h, w) grid of the same view."""
+    if maps.shape[-2:] == grid:
+        return maps
+    whole = torch.eye(3, device=maps.device).expand(len(maps), 3, 3)
+    return warp(maps.flatten(1, 2), whole, grid).view(*maps.shape[:3], *grid)
+
+
+def canonical_from_view(batch: Batch) -> Tensor:
+    """The batch's matrices, f32 [B, 3, 3]; the identity where nothing moves."""
+    if batch.canonical_from_view is not None:
+        return batch.canonical_from_view
+    identity = torch.eye(3, device=batch.inputs.device)
+    return identity.expand(len(batch.inputs), 3, 3)

@@ -1,0 +1,104 @@
+"""From a store to batches: an order that is decided elsewhere (order.py), with its views, on the training device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader
+
+from pipeline.core.records import Batch, StoredTargets
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.pixels import AppearanceSchedule
+from pipeline.loading.sampler import EpochOrder, GlobalBatches, ReplayBatches
+from pipeline.loading.views import ViewSchedule
+
+
+class TrainingStream:
+    """An epoch's batches with their views, from any step on."""
+
+    def __init__(
+        self,
+        dataset: StoreDataset,
+        views: ViewSchedule | None,
+        appearance: AppearanceSchedule | None = None,
+        *,
+        batch_size: int,
+        seed: int,
+        loader_processes: int = 0,
+        views_per_step: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """views           None replays those that the dataset's passes have stored, as they are
+        appearance      None leaves pixels as the warp gives them
+        views_per_step  of one record, where they are replayed
+        """
+        order = EpochOrder(dataset.shard, seed)
+        ranks = {"rank": rank, "world_size": world_size}
+        self.batches: GlobalBatches | ReplayBatches = (
+            GlobalBatches(order, batch_size, **ranks)
+            if views is not None
+            else ReplayBatches(
+                order, batch_size, dataset.passes[0].num_views, views_per_step, **ranks
+            )
+        )
+        self.views = views
+        self.appearance = appearance
+        self.aspects = dataset.aspects
+        self.loader: DataLoader[Batch] = DataLoader(
+            dataset,
+            batch_sampler=cast("Any", self.batches),
+            collate_fn=cast("Any", _same),
+            num_workers=loader_processes,
+            # A forked process that inherits zarr's event loop can hang.
+            multiprocessing_context="spawn" if loader_processes else None,
+            persistent_workers=loader_processes > 0,
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of an epoch, the same on every rank."""
+        return self.batches.num_steps
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Batches of the epoch's steps from `first_step` on."""
+        self.batches.set_position(epoch, first_step)
+        for step, batch in enumerate(self.loader, start=first_step):
+            if self.views is None:
+                yield batch
+                continue
+            start = self.batches.first_position(step)
+            aspects = self.aspects[batch.record_index]
+            batch = replace(batch, canonical_from_view=self.views.views(epoch, start, aspects))
+            if self.appearance is not None:
+                drawn = self.appearance.appearance(epoch, step, start, len(batch.keys))
+                batch = replace(batch, appearance=drawn)
+            yield batch
+
+
+def _same(batch: Batch) -> Batch:
+    return batch
+
+
+def move_batch(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`; keys and boxes stay."""
+    if device == batch.inputs.device:
+        return batch
+    moved: Batch = _move(batch, device)
+    return moved
+
+
+def _move(value: Any, device: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        # From pageable memory the copy would wait for the device whatever is asked for.
+        source = value.pin_memory() if device.type == "cuda" else value
+        return source.to(device, non_blocking=True)
+    if isinstance(value, (Batch, StoredTargets)):
+        names = value.__dataclass_fields__
+        return type(value)(**{name: _move(getattr(value, name), device) for name in names})
+    if isinstance(value, dict):
+        return {name: _move(member, device) for name, member in value.items()}
+    return tuple(_move(member, device) for member in value) if isinstance(value, tuple) else value

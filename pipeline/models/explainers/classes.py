@@ -1,0 +1,98 @@
+"""Which classes of a record a teacher explains (`explainer.explained_classes`), stored or live.
+
+Every choice depends on the record alone: its logits, its labels, its key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.config.models import ExplainerConfig
+from pipeline.core.errors import require
+from pipeline.core.labels import multi_hot
+from pipeline.core.records import NO_CLASS
+from pipeline.core.seeds import derive_seed
+from pipeline.store.index import most_labels
+from pipeline.store.reader import Store
+
+ClassChoice = Callable[[Any, Tensor, Tensor, Sequence[str]], Tensor]
+"""(explainer config, logits [B, K], labels as of Batch, keys) -> i64 [B, E], NO_CLASS after the last one."""
+
+
+def explained_classes(
+    config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Sequence[str]
+) -> Tensor:
+    """The classes that a teacher with these logits [B, K] explains: i64 [B, E], NO_CLASS after the last one.
+
+    Of several the one with the highest logit comes first; a record without labels has none of its own to
+    explain. Nothing waits for the device.
+    """
+    return CLASS_CHOICES[config.explained_classes](config, logits.detach(), labels, keys)
+
+
+def _top1(config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
+    return logits.argmax(dim=1, keepdim=True)
+
+
+def _topk(config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
+    return logits.sort(dim=1, descending=True, stable=True).indices[:, : config.max_classes]
+
+
+def _all_gt(config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Sequence[str]) -> Tensor:
+    own = multi_hot(labels, logits.shape[1]) > 0
+    scores = logits.masked_fill(~own, -torch.inf)
+    highest, classes = scores.sort(dim=1, descending=True, stable=True)
+    return classes.masked_fill(highest == -torch.inf, NO_CLASS)[:, : config.max_classes]
+
+
+def _sample_gt(
+    config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Sequence[str]
+) -> Tensor:
+    own = multi_hot(labels, logits.shape[1]) > 0
+    count = own.sum(dim=1)
+    seeds = torch.tensor([derive_seed(config.seed, "explained class", key) for key in keys])
+    if logits.is_cuda:
+        seeds = seeds.pin_memory()  # from pageable memory the copy would wait for the device
+    drawn = seeds.to(logits.device, non_blocking=True) % count.clamp(min=1)
+    chosen = own & (own.cumsum(dim=1) == drawn[:, None] + 1)
+    return torch.where(count > 0, chosen.byte().argmax(dim=1), NO_CLASS)[:, None]
+
+
+CLASS_CHOICES: dict[str, ClassChoice] = {
+    "top1": _top1,
+    "topk": _topk,
+    "all_gt": _all_gt,
+    "sample_gt": _sample_gt,
+}
+
+
+def fit_explainer(config: ExplainerConfig, store: Store, num_classes: int) -> ExplainerConfig:
+    """The options with E filled in, for a teacher of `num_classes` outputs that looks at a store's records.
+
+    Raises ConfigError where the store cannot say what is asked for.
+    """
+    chosen = f"explainer.explained_classes={config.explained_classes}"
+    if config.explained_classes in ("all_gt", "sample_gt"):
+        classes = len(store.manifest.classes)
+        require(
+            num_classes == classes,
+            f"{chosen} reads labels, and the teacher's {num_classes} classes are not the {classes} of the data; "
+            "set explainer.explained_classes=top1",
+        )
+        most = most_labels(store.index)
+        require(
+            most > 0,
+            f"{chosen} reads labels, and {store.path} has none; set explainer.explained_classes=top1",
+        )
+        if config.explained_classes == "all_gt" and config.max_classes is None:
+            return replace(config, max_classes=min(most, num_classes))
+    require(
+        config.max_classes is None or config.max_classes <= num_classes,
+        f"explainer.max_classes={config.max_classes}, but the teacher has {num_classes} classes; set at most that",
+    )
+    return config

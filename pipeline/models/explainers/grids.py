@@ -1,0 +1,56 @@
+"""Whether explanations have cells enough to say where a network looks."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from pipeline.core.errors import ConfigError
+from pipeline.models.classifier import Classifier
+
+logger = logging.getLogger("permafrost.explainers")
+
+Grid = tuple[int, int]
+"""(rows, columns)."""
+
+_MOST_TIMES_COARSER = 4
+
+
+@torch.no_grad()
+def map_grid(model: Classifier, input_size: Grid) -> Grid:
+    """The grid of a network's explanations of images of (height, width) `input_size`.
+
+    That of its features for GradCAM, that of the input for the weights of a B-cos network.
+    """
+    if model.explainer != "gradcam":
+        return input_size
+    was_training = model.training
+    device = next(model.parameters()).device
+    features = model.eval()(torch.zeros(1, 3, *input_size, device=device)).features
+    model.train(was_training)
+    return features.shape[-2], features.shape[-1]
+
+
+def require_places(grid: Grid, input_size: Grid, whose: str, way_out: str) -> None:
+    """ConfigError for a grid of one cell, which is the same map wherever a network looks.
+
+    whose, way_out  for the message
+    """
+    if max(grid) == 1:
+        raise ConfigError(
+            f"{whose} are a grid of 1x1 cells on images of {input_size[0]}x{input_size[1]} pixels, and one cell "
+            f"cannot say where anything is: {way_out}, or leave explanations out with method.lambda_map=0"
+        )
+
+
+def warn_of_coarse_grid(student: Grid, teacher: Grid) -> None:
+    """Log a warning where one grid is more than four times coarser than the other."""
+    ratios = [a / b for a, b in zip(student, teacher, strict=True)]
+    if max(*ratios, *(1 / ratio for ratio in ratios)) > _MOST_TIMES_COARSER:
+        logger.warning(
+            "explanations of the student are a grid of %dx%d cells, the teacher's of %dx%d: the coarser one decides "
+            "how much the student can learn from them; see augment.size and the networks' strides",
+            *student,
+            *teacher,
+        )

@@ -1,0 +1,90 @@
+"""A network's identity: architecture, weights and preprocessing, as manifests and fingerprints name it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.models import ModelConfig, is_published
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import sha256_file
+
+
+def describe_teacher(
+    config: ModelConfig,
+    num_classes: int,
+    precision: str = "float32",
+    section: str = "teacher",
+) -> dict[str, Any]:
+    """The teacher as its pass's manifest names it; `precision` is that of its forward pass.
+
+    section  of the options that name it, for messages
+    """
+    from pipeline.models.providers import (
+        RANDOM,
+        model_normalisation,
+        name_weights,
+        published,
+        teacher_input_size,
+    )
+
+    if config.weights is None:
+        raise ConfigError(
+            f"{section}.weights is not set; a teacher that was never trained has nothing to teach: train one "
+            f"with stages.teach and give its model.safetensors, or write {section}.weights=random if you mean it"
+        )
+    config = name_weights(config)
+    assert config.weights is not None
+    classes = config.classes or num_classes
+    source = published(config) if is_published(config.weights) else None
+    if source is not None and source.classes != classes:
+        raise ConfigError(
+            f"{section}.weights={config.weights} has {source.classes} outputs where {classes} are wanted, and a fresh "
+            f"head has nothing to teach: set {section}.classes={source.classes}, or give weights for your classes"
+        )
+    if config.weights == RANDOM or is_published(config.weights):
+        weights_sha256 = _sha256_weights(config, num_classes)
+    else:
+        path = Path(config.weights)
+        if not path.is_file():
+            raise ConfigError(
+                f"{section}.weights={path} does not exist; train the teacher with stages.teach, or correct the path"
+            )
+        weights_sha256 = sha256_file(path)
+    elsewhere: tuple[str, ...] = (
+        *("weights", "sha256", "license", "classes", "mean", "std", "input_size", "frame"),
+    )
+    if config.kind == "additive":  # its weights hold the partition, wherever that came from
+        elsewhere += ("partition", "partition_control", "partition_seed")
+    younger = ("patch", "depth")  # than the first fingerprints, which stay as they were
+    options = {
+        name: value
+        for name, value in asdict(config).items()
+        if name not in elsewhere and not (name in younger and value is None)
+    }
+    mean, std = model_normalisation(config)
+    preprocessing = {"mean": mean, "std": std, "input_size": teacher_input_size(config)}
+    if options.get("columns") is not None:  # of a table, whose moments its weights hold
+        preprocessing = {}
+    return {
+        "architecture": options,
+        "weights_sha256": weights_sha256,
+        **({"weights": config.weights} if source is not None else {}),
+        "classes": classes,
+        "preprocessing": preprocessing,
+        "frame": config.frame,
+        "dtype": precision,
+    }
+
+
+def _sha256_weights(config: ModelConfig, num_classes: int) -> str:
+    """Of the built network's state dict: names, types, shapes and bytes."""
+    from pipeline.models.providers import build_model
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(build_model(config, num_classes).network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

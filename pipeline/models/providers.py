@@ -1,0 +1,197 @@
+"""Networks by provider. Every model takes images in [0, 1] and gives (logits, features)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from pipeline.config.models import (
+    PRETRAINED,
+    AdditiveModelConfig,
+    BcosModelConfig,
+    CifarModelConfig,
+    ModelConfig,
+    TimmModelConfig,
+    TorchvisionModelConfig,
+    is_published,
+)
+from pipeline.core.errors import ConfigError
+from pipeline.core.seeds import derive_seed
+from pipeline.models.additive.network import AdditiveClassifier, build_additive
+from pipeline.models.bcos.classifier import BcosClassifier, build_bcos
+from pipeline.models.cifar import CifarResNet
+from pipeline.models.classifier import Classifier, Published
+from pipeline.models.weights import _require_digest, load_weights
+
+RANDOM = "random"
+"""As weights: an untrained network, the same one in every process."""
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+AnyConfig = TypeVar("AnyConfig", bound="ModelConfig")
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Where networks come from."""
+
+    build: Callable[[Any, int], Classifier]
+    """Config and number of outputs -> the network, published or freshly initialised."""
+    published: Callable[[Any], Published | None]
+    """What is published for the network that a config names; None where nothing is."""
+
+
+# ---- providers -----------------------------------------------------------------------------------
+
+
+def _cifar(config: CifarModelConfig, outputs: int) -> Classifier:
+    if is_published(config.weights):
+        raise ConfigError(
+            f"weights={config.weights}: nothing is published for kind cifar; give a file, for example one of "
+            "akamaster/pytorch_resnet_cifar10"
+        )
+    return CifarResNet(config, outputs)
+
+
+# torchvision and timm take seconds to import, so each is imported by its own networks only.
+
+
+def _torchvision(config: TorchvisionModelConfig, outputs: int) -> Classifier:
+    from pipeline.models.torchvision import build_torchvision
+
+    return build_torchvision(config, outputs)
+
+
+def _published_torchvision(config: TorchvisionModelConfig) -> Published:
+    from pipeline.models.torchvision import published_torchvision
+
+    return published_torchvision(config)
+
+
+def _timm(config: TimmModelConfig, outputs: int) -> Classifier:
+    from pipeline.models.timm import build_timm
+
+    return build_timm(config, outputs)
+
+
+def _published_timm(config: TimmModelConfig) -> Published:
+    from pipeline.models.timm import published_timm
+
+    return published_timm(config)
+
+
+def _bcos(config: BcosModelConfig, outputs: int) -> BcosClassifier:
+    return build_bcos(config, outputs)
+
+
+def _published_bcos(config: BcosModelConfig) -> Published:
+    """Those of B-cos v2, which a user fetches; pixels enter as they are."""
+    return Published(
+        name="v2",
+        classes=1000,
+        input_size=224,
+        fixed_size=False,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+
+
+def _additive(config: AdditiveModelConfig, outputs: int) -> AdditiveClassifier:
+    return build_additive(config, outputs)
+
+
+PROVIDERS: dict[str, Provider] = {
+    "cifar": Provider(_cifar, lambda config: None),
+    "torchvision": Provider(_torchvision, _published_torchvision),
+    "timm": Provider(_timm, _published_timm),
+    "bcos": Provider(_bcos, _published_bcos),
+    "additive": Provider(_additive, lambda config: None),
+}
+
+
+# ---- building ------------------------------------------------------------------------------------
+
+
+def build_model(
+    config: ModelConfig, num_classes: int, *, may_replace_head: bool = False
+) -> Classifier:
+    """The network with the weights that the config names, on the CPU.
+
+    num_classes       outputs, unless the config sets its own `classes`
+    may_replace_head  of a network that will be trained: where a file's last layer has another number of
+                      outputs, the network's own stays as it was drawn
+    """
+    build = PROVIDERS[config.kind].build
+    outputs = config.classes or num_classes
+    if config.weights == RANDOM:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive_seed(0, "random weights", config.name))
+            return _without_blank_layers(build(config, outputs))
+    model = build(config, outputs)
+    if config.weights is not None and not is_published(config.weights):
+        path = Path(config.weights)
+        if config.sha256 is not None:
+            _require_digest(path, config.sha256)
+        load_weights(model, path, new_outputs=outputs if may_replace_head else None)
+    return model
+
+
+def _without_blank_layers(model: Classifier) -> Classifier:
+    """Draw the layers that start at zero (torchvision's ViT head): through them nothing is explained."""
+    for module in model.network.modules():
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            nn.init.trunc_normal_(module.weight, std=0.02)
+    return model
+
+
+def name_weights(config: AnyConfig) -> AnyConfig:
+    """The config with the exact name of published weights, which a provider's default may change.
+
+    `pretrained` becomes `pretrained:IMAGENET1K_V2`, or whatever the provider's default is called today.
+    """
+    if config.weights is None or config.weights.rstrip(":") != PRETRAINED:
+        return config
+    source = published(config)
+    if source is None or ":" in config.name:  # a hub's name, or a folder's, says which
+        return config
+    return config if not source.name else replace(config, weights=f"{PRETRAINED}:{source.name}")
+
+
+def freeze(model: AnyModule) -> AnyModule:
+    """The model in eval mode, with no parameter that could be trained."""
+    return model.eval().requires_grad_(False)
+
+
+def published(config: ModelConfig) -> Published | None:
+    """What the provider says about its own weights for this network; None where it has none."""
+    return PROVIDERS[config.kind].published(config)
+
+
+def teacher_input_size(config: ModelConfig) -> int | None:
+    """Side in pixels of the images that a teacher takes; None for the store's frame as it is.
+
+    That of the published weights where they are used, and the only one that a network takes.
+    """
+    if config.input_size is not None:
+        return config.input_size
+    source = published(config)
+    if source is not None and (is_published(config.weights) or source.fixed_size):
+        return source.input_size
+    return None
+
+
+def model_normalisation(config: ModelConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by channel: the config's, or the model's own where it has none."""
+    if config.mean is not None and config.std is not None:
+        return config.mean, config.std
+    source = published(config)
+    if source is None:
+        raise ConfigError(f"mean and std of kind {config.kind} have no default; set both")
+    return source.mean, source.std
+
+
+# ---- weights -------------------------------------------------------------------------------------

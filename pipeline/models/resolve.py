@@ -1,0 +1,156 @@
+"""What a store decides about a verb's options: how many columns a network has, and what rows of a table have none of.
+
+Rows go through the same stages as images. They have no views, so nothing moves them, and no places, so nothing maps
+them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from pipeline.config.models import AdditiveModelConfig, NoModelConfig, is_published
+from pipeline.core.errors import require
+
+if TYPE_CHECKING:
+    from pipeline.config.augment import AugmentConfig
+    from pipeline.config.distilling import DistillConfig
+    from pipeline.config.models import ModelConfig
+    from pipeline.config.verbs import PrecomputeConfig, TeachConfig
+    from pipeline.store.reader import Store
+
+METHODS = ("labels", "kd", "ked")
+"""That need no place."""
+PAYLOADS = ("logits", "ked_z")
+"""Likewise."""
+
+AnyModelConfig = TypeVar("AnyModelConfig", bound="ModelConfig | NoModelConfig")
+
+
+def fit_precompute(config: PrecomputeConfig, store: Store) -> PrecomputeConfig:
+    """The options for this store; ConfigError where they do not fit it."""
+    if store.is_table:
+        spatial = [name for name in config.annotate.payloads if name not in PAYLOADS]
+        require(
+            not spatial,
+            f"annotate.payloads names {', '.join(spatial)}, which say where in an image, and {_holds(store)}: set "
+            "annotate.payloads=[logits], or [logits,ked_z] of a teacher with superfeatures",
+        )
+        require(
+            config.views.kind == "canonical",
+            f"views={config.views.kind} moves images, and {_holds(store)}: set views=canonical",
+        )
+    return replace(config, teacher=fit_network(config.teacher, store, "teacher"))
+
+
+def fit_teach(config: TeachConfig, store: Store) -> TeachConfig:
+    """The options for this store; ConfigError where they do not fit it."""
+    if store.is_table:
+        require(
+            config.teaching.kind != "guided",
+            f"teaching=guided teaches where objects are in an image, and {_holds(store)}: set teaching=labels",
+        )
+        _refuse_views(config.teaching.augment, store, "teaching.augment")
+        _refuse_layout(config.teaching.trainer.channels_last, store, "teaching.trainer")
+    return replace(
+        config,
+        teacher=fit_network(config.teacher, store, "teacher"),
+        black_box=fit_network(config.black_box, store, "black_box")
+        if config.asks_black_box
+        else config.black_box,
+    )
+
+
+def fit_distill(config: DistillConfig, store: Store) -> DistillConfig:
+    """The options for this store; ConfigError where they do not fit it."""
+    if store.is_table:
+        require(
+            config.method.kind in METHODS,
+            f"method={config.method.kind} compares places of an image, and {_holds(store)}: choose one of "
+            f"method={', '.join(METHODS)}",
+        )
+        require(
+            config.mode != "replay",
+            f"mode=replay shows stored views of an image, and {_holds(store)}: set mode=frozen, or mode=live",
+        )
+        _refuse_views(config.augment, store, "augment")
+        _refuse_layout(config.trainer.channels_last, store, "trainer")
+    return replace(
+        config,
+        student=fit_network(config.student, store, "student"),
+        teacher=fit_network(config.teacher, store, "teacher"),
+    )
+
+
+def fit_network(config: AnyModelConfig, store: Store, option: str) -> AnyModelConfig:
+    """The network for the store's records, of a table with its columns.
+
+    option  teacher, black_box or student, for messages
+    """
+    if isinstance(config, NoModelConfig):
+        return config
+    if is_published(config.weights):
+        from pipeline.models.providers import name_weights
+
+        config = name_weights(config)
+    if not store.is_table:
+        if isinstance(config, AdditiveModelConfig):
+            require(
+                not config.takes_columns_of_a_store,
+                f"{option}.name=mlp is built for images of one size, and {store.path} holds images: set "
+                f"{option}.input_size to their side in pixels",
+            )
+            require(
+                config.columns is None,
+                f"{option}.columns={config.columns} takes rows of a table, and {store.path} holds images: leave it "
+                "null, or choose another store",
+            )
+        return config
+    columns = store.size[1]
+    require(
+        isinstance(config, AdditiveModelConfig) and config.name == "mlp",
+        f"{option}={config.kind} {option}.name={config.name} takes images, and {_holds(store)}: set {option}=additive "
+        f"{option}.name=mlp (with {option}.superfeatures=1 a plain perceptron)",
+    )
+    assert isinstance(config, AdditiveModelConfig)
+    require(
+        config.columns in (None, columns),
+        f"{option}.columns={config.columns}, and {_holds(store)}: leave it null",
+    )
+    require(
+        config.input_size is None and config.frame == "full",
+        f"{option}.input_size={config.input_size} and {option}.frame={config.frame} are of images, and "
+        f"{_holds(store)}: set them to null and full",
+    )
+    return replace(config, columns=columns)
+
+
+def require_images(store: Store, option: str, way_out: str) -> None:
+    """ConfigError where the store holds a table, of an option that is about images."""
+    require(not store.is_table, f"{option} is about images, and {_holds(store)}: {way_out}")
+
+
+def _refuse_views(augment: AugmentConfig, store: Store, section: str) -> None:
+    """ConfigError unless nothing is done to the inputs."""
+    asked: dict[str, object] = {"size": augment.size, **augment.pixel_options}
+    if augment.operations:
+        asked["operations"] = [operation.kind for operation in augment.operations]
+    named = " ".join(
+        f"{section}.{name}={value}" for name, value in asked.items() if value is not None
+    )
+    group = section if section == "augment" else f"augment@{section}"
+    require(
+        not named,
+        f"{named} changes images, and {_holds(store)}, which have no views: set {group}=none",
+    )
+
+
+def _refuse_layout(channels_last: bool, store: Store, section: str) -> None:
+    require(
+        not channels_last,
+        f"{section}.channels_last=true is a layout of images, and {_holds(store)}: set it to false",
+    )
+
+
+def _holds(store: Store) -> str:
+    return f"{store.path} holds rows of a table with {store.size[1]} columns"

@@ -1,0 +1,122 @@
+"""A trained network on disk: model.safetensors beside model.json, which says how to build it again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config.builder import build_config
+from pipeline.config.runs import plain
+from pipeline.config.store import SubsetConfig
+from pipeline.config.verbs import KINDS
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import write_atomically
+
+if TYPE_CHECKING:
+    from pipeline.config.models import ModelConfig
+    from pipeline.models.classifier import Classifier
+
+_BESIDE = ("weights", "sha256", "partition")
+"""Options of a network that name files, of which the trained weights have the content."""
+
+
+MODEL_NAME = "model.safetensors"
+
+
+EXPORT_FOLDER = "export"
+
+
+DESCRIPTION_NAME = "model.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """What model.json says beside the weights: everything needed to build the network again."""
+
+    config: ModelConfig
+    num_classes: int
+    input_size: tuple[int, int]
+    """(height, width)."""
+    classes: tuple[str, ...] = ()
+    """Their names, where the outputs are the data's classes."""
+    teachers: tuple[str, ...] = ()
+    """Names of the passes it learned from."""
+    split: str = "train"
+    subset: SubsetConfig = field(default_factory=SubsetConfig)
+    """What it was trained on, so that what was held out can be judged."""
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder holds a trained model; its description is written last."""
+    return (folder / DESCRIPTION_NAME).exists()
+
+
+def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
+    """Write the weights, then the description that makes the run finished.
+
+    The weights have the names that their provider gives them; a timm network is also written into
+    export/ as timm's hub has it, and loads there by timm.create_model("local-dir:<folder>").
+    """
+    from safetensors.torch import save
+
+    state = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.network.state_dict().items()
+    }
+    write_atomically(folder / MODEL_NAME, save(state))
+    if trained.config.kind == "timm":
+        from pipeline.models.timm import save_for_hub
+
+        save_for_hub(
+            model,
+            folder / EXPORT_FOLDER,
+            trained.config,
+            name=folder.parent.name or folder.name,
+            classes=trained.classes,
+            num_classes=trained.config.classes or trained.num_classes,
+            size=trained.input_size,
+        )
+    description = {
+        "model": plain(trained.config),
+        "num_classes": trained.num_classes,
+        "classes": list(trained.classes),
+        "input_size": list(trained.input_size),
+        "teachers": list(trained.teachers),
+        "split": trained.split,
+        "subset": plain(trained.subset),
+    }
+    write_atomically(folder / DESCRIPTION_NAME, json.dumps(description, indent=1).encode())
+
+
+def load_model(folder: Path) -> tuple[Classifier, TrainedModel]:
+    """The trained network of a finished run, frozen, and its description."""
+    from pipeline.models.providers import build_model, freeze
+    from pipeline.models.weights import load_weights
+
+    trained = read_description(folder)
+    model = build_model(trained.config, trained.num_classes)
+    load_weights(model, folder / MODEL_NAME)
+    return freeze(model), trained
+
+
+def read_description(folder: Path) -> TrainedModel:
+    """model.json of a finished run."""
+    if not is_finished(folder):
+        raise ConfigError(f"{folder} holds no finished model; run its stage first, or correct run=")
+    values = json.loads((folder / DESCRIPTION_NAME).read_text())
+    return TrainedModel(
+        # The weights lie beside the description, and a partition with them, wherever training started from.
+        config=build_config(
+            KINDS["student"][values["model"]["kind"]],
+            values["model"] | {name: None for name in _BESIDE if name in values["model"]},
+            DESCRIPTION_NAME,
+        ),
+        num_classes=values["num_classes"],
+        classes=tuple(values["classes"]),
+        input_size=tuple(values["input_size"]),
+        teachers=tuple(values["teachers"]),
+        split=values["split"],
+        subset=build_config(SubsetConfig, values["subset"], "subset"),
+    )

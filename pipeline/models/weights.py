@@ -1,0 +1,128 @@
+"""Weights files: state dicts read without running code, and loaded with every mismatch named."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import sha256_file
+from pipeline.models.classifier import Classifier, WeightsError
+
+logger = logging.getLogger("permafrost.models")
+
+
+def _require_digest(path: Path, expected: str) -> None:
+    found = sha256_file(path) if path.is_file() else None  # of a missing file load_weights says so
+    if found not in (None, expected.lower()):
+        raise WeightsError(
+            f"{path} has sha256 {found}, and the option sha256 says {expected}; fetch the file anew, or correct "
+            "the option"
+        )
+
+
+def load_weights(model: Classifier, path: Path, *, new_outputs: int | None = None) -> None:
+    """Load a state dict from .safetensors, or from a torch file without running any of its code.
+
+    Published files may nest it under `state_dict` or `model` and prefix names with `module.`.
+
+    new_outputs  of the network, whose last layer stays as it is where the file's differs in their number alone
+    """
+    expected = model.network.state_dict()
+    state = model.own_names(read_state_dict(path))
+    if new_outputs is not None:
+        head = _other_head(state, expected, new_outputs)
+        if head:
+            logger.info("%s has other classes: %s start anew", path, ", ".join(head))
+        state |= {name: expected[name] for name in head}
+    missing = sorted(
+        # Files older than PyTorch 0.4.1 lack these counters, which no network here reads.
+        name
+        for name in set(expected) - set(state)
+        if not name.endswith(".num_batches_tracked")
+    )
+    unexpected = sorted(set(state) - set(expected))
+    misshapen = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in sorted(set(state) & set(expected))
+        if state[name].shape != expected[name].shape
+    ]
+    problems = [
+        f"{title}: {', '.join(names[:8])}{f' (+{len(names) - 8} more)' if len(names) > 8 else ''}"
+        for title, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("wrong shape", misshapen),
+        )
+        if names
+    ]
+    if problems:
+        name = type(model.network).__name__
+        raise WeightsError(f"{path} does not fit {name}; " + "; ".join(problems))
+    _require_values(path, state)
+    # Updating keeps the versions of its layouts that the network's own state dict names.
+    expected.update(state)
+    model.network.load_state_dict(expected)
+
+
+def _require_values(path: Path, state: dict[str, Tensor]) -> None:
+    """WeightsError where a tensor is not finite, or all of them are zero: nobody trained that."""
+    floating = {n: t for n, t in state.items() if t.is_floating_point()}
+    broken = sorted(name for name, tensor in floating.items() if not tensor.isfinite().all())
+    if broken:
+        raise WeightsError(
+            f"{path} holds values that are not finite, in {', '.join(broken[:3])}; the training that wrote it "
+            "diverged, or the file is damaged"
+        )
+    if floating and not any(tensor.any() for tensor in floating.values()):
+        raise WeightsError(f"{path} holds zeros only; it is no trained network")
+
+
+def _other_head(state: dict[str, Tensor], expected: dict[str, Tensor], outputs: int) -> list[str]:
+    """Names of tensors that differ in the number of outputs, their first dimension, alone."""
+    return [
+        name
+        for name, tensor in expected.items()
+        if name in state
+        and tensor.shape[:1] == (outputs,)
+        and tensor.shape != state[name].shape
+        and tensor.shape[1:] == state[name].shape[1:]
+    ]
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, on the CPU."""
+    if not path.is_file():
+        raise ConfigError(
+            f"weights file {path} does not exist; train it with stages.teach or correct the path"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript archives, which are refused below
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} holds more than tensors, or is no torch file, and its code is not run; where you trust "
+            "it, load it yourself and save its state_dict() as .safetensors"
+        ) from error
+    except Exception as error:  # parsers raise whatever damaged bytes lead them to
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        raise WeightsError(
+            f"{path} cannot be read as weights ({reason}); it is damaged, cut off, or no file of tensors: "
+            "fetch or write it anew"
+        ) from error
+    for name in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
+            loaded = loaded[name]
+    named = isinstance(loaded, dict) and all(isinstance(name, str) for name in loaded)
+    if not named or not all(isinstance(t, Tensor) for t in loaded.values()):
+        raise WeightsError(f"{path} holds no state dict; save the network's state_dict() there")
+    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}

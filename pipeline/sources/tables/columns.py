@@ -1,0 +1,151 @@
+"""The columns of a CSV or Parquet file, as text or as numbers: the same from both.
+
+Shape letters: N rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from pipeline.core.errors import ConfigError
+from pipeline.sources.tables.rows import require_columns, to_number, to_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_WORDS = {"true": 1.0, "false": 0.0}
+_EMPTY = ("", "nan")
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """A table in memory."""
+
+    path: Path
+    table: pa.Table
+    """Of a CSV every cell is text."""
+
+    @property
+    def names(self) -> list[str]:
+        """In the file's order."""
+        names: list[str] = self.table.column_names
+        return names
+
+    def require(self, columns: dict[str, str]) -> None:
+        """ConfigError unless they are there; option -> the column that it names."""
+        require_columns(self.path, columns, self.names)
+
+    def texts(self, column: str) -> list[str | None]:
+        """Every cell as text, a whole number without its point; None where it is empty."""
+        return [to_name(value) for value in self.table[column].to_pylist()]
+
+    def numbers(self, column: str) -> NDArray[np.float64]:
+        """Every cell as a number, [N]; nan where it is empty or none."""
+        values = self.table[column]
+        if pa.types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        kind = values.type
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            texts = pc.utf8_trim_whitespace(values)
+            texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, kind), texts)
+            try:
+                values = texts.cast(pa.float64())
+            except pa.ArrowInvalid:  # at least one is no number
+                return np.array([_number(text) for text in texts.to_pylist()], np.float64)
+        elif not (
+            pa.types.is_integer(kind)
+            or pa.types.is_floating(kind)
+            or pa.types.is_decimal(kind)
+            or pa.types.is_boolean(kind)
+        ):
+            return np.full(len(values), np.nan)
+        numbers: NDArray[np.float64] = values.cast(pa.float64(), safe=False).to_numpy()
+        return numbers
+
+    def complaint(self, row: int, column: str) -> str:
+        """What is wrong with a cell that is no finite float32; rows count from 0 here, from 1 in what is said."""
+        cell: Any = self.table[column][row].as_py()
+        number = _number(str(cell)) if cell is not None else np.nan
+        what = f"{str(cell)!r} is no number"
+        if cell is None or str(cell).strip().lower() in _EMPTY:
+            what = "is empty or NaN"
+        elif np.isinf(number):
+            what = "is infinite"
+        elif np.isfinite(number):
+            what = f"{number:g} is beyond what float32 can hold"
+        return f"row {row + 1}, column {column}: {what}"
+
+    def error(self, row: int, column: str, complaint: str) -> ConfigError:
+        """To be raised: where in the table something is wrong."""
+        return ConfigError(f"{self.path}, row {row + 1}, column {column}: {complaint}")
+
+
+def read_columns(path: Path) -> TableColumns:
+    """All of a .csv or .parquet file."""
+    readers = {".csv": _read_csv, ".parquet": _read_parquet}
+    if path.suffix.lower() not in readers:
+        raise ConfigError(f"data.path={path} must end in .csv or .parquet")
+    try:
+        table = readers[path.suffix.lower()](path)
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        raise ConfigError(f"data.path={path} cannot be read: {error}") from error
+    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"data.path={path} has two columns of the name {twice[0]}; rename one")
+    if table.num_rows == 0:
+        raise ConfigError(f"data.path={path} has no rows")
+    return TableColumns(path, table)
+
+
+def _read_csv(path: Path) -> pa.Table:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        names = next((line for line in csv.reader(file) if line), [])
+    return pyarrow.csv.read_csv(
+        path,
+        read_options=pyarrow.csv.ReadOptions(use_threads=False),  # errors then name the row
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+        ),
+    )
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        return file.read(use_threads=False)  # see store/index.py
+
+
+def to_name(value: Any) -> str | None:
+    """A cell as a class, a category or a split: 3, 3.0 and "3.0" are one; None where it is empty."""
+    text = to_text(value)
+    return None if text is None else re.sub(r"^([+-]?[0-9]+)\.0+$", r"\1", text)
+
+
+def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Whole numbers by their size, anything else by its letters."""
+    distinct = sorted(set(names))
+    numbers = [to_number(name) for name in distinct]
+    if all(number is not None for number in numbers):
+        return tuple(sorted(distinct, key=lambda name: to_number(name) or 0))
+    return tuple(distinct)
+
+
+def _number(text: str | None) -> float:
+    if text is None or "_" in text:
+        return np.nan
+    try:
+        return float(text)
+    except ValueError:
+        return _WORDS.get(text.strip().lower(), np.nan)

@@ -1,0 +1,152 @@
+"""Packing a source into a store: compare with what is there, write the missing shards, publish."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pipeline.config.file_data import FileDataConfig
+from pipeline.core.errors import require
+from pipeline.core.files import (
+    canonical_json,
+    remove_partial_files,
+)
+from pipeline.core.tasks import ShardResult, run_shards
+from pipeline.store.manifest import DatasetIdentity
+from pipeline.store.packing import Packing, write_image_shard
+from pipeline.store.publish import (
+    DEFAULT_FRAME_SIZE,
+    missing_image_shards,
+    needs_publishing,
+    publish_store,
+    published_store,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pipeline.config.data import DataConfig
+    from pipeline.config.verbs import PrecomputeConfig
+    from pipeline.core.records import Record, Source
+    from pipeline.core.tasks import MapShards
+    from pipeline.store.planning import ShardPlan
+
+logger = logging.getLogger("permafrost.precompute")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackShard:
+    """The task that packs one shard: ShardPlan -> its tar and its receipt.
+
+    Picklable; it opens nothing until it is called, and running it again writes the same bytes.
+    """
+
+    needs_gpu: ClassVar[bool] = False
+    store: Path
+    source: Source
+    packing: Packing
+    dataset_fingerprint: str
+    published: Mapping[str, str] = field(default_factory=dict)
+    """Of a store that was published before: shard -> SHA-256 of its file, which it must have again."""
+
+    def __call__(self, plan: ShardPlan) -> ShardResult:
+        started = time.monotonic()
+        entry = write_image_shard(
+            self.store,
+            plan,
+            self.source,
+            self.packing,
+            self.dataset_fingerprint,
+            self.published.get(plan.name),
+        )
+        return ShardResult(
+            name=entry.name, records=entry.records, seconds=time.monotonic() - started
+        )
+
+
+def fingerprint_dataset(config: DataConfig, revision: int, records: list[Record]) -> str:
+    """Of a source's options and code, and of every record it lists, in the order of their keys.
+
+    Options that say where the files lie are left out: data that move to another folder stay the same.
+    """
+    outside = config.NOT_DATA if isinstance(config, FileDataConfig) else frozenset()
+    options = {name: value for name, value in asdict(config).items() if name not in outside}
+    # The digest of {"data": options, "records": [...], "revision": revision}, whose text is never whole in memory.
+    digest = hashlib.sha256(b'{"data":' + canonical_json(options) + b',"records":[')
+    for place, record in enumerate(sorted(records, key=lambda record: record.key)):
+        digest.update((b"," if place else b"") + canonical_json(asdict(record)))
+    digest.update(b'],"revision":' + canonical_json(revision) + b"}")
+    return digest.hexdigest()
+
+
+def pack(
+    config: PrecomputeConfig,
+    path: Path,
+    source: Source,
+    records: list[Record],
+    plans: list[ShardPlan],
+    map_shards: MapShards,
+) -> int:
+    """Write the shards that the store at `path` lacks and publish it; the number of records packed now.
+
+    records, plans  all of the source's, as `sources.plan_source` planned them
+    Raises StoreMismatchError where the store holds other data or was planned otherwise.
+    """
+    packing = _packing(config, source)
+    dataset = DatasetIdentity(
+        name=source.name, fingerprint=fingerprint_dataset(config.data, source.revision, records)
+    )
+    size = config.store.image_size
+    missing = missing_image_shards(path, plans, dataset, packing, source.classes, size)
+    if not missing and not needs_publishing(path):
+        return 0
+    remove_partial_files(path)
+    published = published_store(path)
+    task = PackShard(
+        store=path,
+        source=source,
+        packing=packing,
+        dataset_fingerprint=dataset.fingerprint,
+        published={} if published is None else {s.name: s.sha256 for s in published.shards},
+    )
+    packed, _ = run_shards("pack", map_shards, task, missing)
+    in_place = any(plan.reference for plan in plans)
+    manifest = publish_store(
+        path,
+        plans,
+        dataset,
+        classes=source.classes,
+        packing=packing,
+        image_size=size,
+        shard_size=max(len(plan.records) for plan in plans)
+        if in_place
+        else config.store.shard_size,
+        max_skipped=config.data.max_skipped if isinstance(config.data, FileDataConfig) else 0,
+    )
+    for entry in manifest.skipped:
+        logger.warning("skipped %s", entry["reason"])
+    return packed
+
+
+def _packing(config: PrecomputeConfig, source: Source) -> Packing:
+    """A re-encoded frame's size must be known before the images are; an original's is known after."""
+    on_error = config.data.on_error if isinstance(config.data, FileDataConfig) else "stop"
+    side = config.store.image_size
+    if source.columns is not None:
+        require(
+            side is None and config.store.format == "original",
+            f"store.image_size={side} and store.format={config.store.format} are of images, and "
+            f"data={config.data.kind} has rows of a table: leave them null and original",
+        )
+        return Packing(columns=source.columns, on_error=on_error)
+    size = source.frame_size if side is None else (side, side)
+    return Packing(
+        form=config.store.format,
+        size=None if config.store.format == "original" else size or DEFAULT_FRAME_SIZE,
+        on_error=on_error,
+    )

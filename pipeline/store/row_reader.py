@@ -1,0 +1,208 @@
+"""Some rows of a field of one shard, without keeping the whole of it in memory.
+
+A run draws a few rows of many shards in every step. A large field (a B-cos network's weights: 600 kB a view)
+is cut into inner chunks of a row or a few, so those are read one by one, as images are from their tar. Zarr
+itself reads whole shards well, and a single row many times slower than this.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import google_crc32c
+import numcodecs
+import numpy as np
+
+from pipeline.core.files import open_regular
+from pipeline.store.manifest import REPAIR, REWRITE, ManifestError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+CHECKSUM_BYTES = 4
+_INDEX_ENTRY_BYTES = 16
+_BLOSC_SIZE = slice(4, 8)
+"""Where Blosc's header has the number of bytes before compression."""
+_BLOSC_BYTES = slice(12, 16)
+"""Where it has those after."""
+_COMPRESSION_OVERHEAD = 4096
+REREAD = "stages.verify names every damaged file"
+
+
+class Rows(Protocol):
+    """A field of one shard, [rows, V, *shape]; an array is one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, V, *shape)."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """As stored."""
+
+    def __getitem__(self, at: tuple[NDArray[np.int64], NDArray[np.int64]]) -> NDArray[Any]:
+        """Rows and a view of each: [n, *shape]."""
+
+
+class KeptRows:
+    """Of an array, only the rows that a run's selection needs."""
+
+    def __init__(self, array: NDArray[Any], rows: NDArray[np.int64]) -> None:
+        """rows  ascending"""
+        self.shape = array.shape
+        self.dtype = array.dtype
+        self._rows = rows
+        self._kept = array[rows]
+
+    def __getitem__(self, at: tuple[NDArray[np.int64], NDArray[np.int64]]) -> NDArray[Any]:
+        kept: NDArray[Any] = self._kept[np.searchsorted(self._rows, at[0]), at[1]]
+        return kept
+
+
+class InnerChunkRows:
+    """A field that Zarr's sharding codec wrote (zarr-specs, `sharding_indexed` 1.0).
+
+    The file is the inner chunks in any order, then the offset and the length of each (u64, in C order of the
+    grid of inner chunks), then the CRC-32C of those. An inner chunk is Blosc where it is compressed, then its
+    own CRC-32C. That one says that the chunk is whole; the pass's receipt has it, too, and says that it is the
+    right one.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, ...],
+        dtype: str,
+        *,
+        shard_size: int,
+        inner: tuple[int, int],
+        compressed: bool,
+        checksums: NDArray[np.uint32],
+        file_bytes: int,
+    ) -> None:
+        """shape       (rows, V, *shape) of the records that are there
+        shard_size  rows that the file has room for
+        inner       rows and views of an inner chunk, which has the rest whole
+        checksums   CRC-32C of the inner chunks of each row, [rows, V / inner views]
+        file_bytes  size of the file, as the manifest has it
+        Raises ManifestError where the file is missing or has another size.
+        """
+        self.path = path
+        self._checksums = checksums
+        if checksums.shape != (shape[0], shape[1] // inner[1]):
+            raise ManifestError(f"{path}: its receipt has no checksums of its chunks; {REPAIR}")
+        try:
+            with open_regular(path) as file:
+                found = os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            raise ManifestError(f"{path} is missing; {REPAIR}") from None
+        if found != file_bytes:
+            raise ManifestError(
+                f"{path} has {found} bytes, its manifest says {file_bytes}; {REWRITE}"
+            )
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self.shard_size = shard_size
+        self.inner = inner
+        self.compressed = compressed
+
+    def __getitem__(self, at: tuple[NDArray[np.int64], NDArray[np.int64]]) -> NDArray[Any]:
+        rows, views = at
+        chunks = rows // self.inner[0] * (self.shape[1] // self.inner[1]) + views // self.inner[1]
+        expected = self._checksums[rows, views // self.inner[1]]
+        values = np.empty((len(rows), *self.shape[2:]), self.dtype)
+        file = os.open(self.path, os.O_RDONLY)
+        try:
+            for chunk in np.unique(chunks):
+                here = chunks == chunk
+                read = self._read_chunk(file, int(chunk), int(expected[here][0]))
+                values[here] = read[rows[here] % self.inner[0], views[here] % self.inner[1]]
+        finally:
+            os.close(file)
+        return values
+
+    def _read_chunk(self, file: int, chunk: int, checksum: int) -> NDArray[Any]:
+        offset, length = (int(entry) for entry in self._index[chunk])
+        if length > self._most_bytes:
+            raise ManifestError(f"{self.path} is damaged: a chunk of {length} bytes; {REREAD}")
+        try:
+            data = os.pread(file, length, offset)
+        except (OSError, OverflowError) as error:
+            raise ManifestError(f"{self.path} cannot be read ({error}); {REREAD}") from error
+        if len(data) != length or data[-CHECKSUM_BYTES:] != checksum.to_bytes(4, "little"):
+            raise ManifestError(
+                f"{self.path} is damaged: inner chunk {chunk} is not the one that its receipt names; {REREAD}"
+            )
+        return decode_chunk(
+            data,
+            (*self.inner, *self.shape[2:]),
+            self.dtype,
+            compressed=self.compressed,
+            path=self.path,
+        )
+
+    @property
+    def _most_bytes(self) -> int:
+        """Above what an inner chunk takes, compressed or not."""
+        values = int(np.prod((*self.inner, *self.shape[2:]))) * self.dtype.itemsize
+        return 2 * values + _COMPRESSION_OVERHEAD
+
+    @cached_property
+    def _index(self) -> NDArray[np.uint64]:
+        """[inner chunks, 2]: offset and length."""
+        chunks = self.shard_size // self.inner[0] * (self.shape[1] // self.inner[1])
+        length = chunks * _INDEX_ENTRY_BYTES + CHECKSUM_BYTES
+        with open_regular(self.path) as file:
+            size = os.fstat(file.fileno()).st_size
+            data = os.pread(file.fileno(), length, max(0, size - length))
+        body = strip_checksum(data, self.path) if len(data) == length else b""
+        if not body:
+            raise ManifestError(f"{self.path} is damaged: it has no index of its chunks; {REREAD}")
+        return np.frombuffer(body, np.uint64).reshape(-1, 2)
+
+
+def read_chunk_checksums(data: bytes, chunks: int) -> NDArray[np.uint32]:
+    """The CRC-32C of each of a file's inner chunks, which end with it: u32 [chunks], in their order."""
+    index_bytes = chunks * _INDEX_ENTRY_BYTES + CHECKSUM_BYTES
+    index = np.frombuffer(data[-index_bytes:-CHECKSUM_BYTES], np.uint64).reshape(-1, 2)
+    ends = index.sum(axis=1).astype(np.int64)
+    each = [data[end - CHECKSUM_BYTES : end] for end in ends.tolist()]
+    return np.frombuffer(b"".join(each), "<u4")
+
+
+def decode_chunk(
+    data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], *, compressed: bool, path: Path
+) -> NDArray[Any]:
+    """A chunk as Zarr's codecs wrote it (bytes, Blosc where compressed, CRC-32C): an array of that shape.
+
+    Raises ManifestError, with `path`, where the chunk is damaged or holds another number of values.
+    """
+    body = strip_checksum(data, path)
+    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if compressed:
+        # Blosc itself believes its header, and reads and writes beyond its buffers where that is wrong.
+        sizes = [int.from_bytes(body[part], "little") for part in (_BLOSC_SIZE, _BLOSC_BYTES)]
+        if sizes != [expected, len(body)]:
+            raise ManifestError(f"{path} is damaged: its chunk has another size; {REREAD}")
+        out = np.empty(expected, np.uint8)
+        try:
+            body = numcodecs.Blosc().decode(body, out=out)
+        except (RuntimeError, ValueError) as error:
+            raise ManifestError(f"{path} cannot be decompressed ({error}); {REREAD}") from error
+    elif len(body) != expected:
+        raise ManifestError(
+            f"{path} holds {len(body)} bytes, not those of {dtype} {list(shape)}; {REREAD}"
+        )
+    return np.frombuffer(body, dtype).reshape(shape)
+
+
+def strip_checksum(data: bytes, path: Path) -> bytes:
+    """The bytes before their CRC-32C; ManifestError, with `path`, where it is not theirs."""
+    body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
+    if google_crc32c.value(body) != int.from_bytes(checksum, "little"):
+        raise ManifestError(f"{path} is damaged: a chunk's checksum is wrong; {REREAD}")
+    return body

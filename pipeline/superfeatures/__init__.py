@@ -1,1 +1,0 @@
-"""Superfeatures (KED): groups of input features that a network may be asked about one by one."""

@@ -1,0 +1,153 @@
+"""The students of a sweep: every arm with every point of the grid that it knows and every seed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config.builder import build_verb_config
+from pipeline.config.compose import compose, section_of
+from pipeline.config.paths import place_paths
+from pipeline.config.points import iter_points, knows_option, point_label, point_words
+from pipeline.config.runs import identity, plain
+from pipeline.core.errors import ConfigError, require
+from pipeline.core.files import sha256_json
+from pipeline.evaluation.baselines import named_baselines, with_baselines
+from pipeline.evaluation.subjects import open_judged
+from pipeline.models.resolve import fit_distill
+from pipeline.store.reader import Store
+from pipeline.sweep.select import check_selection
+from pipeline.sweep.student import Student
+from pipeline.training.distill_job import fingerprint_inputs, open_passes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from pipeline.config.distilling import DistillConfig
+    from pipeline.config.points import Point
+    from pipeline.config.verbs import EvaluateConfig, SweepConfig
+
+
+_OWN_SECTIONS = ("arms", "grid", "select", "seeds", "parallel", "run")
+
+
+def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
+    """Every student of the sweep, seeds outermost; ConfigError where arms, grid or options do not fit.
+
+    base  overrides typed on the command line, which all arms share
+    """
+    shared = [word for word in base if section_of(word) not in _OWN_SECTIONS]
+    known: set[str] = set()
+    planned: list[tuple[str, Point, DistillConfig, EvaluateConfig, list[str]]] = []
+    for arm, overrides in config.arms.items():
+        words = [*shared, "trainer.num_threads=1", *overrides]
+        for point in _points(words, config.grid):
+            known |= set(point)
+            composed = compose("sweep", [*words, *point_words(point)])
+            trained: DistillConfig = place_paths(build_verb_config("distill", composed))
+            judged: EvaluateConfig = place_paths(build_verb_config("evaluate", composed))
+            require(
+                trained.trainer.ranks == 1 or config.executor == "serial",
+                f"trainer.ranks={trained.trainer.ranks} in arm {arm}: ranks would wait for what other students "
+                "hold; take executor=serial for students one after the other, or trainer.ranks=1",
+            )
+            require(
+                judged.subject == "student",
+                "a sweep judges its students: judge the teacher once, with stages.evaluate subject=teacher",
+            )
+            if config.select is not None:
+                check_selection(config.select, trained, judged)
+            planned.append((arm, point, trained, judged, _fingerprints(trained, judged)))
+    for option in config.grid:
+        require(
+            option in known, f"grid: no arm knows the option {option}; correct it or leave it out"
+        )
+    # Seeds outermost: whatever finishes first is comparable.
+    students = [
+        _student(config.run, arm, point, replace(trained, seed=seed), judged, inputs)
+        for seed in config.seeds
+        for arm, point, trained, judged, inputs in planned
+    ]
+    names = [student.name for student in students]
+    for student in students:
+        require(
+            names.count(student.name) == 1,
+            f"grid: two points make the same student of arm {student.arm}, one of them "
+            f"{point_label(student.point)}; name each value once",
+        )
+    return [_with_baselines(student, students) for student in students]
+
+
+def _with_baselines(student: Student, students: Sequence[Student]) -> Student:
+    """The student, compared with that of its seed where a judge's baseline is an arm; an arm with nobody itself."""
+    runs: dict[str, str | None] = {}
+    for arm in named_baselines(student.evaluate) & {other.arm for other in students}:
+        of_arm = {o.name: o.point for o in students if (o.arm, o.seed) == (arm, student.seed)}
+        runs[arm] = None if arm == student.arm else matching_run(arm, student.point, of_arm)
+    return replace(student, evaluate=with_baselines(student.evaluate, runs)) if runs else student
+
+
+def in_turns(students: Sequence[Student]) -> list[list[Student]]:
+    """Those first that others are compared with."""
+    compared = {name for student in students for name in named_baselines(student.evaluate)}
+    first = [student for student in students if student.name in compared]
+    return [first, [student for student in students if student.name not in compared]]
+
+
+def _points(words: list[str], grid: dict[str, tuple[Any, ...]]) -> Iterator[Point]:
+    """The points of the options that an arm knows; a choice of group (optimizer: [adam, sgd]) may
+    decide which those are.
+    """
+    choices = {option: values for option, values in grid.items() if "." not in option}
+    for choice in iter_points(choices):
+        composed = compose("sweep", [*words, *point_words(choice)])
+        options = {o: v for o, v in grid.items() if o not in choices and knows_option(composed, o)}
+        yield from ({**choice, **point} for point in iter_points(options))
+
+
+def _student(
+    sweep: str,
+    arm: str,
+    point: Point,
+    trained: DistillConfig,
+    judged: EvaluateConfig,
+    inputs: list[str],
+) -> Student:
+    parts = [identity(plain(config)) for config in (trained, judged.shared)]
+    digest = sha256_json([*parts, inputs])
+    name = f"{sweep}/students/{arm}-seed{trained.seed}-{digest[:8]}"
+    return Student(
+        arm=arm,
+        point=point,
+        seed=trained.seed,
+        distill=replace(trained, run=name),
+        evaluate=replace(judged, run=name),
+    )
+
+
+def _fingerprints(trained: DistillConfig, judged: EvaluateConfig) -> list[str]:
+    store = Store(Path(trained.store.path))
+    trained = fit_distill(trained, store)
+    passes = open_passes(trained, store)
+    _, judged_by = open_judged(judged, judged.store.teacher)
+    made_from = fingerprint_inputs(trained, store, passes)
+    return [*made_from.values(), *(teacher.manifest.fingerprint for teacher in judged_by)]
+
+
+def matching_run(arm: str, point: Point, candidates: Mapping[str, Point]) -> str:
+    """The only run of an arm whose options of the grid are not other than `point`'s.
+
+    candidates  run -> its point
+    """
+    found = [
+        run
+        for run, other in candidates.items()
+        if all(point.get(option, value) == value for option, value in other.items())
+    ]
+    if len(found) != 1:
+        raise ConfigError(
+            f"baseline={arm} names an arm with {len(found)} students that fit one point of another arm; choose an arm "
+            "without options of its own in grid, or name a run"
+        )
+    return found[0]

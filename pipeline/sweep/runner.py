@@ -1,0 +1,60 @@
+"""Running the students of a sweep that are not finished, and keeping count of them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.core.progress import progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pipeline.core.tasks import RunTasks, Task
+    from pipeline.sweep.student import StudentRun
+
+logger = logging.getLogger("permafrost.sweep")
+
+
+class StudentRunner:
+    """Runs students side by side; a student that fails does not stop the others."""
+
+    def __init__(self, run_tasks: RunTasks, build_task: Callable[[StudentRun], Task]) -> None:
+        self.run_tasks = run_tasks
+        self.build_task = build_task
+        self.done: set[str] = set()
+        """Names of the students that were trained or judged."""
+        self.errors: list[str] = []
+
+    def finish(self, runs: Sequence[StudentRun]) -> None:
+        """Finish each run whose metrics are missing."""
+        missing = {run.name: run for run in runs if not run.is_done}
+        if not missing:
+            return
+        total = sum(run.epochs for run in missing.values())
+        finished = 0
+        with progress("sweep", total=total, unit="epoch") as bar:
+
+            def show(name: str, line: str) -> None:
+                bar.update(1)
+                bar.set_postfix_str(f"{finished}/{len(missing)} students; {Path(name).name} {line}")
+
+            tasks = [self.build_task(run) for run in missing.values()]
+            for outcome in self.run_tasks(tasks, show):
+                error = outcome.error or _invisible(missing[outcome.name])
+                if outcome.traceback:
+                    logger.error("%s failed:\n%s", outcome.name, outcome.traceback)
+                if error:
+                    self.errors.append(f"{outcome.name}: {error}")
+                    continue
+                finished += 1
+                self.done.add(outcome.name)
+                logger.info("%s finished (%d of %d)", outcome.name, finished, len(missing))
+
+
+def _invisible(run: StudentRun) -> str:
+    """The error where a task has run and its metrics are not here; empty where they are."""
+    if run.is_done:
+        return ""
+    return f"it ran on a machine whose {run.metrics} is not this one's; give a run= on a folder that all share"

@@ -1,0 +1,104 @@
+"""The point that an arm is reported at: chosen by a metric on a split that is not reported."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config.points import point_label
+from pipeline.core.errors import ConfigError, require
+from pipeline.evaluation.metrics import (
+    JUDGE_METRICS,
+    METRICS,
+    best_position,
+    metric_of,
+    numbers_of,
+)
+from pipeline.evaluation.subjects import open_judged
+from pipeline.loading.selection import HOLDOUT, rows_of_split
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.config.distilling import DistillConfig
+    from pipeline.config.verbs import EvaluateConfig
+    from pipeline.sweep.student import Student
+
+
+def split_and_metric(select: str) -> tuple[str, str]:
+    """The two halves of the option `select`; ConfigError where the metric is not known."""
+    split, _, metric = select.partition(".")
+    require(
+        metric_of(metric) is not None,
+        f"select={select}: choose one of the metrics {', '.join([*METRICS, *JUDGE_METRICS])}",
+    )
+    return split, metric
+
+
+def check_selection(select: str, trained: DistillConfig, judged: EvaluateConfig) -> None:
+    """ConfigError unless the split is there, and neither learned from nor reported."""
+    split, _ = split_and_metric(select)
+    require(
+        split not in judged.evaluate.splits,
+        f"select={select}: {split} is one of evaluate.splits, where the chosen students are reported; "
+        "choose by another split",
+    )
+    require(
+        split != trained.split or judged.evaluate.store is not None,
+        f"select={select}: students learn from {split}; keep records out of training with "
+        f"subset.holdout=10 and choose by select={HOLDOUT}.accuracy",
+    )
+    if split == HOLDOUT:
+        require(
+            trained.subset.holdout > 0,
+            f"select={select}, but subset.holdout=0 keeps no records out of training; set it to a "
+            "number of each class, as in subset.holdout=10",
+        )
+    else:
+        rows_of_split(open_judged(judged, judged.store.teacher)[0].index, split)
+
+
+def choose(
+    students: Sequence[Student], split: str, metric: str
+) -> tuple[list[dict[str, Any]], list[Student]]:
+    """All judged students as rows with their values, and the students of each arm's best point.
+
+    An arm of which a student is missing is not chosen from.
+    """
+    values = {
+        student.name: _value(student, split, metric)
+        for student in students
+        if student.judged_on(split, metric).is_done
+    }
+    arms: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for student in students:
+        arms[student.arm][point_label(student.point)].append(student.name)
+    chosen: set[str] = set()
+    for points in arms.values():
+        candidates = list(points.values())
+        if all(name in values for names in candidates for name in names):
+            means = [mean(values[name] for name in names) for names in candidates]
+            read = metric_of(metric)
+            assert read is not None
+            chosen |= set(candidates[best_position(means, read)])
+    rows = [
+        {**student.row, "value": values[student.name], "chosen": student.name in chosen}
+        for student in students
+        if student.name in values
+    ]
+    return rows, [student for student in students if student.name in chosen]
+
+
+def _value(student: Student, split: str, metric: str) -> float:
+    path = student.judged_on(split, metric).metrics
+    numbers = numbers_of(json.loads(path.read_text())["splits"][split])
+    value = numbers.get(metric, math.nan)
+    if math.isnan(value):
+        known = [name for name, found in numbers.items() if metric_of(name) and found == found]
+        raise ConfigError(
+            f"select={split}.{metric}: {path} has no {metric}; choose one of {', '.join(known)}"
+        )
+    return float(value)

@@ -1,0 +1,92 @@
+"""A student of a sweep, and the runs that train it and judge it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config.runs import RUNS
+from pipeline.evaluation.metrics import judges_of
+from pipeline.evaluation.results import METRICS_NAME, missing_judges
+from pipeline.loading.selection import HOLDOUT
+from pipeline.models.saved import is_finished
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.config.distilling import DistillConfig
+    from pipeline.config.points import Point
+    from pipeline.config.verbs import EvaluateConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentRun:
+    """A student to train, where it is not trained yet, and to judge; done when its metrics are there."""
+
+    distill: DistillConfig
+    evaluate: EvaluateConfig
+    judged_in: str = "evaluate"
+    """The folder of the metrics, in the run's."""
+
+    @property
+    def name(self) -> str:
+        """The student's run."""
+        return self.distill.run
+
+    @property
+    def metrics(self) -> Path:
+        """By split, as evaluate writes them."""
+        return RUNS / self.name / self.judged_in / METRICS_NAME
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every judge is; ConfigError where one was asked otherwise."""
+        return not missing_judges(self.metrics.parent, self.evaluate)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that may still have to be trained."""
+        return 0 if is_finished(RUNS / self.name / "distill") else self.distill.trainer.epochs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """One student of the sweep."""
+
+    arm: str
+    point: Point
+    """Of the grid: the options that its arm knows."""
+    seed: int
+    distill: DistillConfig
+    evaluate: EvaluateConfig
+
+    @property
+    def name(self) -> str:
+        """Its run."""
+        return self.distill.run
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """As sweep.json lists it."""
+        return {"arm": self.arm, "point": self.point, "seed": self.seed, "run": self.name}
+
+    def judged(self) -> StudentRun:
+        """What makes its metrics on evaluate.splits."""
+        return StudentRun(distill=self.distill, evaluate=self.evaluate)
+
+    def judged_on(self, split: str, metric: str) -> StudentRun:
+        """What makes the metric on the split by which points are chosen, and on no other."""
+        judged = self.evaluate.evaluate
+        options = replace(
+            judged,
+            splits=(split,),
+            # What was held out is of the store that the student learns from, wherever it is reported.
+            store=None if split == HOLDOUT else judged.store,
+            max_shift=None,
+            num_pictures=0,
+        )
+        return StudentRun(
+            distill=self.distill,
+            evaluate=replace(self.evaluate, evaluate=options, judges=judges_of(metric)),
+            judged_in=f"select/{split}",
+        )

@@ -1,0 +1,67 @@
+"""What a loss learns from the teacher alone, before the student's first step: a paraphraser, a head.
+
+It sees the batches of the student's first epochs, with an optimiser of its own, and the first checkpoint has the
+result. A run that is killed in this phase begins it again and comes to the same; one that goes on later skips it.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from pipeline.core.records import Targets
+from pipeline.core.seeds import derive_seed
+from pipeline.loading.loader import TrainingStream, move_batch
+from pipeline.losses.base import TeacherPhase
+from pipeline.training.state import Training
+
+logger = logging.getLogger("permafrost.training")
+
+_MOMENTUM = 0.9
+_DECAY = 0.1
+
+
+def learn_from_teacher(training: Training, stream: TrainingStream) -> None:
+    """Train the parameters of the loss's `teacher_phase`, on all ranks together."""
+    phase = training.loss.teacher_phase
+    assert phase is not None
+    optimizer = torch.optim.SGD(
+        phase.parameters, phase.lr, momentum=_MOMENTUM, weight_decay=phase.weight_decay
+    )
+    for epoch in range(phase.epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = phase.lr * _DECAY ** (epoch // phase.decay_every_epochs)
+        value = _train_epoch(training, stream, phase, optimizer, epoch)
+        if training.ranks.is_first:
+            logger.info(
+                "the teacher's part of the loss, epoch %d/%d: %.4f", epoch + 1, phase.epochs, value
+            )
+    for parameter in phase.parameters:
+        parameter.grad = None
+
+
+def _train_epoch(
+    training: Training,
+    stream: TrainingStream,
+    phase: TeacherPhase,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+) -> float:
+    """The mean of the term over the epoch's steps."""
+    device = phase.parameters[0].device
+    values = []
+    for step, batch in enumerate(stream.epoch(epoch)):
+        moved = move_batch(batch, device)
+        torch.manual_seed(
+            derive_seed(training.seed, "teacher phase", epoch, step, training.ranks.rank)
+        )
+        (targets,) = training.targets(moved, (1, 1), with_maps=False)
+        assert isinstance(targets, Targets)
+        term = training.loss.teacher_term(targets, moved.view_index)
+        optimizer.zero_grad()
+        term.backward()  # type: ignore[no-untyped-call]
+        training.ranks.average_gradients(phase.parameters)
+        optimizer.step()
+        values.append(term.detach())
+    return float(torch.stack(values).mean())

@@ -1,0 +1,34 @@
+"""Checkpoints: the state of a training, written in one commit."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+
+from pipeline.core.files import write_atomically
+from pipeline.training.state import Training
+
+CHECKPOINT_NAME = "checkpoint.pt"
+
+
+def save_checkpoint(training: Training, folder: Path) -> None:
+    """Write the whole state in one commit: the old checkpoint stands until the new one does."""
+    if not training.ranks.is_first:
+        return
+    buffer = io.BytesIO()
+    torch.save(training.state(), buffer)
+    write_atomically(folder / CHECKPOINT_NAME, buffer.getvalue())
+
+
+def load_checkpoint(training: Training, folder: Path) -> None:
+    """Go on from the folder's checkpoint, every rank from the same; nothing happens where there is none."""
+    path = folder / CHECKPOINT_NAME
+    if path.exists():
+        device = next(training.model.parameters()).device
+        training.load_state(torch.load(path, map_location=device, weights_only=True))
+    training.ranks.require_equal(
+        [training.epoch, training.step, training.global_step],
+        f"ranks found different checkpoints in {folder}: the run's folder must lie on storage that all nodes share",
+    )

@@ -1,0 +1,246 @@
+"""From the options of `distill` to a training: which passes teach, and everything that fits them together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config.methods import KEDConfig, LabelsConfig
+from pipeline.config.models import (
+    AdditiveModelConfig,
+    ModelConfig,
+    NoModelConfig,
+    is_published,
+)
+from pipeline.core.errors import ConfigError, require
+from pipeline.core.files import sha256_file, sha256_json
+from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.reader import Store, TeacherPass
+
+if TYPE_CHECKING:
+    from pipeline.config.distilling import DistillConfig
+    from pipeline.config.training import TrainerConfig
+    from pipeline.core.distributed import Ranks
+    from pipeline.losses.base import DistillationLoss
+    from pipeline.models.saved import TrainedModel
+    from pipeline.training.run import TrainingPlan
+    from pipeline.training.superfeature_targets import Comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """A TrainingJob: one student."""
+
+    config: DistillConfig
+    folder: Path
+
+    @property
+    def trainer(self) -> TrainerConfig:
+        """How long, and by how many ranks."""
+        return self.config.trainer
+
+    def prepare(self, ranks: Ranks) -> None:
+        """Nothing: a student's store is complete."""
+
+    def plan(self) -> TrainingPlan:
+        """Everything that decides how it goes; ConfigError or StoreMismatchError where options do not fit."""
+        from pipeline.loading.dataset import StoreDataset
+        from pipeline.loading.selection import select_training_rows
+        from pipeline.losses.build import build_loss
+        from pipeline.models.explainers.classes import fit_explainer
+        from pipeline.models.explainers.explain import DEFAULT_EXPLAINER
+        from pipeline.training.run import TrainingPlan
+
+        config = self.config
+        store = Store(Path(config.store.path))
+        passes = open_passes(config, store)
+        rows = select_training_rows(store.index, config.split, config.subset)
+        loss = build_loss(config.method)
+        if passes:
+            _check_passes(config, passes, needs_maps=loss.needs_maps(0), extra=loss.extra)
+        num_classes = passes[0].num_classes if passes else len(store.manifest.classes)
+        explainer = passes[0].explainer if passes else None
+        live = live_teacher(config)
+        live_explainer = config.explainer
+        if live is not None:
+            num_classes = live.classes or num_classes
+            live_explainer = fit_explainer(config.explainer, store, num_classes)
+            explainer = live_explainer.kind
+        return TrainingPlan(
+            dataset=StoreDataset(store, rows, passes, num_classes=num_classes, extra=loss.extra),
+            model=config.student,
+            num_classes=num_classes,
+            loss=loss,
+            augment=config.augment,
+            optimizer=config.optimizer,
+            trainer=config.trainer,
+            seed=config.seed,
+            explainer=explainer or DEFAULT_EXPLAINER,
+            teacher_weights=_teacher_weights(config),
+            replays=config.mode == "replay",
+            views_per_step=config.views.per_step,
+            live_teacher=live,
+            live_explainer=live_explainer,
+            superfeatures=_compare_superfeatures(config, loss, passes, num_classes),
+        )
+
+    def describe(self, plan: TrainingPlan) -> TrainedModel:
+        """What model.json says of the result."""
+        from pipeline.models.saved import TrainedModel
+
+        return TrainedModel(
+            config=self.config.student,
+            num_classes=plan.num_classes,
+            classes=plan.class_names,
+            input_size=plan.input_size,
+            teachers=tuple(_judged_by(plan, teacher).name for teacher in plan.dataset.passes),
+            split=self.config.split,
+            subset=self.config.subset,
+        )
+
+
+def fingerprint_inputs(
+    config: DistillConfig, store: Store, passes: list[TeacherPass]
+) -> dict[str, str]:
+    """Of all that a student is made from, beside its config."""
+    inputs = {"store": store.manifest.fingerprint}
+    inputs |= {f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in passes}
+    if (live := live_teacher(config)) is not None:
+        from pipeline.models.fingerprint import describe_teacher
+
+        inputs["live teacher"] = sha256_json(describe_teacher(live, len(store.manifest.classes)))
+    if isinstance(config.student, AdditiveModelConfig) and config.student.partition is not None:
+        from pipeline.models.additive.build_partition import build_partition
+
+        inputs["student.partition"] = build_partition(config.student).sha256
+    weights = config.student.weights
+    if weights is not None and is_published(weights):
+        inputs["student.weights"] = weights  # by its exact name
+    elif weights is not None:
+        require(
+            Path(weights).is_file(), f"student.weights={weights} does not exist; correct the path"
+        )
+        inputs["student.weights"] = sha256_file(Path(weights))
+    return inputs
+
+
+def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
+    """None for labels only and for a live teacher, where a store without a teacher will do."""
+    if isinstance(config.method, LabelsConfig) or config.mode == "live":
+        return []
+    if config.mode == "replay":
+        return _open_replayed(config, store)
+    return store.open_passes(config.store.teacher)
+
+
+def _open_replayed(config: DistillConfig, store: Store) -> list[TeacherPass]:
+    """The named passes of stored views; of several unnamed ones, the one with `views.count` views."""
+    names: tuple[str, ...] = config.store.teacher
+    folders = store.pass_folders(stored_views=True)
+    if not names and len(folders) > 1:
+        passes = [store.open_pass(folder.name, stored_views=True) for folder in folders]
+        names = tuple(p.name for p in passes if p.num_views == config.views.count)
+        if len(names) != 1:
+            held = ", ".join(f"{p.name} ({p.num_views} views)" for p in passes)
+            raise StoreMismatchError(
+                f"{store.path} holds {len(names)} passes of views.count={config.views.count} stored views; "
+                f"choose by views=random views.count= or store.teacher= from: {held}"
+            )
+    return store.open_passes(names, stored_views=True)
+
+
+def live_teacher(config: DistillConfig) -> ModelConfig | None:
+    """The network to ask in every step, with mode=live."""
+    return None if isinstance(config.teacher, NoModelConfig) else config.teacher
+
+
+def _check_passes(
+    config: DistillConfig, passes: list[TeacherPass], *, needs_maps: bool, extra: str | None
+) -> None:
+    """StoreMismatchError unless one student can learn from all of them."""
+    for teacher in passes:
+        if needs_maps and teacher.explainer is None:
+            raise StoreMismatchError(
+                f"{teacher.folder} holds no maps, method={config.method.kind} needs them; "
+                "run stages.precompute with annotate.payloads=[logits,map]"
+            )
+        if extra is not None and not teacher.fields_of(extra):
+            raise StoreMismatchError(
+                f"{teacher.folder} holds no payload {extra}, method={config.method.kind} needs it; run "
+                f"stages.precompute with annotate.payloads=[logits,map,{extra}] and name its pass with "
+                "store.teacher=, or ask the teacher itself with mode=live"
+            )
+        for what in ("num_classes", "explainer", "views"):
+            if getattr(teacher, what) != getattr(passes[0], what):
+                raise StoreMismatchError(
+                    f"the teachers of one student differ in {what}: {passes[0].name} has "
+                    f"{getattr(passes[0], what)}, {teacher.name} has {getattr(teacher, what)}; choose other passes"
+                )
+    weights = _teacher_weights(config)
+    if len(weights) not in (0, len(passes)):
+        raise ConfigError(
+            f"method.teacher_weights={list(weights)} must name one weight for each of the {len(passes)} "
+            f"passes of store.teacher: {', '.join(teacher.name for teacher in passes)}"
+        )
+
+
+def _compare_superfeatures(
+    config: DistillConfig, loss: DistillationLoss, passes: list[TeacherPass], num_classes: int
+) -> Comparison | None:
+    """The level that `method.superfeatures` names; ConfigError unless student and teachers share it."""
+    method = config.method
+    if not isinstance(method, KEDConfig) or not method.needs_explanations:
+        return None
+    from pipeline.losses.ked import KEDLoss
+    from pipeline.models.additive.hierarchy import (
+        hierarchy_of,
+        pass_hierarchy,
+        require_same_level,
+    )
+    from pipeline.models.additive.network import network_partition
+    from pipeline.models.providers import build_model
+    from pipeline.training.superfeature_targets import Comparison
+
+    partition = network_partition(build_model(config.student, num_classes, may_replace_head=True))
+    student = hierarchy_of(partition)
+    number = method.superfeatures or student.most
+    teachers = {teacher.name: pass_hierarchy(teacher) for teacher in passes}
+    in_input_mode = {teacher.name: _is_input_mode(teacher) for teacher in passes}
+    if (live := live_teacher(config)) is not None:
+        teachers[live.name] = hierarchy_of(network_partition(build_model(live, num_classes)))
+        in_input_mode[live.name] = isinstance(live, AdditiveModelConfig) and live.is_input_mode
+    coarsenings = []
+    for name, hierarchy in teachers.items():
+        assert hierarchy is not None  # a pass without ked_z was refused
+        require_same_level(student, hierarchy, number, name)
+        coarsenings.append(hierarchy.coarsening(number))
+        require(
+            method.chimera_fraction == 0 or in_input_mode[name],
+            f"method.chimera_fraction={method.chimera_fraction} takes the teacher's logits of each part from another "
+            f"record, which {name} says of parts of the input alone in input mode: choose a teacher of name=mlp or "
+            "conv, or set method.chimera_fraction=0",
+        )
+    if number < student.most:
+        assert isinstance(loss, KEDLoss)
+        loss.unite_student(student.coarsening(number))
+    return Comparison(
+        number=number,
+        coarsenings=tuple(coarsenings),
+        assignment=partition.assignment(number),
+        grid=partition.grid,
+    )
+
+
+def _is_input_mode(teacher: TeacherPass) -> bool:
+    architecture = teacher.manifest.teacher["architecture"]
+    return bool(architecture["kind"] == "additive" and architecture["name"] != "trunk")
+
+
+def _judged_by(plan: TrainingPlan, teacher: TeacherPass) -> TeacherPass:
+    """The pass with which an evaluation compares a student of `teacher`."""
+    return plan.dataset.store.canonical_of(teacher) if plan.replays else teacher
+
+
+def _teacher_weights(config: DistillConfig) -> tuple[float, ...]:
+    return () if isinstance(config.method, LabelsConfig) else config.method.teacher_weights

@@ -1,0 +1,40 @@
+"""Targets of a guided teacher: one class of each record, drawn uniformly, and its regions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.core.labels import multi_hot
+from pipeline.core.records import NO_CLASS, Batch, Guidance
+from pipeline.loading.regions import RegionKind, regions_of
+
+
+class GuidanceSource:
+    """One class of each record, drawn uniformly, and its regions; takes the place of `geometry.view_targets`."""
+
+    def __init__(self, kind: RegionKind, num_classes: int, input_size: tuple[int, int]) -> None:
+        """input_size  (height, width) of the network's view"""
+        self.kind = kind
+        self.num_classes = num_classes
+        self.input_size = input_size
+
+    def __call__(
+        self,
+        batch: Batch,
+        grid: tuple[int, int],
+        map_control: str = "none",
+        *,
+        with_maps: bool = True,
+    ) -> tuple[Guidance, ...]:
+        """One Guidance, drawn by torch's generator."""
+        classes = _draw(multi_hot(batch.labels, self.num_classes))
+        regions = regions_of(batch, classes, self.kind, self.input_size)
+        return (Guidance(explained_class=classes[:, None], regions=regions),)
+
+
+def _draw(hot: Tensor) -> Tensor:
+    """One of each record's classes, uniformly: i64 [n]; NO_CLASS where it has none."""
+    known = hot.any(dim=1)
+    drawn = torch.multinomial(torch.where(known[:, None], hot, 1.0), 1)[:, 0]
+    return torch.where(known, drawn, NO_CLASS)

@@ -1,0 +1,95 @@
+"""The teacher in the loop (`mode=live`): the reference that frozen targets are measured against.
+
+It sees the very view that the student sees, and explains its classes there, by default its top-1
+("consistent teaching", Beyer et al. 2022; e2KD, Table 3). It costs a forward pass of the teacher in every step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.annotation.payloads.intermediates import EXTRAS
+from pipeline.config.models import ExplainerConfig, GradCamConfig
+from pipeline.core.records import Batch, Targets
+from pipeline.loading.geometry import neighbour_maps, place_on_grid, view_images
+from pipeline.models.classifier import Classifier
+from pipeline.models.explainers.classes import explained_classes
+from pipeline.models.explainers.explain import Explainer, forward_to_explain
+from pipeline.models.output import NOTHING, ModelOutput
+
+
+class LiveTeacher:
+    """Targets of a batch's own views; takes the place of `geometry.view_targets`."""
+
+    def __init__(
+        self,
+        name: str,
+        model: Classifier,
+        explain: Explainer,
+        input_size: tuple[int, int],
+        precision: torch.dtype = torch.float32,
+        explainer: ExplainerConfig = GradCamConfig(),  # noqa: B008, frozen
+        extra: str | None = None,
+    ) -> None:
+        """model       frozen, on the training device
+        input_size  (height, width) at which the teacher sees the view; fetched from the canonical
+                    frame at once, never by way of the student's pixels
+        precision   of its forward pass; explanations are float32 at least
+        explainer   which classes it explains, as `fit_explainer` made it
+        extra       whose fields of `Targets.extra` the loss reads
+        """
+        self.name = name
+        self.model = model
+        self.explain = explain
+        self.input_size = input_size
+        self.precision = precision
+        self.explainer = explainer
+        self.extra = None if extra is None else EXTRAS[extra]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch: Batch,
+        grid: tuple[int, int],
+        map_control: str = "none",
+        *,
+        with_maps: bool = True,
+    ) -> tuple[Targets, ...]:
+        """One Targets, its maps [B, E, A, h, w] on the student's (h, w) `grid`.
+
+        map_control  "shuffled" gives each record the map of its neighbour in the batch
+        """
+        images = view_images(batch, self.input_size)
+        output = self._forward(images, with_maps=with_maps)
+        logits = output.logits.detach().float()
+        classes = explained_classes(self.explainer, logits, batch.labels, batch.keys)
+        extra = {} if self.extra is None else self.extra.fields(output)
+        if not with_maps:
+            return (
+                Targets(teacher=self.name, logits=logits, explained_class=classes, extra=extra),
+            )
+        maps = place_on_grid(self.explain(self.model, output, classes), grid)
+        if map_control == "shuffled":
+            maps = neighbour_maps(maps, classes)
+        valid = maps.flatten(2).any(dim=2) & (classes >= 0)
+        return (
+            Targets(
+                teacher=self.name,
+                logits=logits,
+                explained_class=classes,
+                maps=maps,
+                map_valid=valid,
+                extra=extra,
+            ),
+        )
+
+    def _forward(self, images: Tensor, *, with_maps: bool) -> ModelOutput:
+        inner = NOTHING if self.extra is None else self.extra.inner
+        if self.precision == torch.float32 and with_maps:
+            return forward_to_explain(self.model, images, inner)
+        mixed = (
+            self.precision != torch.float32
+        )  # maps are then computed in float32 from the features
+        with torch.autocast(images.device.type, dtype=self.precision, enabled=mixed):
+            return self.model(images, inner)

@@ -1,0 +1,93 @@
+"""One step, one epoch, checkpoints: the same loop for teachers and students."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from pipeline.config.training import TrainerConfig
+from pipeline.loading.loader import TrainingStream, move_batch
+from pipeline.models.classifier import Classifier
+from pipeline.training.auxiliary_phase import learn_from_teacher
+from pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint, save_checkpoint
+from pipeline.training.metric_log import MetricWriter, StepLog
+from pipeline.training.optim import check_warmup, learning_rate
+from pipeline.training.state import Training
+from pipeline.training.step import train_step
+
+# ---- parts ---------------------------------------------------------------------------------------
+
+
+# ---- one step ------------------------------------------------------------------------------------
+
+
+# ---- epochs --------------------------------------------------------------------------------------
+
+
+def fit(
+    training: Training,
+    stream: TrainingStream,
+    *,
+    trainer: TrainerConfig,
+    lr: float,
+    input_size: tuple[int, int],
+    folder: Path,
+    on_epoch: Callable[[int, str], None],
+    after_epoch: Callable[[Classifier, int], None] | None = None,
+) -> None:
+    """Train to the last epoch, from the folder's checkpoint where there is one.
+
+    Writes checkpoint.pt, metrics.jsonl and TensorBoard events into `folder`; of several ranks the first does.
+    on_epoch     called by the first rank after each epoch with its number and a line on how it went
+    after_epoch  called by the first rank before an epoch's checkpoint, with the network and the epochs done
+    """
+    device = next(training.model.parameters()).device
+    check_warmup(trainer, stream.num_steps)
+    is_new = not (folder / CHECKPOINT_NAME).exists()
+    load_checkpoint(training, folder)
+    if is_new and training.loss.teacher_phase is not None:
+        learn_from_teacher(training, stream)
+        save_checkpoint(training, folder)
+    with ExitStack() as stack:
+        write = _discard
+        if training.ranks.is_first:
+            write = stack.enter_context(MetricWriter(folder, training.global_step)).write
+        log = StepLog(write=write, every_steps=trainer.log_every_steps)
+        while training.epoch < trainer.epochs:
+            for batch in stream.epoch(training.epoch, training.step):
+                moved = move_batch(batch, device)
+                training.seed_step()
+                rate = learning_rate(trainer, lr, training.epoch, training.step, stream.num_steps)
+                for group in training.optimizer.param_groups:
+                    group["lr"] = rate
+                terms = train_step(training, moved, input_size, trainer.clip_norm, trainer.agc)
+                training.step += 1
+                training.global_step += 1
+                log.add(training, terms, len(batch.keys))
+                if training.step < stream.num_steps and _is_nth(
+                    training.global_step, trainer.checkpoint_every_steps
+                ):
+                    log.flush(training)
+                    save_checkpoint(training, folder)
+            log.flush(training)
+            training.epoch, training.step = training.epoch + 1, 0
+            if after_epoch is not None and training.ranks.is_first:
+                after_epoch(training.model, training.epoch)
+            if training.epoch == trainer.epochs or _is_nth(
+                training.epoch, trainer.checkpoint_every_epochs
+            ):
+                save_checkpoint(training, folder)
+            if training.ranks.is_first:
+                on_epoch(training.epoch, f"loss {log.last_total:.3f}")
+
+
+def _is_nth(count: int, interval: int | None) -> bool:
+    return interval is not None and count % interval == 0
+
+
+def _discard(line: dict[str, float]) -> None:
+    """The first rank's line says it for all."""
+
+
+# ---- what is written -----------------------------------------------------------------------------

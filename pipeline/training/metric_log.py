@@ -1,0 +1,118 @@
+"""How a training goes: metrics.jsonl, the source of truth, and the same numbers for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipeline.core.errors import UserError
+from pipeline.core.files import write_atomically
+from pipeline.losses.base import LossTerms
+from pipeline.training.state import Training
+
+METRICS_NAME = "metrics.jsonl"
+
+
+class DivergedError(UserError, RuntimeError):
+    """A loss that is no longer a number."""
+
+
+@dataclass(kw_only=True)
+class StepLog:
+    """Means of the loss terms since the last line, kept on the device until a line is written."""
+
+    write: Callable[[dict[str, float]], None]
+    every_steps: int
+    sums: dict[str, Tensor | float] = field(default_factory=lambda: defaultdict(float))
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """Steps in which each term was present: a guided term is not in every one."""
+    steps: int = 0
+    records: int = 0
+    last_total: float = math.nan
+    """Of the last line."""
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, training: Training, terms: LossTerms, records: int) -> None:
+        """Count a finished step; write a line when enough have come together.
+
+        records  of this rank
+        """
+        for name, value in {**terms.terms, **terms.statistics, "total": terms.total}.items():
+            self.sums[name] = self.sums[name] + value.detach()
+            self.counts[name] += 1
+        self.steps += 1
+        self.records += records
+        if self.steps == self.every_steps:
+            self.flush(training)
+
+    def flush(self, training: Training) -> None:
+        """Write what has come together, if anything; of several ranks, the mean. Waits for the device once."""
+        if self.steps == 0:
+            return
+        sums = torch.stack([torch.as_tensor(total) for total in self.sums.values()])
+        means = training.ranks.mean(sums).tolist()
+        line = {
+            name: total / self.counts[name] for name, total in zip(self.sums, means, strict=True)
+        }
+        if not math.isfinite(line["total"]):
+            raise DivergedError(
+                f"the loss is {line['total']} at step {training.global_step} (epoch {training.epoch}); "
+                "lower optimizer.lr, or set trainer.clip_norm"
+            )
+        self.last_total = line["total"]
+        seconds = time.monotonic() - self.started
+        line |= {
+            "step": training.global_step,
+            "epoch": training.epoch,
+            "lr": training.optimizer.param_groups[0]["lr"],
+            "records_per_second": self.records * training.ranks.world_size / seconds,
+        }
+        self.write(line)
+        self.sums, self.counts = defaultdict(float), defaultdict(int)
+        self.steps = self.records = 0
+        self.started = time.monotonic()
+
+
+class MetricWriter:
+    """metrics.jsonl and TensorBoard events; lines after `global_step` (of a killed attempt) are dropped."""
+
+    def __init__(self, folder: Path, global_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = folder / METRICS_NAME
+        lines = list(read_metrics(folder)) if path.exists() else []
+        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= global_step]
+        write_atomically(path, "".join(kept).encode())
+        self.file = path.open("a")
+        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=global_step + 1)
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+        self.events.close()
+
+    def write(self, line: dict[str, float]) -> None:
+        """Append a line to the file and its numbers to the events."""
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        for name, value in line.items():
+            if name not in ("step", "epoch"):
+                self.events.add_scalar(name, value, int(line["step"]))
+
+
+def read_metrics(folder: Path) -> Iterator[dict[str, float]]:
+    """Lines of a run's metrics.jsonl; a last line that a kill cut short is left out."""
+    with (folder / METRICS_NAME).open() as file:
+        for text in file:
+            if text.endswith("\n"):
+                yield json.loads(text)

@@ -1,0 +1,44 @@
+"""The learning rate over a training: a warm-up, then a cosine, steps, or nothing."""
+
+from __future__ import annotations
+
+import math
+
+from pipeline.config.training import TrainerConfig
+from pipeline.core.errors import ConfigError
+
+_WARMUP_START = 0.01
+
+
+def learning_rate(
+    config: TrainerConfig, lr: float, epoch: int, step: int = 0, num_steps: int = 1
+) -> float:
+    """The rate of a step: linear from 0.01 * lr over the warm-up, then as `trainer.schedule` says.
+
+    It changes once an epoch, or in every step where the warm-up is given in steps.
+
+    step, num_steps  of the epoch
+    """
+    at, warmup, end = float(epoch), config.warmup_epochs, config.epochs
+    if config.warmup_steps is not None:
+        at, warmup, end = epoch * num_steps + step, config.warmup_steps, end * num_steps
+    if at < warmup:
+        return lr * (_WARMUP_START + (1 - _WARMUP_START) * at / warmup)
+    if config.schedule == "constant":
+        return lr
+    if config.schedule == "decay":
+        return lr * config.decay ** (epoch // config.decay_every_epochs)
+    return lr * 0.5 * (1 + math.cos(math.pi * (at - warmup) / (end - warmup)))
+
+
+def check_warmup(config: TrainerConfig, num_steps: int) -> None:
+    """ConfigError where a warm-up in steps does not end before the training does.
+
+    num_steps  of an epoch
+    """
+    steps = config.epochs * num_steps
+    if config.warmup_steps is not None and config.warmup_steps >= steps:
+        raise ConfigError(
+            f"trainer.warmup_steps={config.warmup_steps} does not end within the {steps} steps of "
+            f"trainer.epochs={config.epochs}; take fewer, or more epochs"
+        )

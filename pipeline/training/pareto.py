@@ -1,0 +1,80 @@
+"""Which epochs of a guided teacher are worth keeping: nothing else is at least as good in everything.
+
+Being right and being right for the right reasons pull apart while a teacher is guided, so the choice
+between them is left to whoever uses it (Rao et al. 2023: F1, EPG and IoU, in steps of 0.005).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.files import write_atomically
+from pipeline.models.classifier import Classifier
+
+STEP = 0.005
+FOLDER = "pareto"
+FRONT_NAME = "front.json"
+_RIGHT = ("f1", "accuracy")
+_REASONS = ("epg", "iou")
+
+
+def pareto_front(points: Sequence[Sequence[float]], step: float = STEP) -> list[int]:
+    """Positions of the points that no other one beats: as good in all, better in one, in steps of `step`.
+
+    Of points that are equal in those steps the first is kept.
+    """
+    binned = [tuple(int(value / step + 1e-9) for value in point) for point in points]
+    front = []
+    for position, mine in enumerate(binned):
+        beaten = any(
+            all(theirs >= own for theirs, own in zip(other, mine, strict=True))
+            and (other != mine or earlier < position)
+            for earlier, other in enumerate(binned)
+            if earlier != position
+        )
+        if not beaten:
+            front.append(position)
+    return front
+
+
+class ParetoFront:
+    """Keeps the weights of the epochs on the front, in <run>/pareto/."""
+
+    def __init__(self, folder: Path, judge: Callable[[Classifier], Mapping[str, Any]]) -> None:
+        """judge  metrics of a network on the split by which epochs are compared"""
+        self.folder = folder / FOLDER
+        self.judge = judge
+
+    def __call__(self, model: Classifier, epoch: int) -> None:
+        """Judge the network after an epoch, keep it if it is on the front, and let go of what it beats."""
+        from safetensors.torch import save
+
+        metrics = self.judge(model)
+        right = next(name for name in _RIGHT if name in metrics)
+        point = {name: float(metrics[name]) for name in (right, *_REASONS) if name in metrics}
+        candidates = [c for c in self.members() if c["epoch"] != epoch]
+        candidates.append({"epoch": epoch, **point})
+        kept = pareto_front([[c[name] for name in point] for c in candidates])
+        if len(candidates) - 1 in kept:
+            state = {k: v.contiguous().cpu() for k, v in model.network.state_dict().items()}
+            write_atomically(self.folder / weights_name(epoch), save(state))
+        front = [candidates[position] for position in kept]
+        write_atomically(self.folder / FRONT_NAME, json.dumps(front, indent=1).encode())
+        wanted = {weights_name(c["epoch"]) for c in front}
+        for path in self.folder.glob("*.safetensors"):
+            if path.name not in wanted:
+                path.unlink()
+
+    def members(self) -> list[dict[str, Any]]:
+        """The front so far: epoch and metrics of each of its members."""
+        path = self.folder / FRONT_NAME
+        found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+        return found
+
+
+def weights_name(epoch: int) -> str:
+    """File of an epoch's weights."""
+    return f"epoch-{epoch:04d}.safetensors"

@@ -1,0 +1,335 @@
+"""A whole training, from its parts to the exported network; what teach and distill have in common.
+
+The same code runs in the process that was started and in each rank of a cluster.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.config.augment import AugmentConfig
+from pipeline.config.models import ExplainerConfig, GradCamConfig, ModelConfig
+from pipeline.config.runs import save_cost
+from pipeline.config.training import OptimizerConfig, TrainerConfig
+from pipeline.core.devices import resolve_device
+from pipeline.core.distributed import Ranks
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import Targets
+from pipeline.core.seeds import derive_seed
+from pipeline.loading.column_moments import column_moments
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import downscale, view_images, view_targets
+from pipeline.loading.loader import TrainingStream, move_batch
+from pipeline.loading.pixels import AppearanceSchedule
+from pipeline.loading.regions import RegionKind
+from pipeline.loading.views import ViewSchedule
+from pipeline.losses.base import DistillationLoss, StudentOutput
+from pipeline.models.additive.network import AdditiveMlp
+from pipeline.models.classifier import Classifier
+from pipeline.models.explainers.explain import ATTRIBUTIONS, DEFAULT_EXPLAINER, EXPLAINERS
+from pipeline.models.explainers.grids import map_grid, require_places, warn_of_coarse_grid
+from pipeline.models.output import NOTHING, Standardize
+from pipeline.models.providers import build_model, freeze, teacher_input_size
+from pipeline.models.saved import TrainedModel, save_model
+from pipeline.training.guidance_targets import GuidanceSource
+from pipeline.training.live_targets import LiveTeacher
+from pipeline.training.loop import fit
+from pipeline.training.state import Numerics, Training, build_optimizer
+from pipeline.training.superfeature_targets import Comparison
+from pipeline.training.targets import TargetSource
+
+logger = logging.getLogger("permafrost.training")
+
+MAX_DOWNSCALE = 1.2
+"""Frame pixels per view pixel; a bilinear fetch aliases above it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """Everything that decides how a training goes."""
+
+    dataset: StoreDataset
+    model: ModelConfig
+    num_classes: int
+    loss: DistillationLoss
+    augment: AugmentConfig
+    optimizer: OptimizerConfig
+    trainer: TrainerConfig
+    seed: int
+    explainer: str = DEFAULT_EXPLAINER
+    teacher_weights: tuple[float, ...] = ()
+    """See Training."""
+    replays: bool = False
+    """The views are those that the dataset's passes have stored; `augment.operations` are not read."""
+    views_per_step: int = 1
+    """Of one record, where views are replayed."""
+    guided_by: RegionKind | None = None
+    """In place of a teacher: where the objects are."""
+    after_epoch: Callable[[Classifier, int], None] | None = None
+    """Called by the first rank with the network and the number of epochs done, before their checkpoint."""
+    live_teacher: ModelConfig | None = None
+    """Asked in every step; None takes the targets that the dataset's passes hold."""
+    live_explainer: ExplainerConfig = field(default_factory=GradCamConfig)
+    """Of the live teacher: which classes it explains."""
+    superfeatures: Comparison | None = None
+    """The level at which they are compared; None where the loss compares none."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the network's outputs; empty where they are not the data's classes."""
+        names = self.dataset.store.manifest.classes
+        return names if (self.model.classes or self.num_classes) == len(names) else ()
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the student's view."""
+        size = self.augment.size
+        return self.dataset.store.size if size is None else (size, size)
+
+
+class TrainingJob(Protocol):
+    """What a stage wants trained; picklable, so that any process can do it."""
+
+    @property
+    def folder(self) -> Path:
+        """Of the run, absolute; the checkpoint and the network go there."""
+
+    @property
+    def trainer(self) -> TrainerConfig:
+        """How long, and by how many ranks."""
+
+    def prepare(self, ranks: Ranks) -> None:
+        """Make what the training reads beside the store, all ranks together; nothing where it is there."""
+
+    def plan(self) -> TrainingPlan:
+        """Everything that decides how it goes; ConfigError where the options do not fit the store."""
+
+    def describe(self, plan: TrainingPlan) -> TrainedModel:
+        """What model.json says of the result."""
+
+
+def run_job(
+    job: TrainingJob, on_epoch: Callable[[int, str], None], ranks: Ranks | None = None
+) -> None:
+    """Train to the last epoch, from the folder's checkpoint where there is one, and export the network."""
+    ranks = ranks or Ranks()
+    job.prepare(ranks)
+    plan = job.plan()
+    at_once = plan.trainer.batch_size // plan.views_per_step
+    records = len(plan.dataset) // at_once * plan.trainer.batch_size
+    started = time.monotonic()
+
+    def count_cost(epoch: int, line: str) -> None:
+        nonlocal started
+        now = time.monotonic()
+        save_cost(job.folder, now - started, records)
+        started = now
+        on_epoch(epoch, line)
+
+    model = train_to_end(plan, job.folder, count_cost, ranks)
+    if ranks.is_first:
+        save_model(job.folder, model, job.describe(plan))
+
+
+def train_to_end(
+    plan: TrainingPlan, folder: Path, on_epoch: Callable[[int, str], None], ranks: Ranks
+) -> Classifier:
+    """The trained network; continues from the folder's checkpoint where there is one.
+
+    The seed is split once: initialisation, order, views, appearance and what a step draws each have their own.
+    """
+    if plan.trainer.num_threads is not None:
+        torch.set_num_threads(plan.trainer.num_threads)
+    _check_labels(plan)
+    training = _build_training(plan, ranks)
+    stream = TrainingStream(
+        plan.dataset,
+        None if plan.replays else _build_views(plan),
+        AppearanceSchedule(plan.augment, plan.seed),
+        batch_size=plan.trainer.batch_size,
+        seed=plan.seed,
+        loader_processes=plan.trainer.loader_processes,
+        views_per_step=plan.views_per_step,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+    fit(
+        training,
+        stream,
+        trainer=plan.trainer,
+        lr=plan.optimizer.lr,
+        input_size=plan.input_size,
+        folder=folder,
+        on_epoch=on_epoch,
+        after_epoch=plan.after_epoch,
+    )
+    return training.model
+
+
+def _check_labels(plan: TrainingPlan) -> None:
+    """ConfigError unless the loss and the network can take the data's labels."""
+    if plan.loss.needs_labels and not plan.dataset.has_labels:
+        raise ConfigError(
+            "none of the records has a label of the network's classes, and the loss reads labels: choose a "
+            "method without them (method.lambda_ce=0) or data with labels"
+        )
+    many = plan.dataset.has_many_labels
+    plan.loss.check_labels(many=many)
+    if many and plan.model.classes not in (None, plan.num_classes):
+        raise ConfigError(
+            f"the network's option classes={plan.model.classes} is not the {plan.num_classes} that a record's "
+            "labels choose from; leave it null"
+        )
+
+
+def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
+    trainer = plan.trainer
+    device = ranks.device or resolve_device("trainer.device", trainer.device)
+    torch.manual_seed(derive_seed(plan.seed, "initialisation"))
+    model = build_model(plan.model, plan.num_classes, may_replace_head=True)
+    if plan.model.weights is None:
+        _learn_columns(model, plan.dataset)
+    model = model.to(device)
+    targets: TargetSource = view_targets
+    if plan.live_teacher is not None:
+        targets = _build_live_teacher(plan, plan.live_teacher, device)
+    if plan.guided_by is not None:
+        targets = GuidanceSource(plan.guided_by, plan.num_classes, plan.input_size)
+    if plan.loss.needs_maps(0):
+        _check_map_grids(plan, model, targets)
+    if plan.superfeatures is not None:
+        targets = plan.superfeatures.targets(targets)
+    if plan.loss.inner != NOTHING:
+        _prepare_loss(plan, model, targets, device)
+    plan.loss.prepare_records(plan.dataset)
+    loss = plan.loss.to(device)
+    numerics = Numerics(
+        precision=getattr(torch, trainer.precision),
+        compile=trainer.compile,
+        channels_last=trainer.channels_last,
+    )
+    return Training(
+        model=model,
+        loss=loss,
+        optimizer=build_optimizer(
+            plan.optimizer,
+            [*model.parameters(), *loss.parameters()],
+            fused=numerics.precision == torch.float16,
+        ),
+        explain=EXPLAINERS[plan.explainer]
+        if plan.guided_by is None
+        else ATTRIBUTIONS[model.explainer],
+        targets=targets,
+        superfeatures=plan.superfeatures,
+        teacher_weights=plan.teacher_weights,
+        seed=plan.seed,
+        numerics=numerics,
+        ranks=ranks,
+    )
+
+
+def _check_map_grids(plan: TrainingPlan, model: Classifier, targets: TargetSource) -> None:
+    """ConfigError where the explanations of the student or of a teacher have one cell."""
+    own = map_grid(model, plan.input_size)
+    require_places(
+        own,
+        plan.input_size,
+        "the student's explanations" if plan.guided_by is None else "the network's explanations",
+        "raise augment.size, or choose a network of smaller stride",
+    )
+    taught = [
+        ((spec.shape[-2], spec.shape[-1]), plan.dataset.store.size, f"the maps of {teacher.name}")
+        for teacher in plan.dataset.passes
+        for spec in teacher.manifest.fields
+        if spec.name == "map"
+    ]
+    if isinstance(targets, LiveTeacher):
+        size = targets.input_size
+        taught = [(map_grid(targets.model, size), size, "the teacher's explanations")]
+    for grid, size, whose in taught:
+        require_places(grid, size, whose, "raise teacher.input_size, or choose another teacher")
+        warn_of_coarse_grid(own, grid)
+
+
+def _learn_columns(model: Classifier, dataset: StoreDataset) -> None:
+    """Of a network on a table: how its columns lie in the whole split that it is trained on."""
+    if isinstance(model, AdditiveMlp) and isinstance(model.normalize, Standardize):
+        split = dataset.store.manifest.shards[int(dataset.shard[0])].split
+        model.normalize.learn(*column_moments(dataset.store, split))
+
+
+@torch.no_grad()
+def _prepare_loss(
+    plan: TrainingPlan, model: Classifier, targets: TargetSource, device: torch.device
+) -> None:
+    """Show the loss what it will compare, on the first record: its own parameters then come into being.
+
+    They are drawn from a seed of their own, the same on every rank.
+    """
+    batch = move_batch(plan.dataset.__getitems__([(0, 0) if plan.replays else 0]), device)
+    output = model.eval()(view_images(batch, plan.input_size), plan.loss.inner)
+    student = StudentOutput(
+        logits=output.logits,
+        stages=output.stages,
+        class_maps=output.class_maps,
+        superfeature_logits=output.superfeature_logits,
+        superfeature_hidden=output.superfeature_hidden,
+        pooled=output.pooled,
+    )
+    grid = (output.features.shape[-2], output.features.shape[-1])
+    taught = targets(batch, grid, with_maps=False)
+    torch.manual_seed(derive_seed(plan.seed, "initialisation of the loss"))
+    for example in taught:
+        if isinstance(example, Targets):
+            plan.loss.prepare(student, example)
+
+
+def _build_live_teacher(
+    plan: TrainingPlan, config: ModelConfig, device: torch.device
+) -> LiveTeacher:
+    side = teacher_input_size(config)
+    return LiveTeacher(
+        config.name,
+        freeze(build_model(config, plan.num_classes)).to(device),
+        EXPLAINERS[plan.explainer],
+        plan.input_size if side is None else (side, side),
+        getattr(torch, plan.trainer.precision),
+        plan.live_explainer,
+        plan.loss.extra,
+    )
+
+
+def _build_views(plan: TrainingPlan) -> ViewSchedule:
+    height, width = plan.dataset.store.size
+    aspects = plan.dataset.aspects
+    one_aspect = bool((aspects == width / height).all())
+    views = ViewSchedule(plan.augment, (height, width), plan.seed, one_aspect=one_aspect)
+    worst = worst_downscale(views, plan.input_size, aspects)
+    if worst > MAX_DOWNSCALE:
+        logger.warning(
+            "views shrink the canonical frame of %dx%d up to %.1f times and alias above %.1f: "
+            "pack the store with a smaller frame, or raise augment.size",
+            *views.size,
+            worst,
+            MAX_DOWNSCALE,
+        )
+    return views
+
+
+def worst_downscale(views: ViewSchedule, input_size: tuple[int, int], aspects: Tensor) -> float:
+    """Canonical pixels per pixel of a view of (height, width) `input_size`, at the worst of 256 views.
+
+    aspects  [n]: width / height of originals, of which the first 256 are taken
+    """
+    matrices = views.views(0, 0, aspects[:256])
+    if matrices is None:
+        matrices = torch.eye(3)[None]
+    return float(downscale(matrices, views.size, input_size).max())

@@ -1,0 +1,103 @@
+"""The partition that a search found, as an artifact of its store, with W and the facts of the search.
+
+Shape letters: d features, M superfeatures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx
+import torch
+from torch import Tensor
+
+from pipeline.config.runs import plain
+from pipeline.models.additive.partition import Partition
+from pipeline.store.artifacts import Artifact, load_artifact
+from pipeline.store.entries import from_dict
+from pipeline.training.superfeatures.dependency import DependencySum
+from pipeline.training.superfeatures.grouping import Grouping
+
+_MADE_BY = "stages.teach with teaching=ked"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionFacts:
+    """The artifact's description."""
+
+    grid: tuple[int, int] | None
+    records: int
+    split_half: float | None
+    """Spearman's correlation of two halves of the records; None where they cannot be compared."""
+    seed: int
+    neighbours: int
+    resolution: float
+    communities: int
+    modularity: tuple[float, ...]
+    null_features: tuple[int, ...]
+    dependency_sha256: str
+    partition_sha256: str
+    made_with: dict[str, str]
+    """Versions of the libraries whose algorithms decide the groups; outside the fingerprint, for people."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedPartition:
+    """The content of the artifact's folder."""
+
+    made_from: dict[str, Any]
+    facts: PartitionFacts
+    partition: Partition
+    dependency: Tensor
+    """W as measured: f64 [d, d]."""
+
+
+def partition_artifact(store: Path, made_from: dict[str, Any], options: dict[str, Any]) -> Artifact:
+    """The artifact of a search.
+
+    made_from  the network, the records and the probes
+    options    of the measurement and of the grouping
+    """
+    return Artifact(store, "partition", {**made_from, "options": options}, _MADE_BY)
+
+
+def save_partition(artifact: Artifact, grouping: Grouping, measured: DependencySum) -> None:
+    """Commit what was found; an artifact that is there already stays, since passes name its digest."""
+    partition, split_half = grouping.partition, measured.split_half
+    facts = PartitionFacts(
+        grid=partition.grid,
+        records=measured.num_records,
+        split_half=None if math.isnan(split_half) else split_half,
+        seed=grouping.seed,
+        neighbours=grouping.neighbours,
+        resolution=grouping.resolution,
+        communities=grouping.communities,
+        modularity=grouping.modularity,
+        null_features=grouping.null_features,
+        dependency_sha256=_sha256(measured.matrix),
+        partition_sha256=partition.sha256,
+        made_with={"networkx": networkx.__version__, "torch": torch.__version__},
+    )
+    tensors = {"assignments": partition.assignments, "dependency": measured.matrix}
+    artifact.save(tensors, plain(facts))
+
+
+def load_partition(folder: Path) -> SavedPartition:
+    """The partition and W of an artifact's folder, checked byte by byte."""
+    manifest, tensors = load_artifact(folder, _MADE_BY)
+    facts = from_dict(PartitionFacts, manifest.description)
+    return SavedPartition(
+        made_from=manifest.made_from,
+        facts=facts,
+        partition=Partition(assignments=tensors["assignments"], grid=facts.grid),
+        dependency=tensors["dependency"],
+    )
+
+
+def _sha256(matrix: Tensor) -> str:
+    """SHA-256 of its values, row by row."""
+    return hashlib.sha256(matrix.to(torch.float64).contiguous().numpy().tobytes()).hexdigest()

@@ -1,0 +1,288 @@
+"""From a dependency matrix to a nested partition: Louvain's communities, mergers down to one, and splits.
+
+Shape letters: d features, n of them that are not null, M superfeatures.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import networkx
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.core.errors import ConfigError
+from pipeline.core.seeds import derive_seed
+from pipeline.models.additive.partition import Partition
+from pipeline.training.superfeatures.dependency import symmetric
+
+logger = logging.getLogger("permafrost.superfeatures")
+
+NULL_SHARE = 1e-6
+"""Of the largest row sum: below it a feature depends on none."""
+_STARTS = 5
+"""Runs of Louvain's algorithm, of which the best counts."""
+_FINER = 1.25
+"""Factor on the resolution while there are too few communities."""
+_FEWEST_NEIGHBOURS = 4
+_DECIMALS = 12
+"""Of weights over the largest one, and of gains: what the order of a sum changes breaks no tie."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouping:
+    """A partition and how it was found."""
+
+    partition: Partition
+    seed: int
+    neighbours: int
+    """k: edges that each feature keeps, besides those by which others keep it."""
+    resolution: float
+    """Of Louvain's algorithm when it had found enough communities."""
+    communities: int
+    """How many these were."""
+    modularity: tuple[float, ...]
+    """On the sparsified graph at resolution 1, of the partition into 1, 2, ... M superfeatures."""
+    null_features: tuple[int, ...]
+    """Attached to the superfeature of their nearest feature, not clustered."""
+
+
+def group_features(
+    dependency: Tensor,
+    number: int,
+    *,
+    levels: int | None = None,
+    seed: int = 0,
+    grid: tuple[int, int] | None = None,
+    correlation: Tensor | None = None,
+    neighbours: int | None = None,
+    resolution: float = 1.0,
+) -> Grouping:
+    """The nested partition into 1 to `levels` superfeatures, made for `number` of them.
+
+    Louvain's algorithm looks for `number` communities; coarser levels merge them, finer ones split them. So the
+    levels up to `number` are the same whatever `levels` is.
+
+    levels       None is `number`
+    dependency   f64 [d, d]; its diagonal, a feature's own curvature, is not read
+    grid         (rows, columns) of the features; a null feature joins the nearest one there
+    correlation  of a table's features [d, d]; a null feature joins the one of the largest |correlation|
+    neighbours   None is max(4, n / 8); n - 1 keeps every edge, on which Louvain's algorithm finds little
+    """
+    weights = symmetric(dependency.double().cpu()).numpy()
+    live = _live(weights)
+    null = np.setdiff1d(np.arange(len(weights)), live)
+    most = number if levels is None else levels
+    _check(number, live, weights)
+    _check(most, live, weights)
+    if most < number:
+        raise ValueError(f"{most} levels do not reach {number} superfeatures")
+    if grid is not None and grid[0] * grid[1] != len(weights):
+        raise ValueError(f"a grid of {grid} has not the {len(weights)} features of the matrix")
+    k = max(_FEWEST_NEIGHBOURS, len(live) // 8) if neighbours is None else neighbours
+    graph = sparsify((weights / weights.max())[np.ix_(live, live)].round(_DECIMALS), k)
+    communities, found_at = _communities(graph, number, seed, resolution)
+    nested = _mergers(graph, communities)[:number]
+    if most > number:
+        nested += _splits(graph, nested[-1], most, seed)
+    modularity = tuple(_modularity(graph, level) for level in nested)
+
+    assignments = np.empty((most, len(weights)), dtype=np.int64)
+    assignments[:, live] = nested
+    if len(null):
+        assignments[:, null] = assignments[:, _nearest(null, live, grid, correlation)]
+    _warn_of_small_groups(nested[number - 1], number)
+    return Grouping(
+        partition=Partition(
+            assignments=torch.from_numpy(np.stack([_numbered(row) for row in assignments])),
+            grid=grid,
+        ),
+        seed=seed,
+        neighbours=k,
+        resolution=found_at,
+        communities=int(communities.max()) + 1,
+        modularity=modularity,
+        null_features=tuple(null.tolist()),
+    )
+
+
+def count_dependent(dependency: Tensor) -> int:
+    """Features of f64 [d, d] that are not null: at most so many superfeatures can be found."""
+    return len(_live(symmetric(dependency.double().cpu()).numpy()))
+
+
+def _live(weights: NDArray[np.float64]) -> NDArray[np.int64]:
+    strength = weights.sum(axis=1)
+    return np.flatnonzero((strength >= NULL_SHARE * strength.max()) & (strength > 0))
+
+
+def sparsify(weights: NDArray[np.float64], neighbours: int) -> NDArray[np.float64]:
+    """Each node's strongest edges, and those by which others keep it; of equal ones those to the lowest nodes."""
+    strongest = np.argsort(-weights, axis=1, kind="stable")[:, :neighbours]
+    kept = np.zeros(weights.shape, dtype=bool)
+    np.put_along_axis(kept, strongest, True, axis=1)
+    return np.where(kept | kept.T, weights, 0.0)
+
+
+def _check(number: int, live: NDArray[np.int64], weights: NDArray[np.float64]) -> None:
+    if len(live) == 0:
+        raise ConfigError(
+            f"none of the {len(weights)} features depends on another, so that nothing groups them: logits "
+            "are linear in the cells before a global average pooling (probe pixel blocks, or cut the trunk "
+            "earlier), and exact second derivatives of a network of ReLUs are zero (use derivative=fd)"
+        )
+    if not 1 <= number <= len(live):
+        raise ConfigError(
+            f"{number} superfeatures of {len(live)} features that depend on others; choose 1 to {len(live)}"
+        )
+
+
+def _communities(
+    graph: NDArray[np.float64], number: int, seed: int, resolution: float
+) -> tuple[NDArray[np.int64], float]:
+    """At least `number` communities, i64 [n], and the resolution at which there are so many."""
+    while True:
+        best = _louvain(graph, seed, resolution)
+        if best.max() + 1 >= number:
+            return best, resolution
+        resolution *= _FINER
+
+
+def _louvain(graph: NDArray[np.float64], seed: int, resolution: float) -> NDArray[np.int64]:
+    """The best of several runs, i64 [n]; nodes without an edge are communities of their own."""
+    if not graph.any():
+        return np.arange(len(graph))
+    nodes = networkx.Graph()
+    nodes.add_nodes_from(range(len(graph)))
+    nodes.add_weighted_edges_from(
+        (int(a), int(b), float(graph[a, b])) for a, b in np.argwhere(np.triu(graph)).tolist()
+    )
+    found = [
+        networkx.community.louvain_communities(
+            nodes,
+            weight="weight",
+            resolution=resolution,
+            seed=derive_seed(seed, "louvain", start),
+        )
+        for start in range(_STARTS)
+    ]
+    assignments = [_assignment(sets, len(graph)) for sets in found]
+    # The first of equally good ones: max keeps it.
+    return max(assignments, key=lambda a: round(_modularity(graph, a, resolution), _DECIMALS))
+
+
+def _splits(
+    graph: NDArray[np.float64], coarse: NDArray[np.int64], number: int, seed: int
+) -> list[NDArray[np.int64]]:
+    """Levels of one community more each, up to `number`, that split those of `coarse`: i64 [n] each.
+
+    Louvain's algorithm divides each community by itself, at the resolution at which there are enough parts in
+    all; mergers within communities give the levels between.
+    """
+    resolution = 1.0
+    groups = [np.flatnonzero(coarse == group) for group in range(int(coarse.max()) + 1)]
+    while True:
+        fine = np.empty_like(coarse)
+        parts = 0
+        for members in groups:
+            own = _louvain(graph[np.ix_(members, members)], seed, resolution)
+            fine[members] = own + parts
+            parts += int(own.max()) + 1
+        if parts >= number:
+            break
+        resolution *= _FINER
+    levels = _mergers(graph, _numbered(fine), within=coarse)
+    return levels[1 : number - len(groups) + 1]
+
+
+def _assignment(sets: list[set[int]], num_nodes: int) -> NDArray[np.int64]:
+    """Communities as sets -> i64 [n], numbered by their lowest node."""
+    assignment = np.empty(num_nodes, dtype=np.int64)
+    for community, members in enumerate(sets):
+        assignment[sorted(members)] = community
+    return _numbered(assignment)
+
+
+def _mergers(
+    graph: NDArray[np.float64],
+    communities: NDArray[np.int64],
+    within: NDArray[np.int64] | None = None,
+) -> list[NDArray[np.int64]]:
+    """Into 1, 2, ... communities, i64 [n] each: from the last one down, the merger of largest gain.
+
+    within  coarser communities that are kept apart: the first level is theirs
+    """
+    levels = [communities]
+    fewest = 1 if within is None else int(within.max()) + 1
+    while (number := int(levels[0].max()) + 1) > fewest:
+        between = _between(graph, levels[0])
+        gain = 2 * between / graph.sum() - 2 * np.multiply.outer(
+            strength := between.sum(axis=1) / graph.sum(), strength
+        )
+        gain[np.tril_indices(number)] = -np.inf
+        if within is not None:
+            owner = np.empty(number, np.int64)
+            owner[levels[0]] = within
+            gain[owner[:, None] != owner] = -np.inf
+        # argmax gives the first of equal gains: that of the lowest communities.
+        low, high = divmod(int(gain.round(_DECIMALS).argmax()), number)
+        levels.insert(0, _numbered(np.where(levels[0] == high, low, levels[0])))
+    return levels
+
+
+def _between(graph: NDArray[np.float64], assignment: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Weight between each two communities, on the diagonal twice that within one."""
+    member = np.eye(int(assignment.max()) + 1)[assignment]
+    between: NDArray[np.float64] = member.T @ graph @ member
+    return between
+
+
+def _modularity(
+    graph: NDArray[np.float64], assignment: NDArray[np.int64], resolution: float = 1.0
+) -> float:
+    share = _between(graph, assignment) / graph.sum()
+    return float(np.trace(share) - resolution * np.square(share.sum(axis=1)).sum())
+
+
+def _nearest(
+    null: NDArray[np.int64],
+    live: NDArray[np.int64],
+    grid: tuple[int, int] | None,
+    correlation: Tensor | None,
+) -> NDArray[np.int64]:
+    """For each null feature the feature whose superfeature it joins; of equally near ones the lowest."""
+    if grid is not None:
+        places = np.stack(np.unravel_index(np.arange(grid[0] * grid[1]), grid), axis=1)
+        near = -np.square(places[null][:, None] - places[live][None]).sum(axis=2)
+    elif correlation is not None:
+        # A constant column has no correlation with any other.
+        near = correlation.double().cpu().nan_to_num(nan=0.0).abs().numpy()[np.ix_(null, live)]
+    else:
+        raise ValueError(
+            f"features {null.tolist()} of the table depend on none; give the correlation of its columns"
+        )
+    nearest: NDArray[np.int64] = live[near.argmax(axis=1)]
+    return nearest
+
+
+def _numbered(assignment: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The same groups, numbered by their lowest feature."""
+    _, first, place = np.unique(assignment, return_index=True, return_inverse=True)
+    return np.take(first.argsort().argsort(), place)
+
+
+def _warn_of_small_groups(finest: NDArray[np.int64], number: int) -> None:
+    sizes = np.bincount(finest)
+    small = sizes[sizes < len(finest) / (8 * number)]
+    if len(small):
+        logger.warning(
+            "%d of %d superfeatures have fewer than %.1f features (%s); fewer superfeatures, or more "
+            "neighbours, give groups of more equal sizes",
+            len(small),
+            number,
+            len(finest) / (8 * number),
+            ", ".join(map(str, sorted(small.tolist()))),
+        )

@@ -1,0 +1,224 @@
+"""Superfeatures of a black box: what its logits say of a store's records, grouped and saved (KED, Algorithm 1).
+
+Shape letters: d features.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.config.models import AdditiveModelConfig, ModelConfig
+from pipeline.config.teaching import KEDTeachingConfig
+from pipeline.core.distributed import Ranks
+from pipeline.core.errors import require
+from pipeline.loading.dataset import StoreDataset, iter_in_order
+from pipeline.loading.geometry import judged_view, view_images
+from pipeline.loading.loader import move_batch
+from pipeline.loading.selection import balanced_order
+from pipeline.models.classifier import Classifier
+from pipeline.models.fingerprint import describe_teacher
+from pipeline.models.providers import build_model, freeze, teacher_input_size
+from pipeline.store.artifacts import Artifact
+from pipeline.store.reader import Store
+from pipeline.training.superfeatures.artifact import partition_artifact, save_partition
+from pipeline.training.superfeatures.dependency import DependencySum, measure_dependency
+from pipeline.training.superfeatures.grouping import count_dependent, group_features
+from pipeline.training.superfeatures.probes import (
+    Probes,
+    feature_scales,
+    pixel_probes,
+    table_probes,
+)
+
+logger = logging.getLogger("permafrost.superfeatures")
+
+_BATCH_SIZE = 64
+"""Records read together; each is measured by itself."""
+_MEASURED_BY = (
+    "records",
+    "max_records",
+    "derivative",
+    "step",
+    "draws",
+    "neighbours",
+    "resolution",
+    "grouping_seed",
+)
+"""Options of teaching=ked that decide a partition."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionSearch:
+    """All that decides a partition of an image's blocks or a table's columns, and where it is kept."""
+
+    store: Store
+    black_box: ModelConfig
+    teacher: AdditiveModelConfig
+    """Whose features are grouped: blocks of the image, as many as `grid` has (in trunk mode those that its cells
+    look at), or the columns of a table."""
+    teaching: KEDTeachingConfig
+    input_size: tuple[int, int]
+    """(height, width) of the teacher's view."""
+
+    @property
+    def folder(self) -> Path:
+        """<store>/artifacts/partition-<fp8>."""
+        return self._artifact.folder
+
+    def run(self, ranks: Ranks, device: torch.device) -> Path:
+        """Measure, each rank its share of the records, and save the partition; its folder.
+
+        One that is there already is kept. Neither the number of ranks nor the batches change more than the last
+        bits of the sum, which grouping rounds away.
+        """
+        is_there = torch.tensor(float(self._artifact.is_there))
+        if not ranks.sum(is_there):
+            measured = self._measure(ranks, device)
+            if ranks.is_first:
+                self._group(measured)
+            ranks.sum(is_there)  # the others wait for the first
+        return self.folder
+
+    @cached_property
+    def _artifact(self) -> Artifact:
+        return partition_artifact(self.store.path, self._made_from, self._options())
+
+    @cached_property
+    def _made_from(self) -> dict[str, Any]:
+        """Reads the whole file of weights for its digest."""
+        return {
+            "store": self.store.manifest.fingerprint,
+            "split": self.teaching.split,
+            "black_box": describe_teacher(
+                self.black_box, len(self.store.manifest.classes), section="black_box"
+            ),
+            "frame": self.teacher.frame,
+            "input_size": list(self._probed_size()),
+        }
+
+    def _options(self) -> dict[str, Any]:
+        teaching = asdict(self.teaching)
+        return {
+            **{name: teaching[name] for name in _MEASURED_BY},
+            "superfeatures": self.teacher.superfeatures,
+            "levels": self._levels(),
+            "grid": list(self.teacher.grid) if self.teacher.columns is None else None,
+        }
+
+    def _levels(self) -> int:
+        return max(self.teacher.superfeatures, self.teaching.levels)
+
+    def _probed_size(self) -> tuple[int, int]:
+        side = teacher_input_size(self.black_box)
+        return self.input_size if side is None else (side, side)
+
+    def _measure(self, ranks: Ranks, device: torch.device) -> DependencySum:
+        model = freeze(build_model(self.black_box, len(self.store.manifest.classes))).to(device)
+        order = balanced_order(self.store.index, self.teaching.split, self.teaching.grouping_seed)
+        size = self._probed_size()
+        first = order[: self.teaching.records]
+        columns = self.teacher.columns
+        probes = table_probes(columns) if columns else pixel_probes(size, self.teacher.grid)
+        probes = probes.scaled(
+            feature_scales((inputs for _, inputs in self._inputs(first, device)), probes)
+        )
+        total, start, stop = DependencySum.empty(probes.num_features), 0, len(first)
+        while True:
+            mine = order[start:stop][ranks.rank :: ranks.world_size]
+            part = self._measure_rows(model, mine, probes, device)
+            total = total + DependencySum(
+                squares=ranks.sum(part.squares), records=ranks.sum(part.records)
+            )
+            logger.info(
+                "dependency of %d features in %d records, agreement of two halves %.3f",
+                probes.num_features,
+                total.num_records,
+                total.split_half,
+            )
+            limit = min(2 * stop, self.teaching.max_records, len(order))
+            if limit <= stop or not total.needs_more_records:
+                break
+            start, stop = stop, limit
+        if total.needs_more_records:
+            logger.warning(
+                "two halves of %d records agree on dependencies by %.3f only: the groups may differ with other "
+                "records; raise teaching.max_records or teaching.draws",
+                total.num_records,
+                total.split_half,
+            )
+        return total
+
+    def _measure_rows(
+        self,
+        model: Classifier,
+        rows: NDArray[np.int64],
+        probes: Probes,
+        device: torch.device,
+    ) -> DependencySum:
+        teaching = self.teaching
+        return measure_dependency(
+            lambda inputs: model(inputs).logits,
+            self._inputs(rows, device),
+            probes,
+            seed=teaching.grouping_seed,
+            derivative=teaching.derivative,
+            step=teaching.step,
+            draws=teaching.draws,
+            centred=not self.store.manifest.multi_label,
+            modules=model,
+        )
+
+    def _inputs(
+        self, rows: NDArray[np.int64], device: torch.device
+    ) -> Iterator[tuple[Sequence[str], Tensor]]:
+        """Keys, and images as the black box sees them or rows of a table."""
+        size = self._probed_size()
+        if len(rows) == 0:
+            return
+        for batch in iter_in_order(StoreDataset(self.store, rows), _BATCH_SIZE):
+            seen = judged_view(move_batch(batch, device), self.teacher.frame, size)
+            yield batch.keys, view_images(seen, size)
+
+    def _correlation(self) -> Tensor:
+        """Of a table's columns over the first records: f64 [d, d]."""
+        order = balanced_order(self.store.index, self.teaching.split, self.teaching.grouping_seed)
+        rows = [v for _, v in self._inputs(order[: self.teaching.records], torch.device("cpu"))]
+        return torch.corrcoef(torch.cat(rows).double().T)
+
+    def _group(self, measured: DependencySum) -> None:
+        teaching, teacher = self.teaching, self.teacher
+        dependent = count_dependent(measured.matrix)
+        require(
+            teacher.superfeatures <= dependent or dependent == 0,
+            f"teacher.superfeatures={teacher.superfeatures}, but only {dependent} of {teacher.features} features "
+            "depend on others in the black box's logits; lower it, or (of images) take a finer teacher.grid",
+        )
+        grouping = group_features(
+            measured.matrix,
+            teacher.superfeatures,
+            levels=max(teacher.superfeatures, min(self._levels(), dependent)),
+            seed=teaching.grouping_seed,
+            grid=teacher.grid if teacher.columns is None else None,
+            correlation=self._correlation() if teacher.columns else None,
+            neighbours=teaching.neighbours,
+            resolution=teaching.resolution,
+        )
+        save_partition(self._artifact, grouping, measured)
+        logger.info(
+            "%d communities, modularity %.3f at %d superfeatures, %d features without a dependency: %s",
+            grouping.communities,
+            grouping.modularity[teacher.superfeatures - 1],
+            teacher.superfeatures,
+            len(grouping.null_features),
+            self.folder,
+        )

@@ -1,0 +1,147 @@
+"""From the options of `teach` to a training: a network on a store's labels, its superfeatures found before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config.models import AdditiveModelConfig, ModelConfig, NoModelConfig
+from pipeline.config.teaching import GuidedTeachingConfig, KEDTeachingConfig
+from pipeline.store.reader import Store
+
+if TYPE_CHECKING:
+    from pipeline.config.training import TrainerConfig
+    from pipeline.config.verbs import TeachConfig
+    from pipeline.core.distributed import Ranks
+    from pipeline.models.classifier import Classifier
+    from pipeline.models.saved import TrainedModel
+    from pipeline.training.pareto import ParetoFront
+    from pipeline.training.run import TrainingPlan
+    from pipeline.training.superfeatures.search import PartitionSearch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teaching:
+    """A TrainingJob: one teacher."""
+
+    config: TeachConfig
+    folder: Path
+
+    @property
+    def trainer(self) -> TrainerConfig:
+        """How long, and by how many ranks."""
+        return self.config.teaching.trainer
+
+    def prepare(self, ranks: Ranks) -> None:
+        """Find the superfeatures of teaching=ked, where the teacher's options name none."""
+        search = self._partition_search()
+        if search is None:
+            return
+        from pipeline.core.devices import resolve_device
+        from pipeline.core.files import write_atomically
+        from pipeline.models.additive.partition import PARTITION_NAME
+
+        if self.trainer.num_threads is not None:
+            import torch
+
+            torch.set_num_threads(self.trainer.num_threads)
+        device = ranks.device or resolve_device("trainer.device", self.trainer.device)
+        found = search.run(ranks, device) / PARTITION_NAME
+        if ranks.is_first:
+            write_atomically(self.folder / PARTITION_NAME, found.read_bytes())
+
+    def plan(self) -> TrainingPlan:
+        """Everything that decides how it goes; ConfigError or StoreMismatchError where options do not fit."""
+        from pipeline.loading.dataset import StoreDataset
+        from pipeline.loading.selection import rows_of_split
+        from pipeline.losses.build import TEACHINGS
+        from pipeline.training.run import TrainingPlan
+
+        teaching = self.config.teaching
+        store = Store(Path(self.config.store.path))
+        guided = isinstance(teaching, GuidedTeachingConfig)
+        rows = rows_of_split(store.index, teaching.split)
+        return TrainingPlan(
+            dataset=StoreDataset(store, rows, with_regions=guided),
+            model=self._network(),
+            num_classes=len(store.manifest.classes),
+            loss=TEACHINGS[teaching.kind](teaching),
+            augment=teaching.augment,
+            optimizer=teaching.optimizer,
+            trainer=teaching.trainer,
+            seed=self.config.seed,
+            guided_by=teaching.region if isinstance(teaching, GuidedTeachingConfig) else None,
+            after_epoch=self._pareto_front(store),
+            live_teacher=self._asked_teacher(),
+        )
+
+    def _network(self) -> ModelConfig:
+        """The teacher, with what it starts from and with its superfeatures."""
+        model, start = self.config.teacher, self.config.teaching.start
+        if self.config.finds_partition:
+            from pipeline.models.additive.partition import PARTITION_NAME
+
+            assert isinstance(model, AdditiveModelConfig)
+            model = replace(model, partition=str(self.folder / PARTITION_NAME))
+        return replace(model, weights=start) if start else model
+
+    def _asked_teacher(self) -> ModelConfig | None:
+        """The black box, where the teacher learns from it, too."""
+        teaching, black_box = self.config.teaching, self.config.black_box
+        asked = isinstance(teaching, KEDTeachingConfig) and teaching.lambda_kd > 0
+        return black_box if asked and not isinstance(black_box, NoModelConfig) else None
+
+    def _partition_search(self) -> PartitionSearch | None:
+        config = self.config
+        if not config.finds_partition:
+            return None
+        from pipeline.training.superfeatures.search import PartitionSearch
+
+        assert isinstance(config.teaching, KEDTeachingConfig)
+        assert isinstance(config.teacher, AdditiveModelConfig)
+        assert not isinstance(config.black_box, NoModelConfig)
+        store = Store(Path(config.store.path))
+        size = config.teaching.augment.size
+        return PartitionSearch(
+            store=store,
+            black_box=config.black_box,
+            teacher=config.teacher,
+            teaching=config.teaching,
+            input_size=store.size if size is None else (size, size),
+        )
+
+    def _pareto_front(self, store: Store) -> ParetoFront | None:
+        teaching = self.config.teaching
+        if not isinstance(teaching, GuidedTeachingConfig) or teaching.pareto_split is None:
+            return None
+        from pipeline.evaluation.forward import Subject, judge_split
+        from pipeline.loading.dataset import StoreDataset
+        from pipeline.loading.selection import rows_of_split
+        from pipeline.training.pareto import ParetoFront
+
+        rows = rows_of_split(store.index, teaching.pareto_split)
+        dataset = StoreDataset(store, rows, with_regions=True)
+        size = store.size if teaching.augment.size is None else (teaching.augment.size,) * 2
+        options = replace(self.config.evaluate, region=teaching.region)
+
+        def judge(model: Classifier) -> dict[str, Any]:
+            training = model.training
+            judged = judge_split(
+                Subject(model=model.eval(), input_size=(size[0], size[1])), dataset, options
+            )
+            model.train(training)
+            return judged
+
+        return ParetoFront(self.folder, judge)
+
+    def describe(self, plan: TrainingPlan) -> TrainedModel:
+        """What model.json says of the result."""
+        from pipeline.models.saved import TrainedModel
+
+        return TrainedModel(
+            config=self.config.teacher,
+            num_classes=plan.num_classes,
+            classes=plan.class_names,
+            input_size=plan.input_size,
+        )
