@@ -17,7 +17,7 @@ from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
 from pipeline.core.errors import ConfigError
 from pipeline.models.additive.build_partition import build_partition
 from pipeline.models.additive.chimeras import chimeras, spread_cells
-from pipeline.models.additive.hierarchy import coarsen, describe_partition, read_hierarchy
+from pipeline.models.additive.hierarchy import coarsen, hierarchy_of
 from pipeline.models.additive.network import network_partition
 from pipeline.models.additive.partition import PARTITION_NAME
 from pipeline.models.cost import count_parameters, measure_cost
@@ -275,7 +275,7 @@ def test_coarsened_superfeatures_are_group_sums_down_to_the_logits():
     model = build(replace(MLP, superfeatures=7))
     output = model(inputs_of(MLP), EACH)
     partition = network_partition(model)
-    hierarchy = read_hierarchy(describe_partition(partition)["hierarchy"])
+    hierarchy = hierarchy_of(partition)
     fine = output.superfeature_logits
 
     for number in range(1, 8):

@@ -6,11 +6,12 @@ python -m tests.stages.poison <key> <part> <words of stages.precompute>
 import os
 import sys
 
-from pipeline import sources
+from pipeline.annotation import teacher_pass
 from pipeline.annotation.shard_tasks import AnnotateShard
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose
 from pipeline.core.errors import UserError
+from pipeline.sources import build
 from pipeline.sources.image_folder import ImageFolderSource
 from pipeline.store import frames
 from stages import precompute
@@ -53,9 +54,9 @@ def main():
     key, part, *words = sys.argv[1:]
     os.environ["DEADLY_KEY"] = key
     if part == "pack":
-        sources.SOURCES["image_folder"] = lambda config: DeadlySource(config, key)
+        build.SOURCES["image_folder"] = lambda config: DeadlySource(config, key)
     else:
-        precompute.AnnotateShard = DeadlyAnnotation
+        teacher_pass.AnnotateShard = DeadlyAnnotation
     try:
         print(precompute.run(build_verb_config("precompute", compose("precompute", words))))
     except UserError as error:

@@ -31,10 +31,9 @@ from pipeline.models.saved import load_model
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
+from pipeline.training import auxiliary_phase, loop
 from pipeline.training.checkpoint import CHECKPOINT_NAME
 from pipeline.training.live_targets import LiveTeacher
-from pipeline.training.loop import auxiliary_phase as teacher_phase
-from pipeline.training.loop import loop as training
 from pipeline.training.metric_log import read_metrics
 from pipeline.training.state import Training, build_optimizer
 from pipeline.training.step import batch_loss
@@ -232,16 +231,16 @@ def kill_after(patch, module, name, calls):
 def test_a_killed_student_resumes_to_the_same_one(rotated, monkeypatch, method):
     distill.run(config_of(rotated, method, run="whole"))
     steps = sum(1 for _ in read_metrics(RUNS / "whole" / "distill")) // 2
-    kills = [(training, "train_step", steps + 1)]
+    kills = [(loop, "train_step", steps + 1)]
     if method.kind != "crd":
-        kills.insert(0, (teacher_phase, "move_batch", 1))
+        kills.insert(0, (auxiliary_phase, "move_batch", 1))
     for module, name, calls in kills:
         with monkeypatch.context() as patch:
             kill_after(patch, module, name, calls)
             with pytest.raises(Killed):
                 distill.run(config_of(rotated, method, run="killed"))
     with monkeypatch.context() as patch:
-        kill_after(patch, teacher_phase, "move_batch", 0)  # it is not trained a second time
+        kill_after(patch, auxiliary_phase, "move_batch", 0)  # it is not trained a second time
         distill.run(config_of(rotated, method, run="killed"))
 
     assert_equal_states(weights_of("killed"), weights_of("whole"))

@@ -34,9 +34,9 @@ from pipeline.store.fields import ZarrColumns
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
+from pipeline.training import loop
 from pipeline.training.checkpoint import CHECKPOINT_NAME
 from pipeline.training.live_targets import LiveTeacher
-from pipeline.training.loop import loop as training
 from pipeline.training.metric_log import read_metrics
 from pipeline.training.state import Training, build_optimizer
 from pipeline.training.step import batch_loss
@@ -338,7 +338,7 @@ def test_a_killed_review_student_resumes_to_the_same_one_and_leaves_its_fusions_
         pass
 
     distill.run(config("whole"))
-    original, steps = training.train_step, []
+    original, steps = loop.train_step, []
 
     def dying_step(*args):
         steps.append(None)

@@ -30,8 +30,8 @@ from pipeline.models.saved import load_model
 from pipeline.models.weights import load_weights
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
-from pipeline.training.loop import loop as training
-from pipeline.training.loop import run as training_run
+from pipeline.training import loop
+from pipeline.training import run as training_run
 from pipeline.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.conftest import TINY_DATA, precompute_config
@@ -286,7 +286,7 @@ def test_a_killed_run_resumes_to_the_same_student(frozen, monkeypatch):
     class Killed(BaseException):
         pass
 
-    original = training.train_step
+    original = loop.train_step
     steps = []
 
     def dying_step(*args):
@@ -295,10 +295,10 @@ def test_a_killed_run_resumes_to_the_same_student(frozen, monkeypatch):
             raise Killed
         return original(*args)
 
-    monkeypatch.setattr(training, "train_step", dying_step)
+    monkeypatch.setattr(loop, "train_step", dying_step)
     with pytest.raises(Killed):
         distill.run(distill_config(frozen, run="killed"))
-    monkeypatch.setattr(training, "train_step", original)
+    monkeypatch.setattr(loop, "train_step", original)
     assert not (RUNS / "killed" / "distill" / "model.safetensors").exists()
 
     result = distill.run(distill_config(frozen, run="killed"))

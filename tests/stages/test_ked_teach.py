@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from pipeline.training.loop.superfeatures import dependency
 
 from pipeline.config.augment import AugmentConfig
 from pipeline.config.data import DigitsDataConfig
@@ -30,6 +29,7 @@ from pipeline.models.additive.network import network_partition
 from pipeline.models.saved import load_model
 from pipeline.store.reader import Store
 from pipeline.training.metric_log import read_metrics
+from pipeline.training.superfeatures import dependency
 from pipeline.training.superfeatures.artifact import load_partition
 from pipeline.training.superfeatures.search import PartitionSearch
 from stages import precompute, report, teach
