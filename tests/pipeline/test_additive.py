@@ -17,7 +17,7 @@ from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
 from pipeline.core.errors import ConfigError
 from pipeline.models.additive.build_partition import build_partition
 from pipeline.models.additive.chimeras import chimeras, spread_cells
-from pipeline.models.additive.hierarchy import coarsen, hierarchy_of
+from pipeline.models.additive.hierarchy import coarsen, describe_partition, hierarchy_of
 from pipeline.models.additive.network import network_partition
 from pipeline.models.additive.partition import PARTITION_NAME
 from pipeline.models.cost import count_parameters, measure_cost

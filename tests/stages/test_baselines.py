@@ -347,7 +347,7 @@ def test_a_killed_review_student_resumes_to_the_same_one_and_leaves_its_fusions_
         return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "train_step", dying_step)
+        patch.setattr(loop, "train_step", dying_step)
         with pytest.raises(Killed):
             distill.run(config("killed"))
     distill.run(config("killed"))
