@@ -10,8 +10,8 @@ from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import CONF, compose, section_names, section_of, sections
-from pipeline.config.judging import ASK_TEACHER
+from pipeline.config.compose import compose, group_members, section_names, section_of, sections
+from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.paths import place_paths
 from pipeline.config.runs import RUNS, plain, save_config, to_yaml
 from pipeline.core.errors import ConfigError, UserError
@@ -100,22 +100,18 @@ def _check_asked_words(
     """The same for the teacher network of an evaluation, which few judges ask."""
     if verb != "evaluate" or config.teacher.kind == composed["teacher"]["kind"]:
         return
+    asking = [name for name, options in EVALUATORS.items() if options.asks_teacher]
     for word in words:
         if section_of(word) == "teacher":
             raise ConfigError(
-                f"evaluate reads {word} with subject=teacher and for the judges {', '.join(sorted(ASK_TEACHER))} only; "
+                f"evaluate reads {word} with subject=teacher and for the judges {', '.join(asking)} only; "
                 "the teacher's stored answers are chosen by store.teacher="
             )
 
 
 def _help(verb: str, doc: str) -> str:
-    groups = {
-        path.name: sorted(
-            option.relative_to(path).with_suffix("").as_posix() for option in path.rglob("*.yaml")
-        )
-        for path in sorted(CONF.iterdir())
-        if path.is_dir() and path.name in [*section_names(verb), "experiment"]
-    }
+    names = [*section_names(verb), "experiment"]
+    groups = {name: members for name in sorted(names) if (members := group_members(name))}
     choices = "\n".join(f"  {name}={' | '.join(options)}" for name, options in groups.items())
     defaults = to_yaml(sections(verb, compose(verb, [])))
     return (

@@ -2,7 +2,7 @@
 
     python -m stages.evaluate experiment=demo
     python -m stages.evaluate store.path=stores/demo run=my-student evaluate.splits=[test]
-    python -m stages.evaluate experiment=demo judges=[accuracy,localization,shift] evaluate.max_shift=4
+    python -m stages.evaluate experiment=demo judges=[accuracy,localization,shift] evaluate.shift.pixels=4
     python -m stages.evaluate experiment=demo subject=teacher
     python -m stages.evaluate store.path=stores/other-images run=transferred evaluate.store=stores/teachers-own
 

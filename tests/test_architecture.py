@@ -11,13 +11,11 @@ import pytest
 from pipeline.annotation.payloads.build import PAYLOADS
 from pipeline.cluster.executors import build_executor
 from pipeline.config.builder import build_verb_config
-from pipeline.config.cluster import LocalClusterConfig
-from pipeline.config.compose import CONF, compose
-from pipeline.config.verbs import KINDS, VERBS
-from pipeline.losses.build import LOSSES, TEACHINGS
+from pipeline.config.cluster import KubeRayClusterConfig, LocalClusterConfig
+from pipeline.config.compose import CONF, compose, group_members
+from pipeline.config.options import options_of, resolve_implementation
+from pipeline.config.verbs import FAMILIES, VERBS
 from pipeline.models.explainers.explain import EXPLAINERS
-from pipeline.models.providers import PROVIDERS
-from pipeline.sources.build import SOURCES
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("stages/*.py")])
@@ -124,23 +122,16 @@ def test_every_stage_opens_with_its_command():
 
 
 @pytest.mark.parametrize(
-    ("group", "family"),
-    [
-        ("data", SOURCES),
-        ("teacher", {**PROVIDERS, "none": None}),
-        ("black_box", {**PROVIDERS, "none": None}),
-        ("student", PROVIDERS),
-        ("explainer", EXPLAINERS),
-        ("teaching", TEACHINGS),
-        ("method", LOSSES),
-        ("cluster", KINDS["cluster"]),
-        ("views", KINDS["views"]),
-    ],
+    ("group", "kind"), [(group, kind) for group, members in FAMILIES.items() for kind in members]
 )
-def test_a_family_its_yaml_files_and_its_config_classes_agree(group, family):
-    files = {path.stem for path in (CONF / group).glob("*.yaml")}
+def test_a_member_of_a_family_has_its_kind_and_what_implements_it(group, kind):
+    cls = FAMILIES[group][kind]
 
-    assert files == set(family) == set(KINDS[group])
+    assert {option.name: option.default for option in options_of(cls)}["kind"] == kind
+    if group not in ("cluster", "views", "explainer") and kind != "none":
+        assert resolve_implementation(cls) is not None
+    assert group != "explainer" or kind in EXPLAINERS
+    assert not (CONF / group / f"{kind}.yaml").exists()  # its defaults stand in the class
 
 
 def test_every_payload_can_be_asked_for():
@@ -151,35 +142,22 @@ def test_every_payload_can_be_asked_for():
     assert set(config.annotate.payloads) == set(PAYLOADS)
 
 
-KUBERAY = ["cluster=kuberay", "cluster.image=registry/image", "cluster.volume_claim=shared"]
+KUBERAY = ["cluster=kuberay", *KubeRayClusterConfig.minimal]
 
 
-@pytest.mark.parametrize(
-    "group", [p.name for p in sorted(CONF.iterdir()) if p.is_dir() and p.name != "experiment"]
-)
-def test_every_option_of_every_group_composes_and_builds(group):
-    for path in sorted((CONF / group).glob("*.yaml")):
+@pytest.mark.parametrize("group", [*FAMILIES, "augment", "optimizer", "store", "trainer"])
+def test_every_member_of_every_group_composes_and_builds(group):
+    for member in group_members(group):
         for verb in VERBS:
             if group in VERBS[verb].__dataclass_fields__:
-                if (group, path.stem, verb) == ("teacher", "none", "teach"):
+                if (group, member, verb) == ("teacher", "none", "teach"):
                     continue
-                if (group, verb) == ("cluster", "render") and path.stem != "kuberay":
+                if (group, verb) == ("cluster", "render") and member != "kuberay":
                     continue
                 extra = ["arms={a: []}"] if verb == "sweep" else []
-                if (group, path.stem) == ("cluster", "kuberay"):
-                    extra += KUBERAY
-                no_path = ("cells", "demo", "digits", "torchvision", "sklearn_table")
-                if group == "data" and path.stem not in no_path:
-                    extra = ["data.path=somewhere"]
-                if group == "method" and path.stem in ("review_kd", "ft"):
-                    extra = ["mode=live"]
-                if (group, path.stem) == ("method", "sskd"):
-                    extra = ["mode=replay", "views=rotations", "views.per_step=4"]
-                if (group, path.stem) == ("teaching", "ked"):
-                    extra = ["teacher=additive", "black_box=cifar"]
-                if (group, path.stem) == ("method", "ked"):
-                    extra = ["student=additive", "augment=none"]
-                build_verb_config(verb, compose(verb, [f"{group}={path.stem}", *extra]))
+                cls = FAMILIES.get(group, {}).get(member)
+                extra += [] if cls is None else cls.minimal
+                build_verb_config(verb, compose(verb, [f"{group}={member}", *extra]))
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("experiment/**/*.yaml")), ids=lambda p: p.stem)

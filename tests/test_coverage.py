@@ -10,7 +10,7 @@ import pytest
 from pipeline.config.compose import compose
 from pipeline.config.points import knows_option
 from pipeline.config.teaching import LabelTeachingConfig
-from pipeline.config.verbs import KINDS
+from pipeline.config.verbs import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "README.md").read_text()
@@ -49,24 +49,28 @@ def test_a_row_names_a_test_that_is_there(row):
 def test_a_row_names_an_option_that_is_there(option):
     name, _, value = option.partition("=")
     words = []
-    if value and name in KINDS:
+    if value and name in FAMILIES:
         words = list(TEACHINGS.get(value, [option]))
     elif name.startswith("method."):
         field = name.removeprefix("method.")
-        words = [f"method={kind}" for kind, of in KINDS["method"].items() if _has(of, field)][:1]
+        words = [f"method={kind}" for kind, of in FAMILIES["method"].items() if _has(of, field)][:1]
     elif name.startswith("teaching."):
         field = name.removeprefix("teaching.")
         words = next(
-            list(words) for kind, words in TEACHINGS.items() if _has(KINDS["teaching"][kind], field)
+            list(words)
+            for kind, words in TEACHINGS.items()
+            if _has(FAMILIES["teaching"][kind], field)
         )
     elif name.startswith("student."):
         field = name.removeprefix("student.")
-        words = [f"student={kind}" for kind, of in KINDS["student"].items() if _has(of, field)][:1]
+        words = [f"student={kind}" for kind, of in FAMILIES["student"].items() if _has(of, field)][
+            :1
+        ]
 
     composed = composed_of("teach" if name.startswith("teaching") else "sweep", tuple(words))
 
     if name.endswith("*"):
-        assert any(_has(of, "lambda_at") for of in KINDS["method"].values())
+        assert any(_has(of, "lambda_at") for of in FAMILIES["method"].values())
     else:
         assert knows_option(composed, name)
 
@@ -75,11 +79,11 @@ def test_every_option_of_a_method_and_of_a_papers_teaching_has_a_row():
     written = {option.partition("=")[0] for option in OPTIONS}
     of_methods = {
         f"method.{spec.name}"
-        for of in KINDS["method"].values()
+        for of in FAMILIES["method"].values()
         for spec in fields(of)
         if spec.name not in ("kind", "teacher_weights", "label_smoothing")  # not of the paper
     }
-    own = {spec.name for kind in TEACHINGS for spec in fields(KINDS["teaching"][kind])}
+    own = {spec.name for kind in TEACHINGS for spec in fields(FAMILIES["teaching"][kind])}
     of_teaching = own - {spec.name for spec in fields(LabelTeachingConfig)}
 
     missing = of_methods | {f"teaching.{name}" for name in of_teaching}

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import types
 from contextlib import suppress
-from dataclasses import MISSING, fields
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import MISSING
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pipeline.config.models import NoModelConfig
-from pipeline.config.verbs import KINDS, VERBS
+from pipeline.config.options import Options, check_limits, options_of
+from pipeline.config.verbs import FAMILIES, VERBS
 from pipeline.core.errors import ConfigError
 
-C = TypeVar("C")
+C = TypeVar("C", bound=Options)
 
 
 def build_verb_config(verb: str, composed: dict[str, Any]) -> Any:
     """The verb's dataclass from a composed dict of all sections; sections it does not read are left out."""
-    names = {spec.name for spec in fields(VERBS[verb])}
+    names = {option.name for option in options_of(VERBS[verb])}
     return build_config(VERBS[verb], {k: v for k, v in composed.items() if k in names})
 
 
@@ -29,25 +30,25 @@ def build_config(cls: type[C], values: dict[str, Any], path: str = "") -> C:
 
     path  where the section lies in the whole config, for messages
     """
-    known = {spec.name: spec for spec in fields(cls)}  # type: ignore[arg-type]
+    known = {option.name: option for option in options_of(cls)}
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ConfigError(
             f"unknown option {_join(path, unknown[0])}; {path or 'the top level'} knows: {', '.join(known)}"
         )
-    hints = get_type_hints(cls)
     built = {}
-    for name, spec in known.items():
+    for name, option in known.items():
         if name in values:
-            built[name] = _convert(hints[name], values[name], _join(path, name))
-        elif spec.default is MISSING and spec.default_factory is MISSING:
+            built[name] = _convert(option.hint, values[name], _join(path, name))
+            check_limits(option, built[name], _join(path, name))
+        elif option.default is MISSING:
             raise ConfigError(f"option {_join(path, name)} is missing")
     return cls(**built)
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
     """`value` as the type `hint`, or a ConfigError that says what is allowed."""
-    section = path if path in KINDS else None
+    section = path if path in FAMILIES else None
     if section is not None and isinstance(value, dict):
         return _build_kind(section, hint, value)
     if hint is Any:
@@ -70,7 +71,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if not isinstance(value, dict):
             raise ConfigError(f"{path} must be a mapping, got {value!r}")
         return {str(k): _convert(get_args(hint)[1], v, f"{path}.{k}") for k, v in value.items()}
-    if isinstance(hint, type) and hasattr(hint, "__dataclass_fields__"):
+    if isinstance(hint, type) and issubclass(hint, Options):
         if not isinstance(value, dict):
             raise ConfigError(f"{path} must be a section of options, got {value!r}")
         return build_config(hint, value, path)
@@ -78,9 +79,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 
 
 def _build_kind(section: str, hint: Any, value: dict[str, Any]) -> Any:
-    members = KINDS[section]
-    allowed = {cls for cls in (get_args(hint) or (hint,)) if isinstance(cls, type)}
-    kinds = [kind for kind, cls in members.items() if cls in allowed]
+    members = FAMILIES[section]
+    allowed = tuple(cls for cls in (get_args(hint) or (hint,)) if isinstance(cls, type))
+    kinds = [kind for kind, cls in members.items() if issubclass(cls, allowed)]
     kind = value.get("kind")
     if kind not in kinds:
         raise ConfigError(

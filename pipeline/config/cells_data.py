@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
-from pipeline.core.errors import require
+from annotated_types import Ge, Le
+
+from pipeline.config.file_data import DataConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellsDataConfig:
+class CellsDataConfig(DataConfig):
     """Drawn cells of ten classes, with masks that say which part makes the class (pipeline/sources/cells.py)."""
 
-    kind: Literal["cells"] = "cells"
-    seed: int = 0
-    image_size: int = 64
-    """Pixels a side."""
-    train_records: int = 2000
-    """Of split train, the classes in turn; of split test `test_records`."""
-    test_records: int = 500
+    implementation: ClassVar[str] = "pipeline.sources.cells:CellsSource"
 
-    def __post_init__(self) -> None:
-        require(self.seed >= 0, f"data.seed must be >= 0, got {self.seed}")
-        require(
-            24 <= self.image_size <= 512,
-            f"data.image_size must be in [24, 512], where a cell's parts are pixels, got {self.image_size}",
-        )
-        for name in ("train_records", "test_records"):
-            require(
-                getattr(self, name) >= 1, f"data.{name} must be >= 1, got {getattr(self, name)}"
-            )
+    kind: Literal["cells"] = "cells"
+    seed: Annotated[int, Ge(0)] = 0
+    image_size: Annotated[int, Ge(24), Le(512)] = 64
+    """Pixels a side."""
+    train_records: Annotated[int, Ge(1)] = 2000
+    """Of split train, the classes in turn; of split test `test_records`."""
+    test_records: Annotated[int, Ge(1)] = 500

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
+from annotated_types import Ge
+
+from pipeline.config.options import Options
 from pipeline.core.errors import require
 
 Authentication = Literal["disabled", "token"]
@@ -14,17 +17,19 @@ the environment says in RAY_AUTH_MODE wins."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkConfig:
+class WorkConfig(Options):
     """How much works at once and what each asks for, whatever the cluster."""
 
-    actors: int = 1
+    section: ClassVar[str] = "cluster"
+
+    actors: Annotated[int, Ge(1)] = 1
     """Teacher replicas; each works on whole shards."""
     cpus_per_actor: float = 1.0
     gpus_per_actor: float | None = None
     """May be a fraction; null shares what the cluster has among the actors, at most one each."""
-    threads_per_actor: int = 1
+    threads_per_actor: Annotated[int, Ge(1)] = 1
     """Of torch; part of what makes bytes equal, so also used by the serial executor."""
-    decode_threads: int = 1
+    decode_threads: Annotated[int, Ge(1)] = 1
     """Of an actor, beside torch's: they decode the next batches while the teacher runs."""
     cpus_per_rank: float = 1.0
     gpus_per_rank: float | None = None
@@ -32,13 +37,11 @@ class WorkConfig:
     cpus_per_student: float = 1.0
     gpus_per_student: float | None = None
     """Of each student of a sweep; may be a fraction; null takes a whole one where the cluster has any."""
-    max_restarts: int = 3
+    max_restarts: Annotated[int, Ge(0)] = 3
     """Of an actor, a rank or a student's process that dies."""
 
     def __post_init__(self) -> None:
-        for name in ("actors", "threads_per_actor", "decode_threads"):
-            _require_at_least(1, name, getattr(self, name))
-        _require_at_least(0, "max_restarts", self.max_restarts)
+        super().__post_init__()
         for what in ("actor", "rank", "student"):
             cpus, gpus = getattr(self, f"cpus_per_{what}"), getattr(self, f"gpus_per_{what}")
             require(cpus > 0, f"cluster.cpus_per_{what} must be > 0, got {cpus}")
@@ -88,6 +91,11 @@ class ExistingClusterConfig(WorkConfig):
 class KubeRayClusterConfig(WorkConfig):
     """A Ray that KubeRay makes for one job and removes; `stages.render` writes its manifest."""
 
+    minimal: ClassVar[tuple[str, ...]] = (
+        "cluster.image=registry/image",
+        "cluster.volume_claim=shared",
+    )
+
     kind: Literal["kuberay"] = "kuberay"
     auth: Authentication = "token"
     """token needs KubeRay 1.5.1, which makes and mounts it."""
@@ -112,22 +120,22 @@ class KubeRayClusterConfig(WorkConfig):
     mount_path: str = "/mnt/permafrost"
     """Where every pod has it."""
 
-    workers: int = 1
+    workers: Annotated[int, Ge(1)] = 1
     min_workers: int | None = None
     max_workers: int | None = None
     """null takes `workers`; Ray scales where the two differ."""
-    worker_cpus: int = 4
-    worker_gpus: int = 0
+    worker_cpus: Annotated[int, Ge(1)] = 4
+    worker_gpus: Annotated[int, Ge(0)] = 0
     worker_memory: str = "8Gi"
-    head_cpus: int = 2
+    head_cpus: Annotated[int, Ge(1)] = 2
     """For Ray's own services and the driver; shards are worked on by the workers alone."""
     head_memory: str = "8Gi"
 
-    ttl_seconds_after_finished: int = 600
+    ttl_seconds_after_finished: Annotated[int, Ge(0)] = 600
     """How long the pods stay, for a look at their logs."""
     active_deadline_seconds: int | None = None
     """null: no limit."""
-    backoff_limit: int = 2
+    backoff_limit: Annotated[int, Ge(0)] = 2
     """New clusters after a failed one; the same command goes on where the last one stopped."""
 
     def __post_init__(self) -> None:
@@ -153,10 +161,6 @@ class KubeRayClusterConfig(WorkConfig):
         self._check_sizes()
 
     def _check_sizes(self) -> None:
-        for name in ("workers", "worker_cpus", "head_cpus"):
-            _require_at_least(1, name, getattr(self, name))
-        for name in ("worker_gpus", "ttl_seconds_after_finished", "backoff_limit"):
-            _require_at_least(0, name, getattr(self, name))
         if self.active_deadline_seconds is not None:
             _require_at_least(1, "active_deadline_seconds", self.active_deadline_seconds)
         low, high = self.scale
@@ -181,3 +185,7 @@ class KubeRayClusterConfig(WorkConfig):
 
 ClusterConfig = LocalClusterConfig | ExistingClusterConfig | KubeRayClusterConfig
 Executor = Literal["ray", "serial"]
+
+CLUSTERS: dict[str, type[WorkConfig]] = {
+    cls.kind: cls for cls in (LocalClusterConfig, ExistingClusterConfig, KubeRayClusterConfig)
+}

@@ -6,11 +6,14 @@ An override may name only sections that the verb reads; an experiment may set an
 from __future__ import annotations
 
 import difflib
-from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.verbs import VERBS
+from pipeline.config.options import Options, options_of, plain_defaults, to_plain
+from pipeline.config.store import StoreConfig
+from pipeline.config.training import TrainerConfig
+from pipeline.config.verbs import FAMILIES, VERBS
 from pipeline.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 _SWEPT_VERBS = ("distill", "evaluate")
+_GROUPS = {"store": "zarr", "trainer": "default", "optimizer": "adamw", "augment": "pad_crop"}
+"""Groups whose members are all of one class, and the member that is the default."""
 
 
 def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -35,6 +40,7 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
     for word in overrides:
         _check_word(verb, word)
     GlobalHydra.instance().clear()
+    _register_defaults()
     try:
         with initialize_config_dir(version_base=None, config_dir=str(CONF)):
             composed = hydra_compose("config", overrides=_replacing_mappings(overrides))
@@ -45,6 +51,46 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+@cache
+def _register_defaults() -> None:
+    """Make the defaults of the dataclasses known to Hydra: every family's members, and all other sections."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    for group, members in FAMILIES.items():
+        for kind, cls in members.items():
+            node = plain_defaults(cls) | {"kind": kind}
+            nested = [name for name in node if name in _GROUPS]  # of a teacher's own training
+            defaults = [{f"/{name}@{name}": _GROUPS[name]} for name in nested]
+            node = {name: value for name, value in node.items() if name not in nested}
+            store.store(group=group, name=kind, node={"defaults": [*defaults, "_self_"], **node})
+    store.store(group="store", name=_GROUPS["store"], node=plain_defaults(StoreConfig))
+    store.store(group="trainer", name=_GROUPS["trainer"], node=plain_defaults(TrainerConfig))
+    store.store(name="defaults", node=_section_defaults())
+
+
+def _section_defaults() -> dict[str, Any]:
+    """The sections and options of all verbs that are in no group."""
+    values: dict[str, Any] = {}
+    for cls in VERBS.values():
+        for option in options_of(cls):
+            if option.name in FAMILIES or option.name in _GROUPS:
+                continue
+            if isinstance(option.hint, type) and issubclass(option.hint, Options):
+                values[option.name] = plain_defaults(option.hint)
+            else:
+                values[option.name] = to_plain(option.default)
+    return values
+
+
+def group_members(group: str) -> list[str]:
+    """The names that a group knows, such as the methods of `method=`; empty where there is no such group."""
+    files = CONF / group
+    named = {p.relative_to(files).with_suffix("").as_posix() for p in files.rglob("*.yaml")}
+    own = {_GROUPS[group]} if group in _GROUPS else set()
+    return sorted({*named, *own, *FAMILIES.get(group, ())}) if group else []
+
+
 def sections(verb: str, composed: dict[str, Any]) -> dict[str, Any]:
     """The part of a composed config that the verb reads."""
     return {name: value for name, value in composed.items() if name in section_names(verb)}
@@ -52,7 +98,7 @@ def sections(verb: str, composed: dict[str, Any]) -> dict[str, Any]:
 
 def section_names(verb: str) -> list[str]:
     verbs = (verb, *_SWEPT_VERBS) if verb == "sweep" else (verb,)
-    return list(dict.fromkeys(spec.name for name in verbs for spec in fields(VERBS[name])))
+    return list(dict.fromkeys(option.name for name in verbs for option in options_of(VERBS[name])))
 
 
 def _replacing_mappings(overrides: Sequence[str]) -> list[str]:
@@ -87,11 +133,8 @@ def _explain(overrides: Sequence[str], error: Exception) -> str:
 
     for word in overrides:
         key, _, value = word.lstrip("+~").partition("=")
-        group = CONF / key.split("@")[0]
-        if group.is_dir():
-            options = sorted(
-                path.relative_to(group).with_suffix("").as_posix() for path in group.rglob("*.yaml")
-            )
+        options = group_members(key.split("@")[0])
+        if options:
             if value not in options:
                 hint = _suggest(value, options)
                 return f"{key}={value} does not exist{hint}; choose one of: {', '.join(options)}"
@@ -108,7 +151,7 @@ def _known_keys(key: str, overrides: Sequence[str]) -> list[str]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    groups = [w for w in overrides if (CONF / w.split("=")[0].split("@")[0]).is_dir()]
+    groups = [w for w in overrides if group_members(w.split("=")[0].split("@")[0])]
     with initialize_config_dir(version_base=None, config_dir=str(CONF)):
         node: Any = hydra_compose("config", overrides=groups)
     for part in key.split(".")[:-1]:

@@ -3,56 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Lt
 
 from pipeline.config.cells_data import CellsDataConfig
-from pipeline.config.file_data import FileDataConfig
+from pipeline.config.file_data import DataConfig, FileDataConfig
+from pipeline.config.options import Role
 from pipeline.config.table_data import SklearnTableDataConfig, TableDataConfig
-from pipeline.core.errors import require, require_fraction
+from pipeline.core.errors import require
 
 # ---- one dataclass per source --------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoDataConfig:
+class DemoDataConfig(DataConfig):
     """The embedded demo set (pipeline/sources/demo.py)."""
 
+    implementation: ClassVar[str] = "pipeline.sources.demo:DemoSource"
+
     kind: Literal["demo"] = "demo"
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     image_size: int = 32
     """Pixels a side."""
-    test_digits: int = 350
-    train_digits: int = 700
+    test_digits: Annotated[int, Ge(1)] = 350
+    train_digits: Annotated[int, Ge(1)] = 700
     """Of the digits that no test has."""
-    teacher_digits: int | None = None
+    teacher_digits: Annotated[int | None, Ge(1)] = None
     """Likewise; null takes them all."""
-    teacher_placements: int = 3
+    teacher_placements: Annotated[int, Ge(1)] = 3
     """Pastes of each digit."""
-    train_placements: int = 1
-    test_placements: int = 2
+    train_placements: Annotated[int, Ge(1)] = 1
+    test_placements: Annotated[int, Ge(1)] = 2
     min_digit_size: int = 12
     max_digit_size: int = 20
 
     def __post_init__(self) -> None:
-        for name in (
-            "teacher_placements",
-            "train_placements",
-            "test_placements",
-            "test_digits",
-            "train_digits",
-        ):
-            require(
-                getattr(self, name) >= 1, f"data.{name} must be >= 1, got {getattr(self, name)}"
-            )
+        super().__post_init__()
         require(
             self.test_digits + max(self.train_digits, self.teacher_digits or 1) <= 1797,
             "data.test_digits leaves too few of the 1797 digits for data.train_digits or "
             f"data.teacher_digits: {self.test_digits}, {self.train_digits}, {self.teacher_digits}",
-        )
-        require(self.seed >= 0, f"data.seed must be >= 0, got {self.seed}")
-        require(
-            self.teacher_digits is None or self.teacher_digits >= 1,
-            f"data.teacher_digits must be >= 1 or null, got {self.teacher_digits}",
         )
         require(
             8 <= self.min_digit_size <= self.max_digit_size <= self.image_size <= 80,
@@ -62,45 +53,49 @@ class DemoDataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DigitsDataConfig:
+class DigitsDataConfig(DataConfig):
     """scikit-learn's handwritten digits, 8x8 (pipeline/sources/digits.py)."""
 
-    kind: Literal["digits"] = "digits"
-    test_fraction: float = 0.4
-    """Of the 1,797, those that go to split test, chosen by a hash of the key."""
+    implementation: ClassVar[str] = "pipeline.sources.digits:DigitsSource"
 
-    def __post_init__(self) -> None:
-        require_fraction("data.test_fraction", self.test_fraction)
+    kind: Literal["digits"] = "digits"
+    test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.4
+    """Of the 1,797, those that go to split test, chosen by a hash of the key."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolderDataConfig(FileDataConfig):
     """<path>/<class>/.../image, or <path>/<split>/<class>/.../image."""
 
+    implementation: ClassVar[str] = "pipeline.sources.image_folder:ImageFolderSource"
+    minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
+
     kind: Literal["image_folder"] = "image_folder"
-    path: str = ""
+    path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
     splits: dict[str, str] = field(default_factory=dict)
     """Folder -> split, leaving other folders out; empty takes train, val, valid, validation and test as
     splits where all top-level folders have such names (where only some have, that is an error), and
     everything as the split train otherwise."""
-    classes: str | None = None
+    classes: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
     """File with one class folder a line, in label order; null sorts the folders' names."""
-    test_fraction: float = 0.0
+    test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Of the records of split train that go to split test, chosen by a hash of the key."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_path(self.path, "the folder of the images")
-        require_fraction("data.test_fraction", self.test_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTableDataConfig(FileDataConfig):
     """A CSV or Parquet file with one row an image; options name its columns."""
 
+    implementation: ClassVar[str] = "pipeline.sources.image_table:ImageTableSource"
+    minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
+
     kind: Literal["image_table"] = "image_table"
-    path: str = ""
-    root: str | None = None
+    path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
+    root: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
     """Folder that image and mask paths are relative to; null takes the table's own."""
     image: str = "path"
     label: str | None = "label"
@@ -119,16 +114,15 @@ class ImageTableDataConfig(FileDataConfig):
     x1 and y1 are exclusive."""
     mask: str | None = None
     """Column of the mask's path; 0 is background."""
-    classes: str | None = None
+    classes: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
     """File with one class name a line, in label order; null takes the sorted names of the label column,
     or the numbers up to its largest."""
-    test_fraction: float = 0.0
+    test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Of the records of split train that go to split test, chosen by a hash of the key."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_path(self.path, "the CSV or Parquet file")
-        require_fraction("data.test_fraction", self.test_fraction)
         require(
             self.label is None or self.labels is None,
             f"data.label={self.label} and data.labels={self.labels} exclude each other; set one to null",
@@ -139,20 +133,23 @@ class ImageTableDataConfig(FileDataConfig):
 class WebDatasetDataConfig(FileDataConfig):
     """WebDataset tars: a folder, a glob, or http(s) addresses with a {000000..000009} range."""
 
+    implementation: ClassVar[str] = "pipeline.sources.webdataset:WebDatasetSource"
+    minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
+
     kind: Literal["webdataset"] = "webdataset"
-    path: str = ""
+    path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
     split: str | None = None
     """Of every tar; null takes what stands before the number in a tar's name: train-000000.tar."""
     label_key: str = "label"
     """Of a sample's .json, where it has no .cls."""
     key_prefix: Literal["none", "split", "shard"] = "split"
     """What makes a sample's key unique over all tars."""
-    classes: str | None = None
+    classes: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
     """File with one class name a line; null takes classes.txt beside the tars, or else the numbers."""
-    reference: Literal["auto", "always", "never"] = "auto"
+    reference: Annotated[Literal["auto", "always", "never"], Role.OUTSIDE_DATASET] = "auto"
     """Index the tars where they are instead of packing their images anew; auto does where they are
     local and each mixes the classes, and store.format is original."""
-    cache: str = "data"
+    cache: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = "data"
     """Folder to download http(s) tars into."""
 
     def __post_init__(self) -> None:
@@ -168,45 +165,46 @@ class WebDatasetDataConfig(FileDataConfig):
 class TorchvisionDataConfig(FileDataConfig):
     """A data set that torchvision knows; it downloads those that may be downloaded."""
 
+    implementation: ClassVar[str] = "pipeline.sources.torchvision_sets:TorchvisionSource"
+
     kind: Literal["torchvision"] = "torchvision"
     name: Literal[
         "cifar10", "cifar100", "mnist", "fashion_mnist", "voc2007", "voc2012", "sun397", "imagenet"
     ] = "cifar10"
-    root: str = "data"
+    root: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = "data"
     """torchvision's own folder of data sets."""
-    download: bool = True
-    test_fraction: float = 0.0
+    download: Annotated[bool, Role.OUTSIDE_DATASET] = True
+    test_fraction: Annotated[float, Ge(0), Lt(1), Role.OUTSIDE_DATASET] = 0.0
     """Of a set without a test split, as SUN397: the part of its records that becomes one."""
-
-    NOT_DATA: ClassVar[frozenset[str]] = FileDataConfig.NOT_DATA | {"test_fraction"}
-    """The records say their splits."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_fraction("data.test_fraction", self.test_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TinyImageNetDataConfig(FileDataConfig):
     """Tiny ImageNet (200 classes, 64x64) with its boxes, as unpacked from tiny-imagenet-200.zip."""
 
+    implementation: ClassVar[str] = "pipeline.sources.tiny_imagenet:TinyImageNetSource"
+    minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
+
     kind: Literal["tiny_imagenet"] = "tiny_imagenet"
-    path: str = ""
+    path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_path(self.path, "the folder tiny-imagenet-200")
 
 
-DataConfig = (
-    CellsDataConfig
-    | DemoDataConfig
-    | DigitsDataConfig
-    | ImageFolderDataConfig
-    | ImageTableDataConfig
-    | WebDatasetDataConfig
-    | TorchvisionDataConfig
-    | TinyImageNetDataConfig
-    | TableDataConfig
-    | SklearnTableDataConfig
-)
+SOURCES: dict[str, type[DataConfig]] = {
+    cls.kind: cls
+    for cls in (
+        CellsDataConfig,
+        DemoDataConfig,
+        DigitsDataConfig,
+        ImageFolderDataConfig,
+        ImageTableDataConfig,
+        WebDatasetDataConfig,
+        TorchvisionDataConfig,
+        TinyImageNetDataConfig,
+        TableDataConfig,
+        SklearnTableDataConfig,
+    )
+}

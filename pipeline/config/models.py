@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+from annotated_types import Ge, Gt
+
+from pipeline.config.options import Options, Role
 from pipeline.core.errors import require
 
 PRETRAINED = "pretrained"
@@ -18,7 +21,7 @@ def is_published(weights: str | None) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoModelConfig:
+class NoModelConfig(Options):
     """No network: a store that is only packed, a student that trains on labels."""
 
     kind: Literal["none"] = "none"
@@ -27,22 +30,23 @@ class NoModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig:
+class ModelConfig(Options):
     """Options of every network."""
 
+    kind: str = ""
     name: str = ""
-    weights: str | None = None
+    weights: Annotated[str | None, Role.FILE, Role.OUTSIDE_IDENTITY] = None
     """A file (.safetensors, or .pt/.pth/.th loaded with weights_only), `pretrained` for the provider's
     published weights (its default ones, whose exact name is recorded, or `pretrained:IMAGENET1K_V1`), `random`
     for a teacher that is meant to be untrained; null starts a student at random."""
-    sha256: str | None = None
+    sha256: Annotated[str | None, Role.OUTSIDE_IDENTITY] = None
     """Of the weights' file, which must have it; null takes the file as it is."""
-    classes: int | None = None
+    classes: Annotated[int | None, Ge(1)] = None
     """Outputs; null takes as many as the data has classes."""
     mean: tuple[float, ...] | None = (0.485, 0.456, 0.406)
     std: tuple[float, ...] | None = (0.229, 0.224, 0.225)
     """Of each channel in [0, 1]: normalisation is part of the network."""
-    input_size: int | None = None
+    input_size: Annotated[int | None, Ge(8)] = None
     """Side in pixels of a teacher's input; null takes the provider's own for its published weights, and
     the store's frame otherwise. A student's input is augment.size."""
     frame: Literal["full", "center_crop"] = "full"
@@ -50,17 +54,10 @@ class NetworkConfig:
     7/8 of the shorter side, in the original's proportions."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             self.sha256 is None or re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256) is not None,
             f"sha256 must be 64 hexadecimal digits or null, got {self.sha256!r}",
-        )
-        require(
-            self.classes is None or self.classes >= 1,
-            f"classes must be >= 1 or null, got {self.classes}",
-        )
-        require(
-            self.input_size is None or self.input_size >= 8,
-            f"input_size must be >= 8 or null, got {self.input_size}",
         )
         if self.mean is not None and self.std is not None:
             require(
@@ -74,12 +71,14 @@ class NetworkConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CifarModelConfig(NetworkConfig):
+class CifarModelConfig(ModelConfig):
     """A ResNet for small images (He et al. 2016, section 4.2): resnet8, resnet20, ... of depth 6n + 2."""
+
+    implementation: ClassVar[str] = "pipeline.models.cifar:PROVIDER"
 
     kind: Literal["cifar"] = "cifar"
     name: str = "resnet20"
-    width: int = 16
+    width: Annotated[int, Ge(1)] = 16
     """Channels of the first of three stages."""
     stem_stride: int = 1
     """2 halves the resolution at once: a quarter of the cost, half the map's grid."""
@@ -94,28 +93,31 @@ class CifarModelConfig(NetworkConfig):
             and int(depth) >= 8,
             f"cifar models are named resnet8, resnet14, resnet20, ... (depth 6n + 2), got {self.name!r}",
         )
-        require(self.width >= 1, f"width must be >= 1, got {self.width}")
         require(self.stem_stride in (1, 2), f"stem_stride must be 1 or 2, got {self.stem_stride}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchvisionModelConfig(NetworkConfig):
+class TorchvisionModelConfig(ModelConfig):
     """Any classifier of torchvision by its name: resnet50, convnext_tiny, vit_b_16, ..."""
+
+    implementation: ClassVar[str] = "pipeline.models.torchvision:PROVIDER"
 
     kind: Literal["torchvision"] = "torchvision"
     name: str = "resnet18"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimmModelConfig(NetworkConfig):
+class TimmModelConfig(ModelConfig):
     """Any image classifier of timm by its name, hf-hub:<owner>/<model> or local-dir:<folder>."""
+
+    implementation: ClassVar[str] = "pipeline.models.timm:PROVIDER"
 
     kind: Literal["timm"] = "timm"
     name: str = "resnet18"
     mean: tuple[float, ...] | None = None
     """null takes the model's own."""
     std: tuple[float, ...] | None = None
-    license: str | None = None
+    license: Annotated[str | None, Role.OUTSIDE_IDENTITY] = None
     """Of a trained student, as its export names it (an SPDX name); null names none."""
 
 
@@ -127,16 +129,18 @@ BCOS_NAMES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class BcosModelConfig(NetworkConfig):
+class BcosModelConfig(ModelConfig):
     """A B-cos network (Boehle et al. 2022, 2024), which explains itself with explainer=bcos_weights.
 
     resnet18, resnet34, resnet50, resnet8, resnet20, ... (three stages, depth 6n + 2), densenet121,
     densenet169, simple_vit_ti, simple_vit_s (patches of 16 pixels), vitc_ti, vitc_s (convolutional stem).
     """
 
+    implementation: ClassVar[str] = "pipeline.models.bcos.classifier:PROVIDER"
+
     kind: Literal["bcos"] = "bcos"
     name: str = "resnet18"
-    width: int | None = None
+    width: Annotated[int | None, Ge(1)] = None
     """Channels of the first stage (of a ViT's tokens, a multiple of 64); null is the published network's,
     and 16 for three stages."""
     stem: Literal["large", "small"] | None = None
@@ -147,11 +151,11 @@ class BcosModelConfig(NetworkConfig):
     network's. 4 suits images of 32 pixels."""
     depth: int | None = None
     """Of a ViT: blocks; null is the published network's 12, or 11."""
-    logit_temperature: float = 1.0
+    logit_temperature: Annotated[float, Gt(0)] = 1.0
     """Divides the logits; > 0."""
     logit_bias: float | None = None
     """Added to all logits; null is -log(classes - 1), for which a fresh network's sigmoids are 1 / classes."""
-    b: float = 2.0
+    b: Annotated[float, Ge(1)] = 2.0
     """The exponent of every layer, >= 1; 1 is a linear network."""
     mean: tuple[float, ...] | None = None
     """null: a B-cos network takes [x, 1 - x] of pixels in [0, 1], not normalised."""
@@ -172,9 +176,6 @@ class BcosModelConfig(NetworkConfig):
         require(
             self.mean is None,
             f"mean and std must stay null for kind bcos, whose input is [x, 1 - x] of the pixels; got {self.mean}",
-        )
-        require(
-            self.width is None or self.width >= 1, f"width must be >= 1 or null, got {self.width}"
         )
         if self.is_vit:
             require(
@@ -198,11 +199,6 @@ class BcosModelConfig(NetworkConfig):
                 self.width is None or self.width % 2 == 0,
                 f"width of {self.name} must be even, as a layer adds half of it; got {self.width}",
             )
-        require(
-            self.logit_temperature > 0,
-            f"logit_temperature must be > 0, got {self.logit_temperature}",
-        )
-        require(self.b >= 1, f"b must be >= 1, got {self.b}")
 
     @property
     def is_vit(self) -> bool:
@@ -223,18 +219,20 @@ class BcosModelConfig(NetworkConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdditiveModelConfig(NetworkConfig):
+class AdditiveModelConfig(ModelConfig):
     """A superfeature-explaining network (KED): its logits are the sum of those of one subnet a superfeature.
 
     mlp: subnets on cells of the image, or on columns of a table; conv: grouped convolutions on masked copies of a
     small image; trunk: heads on the cells of one shared ResNet (teacher and student agree cell by cell).
     """
 
+    implementation: ClassVar[str] = "pipeline.models.additive.network:PROVIDER"
+
     kind: Literal["additive"] = "additive"
     name: Literal["mlp", "conv", "trunk"] = "trunk"
     superfeatures: int = 8
     """M, of the finest level; every coarser one is kept with the weights."""
-    partition: str | None = None
+    partition: Annotated[str | None, Role.FILE, Role.OUTSIDE_IDENTITY] = None
     """Which cells or columns are one superfeature: the folder of a partition artifact, or its
     partition.safetensors; null takes contiguous blocks. A weights file holds its own, which then counts."""
     partition_control: Literal["none", "random", "contiguous"] = "none"
@@ -291,7 +289,7 @@ class AdditiveModelConfig(NetworkConfig):
 
     @property
     def takes_columns_of_a_store(self) -> bool:
-        """Whether only a table says how many features there are (models/fitting.py)."""
+        """Whether only a table says how many features there are (models/resolve.py)."""
         return self.name == "mlp" and self.columns is None and self.input_size is None
 
     @property
@@ -316,18 +314,23 @@ class AdditiveModelConfig(NetworkConfig):
         )
 
 
-ModelConfig = (
-    CifarModelConfig
-    | TorchvisionModelConfig
-    | TimmModelConfig
-    | BcosModelConfig
-    | AdditiveModelConfig
-)
+MODELS: dict[str, type[ModelConfig]] = {
+    cls.kind: cls
+    for cls in (
+        CifarModelConfig,
+        TorchvisionModelConfig,
+        TimmModelConfig,
+        BcosModelConfig,
+        AdditiveModelConfig,
+    )
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplainerOptions:
+class ExplainerOptions(Options):
     """Options of every explainer."""
+
+    section: ClassVar[str] = "explainer"
 
     explained_classes: Literal["top1", "topk", "all_gt", "sample_gt"] = "top1"
     """Which classes the teacher explains: its highest logit (as in the papers), its highest few, all that the
@@ -339,6 +342,7 @@ class ExplainerOptions:
     """Of sample_gt."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         several = self.explained_classes in ("topk", "all_gt")
         require(
             self.max_classes is None or (several and self.max_classes >= 1),
@@ -373,3 +377,7 @@ class SuperfeaturesConfig(ExplainerOptions):
 
 
 ExplainerConfig = GradCamConfig | BcosWeightsConfig | SuperfeaturesConfig
+
+EXPLAINERS: dict[str, type[ExplainerOptions]] = {
+    cls.kind: cls for cls in (GradCamConfig, BcosWeightsConfig, SuperfeaturesConfig)
+}

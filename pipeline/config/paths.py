@@ -4,42 +4,29 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.config.cluster import ExistingClusterConfig, KubeRayClusterConfig
 from pipeline.config.models import is_published
+from pipeline.config.options import Options, Role, options_of
 from pipeline.core.environment import in_submitted_job
 from pipeline.core.errors import require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-C = TypeVar("C")
+C = TypeVar("C", bound=Options)
 
-_FILES = {
-    "store": ("path",),
-    "data": ("path", "root", "cache"),
-    "teacher": ("weights", "partition"),
-    "black_box": ("weights", "partition"),
-    "student": ("weights", "partition"),
-    "teaching": ("start",),
-    "evaluate": (
-        "store",
-        "distance_correlation.embeddings",
-        "class_similarity.similarity",
-        "dissection.path",
-    ),
-}
 _NO_FILES = ("", "random")
 _WRITTEN = ("store.path", "run")
 
 
-def require_shared_paths(config: Any, mount_path: str | None = None) -> None:
+def require_shared_paths(config: Options, mount_path: str | None = None) -> None:
     """ConfigError unless every path in a verb's config means the same on all nodes.
 
     mount_path  folder that the nodes share, where it is known; what is written must lie in it
     """
-    named = [(f"{section}.{name}", path) for section, name, path in _paths(config)]
+    named = list(_paths(config))
     if hasattr(config, "run"):
         named.append(("run", config.run))
     for option, path in named:
@@ -58,35 +45,34 @@ def require_shared_paths(config: Any, mount_path: str | None = None) -> None:
 
 def with_absolute_paths(config: C) -> C:
     """A verb's config whose relative files are those of this process's own folder."""
-    for section, name, path in _paths(config):
-        config = _replaced(config, [section, *name.split(".")], str(Path(path).absolute()))
+    for name, path in _paths(config):
+        config = _replaced(config, name.split("."), str(Path(path).absolute()))
     return config
 
 
-def _paths(config: Any) -> Iterator[tuple[str, str, str]]:
-    """Section, option and value of each file or folder that is named."""
-    for section, names in _FILES.items():
-        options = getattr(config, section, None)
-        for name in names:
-            path = _read(options, name.split("."))
-            # A download's folder matters where something is downloaded.
-            unused = name == "cache" and "://" not in getattr(options, "path", "")
-            no_file = path is None or path in _NO_FILES or is_published(path) or "://" in path
-            if not no_file and not unused:
-                yield section, name, path
+def _paths(config: Options, section: str = "") -> Iterator[tuple[str, str]]:
+    """Option and value of each file or folder that is named."""
+    for option in options_of(type(config)):
+        name, value = f"{section}{option.name}", getattr(config, option.name)
+        if isinstance(value, Options):
+            yield from _paths(value, f"{name}.")
+        elif Role.FILE in option.roles and _is_file(value) and not _is_unused(config, option.name):
+            yield name, value
 
 
-def _read(options: Any, names: list[str]) -> Any:
-    """The option that nested names lead to; None where there is none."""
-    for name in names:
-        options = getattr(options, name, None)
-    return options
+def _is_file(value: str | None) -> bool:
+    return value not in (None, *_NO_FILES) and not is_published(value) and "://" not in str(value)
+
+
+def _is_unused(config: Options, name: str) -> bool:
+    """Whether nothing is downloaded into a folder of downloads."""
+    return name == "cache" and "://" not in getattr(config, "path", "")
 
 
 def _replaced(config: C, names: list[str], value: str) -> C:
     first, *below = names
     inner = _replaced(getattr(config, first), below, value) if below else value
-    replaced: C = replace(config, **{first: inner})  # type: ignore[type-var]
+    replaced: C = replace(config, **{first: inner})
     return replaced
 
 

@@ -5,69 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline.config.judging import JudgeName
+from pipeline.config.options import Options, Role, options_of
+from pipeline.config.verbs import section_class
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import remove_partial_files, write_atomically
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 RUNS = Path("runs")
 _RESULTS = ("checkpoint.pt", "model.json", "metrics.json")
-_NO_DIFFERENCE = (
-    "store.path",  # the fingerprints of what was read say more
-    "store.backend",
-    "store.shard_size",
-    "store.seed",
-    "store.image_size",
-    "store.format",
-    "teacher.weights",
-    "teacher.sha256",
-    "student.sha256",
-    "black_box.sha256",
-    "student.license",
-    "teacher.license",
-    "black_box.license",
-    "teacher.partition",
-    "student.partition",
-    "black_box.weights",
-    "black_box.partition",
-    "evaluate.store",
-    "evaluate.max_shift",  # of the judge shift, whose options lie with its numbers
-    "evaluate.shift_records",
-    "trainer.ranks",
-    "trainer.loader_processes",
-    "trainer.log_every_steps",
-    "trainer.checkpoint_every_epochs",
-    "trainer.checkpoint_every_steps",
-)
-_YOUNGER: dict[str, Any] = {
-    "augment.mixup_alpha": None,
-    "augment.randaugment": None,
-    "black_box.kind": "none",
-    "evaluate.group_sets": {},
-    "explainer.max_classes": None,
-    "explainer.seed": 0,
-    "method.logits": "softmax",
-    "method.norm": "mse",
-    "student.depth": None,
-    "student.patch": None,
-    "teacher.depth": None,
-    "teacher.patch": None,
-    "teaching.start": None,
-    "trainer.decay": 0.1,
-    "trainer.decay_every_epochs": 30,
-    "trainer.warmup_steps": None,
-}
-"""Options that came after the first runs: with these values a run is what it was without them."""
-_NOWHERE = {"cluster", *(f"evaluate.{name}" for name in get_args(JudgeName))}
-"""Whole sections that make no difference: where a run runs, and options of one judge, which lie with its numbers."""
 CONFIG_NAME = "config.yaml"
 COST_NAME = "cost.json"
 
 
-def open_run(verb: str, run: str, config: Any, inputs: dict[str, str]) -> Path:
+def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> Path:
     """The folder runs/<run>/<verb>, with the config that made it; it may hold a part of the same run.
 
     inputs  fingerprints of what is read, so that a changed store is a changed run
@@ -79,10 +35,11 @@ def open_run(verb: str, run: str, config: Any, inputs: dict[str, str]) -> Path:
     if folder.is_dir():
         remove_partial_files(folder)
     if path.exists() and any((folder / name).exists() for name in _RESULTS):
-        existing = yaml.safe_load(path.read_text())
-        if identity(existing) != identity(values):
+        existing = identity(yaml.safe_load(path.read_text()), type(config))
+        wanted = identity(values, type(config))
+        if existing != wanted:
             raise ConfigError(
-                f"{folder} holds a run with {_first_difference(identity(existing), identity(values))}; "
+                f"{folder} holds a run with {_first_difference(existing, wanted)}; "
                 "choose another run=, or delete that folder"
             )
     else:
@@ -90,19 +47,20 @@ def open_run(verb: str, run: str, config: Any, inputs: dict[str, str]) -> Path:
     return folder
 
 
-def identity(values: dict[str, Any], section: str = "") -> dict[str, Any]:
-    """The part of a resolved config that decides what comes out of it."""
-    return {
-        name: identity(value, name) if isinstance(value, dict) else value
-        for name, value in values.items()
-        if not {name, f"{section}.{name}"} & _NOWHERE
-        and _makes_a_difference(f"{section}.{name}", value)
-    }
+def identity(values: Mapping[str, Any], cls: type[Options]) -> dict[str, Any]:
+    """The part of a resolved config that decides what comes out of it.
 
-
-def _makes_a_difference(option: str, value: Any) -> bool:
-    is_as_before = option in _YOUNGER and value == _YOUNGER[option]
-    return option not in _NO_DIFFERENCE and not is_as_before
+    values  plain, of a verb's config of class `cls`; entries that are no options of it are kept
+    """
+    options = {option.name: option for option in options_of(cls)}
+    kept: dict[str, Any] = {}
+    for name, value in values.items():
+        option = options.get(name)
+        if option is not None and Role.OUTSIDE_IDENTITY in option.roles:
+            continue
+        section = None if option is None else section_class(option, value)
+        kept[name] = value if section is None else identity(value, section)
+    return kept
 
 
 def save_config(path: Path, values: dict[str, Any]) -> None:

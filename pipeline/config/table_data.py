@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pipeline.config.file_data import FileDataConfig
-from pipeline.core.errors import require, require_fraction
+from annotated_types import Ge, Lt
+
+from pipeline.config.file_data import DataConfig, FileDataConfig
+from pipeline.config.options import Role
+from pipeline.core.errors import require
 
 ALL_COLUMNS = ("all",)
 """As data.log1p: every numeric column."""
@@ -16,49 +19,38 @@ ALL_COLUMNS = ("all",)
 class TableDataConfig(FileDataConfig):
     """A CSV or Parquet file with one record a row; options name its columns."""
 
-    NOT_DATA: ClassVar[frozenset[str]] = FileDataConfig.NOT_DATA | {
-        "label",
-        "features",
-        "exclude",
-        "categorical",
-        "log1p",
-        "key",
-        "split",
-        "split_names",
-        "test_fraction",
-    }
-    """The records say their keys, splits, labels and values themselves, and the store's manifest its columns."""
+    implementation: ClassVar[str] = "pipeline.sources.table:TableSource"
+    minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
 
     kind: Literal["table"] = "table"
-    path: str = ""
-    label: str | None = "label"
+    path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
+    label: Annotated[str | None, Role.OUTSIDE_DATASET] = "label"
     """Column of the class; null: none. An empty cell is a label that is not known."""
-    features: tuple[str, ...] = ()
+    features: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
     """Numeric columns to store, in this order; empty takes every column that has a number in it, but for those
     that other options name."""
-    exclude: tuple[str, ...] = ()
+    exclude: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
     """Columns to leave out, such as identifiers, or another form of the label."""
-    categorical: tuple[str, ...] = ()
+    categorical: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
     """Columns stored as one column a value, 1 where the row has it. The values are those of split train; a row
     with another one, or with an empty cell, has 0 in all of them."""
-    log1p: tuple[str, ...] = ()
+    log1p: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
     """Numeric columns stored as sign(x) log(1 + |x|), for bytes, durations and other heavy tails; `all` takes every
     one of them."""
-    key: str | None = None
+    key: Annotated[str | None, Role.OUTSIDE_DATASET] = None
     """Column that names a record for ever; null numbers the rows."""
-    split: str | None = None
+    split: Annotated[str | None, Role.OUTSIDE_DATASET] = None
     """Column of the split; null puts everything into train."""
-    split_names: dict[str, str] = field(default_factory=dict)
+    split_names: Annotated[dict[str, str], Role.OUTSIDE_DATASET] = field(default_factory=dict)
     """Value of that column -> split; empty takes the values as they are."""
-    classes: str | None = None
+    classes: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
     """File with one class name a line, in label order; null takes the label column's values, sorted."""
-    test_fraction: float = 0.0
+    test_fraction: Annotated[float, Ge(0), Lt(1), Role.OUTSIDE_DATASET] = 0.0
     """Of the records of split train that go to split test, chosen by a hash of the key."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_path(self.path, "the CSV or Parquet file")
-        require_fraction("data.test_fraction", self.test_fraction)
         answers = {"label": self.label, "split": self.split, "key": self.key}
         for option, column in answers.items():
             require(
@@ -78,14 +70,13 @@ class TableDataConfig(FileDataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SklearnTableDataConfig:
+class SklearnTableDataConfig(DataConfig):
     """A table that comes with scikit-learn; nothing is downloaded."""
+
+    implementation: ClassVar[str] = "pipeline.sources.sklearn_table:SklearnTableSource"
 
     kind: Literal["sklearn_table"] = "sklearn_table"
     name: Literal["wine", "breast_cancer", "iris", "digits"] = "wine"
     """digits: its 8x8 pixels as 64 columns."""
-    test_fraction: float = 0.2
+    test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.2
     """Of the records, chosen by a hash of the key: the split test."""
-
-    def __post_init__(self) -> None:
-        require_fraction("data.test_fraction", self.test_fraction)

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt
 
 from pipeline.config.augment import AugmentConfig
 from pipeline.config.methods import LabelLoss, check_label_loss
+from pipeline.config.options import Options, Role
 from pipeline.config.training import OptimizerConfig, TrainerConfig, check_mixup_partners
 from pipeline.core.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelTeachingConfig:
+class LabelTeachingConfig(Options):
     """Train a teacher on labels, with its own optimiser, trainer and views."""
+
+    section: ClassVar[str] = "teaching"
+
+    implementation: ClassVar[str] = "pipeline.losses.labels:LabelsLoss"
 
     kind: Literal["labels"] = "labels"
     loss: LabelLoss = "ce"
     """As of method=labels."""
     label_smoothing: float = 0.0
-    start: str | None = None
+    start: Annotated[str | None, Role.FILE] = None
     """File of weights to start from, whose last layer is drawn anew where its classes are others, or `pretrained`;
     null starts at random, or from teacher.weights=pretrained."""
     split: str = "train"
@@ -28,6 +35,7 @@ class LabelTeachingConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_label_loss(self.loss, self.label_smoothing)
         check_mixup_partners(self.augment, self.trainer)
 
@@ -36,11 +44,13 @@ class LabelTeachingConfig:
 class GuidedTeachingConfig(LabelTeachingConfig):
     """Labels, and explanations that lie on the object (Rao et al. 2023): the papers' guided teachers."""
 
+    implementation: ClassVar[str] = "pipeline.losses.guided:GuidedLoss"
+
     kind: Literal["guided"] = "guided"  # type: ignore[assignment]
     localization: Literal["energy", "l1", "rrr", "ppce"] = "energy"
     """Of the attributions to one class of each record: their share inside, distance from the region, squares
     outside, or cross-entropy inside."""
-    lambda_localization: float = 1e-3
+    lambda_localization: Annotated[float, Ge(0)] = 1e-3
     """Of their sum over the batch."""
     region: Literal["boxes", "masks"] = "boxes"
     pareto_split: str | None = None
@@ -49,10 +59,6 @@ class GuidedTeachingConfig(LabelTeachingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.lambda_localization >= 0,
-            f"teaching.lambda_localization must be >= 0, got {self.lambda_localization}",
-        )
         self.augment.refuse_pixel_options(
             "teaching=guided pulls explanations onto regions, which are moved by the view's matrix alone; "
             "set teaching=labels",
@@ -67,55 +73,41 @@ class KEDTeachingConfig(LabelTeachingConfig):
     The black box is the section `black_box=`; where teacher.partition names superfeatures they are taken instead.
     """
 
+    implementation: ClassVar[str] = "pipeline.losses.ked_teacher:ExplainingTeacherLoss"
+    minimal: ClassVar[tuple[str, ...]] = ("teacher=additive", "black_box=cifar")
+
     kind: Literal["ked"] = "ked"  # type: ignore[assignment]
-    levels: int = 16
+    levels: Annotated[int, Ge(1)] = 16
     """M of the finest level that is found (no more than there are features). The groups at teacher.superfeatures and
     above do not depend on it."""
-    records: int = 1024
+    records: Annotated[int, Ge(1)] = 1024
     """Of teaching.split, the same number of each class, on which dependency is measured."""
     max_records: int = 8192
     """`records` are doubled up to here, until two halves of them agree (Spearman's correlation >= 0.9)."""
     derivative: Literal["fd", "hvp", "ablate"] = "fd"
     """Of logits: central differences of gradients, for every activation; hvp: exact, for smooth networks; ablate:
     differences of logits, without a gradient."""
-    step: float = 1.0
+    step: Annotated[float, Gt(0)] = 1.0
     """Of fd and ablate, in standard deviations of a feature over the records."""
-    draws: int = 1
+    draws: Annotated[int, Ge(1)] = 1
     """Of random signs over classes a record."""
-    neighbours: int | None = None
+    neighbours: Annotated[int | None, Ge(1)] = None
     """Strongest edges kept of each feature before grouping; null is max(4, features / 8)."""
-    resolution: float = 1.0
+    resolution: Annotated[float, Gt(0)] = 1.0
     """Of Louvain's algorithm, to start with; raised where it finds fewer than teacher.superfeatures groups."""
-    grouping_seed: int = 0
+    grouping_seed: Annotated[int, Ge(0)] = 0
     """Of the choice of records, of signs and of Louvain's algorithm."""
-    lambda_kd: float = 0.0
+    lambda_kd: Annotated[float, Ge(0)] = 0.0
     """Of soft targets of the black box beside the labels: it is then asked in every step."""
-    tau: float = 4.0
+    tau: Annotated[float, Gt(0)] = 4.0
     """Their temperature."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("levels", "records", "draws"):
-            require(
-                getattr(self, name) >= 1, f"teaching.{name} must be >= 1, got {getattr(self, name)}"
-            )
         require(
             self.max_records >= self.records,
             f"teaching.max_records={self.max_records} is below teaching.records={self.records}; raise it",
         )
-        for name in ("step", "resolution", "tau"):
-            require(
-                getattr(self, name) > 0, f"teaching.{name} must be > 0, got {getattr(self, name)}"
-            )
-        require(
-            self.neighbours is None or self.neighbours >= 1,
-            f"teaching.neighbours must be >= 1 or null, got {self.neighbours}",
-        )
-        require(
-            self.grouping_seed >= 0,
-            f"teaching.grouping_seed must be >= 0, got {self.grouping_seed}",
-        )
-        require(self.lambda_kd >= 0, f"teaching.lambda_kd must be >= 0, got {self.lambda_kd}")
         require(
             self.loss == "ce" or self.lambda_kd == 0,
             f"teaching.lambda_kd={self.lambda_kd} has the classes compete for one label, teaching.loss={self.loss} "
@@ -124,3 +116,7 @@ class KEDTeachingConfig(LabelTeachingConfig):
 
 
 TeachingConfig = LabelTeachingConfig | GuidedTeachingConfig | KEDTeachingConfig
+
+TEACHINGS: dict[str, type[LabelTeachingConfig]] = {
+    cls.kind: cls for cls in (LabelTeachingConfig, GuidedTeachingConfig, KEDTeachingConfig)
+}

@@ -2,83 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
+
+from annotated_types import Ge
 
 from pipeline.config.augment import AugmentConfig
-from pipeline.config.cells_data import CellsDataConfig
 from pipeline.config.cluster import (
+    CLUSTERS,
     ClusterConfig,
     Executor,
-    ExistingClusterConfig,
     KubeRayClusterConfig,
     LocalClusterConfig,
 )
-from pipeline.config.data import (
-    DataConfig,
-    DemoDataConfig,
-    DigitsDataConfig,
-    ImageFolderDataConfig,
-    ImageTableDataConfig,
-    TinyImageNetDataConfig,
-    TorchvisionDataConfig,
-    WebDatasetDataConfig,
-)
+from pipeline.config.data import SOURCES
 from pipeline.config.distilling import DistillConfig
-from pipeline.config.feature_methods import (
-    ATConfig,
-    CatKDConfig,
-    CRDConfig,
-    FTConfig,
-    ReviewKDConfig,
-    SSKDConfig,
-)
-from pipeline.config.judging import (
-    ASK_TEACHER,
-    EvaluateOptions,
-    JudgeName,
-    ReportOptions,
-)
-from pipeline.config.methods import (
-    E2KDConfig,
-    KDConfig,
-    KEDConfig,
-    LabelsConfig,
-)
+from pipeline.config.evaluators import EVALUATORS
+from pipeline.config.file_data import DataConfig
+from pipeline.config.judging import EvaluateOptions, ReportOptions
+from pipeline.config.methods import METHODS
 from pipeline.config.models import (
+    EXPLAINERS,
+    MODELS,
     AdditiveModelConfig,
-    BcosModelConfig,
-    BcosWeightsConfig,
-    CifarModelConfig,
     ExplainerConfig,
     GradCamConfig,
     ModelConfig,
     NoModelConfig,
-    SuperfeaturesConfig,
-    TimmModelConfig,
-    TorchvisionModelConfig,
 )
+from pipeline.config.options import Option, Options, Role
 from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
-from pipeline.config.table_data import SklearnTableDataConfig, TableDataConfig
-from pipeline.config.teaching import (
-    GuidedTeachingConfig,
-    KEDTeachingConfig,
-    LabelTeachingConfig,
-    TeachingConfig,
-)
-from pipeline.config.views import (
-    AnyViewsConfig,
-    CanonicalViewsConfig,
-    RandomViewsConfig,
-    RotationsViewsConfig,
-)
+from pipeline.config.teaching import TEACHINGS, KEDTeachingConfig, TeachingConfig
+from pipeline.config.views import VIEWS, AnyViewsConfig, CanonicalViewsConfig
 from pipeline.core.errors import require
 
-DEFAULT_JUDGES: tuple[JudgeName, ...] = ("accuracy", "localization")
+DEFAULT_JUDGES = ("accuracy", "localization")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrecomputeConfig:
+class PrecomputeConfig(Options):
     """Sections that `stages.precompute` reads.
 
     `augment`, `split` and `subset` say which views of which records a pass of stored views covers; the
@@ -97,8 +60,10 @@ class PrecomputeConfig:
     split: str = "train"
     executor: Executor = "ray"
     run: str = "untitled"
+    """Folder below runs/, in all stages; an absolute one is taken as it is (on a cluster it must be)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             self.views.kind == "canonical" or self.teacher.frame == "full",
             f"views={self.views.kind} are views of the whole frame: set teacher.frame=full",
@@ -112,11 +77,9 @@ class PrecomputeConfig:
                 "a stored view is a matrix alone; set views=canonical and teach with mode=live"
             )
 
-    """Folder below runs/, in all stages; an absolute one is taken as it is (on a cluster it must be)."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class TeachConfig:
+class TeachConfig(Options):
     """Sections that `stages.teach` reads: `teacher` is the network, trained on a store's labels."""
 
     store: StoreConfig
@@ -125,12 +88,15 @@ class TeachConfig:
     evaluate: EvaluateOptions
     black_box: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
     """Of teaching=ked: the trained network in whose logits superfeatures are found."""
-    cluster: ClusterConfig = field(default_factory=LocalClusterConfig)
+    cluster: Annotated[ClusterConfig, Role.OUTSIDE_IDENTITY] = field(
+        default_factory=LocalClusterConfig
+    )
     """Where ranks run."""
     seed: int = 0
     run: str = "untitled"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             not isinstance(self.teaching, KEDTeachingConfig)
             or isinstance(self.teacher, AdditiveModelConfig),
@@ -164,7 +130,7 @@ class TeachConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
+class VerifyConfig(Options):
     """Sections that `stages.verify` reads; all but `store` with equivariance=true only."""
 
     store: StoreConfig
@@ -175,13 +141,10 @@ class VerifyConfig:
     split: str = "train"
     equivariance: bool = False
     """Also ask the teacher again on views of `equivariance_records` records, and compare."""
-    equivariance_records: int = 256
+    equivariance_records: Annotated[int, Ge(1)] = 256
 
     def __post_init__(self) -> None:
-        require(
-            self.equivariance_records >= 1,
-            f"equivariance_records must be >= 1, got {self.equivariance_records}",
-        )
+        super().__post_init__()
         require(
             not self.equivariance or self.teacher.kind != "none",
             "equivariance=true asks the teacher again: name it with teacher= and teacher.weights=, as for precompute",
@@ -189,7 +152,7 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedRun:
+class JudgedRun(Options):
     """What all judges of an evaluation share: its folder is of one such config."""
 
     store: StoreConfig
@@ -201,30 +164,36 @@ class JudgedRun:
 class EvaluateConfig(JudgedRun):
     """Sections that `stages.evaluate` reads; the student is the one that `run` names."""
 
-    judges: tuple[JudgeName, ...] | None = None
+    judges: tuple[str, ...] | None = None
     """Who judges; each is a unit of work, so that a later call may ask for one more. null is accuracy and, where
-    there are regions or a teacher's maps, localization. evaluate.max_shift adds shift."""
+    there are regions or a teacher's maps, localization. evaluate.shift.pixels adds shift."""
     subject: Literal["student", "teacher"] = "student"
     """Who is judged: the run's student, or the network of `teacher` itself (into evaluate-teacher)."""
     teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
     """The network that made the student's teacher pass, for judges that ask it again; teacher.weights=null is none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.judges is not None:
             require(len(self.judges) > 0, "judges is empty; name at least one, or null")
+            unknown = [judge for judge in self.judges if judge not in EVALUATORS]
+            require(
+                not unknown, f"judges must be of {', '.join(EVALUATORS)}; got {', '.join(unknown)}"
+            )
             require(
                 len(set(self.judges)) == len(self.judges),
                 f"judges names one twice: {', '.join(self.judges)}",
             )
-        if self.subject == "student" and not ASK_TEACHER & set(self.asked):
+        asks_teacher = any(EVALUATORS[judge].asks_teacher for judge in self.asked)
+        if self.subject == "student" and not asks_teacher:
             # An experiment names the teacher for all verbs; where it is not read it makes no difference.
             object.__setattr__(self, "teacher", NoModelConfig())
 
     @property
-    def asked(self) -> tuple[JudgeName, ...]:
+    def asked(self) -> tuple[str, ...]:
         """The judges that this call is for."""
         judges = DEFAULT_JUDGES if self.judges is None else self.judges
-        wants_shift = self.evaluate.max_shift is not None and "shift" not in judges
+        wants_shift = self.evaluate.shift.pixels is not None and "shift" not in judges
         return (*judges, "shift") if wants_shift else judges
 
     @property
@@ -234,10 +203,10 @@ class EvaluateConfig(JudgedRun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig:
+class SweepConfig(Options):
     """Sections that `stages.sweep` reads on top of those of distill and evaluate."""
 
-    arms: dict[str, tuple[str, ...]]
+    arms: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Name of an arm -> its overrides of the distill options."""
     cluster: ClusterConfig
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -247,12 +216,13 @@ class SweepConfig:
     then judged on evaluate.splits. The split: `holdout` (subset.holdout) or another of the store."""
     seeds: tuple[int, ...] = (0, 1, 2)
     executor: Executor = "ray"
-    parallel: int | None = None
+    parallel: Annotated[int | None, Ge(1)] = None
     """Most students that Ray trains side by side, one thread each; null: as many as cluster.cpus_per_student
     and cluster.gpus_per_student leave room for."""
     run: str = "untitled"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             len(self.arms) > 0,
             "arms is empty; choose experiment=... or give arms={name: [overrides]}",
@@ -260,10 +230,6 @@ class SweepConfig:
         require(len(self.seeds) > 0, "seeds is empty; give at least one, as in seeds=[0,1,2]")
         require(
             len(set(self.seeds)) == len(self.seeds), f"seeds names one twice: {list(self.seeds)}"
-        )
-        require(
-            self.parallel is None or self.parallel >= 1,
-            f"parallel must be >= 1 or null, got {self.parallel}",
         )
         require(
             self.select is None or all(self.select.partition(".")[::2]),
@@ -286,7 +252,7 @@ class SweepConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig:
+class ReportConfig(Options):
     """Sections that `stages.report` reads."""
 
     store: StoreConfig
@@ -296,7 +262,7 @@ class ReportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RenderConfig:
+class RenderConfig(Options):
     """What `stages.render` reads; all other words are those of the verb that the job runs."""
 
     cluster: KubeRayClusterConfig
@@ -309,64 +275,18 @@ class RenderConfig:
     """File to write; null prints the manifest."""
 
 
-_MODELS: dict[str, type[Any]] = {
-    "cifar": CifarModelConfig,
-    "torchvision": TorchvisionModelConfig,
-    "timm": TimmModelConfig,
-    "bcos": BcosModelConfig,
-    "additive": AdditiveModelConfig,
+FAMILIES: dict[str, Mapping[str, type[Options]]] = {
+    "data": SOURCES,
+    "teacher": {"none": NoModelConfig, **MODELS},
+    "black_box": {"none": NoModelConfig, **MODELS},
+    "student": MODELS,
+    "explainer": EXPLAINERS,
+    "views": VIEWS,
+    "teaching": TEACHINGS,
+    "method": METHODS,
+    "cluster": CLUSTERS,
 }
-
-KINDS: dict[str, dict[str, type[Any]]] = {
-    "data": {
-        "cells": CellsDataConfig,
-        "demo": DemoDataConfig,
-        "digits": DigitsDataConfig,
-        "image_folder": ImageFolderDataConfig,
-        "image_table": ImageTableDataConfig,
-        "webdataset": WebDatasetDataConfig,
-        "torchvision": TorchvisionDataConfig,
-        "tiny_imagenet": TinyImageNetDataConfig,
-        "table": TableDataConfig,
-        "sklearn_table": SklearnTableDataConfig,
-    },
-    "teacher": {"none": NoModelConfig, **_MODELS},
-    "black_box": {"none": NoModelConfig, **_MODELS},
-    "student": _MODELS,
-    "explainer": {
-        "gradcam": GradCamConfig,
-        "bcos_weights": BcosWeightsConfig,
-        "superfeatures": SuperfeaturesConfig,
-    },
-    "views": {
-        "canonical": CanonicalViewsConfig,
-        "random": RandomViewsConfig,
-        "rotations": RotationsViewsConfig,
-    },
-    "teaching": {
-        "labels": LabelTeachingConfig,
-        "guided": GuidedTeachingConfig,
-        "ked": KEDTeachingConfig,
-    },
-    "method": {
-        "labels": LabelsConfig,
-        "kd": KDConfig,
-        "e2kd": E2KDConfig,
-        "at": ATConfig,
-        "cat_kd": CatKDConfig,
-        "review_kd": ReviewKDConfig,
-        "ft": FTConfig,
-        "crd": CRDConfig,
-        "sskd": SSKDConfig,
-        "ked": KEDConfig,
-    },
-    "cluster": {
-        "local": LocalClusterConfig,
-        "existing": ExistingClusterConfig,
-        "kuberay": KubeRayClusterConfig,
-    },
-}
-"""Sections whose dataclass is chosen by their `kind`, which is also the YAML file's name."""
+"""Sections whose class is chosen by their `kind`: section -> kind -> class."""
 
 VERBS: dict[str, type[Any]] = {
     "precompute": PrecomputeConfig,
@@ -378,3 +298,13 @@ VERBS: dict[str, type[Any]] = {
     "report": ReportConfig,
     "render": RenderConfig,
 }
+
+
+def section_class(option: Option, values: Any) -> type[Options] | None:
+    """The class of a section's plain values; None where the option is no section, or of no kind that is known."""
+    if not isinstance(values, dict):
+        return None
+    if option.name in FAMILIES:
+        return FAMILIES[option.name].get(str(values.get("kind")))
+    classes = get_args(option.hint) or (option.hint,)
+    return next((c for c in classes if isinstance(c, type) and issubclass(c, Options)), None)

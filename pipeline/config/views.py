@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
+from annotated_types import Ge
+
+from pipeline.config.options import Options
 from pipeline.core.errors import require
 
 NUM_ROTATIONS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewsConfig:
+class ViewsConfig(Options):
     """The canonical view is always there; a pass of stored views lies beside it."""
 
-    count: int = 1
+    section: ClassVar[str] = "views"
+
+    count: Annotated[int, Ge(1)] = 1
     """Stored views of each record."""
     seed: int = 0
     """Of their draws."""
-    per_step: int = 1
+    per_step: Annotated[int, Ge(1)] = 1
     """Read by distill with mode=replay: so many views of a record in each batch, from one decoded image.
     trainer.batch_size counts views."""
-
-    def __post_init__(self) -> None:
-        require(self.count >= 1, f"views.count must be >= 1, got {self.count}")
-        require(self.per_step >= 1, f"views.per_step must be >= 1, got {self.per_step}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,3 +66,7 @@ class RotationsViewsConfig(ViewsConfig):
 
 
 AnyViewsConfig = CanonicalViewsConfig | RandomViewsConfig | RotationsViewsConfig
+
+VIEWS: dict[str, type[ViewsConfig]] = {
+    cls.kind: cls for cls in (CanonicalViewsConfig, RandomViewsConfig, RotationsViewsConfig)
+}

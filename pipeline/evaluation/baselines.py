@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pipeline.config.evaluators import EVALUATORS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pipeline.config.verbs import EvaluateConfig
 
-COMPARING = ("distance_correlation", "unicam")
-"""Judges whose options have a `baseline`."""
+_COMPARING = [name for name, options in EVALUATORS.items() if options.compares]
 
 
 def named_baselines(config: EvaluateConfig) -> set[str]:
     """What the judges that are asked name as baseline."""
-    options = [getattr(config.evaluate, judge) for judge in COMPARING if judge in config.asked]
+    options = [getattr(config.evaluate, judge) for judge in _COMPARING if judge in config.asked]
     return {option.baseline for option in options if option.baseline is not None}
 
 
@@ -26,7 +27,7 @@ def with_baselines(config: EvaluateConfig, runs: Mapping[str, str | None]) -> Ev
     runs  arm -> the run of its student; None for the arm that is judged itself
     """
     changed = {}
-    for judge in COMPARING:
+    for judge in _COMPARING:
         options = getattr(config.evaluate, judge)
         if options.baseline in runs:
             changed[judge] = replace(options, baseline=runs[options.baseline])

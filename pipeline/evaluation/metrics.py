@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, get_args
-
-from pipeline.config.judging import JudgeName
+from typing import Any, NamedTuple
 
 
 class Metric(NamedTuple):
@@ -31,46 +29,13 @@ METRICS = {
 }
 """Of judge.judge_split; some need groups, regions or a teacher."""
 
-_PLAIN = Metric(scale=1.0)
-_LESS = Metric(higher_is_better=False, scale=1.0)
-JUDGE_METRICS: dict[str, Metric] = {
-    "superfeatures.kl": _LESS,  # nats
-    "superfeatures.agreement": Metric(),
-    "distance_correlation.fss": _PLAIN,
-    "distance_correlation.relevance": _PLAIN,
-    "distance_correlation.rs.teacher_given_student": _LESS,  # what the student left
-    "distance_correlation.rs.student_given_baseline": _PLAIN,
-    "gradient_alignment.mask_energy": _PLAIN,  # a share of energy above that of area
-    "gradient_alignment.margin_alignment": _PLAIN,
-    "gradient_alignment.map_cosine": _PLAIN,
-    "class_similarity.spearman": _PLAIN,
-    "dissection.detectors": Metric(scale=1.0, digits=0),
-    "dissection.unique_concepts": Metric(scale=1.0, digits=0),
-    "dissection.mean_iou": Metric(),
-    "diffroar.difference": _PLAIN,
-    "diffroar.mean": _PLAIN,
-    "five_band.accuracy": Metric(),
-    "five_band.recall": Metric(),
-    "five_band.precision": Metric(),
-    "five_band.fpr": Metric(higher_is_better=False),
-}
-"""Of judges whose metrics lie below their name: <judge>.<quantity>, which may have a value a layer below it."""
-
-
-def metric_of(name: str) -> Metric | None:
-    """How a metric is read that is named as in `numbers_of`; None where it is not known which is better."""
-    if name in METRICS:
-        return METRICS[name]
-    found = [
-        metric for of, metric in JUDGE_METRICS.items() if name == of or name.startswith(f"{of}.")
-    ]
-    return found[0] if found else None
-
-
-def judges_of(name: str) -> tuple[JudgeName, ...] | None:
-    """The judge that finds a metric, as the option `judges` names it; null for those of every evaluation."""
-    found = [judge for judge in get_args(JudgeName) if name.startswith(f"{judge}.")]
-    return tuple(found) or None
+PLAIN = Metric(higher_is_better=None, scale=1.0)
+"""A number of which neither more nor less is better."""
+MORE = Metric(scale=1.0)
+LESS = Metric(higher_is_better=False, scale=1.0)
+PER_CENT = Metric()
+LESS_PER_CENT = Metric(higher_is_better=False)
+COUNT = Metric(scale=1.0, digits=0)
 
 
 def numbers_of(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -3,8 +3,8 @@
     {"judges": {<judge>: {"options": its section of evaluate, "files": {path: sha256 of what it read}}},
      "splits": {<split>: {"records": N, <metric>: ..., <judge>: {...}}}}
 
-The first judges' metrics (`FLAT`) lie beside each other, those of a younger judge below its name. Every judge is a
-unit of work: a call that asks for one more leaves the numbers of the others alone.
+The metrics of a flat evaluator stand beside each other, those of the others below their evaluator's name. Every
+judge is a unit of work: a call that asks for one more leaves the numbers of the others alone.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.runs import plain
 from pipeline.config.verbs import EvaluateConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_file, write_atomically
 
 METRICS_NAME = "metrics.json"
-FLAT = ("accuracy", "localization")
-"""Judges whose metrics have no name before theirs."""
 
 
 def read_findings(folder: Path) -> dict[str, Any]:
@@ -30,11 +29,6 @@ def read_findings(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {"judges": {}, "splits": {}}
     findings: dict[str, Any] = json.loads(path.read_text())
-    if "judges" not in findings:  # written before judges were units of work
-        judges = list(FLAT)
-        if any("shift" in metrics for metrics in findings["splits"].values()):
-            judges.append("shift")
-        findings["judges"] = {judge: {"options": {}, "files": {}} for judge in judges}
     return findings
 
 
@@ -53,8 +47,6 @@ def missing_judges(folder: Path, config: EvaluateConfig) -> tuple[str, ...]:
 def options_of(judge: str, config: EvaluateConfig) -> dict[str, Any]:
     """A judge's own options, as plain values; none where it has no section."""
     options: dict[str, Any] = plain(config.evaluate)
-    if judge == "shift":  # older than sections
-        return {name: options[name] for name in ("max_shift", "shift_records")}
     own: dict[str, Any] = options.get(judge, {})
     return own
 
@@ -76,7 +68,7 @@ def add_finding(
     findings = read_findings(folder)
     for split, metrics in splits.items():
         found = findings["splits"].setdefault(split, {"records": records[split]})
-        found |= metrics if judge in FLAT else {judge: metrics}
+        found |= metrics if EVALUATORS[judge].is_flat else {judge: metrics}
     findings["judges"][judge] = {"options": options, "files": files}
     write_atomically(folder / METRICS_NAME, json.dumps(findings, indent=1).encode())
 
@@ -84,10 +76,10 @@ def add_finding(
 def _check_same(folder: Path, judge: str, done: dict[str, Any], options: dict[str, Any]) -> None:
     again = f"delete {folder} to judge anew, or choose another run="
     for name, value in options.items():
-        # An option that is younger than the numbers has the default that they were made with.
-        if done["options"].get(name, value) != value:
+        before = done["options"].get(name)
+        if before != value:
             raise ConfigError(
-                f"{folder / METRICS_NAME} has {judge} with evaluate.{judge}.{name}={done['options'][name]} where this "
+                f"{folder / METRICS_NAME} has {judge} with evaluate.{judge}.{name}={before} where this "
                 f"one has {value}; {again}"
             )
     for path, digest in done["files"].items():

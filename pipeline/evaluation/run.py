@@ -9,15 +9,16 @@ import pyarrow as pa
 import torch
 from safetensors.torch import save
 
+from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.verbs import EvaluateConfig
 from pipeline.core.files import write_atomically
 from pipeline.evaluation.context import Trial
-from pipeline.evaluation.evaluators.build import JUDGES
+from pipeline.evaluation.evaluators.build import evaluator_named
 from pipeline.evaluation.forward import open_split
 from pipeline.evaluation.networks import Networks
 from pipeline.evaluation.pictures import PICTURES_NAME, picture_maps
 from pipeline.evaluation.record_table import RECORDS_NAME, record_table
-from pipeline.evaluation.results import FLAT, add_finding, options_of, read_findings
+from pipeline.evaluation.results import add_finding, options_of, read_findings
 from pipeline.evaluation.subjects import OpenSubject
 from pipeline.store.index import write_table
 
@@ -42,19 +43,22 @@ def run_judges(
         )
         for split in config.evaluate.splits
     ]
+    evaluators = {judge: evaluator_named(judge) for judge in missing}
     files = {
         judge: {
-            path: digest for trial in trials for path, digest in JUDGES[judge].check(trial).items()
+            path: digest
+            for trial in trials
+            for path, digest in evaluators[judge].check(trial).items()
         }
         for judge in missing
     }
-    if set(FLAT) & set(missing):
+    if any(EVALUATORS[judge].is_flat for judge in missing):
         _write_records(trials)
     for judge in missing:
         add_finding(
             folder,
             judge,
-            {trial.split: JUDGES[judge].judge(trial) for trial in trials},
+            {trial.split: evaluators[judge].run(trial) for trial in trials},
             options=options_of(judge, config),
             files=files[judge],
             records={trial.split: len(trial.dataset) for trial in trials},

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.config.feature_methods import ATConfig
+from pipeline.config.methods import ATConfig
 from pipeline.core.errors import require
 from pipeline.core.records import Targets
 from pipeline.losses.base import StudentOutput

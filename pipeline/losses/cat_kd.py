@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.config.feature_methods import CatKDConfig
+from pipeline.config.methods import CatKDConfig
 from pipeline.core.errors import require
 from pipeline.core.records import Targets
 from pipeline.losses.base import StudentOutput

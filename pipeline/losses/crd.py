@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config.feature_methods import CRDConfig
+from pipeline.config.methods import CRDConfig
 from pipeline.core.errors import require
 from pipeline.core.records import NO_LABEL, Targets
 from pipeline.loading.dataset import StoreDataset

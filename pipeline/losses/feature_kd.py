@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pipeline.config.feature_methods import FeatureKDConfig
+from pipeline.config.methods import FeatureKDConfig
 from pipeline.core.errors import require
 from pipeline.core.records import Targets
 from pipeline.losses.base import DistillationLoss, LossTerms, StudentOutput

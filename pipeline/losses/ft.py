@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config.feature_methods import FTConfig
+from pipeline.config.methods import FTConfig
 from pipeline.core.records import Targets
 from pipeline.losses.base import StudentOutput, TeacherPhase
 from pipeline.losses.feature_kd import FeatureKDLoss

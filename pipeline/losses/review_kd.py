@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config.feature_methods import ReviewKDConfig
+from pipeline.config.methods import ReviewKDConfig
 from pipeline.core.errors import require
 from pipeline.core.records import Targets
 from pipeline.losses.base import StudentOutput

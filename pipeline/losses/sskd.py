@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config.feature_methods import SSKDConfig
+from pipeline.config.methods import SSKDConfig
 from pipeline.config.views import NUM_ROTATIONS
 from pipeline.core.errors import ConfigError, require
 from pipeline.core.records import Targets

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config.models import CifarModelConfig
-from pipeline.models.classifier import Classifier
+from pipeline.config.models import CifarModelConfig, is_published
+from pipeline.core.errors import ConfigError
+from pipeline.models.classifier import Classifier, Provider
 from pipeline.models.output import GapLinear, Normalize, Stage
 
 
@@ -99,3 +100,15 @@ class CifarResNet(Classifier):
 def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
     first = BasicBlock(in_channels, channels, stride)
     return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
+
+
+def _build(config: CifarModelConfig, outputs: int) -> Classifier:
+    if is_published(config.weights):
+        raise ConfigError(
+            f"weights={config.weights}: nothing is published for kind cifar; give a file, for example one of "
+            "akamaster/pytorch_resnet_cifar10"
+        )
+    return CifarResNet(config, outputs)
+
+
+PROVIDER = Provider(_build, lambda config: None)

@@ -6,7 +6,9 @@ The split is explicit and takes the place of hooks: `forward_head` can be differ
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -148,3 +150,13 @@ def require_size(name: str, images: Tensor, size: tuple[int, int]) -> None:
             f"{name} takes images of {size[0]}x{size[1]} pixels, got {found[0]}x{found[1]}: set "
             "teacher.input_size or augment.size to its size, or the model's input_size to build it for yours"
         )
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A source of networks, as the module of each provider defines one."""
+
+    build: Callable[[Any, int], Classifier]
+    """Config and number of outputs -> the network, published or freshly initialised."""
+    published: Callable[[Any], Published | None]
+    """What is published for the network that a config names; None where nothing is."""

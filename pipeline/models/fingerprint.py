@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.models import ModelConfig, is_published
+from pipeline.config.options import Role, options_of
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_file
 
@@ -53,16 +53,13 @@ def describe_teacher(
                 f"{section}.weights={path} does not exist; train the teacher with stages.teach, or correct the path"
             )
         weights_sha256 = sha256_file(path)
-    elsewhere: tuple[str, ...] = (
-        *("weights", "sha256", "license", "classes", "mean", "std", "input_size", "frame"),
-    )
+    elsewhere: tuple[str, ...] = ("classes", "mean", "std", "input_size", "frame")
     if config.kind == "additive":  # its weights hold the partition, wherever that came from
-        elsewhere += ("partition", "partition_control", "partition_seed")
-    younger = ("patch", "depth")  # than the first fingerprints, which stay as they were
+        elsewhere += ("partition_control", "partition_seed")
     options = {
-        name: value
-        for name, value in asdict(config).items()
-        if name not in elsewhere and not (name in younger and value is None)
+        option.name: getattr(config, option.name)
+        for option in options_of(type(config))
+        if Role.OUTSIDE_IDENTITY not in option.roles and option.name not in elsewhere
     }
     mean, std = model_normalisation(config)
     preprocessing = {"mean": mean, "std": std, "input_size": teacher_input_size(config)}

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
 
-from pipeline.config.models import (
-    PRETRAINED,
-    AdditiveModelConfig,
-    BcosModelConfig,
-    CifarModelConfig,
-    ModelConfig,
-    TimmModelConfig,
-    TorchvisionModelConfig,
-    is_published,
-)
+from pipeline.config.models import PRETRAINED, ModelConfig, is_published
+from pipeline.config.options import resolve_implementation
 from pipeline.core.errors import ConfigError
 from pipeline.core.seeds import derive_seed
-from pipeline.models.additive.network import AdditiveClassifier, build_additive
-from pipeline.models.bcos.classifier import BcosClassifier, build_bcos
-from pipeline.models.cifar import CifarResNet
-from pipeline.models.classifier import Classifier, Published
-from pipeline.models.weights import _require_digest, load_weights
+from pipeline.models.classifier import Classifier, Provider, Published
+from pipeline.models.weights import load_weights, require_digest
 
 RANDOM = "random"
 """As weights: an untrained network, the same one in every process."""
@@ -35,85 +23,10 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 AnyConfig = TypeVar("AnyConfig", bound="ModelConfig")
 
 
-@dataclass(frozen=True)
-class Provider:
-    """Where networks come from."""
-
-    build: Callable[[Any, int], Classifier]
-    """Config and number of outputs -> the network, published or freshly initialised."""
-    published: Callable[[Any], Published | None]
-    """What is published for the network that a config names; None where nothing is."""
-
-
-# ---- providers -----------------------------------------------------------------------------------
-
-
-def _cifar(config: CifarModelConfig, outputs: int) -> Classifier:
-    if is_published(config.weights):
-        raise ConfigError(
-            f"weights={config.weights}: nothing is published for kind cifar; give a file, for example one of "
-            "akamaster/pytorch_resnet_cifar10"
-        )
-    return CifarResNet(config, outputs)
-
-
-# torchvision and timm take seconds to import, so each is imported by its own networks only.
-
-
-def _torchvision(config: TorchvisionModelConfig, outputs: int) -> Classifier:
-    from pipeline.models.torchvision import build_torchvision
-
-    return build_torchvision(config, outputs)
-
-
-def _published_torchvision(config: TorchvisionModelConfig) -> Published:
-    from pipeline.models.torchvision import published_torchvision
-
-    return published_torchvision(config)
-
-
-def _timm(config: TimmModelConfig, outputs: int) -> Classifier:
-    from pipeline.models.timm import build_timm
-
-    return build_timm(config, outputs)
-
-
-def _published_timm(config: TimmModelConfig) -> Published:
-    from pipeline.models.timm import published_timm
-
-    return published_timm(config)
-
-
-def _bcos(config: BcosModelConfig, outputs: int) -> BcosClassifier:
-    return build_bcos(config, outputs)
-
-
-def _published_bcos(config: BcosModelConfig) -> Published:
-    """Those of B-cos v2, which a user fetches; pixels enter as they are."""
-    return Published(
-        name="v2",
-        classes=1000,
-        input_size=224,
-        fixed_size=False,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-    )
-
-
-def _additive(config: AdditiveModelConfig, outputs: int) -> AdditiveClassifier:
-    return build_additive(config, outputs)
-
-
-PROVIDERS: dict[str, Provider] = {
-    "cifar": Provider(_cifar, lambda config: None),
-    "torchvision": Provider(_torchvision, _published_torchvision),
-    "timm": Provider(_timm, _published_timm),
-    "bcos": Provider(_bcos, _published_bcos),
-    "additive": Provider(_additive, lambda config: None),
-}
-
-
-# ---- building ------------------------------------------------------------------------------------
+def provider_of(config: ModelConfig) -> Provider:
+    """The provider of a network; torchvision and timm take seconds to import, so each is imported when it is asked."""
+    provider: Provider = resolve_implementation(type(config))
+    return provider
 
 
 def build_model(
@@ -125,7 +38,7 @@ def build_model(
     may_replace_head  of a network that will be trained: where a file's last layer has another number of
                       outputs, the network's own stays as it was drawn
     """
-    build = PROVIDERS[config.kind].build
+    build = provider_of(config).build
     outputs = config.classes or num_classes
     if config.weights == RANDOM:
         with torch.random.fork_rng(devices=[]):
@@ -135,7 +48,7 @@ def build_model(
     if config.weights is not None and not is_published(config.weights):
         path = Path(config.weights)
         if config.sha256 is not None:
-            _require_digest(path, config.sha256)
+            require_digest(path, config.sha256)
         load_weights(model, path, new_outputs=outputs if may_replace_head else None)
     return model
 
@@ -168,7 +81,7 @@ def freeze(model: AnyModule) -> AnyModule:
 
 def published(config: ModelConfig) -> Published | None:
     """What the provider says about its own weights for this network; None where it has none."""
-    return PROVIDERS[config.kind].published(config)
+    return provider_of(config).published(config)
 
 
 def teacher_input_size(config: ModelConfig) -> int | None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config.builder import build_config
+from pipeline.config.models import MODELS, TimmModelConfig
 from pipeline.config.runs import plain
 from pipeline.config.store import SubsetConfig
-from pipeline.config.verbs import KINDS
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_atomically
 
@@ -66,7 +66,7 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
         for name, tensor in model.network.state_dict().items()
     }
     write_atomically(folder / MODEL_NAME, save(state))
-    if trained.config.kind == "timm":
+    if isinstance(trained.config, TimmModelConfig):
         from pipeline.models.timm import save_for_hub
 
         save_for_hub(
@@ -109,7 +109,7 @@ def read_description(folder: Path) -> TrainedModel:
     return TrainedModel(
         # The weights lie beside the description, and a partition with them, wherever training started from.
         config=build_config(
-            KINDS["student"][values["model"]["kind"]],
+            MODELS[values["model"]["kind"]],
             values["model"] | {name: None for name in _BESIDE if name in values["model"]},
             DESCRIPTION_NAME,
         ),

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.config.models import TimmModelConfig, is_published
 from pipeline.core.errors import ConfigError
-from pipeline.models.classifier import Classifier, Published, WeightsError, require_size
+from pipeline.models.classifier import Classifier, Provider, Published, WeightsError, require_size
 from pipeline.models.output import GapLinear, GapNormLinear, Head, Normalize, Stage, apply_norm
 
 _SUPPORTED = (
@@ -354,3 +354,6 @@ class TimmVit(_TimmNetwork):
         return torch.cat(
             [patches.new_zeros(len(patches), self.num_prefix, patches.shape[2]), patches], 1
         )
+
+
+PROVIDER = Provider(build_timm, published_timm)

@@ -23,7 +23,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from pipeline.config.models import TorchvisionModelConfig, is_published
 from pipeline.core.errors import ConfigError
-from pipeline.models.classifier import Classifier, Published, WeightsError
+from pipeline.models.classifier import Classifier, Provider, Published, WeightsError
 from pipeline.models.output import Head, Normalize, Stage, match_head, wide
 from pipeline.models.torchvision_vit import TorchvisionVit
 
@@ -344,3 +344,6 @@ SPLITS: dict[type[nn.Module], Split] = {
     models.SwinTransformer: Split(_swin_trunk, _pooled("head")),
     models.VGG: Split(_features, lambda net: [net.avgpool, nn.Flatten(), *net.classifier]),
 }
+
+
+PROVIDER = Provider(build_torchvision, published_torchvision)

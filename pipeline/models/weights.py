@@ -18,7 +18,7 @@ from pipeline.models.classifier import Classifier, WeightsError
 logger = logging.getLogger("permafrost.models")
 
 
-def _require_digest(path: Path, expected: str) -> None:
+def require_digest(path: Path, expected: str) -> None:
     found = sha256_file(path) if path.is_file() else None  # of a missing file load_weights says so
     if found not in (None, expected.lower()):
         raise WeightsError(

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.core.errors import ConfigError
-from pipeline.evaluation.metrics import Metric, metric_of
+from pipeline.evaluation.evaluators.quantities import metric_of
+from pipeline.evaluation.metrics import Metric
 from pipeline.report.results import StudentResult, summarise
 
 

@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from pipeline.config.evaluators import EVALUATORS
+from pipeline.evaluation.evaluators.build import evaluator_named
+from pipeline.evaluation.evaluators.evaluator import Page, Quantity
 from pipeline.evaluation.metrics import numbers_of
 from pipeline.report.columns import Column, arm_summary, student_rows
 from pipeline.report.figures import bar_plot, line_plot
-from pipeline.report.judge_pages import PAGES, JudgePage, Quantity
 from pipeline.report.results import StudentResult
 
 
@@ -60,12 +62,13 @@ def judge_sections(
     everyone = [*results, *([teacher] if teacher else [])]
     splits = list(dict.fromkeys(split for result in results for split in result.metrics))
     sections = []
-    for judge, page in PAGES.items():
+    for judge in EVALUATORS:
         looked = [
             split for split in splits if any(judge in r.metrics.get(split, {}) for r in everyone)
         ]
-        looked = looked if page.looks_at_splits else looked[:1]
-        if looked:
+        page = evaluator_named(judge).page if looked else None
+        if page is not None:
+            looked = looked if page.looks_at_splits else looked[:1]
             section = _section(judge, page, looked, results, teacher)
             section.figures.extend(pictures.get(judge, []))
             sections.append(section)
@@ -74,7 +77,7 @@ def judge_sections(
 
 def _section(
     judge: str,
-    page: JudgePage,
+    page: Page,
     splits: Sequence[str],
     results: list[StudentResult],
     teacher: StudentResult | None,

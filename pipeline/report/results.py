@@ -17,7 +17,8 @@ import yaml
 from pipeline.config.points import Point, point_label
 from pipeline.config.runs import CONFIG_NAME, RUNS
 from pipeline.core.errors import ConfigError
-from pipeline.evaluation.metrics import Metric, metric_of, numbers_of
+from pipeline.evaluation.evaluators.quantities import metric_of
+from pipeline.evaluation.metrics import Metric, numbers_of
 from pipeline.evaluation.results import METRICS_NAME
 
 SWEEP_NAME = "sweep.json"
@@ -100,11 +101,11 @@ def _of_run(run: str) -> list[StudentResult]:
     path = RUNS / run / SWEEP_NAME
     if not path.exists():
         seed = yaml.safe_load(_config_of(run).read_text())["seed"]
-        return [_load_result({"arm": run, "run": run, "seed": seed}, several=False)]
+        return [_load_result({"arm": run, "run": run, "seed": seed, "point": {}}, several=False)]
     rows = json.loads(path.read_text())["runs"]
     points = defaultdict(set)
     for row in rows:
-        points[row["arm"]].add(point_label(row.get("point", {})))
+        points[row["arm"]].add(point_label(row["point"]))
     return [_load_result(row, several=len(points[row["arm"]]) > 1) for row in rows]
 
 
@@ -127,7 +128,7 @@ def _load_result(row: dict[str, Any], several: bool) -> StudentResult:
     return StudentResult(
         arm=row["arm"],
         label=f"{row['arm']} {point_label(row['point'])}" if several else row["arm"],
-        point=row.get("point", {}),
+        point=row["point"],
         seed=row["seed"],
         folder=RUNS / row["run"],
         metrics=metrics,

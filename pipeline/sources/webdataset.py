@@ -213,6 +213,40 @@ class WebDatasetSource:
             )
         return self._names.index(value)
 
+    def plan_in_place(self, form: str) -> list[ShardPlan] | None:
+        """One shard a tar, its records in the tar's order; None where they are to be packed anew.
+
+        form  store.format: frames that are to be re-encoded cannot stay where they are
+        """
+        wanted = self.config.reference
+        if wanted == "always" and form != "original":
+            raise ConfigError(
+                f"data.reference=always keeps the images' bytes; store.format={form} does not"
+            )
+        downloaded = self.config.path.startswith(("http://", "https://"))
+        if wanted == "never" or form != "original" or (wanted == "auto" and downloaded):
+            return None
+        by_tar: dict[str, list[Record]] = {}
+        for record in self.records():
+            by_tar.setdefault(record.content[0], []).append(record)
+        numbers = Counter[str]()
+        plans: list[ShardPlan] = []
+        for name, records in sorted(by_tar.items(), key=lambda item: (item[1][0].split, item[0])):
+            split = records[0].split
+            shard = f"{split}-{numbers[split]:06d}"
+            numbers[split] += 1
+            path = self.tars[name].as_posix()
+            plans.append(ShardPlan(len(plans), shard, split, tuple(records), reference=path))
+        unmixed = find_unmixed_shard(plans)
+        if unmixed is None:
+            return plans
+        if wanted == "always":
+            raise ConfigError(
+                f"{unmixed.reference} holds few of the classes of split {unmixed.split}; in place, a student's "
+                "batches would too: pack it anew with data.reference=never"
+            )
+        return None
+
 
 def _list_of(values: dict[str, Any], name: str) -> list[Any]:
     """A list of the sample's JSON, empty where it has none; ValueError where it is something else."""
@@ -228,41 +262,3 @@ def _group(value: Any) -> int:
             f"group is {str(value)[:80]!r}, not a whole number from {NO_GROUP} to {MAX_GROUP}"
         )
     return value
-
-
-# ---- in place ------------------------------------------------------------------------------------
-
-
-def plan_in_place(source: WebDatasetSource, form: str) -> list[ShardPlan] | None:
-    """One shard a tar, its records in the tar's order; None where they are to be packed anew.
-
-    form  store.format: frames that are to be re-encoded cannot stay where they are
-    """
-    wanted = source.config.reference
-    if wanted == "always" and form != "original":
-        raise ConfigError(
-            f"data.reference=always keeps the images' bytes; store.format={form} does not"
-        )
-    downloaded = source.config.path.startswith(("http://", "https://"))
-    if wanted == "never" or form != "original" or (wanted == "auto" and downloaded):
-        return None
-    by_tar: dict[str, list[Record]] = {}
-    for record in source.records():
-        by_tar.setdefault(record.content[0], []).append(record)
-    numbers = Counter[str]()
-    plans: list[ShardPlan] = []
-    for name, records in sorted(by_tar.items(), key=lambda item: (item[1][0].split, item[0])):
-        split = records[0].split
-        shard = f"{split}-{numbers[split]:06d}"
-        numbers[split] += 1
-        path = source.tars[name].as_posix()
-        plans.append(ShardPlan(len(plans), shard, split, tuple(records), reference=path))
-    unmixed = find_unmixed_shard(plans)
-    if unmixed is None:
-        return plans
-    if wanted == "always":
-        raise ConfigError(
-            f"{unmixed.reference} holds few of the classes of split {unmixed.split}; in place, a student's "
-            "batches would too: pack it anew with data.reference=never"
-        )
-    return None

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 SCHEMA_VERSION = 1
-_LEFT_OUT_WHERE_NONE = ("hierarchy", "columns")
-"""Entries that are younger than the first manifests, which stay as they were."""
 MANIFEST_NAME = "manifest.json"
 REPAIR = "run stages.precompute again: it writes again what is missing"
 """The way out where a file of the store's own is gone."""
@@ -152,7 +150,7 @@ class StoreManifest:
     skipped: tuple[dict[str, str], ...] = ()
     kind: Literal["image", "table"] = "image"
     columns: tuple[str, ...] | None = None
-    """Names of a table's columns; left out where records are images."""
+    """Names of a table's columns; None where records are images."""
     multi_label: bool = False
     schema: int = SCHEMA_VERSION
 
@@ -211,7 +209,7 @@ class PassManifest:
     selection: dict[str, Any] | None = None
     partition_sha256: str | None = None
     hierarchy: list[dict[str, Any]] | None = None
-    """Of ked_z: each level's coarsening and sha256 (superfeatures/hierarchy.py); left out where there is none."""
+    """Of ked_z: each level's coarsening and sha256 (models/additive/hierarchy.py); None where there is none."""
     made_with: dict[str, str] = field(default_factory=dict)
     """Library versions and device, for people; outside the fingerprint."""
     schema: int = SCHEMA_VERSION
@@ -260,9 +258,6 @@ def check_files(files: Any) -> dict[str, str]:
 def write_manifest(folder: Path, manifest: DataclassInstance) -> None:
     """Publish: after this the folder's contents exist for readers."""
     values = asdict(manifest)
-    for name in _LEFT_OUT_WHERE_NONE:
-        if values.get(name, ...) is None:
-            del values[name]
     text = json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n"
     opening, rest = text.split("\n", 1)
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -286,9 +281,8 @@ def read_manifest(cls: type[M], folder: Path, made_by: str = "stages.precompute"
     """
     path = folder / MANIFEST_NAME
     values = read_checked(path, made_by)
-    optional = {name: None for name in _LEFT_OUT_WHERE_NONE if name in cls.__dataclass_fields__}  # type: ignore[attr-defined]
     try:
-        return from_dict(cls, optional | values)
+        return from_dict(cls, values)
     except EntryError as error:
         raise ManifestError(
             f"{path} is no manifest of this version: {error}; use the permafrost version that wrote it, "

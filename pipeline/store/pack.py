@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from pipeline.config.data import DataConfig
+    from pipeline.config.file_data import DataConfig
     from pipeline.config.verbs import PrecomputeConfig
     from pipeline.core.records import Record, Source
     from pipeline.core.tasks import MapShards
@@ -74,10 +74,8 @@ def fingerprint_dataset(config: DataConfig, revision: int, records: list[Record]
 
     Options that say where the files lie are left out: data that move to another folder stay the same.
     """
-    outside = config.NOT_DATA if isinstance(config, FileDataConfig) else frozenset()
-    options = {name: value for name, value in asdict(config).items() if name not in outside}
     # The digest of {"data": options, "records": [...], "revision": revision}, whose text is never whole in memory.
-    digest = hashlib.sha256(b'{"data":' + canonical_json(options) + b',"records":[')
+    digest = hashlib.sha256(b'{"data":' + canonical_json(config.description) + b',"records":[')
     for place, record in enumerate(sorted(records, key=lambda record: record.key)):
         digest.update((b"," if place else b"") + canonical_json(asdict(record)))
     digest.update(b'],"revision":' + canonical_json(revision) + b"}")

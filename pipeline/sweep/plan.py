@@ -114,7 +114,7 @@ def _student(
     judged: EvaluateConfig,
     inputs: list[str],
 ) -> Student:
-    parts = [identity(plain(config)) for config in (trained, judged.shared)]
+    parts = [identity(plain(config), type(config)) for config in (trained, judged.shared)]
     digest = sha256_json([*parts, inputs])
     name = f"{sweep}/students/{arm}-seed{trained.seed}-{digest[:8]}"
     return Student(

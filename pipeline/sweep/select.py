@@ -10,13 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.points import point_label
 from pipeline.core.errors import ConfigError, require
-from pipeline.evaluation.metrics import (
-    JUDGE_METRICS,
-    METRICS,
-    best_position,
-    metric_of,
-    numbers_of,
-)
+from pipeline.evaluation.evaluators.quantities import comparable_metrics, metric_of
+from pipeline.evaluation.metrics import best_position, numbers_of
 from pipeline.evaluation.subjects import open_judged
 from pipeline.loading.selection import HOLDOUT, rows_of_split
 
@@ -33,7 +28,7 @@ def split_and_metric(select: str) -> tuple[str, str]:
     split, _, metric = select.partition(".")
     require(
         metric_of(metric) is not None,
-        f"select={select}: choose one of the metrics {', '.join([*METRICS, *JUDGE_METRICS])}",
+        f"select={select}: choose one of the metrics {', '.join(comparable_metrics())}",
     )
     return split, metric
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config.evaluators import ShiftOptions
 from pipeline.config.runs import RUNS
-from pipeline.evaluation.metrics import judges_of
+from pipeline.evaluation.evaluators.quantities import judges_of
 from pipeline.evaluation.results import METRICS_NAME, missing_judges
 from pipeline.loading.selection import HOLDOUT
 from pipeline.models.saved import is_finished
@@ -82,7 +83,7 @@ class Student:
             splits=(split,),
             # What was held out is of the store that the student learns from, wherever it is reported.
             store=None if split == HOLDOUT else judged.store,
-            max_shift=None,
+            shift=ShiftOptions(),
             num_pictures=0,
         )
         return StudentRun(

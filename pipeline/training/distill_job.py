@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config.methods import KEDConfig, LabelsConfig
+from pipeline.config.methods import KEDConfig, SoftTargetsConfig
 from pipeline.config.models import (
     AdditiveModelConfig,
     ModelConfig,
@@ -127,7 +127,7 @@ def fingerprint_inputs(
 
 def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
     """None for labels only and for a live teacher, where a store without a teacher will do."""
-    if isinstance(config.method, LabelsConfig) or config.mode == "live":
+    if not config.method.needs_teacher or config.mode == "live":
         return []
     if config.mode == "replay":
         return _open_replayed(config, store)
@@ -243,4 +243,5 @@ def _judged_by(plan: TrainingPlan, teacher: TeacherPass) -> TeacherPass:
 
 
 def _teacher_weights(config: DistillConfig) -> tuple[float, ...]:
-    return () if isinstance(config.method, LabelsConfig) else config.method.teacher_weights
+    method = config.method
+    return method.teacher_weights if isinstance(method, SoftTargetsConfig) else ()

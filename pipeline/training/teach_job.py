@@ -55,7 +55,7 @@ class Teaching:
         """Everything that decides how it goes; ConfigError or StoreMismatchError where options do not fit."""
         from pipeline.loading.dataset import StoreDataset
         from pipeline.loading.selection import rows_of_split
-        from pipeline.losses.build import TEACHINGS
+        from pipeline.losses.build import build_loss
         from pipeline.training.run import TrainingPlan
 
         teaching = self.config.teaching
@@ -66,7 +66,7 @@ class Teaching:
             dataset=StoreDataset(store, rows, with_regions=guided),
             model=self._network(),
             num_classes=len(store.manifest.classes),
-            loss=TEACHINGS[teaching.kind](teaching),
+            loss=build_loss(teaching),
             augment=teaching.augment,
             optimizer=teaching.optimizer,
             trainer=teaching.trainer,

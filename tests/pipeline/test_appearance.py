@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import RandAugment
 from pipeline.config.augment import AugmentConfig
 from pipeline.config.judging import EvaluateOptions
 from pipeline.config.methods import E2KDConfig, KDConfig, LabelsConfig
-from pipeline.config.runs import RUNS, identity, plain
+from pipeline.config.runs import RUNS
 from pipeline.config.store import StoreConfig
 from pipeline.config.teaching import LabelTeachingConfig
 from pipeline.config.verbs import TeachConfig
@@ -343,15 +343,6 @@ def test_a_share_of_one_mixes_nothing():
 
 
 # ---- whole runs ----------------------------------------------------------------------------------
-
-
-def test_runs_from_before_the_options_are_what_they_were():
-    section = {"augment": plain(PAD_CROP)}
-    before = {"augment": {"operations": section["augment"]["operations"], "size": None}}
-
-    assert identity(section) == identity(before) == before
-    assert identity({"teaching": section}) == {"teaching": before}
-    assert identity({"augment": plain(BOTH)})["augment"] == plain(BOTH)
 
 
 def test_a_live_student_of_mixtures_trains_resumes_and_is_another(frozen, monkeypatch):

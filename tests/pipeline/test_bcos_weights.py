@@ -43,7 +43,7 @@ from tests.pipeline.test_numerics import HostReads
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.config.distilling import MethodConfig
+    from pipeline.config.methods import MethodConfig
 
 NUM_CLASSES = 3
 FRAME = (16, 16)

@@ -36,8 +36,15 @@ def annotation(frozen, folder, **options):
     """The task of a pass over the frozen store that writes nothing."""
     config = frozen.config
     return AnnotateShard(
-        *(frozen.store.path, folder, None, "", config.teacher, 10),
-        *(config.explainer, replace(config.annotate, batch_size=4), 1),
+        store_path=frozen.store.path,
+        folder=folder,
+        columns=None,
+        fingerprint="",
+        teacher=config.teacher,
+        num_classes=10,
+        explainer=config.explainer,
+        config=replace(config.annotate, batch_size=4),
+        num_threads=1,
         **options,
     )
 

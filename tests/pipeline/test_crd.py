@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 import torch.nn.functional as F
 
-from pipeline.config.feature_methods import CRDConfig
+from pipeline.config.methods import CRDConfig
 from pipeline.core.distributed import Ranks
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Targets

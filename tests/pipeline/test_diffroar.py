@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config.study import DiffroarOptions
+from pipeline.config.evaluators import DiffroarOptions
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation.evaluators.diffroar.evaluator import compare
 from pipeline.evaluation.evaluators.diffroar.probes import (

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config.study import DissectionOptions
+from pipeline.config.evaluators import DissectionOptions
 from pipeline.core.errors import ConfigError, RecordError
 from pipeline.evaluation.evaluators.dissection.broden import (
     BrodenFolder,

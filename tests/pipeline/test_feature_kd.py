@@ -11,8 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config.feature_methods import ATConfig, CatKDConfig, ReviewKDConfig
-from pipeline.config.methods import LabelsConfig
+from pipeline.config.methods import ATConfig, CatKDConfig, LabelsConfig, ReviewKDConfig
 from pipeline.config.models import BcosModelConfig, CifarModelConfig
 from pipeline.config.training import OptimizerConfig
 from pipeline.core.errors import ConfigError
@@ -42,8 +41,7 @@ from tests.pipeline.test_training import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.config.distilling import MethodConfig
-    from pipeline.config.feature_methods import FeatureKDConfig
+    from pipeline.config.methods import FeatureKDConfig, MethodConfig
     from pipeline.config.models import ModelConfig
     from pipeline.core.records import Batch
     from pipeline.models.classifier import Classifier

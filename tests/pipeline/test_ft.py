@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.config.feature_methods import FTConfig
+from pipeline.config.methods import FTConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Targets
 from pipeline.losses.base import StudentOutput

@@ -14,7 +14,6 @@ from pipeline.config.augment import AugmentConfig, OperationConfig
 from pipeline.config.distilling import DistillConfig
 from pipeline.config.methods import KDConfig, KEDConfig, LabelsConfig
 from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
-from pipeline.config.runs import identity, plain
 from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
 from pipeline.config.training import OptimizerConfig, TrainerConfig
 from pipeline.core.errors import ConfigError
@@ -429,11 +428,3 @@ def test_hidden_layers_of_other_levels_are_refused():
 
     with pytest.raises(ConfigError, match=r"have 4, 2 and 2 superfeatures.*method.rho=0"):
         build_loss(KEDConfig(rho=1.0)).prepare(student, targets)
-
-
-def test_kd_runs_are_what_they_were():
-    kd = {"kind", "tau", "teacher_weights", "lambda_ce", "lambda_kd"}
-
-    assert set(identity({"method": plain(KDConfig())})["method"]) == kd
-    before = {"student": {"kind": "additive", "width": 3, "partition": "here"}}
-    assert identity(before) == {"student": {"kind": "additive", "width": 3}}

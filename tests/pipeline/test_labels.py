@@ -1,9 +1,7 @@
 """One label a record or many: the same questions, the same answers."""
 
-import pytest
 import torch
 
-from pipeline.config.runs import identity
 from pipeline.core.labels import classes_of, decide, has_many, known, multi_hot, multi_hot_of_lists
 from pipeline.core.records import NO_LABEL
 
@@ -33,23 +31,3 @@ def test_logits_decide_for_the_highest_class_or_for_every_class_from_zero_upward
 
     assert decide(logits, many=False).tolist() == [1, 2]
     assert decide(logits, many=True).tolist() == [[0, 1, 0], [1, 1, 1]]
-
-
-@pytest.mark.parametrize(
-    ("section", "option", "default", "other"),
-    [
-        ("method", "logits", "softmax", "mld"),
-        ("explainer", "max_classes", None, 3),
-        ("explainer", "seed", 0, 1),
-    ],
-)
-def test_a_run_that_came_before_an_option_is_the_run_with_its_default(
-    section, option, default, other
-):
-    before = {section: {"kind": "kind", "tau": 4.0}, "seed": 0}
-    with_default, with_other = (
-        before | {section: before[section] | {option: value}} for value in (default, other)
-    )
-
-    assert identity(with_default) == identity(before)
-    assert identity(with_other) != identity(before)

@@ -10,13 +10,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.config.feature_methods import ATConfig, CatKDConfig, FTConfig, ReviewKDConfig
-from pipeline.config.methods import E2KDConfig, KDConfig, KEDConfig, LabelsConfig
-from pipeline.config.teaching import GuidedTeachingConfig
+from pipeline.config.methods import (
+    METHODS,
+    ATConfig,
+    CatKDConfig,
+    E2KDConfig,
+    FTConfig,
+    KDConfig,
+    KEDConfig,
+    LabelsConfig,
+    ReviewKDConfig,
+)
+from pipeline.config.teaching import TEACHINGS, GuidedTeachingConfig
 from pipeline.core.distributed import Ranks
 from pipeline.core.records import NO_LABEL, Guidance, Targets
 from pipeline.losses.base import StudentOutput
-from pipeline.losses.build import LOSSES, TEACHINGS, build_loss
+from pipeline.losses.build import build_loss
 from pipeline.models.output import Stage
 
 B, K, M, RANKS = 8, 5, 3, 2
@@ -119,7 +128,7 @@ TABLE = [
 def test_the_mean_over_ranks_is_the_value_of_the_whole_batch(
     quantity, config, reduction, under_ranks
 ):
-    loss = (TEACHINGS | LOSSES)[config.kind](config).double()
+    loss = build_loss(config).double()
     student, targets, labels = batch()
     fields = {n: v for n, v in targets.extra.items() if n.startswith(loss.extra or "none")}
     targets = replace(targets, extra=fields)
@@ -155,4 +164,4 @@ def test_every_method_stands_in_the_table_or_among_those_that_keep_records():
     listed = {config.kind for _, config, _, _ in TABLE}
     elsewhere = {ReviewKDConfig().kind, FTConfig().kind, "crd", "sskd"}
 
-    assert listed | elsewhere >= set(LOSSES) | (set(TEACHINGS) - {"ked"})
+    assert listed | elsewhere >= set(METHODS) | (set(TEACHINGS) - {"ked"})

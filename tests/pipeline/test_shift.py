@@ -120,7 +120,7 @@ def test_a_student_is_measured_on_its_store(frozen, tiny_teacher):
     assert curve[0] == pytest.approx(1.0)
     assert all(0 <= value < 1 for value in curve[1:])
     assert curve == again
-    with pytest.raises(ConfigError, match=r"evaluate\.max_shift=16"):
+    with pytest.raises(ConfigError, match=r"evaluate\.shift\.pixels=16"):
         shift_curves(subject, dataset, max_shift=16, records=8)
 
 

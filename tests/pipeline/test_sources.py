@@ -25,6 +25,7 @@ from PIL import Image
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose
 from pipeline.config.data import (
+    SOURCES,
     DemoDataConfig,
     ImageFolderDataConfig,
     ImageTableDataConfig,
@@ -33,7 +34,7 @@ from pipeline.config.data import (
 )
 from pipeline.core.errors import ConfigError, UserError
 from pipeline.core.records import NO_GROUP, NO_LABEL, Box
-from pipeline.sources.build import SOURCES, build_source
+from pipeline.sources.build import build_source
 from pipeline.sources.keys import escape_key
 from pipeline.sources.masks import to_mask_png
 from pipeline.store.pack import fingerprint_dataset

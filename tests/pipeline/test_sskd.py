@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config.feature_methods import SSKDConfig
+from pipeline.config.methods import SSKDConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Targets
 from pipeline.losses.base import StudentOutput

@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config.feature_methods import ATConfig
-from pipeline.config.methods import KDConfig, LabelsConfig
+from pipeline.config.methods import ATConfig, KDConfig, LabelsConfig
 from pipeline.config.runs import identity, plain
 from pipeline.core.records import Targets
 from pipeline.losses.at import attention_loss

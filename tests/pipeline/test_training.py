@@ -33,7 +33,7 @@ from pipeline.training.step import batch_loss, train_step
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from pipeline.config.distilling import MethodConfig
+    from pipeline.config.methods import MethodConfig
 
 FRAME = (16, 16)
 GRID = (4, 4)

@@ -11,7 +11,6 @@ from pipeline.annotation.shard_tasks import AnnotateShard
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose
 from pipeline.core.errors import UserError
-from pipeline.sources import build
 from pipeline.sources.image_folder import ImageFolderSource
 from pipeline.store import frames
 from stages import precompute
@@ -54,7 +53,7 @@ def main():
     key, part, *words = sys.argv[1:]
     os.environ["DEADLY_KEY"] = key
     if part == "pack":
-        build.SOURCES["image_folder"] = lambda config: DeadlySource(config, key)
+        precompute.build_source = lambda config: DeadlySource(config, key)
     else:
         teacher_pass.AnnotateShard = DeadlyAnnotation
     try:

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.config.augment import AugmentConfig, OperationConfig
-from pipeline.config.feature_methods import CRDConfig, FTConfig, SSKDConfig
-from pipeline.config.methods import KDConfig
+from pipeline.config.methods import CRDConfig, FTConfig, KDConfig, SSKDConfig
 from pipeline.config.runs import RUNS
 from pipeline.config.store import PassConfig
 from pipeline.config.training import OptimizerConfig, TrainerConfig

@@ -13,9 +13,13 @@ import yaml
 
 from pipeline.annotation.fingerprint import describe_pass
 from pipeline.config.augment import AugmentConfig, OperationConfig
-from pipeline.config.feature_methods import ATConfig, CatKDConfig, ReviewKDConfig
-from pipeline.config.methods import E2KDConfig, KDConfig, LabelsConfig
-from pipeline.config.runs import RUNS, identity, plain
+from pipeline.config.methods import (
+    ATConfig,
+    CatKDConfig,
+    LabelsConfig,
+    ReviewKDConfig,
+)
+from pipeline.config.runs import RUNS
 from pipeline.config.store import PassConfig
 from pipeline.config.training import OptimizerConfig
 from pipeline.config.views import RandomViewsConfig
@@ -183,18 +187,6 @@ def test_the_fingerprint_of_older_passes_stays_and_others_have_their_own(inner):
     assert describe("map", "at") == describe("map", "at", cat_size=7)
     assert describe("map", "cat") != describe("map", "cat", cat_size=7)
     assert describe("map") != describe("map", "at") != describe("map", "cat")
-
-
-def test_a_run_of_an_older_method_is_what_it_was():
-    def options(method):
-        return set(identity({"method": plain(method)})["method"])
-
-    assert options(LabelsConfig()) == {"kind", "loss", "label_smoothing"}
-    kd = {"kind", "tau", "teacher_weights", "lambda_ce", "lambda_kd"}
-    assert options(KDConfig()) == kd
-    assert options(E2KDConfig()) == kd | {
-        *("lambda_map", "normalise_by", "guided_step_interval", "map_control"),
-    }
 
 
 # ---- frozen, replayed and live -------------------------------------------------------------------

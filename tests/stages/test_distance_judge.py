@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.judges import DistanceCorrelationOptions
+from pipeline.config.evaluators import DistanceCorrelationOptions
 from pipeline.config.runs import RUNS
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation.metrics import numbers_of

@@ -4,7 +4,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pandas as pd
 import pytest
@@ -13,16 +12,18 @@ import torch
 from pipeline.cli import main
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose
-from pipeline.config.judging import ASK_TEACHER, EvaluateOptions, JudgeName
+from pipeline.config.evaluators import EVALUATORS, ShiftOptions
+from pipeline.config.judging import EvaluateOptions
 from pipeline.config.runs import RUNS, identity, plain
 from pipeline.config.store import PassConfig, StoreConfig
-from pipeline.config.verbs import EvaluateConfig
+from pipeline.config.verbs import EvaluateConfig, JudgedRun
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation import forward as judge
 from pipeline.evaluation.context import Trial
-from pipeline.evaluation.evaluators.build import JUDGES
-from pipeline.evaluation.metrics import METRICS, judges_of, metric_of, numbers_of
-from pipeline.evaluation.results import FLAT
+from pipeline.evaluation.evaluators.build import evaluator_named
+from pipeline.evaluation.evaluators.evaluator import Evaluator
+from pipeline.evaluation.evaluators.quantities import judges_of, metric_of
+from pipeline.evaluation.metrics import METRICS, numbers_of
 from pipeline.models.providers import build_model
 from pipeline.models.saved import TrainedModel, save_model
 from pipeline.report.columns import columns_of
@@ -71,12 +72,14 @@ def config_of(frozen, judges=None, run="one", **options):
 
 
 def test_the_family_and_the_names_that_the_option_takes_agree():
-    assert set(JUDGES) == set(get_args(JudgeName))
-    assert set(FLAT) <= set(JUDGES)
+    for name in EVALUATORS:
+        assert isinstance(evaluator_named(name), Evaluator)
 
 
 def test_an_unknown_judge_is_refused_with_those_that_there_are():
-    with pytest.raises(ConfigError, match=r"judges\[0\] must be one of accuracy, localization, "):
+    with pytest.raises(
+        ConfigError, match=r"judges must be of accuracy, localization, .*; got beauty"
+    ):
         build_verb_config("evaluate", compose("evaluate", ["judges=[beauty]"]))
     with pytest.raises(ConfigError, match="judges names one twice: accuracy, accuracy"):
         EvaluateConfig(
@@ -110,14 +113,14 @@ def test_accuracy_alone_computes_no_map(frozen, student, monkeypatch):
 
 
 def test_a_younger_judge_lies_below_its_name_and_is_done_once(frozen, student, monkeypatch):
-    options = {"max_shift": 2, "shift_records": 4}
+    options = {"shift": ShiftOptions(pixels=2, records=4)}
     first = evaluate.run(config_of(frozen, ("accuracy",), **options)).splits
     assert set(first["test"]["shift"]) == {"map"}
     path = RUNS / "one" / "evaluate" / "metrics.json"
     assert list(json.loads(path.read_text())["judges"]) == ["accuracy", "shift"]
 
     monkeypatch.setattr(
-        "pipeline.evaluation.evaluators.build.shift_curves",
+        "pipeline.evaluation.evaluators.shift.shift_curves",
         lambda *_, **__: pytest.fail("judged again"),
     )
     second = evaluate.run(config_of(frozen, ("localization", "shift"), **options)).splits
@@ -129,17 +132,8 @@ def test_a_younger_judge_lies_below_its_name_and_is_done_once(frozen, student, m
 
 def test_a_judge_that_lacks_something_says_so_before_any_judge_begins(frozen, student, monkeypatch):
     monkeypatch.setattr(judge, "_judge_batch", lambda *_, **__: pytest.fail("it began"))
-    with pytest.raises(ConfigError, match=r"judges=shift needs evaluate\.max_shift"):
+    with pytest.raises(ConfigError, match=r"judges=shift needs evaluate\.shift\.pixels"):
         evaluate.run(config_of(frozen, ("accuracy", "shift")))
-
-
-def test_what_was_judged_before_judges_had_names_is_understood(frozen, student, monkeypatch):
-    before = evaluate.run(config_of(frozen)).splits
-    path = RUNS / "one" / "evaluate" / "metrics.json"
-    path.write_text(json.dumps({"splits": before}))
-    monkeypatch.setattr(judge, "_judge_batch", lambda *_, **__: pytest.fail("judged again"))
-
-    assert evaluate.run(config_of(frozen)).splits == before
 
 
 def test_localization_with_nothing_to_look_at_is_refused_by_name_and_silent_by_default(
@@ -199,7 +193,7 @@ def test_judges_and_their_network_make_no_other_run(frozen):
     one = config_of(frozen)
     other = config_of(frozen, ("shift",), teacher=frozen.config.teacher)
 
-    assert identity(plain(one.shared)) == identity(plain(other.shared))
+    assert identity(plain(one.shared), JudgedRun) == identity(plain(other.shared), JudgedRun)
     assert set(plain(one.shared)) == {"store", "evaluate", "run"}
 
 
@@ -216,21 +210,20 @@ def test_options_of_judges_come_through_hydra():
     assert config.evaluate.distance_correlation.layers == {"layer3": "layer4"}
     assert config.evaluate.unicam.pairs == (("student", "baseline"),)
     assert config.teacher.weights == "w.pth"
-    assert set(JUDGES) >= ASK_TEACHER
     only = build_verb_config("evaluate", compose("evaluate", words[1:]))
     assert only.teacher.kind == "none"  # nobody reads it
 
 
 def test_shifts_may_be_asked_for_later_and_are_then_of_one_width(frozen, student):
     evaluate.run(config_of(frozen, splits=("test",)))
-    shifted = {"splits": ("test",), "max_shift": 2, "shift_records": 4}
+    shifted = {"splits": ("test",), "shift": ShiftOptions(pixels=2, records=4)}
 
     found = evaluate.run(config_of(frozen, **shifted)).splits["test"]
 
     assert len(found["shift"]["map"]) == 3
     assert "accuracy" in found
-    with pytest.raises(ConfigError, match=r"max_shift=2 where this one has 3"):
-        evaluate.run(config_of(frozen, **{**shifted, "max_shift": 3}))
+    with pytest.raises(ConfigError, match=r"shift\.pixels=2 where this one has 3"):
+        evaluate.run(config_of(frozen, **{**shifted, "shift": ShiftOptions(pixels=3, records=4)}))
 
 
 def test_a_teacher_that_is_typed_for_judges_who_do_not_ask_it_is_refused(monkeypatch, capsys):

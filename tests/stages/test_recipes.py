@@ -311,7 +311,9 @@ def test_every_arm_of_a_recipe_trains_for_two_steps_and_is_judged(recipe, tmp_pa
             build_verb_config("evaluate", composed),
             run=arm,
         )
-        options = replace(judged.evaluate, max_shift=judged.evaluate.max_shift and 4)
+        shift = judged.evaluate.shift
+        shift = replace(shift, pixels=shift.pixels and 4)
+        options = replace(judged.evaluate, shift=shift)
         metrics = evaluate.run(replace(judged, evaluate=options)).splits[reported]
 
         assert result.trained_epochs == 1
@@ -319,7 +321,7 @@ def test_every_arm_of_a_recipe_trains_for_two_steps_and_is_judged(recipe, tmp_pa
             assert 0 <= metrics["f1" if recipe.startswith("table4") else "accuracy"] <= 1
         if options.group_sets:
             assert 0 <= metrics["ood_accuracy"] <= 1
-        if options.max_shift:
+        if shift.pixels:
             assert len(metrics["shift"]["map"]) == 5
         if not isinstance(student.method, LabelsConfig):
             assert 0 <= metrics["agreement"] <= 1

@@ -8,13 +8,13 @@ import pytest
 from safetensors.torch import load_file
 
 from pipeline.config.cells_data import CellsDataConfig
-from pipeline.config.runs import RUNS
-from pipeline.config.study import (
+from pipeline.config.evaluators import (
     ClassSimilarityOptions,
     DiffroarOptions,
     DissectionOptions,
     FiveBandOptions,
 )
+from pipeline.config.runs import RUNS
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation.evaluators.dissection import evaluator as dissection
 from pipeline.evaluation.evaluators.dissection.drawn import DrawnConcepts, write_broden

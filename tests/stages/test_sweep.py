@@ -17,6 +17,7 @@ from pipeline.config.store import StoreConfig
 from pipeline.config.verbs import ReportConfig
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation.metrics import METRICS
+from pipeline.sweep.plan import plan_students
 from stages import report, sweep
 from tests.stages.test_flow import PAD_CROP
 from tests.stages.test_kill import descendants, environment, status, title, wait_until
@@ -46,7 +47,7 @@ def read_sweep(run="grid"):
 
 def planned(frozen, *more):
     base = words(frozen, *more)
-    return [(s.arm, s.point) for s in sweep._plan(config_of(base), base)]
+    return [(s.arm, s.point) for s in plan_students(config_of(base), base)]
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_the_grid_reaches_the_student_and_is_stronger_than_its_arm(frozen):
         "seeds=[3,4]",
     )
 
-    students = sweep._plan(config_of(base), base)
+    students = plan_students(config_of(base), base)
 
     assert [(s.distill.seed, s.distill.method.tau) for s in students] == [
         (3, 1.0), (3, 5.0), (4, 1.0), (4, 5.0),
@@ -131,7 +132,7 @@ def test_the_grid_reaches_the_student_and_is_stronger_than_its_arm(frozen):
 def test_without_a_grid_a_student_is_called_what_it_always_was(frozen):
     """Names are hashes of configs; students that were finished before there was a grid stay finished."""
     plain, chosen = (
-        sweep._plan(config_of(base), base)
+        plan_students(config_of(base), base)
         for base in (
             words(frozen, TWO_ARMS, "subset.holdout=1"),
             words(frozen, TWO_ARMS, "subset.holdout=1", "select=holdout.accuracy", "parallel=7"),

@@ -17,6 +17,7 @@ from pipeline.config.augment import AugmentConfig, OperationConfig
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose
 from pipeline.config.distilling import DistillConfig
+from pipeline.config.evaluators import ShiftOptions
 from pipeline.config.judging import EvaluateOptions
 from pipeline.config.methods import E2KDConfig, KDConfig, KEDConfig, LabelsConfig
 from pipeline.config.models import AdditiveModelConfig, BcosWeightsConfig, CifarModelConfig
@@ -32,7 +33,7 @@ from pipeline.loading.dataset import StoreDataset, iter_in_order
 from pipeline.loading.geometry import view_images, view_targets
 from pipeline.loading.selection import rows_of_split
 from pipeline.models.additive.build_partition import build_partition
-from pipeline.models.additive.hierarchy import class_centred, coarsen
+from pipeline.models.additive.hierarchy import class_centred, coarsen, pass_hierarchy
 from pipeline.models.additive.network import network_partition
 from pipeline.models.additive.partition import PARTITION_NAME
 from pipeline.models.output import Inner
@@ -171,11 +172,11 @@ def test_a_coarser_level_of_the_pass_is_the_sum_of_its_groups(taught):
     fine = batch.targets[0].extra["ked_z"]
 
     for number in range(1, M + 1):
-        coarse = coarsen(fine, teacher.hierarchy.coarsening(number), number)
+        coarse = coarsen(fine, pass_hierarchy(teacher).coarsening(number), number)
         for group in range(number):
             members = partition.assignment(M)[partition.assignment(number) == group].unique()
             assert torch.allclose(coarse[:, group], fine[:, members].sum(dim=1), atol=1e-5)
-    whole = coarsen(fine, teacher.hierarchy.coarsening(1), 1)[:, 0]
+    whole = coarsen(fine, pass_hierarchy(teacher).coarsening(1), 1)[:, 0]
     assert torch.allclose(whole, class_centred(batch.targets[0].logits), atol=2e-2)
 
 
@@ -399,8 +400,12 @@ def test_other_verbs_refuse_what_is_about_images(taught):
     with pytest.raises(ConfigError, match=r"equivariance=true is about images.*verify it without"):
         verify.run(options)
     distill.run(student(taught))
-    judged = EvaluateConfig(store=store, evaluate=EvaluateOptions(max_shift=2), run="one")
-    with pytest.raises(ConfigError, match=r"evaluate.max_shift=2 is about images.*set it to null"):
+    judged = EvaluateConfig(
+        store=store, evaluate=EvaluateOptions(shift=ShiftOptions(pixels=2)), run="one"
+    )
+    with pytest.raises(
+        ConfigError, match=r"evaluate.shift.pixels=2 is about images.*set it to null"
+    ):
         evaluate.run(judged)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pipeline.config.judges import UnicamOptions
+from pipeline.config.evaluators import UnicamOptions
 from pipeline.config.models import AdditiveModelConfig, BcosModelConfig
 from pipeline.config.runs import RUNS
 from pipeline.core.errors import ConfigError

@@ -23,6 +23,8 @@ from pipeline.core.errors import ConfigError, require
 from pipeline.core.files import sha256_file
 from pipeline.core.records import NO_LABEL
 from pipeline.evaluation.context import Trial, require_one_label
+from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
+from pipeline.evaluation.metrics import MORE
 
 NAME = "class_similarity"
 _OPTION = f"evaluate.{NAME}.similarity"
@@ -163,3 +165,21 @@ def read_similarity(path: Path, classes: int) -> Tensor:
         "superclass each, in label order; correct the file, or give a .npy matrix",
     )
     return torch.tensor([[float(a == b) for b in lines] for a in lines], dtype=torch.float64)
+
+
+EVALUATOR = Evaluator(
+    judge_class_similarity,
+    check_class_similarity,
+    Page(
+        "Classes",
+        "Does it know which classes are alike?",
+        "Off the diagonal, class means of the softened answers say which classes a network takes for which: their"
+        " rank correlation with the teacher's, and the mean entropy of an answer, in nats. Smoothed labels erase "
+        "what soft targets teach here.",
+        (
+            Quantity("spearman", "Rank correlation of the class means", MORE),
+            Quantity("entropy", "Entropy of an answer"),
+            Quantity("teacher_entropy", "Entropy of the teacher's answer", is_main=False),
+        ),
+    ),
+)

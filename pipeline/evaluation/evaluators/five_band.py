@@ -24,7 +24,9 @@ from torch import Tensor
 from pipeline.core.errors import ConfigError, require
 from pipeline.core.records import NO_CLASS, Batch
 from pipeline.evaluation.context import Trial
+from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from pipeline.evaluation.forward import evidence, maps_of
+from pipeline.evaluation.metrics import LESS_PER_CENT, PER_CENT
 from pipeline.loading.geometry import canonical_from_view, view_images, warp
 from pipeline.loading.localization import upsample
 from pipeline.models.explainers.explain import forward_to_explain
@@ -186,3 +188,22 @@ def truth_bands(batch: Batch, size: tuple[int, int]) -> Tensor:
     if batch.canonical_from_view is not None or size != tuple(batch.masks.shape[-2:]):
         levels = [warp(level.float(), canonical_from_view(batch), size) > 0.5 for level in levels]
     return levels[0][:, 0].long() + levels[1][:, 0].long()
+
+
+EVALUATOR = Evaluator(
+    judge_five_band,
+    check_five_band,
+    Page(
+        "Five bands",
+        "Does it mark the part that makes the class?",
+        "Explanations in five bands against the truth (Tjoa and Guan): hard thresholds, the best of softer ones, "
+        "and the mean over them. A map of zeros has the background's share as its accuracy, so read recall and "
+        "FPR beside it.",
+        (
+            Quantity("accuracy", "Accuracy of pixels", PER_CENT, "bar"),
+            Quantity("recall", "Recall", PER_CENT, "bar"),
+            Quantity("precision", "Precision", PER_CENT, is_main=False),
+            Quantity("fpr", "False positive rate", LESS_PER_CENT, "bar"),
+        ),
+    ),
+)

@@ -23,9 +23,11 @@ from torch import Tensor
 from pipeline.core.labels import known
 from pipeline.core.records import NO_LABEL, Batch
 from pipeline.evaluation.context import Trial, require_one_label
+from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from pipeline.evaluation.evaluators.probe_set import balanced_order
 from pipeline.evaluation.forward import evidence
 from pipeline.evaluation.means import Means
+from pipeline.evaluation.metrics import MORE
 from pipeline.loading.geometry import view_images, view_maps
 from pipeline.loading.regions import regions_of
 from pipeline.models.resolve import require_images
@@ -132,3 +134,21 @@ def energy_cosine(gradients: Tensor, maps: Tensor) -> Tensor:
     norms = pooled.norm(dim=1) * positive.norm(dim=1)
     cosine: Tensor = (pooled * positive).sum(dim=1) / norms
     return cosine
+
+
+EVALUATOR = Evaluator(
+    judge_gradient_alignment,
+    check_gradient_alignment,
+    Page(
+        "Gradients",
+        "Do its gradients look like the object?",
+        "Gradients of the loss with respect to the image (Han et al. 2023): their energy on the object above the "
+        "object's share of the view (0 is chance), how far the margin's gradient lines up with the image, and the"
+        " cosine of the gradient's magnitude with the teacher's stored map.",
+        (
+            Quantity("mask_energy", "Energy on the object, above its area", MORE),
+            Quantity("margin_alignment", "Alignment of image and margin's gradient", MORE),
+            Quantity("map_cosine", "Cosine with the teacher's map", MORE),
+        ),
+    ),
+)

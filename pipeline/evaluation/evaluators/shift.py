@@ -9,7 +9,8 @@ into patches of 16 pixels, or that pools with strides, comes back to one at the 
 from __future__ import annotations
 
 import random
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.seeds import derive_seed
+from pipeline.evaluation.context import Trial
+from pipeline.evaluation.evaluators.evaluator import Evaluator
 from pipeline.evaluation.forward import Subject
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.loader import move_batch
@@ -24,6 +27,7 @@ from pipeline.loading.localization import upsample
 from pipeline.models.explainers.bcos_weights import contribution_map, is_bcos_weights
 from pipeline.models.explainers.explain import forward_to_explain
 from pipeline.models.output import ModelOutput
+from pipeline.models.resolve import require_images
 
 _BATCH = 64
 
@@ -44,7 +48,7 @@ def shift_curves(
     max_shift  >= 1 and below the input's sides
     records    of the dataset, drawn by a fixed seed; fewer where it has fewer
     """
-    check_shift("evaluate.max_shift", max_shift, subject.input_size)
+    check_shift("evaluate.shift.pixels", max_shift, subject.input_size)
     chosen = _chosen(len(dataset), records)
     cosines: dict[str, list[Tensor]] = {}
     for start in range(0, len(chosen), _BATCH):
@@ -168,3 +172,31 @@ def _at_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if maps.shape[-2:] == size:
         return maps
     return torch.stack([upsample(channel, size) for channel in maps.unbind(dim=1)], dim=1)
+
+
+# ---- the evaluator -------------------------------------------------------------------------------
+
+
+def _shift(trial: Trial) -> dict[str, Any]:
+    assert trial.options.shift.pixels is not None
+    return shift_curves(
+        trial.subject,
+        trial.dataset,
+        max_shift=trial.options.shift.pixels,
+        records=trial.options.shift.records,
+    )
+
+
+def _check_shift(trial: Trial) -> Mapping[str, str]:
+    if trial.options.shift.pixels is None:
+        raise ConfigError(
+            "judges=shift needs evaluate.shift.pixels, in pixels, as in evaluate.shift.pixels=32"
+        )
+    require_images(
+        trial.store, f"evaluate.shift.pixels={trial.options.shift.pixels}", "set it to null"
+    )
+    check_shift("evaluate.shift.pixels", trial.options.shift.pixels, trial.subject.input_size)
+    return {}
+
+
+EVALUATOR = Evaluator(_shift, _check_shift)

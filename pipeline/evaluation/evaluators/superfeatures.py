@@ -16,6 +16,8 @@ from torch import Tensor
 
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation.context import Trial
+from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
+from pipeline.evaluation.metrics import LESS, PER_CENT
 from pipeline.loading.dataset import StoreDataset, iter_in_order
 from pipeline.loading.geometry import judged_view, view_images
 from pipeline.loading.loader import move_batch
@@ -113,3 +115,19 @@ def _levels(trial: Trial) -> tuple[int, Tensor, Tensor]:
     number = min(student.most, taught.most)
     require_same_level(student, taught, number, passes[0].name)
     return number, student.coarsening(number), taught.coarsening(number)
+
+
+EVALUATOR = Evaluator(
+    judge_superfeatures,
+    check_superfeatures,
+    Page(
+        "Superfeatures",
+        "What it says of each superfeature",
+        "Mean KL of each superfeature's own answer to the teacher's, in nats, and how often both name the same class.",
+        (
+            Quantity("kl", "KL, mean over superfeatures", LESS),
+            Quantity("agreement", "Agreement, mean over superfeatures", PER_CENT),
+            Quantity("kl_by_superfeature", "KL by superfeature", LESS, "bar", is_main=False),
+        ),
+    ),
+)

@@ -24,7 +24,7 @@ from pipeline.models.additive.build_partition import build_partition
 from pipeline.models.additive.chimeras import spread_cells
 from pipeline.models.additive.partition import Partition
 from pipeline.models.cifar import CifarResNet
-from pipeline.models.classifier import Classifier, require_size
+from pipeline.models.classifier import Classifier, Provider, require_size
 from pipeline.models.output import Normalize, Stage, Standardize, Superfeatures, wide
 
 
@@ -295,3 +295,6 @@ def network_partition(model: Any) -> Partition:
             "set teacher=additive (or leave ked_z out of annotate.payloads), or choose another method"
         )
     return model.partition
+
+
+PROVIDER = Provider(build_additive, lambda config: None)

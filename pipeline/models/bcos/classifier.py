@@ -13,7 +13,7 @@ from pipeline.models.bcos.densenet import BcosDenseNet, DenseNetShape
 from pipeline.models.bcos.layers import ExplanationMode, LogitLayer, Shared, add_inverse
 from pipeline.models.bcos.resnet import BasicBlock, BcosResNet, Bottleneck, ResNetShape
 from pipeline.models.bcos.vit import BcosSimpleVit, VitShape
-from pipeline.models.classifier import Classifier
+from pipeline.models.classifier import Classifier, Provider, Published
 from pipeline.models.output import NOTHING, Inner, ModelOutput, Stage, wide
 
 _RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
@@ -126,3 +126,18 @@ def _vit_shape(config: BcosModelConfig) -> VitShape:
         patch=config.patch or shape.patch,
         stem=tuple(channels * width // shape.width for channels in shape.stem),
     )
+
+
+def _published(config: BcosModelConfig) -> Published:
+    """The published B-cos v2 networks, which a user fetches; pixels enter as they are."""
+    return Published(
+        name="v2",
+        classes=1000,
+        input_size=224,
+        fixed_size=False,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+
+
+PROVIDER = Provider(build_bcos, _published)

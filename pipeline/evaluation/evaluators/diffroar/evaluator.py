@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config.study import DiffroarOptions
+from pipeline.config.evaluators import DiffroarOptions
 from pipeline.core.errors import require
 from pipeline.core.progress import progress
 from pipeline.core.records import NO_LABEL
@@ -35,7 +35,9 @@ from pipeline.evaluation.evaluators.diffroar.probes import (
     rank,
     where,
 )
+from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from pipeline.evaluation.evaluators.gradient_alignment import input_gradient
+from pipeline.evaluation.metrics import MORE
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_images
 from pipeline.loading.selection import balanced_order
@@ -147,3 +149,28 @@ def _ranked(trial: Trial, rows: NDArray[np.int64]) -> RankedImages:
         ranks.append(rank(gradient))
         labels.append(batch.labels)
     return RankedImages(torch.cat(images), torch.cat(ranks), torch.cat(labels))
+
+
+EVALUATOR = Evaluator(
+    judge_diffroar,
+    check_diffroar,
+    Page(
+        "DiffROAR",
+        "Do its gradients name what matters?",
+        "Predictive power of the pixels with the highest gradients minus that of those with the lowest, by the "
+        "share that is kept (Shah et al. 2021): above 0 gradients name what a network trained anew can use. The "
+        "mask alone should predict no class.",
+        (
+            Quantity(
+                "difference",
+                "DiffROAR by the share of pixels that is kept, in per cent",
+                MORE,
+                "line",
+            ),
+            Quantity("mean", "DiffROAR, mean over the shares", MORE),
+            Quantity("mask_only", "Accuracy of a probe that sees the places alone", is_main=False),
+            Quantity("unmasked", "Accuracy of a probe that sees all", is_main=False),
+            Quantity("chance", "Share of the most frequent class", is_main=False),
+        ),
+    ),
+)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.config.study import DiffroarOptions
+from pipeline.config.evaluators import DiffroarOptions
 from pipeline.core.seeds import derive_seed
 
 Part = Literal["top", "bottom"]

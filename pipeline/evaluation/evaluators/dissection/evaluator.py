@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.config.study import DissectionOptions
+from pipeline.config.evaluators import DissectionOptions
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_file, write_atomically
 from pipeline.evaluation.context import Trial
@@ -30,8 +30,10 @@ from pipeline.evaluation.evaluators.dissection.thresholds import (
     TopImages,
     kept_of,
 )
+from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from pipeline.evaluation.evaluators.layers import activations
 from pipeline.evaluation.forward import Subject
+from pipeline.evaluation.metrics import COUNT, MORE
 from pipeline.models.output import Normalize
 from pipeline.models.resolve import require_images
 
@@ -250,3 +252,24 @@ def _write_pictures(trial: Trial, found: Dissected, units: Sequence[int]) -> Non
         tensors["shown_masks"] = torch.stack(masks).to(torch.uint8)
     data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
     write_atomically(trial.folder / f"{NAME}-{trial.split}.safetensors", data)
+
+
+EVALUATOR = Evaluator(
+    judge_dissection,
+    check_dissection,
+    Page(
+        "Concepts",
+        "Concepts that single units detect",
+        "Network dissection (Bau et al. 2017): a unit detects a concept where its highest activations, over all "
+        "images, overlap the concept's pixels by IoU >= 0.05.",
+        (
+            Quantity("detectors", "Units that detect a concept", COUNT),
+            Quantity("unique_concepts", "Different concepts among them", COUNT),
+            Quantity("detectors_by_category", "Detectors by category", COUNT, "bar"),
+            Quantity(
+                "mean_iou", "Mean IoU of each unit with its best concept", MORE, is_main=False
+            ),
+        ),
+        looks_at_splits=False,
+    ),
+)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config.judges import DistanceCorrelationOptions, wanted_pairs
+from pipeline.config.evaluators import DistanceCorrelationOptions, wanted_pairs
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_file
 from pipeline.core.seeds import derive_seed
@@ -43,8 +43,10 @@ from pipeline.evaluation.evaluators.distance_correlation.estimators import (
     label_features,
     merge_all,
 )
+from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from pipeline.evaluation.evaluators.layers import check_layers, layer_names, pair_layers
 from pipeline.evaluation.evaluators.probe_set import ProbeSet, check_probes, hot_labels, probe_set
+from pipeline.evaluation.metrics import LESS, MORE
 
 _JUDGE = "distance_correlation"
 _LABELS = "labels"
@@ -253,3 +255,44 @@ def _embeddings(trial: Trial) -> Tensor | None:
             f"{option} has shape {values.shape}; give each of the {num_classes} classes an embedding, in their order"
         )
     return torch.from_numpy(values).double()
+
+
+EVALUATOR = Evaluator(
+    judge_distances,
+    check_distances,
+    Page(
+        "Distilled",
+        "What was distilled, and what was left",
+        "Bias-corrected squared distance correlation of features: 1 is the same up to rotation, shift and scale, "
+        "and independent features lie around 0. FSS compares the student with its teacher; RS asks how much of "
+        "what one network knows of the labels is left when the other's features are taken away (UniCAM, eq. B1).",
+        (
+            Quantity("fss", "FSS: teacher against student, by layer of the student", MORE, "line"),
+            Quantity(
+                "rs.teacher_given_student", "RS: of the teacher, not in the student", LESS, "line"
+            ),
+            Quantity(
+                "rs.student_given_baseline",
+                "RS: of the student beyond the baseline, so distilled",
+                MORE,
+                "line",
+            ),
+            Quantity(
+                "rs.student_given_teacher", "RS: of the student, not in the teacher", is_main=False
+            ),
+            Quantity(
+                "rs.baseline_given_student",
+                "RS: of the baseline, not in the student",
+                is_main=False,
+            ),
+            Quantity("relevance", "Relevance: features against labels", MORE, is_main=False),
+            Quantity("progression", "Progression: each layer against the deepest", is_main=False),
+            Quantity("fss_p", "FSS: probability under independence", is_main=False),
+            Quantity(
+                "fss_biased",
+                "The released code's V-statistic, which goes to 1 whatever the networks are",
+                is_main=False,
+            ),
+        ),
+    ),
+)

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config.judges import UnicamOptions, wanted_pairs
+from pipeline.config.evaluators import UnicamOptions, wanted_pairs
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_keys, write_atomically
 from pipeline.evaluation.context import Trial
@@ -30,6 +30,7 @@ from pipeline.evaluation.evaluators.distance_correlation.estimators import (
     MIN_RECORDS,
     label_features,
 )
+from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from pipeline.evaluation.evaluators.probe_set import (
     LEAST_OF_A_CLASS,
     balanced_order,
@@ -47,6 +48,7 @@ from pipeline.evaluation.evaluators.unicam.activations import (
     teacher_views,
 )
 from pipeline.evaluation.evaluators.unicam.maps import REDUCTIONS, Bank, explain_record, reliability
+from pipeline.evaluation.metrics import LESS, MORE
 
 _JUDGE = "unicam"
 _EMBEDDINGS = (
@@ -247,3 +249,26 @@ def _means(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
                 place = means.setdefault(name, {}).setdefault(pair, {})
                 place.setdefault(depth, {})[rest[0]] = float(value)
     return means
+
+
+EVALUATOR = Evaluator(
+    judge_unicam,
+    check_unicam,
+    Page(
+        "UniCAM",
+        "Where the distilled and the residual features lie",
+        "Maps of relevance to the labels that one network has and another has not (UniCAM), each record against "
+        "fixed banks of others; reliability is the cosine of the maps of two banks.",
+        (
+            Quantity(
+                "objective",
+                "J: relevance left of the first network without the second",
+                is_main=False,
+            ),
+            Quantity("reliability", "Reliability: cosine between banks", MORE),
+            Quantity(
+                "empty_fraction", "Share of maps in which nothing is positive", LESS, is_main=False
+            ),
+        ),
+    ),
+)
