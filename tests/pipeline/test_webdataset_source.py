@@ -23,7 +23,6 @@ from pipeline.loading.dataset import StoreDataset
 from pipeline.sources.build import build_source
 from pipeline.sources.download import DownloadError, download
 from pipeline.sources.tars import expand_range, split_of
-from pipeline.sources.webdataset import plan_in_place
 from pipeline.store.pack import fingerprint_dataset
 from pipeline.store.pixels import ImageError
 from pipeline.store.reader import Store
@@ -475,7 +474,7 @@ def test_tars_of_an_address_are_kept_and_asked_for_once(tmp_path, server):
     assert fingerprint(config) == fingerprint(replace(config, path=str(kept)))
     assert len(asked) == 2
     assert (
-        plan_in_place(source, "original") is None
+        source.plan_in_place("original") is None
     )  # a cache may be cleared; the store holds a copy
 
 
