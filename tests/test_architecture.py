@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.annotation.payloads.build import PAYLOADS
 from pipeline.cluster.executors import build_executor
 from pipeline.config.builder import build_verb_config
 from pipeline.config.cluster import KubeRayClusterConfig, LocalClusterConfig
 from pipeline.config.compose import CONF, compose, group_members
 from pipeline.config.options import options_of, resolve_implementation
+from pipeline.config.store import PAYLOADS
 from pipeline.config.verbs import FAMILIES, VERBS
 from pipeline.models.explainers.explain import EXPLAINERS
 

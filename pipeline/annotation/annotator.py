@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.annotation.payloads.build import PAYLOADS
+from pipeline.annotation.payloads.build import build_payloads
 from pipeline.annotation.payloads.payload import Described, Encoded
 from pipeline.config.models import AdditiveModelConfig, ExplainerConfig, ModelConfig
 from pipeline.config.store import PassConfig
@@ -54,7 +54,7 @@ class TeacherAnnotator:
         self.is_table = isinstance(teacher, AdditiveModelConfig) and teacher.columns is not None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = freeze(build_model(teacher, num_classes)).to(self.device)
-        self.payloads = [PAYLOADS[name](config, explainer) for name in config.payloads]
+        self.payloads = build_payloads(config, explainer)
         self.inner = Inner(
             *map(any, zip(*(payload.inner for payload in self.payloads), strict=True))
         )

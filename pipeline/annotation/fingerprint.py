@@ -11,8 +11,9 @@ from typing import Any
 
 from pipeline.annotation.stored_views import StoredViews
 from pipeline.config.models import ExplainerConfig
-from pipeline.config.store import PassConfig
+from pipeline.config.store import PAYLOADS, PassConfig
 from pipeline.core.files import sha256_json
+from pipeline.models.additive.hierarchy import describe_partition
 from pipeline.models.additive.partition import Partition
 from pipeline.store.manifest import CANONICAL_VIEW, StoreManifest
 
@@ -47,14 +48,13 @@ def describe_pass(
     views  None is the canonical view of every record
     """
     seen, selection = _CANONICAL if views is None else views.describe()
-    only_where_read: dict[str, Any] = (
-        {"cat_size": config.cat_size} if "cat" in config.payloads else {}
-    )
-    if "ked_z" in config.payloads:
-        from pipeline.models.additive.hierarchy import describe_partition
-
-        assert partition is not None
-        only_where_read |= {"ked_dtype": config.ked_dtype, **describe_partition(partition)}
+    only_where_read: dict[str, Any] = {
+        option: getattr(config, option)
+        for name in config.payloads
+        for option in PAYLOADS[name].options
+    }
+    if partition is not None:
+        only_where_read |= describe_partition(partition)
     return {
         "dataset_fingerprint": store.dataset.fingerprint,
         "store_fingerprint": store.fingerprint,
@@ -63,7 +63,6 @@ def describe_pass(
         "views": seen,
         "explainer": describe_explainer(explainer) if "map" in config.payloads else {},
         "payloads": sorted(config.payloads),
-        "map_dtype": config.map_dtype if "map" in config.payloads else None,
         "backend": backend,
         **only_where_read,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from annotated_types import Ge, Le, Lt
 
@@ -41,16 +41,37 @@ class StoreConfig(Options):
         )
 
 
+class PayloadInfo(NamedTuple):
+    """A payload that a teacher pass may store."""
+
+    implementation: str
+    """See Options.implementation."""
+    fits_tables: bool
+    """Whether a teacher of a table's rows gives it."""
+    options: tuple[str, ...] = ()
+    """Options of PassConfig that it reads."""
+
+
+_PACKAGE = "pipeline.annotation.payloads"
+PAYLOADS: dict[str, PayloadInfo] = {
+    "logits": PayloadInfo(f"{_PACKAGE}.logits:LogitsPayload", True),
+    "map": PayloadInfo(f"{_PACKAGE}.explanation_map:MapPayload", False, ("map_dtype",)),
+    "at": PayloadInfo(f"{_PACKAGE}.intermediates:AttentionPayload", False),
+    "cat": PayloadInfo(f"{_PACKAGE}.intermediates:ClassMapPayload", False, ("cat_size",)),
+    "feature": PayloadInfo(f"{_PACKAGE}.pooled_feature:FeaturePayload", False),
+    "ked_z": PayloadInfo(
+        f"{_PACKAGE}.superfeature_logits:SuperfeaturePayload", True, ("ked_dtype",)
+    ),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class PassConfig(Options):
     """What a teacher pass computes and stores."""
 
     section: ClassVar[str] = "annotate"
 
-    payloads: tuple[Literal["logits", "map", "at", "cat", "feature", "ked_z"], ...] = (
-        "logits",
-        "map",
-    )
+    payloads: tuple[str, ...] = ("logits", "map")
     """at: where each stage is active, for method=at; cat: the maps of all classes, for method=cat_kd;
     feature: the pooled feature before the classifier, for method=crd and method=sskd;
     ked_z: the logits of each superfeature of an additive teacher, for method=ked."""
@@ -70,6 +91,11 @@ class PassConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        unknown = [name for name in self.payloads if name not in PAYLOADS]
+        require(
+            not unknown,
+            f"annotate.payloads must be of {', '.join(PAYLOADS)}; got {', '.join(unknown)}",
+        )
         require("logits" in self.payloads, "annotate.payloads must contain logits")
         require(
             len(set(self.payloads)) == len(self.payloads),

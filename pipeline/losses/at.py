@@ -11,9 +11,9 @@ from torch import Tensor
 from pipeline.config.methods import ATConfig
 from pipeline.core.errors import require
 from pipeline.core.records import Targets
-from pipeline.losses.base import StudentOutput
+from pipeline.losses.base import Needs, StudentOutput
 from pipeline.losses.feature_kd import FeatureKDLoss
-from pipeline.models.output import Inner, wide
+from pipeline.models.output import Inner, ModelOutput, wide
 
 
 def attention_map(features: Tensor) -> Tensor:
@@ -44,19 +44,29 @@ def attention_loss(
     return F.mse_loss(student, teacher)
 
 
+def attention_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """at_1, ... [B, h, w]: Q of each stage."""
+    return {
+        f"at_{number}": attention_map(stage.output.detach())
+        for number, stage in enumerate(output.stages, start=1)
+    }
+
+
 class ATLoss(FeatureKDLoss):
     """The sum over stages of `attention_loss`, beside labels and logits (e2KD, section 5)."""
 
     term = "at"
-    compares = Inner(stages=True)
+    term_needs = Needs(
+        intermediates=Inner(stages=True), target_fields=attention_fields, payload="at"
+    )
     config: ATConfig
 
     @property
     def weight(self) -> float:
         return self.config.lambda_at
 
-    def prepare(self, student: StudentOutput, targets: Targets) -> None:
-        own, taught = len(student.stages), len(targets.extra)
+    def build(self, student: StudentOutput, targets: Targets) -> None:
+        own, taught = len(student.output.stages), len(targets.extra)
         have = f"the student has {own} stages, the teacher {taught}"
         if not self.config.stages:
             both = list(range(1, min(own, taught) + 1))
@@ -70,10 +80,10 @@ class ATLoss(FeatureKDLoss):
         )
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
-        numbers = self.config.stages or range(1, len(student.stages) + 1)
+        numbers = self.config.stages or range(1, len(student.output.stages) + 1)
         losses = [
             attention_loss(
-                attention_map(student.stages[number - 1].output),
+                attention_map(student.output.stages[number - 1].output),
                 targets.extra[f"at_{number}"],
                 self.config.norm,
             )

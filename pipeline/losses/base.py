@@ -1,43 +1,83 @@
-"""What a loss takes and gives."""
+"""What a loss is: its needs, its weighted terms, and the callbacks of a training that it may follow."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.core.distributed import Ranks
-from pipeline.core.records import Targets
+from pipeline.core.records import Guidance, Targets
 from pipeline.loading.dataset import StoreDataset
-from pipeline.models.output import NOTHING, Inner, Stage
+from pipeline.models.output import NOTHING, Inner, ModelOutput
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentOutput:
     """The student's side of a step; gradients flow through all of it."""
 
-    logits: Tensor
-    """[B, K]."""
+    output: ModelOutput
+    """The forward pass, with the intermediates that the loss needs."""
     maps: Tensor | None = None
     """[B, E, A, h, w] for the teacher's explained classes, where the loss needs them in this step."""
     input_size: tuple[int, int] = (0, 0)
     """(height, width) of the student's input: the resolution at which maps are compared."""
-    stages: tuple[Stage, ...] = ()
-    """Of the student's own network, where the loss compares them."""
-    class_maps: Tensor | None = None
-    """[B, K, h, w], where the loss compares them."""
-    superfeature_logits: Tensor | None = None
-    """[B, M, K], where the loss compares them."""
-    superfeature_hidden: Tensor | None = None
-    """[B, M, width], where the loss compares them."""
-    pooled: Tensor | None = None
-    """[B, d], where the loss compares them."""
     record_index: Tensor | None = None
     """i64 [B]: which record of the training's selection each row shows, for losses that remember records."""
     view_index: Tensor | None = None
     """i64 [B]: which stored view of it, -1 for a fresh one."""
+
+    @property
+    def logits(self) -> Tensor:
+        """[B, K]."""
+        return self.output.logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a loss reads; nothing else is loaded or computed for it."""
+
+    labels: bool = False
+    targets: bool = True
+    """False where labels are all that it reads."""
+    maps_every: int | None = None
+    """The student's and the teacher's maps in every n-th step; None in none."""
+    map_control: str = "none"
+    """How the teacher's maps are spoilt, for a negative control."""
+    intermediates: Inner = NOTHING
+    """Of both networks' forward passes."""
+    target_fields: Callable[[ModelOutput], dict[str, Tensor]] | None = None
+    """The teacher's side of them as `Targets.extra` names it, from its forward pass: f32, without a graph."""
+    payload: str | None = None
+    """The payload that stores these fields."""
+
+    def maps_in(self, step: int) -> bool:
+        """Whether maps enter the loss in this step."""
+        return self.maps_every is not None and step % self.maps_every == 0
+
+
+class Measured(NamedTuple):
+    """A term's value, with numbers to log that are no terms, such as the fraction of valid maps."""
+
+    value: Tensor
+    statistics: dict[str, Tensor]
+
+
+class Term(NamedTuple):
+    """A part of a loss."""
+
+    name: str
+    """ce or bce, kd, map, at, cat, review, ft, crd, ss, tf, ked, hint, localization."""
+    weight: float
+    compute: Callable[[], Tensor | Measured]
+    """Not called where the weight is 0."""
+
+
+_ON_LOGITS = {"ce", "bce", "kd"}
+"""Terms that reach the whole classifier."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +86,9 @@ class LossTerms:
 
     total: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
-    """Unweighted terms by name: ce or bce, kd, map, at, cat, review, ft, crd, ss, tf, ked, hint."""
+    """Unweighted terms by name."""
     statistics: dict[str, Tensor] = field(default_factory=dict)
-    """Numbers to log that are not terms, such as the fraction of valid maps."""
+    """Numbers to log that are not terms."""
 
 
 def weighted_sum(parts: Sequence[LossTerms], weights: Sequence[float]) -> LossTerms:
@@ -70,83 +110,83 @@ def weighted_sum(parts: Sequence[LossTerms], weights: Sequence[float]) -> LossTe
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherPhase:
-    """How a loss learns from the teacher alone, by SGD with momentum 0.9, before the student's first step."""
+class AuxiliaryPretraining:
+    """Training of a loss's auxiliary modules on the teacher alone, before the student's first step.
+
+    By SGD with momentum 0.9; the modules stand still afterwards.
+    """
 
     parameters: list[nn.Parameter]
-    """They stand still afterwards."""
     epochs: int
     """0 leaves them as they were drawn."""
     lr: float
     """Divided by 10 after each `decay_every_epochs`."""
     decay_every_epochs: int
     weight_decay: float
+    loss: Callable[[Targets, Tensor], Tensor]
+    """(targets, view_index i64 [B]) -> a scalar to minimise, whose gradients reach these parameters alone."""
 
 
-class DistillationLoss(nn.Module):
-    """(student, targets, labels) -> LossTerms; its own parameters, if any, train with the student."""
+class LossCallbacks:
+    """What a training tells a loss; a loss overrides those that it follows."""
 
-    needs_targets = True
-    """False where the loss reads labels only."""
-    ranks: Ranks = Ranks()
-    """The processes that train together, set by the training: what a loss keeps of records must be the same on all."""
+    def build(self, student: StudentOutput, targets: Targets) -> None:
+        """Create the parameters whose shapes depend on the networks, given one example of `forward`'s arguments.
 
-    @property
-    def needs_labels(self) -> bool:
-        """Whether a label enters the loss."""
-        return False
-
-    @property
-    def map_control(self) -> str:
-        """How the teacher's maps are spoilt, for a negative control; "none" leaves them right."""
-        return "none"
-
-    def needs_maps(self, step: int) -> bool:
-        """Whether the student's maps enter the loss in this step."""
-        return False
-
-    def check_labels(self, *, many: bool) -> None:
-        """ConfigError where this loss does not fit a set with one label a record, or with many."""
-
-    @property
-    def inner(self) -> Inner:
-        """What it compares from inside the networks."""
-        return NOTHING
-
-    @property
-    def extra(self) -> str | None:
-        """Whose fields of `Targets.extra` it reads: at, cat, review, ft, feature, ked_z or ked_hint."""
-        return None
-
-    @property
-    def chimera_fraction(self) -> float:
-        """Records that are put together from those of a batch and added to it, as a share of it."""
-        return 0.0
-
-    def prepare(self, student: StudentOutput, targets: Targets) -> None:
-        """Called before training with an example of what `forward` will be given, where `inner` asks for any.
-
-        Makes the parameters that depend on the networks' shapes; ConfigError where the two do not fit.
+        Called before training where the loss needs intermediates; ConfigError where the two networks do not fit.
         """
 
-    def prepare_records(self, dataset: StoreDataset) -> None:
-        """Called after `prepare` with what will be trained on, always: makes what the loss keeps of each record.
+    def on_train_start(self, dataset: StoreDataset) -> None:
+        """Create what the loss keeps of each record; called after `build`, always.
 
         ConfigError where the records do not fit the loss.
         """
 
-    def finish_step(self) -> None:
-        """Called on every rank after the optimiser's step: what the loss keeps of records follows."""
+    def on_step_end(self) -> None:
+        """Follow the optimiser's step; called on every rank."""
 
     @property
-    def teacher_phase(self) -> TeacherPhase | None:
-        """What of it is trained on the teacher alone, before the student's first step."""
+    def pretraining(self) -> AuxiliaryPretraining | None:
+        """The training of auxiliary modules that precedes the student's, if any."""
         return None
 
-    def teacher_term(self, targets: Targets, view_index: Tensor) -> Tensor:
-        """What that phase minimises; gradients reach the teacher's side of the loss alone."""
+
+class DistillationLoss(nn.Module, LossCallbacks):
+    """(student, targets, labels) -> LossTerms; its own parameters, if any, train with the student."""
+
+    ranks: Ranks = Ranks()
+    """The processes that train together, set by the training: what a loss keeps of records must be the same on all."""
+
+    @property
+    def needs(self) -> Needs:
+        """What it reads."""
+        return Needs()
+
+    def check_labels(self, *, many: bool) -> None:
+        """ConfigError where this loss does not fit a set with one label a record, or with many."""
+
+    def terms(
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+    ) -> Iterable[Term]:
+        """The terms in the order in which they are computed; labels as of Batch."""
         raise NotImplementedError
 
-    def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
-        """labels: as of Batch."""
-        raise NotImplementedError
+    def forward(
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+    ) -> LossTerms:
+        """The sum of the terms, each times its weight."""
+        terms: dict[str, Tensor] = {}
+        statistics: dict[str, Tensor] = {}
+        weighted = []
+        for term in self.terms(student, targets, labels):
+            if term.weight == 0:
+                continue
+            found = term.compute()
+            if isinstance(found, Measured):
+                statistics |= found.statistics
+                found = found.value
+            terms[term.name] = found
+            weighted.append(term.weight * found)
+        if not terms.keys() & _ON_LOGITS:  # ranks wait for a gradient of every parameter
+            weighted.append(0 * student.logits.sum())
+        return LossTerms(total=torch.stack(weighted).sum(), terms=terms, statistics=statistics)

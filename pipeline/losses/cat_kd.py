@@ -8,9 +8,9 @@ from torch import Tensor
 from pipeline.config.methods import CatKDConfig
 from pipeline.core.errors import require
 from pipeline.core.records import Targets
-from pipeline.losses.base import StudentOutput
+from pipeline.losses.base import Needs, StudentOutput
 from pipeline.losses.feature_kd import FeatureKDLoss
-from pipeline.models.output import Inner
+from pipeline.models.output import Inner, ModelOutput
 
 
 def class_map_loss(
@@ -31,18 +31,26 @@ def class_map_loss(
     return F.mse_loss(student, teacher)
 
 
+def class_map_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """cat [B, K, h, w], on the features' grid."""
+    assert output.class_maps is not None
+    return {"cat": output.class_maps.detach()}
+
+
 class CatKDLoss(FeatureKDLoss):
     """`class_map_loss`, beside labels and logits (e2KD, section 5)."""
 
     term = "cat"
-    compares = Inner(class_maps=True)
+    term_needs = Needs(
+        intermediates=Inner(class_maps=True), target_fields=class_map_fields, payload="cat"
+    )
     config: CatKDConfig
 
     @property
     def weight(self) -> float:
         return self.config.lambda_cat
 
-    def prepare(self, student: StudentOutput, targets: Targets) -> None:
+    def build(self, student: StudentOutput, targets: Targets) -> None:
         h, w = targets.extra["cat"].shape[-2:]
         require(
             self.config.resolution <= min(h, w),
@@ -51,9 +59,9 @@ class CatKDLoss(FeatureKDLoss):
         )
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
-        assert student.class_maps is not None
+        assert student.output.class_maps is not None
         return class_map_loss(
-            student.class_maps,
+            student.output.class_maps,
             targets.extra["cat"],
             self.config.resolution,
             normalise=self.config.normalise,

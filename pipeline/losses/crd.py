@@ -16,8 +16,8 @@ from pipeline.config.methods import CRDConfig
 from pipeline.core.errors import require
 from pipeline.core.records import NO_LABEL, Targets
 from pipeline.loading.dataset import StoreDataset
-from pipeline.losses.base import StudentOutput
-from pipeline.losses.feature_kd import FeatureKDLoss
+from pipeline.losses.base import Needs, StudentOutput
+from pipeline.losses.feature_kd import FeatureKDLoss, pooled_fields
 from pipeline.models.output import Inner
 
 _EPS = 1e-7
@@ -81,8 +81,9 @@ class CRDLoss(FeatureKDLoss):
     """NCE of the student's embedding against the teacher's bank and the reverse, beside labels and logits."""
 
     term = "crd"
-    reads = "feature"
-    compares = Inner(pooled=True)
+    term_needs = Needs(
+        intermediates=Inner(pooled=True), target_fields=pooled_fields, payload="feature"
+    )
     config: CRDConfig
     student_bank: Tensor
     """[N, embedding_size], of unit length."""
@@ -99,13 +100,13 @@ class CRDLoss(FeatureKDLoss):
     def weight(self) -> float:
         return self.config.lambda_crd
 
-    def prepare(self, student: StudentOutput, targets: Targets) -> None:
-        assert student.pooled is not None
+    def build(self, student: StudentOutput, targets: Targets) -> None:
+        assert student.output.pooled is not None
         size = self.config.embedding_size
-        self.embed_student = nn.Linear(student.pooled.shape[1], size)
+        self.embed_student = nn.Linear(student.output.pooled.shape[1], size)
         self.embed_teacher = nn.Linear(targets.extra["feature"].shape[1], size)
 
-    def prepare_records(self, dataset: StoreDataset) -> None:
+    def on_train_start(self, dataset: StoreDataset) -> None:
         """Banks: of random directions, but the teacher's of its stored features where there are any."""
         if self.weight == 0:
             return
@@ -140,10 +141,10 @@ class CRDLoss(FeatureKDLoss):
             self.teacher_bank[at] = _embed(self.embed_teacher, extra["feature"])
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
-        assert student.pooled is not None
+        assert student.output.pooled is not None
         assert student.record_index is not None
         records = student.record_index
-        own = _embed(self.embed_student, student.pooled)
+        own = _embed(self.embed_student, student.output.pooled)
         taught = _embed(self.embed_teacher, targets.extra["feature"].detach())
         count = min(self.config.negatives, self.negatives.fewest)
         chosen = torch.cat([records[:, None], self.negatives.draw(records, count)], dim=1)
@@ -168,7 +169,7 @@ class CRDLoss(FeatureKDLoss):
         return self._estimate
 
     @torch.no_grad()
-    def finish_step(self) -> None:
+    def on_step_end(self) -> None:
         """Move what the banks keep of the step's records, of all ranks, towards the new embeddings."""
         if self._seen is None:
             return

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from pipeline.config.methods import E2KDConfig
-from pipeline.core.records import Targets
-from pipeline.losses.base import LossTerms, StudentOutput
+from pipeline.core.records import Guidance, Targets
+from pipeline.losses.base import Measured, Needs, StudentOutput, Term
 from pipeline.losses.kd import KDLoss
 from pipeline.losses.map_cosine import map_cosine
 
@@ -30,21 +33,33 @@ class E2KDLoss(KDLoss):
     config: E2KDConfig
 
     @property
-    def map_control(self) -> str:
-        return self.config.map_control
+    def needs(self) -> Needs:
+        config = self.config
+        return replace(
+            super().needs,
+            maps_every=config.guided_step_interval if config.lambda_map > 0 else None,
+            map_control=config.map_control,
+        )
 
-    def needs_maps(self, step: int) -> bool:
-        return self.config.lambda_map > 0 and step % self.config.guided_step_interval == 0
+    def terms(
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+    ) -> Iterable[Term]:
+        assert isinstance(targets, Targets)
+        yield from super().terms(student, targets, labels)
+        if (maps := student.maps) is not None:
+            yield Term(
+                "map",
+                self.config.lambda_map,
+                lambda: self._map_distance(maps, targets, student.input_size),
+            )
 
-    def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
-        logit_terms = super().forward(student, targets, labels)
-        if student.maps is None:
-            return logit_terms
-        assert targets is not None
+    def _map_distance(
+        self, maps: Tensor, targets: Targets, input_size: tuple[int, int]
+    ) -> Measured:
         assert targets.explained_class is not None
         assert targets.maps is not None
         assert targets.map_valid is not None
-        cosine, nonzero = map_cosine(student.maps, targets.maps, student.input_size)
+        cosine, nonzero = map_cosine(maps, targets.maps, input_size)
         explained = targets.explained_class >= 0
         valid = nonzero & targets.map_valid
         counted = valid if self.config.normalise_by == "valid" else explained
@@ -53,9 +68,5 @@ class E2KDLoss(KDLoss):
         count = torch.tensor(len(valid))
         if self.config.normalise_by == "valid":
             count = valid.any(dim=1).sum()
-        map_loss = of_records.sum() / count.clamp(min=1)
-        return LossTerms(
-            total=logit_terms.total + self.config.lambda_map * map_loss,
-            terms={**logit_terms.terms, "map": map_loss},
-            statistics={"valid_map_fraction": valid.sum() / explained.sum().clamp(min=1)},
-        )
+        fraction = valid.sum() / explained.sum().clamp(min=1)
+        return Measured(of_records.sum() / count.clamp(min=1), {"valid_map_fraction": fraction})

@@ -1,20 +1,27 @@
-"""What losses that look inside the networks have in common: the labels and the logits beside their own term."""
+"""What losses on features have in common: the labels and the logits beside a term of their own."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from pipeline.config.methods import FeatureKDConfig
 from pipeline.core.errors import require
-from pipeline.core.records import Targets
-from pipeline.losses.base import DistillationLoss, LossTerms, StudentOutput
+from pipeline.core.records import Guidance, Targets
+from pipeline.losses.base import DistillationLoss, Needs, StudentOutput, Term
 from pipeline.losses.kd import kd_loss
 from pipeline.losses.labels import label_term, off_label_bce_loss
-from pipeline.models.output import NOTHING, Inner
+from pipeline.models.output import ModelOutput
+
+
+def pooled_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """feature [B, d]: the pooled feature before the classifier."""
+    assert output.pooled is not None
+    return {"feature": output.pooled.detach()}
 
 
 class FeatureKDLoss(DistillationLoss):
@@ -25,11 +32,9 @@ class FeatureKDLoss(DistillationLoss):
     """
 
     term: ClassVar[str]
-    """Its name, in the log and as the fields of `Targets.extra` that it reads."""
-    reads: ClassVar[str] = ""
-    """The fields of `Targets.extra`, where they are not named like the term."""
-    compares: ClassVar[Inner]
-    """What it asks of both networks."""
+    """The own term's name."""
+    term_needs: ClassVar[Needs]
+    """What the own term reads."""
 
     def __init__(self, config: FeatureKDConfig) -> None:
         super().__init__()
@@ -38,15 +43,16 @@ class FeatureKDLoss(DistillationLoss):
     @property
     @abstractmethod
     def weight(self) -> float:
-        """Of the own term."""
+        """The own term's weight."""
 
     @abstractmethod
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         """The own term."""
 
     @property
-    def needs_labels(self) -> bool:
-        return self.config.lambda_ce > 0
+    def needs(self) -> Needs:
+        own = self.term_needs if self.weight > 0 else Needs()
+        return replace(own, labels=self.config.lambda_ce > 0)
 
     def check_labels(self, *, many: bool) -> None:
         require(
@@ -55,38 +61,18 @@ class FeatureKDLoss(DistillationLoss):
             "this store has many labels; set it to 0, or take method=kd method.logits=mld",
         )
 
-    @property
-    def inner(self) -> Inner:
-        return self.compares if self.weight > 0 else NOTHING
+    def terms(
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+    ) -> Iterable[Term]:
+        assert isinstance(targets, Targets)
+        yield from self.logit_terms(student.logits, targets.logits, labels)
+        yield Term(self.term, self.weight, lambda: self.compare(student, targets))
 
-    @property
-    def extra(self) -> str | None:
-        return (self.reads or self.term) if self.weight > 0 else None
-
-    def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
-        assert targets is not None
-        terms, weighted = self._labels_and_logits(student.logits, targets.logits, labels)
-        if self.weight > 0:
-            terms[self.term] = self.compare(student, targets)
-            weighted.append(self.weight * terms[self.term])
-        return LossTerms(total=torch.stack(weighted).sum(), terms=terms)
-
-    def _labels_and_logits(
-        self, logits: Tensor, teacher_logits: Tensor, labels: Tensor
-    ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """The terms beside the own one, and each times its weight."""
+    def logit_terms(self, logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Iterable[Term]:
+        """The terms beside the own one."""
         config = self.config
-        terms: dict[str, Tensor] = {}
-        weighted = []
-        if config.lambda_ce > 0:
-            name, supervised = label_term(logits, labels)
-            if config.label_loss == "bce_offlabel":
-                name, supervised = "bce", off_label_bce_loss(logits, labels)
-            terms[name] = supervised
-            weighted.append(config.lambda_ce * supervised)
-        if config.lambda_kd > 0:
-            terms["kd"] = kd_loss(logits, teacher_logits, config.tau)
-            weighted.append(config.lambda_kd * terms["kd"])
-        if not weighted:
-            weighted.append(0 * logits.sum())  # ranks wait for a gradient of every parameter
-        return terms, weighted
+        if config.label_loss == "bce_offlabel":
+            yield Term("bce", config.lambda_ce, lambda: off_label_bce_loss(logits, labels))
+        else:
+            yield label_term(logits, labels, config.lambda_ce)
+        yield Term("kd", config.lambda_kd, lambda: kd_loss(logits, teacher_logits, config.tau))

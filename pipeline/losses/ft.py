@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from pipeline.config.methods import FTConfig
 from pipeline.core.records import Targets
-from pipeline.losses.base import StudentOutput, TeacherPhase
+from pipeline.losses.base import AuxiliaryPretraining, Needs, StudentOutput
 from pipeline.losses.feature_kd import FeatureKDLoss
-from pipeline.models.output import Inner, wide
+from pipeline.models.output import Inner, ModelOutput, wide
 
 _SLOPE = 0.1
 """Of the leaky ReLUs, below zero."""
@@ -37,38 +37,44 @@ def factor_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (own - taught).abs().mean()
 
 
+def last_stage_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """ft [B, C, h, w]: the features that are paraphrased; too large to be stored."""
+    return {"ft": wide(output.stages[-1].output.detach())}
+
+
 class FTLoss(FeatureKDLoss):
     """`factor_loss` of the last stages, beside labels and logits."""
 
     term = "ft"
-    compares = Inner(stages=True)
+    term_needs = Needs(intermediates=Inner(stages=True), target_fields=last_stage_fields)
     config: FTConfig
 
     @property
     def weight(self) -> float:
         return self.config.lambda_ft
 
-    def prepare(self, student: StudentOutput, targets: Targets) -> None:
+    def build(self, student: StudentOutput, targets: Targets) -> None:
         taught = targets.extra["ft"].shape[1]
         channels = max(1, round(taught * self.config.paraphrase_rate))
-        self.translator = _encoder(student.stages[-1].output.shape[1], channels)
+        self.translator = _encoder(student.output.stages[-1].output.shape[1], channels)
         self.paraphraser = _encoder(taught, channels)
         self.reconstruction = _convolutions(channels, channels, taught, taught)
 
     @property
-    def teacher_phase(self) -> TeacherPhase | None:
+    def pretraining(self) -> AuxiliaryPretraining | None:
         if self.weight == 0:
             return None
         epochs = self.config.paraphraser_epochs
-        return TeacherPhase(
+        return AuxiliaryPretraining(
             parameters=[*self.paraphraser.parameters(), *self.reconstruction.parameters()],
             epochs=epochs,
             lr=self.config.paraphraser_lr,
             decay_every_epochs=max(1, epochs),
             weight_decay=_WEIGHT_DECAY,
+            loss=self._reconstruction_error,
         )
 
-    def teacher_term(self, targets: Targets, view_index: Tensor) -> Tensor:
+    def _reconstruction_error(self, targets: Targets, view_index: Tensor) -> Tensor:
         """Mean squared error of the features that come back."""
         features = targets.extra["ft"]
         return F.mse_loss(self.reconstruction(self.paraphraser(features)), features)
@@ -76,7 +82,7 @@ class FTLoss(FeatureKDLoss):
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         with torch.no_grad():
             taught = self.paraphraser(targets.extra["ft"])
-        return factor_loss(self.translator(wide(student.stages[-1].output)), taught)
+        return factor_loss(self.translator(wide(student.output.stages[-1].output)), taught)
 
 
 def _encoder(channels: int, factor_channels: int) -> nn.Sequential:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config.teaching import GuidedTeachingConfig
-from pipeline.core.records import Guidance
+from pipeline.core.records import Guidance, Targets
 from pipeline.loading.localization import MIN_ENERGY
-from pipeline.losses.base import LossTerms, StudentOutput
+from pipeline.losses.base import Measured, Needs, StudentOutput, Term
 from pipeline.losses.labels import LabelsLoss
 
 _TINY = torch.finfo(torch.float32).tiny
@@ -67,25 +67,31 @@ class GuidedLoss(LabelsLoss):
     the attributions are its contributions, of others GradCAM, upsampled to the input.
     """
 
-    needs_targets = True
     config: GuidedTeachingConfig
 
-    def needs_maps(self, step: int) -> bool:
-        return self.config.lambda_localization > 0
+    @property
+    def needs(self) -> Needs:
+        maps_every = 1 if self.config.lambda_localization > 0 else None
+        return Needs(labels=True, maps_every=maps_every)
 
-    def forward(self, student: StudentOutput, targets: Guidance, labels: Tensor) -> LossTerms:  # type: ignore[override]
-        supervised = super().forward(student, None, labels)
-        if student.maps is None:
-            return supervised
-        guided = targets.regions.flatten(1).any(dim=1)
+    def terms(
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+    ) -> Iterable[Term]:
+        yield from super().terms(student, None, labels)
+        if (maps := student.maps) is not None:
+            assert isinstance(targets, Guidance)
+            yield Term(
+                "localization",
+                self.config.lambda_localization,
+                lambda: self._localization(maps, targets.regions, student.input_size),
+            )
+
+    def _localization(self, maps: Tensor, regions: Tensor, input_size: tuple[int, int]) -> Measured:
+        guided = regions.flatten(1).any(dim=1)
         attributions = F.interpolate(
-            student.maps[:, 0].float(), student.input_size, mode="bilinear", align_corners=False
+            maps[:, 0].float(), input_size, mode="bilinear", align_corners=False
         )[:, 0]
-        losses = LOCALIZATIONS[self.config.localization](attributions, targets.regions)
+        losses = LOCALIZATIONS[self.config.localization](attributions, regions)
         # A sum over the whole batch; of several ranks the gradients are averaged, which divides it.
-        localization = torch.where(guided, losses, 0.0).sum() * self.ranks.world_size
-        return LossTerms(
-            total=supervised.total + self.config.lambda_localization * localization,
-            terms={**supervised.terms, "localization": localization},
-            statistics={"guided_fraction": guided.float().mean()},
-        )
+        total = torch.where(guided, losses, 0.0).sum() * self.ranks.world_size
+        return Measured(total, {"guided_fraction": guided.float().mean()})

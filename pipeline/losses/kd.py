@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config.methods import KDConfig
 from pipeline.core.errors import require
-from pipeline.core.records import Targets
-from pipeline.losses.base import DistillationLoss, LossTerms, StudentOutput
+from pipeline.core.records import Guidance, Targets
+from pipeline.losses.base import DistillationLoss, Needs, StudentOutput, Term
 from pipeline.losses.labels import label_term
 from pipeline.losses.mld import mld_loss
 
@@ -41,8 +43,8 @@ class KDLoss(DistillationLoss):
         self.config = config
 
     @property
-    def needs_labels(self) -> bool:
-        return self.config.lambda_ce > 0
+    def needs(self) -> Needs:
+        return Needs(labels=self.config.lambda_ce > 0)
 
     def check_labels(self, *, many: bool) -> None:
         require(
@@ -51,14 +53,11 @@ class KDLoss(DistillationLoss):
             "record: set method.logits=mld",
         )
 
-    def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
-        assert targets is not None
-        logit_loss = LOGIT_LOSSES[self.config.logits]
-        kd = logit_loss(student.logits, targets.logits, self.config.tau)
-        terms = {"kd": kd}
-        total = self.config.lambda_kd * kd
-        if self.config.lambda_ce > 0:
-            name, supervised = label_term(student.logits, labels)
-            terms[name] = supervised
-            total = total + self.config.lambda_ce * supervised
-        return LossTerms(total=total, terms=terms)
+    def terms(
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+    ) -> Iterable[Term]:
+        assert isinstance(targets, Targets)
+        config, logit_loss = self.config, LOGIT_LOSSES[self.config.logits]
+        taught = targets.logits
+        yield Term("kd", config.lambda_kd, lambda: logit_loss(student.logits, taught, config.tau))
+        yield label_term(student.logits, labels, config.lambda_ce)

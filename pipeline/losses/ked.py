@@ -5,18 +5,20 @@ Shape letters: B batch, M superfeatures of the level that is compared, K classes
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.config.methods import KEDConfig
 from pipeline.core.errors import ConfigError, require
-from pipeline.core.records import Targets
-from pipeline.losses.base import DistillationLoss, LossTerms, StudentOutput
+from pipeline.core.records import Guidance, Targets
+from pipeline.losses.base import DistillationLoss, Needs, StudentOutput, Term
 from pipeline.losses.kd import kd_loss
 from pipeline.losses.labels import label_term
 from pipeline.models.additive.hierarchy import class_centred, coarsen
-from pipeline.models.output import NOTHING, Inner
+from pipeline.models.output import Inner, ModelOutput
 
 
 def superfeature_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
@@ -44,6 +46,18 @@ def control_explanations(teacher_logits: Tensor, control: str) -> Tensor:
     return teacher_logits
 
 
+def superfeature_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """ked_z [B, M, K], at the teacher's finest level, class-centred."""
+    assert output.superfeature_logits is not None
+    return {"ked_z": class_centred(output.superfeature_logits.detach())}
+
+
+def hint_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """The same, and ked_hidden [B, M, width], which is not stored."""
+    assert output.superfeature_hidden is not None
+    return {**superfeature_fields(output), "ked_hidden": output.superfeature_hidden.detach()}
+
+
 class KEDLoss(DistillationLoss):
     """w * ce + lambda_ked * ((1 - mu) * kd + mu * (ked + rho * hint)), as KEDConfig has it.
 
@@ -56,7 +70,7 @@ class KEDLoss(DistillationLoss):
         super().__init__()
         self.config = config
         self.hint = nn.Identity()
-        """From the student's hidden layers to the teacher's; made by `prepare`."""
+        """From the student's hidden layers to the teacher's; made by `build`."""
         self.register_buffer("student_coarsening", None, persistent=False)
 
     def unite_student(self, coarsening: Tensor) -> None:
@@ -84,12 +98,16 @@ class KEDLoss(DistillationLoss):
         return self.explanation_weight > 0 and self.config.rho > 0
 
     @property
-    def needs_labels(self) -> bool:
-        return self.label_weight > 0
-
-    @property
-    def chimera_fraction(self) -> float:
-        return self.config.chimera_fraction if self.config.lambda_ked > 0 else 0.0
+    def needs(self) -> Needs:
+        labels = self.label_weight > 0
+        if not self.config.needs_explanations:
+            return Needs(labels=labels)
+        return Needs(
+            labels=labels,
+            intermediates=Inner(superfeatures=True),
+            target_fields=hint_fields if self.has_hint else superfeature_fields,
+            payload="ked_z",
+        )
 
     def check_labels(self, *, many: bool) -> None:
         require(
@@ -98,21 +116,11 @@ class KEDLoss(DistillationLoss):
             "method=kd method.logits=mld",
         )
 
-    @property
-    def inner(self) -> Inner:
-        return Inner(superfeatures=True) if self.config.needs_explanations else NOTHING
-
-    @property
-    def extra(self) -> str | None:
-        if not self.config.needs_explanations:
-            return None
-        return "ked_hint" if self.has_hint else "ked_z"
-
-    def prepare(self, student: StudentOutput, targets: Targets) -> None:
+    def build(self, student: StudentOutput, targets: Targets) -> None:
         if not self.has_hint:
             return
-        assert student.superfeature_hidden is not None
-        own, taught = student.superfeature_hidden.shape, targets.extra["ked_hidden"].shape
+        assert student.output.superfeature_hidden is not None
+        own, taught = student.output.superfeature_hidden.shape, targets.extra["ked_hidden"].shape
         level = targets.extra["ked_z"].shape[1]
         if not own[1] == taught[1] == level:
             raise ConfigError(
@@ -122,32 +130,27 @@ class KEDLoss(DistillationLoss):
             )
         self.hint = nn.Linear(own[2], taught[2])  # type: ignore[assignment]
 
-    def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
-        assert targets is not None
-        config = self.config
-        terms: dict[str, Tensor] = {}
-        weighted = []
-        if self.label_weight > 0:
-            name, terms["ce"] = label_term(student.logits, labels)
-            assert name == "ce"
-            weighted.append(self.label_weight * terms["ce"])
-        if self.prediction_weight > 0:
-            terms["kd"] = kd_loss(student.logits, targets.logits, config.tau)
-            weighted.append(self.prediction_weight * terms["kd"])
-        if self.explanation_weight > 0:
-            terms["ked"] = self._compare(student, targets)
-            weighted.append(self.explanation_weight * terms["ked"])
+    def terms(
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+    ) -> Iterable[Term]:
+        assert isinstance(targets, Targets)
+        taught, tau = targets.logits, self.config.tau
+        yield label_term(student.logits, labels, self.label_weight)
+        yield Term("kd", self.prediction_weight, lambda: kd_loss(student.logits, taught, tau))
+        yield Term("ked", self.explanation_weight, lambda: self._compare(student, targets))
         if self.has_hint:
-            assert student.superfeature_hidden is not None
-            taught = targets.extra["ked_hidden"]
-            terms["hint"] = F.mse_loss(self.hint(student.superfeature_hidden), taught)
-            weighted.append(self.explanation_weight * config.rho * terms["hint"])
-        return LossTerms(total=torch.stack(weighted).sum(), terms=terms)
+            weight = self.explanation_weight * self.config.rho
+            yield Term("hint", weight, lambda: self._hint_error(student, targets))
+
+    def _hint_error(self, student: StudentOutput, targets: Targets) -> Tensor:
+        hidden = student.output.superfeature_hidden
+        assert hidden is not None
+        return F.mse_loss(self.hint(hidden), targets.extra["ked_hidden"])
 
     def _compare(self, student: StudentOutput, targets: Targets) -> Tensor:
-        assert student.superfeature_logits is not None
+        assert student.output.superfeature_logits is not None
         teacher = control_explanations(targets.extra["ked_z"], self.config.superfeature_control)
-        own = student.superfeature_logits
+        own = student.output.superfeature_logits
         if self.student_coarsening is not None:
             own = coarsen(own, self.student_coarsening, teacher.shape[1])
         return superfeature_loss(own, teacher, self.config.tau_superfeatures)

@@ -5,11 +5,13 @@ It reads the sum of the subnets' logits alone, so each subnet is free to say wha
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor
 
 from pipeline.config.teaching import KEDTeachingConfig
-from pipeline.core.records import Targets
-from pipeline.losses.base import LossTerms, StudentOutput
+from pipeline.core.records import Guidance, Targets
+from pipeline.losses.base import Needs, StudentOutput, Term
 from pipeline.losses.kd import kd_loss
 from pipeline.losses.labels import LabelsLoss
 
@@ -19,15 +21,14 @@ class ExplainingTeacherLoss(LabelsLoss):
 
     config: KEDTeachingConfig
 
-    def __init__(self, config: KEDTeachingConfig) -> None:
-        super().__init__(config)
-        self.needs_targets = config.lambda_kd > 0
+    @property
+    def needs(self) -> Needs:
+        return Needs(labels=True, targets=self.config.lambda_kd > 0)
 
-    def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
-        of_labels = super().forward(student, targets, labels)
-        if targets is None:
-            return of_labels
-        kd = kd_loss(student.logits, targets.logits, self.config.tau)
-        return LossTerms(
-            total=of_labels.total + self.config.lambda_kd * kd, terms={**of_labels.terms, "kd": kd}
-        )
+    def terms(
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+    ) -> Iterable[Term]:
+        yield from super().terms(student, None, labels)
+        if isinstance(targets, Targets):
+            taught, config = targets.logits, self.config
+            yield Term("kd", config.lambda_kd, lambda: kd_loss(student.logits, taught, config.tau))

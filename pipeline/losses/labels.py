@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,8 +12,8 @@ from pipeline.config.methods import LabelsConfig
 from pipeline.config.teaching import LabelTeachingConfig
 from pipeline.core.errors import require
 from pipeline.core.labels import has_many, known, multi_hot
-from pipeline.core.records import NO_LABEL, Targets
-from pipeline.losses.base import DistillationLoss, LossTerms, StudentOutput
+from pipeline.core.records import NO_LABEL, Guidance, Targets
+from pipeline.losses.base import DistillationLoss, Needs, StudentOutput, Term
 
 
 def cross_entropy_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -46,28 +48,26 @@ def _mean_bce(logits: Tensor, labels: Tensor, off_label: float) -> Tensor:
     return torch.where(counted, per_record, 0.0).sum() / counted.sum().clamp(min=1)
 
 
-def label_term(logits: Tensor, labels: Tensor) -> tuple[str, Tensor]:
-    """The supervised term that fits the set, and its name: ce of one label, bce of many.
+def label_term(logits: Tensor, labels: Tensor, weight: float = 1.0) -> Term:
+    """The supervised term that fits the set: ce of one label, bce of many.
 
     BCE is a mean over classes, and soft targets sum over them: their scales differ by K.
     """
     if has_many(labels):
-        return "bce", bce_loss(logits, labels)
-    return "ce", cross_entropy_loss(logits, labels)
+        return Term("bce", weight, lambda: bce_loss(logits, labels))
+    return Term("ce", weight, lambda: cross_entropy_loss(logits, labels))
 
 
 class LabelsLoss(DistillationLoss):
     """Labels only: the baseline that no teacher has touched."""
-
-    needs_targets = False
 
     def __init__(self, config: LabelsConfig | LabelTeachingConfig) -> None:
         super().__init__()
         self.config = config
 
     @property
-    def needs_labels(self) -> bool:
-        return True
+    def needs(self) -> Needs:
+        return Needs(labels=True, targets=False)
 
     def check_labels(self, *, many: bool) -> None:
         require(
@@ -76,13 +76,14 @@ class LabelsLoss(DistillationLoss):
             "(in stages.teach teaching.loss=bce)",
         )
 
-    def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
+    def terms(
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+    ) -> Iterable[Term]:
+        logits, smoothing = student.logits, self.config.label_smoothing
         match self.config.loss:
             case "ce":
-                ce = cross_entropy_loss(student.logits, labels, self.config.label_smoothing)
-                return LossTerms(total=ce, terms={"ce": ce})
+                yield Term("ce", 1.0, lambda: cross_entropy_loss(logits, labels, smoothing))
             case "bce":
-                bce = bce_loss(student.logits, labels)
+                yield Term("bce", 1.0, lambda: bce_loss(logits, labels))
             case "bce_offlabel":
-                bce = off_label_bce_loss(student.logits, labels)
-        return LossTerms(total=bce, terms={"bce": bce})
+                yield Term("bce", 1.0, lambda: off_label_bce_loss(logits, labels))

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from pipeline.config.methods import ReviewKDConfig
 from pipeline.core.errors import require
 from pipeline.core.records import Targets
-from pipeline.losses.base import StudentOutput
+from pipeline.losses.base import Needs, StudentOutput
 from pipeline.losses.feature_kd import FeatureKDLoss
-from pipeline.models.output import Inner, Stage, wide
+from pipeline.models.output import Inner, ModelOutput, Stage, wide
 
 _POOLED_SIZES = (4, 2, 1)
 _MAX_FUSED_CHANNELS = 512
@@ -81,24 +81,30 @@ def _conv_norm(in_channels: int, channels: int, kernel_size: int) -> nn.Sequenti
     return nn.Sequential(conv, nn.BatchNorm2d(channels))
 
 
+def review_fields(output: ModelOutput) -> dict[str, Tensor]:
+    """review_1, ... [B, C, h, w]: the levels that are compared; too large to be stored."""
+    levels = review_levels(output.stages, preactivation=True)
+    return {f"review_{number}": level.detach() for number, level in enumerate(levels, start=1)}
+
+
 class ReviewKDLoss(FeatureKDLoss):
     """The sum over levels of `hierarchical_context_loss`, beside labels and logits (e2KD, section 5)."""
 
     term = "review"
-    compares = Inner(stages=True)
+    term_needs = Needs(intermediates=Inner(stages=True), target_fields=review_fields)
     config: ReviewKDConfig
 
     def __init__(self, config: ReviewKDConfig) -> None:
         super().__init__(config)
         self.fusions = nn.ModuleList()
-        """Of each level, the finest first; made by `prepare`."""
+        """Of each level, the finest first; made by `build`."""
 
     @property
     def weight(self) -> float:
         return self.config.lambda_review
 
-    def prepare(self, student: StudentOutput, targets: Targets) -> None:
-        levels, teacher = review_levels(student.stages), list(targets.extra.values())
+    def build(self, student: StudentOutput, targets: Targets) -> None:
+        levels, teacher = review_levels(student.output.stages), list(targets.extra.values())
         require(
             len(levels) == len(teacher),
             f"method=review_kd: the student has {len(levels) - 1} stages, the teacher {len(teacher) - 1}; choose "
@@ -114,7 +120,7 @@ class ReviewKDLoss(FeatureKDLoss):
         deeper: Tensor | None = None
         losses = []
         levels = zip(
-            self.fusions, review_levels(student.stages), targets.extra.values(), strict=True
+            self.fusions, review_levels(student.output.stages), targets.extra.values(), strict=True
         )
         for fusion, level, taught in reversed(list(levels)):
             compared, deeper = fusion(level, deeper, taught.shape[-2:])

@@ -7,6 +7,9 @@ trained on the teacher's features alone, before the student's first step; the st
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,11 +17,11 @@ from torch import Tensor, nn
 from pipeline.config.methods import SSKDConfig
 from pipeline.config.views import NUM_ROTATIONS
 from pipeline.core.errors import ConfigError, require
-from pipeline.core.records import Targets
+from pipeline.core.records import Guidance, Targets
 from pipeline.loading.dataset import StoreDataset
-from pipeline.losses.base import LossTerms, StudentOutput, TeacherPhase
-from pipeline.losses.feature_kd import FeatureKDLoss
-from pipeline.models.output import NOTHING, Inner
+from pipeline.losses.base import AuxiliaryPretraining, Needs, StudentOutput, Term
+from pipeline.losses.feature_kd import FeatureKDLoss, pooled_fields
+from pipeline.models.output import Inner
 
 _WEIGHT_DECAY = 5e-4
 _TURNS = NUM_ROTATIONS - 1
@@ -65,8 +68,9 @@ class SSKDLoss(FeatureKDLoss):
     """lambda_ce * ce + lambda_kd * kd of upright images + lambda_ss * ss + lambda_tf * tf of turned ones."""
 
     term = "ss"
-    reads = "feature"
-    compares = Inner(pooled=True)
+    term_needs = Needs(
+        intermediates=Inner(pooled=True), target_fields=pooled_fields, payload="feature"
+    )
     config: SSKDConfig
 
     @property
@@ -74,9 +78,10 @@ class SSKDLoss(FeatureKDLoss):
         return self.config.lambda_ss
 
     @property
-    def needs_labels(self) -> bool:
+    def needs(self) -> Needs:
         config = self.config
-        return config.lambda_ce > 0 or (config.lambda_tf > 0 and config.keep_wrong_tf < 1)
+        ranks_turned = config.lambda_tf > 0 and config.keep_wrong_tf < 1
+        return replace(super().needs, labels=config.lambda_ce > 0 or ranks_turned)
 
     def check_labels(self, *, many: bool) -> None:
         require(
@@ -85,12 +90,12 @@ class SSKDLoss(FeatureKDLoss):
             "method=kd method.logits=mld",
         )
 
-    def prepare(self, student: StudentOutput, targets: Targets) -> None:
-        assert student.pooled is not None
-        self.student_head = _head(student.pooled.shape[1])
+    def build(self, student: StudentOutput, targets: Targets) -> None:
+        assert student.output.pooled is not None
+        self.student_head = _head(student.output.pooled.shape[1])
         self.teacher_head = _head(targets.extra["feature"].shape[1])
 
-    def prepare_records(self, dataset: StoreDataset) -> None:
+    def on_train_start(self, dataset: StoreDataset) -> None:
         """ConfigError unless one pass of rotations teaches."""
         require(
             len(dataset.passes) == 1,
@@ -105,46 +110,48 @@ class SSKDLoss(FeatureKDLoss):
             )
 
     @property
-    def teacher_phase(self) -> TeacherPhase | None:
-        if self.inner == NOTHING:
+    def pretraining(self) -> AuxiliaryPretraining | None:
+        if self.weight == 0:
             return None
         epochs = self.config.head_epochs
-        return TeacherPhase(
+        return AuxiliaryPretraining(
             parameters=list(self.teacher_head.parameters()),
             epochs=epochs,
             lr=self.config.head_lr,
             decay_every_epochs=max(1, epochs // 3),
             weight_decay=_WEIGHT_DECAY,
+            loss=self._task_loss,
         )
 
-    def teacher_term(self, targets: Targets, view_index: Tensor) -> Tensor:
+    def _task_loss(self, targets: Targets, view_index: Tensor) -> Tensor:
         """Cross-entropy of which record each turned image shows, of the teacher's similarities."""
         similarities = self._similarities(self.teacher_head, targets.extra["feature"], view_index)
         return F.cross_entropy(similarities, _records_of_turns(similarities))
 
-    def forward(self, student: StudentOutput, targets: Targets | None, labels: Tensor) -> LossTerms:
-        assert targets is not None
+    def terms(
+        self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
+    ) -> Iterable[Term]:
+        assert isinstance(targets, Targets)
         assert student.view_index is not None
         config, index = self.config, student.view_index
         own, taught, known = (
             views_in_order(values, index) for values in (student.logits, targets.logits, labels)
         )
-        terms, weighted = self._labels_and_logits(own[:, 0], taught[:, 0], known[:, 0])
-        if config.lambda_ss > 0:
-            terms["ss"] = self.compare(student, targets)
-            weighted.append(config.lambda_ss * terms["ss"])
-        if config.lambda_tf > 0:
-            turned, said = own[:, 1:].flatten(0, 1), taught[:, 1:].flatten(0, 1)
-            kept = kept_rows(said, known[:, 1:].flatten(), config.keep_wrong_tf)
-            terms["tf"] = kept_kd_loss(turned, said, config.tau, kept)
-            weighted.append(config.lambda_tf * terms["tf"])
-        return LossTerms(total=torch.stack(weighted).sum(), terms=terms)
+        yield from self.logit_terms(own[:, 0], taught[:, 0], known[:, 0])
+        yield Term("ss", config.lambda_ss, lambda: self.compare(student, targets))
+        yield Term("tf", config.lambda_tf, lambda: self._turned_kd(own, taught, known))
+
+    def _turned_kd(self, own: Tensor, taught: Tensor, known: Tensor) -> Tensor:
+        """Soft targets of turned images; logits [R, 4, K] and labels [R, 4]."""
+        turned, said = own[:, 1:].flatten(0, 1), taught[:, 1:].flatten(0, 1)
+        kept = kept_rows(said, known[:, 1:].flatten(), self.config.keep_wrong_tf)
+        return kept_kd_loss(turned, said, self.config.tau, kept)
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         """The term of the similarities."""
-        assert student.pooled is not None
+        assert student.output.pooled is not None
         assert student.view_index is not None
-        own = self._similarities(self.student_head, student.pooled, student.view_index)
+        own = self._similarities(self.student_head, student.output.pooled, student.view_index)
         with torch.no_grad():
             taught = self._similarities(
                 self.teacher_head, targets.extra["feature"], student.view_index

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+from pipeline.config.methods import METHODS
 from pipeline.config.models import AdditiveModelConfig, NoModelConfig, is_published
+from pipeline.config.store import PAYLOADS
 from pipeline.core.errors import require
 
 if TYPE_CHECKING:
@@ -19,18 +21,13 @@ if TYPE_CHECKING:
     from pipeline.config.verbs import PrecomputeConfig, TeachConfig
     from pipeline.store.reader import Store
 
-METHODS = ("labels", "kd", "ked")
-"""That need no place."""
-PAYLOADS = ("logits", "ked_z")
-"""Likewise."""
-
 AnyModelConfig = TypeVar("AnyModelConfig", bound="ModelConfig | NoModelConfig")
 
 
 def fit_precompute(config: PrecomputeConfig, store: Store) -> PrecomputeConfig:
     """The options for this store; ConfigError where they do not fit it."""
     if store.is_table:
-        spatial = [name for name in config.annotate.payloads if name not in PAYLOADS]
+        spatial = [name for name in config.annotate.payloads if not PAYLOADS[name].fits_tables]
         require(
             not spatial,
             f"annotate.payloads names {', '.join(spatial)}, which say where in an image, and {_holds(store)}: set "
@@ -65,9 +62,9 @@ def fit_distill(config: DistillConfig, store: Store) -> DistillConfig:
     """The options for this store; ConfigError where they do not fit it."""
     if store.is_table:
         require(
-            config.method.kind in METHODS,
+            not config.method.needs_places,
             f"method={config.method.kind} compares places of an image, and {_holds(store)}: choose one of "
-            f"method={', '.join(METHODS)}",
+            f"method={', '.join(k for k, c in METHODS.items() if not c.needs_places)}",
         )
         require(
             config.mode != "replay",

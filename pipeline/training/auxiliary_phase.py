@@ -1,6 +1,6 @@
-"""What a loss learns from the teacher alone, before the student's first step: a paraphraser, a head.
+"""Pretraining of a loss's auxiliary modules on the teacher alone: a paraphraser, a head.
 
-It sees the batches of the student's first epochs, with an optimiser of its own, and the first checkpoint has the
+It reads the batches of the student's first epochs, with an optimizer of its own, and the first checkpoint holds the
 result. A run that is killed in this phase begins it again and comes to the same; one that goes on later skips it.
 """
 
@@ -13,7 +13,7 @@ import torch
 from pipeline.core.records import Targets
 from pipeline.core.seeds import derive_seed
 from pipeline.loading.loader import TrainingStream, move_batch
-from pipeline.losses.base import TeacherPhase
+from pipeline.losses.base import AuxiliaryPretraining
 from pipeline.training.state import Training
 
 logger = logging.getLogger("permafrost.training")
@@ -23,8 +23,8 @@ _DECAY = 0.1
 
 
 def learn_from_teacher(training: Training, stream: TrainingStream) -> None:
-    """Train the parameters of the loss's `teacher_phase`, on all ranks together."""
-    phase = training.loss.teacher_phase
+    """Train the parameters of the loss's `pretraining`, on all ranks together."""
+    phase = training.loss.pretraining
     assert phase is not None
     optimizer = torch.optim.SGD(
         phase.parameters, phase.lr, momentum=_MOMENTUM, weight_decay=phase.weight_decay
@@ -44,7 +44,7 @@ def learn_from_teacher(training: Training, stream: TrainingStream) -> None:
 def _train_epoch(
     training: Training,
     stream: TrainingStream,
-    phase: TeacherPhase,
+    phase: AuxiliaryPretraining,
     optimizer: torch.optim.Optimizer,
     epoch: int,
 ) -> float:
@@ -58,7 +58,7 @@ def _train_epoch(
         )
         (targets,) = training.targets(moved, (1, 1), with_maps=False)
         assert isinstance(targets, Targets)
-        term = training.loss.teacher_term(targets, moved.view_index)
+        term = phase.loss(targets, moved.view_index)
         optimizer.zero_grad()
         term.backward()  # type: ignore[no-untyped-call]
         training.ranks.average_gradients(phase.parameters)

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from pipeline.config.distilling import DistillConfig
     from pipeline.config.training import TrainerConfig
     from pipeline.core.distributed import Ranks
-    from pipeline.losses.base import DistillationLoss
+    from pipeline.losses.base import DistillationLoss, Needs
     from pipeline.models.saved import TrainedModel
     from pipeline.training.run import TrainingPlan
-    from pipeline.training.superfeature_targets import Comparison
+    from pipeline.training.superfeature_targets import SuperfeatureLevel
+    from pipeline.training.transforms import BatchTransform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class Distillation:
         rows = select_training_rows(store.index, config.split, config.subset)
         loss = build_loss(config.method)
         if passes:
-            _check_passes(config, passes, needs_maps=loss.needs_maps(0), extra=loss.extra)
+            _check_passes(config, passes, needs=loss.needs)
         num_classes = passes[0].num_classes if passes else len(store.manifest.classes)
         explainer = passes[0].explainer if passes else None
         live = live_teacher(config)
@@ -67,8 +68,11 @@ class Distillation:
             num_classes = live.classes or num_classes
             live_explainer = fit_explainer(config.explainer, store, num_classes)
             explainer = live_explainer.kind
+        level, transforms = _compare_superfeatures(config, loss, passes, num_classes)
         return TrainingPlan(
-            dataset=StoreDataset(store, rows, passes, num_classes=num_classes, extra=loss.extra),
+            dataset=StoreDataset(
+                store, rows, passes, num_classes=num_classes, extra=loss.needs.payload
+            ),
             model=config.student,
             num_classes=num_classes,
             loss=loss,
@@ -82,7 +86,8 @@ class Distillation:
             views_per_step=config.views.per_step,
             live_teacher=live,
             live_explainer=live_explainer,
-            superfeatures=_compare_superfeatures(config, loss, passes, num_classes),
+            superfeatures=level,
+            transforms=transforms,
         )
 
     def describe(self, plan: TrainingPlan) -> TrainedModel:
@@ -155,20 +160,18 @@ def live_teacher(config: DistillConfig) -> ModelConfig | None:
     return None if isinstance(config.teacher, NoModelConfig) else config.teacher
 
 
-def _check_passes(
-    config: DistillConfig, passes: list[TeacherPass], *, needs_maps: bool, extra: str | None
-) -> None:
+def _check_passes(config: DistillConfig, passes: list[TeacherPass], needs: Needs) -> None:
     """StoreMismatchError unless one student can learn from all of them."""
     for teacher in passes:
-        if needs_maps and teacher.explainer is None:
+        if needs.maps_in(0) and teacher.explainer is None:
             raise StoreMismatchError(
                 f"{teacher.folder} holds no maps, method={config.method.kind} needs them; "
                 "run stages.precompute with annotate.payloads=[logits,map]"
             )
-        if extra is not None and not teacher.fields_of(extra):
+        if needs.payload is not None and not teacher.fields_of(needs.payload):
             raise StoreMismatchError(
-                f"{teacher.folder} holds no payload {extra}, method={config.method.kind} needs it; run "
-                f"stages.precompute with annotate.payloads=[logits,map,{extra}] and name its pass with "
+                f"{teacher.folder} holds no payload {needs.payload}, method={config.method.kind} needs it; run "
+                f"stages.precompute with annotate.payloads=[logits,map,{needs.payload}] and name its pass with "
                 "store.teacher=, or ask the teacher itself with mode=live"
             )
         for what in ("num_classes", "explainer", "views"):
@@ -187,11 +190,16 @@ def _check_passes(
 
 def _compare_superfeatures(
     config: DistillConfig, loss: DistillationLoss, passes: list[TeacherPass], num_classes: int
-) -> Comparison | None:
-    """The level that `method.superfeatures` names; ConfigError unless student and teachers share it."""
+) -> tuple[SuperfeatureLevel | None, tuple[BatchTransform, ...]]:
+    """The level that `method.superfeatures` names, and the transforms of a student that is compared at it.
+
+    ConfigError unless student and teachers share it.
+    """
     method = config.method
+    from pipeline.training.transforms import Mixup
+
     if not isinstance(method, KEDConfig) or not method.needs_explanations:
-        return None
+        return None, (Mixup(),)
     from pipeline.losses.ked import KEDLoss
     from pipeline.models.additive.hierarchy import (
         hierarchy_of,
@@ -200,7 +208,8 @@ def _compare_superfeatures(
     )
     from pipeline.models.additive.network import network_partition
     from pipeline.models.providers import build_model
-    from pipeline.training.superfeature_targets import Comparison
+    from pipeline.training.superfeature_targets import SuperfeatureLevel
+    from pipeline.training.transforms import Chimeras
 
     partition = network_partition(build_model(config.student, num_classes, may_replace_head=True))
     student = hierarchy_of(partition)
@@ -224,12 +233,16 @@ def _compare_superfeatures(
     if number < student.most:
         assert isinstance(loss, KEDLoss)
         loss.unite_student(student.coarsening(number))
-    return Comparison(
+    level = SuperfeatureLevel(number=number, coarsenings=tuple(coarsenings))
+    if method.chimera_fraction == 0 or method.lambda_ked == 0:
+        return level, (Mixup(),)
+    chimeras = Chimeras(
+        fraction=method.chimera_fraction,
         number=number,
-        coarsenings=tuple(coarsenings),
         assignment=partition.assignment(number),
         grid=partition.grid,
     )
+    return level, (chimeras, Mixup())
 
 
 def _is_input_mode(teacher: TeacherPass) -> bool:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.annotation.payloads.intermediates import EXTRAS
 from pipeline.config.models import ExplainerConfig, GradCamConfig
 from pipeline.core.records import Batch, Targets
 from pipeline.loading.geometry import neighbour_maps, place_on_grid, view_images
+from pipeline.losses.base import Needs
 from pipeline.models.classifier import Classifier
 from pipeline.models.explainers.classes import explained_classes
 from pipeline.models.explainers.explain import Explainer, forward_to_explain
-from pipeline.models.output import NOTHING, ModelOutput
+from pipeline.models.output import ModelOutput
 
 
 class LiveTeacher:
@@ -30,14 +30,14 @@ class LiveTeacher:
         input_size: tuple[int, int],
         precision: torch.dtype = torch.float32,
         explainer: ExplainerConfig = GradCamConfig(),  # noqa: B008, frozen
-        extra: str | None = None,
+        needs: Needs = Needs(),  # noqa: B008, frozen
     ) -> None:
         """model       frozen, on the training device
         input_size  (height, width) at which the teacher sees the view; fetched from the canonical
                     frame at once, never by way of the student's pixels
         precision   of its forward pass; explanations are float32 at least
         explainer   which classes it explains, as `fit_explainer` made it
-        extra       whose fields of `Targets.extra` the loss reads
+        needs       of the loss: which intermediates it reads
         """
         self.name = name
         self.model = model
@@ -45,7 +45,7 @@ class LiveTeacher:
         self.input_size = input_size
         self.precision = precision
         self.explainer = explainer
-        self.extra = None if extra is None else EXTRAS[extra]
+        self.needs = needs
 
     @torch.no_grad()
     def __call__(
@@ -64,7 +64,8 @@ class LiveTeacher:
         output = self._forward(images, with_maps=with_maps)
         logits = output.logits.detach().float()
         classes = explained_classes(self.explainer, logits, batch.labels, batch.keys)
-        extra = {} if self.extra is None else self.extra.fields(output)
+        fields = self.needs.target_fields
+        extra = {} if fields is None else fields(output)
         if not with_maps:
             return (
                 Targets(teacher=self.name, logits=logits, explained_class=classes, extra=extra),
@@ -85,7 +86,7 @@ class LiveTeacher:
         )
 
     def _forward(self, images: Tensor, *, with_maps: bool) -> ModelOutput:
-        inner = NOTHING if self.extra is None else self.extra.inner
+        inner = self.needs.intermediates
         if self.precision == torch.float32 and with_maps:
             return forward_to_explain(self.model, images, inner)
         mixed = (

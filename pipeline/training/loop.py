@@ -46,7 +46,7 @@ def fit(
     check_warmup(trainer, stream.num_steps)
     is_new = not (folder / CHECKPOINT_NAME).exists()
     load_checkpoint(training, folder)
-    if is_new and training.loss.teacher_phase is not None:
+    if is_new and training.loss.pretraining is not None:
         learn_from_teacher(training, stream)
         save_checkpoint(training, folder)
     with ExitStack() as stack:

@@ -43,8 +43,9 @@ from pipeline.training.guidance_targets import GuidanceSource
 from pipeline.training.live_targets import LiveTeacher
 from pipeline.training.loop import fit
 from pipeline.training.state import Numerics, Training, build_optimizer
-from pipeline.training.superfeature_targets import Comparison
+from pipeline.training.superfeature_targets import SuperfeatureLevel
 from pipeline.training.targets import TargetSource
+from pipeline.training.transforms import BatchTransform, Mixup
 
 logger = logging.getLogger("permafrost.training")
 
@@ -79,8 +80,10 @@ class TrainingPlan:
     """Asked in every step; None takes the targets that the dataset's passes hold."""
     live_explainer: ExplainerConfig = field(default_factory=GradCamConfig)
     """Of the live teacher: which classes it explains."""
-    superfeatures: Comparison | None = None
+    superfeatures: SuperfeatureLevel | None = None
     """The level at which they are compared; None where the loss compares none."""
+    transforms: tuple[BatchTransform, ...] = (Mixup(),)
+    """See Training."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -176,7 +179,7 @@ def train_to_end(
 
 def _check_labels(plan: TrainingPlan) -> None:
     """ConfigError unless the loss and the network can take the data's labels."""
-    if plan.loss.needs_labels and not plan.dataset.has_labels:
+    if plan.loss.needs.labels and not plan.dataset.has_labels:
         raise ConfigError(
             "none of the records has a label of the network's classes, and the loss reads labels: choose a "
             "method without them (method.lambda_ce=0) or data with labels"
@@ -203,13 +206,13 @@ def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
         targets = _build_live_teacher(plan, plan.live_teacher, device)
     if plan.guided_by is not None:
         targets = GuidanceSource(plan.guided_by, plan.num_classes, plan.input_size)
-    if plan.loss.needs_maps(0):
+    if plan.loss.needs.maps_in(0):
         _check_map_grids(plan, model, targets)
     if plan.superfeatures is not None:
         targets = plan.superfeatures.targets(targets)
-    if plan.loss.inner != NOTHING:
-        _prepare_loss(plan, model, targets, device)
-    plan.loss.prepare_records(plan.dataset)
+    if plan.loss.needs.intermediates != NOTHING:
+        _build_loss_parameters(plan, model, targets, device)
+    plan.loss.on_train_start(plan.dataset)
     loss = plan.loss.to(device)
     numerics = Numerics(
         precision=getattr(torch, trainer.precision),
@@ -228,7 +231,7 @@ def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
         if plan.guided_by is None
         else ATTRIBUTIONS[model.explainer],
         targets=targets,
-        superfeatures=plan.superfeatures,
+        transforms=plan.transforms,
         teacher_weights=plan.teacher_weights,
         seed=plan.seed,
         numerics=numerics,
@@ -267,29 +270,21 @@ def _learn_columns(model: Classifier, dataset: StoreDataset) -> None:
 
 
 @torch.no_grad()
-def _prepare_loss(
+def _build_loss_parameters(
     plan: TrainingPlan, model: Classifier, targets: TargetSource, device: torch.device
 ) -> None:
-    """Show the loss what it will compare, on the first record: its own parameters then come into being.
+    """Run both networks on one record so that the loss can create the parameters whose shapes depend on them.
 
     They are drawn from a seed of their own, the same on every rank.
     """
     batch = move_batch(plan.dataset.__getitems__([(0, 0) if plan.replays else 0]), device)
-    output = model.eval()(view_images(batch, plan.input_size), plan.loss.inner)
-    student = StudentOutput(
-        logits=output.logits,
-        stages=output.stages,
-        class_maps=output.class_maps,
-        superfeature_logits=output.superfeature_logits,
-        superfeature_hidden=output.superfeature_hidden,
-        pooled=output.pooled,
-    )
+    output = model.eval()(view_images(batch, plan.input_size), plan.loss.needs.intermediates)
     grid = (output.features.shape[-2], output.features.shape[-1])
     taught = targets(batch, grid, with_maps=False)
     torch.manual_seed(derive_seed(plan.seed, "initialisation of the loss"))
     for example in taught:
         if isinstance(example, Targets):
-            plan.loss.prepare(student, example)
+            plan.loss.build(StudentOutput(output=output), example)
 
 
 def _build_live_teacher(
@@ -303,7 +298,7 @@ def _build_live_teacher(
         plan.input_size if side is None else (side, side),
         getattr(torch, plan.trainer.precision),
         plan.live_explainer,
-        plan.loss.extra,
+        plan.loss.needs,
     )
 
 

@@ -16,8 +16,8 @@ from pipeline.loading.geometry import view_targets
 from pipeline.losses.base import DistillationLoss
 from pipeline.models.classifier import Classifier
 from pipeline.models.explainers.explain import DEFAULT_EXPLAINER, EXPLAINERS, Explainer
-from pipeline.training.superfeature_targets import Comparison
 from pipeline.training.targets import TargetSource
+from pipeline.training.transforms import BatchTransform, Mixup
 
 
 def build_optimizer(
@@ -57,8 +57,8 @@ class Training:
     targets: TargetSource = view_targets
     teacher_weights: tuple[float, ...] = ()
     """Of each teacher's loss, summing to 1; empty weighs all alike."""
-    superfeatures: Comparison | None = None
-    """The level at which they are compared, where the loss compares them."""
+    transforms: tuple[BatchTransform, ...] = (Mixup(),)
+    """Called in turn on what each step trains on."""
     seed: int = 0
     """Of what a step draws by itself, such as a dropout's mask."""
     numerics: Numerics = field(default_factory=Numerics)
@@ -85,7 +85,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
 
     def _refuse_double_backward(self) -> None:
-        if self.loss.needs_maps(0) and self.model.train().head is None:
+        if self.loss.needs.maps_in(0) and self.model.train().head is None:
             raise ConfigError(
                 "trainer.compile=true: this student's explanation differentiates its head by autograd, and a "
                 "compiled pass cannot be differentiated twice; set trainer.compile=false, or choose a student "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +10,7 @@ from pipeline.loading.geometry import view_images
 from pipeline.losses.base import DistillationLoss, LossTerms, StudentOutput, weighted_sum
 from pipeline.models.output import Inner, ModelOutput
 from pipeline.training.state import Training
-from pipeline.training.superfeature_targets import add_chimeras, label_chimeras
+from pipeline.training.transforms import StepInputs
 
 
 def train_step(
@@ -45,63 +43,50 @@ def train_step(
         adaptive_clip_grad(_parameters(training), agc)  # type: ignore[no-untyped-call]
     training.scaler.step(training.optimizer)
     training.scaler.update()
-    training.loss.finish_step()
+    training.loss.on_step_end()
     return terms
 
 
 def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) -> LossTerms:
     """The loss of a batch under its views, with the graph to the student's parameters."""
-    loss = training.loss
-    images, donors = view_images(batch, input_size), None
-    if training.superfeatures is not None and loss.chimera_fraction > 0:
-        donors = training.superfeatures.draw(loss.chimera_fraction, images)
-        images = training.superfeatures.with_chimeras(images, donors)
-    output = _forward(training, images, loss.inner)
-    if not loss.needs_targets:
-        return _loss_of(loss, StudentOutput(logits=output.logits), None, batch)
+    needs = training.loss.needs
+    inputs = StepInputs(images=view_images(batch, input_size), labels=((1.0, batch.labels),))
+    for transform in training.transforms:
+        inputs = transform(inputs, batch)
+    output = _forward(training, inputs.images, needs.intermediates)
+    if not needs.targets:
+        return _loss_of(training.loss, StudentOutput(output=output), None, inputs)
     grid = (output.features.shape[-2], output.features.shape[-1])
-    needs_maps = loss.needs_maps(training.global_step)
-    teachers = training.targets(batch, grid, loss.map_control, with_maps=needs_maps)
-    if donors is not None:
-        teachers = tuple(add_chimeras(targets, donors) for targets in teachers)
-        batch = replace(batch, labels=label_chimeras(batch.labels, len(donors)))
+    needs_maps = needs.maps_in(training.global_step)
     terms = []
-    for targets in teachers:
+    for targets in training.targets(batch, grid, needs.map_control, with_maps=needs_maps):
+        for change in inputs.on_targets:
+            targets = change(targets)
         maps = None
         if needs_maps:
             assert targets.explained_class is not None
             maps = training.explain(training.model, output, targets.explained_class)
         student = StudentOutput(
-            logits=output.logits,
+            output=output,
             maps=maps,
             input_size=input_size,
-            stages=output.stages,
-            class_maps=output.class_maps,
-            superfeature_logits=output.superfeature_logits,
-            superfeature_hidden=output.superfeature_hidden,
-            pooled=output.pooled,
             record_index=batch.record_index,
             view_index=batch.view_index,
         )
-        terms.append(_loss_of(loss, student, targets, batch))
+        terms.append(_loss_of(training.loss, student, targets, inputs))
     return weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))
 
 
 def _loss_of(
-    loss: DistillationLoss, student: StudentOutput, targets: Targets | Guidance | None, batch: Batch
+    loss: DistillationLoss,
+    student: StudentOutput,
+    targets: Targets | Guidance | None,
+    inputs: StepInputs,
 ) -> LossTerms:
-    """The loss under the batch's labels; of mixtures under those of both records, each by its share.
-
-    Label terms are affine in their target, so this is the loss of the mixed target; a label that is not known is
-    left out of either mean. What does not read labels, such as a teacher's word on the mixture, keeps its weight;
-    it is computed twice where the loss reads labels, too, from the one forward pass.
-    """
-    own: LossTerms = loss(student, targets, batch.labels)
-    share = None if batch.appearance is None else batch.appearance.mixup_lambda
-    if share is None or not loss.needs_labels:
-        return own
-    partners: LossTerms = loss(student, targets, batch.labels.roll(1, dims=0))
-    return weighted_sum([own, partners], [share, 1 - share])
+    """The loss under the step's labels, each by its share; one without labels is computed once."""
+    counted = inputs.labels if loss.needs.labels else ((1.0, inputs.labels[0][1]),)
+    parts = [loss(student, targets, labels) for _, labels in counted]
+    return weighted_sum(parts, [share for share, _ in counted])
 
 
 def _forward(training: Training, images: Tensor, inner: Inner) -> ModelOutput:

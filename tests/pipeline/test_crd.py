@@ -15,9 +15,9 @@ from pipeline.config.methods import CRDConfig
 from pipeline.core.distributed import Ranks
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Targets
-from pipeline.losses.base import StudentOutput
 from pipeline.losses.build import build_loss
 from pipeline.losses.crd import Negatives, contrast_scores, nce_loss
+from tests.support.outputs import student_output
 
 LABELS = torch.arange(12) % 3
 
@@ -43,7 +43,7 @@ def random(seed, *shape):
 
 def output_of(records, pooled):
     logits = torch.zeros(len(records), 3, dtype=torch.float64)
-    student = StudentOutput(logits=logits, pooled=pooled, record_index=torch.tensor(records))
+    student = student_output(logits=logits, pooled=pooled, record_index=torch.tensor(records))
     return student, Targets(
         teacher="t", logits=logits, extra={"feature": random(9, len(records), 5)}
     )
@@ -52,8 +52,8 @@ def output_of(records, pooled):
 def build(**options):
     torch.manual_seed(0)
     loss = build_loss(CRDConfig(embedding_size=8, **options))
-    loss.prepare(*output_of([0], random(0, 1, 4)))
-    loss.prepare_records(Records(LABELS))
+    loss.build(*output_of([0], random(0, 1, 4)))
+    loss.on_train_start(Records(LABELS))
     return loss.double()
 
 
@@ -115,7 +115,7 @@ def test_both_directions_count_and_the_first_step_sets_the_normalisers_for_good(
 
     torch.manual_seed(5)
     chosen = torch.cat([torch.tensor([[0], [4]]), loss.negatives.draw(torch.tensor([0, 4]), 3)], 1)
-    own = F.normalize(loss.embed_student(step[0].pooled), dim=1)
+    own = F.normalize(loss.embed_student(step[0].output.pooled), dim=1)
     taught = F.normalize(loss.embed_teacher(step[1].extra["feature"]), dim=1)
     expected, normalisers = 0.0, []
     for anchors, bank in ((own, before[1]), (taught, before[0])):
@@ -125,11 +125,11 @@ def test_both_directions_count_and_the_first_step_sets_the_normalisers_for_good(
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
 
     assert loss.normaliser.tolist() == [0, 0]  # nothing has changed until the step is done
-    loss.finish_step()
+    loss.on_step_end()
     assert torch.allclose(loss.normaliser, torch.stack(normalisers))
     kept = loss.normaliser.clone()
     loss.compare(*output_of([7, 2], random(2, 2, 4)))
-    loss.finish_step()
+    loss.on_step_end()
     assert torch.equal(loss.normaliser, kept)
 
 
@@ -139,15 +139,15 @@ def test_a_bank_moves_by_its_momentum_where_the_step_was_and_nowhere_else():
     student, targets = output_of([3, 8], random(1, 2, 4))
 
     loss.compare(student, targets)
-    loss.finish_step()
+    loss.on_step_end()
 
-    fresh = F.normalize(loss.embed_student(student.pooled), dim=1)
+    fresh = F.normalize(loss.embed_student(student.output.pooled), dim=1)
     expected = F.normalize(0.75 * before[[3, 8]] + 0.25 * fresh, dim=1)
     assert torch.allclose(loss.student_bank[[3, 8]], expected, atol=1e-12)
     others = [record for record in range(12) if record not in (3, 8)]
     assert torch.equal(loss.student_bank[others], before[others])
     assert torch.allclose(loss.teacher_bank.norm(dim=1), torch.ones(12, dtype=torch.float64))
-    loss.finish_step()  # of no step
+    loss.on_step_end()  # of no step
     assert torch.allclose(loss.student_bank[[3, 8]], expected, atol=1e-12)
 
 
@@ -166,7 +166,7 @@ def test_steps_pull_a_record_to_its_own_place_in_the_teachers_bank():
         optimizer.zero_grad()
         loss.compare(*output_of(records, pooled)).backward()
         optimizer.step()
-        loss.finish_step()
+        loss.on_step_end()
 
     assert cosine() > before + 0.3
 
@@ -193,10 +193,10 @@ def test_negatives_are_at_most_what_every_class_has():
 )
 def test_records_that_it_cannot_tell_apart_are_refused(records, message):
     loss = build_loss(CRDConfig())
-    loss.prepare(*output_of([0], random(0, 1, 4)))
+    loss.build(*output_of([0], random(0, 1, 4)))
 
     with pytest.raises(ConfigError, match=message):
-        loss.prepare_records(records)
+        loss.on_train_start(records)
 
 
 def test_options_out_of_range_are_refused_and_a_classifier_may_stand_still():
@@ -209,7 +209,9 @@ def test_options_out_of_range_are_refused_and_a_classifier_may_stand_still():
     loss = build(lambda_ce=0.0, lambda_crd=1.0)
     student, targets = output_of([0, 4], random(1, 2, 4))
     logits = student.logits.clone().requires_grad_()
-    student = StudentOutput(logits=logits, pooled=student.pooled, record_index=student.record_index)
+    student = student_output(
+        logits=logits, pooled=student.output.pooled, record_index=student.record_index
+    )
     terms = loss(student, targets, LABELS[[0, 4]])
     terms.total.backward()
 
@@ -226,7 +228,7 @@ def learn_a_step(ranks, records, pooled, **options):
     loss = build(negatives=3, **options)
     loss.ranks = ranks
     loss.compare(*slice_of(output_of(records, pooled), ranks))
-    loss.finish_step()
+    loss.on_step_end()
     return loss.state_dict()
 
 
@@ -234,9 +236,9 @@ def slice_of(step, ranks):
     student, targets = step
     size = len(student.logits) // ranks.world_size
     rows = slice(ranks.rank * size, (ranks.rank + 1) * size)
-    own = StudentOutput(
+    own = student_output(
         logits=student.logits[rows],
-        pooled=student.pooled[rows],
+        pooled=student.output.pooled[rows],
         record_index=student.record_index[rows],
     )
     extra = {"feature": targets.extra["feature"][rows]}

@@ -25,7 +25,6 @@ from pipeline.config.store import PassConfig
 from pipeline.config.training import OptimizerConfig
 from pipeline.core.records import NO_CLASS, Batch, StoredTargets
 from pipeline.loading.geometry import view_targets
-from pipeline.losses.base import StudentOutput
 from pipeline.losses.e2kd import E2KDLoss
 from pipeline.models.cifar import CifarResNet
 from pipeline.models.explainers.gradcam import gradcam, gradcam_from_head
@@ -36,6 +35,7 @@ from pipeline.models.torchvision import TorchvisionClassifier
 from pipeline.models.torchvision_vit import TorchvisionVit
 from pipeline.training.state import Training, build_optimizer
 from pipeline.training.step import batch_loss
+from tests.support.outputs import student_output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -168,8 +168,8 @@ def map_term_of_class(student: CifarResNet, batch: Batch, loss: E2KDLoss, explai
     explained_class = torch.full((len(batch.inputs), 1), explained)
     maps = gradcam_from_head(output.features, student.linear.weight, explained_class)
     (targets,) = view_targets(batch, (output.features.shape[-2], output.features.shape[-1]))
-    student_output = StudentOutput(logits=output.logits, maps=maps, input_size=FRAME)
-    return loss(student_output, targets, batch.labels).terms["map"]
+    student = student_output(logits=output.logits, maps=maps, input_size=FRAME)
+    return loss(student, targets, batch.labels).terms["map"]
 
 
 def parameter_gradients(maps: Tensor, weights: Tensor, model: nn.Module) -> list[Tensor]:

@@ -18,7 +18,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.records import StoredTargets, Targets
 from pipeline.loading.geometry import view_images, view_targets
 from pipeline.losses.at import attention_loss, attention_map
-from pipeline.losses.base import StudentOutput
+from pipeline.losses.base import Needs, StudentOutput
 from pipeline.losses.build import build_loss
 from pipeline.losses.cat_kd import class_map_loss
 from pipeline.losses.kd import kd_loss
@@ -37,6 +37,7 @@ from tests.pipeline.test_training import (
     build_batch,
     random_frames,
 )
+from tests.support.outputs import student_output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,13 +54,18 @@ METHODS = [ATConfig, CatKDConfig, ReviewKDConfig]
 TERMS = {"at": "at", "cat_kd": "cat", "review_kd": "review"}
 
 
+NO_NEEDS = Needs()
+
+
 def build(config: ModelConfig, seed: int) -> Classifier:
     torch.manual_seed(seed)
     return build_model(config, NUM_CLASSES)
 
 
-def live_teacher(extra: str | None, config: ModelConfig = TEACHER, seed: int = 1) -> LiveTeacher:
-    return LiveTeacher("teacher", freeze(build(config, seed)), gradcam, FRAME, extra=extra)
+def live_teacher(
+    needs: Needs = NO_NEEDS, config: ModelConfig = TEACHER, seed: int = 1
+) -> LiveTeacher:
+    return LiveTeacher("teacher", freeze(build(config, seed)), gradcam, FRAME, needs=needs)
 
 
 def random_batch(seed: int) -> Batch:
@@ -74,16 +80,15 @@ def build_training(
     """A student beside a live teacher, put together as a run does it."""
     model = build(student, seed)
     loss = build_loss(method)
-    targets = live_teacher(loss.extra, **teacher)
-    if loss.inner != NOTHING:
+    targets = live_teacher(loss.needs, **teacher)
+    if loss.needs.intermediates != NOTHING:
         batch = random_batch(0)
         with torch.no_grad():
-            output = copy.deepcopy(model).eval()(view_images(batch, FRAME), loss.inner)
-        student_output = StudentOutput(
-            logits=output.logits, stages=output.stages, class_maps=output.class_maps
-        )
+            output = copy.deepcopy(model).eval()(
+                view_images(batch, FRAME), loss.needs.intermediates
+            )
         (example,) = targets(batch, (4, 4), with_maps=False)
-        loss.prepare(student_output, example)
+        loss.build(StudentOutput(output=output), example)
     parameters = [*model.parameters(), *loss.parameters()]
     return Training(
         model=model,
@@ -193,7 +198,7 @@ def test_an_attention_map_of_zeros_pulls_nowhere():
 
 def test_at_sums_its_stages():
     stages = [random_maps(seed, 2, 3, size, size) for seed, size in enumerate((8, 4, 2))]
-    student = StudentOutput(
+    student = student_output(
         logits=torch.zeros(2, 3), stages=tuple(Stage(output, output) for output in stages)
     )
     taught = {
@@ -331,8 +336,8 @@ def test_fusions_have_at_most_512_channels_between_the_networks():
     loss = build_loss(ReviewKDConfig())
     own, taught = torch.zeros(1, 1024, 1, 1), torch.zeros(1, 1, 1, 1)
 
-    loss.prepare(
-        StudentOutput(logits=own, stages=(Stage(own, own),)),
+    loss.build(
+        student_output(logits=own, stages=(Stage(own, own),)),
         Targets(teacher="t", logits=own, extra={"review_1": taught, "review_2": taught}),
     )
 
@@ -370,7 +375,7 @@ def test_gradients_reach_the_stages_that_are_compared(method, expected):
 def test_the_finest_level_of_review_teaches_the_deepest_stage_too():
     training = build_training(ReviewKDConfig())
     loss = training.loss.eval()
-    output = training.model.eval()(random_frames(0).float() / 255, loss.inner)
+    output = training.model.eval()(random_frames(0).float() / 255, loss.needs.intermediates)
     deeper = None
     for fusion, level in reversed(
         list(zip(loss.fusions, review_levels(output.stages), strict=True))
@@ -390,8 +395,8 @@ def test_without_their_term_they_are_the_supervised_loss_bit_for_bit(config, lab
     method = config(label_loss=label_loss, **{f"lambda_{TERMS[config().kind]}": 0.0})
     labels = build_training(LabelsConfig(loss=label_loss))
     training = build_training(method)
-    assert training.loss.inner == NOTHING
-    assert training.loss.extra is None
+    assert training.loss.needs.intermediates == NOTHING
+    assert training.loss.needs.payload is None
 
     take_steps(labels, range(3))
     take_steps(training, range(3))
@@ -412,7 +417,7 @@ def test_labels_logits_and_the_own_term_are_weighed_by_their_options(method):
     labels = torch.arange(4) % NUM_CLASSES
     own = terms_of(method(lambda_ce=0.0, lambda_kd=1.0)).terms[term]
     student = build(STUDENT, 0).eval()(random_frames(0).float() / 255)
-    (taught,) = live_teacher(None)(random_batch(0), (4, 4), with_maps=False)
+    (taught,) = live_teacher()(random_batch(0), (4, 4), with_maps=False)
 
     terms = terms_of(method(lambda_ce=0.5, lambda_kd=3.0, tau=2.0, **{f"lambda_{term}": 7.0}))
 
@@ -607,7 +612,7 @@ def test_many_labels_a_record_have_a_supervised_term_of_their_own(label_loss):
     logits, labels = torch.randn(3, 4), torch.tensor([[1.0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
     targets = Targets(teacher="any", logits=torch.zeros(3, 4))
 
-    terms = loss(StudentOutput(logits=logits), targets, labels).terms
+    terms = loss(student_output(logits=logits), targets, labels).terms
 
     wanted = off_label_bce_loss if label_loss == "bce_offlabel" else bce_loss
     assert terms == {"bce": wanted(logits, labels)}

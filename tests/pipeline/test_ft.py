@@ -8,10 +8,10 @@ import torch
 from pipeline.config.methods import FTConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Targets
-from pipeline.losses.base import StudentOutput
 from pipeline.losses.build import build_loss
 from pipeline.losses.ft import factor_loss
 from pipeline.models.output import NOTHING, Stage
+from tests.support.outputs import student_output
 
 
 def random(seed, *shape):
@@ -21,14 +21,14 @@ def random(seed, *shape):
 def build(**options):
     torch.manual_seed(0)
     loss = build_loss(FTConfig(**options))
-    loss.prepare(*example())
+    loss.build(*example())
     return loss.double()
 
 
 def example(scale=1.0):
     logits = torch.zeros(2, 3, dtype=torch.float64)
     own = scale * random(1, 2, 4, 4, 4)
-    student = StudentOutput(logits=logits, stages=(Stage(own, own),))
+    student = student_output(logits=logits, stages=(Stage(own, own),))
     return student, Targets(teacher="t", logits=logits, extra={"ft": random(2, 2, 6, 4, 4).relu()})
 
 
@@ -69,25 +69,29 @@ def test_factors_have_their_share_of_the_teachers_channels_and_its_grid(rate, ch
 
     factor = loss.paraphraser(targets.extra["ft"])
 
-    assert factor.shape == loss.translator(student.stages[-1].output).shape == (2, channels, 4, 4)
+    assert (
+        factor.shape
+        == loss.translator(student.output.stages[-1].output).shape
+        == (2, channels, 4, 4)
+    )
     assert loss.reconstruction(factor).shape == targets.extra["ft"].shape
 
 
 def test_the_paraphraser_learns_to_give_features_back_and_the_student_never_moves_it():
     loss = build()
     student, targets = example()
-    phase = loss.teacher_phase
+    phase = loss.pretraining
     optimizer = torch.optim.Adam(phase.parameters, 0.01)
-    before = loss.teacher_term(targets, torch.zeros(2)).item()
+    before = loss.pretraining.loss(targets, torch.zeros(2)).item()
     for _ in range(60):
         optimizer.zero_grad()
-        loss.teacher_term(targets, torch.zeros(2)).backward()
+        loss.pretraining.loss(targets, torch.zeros(2)).backward()
         optimizer.step()
     optimizer.zero_grad()
 
     loss.compare(student, targets).backward()
 
-    assert loss.teacher_term(targets, torch.zeros(2)).item() < 0.5 * before
+    assert loss.pretraining.loss(targets, torch.zeros(2)).item() < 0.5 * before
     assert all(parameter.grad is None for parameter in phase.parameters)
     assert all(p.grad.abs().sum() > 0 for p in loss.translator.parameters())
 
@@ -95,7 +99,7 @@ def test_the_paraphraser_learns_to_give_features_back_and_the_student_never_move
 def test_without_weight_there_is_nothing_to_train_or_to_ask():
     loss = build_loss(FTConfig(lambda_ft=0.0))
 
-    assert (loss.inner, loss.extra, loss.teacher_phase) == (NOTHING, None, None)
+    assert (loss.needs.intermediates, loss.needs.payload, loss.pretraining) == (NOTHING, None, None)
 
 
 def test_options_out_of_range_are_refused():

@@ -20,7 +20,6 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.records import NO_CLASS, Guidance
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.regions import regions_of
-from pipeline.losses.base import StudentOutput
 from pipeline.losses.guided import LOCALIZATIONS, GuidedLoss
 from pipeline.models.providers import build_model
 from pipeline.store.reader import Store
@@ -28,6 +27,7 @@ from pipeline.training.guidance_targets import _draw
 from pipeline.training.pareto import ParetoFront, pareto_front, weights_name
 from stages import teach
 from tests.conftest import precompute_config
+from tests.support.outputs import student_output
 
 INSIDE = torch.tensor([[[True, False], [False, False]]])
 
@@ -72,7 +72,7 @@ def test_the_localisation_is_a_sum_over_records_that_have_a_region():
     maps[..., 1, 1] = torch.tensor([1.0, 1.0, 1.0])[:, None, None]
     regions = INSIDE.expand(3, 2, 2).clone()
     regions[2] = False
-    student = StudentOutput(logits=torch.zeros(3, 2), maps=maps, input_size=(2, 2))
+    student = student_output(logits=torch.zeros(3, 2), maps=maps, input_size=(2, 2))
     guidance = Guidance(explained_class=torch.zeros(3, 1).long(), regions=regions)
 
     terms = guided()(student, guidance, torch.tensor([0, 0, 1]))
@@ -84,9 +84,9 @@ def test_the_localisation_is_a_sum_over_records_that_have_a_region():
 
 def test_without_weight_it_is_the_labels_loss():
     loss = guided(lambda_localization=0)
-    student = StudentOutput(logits=torch.randn(3, 2))
+    student = student_output(logits=torch.randn(3, 2))
 
-    assert not loss.needs_maps(0)
+    assert not loss.needs.maps_in(0)
     assert loss(student, None, torch.tensor([0, 1, 1])).terms.keys() == {"ce"}
 
 

@@ -18,7 +18,6 @@ from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
 from pipeline.config.training import OptimizerConfig, TrainerConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import NO_LABEL, Targets
-from pipeline.losses.base import StudentOutput
 from pipeline.losses.build import build_loss
 from pipeline.losses.ked import control_explanations, superfeature_loss
 from pipeline.models.additive.hierarchy import (
@@ -35,9 +34,11 @@ from pipeline.store.codecs import decode_unit
 from pipeline.training.live_targets import LiveTeacher
 from pipeline.training.state import Training, build_optimizer
 from pipeline.training.step import batch_loss
-from pipeline.training.superfeature_targets import Comparison, add_chimeras, label_chimeras
+from pipeline.training.superfeature_targets import SuperfeatureLevel
+from pipeline.training.transforms import Chimeras, Mixup, StepInputs
 from tests.pipeline.test_feature_kd import random_batch as frames_of_a_live_teacher
 from tests.pipeline.test_training import random_frames
+from tests.support.outputs import student_output
 
 B, M, K = 6, 4, 5
 LABELS = torch.tensor([0, 1, 2, 3, 4, NO_LABEL])
@@ -49,7 +50,7 @@ def random_logits(seed, *shape, scale=2.0, dtype=torch.float64):
 
 
 def student_of(each):
-    return StudentOutput(logits=each.sum(dim=1), superfeature_logits=each)
+    return student_output(logits=each.sum(dim=1), superfeature_logits=each)
 
 
 def targets_of(each):
@@ -116,7 +117,7 @@ def test_without_mu_it_is_kd_and_asks_for_nothing_inside():
     kd = value(KDConfig(tau=4.0, lambda_ce=1 - 0.8, lambda_kd=0.8), student, teacher)
 
     assert torch.equal(value(method, student, teacher), kd)
-    assert (loss.inner, loss.extra) == (NOTHING, None)
+    assert (loss.needs.intermediates, loss.needs.payload) == (NOTHING, None)
 
 
 def test_without_lambda_it_is_the_supervised_loss():
@@ -125,7 +126,11 @@ def test_without_lambda_it_is_the_supervised_loss():
     loss = build_loss(method)
 
     assert torch.equal(value(method, student, teacher), value(LabelsConfig(), student, teacher))
-    assert (loss.inner, loss.extra, loss.needs_labels) == (NOTHING, None, True)
+    assert (loss.needs.intermediates, loss.needs.payload, loss.needs.labels) == (
+        NOTHING,
+        None,
+        True,
+    )
 
 
 def test_equal_networks_cost_nothing_and_pull_nowhere():
@@ -137,7 +142,7 @@ def test_equal_networks_cost_nothing_and_pull_nowhere():
 
     assert total.abs() < 1e-12
     assert gradient.abs().max() < 1e-12
-    assert not build_loss(KEDConfig(lambda_ked=1.0)).needs_labels
+    assert not build_loss(KEDConfig(lambda_ked=1.0)).needs.labels
 
 
 @pytest.mark.parametrize("tau", [0.5, 4.0])
@@ -191,14 +196,9 @@ FINE = Partition(assignments=torch.tensor([[0, 0, 0, 0], [0, 0, 1, 1], [0, 2, 1,
 
 def test_a_student_of_fewer_superfeatures_learns_from_the_teachers_sums():
     teacher, student = random_logits(0), random_logits(1, B, 2, K)
-    comparison = Comparison(
-        number=2,
-        coarsenings=(FINE.coarsening(2),),
-        assignment=FINE.assignment(2),
-        grid=None,
-    )
+    level = SuperfeatureLevel(number=2, coarsenings=(FINE.coarsening(2),))
 
-    (united,) = comparison.targets(lambda *_, **__: (targets_of(teacher),))(None, (1, 1))
+    (united,) = level.targets(lambda *_, **__: (targets_of(teacher),))(None, (1, 1))
 
     expected = torch.stack([teacher[:, [0, 2]].sum(dim=1), teacher[:, [1, 3]].sum(dim=1)], dim=1)
     assert torch.allclose(united.extra["ked_z"], class_centred(expected))
@@ -276,27 +276,32 @@ def build_training(method):
     torch.manual_seed(0)
     teacher, model = freeze(build_model(CONV, K)), build_model(CONV, K)
     loss = build_loss(method)
-    comparison = Comparison(
+    level = SuperfeatureLevel(number=M, coarsenings=(torch.arange(M),))
+    chimeras = Chimeras(
+        fraction=method.chimera_fraction,
         number=M,
-        coarsenings=(torch.arange(M),),
         assignment=model.partition.assignment(M),
         grid=model.grid,
     )
     size = random_frames(0).shape[-2:]
-    targets = comparison.targets(LiveTeacher("t", teacher, gradcam, size, extra=loss.extra))
+    targets = level.targets(LiveTeacher("t", teacher, gradcam, size, needs=loss.needs))
     batch = frames_of_a_live_teacher(0)
-    if loss.inner != NOTHING:
-        output = model(batch.inputs / 255, loss.inner)
-        student = StudentOutput(
+    if loss.needs.intermediates != NOTHING:
+        output = model(batch.inputs / 255, loss.needs.intermediates)
+        student = student_output(
             logits=output.logits,
             superfeature_logits=output.superfeature_logits,
             superfeature_hidden=output.superfeature_hidden,
         )
-        loss.prepare(student, targets(batch, (4, 4), with_maps=False)[0])
+        loss.build(student, targets(batch, (4, 4), with_maps=False)[0])
     parameters = [*model.parameters(), *loss.parameters()]
     optimizer = build_optimizer(OptimizerConfig(), parameters)
     training = Training(
-        model=model, loss=loss, optimizer=optimizer, targets=targets, superfeatures=comparison
+        model=model,
+        loss=loss,
+        optimizer=optimizer,
+        targets=targets,
+        transforms=(chimeras, Mixup()) if method.chimera_fraction else (Mixup(),),
     )
     return training, batch, size
 
@@ -319,11 +324,13 @@ def test_chimeras_in_a_step_are_what_the_teacher_would_have_said():
     training, batch, _ = build_training(METHODS["chimeras"])
     torch.manual_seed(3)
     images = batch.inputs / 255
-    donors = training.superfeatures.draw(0.5, images)
     (targets,) = training.targets(batch, (4, 4), with_maps=False)
 
-    mixed = training.superfeatures.with_chimeras(images, donors)
-    taught = add_chimeras(targets, donors)
+    inputs = StepInputs(images=images, labels=((1.0, batch.labels),))
+    for transform in training.transforms:
+        inputs = transform(inputs, batch)
+    mixed, ((_, labels),), (change,) = inputs.images, inputs.labels, inputs.on_targets
+    taught = change(targets)
 
     torch.manual_seed(0)
     teacher = freeze(build_model(CONV, K))
@@ -334,7 +341,7 @@ def test_chimeras_in_a_step_are_what_the_teacher_would_have_said():
     )
     said, would_say = (t.softmax(dim=1) for t in (taught.logits, asked.logits))
     assert torch.allclose(said, would_say, atol=1e-5)
-    assert label_chimeras(batch.labels, 2)[-2:].tolist() == [NO_LABEL] * 2
+    assert labels.tolist() == [*batch.labels.tolist(), *[NO_LABEL] * (len(images) // 2)]
 
 
 # ---- options -------------------------------------------------------------------------------------
@@ -420,11 +427,11 @@ def test_many_labels_are_refused():
 
 def test_hidden_layers_of_other_levels_are_refused():
     hidden = torch.zeros(B, M, 3)
-    student = StudentOutput(
+    student = student_output(
         logits=torch.zeros(B, K), superfeature_logits=random_logits(0), superfeature_hidden=hidden
     )
     targets = targets_of(random_logits(1, B, 2, K))
     targets = replace(targets, extra=targets.extra | {"ked_hidden": hidden[:, :2]})
 
     with pytest.raises(ConfigError, match=r"have 4, 2 and 2 superfeatures.*method.rho=0"):
-        build_loss(KEDConfig(rho=1.0)).prepare(student, targets)
+        build_loss(KEDConfig(rho=1.0)).build(student, targets)

@@ -16,7 +16,6 @@ from pipeline.config.teaching import LabelTeachingConfig
 from pipeline.config.training import OptimizerConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import NO_LABEL, Batch, StoredTargets, Targets
-from pipeline.losses.base import StudentOutput
 from pipeline.losses.build import build_loss
 from pipeline.losses.e2kd import E2KDLoss
 from pipeline.losses.kd import KDLoss, kd_loss
@@ -27,6 +26,7 @@ from pipeline.models.cifar import CifarResNet
 from pipeline.models.explainers.gradcam import gradcam
 from pipeline.training.state import Training, build_optimizer
 from pipeline.training.step import batch_loss, train_step
+from tests.support.outputs import student_output
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -74,7 +74,7 @@ def map_terms(
         if map_valid is None
         else map_valid,
     )
-    student = StudentOutput(logits=logits, maps=student_maps, input_size=size)
+    student = student_output(logits=logits, maps=student_maps, input_size=size)
     return E2KDLoss(E2KDConfig(**options))(student, targets, torch.zeros(records, dtype=torch.long))
 
 
@@ -213,7 +213,7 @@ def test_kd_loss_module_weighs_its_terms():
     targets = Targets(teacher="teacher", logits=teacher_logits)
     loss = KDLoss(KDConfig(lambda_ce=0.5, lambda_kd=2.0))
 
-    terms = loss(StudentOutput(logits=student_logits), targets, torch.tensor([1]))
+    terms = loss(student_output(logits=student_logits), targets, torch.tensor([1]))
 
     kl, ce = 0.75 * math.log(1.5) + 0.25 * math.log(0.5), math.log(2.0)
     assert terms.terms["kd"].item() == pytest.approx(kl, abs=1e-12)
@@ -226,7 +226,7 @@ def test_labels_loss_equals_torch_cross_entropy(label_smoothing):
     logits, labels = random_logits(0), torch.tensor([0, 4, 2, 2])
     loss = build_loss(LabelsConfig(label_smoothing=label_smoothing))
 
-    terms = loss(StudentOutput(logits=logits), None, labels)
+    terms = loss(student_output(logits=logits), None, labels)
 
     expected = F.cross_entropy(logits, labels, label_smoothing=label_smoothing).item()
     assert isinstance(loss, LabelsLoss)
@@ -268,7 +268,7 @@ def test_off_label_bce_has_targets_of_1_and_1_over_k_and_the_mean_over_both():
     expected = -(targets * F.logsigmoid(known) + (1 - targets) * F.logsigmoid(-known)).mean()
 
     terms = LabelsLoss(LabelsConfig(loss="bce_offlabel"))(
-        StudentOutput(logits=logits), None, labels
+        student_output(logits=logits), None, labels
     )
 
     (gradient,) = torch.autograd.grad(terms.total, logits)
@@ -278,7 +278,7 @@ def test_off_label_bce_has_targets_of_1_and_1_over_k_and_the_mean_over_both():
     # Each class pulls towards its own target, divided by records and classes.
     assert torch.allclose(gradient[[0, 2, 3]], (known.sigmoid() - targets) / 15, atol=1e-12)
     nothing = LabelsLoss(LabelTeachingConfig(loss="bce_offlabel"))
-    assert nothing(StudentOutput(logits=logits), None, torch.full((4,), NO_LABEL)).total == 0
+    assert nothing(student_output(logits=logits), None, torch.full((4,), NO_LABEL)).total == 0
 
 
 def test_bce_of_many_labels_is_the_mean_over_classes_and_records_with_labels():
@@ -288,7 +288,7 @@ def test_bce_of_many_labels_is_the_mean_over_classes_and_records_with_labels():
     targets = labels[[0, 2, 3]].double()
     expected = -(targets * F.logsigmoid(counted) + (1 - targets) * F.logsigmoid(-counted)).mean()
 
-    terms = LabelsLoss(LabelsConfig(loss="bce"))(StudentOutput(logits=logits), None, labels)
+    terms = LabelsLoss(LabelsConfig(loss="bce"))(student_output(logits=logits), None, labels)
 
     (gradient,) = torch.autograd.grad(terms.total, logits)
     assert terms.total.item() == pytest.approx(expected.item(), rel=0, abs=1e-12)
@@ -428,7 +428,7 @@ def test_kd_of_many_labels_weighs_mld_and_bce():
     labels = torch.zeros(4, 5)
     labels[:, 2] = 1
     loss = KDLoss(KDConfig(logits="mld", tau=2.0, lambda_ce=0.5, lambda_kd=3.0))
-    student = StudentOutput(logits=student_logits.requires_grad_())
+    student = student_output(logits=student_logits.requires_grad_())
 
     loss.check_labels(many=True)
     terms = loss(student, Targets(teacher="teacher", logits=teacher_logits), labels)
@@ -600,7 +600,9 @@ def test_every_record_weighs_the_same_however_many_classes_it_has(normalise_by, 
         map_valid=teacher.any(dim=2) & (explained_class >= 0),
     )
     loss = E2KDLoss(E2KDConfig(normalise_by=normalise_by))
-    output = StudentOutput(logits=targets.logits, maps=student[:, :, None, None], input_size=(1, 2))
+    output = student_output(
+        logits=targets.logits, maps=student[:, :, None, None], input_size=(1, 2)
+    )
 
     terms = loss(output, targets, torch.zeros(3, dtype=torch.long))
 

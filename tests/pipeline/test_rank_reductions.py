@@ -24,9 +24,9 @@ from pipeline.config.methods import (
 from pipeline.config.teaching import TEACHINGS, GuidedTeachingConfig
 from pipeline.core.distributed import Ranks
 from pipeline.core.records import NO_LABEL, Guidance, Targets
-from pipeline.losses.base import StudentOutput
 from pipeline.losses.build import build_loss
-from pipeline.models.output import Stage
+from pipeline.models.output import ModelOutput, Stage
+from tests.support.outputs import student_output
 
 B, K, M, RANKS = 8, 5, 3, 2
 
@@ -49,7 +49,7 @@ def batch(unknown=()):
     """A student's output, a teacher's targets and labels of B records."""
     labels = torch.arange(B) % K
     labels[list(unknown)] = NO_LABEL
-    student = StudentOutput(
+    student = student_output(
         logits=normal(0, B, K),
         maps=normal(1, B, 2, 1, 4, 4),
         input_size=(16, 16),
@@ -82,8 +82,8 @@ def sliced(values, rows):
         return values[rows]
     if isinstance(values, dict):
         return {name: sliced(value, rows) for name, value in values.items()}
-    if isinstance(values, Stage):
-        return Stage(*(sliced(value, rows) for value in values))
+    if isinstance(values, (Stage, ModelOutput)):
+        return type(values)(*(sliced(value, rows) for value in values))
     if isinstance(values, tuple) and values and isinstance(values[0], Stage):
         return tuple(sliced(value, rows) for value in values)
     if hasattr(values, "__dataclass_fields__"):
@@ -130,13 +130,13 @@ def test_the_mean_over_ranks_is_the_value_of_the_whole_batch(
 ):
     loss = build_loss(config).double()
     student, targets, labels = batch()
-    fields = {n: v for n, v in targets.extra.items() if n.startswith(loss.extra or "none")}
+    fields = {n: v for n, v in targets.extra.items() if n.startswith(loss.needs.payload or "none")}
     targets = replace(targets, extra=fields)
     if isinstance(config, GuidedTeachingConfig):
         targets = Guidance(
             explained_class=torch.zeros(B, 1, dtype=torch.int64), regions=normal(9, B, 16, 16) > 0
         )
-    loss.prepare(student, targets)
+    loss.build(student, targets)
 
     alone = terms_of(loss, student, targets, labels, 1)
     ranks = terms_of(loss, student, targets, labels, RANKS)

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from pipeline.config.methods import SSKDConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Targets
-from pipeline.losses.base import StudentOutput
 from pipeline.losses.build import build_loss
 from pipeline.losses.kd import kd_loss
 from pipeline.losses.sskd import kept_kd_loss, kept_rows, turned_similarities, views_in_order
 from pipeline.models.output import NOTHING
+from tests.support.outputs import student_output
 
 INDEX = torch.tensor([2, 3, 0, 1, 0, 1, 2, 3, 3, 0, 1, 2])
 
@@ -25,14 +25,14 @@ def random(seed, *shape):
 def build(**options):
     torch.manual_seed(0)
     loss = build_loss(SSKDConfig(**options))
-    loss.prepare(*example())
+    loss.build(*example())
     return loss.double()
 
 
 def example(seed=0, order=None):
     """Three records, four views each, in the order that a stream gives them."""
     order = torch.arange(12) if order is None else order
-    student = StudentOutput(
+    student = student_output(
         logits=random(seed, 12, 5)[order],
         pooled=random(seed + 1, 12, 6)[order],
         view_index=INDEX[order],
@@ -150,7 +150,7 @@ def test_a_student_that_is_its_teacher_has_a_similarity_term_of_zero():
     loss = build()
     feature = random(5, 12, 8)
     loss.student_head = loss.teacher_head
-    student = StudentOutput(logits=random(0, 12, 5), pooled=feature, view_index=INDEX)
+    student = student_output(logits=random(0, 12, 5), pooled=feature, view_index=INDEX)
     targets = Targets(teacher="t", logits=student.logits, extra={"feature": feature})
 
     terms = loss(student, targets, LABELS).terms
@@ -164,18 +164,18 @@ def test_a_student_that_is_its_teacher_has_a_similarity_term_of_zero():
 def test_the_teachers_head_learns_the_task_and_the_student_never_moves_it():
     loss = build()
     student, targets = example()
-    phase = loss.teacher_phase
+    phase = loss.pretraining
     optimizer = torch.optim.Adam(phase.parameters, 0.01)
-    before = loss.teacher_term(targets, INDEX).item()
+    before = loss.pretraining.loss(targets, INDEX).item()
     for _ in range(60):
         optimizer.zero_grad()
-        loss.teacher_term(targets, INDEX).backward()
+        loss.pretraining.loss(targets, INDEX).backward()
         optimizer.step()
     optimizer.zero_grad()
 
     loss(student, targets, LABELS).total.backward()
 
-    assert loss.teacher_term(targets, INDEX).item() < 0.7 * before
+    assert loss.pretraining.loss(targets, INDEX).item() < 0.7 * before
     assert all(parameter.grad is None for parameter in phase.parameters)
     assert all(p.grad is not None and p.grad.any() for p in loss.student_head.parameters())
 
@@ -183,7 +183,7 @@ def test_the_teachers_head_learns_the_task_and_the_student_never_moves_it():
 def test_without_similarities_no_feature_is_read_and_no_head_trained():
     loss = build_loss(SSKDConfig(lambda_ss=0.0))
 
-    assert (loss.inner, loss.extra, loss.teacher_phase) == (NOTHING, None, None)
+    assert (loss.needs.intermediates, loss.needs.payload, loss.pretraining) == (NOTHING, None, None)
 
 
 def test_options_out_of_range_are_refused():

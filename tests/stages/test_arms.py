@@ -21,7 +21,6 @@ from pipeline.loading.geometry import view_targets
 from pipeline.loading.loader import TrainingStream
 from pipeline.loading.selection import rows_of_split
 from pipeline.loading.views import ViewSchedule
-from pipeline.losses.base import StudentOutput
 from pipeline.losses.build import build_loss
 from pipeline.models.explainers.gradcam import gradcam
 from pipeline.models.output import Inner
@@ -39,6 +38,7 @@ from pipeline.training.step import batch_loss
 from stages import distill, precompute
 from tests.conftest import Frozen, precompute_config
 from tests.stages.test_flow import assert_equal_states, distill_config, weights_of
+from tests.support.outputs import student_output
 
 PASS = PassConfig(batch_size=8, payloads=("logits", "feature"))
 SIZE = (16, 16)
@@ -169,8 +169,8 @@ def test_the_teachers_bank_starts_from_its_stored_features(featured):
     loss = build_loss(CRD)
     pooled = torch.zeros(1, 16)
     targets = Targets(teacher="t", logits=torch.zeros(1, 10), extra={"feature": pooled})
-    loss.prepare(StudentOutput(logits=torch.zeros(1, 10), pooled=pooled), targets)
-    loss.prepare_records(dataset)
+    loss.build(student_output(logits=torch.zeros(1, 10), pooled=pooled), targets)
+    loss.on_train_start(dataset)
     batch = dataset.__getitems__([7, 31])
 
     wanted = F.normalize(loss.embed_teacher(batch.targets[0].extra["feature"]), dim=1)
@@ -192,8 +192,8 @@ def test_a_frozen_and_a_live_crd_step_on_still_images_have_the_same_gradient(fea
         torch.manual_seed(2)
         pooled = torch.zeros(1, 16)
         example = Targets(teacher="t", logits=torch.zeros(1, 10), extra={"feature": pooled})
-        loss.prepare(StudentOutput(logits=torch.zeros(1, 10), pooled=pooled), example)
-        loss.prepare_records(dataset)
+        loss.build(student_output(logits=torch.zeros(1, 10), pooled=pooled), example)
+        loss.on_train_start(dataset)
         parameters = [*student.parameters(), *loss.parameters()]
         part = Training(
             model=student,

@@ -71,9 +71,9 @@ def inner(tmp_path_factory, tiny_teacher):
     return Frozen(Store(path), config)
 
 
-def teacher_of(frozen, extra):
+def teacher_of(frozen, needs):
     model = freeze(build_model(frozen.config.teacher, 10))
-    return LiveTeacher("teacher", model, gradcam, SIZE, extra=extra)
+    return LiveTeacher("teacher", model, gradcam, SIZE, needs=needs)
 
 
 def dataset_of(frozen, extra, *, stored_views=False):
@@ -198,16 +198,16 @@ def test_a_frozen_and_a_live_step_without_views_have_the_same_gradient(inner, me
     student = build_model(replace(inner.config.teacher, weights=None), 10).eval()
     parameters = list(student.parameters())
     loss = build_loss(method)
-    batch = batch_of(inner, loss.extra)
+    batch = batch_of(inner, loss.needs.payload)
     gradients, values = [], []
-    for targets in (view_targets, teacher_of(inner, loss.extra)):
+    for targets in (view_targets, teacher_of(inner, loss.needs)):
         part = Training(
             model=student,
             loss=loss,
             optimizer=build_optimizer(OptimizerConfig(), parameters),
             targets=targets,
         )
-        term = batch_loss(part, batch, SIZE).terms[loss.extra]
+        term = batch_loss(part, batch, SIZE).terms[loss.needs.payload]
         values.append(term.item())
         gradients.append(
             torch.cat(

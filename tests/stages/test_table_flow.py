@@ -33,6 +33,7 @@ from pipeline.loading.dataset import StoreDataset, iter_in_order
 from pipeline.loading.geometry import view_images, view_targets
 from pipeline.loading.selection import rows_of_split
 from pipeline.models.additive.build_partition import build_partition
+from pipeline.models.additive.chimeras import draw_donors
 from pipeline.models.additive.hierarchy import class_centred, coarsen, pass_hierarchy
 from pipeline.models.additive.network import network_partition
 from pipeline.models.additive.partition import PARTITION_NAME
@@ -44,7 +45,7 @@ from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from pipeline.training.distill_job import Distillation
 from pipeline.training.metric_log import read_metrics
-from pipeline.training.superfeature_targets import add_chimeras
+from pipeline.training.transforms import StepInputs
 from stages import distill, evaluate, precompute, report, sweep, teach, verify
 from tests.conftest import Frozen, precompute_config
 from tests.stages.test_flow import TRAINER
@@ -183,14 +184,18 @@ def test_a_coarser_level_of_the_pass_is_the_sum_of_its_groups(taught):
 def test_a_chimera_of_rows_is_what_its_donors_are_for_the_teacher(taught):
     config = student(taught, method=KEDConfig(chimera_fraction=0.5))
     plan = Distillation(config=fit_distill(config, taught.store), folder=RUNS).plan()
-    comparison = plan.superfeatures
     batch = plan.dataset.__getitems__(list(range(64)))
-    donors = comparison.draw(0.5, batch.inputs)
     model = teacher_model(taught).double()
+    inputs = StepInputs(images=batch.inputs, labels=((1.0, batch.labels),))
 
-    mixed = comparison.with_chimeras(batch.inputs, donors)
-    (targets,) = comparison.targets(view_targets)(batch, (1, 30), with_maps=False)
-    promised = add_chimeras(targets, donors)
+    torch.manual_seed(0)
+    for transform in plan.transforms:
+        inputs = transform(inputs, batch)
+    mixed, (change,) = inputs.images, inputs.on_targets
+    (targets,) = plan.superfeatures.targets(view_targets)(batch, (1, 30), with_maps=False)
+    promised = change(targets)
+    torch.manual_seed(0)
+    donors = draw_donors(32, 64, M, torch.device("cpu"))
 
     assert mixed.shape == (96, 30)
     assert torch.equal(mixed[:64], batch.inputs)

@@ -1,23 +1,17 @@
-"""What a teacher pass can store. A payload turns one forward pass into arrays, and declares them."""
+"""The payloads that options name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import pkgutil
 
-from pipeline.annotation.payloads.explanation_map import MapPayload
-from pipeline.annotation.payloads.intermediates import AttentionPayload, ClassMapPayload
-from pipeline.annotation.payloads.logits import LogitsPayload
 from pipeline.annotation.payloads.payload import Payload
-from pipeline.annotation.payloads.pooled_feature import FeaturePayload
-from pipeline.annotation.payloads.superfeature_logits import SuperfeaturePayload
 from pipeline.config.models import ExplainerConfig
-from pipeline.config.store import PassConfig
+from pipeline.config.store import PAYLOADS, PassConfig
 
-PAYLOADS: dict[str, Callable[[PassConfig, ExplainerConfig], Payload]] = {
-    "logits": LogitsPayload,
-    "map": MapPayload,
-    "at": AttentionPayload,
-    "cat": ClassMapPayload,
-    "feature": FeaturePayload,
-    "ked_z": SuperfeaturePayload,
-}
+
+def build_payloads(config: PassConfig, explainer: ExplainerConfig) -> list[Payload]:
+    """One for each of `annotate.payloads`, in that order."""
+    return [
+        pkgutil.resolve_name(PAYLOADS[name].implementation)(config, explainer)
+        for name in config.payloads
+    ]

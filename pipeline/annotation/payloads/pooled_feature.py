@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.annotation.payloads.intermediates import EXTRAS
 from pipeline.annotation.payloads.payload import Described, Encoded
 from pipeline.config.models import ExplainerConfig
 from pipeline.config.store import PassConfig
@@ -17,13 +16,10 @@ from pipeline.store.codecs import lowest_cosine
 class FeaturePayload:
     """feature f16 [d]; it has no place in the frame, so a view that moves keeps it."""
 
+    inner = Inner(pooled=True)
+
     def __init__(self, config: PassConfig, explainer: ExplainerConfig) -> None:
         pass
-
-    @property
-    def inner(self) -> Inner:
-        """What the forward pass must give."""
-        return EXTRAS["feature"].inner
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         assert output.pooled is not None

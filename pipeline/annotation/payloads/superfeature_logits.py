@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pipeline.annotation.payloads.intermediates import EXTRAS
 from pipeline.annotation.payloads.payload import Described, Encoded
 from pipeline.config.models import ExplainerConfig
 from pipeline.config.store import PassConfig
 from pipeline.core.records import FieldSpec
+from pipeline.losses.ked import superfeature_fields
 from pipeline.models.classifier import Classifier
 from pipeline.models.output import Inner, ModelOutput
 from pipeline.store.codecs import encode_maxabs, lowest_cosine
@@ -18,13 +18,10 @@ class SuperfeaturePayload:
     It has no place in the frame, so nothing moves it along with a view.
     """
 
+    inner = Inner(superfeatures=True)
+
     def __init__(self, config: PassConfig, explainer: ExplainerConfig) -> None:
         self.dtype = config.ked_dtype
-
-    @property
-    def inner(self) -> Inner:
-        """What the forward pass must give."""
-        return EXTRAS["ked_z"].inner
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         assert output.superfeature_logits is not None
@@ -42,7 +39,7 @@ class SuperfeaturePayload:
         ]
 
     def encode(self, model: Classifier, output: ModelOutput, records: Described) -> Encoded:
-        values = EXTRAS["ked_z"].fields(output)["ked_z"].cpu().numpy()
+        values = superfeature_fields(output)["ked_z"].cpu().numpy()
         stored, scale = encode_maxabs(values, self.dtype, axes=(2,))
         rows = values.reshape(-1, values.shape[2])
         return Encoded(

@@ -7,19 +7,8 @@ Shape letters: B batch, n chimeras, M superfeatures, K classes, d features.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-
-
-class Chimeras(NamedTuple):
-    """Mixed inputs and what the teacher's superfeatures say of them."""
-
-    inputs: Tensor
-    """[n, C, H, W] or [n, d]."""
-    superfeature_logits: Tensor
-    """[n, M, K]."""
 
 
 def draw_donors(number: int, records: int, superfeatures: int, device: torch.device) -> Tensor:
@@ -27,28 +16,8 @@ def draw_donors(number: int, records: int, superfeatures: int, device: torch.dev
     return torch.randint(records, (number, superfeatures), device=device)
 
 
-def chimeras(
-    inputs: Tensor,
-    superfeature_logits: Tensor,
-    assignment: Tensor,
-    donors: Tensor,
-    grid: tuple[int, int] | None,
-) -> Chimeras:
-    """Inputs put together from a batch's, and their rows of its superfeature logits.
-
-    inputs               [B, C, H, W], its sides multiples of the grid's, or table rows [B, d]
-    superfeature_logits  [B, M, K]
-    assignment           i64 [d]: the superfeature of each cell or column
-    donors               i64 [n, M]: the record of each superfeature
-    grid                 (rows, columns) of the cells; None for a table
-    """
-    return Chimeras(
-        mix_inputs(inputs, assignment, donors, grid), mix_rows(superfeature_logits, donors)
-    )
-
-
 def mix_rows(superfeature_logits: Tensor, donors: Tensor) -> Tensor:
-    """[B, M, K] -> [n, M, K]: of each superfeature its donor's."""
+    """[B, M, K] and donors i64 [n, M] -> [n, M, K]: of each superfeature its donor's."""
     places = torch.arange(donors.shape[1], device=donors.device)
     return superfeature_logits[donors, places]
 
@@ -56,7 +25,13 @@ def mix_rows(superfeature_logits: Tensor, donors: Tensor) -> Tensor:
 def mix_inputs(
     inputs: Tensor, assignment: Tensor, donors: Tensor, grid: tuple[int, int] | None
 ) -> Tensor:
-    """[B, ...] -> [n, ...]: of each feature its superfeature's donor's."""
+    """[B, ...] -> [n, ...]: of each feature its superfeature's donor's.
+
+    inputs      [B, C, H, W], its sides multiples of the grid's, or table rows [B, d]
+    assignment  i64 [d]: the superfeature of each cell or column
+    donors      i64 [n, M]: the record of each superfeature
+    grid        (rows, columns) of the cells; None for a table
+    """
     donor_of_feature = donors[:, assignment.to(donors.device)]  # [n, d]
     if grid is None:
         return inputs.gather(0, donor_of_feature)
