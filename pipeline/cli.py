@@ -10,7 +10,7 @@ from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose, group_members, section_names, section_of, sections
+from pipeline.config.compose import compose, section_of, sections
 from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.paths import place_paths
 from pipeline.config.runs import RUNS, plain, save_config, to_yaml
@@ -50,7 +50,7 @@ def main(
     )
     try:
         if {"-h", "--help"} & set(words):
-            print(_help(verb, doc or ""))
+            print(_help(verb, doc or "", [word for word in words if word not in ("-h", "--help")]))
             return
         if words[:1] == ["--cfg"]:
             shown = words[2:]
@@ -109,14 +109,14 @@ def _check_asked_words(
             )
 
 
-def _help(verb: str, doc: str) -> str:
-    names = [*section_names(verb), "experiment"]
-    groups = {name: members for name in sorted(names) if (members := group_members(name))}
-    choices = "\n".join(f"  {name}={' | '.join(options)}" for name, options in groups.items())
-    defaults = to_yaml(sections(verb, compose(verb, [])))
+def _help(verb: str, doc: str, words: Sequence[str] = ()) -> str:
+    """The help of a stage; words choose members of groups, whose options it then shows."""
+    from pipeline.config.reference import describe_verb
+
+    options = describe_verb(verb, compose(verb, words))
     return (
-        f"{doc.strip()}\n\nGroups:\n{choices}\n\nOptions and their defaults (section.option=value):\n\n{defaults}"
-        "\n--cfg job [key=value ...] prints the resolved config and does nothing."
+        f"{doc.strip()}\n\n{options}\n\nAnother member of a group has other options: --help method=ked.\n"
+        "--cfg job [key=value ...] prints the resolved config and does nothing."
     )
 
 
