@@ -77,7 +77,8 @@ def judgements(monkeypatch):
         }
         path = RUNS / config.run / name / "metrics.json"
         path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"splits": metrics}))
+        done = {judge: {"options": {}, "files": {}} for judge in config.asked}
+        path.write_text(json.dumps({"judges": done, "splits": metrics}))
 
     monkeypatch.setattr(sweep.distill, "run", train)
     monkeypatch.setattr(sweep.evaluate, "run", judge)

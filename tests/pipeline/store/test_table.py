@@ -67,7 +67,7 @@ def test_every_row_comes_back_exactly(wine):
     assert torch.equal(frames.frames, batch.inputs[2:5])
 
 
-def test_a_store_of_rows_says_so_and_an_older_one_of_images_is_what_it_was(wine, frozen):
+def test_a_store_says_whether_it_holds_rows_or_images(wine, frozen):
     manifest = wine.manifest
 
     assert (manifest.kind, manifest.canonical) == ("table", None)
@@ -76,7 +76,7 @@ def test_a_store_of_rows_says_so_and_an_older_one_of_images_is_what_it_was(wine,
     assert set(wine.index["height"].to_pylist()) == set(wine.index["width"].to_pylist()) == {-1}
     assert set(wine.index["mask_offset"].to_pylist()) == {-1}
     assert (frozen.store.manifest.kind, frozen.store.is_table) == ("image", False)
-    assert "columns" not in json.loads((frozen.store.path / "manifest.json").read_text())
+    assert frozen.store.manifest.columns is None
 
 
 def test_columns_are_part_of_a_stores_fingerprint(wine):
