@@ -7,7 +7,7 @@ import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import ConfigError, UserError
 from pipeline.store.pixels import ImageError
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 PICKLED_SUFFIXES = ("pyd", "pickle", "pkl", "pth", "pt")
 """What a stock reader's `.decode()` would hand to pickle, and so to whatever code the file holds."""
 
-_MEMBER = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]+)$")
 _NUMBERED = re.compile(r"^(?P<split>.+?)[-_.]?\d+$")
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 @dataclass(frozen=True)
@@ -51,18 +49,17 @@ def find_tars(path: Path) -> list[Path]:
 
 
 def expand_range(text: str) -> list[str]:
-    """The names that a {first..last} range stands for; its zeros are kept."""
-    match = _RANGE.search(text)
-    if match is None:
-        return [text]
-    first, last = match.groups()
-    return [
-        text[: match.start()] + f"{number:0{len(first)}d}" + text[match.end() :]
-        for number in range(int(first), int(last) + 1)
-    ]
+    """The names that braces stand for, as webdataset expands them: {000000..000009}, {a,b}."""
+    from webdataset.shardlists import expand_urls  # imports torch
+
+    try:
+        names: list[str] = expand_urls(text)
+    except ValueError as error:
+        raise ConfigError(f"data.path={text} cannot be expanded: {error}") from error
+    return names
 
 
-def split_of(name: str) -> str:
+def split_of_tar(name: str) -> str:
     """What stands before the number in a tar's name; `train` where nothing does."""
     stem = re.sub(r"-of-\d+$", "", Path(name).stem)
     match = None if stem.isdecimal() else _NUMBERED.match(stem)
@@ -70,34 +67,39 @@ def split_of(name: str) -> str:
 
 
 def list_samples(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
-    """(key, {suffix: Member}) of every sample of a tar: consecutive members up to the first dot."""
-    current, members = None, dict[str, Member]()
+    """(key, {suffix: Member}) of every sample of a tar, as webdataset groups consecutive members."""
+    from webdataset.tariterators import group_by_keys  # imports torch
+
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                match = _MEMBER.match(member.name) if member.isfile() else None
-                if match is None:
-                    continue
-                key, suffix = match[1], match[2].lower()
-                if suffix.rsplit(".", 1)[-1] in PICKLED_SUFFIXES:
-                    raise ConfigError(
-                        f"{path} holds {member.name}, which only pickle reads, and pickle runs code; "
-                        "write such members as npy, json or safetensors"
-                    )
-                if key != current:
-                    if current is not None:
-                        yield current, members
-                    current, members = key, {}
-                if suffix in members:
-                    raise ConfigError(f"{path} holds {member.name} twice; keep one of them")
-                members[suffix] = Member(member.offset_data, member.size)
-            _check_end(path, tar.offset)
-    except (tarfile.TarError, OSError, OverflowError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+        for sample in group_by_keys(_list_members(path)):
+            members = {name: value for name, value in sample.items() if name[:2] != "__"}
+            yield sample["__key__"], members
+    except UserError:
+        raise
+    except (tarfile.TarError, OSError, OverflowError) as error:
         raise ConfigError(f"{path} cannot be read as an uncompressed tar: {error}") from error
-    if current is not None:
-        yield current, members
+    except ValueError as error:
+        name, _, rest = str(error.args[0]).partition(": duplicate file name")
+        if rest:
+            raise ConfigError(f"{path} holds {name} twice; keep one of them") from error
+        raise ConfigError(f"{path} cannot be read as an uncompressed tar: {error}") from error
+
+
+def _list_members(path: Path) -> Iterator[dict[str, Any]]:
+    """The files of a tar as webdataset's functions take them, with their places for data."""
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            # A hidden file, such as macOS's ._image.jpg, is part of no sample.
+            if not member.isfile() or Path(member.name).name.startswith("."):
+                continue
+            if member.name.rsplit(".", 1)[-1].lower() in PICKLED_SUFFIXES:
+                raise ConfigError(
+                    f"{path} holds {member.name}, which only pickle reads, and pickle runs code; "
+                    "write such members as npy, json or safetensors"
+                )
+            place = Member(member.offset_data, member.size)
+            yield {"fname": member.name, "data": place, "__url__": str(path)}
+        _check_end(path, tar.offset)
 
 
 def _check_end(path: Path, offset: int) -> None:

@@ -24,7 +24,7 @@ from pipeline.sources.tars import (
     find_tars,
     list_samples,
     read_member,
-    split_of,
+    split_of_tar,
 )
 from pipeline.store.planning import ShardPlan, find_unmixed_shard
 
@@ -120,7 +120,7 @@ class WebDatasetSource:
         return records
 
     def _list_tar(self, name: str) -> Iterator[Record]:
-        split = self.config.split or split_of(name)
+        split = self.config.split or split_of_tar(name)
         if not is_split_name(split):
             raise ConfigError(
                 f"{self.tars[name]} would belong to split {split!r}, which is no name of letters, digits, - and _; "

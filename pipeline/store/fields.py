@@ -477,7 +477,7 @@ class WebDatasetColumns:
         with open_atomically(self.folder / path) as file, TarShard(file) as tar:
             for row, key in enumerate(keys):
                 for spec in self.fields:
-                    tar.add(f"{key}.{spec.name}.npy", encode_npy(values[spec.name][row]))
+                    tar.add(key, f"{spec.name}.npy", encode_npy(values[spec.name][row]))
         entry = FileEntry(path=path, bytes=file.bytes, sha256=file.sha256, crc32c=file.crc32c)
         return WrittenShard(files=(entry,), chunk_crc32c=[[] for _ in keys])
 

@@ -232,12 +232,12 @@ def _write_tar(
     with open_atomically(store / path) as file, TarShard(file) as tar:
         for row, image in enumerate(images):
             key, content = image.record.key, image.content
-            offset = tar.add(f"{key}.{content.suffix}", content.image)
+            offset = tar.add(key, content.suffix, content.image)
             if image.record.label != NO_LABEL:
-                tar.add(f"{key}.cls", str(image.record.label).encode())
+                tar.add(key, "cls", str(image.record.label).encode())
             mask_offset = -1
             if content.mask is not None:
-                mask_offset = tar.add(f"{key}.mask.png", content.mask)
+                mask_offset = tar.add(key, "mask.png", content.mask)
             rows.append(_row(plan, row, image, offset, mask_offset))
         tar.close()
         require_same_shard(store / path, plan.name, file.sha256, published)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import tarfile
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import google_crc32c
 
@@ -20,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class TarShard:
-    """A tar whose bytes depend on its members alone: no times, owners or modes of this machine."""
+    """A tar whose bytes depend on its members alone, written by webdataset.TarWriter: no times, owners or modes."""
 
     def __init__(self, file: HashingFile) -> None:
-        self._tar = tarfile.open(  # noqa: SIM115, closed by __exit__
-            fileobj=cast("io.BytesIO", file), mode="w", format=tarfile.PAX_FORMAT
-        )
+        from webdataset.writer import TarWriter  # imports torch
+
+        self._writer = TarWriter(file, user="", group="", mode=0o444, mtime=0, encoder=False)
 
     def __enter__(self) -> TarShard:
         return self
@@ -36,16 +35,13 @@ class TarShard:
 
     def close(self) -> None:
         """Write the end of the tar; a second time nothing."""
-        self._tar.close()
+        self._writer.close()
 
-    def add(self, name: str, data: bytes) -> int:
-        """Append a member; the offset of its data in the file."""
-        member = tarfile.TarInfo(name)
-        member.size = len(data)
-        member.mode = 0o444
-        self._tar.addfile(member, io.BytesIO(data))
+    def add(self, key: str, suffix: str, data: bytes) -> int:
+        """Append the member <key>.<suffix>; the offset of its data in the file."""
+        self._writer.write({"__key__": key, suffix: data})
         blocks = -(-len(data) // tarfile.BLOCKSIZE)
-        return self._tar.offset - blocks * tarfile.BLOCKSIZE
+        return int(self._writer.tarstream.offset) - blocks * tarfile.BLOCKSIZE
 
 
 def way_out(shard: ShardEntry, ours: str) -> str:

@@ -26,7 +26,7 @@ from pipeline.evaluation.evaluators.layers import (
     pair_layers,
 )
 from pipeline.evaluation.evaluators.probe_set import (
-    balanced_order,
+    balanced_positions,
     check_probes,
     hot_labels,
     probe_set,
@@ -51,7 +51,7 @@ def keys_at(dataset, positions):
 
 def test_any_run_of_the_order_has_all_classes_alike(frozen):
     dataset = train_split(frozen)  # 40 records of 10 classes
-    order = balanced_order(dataset, 0, "probe")
+    order = balanced_positions(dataset, 0, "probe")
 
     assert sorted(order.tolist()) == list(range(40))
     labels = dataset.columns["label"]
@@ -64,7 +64,7 @@ def test_the_records_depend_on_seed_and_keys_and_not_on_their_order(frozen):
     dataset = train_split(frozen)
     shuffled = train_split(frozen, np.random.default_rng(0).permutation(40))
     one, same, other = (
-        keys_at(data, balanced_order(data, seed, "probe"))
+        keys_at(data, balanced_positions(data, seed, "probe"))
         for data, seed in ((dataset, 0), (shuffled, 0), (dataset, 1))
     )
 
@@ -89,7 +89,7 @@ def test_a_record_of_many_classes_comes_once_and_its_classes_take_turns(frozen):
     dataset = train_split(frozen)
     dataset.label_lists = pa.array([[0, 1], [1], [1], [2], []] + [[0]] * 35)
 
-    order = balanced_order(dataset, 0, "probe")
+    order = balanced_positions(dataset, 0, "probe")
 
     assert sorted(order.tolist()) == [*range(4), *range(5, 40)]  # the fifth has no label
     assert order[1] in (0, 1, 2)

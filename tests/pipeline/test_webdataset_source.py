@@ -22,7 +22,7 @@ from pipeline.core.records import NO_GROUP, NO_LABEL, Box
 from pipeline.loading.dataset import StoreDataset
 from pipeline.sources.build import build_source
 from pipeline.sources.download import DownloadError, download
-from pipeline.sources.tars import expand_range, split_of
+from pipeline.sources.tars import expand_range, split_of_tar
 from pipeline.store.pack import fingerprint_dataset
 from pipeline.store.pixels import ImageError
 from pipeline.store.reader import Store
@@ -123,7 +123,7 @@ def test_every_sample_of_every_tar_is_a_record_with_its_bytes(tmp_path):
     ],
 )
 def test_a_split_is_what_stands_before_the_number(name, split):
-    assert split_of(name) == split
+    assert split_of_tar(name) == split
 
 
 def test_a_split_may_be_given(tmp_path):

@@ -24,7 +24,7 @@ from pipeline.core.labels import known
 from pipeline.core.records import NO_LABEL, Batch
 from pipeline.evaluation.context import Trial, require_one_label
 from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
-from pipeline.evaluation.evaluators.probe_set import balanced_order
+from pipeline.evaluation.evaluators.probe_set import balanced_positions
 from pipeline.evaluation.forward import evidence
 from pipeline.evaluation.means import Means
 from pipeline.evaluation.metrics import MORE
@@ -49,7 +49,7 @@ def judge_gradient_alignment(trial: Trial) -> dict[str, Any]:
     number = trial.options.gradient_alignment.records
     chosen = None
     if number < len(trial.dataset):
-        chosen = np.sort(balanced_order(trial.dataset, NAME)[:number]).tolist()
+        chosen = np.sort(balanced_positions(trial.dataset, NAME)[:number]).tolist()
     total = Means()
     for batch in trial.views(chosen):
         total = total + Means.of(_batch_alignment(trial, batch))

@@ -57,7 +57,7 @@ def probe_set(
     seed            parts of what the order is drawn from
     classes_differ  classes are compared by embeddings, so that a block may have one record of each
     """
-    order = balanced_order(dataset, *seed)
+    order = balanced_positions(dataset, *seed)
     count = -(-min(records, len(order)) // block_records)
     blocks = np.array_split(order[:records], count) if len(order) else []
     if not classes_differ:
@@ -106,7 +106,7 @@ def class_blocks(
     return blocks
 
 
-def balanced_order(dataset: StoreDataset, *seed: object) -> NDArray[np.int64]:
+def balanced_positions(dataset: StoreDataset, *seed: object) -> NDArray[np.int64]:
     """Positions of all records with labels, the classes taking turns, each permuted by (seed, class).
 
     Any consecutive part is as balanced as the classes' sizes allow; a record of many classes comes once.

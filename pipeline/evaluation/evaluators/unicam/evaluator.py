@@ -33,7 +33,7 @@ from pipeline.evaluation.evaluators.distance_correlation.estimators import (
 from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from pipeline.evaluation.evaluators.probe_set import (
     LEAST_OF_A_CLASS,
-    balanced_order,
+    balanced_positions,
     check_probes,
     class_blocks,
     hot_labels,
@@ -165,8 +165,8 @@ def _networks(options: UnicamOptions) -> list[str]:
 def _cast(trial: Trial) -> Cast:
     options = trial.options.unicam
     dataset = trial.dataset
-    explained = balanced_order(dataset, options.seed, _JUDGE, "records")
-    order = balanced_order(dataset, options.seed, _JUDGE, "bank")
+    explained = balanced_positions(dataset, options.seed, _JUDGE, "records")
+    order = balanced_positions(dataset, options.seed, _JUDGE, "bank")
     size = min(options.bank_records, len(order) // options.banks)
     least = LEAST_OF_A_CLASS * options.banks
     blocks = class_blocks(dataset, order, [size * options.banks], options.seed, _JUDGE, least=least)
