@@ -27,12 +27,12 @@ from pipeline.config.store import PassConfig
 from pipeline.core.files import sha256_keys
 from pipeline.core.tasks import ShardResult
 from pipeline.core.threads import torch_threads
-from pipeline.store.fields import Columns
+from pipeline.store.fields import PassFields
 from pipeline.store.frames import FrameBatch, ShardFrames
 from pipeline.store.index import PASS_RECEIPT_SCHEMA, receipt_path, write_table
 from pipeline.store.journal import ShardJournal
 from pipeline.store.manifest import ShardEntry
-from pipeline.store.publish import CONSTANT_LOGITS, ConstantLogitsError
+from pipeline.store.publish_pass import CONSTANT_LOGITS, ConstantLogitsError
 from pipeline.store.reader import Store
 
 _TOO_MANY_TO_AGREE = 32
@@ -46,7 +46,7 @@ class AnnotateShard:
     needs_gpu: ClassVar[bool] = True
     store_path: Path
     folder: Path
-    columns: Columns
+    columns: PassFields
     fingerprint: str
     teacher: ModelConfig
     num_classes: int

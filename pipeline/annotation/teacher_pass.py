@@ -24,9 +24,10 @@ from pipeline.models.explainers.classes import fit_explainer
 from pipeline.models.fingerprint import describe_teacher
 from pipeline.models.providers import build_model
 from pipeline.sources.keys import escape_key
-from pipeline.store.fields import BACKENDS
+from pipeline.store.backends import BACKENDS
 from pipeline.store.manifest import ShardEntry
-from pipeline.store.publish import missing_pass_shards, needs_publishing, publish_pass
+from pipeline.store.publish import needs_publishing
+from pipeline.store.publish_pass import missing_pass_shards, publish_pass
 from pipeline.store.reader import TEACHERS_FOLDER, Store
 
 logger = logging.getLogger("permafrost.precompute")
@@ -120,7 +121,7 @@ def annotate_pass(plan: PassPlan, config: PrecomputeConfig, map_shards: MapShard
     ).fields(stored_views=plan.views is not None)
     remove_partial_files(plan.folder)
     columns = BACKENDS[config.store.backend](
-        plan.folder, specs, len(plan.shards), plan.rows_per_chunk, plan.num_views
+        plan.folder, tuple(specs), len(plan.shards), plan.rows_per_chunk, plan.num_views
     )
     shared_files = columns.create()
     task = AnnotateShard(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from annotated_types import Ge
 
@@ -36,6 +35,9 @@ from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
 from pipeline.config.teaching import TEACHINGS, KEDTeachingConfig, TeachingConfig
 from pipeline.config.views import VIEWS, AnyViewsConfig, CanonicalViewsConfig
 from pipeline.core.errors import require
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DEFAULT_JUDGES = ("accuracy", "localization")
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.store.fields import COLUMNS_FOLDER
 from pipeline.store.reader import Store, TeacherPass
+from pipeline.store.zarr_fields import COLUMNS_FOLDER
 
 
 def describe_passes(store: Store) -> list[dict[str, Any]]:

@@ -1,57 +1,30 @@
-"""A teacher pass's fields on disk, in one of two backends that hold the same values.
-
-zarr        <pass>/columns.zarr/<field>: chunk i is manifest shard i, so a short last shard shifts no
-            other row; rows past a shard's last record are padding (NaN or -1). A record of 4 KiB and more
-            (a B-cos network's weights) is compressed, and a chunk of more than 64 MiB is cut into inner ones
-webdataset  <pass>/<shard>.tar: the image shard's keys in its order, a member {key}.<field>.npy each
-
-Zarr encodes, but commits go through files.py: its own local store never syncs. Zarr never reads, either:
-for it a missing chunk is fill, and metadata of its second format may name codecs that run code. A chunk is
-read as bytes, compared with the size and the checksum that the manifest gives, and decoded by the layout
-that the fields imply. Stock Zarr reads the same files; verification checks their zarr.json for it.
-"""
+"""A teacher pass's fields on disk: what both backends have in common, values in and values out."""
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import numpy as np
 
-from pipeline.core.files import open_atomically, read_regular, sha256_file, write_atomically
-from pipeline.store.arrays import decode_npy, encode_npy
+from pipeline.core.files import read_regular
 from pipeline.store.manifest import REPAIR, REWRITE, FileEntry, ManifestError
-from pipeline.store.row_reader import (
-    CHECKSUM_BYTES,
-    InnerChunkRows,
-    Rows,
-    decode_chunk,
-    read_chunk_checksums,
-)
-from pipeline.store.tars import TarShard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from pipeline.core.records import FieldSpec
+    from pipeline.store.row_reader import (
+        Rows,
+    )
 
 Values = dict[str, "NDArray[Any]"]
 """Of one shard: field -> [rows, V, *shape]."""
-
-COLUMNS_FOLDER = "columns.zarr"
-_MAX_CHUNK_BYTES = 64 * 2**20
-_INNER_CHUNK_BYTES = 64 * 2**10
-"""Before compression: what is read for one row; one view of one record where that is larger."""
-_COMPRESSED_RECORD_BYTES = 4 * 2**10
-"""Fields of smaller records are small in all, and read in whole chunks."""
-_INTEGER_PADDING = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,35 +50,49 @@ class StoredShard:
     """[rows, inner chunks of a row]; read only by fields that are cut into inner chunks."""
 
 
-class Columns(Protocol):
-    """One pass's columns; picklable, and opens nothing until it is used."""
+@dataclass(frozen=True)
+class PassFields(ABC):
+    """The fields of one pass in one backend; picklable, and opens nothing until it is used."""
 
+    folder: Path
+    """The pass's own."""
+    fields: tuple[FieldSpec, ...]
+    num_shards: int
     shard_size: int
     """Rows of each shard in the arrays, be they filled or not."""
+    num_views: int
 
+    @abstractmethod
     def create(self) -> dict[str, str]:
         """Write what all shards share, once, before any shard: path in the pass -> sha256."""
 
+    @abstractmethod
     def shared_files(self) -> list[str]:
         """Paths of what `create` writes."""
 
+    @abstractmethod
     def shard_files(self, position: int, name: str) -> list[str]:
         """Paths of the files of one shard."""
 
+    @abstractmethod
     def inner_chunks_of_a_row(self) -> int:
         """How many inner chunks hold a row, of all fields that are cut into them."""
 
+    @abstractmethod
     def check_shared_files(self) -> None:
         """ManifestError unless the files that all shards share describe the arrays that are read."""
 
+    @abstractmethod
     def write_shard(
         self, position: int, name: str, keys: Sequence[str], values: Values
     ) -> WrittenShard:
         """Write one whole shard; exactly one process writes it."""
 
+    @abstractmethod
     def read_shard(self, shard: StoredShard) -> Values:
         """All fields of one shard."""
 
+    @abstractmethod
     def open_shard(
         self, shard: StoredShard, fields: Container[str] | None = None
     ) -> dict[str, Rows]:
@@ -115,207 +102,7 @@ class Columns(Protocol):
         """
 
 
-class ZarrColumns:
-    """Zarr v3 arrays [num_shards * shard_size, V, *shape]."""
-
-    def __init__(
-        self,
-        folder: Path,
-        fields: Sequence[FieldSpec],
-        num_shards: int,
-        shard_size: int,
-        num_views: int,
-    ) -> None:
-        self.folder = folder
-        self.fields = tuple(fields)
-        self.num_shards = num_shards
-        self.shard_size = shard_size
-        self.num_views = num_views
-        self._metadata_checked = False
-
-    def create(self) -> dict[str, str]:
-        files = {}
-        for path, data in self._shared_contents().items():
-            if (self.folder / path).is_file() and read_regular(self.folder / path) == data:
-                files[path] = sha256_file(self.folder / path)
-            else:
-                files[path] = write_atomically(self.folder / path, data)
-        return files
-
-    def shared_files(self) -> list[str]:
-        names = ["zarr.json", *(f"{spec.name}/zarr.json" for spec in self.fields)]
-        return [f"{COLUMNS_FOLDER}/{name}" for name in names]
-
-    def shard_files(self, position: int, name: str) -> list[str]:
-        return [self._chunk_path(spec, position) for spec in self.fields]
-
-    def inner_chunks_of_a_row(self) -> int:
-        sharded = filter(self._is_sharded, self.fields)
-        return sum(self.num_views // self._inner(spec)[1] for spec in sharded)
-
-    def check_shared_files(self) -> None:
-        if self._metadata_checked:
-            return
-        group = {"zarr_format": 3, "node_type": "group"}
-        _check_metadata(self.folder / COLUMNS_FOLDER / "zarr.json", group)
-        for spec in self.fields:
-            path = self.folder / COLUMNS_FOLDER / spec.name / "zarr.json"
-            _check_metadata(path, self._metadata(spec))
-        self._metadata_checked = True
-
-    def write_shard(
-        self, position: int, name: str, keys: Sequence[str], values: Values
-    ) -> WrittenShard:
-        entries, checksums = [], []
-        for spec in self.fields:
-            chunk, _ = self._encode(spec, values[spec.name])
-            path = self._chunk_path(spec, position)
-            digest = write_atomically(self.folder / path, chunk)
-            checksum = google_crc32c.value(chunk[:-CHECKSUM_BYTES])
-            entries.append(FileEntry(path=path, bytes=len(chunk), sha256=digest, crc32c=checksum))
-            if self._is_sharded(spec):
-                checksums.append(self._row_checksums(spec, chunk, len(keys)))
-        by_row = np.concatenate(checksums, axis=1).tolist() if checksums else [[] for _ in keys]
-        return WrittenShard(files=tuple(entries), chunk_crc32c=by_row)
-
-    def _row_checksums(self, spec: FieldSpec, data: bytes, rows: int) -> NDArray[np.uint32]:
-        """[rows, inner chunks of a row] of a field's file."""
-        inner_rows, inner_views = self._inner(spec)
-        per_row = self.num_views // inner_views
-        checksums = read_chunk_checksums(data, self.shard_size // inner_rows * per_row)
-        return checksums.reshape(-1, per_row)[np.arange(rows) // inner_rows]
-
-    def read_shard(self, shard: StoredShard) -> Values:
-        views = np.arange(self.num_views)
-        every = np.arange(len(shard.keys))
-        values = {}
-        for name, rows in self.open_shard(shard).items():
-            if not isinstance(rows, np.ndarray):
-                by_view = [rows[every, np.full_like(every, view)] for view in views]
-                rows = np.stack(by_view, axis=1)
-            values[name] = rows
-        return values
-
-    def open_shard(
-        self, shard: StoredShard, fields: Container[str] | None = None
-    ) -> dict[str, Rows]:
-        self.check_shared_files()
-        return {
-            spec.name: self._open(spec, shard)
-            if self._is_sharded(spec)
-            else self._read(spec, shard)
-            for spec in self.fields
-            if fields is None or spec.name in fields
-        }
-
-    def _read(self, spec: FieldSpec, shard: StoredShard) -> NDArray[Any]:
-        path = self._chunk_path(spec, shard.position)
-        data = _read_entry(self.folder, _entry(shard, path), shard.name, CHECKSUM_BYTES)
-        shape = (self.shard_size, self.num_views, *spec.shape)
-        values = decode_chunk(
-            data,
-            shape,
-            np.dtype(spec.dtype),
-            compressed=_is_compressed(spec),
-            path=self.folder / path,
-        )
-        return values[: len(shard.keys)]
-
-    def _open(self, spec: FieldSpec, shard: StoredShard) -> Rows:
-        entry = _entry(shard, self._chunk_path(spec, shard.position))
-        sharded = [each for each in self.fields if self._is_sharded(each)]
-        counts = [self.num_views // self._inner(each)[1] for each in sharded]
-        start = sum(counts[: sharded.index(spec)])
-        checksums = shard.chunk_crc32c[:, start : start + counts[sharded.index(spec)]]
-        return InnerChunkRows(
-            self.folder / entry.path,
-            (len(shard.keys), self.num_views, *spec.shape),
-            spec.dtype,
-            shard_size=self.shard_size,
-            inner=self._inner(spec),
-            compressed=_is_compressed(spec),
-            checksums=checksums,
-            file_bytes=entry.bytes,
-        )
-
-    def _chunk_path(self, spec: FieldSpec, position: int) -> str:
-        return f"{COLUMNS_FOLDER}/{spec.name}/c/{position}" + "/0" * (1 + len(spec.shape))
-
-    def _is_sharded(self, spec: FieldSpec) -> bool:
-        return self.shard_size * self.num_views * _record_bytes(spec) > _MAX_CHUNK_BYTES
-
-    def _inner(self, spec: FieldSpec) -> tuple[int, int]:
-        """Rows and views of an inner chunk: of as many rows as fit, or of one view of one row."""
-        row_bytes = self.num_views * _record_bytes(spec)
-        if row_bytes > _INNER_CHUNK_BYTES:
-            return 1, 1
-        most = min(_INNER_CHUNK_BYTES // row_bytes, self.shard_size)
-        return max(n for n in range(1, most + 1) if self.shard_size % n == 0), self.num_views
-
-    def _shared_contents(self) -> dict[str, bytes]:
-        contents = {"zarr.json": _encode_group()}
-        contents |= {f"{spec.name}/zarr.json": self._encode(spec, None)[1] for spec in self.fields}
-        return {f"{COLUMNS_FOLDER}/{name}": data for name, data in contents.items()}
-
-    def _metadata(self, spec: FieldSpec) -> dict[str, Any]:
-        """What an array's zarr.json says (zarr-specs, v3); made here, so that readers need no Zarr."""
-        tail = (self.num_views, *spec.shape)
-        outer = [self.shard_size, *tail]
-        codecs = _codecs(spec)
-        if self._is_sharded(spec):
-            inner = {
-                "chunk_shape": [*self._inner(spec), *spec.shape],
-                "codecs": codecs,
-                "index_codecs": [_LITTLE_ENDIAN, {"name": "crc32c"}],
-                "index_location": "end",
-            }
-            codecs = [{"name": "sharding_indexed", "configuration": inner}]
-        padding = _padding(spec.dtype)
-        return {
-            "zarr_format": 3,
-            "node_type": "array",
-            "shape": [self.num_shards * self.shard_size, *tail],
-            "data_type": spec.dtype,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": outer}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "fill_value": padding if isinstance(padding, int) else "NaN",
-            "codecs": codecs,
-            "attributes": _attributes(spec),
-            "dimension_names": list(_dimension_names(spec)),
-        }
-
-    def _encode(self, spec: FieldSpec, values: NDArray[Any] | None) -> tuple[bytes, bytes]:
-        """A chunk's bytes (empty where `values` is None) and the array's zarr.json."""
-        import zarr
-        from zarr.storage import MemoryStore
-
-        tail = (self.num_views, *spec.shape)
-        outer = (self.shard_size, *tail)
-        sharded = self._is_sharded(spec)
-        memory: dict[str, Any] = {}
-        array = zarr.create_array(
-            MemoryStore(memory),
-            shape=(self.num_shards * self.shard_size, *tail),
-            chunks=(*self._inner(spec), *spec.shape) if sharded else outer,
-            shards=outer if sharded else None,
-            dtype=spec.dtype,
-            compressors=_compressors(spec),
-            fill_value=_padding(spec.dtype),
-            config={"write_empty_chunks": True},
-            dimension_names=_dimension_names(spec),
-            attributes=_attributes(spec),
-            zarr_format=3,
-        )
-        chunk = b""
-        if values is not None:
-            padded = np.full(outer, _padding(spec.dtype), dtype=spec.dtype)
-            padded[: len(values)] = values
-            array[: self.shard_size] = padded
-            chunk = memory["c/0" + "/0" * len(tail)].to_bytes()
-        return chunk, memory["zarr.json"].to_bytes()
-
-
-def _read_entry(folder: Path, entry: FileEntry, shard: str, own_checksum: int = 0) -> bytes:
+def read_entry(folder: Path, entry: FileEntry, shard: str, own_checksum: int = 0) -> bytes:
     """The bytes of a file of a pass, compared with its manifest's size and checksum.
 
     own_checksum  bytes of a CRC-32C with which the file ends and which the manifest's does not cover
@@ -338,191 +125,7 @@ def _read_entry(folder: Path, entry: FileEntry, shard: str, own_checksum: int = 
     return data
 
 
-def _entry(shard: StoredShard, path: str) -> FileEntry:
+def entry_of(shard: StoredShard, path: str) -> FileEntry:
     if path not in shard.files:
         raise ManifestError(f"the manifest has no file {path} of shard {shard.name}; {REPAIR}")
     return shard.files[path]
-
-
-def _record_bytes(spec: FieldSpec) -> int:
-    """Of one view of one record."""
-    return int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
-
-
-def _is_compressed(spec: FieldSpec) -> bool:
-    return _record_bytes(spec) >= _COMPRESSED_RECORD_BYTES
-
-
-def _compressors(spec: FieldSpec) -> list[Any]:
-    """Lossless; the checksum is outermost, as a flipped bit may pass a decompressor unseen."""
-    from zarr.codecs import BloscCodec, Crc32cCodec
-
-    if not _is_compressed(spec):
-        return [Crc32cCodec()]
-    itemsize = np.dtype(spec.dtype).itemsize
-    shuffle = "bitshuffle" if itemsize > 1 else "noshuffle"
-    return [
-        BloscCodec(cname="zstd", clevel=1, shuffle=shuffle, typesize=itemsize),
-        Crc32cCodec(),
-    ]
-
-
-def _padding(dtype: str) -> float | int:
-    """The value of rows that no record has."""
-    return float("nan") if dtype.startswith("float") else _INTEGER_PADDING
-
-
-def _dimension_names(spec: FieldSpec) -> tuple[str, ...]:
-    axes = spec.axes or tuple(f"axis_{number}" for number in range(len(spec.shape)))
-    return ("array_row", "view", *axes)
-
-
-def _attributes(spec: FieldSpec) -> dict[str, Any]:
-    """What a reader of the array alone has to know of its values."""
-    described = asdict(spec)
-    attributes = {
-        name: described[name] for name in ("codec", "when_moved", "frame", "crop_fraction")
-    }
-    attributes["padding"] = str(_padding(spec.dtype))
-    attributes["array_row"] = (
-        "column array_row of index.parquet, or of receipts/<shard>.parquet where the pass covers a selection"
-    )
-    if spec.codec == "maxabs":
-        attributes["scale"] = f"values times {spec.name}_scale are in the teacher's own units"
-        attributes["step"] = 1 / 127 if spec.dtype == "int8" else 1.0
-    return attributes
-
-
-def _encode_group() -> bytes:
-    import zarr
-    from zarr.storage import MemoryStore
-
-    memory: dict[str, Any] = {}
-    zarr.create_group(MemoryStore(memory), zarr_format=3)
-    data: bytes = memory["zarr.json"].to_bytes()
-    return data
-
-
-_LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
-
-
-def _codecs(spec: FieldSpec) -> list[dict[str, Any]]:
-    """Of a chunk, as zarr.json names them."""
-    itemsize = np.dtype(spec.dtype).itemsize
-    codecs: list[dict[str, Any]] = [_LITTLE_ENDIAN if itemsize > 1 else {"name": "bytes"}]
-    if _is_compressed(spec):
-        shuffle = "bitshuffle" if itemsize > 1 else "noshuffle"
-        options = {"cname": "zstd", "clevel": 1, "shuffle": shuffle, "blocksize": 0}
-        codecs.append({"name": "blosc", "configuration": {"typesize": itemsize, **options}})
-    return [*codecs, {"name": "crc32c"}]
-
-
-def _check_metadata(path: Path, expected: dict[str, Any]) -> None:
-    """ManifestError unless a zarr.json says the expected, and has no other entry that is not empty: a release of Zarr
-    may write other bytes, and entries that say nothing.
-    """
-    try:
-        values = json.loads(read_regular(path))
-    except FileNotFoundError:
-        raise ManifestError(f"{path} is missing; {REPAIR}") from None
-    except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{path} is no JSON ({error}); {REWRITE}") from error
-    found = values if isinstance(values, dict) else {}
-    different = [
-        name
-        for name in sorted({*expected, *found})
-        if (found.get(name) or None) != (expected.get(name) or None)
-    ]
-    if different:
-        raise ManifestError(
-            f"{path} does not describe the arrays of its manifest ({', '.join(different)[:200]}); {REWRITE}"
-        )
-
-
-class WebDatasetColumns:
-    """One tar a shard, for tools that read WebDataset and zip it with the images."""
-
-    def __init__(
-        self,
-        folder: Path,
-        fields: Sequence[FieldSpec],
-        num_shards: int,
-        shard_size: int,
-        num_views: int,
-    ) -> None:
-        self.folder = folder
-        self.fields = tuple(fields)
-        self.shard_size = shard_size
-        self.num_views = num_views
-
-    def create(self) -> dict[str, str]:
-        return {}
-
-    def shared_files(self) -> list[str]:
-        return []
-
-    def shard_files(self, position: int, name: str) -> list[str]:
-        return [f"{name}.tar"]
-
-    def inner_chunks_of_a_row(self) -> int:
-        return 0
-
-    def check_shared_files(self) -> None:
-        pass
-
-    def write_shard(
-        self, position: int, name: str, keys: Sequence[str], values: Values
-    ) -> WrittenShard:
-        path = f"{name}.tar"
-        with open_atomically(self.folder / path) as file, TarShard(file) as tar:
-            for row, key in enumerate(keys):
-                for spec in self.fields:
-                    tar.add(key, f"{spec.name}.npy", encode_npy(values[spec.name][row]))
-        entry = FileEntry(path=path, bytes=file.bytes, sha256=file.sha256, crc32c=file.crc32c)
-        return WrittenShard(files=(entry,), chunk_crc32c=[[] for _ in keys])
-
-    def read_shard(self, shard: StoredShard) -> Values:
-        return self._read(shard, self.fields)
-
-    def open_shard(
-        self, shard: StoredShard, fields: Container[str] | None = None
-    ) -> dict[str, Rows]:
-        wanted = [spec for spec in self.fields if fields is None or spec.name in fields]
-        return dict(self._read(shard, wanted))
-
-    def _read(self, shard: StoredShard, fields: Sequence[FieldSpec]) -> Values:
-        (name,) = self.shard_files(shard.position, shard.name)
-        path = self.folder / name
-        data = _read_entry(self.folder, _entry(shard, name), shard.name)
-        places = _list_members(data, path)
-        values = {}
-        for spec in fields:
-            shape = (self.num_views, *spec.shape)
-            array = np.empty((len(shard.keys), *shape), spec.dtype)
-            for row, key in zip(array, shard.keys, strict=True):
-                member = f"{key}.{spec.name}.npy"
-                if member not in places:
-                    raise ManifestError(f"{path} has no member {member}; run stages.verify")
-                offset, size = places[member]
-                row[...] = decode_npy(
-                    data[offset : offset + size], spec.dtype, shape, f"{path}: {member}"
-                )
-            values[spec.name] = array
-        return values
-
-
-def _list_members(data: bytes, path: Path) -> dict[str, tuple[int, int]]:
-    """Offset and size of the members of a tar, by name."""
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            return {m.name: (m.offset_data, m.size) for m in tar if m.isreg()}
-    except (OSError, ValueError, OverflowError, tarfile.TarError) as error:
-        raise ManifestError(
-            f"{path} cannot be read as a tar ({error}); run stages.verify"
-        ) from error
-
-
-BACKENDS: dict[str, Callable[[Path, Sequence[FieldSpec], int, int, int], Columns]] = {
-    "zarr": ZarrColumns,
-    "webdataset": WebDatasetColumns,
-}

@@ -6,16 +6,12 @@ the same.
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.errors import UserError
 from pipeline.core.files import remove_partial_files, sha256_file, sha256_keys
 from pipeline.store.entries import EntryError, from_dict
 from pipeline.store.index import (
-    PASS_RECEIPT_SCHEMA,
     RECEIPT_SCHEMA,
     RECEIPTS_FOLDER,
     has_many_labels,
@@ -32,13 +28,10 @@ from pipeline.store.manifest import (
     DatasetIdentity,
     FileEntry,
     ManifestError,
-    PassManifest,
-    PassShard,
     ShardEntry,
     StoreManifest,
     StoreMismatchError,
     read_checked,
-    read_pass_manifest,
     read_store_manifest,
     write_manifest,
 )
@@ -50,27 +43,14 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from pipeline.core.records import FieldSpec
     from pipeline.store.packing import Packing
     from pipeline.store.planning import ShardPlan
 
 logger = logging.getLogger("permafrost.store")
 
 INDEX_NAME = "index.parquet"
-_FEWEST_THAT_DIFFER = 8
-"""Records: fewer may well be the same picture."""
 DEFAULT_FRAME_SIZE = (256, 256)
 """Of photographs of many sizes: the 224 pixels of the field's crops are fetched from it unaliased."""
-
-
-CONSTANT_LOGITS = (
-    "the teacher gives every record the same logits, so it has nothing to teach: check teacher.weights, "
-    "teacher.mean and teacher.std"
-)
-
-
-class ConstantLogitsError(UserError, ValueError):
-    """A teacher that says the same of every record."""
 
 
 # ---- images --------------------------------------------------------------------------------------
@@ -112,11 +92,11 @@ def _is_whole(store: Path, shard: ShardEntry, plan: ShardPlan) -> bool:
     return (
         not moved
         and receipt_path(store, shard.name).is_file()
-        and _has_size(store / shard.path, shard.bytes)
+        and has_size(store / shard.path, shard.bytes)
     )
 
 
-def _has_size(path: Path, size: int) -> bool:
+def has_size(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
@@ -170,7 +150,7 @@ def publish_store(
         frame = _frame(packing, index, image_size) if published is None else published.canonical
     digest = write_table(store / INDEX_NAME, index)
     for name in (IMAGES_FOLDER, RECEIPTS_FOLDER):
-        _remove_leftovers(store / name)
+        remove_leftovers(store / name)
     manifest = StoreManifest(
         dataset=dataset,
         classes=classes,
@@ -206,7 +186,7 @@ def _read_image_receipt(
     return table, entry, skipped
 
 
-def _remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left: every shard is finished, so nobody needs it."""
     remove_partial_files(folder)
     for path in folder.rglob(f".*{JOURNAL_SUFFIX}"):
@@ -291,7 +271,7 @@ def _check_published(
 
 def _has_receipt(store: Path, plan: ShardPlan, dataset: DatasetIdentity, packing: Packing) -> bool:
     path = receipt_path(store, plan.name)
-    metadata = _read_metadata(path, RECEIPT_SCHEMA)
+    metadata = read_metadata(path, RECEIPT_SCHEMA)
     if metadata is None:
         return False
     described = [metadata.get(n) for n in ("dataset_fingerprint", "planned_keys_sha256", "packing")]
@@ -300,10 +280,10 @@ def _has_receipt(store: Path, plan: ShardPlan, dataset: DatasetIdentity, packing
             f"{path} belongs to an unfinished store of other data, another plan or another format; "
             "finish that one with its own options, choose another store.path, or delete the folder"
         )
-    return _has_size(store / str(metadata["entry"]["path"]), metadata["entry"]["bytes"])
+    return has_size(store / str(metadata["entry"]["path"]), metadata["entry"]["bytes"])
 
 
-def _read_metadata(path: Path, schema: pa.Schema) -> dict[str, Any] | None:
+def read_metadata(path: Path, schema: pa.Schema) -> dict[str, Any] | None:
     """What a receipt vouches for; None where there is none, or a damaged one, whose shard is then done again."""
     if not path.exists():
         return None
@@ -315,82 +295,3 @@ def _read_metadata(path: Path, schema: pa.Schema) -> dict[str, Any] | None:
 
 
 # ---- teacher passes ------------------------------------------------------------------------------
-
-
-def missing_pass_shards(folder: Path, shards: Sequence[ShardEntry]) -> list[ShardEntry]:
-    """The store's shards that this pass has no receipt for; of a published pass those that lost a file.
-
-    The folder is named by a fingerprint that covers the store's shards, so a receipt found there is
-    this pass's; it counts where the files it vouches for are there.
-    """
-    if (folder / MANIFEST_NAME).exists():
-        held = {shard.name: shard.files for shard in read_pass_manifest(folder).shards}
-        return [
-            shard for shard in shards if not _has_files(folder, shard, held.get(shard.name, ()))
-        ]
-    return [shard for shard in shards if not _is_annotated(folder, shard)]
-
-
-def _has_files(folder: Path, shard: ShardEntry, files: Sequence[FileEntry]) -> bool:
-    sizes = [(folder / entry.path, entry.bytes) for entry in files]
-    return receipt_path(folder, shard.name).is_file() and all(_has_size(*each) for each in sizes)
-
-
-def _is_annotated(folder: Path, shard: ShardEntry) -> bool:
-    metadata = _read_metadata(receipt_path(folder, shard.name), PASS_RECEIPT_SCHEMA)
-    if metadata is None or metadata.get("name") != shard.name:
-        return False
-    return all(_has_size(folder / entry["path"], entry["bytes"]) for entry in metadata["files"])
-
-
-def publish_pass(
-    folder: Path,
-    shards: Sequence[ShardEntry],
-    description: dict[str, Any],
-    fingerprint: str,
-    specs: Sequence[FieldSpec],
-    shared_files: dict[str, str],
-    device: str,
-) -> PassManifest:
-    """Gather the receipts and write the pass's manifest.
-
-    Raises ConstantLogitsError where the teacher says the same of every record.
-    """
-    entries, files, fidelity = [], dict(shared_files), dict[str, float]()
-    same_logits = set[str | None]()
-    for shard in shards:
-        path = receipt_path(folder, shard.name)
-        table, metadata = read_receipt(path, PASS_RECEIPT_SCHEMA)
-        keys = sha256_keys(table["key"].to_pylist())
-        covers_all = description["selection"] is None
-        if keys != metadata["keys_sha256"] or (covers_all and keys != shard.keys_sha256):
-            raise ManifestError(f"{path} has other records than shard {shard.name}; {REWRITE}")
-        if table.num_rows:
-            same_logits.add(metadata["constant_logits"])
-        files[path.relative_to(folder).as_posix()] = sha256_file(path)
-        for name, cosine in metadata["fidelity"].items():
-            fidelity[name] = min(cosine, fidelity.get(name, 1.0))
-        entries.append(
-            PassShard(
-                name=metadata["name"],
-                rows=metadata["rows"],
-                keys_sha256=metadata["keys_sha256"],
-                files=tuple(FileEntry(**entry) for entry in metadata["files"]),
-            )
-        )
-    rows = sum(entry.rows for entry in entries)
-    if len(same_logits) == 1 and None not in same_logits and rows >= _FEWEST_THAT_DIFFER:
-        raise ConstantLogitsError(CONSTANT_LOGITS)
-    _remove_leftovers(folder)
-    known = {spec.name for spec in fields(PassManifest)}
-    manifest = PassManifest(
-        **{name: value for name, value in description.items() if name in known},
-        fingerprint=fingerprint,
-        fields=tuple(specs),
-        shards=tuple(entries),
-        files=files,
-        fidelity=fidelity,
-        made_with={"torch": importlib.metadata.version("torch"), "device": device},
-    )
-    write_manifest(folder, manifest)
-    return manifest

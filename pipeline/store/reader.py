@@ -10,7 +10,8 @@ import numpy as np
 
 from pipeline.core.files import sha256_file
 from pipeline.core.records import NO_LABEL
-from pipeline.store.fields import BACKENDS, Columns, StoredShard, Values
+from pipeline.store.backends import BACKENDS
+from pipeline.store.fields import PassFields, StoredShard, Values
 from pipeline.store.index import (
     INDEX_SCHEMA,
     PASS_RECEIPT_SCHEMA,
@@ -267,7 +268,7 @@ class TeacherPass:
         return int(self.manifest.views["count"])
 
     @cached_property
-    def columns(self) -> Columns:
+    def columns(self) -> PassFields:
         """The backend that holds the fields."""
         shards = self.manifest.shards
         most = self.store.manifest.shard_size

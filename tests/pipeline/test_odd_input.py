@@ -33,7 +33,7 @@ from pipeline.report.pictures import PictureRow, picture_grid
 from pipeline.sources.build import build_source
 from pipeline.store.journal import ShardJournal
 from pipeline.store.pixels import ImageError, inspect_image
-from pipeline.store.publish import ConstantLogitsError
+from pipeline.store.publish_pass import ConstantLogitsError
 from stages import distill, precompute
 from tests.conftest import precompute_config
 from tests.stages.test_flow import distill_config

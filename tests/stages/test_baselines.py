@@ -34,10 +34,10 @@ from pipeline.models.explainers.gradcam import gradcam
 from pipeline.models.output import Inner
 from pipeline.models.providers import build_model, freeze
 from pipeline.models.saved import load_model
-from pipeline.store.fields import ZarrColumns
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
+from pipeline.store.zarr_fields import ZarrFields
 from pipeline.training import loop
 from pipeline.training.checkpoint import CHECKPOINT_NAME
 from pipeline.training.live_targets import LiveTeacher
@@ -154,11 +154,11 @@ def test_cat_is_pooled_to_its_size(inner, tmp_path, tiny_teacher):
 def test_fields_that_nobody_asked_for_stay_on_disk(inner, monkeypatch):
     read = []
 
-    def reading(self, spec, *place, original=ZarrColumns._read):
+    def reading(self, spec, *place, original=ZarrFields._read):
         read.append(spec.name)
         return original(self, spec, *place)
 
-    monkeypatch.setattr(ZarrColumns, "_read", reading)
+    monkeypatch.setattr(ZarrFields, "_read", reading)
 
     names = {}
     for extra in (None, "at", "cat"):

@@ -11,6 +11,7 @@ import shlex
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,18 +20,16 @@ from safetensors.torch import save_file
 
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import CONF, compose
-from pipeline.config.data import (
-    DataConfig,
-    DemoDataConfig,
-    ImageFolderDataConfig,
-    ImageTableDataConfig,
-)
+from pipeline.config.data import DemoDataConfig, ImageFolderDataConfig, ImageTableDataConfig
 from pipeline.config.methods import LabelsConfig
 from pipeline.config.points import iter_points, knows_option, point_words
 from pipeline.models.providers import build_model
 from pipeline.store.reader import Store
 from stages import distill, evaluate, precompute, teach
 from tests.conftest import TINY_DATA
+
+if TYPE_CHECKING:
+    from pipeline.config.file_data import DataConfig
 
 FOLDERS = ("e2kd", "ked", "interpretability", "unicam")
 EVERY_RECIPE = sorted(

@@ -165,8 +165,8 @@ def stores(tmp_path_factory, tiny_teacher):
 @pytest.mark.timeout(1200)
 def test_no_corruption_is_read_as_data(kind, trials, stores, monkeypatch):
     if kind == "inner chunks":
-        monkeypatch.setattr("pipeline.store.fields._MAX_CHUNK_BYTES", 64)
-        monkeypatch.setattr("pipeline.store.fields._COMPRESSED_RECORD_BYTES", 64)
+        monkeypatch.setattr("pipeline.store.zarr_fields._MAX_CHUNK_BYTES", 64)
+        monkeypatch.setattr("pipeline.store.zarr_fields._COMPRESSED_RECORD_BYTES", 64)
     folder, sound, files = stores(kind)
     random = np.random.default_rng(KINDS.index(kind))
     outcomes = Counter()

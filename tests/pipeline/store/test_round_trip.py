@@ -17,9 +17,10 @@ from pipeline.annotation.annotator import TeacherAnnotator
 from pipeline.config.store import PassConfig
 from pipeline.core.records import FieldSpec
 from pipeline.sources.demo import DemoSource
-from pipeline.store.fields import WebDatasetColumns, ZarrColumns
 from pipeline.store.reader import Store
+from pipeline.store.tar_fields import WebDatasetFields
 from pipeline.store.tars import ShardBytes
+from pipeline.store.zarr_fields import ZarrFields
 from stages import precompute
 from tests.conftest import TINY_DATA, frame_batches, precompute_config
 from tests.pipeline.store.test_rows import stored
@@ -95,7 +96,7 @@ def test_both_backends_hold_the_same_values(tmp_path):
         for _, keys in shards
     ]
 
-    for backend in (ZarrColumns, WebDatasetColumns):
+    for backend in (ZarrFields, WebDatasetFields):
         columns = backend(tmp_path / backend.__name__, fields, 2, 5, 2)
         columns.create()
         held = [
@@ -114,7 +115,7 @@ def test_both_backends_hold_the_same_values(tmp_path):
 def test_a_large_field_is_cut_into_inner_chunks_and_comes_back(tmp_path):
     fields = (FieldSpec(name="map", shape=(1, 6, 224, 224), dtype="float16"),)
     keys = [f"k{i}" for i in range(128)]  # 128 * 602 kB = 77 MB: more than one chunk may have
-    columns = ZarrColumns(tmp_path, fields, 1, 128, 1)
+    columns = ZarrFields(tmp_path, tuple(fields), 1, 128, 1)
     columns.create()
     ramp = np.arange(128, dtype=np.float16)[:, None, None, None, None, None]
     values = np.broadcast_to(ramp, (128, 1, 1, 6, 224, 224))
@@ -259,7 +260,7 @@ def test_the_metadata_that_readers_expect_are_those_that_zarr_writes(tmp_path):
         FieldSpec(name="narrow", shape=(1, 6, 64, 64), dtype="int8", codec="maxabs"),
     )
     for shard_size in (4, 4096):  # the larger cuts large fields into inner chunks
-        columns = ZarrColumns(tmp_path / str(shard_size), specs, 2, shard_size, 2)
+        columns = ZarrFields(tmp_path / str(shard_size), tuple(specs), 2, shard_size, 2)
         columns.create()
         columns.check_shared_files()
         for spec in specs:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from pipeline.core.records import FieldSpec
-from pipeline.store.fields import StoredShard, WebDatasetColumns, ZarrColumns
+from pipeline.store.fields import StoredShard
 from pipeline.store.manifest import ManifestError
 from pipeline.store.row_reader import InnerChunkRows, KeptRows, decode_chunk
+from pipeline.store.tar_fields import WebDatasetFields
+from pipeline.store.zarr_fields import ZarrFields
 
 SHAPES = {
     "a view is an inner chunk": ((1, 6, 64, 64), "float16", 1, (1, 1)),
@@ -35,9 +37,9 @@ def stored(position, name, keys, written):
 
 def written(tmp_path, monkeypatch, shape, dtype, views, rows=17, shard_size=20):
     """Two shards, the second one short, of values as B-cos weights have: mostly small."""
-    monkeypatch.setattr("pipeline.store.fields._MAX_CHUNK_BYTES", 2**10)
+    monkeypatch.setattr("pipeline.store.zarr_fields._MAX_CHUNK_BYTES", 2**10)
     spec = FieldSpec(name="map", shape=shape, dtype=dtype, codec="maxabs")
-    columns = ZarrColumns(tmp_path, [spec], 2, shard_size, views)
+    columns = ZarrFields(tmp_path, (spec,), 2, shard_size, views)
     columns.create()
     generator = np.random.default_rng(0)
     shards = []
@@ -115,7 +117,7 @@ def test_stock_zarr_reads_compressed_fields_and_weak_signals_cost_little(tmp_pat
 
 def test_small_fields_are_arrays_and_are_not_compressed(tmp_path):
     spec = FieldSpec(name="map", shape=(1, 1, 7, 7), dtype="float16")
-    for backend in (ZarrColumns, WebDatasetColumns):
+    for backend in (ZarrFields, WebDatasetFields):
         columns = backend(tmp_path / backend.__name__, [spec], 1, 2, 1)
         columns.create()
         done = columns.write_shard(
@@ -124,7 +126,7 @@ def test_small_fields_are_arrays_and_are_not_compressed(tmp_path):
         opened = columns.open_shard(stored(0, "train-000000", ["a", "b"], done))
         assert isinstance(opened["map"], np.ndarray)
     assert (
-        "blosc" not in (tmp_path / "ZarrColumns" / "columns.zarr" / "map" / "zarr.json").read_text()
+        "blosc" not in (tmp_path / "ZarrFields" / "columns.zarr" / "map" / "zarr.json").read_text()
     )
 
 

@@ -1,0 +1,14 @@
+"""The backends of teacher passes, by the name that `store.backend` gives them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.store.tar_fields import WebDatasetFields
+from pipeline.store.zarr_fields import ZarrFields
+
+if TYPE_CHECKING:
+    from pipeline.store.fields import PassFields
+
+
+BACKENDS: dict[str, type[PassFields]] = {"zarr": ZarrFields, "webdataset": WebDatasetFields}

@@ -1,0 +1,126 @@
+"""Publishing a teacher pass: which of its shards are missing, and the manifest that makes it exist."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_file, sha256_keys
+from pipeline.store.index import (
+    PASS_RECEIPT_SCHEMA,
+    read_receipt,
+    receipt_path,
+)
+from pipeline.store.manifest import (
+    MANIFEST_NAME,
+    REWRITE,
+    FileEntry,
+    ManifestError,
+    PassManifest,
+    PassShard,
+    ShardEntry,
+    read_pass_manifest,
+    write_manifest,
+)
+from pipeline.store.publish import has_size, read_metadata, remove_leftovers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pipeline.core.records import FieldSpec
+
+
+_FEWEST_THAT_DIFFER = 8
+"""Records: fewer may well be the same picture."""
+
+
+CONSTANT_LOGITS = (
+    "the teacher gives every record the same logits, so it has nothing to teach: check teacher.weights, "
+    "teacher.mean and teacher.std"
+)
+
+
+class ConstantLogitsError(UserError, ValueError):
+    """A teacher that says the same of every record."""
+
+
+def missing_pass_shards(folder: Path, shards: Sequence[ShardEntry]) -> list[ShardEntry]:
+    """The store's shards that this pass has no receipt for; of a published pass those that lost a file.
+
+    The folder is named by a fingerprint that covers the store's shards, so a receipt found there is
+    this pass's; it counts where the files it vouches for are there.
+    """
+    if (folder / MANIFEST_NAME).exists():
+        held = {shard.name: shard.files for shard in read_pass_manifest(folder).shards}
+        return [
+            shard for shard in shards if not _has_files(folder, shard, held.get(shard.name, ()))
+        ]
+    return [shard for shard in shards if not _is_annotated(folder, shard)]
+
+
+def _has_files(folder: Path, shard: ShardEntry, files: Sequence[FileEntry]) -> bool:
+    sizes = [(folder / entry.path, entry.bytes) for entry in files]
+    return receipt_path(folder, shard.name).is_file() and all(has_size(*each) for each in sizes)
+
+
+def _is_annotated(folder: Path, shard: ShardEntry) -> bool:
+    metadata = read_metadata(receipt_path(folder, shard.name), PASS_RECEIPT_SCHEMA)
+    if metadata is None or metadata.get("name") != shard.name:
+        return False
+    return all(has_size(folder / entry["path"], entry["bytes"]) for entry in metadata["files"])
+
+
+def publish_pass(
+    folder: Path,
+    shards: Sequence[ShardEntry],
+    description: dict[str, Any],
+    fingerprint: str,
+    specs: Sequence[FieldSpec],
+    shared_files: dict[str, str],
+    device: str,
+) -> PassManifest:
+    """Gather the receipts and write the pass's manifest.
+
+    Raises ConstantLogitsError where the teacher says the same of every record.
+    """
+    entries, files, fidelity = [], dict(shared_files), dict[str, float]()
+    same_logits = set[str | None]()
+    for shard in shards:
+        path = receipt_path(folder, shard.name)
+        table, metadata = read_receipt(path, PASS_RECEIPT_SCHEMA)
+        keys = sha256_keys(table["key"].to_pylist())
+        covers_all = description["selection"] is None
+        if keys != metadata["keys_sha256"] or (covers_all and keys != shard.keys_sha256):
+            raise ManifestError(f"{path} has other records than shard {shard.name}; {REWRITE}")
+        if table.num_rows:
+            same_logits.add(metadata["constant_logits"])
+        files[path.relative_to(folder).as_posix()] = sha256_file(path)
+        for name, cosine in metadata["fidelity"].items():
+            fidelity[name] = min(cosine, fidelity.get(name, 1.0))
+        entries.append(
+            PassShard(
+                name=metadata["name"],
+                rows=metadata["rows"],
+                keys_sha256=metadata["keys_sha256"],
+                files=tuple(FileEntry(**entry) for entry in metadata["files"]),
+            )
+        )
+    rows = sum(entry.rows for entry in entries)
+    if len(same_logits) == 1 and None not in same_logits and rows >= _FEWEST_THAT_DIFFER:
+        raise ConstantLogitsError(CONSTANT_LOGITS)
+    remove_leftovers(folder)
+    known = {spec.name for spec in fields(PassManifest)}
+    manifest = PassManifest(
+        **{name: value for name, value in description.items() if name in known},
+        fingerprint=fingerprint,
+        fields=tuple(specs),
+        shards=tuple(entries),
+        files=files,
+        fidelity=fidelity,
+        made_with={"torch": importlib.metadata.version("torch"), "device": device},
+    )
+    write_manifest(folder, manifest)
+    return manifest

@@ -1,0 +1,347 @@
+"""The backend zarr: <pass>/columns.zarr/<field>, a Zarr v3 array for each field.
+
+Chunk i is manifest shard i, so a short last shard shifts no other row; rows past a shard's last record are padding
+(NaN or -1). A record of 4 KiB and more (a B-cos network's weights) is compressed, and a chunk of more than 64 MiB is
+cut into inner ones.
+
+Zarr encodes, but commits go through core/files.py: its own local store never syncs. Zarr never reads, either: for it a
+missing chunk is fill, and metadata of its second format may name codecs that run code. A chunk is read as bytes,
+compared with the size and the checksum that the manifest gives, and decoded by the layout that the fields imply. Stock
+Zarr reads the same files; verification checks their zarr.json for it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import google_crc32c
+import numpy as np
+
+from pipeline.core.files import read_regular, sha256_file, write_atomically
+from pipeline.store.fields import (
+    PassFields,
+    StoredShard,
+    Values,
+    WrittenShard,
+    entry_of,
+    read_entry,
+)
+from pipeline.store.manifest import REPAIR, REWRITE, FileEntry, ManifestError
+from pipeline.store.row_reader import (
+    CHECKSUM_BYTES,
+    InnerChunkRows,
+    Rows,
+    decode_chunk,
+    read_chunk_checksums,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from pipeline.core.records import FieldSpec
+
+
+COLUMNS_FOLDER = "columns.zarr"
+
+
+_MAX_CHUNK_BYTES = 64 * 2**20
+
+
+_INNER_CHUNK_BYTES = 64 * 2**10
+"""Before compression: what is read for one row; one view of one record where that is larger."""
+
+
+_COMPRESSED_RECORD_BYTES = 4 * 2**10
+"""Fields of smaller records are small in all, and read in whole chunks."""
+
+
+_INTEGER_PADDING = -1
+
+
+class ZarrFields(PassFields):
+    """Zarr v3 arrays [num_shards * shard_size, V, *shape]."""
+
+    def create(self) -> dict[str, str]:
+        files = {}
+        for path, data in self._shared_contents().items():
+            if (self.folder / path).is_file() and read_regular(self.folder / path) == data:
+                files[path] = sha256_file(self.folder / path)
+            else:
+                files[path] = write_atomically(self.folder / path, data)
+        return files
+
+    def shared_files(self) -> list[str]:
+        names = ["zarr.json", *(f"{spec.name}/zarr.json" for spec in self.fields)]
+        return [f"{COLUMNS_FOLDER}/{name}" for name in names]
+
+    def shard_files(self, position: int, name: str) -> list[str]:
+        return [self._chunk_path(spec, position) for spec in self.fields]
+
+    def inner_chunks_of_a_row(self) -> int:
+        sharded = filter(self._is_sharded, self.fields)
+        return sum(self.num_views // self._inner(spec)[1] for spec in sharded)
+
+    def check_shared_files(self) -> None:
+        _ = self._is_metadata_sound
+
+    @cached_property
+    def _is_metadata_sound(self) -> Literal[True]:
+        """Checked once; ManifestError otherwise."""
+        group = {"zarr_format": 3, "node_type": "group"}
+        _check_metadata(self.folder / COLUMNS_FOLDER / "zarr.json", group)
+        for spec in self.fields:
+            path = self.folder / COLUMNS_FOLDER / spec.name / "zarr.json"
+            _check_metadata(path, self._metadata(spec))
+        return True
+
+    def write_shard(
+        self, position: int, name: str, keys: Sequence[str], values: Values
+    ) -> WrittenShard:
+        entries, checksums = [], []
+        for spec in self.fields:
+            chunk, _ = self._encode(spec, values[spec.name])
+            path = self._chunk_path(spec, position)
+            digest = write_atomically(self.folder / path, chunk)
+            checksum = google_crc32c.value(chunk[:-CHECKSUM_BYTES])
+            entries.append(FileEntry(path=path, bytes=len(chunk), sha256=digest, crc32c=checksum))
+            if self._is_sharded(spec):
+                checksums.append(self._row_checksums(spec, chunk, len(keys)))
+        by_row = np.concatenate(checksums, axis=1).tolist() if checksums else [[] for _ in keys]
+        return WrittenShard(files=tuple(entries), chunk_crc32c=by_row)
+
+    def _row_checksums(self, spec: FieldSpec, data: bytes, rows: int) -> NDArray[np.uint32]:
+        """[rows, inner chunks of a row] of a field's file."""
+        inner_rows, inner_views = self._inner(spec)
+        per_row = self.num_views // inner_views
+        checksums = read_chunk_checksums(data, self.shard_size // inner_rows * per_row)
+        return checksums.reshape(-1, per_row)[np.arange(rows) // inner_rows]
+
+    def read_shard(self, shard: StoredShard) -> Values:
+        views = np.arange(self.num_views)
+        every = np.arange(len(shard.keys))
+        values = {}
+        for name, rows in self.open_shard(shard).items():
+            if not isinstance(rows, np.ndarray):
+                by_view = [rows[every, np.full_like(every, view)] for view in views]
+                rows = np.stack(by_view, axis=1)
+            values[name] = rows
+        return values
+
+    def open_shard(
+        self, shard: StoredShard, fields: Container[str] | None = None
+    ) -> dict[str, Rows]:
+        self.check_shared_files()
+        return {
+            spec.name: self._open(spec, shard)
+            if self._is_sharded(spec)
+            else self._read(spec, shard)
+            for spec in self.fields
+            if fields is None or spec.name in fields
+        }
+
+    def _read(self, spec: FieldSpec, shard: StoredShard) -> NDArray[Any]:
+        path = self._chunk_path(spec, shard.position)
+        data = read_entry(self.folder, entry_of(shard, path), shard.name, CHECKSUM_BYTES)
+        shape = (self.shard_size, self.num_views, *spec.shape)
+        values = decode_chunk(
+            data,
+            shape,
+            np.dtype(spec.dtype),
+            compressed=_is_compressed(spec),
+            path=self.folder / path,
+        )
+        return values[: len(shard.keys)]
+
+    def _open(self, spec: FieldSpec, shard: StoredShard) -> Rows:
+        entry = entry_of(shard, self._chunk_path(spec, shard.position))
+        sharded = [each for each in self.fields if self._is_sharded(each)]
+        counts = [self.num_views // self._inner(each)[1] for each in sharded]
+        start = sum(counts[: sharded.index(spec)])
+        checksums = shard.chunk_crc32c[:, start : start + counts[sharded.index(spec)]]
+        return InnerChunkRows(
+            self.folder / entry.path,
+            (len(shard.keys), self.num_views, *spec.shape),
+            spec.dtype,
+            shard_size=self.shard_size,
+            inner=self._inner(spec),
+            compressed=_is_compressed(spec),
+            checksums=checksums,
+            file_bytes=entry.bytes,
+        )
+
+    def _chunk_path(self, spec: FieldSpec, position: int) -> str:
+        return f"{COLUMNS_FOLDER}/{spec.name}/c/{position}" + "/0" * (1 + len(spec.shape))
+
+    def _is_sharded(self, spec: FieldSpec) -> bool:
+        return self.shard_size * self.num_views * _record_bytes(spec) > _MAX_CHUNK_BYTES
+
+    def _inner(self, spec: FieldSpec) -> tuple[int, int]:
+        """Rows and views of an inner chunk: of as many rows as fit, or of one view of one row."""
+        row_bytes = self.num_views * _record_bytes(spec)
+        if row_bytes > _INNER_CHUNK_BYTES:
+            return 1, 1
+        most = min(_INNER_CHUNK_BYTES // row_bytes, self.shard_size)
+        return max(n for n in range(1, most + 1) if self.shard_size % n == 0), self.num_views
+
+    def _shared_contents(self) -> dict[str, bytes]:
+        contents = {"zarr.json": _encode_group()}
+        contents |= {f"{spec.name}/zarr.json": self._encode(spec, None)[1] for spec in self.fields}
+        return {f"{COLUMNS_FOLDER}/{name}": data for name, data in contents.items()}
+
+    def _metadata(self, spec: FieldSpec) -> dict[str, Any]:
+        """What an array's zarr.json says (zarr-specs, v3); made here, so that readers need no Zarr."""
+        tail = (self.num_views, *spec.shape)
+        outer = [self.shard_size, *tail]
+        codecs = _codecs(spec)
+        if self._is_sharded(spec):
+            inner = {
+                "chunk_shape": [*self._inner(spec), *spec.shape],
+                "codecs": codecs,
+                "index_codecs": [_LITTLE_ENDIAN, {"name": "crc32c"}],
+                "index_location": "end",
+            }
+            codecs = [{"name": "sharding_indexed", "configuration": inner}]
+        padding = _padding(spec.dtype)
+        return {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": [self.num_shards * self.shard_size, *tail],
+            "data_type": spec.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": outer}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": padding if isinstance(padding, int) else "NaN",
+            "codecs": codecs,
+            "attributes": _attributes(spec),
+            "dimension_names": list(_dimension_names(spec)),
+        }
+
+    def _encode(self, spec: FieldSpec, values: NDArray[Any] | None) -> tuple[bytes, bytes]:
+        """A chunk's bytes (empty where `values` is None) and the array's zarr.json."""
+        import zarr
+        from zarr.storage import MemoryStore
+
+        tail = (self.num_views, *spec.shape)
+        outer = (self.shard_size, *tail)
+        sharded = self._is_sharded(spec)
+        memory: dict[str, Any] = {}
+        array = zarr.create_array(
+            MemoryStore(memory),
+            shape=(self.num_shards * self.shard_size, *tail),
+            chunks=(*self._inner(spec), *spec.shape) if sharded else outer,
+            shards=outer if sharded else None,
+            dtype=spec.dtype,
+            compressors=_compressors(spec),
+            fill_value=_padding(spec.dtype),
+            config={"write_empty_chunks": True},
+            dimension_names=_dimension_names(spec),
+            attributes=_attributes(spec),
+            zarr_format=3,
+        )
+        chunk = b""
+        if values is not None:
+            padded = np.full(outer, _padding(spec.dtype), dtype=spec.dtype)
+            padded[: len(values)] = values
+            array[: self.shard_size] = padded
+            chunk = memory["c/0" + "/0" * len(tail)].to_bytes()
+        return chunk, memory["zarr.json"].to_bytes()
+
+
+def _record_bytes(spec: FieldSpec) -> int:
+    """Of one view of one record."""
+    return int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
+
+
+def _is_compressed(spec: FieldSpec) -> bool:
+    return _record_bytes(spec) >= _COMPRESSED_RECORD_BYTES
+
+
+def _compressors(spec: FieldSpec) -> list[Any]:
+    """Lossless; the checksum is outermost, as a flipped bit may pass a decompressor unseen."""
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
+    if not _is_compressed(spec):
+        return [Crc32cCodec()]
+    itemsize = np.dtype(spec.dtype).itemsize
+    shuffle = "bitshuffle" if itemsize > 1 else "noshuffle"
+    return [
+        BloscCodec(cname="zstd", clevel=1, shuffle=shuffle, typesize=itemsize),
+        Crc32cCodec(),
+    ]
+
+
+def _padding(dtype: str) -> float | int:
+    """The value of rows that no record has."""
+    return float("nan") if dtype.startswith("float") else _INTEGER_PADDING
+
+
+def _dimension_names(spec: FieldSpec) -> tuple[str, ...]:
+    axes = spec.axes or tuple(f"axis_{number}" for number in range(len(spec.shape)))
+    return ("array_row", "view", *axes)
+
+
+def _attributes(spec: FieldSpec) -> dict[str, Any]:
+    """What a reader of the array alone has to know of its values."""
+    described = asdict(spec)
+    attributes = {
+        name: described[name] for name in ("codec", "when_moved", "frame", "crop_fraction")
+    }
+    attributes["padding"] = str(_padding(spec.dtype))
+    attributes["array_row"] = (
+        "column array_row of index.parquet, or of receipts/<shard>.parquet where the pass covers a selection"
+    )
+    if spec.codec == "maxabs":
+        attributes["scale"] = f"values times {spec.name}_scale are in the teacher's own units"
+        attributes["step"] = 1 / 127 if spec.dtype == "int8" else 1.0
+    return attributes
+
+
+def _encode_group() -> bytes:
+    import zarr
+    from zarr.storage import MemoryStore
+
+    memory: dict[str, Any] = {}
+    zarr.create_group(MemoryStore(memory), zarr_format=3)
+    data: bytes = memory["zarr.json"].to_bytes()
+    return data
+
+
+_LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
+
+
+def _codecs(spec: FieldSpec) -> list[dict[str, Any]]:
+    """Of a chunk, as zarr.json names them."""
+    itemsize = np.dtype(spec.dtype).itemsize
+    codecs: list[dict[str, Any]] = [_LITTLE_ENDIAN if itemsize > 1 else {"name": "bytes"}]
+    if _is_compressed(spec):
+        shuffle = "bitshuffle" if itemsize > 1 else "noshuffle"
+        options = {"cname": "zstd", "clevel": 1, "shuffle": shuffle, "blocksize": 0}
+        codecs.append({"name": "blosc", "configuration": {"typesize": itemsize, **options}})
+    return [*codecs, {"name": "crc32c"}]
+
+
+def _check_metadata(path: Path, expected: dict[str, Any]) -> None:
+    """ManifestError unless a zarr.json says the expected, and has no other entry that is not empty: a release of Zarr
+    may write other bytes, and entries that say nothing.
+    """
+    try:
+        values = json.loads(read_regular(path))
+    except FileNotFoundError:
+        raise ManifestError(f"{path} is missing; {REPAIR}") from None
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{path} is no JSON ({error}); {REWRITE}") from error
+    found = values if isinstance(values, dict) else {}
+    different = [
+        name
+        for name in sorted({*expected, *found})
+        if (found.get(name) or None) != (expected.get(name) or None)
+    ]
+    if different:
+        raise ManifestError(
+            f"{path} does not describe the arrays of its manifest ({', '.join(different)[:200]}); {REWRITE}"
+        )
