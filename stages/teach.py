@@ -66,7 +66,7 @@ def run(config: TeachConfig) -> TeachResult:
         require(Path(start).is_file(), f"teaching.start={start} does not exist; correct the path")
         inputs["start"] = sha256_file(Path(start))
     if isinstance(config.teacher, AdditiveModelConfig) and config.teacher.partition is not None:
-        from pipeline.models.additive.build_partition import build_partition
+        from pipeline.models.additive.partition import build_partition
 
         inputs["teacher.partition"] = build_partition(config.teacher).sha256
     if config.asks_black_box and not isinstance(config.black_box, NoModelConfig):

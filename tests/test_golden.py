@@ -13,9 +13,10 @@ import hashlib
 import json
 import tarfile
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,9 +36,6 @@ from pipeline.models.providers import build_model
 from pipeline.store.reader import Store
 from stages import distill, evaluate, precompute
 from tests.conftest import precompute_config
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
 
 GOLDEN = Path(__file__).with_name("golden.json")
 ENVIRONMENT = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 from pipeline.config.points import point_label
-from pipeline.evaluation.metrics import METRICS, Metric
+from pipeline.report.columns import Column, arm_summary, student_rows
 from pipeline.report.results import StudentResult, load_results, load_selection, summarise
 
 _SHOWN = ("accuracy", "f1", "agreement")
@@ -14,23 +13,23 @@ _SHOWN = ("accuracy", "f1", "agreement")
 
 def summary_table(run: str) -> str:
     """A row an arm (and point): mean +- standard deviation over seeds, per cent."""
-    members: dict[str, list[StudentResult]] = defaultdict(list)
-    for result in load_results(run):
-        members[result.label].append(result)
+    results = load_results(run)
+    columns = [Column(name=source, source=source) for source in _sources(results)]
+    points = {result.label: result.arm for result in results}
     selection = load_selection(run)
     chosen = {c.arm: c for c in selection.candidates if c.chosen} if selection else {}
-    sources = _sources([result for results in members.values() for result in results])
-    header = ["arm", "seeds", *([selection.select] if selection else []), *sources]
-    rows = []
-    for label, results in members.items():
-        row = [label, str(len(results))]
+    selected = [selection.select] if selection else []
+    table = [["arm", "seeds", *selected, *(column.name for column in columns)]]
+    for arm in arm_summary(student_rows(results, columns), columns):
+        row = [arm["method"], str(arm["seeds"])]
         if selection is not None:
-            candidate = chosen[results[0].arm]
-            row[0] = f"{label} {point_label(candidate.point)}".strip()
-            row.append(_spread(candidate.values, selection.metric))
-        row += [_column(results, source) for source in sources]
-        rows.append(row)
-    return _aligned([header, *rows])
+            candidate = chosen[points[arm["method"]]]
+            row[0] = f"{row[0]} {point_label(candidate.point)}".strip()
+            known = Column(name="", source=f"all.{selection.select}", known=selection.metric)
+            row.append(_spread(known, summarise(candidate.values), len(candidate.values)))
+        row += [_spread(column, arm[column.name], arm["seeds"]) for column in columns]
+        table.append(row)
+    return _aligned(table)
 
 
 def _sources(results: Sequence[StudentResult]) -> list[str]:
@@ -45,17 +44,11 @@ def _sources(results: Sequence[StudentResult]) -> list[str]:
     return list(found)
 
 
-def _column(results: Sequence[StudentResult], source: str) -> str:
-    split, _, name = source.rpartition(".")
-    values = [r.metrics[split][name] for r in results if name in r.metrics.get(split, {})]
-    return _spread(values, METRICS[name]) if len(values) == len(results) else "-"
-
-
-def _spread(values: Sequence[float], metric: Metric) -> str:
-    summary = summarise(values)
-    digits = 1 if metric.scale == 100 else 3
-    mean, sd = (f"{metric.scale * summary[name]:.{digits}f}" for name in ("mean", "sd"))
-    return f"{mean} +- {sd}" if len(values) > 1 else mean
+def _spread(column: Column, summary: dict[str, float] | None, seeds: int) -> str:
+    if summary is None:
+        return "-"
+    mean, sd = (column.text(summary[name]) for name in ("mean", "sd"))
+    return f"{mean} +- {sd}" if seeds > 1 else mean
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

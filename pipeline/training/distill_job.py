@@ -116,7 +116,7 @@ def fingerprint_inputs(
 
         inputs["live teacher"] = sha256_json(describe_teacher(live, len(store.manifest.classes)))
     if isinstance(config.student, AdditiveModelConfig) and config.student.partition is not None:
-        from pipeline.models.additive.build_partition import build_partition
+        from pipeline.models.additive.partition import build_partition
 
         inputs["student.partition"] = build_partition(config.student).sha256
     weights = config.student.weights

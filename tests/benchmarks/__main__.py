@@ -20,7 +20,8 @@ from pathlib import Path
 # Before torch: two processes whose OpenMP threads spin for each other's cores run at a fifth of their speed.
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 
-from typing import TYPE_CHECKING
+
+from collections.abc import Callable
 
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.memory import memory_figures
@@ -34,9 +35,6 @@ from tests.benchmarks.reading import (
 )
 from tests.benchmarks.steps import step_figures
 from tests.benchmarks.table import TITLES, markdown
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 logger = logging.getLogger("permafrost.bench")
 

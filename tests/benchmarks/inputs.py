@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import webdataset
@@ -17,9 +18,6 @@ from pipeline.config.store import PassConfig, StoreConfig
 from pipeline.config.verbs import PrecomputeConfig
 from pipeline.store.reader import Store
 from stages import precompute
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CLASSES = 10
 SHARD_RECORDS = 1000

@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from tests.benchmarks.figures import Figure, exact
 from tests.benchmarks.inputs import TINY, write_tars
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 FEW, MANY = 10_000, 50_000
 _MEBI_PER_KIBI = 1 / 1024

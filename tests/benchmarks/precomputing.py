@@ -5,29 +5,25 @@ from __future__ import annotations
 import shutil
 import tarfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from pipeline.cluster.data import RayDataExecutor
 from pipeline.config.cluster import LocalClusterConfig
 from pipeline.config.models import CifarModelConfig
-from pipeline.core.tasks import ShardResult
+from pipeline.core.tasks import ShardResult, ShardTask
 from pipeline.models.providers import build_model, freeze
 from pipeline.store.frames import decode_frame
 from pipeline.store.reader import Store
 from stages import precompute
 from tests.benchmarks.figures import Figure, figure, in_turn, interval
 from tests.benchmarks.inputs import CLASSES, pack, precompute_config, write_tars
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
-
-    from pipeline.core.tasks import ShardTask
 
 RECORDS = 4000
 ROUNDS = 5

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -19,10 +21,6 @@ from pipeline.store.reader import Store, TeacherPass
 from stages import precompute
 from tests.benchmarks.figures import Figure, exact, figure, in_turn
 from tests.benchmarks.inputs import precompute_config, write_tars
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 BATCH = 50
 ROUNDS = 7

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -25,9 +26,6 @@ from pipeline.training.step import train_step
 from stages import precompute
 from tests.benchmarks.figures import Figure, figure, in_turn
 from tests.benchmarks.inputs import CLASSES, precompute_config, write_tars
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SIZE = (32, 32)
 BATCH = 32

@@ -15,11 +15,10 @@ from torch import nn
 
 from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
 from pipeline.core.errors import ConfigError
-from pipeline.models.additive.build_partition import build_partition
 from pipeline.models.additive.chimeras import mix_inputs, mix_rows, spread_cells
 from pipeline.models.additive.hierarchy import coarsen, describe_partition, hierarchy_of
 from pipeline.models.additive.network import network_partition
-from pipeline.models.additive.partition import PARTITION_NAME
+from pipeline.models.additive.partition import PARTITION_NAME, build_partition
 from pipeline.models.cost import count_parameters, measure_cost
 from pipeline.models.explainers.explain import EXPLAINERS
 from pipeline.models.fingerprint import describe_teacher

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 import gc
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.annotation.payloads.explanation_map import MapPayload
 from pipeline.annotation.payloads.payload import Described
-from pipeline.config.methods import E2KDConfig, KDConfig
+from pipeline.config.methods import E2KDConfig, KDConfig, MethodConfig
 from pipeline.config.models import BcosModelConfig, BcosWeightsConfig, CifarModelConfig
 from pipeline.config.store import PassConfig
 from pipeline.config.training import OptimizerConfig
@@ -39,11 +38,6 @@ from pipeline.training.live_targets import LiveTeacher
 from pipeline.training.state import Numerics, Training, build_optimizer
 from pipeline.training.step import batch_loss, train_step
 from tests.pipeline.test_numerics import HostReads
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pipeline.config.methods import MethodConfig
 
 NUM_CLASSES = 3
 FRAME = (16, 16)

@@ -15,7 +15,7 @@ from pipeline.evaluation.evaluators.dissection.broden import (
     encode_labels,
 )
 from pipeline.evaluation.evaluators.dissection.concepts import Labels
-from pipeline.evaluation.evaluators.dissection.drawn import DrawnConcepts, write_broden
+from pipeline.evaluation.evaluators.dissection.drawn import DrawnConcepts
 from pipeline.evaluation.evaluators.dissection.evaluator import dissect
 from pipeline.evaluation.evaluators.dissection.tallies import Tallies, firing
 from pipeline.evaluation.evaluators.dissection.thresholds import (
@@ -26,6 +26,7 @@ from pipeline.evaluation.evaluators.dissection.thresholds import (
 from pipeline.evaluation.forward import Subject
 from pipeline.models.classifier import Classifier
 from pipeline.models.output import Normalize
+from tests.support.broden import write_broden
 
 SIDE = 25
 LABELS = Labels(("", "red", "cat", "beach"), ("color", "object", "scene"), (0, 0, 1, 2))

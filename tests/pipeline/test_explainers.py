@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 import torchvision
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.annotation.payloads.explanation_map import MapPayload
 from pipeline.annotation.payloads.payload import Described
@@ -27,6 +25,7 @@ from pipeline.core.records import NO_CLASS, Batch, StoredTargets
 from pipeline.loading.geometry import view_targets
 from pipeline.losses.e2kd import E2KDLoss
 from pipeline.models.cifar import CifarResNet
+from pipeline.models.classifier import Classifier
 from pipeline.models.explainers.gradcam import gradcam, gradcam_from_head
 from pipeline.models.output import GapLinear, Normalize
 from pipeline.models.providers import build_model, freeze
@@ -36,11 +35,6 @@ from pipeline.models.torchvision_vit import TorchvisionVit
 from pipeline.training.state import Training, build_optimizer
 from pipeline.training.step import batch_loss
 from tests.support.outputs import student_output
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pipeline.models.classifier import Classifier
 
 NUM_CLASSES = 10
 FRAME = (16, 16)

@@ -5,17 +5,25 @@ from __future__ import annotations
 import copy
 import io
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from pipeline.config.methods import ATConfig, CatKDConfig, LabelsConfig, ReviewKDConfig
-from pipeline.config.models import BcosModelConfig, CifarModelConfig
+from pipeline.config.methods import (
+    ATConfig,
+    CatKDConfig,
+    FeatureKDConfig,
+    LabelsConfig,
+    MethodConfig,
+    ReviewKDConfig,
+)
+from pipeline.config.models import BcosModelConfig, CifarModelConfig, ModelConfig
 from pipeline.config.training import OptimizerConfig
 from pipeline.core.errors import ConfigError
-from pipeline.core.records import StoredTargets, Targets
+from pipeline.core.records import Batch, StoredTargets, Targets
 from pipeline.loading.geometry import view_images, view_targets
 from pipeline.losses.at import attention_loss, attention_map
 from pipeline.losses.base import Needs, StudentOutput
@@ -24,6 +32,7 @@ from pipeline.losses.cat_kd import class_map_loss
 from pipeline.losses.kd import kd_loss
 from pipeline.losses.labels import bce_loss, cross_entropy_loss, off_label_bce_loss
 from pipeline.losses.review_kd import Fusion, hierarchical_context_loss, review_levels
+from pipeline.models.classifier import Classifier
 from pipeline.models.explainers.gradcam import gradcam
 from pipeline.models.output import NOTHING, Stage
 from pipeline.models.providers import build_model, freeze
@@ -38,14 +47,6 @@ from tests.pipeline.test_training import (
     random_frames,
 )
 from tests.support.outputs import student_output
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pipeline.config.methods import FeatureKDConfig, MethodConfig
-    from pipeline.config.models import ModelConfig
-    from pipeline.core.records import Batch
-    from pipeline.models.classifier import Classifier
 
 STUDENT = CifarModelConfig(name="resnet8", width=4)
 TEACHER = CifarModelConfig(name="resnet14", width=6)

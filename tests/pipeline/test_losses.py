@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from pipeline.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from pipeline.config.models import CifarModelConfig
@@ -16,6 +17,7 @@ from pipeline.config.teaching import LabelTeachingConfig
 from pipeline.config.training import OptimizerConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import NO_LABEL, Batch, StoredTargets, Targets
+from pipeline.losses.base import DistillationLoss, LossTerms
 from pipeline.losses.build import build_loss
 from pipeline.losses.e2kd import E2KDLoss
 from pipeline.losses.kd import KDLoss, kd_loss
@@ -27,11 +29,6 @@ from pipeline.models.explainers.gradcam import gradcam
 from pipeline.training.state import Training, build_optimizer
 from pipeline.training.step import batch_loss, train_step
 from tests.support.outputs import student_output
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from pipeline.losses.base import DistillationLoss, LossTerms
 
 FRAME = (16, 16)
 GRID = (4, 4)

@@ -8,7 +8,6 @@ import tarfile
 import urllib.error
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
 from pipeline.config.models import (
@@ -28,7 +27,7 @@ from pipeline.config.models import (
 )
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_file
-from pipeline.models.classifier import WeightsError
+from pipeline.models.classifier import Classifier, WeightsError
 from pipeline.models.explainers.gradcam import gradcam
 from pipeline.models.fingerprint import describe_teacher
 from pipeline.models.providers import (
@@ -40,11 +39,6 @@ from pipeline.models.providers import (
 )
 from pipeline.models.saved import TrainedModel, load_model, save_model
 from pipeline.models.weights import load_weights
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pipeline.models.classifier import Classifier
 
 NUM_CLASSES = 7
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

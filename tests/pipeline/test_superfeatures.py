@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from pipeline.core.errors import ConfigError
-from pipeline.models.additive.control import contiguous_partition, random_partition
+from pipeline.models.additive.partition import contiguous_partition, random_partition
 from pipeline.models.classifier import Classifier
 from pipeline.models.providers import freeze
 from pipeline.report.superfeatures import (

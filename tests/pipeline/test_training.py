@@ -7,14 +7,15 @@ import gc
 import io
 import math
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from pipeline.annotation.annotator import TeacherAnnotator
-from pipeline.config.methods import E2KDConfig, KDConfig
+from pipeline.config.methods import E2KDConfig, KDConfig, MethodConfig
 from pipeline.config.models import CifarModelConfig, GradCamConfig
 from pipeline.config.store import PassConfig
 from pipeline.config.training import OptimizerConfig
@@ -29,11 +30,6 @@ from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.metric_log import DivergedError, StepLog
 from pipeline.training.state import Training, build_optimizer
 from pipeline.training.step import batch_loss, train_step
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from pipeline.config.methods import MethodConfig
 
 FRAME = (16, 16)
 GRID = (4, 4)

@@ -30,10 +30,9 @@ from pipeline.loading.geometry import view_targets
 from pipeline.loading.loader import TrainingStream
 from pipeline.loading.selection import rows_of_split
 from pipeline.loading.views import ViewSchedule
-from pipeline.models.additive.build_partition import build_partition
 from pipeline.models.additive.hierarchy import class_centred, pass_hierarchy
 from pipeline.models.additive.network import network_partition
-from pipeline.models.additive.partition import PARTITION_NAME
+from pipeline.models.additive.partition import PARTITION_NAME, build_partition
 from pipeline.models.output import Inner
 from pipeline.models.providers import build_model, freeze
 from pipeline.models.saved import load_model

@@ -24,8 +24,8 @@ from pipeline.config.verbs import ReportConfig, TeachConfig
 from pipeline.core.distributed import Ranks
 from pipeline.core.errors import ConfigError
 from pipeline.loading.selection import balanced_order
-from pipeline.models.additive.build_partition import build_partition
 from pipeline.models.additive.network import network_partition
+from pipeline.models.additive.partition import build_partition
 from pipeline.models.saved import load_model
 from pipeline.store.reader import Store
 from pipeline.training.metric_log import read_metrics

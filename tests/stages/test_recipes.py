@@ -11,7 +11,6 @@ import shlex
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -21,15 +20,13 @@ from safetensors.torch import save_file
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import CONF, compose
 from pipeline.config.data import DemoDataConfig, ImageFolderDataConfig, ImageTableDataConfig
+from pipeline.config.file_data import DataConfig
 from pipeline.config.methods import LabelsConfig
 from pipeline.config.points import iter_points, knows_option, point_words
 from pipeline.models.providers import build_model
 from pipeline.store.reader import Store
 from stages import distill, evaluate, precompute, teach
 from tests.conftest import TINY_DATA
-
-if TYPE_CHECKING:
-    from pipeline.config.file_data import DataConfig
 
 FOLDERS = ("e2kd", "ked", "interpretability", "unicam")
 EVERY_RECIPE = sorted(

@@ -17,11 +17,12 @@ from pipeline.config.evaluators import (
 from pipeline.config.runs import RUNS
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation.evaluators.dissection import evaluator as dissection
-from pipeline.evaluation.evaluators.dissection.drawn import DrawnConcepts, write_broden
+from pipeline.evaluation.evaluators.dissection.drawn import DrawnConcepts
 from pipeline.store.reader import Store
 from stages import evaluate, precompute
 from tests.conftest import Frozen, precompute_config
 from tests.stages.test_judges import config_of, save_student
+from tests.support.broden import write_broden
 
 
 @pytest.fixture

@@ -32,11 +32,10 @@ from pipeline.core.errors import ConfigError
 from pipeline.loading.dataset import StoreDataset, iter_in_order
 from pipeline.loading.geometry import view_images, view_targets
 from pipeline.loading.selection import rows_of_split
-from pipeline.models.additive.build_partition import build_partition
 from pipeline.models.additive.chimeras import draw_donors
 from pipeline.models.additive.hierarchy import class_centred, coarsen, pass_hierarchy
 from pipeline.models.additive.network import network_partition
-from pipeline.models.additive.partition import PARTITION_NAME
+from pipeline.models.additive.partition import PARTITION_NAME, build_partition
 from pipeline.models.output import Inner
 from pipeline.models.providers import build_model, freeze
 from pipeline.models.resolve import fit_distill, fit_network

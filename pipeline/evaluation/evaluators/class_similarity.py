@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import rankdata
 from torch import Tensor
 
 from pipeline.core.errors import ConfigError, require
@@ -79,17 +80,10 @@ def off_diagonal_spearman(first: Tensor, second: Tensor) -> float | None:
     """
     wanted = ~torch.eye(len(first), dtype=torch.bool)
     wanted &= ~(first.isnan() | second.isnan())
-    ranks = torch.stack([_ranks(first[wanted]), _ranks(second[wanted])])
+    ranks = torch.from_numpy(rankdata(torch.stack([first[wanted], second[wanted]]), axis=1))
     ranks = ranks - ranks.mean(dim=1, keepdim=True)
     norms = ranks.norm(dim=1).prod()
     return float((ranks[0] * ranks[1]).sum() / norms) if norms > 0 else None
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """f64, of [n]."""
-    _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    ranks: Tensor = (counts.cumsum(dim=0).double() - (counts - 1) / 2)[place]
-    return ranks
 
 
 # ---- the judge -----------------------------------------------------------------------------------

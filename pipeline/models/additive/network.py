@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 from pipeline.config.models import AdditiveModelConfig
 from pipeline.core.errors import ConfigError, require
-from pipeline.models.additive.build_partition import build_partition
 from pipeline.models.additive.chimeras import spread_cells
-from pipeline.models.additive.partition import Partition
+from pipeline.models.additive.partition import Partition, build_partition
 from pipeline.models.cifar import CifarResNet
 from pipeline.models.classifier import Classifier, Provider, require_size
 from pipeline.models.output import Normalize, Stage, Standardize, Superfeatures, wide

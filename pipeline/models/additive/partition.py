@@ -1,4 +1,4 @@
-"""The nested partition of input features into superfeatures.
+"""The nested partition of input features into superfeatures: found, contiguous, or a random control.
 
 Shape letters: d features (a table's columns, an image's cells row by row, or the cells of a trunk), M superfeatures.
 """
@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pipeline.core.errors import ConfigError
+from pipeline.config.models import AdditiveModelConfig
+from pipeline.core.errors import ConfigError, require
+from pipeline.core.seeds import derive_seed
+from pipeline.store.artifacts import load_artifact
+from pipeline.store.manifest import MANIFEST_NAME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,3 +66,81 @@ class Partition:
 
 PARTITION_NAME = "partition.safetensors"
 """Of superfeatures that a run found, all levels; network options partition=<the run's folder> read it."""
+
+
+def random_partition(like: Partition, seed: int = 0) -> Partition:
+    """Groups of the same sizes, nested the same way, of features drawn at random."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "random partition"))
+    order = torch.randperm(like.assignments.shape[1], generator=generator)
+    return Partition(assignments=like.assignments[:, order], grid=like.grid)
+
+
+def contiguous_partition(
+    number: int, num_features: int, grid: tuple[int, int] | None = None
+) -> Partition:
+    """`number` groups of neighbours: rectangles of the grid, or runs of a table's columns.
+
+    From the whole on, the largest rectangle (of equal ones the first) is cut across its longer side.
+    """
+    if number > num_features:
+        raise ValueError(f"{num_features} features have no {number} groups")
+    blocks = [torch.arange(num_features).view(grid or (1, num_features))]
+    assignments = torch.zeros(number, num_features, dtype=torch.int64)
+    for level in range(1, number):
+        largest = max(blocks, key=torch.numel)
+        side = int(largest.shape[1] >= largest.shape[0])
+        near, far = largest.tensor_split(2, dim=side)
+        blocks = [b for b in blocks if b is not largest] + [near, far]
+        blocks.sort(key=lambda block: int(block[0, 0]))
+        for group, block in enumerate(blocks):
+            assignments[level, block.flatten()] = group
+    return Partition(assignments=assignments, grid=grid)
+
+
+def build_partition(config: AdditiveModelConfig) -> Partition:
+    """M levels over the config's features; ConfigError where its file does not fit.
+
+    Where weights are named they hold the partition, whose file is then not read.
+    """
+    grid = None if config.columns else config.grid
+    is_named = config.partition is not None and config.weights in (None, "random")
+    if not is_named or config.partition_control == "contiguous":
+        found = contiguous_partition(config.superfeatures, config.features, grid)
+    else:
+        assert config.partition is not None
+        found = Partition(assignments=_read_assignments(Path(config.partition), config), grid=grid)
+    if config.partition_control == "random":
+        return random_partition(found, config.partition_seed)
+    return found
+
+
+def _read_assignments(path: Path, config: AdditiveModelConfig) -> Tensor:
+    """i64 [M, d] of an artifact that may have finer levels, too."""
+    from safetensors.torch import load_file
+
+    file = path / PARTITION_NAME if path.is_dir() else path
+    if (path / MANIFEST_NAME).is_file():
+        load_artifact(path, "stages.teach with teaching=ked")  # ManifestError where it is damaged
+    if not file.is_file():
+        raise ConfigError(
+            f"partition={path} holds no {PARTITION_NAME}; find a partition first, correct the path, or set "
+            "partition=null for contiguous blocks (the weights of a trained network hold its own)"
+        )
+    tensors = load_file(file)
+    require(
+        "assignments" in tensors and tensors["assignments"].dtype == torch.int64,
+        f"{file} holds no i64 tensor `assignments`, which a partition consists of; correct partition=",
+    )
+    assignments = tensors["assignments"]
+    most, features = assignments.shape
+    require(
+        features == config.features,
+        f"{file} groups {features} features, and the network has {config.features}: set grid=[rows, columns] (or "
+        "columns= of a table) to the partition's own",
+    )
+    require(
+        config.superfeatures <= most,
+        f"{file} has up to {most} superfeatures, not superfeatures={config.superfeatures}; lower it, or find a finer "
+        "partition",
+    )
+    return assignments[: config.superfeatures]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from pipeline.core.errors import ConfigError
@@ -82,7 +83,7 @@ class DependencySum:
         first, second = (_off_diagonal(symmetric(half.sqrt())) for half in self.squares)
         if not self.records.all() or first.numel() < 2:
             return float("nan")
-        ranks = torch.stack([_ranks(first), _ranks(second)])
+        ranks = torch.from_numpy(rankdata(torch.stack([first, second]), axis=1))
         return float(torch.corrcoef(ranks)[0, 1])
 
     @property
@@ -179,11 +180,3 @@ def _signs(shape: tuple[int, int], centred: bool, seed: int, key: str) -> Tensor
 def _off_diagonal(matrix: Tensor) -> Tensor:
     rows, columns = torch.triu_indices(len(matrix), len(matrix), offset=1)
     return matrix[rows, columns]
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Of each value, equal ones sharing the mean of theirs: f64."""
-    _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum(dim=0).double()
-    ranks: Tensor = (last - (counts - 1) / 2)[place]
-    return ranks

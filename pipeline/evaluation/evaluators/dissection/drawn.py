@@ -7,25 +7,11 @@ of its ground). Pictures are drawn from (seed, number) alone. Label images have 
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.core.files import make_folder
-from pipeline.evaluation.evaluators.dissection.broden import (
-    CATEGORIES,
-    IMAGES,
-    INDEX,
-    LABELS,
-    encode_labels,
-)
 from pipeline.evaluation.evaluators.dissection.concepts import ConceptImage, Labels
-from pipeline.sources.digits import encode_png
 
 _OBJECTS = ("circle", "square", "triangle")
 _COLORS = {
@@ -119,74 +105,3 @@ def _dark(texture: str, side: int) -> NDArray[np.bool_]:
     if texture == "striped":
         return np.asarray(row == 1)
     return np.asarray(row != column) if texture == "checkered" else np.zeros((side, side), bool)
-
-
-# ---- on disk -------------------------------------------------------------------------------------
-
-
-def write_broden(concepts: DrawnConcepts, folder: Path) -> None:
-    """The set as Broden lies on disk, for `broden.BrodenFolder`."""
-    make_folder(folder / IMAGES)
-    covered = np.zeros(len(concepts.labels.names))
-    rows = []
-    for number in range(len(concepts)):
-        picture = concepts.read(number)
-        rows.append(_write_picture(picture, f"{number:05d}", concepts.labels, folder))
-        for layer in picture.layers:
-            covered += np.bincount(layer.ravel(), minlength=len(covered)) / layer.size
-        covered[list(picture.whole)] += 1
-    _write_table(folder / INDEX, rows)
-    _write_labels(concepts.labels, covered, folder)
-
-
-def _write_picture(
-    picture: ConceptImage, name: str, labels: Labels, folder: Path
-) -> dict[str, Any]:
-    """Its row of the index."""
-    entries: dict[str, list[str]] = {category: [] for category in labels.categories}
-    for place, layer in enumerate(picture.layers):
-        file = f"{name}_{place}.png"
-        (folder / IMAGES / file).write_bytes(encode_png(encode_labels(layer)))
-        entries[_category(labels, int(layer.max()))].append(file)
-    for label in picture.whole:
-        entries[_category(labels, label)].append(str(label))
-    (folder / IMAGES / f"{name}.png").write_bytes(
-        encode_png(picture.image.permute(1, 2, 0).numpy())
-    )
-    sizes = dict(zip(("ih", "iw"), picture.image.shape[1:], strict=True))
-    sizes |= dict(zip(("sh", "sw"), picture.layers.shape[1:], strict=True))
-    listed = {category: ";".join(found) for category, found in entries.items()}
-    return {"image": f"{name}.png", "split": "train", **sizes, **listed}
-
-
-def _write_labels(labels: Labels, covered: NDArray[np.float64], folder: Path) -> None:
-    known = [
-        {"number": number, "name": name, "category": _category(labels, number)}
-        for number, name in enumerate(labels.names)
-        if number
-    ]
-    _write_table(folder / CATEGORIES, [{"name": name} for name in labels.categories])
-    _write_table(folder / LABELS, known)
-    for category in labels.categories:
-        own = [row for row in known if row["category"] == category]
-        coded = [
-            {
-                "code": code,
-                "number": row["number"],
-                "name": row["name"],
-                "coverage": covered[labels.names.index(str(row["name"]))],
-            }
-            for code, row in enumerate(own, start=1)
-        ]
-        _write_table(folder / f"c_{category}.csv", coded)
-
-
-def _category(labels: Labels, label: int) -> str:
-    return labels.categories[labels.category_of[label]]
-
-
-def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as lines:
-        writer = csv.DictWriter(lines, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
