@@ -20,23 +20,21 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.cli import main
 from pipeline.cluster.executors import run_training
-from pipeline.config.models import AdditiveModelConfig, NoModelConfig, is_published
+from pipeline.config.models import is_published
 from pipeline.config.paths import with_absolute_paths
 from pipeline.config.runs import open_run
-from pipeline.core.errors import require
-from pipeline.core.files import sha256_file, sha256_json, write_atomically
+from pipeline.core.files import write_atomically
 from pipeline.core.progress import show_epochs
 from pipeline.models.resolve import fit_teach
-from pipeline.models.saved import MODEL_NAME, is_finished, load_model
+from pipeline.models.saved import MODEL_NAME, is_finished
 from pipeline.store.reader import Store
-from pipeline.training.teach_job import Teaching
+from pipeline.training.teach_job import Teaching, check_splits, fingerprint_inputs
 
 if TYPE_CHECKING:
-    from pipeline.config.models import ModelConfig
     from pipeline.config.verbs import TeachConfig
 
 
@@ -58,31 +56,18 @@ def run(config: TeachConfig) -> TeachResult:
     if not is_published(config.teacher.weights):
         config = replace(config, teacher=replace(config.teacher, weights=None))
     config = fit_teach(config, store)
-    inputs = {"store": store.manifest.fingerprint}
-    start = config.teaching.start
-    if start is not None and is_published(start):
-        inputs["start"] = _exact_name(config.teacher, start)
-    elif start is not None:
-        require(Path(start).is_file(), f"teaching.start={start} does not exist; correct the path")
-        inputs["start"] = sha256_file(Path(start))
-    if isinstance(config.teacher, AdditiveModelConfig) and config.teacher.partition is not None:
-        from pipeline.models.additive.partition import build_partition
-
-        inputs["teacher.partition"] = build_partition(config.teacher).sha256
-    if config.asks_black_box and not isinstance(config.black_box, NoModelConfig):
-        from pipeline.models.fingerprint import describe_teacher
-
-        asked = describe_teacher(config.black_box, len(store.manifest.classes), section="black_box")
-        inputs["black_box"] = sha256_json(asked)
+    inputs = fingerprint_inputs(config, store)
     folder = open_run("teach", config.run, config, inputs)
-    _check_splits(config, store)
+    check_splits(config, store)
     if not is_finished(folder):
         job = Teaching(config=with_absolute_paths(config), folder=folder.absolute())
         with show_epochs("teach", config.teaching.trainer.epochs) as show:
             run_training(job, config.cluster, show)
     metrics_path = folder / "metrics.json"
     if not metrics_path.exists():
-        splits = _judge(config, store, folder)
+        from pipeline.evaluation.forward import judge_model  # imports torch
+
+        splits = judge_model(folder, store, config.evaluate)
         write_atomically(metrics_path, json.dumps({"splits": splits}, indent=1).encode())
     judged = json.loads(metrics_path.read_text())["splits"]
     accuracy, f1 = (
@@ -90,38 +75,6 @@ def run(config: TeachConfig) -> TeachResult:
         for name in ("accuracy", "f1")
     )
     return TeachResult(weights=str(folder / MODEL_NAME), accuracy=accuracy, f1=f1)
-
-
-def _exact_name(teacher: ModelConfig, start: str) -> str:
-    """Published weights by the name that their provider gives them."""
-    from pipeline.models.providers import name_weights
-
-    return name_weights(replace(teacher, weights=start)).weights or start
-
-
-def _check_splits(config: TeachConfig, store: Store) -> None:
-    known = list(dict.fromkeys(shard.split for shard in store.manifest.shards))
-    for split in (config.teaching.split, *config.evaluate.splits):
-        require(split in known, f"the store has no split {split!r}; it has: {', '.join(known)}")
-
-
-def _judge(config: TeachConfig, store: Store, folder: Path) -> dict[str, dict[str, Any]]:
-    from pipeline.core.devices import resolve_device
-    from pipeline.evaluation.forward import Subject, judge_split
-    from pipeline.loading.dataset import StoreDataset
-    from pipeline.loading.selection import rows_of_split
-
-    model, trained = load_model(folder)
-    device = resolve_device("evaluate.device", config.evaluate.device)
-    subject = Subject(model=model.to(device), input_size=trained.input_size)
-    return {
-        split: judge_split(
-            subject,
-            StoreDataset(store, rows_of_split(store.index, split), with_regions=True),
-            config.evaluate,
-        )
-        for split in config.evaluate.splits
-    }
 
 
 if __name__ == "__main__":

@@ -8,20 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.core.devices import resolve_device
+from pipeline.core.files import sha256_json
 from pipeline.core.records import Batch
 from pipeline.loading.dataset import StoreDataset, iter_in_order
 from pipeline.loading.geometry import view_images, view_maps
 from pipeline.loading.loader import move_batch
+from pipeline.loading.selection import rows_of_split
 from pipeline.loading.views import ViewSchedule
 from pipeline.losses.map_cosine import map_cosine
 from pipeline.models.classifier import Classifier
-from pipeline.models.explainers.explain import Explainer, forward_to_explain
+from pipeline.models.explainers.explain import EXPLAINERS, Explainer, forward_to_explain
+from pipeline.models.fingerprint import describe_teacher
+from pipeline.models.providers import build_model, freeze, teacher_input_size
+from pipeline.models.resolve import require_images
+from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.reader import Store
+
+if TYPE_CHECKING:
+    from pipeline.config.models import ModelConfig
+    from pipeline.config.verbs import VerifyConfig
+
 
 UNMOVED = "none"
 """The whole frame: what the store's rounding alone costs."""
@@ -29,6 +44,40 @@ _BATCH = 64
 
 
 @torch.no_grad()
+def teacher_equivariance(config: VerifyConfig, store: Store, teacher: ModelConfig) -> str:
+    """`measure_equivariance` of the teacher that made a pass of the store, as a line a kind of operation."""
+    require_images(store, "equivariance=true", "verify it without")
+    num_classes = len(store.manifest.classes)
+    asked = sha256_json(describe_teacher(teacher, num_classes, config.annotate.precision))
+    passes = [store.open_pass(folder.name) for folder in store.pass_folders()]
+    taught = [
+        t
+        for t in passes
+        if sha256_json(t.manifest.teacher) == asked and t.explainer == config.explainer.kind
+    ]
+    if not taught:
+        raise StoreMismatchError(
+            f"{store.path} holds no pass of this teacher and explainer={config.explainer.kind}; it holds: "
+            + ", ".join(t.name for t in passes)
+        )
+    rows = rows_of_split(store.index, config.split)
+    chosen = np.sort(np.random.default_rng(0).permutation(rows)[: config.equivariance_records])
+    side = teacher_input_size(teacher)
+    measured = measure_equivariance(
+        freeze(build_model(teacher, num_classes)).to(resolve_device("device", "auto")),
+        EXPLAINERS[config.explainer.kind],
+        store.size if side is None else (side, side),
+        StoreDataset(store, chosen, taught[:1]),
+        config.augment.operations,
+    )
+    lines = [
+        f"  {kind:16s} map cosine {values['map_cosine']:.4f}  KL {values['logits_kl']:.4f}  "
+        f"top-1 agrees {values['top1_agreement']:.3f}"
+        for kind, values in measured.items()
+    ]
+    return "\n" + "\n".join(lines)
+
+
 def measure_equivariance(
     model: Classifier,
     explain: Explainer,

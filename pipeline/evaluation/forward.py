@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.config.judging import EvaluateOptions
+from pipeline.core.devices import resolve_device
 from pipeline.core.labels import classes_of, has_many
 from pipeline.core.records import NO_CLASS, Batch, StoredTargets, Targets
 from pipeline.evaluation.predictions import Judged, join, metrics_of
@@ -29,7 +31,7 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.explainers.bcos_weights import contribution_map, is_bcos_weights
 from pipeline.models.explainers.explain import EXPLAINERS, forward_to_explain
 from pipeline.models.output import ModelOutput
-from pipeline.models.saved import TrainedModel
+from pipeline.models.saved import TrainedModel, load_model
 from pipeline.store.reader import Store, TeacherPass
 
 
@@ -67,6 +69,21 @@ def judge_split(
 ) -> dict[str, Any]:
     """Metrics of a model on a selection that includes its regions; fractions in [0, 1]."""
     return metrics_of(judge_records(subject, dataset, options), options.group_sets)
+
+
+def judge_model(folder: Path, store: Store, options: EvaluateOptions) -> dict[str, dict[str, Any]]:
+    """`judge_split` of the trained network in a run's folder, by split of `evaluate.splits`."""
+    model, trained = load_model(folder)
+    device = resolve_device("evaluate.device", options.device)
+    subject = Subject(model=model.to(device), input_size=trained.input_size)
+    return {
+        split: judge_split(
+            subject,
+            StoreDataset(store, rows_of_split(store.index, split), with_regions=True),
+            options,
+        )
+        for split in options.splits
+    }
 
 
 @torch.no_grad()

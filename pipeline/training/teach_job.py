@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.models import AdditiveModelConfig, ModelConfig, NoModelConfig
+from pipeline.config.models import AdditiveModelConfig, ModelConfig, NoModelConfig, is_published
 from pipeline.config.teaching import GuidedTeachingConfig, KEDTeachingConfig
+from pipeline.core.errors import require
+from pipeline.core.files import sha256_file, sha256_json, write_atomically
 from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
@@ -39,7 +41,6 @@ class Teaching:
         if search is None:
             return
         from pipeline.core.devices import resolve_device
-        from pipeline.core.files import write_atomically
         from pipeline.models.additive.partition import PARTITION_NAME
 
         if self.trainer.num_threads is not None:
@@ -145,3 +146,38 @@ class Teaching:
             classes=plan.class_names,
             input_size=plan.input_size,
         )
+
+
+def _exact_name(teacher: ModelConfig, start: str) -> str:
+    """Published weights by the name that their provider gives them."""
+    from pipeline.models.providers import name_weights
+
+    return name_weights(replace(teacher, weights=start)).weights or start
+
+
+def check_splits(config: TeachConfig, store: Store) -> None:
+    """ConfigError unless the store has the splits that are trained on and evaluated."""
+    known = list(dict.fromkeys(shard.split for shard in store.manifest.shards))
+    for split in (config.teaching.split, *config.evaluate.splits):
+        require(split in known, f"the store has no split {split!r}; it has: {', '.join(known)}")
+
+
+def fingerprint_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
+    """The fingerprints of everything that a teacher is made from, beside its config."""
+    inputs = {"store": store.manifest.fingerprint}
+    start = config.teaching.start
+    if start is not None and is_published(start):
+        inputs["start"] = _exact_name(config.teacher, start)
+    elif start is not None:
+        require(Path(start).is_file(), f"teaching.start={start} does not exist; correct the path")
+        inputs["start"] = sha256_file(Path(start))
+    if isinstance(config.teacher, AdditiveModelConfig) and config.teacher.partition is not None:
+        from pipeline.models.additive.partition import build_partition
+
+        inputs["teacher.partition"] = build_partition(config.teacher).sha256
+    if config.asks_black_box and not isinstance(config.black_box, NoModelConfig):
+        from pipeline.models.fingerprint import describe_teacher
+
+        asked = describe_teacher(config.black_box, len(store.manifest.classes), section="black_box")
+        inputs["black_box"] = sha256_json(asked)
+    return inputs
