@@ -274,7 +274,7 @@ def test_students_train_on_frozen_replayed_and_live_targets(inner, method, mode)
     distill.run(config)
 
     lines = list(read_metrics(RUNS / "one" / "distill"))
-    term = build_loss(method).extra
+    term = build_loss(method).needs.payload
     assert all(line[term] > 0 and line["ce"] > 0 for line in lines)
     assert ("kd" in lines[0]) == (method.lambda_kd > 0)
     assert load_model(RUNS / "one" / "distill")[1].num_classes == 10

@@ -182,7 +182,7 @@ def test_a_run_that_is_ended_again_and_again_loses_nothing(world):
         process.send_signal(signal.SIGCONT)
         _, errors = process.communicate(timeout=60)
 
-        assert process.returncode == code
+        assert process.returncode == code, errors
         if number != signal.SIGKILL:
             assert "the same command goes on where it stopped" in errors
             assert "Traceback" not in errors
