@@ -61,9 +61,11 @@ def _register_defaults() -> None:
         for kind, cls in members.items():
             node = plain_defaults(cls) | {"kind": kind}
             nested = [name for name in node if name in _GROUPS]  # of a teacher's own training
-            defaults = [{f"/{name}@{name}": _GROUPS[name]} for name in nested]
-            node = {name: value for name, value in node.items() if name not in nested}
-            store.store(group=group, name=kind, node={"defaults": [*defaults, "_self_"], **node})
+            if nested:
+                choices = [{f"/{name}@{name}": _GROUPS[name]} for name in nested]
+                own = {name: value for name, value in node.items() if name not in nested}
+                node = {"defaults": [*choices, "_self_"], **own}
+            store.store(group=group, name=kind, node=node)
     store.store(group="store", name=_GROUPS["store"], node=plain_defaults(StoreConfig))
     store.store(group="trainer", name=_GROUPS["trainer"], node=plain_defaults(TrainerConfig))
     store.store(name="defaults", node=_section_defaults())

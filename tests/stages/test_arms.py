@@ -187,7 +187,10 @@ def test_a_frozen_and_a_live_crd_step_on_still_images_have_the_same_gradient(fea
     batch = next(TrainingStream(dataset, views, batch_size=16, seed=0).epoch(0))
     model = freeze(build_model(featured.config.teacher, 10))
     gradients = []
-    for targets in (view_targets, LiveTeacher("t", model, gradcam, SIZE, needs=build_loss(CRD).needs)):
+    for targets in (
+        view_targets,
+        LiveTeacher("t", model, gradcam, SIZE, needs=build_loss(CRD).needs),
+    ):
         loss = build_loss(CRD)
         torch.manual_seed(2)
         pooled = torch.zeros(1, 16)
