@@ -14,15 +14,15 @@ from pipeline.config.judging import EvaluateOptions
 from pipeline.core.devices import resolve_device
 from pipeline.core.labels import classes_of, has_many
 from pipeline.core.records import NO_CLASS, Batch, StoredTargets, Targets
-from pipeline.evaluation.predictions import Judged, join, metrics_of
-from pipeline.loading.dataset import StoreDataset, iter_in_order
-from pipeline.loading.geometry import judged_view, view_images, view_maps, view_targets
-from pipeline.loading.loader import move_batch
-from pipeline.loading.localization import (
+from pipeline.evaluation.localization import (
     energy_pointing_game,
     localization_iou,
     upsample,
 )
+from pipeline.evaluation.predictions import Judged, join, metrics_of
+from pipeline.loading.dataset import StoreDataset, iter_in_order
+from pipeline.loading.geometry import judged_view, view_images, view_maps, view_targets
+from pipeline.loading.loader import move_batch
 from pipeline.loading.regions import RegionKind, regions_of
 from pipeline.loading.selection import HOLDOUT, rows_of_split, select_holdout_rows
 from pipeline.losses.map_cosine import map_cosine

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from pipeline.config.teaching import GuidedTeachingConfig
 from pipeline.core.records import Guidance, Targets
-from pipeline.loading.localization import MIN_ENERGY
 from pipeline.losses.base import Measured, Needs, StudentOutput, Term
 from pipeline.losses.labels import LabelsLoss
 
+MIN_ENERGY = 1e-7
+"""A map with less positive mass than this points nowhere; EPG counts it as 0."""
 _TINY = torch.finfo(torch.float32).tiny
 
 

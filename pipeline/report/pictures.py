@@ -120,7 +120,7 @@ def overlays(images: NDArray[np.uint8], maps: NDArray[np.float32]) -> list[NDArr
     """Maps [n, h, w], each scaled to its highest value and upsampled, in red over a pale grey image."""
     import torch
 
-    from pipeline.loading.localization import upsample
+    from pipeline.evaluation.localization import upsample
 
     size = (images.shape[1], images.shape[2])
     heat = upsample(torch.from_numpy(maps), size).clamp(min=0).numpy()

@@ -20,13 +20,13 @@ from pipeline.evaluation.agreement import (
     teacher_scores,
 )
 from pipeline.evaluation.forward import Subject, judge_records
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.geometry import view_images
-from pipeline.loading.localization import (
+from pipeline.evaluation.localization import (
     energy_pointing_game,
     localization_iou,
     upsample,
 )
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import view_images
 from pipeline.loading.regions import box_regions
 from pipeline.models.explainers.gradcam import gradcam
 from pipeline.models.providers import build_model, freeze

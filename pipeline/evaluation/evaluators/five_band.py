@@ -26,9 +26,9 @@ from pipeline.core.records import NO_CLASS, Batch
 from pipeline.evaluation.context import Trial
 from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from pipeline.evaluation.forward import evidence, maps_of
+from pipeline.evaluation.localization import upsample
 from pipeline.evaluation.metrics import LESS_PER_CENT, PER_CENT
 from pipeline.loading.geometry import canonical_from_view, view_images, warp
-from pipeline.loading.localization import upsample
 from pipeline.models.explainers.explain import forward_to_explain
 from pipeline.models.resolve import require_images
 

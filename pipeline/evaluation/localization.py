@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MIN_ENERGY = 1e-7
-"""A map with less positive mass than this points nowhere and counts as 0."""
+from pipeline.losses.guided import MIN_ENERGY
 
 
 def energy_pointing_game(maps: Tensor, regions: Tensor) -> Tensor:
