@@ -27,7 +27,7 @@ METRICS = {
     "iou": Metric(),
     "map_cosine": Metric(),
 }
-"""Of judge.judge_split; some need groups, regions or a teacher."""
+"""Metrics of forward.judge_split; some need groups, regions or a teacher."""
 
 PLAIN = Metric(higher_is_better=None, scale=1.0)
 """A number of which neither more nor less is better."""
