@@ -23,12 +23,12 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.annotation.threads import torch_threads
 from pipeline.cli import main
 from pipeline.cluster.executors import build_task_runner
 from pipeline.config.runs import RUNS
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_atomically
-from pipeline.core.threads import torch_threads
 from pipeline.report.results import SWEEP_NAME
 from pipeline.report.summary import summary_table
 from pipeline.sweep.plan import in_turns, plan_students

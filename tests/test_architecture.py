@@ -70,6 +70,18 @@ def test_rooms_import_only_what_stands_to_their_left():
     assert not wrong
 
 
+def test_core_holds_what_three_rooms_need():
+    users = {path.stem: set() for path in ROOT.glob("pipeline/core/*.py")}
+    for path in MODULES:
+        room = room_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        for module in imports_of(path):
+            name = module.split(".")[2:3]
+            if module.startswith("pipeline.core.") and room != "core" and name[0] in users:
+                users[name[0]].add(room)
+
+    assert {name for name, rooms in users.items() if len(rooms) < 3} == {"__init__"}
+
+
 def test_no_two_modules_import_each_other():
     """Nor do more of them in a circle, inside a room or outside, whether at import or later."""
     names = {

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from pipeline.annotation.annotator import TeacherAnnotator
 from pipeline.annotation.stored_views import StoredViews
+from pipeline.annotation.threads import torch_threads
 from pipeline.config.models import ExplainerConfig, ModelConfig
 from pipeline.config.store import PassConfig
 from pipeline.core.files import sha256_keys
 from pipeline.core.tasks import ShardResult
-from pipeline.core.threads import torch_threads
 from pipeline.store.fields import PassFields
 from pipeline.store.frames import FrameBatch, ShardFrames
 from pipeline.store.index import PASS_RECEIPT_SCHEMA, receipt_path, write_table

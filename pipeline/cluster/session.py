@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.cluster import ExistingClusterConfig, LocalClusterConfig
-from pipeline.core.environment import _JOB_VARIABLE, in_submitted_job
+from pipeline.config.environment import _JOB_VARIABLE, in_submitted_job
 from pipeline.core.errors import UserError
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.config.cluster import ExistingClusterConfig, KubeRayClusterConfig
+from pipeline.config.environment import in_submitted_job
 from pipeline.config.models import is_published
 from pipeline.config.options import Options, Role, options_of
-from pipeline.core.environment import in_submitted_job
 from pipeline.core.errors import require
 
 if TYPE_CHECKING:

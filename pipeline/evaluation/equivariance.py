@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config.augment import AugmentConfig, OperationConfig
-from pipeline.core.devices import resolve_device
 from pipeline.core.files import sha256_json
 from pipeline.core.records import Batch
 from pipeline.loading.dataset import StoreDataset, iter_in_order
@@ -26,6 +25,7 @@ from pipeline.loading.selection import rows_of_split
 from pipeline.loading.views import ViewSchedule
 from pipeline.losses.map_cosine import map_cosine
 from pipeline.models.classifier import Classifier
+from pipeline.models.devices import resolve_device
 from pipeline.models.explainers.explain import EXPLAINERS, Explainer, forward_to_explain
 from pipeline.models.fingerprint import describe_teacher
 from pipeline.models.providers import build_model, freeze, teacher_input_size

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from pipeline.config.judging import EvaluateOptions
-from pipeline.core.devices import resolve_device
 from pipeline.core.labels import classes_of, has_many
 from pipeline.core.records import NO_CLASS, Batch, StoredTargets, Targets
 from pipeline.evaluation.localization import (
@@ -28,6 +27,7 @@ from pipeline.loading.selection import HOLDOUT, rows_of_split, select_holdout_ro
 from pipeline.losses.map_cosine import map_cosine
 from pipeline.models.bcos.layers import add_inverse
 from pipeline.models.classifier import Classifier
+from pipeline.models.devices import resolve_device
 from pipeline.models.explainers.bcos_weights import contribution_map, is_bcos_weights
 from pipeline.models.explainers.explain import EXPLAINERS, forward_to_explain
 from pipeline.models.output import ModelOutput

@@ -10,10 +10,10 @@ from typing import Any
 from pipeline.config.models import ModelConfig, NoModelConfig
 from pipeline.config.runs import RUNS
 from pipeline.config.verbs import EvaluateConfig
-from pipeline.core.devices import resolve_device
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_file, sha256_json
 from pipeline.evaluation.forward import Subject
+from pipeline.models.devices import resolve_device
 from pipeline.models.fingerprint import describe_teacher
 from pipeline.models.providers import build_model, freeze, teacher_input_size
 from pipeline.models.saved import MODEL_NAME, is_finished, load_model

@@ -46,8 +46,8 @@ def open_student(config: EvaluateConfig) -> OpenSubject:
         passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
 
     def build() -> tuple[Subject, TrainedModel]:
-        from pipeline.core.devices import resolve_device
         from pipeline.evaluation.forward import Subject
+        from pipeline.models.devices import resolve_device
 
         model, described = load_model(student)
         if passes and passes[0].num_classes != described.num_classes:

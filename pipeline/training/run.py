@@ -19,7 +19,6 @@ from pipeline.config.augment import AugmentConfig
 from pipeline.config.models import ExplainerConfig, GradCamConfig, ModelConfig
 from pipeline.config.runs import save_cost
 from pipeline.config.training import OptimizerConfig, TrainerConfig
-from pipeline.core.devices import resolve_device
 from pipeline.core.distributed import Ranks
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Targets
@@ -34,6 +33,7 @@ from pipeline.loading.views import ViewSchedule
 from pipeline.losses.base import DistillationLoss, StudentOutput
 from pipeline.models.additive.network import AdditiveMlp
 from pipeline.models.classifier import Classifier
+from pipeline.models.devices import resolve_device
 from pipeline.models.explainers.explain import ATTRIBUTIONS, DEFAULT_EXPLAINER, EXPLAINERS
 from pipeline.models.explainers.grids import map_grid, require_places, warn_of_coarse_grid
 from pipeline.models.output import NOTHING, Standardize

@@ -40,8 +40,8 @@ class Teaching:
         search = self._partition_search()
         if search is None:
             return
-        from pipeline.core.devices import resolve_device
         from pipeline.models.additive.partition import PARTITION_NAME
+        from pipeline.models.devices import resolve_device
 
         if self.trainer.num_threads is not None:
             import torch
