@@ -10,7 +10,7 @@ from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose, section_of, sections
+from pipeline.config.compose import compose, section_names, section_of, sections
 from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.paths import place_paths
 from pipeline.config.runs import RUNS, plain, save_config, to_yaml
@@ -50,7 +50,8 @@ def main(
     )
     try:
         if {"-h", "--help"} & set(words):
-            print(_help(verb, doc or "", [word for word in words if word not in ("-h", "--help")]))
+            asked = [w for w in words if section_of(w) in (*section_names(verb), "experiment")]
+            print(_help(verb, doc or "", asked))
             return
         if words[:1] == ["--cfg"]:
             shown = words[2:]

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 
 from pipeline.config.options import Options
 from pipeline.core.errors import require
@@ -24,36 +24,21 @@ class WorkConfig(Options):
 
     actors: Annotated[int, Ge(1)] = 1
     """Teacher replicas; each works on whole shards."""
-    cpus_per_actor: float = 1.0
-    gpus_per_actor: float | None = None
+    cpus_per_actor: Annotated[float, Gt(0)] = 1.0
+    gpus_per_actor: Annotated[float | None, Ge(0)] = None
     """May be a fraction; null shares what the cluster has among the actors, at most one each."""
     threads_per_actor: Annotated[int, Ge(1)] = 1
     """Of torch; part of what makes bytes equal, so also used by the serial executor."""
     decode_threads: Annotated[int, Ge(1)] = 1
     """Of an actor, beside torch's: they decode the next batches while the teacher runs."""
-    cpus_per_rank: float = 1.0
-    gpus_per_rank: float | None = None
+    cpus_per_rank: Annotated[float, Gt(0)] = 1.0
+    gpus_per_rank: Annotated[float | None, Ge(0)] = None
     """Of each training process (trainer.ranks); null takes a whole one where the cluster has any."""
-    cpus_per_student: float = 1.0
-    gpus_per_student: float | None = None
+    cpus_per_student: Annotated[float, Gt(0)] = 1.0
+    gpus_per_student: Annotated[float | None, Ge(0)] = None
     """Of each student of a sweep; may be a fraction; null takes a whole one where the cluster has any."""
     max_restarts: Annotated[int, Ge(0)] = 3
     """Of an actor, a rank or a student's process that dies."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for what in ("actor", "rank", "student"):
-            cpus, gpus = getattr(self, f"cpus_per_{what}"), getattr(self, f"gpus_per_{what}")
-            require(cpus > 0, f"cluster.cpus_per_{what} must be > 0, got {cpus}")
-            require(
-                gpus is None or gpus >= 0,
-                f"cluster.gpus_per_{what} must be >= 0 or null, got {gpus}",
-            )
-
-
-def _require_at_least(least: int, name: str, value: int) -> None:
-    """ConfigError unless an option of the cluster is large enough."""
-    require(value >= least, f"cluster.{name} must be >= {least}, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +118,7 @@ class KubeRayClusterConfig(WorkConfig):
 
     ttl_seconds_after_finished: Annotated[int, Ge(0)] = 600
     """How long the pods stay, for a look at their logs."""
-    active_deadline_seconds: int | None = None
+    active_deadline_seconds: Annotated[int | None, Ge(1)] = None
     """null: no limit."""
     backoff_limit: Annotated[int, Ge(0)] = 2
     """New clusters after a failed one; the same command goes on where the last one stopped."""
@@ -161,8 +146,6 @@ class KubeRayClusterConfig(WorkConfig):
         self._check_sizes()
 
     def _check_sizes(self) -> None:
-        if self.active_deadline_seconds is not None:
-            _require_at_least(1, "active_deadline_seconds", self.active_deadline_seconds)
         low, high = self.scale
         require(
             0 <= low <= self.workers <= high,

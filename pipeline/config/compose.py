@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config.options import Options, options_of, plain_defaults, to_plain
+from pipeline.config.options import Options, Role, options_of, plain_defaults, to_plain
 from pipeline.config.store import StoreConfig
 from pipeline.config.training import TrainerConfig
 from pipeline.config.verbs import FAMILIES, VERBS
@@ -78,6 +78,8 @@ def _section_defaults() -> dict[str, Any]:
         for option in options_of(cls):
             if option.name in FAMILIES or option.name in _GROUPS:
                 continue
+            if Role.SET_BY_STAGE in option.roles:
+                continue
             if isinstance(option.hint, type) and issubclass(option.hint, Options):
                 values[option.name] = plain_defaults(option.hint)
             else:
@@ -100,7 +102,14 @@ def sections(verb: str, composed: dict[str, Any]) -> dict[str, Any]:
 
 def section_names(verb: str) -> list[str]:
     verbs = (verb, *_SWEPT_VERBS) if verb == "sweep" else (verb,)
-    return list(dict.fromkeys(option.name for name in verbs for option in options_of(VERBS[name])))
+    return list(
+        dict.fromkeys(
+            option.name
+            for name in verbs
+            for option in options_of(VERBS[name])
+            if Role.SET_BY_STAGE not in option.roles
+        )
+    )
 
 
 def _replacing_mappings(overrides: Sequence[str]) -> list[str]:

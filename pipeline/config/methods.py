@@ -19,8 +19,7 @@ Mode = Literal["frozen", "replay", "live"]
 
 
 def check_label_loss(loss: str, label_smoothing: float) -> None:
-    """ConfigError where the smoothing is out of range, or none of the loss's."""
-    require(0 <= label_smoothing < 1, f"label_smoothing must be in [0, 1), got {label_smoothing}")
+    """ConfigError where the loss takes no smoothing."""
     require(
         loss == "ce" or label_smoothing == 0,
         f"label_smoothing={label_smoothing} is an option of loss=ce; loss={loss} asks of each class on its own, "
@@ -67,7 +66,7 @@ class LabelsConfig(MethodConfig):
     loss: LabelLoss = "ce"
     """ce: cross-entropy, of one label a record; bce: each class on its own, as sets with many labels a record
     need it; bce_offlabel: the same with 1 / classes off the labels, how B-cos networks are trained (e2KD)."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Of ce."""
 
     def __post_init__(self) -> None:

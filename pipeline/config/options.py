@@ -44,6 +44,7 @@ class Role(Enum):
 
     FILE = "names a file or folder, which means something else on another machine"
     OUTSIDE_IDENTITY = "does not change a run's results"
+    SET_BY_STAGE = "is no option of its own: the stage sets it from what was typed"
     OUTSIDE_DATASET = "does not change a source's records: where or how they are read, not what"
 
 

@@ -47,6 +47,7 @@ def describe_verb(verb: str, composed: Mapping[str, Any]) -> str:
         option.name: (cls, option)
         for cls in (VERBS[name] for name in (*(("distill", "evaluate") * (verb == "sweep")), verb))
         for option in options_of(cls)
+        if Role.SET_BY_STAGE not in option.roles
     }
     lines = [
         line
@@ -141,7 +142,8 @@ def _table(cls: type[Options], section: str) -> str:
     rows = []
     for option in options_of(cls):
         is_section = isinstance(option.hint, type) and issubclass(option.hint, Options)
-        if option.name == "kind" or option.name in FAMILIES or is_section:
+        hidden = option.name == "kind" or Role.SET_BY_STAGE in option.roles
+        if hidden or option.name in FAMILIES or is_section:
             continue
         name = f"{section}.{option.name}" if section else option.name
         default = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Lt
 
 from pipeline.config.augment import AugmentConfig
 from pipeline.config.methods import LabelLoss, check_label_loss
@@ -25,7 +25,7 @@ class LabelTeachingConfig(Options):
     kind: Literal["labels"] = "labels"
     loss: LabelLoss = "ce"
     """As of method=labels."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     start: Annotated[str | None, Role.FILE] = None
     """File of weights to start from, whose last layer is drawn anew where its classes are others, or `pretrained`;
     null starts at random, or from teacher.weights=pretrained."""

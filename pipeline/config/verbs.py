@@ -271,7 +271,7 @@ class RenderConfig(Options):
     verb: Literal["precompute", "teach", "verify", "distill", "evaluate", "sweep", "report"] = (
         "precompute"
     )
-    words: tuple[str, ...] = ()
+    words: Annotated[tuple[str, ...], Role.SET_BY_STAGE] = ()
     """The verb's own, as they were typed."""
     output: str | None = None
     """File to write; null prints the manifest."""

@@ -43,7 +43,7 @@ class HashingFile:
     """A file being written, with its length, SHA-256 and CRC-32C; writes in large pieces."""
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self._descriptor: int | None = descriptor
         self._hash = hashlib.sha256()
         self._buffer = bytearray()
         self.bytes = 0
@@ -59,11 +59,17 @@ class HashingFile:
         return len(data)
 
     def flush(self) -> None:
-        """Hand what was written so far to the operating system."""
+        """Hand what was written so far to the operating system; ValueError once the file is closed."""
+        if self._descriptor is None:
+            raise ValueError("a file that was closed is written to")
         view = memoryview(bytes(self._buffer))
         while len(view) > 0:
             view = view[os.write(self._descriptor, view) :]
         self._buffer.clear()
+
+    def detach(self) -> None:
+        """Write no more: the descriptor's number may soon be another file's."""
+        self._descriptor = None
 
     def tell(self) -> int:
         return self.bytes
@@ -83,12 +89,13 @@ def open_atomically(path: Path) -> Iterator[HashingFile]:
     except OSError as error:
         raise _write_error(path, error) from error
     try:
+        file = HashingFile(descriptor)
         try:
-            file = HashingFile(descriptor)
             yield file
             file.flush()
             os.fsync(descriptor)
         finally:
+            file.detach()
             os.close(descriptor)
         os.replace(partial, path)
     except BaseException as error:

@@ -64,7 +64,7 @@ class Content:
     """The bytes of one record."""
 
     image: bytes
-    """The file; of a table the row, as store/table.py writes it."""
+    """The file; of a table the row, as store/table_rows.py writes it."""
     suffix: str
     """Of that member in the tar: lower case, without a dot, jpg for jpeg."""
     mask: bytes | None = None

@@ -105,6 +105,3 @@ def model_normalisation(config: ModelConfig) -> tuple[tuple[float, ...], tuple[f
     if source is None:
         raise ConfigError(f"mean and std of kind {config.kind} have no default; set both")
     return source.mean, source.std
-
-
-# ---- weights -------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from braceexpand import braceexpand
+
 from pipeline.core.errors import ConfigError, UserError
 from pipeline.store.pixels import ImageError
 
@@ -49,14 +51,17 @@ def find_tars(path: Path) -> list[Path]:
 
 
 def expand_range(text: str) -> list[str]:
-    """The names that braces stand for, as webdataset expands them: {000000..000009}, {a,b}."""
-    from webdataset.shardlists import expand_urls  # imports torch
+    """The names that braces stand for, as webdataset expands them: {000000..000009}, {a,b}.
 
+    Of a path whose folder exists the last part is expanded alone; braces that do not match are part of a name.
+    """
+    folder, slash, name = text.rpartition("/")
+    if not (slash and "://" not in text and Path(folder).is_dir()):
+        folder, slash, name = "", "", text
     try:
-        names: list[str] = expand_urls(text)
-    except ValueError as error:
-        raise ConfigError(f"data.path={text} cannot be expanded: {error}") from error
-    return names
+        return [folder + slash + each for each in braceexpand(name, escape=False)]
+    except ValueError:
+        return [text]
 
 
 def split_of_tar(name: str) -> str:
@@ -87,10 +92,14 @@ def list_samples(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
 
 def _list_members(path: Path) -> Iterator[dict[str, Any]]:
     """The files of a tar as webdataset's functions take them, with their places for data."""
+    from webdataset.tariterators import base_plus_ext  # imports torch
+
     with tarfile.open(path, "r:") as tar:
         for member in tar:
-            # A hidden file, such as macOS's ._image.jpg, is part of no sample.
-            if not member.isfile() or Path(member.name).name.startswith("."):
+            key, suffix = base_plus_ext(member.name)
+            # A hidden file, such as macOS's ._image.jpg, is part of no sample; __names are webdataset's own.
+            is_hidden = Path(member.name).name.startswith(".")
+            if not member.isfile() or is_hidden or not key or not suffix or suffix[:2] == "__":
                 continue
             if member.name.rsplit(".", 1)[-1].lower() in PICKLED_SUFFIXES:
                 raise ConfigError(

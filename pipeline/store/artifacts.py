@@ -6,6 +6,7 @@ An artifact is named by the fingerprint of all that changes its numbers, and exi
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ARTIFACTS_FOLDER = "artifacts"
+_POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +72,22 @@ class Artifact:
         """The description of one that is there."""
         return read_manifest(ArtifactManifest, self.folder, self.made_by).description
 
-    def save(self, tensors: Mapping[str, Tensor], description: dict[str, Any]) -> None:
-        """Commit it, unless it is there or another process is writing the very same."""
+    def save(
+        self, tensors: Mapping[str, Tensor], description: dict[str, Any], *, wait: bool = False
+    ) -> None:
+        """Commit it, unless it is there or another process is writing the very same.
+
+        wait  for that process, so that it is there afterwards
+        """
+        while not self.is_there:
+            self._save_alone(tensors, description)
+            if not wait:
+                return
+            time.sleep(_POLL_SECONDS)
+
+    def _save_alone(self, tensors: Mapping[str, Tensor], description: dict[str, Any]) -> None:
         from safetensors.torch import save
 
-        if self.is_there:
-            return
         name = _file_name(self.kind)
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
         make_folder(self.folder)

@@ -28,7 +28,6 @@ from pipeline.store.publish import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from pipeline.config.file_data import DataConfig
     from pipeline.config.verbs import PrecomputeConfig

@@ -292,6 +292,3 @@ def read_metadata(path: Path, schema: pa.Schema) -> dict[str, Any] | None:
     except ManifestError as error:
         logger.warning("%s; its shard is done again", error)
         return None
-
-
-# ---- teacher passes ------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import google_crc32c
@@ -32,6 +33,10 @@ class TarShard:
     def __exit__(self, *error: object) -> None:
         if error[0] is None:
             self.close()
+            return
+        # Left open, its stream would write the rest when it is collected, long after the file was closed.
+        with suppress(Exception):  # the error that led here says more
+            self._writer.close()
 
     def close(self) -> None:
         """Write the end of the tar; a second time nothing."""

@@ -16,12 +16,6 @@ from pipeline.training.optim import check_warmup, learning_rate
 from pipeline.training.state import Training
 from pipeline.training.step import train_step
 
-# ---- parts ---------------------------------------------------------------------------------------
-
-
-# ---- one step ------------------------------------------------------------------------------------
-
-
 # ---- epochs --------------------------------------------------------------------------------------
 
 
@@ -88,6 +82,3 @@ def _is_nth(count: int, interval: int | None) -> bool:
 
 def _discard(line: dict[str, float]) -> None:
     """The first rank's line says it for all."""
-
-
-# ---- what is written -----------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def save_partition(artifact: Artifact, grouping: Grouping, measured: DependencyS
         made_with={"networkx": networkx.__version__, "torch": torch.__version__},
     )
     tensors = {"assignments": partition.assignments, "dependency": measured.matrix}
-    artifact.save(tensors, plain(facts))
+    artifact.save(tensors, plain(facts), wait=True)
 
 
 def load_partition(folder: Path) -> SavedPartition:

@@ -1,7 +1,7 @@
 """How many units of a layer detect a concept that people have a name for (Bau et al. 2017; Han et al. 2023).
 
 Two passes over a set of concepts, which has nothing to do with the store: the first finds each unit's threshold, the
-second counts pixels (pipeline/dissection). Units are the channels of one stage. Shape letters: B images, U units,
+second counts pixels. Units are the channels of one stage. Shape letters: B images, U units,
 C labels, h w the stage's grid, H W the subject's input.
 """
 
