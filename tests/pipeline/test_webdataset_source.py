@@ -173,6 +173,25 @@ def test_ranges_globs_and_folders_name_the_same_tars(tmp_path):
     assert expand_range("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
 
 
+@pytest.mark.parametrize("name", ["*.tar", "train-{000..001}.tar", "train-000.tar", ""])
+def test_braces_of_a_folder_are_part_of_its_name(tmp_path, name):
+    folder = tmp_path / "set{1,2}"
+    for number in range(2):
+        write_tar(folder / f"train-{number:03d}.tar", samples(1, first=number))
+
+    found = list(build_source(config_of(folder / name)).tars)
+
+    assert found == ["train-000.tar", "train-001.tar"][: 1 if name == "train-000.tar" else 2]
+    assert expand_range("a{1.tar") == ["a{1.tar"]
+
+
+def test_members_that_webdataset_would_take_for_its_own_are_passed_over(tmp_path):
+    own = {"0.__bad__": b"x", "0.__key__": b"x", "pt": b"x", "0.": b"x"}
+    write_tar(tmp_path / "train-0.tar", {**own, **samples(1)})
+
+    assert len(build_source(config_of(tmp_path)).records()) == 1
+
+
 @pytest.mark.parametrize("path", ["", "train-*.tar", "train-{000..003}.tar", "nowhere"])
 def test_a_path_without_tars_is_refused(tmp_path, path):
     with pytest.raises(ConfigError, match=r"names no \.tar; give a folder, a glob or a \{"):

@@ -1,5 +1,6 @@
 """Any folder of images becomes a store: whole, indexed upright, and without what cannot be decoded."""
 
+import gc
 import io
 import json
 import subprocess
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from pipeline.config.data import ImageFolderDataConfig, ImageTableDataConfig
+from pipeline.core.files import open_atomically
 from pipeline.loading.dataset import StoreDataset
 from pipeline.sources.build import build_source, plan_source
 from pipeline.store.frames import resize_frame
@@ -22,6 +24,7 @@ from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.pixels import ImageError, decode_rgb
 from pipeline.store.publish import DEFAULT_FRAME_SIZE
 from pipeline.store.reader import Store
+from pipeline.store.tars import TarShard
 from pipeline.store.verification import verify_store
 from stages import precompute
 from tests.conftest import precompute_config
@@ -448,3 +451,19 @@ def test_where_no_image_can_be_decoded_there_is_no_store(equal, tmp_path):
         pack(replace(equal, on_error="skip"), tmp_path / "store")
 
     assert not (tmp_path / "store/manifest.json").exists()
+
+
+def test_a_shard_that_fails_writes_nothing_into_the_next_file(tmp_path):
+    def fail():
+        with open_atomically(tmp_path / "a.tar") as file, TarShard(file) as tar:
+            tar.add("a", "bin", bytes(2**20 - 880))  # its stream holds the last kilobytes back
+            raise RuntimeError("a bad image")
+
+    with pytest.raises(RuntimeError, match="a bad image") as caught:
+        fail()
+    with (tmp_path / "next").open("wb"):  # it may get the number of the descriptor that was closed
+        del caught  # and with it the shard
+        gc.collect()
+
+    assert (tmp_path / "next").stat().st_size == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["next"]
