@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from pipeline.config.cluster import LocalClusterConfig
 from pipeline.config.data import DemoDataConfig
-from pipeline.config.models import CifarModelConfig, GradCamConfig, NoModelConfig
+from pipeline.config.explainers import GradCamConfig
+from pipeline.config.models import CifarModelConfig, NoModelConfig
 from pipeline.config.store import PassConfig, StoreConfig
 from pipeline.config.verbs import PrecomputeConfig
 from pipeline.models.providers import build_model

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pipeline.annotation.payloads.build import build_payloads
 from pipeline.annotation.payloads.payload import Described, Encoded
-from pipeline.config.models import AdditiveModelConfig, ExplainerConfig, ModelConfig
+from pipeline.config.explainers import ExplainerConfig
+from pipeline.config.models import AdditiveModelConfig, ModelConfig
 from pipeline.config.store import PassConfig
 from pipeline.core.errors import UserError
 from pipeline.core.records import VIEW_FIELD, FieldSpec

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.annotation.stored_views import StoredViews
-from pipeline.config.models import ExplainerConfig
+from pipeline.config.explainers import ExplainerConfig
 from pipeline.config.store import PAYLOADS, PassConfig
 from pipeline.core.files import sha256_json
 from pipeline.models.additive.hierarchy import describe_partition

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from pipeline.annotation.annotator import TeacherAnnotator
 from pipeline.annotation.stored_views import StoredViews
 from pipeline.annotation.threads import torch_threads
-from pipeline.config.models import ExplainerConfig, ModelConfig
+from pipeline.config.explainers import ExplainerConfig
+from pipeline.config.models import ModelConfig
 from pipeline.config.store import PassConfig
 from pipeline.core.files import sha256_keys
 from pipeline.core.tasks import ShardResult

@@ -13,7 +13,8 @@ from pipeline.annotation.annotator import TeacherAnnotator
 from pipeline.annotation.fingerprint import describe_pass, fingerprint_pass
 from pipeline.annotation.shard_tasks import AnnotateShard
 from pipeline.annotation.stored_views import StoredViews, plan_stored_views
-from pipeline.config.models import ExplainerConfig, ModelConfig, NoModelConfig
+from pipeline.config.explainers import ExplainerConfig
+from pipeline.config.models import ModelConfig, NoModelConfig
 from pipeline.config.runs import RUNS, save_cost
 from pipeline.config.verbs import PrecomputeConfig
 from pipeline.core.files import SHORT, remove_partial_files

@@ -101,6 +101,7 @@ def sections(verb: str, composed: dict[str, Any]) -> dict[str, Any]:
 
 
 def section_names(verb: str) -> list[str]:
+    """The sections and options that a verb reads; a sweep also those of its students."""
     verbs = (verb, *_SWEPT_VERBS) if verb == "sweep" else (verb,)
     return list(
         dict.fromkeys(

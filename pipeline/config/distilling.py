@@ -10,13 +10,9 @@ from pipeline.config.cluster import (
     ClusterConfig,
     LocalClusterConfig,
 )
+from pipeline.config.explainers import ExplainerConfig, GradCamConfig
 from pipeline.config.methods import MethodConfig, MethodSetting, Mode, SoftTargetsConfig
-from pipeline.config.models import (
-    ExplainerConfig,
-    GradCamConfig,
-    ModelConfig,
-    NoModelConfig,
-)
+from pipeline.config.models import ModelConfig, NoModelConfig
 from pipeline.config.options import Options, Role
 from pipeline.config.store import StoreConfig, SubsetConfig
 from pipeline.config.training import (

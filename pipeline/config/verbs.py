@@ -18,18 +18,11 @@ from pipeline.config.cluster import (
 from pipeline.config.data import SOURCES
 from pipeline.config.distilling import DistillConfig
 from pipeline.config.evaluators import EVALUATORS
+from pipeline.config.explainers import EXPLAINERS, ExplainerConfig, GradCamConfig
 from pipeline.config.file_data import DataConfig
 from pipeline.config.judging import EvaluateOptions, ReportOptions
 from pipeline.config.methods import METHODS
-from pipeline.config.models import (
-    EXPLAINERS,
-    MODELS,
-    AdditiveModelConfig,
-    ExplainerConfig,
-    GradCamConfig,
-    ModelConfig,
-    NoModelConfig,
-)
+from pipeline.config.models import MODELS, AdditiveModelConfig, ModelConfig, NoModelConfig
 from pipeline.config.options import Option, Options, Role
 from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
 from pipeline.config.teaching import TEACHINGS, KEDTeachingConfig, TeachingConfig

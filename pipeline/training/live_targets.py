@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.config.models import ExplainerConfig, GradCamConfig
+from pipeline.config.explainers import ExplainerConfig, GradCamConfig
 from pipeline.core.records import Batch, Targets
 from pipeline.loading.geometry import neighbour_maps, place_on_grid, view_images
 from pipeline.losses.base import Needs

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config.augment import AugmentConfig
-from pipeline.config.models import ExplainerConfig, GradCamConfig, ModelConfig
+from pipeline.config.explainers import ExplainerConfig, GradCamConfig
+from pipeline.config.models import ModelConfig
 from pipeline.config.runs import save_cost
 from pipeline.config.training import OptimizerConfig, TrainerConfig
 from pipeline.core.distributed import Ranks

@@ -13,7 +13,8 @@ from PIL import Image
 
 from pipeline.config.cluster import LocalClusterConfig
 from pipeline.config.data import WebDatasetDataConfig
-from pipeline.config.models import CifarModelConfig, GradCamConfig, NoModelConfig
+from pipeline.config.explainers import GradCamConfig
+from pipeline.config.models import CifarModelConfig, NoModelConfig
 from pipeline.config.store import PassConfig, StoreConfig
 from pipeline.config.verbs import PrecomputeConfig
 from pipeline.store.reader import Store

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from pipeline.annotation.payloads.explanation_map import MapPayload
 from pipeline.annotation.payloads.payload import Described
+from pipeline.config.explainers import BcosWeightsConfig
 from pipeline.config.methods import E2KDConfig, KDConfig, MethodConfig
-from pipeline.config.models import BcosModelConfig, BcosWeightsConfig, CifarModelConfig
+from pipeline.config.models import BcosModelConfig, CifarModelConfig
 from pipeline.config.store import PassConfig
 from pipeline.config.training import OptimizerConfig
 from pipeline.core.errors import ConfigError

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.annotation.fingerprint import describe_explainer
-from pipeline.config.models import BcosWeightsConfig, ExplainerOptions, GradCamConfig
+from pipeline.config.explainers import BcosWeightsConfig, ExplainerOptions, GradCamConfig
 from pipeline.core.errors import ConfigError
 from pipeline.loading.geometry import neighbour_maps
 from pipeline.models.explainers.classes import CLASS_CHOICES, explained_classes, fit_explainer

@@ -12,13 +12,9 @@ from torch import Tensor, nn
 
 from pipeline.annotation.payloads.explanation_map import MapPayload
 from pipeline.annotation.payloads.payload import Described
+from pipeline.config.explainers import GradCamConfig
 from pipeline.config.methods import E2KDConfig
-from pipeline.config.models import (
-    CifarModelConfig,
-    GradCamConfig,
-    TimmModelConfig,
-    TorchvisionModelConfig,
-)
+from pipeline.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
 from pipeline.config.store import PassConfig
 from pipeline.config.training import OptimizerConfig
 from pipeline.core.records import NO_CLASS, Batch, StoredTargets

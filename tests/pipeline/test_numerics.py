@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline.config.explainers import GradCamConfig
 from pipeline.config.methods import E2KDConfig, KDConfig
-from pipeline.config.models import BcosModelConfig, CifarModelConfig, GradCamConfig, TimmModelConfig
+from pipeline.config.models import BcosModelConfig, CifarModelConfig, TimmModelConfig
 from pipeline.config.training import OptimizerConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Appearance

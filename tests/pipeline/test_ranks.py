@@ -7,8 +7,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from pipeline.config.explainers import BcosWeightsConfig
 from pipeline.config.methods import E2KDConfig
-from pipeline.config.models import BcosModelConfig, BcosWeightsConfig
+from pipeline.config.models import BcosModelConfig
 from pipeline.config.training import OptimizerConfig
 from pipeline.core.distributed import Ranks, RanksDisagreeError
 from pipeline.loading.dataset import StoreDataset

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.annotation.annotator import TeacherAnnotator
+from pipeline.config.explainers import GradCamConfig
 from pipeline.config.methods import E2KDConfig, KDConfig, MethodConfig
-from pipeline.config.models import CifarModelConfig, GradCamConfig
+from pipeline.config.models import CifarModelConfig
 from pipeline.config.store import PassConfig
 from pipeline.config.training import OptimizerConfig
 from pipeline.core.distributed import Ranks

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from pipeline.config.augment import AugmentConfig, OperationConfig
 from pipeline.config.distilling import DistillConfig
+from pipeline.config.explainers import BcosWeightsConfig
 from pipeline.config.judging import EvaluateOptions, ReportOptions
 from pipeline.config.methods import E2KDConfig
-from pipeline.config.models import BcosModelConfig, BcosWeightsConfig, CifarModelConfig
+from pipeline.config.models import BcosModelConfig, CifarModelConfig
 from pipeline.config.store import StoreConfig, SubsetConfig
 from pipeline.config.teaching import LabelTeachingConfig
 from pipeline.config.training import OptimizerConfig, TrainerConfig

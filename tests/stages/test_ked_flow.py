@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from pipeline.annotation.fingerprint import describe_pass
 from pipeline.config.augment import AugmentConfig, OperationConfig
 from pipeline.config.distilling import DistillConfig
+from pipeline.config.explainers import SuperfeaturesConfig
 from pipeline.config.judging import EvaluateOptions
 from pipeline.config.methods import KDConfig, KEDConfig, LabelsConfig
-from pipeline.config.models import AdditiveModelConfig, CifarModelConfig, SuperfeaturesConfig
+from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
 from pipeline.config.runs import RUNS
 from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
 from pipeline.config.teaching import LabelTeachingConfig

@@ -18,9 +18,10 @@ from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose
 from pipeline.config.data import ImageTableDataConfig
 from pipeline.config.distilling import DistillConfig
+from pipeline.config.explainers import GradCamConfig
 from pipeline.config.judging import EvaluateOptions, ReportOptions
 from pipeline.config.methods import E2KDConfig, KDConfig, LabelsConfig
-from pipeline.config.models import CifarModelConfig, GradCamConfig
+from pipeline.config.models import CifarModelConfig
 from pipeline.config.runs import RUNS
 from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
 from pipeline.config.teaching import LabelTeachingConfig

@@ -18,9 +18,10 @@ from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose
 from pipeline.config.distilling import DistillConfig
 from pipeline.config.evaluators import ShiftOptions
+from pipeline.config.explainers import BcosWeightsConfig
 from pipeline.config.judging import EvaluateOptions
 from pipeline.config.methods import E2KDConfig, KDConfig, KEDConfig, LabelsConfig
-from pipeline.config.models import AdditiveModelConfig, BcosWeightsConfig, CifarModelConfig
+from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
 from pipeline.config.runs import RUNS
 from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
 from pipeline.config.table_data import SklearnTableDataConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pkgutil
 
 from pipeline.annotation.payloads.payload import Payload
-from pipeline.config.models import ExplainerConfig
+from pipeline.config.explainers import ExplainerConfig
 from pipeline.config.store import PAYLOADS, PassConfig
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.annotation.payloads.payload import Described, Encoded
-from pipeline.config.models import ExplainerConfig
+from pipeline.config.explainers import ExplainerConfig
 from pipeline.config.store import PassConfig
 from pipeline.core.records import FieldSpec
 from pipeline.losses.at import attention_fields

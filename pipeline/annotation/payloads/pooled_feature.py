@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.annotation.payloads.payload import Described, Encoded
-from pipeline.config.models import ExplainerConfig
+from pipeline.config.explainers import ExplainerConfig
 from pipeline.config.store import PassConfig
 from pipeline.core.records import FieldSpec
 from pipeline.models.classifier import Classifier

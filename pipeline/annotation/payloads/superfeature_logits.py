@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.annotation.payloads.payload import Described, Encoded
-from pipeline.config.models import ExplainerConfig
+from pipeline.config.explainers import ExplainerConfig
 from pipeline.config.store import PassConfig
 from pipeline.core.records import FieldSpec
 from pipeline.losses.ked import superfeature_fields

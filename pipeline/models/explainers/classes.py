@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.config.models import ExplainerConfig
+from pipeline.config.explainers import ExplainerConfig
 from pipeline.core.errors import require
 from pipeline.core.labels import multi_hot
 from pipeline.core.records import NO_CLASS
