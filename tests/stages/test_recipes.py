@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -255,11 +256,21 @@ def pack(words: list[str], data: DataConfig) -> None:
     precompute.run(replace(config, data=data))
 
 
-def small_teacher(words: list[str], classes: int, path: Path) -> None:
-    """A file of random weights of the recipe's own teacher."""
+def small_teacher(words: list[str], classes: int, path: Path) -> list[str]:
+    """A file of random weights of the recipe's own teacher, and the words that let its records differ.
+
+    The logits of an untrained B-cos network hardly depend on the image: as float16 they would be one constant.
+    """
     config = build_verb_config("precompute", compose("precompute", words)).teacher
-    network = build_model(replace(config, weights="random"), classes).network
-    save_file(network.state_dict(), path)
+    model = build_model(replace(config, weights="random"), classes).eval()
+    save_file(model.network.state_dict(), path)
+    if config.kind != "bcos":
+        return []
+    plain = build_model(replace(config, weights="random", logit_bias=0.0), classes).eval()
+    images = torch.rand(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        spread = plain(images).logits.std(dim=0).max().item()
+    return [f"teacher.logit_temperature={spread * config.logit_temperature}"]
 
 
 @pytest.mark.slow
@@ -276,7 +287,7 @@ def test_every_arm_of_a_recipe_trains_for_two_steps_and_is_judged(recipe, tmp_pa
     if recipe.startswith("table5"):  # the teacher's classes are of another set
         base.append("teacher.classes=5")
         classes = 5
-    small_teacher(base, classes, weights)
+    base += small_teacher(base, classes, weights)
     pack(base, small_data(recipe, tmp_path / "data"))
     splits = {shard.split for shard in Store(tmp_path / "store").manifest.shards}
     reported = "test" if "test" in splits else "val"
