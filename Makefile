@@ -41,7 +41,7 @@ endif
 teach: install ## train a teacher
 verify: install ## check every byte of a store
 distill: install ## train a student from a store
-evaluate: install ## judge a student
+evaluate: install ## evaluate a student
 sweep: install ## many students from one store
 report: install ## one HTML page from a sweep
 teach verify distill evaluate sweep report:

@@ -13,7 +13,7 @@ from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose, section_names, section_of, sections
 from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.paths import place_paths
-from pipeline.config.runs import RUNS, plain, save_config, to_yaml
+from pipeline.config.runs import RUNS, save_config, to_plain_dict, to_yaml
 from pipeline.core.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -55,7 +55,11 @@ def main(
             return
         if words[:1] == ["--cfg"]:
             shown = words[2:]
-            values = plain(configure(shown)) if configure else sections(verb, compose(verb, shown))
+            values = (
+                to_plain_dict(configure(shown))
+                if configure
+                else sections(verb, compose(verb, shown))
+            )
             print(to_yaml(values), end="")
             return
         if configure is not None:
@@ -64,17 +68,17 @@ def main(
         composed = compose(verb, words)
         _check_live_words(verb, words, composed)
         config = place_paths(build_verb_config(verb, composed))
-        _check_asked_words(verb, words, composed, config)
+        _check_teacher_words(verb, words, composed, config)
         if "run" in composed and verb in ("precompute", "sweep", "report"):
             save_config(RUNS / composed["run"] / f"{verb}.yaml", sections(verb, composed))
         _print_result(run(config))
     except ConfigError as error:
-        sys.exit(_complain(verb, error, 2))
+        sys.exit(_print_error(verb, error, 2))
     except UserError as error:
-        sys.exit(_complain(verb, error, 1))
+        sys.exit(_print_error(verb, error, 1))
     except OSError as error:  # a disk, a network mount or a name that the system refuses
         place = f"{error.filename}: " if error.filename and error.strerror else ""
-        sys.exit(_complain(verb, f"{place}{error.strerror or error}", 1))
+        sys.exit(_print_error(verb, f"{place}{error.strerror or error}", 1))
     except KeyboardInterrupt:
         how, code = ("terminated", 143) if received else ("interrupted", 130)
         print(
@@ -95,17 +99,17 @@ def _check_live_words(verb: str, words: Sequence[str], composed: dict[str, Any])
             )
 
 
-def _check_asked_words(
+def _check_teacher_words(
     verb: str, words: Sequence[str], composed: dict[str, Any], config: Any
 ) -> None:
-    """The same for the teacher network of an evaluation, which few judges ask."""
+    """The same for the teacher network of an evaluation, which few evaluators ask."""
     if verb != "evaluate" or config.teacher.kind == composed["teacher"]["kind"]:
         return
-    asking = [name for name, options in EVALUATORS.items() if options.asks_teacher]
+    asking = [name for name, options in EVALUATORS.items() if options.uses_teacher]
     for word in words:
         if section_of(word) == "teacher":
             raise ConfigError(
-                f"evaluate reads {word} with subject=teacher and for the judges {', '.join(asking)} only; "
+                f"evaluate reads {word} with model=teacher and for the evaluators {', '.join(asking)} only; "
                 "the teacher's stored answers are chosen by store.teacher="
             )
 
@@ -128,6 +132,6 @@ def _print_result(result: Any) -> None:
                 print(f"{name}: {json.dumps(value) if isinstance(value, dict) else value}")
 
 
-def _complain(verb: str, error: Exception | str, code: int) -> int:
+def _print_error(verb: str, error: Exception | str, code: int) -> int:
     print(f"permafrost {verb}: error: {error}", file=sys.stderr)
     return code

@@ -23,7 +23,7 @@ from pipeline.cluster.executors import run_training
 from pipeline.config.paths import with_absolute_paths
 from pipeline.config.runs import open_run
 from pipeline.core.progress import show_epochs
-from pipeline.models.resolve import fit_distill
+from pipeline.models.resolve import resolve_distill
 from pipeline.models.saved import is_finished
 from pipeline.store.reader import Store
 from pipeline.training.distill_job import Distillation, fingerprint_inputs, open_passes
@@ -31,7 +31,7 @@ from pipeline.training.distill_job import Distillation, fingerprint_inputs, open
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.config.distilling import DistillConfig
+    from pipeline.config.distillation import DistillConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class DistillResult:
 def run(config: DistillConfig, on_epoch: Callable[[int, str], None] | None = None) -> DistillResult:
     """Train and export the student; `on_epoch` replaces the progress bar."""
     store = Store(Path(config.store.path))
-    config = fit_distill(config, store)
+    config = resolve_distill(config, store)
     inputs = fingerprint_inputs(config, store, open_passes(config, store))
     folder = open_run("distill", config.run, config, inputs)
     if is_finished(folder):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from pipeline.cli import main
 from pipeline.cluster.executors import build_executor
 from pipeline.config.models import NoModelConfig
-from pipeline.models.resolve import fit_precompute
+from pipeline.models.resolve import resolve_precompute
 from pipeline.sources.build import build_source, plan_source
 from pipeline.store.lock import lock_folder
 from pipeline.store.pack import pack
@@ -52,7 +52,7 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
         from pipeline.annotation.teacher_pass import annotate_passes  # imports torch
 
         store = Store(path)
-        annotated = annotate_passes(fit_precompute(config, store), store, map_shards)
+        annotated = annotate_passes(resolve_precompute(config, store), store, map_shards)
     return PrecomputeResult(packed_records=packed, teacher_records=annotated)
 
 

@@ -32,11 +32,11 @@ from pipeline.report.results import (
 from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
-    from pipeline.config.judging import ReportOptions
+    from pipeline.config.report import ReportOptions
     from pipeline.config.verbs import ReportConfig
     from pipeline.report.case_pictures import SplitCases
     from pipeline.report.columns import Column
-    from pipeline.report.results import Selection, StudentResult
+    from pipeline.report.results import ModelSelection, StudentResult
 
 logger = logging.getLogger("permafrost.report")
 
@@ -53,7 +53,7 @@ class ReportResult:
 
 
 def run(config: ReportConfig) -> ReportResult:
-    """Write both files from what is finished; nothing is trained or judged here."""
+    """Write both files from what is finished; nothing is trained or evaluated here."""
     from pipeline.report.networks import network_rows
     from pipeline.report.page import render_page
 
@@ -134,7 +134,7 @@ def _cases(config: ReportConfig, results: list[StudentResult]) -> list[SplitCase
     return show_cases(pair, config.report) if pair else []
 
 
-def _selection_values(selection: Selection) -> dict[str, Any]:
+def _selection_values(selection: ModelSelection) -> dict[str, Any]:
     return {
         "select": selection.select,
         "candidates": [

@@ -1,4 +1,4 @@
-"""Distil and judge many students from one store: every arm with every seed, several side by side.
+"""Distil and evaluate many students from one store: every arm with every seed, several side by side.
 
     python -m stages.sweep experiment=demo
     python -m stages.sweep experiment=demo seeds=[5,6,7] parallel=4 cluster.gpus_per_student=0.25
@@ -7,7 +7,7 @@
     python -m stages.sweep experiment=demo run=search subset.holdout=10 select=holdout.accuracy \\
         "grid={method.tau: [1, 4], method.lambda_map: [1, 5, 10]}"
 
-An arm takes the options of `grid` that its method knows. With `select` all students are judged on that
+An arm takes the options of `grid` that its method knows. With `select` all students are evaluated on that
 split, and only those of each arm's best point (in the mean over seeds) on evaluate.splits.
 
 Reads   <store.path>
@@ -31,7 +31,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import write_atomically
 from pipeline.report.results import SWEEP_NAME
 from pipeline.report.summary import summary_table
-from pipeline.sweep.plan import in_turns, plan_students
+from pipeline.sweep.plan import baselines_first, plan_students
 from pipeline.sweep.runner import StudentRunner
 from pipeline.sweep.select import choose, split_and_metric
 from stages import distill, evaluate
@@ -61,12 +61,12 @@ class StudentTask:
     def __call__(self, report: Callable[[str], None]) -> None:
         with torch_threads(1):  # side by side or alone: the same sums in the same order
             distill.run(self.run.distill, lambda epoch, line: report(line))
-            evaluate.run(self.run.evaluate, self.run.judged_in)
+            evaluate.run(self.run.evaluate, self.run.metrics_folder)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """How many students there are, and how many this call trained or judged."""
+    """How many students there are, and how many this call trained or evaluated."""
 
     students: int
     finished_now: int
@@ -84,13 +84,13 @@ def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
     reported = students
     if config.select is not None:
         split, metric = split_and_metric(config.select)
-        for turn in in_turns(students):
-            runner.finish([student.judged_on(split, metric) for student in turn])
+        for turn in baselines_first(students):
+            runner.finish([student.selection_run(split, metric) for student in turn])
         candidates, reported = choose(students, split, metric)
         values = {"select": config.select, "candidates": candidates}
-    for turn in in_turns(reported):
-        runner.finish([student.judged() for student in turn])
-    finished = [student for student in reported if student.judged().is_done]
+    for turn in baselines_first(reported):
+        runner.finish([student.final_run() for student in turn])
+    finished = [student for student in reported if student.final_run().is_done]
     values["runs"] = [student.row for student in finished]
     table = RUNS / config.run / SWEEP_NAME
     write_atomically(table, json.dumps(values, indent=1).encode())

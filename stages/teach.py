@@ -29,7 +29,7 @@ from pipeline.config.paths import with_absolute_paths
 from pipeline.config.runs import open_run
 from pipeline.core.files import write_atomically
 from pipeline.core.progress import show_epochs
-from pipeline.models.resolve import fit_teach
+from pipeline.models.resolve import resolve_teach
 from pipeline.models.saved import MODEL_NAME, is_finished
 from pipeline.store.reader import Store
 from pipeline.training.teach_job import Teaching, check_splits, fingerprint_inputs
@@ -50,12 +50,12 @@ class TeachResult:
 
 
 def run(config: TeachConfig) -> TeachResult:
-    """Train, export, judge."""
+    """Train, export, evaluator."""
     store = Store(Path(config.store.path))
     # Weights are what this stage makes: a file is named for a later precompute. Published ones are a start.
     if not is_published(config.teacher.weights):
         config = replace(config, teacher=replace(config.teacher, weights=None))
-    config = fit_teach(config, store)
+    config = resolve_teach(config, store)
     inputs = fingerprint_inputs(config, store)
     folder = open_run("teach", config.run, config, inputs)
     check_splits(config, store)
@@ -65,13 +65,13 @@ def run(config: TeachConfig) -> TeachResult:
             run_training(job, config.cluster, show)
     metrics_path = folder / "metrics.json"
     if not metrics_path.exists():
-        from pipeline.evaluation.forward import judge_model  # imports torch
+        from pipeline.evaluation.forward import evaluate_model  # imports torch
 
-        splits = judge_model(folder, store, config.evaluate)
+        splits = evaluate_model(folder, store, config.evaluate)
         write_atomically(metrics_path, json.dumps({"splits": splits}, indent=1).encode())
-    judged = json.loads(metrics_path.read_text())["splits"]
+    splits = json.loads(metrics_path.read_text())["splits"]
     accuracy, f1 = (
-        {split: metrics[name] for split, metrics in judged.items() if name in metrics}
+        {split: metrics[name] for split, metrics in splits.items() if name in metrics}
         for name in ("accuracy", "f1")
     )
     return TeachResult(weights=str(folder / MODEL_NAME), accuracy=accuracy, f1=f1)

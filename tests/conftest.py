@@ -13,7 +13,7 @@ from pipeline.config.cluster import LocalClusterConfig
 from pipeline.config.data import DemoDataConfig
 from pipeline.config.explainers import GradCamConfig
 from pipeline.config.models import CifarModelConfig, NoModelConfig
-from pipeline.config.store import PassConfig, StoreConfig
+from pipeline.config.store import PassOptions, StoreOptions
 from pipeline.config.verbs import PrecomputeConfig
 from pipeline.models.providers import build_model
 from pipeline.store.frames import FrameBatch, ShardFrames
@@ -67,11 +67,11 @@ def precompute_config(store: Path, teacher=None, **options) -> PrecomputeConfig:
     }
     return PrecomputeConfig(
         data=options.pop("data", TINY_DATA),
-        store=StoreConfig(path=str(store), **{"shard_size": 16, **store_options}),
+        store=StoreOptions(path=str(store), **{"shard_size": 16, **store_options}),
         teacher=teacher or NoModelConfig(),
         **{
             "explainer": GradCamConfig(),
-            "annotate": PassConfig(batch_size=8),
+            "annotate": PassOptions(batch_size=8),
             "cluster": LocalClusterConfig(),
             "executor": "serial",
             **options,

@@ -166,10 +166,10 @@ def test_every_member_of_every_group_composes_and_builds(group):
                     continue
                 if (group, verb) == ("cluster", "render") and member != "kuberay":
                     continue
-                extra = ["arms={a: []}"] if verb == "sweep" else []
+                words = ["arms={a: []}"] if verb == "sweep" else []
                 cls = FAMILIES.get(group, {}).get(member)
-                extra += [] if cls is None else cls.minimal
-                build_verb_config(verb, compose(verb, [f"{group}={member}", *extra]))
+                words += [] if cls is None else cls.minimal
+                build_verb_config(verb, compose(verb, [f"{group}={member}", *words]))
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("experiment/**/*.yaml")), ids=lambda p: p.stem)

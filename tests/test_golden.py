@@ -23,14 +23,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.config.augment import AugmentConfig, OperationConfig
-from pipeline.config.distilling import DistillConfig
-from pipeline.config.judging import EvaluateOptions
+from pipeline.config.augment import AugmentOptions, OperationConfig
+from pipeline.config.distillation import DistillConfig
+from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.methods import E2KDConfig
 from pipeline.config.models import CifarModelConfig
 from pipeline.config.runs import RUNS
-from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
-from pipeline.config.training import OptimizerConfig, TrainerConfig
+from pipeline.config.store import PassOptions, StoreOptions, SubsetOptions
+from pipeline.config.training import OptimizerOptions, TrainerOptions
 from pipeline.config.verbs import EvaluateConfig
 from pipeline.models.providers import build_model
 from pipeline.store.reader import Store
@@ -90,22 +90,24 @@ def golden_run(folder: Path) -> dict[str, Any]:
     weights = folder / "teacher.safetensors"
     save_file(build_model(teacher, 10).state_dict(), weights)
     teacher = replace(teacher, weights=str(weights))
-    annotate = PassConfig(batch_size=8, payloads=("logits", "map", "at", "cat", "feature"))
+    annotate = PassOptions(
+        batch_size=8, payloads=("logits", "map", "attention", "class_maps", "pooled")
+    )
     found: dict[str, Any] = {}
     for backend in ("zarr", "webdataset"):
         path = folder / backend
         precompute.run(precompute_config(path, teacher, backend=backend, annotate=annotate))
         found[backend] = describe_store(Store(path))
-    store = StoreConfig(path=str(folder / "zarr"))
+    store = StoreOptions(path=str(folder / "zarr"))
     distill.run(
         DistillConfig(
             store=store,
             student=replace(teacher, weights=None),
             method=E2KDConfig(tau=4.0),
-            augment=AugmentConfig(operations=(OperationConfig(kind="pad_crop", padding=2),)),
-            optimizer=OptimizerConfig(),
-            trainer=TrainerConfig(epochs=10, batch_size=8, num_threads=1, log_every_steps=10),
-            subset=SubsetConfig(),
+            augment=AugmentOptions(operations=(OperationConfig(kind="pad_crop", padding=2),)),
+            optimizer=OptimizerOptions(),
+            trainer=TrainerOptions(epochs=10, batch_size=8, num_threads=1, log_every_steps=10),
+            subset=SubsetOptions(),
             run=str(folder / "run"),
         )
     )

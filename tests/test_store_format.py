@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.config.data import ImageFolderDataConfig
-from pipeline.config.store import PassConfig
+from pipeline.config.store import PassOptions
 from pipeline.store.index import INDEX_SCHEMA
 from pipeline.store.reader import Store
 from stages import precompute
@@ -39,7 +39,7 @@ def uneven(tmp_path_factory, tiny_teacher) -> Path:
     data = ImageFolderDataConfig(path=str(folder / "images"), on_error="skip")
     teacher = replace(tiny_teacher, classes=10)
     config = precompute_config(folder / "store", teacher, data=data, shard_size=7)
-    precompute.run(replace(config, annotate=PassConfig(batch_size=4)))
+    precompute.run(replace(config, annotate=PassOptions(batch_size=4)))
     return folder / "store"
 
 
@@ -75,7 +75,7 @@ def test_rows_of_the_arrays_are_not_rows_of_the_index_and_padding_says_so(uneven
 
     store = Store(uneven)
     (teacher,) = store.open_passes()
-    arrays = zarr.open_group(teacher.folder / "columns.zarr", mode="r")
+    arrays = zarr.open_group(teacher.folder / "fields.zarr", mode="r")
     array_row = store.index["array_row"].to_numpy()
     padding = np.setdiff1d(np.arange(arrays["logits"].shape[0]), array_row)
 

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.annotation.payloads.build import build_payloads
-from pipeline.annotation.payloads.payload import Described, Encoded
+from pipeline.annotation.payloads.payload import BatchInfo, EncodedFields
 from pipeline.config.explainers import ExplainerConfig
 from pipeline.config.models import AdditiveModelConfig, ModelConfig
-from pipeline.config.store import PassConfig
+from pipeline.config.store import PassOptions
 from pipeline.core.errors import UserError
 from pipeline.core.records import VIEW_FIELD, FieldSpec
 from pipeline.loading.geometry import CENTER_CROP_FRACTION, center_crop, warp
 from pipeline.models.explainers.explain import forward_to_explain
-from pipeline.models.output import Inner, ModelOutput
+from pipeline.models.output import Intermediates, ModelOutput
 from pipeline.models.providers import build_model, freeze, teacher_input_size
 from pipeline.store.frames import FrameBatch
 
@@ -41,11 +41,11 @@ class TeacherAnnotator:
         teacher: ModelConfig,
         num_classes: int,
         explainer: ExplainerConfig,
-        config: PassConfig,
+        config: PassOptions,
         frame_size: tuple[int, int],
     ) -> None:
-        """teacher     as `fit_network` made it
-        explainer   as `fit_explainer` made it
+        """teacher     as `resolve_network` made it
+        explainer   as `resolve_explainer` made it
         frame_size  (height, width) of the canonical frames it will be given; of a table (1, columns)
         """
         self.config = config
@@ -56,8 +56,8 @@ class TeacherAnnotator:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = freeze(build_model(teacher, num_classes)).to(self.device)
         self.payloads = build_payloads(config, explainer)
-        self.inner = Inner(
-            *map(any, zip(*(payload.inner for payload in self.payloads), strict=True))
+        self.intermediates = Intermediates(
+            *map(any, zip(*(payload.intermediates for payload in self.payloads), strict=True))
         )
 
     def fields(self, *, stored_views: bool = False) -> list[FieldSpec]:
@@ -82,7 +82,7 @@ class TeacherAnnotator:
         keys     of all n records, for messages
         views    canonical_from_view f32 [n, V, 3, 3]; None is the one canonical view
         """
-        encoded: list[Encoded] = []
+        encoded: list[EncodedFields] = []
         done = 0
         for batch in batches:
             rows = slice(done, done + len(batch.frames))
@@ -110,9 +110,9 @@ class TeacherAnnotator:
 
     def _annotate_batch(
         self, batch: FrameBatch, keys: Sequence[str], views: Tensor | None
-    ) -> Encoded:
+    ) -> EncodedFields:
         """Fields [n, V, *shape]; each view is a forward pass over frames that were decoded once."""
-        records = Described(keys, batch.labels)
+        records = BatchInfo(keys, batch.labels)
         if views is None:
             seen = [self._annotate_inputs(self._inputs(batch), records)]
         else:
@@ -129,7 +129,7 @@ class TeacherAnnotator:
         fidelity = {name: min(view.fidelity[name] for view in seen) for name in seen[0].fidelity}
         return type(seen[0])(values, fidelity)
 
-    def _annotate_inputs(self, inputs: Tensor, records: Described) -> Encoded:
+    def _annotate_inputs(self, inputs: Tensor, records: BatchInfo) -> EncodedFields:
         output = self._forward(inputs)
         finite = output.logits.isfinite().all(dim=1)
         if not finite.all():
@@ -172,7 +172,7 @@ class TeacherAnnotator:
     def _forward(self, inputs: Tensor) -> ModelOutput:
         precision = getattr(torch, self.config.precision)
         if precision == torch.float32 and "map" in self.config.payloads:
-            return forward_to_explain(self.model, inputs.to(self.device), self.inner)
+            return forward_to_explain(self.model, inputs.to(self.device), self.intermediates)
         with torch.autocast(self.device.type, dtype=precision, enabled=precision != torch.float32):
-            output = self.model(inputs.to(self.device), self.inner)
+            output = self.model(inputs.to(self.device), self.intermediates)
         return output._replace(logits=output.logits.float(), features=output.features.float())

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.annotation.stored_views import StoredViews
 from pipeline.config.explainers import ExplainerConfig
-from pipeline.config.store import PAYLOADS, PassConfig
+from pipeline.config.store import PAYLOADS, PassOptions
 from pipeline.core.files import sha256_json
 from pipeline.models.additive.hierarchy import describe_partition
 from pipeline.models.additive.partition import Partition
@@ -37,7 +37,7 @@ def describe_pass(
     store: StoreManifest,
     teacher: dict[str, Any],
     explainer: ExplainerConfig,
-    config: PassConfig,
+    config: PassOptions,
     backend: str,
     views: StoredViews | None = None,
     partition: Partition | None = None,

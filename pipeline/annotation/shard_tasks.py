@@ -25,7 +25,7 @@ from pipeline.annotation.stored_views import StoredViews
 from pipeline.annotation.threads import torch_threads
 from pipeline.config.explainers import ExplainerConfig
 from pipeline.config.models import ModelConfig
-from pipeline.config.store import PassConfig
+from pipeline.config.store import PassOptions
 from pipeline.core.files import sha256_keys
 from pipeline.core.tasks import ShardResult
 from pipeline.store.fields import PassFields
@@ -42,17 +42,17 @@ _TOO_MANY_TO_AGREE = 32
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateShard:
-    """ShardEntry -> its rows in the pass's columns and their receipt."""
+    """ShardEntry -> its rows in the pass's fields and their receipt."""
 
     needs_gpu: ClassVar[bool] = True
     store_path: Path
     folder: Path
-    columns: PassFields
+    fields: PassFields
     fingerprint: str
     teacher: ModelConfig
     num_classes: int
     explainer: ExplainerConfig
-    config: PassConfig
+    config: PassOptions
     num_threads: int
     decode_threads: int = 1
     views: StoredViews | None = None
@@ -71,8 +71,8 @@ class AnnotateShard:
             batches = self._batches(shard)
             values, fidelity = self._annotator.annotate(batches, keys, views)
             position = self._position(shard)
-            written = self.columns.write_shard(position, shard.name, keys, values)
-            first = position * self.columns.shard_size
+            written = self.fields.write_shard(position, shard.name, keys, values)
+            first = position * self.fields.rows_per_shard
             write_table(
                 receipt_path(self.folder, shard.name),
                 pa.Table.from_pydict(

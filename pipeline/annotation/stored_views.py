@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config.augment import AugmentConfig
-from pipeline.config.store import SubsetConfig
+from pipeline.config.augment import AugmentOptions
+from pipeline.config.store import SubsetOptions
 from pipeline.config.views import AnyViewsConfig, RotationsViewsConfig
 from pipeline.core.seeds import derive_seed
 from pipeline.loading.selection import select_training_rows
@@ -31,9 +31,9 @@ class StoredViews:
     """Which records a pass covers, and which views of them."""
 
     config: AnyViewsConfig
-    augment: AugmentConfig
+    augment: AugmentOptions
     split: str
-    subset: SubsetConfig
+    subset: SubsetOptions
     rows: dict[str, NDArray[np.int64]]
     """Name of a shard -> the rows of it that are covered, ascending; shards without any are left out."""
 
@@ -77,7 +77,7 @@ class StoredViews:
 
 
 def plan_stored_views(
-    store: Store, config: AnyViewsConfig, augment: AugmentConfig, split: str, subset: SubsetConfig
+    store: Store, config: AnyViewsConfig, augment: AugmentOptions, split: str, subset: SubsetOptions
 ) -> StoredViews:
     """The views of a split's selection."""
     selected = select_training_rows(store.index, split, subset)

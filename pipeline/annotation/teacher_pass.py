@@ -21,7 +21,7 @@ from pipeline.core.files import SHORT, remove_partial_files
 from pipeline.core.tasks import MapShards, run_shards
 from pipeline.models.additive.network import network_partition
 from pipeline.models.additive.partition import Partition
-from pipeline.models.explainers.classes import fit_explainer
+from pipeline.models.explainers.classes import resolve_explainer
 from pipeline.models.fingerprint import describe_teacher
 from pipeline.models.providers import build_model
 from pipeline.sources.keys import escape_key
@@ -64,7 +64,7 @@ class PassPlan:
     def rows_per_chunk(self) -> int:
         """The most records that a shard has in this pass."""
         if self.views is None:
-            return self.store.manifest.shard_size
+            return self.store.manifest.rows_per_shard
         return max(map(len, self.views.rows.values()))
 
 
@@ -84,7 +84,7 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
     """The pass that the options describe; ConfigError where the teacher or the explainer does not fit the store."""
     assert not isinstance(config.teacher, NoModelConfig)
     num_classes = len(store.manifest.classes)
-    explainer = fit_explainer(config.explainer, store, config.teacher.classes or num_classes)
+    explainer = resolve_explainer(config.explainer, store, config.teacher.classes or num_classes)
     description = describe_pass(
         store.manifest,
         describe_teacher(config.teacher, num_classes, config.annotate.precision),
@@ -121,14 +121,14 @@ def annotate_pass(plan: PassPlan, config: PrecomputeConfig, map_shards: MapShard
         plan.teacher, plan.num_classes, plan.explainer, config.annotate, plan.store.size
     ).fields(stored_views=plan.views is not None)
     remove_partial_files(plan.folder)
-    columns = BACKENDS[config.store.backend](
+    fields = BACKENDS[config.store.backend](
         plan.folder, tuple(specs), len(plan.shards), plan.rows_per_chunk, plan.num_views
     )
-    shared_files = columns.create()
+    shared_files = fields.create()
     task = AnnotateShard(
         store_path=plan.store.path,
         folder=plan.folder,
-        columns=columns,
+        fields=fields,
         fingerprint=plan.fingerprint,
         teacher=plan.teacher,
         num_classes=plan.num_classes,
@@ -151,6 +151,6 @@ def _teacher_partition(
     config: PrecomputeConfig, teacher: ModelConfig, num_classes: int
 ) -> Partition | None:
     """The teacher's superfeatures, where they are stored; ConfigError where it has none."""
-    if "ked_z" not in config.annotate.payloads:
+    if "superfeature_logits" not in config.annotate.payloads:
         return None
     return network_partition(build_model(teacher, num_classes))

@@ -98,7 +98,7 @@ class RayDataExecutor:
                 # the same: an actor that has died too often fails its tasks for good.
                 max_task_retries=-1,
             )
-        _quieten(logging.getLogger("ray.data"))
+        _limit_to_errors(logging.getLogger("ray.data"))
         return dataset
 
 
@@ -112,7 +112,7 @@ def gpus_per_actor(config: ClusterConfig) -> float:
     return min(1.0, share)
 
 
-def _quieten(logger: logging.Logger) -> None:
+def _limit_to_errors(logger: logging.Logger) -> None:
     """Errors only on the terminal; Ray's log files keep the rest."""
     for handler in logger.handlers:
         if not isinstance(handler, logging.FileHandler):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.tasks import attempt
+from pipeline.core.tasks import run_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -24,4 +24,4 @@ def run_tasks_serially(
 ) -> Iterator[TaskOutcome]:
     """Outcomes in the order of `tasks`."""
     for task in tasks:
-        yield attempt(task, partial(on_report, task.name))
+        yield run_task(task, partial(on_report, task.name))

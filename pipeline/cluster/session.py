@@ -100,7 +100,7 @@ def _connect(config: ClusterConfig) -> None:
 
     address = config.address if isinstance(config, ExistingClusterConfig) else "auto"
     try:
-        _knock(address)
+        _check_reachable(address)
         ray.init(
             address=address,
             logging_level=logging.WARNING,
@@ -115,7 +115,7 @@ def _connect(config: ClusterConfig) -> None:
         ) from error
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """OSError where nobody listens; Ray itself would go on trying for many minutes."""
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", "auto")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.session import gpus_each, ray_session
 from pipeline.core.errors import require
-from pipeline.core.tasks import TaskOutcome, attempt
+from pipeline.core.tasks import TaskOutcome, run_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.config.cluster import ClusterConfig
     from pipeline.core.tasks import Task
 
-_SECONDS_BETWEEN_LOOKS = 0.5
+_POLL_SECONDS = 0.5
 
 
 class RayTaskRunner:
@@ -35,7 +35,7 @@ class RayTaskRunner:
     def __call__(
         self, tasks: Sequence[Task], on_report: Callable[[str, str], None]
     ) -> Iterator[TaskOutcome]:
-        """Outcomes as they come; what is still running is cancelled when the caller stops."""
+        """Outcomes as they come; what is still running is canceled when the caller stops."""
         if not tasks:
             return
         at_once = min(
@@ -51,7 +51,9 @@ class RayTaskRunner:
 
         # max_restarts is for the actor's own process: a lost line costs a step of a bar, not a run.
         board = (
-            ray.remote(_Board).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+            ray.remote(_ReportQueue)
+            .options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+            .remote()
         )
         run_task, resources = ray.remote(_run_task), _resources(self.config)
         limit = self.at_once or len(tasks)
@@ -64,7 +66,7 @@ class RayTaskRunner:
                     options = run_task.options(name=task.name, **resources)
                     ref = options.remote(task, board, str(Path.cwd()))
                     running[ref] = task
-                finished, _ = ray.wait(list(running), timeout=_SECONDS_BETWEEN_LOOKS)
+                finished, _ = ray.wait(list(running), timeout=_POLL_SECONDS)
                 for name, line in ray.get(board.take.remote()):
                     on_report(name, line)
                 for ref in finished:
@@ -74,7 +76,7 @@ class RayTaskRunner:
                 ray.cancel(ref, force=True)
 
 
-class _Board:
+class _ReportQueue:
     """Lines that tasks have reported and nobody has read."""
 
     def __init__(self) -> None:
@@ -92,7 +94,7 @@ def _run_task(task: Task, board: Any, folder: str) -> TaskOutcome:
     """In a process of Ray; relative paths mean what they mean where the driver was started."""
     if Path(folder).is_dir():  # another machine without it can do what has absolute paths only
         os.chdir(folder)
-    return attempt(task, partial(board.add.remote, task.name))
+    return run_task(task, partial(board.add.remote, task.name))
 
 
 def _outcome(ref: Any, task: Task) -> TaskOutcome:

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 _STATE_FOLDER = ".ray_train"
 """In the run's folder while Ray Train is at work."""
-_SECONDS_BETWEEN_LOOKS = 0.5
+_POLL_SECONDS = 0.5
 
 
 class RanksError(UserError, RuntimeError):
     """A training that its ranks could not finish; its last checkpoint stays."""
 
 
-class _News:
+class _ProgressActor:
     """An actor that the first rank tells how it goes, and that remembers why a rank gave up."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class _News:
         taken, self.epochs = self.epochs, []
         return taken
 
-    def give_up(self, message: str) -> None:
+    def record_failure(self, message: str) -> None:
         self.failure = self.failure or message
 
     def get_failure(self) -> str:
@@ -64,13 +64,13 @@ class _RankLoop:
         import ray.train
         import ray.train.torch
 
-        from pipeline.core.distributed import Ranks
+        from pipeline.core.distributed import DistributedContext
         from pipeline.training.run import run_job
 
         if failure := ray.get(self.news.get_failure.remote()):
             raise RanksError(failure)  # the same would happen again
         context = ray.train.get_context()
-        ranks = Ranks(
+        distributed = DistributedContext(
             context.get_world_rank(),
             context.get_world_size(),
             ray.train.torch.get_device() if self.job.trainer.device == "auto" else None,
@@ -80,9 +80,9 @@ class _RankLoop:
             ray.get(self.news.add_epoch.remote(epoch, line))
 
         try:
-            run_job(self.job, on_epoch, ranks)
+            run_job(self.job, on_epoch, distributed)
         except UserError as error:
-            ray.get(self.news.give_up.remote(str(error)))
+            ray.get(self.news.record_failure.remote(str(error)))
             raise
 
 
@@ -95,7 +95,7 @@ def train_on_ranks(
     with ray_session(cluster, ranks * cluster.cpus_per_rank):
         import ray
 
-        news = ray.remote(num_cpus=0)(_News).remote()
+        news = ray.remote(num_cpus=0)(_ProgressActor).remote()
         watcher = _Watcher(news, on_epoch)
         try:
             _trainer(job, cluster, news).fit()
@@ -147,10 +147,10 @@ class _Watcher:
         self.thread.start()
 
     def _watch(self) -> None:
-        while not self.finished.wait(_SECONDS_BETWEEN_LOOKS):
-            self._look()
+        while not self.finished.wait(_POLL_SECONDS):
+            self._poll()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         import ray
 
         for epoch, line in ray.get(self.news.take_epochs.remote()):
@@ -160,4 +160,4 @@ class _Watcher:
         """Bring what is left."""
         self.finished.set()
         self.thread.join()
-        self._look()
+        self._poll()

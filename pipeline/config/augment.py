@@ -55,7 +55,7 @@ class OperationConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentConfig(Options):
+class AugmentOptions(Options):
     """How the student's view is drawn; the same matrix moves the image and its maps."""
 
     section: ClassVar[str] = "augment"

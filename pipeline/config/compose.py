@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.options import Options, Role, options_of, plain_defaults, to_plain
-from pipeline.config.store import StoreConfig
-from pipeline.config.training import TrainerConfig
+from pipeline.config.store import StoreOptions
+from pipeline.config.training import TrainerOptions
 from pipeline.config.verbs import FAMILIES, VERBS
 from pipeline.core.errors import ConfigError
 
@@ -66,8 +66,8 @@ def _register_defaults() -> None:
                 own = {name: value for name, value in node.items() if name not in nested}
                 node = {"defaults": [*choices, "_self_"], **own}
             store.store(group=group, name=kind, node=node)
-    store.store(group="store", name=_GROUPS["store"], node=plain_defaults(StoreConfig))
-    store.store(group="trainer", name=_GROUPS["trainer"], node=plain_defaults(TrainerConfig))
+    store.store(group="store", name=_GROUPS["store"], node=plain_defaults(StoreOptions))
+    store.store(group="trainer", name=_GROUPS["trainer"], node=plain_defaults(TrainerOptions))
     store.store(name="defaults", node=_section_defaults())
 
 

@@ -10,7 +10,7 @@ from annotated_types import Ge, Lt
 from pipeline.config.cells_data import CellsDataConfig
 from pipeline.config.file_data import DataConfig, FileDataConfig
 from pipeline.config.options import Role
-from pipeline.config.table_data import SklearnTableDataConfig, TableDataConfig
+from pipeline.config.table_data import SklearnedableDataConfig, TableDataConfig
 from pipeline.core.errors import require
 
 # ---- one dataclass per source --------------------------------------------------------------------
@@ -205,6 +205,6 @@ SOURCES: dict[str, type[DataConfig]] = {
         TorchvisionDataConfig,
         TinyImageNetDataConfig,
         TableDataConfig,
-        SklearnTableDataConfig,
+        SklearnedableDataConfig,
     )
 }

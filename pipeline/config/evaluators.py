@@ -11,7 +11,7 @@ from pipeline.config.options import Options, Role
 from pipeline.core.errors import require
 
 Compared = Literal["teacher", "student", "baseline"]
-"""Networks whose features are compared. The student is who is judged; the baseline is another run's student."""
+"""Networks whose features are compared. The student is who is evaluated; the baseline is another run's student."""
 
 
 def check_pairs(option: str, pairs: tuple[tuple[str, str], ...], baseline: str | None) -> None:
@@ -43,7 +43,7 @@ class EvaluatorOptions(Options):
 
     is_flat: ClassVar[bool] = False
     """Whether its metrics stand beside `records` in metrics.json, rather than below its name."""
-    asks_teacher: ClassVar[bool] = False
+    uses_teacher: ClassVar[bool] = False
     """Whether it may run the teacher network itself; for all others `teacher` is not read."""
     compares: ClassVar[bool] = False
     """Whether it compares with another run, which its option `baseline` names."""
@@ -94,7 +94,7 @@ class DistanceCorrelationOptions(EvaluatorOptions):
     implementation: ClassVar[str] = (
         "pipeline.evaluation.evaluators.distance_correlation.evaluator:EVALUATOR"
     )
-    asks_teacher: ClassVar[bool] = True
+    uses_teacher: ClassVar[bool] = True
     compares: ClassVar[bool] = True
 
     probe_records: Annotated[int, Ge(4)] = 512
@@ -137,7 +137,7 @@ class UnicamOptions(EvaluatorOptions):
 
     section: ClassVar[str] = "evaluate.unicam"
     implementation: ClassVar[str] = "pipeline.evaluation.evaluators.unicam.evaluator:EVALUATOR"
-    asks_teacher: ClassVar[bool] = True
+    uses_teacher: ClassVar[bool] = True
     compares: ClassVar[bool] = True
 
     records: Annotated[int, Ge(1)] = 8
@@ -175,7 +175,7 @@ class UnicamOptions(EvaluatorOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class GradientAlignmentOptions(EvaluatorOptions):
-    """Of judges=gradient_alignment."""
+    """Of evaluators=gradient_alignment."""
 
     section: ClassVar[str] = "evaluate.gradient_alignment"
     implementation: ClassVar[str] = "pipeline.evaluation.evaluators.gradient_alignment:EVALUATOR"
@@ -186,7 +186,7 @@ class GradientAlignmentOptions(EvaluatorOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassSimilarityOptions(EvaluatorOptions):
-    """Of judges=class_similarity."""
+    """Of evaluators=class_similarity."""
 
     section: ClassVar[str] = "evaluate.class_similarity"
     implementation: ClassVar[str] = "pipeline.evaluation.evaluators.class_similarity:EVALUATOR"
@@ -200,19 +200,19 @@ class ClassSimilarityOptions(EvaluatorOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class FiveBandOptions(EvaluatorOptions):
-    """Of judges=five_band."""
+    """Of evaluators=five_band."""
 
     section: ClassVar[str] = "evaluate.five_band"
     implementation: ClassVar[str] = "pipeline.evaluation.evaluators.five_band:EVALUATOR"
 
-    grid: Literal["legacy", "v2"] = "legacy"
-    """Of the soft score: how far thresholds move towards 0. legacy: 11 steps of 0.02, from (0.3, 0.7) to (0.1, 0.5);
+    thresholds: Literal["legacy", "v2"] = "legacy"
+    """Of the soft score: how far thresholds move toward 0. legacy: 11 steps of 0.02, from (0.3, 0.7) to (0.1, 0.5);
     v2: 56 steps of 0.005, to (0.025, 0.425)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DissectionOptions(EvaluatorOptions):
-    """Of judges=dissection."""
+    """Of evaluators=dissection."""
 
     section: ClassVar[str] = "evaluate.dissection"
     implementation: ClassVar[str] = "pipeline.evaluation.evaluators.dissection.evaluator:EVALUATOR"
@@ -231,7 +231,7 @@ class DissectionOptions(EvaluatorOptions):
     """Which images count for a concept's category: where pixels at which the unit fires carry it (the published code),
     or where any do (the paper's text)."""
     legacy_norm: bool = False
-    """Normalise as the published code does, by one standard deviation for all channels, and not as the network was
+    """Normalize as the published code does, by one standard deviation for all channels, and not as the network was
     trained."""
     top_units: Annotated[int, Ge(0)] = 8
     """Of the highest IoU: named, and shown with `top_images` images that excite them most."""
@@ -240,7 +240,7 @@ class DissectionOptions(EvaluatorOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class DiffroarOptions(EvaluatorOptions):
-    """Of judges=diffroar. It trains len(keep) * (2 len(seeds) + 1) + 1 probes and holds all records in memory, 15 bytes
+    """Of evaluators=diffroar. It trains len(keep) * (2 len(seeds) + 1) + 1 probes and holds all records in memory, 15 bytes
     a pixel (7 with unit=pixel)."""
 
     section: ClassVar[str] = "evaluate.diffroar"
@@ -251,7 +251,7 @@ class DiffroarOptions(EvaluatorOptions):
     unit: Literal["coord", "pixel"] = "coord"
     """What is ranked and kept: each channel of a pixel for itself, or the pixel."""
     train_split: str = "train"
-    """Of the store: what probes learn from, without the records that are judged."""
+    """Of the store: what probes learn from, without the records that are evaluated."""
     train_records: Annotated[int, Ge(2)] = 500
     test_records: Annotated[int, Ge(1)] = 500
     seeds: tuple[int, ...] = (0, 1, 2)

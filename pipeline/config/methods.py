@@ -7,10 +7,10 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from pipeline.config.augment import AugmentConfig
+from pipeline.config.augment import AugmentOptions
 from pipeline.config.models import AdditiveModelConfig, ModelConfig
 from pipeline.config.options import Options
-from pipeline.config.training import TrainerConfig
+from pipeline.config.training import TrainerOptions
 from pipeline.config.views import NUM_ROTATIONS, AnyViewsConfig, RotationsViewsConfig
 from pipeline.core.errors import require
 
@@ -33,8 +33,8 @@ class MethodSetting:
 
     mode: Mode
     views: AnyViewsConfig
-    augment: AugmentConfig
-    trainer: TrainerConfig
+    augment: AugmentOptions
+    trainer: TrainerOptions
     student: ModelConfig
 
 
@@ -120,7 +120,7 @@ class E2KDConfig(KDConfig):
     kind: Literal["e2kd"] = "e2kd"  # type: ignore[assignment]
     lambda_map: Annotated[float, Ge(0)] = 1.0
     """0 switches the explanation term off, and the student's map is then never computed."""
-    normalise_by: Literal["batch", "valid"] = "batch"
+    normalize_by: Literal["batch", "valid"] = "batch"
     """Divide the sum over valid maps by all maps of the batch (the paper's lambda) or by the valid ones; where
     several classes are explained, first within each record."""
     guided_step_interval: Annotated[int, Ge(1)] = 1
@@ -137,7 +137,7 @@ class E2KDConfig(KDConfig):
         mixup_alpha = setting.augment.mixup_alpha
         require(
             mixup_alpha is None or setting.mode != "live" or self.map_control != "shuffled",
-            "method.map_control=shuffled gives each record the map of its neighbour, which shows the same image in "
+            "method.map_control=shuffled gives each record the map of its neighbor, which shows the same image in "
             "part where the two are mixed; set method.map_control=none, or augment.mixup_alpha=null in place of "
             f"{mixup_alpha}",
         )
@@ -291,7 +291,7 @@ class CatKDConfig(FeatureKDConfig):
     """0 leaves the term out, and no class map is computed."""
     resolution: Annotated[int, Ge(1)] = 2
     """Cells a side to which the maps are pooled before they are compared."""
-    normalise: bool = False
+    normalize: bool = False
     """Divide each map by its L2 norm, so that its magnitude does not count."""
 
 
@@ -398,7 +398,7 @@ class CRDConfig(FeatureKDConfig):
     """CRD (Tian et al. 2020): a record's embedding is told apart from those of records of other classes.
 
     The defaults are those of its public code. With lambda_ce and lambda_kd 0 nothing trains the classifier, and
-    what lies before it alone is worth judging: the feature-only arm of Han et al. 2023.
+    what lies before it alone is worth evaluation: the feature-only arm of Han et al. 2023.
     """
 
     implementation: ClassVar[str] = "pipeline.losses.crd:CRDLoss"

@@ -45,12 +45,12 @@ class ModelConfig(Options):
     """Outputs; null takes as many as the data has classes."""
     mean: tuple[float, ...] | None = (0.485, 0.456, 0.406)
     std: tuple[float, ...] | None = (0.229, 0.224, 0.225)
-    """Of each channel in [0, 1]: normalisation is part of the network."""
+    """Of each channel in [0, 1]: normalization is part of the network."""
     input_size: Annotated[int | None, Ge(8)] = None
     """Side in pixels of a teacher's input; null takes the provider's own for its published weights, and
     the store's frame otherwise. A student's input is augment.size."""
     frame: Literal["full", "center_crop"] = "full"
-    """What part of the canonical frame a teacher sees: all of it, resized, or the field's centre crop of
+    """What part of the canonical frame a teacher sees: all of it, resized, or the field's center crop of
     7/8 of the shorter side, in the original's proportions."""
 
     def __post_init__(self) -> None:
@@ -158,13 +158,13 @@ class BcosModelConfig(ModelConfig):
     b: Annotated[float, Ge(1)] = 2.0
     """The exponent of every layer, >= 1; 1 is a linear network."""
     mean: tuple[float, ...] | None = None
-    """null: a B-cos network takes [x, 1 - x] of pixels in [0, 1], not normalised."""
+    """null: a B-cos network takes [x, 1 - x] of pixels in [0, 1], not normalized."""
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.name in BCOS_NAMES or self.is_three_stage_resnet,
+            self.name in BCOS_NAMES or self.is_cifar_resnet,
             f"B-cos networks are named {', '.join(BCOS_NAMES)}, or resnet8, resnet14, resnet20, ... (depth "
             f"6n + 2, for small images); got {self.name!r}",
         )
@@ -206,7 +206,7 @@ class BcosModelConfig(ModelConfig):
         return "vit" in self.name
 
     @property
-    def is_three_stage_resnet(self) -> bool:
+    def is_cifar_resnet(self) -> bool:
         """Whether it is a ResNet of three stages, for small images."""
         depth = self.name.removeprefix("resnet")
         return (
@@ -266,7 +266,7 @@ class AdditiveModelConfig(ModelConfig):
             f"columns={self.columns} is an option of name=mlp, for tables; leave it null for name={self.name}",
         )
         require(
-            self.takes_columns_of_a_store or self.superfeatures <= self.features,
+            self.infers_columns_from_store or self.superfeatures <= self.features,
             f"superfeatures={self.superfeatures} of {self.features} features: each needs at least one; lower "
             f"it{'' if self.columns else ', or choose a finer grid'}",
         )
@@ -288,7 +288,7 @@ class AdditiveModelConfig(ModelConfig):
             self.trunk_config  # noqa: B018, checks its name and width
 
     @property
-    def takes_columns_of_a_store(self) -> bool:
+    def infers_columns_from_store(self) -> bool:
         """Whether only a table says how many features there are (models/resolve.py)."""
         return self.name == "mlp" and self.columns is None and self.input_size is None
 

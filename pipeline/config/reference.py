@@ -10,7 +10,7 @@ import textwrap
 from dataclasses import MISSING
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
-from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.config.compose import group_members, section_names
 from pipeline.config.options import (
     Option,
@@ -21,8 +21,8 @@ from pipeline.config.options import (
     options_of,
     to_plain,
 )
-from pipeline.config.store import StoreConfig
-from pipeline.config.training import OptimizerConfig, TrainerConfig
+from pipeline.config.store import StoreOptions
+from pipeline.config.training import OptimizerOptions, TrainerOptions
 from pipeline.config.verbs import FAMILIES, VERBS, section_class
 
 if TYPE_CHECKING:
@@ -83,11 +83,11 @@ def _shown(value: Any) -> str:
 # ---- the page ------------------------------------------------------------------------------------
 
 _SECTIONS: dict[str, type[Options]] = {
-    "store": StoreConfig,
-    "augment": AugmentConfig,
+    "store": StoreOptions,
+    "augment": AugmentOptions,
     "augment.operations": OperationConfig,
-    "optimizer": OptimizerConfig,
-    "trainer": TrainerConfig,
+    "optimizer": OptimizerOptions,
+    "trainer": TrainerOptions,
 }
 
 

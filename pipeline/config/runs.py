@@ -30,7 +30,7 @@ def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> Pa
     Raises ConfigError where the folder holds results of other options.
     """
     folder = RUNS / run / verb
-    values = plain(config) | {"inputs": inputs}
+    values = to_plain_dict(config) | {"inputs": inputs}
     path = folder / CONFIG_NAME
     if folder.is_dir():
         remove_partial_files(folder)
@@ -74,7 +74,7 @@ def to_yaml(values: dict[str, Any]) -> str:
     return text
 
 
-def plain(config: Any) -> dict[str, Any]:
+def to_plain_dict(config: Any) -> dict[str, Any]:
     """A config dataclass as plain values."""
     values: dict[str, Any] = _without_tuples(asdict(config))
     return values

@@ -12,14 +12,14 @@ from pipeline.core.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoreConfig(Options):
+class StoreOptions(Options):
     """Where a store lies and how it is written; of a store that exists, only `path` matters to readers."""
 
     section: ClassVar[str] = "store"
 
     path: Annotated[str, Role.FILE, Role.OUTSIDE_IDENTITY] = "stores/demo"
     backend: Annotated[Literal["zarr", "webdataset"], Role.OUTSIDE_IDENTITY] = "zarr"
-    """Of teacher columns."""
+    """Storage format of the teacher fields."""
     shard_size: Annotated[int, Ge(1), Role.OUTSIDE_IDENTITY] = 512
     """Records a shard: the unit of work, retry and checksum."""
     seed: Annotated[int, Ge(0), Lt(2**63), Role.OUTSIDE_IDENTITY] = 0
@@ -49,39 +49,41 @@ class PayloadInfo(NamedTuple):
     fits_tables: bool
     """Whether a teacher of a table's rows gives it."""
     options: tuple[str, ...] = ()
-    """Options of PassConfig that it reads."""
+    """Options of PassOptions that it reads."""
 
 
 _PACKAGE = "pipeline.annotation.payloads"
 PAYLOADS: dict[str, PayloadInfo] = {
     "logits": PayloadInfo(f"{_PACKAGE}.logits:LogitsPayload", True),
     "map": PayloadInfo(f"{_PACKAGE}.explanation_map:MapPayload", False, ("map_dtype",)),
-    "at": PayloadInfo(f"{_PACKAGE}.intermediates:AttentionPayload", False),
-    "cat": PayloadInfo(f"{_PACKAGE}.intermediates:ClassMapPayload", False, ("cat_size",)),
-    "feature": PayloadInfo(f"{_PACKAGE}.pooled_feature:FeaturePayload", False),
-    "ked_z": PayloadInfo(
-        f"{_PACKAGE}.superfeature_logits:SuperfeaturePayload", True, ("ked_dtype",)
+    "attention": PayloadInfo(f"{_PACKAGE}.intermediates:AttentionPayload", False),
+    "class_maps": PayloadInfo(
+        f"{_PACKAGE}.intermediates:ClassMapPayload", False, ("class_map_size",)
+    ),
+    "pooled": PayloadInfo(f"{_PACKAGE}.pooled_feature:FeaturePayload", False),
+    "superfeature_logits": PayloadInfo(
+        f"{_PACKAGE}.superfeature_logits:SuperfeaturePayload", True, ("superfeature_dtype",)
     ),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassConfig(Options):
+class PassOptions(Options):
     """What a teacher pass computes and stores."""
 
     section: ClassVar[str] = "annotate"
 
     payloads: tuple[str, ...] = ("logits", "map")
-    """at: where each stage is active, for method=at; cat: the maps of all classes, for method=cat_kd;
+    """attention: where each stage is active, for method=at; class_maps: the maps of all classes, for method=cat_kd;
     feature: the pooled feature before the classifier, for method=crd and method=sskd;
-    ked_z: the logits of each superfeature of an additive teacher, for method=ked."""
+    superfeature_logits: the logits of each superfeature of an additive teacher, for method=ked."""
     map_dtype: Literal["float32", "float16", "int8"] = "float16"
     """Of maps divided by their max-abs. A map that is far above its own mean in a few places loses most in int8."""
-    cat_size: Annotated[int, Ge(1)] = 2
+    class_map_size: Annotated[int, Ge(1)] = 2
     """Cells a side to which cat is pooled. A student's views move these cells, which the size of the features
     (7 for a ResNet at 224 pixels) does more exactly than the 2 that CAT-KD compares."""
-    ked_dtype: Literal["float16", "int8"] = "float16"
-    """Of ked_z, with one scale a superfeature; int8 halves it and pays from about 200 classes on."""
+    superfeature_dtype: Literal["float16", "int8"] = "float16"
+    """Of superfeature_logits, with one scale a superfeature; int8 halves it and pays from about 200 classes on."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the teacher's forward pass (autocast); explanations are computed in float32 from its features."""
     batch_size: Annotated[int, Ge(1)] = 64
@@ -104,7 +106,7 @@ class PassConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubsetConfig(Options):
+class SubsetOptions(Options):
     """Which records of the training split a run reads; the store itself always holds the whole set."""
 
     section: ClassVar[str] = "subset"
@@ -112,6 +114,6 @@ class SubsetConfig(Options):
     shots: Annotated[int | None, Ge(1)] = None
     """Records of each class, at least that many where a record has many labels; null takes all."""
     seed: int = 0
-    """Apart from `seed`, so that the shots stay fixed while initialisation varies."""
+    """Apart from `seed`, so that the shots stay fixed while initialization varies."""
     holdout: Annotated[int, Ge(0)] = 0
     """Records of each class kept out of training for validation; taken before the shots."""

@@ -70,10 +70,10 @@ class TableDataConfig(FileDataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SklearnTableDataConfig(DataConfig):
+class SklearnedableDataConfig(DataConfig):
     """A table that comes with scikit-learn; nothing is downloaded."""
 
-    implementation: ClassVar[str] = "pipeline.sources.sklearn_table:SklearnTableSource"
+    implementation: ClassVar[str] = "pipeline.sources.sklearn_table:SklearnedableSource"
 
     kind: Literal["sklearn_table"] = "sklearn_table"
     name: Literal["wine", "breast_cancer", "iris", "digits"] = "wine"

@@ -7,16 +7,16 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from pipeline.config.augment import AugmentConfig
+from pipeline.config.augment import AugmentOptions
 from pipeline.config.methods import LabelLoss, check_label_loss
 from pipeline.config.options import Options, Role
-from pipeline.config.training import OptimizerConfig, TrainerConfig, check_mixup_partners
+from pipeline.config.training import OptimizerOptions, TrainerOptions, check_mixup_partners
 from pipeline.core.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelTeachingConfig(Options):
-    """Train a teacher on labels, with its own optimiser, trainer and views."""
+    """Train a teacher on labels, with its own optimizer, trainer and views."""
 
     section: ClassVar[str] = "teaching"
 
@@ -30,9 +30,9 @@ class LabelTeachingConfig(Options):
     """File of weights to start from, whose last layer is drawn anew where its classes are others, or `pretrained`;
     null starts at random, or from teacher.weights=pretrained."""
     split: str = "train"
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +54,7 @@ class GuidedTeachingConfig(LabelTeachingConfig):
     """Of their sum over the batch."""
     region: Literal["boxes", "masks"] = "boxes"
     pareto_split: str | None = None
-    """Judge every epoch on this split and keep all that are best in F1 (accuracy), EPG and IoU, in pareto/
+    """Evaluate every epoch on this split and keep all that are best in F1 (accuracy), EPG and IoU, in pareto/
     of the run; null keeps the last epoch only."""
 
     def __post_init__(self) -> None:
@@ -91,7 +91,7 @@ class KEDTeachingConfig(LabelTeachingConfig):
     """Of fd and ablate, in standard deviations of a feature over the records."""
     draws: Annotated[int, Ge(1)] = 1
     """Of random signs over classes a record."""
-    neighbours: Annotated[int | None, Ge(1)] = None
+    neighbors: Annotated[int | None, Ge(1)] = None
     """Strongest edges kept of each feature before grouping; null is max(4, features / 8)."""
     resolution: Annotated[float, Gt(0)] = 1.0
     """Of Louvain's algorithm, to start with; raised where it finds fewer than teacher.superfeatures groups."""

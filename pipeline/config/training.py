@@ -1,4 +1,4 @@
-"""How a network is optimised, and how long (`optimizer=`, `trainer=`)."""
+"""How a network is optimized, and how long (`optimizer=`, `trainer=`)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from pipeline.config.augment import AugmentConfig
+from pipeline.config.augment import AugmentOptions
 from pipeline.config.options import Options, Role
 from pipeline.core.errors import require
 
 
-def check_mixup_partners(augment: AugmentConfig, trainer: TrainerConfig) -> None:
+def check_mixup_partners(augment: AugmentOptions, trainer: TrainerOptions) -> None:
     """ConfigError where a record of a rank's slice would be mixed with itself."""
     require(
         augment.mixup_alpha is None or trainer.batch_size > trainer.ranks,
@@ -22,8 +22,8 @@ def check_mixup_partners(augment: AugmentConfig, trainer: TrainerConfig) -> None
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig(Options):
-    """One of torch's optimisers; weight decay applies to all parameters, as in the papers."""
+class OptimizerOptions(Options):
+    """One of torch's optimizers; weight decay applies to all parameters, as in the papers."""
 
     section: ClassVar[str] = "optimizer"
 
@@ -35,7 +35,7 @@ class OptimizerConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerConfig(Options):
+class TrainerOptions(Options):
     """How long and in what steps a network is trained."""
 
     section: ClassVar[str] = "trainer"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from annotated_types import Ge
 
-from pipeline.config.augment import AugmentConfig
+from pipeline.config.augment import AugmentOptions
 from pipeline.config.cluster import (
     CLUSTERS,
     ClusterConfig,
@@ -16,15 +16,16 @@ from pipeline.config.cluster import (
     LocalClusterConfig,
 )
 from pipeline.config.data import SOURCES
-from pipeline.config.distilling import DistillConfig
+from pipeline.config.distillation import DistillConfig
+from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.explainers import EXPLAINERS, ExplainerConfig, GradCamConfig
 from pipeline.config.file_data import DataConfig
-from pipeline.config.judging import EvaluateOptions, ReportOptions
 from pipeline.config.methods import METHODS
 from pipeline.config.models import MODELS, AdditiveModelConfig, ModelConfig, NoModelConfig
 from pipeline.config.options import Option, Options, Role
-from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
+from pipeline.config.report import ReportOptions
+from pipeline.config.store import PassOptions, StoreOptions, SubsetOptions
 from pipeline.config.teaching import TEACHINGS, KEDTeachingConfig, TeachingConfig
 from pipeline.config.views import VIEWS, AnyViewsConfig, CanonicalViewsConfig
 from pipeline.core.errors import require
@@ -32,7 +33,7 @@ from pipeline.core.errors import require
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-DEFAULT_JUDGES = ("accuracy", "localization")
+DEFAULT_EVALUATORS = ("accuracy", "localization")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +45,14 @@ class PrecomputeConfig(Options):
     """
 
     data: DataConfig
-    store: StoreConfig
+    store: StoreOptions
     teacher: ModelConfig | NoModelConfig
     explainer: ExplainerConfig
-    annotate: PassConfig
+    annotate: PassOptions
     cluster: ClusterConfig
     views: AnyViewsConfig = field(default_factory=CanonicalViewsConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    subset: SubsetConfig = field(default_factory=SubsetConfig)
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+    subset: SubsetOptions = field(default_factory=SubsetOptions)
     split: str = "train"
     executor: Executor = "ray"
     run: str = "untitled"
@@ -77,7 +78,7 @@ class PrecomputeConfig(Options):
 class TeachConfig(Options):
     """Sections that `stages.teach` reads: `teacher` is the network, trained on a store's labels."""
 
-    store: StoreConfig
+    store: StoreOptions
     teacher: ModelConfig
     teaching: TeachingConfig
     evaluate: EvaluateOptions
@@ -99,14 +100,14 @@ class TeachConfig(Options):
             "teacher=additive, or another teaching=",
         )
         require(
-            not self.asks_black_box or self.black_box.kind != "none",
+            not self.uses_black_box or self.black_box.kind != "none",
             "teaching=ked finds superfeatures in the logits of a trained network (or learns from them): name it with "
             "black_box=<kind> black_box.weights=, or name superfeatures with teacher.partition= (or take "
             "teacher.partition_control=contiguous) and leave teaching.lambda_kd=0",
         )
 
     @property
-    def finds_partition(self) -> bool:
+    def needs_partition_search(self) -> bool:
         """Whether superfeatures have to be found before the teacher is trained."""
         return (
             isinstance(self.teaching, KEDTeachingConfig)
@@ -116,10 +117,10 @@ class TeachConfig(Options):
         )
 
     @property
-    def asks_black_box(self) -> bool:
+    def uses_black_box(self) -> bool:
         """Whether `black_box` is read: to find superfeatures, or as a teacher."""
         teaching = self.teaching
-        return self.finds_partition or (
+        return self.needs_partition_search or (
             isinstance(teaching, KEDTeachingConfig) and teaching.lambda_kd > 0
         )
 
@@ -128,11 +129,11 @@ class TeachConfig(Options):
 class VerifyConfig(Options):
     """Sections that `stages.verify` reads; all but `store` with equivariance=true only."""
 
-    store: StoreConfig
+    store: StoreOptions
     teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
     explainer: ExplainerConfig = field(default_factory=GradCamConfig)
-    annotate: PassConfig = field(default_factory=PassConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    annotate: PassOptions = field(default_factory=PassOptions)
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
     split: str = "train"
     equivariance: bool = False
     """Also ask the teacher again on views of `equivariance_records` records, and compare."""
@@ -147,54 +148,57 @@ class VerifyConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedRun(Options):
-    """What all judges of an evaluation share: its folder is of one such config."""
+class EvaluationRun(Options):
+    """What all evaluators of an evaluation share: its folder is of one such config."""
 
-    store: StoreConfig
+    store: StoreOptions
     evaluate: EvaluateOptions
     run: str = "untitled"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(JudgedRun):
+class EvaluateConfig(EvaluationRun):
     """Sections that `stages.evaluate` reads; the student is the one that `run` names."""
 
-    judges: tuple[str, ...] | None = None
-    """Who judges; each is a unit of work, so that a later call may ask for one more. null is accuracy and, where
+    evaluators: tuple[str, ...] | None = None
+    """Who evaluators; each is a unit of work, so that a later call may ask for one more. null is accuracy and, where
     there are regions or a teacher's maps, localization. evaluate.shift.pixels adds shift."""
-    subject: Literal["student", "teacher"] = "student"
-    """Who is judged: the run's student, or the network of `teacher` itself (into evaluate-teacher)."""
+    model: Literal["student", "teacher"] = "student"
+    """Who is evaluated: the run's student, or the network of `teacher` itself (into evaluate-teacher)."""
     teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
-    """The network that made the student's teacher pass, for judges that ask it again; teacher.weights=null is none."""
+    """The network that made the student's teacher pass, for evaluators that ask it again; teacher.weights=null is none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.judges is not None:
-            require(len(self.judges) > 0, "judges is empty; name at least one, or null")
-            unknown = [judge for judge in self.judges if judge not in EVALUATORS]
+        if self.evaluators is not None:
+            require(len(self.evaluators) > 0, "evaluators is empty; name at least one, or null")
+            unknown = [evaluator for evaluator in self.evaluators if evaluator not in EVALUATORS]
             require(
-                not unknown, f"judges must be of {', '.join(EVALUATORS)}; got {', '.join(unknown)}"
+                not unknown,
+                f"evaluators must be of {', '.join(EVALUATORS)}; got {', '.join(unknown)}",
             )
             require(
-                len(set(self.judges)) == len(self.judges),
-                f"judges names one twice: {', '.join(self.judges)}",
+                len(set(self.evaluators)) == len(self.evaluators),
+                f"evaluators names one twice: {', '.join(self.evaluators)}",
             )
-        asks_teacher = any(EVALUATORS[judge].asks_teacher for judge in self.asked)
-        if self.subject == "student" and not asks_teacher:
+        uses_teacher = any(
+            EVALUATORS[evaluator].uses_teacher for evaluator in self.requested_evaluators
+        )
+        if self.model == "student" and not uses_teacher:
             # An experiment names the teacher for all verbs; where it is not read it makes no difference.
             object.__setattr__(self, "teacher", NoModelConfig())
 
     @property
-    def asked(self) -> tuple[str, ...]:
-        """The judges that this call is for."""
-        judges = DEFAULT_JUDGES if self.judges is None else self.judges
-        wants_shift = self.evaluate.shift.pixels is not None and "shift" not in judges
-        return (*judges, "shift") if wants_shift else judges
+    def requested_evaluators(self) -> tuple[str, ...]:
+        """The evaluators that this call is for."""
+        evaluators = DEFAULT_EVALUATORS if self.evaluators is None else self.evaluators
+        wants_shift = self.evaluate.shift.pixels is not None and "shift" not in evaluators
+        return (*evaluators, "shift") if wants_shift else evaluators
 
     @property
-    def shared(self) -> JudgedRun:
-        """Without what only some judges read."""
-        return JudgedRun(store=self.store, evaluate=self.evaluate, run=self.run)
+    def shared(self) -> EvaluationRun:
+        """Without what only some evaluators read."""
+        return EvaluationRun(store=self.store, evaluate=self.evaluate, run=self.run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +212,7 @@ class SweepConfig(Options):
     """Distill option -> values; every arm with every combination of the options that it knows."""
     select: str | None = None
     """<split>.<metric> by which each arm's point is chosen, in the mean over seeds; only its students are
-    then judged on evaluate.splits. The split: `holdout` (subset.holdout) or another of the store."""
+    then evaluated on evaluate.splits. The split: `holdout` (subset.holdout) or another of the store."""
     seeds: tuple[int, ...] = (0, 1, 2)
     executor: Executor = "ray"
     parallel: Annotated[int | None, Ge(1)] = None
@@ -250,8 +254,8 @@ class SweepConfig(Options):
 class ReportConfig(Options):
     """Sections that `stages.report` reads."""
 
-    store: StoreConfig
-    augment: AugmentConfig
+    store: StoreOptions
+    augment: AugmentOptions
     report: ReportOptions
     run: str = "untitled"
 

@@ -1,10 +1,10 @@
-"""The processes that train one network together, and what they tell each other (torch.distributed, no Ray).
+"""Collective operations between the ranks that train one network (torch.distributed, without Ray).
 
-Each rank has its slice of the same global batches; gradients are averaged over ranks of equal slices, so a
-step is that of one process on the whole batch, up to what a slice decides alone: the statistics of a
-BatchNorm in training mode, means over a part of a batch (known labels, `normalise_by=valid`), which record
-comes before its first (the partner of mixup, `map_control=shuffled`), which negatives method=crd draws, and
-which records method=sskd tells apart.
+Each rank processes its slice of the same global batches. Slices have equal size and gradients are averaged over the
+ranks, so a step equals that of a single process on the whole batch, except for quantities that depend on the slice:
+the statistics of a BatchNorm in training mode, means over a part of a batch (known labels, `normalize_by=valid`),
+the record that precedes the first one (the partner of mixup, `map_control=shuffled`), the negatives that method=crd
+draws, and the records among which method=sskd discriminates.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
 
 
 class RanksDisagreeError(UserError, RuntimeError):
-    """Ranks of one run that do not see the same files."""
+    """Ranks of one run that read different files."""
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """Which of the training processes this one is; the process group, if any, was started by others."""
+class DistributedContext:
+    """Position of this process among the training processes. The caller starts the process group, if there is one."""
 
     rank: int = 0
     world_size: int = 1
     device: torch.device | None = None
-    """Given by who started the processes; None leaves it to trainer.device."""
+    """Device assigned by the launcher of the processes; None defers to trainer.device."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this rank writes what the run leaves behind."""
+        """Whether this rank writes the outputs of the run."""
         return self.rank == 0
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The model whose backward pass averages gradients; call it once a step.
+        """Return the model wrapped so that its backward pass averages gradients. Call the result once per step.
 
-        Gradients that `torch.autograd.grad` takes for an explanation start no communication: only the
-        one `backward` of a step does.
+        Only the single `backward` of a step communicates. Gradients that `torch.autograd.grad` computes for an
+        explanation do not.
         """
         if self.world_size == 1:
             return model
@@ -55,7 +55,7 @@ class Ranks:
         return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Of parameters outside the wrapped model: a loss's own."""
+        """Average the gradients of parameters outside the wrapped model, such as those of a loss."""
         if self.world_size == 1:
             return
         for parameter in parameters:
@@ -63,11 +63,11 @@ class Ranks:
                 parameter.grad.copy_(self.mean(parameter.grad))
 
     def mean(self, values: Tensor) -> Tensor:
-        """Over the ranks, elementwise."""
+        """Return the elementwise mean over the ranks."""
         return values if self.world_size == 1 else self.sum(values) / self.world_size
 
     def sum(self, values: Tensor) -> Tensor:
-        """Over the ranks, elementwise, on the device where `values` lie."""
+        """Return the elementwise sum over the ranks, on the device of `values`."""
         if self.world_size == 1:
             return values
         total = values if self.device is None else values.to(self.device)
@@ -76,7 +76,7 @@ class Ranks:
         return total.to(values.device)
 
     def gather(self, values: Tensor) -> Tensor:
-        """The ranks' values one after the other, in their order: [n, ...] -> [world_size * n, ...]."""
+        """Concatenate the values of all ranks in rank order: [n, ...] -> [world_size * n, ...]."""
         if self.world_size == 1:
             return values
         own = values if self.device is None else values.to(self.device)
@@ -85,10 +85,10 @@ class Ranks:
         return torch.cat(everyones).to(values.device)
 
     def require_equal(self, values: Sequence[int], message: str) -> None:
-        """RanksDisagreeError with `message` unless every rank has these values."""
+        """Raise RanksDisagreeError with `message` unless all ranks pass the same values."""
         if self.world_size == 1:
             return
         everyones: list[Any] = [None] * self.world_size
         dist.all_gather_object(everyones, list(values))
         if any(other != list(values) for other in everyones):
-            raise RanksDisagreeError(f"{message} (ranks are at {everyones})")
+            raise RanksDisagreeError(f"{message} (values by rank: {everyones})")

@@ -1,16 +1,19 @@
-"""The base of every error that a user can mend; its message says what, where and the way out."""
+"""Base classes of the errors that a user can fix, and checks of option values."""
 
 
 class UserError(Exception):
-    """Shown as one line, without a traceback. Its subclasses stand beside the code that raises them."""
+    """Error that a user can fix. Its message names the problem, its location and the remedy.
+
+    It is shown as one line, without a traceback. Subclasses are defined next to the code that raises them.
+    """
 
 
 class RecordError(UserError, ValueError):
-    """A record whose bytes are not what they should be; the image's or the row's own error says how."""
+    """Record with invalid bytes. The subclasses for images and for rows of a table describe the fault."""
 
 
 class ConfigError(UserError, ValueError):
-    """An option that cannot be meant; the message names it, its value and the way out."""
+    """Invalid value of an option. The message names the option, its value and the remedy."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -20,5 +23,5 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_fraction(option: str, value: float) -> None:
-    """Raise ConfigError unless the value lies in [0, 1)."""
+    """Raise ConfigError unless the value is in [0, 1)."""
     require(0 <= value < 1, f"{option} must be in [0, 1), got {value}")

@@ -1,7 +1,7 @@
-"""Files that are either whole or absent, whatever happens to the process that writes them.
+"""Atomic, durable file writes: a file is either whole or absent, whatever happens to the process that writes it.
 
-The commit of a file: a unique temporary name beside it, write, fsync, rename, fsync of the folder.
-Every operation goes through this module's `os`, so that a test can stop the world after any of them.
+A commit writes to a unique temporary name in the same folder, calls fsync, renames the file, and calls fsync on the
+folder. Every operation goes through this module's `os`, so that a test can simulate a crash after any of them.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ PARTIAL_SUFFIX = ".partial"
 _BUFFER_BYTES = 2**20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FOLDERS_WITHOUT_FSYNC = (errno.EINVAL, errno.ENOTSUP)
-"""Errors of file systems, such as some network mounts, that offer no fsync of a folder."""
+"""Errors of file systems that do not support fsync of a folder, such as some network mounts."""
 
 
 class FileError(UserError, OSError):
-    """A file that cannot be read or written, with the reason that the operating system gives."""
+    """File that cannot be read or written. The message includes the operating system's reason."""
 
 
 class NoSpaceError(FileError):
-    """A file that the disk, or a limit on files, has no room for; nothing of it stays."""
+    """File that exceeds the disk space, the quota or the file size limit. No part of the file is kept."""
 
 
 class HashingFile:
-    """A file being written, with its length, SHA-256 and CRC-32C; writes in large pieces."""
+    """File opened for writing that keeps its length, SHA-256 and CRC-32C up to date and writes in large blocks."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
@@ -59,16 +59,16 @@ class HashingFile:
         return len(data)
 
     def flush(self) -> None:
-        """Hand what was written so far to the operating system; ValueError once the file is closed."""
+        """Pass the buffered bytes to the operating system. Raise ValueError once the file is closed."""
         if self._descriptor is None:
-            raise ValueError("a file that was closed is written to")
+            raise ValueError("cannot write to a closed file")
         view = memoryview(bytes(self._buffer))
         while len(view) > 0:
             view = view[os.write(self._descriptor, view) :]
         self._buffer.clear()
 
     def detach(self) -> None:
-        """Write no more: the descriptor's number may soon be another file's."""
+        """Forget the descriptor, because its number may be reused for another file."""
         self._descriptor = None
 
     def tell(self) -> int:
@@ -81,7 +81,7 @@ class HashingFile:
 
 @contextmanager
 def open_atomically(path: Path) -> Iterator[HashingFile]:
-    """A file that appears under `path`, whole and durable, when the block ends without an error."""
+    """Provide a file that appears at `path`, whole and durable, when the block ends without an error."""
     make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
     try:
@@ -99,7 +99,7 @@ def open_atomically(path: Path) -> Iterator[HashingFile]:
             os.close(descriptor)
         os.replace(partial, path)
     except BaseException as error:
-        with suppress(OSError):  # the error that led here says more
+        with suppress(OSError):  # the original error is more informative
             if os.path.exists(partial):
                 os.unlink(partial)
         if isinstance(error, OSError) and not isinstance(error, UserError):
@@ -109,31 +109,31 @@ def open_atomically(path: Path) -> Iterator[HashingFile]:
 
 
 def _write_error(path: Path, error: OSError) -> FileError:
-    """The error to raise where `path` could not be written."""
+    """Return the error to raise when `path` could not be written."""
     if error.errno in _NO_SPACE:
         return NoSpaceError(
-            f"no room to write {path} ({error.strerror}); what is finished stays: make room and run "
+            f"no room to write {path} ({error.strerror}). Finished files are kept. Free some space and run "
             "the same command again"
         )
     return FileError(
-        f"{path} cannot be written ({error.strerror or error}); what is finished stays: check that the folder "
-        "is there and writable, and run the same command again"
+        f"{path} cannot be written ({error.strerror or error}). Finished files are kept. Check that the folder "
+        "exists and is writable, and run the same command again"
     )
 
 
 def write_atomically(path: Path, data: bytes) -> str:
-    """Write `data` to `path` in one commit; its SHA-256."""
+    """Write `data` to `path` in one commit and return its SHA-256."""
     with open_atomically(path) as file:
         file.write(data)
     return file.sha256
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its parents, durably; no error where it exists."""
+    """Create a folder and its parents durably. An existing folder is not an error."""
     if path.is_dir():
         return
     if path.parent == path:
-        raise FileError(f"{path} is not there")
+        raise FileError(f"{path} does not exist")
     make_folder(path.parent)
     try:
         os.mkdir(path, 0o755)
@@ -141,7 +141,7 @@ def make_folder(path: Path) -> None:
         if path.is_dir():
             return
         raise FileError(
-            f"{path} is not a folder; choose another path, or move that file away"
+            f"{path} is not a folder. Choose another path, or move that file away"
         ) from None
     except OSError as error:
         raise _write_error(path, error) from error
@@ -149,7 +149,7 @@ def make_folder(path: Path) -> None:
 
 
 def remove_partial_files(folder: Path) -> int:
-    """Remove what interrupted commits left below `folder`; how many there were."""
+    """Remove the temporary files that interrupted commits left in `folder` and return their number."""
     leftovers = list(folder.rglob(f".*{PARTIAL_SUFFIX}"))
     for path in leftovers:
         path.unlink(missing_ok=True)
@@ -171,12 +171,12 @@ def _fsync_folder(folder: Path) -> None:
 def open_regular(path: Path) -> io.FileIO:
     """Open a regular file for reading, unbuffered.
 
-    Raises FileNotFoundError where it is missing, and FileError for anything else: a pipe would block whoever
-    opens it, and a device has no end.
+    Raises FileNotFoundError if the file is missing, and FileError if it cannot be opened or is not a regular file.
+    Opening a pipe would block, and a device has no end.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise FileError(f"{path} is not a regular file; restore it, or correct the path")
+            raise FileError(f"{path} is not a regular file. Restore it, or correct the path")
         return path.open("rb", buffering=0)
     except (FileNotFoundError, FileError):
         raise
@@ -185,7 +185,7 @@ def open_regular(path: Path) -> io.FileIO:
 
 
 def read_regular(path: Path) -> bytes:
-    """The bytes of a regular file; errors as `open_regular` raises them."""
+    """Return the bytes of a regular file. Raises the errors of `open_regular`."""
     with open_regular(path) as file:
         try:
             return file.readall()
@@ -194,7 +194,7 @@ def read_regular(path: Path) -> bytes:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a regular file's bytes, in constant memory; errors as `open_regular` raises them."""
+    """Return the SHA-256 of a regular file, computed in constant memory. Raises the errors of `open_regular`."""
     with open_regular(path) as file:
         try:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -203,21 +203,21 @@ def sha256_file(path: Path) -> str:
 
 
 def canonical_json(value: Any) -> bytes:
-    """A JSON value's one text: sorted keys, no white space."""
+    """Return the canonical text of a JSON value: sorted keys, no white space."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
 
 
 def sha256_json(value: Any) -> str:
-    """SHA-256 of a JSON value's canonical text."""
+    """Return the SHA-256 of the canonical text of a JSON value."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def sha256_keys(keys: Iterator[str] | list[str]) -> str:
-    """SHA-256 of record keys in their order: equal digests mean equal rows."""
+    """Return the SHA-256 of record keys in their order. Equal digests mean equal rows."""
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
 
 SHORT = 8
-"""Hexadecimal digits of a fingerprint in a folder's name."""
+"""Number of hexadecimal digits of a fingerprint in the name of a folder."""

@@ -1,10 +1,10 @@
-"""What is known of the classes of a batch's records, in one of two forms.
+"""Operations on the ground-truth labels of a batch, which have one of two forms.
 
-    one label a record     i64 [B], NO_LABEL where it is not known
-    many labels a record   f32 [B, K], 1 for each class that a record has; a row of zeros is not known
+    single label per record   i64 [B], NO_LABEL where unknown
+    multi-label               f32 [B, K], 1 for each class of a record; a row of zeros where unknown
 
-A store whose manifest says `multi_label` gives the second form. Shape letters: B records, K classes,
-E classes of the record that has most.
+Batches of a store have the second form if its manifest sets `multi_label`. Shape letters: B records, K classes,
+E largest number of classes of one record.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 
 def has_many(labels: Tensor) -> bool:
-    """Whether a record may have many labels."""
+    """Whether the labels have the multi-label form."""
     return labels.dim() == 2
 
 
 def known(labels: Tensor) -> Tensor:
-    """Whose labels are known: bool [B]."""
+    """Return the mask of the records whose labels are known, bool [B]."""
     return labels.any(dim=1) if has_many(labels) else labels != NO_LABEL
 
 
 def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Either form as the second: f32 [B, K]."""
+    """Convert labels of either form to the multi-label form, f32 [B, K]."""
     if has_many(labels):
         return labels
     hot = torch.zeros(len(labels), num_classes, device=labels.device)
@@ -40,7 +40,7 @@ def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def multi_hot_of_lists(lists: Sequence[Sequence[int]], num_classes: int) -> Tensor:
-    """The index's column `labels` as f32 [B, K]."""
+    """Convert lists of classes, such as the column `labels` of the index, to f32 [B, K]."""
     hot = torch.zeros(len(lists), num_classes)
     for row, classes in zip(hot, lists, strict=True):
         row[list(classes)] = 1
@@ -48,7 +48,7 @@ def multi_hot_of_lists(lists: Sequence[Sequence[int]], num_classes: int) -> Tens
 
 
 def classes_of(labels: Tensor) -> Tensor:
-    """Each record's classes in ascending order: i64 [B, E], NO_CLASS after the last one; E is at least 1."""
+    """Return the classes of each record in ascending order, i64 [B, E], padded with NO_CLASS. E is at least 1."""
     if not has_many(labels):
         return labels[:, None]
     most = max(1, int(labels.sum(dim=1).max()))
@@ -56,6 +56,9 @@ def classes_of(labels: Tensor) -> Tensor:
     return classes.masked_fill(present == 0, NO_CLASS)[:, :most]
 
 
-def decide(logits: Tensor, *, many: bool) -> Tensor:
-    """What logits [N, K] say, in the form of the labels: the highest class, or every class from 0 upwards."""
+def predict_labels(logits: Tensor, *, many: bool) -> Tensor:
+    """Return the predicted classes of logits [N, K] in the form of the labels.
+
+    many  whether to return f32 [N, K], 1 for each class whose logit is >= 0, instead of the argmax, i64 [N]
+    """
     return (logits >= 0).float() if many else logits.argmax(dim=1)

@@ -1,4 +1,4 @@
-"""How far it is: a bar on a terminal, now and then a line in a log."""
+"""Progress: a tqdm bar on a terminal, a log line at most every 30 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("permafrost.progress")
 
-SECONDS_BETWEEN_LINES = 30.0
+SECONDS_PER_LINE = 30.0
 
 
 class ProgressLines:
-    """For outputs that are no terminal: one line at most every 30 seconds."""
+    """Stand-in for a tqdm bar on outputs that are not terminals: at most one log line every 30 seconds."""
 
     def __init__(self, title: str, total: int, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
@@ -28,22 +28,22 @@ class ProgressLines:
         self.postfix = ""
 
     def update(self, count: int) -> None:
-        """Count units as done."""
+        """Add `count` finished units."""
         self.done += count
-        if time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
+        if time.monotonic() - self.last_line >= SECONDS_PER_LINE:
             self.last_line = time.monotonic()
             logger.info(
                 "%s: %d/%d %ss %s", self.title, self.done, self.total, self.unit, self.postfix
             )
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
-        """What to say beside the count."""
+        """Set the text that is logged after the count."""
         self.postfix = text
 
 
 @contextmanager
 def progress(title: str, *, total: int, unit: str) -> Iterator[Any]:
-    """Something with `update(count)` and `set_postfix_str(text)` for the block."""
+    """Provide a progress display with `update(count)` and `set_postfix_str(text)` for the block."""
     if not sys.stderr.isatty():
         yield ProgressLines(title, total, unit)
         return
@@ -53,7 +53,7 @@ def progress(title: str, *, total: int, unit: str) -> Iterator[Any]:
 
 @contextmanager
 def show_epochs(title: str, epochs: int) -> Iterator[Callable[[int, str], None]]:
-    """Something to call with each finished epoch's number and a line on how it went, for the block."""
+    """Provide a callback for the block; call it with the number and a summary line of each finished epoch."""
     with progress(title, total=epochs, unit="epoch") as bar:
 
         def on_epoch(epoch: int, line: str) -> None:

@@ -1,6 +1,6 @@
-"""Units of work and their executors, as protocols: a task for each shard, and tasks that run side by side.
+"""Protocols of units of work and their executors, for tasks per shard and for independent tasks.
 
-The executors themselves stand in pipeline/cluster.
+The executors themselves are implemented in pipeline/cluster.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 
 class ShardTask(Protocol):
-    """What is done to a shard; picklable."""
+    """Picklable operation on one shard."""
 
     needs_gpu: ClassVar[bool]
-    """Whether an actor that runs it takes its share of the GPUs."""
+    """Whether an actor that runs the task reserves its share of the GPUs."""
 
     def __call__(self, shard: Any, /) -> ShardResult:
-        """Finish one shard."""
+        """Process one shard and commit its result to disk."""
 
 
 class MapShards(Protocol):
-    """Run `task` on each of `shards`."""
+    """Executor that runs `task` on each of `shards`."""
 
     def __call__(self, task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
-        """Results as they finish; ShardError after the last one if any shard failed."""
+        """Yield results as shards finish. Raise ShardError after the last one if any shard failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """What a task tells the driver; the shard itself is already on disk."""
+    """Report of a task to the driver. The shard itself is already on disk."""
 
     name: str
     records: int
@@ -45,7 +45,7 @@ class ShardResult:
 def run_shards(
     title: str, map_shards: MapShards, task: Any, shards: Sequence[Any]
 ) -> tuple[int, float]:
-    """Records finished, and the seconds that their shards took."""
+    """Run `task` on all shards and return the number of finished records and the summed seconds of their shards."""
     records, seconds = 0, 0.0
     with progress(title, total=len(shards), unit="shard") as bar:
         for result in map_shards(task, shards):
@@ -56,42 +56,42 @@ def run_shards(
 
 
 class Task(Protocol):
-    """One of many that need nothing of each other; picklable, and safe to begin again."""
+    """One of several independent tasks. It is picklable and safe to restart."""
 
     @property
     def name(self) -> str:
-        """Unlike that of any other."""
+        """Unique name."""
 
     def __call__(self, report: Callable[[str], None], /) -> None:
-        """Do it; `report` takes a line to whoever is watching."""
+        """Run the task. `report` passes one line of progress to the driver."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOutcome:
-    """How a task ended."""
+    """Outcome of a task."""
 
     name: str
     error: str = ""
-    """Empty where it is done."""
+    """Error message; empty if the task succeeded."""
     traceback: str = ""
-    """Of an error that is none of the user's."""
+    """Traceback of an error that is not a UserError; empty otherwise."""
 
 
 class RunTasks(Protocol):
-    """Run every one of `tasks`."""
+    """Executor that runs all of `tasks`."""
 
     def __call__(
         self, tasks: Sequence[Task], on_report: Callable[[str, str], None]
     ) -> Iterator[TaskOutcome]:
-        """Outcomes as they come; `on_report` gets a task's name and its line."""
+        """Yield outcomes as tasks end. `on_report` receives the name of a task and its line of progress."""
 
 
 class ShardError(UserError, RuntimeError):
-    """Shards that could not be finished; the finished ones stay."""
+    """Shards that could not be processed. Finished shards are kept."""
 
 
-def attempt(task: Task, report: Callable[[str], None]) -> TaskOutcome:
-    """Run a task here."""
+def run_task(task: Task, report: Callable[[str], None]) -> TaskOutcome:
+    """Run a task in this process and return its outcome."""
     try:
         task(report)
     except UserError as error:

@@ -9,14 +9,14 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.core.labels import decide, has_many, known
+from pipeline.core.labels import has_many, known, predict_labels
 from pipeline.core.records import NO_LABEL
 from pipeline.evaluation.groups import group_scores
 from pipeline.losses.mld import mld_loss
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of labelled records whose highest logit [N, K] is the label [N]; nan where none is labelled."""
+    """Share of labeled records whose highest logit [N, K] is the label [N]; nan where none is labeled."""
     known = labels != NO_LABEL
     return float((logits.argmax(dim=1) == labels)[known].double().mean())
 
@@ -79,7 +79,9 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor, *, many: bool = Fa
 
     many  of sets with many labels a record, which the paper leaves open: the same set of positive classes
     """
-    student, teacher = (decide(logits, many=many) for logits in (student_logits, teacher_logits))
+    student, teacher = (
+        predict_labels(logits, many=many) for logits in (student_logits, teacher_logits)
+    )
     same = student == teacher
     return float((same.all(dim=1) if many else same).double().mean())
 

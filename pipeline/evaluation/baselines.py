@@ -1,4 +1,4 @@
-"""The baselines of judges that compare a student with another run."""
+"""The baselines of evaluators that compare a student with another run."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ _COMPARING = [name for name, options in EVALUATORS.items() if options.compares]
 
 
 def named_baselines(config: EvaluateConfig) -> set[str]:
-    """What the judges that are asked name as baseline."""
-    options = [getattr(config.evaluate, judge) for judge in _COMPARING if judge in config.asked]
+    """What the evaluators that are asked name as baseline."""
+    options = [
+        getattr(config.evaluate, evaluator)
+        for evaluator in _COMPARING
+        if evaluator in config.requested_evaluators
+    ]
     return {option.baseline for option in options if option.baseline is not None}
 
 
 def with_baselines(config: EvaluateConfig, runs: Mapping[str, str | None]) -> EvaluateConfig:
     """The config with each baseline that is one of `runs` replaced by that run; by none where the run is None.
 
-    runs  arm -> the run of its student; None for the arm that is judged itself
+    runs  arm -> the run of its student; None for the arm that is evaluated itself
     """
     changed = {}
-    for judge in _COMPARING:
-        options = getattr(config.evaluate, judge)
+    for evaluator in _COMPARING:
+        options = getattr(config.evaluate, evaluator)
         if options.baseline in runs:
-            changed[judge] = replace(options, baseline=runs[options.baseline])
+            changed[evaluator] = replace(options, baseline=runs[options.baseline])
     return replace(config, evaluate=replace(config.evaluate, **changed))

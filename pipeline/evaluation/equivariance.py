@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.core.files import sha256_json
 from pipeline.core.records import Batch
-from pipeline.loading.dataset import StoreDataset, iter_in_order
+from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.loading.geometry import view_images, view_maps
 from pipeline.loading.loader import move_batch
 from pipeline.loading.selection import rows_of_split
@@ -102,13 +102,13 @@ def measure_equivariance(
     one_aspect = bool((dataset.aspects == width / height).all())
     schedules = {
         kind: ViewSchedule(
-            AugmentConfig(operations=drawn), dataset.store.size, seed, one_aspect=one_aspect
+            AugmentOptions(operations=drawn), dataset.store.size, seed, one_aspect=one_aspect
         )
         for kind, drawn in alone.items()
     }
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {kind: [] for kind in alone}
     device = next(model.parameters()).device
-    for number, batch in enumerate(iter_in_order(dataset, _BATCH)):  # each image is decoded once
+    for number, batch in enumerate(iter_batches(dataset, _BATCH)):  # each image is decoded once
         for kind, schedule in schedules.items():
             views = schedule.views(0, number * _BATCH, dataset.aspects[batch.record_index])
             seen = move_batch(replace(batch, canonical_from_view=views), device)

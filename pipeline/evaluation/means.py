@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Means:
+class RunningMeans:
     """Of several quantities, each over the records where it is defined."""
 
     sums: Mapping[str, float] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, values: Mapping[str, Tensor]) -> Means:
+    def of(cls, values: Mapping[str, Tensor]) -> RunningMeans:
         """Of [B] each; nan is left out."""
         wide = {name: tensor.double() for name, tensor in values.items()}
         return cls(
@@ -24,9 +24,9 @@ class Means:
             counts={name: int((~tensor.isnan()).sum()) for name, tensor in wide.items()},
         )
 
-    def __add__(self, other: Means) -> Means:
+    def __add__(self, other: RunningMeans) -> RunningMeans:
         names = [*self.sums, *(name for name in other.sums if name not in self.sums)]
-        return Means(
+        return RunningMeans(
             sums={name: self.sums.get(name, 0.0) + other.sums.get(name, 0.0) for name in names},
             counts={name: self.counts.get(name, 0) + other.counts.get(name, 0) for name in names},
         )

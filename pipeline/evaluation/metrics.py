@@ -27,7 +27,7 @@ METRICS = {
     "iou": Metric(),
     "map_cosine": Metric(),
 }
-"""Metrics of forward.judge_split; some need groups, regions or a teacher."""
+"""Metrics of forward.evaluate_split; some need groups, regions or a teacher."""
 
 PLAIN = Metric(higher_is_better=None, scale=1.0)
 """A number of which neither more nor less is better."""
@@ -39,7 +39,7 @@ COUNT = Metric(scale=1.0, digits=0)
 
 
 def numbers_of(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Every number of a split's metrics by its name: accuracy, group_accuracy.0, <judge>.<quantity>.<layer>."""
+    """Every number of a split's metrics by its name: accuracy, group_accuracy.0, <evaluator>.<quantity>.<layer>."""
     numbers: dict[str, float] = {}
     for name, value in metrics.items():
         if isinstance(value, Mapping):

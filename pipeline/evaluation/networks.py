@@ -1,4 +1,4 @@
-"""The networks of an evaluation beside its subject: each is built once, when a judge asks for it."""
+"""The networks of an evaluation beside its model: each is built once, when an evaluator asks for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.config.runs import RUNS
 from pipeline.config.verbs import EvaluateConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_file, sha256_json
-from pipeline.evaluation.forward import Subject
+from pipeline.evaluation.forward import EvaluatedModel
 from pipeline.models.devices import resolve_device
 from pipeline.models.fingerprint import describe_teacher
 from pipeline.models.providers import build_model, freeze, teacher_input_size
@@ -28,17 +28,17 @@ class Networks:
         self.config = config
         self.store = store
         self.passes = passes
-        self._students: dict[str, Subject] = {}
+        self._students: dict[str, EvaluatedModel] = {}
 
-    def check_teacher(self, judge: str) -> None:
+    def check_teacher(self, evaluator: str) -> None:
         """ConfigError unless `teacher` names the network that made the subject's teacher pass.
 
-        judge  that asks for it, for the message
+        evaluator  that asks for it, for the message
         """
         teacher = _named(self.config)
         if teacher is None:
             raise ConfigError(
-                f"judges={judge} asks the teacher network, and teacher.weights is not set; name it with teacher= and "
+                f"evaluators={evaluator} asks the teacher network, and teacher.weights is not set; name it with teacher= and "
                 "teacher.weights=, as for precompute"
             )
         check_made_pass(teacher, self.store, self.passes)
@@ -54,7 +54,7 @@ class Networks:
         )
 
     @cached_property
-    def teacher(self) -> Subject:
+    def teacher(self) -> EvaluatedModel:
         """The network of `teacher`, after `check_teacher`."""
         teacher = _named(self.config)
         assert teacher is not None
@@ -72,21 +72,23 @@ class Networks:
             )
         return {str(folder / MODEL_NAME): sha256_file(folder / MODEL_NAME)}
 
-    def student(self, run: str) -> Subject:
+    def student(self, run: str) -> EvaluatedModel:
         """The student of another run, after `check_student`."""
         if run not in self._students:
             model, trained = load_model(_student_folder(run))
             device = resolve_device("evaluate.device", self.config.evaluate.device)
-            self._students[run] = Subject(model=model.to(device), input_size=trained.input_size)
+            self._students[run] = EvaluatedModel(
+                network=model.to(device), input_size=trained.input_size
+            )
         return self._students[run]
 
 
-def build_teacher(teacher: ModelConfig, store: Store, device: str) -> Subject:
-    """A teacher as the subject of a judge, frozen, at the input size that it takes."""
+def build_teacher(teacher: ModelConfig, store: Store, device: str) -> EvaluatedModel:
+    """A teacher as the subject of an evaluator, frozen, at the input size that it takes."""
     side = teacher_input_size(teacher)
     model = freeze(build_model(teacher, len(store.manifest.classes)))
-    return Subject(
-        model=model.to(resolve_device("evaluate.device", device)),
+    return EvaluatedModel(
+        network=model.to(resolve_device("evaluate.device", device)),
         input_size=store.size if side is None else (side, side),
     )
 
@@ -98,7 +100,7 @@ def check_made_pass(teacher: ModelConfig, store: Store, passes: Sequence[Teacher
     asked = describe_teacher(teacher, len(store.manifest.classes))
     made = passes[0].manifest.teacher
     for name, value in asked.items():
-        if name == "dtype":  # a judge asks in float32, whatever the pass did
+        if name == "dtype":  # an evaluator asks in float32, whatever the pass did
             continue
         if sha256_json(made[name]) != sha256_json(value):
             raise StoreMismatchError(

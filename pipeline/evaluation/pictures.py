@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pipeline.core.labels import classes_of, decide, has_many
+from pipeline.core.labels import classes_of, has_many, predict_labels
 from pipeline.core.records import Batch, StoredTargets
-from pipeline.evaluation.forward import Subject, encoded, evidence, maps_of
+from pipeline.evaluation.forward import EvaluatedModel, attribution_of, bcos_input, maps_of
 from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.geometry import judged_view, view_images, view_maps
+from pipeline.loading.geometry import evaluation_view, view_images, view_maps
 from pipeline.loading.loader import move_batch
 from pipeline.models.explainers.bcos_weights import color_picture, is_bcos_weights
 from pipeline.models.explainers.explain import forward_to_explain
@@ -21,19 +21,19 @@ PICTURES_NAME = "pictures.safetensors"
 
 @torch.no_grad()
 def picture_maps(
-    subject: Subject, dataset: StoreDataset, positions: list[int], frame: str = "auto"
+    model: EvaluatedModel, dataset: StoreDataset, positions: list[int], frame: str = "auto"
 ) -> dict[str, Tensor]:
-    """`explained_pictures` of each record's label, as judged.
+    """`explained_pictures` of each record's label, as evaluated.
 
     Of many labels the class is the first that the teacher explains, or the lowest where it explains none.
     """
-    batch = move_batch(dataset.__getitems__(positions), subject.device)
-    batch = judged_view(batch, frame, subject.input_size)
-    return explained_pictures(subject, batch, _pictured_classes(batch))
+    batch = move_batch(dataset.__getitems__(positions), model.device)
+    batch = evaluation_view(batch, frame, model.input_size)
+    return explained_pictures(model, batch, _pictured_classes(batch))
 
 
 @torch.no_grad()
-def explained_pictures(subject: Subject, batch: Batch, classes: Tensor) -> dict[str, Tensor]:
+def explained_pictures(model: EvaluatedModel, batch: Batch, classes: Tensor) -> dict[str, Tensor]:
     """The batch's images and what the model and its teacher say of them, on the CPU.
 
     frames               u8 [n, 3, H, W], in the batch's view
@@ -46,25 +46,25 @@ def explained_pictures(subject: Subject, batch: Batch, classes: Tensor) -> dict[
 
     classes  i64 [n], that the model explains; negative takes its own top-1
     """
-    images = view_images(batch, subject.input_size)
-    output = forward_to_explain(subject.model, images)
+    images = view_images(batch, model.input_size)
+    output = forward_to_explain(model.network, images)
     many = has_many(batch.labels)
     pictures = {
         "frames": (images * 255).round().to(torch.uint8),
         "labels": batch.labels,
-        "predictions": decide(output.logits, many=many),
-        **_shown(maps_of(subject, output, classes), batch),
+        "predictions": predict_labels(output.logits, many=many),
+        **_shown(maps_of(model, output, classes), batch),
     }
     if batch.targets and batch.targets[0].maps is not None:
-        chosen, explained = of_class(batch.targets[0], classes)
+        chosen, explained = select_class_maps(batch.targets[0], classes)
         shown = _shown(stored_maps(batch, chosen), batch)
         pictures |= {f"teacher_{name}": tensor for name, tensor in shown.items()}
         pictures["teacher_classes"] = explained
-        pictures["teacher_predictions"] = decide(chosen.logits, many=many)
+        pictures["teacher_predictions"] = predict_labels(chosen.logits, many=many)
     return {name: tensor.cpu().contiguous() for name, tensor in pictures.items()}
 
 
-def of_class(stored: StoredTargets, classes: Tensor) -> tuple[StoredTargets, Tensor]:
+def select_class_maps(stored: StoredTargets, classes: Tensor) -> tuple[StoredTargets, Tensor]:
     """The stored targets with one map a record, of its class [n] where the teacher explains it and the first
     otherwise; and the class [n] of that map.
     """
@@ -86,9 +86,9 @@ def stored_maps(batch: Batch, stored: StoredTargets) -> Tensor:
 
 
 def _shown(maps: Tensor, batch: Batch) -> dict[str, Tensor]:
-    shown = {"maps": evidence(maps, batch)}
+    shown = {"maps": attribution_of(maps, batch)}
     if is_bcos_weights(maps):
-        colors = color_picture(maps, encoded(batch, maps))[:, 0]
+        colors = color_picture(maps, bcos_input(batch, maps))[:, 0]
         shown["colors"] = (colors * 255).round().to(torch.uint8)
     return shown
 

@@ -1,4 +1,4 @@
-"""What judging finds record by record, and the metrics that it makes.
+"""What evaluation finds record by record, and the metrics that it makes.
 
 Shape letters: n records, K classes, E classes of the record that has most, P classes explained by the teacher.
 """
@@ -18,8 +18,8 @@ from pipeline.evaluation.agreement import label_scores, teacher_scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
-    """Records, judged; every tensor on the CPU."""
+class Predictions:
+    """Records, evaluated; every tensor on the CPU."""
 
     keys: tuple[str, ...]
     logits: Tensor
@@ -41,9 +41,9 @@ class Judged:
     two are not comparable."""
 
 
-def join(parts: Sequence[Judged]) -> Judged:
+def join(parts: Sequence[Predictions]) -> Predictions:
     """All batches as one."""
-    return Judged(
+    return Predictions(
         keys=tuple(key for part in parts for key in part.keys),
         logits=torch.cat([part.logits for part in parts]),
         labels=torch.cat([part.labels for part in parts]),
@@ -58,39 +58,43 @@ def join(parts: Sequence[Judged]) -> Judged:
 
 
 def metrics_of(
-    judged: Judged, group_sets: Mapping[str, Sequence[int]] = MappingProxyType({})
+    predictions: Predictions, group_sets: Mapping[str, Sequence[int]] = MappingProxyType({})
 ) -> dict[str, Any]:
     """Both of the below."""
     return {
-        "records": len(judged.keys),
-        **label_metrics(judged, group_sets),
-        **localization_metrics(judged),
+        "records": len(predictions.keys),
+        **label_metrics(predictions, group_sets),
+        **localization_metrics(predictions),
     }
 
 
 def label_metrics(
-    judged: Judged, group_sets: Mapping[str, Sequence[int]] = MappingProxyType({})
+    predictions: Predictions, group_sets: Mapping[str, Sequence[int]] = MappingProxyType({})
 ) -> dict[str, Any]:
     """How right, and how close to the teacher: means over the records, fractions in [0, 1].
 
     group_sets  of EvaluateOptions
     """
-    logits, labels, groups = judged.logits, judged.labels, judged.groups
+    logits, labels, groups = predictions.logits, predictions.labels, predictions.groups
     metrics = label_scores(logits, labels, groups, group_sets)
-    if judged.teacher_logits is not None:
-        metrics |= teacher_scores(logits, judged.teacher_logits, labels, groups, group_sets)
+    if predictions.teacher_logits is not None:
+        metrics |= teacher_scores(logits, predictions.teacher_logits, labels, groups, group_sets)
     return metrics
 
 
-def localization_metrics(judged: Judged) -> dict[str, Any]:
+def localization_metrics(predictions: Predictions) -> dict[str, Any]:
     """Where it looks: means over every place where there is a value, fractions in [0, 1]."""
     metrics: dict[str, Any] = {}
-    places = {"epg": judged.epg, "iou": judged.iou, "teacher_epg": judged.teacher_epg}
+    places = {
+        "epg": predictions.epg,
+        "iou": predictions.iou,
+        "teacher_epg": predictions.teacher_epg,
+    }
     for name, values in places.items():
         if values is not None and not values.isnan().all():
             metrics[name] = float(values.double().nanmean())
-    if judged.map_cosine is not None and judged.explained_class is not None:
-        cosines = judged.map_cosine[judged.explained_class >= 0].double()
+    if predictions.map_cosine is not None and predictions.explained_class is not None:
+        cosines = predictions.map_cosine[predictions.explained_class >= 0].double()
         metrics["map_cosine"] = float(cosines.nanmean())
         metrics["valid_map_fraction"] = float((~cosines.isnan()).double().mean())
     return metrics

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 from torch import Tensor
 
-from pipeline.evaluation.predictions import Judged
+from pipeline.evaluation.predictions import Predictions
 
 RECORDS_NAME = "records.parquet"
 
@@ -35,46 +35,48 @@ RECORDS_SCHEMA = pa.schema(
 )
 
 
-def record_table(split: str, judged: Judged) -> pa.Table:
+def record_table(split: str, predictions: Predictions) -> pa.Table:
     """A table of RECORDS_SCHEMA, in the order of the records."""
     from pipeline.core.labels import (
         classes_of,
-        decide,
         has_many,
         known,
+        predict_labels,
     )  # torch, which readers of the schema do without
 
-    many = has_many(judged.labels)
-    own = classes_of(judged.labels)
+    many = has_many(predictions.labels)
+    own = classes_of(predictions.labels)
     present = own >= 0 if many else own == own
-    said = decide(judged.logits, many=many)
-    right = ((said == judged.labels).all(dim=1) if many else said == judged.labels).tolist()
+    said = predict_labels(predictions.logits, many=many)
+    right = (
+        (said == predictions.labels).all(dim=1) if many else said == predictions.labels
+    ).tolist()
     columns: dict[str, list[Any]] = {
-        "split": [split] * len(judged.keys),
-        "key": list(judged.keys),
-        "group": judged.groups.tolist(),
+        "split": [split] * len(predictions.keys),
+        "key": list(predictions.keys),
+        "group": predictions.groups.tolist(),
         "labels": _lists(own, present),
         "predictions": _classes(classes_of(said)),
         "correct": [
             value if told else None
-            for value, told in zip(right, known(judged.labels).tolist(), strict=True)
+            for value, told in zip(right, known(predictions.labels).tolist(), strict=True)
         ],
-        "epg": _lists(judged.epg, present),
-        "iou": _lists(judged.iou, present),
+        "epg": _lists(predictions.epg, present),
+        "iou": _lists(predictions.iou, present),
     }
-    nothing: list[Any] = [None] * len(judged.keys)
+    nothing: list[Any] = [None] * len(predictions.keys)
     columns["teacher_predictions"] = nothing
-    if judged.teacher_logits is not None:
-        teacher_said = decide(judged.teacher_logits, many=many)
+    if predictions.teacher_logits is not None:
+        teacher_said = predict_labels(predictions.teacher_logits, many=many)
         columns["teacher_predictions"] = _classes(classes_of(teacher_said))
     for name in ("explained", "teacher_epg", "map_cosine"):
-        columns[name] = [[] for _ in judged.keys]
-    if judged.explained_class is not None:
-        explained = judged.explained_class >= 0
-        columns["explained"] = _classes(judged.explained_class)
+        columns[name] = [[] for _ in predictions.keys]
+    if predictions.explained_class is not None:
+        explained = predictions.explained_class >= 0
+        columns["explained"] = _classes(predictions.explained_class)
         for name, values in (
-            ("teacher_epg", judged.teacher_epg),
-            ("map_cosine", judged.map_cosine),
+            ("teacher_epg", predictions.teacher_epg),
+            ("map_cosine", predictions.map_cosine),
         ):
             if values is None:
                 columns[name] = [[None] * int(count) for count in explained.sum(dim=1)]

@@ -1,10 +1,10 @@
-"""metrics.json of an evaluation: what each judge found, written as soon as that judge is done.
+"""metrics.json of an evaluation: what each evaluator found, written as soon as that evaluator is done.
 
-    {"judges": {<judge>: {"options": its section of evaluate, "files": {path: sha256 of what it read}}},
-     "splits": {<split>: {"records": N, <metric>: ..., <judge>: {...}}}}
+    {"evaluators": {<evaluator>: {"options": its section of evaluate, "files": {path: sha256 of what it read}}},
+     "splits": {<split>: {"records": N, <metric>: ..., <evaluator>: {...}}}}
 
 The metrics of a flat evaluator stand beside each other, those of the others below their evaluator's name. Every
-judge is a unit of work: a call that asks for one more leaves the numbers of the others alone.
+evaluator is a unit of work: a call that asks for one more leaves the numbers of the others alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.evaluators import EVALUATORS
-from pipeline.config.runs import plain
+from pipeline.config.runs import to_plain_dict
 from pipeline.config.verbs import EvaluateConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_file, write_atomically
@@ -23,67 +23,69 @@ from pipeline.core.files import sha256_file, write_atomically
 METRICS_NAME = "metrics.json"
 
 
-def read_findings(folder: Path) -> dict[str, Any]:
+def read_results(folder: Path) -> dict[str, Any]:
     """The whole of metrics.json; nothing found where there is none."""
     path = folder / METRICS_NAME
     if not path.exists():
-        return {"judges": {}, "splits": {}}
+        return {"evaluators": {}, "splits": {}}
     findings: dict[str, Any] = json.loads(path.read_text())
     return findings
 
 
-def missing_judges(folder: Path, config: EvaluateConfig) -> tuple[str, ...]:
-    """The judges that the config asks for and that are not done.
+def missing_evaluators(folder: Path, config: EvaluateConfig) -> tuple[str, ...]:
+    """The evaluators that the config asks for and that are not done.
 
     Raises ConfigError where one is done with other options, or read what has changed since.
     """
-    done = read_findings(folder)["judges"]
-    for judge in config.asked:
-        if judge in done:
-            _check_same(folder, judge, done[judge], options_of(judge, config))
-    return tuple(judge for judge in config.asked if judge not in done)
+    done = read_results(folder)["evaluators"]
+    for evaluator in config.requested_evaluators:
+        if evaluator in done:
+            _check_same(folder, evaluator, done[evaluator], options_of(evaluator, config))
+    return tuple(evaluator for evaluator in config.requested_evaluators if evaluator not in done)
 
 
-def options_of(judge: str, config: EvaluateConfig) -> dict[str, Any]:
-    """A judge's own options, as plain values; none where it has no section."""
-    options: dict[str, Any] = plain(config.evaluate)
-    own: dict[str, Any] = options.get(judge, {})
+def options_of(evaluator: str, config: EvaluateConfig) -> dict[str, Any]:
+    """An evaluator's own options, as plain values; none where it has no section."""
+    options: dict[str, Any] = to_plain_dict(config.evaluate)
+    own: dict[str, Any] = options.get(evaluator, {})
     return own
 
 
-def add_finding(
+def add_result(
     folder: Path,
-    judge: str,
+    evaluator: str,
     splits: Mapping[str, Mapping[str, Any]],
     *,
     options: Mapping[str, Any],
     files: Mapping[str, str],
     records: Mapping[str, int],
 ) -> None:
-    """Commit what a judge found on each split.
+    """Commit what an evaluator found on each split.
 
-    files    path -> sha256 of what it read beside the subject, its store and its passes
+    files    path -> sha256 of what it read beside the model, its store and its passes
     records  of each split
     """
-    findings = read_findings(folder)
+    findings = read_results(folder)
     for split, metrics in splits.items():
         found = findings["splits"].setdefault(split, {"records": records[split]})
-        found |= metrics if EVALUATORS[judge].is_flat else {judge: metrics}
-    findings["judges"][judge] = {"options": options, "files": files}
+        found |= metrics if EVALUATORS[evaluator].is_flat else {evaluator: metrics}
+    findings["evaluators"][evaluator] = {"options": options, "files": files}
     write_atomically(folder / METRICS_NAME, json.dumps(findings, indent=1).encode())
 
 
-def _check_same(folder: Path, judge: str, done: dict[str, Any], options: dict[str, Any]) -> None:
-    again = f"delete {folder} to judge anew, or choose another run="
+def _check_same(
+    folder: Path, evaluator: str, done: dict[str, Any], options: dict[str, Any]
+) -> None:
+    again = f"delete {folder} to evaluate anew, or choose another run="
     for name, value in options.items():
         before = done["options"].get(name)
         if before != value:
             raise ConfigError(
-                f"{folder / METRICS_NAME} has {judge} with evaluate.{judge}.{name}={before} where this "
+                f"{folder / METRICS_NAME} has {evaluator} with evaluate.{evaluator}.{name}={before} where this "
                 f"one has {value}; {again}"
             )
     for path, digest in done["files"].items():
         if Path(path).is_file() and sha256_file(Path(path)) != digest:
             raise ConfigError(
-                f"{path} has changed since {judge} read it for {folder / METRICS_NAME}; {again}"
+                f"{path} has changed since {evaluator} read it for {folder / METRICS_NAME}; {again}"
             )

@@ -21,7 +21,7 @@ from pipeline.store.fields import Values
 from pipeline.store.frames import decode_input, decode_mask
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store, TeacherPass
-from pipeline.store.row_reader import KeptRows, Rows
+from pipeline.store.row_reader import Rows, SelectedRows
 from pipeline.store.tars import ShardBytes
 
 _CACHED_SHARDS = 32
@@ -61,17 +61,17 @@ class StoreDataset(Dataset[Batch]):
         *,
         with_regions: bool = False,
         num_classes: int | None = None,
-        extra: str | None = None,
+        payload: str | None = None,
     ) -> None:
         """with_regions: also read masks and boxes, for evaluation.
         num_classes: outputs of the network that will read the labels; null takes the data's
-        extra: the payload (at, cat, feature, ked_z) to read beside logits and maps; all others stay on disk
+        payload: the payload (attention, class_maps, pooled, superfeature_logits) to read beside logits and maps; all others stay on disk
         """
         self.store = store
         self.rows = rows
         self.passes = tuple(passes)
         self.with_regions = with_regions
-        self.extra_fields = [t.fields_of(extra) if extra else [] for t in self.passes]
+        self.intermediate_fields = [t.fields_of(payload) if payload else [] for t in self.passes]
         index = store.index
         self.columns: dict[str, NDArray[Any]] = {
             name: index[name].to_numpy()[rows] for name in _INDEX_COLUMNS
@@ -181,10 +181,10 @@ class StoreDataset(Dataset[Batch]):
             return multi_hot_of_lists(lists, len(self.store.manifest.classes))
         return torch.from_numpy(self.columns["label"][at].astype(np.int64))
 
-    def extra_at(self, at: NDArray[np.int64]) -> list[dict[str, torch.Tensor]]:
-        """Every pass's extra fields of these positions, of the first stored view, without reading an image."""
+    def intermediates_at(self, at: NDArray[np.int64]) -> list[dict[str, torch.Tensor]]:
+        """Every pass's intermediates of these positions, of the first stored view, without reading an image."""
         return [
-            self._targets(number, self._gather(number, at, None), at, replayed=False).extra
+            self._targets(number, self._gather(number, at, None), at, replayed=False).intermediates
             for number in range(len(self.passes))
         ]
 
@@ -207,11 +207,13 @@ class StoreDataset(Dataset[Batch]):
         targets = StoredTargets(
             teacher=teacher.name,
             logits=torch.from_numpy(values["logits"].astype(np.float32)),
-            extra={name: _decode(values, name) for name in self.extra_fields[number]},
-            extra_is_spatial=all(
+            intermediates={
+                name: _decode(values, name) for name in self.intermediate_fields[number]
+            },
+            intermediates_are_spatial=all(
                 spec.frame is not None
                 for spec in teacher.manifest.fields
-                if spec.name in self.extra_fields[number]
+                if spec.name in self.intermediate_fields[number]
             ),
         )
         spatial = [spec for spec in teacher.manifest.fields if spec.frame is not None]
@@ -277,12 +279,12 @@ class StoreDataset(Dataset[Batch]):
 
     def _open_values(self, number: int, shard: int) -> dict[str, Rows]:
         """A shard's fields: large ones on disk, of the others the rows of this selection."""
-        names = self.extra_fields[number]
+        names = self.intermediate_fields[number]
         wanted = {*_ALWAYS_READ, *names, *(f"{name}_scale" for name in names)}
         fields = self.passes[number].open_shard(self.store.manifest.shards[shard], wanted)
         needed = np.unique(self.pass_rows[number][self.shard == shard])
         return {
-            name: KeptRows(rows, needed)
+            name: SelectedRows(rows, needed)
             if isinstance(rows, np.ndarray) and len(needed) < len(rows)
             else rows
             for name, rows in fields.items()
@@ -305,7 +307,7 @@ def _decode(values: Values, name: str) -> torch.Tensor:
     return torch.from_numpy(unit * scale.reshape(*scale.shape, *[1] * (unit.ndim - scale.ndim)))
 
 
-def iter_in_order(dataset: StoreDataset, batch_size: int) -> Iterator[Batch]:
+def iter_batches(dataset: StoreDataset, batch_size: int) -> Iterator[Batch]:
     """Every record of the selection exactly once, whole frames, for evaluation."""
     for start in range(0, len(dataset), batch_size):
         yield dataset.__getitems__(list(range(start, min(start + batch_size, len(dataset)))))

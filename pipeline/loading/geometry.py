@@ -1,6 +1,6 @@
 """One homography per record, applied to its image and to each of its maps in one warp each.
 
-Coordinates are normalised: -1 and 1 are the outer edges of the pixel grid (align_corners=False), so
+Coordinates are normalized: -1 and 1 are the outer edges of the pixel grid (align_corners=False), so
 one matrix serves every resolution. A view is stored as `canonical_from_view`, the direction in which
 pixels are fetched: nothing is inverted later, and a replayed view is the same bit for bit.
 Homographies compose right to left: map_from_view = map_from_canonical @ canonical_from_view.
@@ -21,7 +21,7 @@ from pipeline.core.records import Batch, StoredTargets, Targets
 from pipeline.loading.pixels import change_pixels
 
 CENTER_CROP_FRACTION = 0.875
-"""Of the shorter side: the 224 of 256 pixels that classifiers are judged on."""
+"""Of the shorter side: the 224 of 256 pixels that classifiers are evaluated on."""
 
 _FINE_GRID = 56
 """Coverage is measured on a grid at least this fine; a 7x7 cell may lie partly outside."""
@@ -31,10 +31,10 @@ _FINE_GRID = 56
 
 
 def fetch_points(source_from_view: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Where each cell centre of a view of (height, width) `size` lies in the source.
+    """Where each cell center of a view of (height, width) `size` lies in the source.
 
     source_from_view  [B, 3, 3]
-    returns x and y, each [B, height, width], normalised
+    returns x and y, each [B, height, width], normalized
     """
     y, x = (
         (2 * torch.arange(n, device=source_from_view.device).to(source_from_view) + 1) / n - 1
@@ -73,7 +73,7 @@ def warp(source: Tensor, source_from_view: Tensor, size: tuple[int, int]) -> Ten
 
 
 def center_crop(heights: Tensor, widths: Tensor, fraction: float) -> Tensor:
-    """`canonical_from_crop` of the field's centre crop: `fraction` of the shorter side, square.
+    """`canonical_from_crop` of the field's center crop: `fraction` of the shorter side, square.
 
     heights, widths  [B] of the original images, whose proportions the canonical frame has not
     returns          f32 [B, 3, 3]: diag(f m / W0, f m / H0, 1) with m = min(H0, W0)
@@ -100,8 +100,8 @@ def downscale(
 # ---- a batch as the student sees it --------------------------------------------------------------
 
 
-def judged_view(batch: Batch, frame: str, size: tuple[int, int]) -> Batch:
-    """The batch under the one view in which it is judged at (height, width) `size`.
+def evaluation_view(batch: Batch, frame: str, size: tuple[int, int]) -> Batch:
+    """The batch under the one view in which it is evaluated at (height, width) `size`.
 
     frame  evaluate.frame: "full", "center_crop", or "auto": full where the frame has that size already; of a table
            it means nothing
@@ -123,7 +123,7 @@ def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
         images = batch.inputs.float() / 255
     else:
         images = warp(batch.inputs, canonical_from_view(batch), size) / 255
-    return images if batch.appearance is None else change_pixels(images, batch.appearance)
+    return images if batch.pixel_augment is None else change_pixels(images, batch.pixel_augment)
 
 
 def view_targets(
@@ -133,7 +133,7 @@ def view_targets(
 
     Extra fields are warped on their own grids, as the loss pools the finer side of each pair.
 
-    map_control  "shuffled" gives each record the map of its neighbour in the batch, "unaugmented"
+    map_control  "shuffled" gives each record the map of its neighbor in the batch, "unaugmented"
                  leaves the map where it was while the image moves: both must lose what maps teach
     with_maps    False leaves the maps out, where the loss does not need them
     """
@@ -144,7 +144,7 @@ def view_targets(
             teacher=stored.teacher,
             logits=stored.logits,
             explained_class=stored.explained_class,
-            extra=_view_extra(batch, stored),
+            intermediates=_view_intermediates(batch, stored),
         )
         for stored in batch.targets
     )
@@ -156,24 +156,24 @@ def _view_maps(
     assert stored.explained_class is not None
     maps = view_maps(batch, stored, grid, moved=map_control != "unaugmented")
     if map_control == "shuffled":
-        maps = neighbour_maps(maps, stored.explained_class)
+        maps = neighbor_maps(maps, stored.explained_class)
     return Targets(
         teacher=stored.teacher,
         logits=stored.logits,
         explained_class=stored.explained_class,
         maps=maps,
         map_valid=maps.flatten(2).any(dim=2) & (stored.explained_class >= 0),
-        extra=_view_extra(batch, stored),
+        intermediates=_view_intermediates(batch, stored),
     )
 
 
-def _view_extra(batch: Batch, stored: StoredTargets) -> dict[str, Tensor]:
-    """A teacher's extra fields in the batch's view, each on its own grid."""
-    if stored.map_from_canonical is None or not stored.extra_is_spatial:
-        return stored.extra
+def _view_intermediates(batch: Batch, stored: StoredTargets) -> dict[str, Tensor]:
+    """A teacher's intermediates in the batch's view, each on its own grid."""
+    if stored.map_from_canonical is None or not stored.intermediates_are_spatial:
+        return stored.intermediates
     source_from_view = stored.map_from_canonical @ canonical_from_view(batch)
     viewed = {}
-    for name, values in stored.extra.items():
+    for name, values in stored.intermediates.items():
         h, w = values.shape[-2:]
         viewed[name] = warp(values.view(len(values), -1, h, w), source_from_view, (h, w)).view_as(
             values
@@ -198,7 +198,7 @@ def view_maps(
     return maps.view(*stored.maps.shape[:3], *grid)
 
 
-def neighbour_maps(maps: Tensor, explained_class: Tensor) -> Tensor:
+def neighbor_maps(maps: Tensor, explained_class: Tensor) -> Tensor:
     """For each record the maps of the one before it in the batch, again from the first where it has fewer.
 
     maps             [B, E, A, h, w]
@@ -210,7 +210,7 @@ def neighbour_maps(maps: Tensor, explained_class: Tensor) -> Tensor:
 
 
 def place_on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Maps [B, E, A, h, w] fetched at the cell centres of another (h, w) grid of the same view."""
+    """Maps [B, E, A, h, w] fetched at the cell centers of another (h, w) grid of the same view."""
     if maps.shape[-2:] == grid:
         return maps
     whole = torch.eye(3, device=maps.device).expand(len(maps), 3, 3)

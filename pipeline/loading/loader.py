@@ -11,19 +11,19 @@ from torch.utils.data import DataLoader
 
 from pipeline.core.records import Batch, StoredTargets
 from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.pixels import AppearanceSchedule
-from pipeline.loading.sampler import EpochOrder, GlobalBatches, ReplayBatches
+from pipeline.loading.pixels import PixelAugmentSchedule
+from pipeline.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
 from pipeline.loading.views import ViewSchedule
 
 
-class TrainingStream:
+class TrainLoader:
     """An epoch's batches with their views, from any step on."""
 
     def __init__(
         self,
         dataset: StoreDataset,
         views: ViewSchedule | None,
-        appearance: AppearanceSchedule | None = None,
+        pixel_augment: PixelAugmentSchedule | None = None,
         *,
         batch_size: int,
         seed: int,
@@ -38,15 +38,15 @@ class TrainingStream:
         """
         order = EpochOrder(dataset.shard, seed)
         ranks = {"rank": rank, "world_size": world_size}
-        self.batches: GlobalBatches | ReplayBatches = (
-            GlobalBatches(order, batch_size, **ranks)
+        self.batches: GlobalBatchSampler | ReplayBatchSampler = (
+            GlobalBatchSampler(order, batch_size, **ranks)
             if views is not None
-            else ReplayBatches(
+            else ReplayBatchSampler(
                 order, batch_size, dataset.passes[0].num_views, views_per_step, **ranks
             )
         )
         self.views = views
-        self.appearance = appearance
+        self.pixel_augment = pixel_augment
         self.aspects = dataset.aspects
         self.loader: DataLoader[Batch] = DataLoader(
             dataset,
@@ -73,9 +73,9 @@ class TrainingStream:
             start = self.batches.first_position(step)
             aspects = self.aspects[batch.record_index]
             batch = replace(batch, canonical_from_view=self.views.views(epoch, start, aspects))
-            if self.appearance is not None:
-                drawn = self.appearance.appearance(epoch, step, start, len(batch.keys))
-                batch = replace(batch, appearance=drawn)
+            if self.pixel_augment is not None:
+                drawn = self.pixel_augment.draw(epoch, step, start, len(batch.keys))
+                batch = replace(batch, pixel_augment=drawn)
             yield batch
 
 

@@ -12,23 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config.augment import AugmentConfig
-from pipeline.core.records import Appearance
+from pipeline.config.augment import AugmentOptions
+from pipeline.core.records import PixelAugment
 from pipeline.core.seeds import derive_seed
 
 
-class AppearanceSchedule:
+class PixelAugmentSchedule:
     """What is drawn for the steps of an epoch, whatever the rank or the process that asks.
 
     A record's RandAugment is a pure function of (seed, epoch, position in the epoch's order), the share of
     mixup, one for a whole global batch, of (seed, epoch, step).
     """
 
-    def __init__(self, config: AugmentConfig, seed: int) -> None:
+    def __init__(self, config: AugmentOptions, seed: int) -> None:
         self.config = config
         self.seed = seed
 
-    def appearance(self, epoch: int, step: int, start: int, count: int) -> Appearance | None:
+    def draw(self, epoch: int, step: int, start: int, count: int) -> PixelAugment | None:
         """Of the `count` positions from `start` on, which belong to `step`; None where no pixel changes."""
         if not self.config.pixel_options:
             return None
@@ -38,7 +38,7 @@ class AppearanceSchedule:
                 derive_seed(self.seed, "randaugment", epoch, position)
                 for position in range(start, start + count)
             )
-        return Appearance(
+        return PixelAugment(
             magnitude=self.config.randaugment,
             seeds=seeds,
             mixup_lambda=self._draw_share(epoch, step),
@@ -52,12 +52,12 @@ class AppearanceSchedule:
         return float(generator.beta(alpha, alpha))
 
 
-def change_pixels(images: Tensor, appearance: Appearance) -> Tensor:
+def change_pixels(images: Tensor, pixel_augment: PixelAugment) -> Tensor:
     """Images f32 [B, 3, h, w] in [0, 1] as `appearance` says, of the same shape and range."""
-    if appearance.magnitude is not None:
-        images = randaugment(images, appearance.magnitude, appearance.seeds)
-    if appearance.mixup_lambda is not None:
-        images = mix(images, appearance.mixup_lambda)
+    if pixel_augment.magnitude is not None:
+        images = randaugment(images, pixel_augment.magnitude, pixel_augment.seeds)
+    if pixel_augment.mixup_lambda is not None:
+        images = mix(images, pixel_augment.mixup_lambda)
     return images
 
 

@@ -1,4 +1,4 @@
-"""Where the objects are in a batch's views: what explanations are judged by, and guided teachers taught by."""
+"""Where the objects are in a batch's views: what explanations are evaluated by, and guided teachers taught by."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def regions_of(batch: Batch, classes: Tensor, kind: RegionKind, size: tuple[int,
     many = has_many(batch.labels)
     frame = (batch.inputs.shape[-2], batch.inputs.shape[-1])
     if kind == "boxes" and batch.canonical_from_view is None:
-        frame = size  # nothing moves: the boxes' corners are cut to the pixels that are judged
+        frame = size  # nothing moves: the boxes' corners are cut to the pixels that are evaluated
     if kind == "masks":
         assert batch.masks is not None
         masks = batch.masks[:, 0]

@@ -41,7 +41,7 @@ class EpochOrder:
         return np.concatenate([generator.permutation(np.concatenate(window)) for window in windows])
 
 
-class GlobalBatches:
+class GlobalBatchSampler:
     """One epoch's steps for one rank: a batch sampler whose whole state is (epoch, first step)."""
 
     def __init__(
@@ -83,7 +83,7 @@ class GlobalBatches:
         return step * self.batch_size + self.rank * (self.batch_size // self.world_size)
 
 
-class ReplayBatches:
+class ReplayBatchSampler:
     """Global batches of stored views: (position, view) pairs, `per_step` views of each record together.
 
     A record's views come in turn, from a start of its own: all V of them in V / per_step epochs.
@@ -97,7 +97,7 @@ class ReplayBatches:
             raise ConfigError(
                 f"views.per_step={per_step} does not divide the {num_views} stored views of a record"
             )
-        self.records = GlobalBatches(order, batch_size // per_step, **ranks)
+        self.records = GlobalBatchSampler(order, batch_size // per_step, **ranks)
         self.num_views, self.per_step = num_views, per_step
         generator = np.random.default_rng(derive_seed(order.seed, "replay"))
         self.starts = generator.integers(num_views, size=sum(map(len, order.by_shard)))

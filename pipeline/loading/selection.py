@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config.store import SubsetConfig
+from pipeline.config.store import SubsetOptions
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import NO_LABEL
 from pipeline.core.seeds import derive_seed
@@ -28,7 +28,7 @@ def rows_of_split(index: pa.Table, split: str) -> NDArray[np.int64]:
     return rows
 
 
-def select_training_rows(index: pa.Table, split: str, subset: SubsetConfig) -> NDArray[np.int64]:
+def select_training_rows(index: pa.Table, split: str, subset: SubsetOptions) -> NDArray[np.int64]:
     """Rows that `subset` chooses from a split, in the index's order.
 
     Each class is permuted by (subset.seed, class); the first `holdout` are kept out, the next `shots`
@@ -71,7 +71,7 @@ def balanced_order(index: pa.Table, split: str, seed: int) -> NDArray[np.int64]:
     return rows[np.lexsort((labels, turns))]
 
 
-def select_holdout_rows(index: pa.Table, split: str, subset: SubsetConfig) -> NDArray[np.int64]:
+def select_holdout_rows(index: pa.Table, split: str, subset: SubsetOptions) -> NDArray[np.int64]:
     """Rows of a split that `select_training_rows` keeps out, whatever the shots, in the index's order."""
     if subset.holdout == 0:
         raise ConfigError("subset.holdout=0 keeps no records out; set it to a number of each class")
@@ -80,7 +80,7 @@ def select_holdout_rows(index: pa.Table, split: str, subset: SubsetConfig) -> ND
 
 
 def _permuted_classes(
-    index: pa.Table, split: str, subset: SubsetConfig
+    index: pa.Table, split: str, subset: SubsetOptions
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Each class of a split with its rows, permuted by (subset.seed, class)."""
     rows = rows_of_split(index, split)

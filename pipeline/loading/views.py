@@ -18,7 +18,7 @@ import torch
 from kornia.geometry.conversions import normalize_homography
 from torch import Tensor
 
-from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.seeds import derive_seed
 
@@ -27,13 +27,13 @@ BLOCK_SIZE = 1024
 
 _DEFAULT_CROP_SCALE = (0.08, 1.0)
 _CROP_TRIES = 10
-"""As torchvision's; after them comes the largest centred crop of an allowed ratio."""
+"""As torchvision's; after them comes the largest centered crop of an allowed ratio."""
 
 
 # ---- one size: Kornia draws all ------------------------------------------------------------------
 
 
-def build_operations(config: AugmentConfig, size: tuple[int, int]) -> list[Any]:
+def build_operations(config: AugmentOptions, size: tuple[int, int]) -> list[Any]:
     """Kornia generators for `augment.operations`, to be drawn on a canonical (height, width) `size`."""
     return [_OPERATIONS[operation.kind](operation, size) for operation in config.operations]
 
@@ -103,7 +103,7 @@ def draw_views(operations: Sequence[Any], count: int, size: tuple[int, int], see
 
 
 def _draw_step(operation: Any, count: int, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-    """One operation's normalised output_from_input, [count, 3, 3] float64, and its output's size."""
+    """One operation's normalized output_from_input, [count, 3, 3] float64, and its output's size."""
     if operation.p_batch != 1 or operation.same_on_batch:
         raise ConfigError(
             f"augment: {type(operation).__name__} draws once per batch, not once per record"
@@ -139,8 +139,8 @@ def place_crops(numbers: Tensor, aspects: Tensor, ratio: tuple[float, float]) ->
     aspects  [n]: width / height of each original
     ratio    of the crops that are allowed
 
-    With share s, ratio r and aspect a the crop's half-sizes in the normalised frame are sqrt(s r / a)
-    by sqrt(s a / r). The first try that fits counts; where none does, the largest centred crop of an
+    With share s, ratio r and aspect a the crop's half-sizes in the normalized frame are sqrt(s r / a)
+    by sqrt(s a / r). The first try that fits counts; where none does, the largest centered crop of an
     allowed ratio (as torchvision's RandomResizedCrop does).
     """
     shares, ratios, across, down = numbers.unbind(-1)
@@ -151,14 +151,14 @@ def place_crops(numbers: Tensor, aspects: Tensor, ratio: tuple[float, float]) ->
     first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
     picked = [values.gather(1, first)[:, 0] for values in (half_widths, half_heights, across, down)]
     allowed = aspects[:, 0].clamp(*ratio)
-    centred = [
+    centered = [
         (allowed / aspects[:, 0]).clamp(max=1),
         (aspects[:, 0] / allowed).clamp(max=1),
         torch.full_like(allowed, 0.5),
         torch.full_like(allowed, 0.5),
     ]
     any_fits = fits.any(dim=1)
-    x, y, u, v = (torch.where(any_fits, *pair) for pair in zip(picked, centred, strict=True))
+    x, y, u, v = (torch.where(any_fits, *pair) for pair in zip(picked, centered, strict=True))
     matrix = torch.diag_embed(torch.stack([x, y, torch.ones_like(x)], dim=-1))
     matrix[:, 0, 2] = (2 * u - 1) * (1 - x)
     matrix[:, 1, 2] = (2 * v - 1) * (1 - y)
@@ -176,7 +176,7 @@ class ViewSchedule:
     """
 
     def __init__(
-        self, config: AugmentConfig, size: tuple[int, int], seed: int, *, one_aspect: bool = True
+        self, config: AugmentOptions, size: tuple[int, int], seed: int, *, one_aspect: bool = True
     ) -> None:
         """one_aspect  whether every original has the proportions of the canonical (height, width) `size`"""
         self.config = config

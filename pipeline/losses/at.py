@@ -13,12 +13,12 @@ from pipeline.core.errors import require
 from pipeline.core.records import Targets
 from pipeline.losses.base import Needs, StudentOutput
 from pipeline.losses.feature_kd import FeatureKDLoss
-from pipeline.models.output import Inner, ModelOutput, wide
+from pipeline.models.output import Intermediates, ModelOutput, to_float32
 
 
 def attention_map(features: Tensor) -> Tensor:
     """Q = mean over channels of A^2, float32 or wider: [B, C, h, w] -> [B, h, w] (section 3.1)."""
-    return wide(features).square().mean(dim=1)
+    return to_float32(features).square().mean(dim=1)
 
 
 def attention_loss(
@@ -45,9 +45,9 @@ def attention_loss(
 
 
 def attention_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """at_1, ... [B, h, w]: Q of each stage."""
+    """attention_1, ... [B, h, w]: Q of each stage."""
     return {
-        f"at_{number}": attention_map(stage.output.detach())
+        f"attention_{number}": attention_map(stage.output.detach())
         for number, stage in enumerate(output.stages, start=1)
     }
 
@@ -57,7 +57,9 @@ class ATLoss(FeatureKDLoss):
 
     term = "at"
     term_needs = Needs(
-        intermediates=Inner(stages=True), target_fields=attention_fields, payload="at"
+        intermediates=Intermediates(stages=True),
+        target_fields=attention_fields,
+        payload="attention",
     )
     config: ATConfig
 
@@ -66,7 +68,7 @@ class ATLoss(FeatureKDLoss):
         return self.config.lambda_at
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
-        own, taught = len(student.output.stages), len(targets.extra)
+        own, taught = len(student.output.stages), len(targets.intermediates)
         have = f"the student has {own} stages, the teacher {taught}"
         if not self.config.stages:
             both = list(range(1, min(own, taught) + 1))
@@ -84,7 +86,7 @@ class ATLoss(FeatureKDLoss):
         losses = [
             attention_loss(
                 attention_map(student.output.stages[number - 1].output),
-                targets.extra[f"at_{number}"],
+                targets.intermediates[f"attention_{number}"],
                 self.config.norm,
             )
             for number in numbers

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.distributed import Ranks
+from pipeline.core.distributed import DistributedContext
 from pipeline.core.records import Guidance, Targets
 from pipeline.loading.dataset import StoreDataset
-from pipeline.models.output import NOTHING, Inner, ModelOutput
+from pipeline.models.output import NO_INTERMEDIATES, Intermediates, ModelOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,10 @@ class Needs:
     """The student's and the teacher's maps in every n-th step; None in none."""
     map_control: str = "none"
     """How the teacher's maps are spoilt, for a negative control."""
-    intermediates: Inner = NOTHING
+    intermediates: Intermediates = NO_INTERMEDIATES
     """Of both networks' forward passes."""
     target_fields: Callable[[ModelOutput], dict[str, Tensor]] | None = None
-    """The teacher's side of them as `Targets.extra` names it, from its forward pass: f32, without a graph."""
+    """The teacher's side of them as `Targets.intermediates` names it, from its forward pass: f32, without a graph."""
     payload: str | None = None
     """The payload that stores these fields."""
 
@@ -59,7 +59,7 @@ class Needs:
         return self.maps_every is not None and step % self.maps_every == 0
 
 
-class Measured(NamedTuple):
+class TermValue(NamedTuple):
     """A term's value, with numbers to log that are no terms, such as the fraction of valid maps."""
 
     value: Tensor
@@ -72,7 +72,7 @@ class Term(NamedTuple):
     name: str
     """ce or bce, kd, map, at, cat, review, ft, crd, ss, tf, ked, hint, localization."""
     weight: float
-    compute: Callable[[], Tensor | Measured]
+    compute: Callable[[], Tensor | TermValue]
     """Not called where the weight is 0."""
 
 
@@ -82,7 +82,7 @@ _ON_LOGITS = {"ce", "bce", "kd"}
 
 @dataclass(frozen=True, kw_only=True)
 class LossTerms:
-    """A scalar to minimise and what it is made of, all on the training device."""
+    """A scalar to minimize and what it is made of, all on the training device."""
 
     total: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
@@ -124,7 +124,7 @@ class AuxiliaryPretraining:
     decay_every_epochs: int
     weight_decay: float
     loss: Callable[[Targets, Tensor], Tensor]
-    """(targets, view_index i64 [B]) -> a scalar to minimise, whose gradients reach these parameters alone."""
+    """(targets, view_index i64 [B]) -> a scalar to minimize, whose gradients reach these parameters alone."""
 
 
 class LossCallbacks:
@@ -143,7 +143,7 @@ class LossCallbacks:
         """
 
     def on_step_end(self) -> None:
-        """Follow the optimiser's step; called on every rank."""
+        """Follow the optimizer's step; called on every rank."""
 
     @property
     def pretraining(self) -> AuxiliaryPretraining | None:
@@ -154,7 +154,7 @@ class LossCallbacks:
 class DistillationLoss(nn.Module, LossCallbacks):
     """(student, targets, labels) -> LossTerms; its own parameters, if any, train with the student."""
 
-    ranks: Ranks = Ranks()
+    distributed: DistributedContext = DistributedContext()
     """The processes that train together, set by the training: what a loss keeps of records must be the same on all."""
 
     @property
@@ -182,7 +182,7 @@ class DistillationLoss(nn.Module, LossCallbacks):
             if term.weight == 0:
                 continue
             found = term.compute()
-            if isinstance(found, Measured):
+            if isinstance(found, TermValue):
                 statistics |= found.statistics
                 found = found.value
             terms[term.name] = found

@@ -10,23 +10,23 @@ from pipeline.core.errors import require
 from pipeline.core.records import Targets
 from pipeline.losses.base import Needs, StudentOutput
 from pipeline.losses.feature_kd import FeatureKDLoss
-from pipeline.models.output import Inner, ModelOutput
+from pipeline.models.output import Intermediates, ModelOutput
 
 
 def class_map_loss(
-    student_maps: Tensor, teacher_maps: Tensor, resolution: int, *, normalise: bool = False
+    student_maps: Tensor, teacher_maps: Tensor, resolution: int, *, normalize: bool = False
 ) -> Tensor:
     """Mean squared difference of pooled class maps, over records, classes and resolution^2 cells.
 
     student_maps  [B, K, h, w]  gradients flow here
     teacher_maps  [B, K, h, w]  constant, in the logits' units, on any grid
-    normalise     divide each pooled map by its L2 norm first
+    normalize     divide each pooled map by its L2 norm first
     """
     student, teacher = (
         F.adaptive_avg_pool2d(maps, resolution).flatten(2)
         for maps in (student_maps, teacher_maps.detach())
     )
-    if normalise:
+    if normalize:
         student, teacher = F.normalize(student, dim=2), F.normalize(teacher, dim=2)
     return F.mse_loss(student, teacher)
 
@@ -34,7 +34,7 @@ def class_map_loss(
 def class_map_fields(output: ModelOutput) -> dict[str, Tensor]:
     """cat [B, K, h, w], on the features' grid."""
     assert output.class_maps is not None
-    return {"cat": output.class_maps.detach()}
+    return {"class_maps": output.class_maps.detach()}
 
 
 class CatKDLoss(FeatureKDLoss):
@@ -42,7 +42,9 @@ class CatKDLoss(FeatureKDLoss):
 
     term = "cat"
     term_needs = Needs(
-        intermediates=Inner(class_maps=True), target_fields=class_map_fields, payload="cat"
+        intermediates=Intermediates(class_maps=True),
+        target_fields=class_map_fields,
+        payload="class_maps",
     )
     config: CatKDConfig
 
@@ -51,18 +53,18 @@ class CatKDLoss(FeatureKDLoss):
         return self.config.lambda_cat
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
-        h, w = targets.extra["cat"].shape[-2:]
+        h, w = targets.intermediates["class_maps"].shape[-2:]
         require(
             self.config.resolution <= min(h, w),
             f"method.resolution={self.config.resolution} is finer than the teacher's class maps of {h}x{w} cells; "
-            "lower it, or, where its features are finer, store more of them with annotate.cat_size",
+            "lower it, or, where its features are finer, store more of them with annotate.class_map_size",
         )
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         assert student.output.class_maps is not None
         return class_map_loss(
             student.output.class_maps,
-            targets.extra["cat"],
+            targets.intermediates["class_maps"],
             self.config.resolution,
-            normalise=self.config.normalise,
+            normalize=self.config.normalize,
         )

@@ -18,7 +18,7 @@ from pipeline.core.records import NO_LABEL, Targets
 from pipeline.loading.dataset import StoreDataset
 from pipeline.losses.base import Needs, StudentOutput
 from pipeline.losses.feature_kd import FeatureKDLoss, pooled_fields
-from pipeline.models.output import Inner
+from pipeline.models.output import Intermediates
 
 _EPS = 1e-7
 _RECORDS_AT_ONCE = 4096
@@ -36,7 +36,7 @@ def nce_loss(probabilities: Tensor, num_records: int) -> Tensor:
 
     -log(p_0 / (p_0 + m Pn + eps)) - sum_i log(m Pn / (p_i + m Pn + eps)), with Pn = 1 / num_records
 
-    probabilities  [B, 1 + m]: scores divided by their normaliser, the record's own first
+    probabilities  [B, 1 + m]: scores divided by their normalizer, the record's own first
     """
     noise = (probabilities.shape[1] - 1) / num_records  # m Pn
     own, others = probabilities[:, :1], probabilities[:, 1:]
@@ -82,13 +82,13 @@ class CRDLoss(FeatureKDLoss):
 
     term = "crd"
     term_needs = Needs(
-        intermediates=Inner(pooled=True), target_fields=pooled_fields, payload="feature"
+        intermediates=Intermediates(pooled=True), target_fields=pooled_fields, payload="pooled"
     )
     config: CRDConfig
     student_bank: Tensor
     """[N, embedding_size], of unit length."""
     teacher_bank: Tensor
-    normaliser: Tensor
+    normalizer: Tensor
     """[2], of the student's and of the teacher's scores: N times their mean in the first step; 0 before it."""
 
     def __init__(self, config: CRDConfig) -> None:
@@ -104,7 +104,7 @@ class CRDLoss(FeatureKDLoss):
         assert student.output.pooled is not None
         size = self.config.embedding_size
         self.embed_student = nn.Linear(student.output.pooled.shape[1], size)
-        self.embed_teacher = nn.Linear(targets.extra["feature"].shape[1], size)
+        self.embed_teacher = nn.Linear(targets.intermediates["pooled"].shape[1], size)
 
     def on_train_start(self, dataset: StoreDataset) -> None:
         """Banks: of random directions, but the teacher's of its stored features where there are any."""
@@ -114,7 +114,7 @@ class CRDLoss(FeatureKDLoss):
         require(
             not dataset.has_many_labels and bool((labels != NO_LABEL).all()),
             "method=crd tells a record from those of other classes, and not every record of this selection has one "
-            "label of the network's classes; choose labelled records, or method.lambda_crd=0",
+            "label of the network's classes; choose labeled records, or method.lambda_crd=0",
         )
         require(
             len(dataset.passes) <= 1,
@@ -129,7 +129,7 @@ class CRDLoss(FeatureKDLoss):
         for name in ("student_bank", "teacher_bank"):
             directions = torch.randn(len(labels), self.config.embedding_size)
             self.register_buffer(name, F.normalize(directions, dim=1))
-        self.register_buffer("normaliser", torch.zeros(2))
+        self.register_buffer("normalizer", torch.zeros(2))
         if dataset.passes:
             self._fill_teacher_bank(dataset)
 
@@ -137,45 +137,47 @@ class CRDLoss(FeatureKDLoss):
     def _fill_teacher_bank(self, dataset: StoreDataset) -> None:
         for start in range(0, len(dataset), _RECORDS_AT_ONCE):
             at = np.arange(start, min(start + _RECORDS_AT_ONCE, len(dataset)))
-            (extra,) = dataset.extra_at(at)
-            self.teacher_bank[at] = _embed(self.embed_teacher, extra["feature"])
+            (intermediates,) = dataset.intermediates_at(at)
+            self.teacher_bank[at] = _embed(self.embed_teacher, intermediates["pooled"])
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         assert student.output.pooled is not None
         assert student.record_index is not None
         records = student.record_index
         own = _embed(self.embed_student, student.output.pooled)
-        taught = _embed(self.embed_teacher, targets.extra["feature"].detach())
+        taught = _embed(self.embed_teacher, targets.intermediates["pooled"].detach())
         count = min(self.config.negatives, self.negatives.fewest)
         chosen = torch.cat([records[:, None], self.negatives.draw(records, count)], dim=1)
         scores = [
             contrast_scores(own, self.teacher_bank, chosen, self.config.tau_crd),
             contrast_scores(taught, self.student_bank, chosen, self.config.tau_crd),
         ]
-        normaliser = self._normaliser(scores)
+        normalizer = self._normalization_of(scores)
         if torch.is_grad_enabled():
             self._seen = (records, own.detach(), taught.detach())
         num_records = len(self.teacher_bank)
         losses = [
-            nce_loss(each / z, num_records) for each, z in zip(scores, normaliser, strict=True)
+            nce_loss(each / z, num_records) for each, z in zip(scores, normalizer, strict=True)
         ]
         return torch.stack(losses).sum()
 
     @torch.no_grad()
-    def _normaliser(self, scores: list[Tensor]) -> Tensor:
+    def _normalization_of(self, scores: list[Tensor]) -> Tensor:
         """Of the first step that is taken, for good; it is the same on all ranks."""
         mean = torch.stack([each.mean() for each in scores]) * len(self.teacher_bank)
-        self._estimate = torch.where(self.normaliser > 0, self.normaliser, self.ranks.mean(mean))
+        self._estimate = torch.where(
+            self.normalizer > 0, self.normalizer, self.distributed.mean(mean)
+        )
         return self._estimate
 
     @torch.no_grad()
     def on_step_end(self) -> None:
-        """Move what the banks keep of the step's records, of all ranks, towards the new embeddings."""
+        """Move what the banks keep of the step's records, of all ranks, toward the new embeddings."""
         if self._seen is None:
             return
-        records, own, taught = (self.ranks.gather(values) for values in self._seen)
+        records, own, taught = (self.distributed.gather(values) for values in self._seen)
         self._seen = None
-        self.normaliser.copy_(self._estimate)
+        self.normalizer.copy_(self._estimate)
         momentum = self.config.momentum
         for bank, fresh in ((self.student_bank, own), (self.teacher_bank, taught)):
             kept = momentum * bank[records] + (1 - momentum) * fresh

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.config.methods import E2KDConfig
 from pipeline.core.records import Guidance, Targets
-from pipeline.losses.base import Measured, Needs, StudentOutput, Term
+from pipeline.losses.base import Needs, StudentOutput, Term, TermValue
 from pipeline.losses.kd import KDLoss
 from pipeline.losses.map_cosine import map_cosine
 
@@ -26,7 +26,7 @@ class E2KDLoss(KDLoss):
 
         1 / N sum_n 1 / E_n sum_e (1 - cosine)    over valid pairs
 
-    `normalise_by` says who counts in N and E_n: "batch" every record and every class that the teacher
+    `normalize_by` says who counts in N and E_n: "batch" every record and every class that the teacher
     explains (the paper's lambda), "valid" those with valid pairs only. Padding never counts.
     """
 
@@ -55,18 +55,18 @@ class E2KDLoss(KDLoss):
 
     def _map_distance(
         self, maps: Tensor, targets: Targets, input_size: tuple[int, int]
-    ) -> Measured:
+    ) -> TermValue:
         assert targets.explained_class is not None
         assert targets.maps is not None
         assert targets.map_valid is not None
         cosine, nonzero = map_cosine(maps, targets.maps, input_size)
         explained = targets.explained_class >= 0
         valid = nonzero & targets.map_valid
-        counted = valid if self.config.normalise_by == "valid" else explained
+        counted = valid if self.config.normalize_by == "valid" else explained
         distance = torch.where(valid, 1 - cosine, 0.0).sum(dim=1)  # [B]
         of_records = distance / counted.sum(dim=1).clamp(min=1)
         count = torch.tensor(len(valid))
-        if self.config.normalise_by == "valid":
+        if self.config.normalize_by == "valid":
             count = valid.any(dim=1).sum()
         fraction = valid.sum() / explained.sum().clamp(min=1)
-        return Measured(of_records.sum() / count.clamp(min=1), {"valid_map_fraction": fraction})
+        return TermValue(of_records.sum() / count.clamp(min=1), {"valid_map_fraction": fraction})

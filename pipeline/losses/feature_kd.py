@@ -21,7 +21,7 @@ from pipeline.models.output import ModelOutput
 def pooled_fields(output: ModelOutput) -> dict[str, Tensor]:
     """feature [B, d]: the pooled feature before the classifier."""
     assert output.pooled is not None
-    return {"feature": output.pooled.detach()}
+    return {"pooled": output.pooled.detach()}
 
 
 class FeatureKDLoss(DistillationLoss):

@@ -16,7 +16,7 @@ from pipeline.config.methods import FTConfig
 from pipeline.core.records import Targets
 from pipeline.losses.base import AuxiliaryPretraining, Needs, StudentOutput
 from pipeline.losses.feature_kd import FeatureKDLoss
-from pipeline.models.output import Inner, ModelOutput, wide
+from pipeline.models.output import Intermediates, ModelOutput, to_float32
 
 _SLOPE = 0.1
 """Of the leaky ReLUs, below zero."""
@@ -39,14 +39,14 @@ def factor_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 def last_stage_fields(output: ModelOutput) -> dict[str, Tensor]:
     """ft [B, C, h, w]: the features that are paraphrased; too large to be stored."""
-    return {"ft": wide(output.stages[-1].output.detach())}
+    return {"ft": to_float32(output.stages[-1].output.detach())}
 
 
 class FTLoss(FeatureKDLoss):
     """`factor_loss` of the last stages, beside labels and logits."""
 
     term = "ft"
-    term_needs = Needs(intermediates=Inner(stages=True), target_fields=last_stage_fields)
+    term_needs = Needs(intermediates=Intermediates(stages=True), target_fields=last_stage_fields)
     config: FTConfig
 
     @property
@@ -54,7 +54,7 @@ class FTLoss(FeatureKDLoss):
         return self.config.lambda_ft
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
-        taught = targets.extra["ft"].shape[1]
+        taught = targets.intermediates["ft"].shape[1]
         channels = max(1, round(taught * self.config.paraphrase_rate))
         self.translator = _encoder(student.output.stages[-1].output.shape[1], channels)
         self.paraphraser = _encoder(taught, channels)
@@ -76,13 +76,13 @@ class FTLoss(FeatureKDLoss):
 
     def _reconstruction_error(self, targets: Targets, view_index: Tensor) -> Tensor:
         """Mean squared error of the features that come back."""
-        features = targets.extra["ft"]
+        features = targets.intermediates["ft"]
         return F.mse_loss(self.reconstruction(self.paraphraser(features)), features)
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         with torch.no_grad():
-            taught = self.paraphraser(targets.extra["ft"])
-        return factor_loss(self.translator(wide(student.output.stages[-1].output)), taught)
+            taught = self.paraphraser(targets.intermediates["ft"])
+        return factor_loss(self.translator(to_float32(student.output.stages[-1].output)), taught)
 
 
 def _encoder(channels: int, factor_channels: int) -> nn.Sequential:

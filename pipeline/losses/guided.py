@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.config.teaching import GuidedTeachingConfig
 from pipeline.core.records import Guidance, Targets
-from pipeline.losses.base import Measured, Needs, StudentOutput, Term
+from pipeline.losses.base import Needs, StudentOutput, Term, TermValue
 from pipeline.losses.labels import LabelsLoss
 
 MIN_ENERGY = 1e-7
@@ -87,12 +87,14 @@ class GuidedLoss(LabelsLoss):
                 lambda: self._localization(maps, targets.regions, student.input_size),
             )
 
-    def _localization(self, maps: Tensor, regions: Tensor, input_size: tuple[int, int]) -> Measured:
+    def _localization(
+        self, maps: Tensor, regions: Tensor, input_size: tuple[int, int]
+    ) -> TermValue:
         guided = regions.flatten(1).any(dim=1)
         attributions = F.interpolate(
             maps[:, 0].float(), input_size, mode="bilinear", align_corners=False
         )[:, 0]
         losses = LOCALIZATIONS[self.config.localization](attributions, regions)
         # A sum over the whole batch; of several ranks the gradients are averaged, which divides it.
-        total = torch.where(guided, losses, 0.0).sum() * self.ranks.world_size
-        return Measured(total, {"guided_fraction": guided.float().mean()})
+        total = torch.where(guided, losses, 0.0).sum() * self.distributed.world_size
+        return TermValue(total, {"guided_fraction": guided.float().mean()})

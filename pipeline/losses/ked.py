@@ -17,15 +17,15 @@ from pipeline.core.records import Guidance, Targets
 from pipeline.losses.base import DistillationLoss, Needs, StudentOutput, Term
 from pipeline.losses.kd import kd_loss
 from pipeline.losses.labels import label_term
-from pipeline.models.additive.hierarchy import class_centred, coarsen
-from pipeline.models.output import Inner, ModelOutput
+from pipeline.models.additive.hierarchy import class_centered, coarsen
+from pipeline.models.output import Intermediates, ModelOutput
 
 
 def superfeature_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
     """`kd_loss` of each superfeature, averaged over them: tau^2 / M * sum_m KL(teacher || student).
 
     student_logits  [B, M, K]  gradients flow here
-    teacher_logits  [B, M, K]  constant, raw or class-centred
+    teacher_logits  [B, M, K]  constant, raw or class-centered
     tau             temperature > 0, apart from that of the predictions
     """
     return kd_loss(student_logits.flatten(0, 1), teacher_logits.flatten(0, 1), tau)
@@ -34,28 +34,31 @@ def superfeature_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float
 def control_explanations(teacher_logits: Tensor, control: str) -> Tensor:
     """The teacher's superfeatures [B, M, K], spoilt for a negative control.
 
-    control  "shuffled": those of the record before it in the batch; "noise": Gaussian noise, class-centred, of
+    control  "shuffled": those of the record before it in the batch; "noise": Gaussian noise, class-centered, of
              each record's own standard deviation
     """
     if control == "shuffled":
         return teacher_logits.roll(1, dims=0)
     if control == "noise":
-        noise = class_centred(torch.randn_like(teacher_logits))
+        noise = class_centered(torch.randn_like(teacher_logits))
         scale = teacher_logits.std(dim=(1, 2), keepdim=True, correction=0)
         return noise * scale / noise.std(dim=(1, 2), keepdim=True, correction=0)
     return teacher_logits
 
 
 def superfeature_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """ked_z [B, M, K], at the teacher's finest level, class-centred."""
+    """superfeature_logits [B, M, K], at the teacher's finest level, class-centered."""
     assert output.superfeature_logits is not None
-    return {"ked_z": class_centred(output.superfeature_logits.detach())}
+    return {"superfeature_logits": class_centered(output.superfeature_logits.detach())}
 
 
 def hint_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """The same, and ked_hidden [B, M, width], which is not stored."""
+    """The same, and superfeature_hidden [B, M, width], which is not stored."""
     assert output.superfeature_hidden is not None
-    return {**superfeature_fields(output), "ked_hidden": output.superfeature_hidden.detach()}
+    return {
+        **superfeature_fields(output),
+        "superfeature_hidden": output.superfeature_hidden.detach(),
+    }
 
 
 class KEDLoss(DistillationLoss):
@@ -73,7 +76,7 @@ class KEDLoss(DistillationLoss):
         """From the student's hidden layers to the teacher's; made by `build`."""
         self.register_buffer("student_coarsening", None, persistent=False)
 
-    def unite_student(self, coarsening: Tensor) -> None:
+    def set_student_coarsening(self, coarsening: Tensor) -> None:
         """Compare the student at a coarser level than its own; i64 [its M], of each which one it belongs to."""
         self.student_coarsening = coarsening
 
@@ -104,9 +107,9 @@ class KEDLoss(DistillationLoss):
             return Needs(labels=labels)
         return Needs(
             labels=labels,
-            intermediates=Inner(superfeatures=True),
+            intermediates=Intermediates(superfeatures=True),
             target_fields=hint_fields if self.has_hint else superfeature_fields,
-            payload="ked_z",
+            payload="superfeature_logits",
         )
 
     def check_labels(self, *, many: bool) -> None:
@@ -120,8 +123,11 @@ class KEDLoss(DistillationLoss):
         if not self.has_hint:
             return
         assert student.output.superfeature_hidden is not None
-        own, taught = student.output.superfeature_hidden.shape, targets.extra["ked_hidden"].shape
-        level = targets.extra["ked_z"].shape[1]
+        own, taught = (
+            student.output.superfeature_hidden.shape,
+            targets.intermediates["superfeature_hidden"].shape,
+        )
+        level = targets.intermediates["superfeature_logits"].shape[1]
         if not own[1] == taught[1] == level:
             raise ConfigError(
                 f"method.rho={self.config.rho} compares hidden layers, which do not add up as logits do: student, "
@@ -145,11 +151,13 @@ class KEDLoss(DistillationLoss):
     def _hint_error(self, student: StudentOutput, targets: Targets) -> Tensor:
         hidden = student.output.superfeature_hidden
         assert hidden is not None
-        return F.mse_loss(self.hint(hidden), targets.extra["ked_hidden"])
+        return F.mse_loss(self.hint(hidden), targets.intermediates["superfeature_hidden"])
 
     def _compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         assert student.output.superfeature_logits is not None
-        teacher = control_explanations(targets.extra["ked_z"], self.config.superfeature_control)
+        teacher = control_explanations(
+            targets.intermediates["superfeature_logits"], self.config.superfeature_control
+        )
         own = student.output.superfeature_logits
         if self.student_coarsening is not None:
             own = coarsen(own, self.student_coarsening, teacher.shape[1])

@@ -17,7 +17,7 @@ from pipeline.losses.labels import LabelsLoss
 
 
 class ExplainingTeacherLoss(LabelsLoss):
-    """ce + lambda_kd * kd, the latter towards the black box where it is asked."""
+    """ce + lambda_kd * kd, the latter toward the black box where it is asked."""
 
     config: KEDTeachingConfig
 

@@ -36,7 +36,7 @@ def bce_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def off_label_bce_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """`bce_loss` with the target 1 / K, not 0, for every class that a record has not (e2KD, B-cos).
 
-    targets = max(multi_hot(labels), 1 / K), never renormalised
+    targets = max(multi_hot(labels), 1 / K), never renormalized
     """
     return _mean_bce(logits, labels, off_label=1 / logits.shape[1])
 

@@ -43,7 +43,7 @@ def map_cosine(
 
 @lru_cache(maxsize=64)
 def upsampling_gram(n: int, full: int) -> Tensor:
-    """U' U, [n, n] float64, of the bilinear upsampling U [full, n] (half-pixel centres)."""
+    """U' U, [n, n] float64, of the bilinear upsampling U [full, n] (half-pixel centers)."""
     upsampled = F.interpolate(
         torch.eye(n, dtype=torch.float64)[None], size=full, mode="linear", align_corners=False
     )[0].T

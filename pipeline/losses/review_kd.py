@@ -17,7 +17,7 @@ from pipeline.core.errors import require
 from pipeline.core.records import Targets
 from pipeline.losses.base import Needs, StudentOutput
 from pipeline.losses.feature_kd import FeatureKDLoss
-from pipeline.models.output import Inner, ModelOutput, Stage, wide
+from pipeline.models.output import Intermediates, ModelOutput, Stage, to_float32
 
 _POOLED_SIZES = (4, 2, 1)
 _MAX_FUSED_CHANNELS = 512
@@ -28,8 +28,8 @@ def review_levels(stages: Sequence[Stage], *, preactivation: bool = False) -> li
 
     preactivation  the stages before their last ReLU, as a teacher's are compared; the average is of the output
     """
-    grids = [wide(stage.preactivation if preactivation else stage.output) for stage in stages]
-    return [*grids, wide(stages[-1].output).mean(dim=(2, 3), keepdim=True)]
+    grids = [to_float32(stage.preactivation if preactivation else stage.output) for stage in stages]
+    return [*grids, to_float32(stages[-1].output).mean(dim=(2, 3), keepdim=True)]
 
 
 def hierarchical_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class ReviewKDLoss(FeatureKDLoss):
     """The sum over levels of `hierarchical_context_loss`, beside labels and logits (e2KD, section 5)."""
 
     term = "review"
-    term_needs = Needs(intermediates=Inner(stages=True), target_fields=review_fields)
+    term_needs = Needs(intermediates=Intermediates(stages=True), target_fields=review_fields)
     config: ReviewKDConfig
 
     def __init__(self, config: ReviewKDConfig) -> None:
@@ -104,7 +104,7 @@ class ReviewKDLoss(FeatureKDLoss):
         return self.config.lambda_review
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
-        levels, teacher = review_levels(student.output.stages), list(targets.extra.values())
+        levels, teacher = review_levels(student.output.stages), list(targets.intermediates.values())
         require(
             len(levels) == len(teacher),
             f"method=review_kd: the student has {len(levels) - 1} stages, the teacher {len(teacher) - 1}; choose "
@@ -120,7 +120,10 @@ class ReviewKDLoss(FeatureKDLoss):
         deeper: Tensor | None = None
         losses = []
         levels = zip(
-            self.fusions, review_levels(student.output.stages), targets.extra.values(), strict=True
+            self.fusions,
+            review_levels(student.output.stages),
+            targets.intermediates.values(),
+            strict=True,
         )
         for fusion, level, taught in reversed(list(levels)):
             compared, deeper = fusion(level, deeper, taught.shape[-2:])

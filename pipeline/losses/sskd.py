@@ -21,7 +21,7 @@ from pipeline.core.records import Guidance, Targets
 from pipeline.loading.dataset import StoreDataset
 from pipeline.losses.base import AuxiliaryPretraining, Needs, StudentOutput, Term
 from pipeline.losses.feature_kd import FeatureKDLoss, pooled_fields
-from pipeline.models.output import Inner
+from pipeline.models.output import Intermediates
 
 _WEIGHT_DECAY = 5e-4
 _TURNS = NUM_ROTATIONS - 1
@@ -35,7 +35,7 @@ def views_in_order(values: Tensor, view_index: Tensor) -> Tensor:
     return in_order
 
 
-def turned_similarities(embeddings: Tensor) -> Tensor:
+def rotated_similarities(embeddings: Tensor) -> Tensor:
     """A_jk = cos(turned j, upright k): [R, 4, d] -> [3 R, R]; row j is of record j // 3."""
     unit = F.normalize(embeddings, dim=2)
     return unit[:, 1:].flatten(0, 1) @ unit[:, 0].T
@@ -69,7 +69,7 @@ class SSKDLoss(FeatureKDLoss):
 
     term = "ss"
     term_needs = Needs(
-        intermediates=Inner(pooled=True), target_fields=pooled_fields, payload="feature"
+        intermediates=Intermediates(pooled=True), target_fields=pooled_fields, payload="pooled"
     )
     config: SSKDConfig
 
@@ -93,7 +93,7 @@ class SSKDLoss(FeatureKDLoss):
     def build(self, student: StudentOutput, targets: Targets) -> None:
         assert student.output.pooled is not None
         self.student_head = _head(student.output.pooled.shape[1])
-        self.teacher_head = _head(targets.extra["feature"].shape[1])
+        self.teacher_head = _head(targets.intermediates["pooled"].shape[1])
 
     def on_train_start(self, dataset: StoreDataset) -> None:
         """ConfigError unless one pass of rotations teaches."""
@@ -105,7 +105,7 @@ class SSKDLoss(FeatureKDLoss):
         if sampler != "rotations":
             raise ConfigError(
                 f"{dataset.passes[0].name} holds views of sampler {sampler}, and method=sskd needs the four rotations: "
-                "run stages.precompute with views=rotations annotate.payloads=[logits,feature] and name its pass with "
+                "run stages.precompute with views=rotations annotate.payloads=[logits,pooled] and name its pass with "
                 "store.teacher="
             )
 
@@ -125,7 +125,9 @@ class SSKDLoss(FeatureKDLoss):
 
     def _task_loss(self, targets: Targets, view_index: Tensor) -> Tensor:
         """Cross-entropy of which record each turned image shows, of the teacher's similarities."""
-        similarities = self._similarities(self.teacher_head, targets.extra["feature"], view_index)
+        similarities = self._similarities(
+            self.teacher_head, targets.intermediates["pooled"], view_index
+        )
         return F.cross_entropy(similarities, _records_of_turns(similarities))
 
     def terms(
@@ -139,9 +141,9 @@ class SSKDLoss(FeatureKDLoss):
         )
         yield from self.logit_terms(own[:, 0], taught[:, 0], known[:, 0])
         yield Term("ss", config.lambda_ss, lambda: self.compare(student, targets))
-        yield Term("tf", config.lambda_tf, lambda: self._turned_kd(own, taught, known))
+        yield Term("tf", config.lambda_tf, lambda: self._rotated_kd(own, taught, known))
 
-    def _turned_kd(self, own: Tensor, taught: Tensor, known: Tensor) -> Tensor:
+    def _rotated_kd(self, own: Tensor, taught: Tensor, known: Tensor) -> Tensor:
         """Soft targets of turned images; logits [R, 4, K] and labels [R, 4]."""
         turned, said = own[:, 1:].flatten(0, 1), taught[:, 1:].flatten(0, 1)
         kept = kept_rows(said, known[:, 1:].flatten(), self.config.keep_wrong_tf)
@@ -154,14 +156,14 @@ class SSKDLoss(FeatureKDLoss):
         own = self._similarities(self.student_head, student.output.pooled, student.view_index)
         with torch.no_grad():
             taught = self._similarities(
-                self.teacher_head, targets.extra["feature"], student.view_index
+                self.teacher_head, targets.intermediates["pooled"], student.view_index
             )
         kept = kept_rows(taught, _records_of_turns(taught), self.config.keep_wrong_ss)
         return kept_kd_loss(own, taught, self.config.tau_ss, kept)
 
     def _similarities(self, head: nn.Module, pooled: Tensor, view_index: Tensor) -> Tensor:
         """[3 R, R] of pooled features [4 R, d]."""
-        return turned_similarities(views_in_order(head(pooled), view_index))
+        return rotated_similarities(views_in_order(head(pooled), view_index))
 
 
 def _head(size: int) -> nn.Sequential:

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from pipeline.core.errors import ConfigError, UserError
 from pipeline.models.output import (
-    NOTHING,
+    NO_INTERMEDIATES,
     GapLinear,
     Head,
-    Inner,
+    Intermediates,
     ModelOutput,
     Stage,
     Superfeatures,
-    wide,
+    to_float32,
 )
 
 
@@ -30,7 +30,7 @@ class WeightsError(UserError, ValueError):
     """Weights that cannot be had, or do not fit the network."""
 
 
-class Published(NamedTuple):
+class PretrainedInfo(NamedTuple):
     """What a provider says about the weights that it publishes for a network."""
 
     name: str
@@ -52,7 +52,9 @@ class Classifier(nn.Module, ABC):
 
     if TYPE_CHECKING:
 
-        def __call__(self, images: Tensor, inner: Inner = NOTHING) -> ModelOutput: ...
+        def __call__(
+            self, images: Tensor, intermediates: Intermediates = NO_INTERMEDIATES
+        ) -> ModelOutput: ...
 
     @property
     @abstractmethod
@@ -88,7 +90,7 @@ class Classifier(nn.Module, ABC):
         match self.head:
             case GapLinear(linear):
                 with torch.autocast(features.device.type, enabled=False):
-                    return torch.einsum("kc,bchw->bkhw", linear.weight, wide(features))
+                    return torch.einsum("kc,bchw->bkhw", linear.weight, to_float32(features))
         raise ConfigError(
             f"{type(self.network).__name__} has no class maps, which method=cat_kd and the payload cat compare: "
             "its classifier is not linear on the average of its features (or a dropout lies between, in "
@@ -108,30 +110,32 @@ class Classifier(nn.Module, ABC):
                 "method=sskd and the payload feature compare: choose a network whose classifier follows the average "
                 "of its features (a ResNet, DenseNet, RegNet or ConvNeXt), or another method or payload"
             )
-        return self.forward_head(features, context), wide(features).mean(dim=(2, 3))
+        return self.forward_head(features, context), to_float32(features).mean(dim=(2, 3))
 
     def forward_superfeatures(self, features: Tensor) -> Superfeatures:
         """What each superfeature says, of the features that `forward_trunk` gives."""
         raise ConfigError(
-            f"{type(self.network).__name__} has no superfeatures, which method=ked and the payload ked_z compare: set "
+            f"{type(self.network).__name__} has no superfeatures, which method=ked and the payload superfeature_logits compare: set "
             "teacher=additive and student=additive, or choose another method or payload"
         )
 
-    def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def rename_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A published file's entries under the names that the network gives them today."""
         return state
 
-    def forward(self, images: Tensor, inner: Inner = NOTHING) -> ModelOutput:
+    def forward(
+        self, images: Tensor, intermediates: Intermediates = NO_INTERMEDIATES
+    ) -> ModelOutput:
         """One pass for logits, features and what is asked of the inner of the network."""
         stages: tuple[Stage, ...] = ()
-        if inner.stages:
+        if intermediates.stages:
             stages, features, context = self.forward_stages(images)
         else:
             features, context = self.forward_trunk(images)
-        class_maps = self.class_maps(features) if inner.class_maps else None
-        if not inner.superfeatures:
+        class_maps = self.class_maps(features) if intermediates.class_maps else None
+        if not intermediates.superfeatures:
             pooled = None
-            if inner.pooled:
+            if intermediates.pooled:
                 logits, pooled = self.forward_pooled(features, context)
             else:
                 logits = self.forward_head(features, context)
@@ -157,6 +161,6 @@ class Provider:
     """A source of networks, as the module of each provider defines one."""
 
     build: Callable[[Any, int], Classifier]
-    """Config and number of outputs -> the network, published or freshly initialised."""
-    published: Callable[[Any], Published | None]
+    """Config and number of outputs -> the network, published or freshly initialized."""
+    published: Callable[[Any], PretrainedInfo | None]
     """What is published for the network that a config names; None where nothing is."""

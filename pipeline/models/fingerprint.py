@@ -24,7 +24,7 @@ def describe_teacher(
     """
     from pipeline.models.providers import (
         RANDOM,
-        model_normalisation,
+        model_normalization,
         name_weights,
         published,
         teacher_input_size,
@@ -61,7 +61,7 @@ def describe_teacher(
         for option in options_of(type(config))
         if Role.OUTSIDE_IDENTITY not in option.roles and option.name not in elsewhere
     }
-    mean, std = model_normalisation(config)
+    mean, std = model_normalization(config)
     preprocessing = {"mean": mean, "std": std, "input_size": teacher_input_size(config)}
     if options.get("columns") is not None:  # of a table, whose moments its weights hold
         preprocessing = {}

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Inner(NamedTuple):
+class Intermediates(NamedTuple):
     """What a forward pass is asked to give from inside the network; nothing costs nothing."""
 
     stages: bool = False
@@ -20,7 +20,7 @@ class Inner(NamedTuple):
     pooled: bool = False
 
 
-NOTHING = Inner()
+NO_INTERMEDIATES = Intermediates()
 
 
 class Stage(NamedTuple):
@@ -82,7 +82,7 @@ class GapNormLinear:
 Head = GapLinear | GapNormLinear
 
 
-def wide(x: Tensor) -> Tensor:
+def to_float32(x: Tensor) -> Tensor:
     """Half precision as float32; the same tensor otherwise."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
@@ -149,7 +149,7 @@ class Standardize(nn.Module):
         self.register_buffer("mean", torch.zeros(columns))
         self.register_buffer("std", torch.ones(columns))
 
-    def learn(self, mean: Tensor, std: Tensor) -> None:
+    def set_moments(self, mean: Tensor, std: Tensor) -> None:
         """Take the moments [d] of a training split; a column that does not vary is only shifted."""
         varies = std > _ROUNDING * mean.abs()
         self.mean.copy_(mean)

@@ -13,7 +13,7 @@ from pipeline.config.models import PRETRAINED, ModelConfig, is_published
 from pipeline.config.options import resolve_implementation
 from pipeline.core.errors import ConfigError
 from pipeline.core.seeds import derive_seed
-from pipeline.models.classifier import Classifier, Provider, Published
+from pipeline.models.classifier import Classifier, PretrainedInfo, Provider
 from pipeline.models.weights import load_weights, require_digest
 
 RANDOM = "random"
@@ -79,7 +79,7 @@ def freeze(model: AnyModule) -> AnyModule:
     return model.eval().requires_grad_(False)
 
 
-def published(config: ModelConfig) -> Published | None:
+def published(config: ModelConfig) -> PretrainedInfo | None:
     """What the provider says about its own weights for this network; None where it has none."""
     return provider_of(config).published(config)
 
@@ -97,7 +97,7 @@ def teacher_input_size(config: ModelConfig) -> int | None:
     return None
 
 
-def model_normalisation(config: ModelConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def model_normalization(config: ModelConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation by channel: the config's, or the model's own where it has none."""
     if config.mean is not None and config.std is not None:
         return config.mean, config.std

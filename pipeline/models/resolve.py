@@ -15,8 +15,8 @@ from pipeline.config.store import PAYLOADS
 from pipeline.core.errors import require
 
 if TYPE_CHECKING:
-    from pipeline.config.augment import AugmentConfig
-    from pipeline.config.distilling import DistillConfig
+    from pipeline.config.augment import AugmentOptions
+    from pipeline.config.distillation import DistillConfig
     from pipeline.config.models import ModelConfig
     from pipeline.config.verbs import PrecomputeConfig, TeachConfig
     from pipeline.store.reader import Store
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 AnyModelConfig = TypeVar("AnyModelConfig", bound="ModelConfig | NoModelConfig")
 
 
-def fit_precompute(config: PrecomputeConfig, store: Store) -> PrecomputeConfig:
+def resolve_precompute(config: PrecomputeConfig, store: Store) -> PrecomputeConfig:
     """The options for this store; ConfigError where they do not fit it."""
     if store.is_table:
         spatial = [name for name in config.annotate.payloads if not PAYLOADS[name].fits_tables]
         require(
             not spatial,
             f"annotate.payloads names {', '.join(spatial)}, which say where in an image, and {_holds(store)}: set "
-            "annotate.payloads=[logits], or [logits,ked_z] of a teacher with superfeatures",
+            "annotate.payloads=[logits], or [logits,superfeature_logits] of a teacher with superfeatures",
         )
         require(
             config.views.kind == "canonical",
             f"views={config.views.kind} moves images, and {_holds(store)}: set views=canonical",
         )
-    return replace(config, teacher=fit_network(config.teacher, store, "teacher"))
+    return replace(config, teacher=resolve_network(config.teacher, store, "teacher"))
 
 
-def fit_teach(config: TeachConfig, store: Store) -> TeachConfig:
+def resolve_teach(config: TeachConfig, store: Store) -> TeachConfig:
     """The options for this store; ConfigError where they do not fit it."""
     if store.is_table:
         require(
@@ -51,14 +51,14 @@ def fit_teach(config: TeachConfig, store: Store) -> TeachConfig:
         _refuse_layout(config.teaching.trainer.channels_last, store, "teaching.trainer")
     return replace(
         config,
-        teacher=fit_network(config.teacher, store, "teacher"),
-        black_box=fit_network(config.black_box, store, "black_box")
-        if config.asks_black_box
+        teacher=resolve_network(config.teacher, store, "teacher"),
+        black_box=resolve_network(config.black_box, store, "black_box")
+        if config.uses_black_box
         else config.black_box,
     )
 
 
-def fit_distill(config: DistillConfig, store: Store) -> DistillConfig:
+def resolve_distill(config: DistillConfig, store: Store) -> DistillConfig:
     """The options for this store; ConfigError where they do not fit it."""
     if store.is_table:
         require(
@@ -74,12 +74,12 @@ def fit_distill(config: DistillConfig, store: Store) -> DistillConfig:
         _refuse_layout(config.trainer.channels_last, store, "trainer")
     return replace(
         config,
-        student=fit_network(config.student, store, "student"),
-        teacher=fit_network(config.teacher, store, "teacher"),
+        student=resolve_network(config.student, store, "student"),
+        teacher=resolve_network(config.teacher, store, "teacher"),
     )
 
 
-def fit_network(config: AnyModelConfig, store: Store, option: str) -> AnyModelConfig:
+def resolve_network(config: AnyModelConfig, store: Store, option: str) -> AnyModelConfig:
     """The network for the store's records, of a table with its columns.
 
     option  teacher, black_box or student, for messages
@@ -93,7 +93,7 @@ def fit_network(config: AnyModelConfig, store: Store, option: str) -> AnyModelCo
     if not store.is_table:
         if isinstance(config, AdditiveModelConfig):
             require(
-                not config.takes_columns_of_a_store,
+                not config.infers_columns_from_store,
                 f"{option}.name=mlp is built for images of one size, and {store.path} holds images: set "
                 f"{option}.input_size to their side in pixels",
             )
@@ -122,12 +122,12 @@ def fit_network(config: AnyModelConfig, store: Store, option: str) -> AnyModelCo
     return replace(config, columns=columns)
 
 
-def require_images(store: Store, option: str, way_out: str) -> None:
+def require_images(store: Store, option: str, recovery_hint: str) -> None:
     """ConfigError where the store holds a table, of an option that is about images."""
-    require(not store.is_table, f"{option} is about images, and {_holds(store)}: {way_out}")
+    require(not store.is_table, f"{option} is about images, and {_holds(store)}: {recovery_hint}")
 
 
-def _refuse_views(augment: AugmentConfig, store: Store, section: str) -> None:
+def _refuse_views(augment: AugmentOptions, store: Store, section: str) -> None:
     """ConfigError unless nothing is done to the inputs."""
     asked: dict[str, object] = {"size": augment.size, **augment.pixel_options}
     if augment.operations:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.builder import build_config
 from pipeline.config.models import MODELS, TimmModelConfig
-from pipeline.config.runs import plain
-from pipeline.config.store import SubsetConfig
+from pipeline.config.runs import to_plain_dict
+from pipeline.config.store import SubsetOptions
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_atomically
 
@@ -44,8 +44,8 @@ class TrainedModel:
     teachers: tuple[str, ...] = ()
     """Names of the passes it learned from."""
     split: str = "train"
-    subset: SubsetConfig = field(default_factory=SubsetConfig)
-    """What it was trained on, so that what was held out can be judged."""
+    subset: SubsetOptions = field(default_factory=SubsetOptions)
+    """What it was trained on, so that what was held out can be evaluated."""
 
 
 def is_finished(folder: Path) -> bool:
@@ -79,13 +79,13 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
             size=trained.input_size,
         )
     description = {
-        "model": plain(trained.config),
+        "model": to_plain_dict(trained.config),
         "num_classes": trained.num_classes,
         "classes": list(trained.classes),
         "input_size": list(trained.input_size),
         "teachers": list(trained.teachers),
         "split": trained.split,
-        "subset": plain(trained.subset),
+        "subset": to_plain_dict(trained.subset),
     }
     write_atomically(folder / DESCRIPTION_NAME, json.dumps(description, indent=1).encode())
 
@@ -118,5 +118,5 @@ def read_description(folder: Path) -> TrainedModel:
         input_size=tuple(values["input_size"]),
         teachers=tuple(values["teachers"]),
         split=values["split"],
-        subset=build_config(SubsetConfig, values["subset"], "subset"),
+        subset=build_config(SubsetOptions, values["subset"], "subset"),
     )

@@ -22,7 +22,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pipeline.config.models import TimmModelConfig, is_published
 from pipeline.core.errors import ConfigError
-from pipeline.models.classifier import Classifier, Provider, Published, WeightsError, require_size
+from pipeline.models.classifier import (
+    Classifier,
+    PretrainedInfo,
+    Provider,
+    WeightsError,
+    require_size,
+)
 from pipeline.models.output import GapLinear, GapNormLinear, Head, Normalize, Stage, apply_norm
 
 _SUPPORTED = (
@@ -56,7 +62,7 @@ def build_timm(config: TimmModelConfig, outputs: int) -> Classifier:
     return TimmClassifier(config.name, Normalize(mean, std), network)
 
 
-def published_timm(config: TimmModelConfig) -> Published:
+def published_timm(config: TimmModelConfig) -> PretrainedInfo:
     """What timm says about the weights of that name."""
     name = _tagged(config)
     if ":" in name:
@@ -65,7 +71,7 @@ def published_timm(config: TimmModelConfig) -> Published:
     else:
         _require_known(name)
         values = timm.get_pretrained_cfg(name).to_dict()  # type: ignore[union-attr]
-    return Published(
+    return PretrainedInfo(
         name=values.get("tag") or name,
         classes=values["num_classes"],
         input_size=values["input_size"][-1],
@@ -106,7 +112,7 @@ def save_for_hub(
 ) -> None:
     """Write model.safetensors and config.json, for timm.create_model("local-dir:<folder>", pretrained=True).
 
-    The weights are the run's own: nothing stays of the tag, the licence and the origin of those that timm
+    The weights are the run's own: nothing stays of the tag, the license and the origin of those that timm
     publishes for the architecture.
 
     name     of the run
@@ -171,7 +177,7 @@ def _require_known(name: str) -> None:
 
 
 class _TimmNetwork(Classifier):
-    """A network of timm, its normalisation, and what was found out about its head."""
+    """A network of timm, its normalization, and what was found out about its head."""
 
     closed_form: Head | None = None
     """Of the head without dropout; None where it was not probed or has none (a class token)."""

@@ -23,8 +23,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from pipeline.config.models import TorchvisionModelConfig, is_published
 from pipeline.core.errors import ConfigError
-from pipeline.models.classifier import Classifier, Provider, Published, WeightsError
-from pipeline.models.output import Head, Normalize, Stage, match_head, wide
+from pipeline.models.classifier import Classifier, PretrainedInfo, Provider, WeightsError
+from pipeline.models.output import Head, Normalize, Stage, match_head, to_float32
 from pipeline.models.torchvision_vit import TorchvisionVit
 
 
@@ -32,7 +32,7 @@ class Split(NamedTuple):
     """One family's network in two halves."""
 
     trunk: Callable[[Any, Tensor], Tensor]
-    """Its network and normalised images [B, 3, H, W] -> features [B, C, h, w]."""
+    """Its network and normalized images [B, 3, H, W] -> features [B, C, h, w]."""
     head_layers: Callable[[Any], list[nn.Module]]
     """The layers from features to logits, in order."""
     stages: Callable[[Any, Tensor], list[Stage]] | None = None
@@ -57,11 +57,11 @@ def build_torchvision(config: TorchvisionModelConfig, outputs: int) -> Classifie
     return TorchvisionClassifier(config, network)
 
 
-def published_torchvision(config: TorchvisionModelConfig) -> Published:
+def published_torchvision(config: TorchvisionModelConfig) -> PretrainedInfo:
     """What torchvision says about the weights that the config names, or about its default ones."""
     weights = _published_weights(config)
     preset = weights.transforms()
-    return Published(
+    return PretrainedInfo(
         name=weights.name,
         classes=len(weights.meta["categories"]),
         input_size=preset.crop_size[0],
@@ -181,9 +181,9 @@ class TorchvisionClassifier(Classifier):
         x = features
         for layer in layers:
             x = layer(x)
-        return last(x), wide(x)
+        return last(x), to_float32(x)
 
-    def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def rename_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Without auxiliary heads; the published DenseNets call norm1 norm.1, conv2 conv.2 and so on."""
         return {
             re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name): tensor

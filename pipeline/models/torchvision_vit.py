@@ -66,7 +66,7 @@ class TorchvisionVit(Classifier):
         logits: Tensor = net.heads(net.encoder.ln(x)[:, 0])
         return logits
 
-    def own_names(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def rename_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The published files call the two layers of an MLP linear_1 and linear_2."""
         renamed = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
         for old, new in renamed.items():

@@ -35,7 +35,7 @@ def load_weights(model: Classifier, path: Path, *, new_outputs: int | None = Non
     new_outputs  of the network, whose last layer stays as it is where the file's differs in their number alone
     """
     expected = model.network.state_dict()
-    state = model.own_names(read_state_dict(path))
+    state = model.rename_keys(read_state_dict(path))
     if new_outputs is not None:
         head = _other_head(state, expected, new_outputs)
         if head:

@@ -1,4 +1,4 @@
-"""The two students that a report compares case by case, opened with what they were judged on."""
+"""The two students that a report compares case by case, opened with what they were evaluated on."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 import yaml
 
 from pipeline.config.builder import build_config
-from pipeline.config.judging import EvaluateOptions, ReportOptions
+from pipeline.config.evaluation import EvaluateOptions
+from pipeline.config.report import ReportOptions
 from pipeline.config.runs import CONFIG_NAME
 from pipeline.config.verbs import ReportConfig
-from pipeline.evaluation.forward import Subject, open_split
+from pipeline.evaluation.forward import EvaluatedModel, open_split
 from pipeline.evaluation.record_table import RECORDS_NAME, RECORDS_SCHEMA
 from pipeline.loading.dataset import StoreDataset
 from pipeline.models.saved import MODEL_NAME, load_model, read_description
@@ -22,7 +23,7 @@ from pipeline.report.results import StudentResult
 from pipeline.store.index import read_table
 from pipeline.store.reader import Store
 
-_JUDGING = ("store", "splits", "frame", "region", "iou_threshold")
+_EVALUATION_OPTIONS = ("store", "splits", "frame", "region", "iou_threshold")
 """Options of evaluate in which both must agree."""
 
 logger = logging.getLogger("permafrost.report")
@@ -34,18 +35,18 @@ class Arm:
 
     name: str
     seed: int
-    subject: Subject
+    model: EvaluatedModel
     rows: dict[str, list[Row]]
     """By split, as evaluate wrote them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CasePair:
-    """Two students of one seed that were judged on the same records in the same way."""
+    """Two students of one seed that were evaluated on the same records in the same way."""
 
     baseline: Arm
     candidate: Arm
-    judging: EvaluateOptions
+    evaluation: EvaluateOptions
     datasets: dict[str, StoreDataset]
     """By split."""
     classes: tuple[str, ...]
@@ -63,18 +64,18 @@ def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePai
     pair = _find(results, config.report)
     if pair is None or not all(_is_there(result) for result in pair):
         return None
-    (others, compared), (judging, inputs) = (_judgement(result) for result in pair)
-    store = Store(Path(judging.store or config.store.path))
+    (others, compared), (evaluation, inputs) = (_evaluation_of(result) for result in pair)
+    store = Store(Path(evaluation.store or config.store.path))
     held = {folder.name for folder in store.pass_folders()}
     teachers = [name.removeprefix("teacher ") for name in inputs if name != "store"]
     if (
         inputs != compared
-        or any(getattr(judging, name) != getattr(others, name) for name in _JUDGING)
+        or any(getattr(evaluation, name) != getattr(others, name) for name in _EVALUATION_OPTIONS)
         or inputs["store"] != store.manifest.fingerprint
         or not held.issuperset(teachers)
     ):
         logger.info(
-            "no cases: %s and %s were not judged on what %s holds, in one way; delete both folders and run "
+            "no cases: %s and %s were not evaluated on what %s holds, in one way; delete both folders and run "
             "stages.sweep again",
             *(result.folder / "evaluate" for result in pair),
             store.path,
@@ -82,12 +83,12 @@ def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePai
         return None
     passes = [store.open_pass(name) for name in teachers]
     trained = read_description(pair[1].folder / "distill")
-    datasets = {split: open_split(store, passes, split, trained) for split in judging.splits}
+    datasets = {split: open_split(store, passes, split, trained) for split in evaluation.splits}
     baseline, candidate = (_open(result) for result in pair)
     return CasePair(
         baseline=baseline,
         candidate=candidate,
-        judging=judging,
+        evaluation=evaluation,
         datasets=datasets,
         classes=tuple(store.manifest.classes),
     )
@@ -119,18 +120,18 @@ def _is_there(result: StudentResult) -> bool:
     return table.exists() and weights.exists()
 
 
-def _judgement(result: StudentResult) -> tuple[EvaluateOptions, dict[str, str]]:
-    """How it was judged, and the fingerprints of what it was judged on."""
+def _evaluation_of(result: StudentResult) -> tuple[EvaluateOptions, dict[str, str]]:
+    """How it was evaluated, and the fingerprints of what it was evaluated on."""
     values = yaml.safe_load((result.folder / "evaluate" / CONFIG_NAME).read_text())
     inputs = {name: digest for name, digest in values["inputs"].items() if name != "student"}
     return build_config(EvaluateOptions, values["evaluate"], "evaluate"), inputs
 
 
 def _open(result: StudentResult) -> Arm:
-    model, trained = load_model(result.folder / "distill")
+    network, trained = load_model(result.folder / "distill")
     table = read_table(result.folder / "evaluate" / RECORDS_NAME, RECORDS_SCHEMA)
     rows: dict[str, list[Row]] = {}
     for row in table.to_pylist():
         rows.setdefault(row["split"], []).append(row)
-    subject = Subject(model=model, input_size=trained.input_size)
-    return Arm(name=result.label, seed=result.seed, subject=subject, rows=rows)
+    model = EvaluatedModel(network=network, input_size=trained.input_size)
+    return Arm(name=result.label, seed=result.seed, model=model, rows=rows)

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config.judging import ReportOptions
+from pipeline.config.report import ReportOptions
 from pipeline.core.records import NO_GROUP, Batch
 from pipeline.evaluation.evaluators.shift import check_shift, shifted_maps, window_view
 from pipeline.evaluation.pictures import explained_pictures
-from pipeline.loading.geometry import judged_view
+from pipeline.loading.geometry import evaluation_view
 from pipeline.loading.regions import regions_of
 from pipeline.report.case_pair import Arm, CasePair
 from pipeline.report.cases import MEASURE_WORDS, Case, CaseKind, Row, choose_cases, value_of
@@ -23,8 +23,8 @@ from pipeline.report.pictures import (
     PictureRow,
     class_names,
     contributions,
+    draw_outline,
     explained_rows,
-    outlined,
     overlays,
     picture_grid,
 )
@@ -63,7 +63,7 @@ class SplitCases(NamedTuple):
 
 
 def show_cases(pair: CasePair, options: ReportOptions) -> list[SplitCases]:
-    """Cases of every split on which both students were judged."""
+    """Cases of every split on which both students were evaluated."""
     return [_split_cases(pair, split, options) for split in pair.datasets]
 
 
@@ -110,7 +110,7 @@ def _split_cases(pair: CasePair, split: str, options: ReportOptions) -> SplitCas
 
 @dataclass(frozen=True, kw_only=True)
 class _Seen:
-    """Cases as one student is judged on them."""
+    """Cases as one student is evaluated on them."""
 
     frames: NDArray[np.uint8]
     """[n, H, W, 3]."""
@@ -120,19 +120,19 @@ class _Seen:
     """Of pictures.explained_pictures."""
 
     @property
-    def of_teacher(self) -> dict[str, NDArray[Any]]:
+    def teacher_arrays(self) -> dict[str, NDArray[Any]]:
         """The teacher's own, without their prefix; empty where it has no maps."""
         prefix = "teacher_"
         return {n.removeprefix(prefix): a for n, a in self.arrays.items() if n.startswith(prefix)}
 
 
-def _look(pair: CasePair, arm: Arm, batch: Batch, labels: Tensor) -> _Seen:
-    viewed = judged_view(batch, pair.judging.frame, arm.subject.input_size)
-    pictures = explained_pictures(arm.subject, viewed, labels)
+def _predict_with(pair: CasePair, arm: Arm, batch: Batch, labels: Tensor) -> _Seen:
+    viewed = evaluation_view(batch, pair.evaluation.frame, arm.model.input_size)
+    pictures = explained_pictures(arm.model, viewed, labels)
     arrays = {name: tensor.numpy() for name, tensor in pictures.items()}
     return _Seen(
         frames=arrays["frames"].transpose(0, 2, 3, 1),
-        regions=regions_of(viewed, labels, pair.judging.region, arm.subject.input_size).numpy(),
+        regions=regions_of(viewed, labels, pair.evaluation.region, arm.model.input_size).numpy(),
         arrays=arrays,
     )
 
@@ -141,14 +141,16 @@ def _figure(pair: CasePair, kind: CaseKind, batch: Batch) -> CaseFigure:
     """Images, the teacher's maps, both students' maps: what each says above, what its map is worth below."""
     cases = kind.cases
     labels = torch.tensor([case.label for case in cases])
-    baseline, candidate = (_look(pair, arm, batch, labels) for arm in pair.arms)
+    baseline, candidate = (_predict_with(pair, arm, batch, labels) for arm in pair.arms)
     images = PictureRow(
-        "image", _outlined(list(candidate.frames), candidate.regions), _names(pair, labels.numpy())
+        "image",
+        _draw_outline(list(candidate.frames), candidate.regions),
+        _names(pair, labels.numpy()),
     )
     rows = [images._replace(notes=[_group(case) for case in cases])]
-    if candidate.of_teacher:
-        notes = _teacher_notes(pair, cases, candidate.of_teacher["classes"])
-        rows += _explained(pair, "teacher", candidate, candidate.of_teacher, notes)
+    if candidate.teacher_arrays:
+        notes = _teacher_notes(pair, cases, candidate.teacher_arrays["classes"])
+        rows += _explained(pair, "teacher", candidate, candidate.teacher_arrays, notes)
     for arm, seen, of_arm in (
         (pair.baseline, baseline, [case.baseline for case in cases]),
         (pair.candidate, candidate, [case.candidate for case in cases]),
@@ -170,14 +172,14 @@ def _shifted_figure(pair: CasePair, cases: Sequence[Case], batch: Batch, shift: 
     labels = torch.tensor([case.label for case in cases])
     rows: list[PictureRow] = []
     for arm in pair.arms:
-        check_shift("report.case_shift", shift, arm.subject.input_size)
-        shifted = shifted_maps(arm.subject, batch.inputs, shift, labels)
+        check_shift("report.case_shift", shift, arm.model.input_size)
+        shifted = shifted_maps(arm.model, batch.inputs, shift, labels)
         frames = (shifted.images * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
         if arm is pair.baseline:
             rows += [PictureRow("image", list(frames[0]), _names(pair, labels.numpy()))]
             rows += [PictureRow(f"moved by {shift}", list(frames[1]))]
             rows += _unmoved_teacher(pair, batch, labels, shift, frames[0])
-        draw = contributions if arm.subject.model.explainer == "bcos_weights" else None
+        draw = contributions if arm.model.network.explainer == "bcos_weights" else None
         for title, images, maps in zip(
             (arm.name, f"{arm.name}, moved"), frames, shifted.maps.numpy(), strict=True
         ):
@@ -198,11 +200,11 @@ def _unmoved_teacher(
     pair: CasePair, batch: Batch, labels: Tensor, shift: int, frames: NDArray[np.uint8]
 ) -> list[PictureRow]:
     """Its stored map in the unmoved window; nothing where it has none."""
-    size = pair.baseline.subject.input_size
+    size = pair.baseline.model.input_size
     frame = (batch.inputs.shape[-2], batch.inputs.shape[-1])
     view = window_view(frame, size, shift).expand(len(labels), 3, 3)
     pictures = explained_pictures(
-        pair.baseline.subject, replace(batch, canonical_from_view=view), labels
+        pair.baseline.model, replace(batch, canonical_from_view=view), labels
     )
     if "teacher_maps" not in pictures:
         return []
@@ -216,14 +218,16 @@ def _explained(
 ) -> list[PictureRow]:
     names = [_short(name) for name in pair.classes]
     first, *more = explained_rows(title, seen.frames, arrays, seen.arrays["labels"], names)
-    first = first._replace(pictures=_outlined(first.pictures, seen.regions), notes=notes)
+    first = first._replace(pictures=_draw_outline(first.pictures, seen.regions), notes=notes)
     return [first, *more]
 
 
-def _outlined(
+def _draw_outline(
     pictures: Sequence[NDArray[Any]], regions: NDArray[np.bool_]
 ) -> list[NDArray[np.float64]]:
-    return [outlined(picture, region) for picture, region in zip(pictures, regions, strict=True)]
+    return [
+        draw_outline(picture, region) for picture, region in zip(pictures, regions, strict=True)
+    ]
 
 
 def _names(pair: CasePair, labels: NDArray[Any]) -> list[str]:

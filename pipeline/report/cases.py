@@ -30,7 +30,7 @@ class Case:
         """The record's."""
         return str(self.candidate["key"])
 
-    def lead(self, measure: Measure) -> float | None:
+    def margin(self, measure: Measure) -> float | None:
         """candidate - baseline; None where one of them has no value."""
         values = [value_of(row, measure, self.label) for row in (self.candidate, self.baseline)]
         return None if None in values else values[0] - values[1]  # type: ignore[operator]
@@ -49,7 +49,7 @@ class CaseChoice(NamedTuple):
     """What is shown of one split."""
 
     total: int
-    """Classes of records that both students were judged on."""
+    """Classes of records that both students were evaluated on."""
     measure: Measure | None
     """That decides the order; None where the students' maps cannot be compared."""
     kinds: list[CaseKind]
@@ -95,7 +95,7 @@ def _by_predictions(pairs: list[Case], names: tuple[str, str], num_cases: int) -
     better = [c for c in pairs if c.candidate["correct"] and not c.baseline["correct"]]
     worse = [c for c in pairs if c.baseline["correct"] and not c.candidate["correct"]]
     same = [c for c in pairs if c.baseline["predictions"] == c.candidate["predictions"]]
-    same = [c for c in same if measure is not None and c.lead(measure) is not None]
+    same = [c for c in same if measure is not None and c.margin(measure) is not None]
     num_worse, num_same = (num_cases + 2) // 4, num_cases // 4
     baseline, candidate = names
     kinds = [
@@ -110,9 +110,9 @@ def _by_maps(pairs: list[Case], names: tuple[str, str], num_cases: int) -> CaseC
     measure = _measure(pairs, ("epg", "map_cosine"))
     if measure is None:
         return CaseChoice(len(pairs), None, [])
-    leads = [(case, case.lead(measure)) for case in pairs]
-    better = [case for case, lead in leads if lead is not None and lead > 0]
-    worse = [case for case, lead in leads if lead is not None and lead < 0]
+    margins = [(case, case.margin(measure)) for case in pairs]
+    better = [case for case, margin in margins if margin is not None and margin > 0]
+    worse = [case for case, margin in margins if margin is not None and margin < 0]
     baseline, candidate = names
     what = {"epg": "EPG", "map_cosine": "cosine with the teacher's map"}[measure]
     kinds = [
@@ -124,7 +124,7 @@ def _by_maps(pairs: list[Case], names: tuple[str, str], num_cases: int) -> CaseC
 
 def _measure(pairs: Sequence[Case], choices: tuple[Measure, ...]) -> Measure | None:
     """The first that any case has a value of."""
-    return next((m for m in choices if any(case.lead(m) is not None for case in pairs)), None)
+    return next((m for m in choices if any(case.margin(m) is not None for case in pairs)), None)
 
 
 def _kind(
@@ -133,9 +133,9 @@ def _kind(
     """sign: 1 begins with the candidate's greatest lead, -1 with the baseline's, 0 with either's."""
 
     def order(case: Case) -> tuple[bool, float]:
-        lead = None if measure is None else case.lead(measure)
-        if lead is None:
+        margin = None if measure is None else case.margin(measure)
+        if margin is None:
             return True, 0.0
-        return False, -(sign * lead if sign else abs(lead))
+        return False, -(sign * margin if sign else abs(margin))
 
     return CaseKind(title, len(found), sorted(found, key=order)[:num_cases])

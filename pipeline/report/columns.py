@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation.evaluators.quantities import metric_of
 from pipeline.evaluation.metrics import Metric
-from pipeline.report.results import StudentResult, summarise
+from pipeline.report.results import StudentResult, summarize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Column:
 
     name: str
     source: str
-    """<split>.<metric>, <split>.<judge>.<metric>, or all. and either."""
+    """<split>.<metric>, <split>.<evaluator>.<metric>, or all. and either."""
     known: Metric | None = None
     """How it is read, where that is not said by its source."""
 
@@ -79,18 +79,18 @@ def student_rows(
 def teacher_row(
     results: Sequence[StudentResult],
     columns: Sequence[Column],
-    judged: StudentResult | None = None,
+    teacher_result: StudentResult | None = None,
 ) -> dict[str, float]:
     """The teacher's own value of each column it has one of.
 
-    judged  the teacher as a judged subject; without it, what students' evaluations found in the store
+    teacher_result  the teacher as a teacher_result subject; without it, what students' evaluations found in the store
     """
     row = {}
     for column in columns:
         split, _, metric = column.source.partition(".")
         if metric == "agreement":
             continue
-        value = None if judged is None else judged.find(column.source)
+        value = None if teacher_result is None else teacher_result.find(column.source)
         if value is None:
             value = results[0].find(f"{split}.teacher_{metric}")
         if value is not None:
@@ -114,7 +114,7 @@ def arm_summary(
     for column in columns:
         for arm in summary:
             values = [row[column.name] for row in by_arm[arm["method"]]]
-            arm[column.name] = None if None in values else summarise(values)
+            arm[column.name] = None if None in values else summarize(values)
         means = [arm[column.name]["mean"] for arm in summary if arm[column.name]]
         direction = column.metric.higher_is_better
         best = (max if direction else min)(means, default=None)

@@ -11,14 +11,20 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from pipeline.config.augment import AugmentConfig
+from pipeline.config.augment import AugmentOptions
 from pipeline.core.records import Batch
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_images, view_maps
 from pipeline.loading.views import ViewSchedule
 from pipeline.models.bcos.layers import add_inverse
 from pipeline.models.explainers.bcos_weights import color_picture, is_bcos_weights
-from pipeline.report.pictures import PictureRow, class_names, on_white, overlays, picture_grid
+from pipeline.report.pictures import (
+    PictureRow,
+    class_names,
+    composite_on_white,
+    overlays,
+    picture_grid,
+)
 from pipeline.store.reader import Store, TeacherPass
 
 VIEW_SIZE = (112, 112)
@@ -28,12 +34,12 @@ VIEW_SIZE = (112, 112)
 def contact_sheet(
     store: Store,
     passes: Sequence[TeacherPass],
-    augment: AugmentConfig,
+    augment: AugmentOptions,
     *,
     num_records: int,
     num_views: int,
 ) -> str:
-    """PNG as a data URI: records spread over the store in columns, narrow, wide and grey ones among them.
+    """PNG as a data URI: records spread over the store in columns, narrow, wide and gray ones among them.
 
     Whole images are shown in their original proportions, views as the student gets them.
     """
@@ -65,7 +71,9 @@ def _rows(batch: Batch, title: str, captions: list[str], aspects: list[float]) -
         if is_bcos_weights(maps):
             colors = (color_picture(maps, add_inverse(images))[:, 0] * 255).round()
             shown.append(
-                PictureRow(name, on_white(colors.to(torch.uint8).numpy()), aspects=aspects)
+                PictureRow(
+                    name, composite_on_white(colors.to(torch.uint8).numpy()), aspects=aspects
+                )
             )
         else:
             heat = overlays(pixels, maps[:, 0].sum(dim=1).numpy())

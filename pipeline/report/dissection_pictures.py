@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.report.judge_sections import Figure
-from pipeline.report.pictures import PictureRow, outlined, picture_grid
+from pipeline.report.evaluator_sections import Figure
+from pipeline.report.pictures import PictureRow, draw_outline, picture_grid
 from pipeline.report.results import StudentResult
 
-JUDGE = "dissection"
+EVALUATOR_NAME = "dissection"
 _UNITS = 6
 
 
 def dissection_figures(
     results: Sequence[StudentResult], teacher: StudentResult | None
 ) -> list[Figure]:
-    """A row a network: the teacher where it was judged itself, and the first seed's students."""
+    """A row a network: the teacher where it was evaluated itself, and the first seed's students."""
     networks = [(teacher, "evaluate-teacher")] if teacher else []
     networks += [(result, "evaluate") for result in results if result.seed == results[0].seed]
     rows = []
     for result, folder in networks:
         for split, metrics in result.metrics.items():
-            path = result.folder / folder / f"{JUDGE}-{split}.safetensors"
-            if JUDGE in metrics and path.exists():
-                rows.append(_row(result.label, path, metrics[JUDGE]["top_units"][:_UNITS]))
+            path = result.folder / folder / f"{EVALUATOR_NAME}-{split}.safetensors"
+            if EVALUATOR_NAME in metrics and path.exists():
+                rows.append(_row(result.label, path, metrics[EVALUATOR_NAME]["top_units"][:_UNITS]))
                 break  # no split is looked at, so all say the same
     if not rows:
         return []
@@ -47,6 +47,6 @@ def _row(label: str, path: Path, units: Sequence[dict[str, object]]) -> PictureR
     masks = tensors["shown_masks"][: len(units), 0].numpy().astype(bool)
     return PictureRow(
         label,
-        [outlined(frame, mask) for frame, mask in zip(frames, masks, strict=True)],
+        [draw_outline(frame, mask) for frame, mask in zip(frames, masks, strict=True)],
         [f"{unit['concept']} {unit['iou']:.2f}" for unit in units],
     )

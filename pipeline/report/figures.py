@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.config.points import point_label
-from pipeline.report.results import Candidate, Selection
+from pipeline.report.results import Candidate, ModelSelection
 
 
 def training_curves(lines: Mapping[str, list[list[dict[str, float]]]]) -> str:
@@ -73,7 +73,7 @@ def line_plot(names: Sequence[str], values: Mapping[str, Sequence[float]]) -> st
     for arm, of_arm in values.items():
         axis.plot(range(len(names)), of_arm, label=arm, lw=1.3, marker="o", ms=4)
     axis.set_xticks(range(len(names)), names)
-    axis.axhline(0, color="grey", lw=0.6)
+    axis.axhline(0, color="gray", lw=0.6)
     axis.tick_params(labelsize=7.5)
     figure.legend(
         *axis.get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8
@@ -101,7 +101,7 @@ def bar_plot(names: Sequence[str], values: Mapping[str, Sequence[float]]) -> str
     return data_uri(figure, "svg")
 
 
-def selection_plot(selection: Selection) -> str:
+def selection_plot(selection: ModelSelection) -> str:
     """The metric of every candidate over its points, a curve an arm, with standard deviations: SVG.
 
     One numeric option is the x axis; otherwise each point has its own place.
@@ -116,16 +116,16 @@ def selection_plot(selection: Selection) -> str:
         points = [candidate for candidate in candidates if candidate.arm == arm]
         mean = [scale * candidate.summary["mean"] for candidate in points]
         sd = [scale * candidate.summary["sd"] for candidate in points]
-        colour = f"C{number % 10}"
+        color = f"C{number % 10}"
         if point_label(points[0].point) not in x_of:  # without options: a level to compare with
-            axis.axhline(mean[0], label=arm, color=colour, ls="--", lw=1)
-            axis.axhspan(mean[0] - sd[0], mean[0] + sd[0], color=colour, alpha=0.12, lw=0)
+            axis.axhline(mean[0], label=arm, color=color, ls="--", lw=1)
+            axis.axhspan(mean[0] - sd[0], mean[0] + sd[0], color=color, alpha=0.12, lw=0)
             continue
         places = [x_of[point_label(candidate.point)] for candidate in points]
-        axis.errorbar(places, mean, yerr=sd, label=arm, color=colour, marker="o", ms=4, capsize=3)
+        axis.errorbar(places, mean, yerr=sd, label=arm, color=color, marker="o", ms=4, capsize=3)
         for place, value, candidate in zip(places, mean, points, strict=True):
             if candidate.chosen:
-                axis.plot([place], [value], "o", ms=11, mfc="none", color=colour)
+                axis.plot([place], [value], "o", ms=11, mfc="none", color=color)
     if option is None:
         axis.set_xticks(list(x_of.values()), list(x_of), rotation=30, ha="right")
     else:

@@ -12,8 +12,9 @@ from pipeline.config.verbs import ReportConfig
 from pipeline.models.saved import read_description
 from pipeline.report.case_pictures import SplitCases
 from pipeline.report.columns import Column, arm_summary
-from pipeline.report.judge_sections import Figure, judge_sections
-from pipeline.report.results import Selection, StudentResult, over_the_grid
+from pipeline.report.evaluator_sections import Figure, evaluator_sections
+from pipeline.report.passes import PASS_KEYS
+from pipeline.report.results import ModelSelection, StudentResult, over_the_grid
 from pipeline.store.reader import Store, TeacherPass
 
 
@@ -25,7 +26,7 @@ def render_page(
     *,
     columns: Sequence[Column],
     teacher: StudentResult | None,
-    selection: Selection | None,
+    selection: ModelSelection | None,
     cases: list[SplitCases],
 ) -> str:
     """HTML; `values` are those of report.json."""
@@ -36,7 +37,10 @@ def render_page(
 
     options = config.report
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline", "report"), autoescape=True, trim_blocks=True
+        loader=jinja2.PackageLoader("pipeline", "report"),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters["words"] = lambda name: name.replace("_", " ")
     passes = _open_passes(config, store)
@@ -52,12 +56,14 @@ def render_page(
     return environment.get_template("page.html.j2").render(
         title=options.title,
         store=config.store.path,
-        passes=values["passes"],
+        passes=[dict.fromkeys(PASS_KEYS) | row for row in values["passes"]],
         contact_sheet=sheet,
         table=store.manifest.columns,
         ledger=_ledger(config.run, store, passes, results),
         **(_students(config, store, results, values, columns) if results else {}),
-        judged=judge_sections(results, teacher, _judges_pictures(results, teacher, store)),
+        evaluator_sections=evaluator_sections(
+            results, teacher, _evaluator_pictures(results, teacher, store)
+        ),
         cases=cases,
         partitions=partition_rows(store),
         selection=values.get("selection"),
@@ -97,10 +103,10 @@ def _students(
     }
 
 
-def _judges_pictures(
+def _evaluator_pictures(
     results: list[StudentResult], teacher: StudentResult | None, store: Store
 ) -> dict[str, list[Figure]]:
-    """By judge, of those that leave pictures."""
+    """By evaluator, of those that leave pictures."""
     from pipeline.report.dissection_pictures import dissection_figures
     from pipeline.report.unicam_pictures import unicam_figures
 
@@ -110,7 +116,7 @@ def _judges_pictures(
     }
 
 
-def _selection_figure(selection: Selection) -> dict[str, Any]:
+def _selection_figure(selection: ModelSelection) -> dict[str, Any]:
     from pipeline.report.figures import selection_plot
 
     return {"selection_scale": selection.metric.scale, "selection_plot": selection_plot(selection)}
@@ -181,11 +187,11 @@ def _ledger(
         seconds = mean(cost["seconds"] for cost in costs.values())
         ledger["Seconds a student, mean"] = f"{seconds:.1f}"
     if passes:
-        columns = sum(e.bytes for t in passes for shard in t.manifest.shards for e in shard.files)
+        stored = sum(e.bytes for t in passes for shard in t.manifest.shards for e in shard.files)
         taught = [folder for folder in costs if read_description(folder).teachers]
         live = sum(costs[folder]["records"] for folder in taught)
         forwards = records * len(passes)
-        ledger["Bytes of teacher columns"] = f"{columns:,} ({columns / records:,.0f} a record)"
+        ledger["Bytes of teacher fields"] = f"{stored:,} ({stored / records:,.0f} a record)"
         ledger["Teacher forward passes, paid once"] = f"{forwards:,}"
         ledger["Teacher forward passes that live teaching would have cost"] = f"{live:,.0f}"
     if (pass_cost := read_cost(RUNS / run / "precompute")) is not None:

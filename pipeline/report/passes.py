@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.store.reader import Store, TeacherPass
-from pipeline.store.zarr_fields import COLUMNS_FOLDER
+from pipeline.store.zarr_fields import FIELDS_FOLDER
+
+
+PASS_KEYS = (
+    *("name", "views", "records", "bytes"),
+    *("explainer", "map", "raw_bytes", "map_bytes", "fidelity", "superfeatures"),
+)
+"""Keys of a pass's row; those of the second line exist only where the pass has maps or superfeatures."""
 
 
 def describe_passes(store: Store) -> list[dict[str, Any]]:
@@ -34,12 +41,12 @@ def _describe(teacher: TeacherPass) -> dict[str, Any]:
         "bytes": sum(entry.bytes for entry in files) / records,
     }
     specs = {spec.name: spec for spec in manifest.fields}
-    if (logits := specs.get("ked_z")) is not None:
+    if (logits := specs.get("superfeature_logits")) is not None:
         row["superfeatures"] = f"{'x'.join(map(str, logits.shape))} {logits.dtype}"
     spec = specs.get("map")
     if spec is None:
         return row
-    of_maps = [e.bytes for e in files if e.path.startswith(f"{COLUMNS_FOLDER}/{spec.name}/")]
+    of_maps = [e.bytes for e in files if e.path.startswith(f"{FIELDS_FOLDER}/{spec.name}/")]
     shape = spec.shape if spec.shape[0] > 1 else spec.shape[1:]
     explained = manifest.explainer["explained_classes"]
     row |= {

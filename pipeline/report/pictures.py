@@ -53,7 +53,7 @@ def picture_grid(rows: Sequence[PictureRow], side: float = 1.25) -> str:
                 color = "crimson" if row.wrong and row.wrong[column] else "black"
                 axis.set_title(row.captions[column], fontsize=7.5, color=color, pad=2)
             if row.notes:
-                axis.set_xlabel(row.notes[column], fontsize=7, color="dimgrey", labelpad=2)
+                axis.set_xlabel(row.notes[column], fontsize=7, color="dimgray", labelpad=2)
             axis.set_xticks([])
             axis.set_yticks([])
     return data_uri(figure, "png")
@@ -85,7 +85,7 @@ def explained_rows(
     labels: NDArray[Any],
     classes: Sequence[str],
 ) -> list[PictureRow]:
-    """One network's maps; of a B-cos network its contributions and the colours of its weights.
+    """One network's maps; of a B-cos network its contributions and the colors of its weights.
 
     frames  u8 [n, H, W, 3]
     arrays  maps, predictions and perhaps colors, as pictures.explained_pictures gives them
@@ -97,7 +97,7 @@ def explained_rows(
         return [PictureRow(title, overlays(frames, arrays["maps"]), captions, wrong)]
     return [
         PictureRow(title, contributions(arrays["maps"]), captions, wrong),
-        PictureRow("its colours", on_white(arrays["colors"])),
+        PictureRow("its colors", composite_on_white(arrays["colors"])),
     ]
 
 
@@ -117,7 +117,7 @@ def class_names(labels: NDArray[Any], classes: Sequence[str]) -> list[str]:
 
 
 def overlays(images: NDArray[np.uint8], maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:
-    """Maps [n, h, w], each scaled to its highest value and upsampled, in red over a pale grey image."""
+    """Maps [n, h, w], each scaled to its highest value and upsampled, in red over a pale gray image."""
     import torch
 
     from pipeline.evaluation.localization import upsample
@@ -125,10 +125,10 @@ def overlays(images: NDArray[np.uint8], maps: NDArray[np.float32]) -> list[NDArr
     size = (images.shape[1], images.shape[2])
     heat = upsample(torch.from_numpy(maps), size).clamp(min=0).numpy()
     heat = heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
-    grey = 0.5 + 0.5 * images.mean(axis=3, keepdims=True) / 255
+    gray = 0.5 + 0.5 * images.mean(axis=3, keepdims=True) / 255
     red = np.array([0.85, 0.05, 0.1])
     alpha = 0.8 * heat[..., None]
-    return list(grey * (1 - alpha) + red * alpha)
+    return list(gray * (1 - alpha) + red * alpha)
 
 
 def contributions(maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:
@@ -140,7 +140,7 @@ def contributions(maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:
     return list(np.concatenate([red, fades, blue], axis=3))
 
 
-def outlined(picture: NDArray[Any], region: NDArray[np.bool_]) -> NDArray[np.float64]:
+def draw_outline(picture: NDArray[Any], region: NDArray[np.bool_]) -> NDArray[np.float64]:
     """The picture as floats in [0, 1], with the edge of a region bool [H, W] drawn in green on the region's own
     pixels; unchanged where the region is empty.
     """
@@ -157,7 +157,7 @@ def outlined(picture: NDArray[Any], region: NDArray[np.bool_]) -> NDArray[np.flo
     return np.where((inside & ~core)[..., None], _EDGE, shown)
 
 
-def on_white(colors: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
+def composite_on_white(colors: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
     """RGBA pictures [n, h, w, 4] as they look on a white page."""
     values = colors / 255
     alpha = values[..., 3:]

@@ -43,7 +43,7 @@ class StudentResult:
 
     @cached_property
     def numbers(self) -> dict[str, dict[str, float]]:
-        """By split and metric, <judge>.<metric> for judges whose metrics lie below their name."""
+        """By split and metric, <evaluator>.<metric> for evaluators whose metrics lie below their name."""
         return {split: numbers_of(metrics) for split, metrics in self.metrics.items()}
 
     @property
@@ -84,7 +84,7 @@ def load_results(run: str, others: Sequence[str] = ()) -> list[StudentResult]:
 
 
 def load_teacher(run: str) -> StudentResult | None:
-    """The teacher as runs/<run>/evaluate-teacher judged it (evaluate subject=teacher); None where it did not."""
+    """The teacher as runs/<run>/evaluate-teacher evaluated it (evaluate model=teacher); None where it did not."""
     path = RUNS / run / "evaluate-teacher" / METRICS_NAME
     if not path.exists():
         return None
@@ -148,11 +148,11 @@ class Candidate:
     @property
     def summary(self) -> dict[str, float]:
         """Mean and standard deviation over seeds."""
-        return summarise(self.values)
+        return summarize(self.values)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
+class ModelSelection:
     """How each arm's point was chosen."""
 
     select: str
@@ -165,7 +165,7 @@ class Selection:
         return metric_of(self.select.partition(".")[2]) or Metric()
 
 
-def load_selection(run: str) -> Selection | None:
+def load_selection(run: str) -> ModelSelection | None:
     """Arm by arm, what runs/<run>/sweep.json chose from; None where nothing was chosen."""
     path = RUNS / run / SWEEP_NAME
     sweep = json.loads(path.read_text()) if path.exists() else {}
@@ -186,10 +186,10 @@ def load_selection(run: str) -> Selection | None:
         )
         for (arm, _), found in members.items()
     ]
-    return Selection(select=sweep["select"], candidates=candidates)
+    return ModelSelection(select=sweep["select"], candidates=candidates)
 
 
-def over_the_grid(results: Sequence[StudentResult], source: str) -> Selection | None:
+def over_the_grid(results: Sequence[StudentResult], source: str) -> ModelSelection | None:
     """Every arm's points with what they reached, as if one were to be chosen; None where no arm has several, or a
     student has no value.
     """
@@ -207,10 +207,10 @@ def over_the_grid(results: Sequence[StudentResult], source: str) -> Selection | 
         Candidate(arm=key[0], point=points[key], values=found, chosen=False)
         for key, found in values.items()
     ]
-    return Selection(select=source, candidates=candidates)
+    return ModelSelection(select=source, candidates=candidates)
 
 
-def summarise(values: Sequence[float]) -> dict[str, float]:
+def summarize(values: Sequence[float]) -> dict[str, float]:
     """Mean and sample standard deviation (0 for one value)."""
     return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else 0.0}
 
@@ -231,4 +231,4 @@ def paired_difference(
         raise ConfigError(
             f"report.candidate={candidate} and report.baseline={baseline} share no seed; the sweep has: {known}"
         )
-    return summarise(list(per_seed.values())) | {"per_seed": per_seed}
+    return summarize(list(per_seed.values())) | {"per_seed": per_seed}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.config.points import point_label
 from pipeline.report.columns import Column, arm_summary, student_rows
-from pipeline.report.results import StudentResult, load_results, load_selection, summarise
+from pipeline.report.results import StudentResult, load_results, load_selection, summarize
 
 _SHOWN = ("accuracy", "f1", "agreement")
 
@@ -26,7 +26,7 @@ def summary_table(run: str) -> str:
             candidate = chosen[points[arm["method"]]]
             row[0] = f"{row[0]} {point_label(candidate.point)}".strip()
             known = Column(name="", source=f"all.{selection.select}", known=selection.metric)
-            row.append(_spread(known, summarise(candidate.values), len(candidate.values)))
+            row.append(_spread(known, summarize(candidate.values), len(candidate.values)))
         row += [_spread(column, arm[column.name], arm["seeds"]) for column in columns]
         table.append(row)
     return _aligned(table)

@@ -23,7 +23,7 @@ from pipeline.training.superfeatures.artifact import load_partition
 from pipeline.training.superfeatures.dependency import symmetric
 
 _GOLDEN = 0.618034
-"""Of a turn of the colour circle between two groups: no two of few are alike."""
+"""Of a turn of the color circle between two groups: no two of few are alike."""
 _OPACITY = 0.6
 _STRONG_QUANTILE = 0.995
 """Of the dependencies: at it and above, black."""
@@ -91,7 +91,7 @@ def group_picture(
     grid: tuple[int, int] | None,
     image: NDArray[Any] | None = None,
 ) -> NDArray[np.float64]:
-    """Each feature in its group's colour: [h, w, 3], of a table [1, d, 3]; over a grey image [H, W, 3]."""
+    """Each feature in its group's color: [h, w, 3], of a table [1, d, 3]; over a gray image [H, W, 3]."""
     colors = _palette(int(assignment.max()) + 1)[assignment]
     rows, columns = grid or (1, len(assignment))
     colors = colors.reshape(rows, columns, 3)
@@ -99,8 +99,8 @@ def group_picture(
         return colors
     height, width = image.shape[:2]
     over = colors[np.ix_(np.arange(height) * rows // height, np.arange(width) * columns // width)]
-    grey = (image / 255 if image.dtype == np.uint8 else image).mean(axis=2, keepdims=True)
-    return np.asarray(_OPACITY * over + (1 - _OPACITY) * grey, dtype=np.float64)
+    gray = (image / 255 if image.dtype == np.uint8 else image).mean(axis=2, keepdims=True)
+    return np.asarray(_OPACITY * over + (1 - _OPACITY) * gray, dtype=np.float64)
 
 
 def dependency_picture(dependency: Tensor, assignment: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -108,16 +108,16 @@ def dependency_picture(dependency: Tensor, assignment: NDArray[np.int64]) -> NDA
     order = assignment.argsort(kind="stable")
     weights = symmetric(dependency).numpy()[np.ix_(order, order)]
     strong = np.quantile(weights, _STRONG_QUANTILE)
-    grey = 1 - (weights / max(float(strong), np.finfo(np.float64).tiny)).clip(0, 1)
+    gray = 1 - (weights / max(float(strong), np.finfo(np.float64).tiny)).clip(0, 1)
     pixels = -(-_MATRIX_PIXELS // len(order))
-    picture = grey.repeat(pixels, axis=0).repeat(pixels, axis=1)[..., None].repeat(3, axis=2)
+    picture = gray.repeat(pixels, axis=0).repeat(pixels, axis=1)[..., None].repeat(3, axis=2)
     lines = (np.flatnonzero(np.diff(assignment[order])) + 1) * pixels
     picture = np.insert(picture, lines, _BORDER, axis=0)
     return np.insert(picture, lines, _BORDER, axis=1)
 
 
 def _palette(number: int) -> NDArray[np.float64]:
-    """A colour for each group: [number, 3]."""
+    """A color for each group: [number, 3]."""
     return np.array(
         [
             colorsys.hsv_to_rgb(group * _GOLDEN % 1, 0.75, 0.95 - 0.3 * (group // 2 % 2))

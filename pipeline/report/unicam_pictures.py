@@ -1,6 +1,6 @@
 """UniCAM's maps side by side: the image, where the teacher and each student look, what was distilled and what was left.
 
-They are read from what the judge `unicam` wrote, of the first seed's students; a student's own map is explained anew.
+They are read from what the evaluator `unicam` wrote, of the first seed's students; a student's own map is explained anew.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.evaluation.forward import Subject, open_split
+from pipeline.evaluation.forward import EvaluatedModel, open_split
 from pipeline.evaluation.pictures import picture_maps
 from pipeline.models.saved import load_model
-from pipeline.report.judge_sections import Figure
+from pipeline.report.evaluator_sections import Figure
 from pipeline.report.pictures import PictureRow, class_names, overlays, picture_grid
 from pipeline.report.results import StudentResult
 from pipeline.store.reader import Store
 
-JUDGE = "unicam"
+EVALUATOR_NAME = "unicam"
 _PAIRS = {
     "student_given_baseline": "distilled",
     "student_given_teacher": "beyond teacher",
@@ -32,7 +32,7 @@ _REDUCTIONS = ("cam", "hirescam")
 
 
 def unicam_figures(results: list[StudentResult], store: Store) -> list[Figure]:
-    """A figure a split that the judge looked at; none where students' weights or files are gone."""
+    """A figure a split that the evaluator looked at; none where students' weights or files are gone."""
     if not results:
         return []
     seed = results[0].seed
@@ -42,7 +42,9 @@ def unicam_figures(results: list[StudentResult], store: Store) -> list[Figure]:
             (result, path)
             for result in results
             if result.seed == seed
-            and (path := result.folder / "evaluate" / f"{JUDGE}-{split}.safetensors").exists()
+            and (
+                path := result.folder / "evaluate" / f"{EVALUATOR_NAME}-{split}.safetensors"
+            ).exists()
         ]
         if files:
             figures.append(_figure(files, split, store))
@@ -99,10 +101,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _explained(
     result: StudentResult, split: str, store: Store, header: dict[str, Any]
 ) -> dict[str, Tensor]:
-    model, trained = load_model(result.folder / "distill")
+    network, trained = load_model(result.folder / "distill")
     names = trained.teachers or tuple(folder.name for folder in store.pass_folders()[:1])
     dataset = open_split(store, store.open_passes(names), split, trained)
     place = {key: position for position, key in enumerate(dataset.keys.to_pylist())}
     positions = [place[key] for key in header["keys"]]
-    subject = Subject(model=model, input_size=trained.input_size)
-    return picture_maps(subject, dataset, positions, header["frame"])
+    model = EvaluatedModel(network=network, input_size=trained.input_size)
+    return picture_maps(model, dataset, positions, header["frame"])

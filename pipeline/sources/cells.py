@@ -3,7 +3,7 @@
 After the synthetic data of Tjoa and Guan (five-band scores). A cell is a disk with a dark rim on one of three
 backgrounds (flat, shaded, grained), at any place and turned by up to 60 degrees. Its class is what it has beside that:
 nothing, a bar across, a pole (a spot inside the rim), a red, green or blue rectangle, one, three or eight tails; or
-there is no cell at all. Colours of cell, rim and background are drawn for every record, so that none of them says the
+there is no cell at all. Colors of cell, rim and background are drawn for every record, so that none of them says the
 class.
 
 Masks have two levels: 1 is the cell, 2 the part that makes its class. The plain cell's mask has no 2: all it has,
@@ -60,8 +60,8 @@ class Cell:
     y: float
     turn: float
     """In radians."""
-    colours: NDArray[np.float64]
-    """[4, 3] in [0, 1]: background, its second colour, body and rim."""
+    colors: NDArray[np.float64]
+    """[4, 3] in [0, 1]: background, its second color, body and rim."""
 
 
 class CellsSource:
@@ -121,9 +121,9 @@ class CellsSource:
         if name != "empty":
             along, across = _own_coordinates(cell, side)
             distance = np.hypot(along, across)
-            frame[distance <= cell.radius] = cell.colours[2]
-            frame[(distance <= cell.radius) & (distance > cell.radius - cell.rim)] = cell.colours[3]
-            part = cell.colours[3].copy()
+            frame[distance <= cell.radius] = cell.colors[2]
+            frame[(distance <= cell.radius) & (distance > cell.radius - cell.rim)] = cell.colors[3]
+            part = cell.colors[3].copy()
             if name in _CHANNELS:
                 part = np.full(3, 0.1)
                 part[_CHANNELS[name]] = 0.9
@@ -137,7 +137,7 @@ def draw_cell(generator: np.random.Generator) -> Cell:
     radius = generator.uniform(0.2, 0.25)
     reach = 1.5 * radius
     x, y = generator.uniform(reach, 1 - reach, 2)
-    colours = generator.uniform(
+    colors = generator.uniform(
         [[0.45], [0.45], [0.7], [0.1]], [[0.65], [0.65], [0.9], [0.3]], (4, 3)
     )
     return Cell(
@@ -146,7 +146,7 @@ def draw_cell(generator: np.random.Generator) -> Cell:
         x=x,
         y=y,
         turn=generator.uniform(-_MAX_TURN, _MAX_TURN),
-        colours=colours,
+        colors=colors,
     )
 
 
@@ -182,9 +182,9 @@ def _part(
 
 
 def _own_coordinates(cell: Cell, side: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of every pixel's centre, along and across the cell's own axis: [side, side] each."""
-    centres = (np.arange(side) + 0.5) / side
-    x, y = np.meshgrid(centres - cell.x, centres - cell.y)
+    """Of every pixel's center, along and across the cell's own axis: [side, side] each."""
+    centers = (np.arange(side) + 0.5) / side
+    x, y = np.meshgrid(centers - cell.x, centers - cell.y)
     cos, sin = np.cos(cell.turn), np.sin(cell.turn)
     return x * cos + y * sin, y * cos - x * sin
 
@@ -193,7 +193,7 @@ def _background(
     cell: Cell, kind: int, side: int, generator: np.random.Generator
 ) -> NDArray[np.float64]:
     """Flat, shaded from left to right, or grained: f64 [side, side, 3]."""
-    first, second = cell.colours[:2]
+    first, second = cell.colors[:2]
     share = np.zeros((side, side, 1))
     if kind == 1:
         share = np.broadcast_to(np.linspace(0, 1, side)[None, :, None], (side, side, 1))

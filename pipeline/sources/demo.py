@@ -1,14 +1,14 @@
 """The demo set: handwritten digits on photographs, with a shortcut that can be switched off.
 
 Real digits (scikit-learn's `load_digits`, 8x8) are pasted at a random place, size and contrasting
-colour on greyscale crops of two real photographs (`load_sample_images`). The class is the digit. In
+color on grayscale crops of two real photographs (`load_sample_images`). The class is the digit. In
 the split `train` the photograph is fully tied to the digit's parity, as the background is in
 Waterbirds-100 (Sagawa et al. 2020, Petryk et al. 2022): which photograph it is tells half of the
 classes apart. `teacher` has both photographs for every digit. `test` keeps the tie of `train`;
 `test_swapped` shows the same digits in the same places on the other photograph. The tests share no digit with
 `teacher` or `train`.
 
-The crops are grey and of equal exposure because a colour or a brightness would give a photograph away
+The crops are gray and of equal exposure because a color or a brightness would give a photograph away
 in any single pixel, the digit's own surroundings included, and then no explanation could tell a
 student where not to look. So a photograph is known by its texture, over an area: evidence that lies
 beside the digit. And the texture is strong enough that the digit has to be found.
@@ -53,7 +53,7 @@ class Placement:
     crops: NDArray[np.int64]
     """[candidates, 3]: side, left and top of crops of the photograph; the clearest one is used."""
     hue: NDArray[np.float64]
-    """[3] in [0, 1]: where between the contrasting extremes each colour channel lies."""
+    """[3] in [0, 1]: where between the contrasting extremes each color channel lies."""
 
 
 class DemoSource:
@@ -153,11 +153,11 @@ class DemoSource:
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         ink = self._ink(digit, placement)
         candidates = [self._background(photograph, crop) for crop in placement.crops]
-        colours = [_contrasting_colour(background, ink, placement.hue) for background in candidates]
-        contrasts = [_contrast(*pair, ink) for pair in zip(candidates, colours, strict=True)]
+        colors = [_contrasting_color(background, ink, placement.hue) for background in candidates]
+        contrasts = [_contrast(*pair, ink) for pair in zip(candidates, colors, strict=True)]
         best = int(np.argmax(contrasts))
         alpha = ink[:, :, None]
-        frame = candidates[best] * (1 - alpha) + colours[best] * alpha
+        frame = candidates[best] * (1 - alpha) + colors[best] * alpha
         return np.round(frame * 255).astype(np.uint8), ink
 
     def _background(self, photograph: int, crop: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -165,12 +165,12 @@ class DemoSource:
         pixels = load_photographs()[photograph][top : top + side, left : left + side]
         size = (self.config.image_size, self.config.image_size)
         resized = Image.fromarray(pixels).convert("L").resize(size, Image.Resampling.BILINEAR)
-        grey = np.asarray(resized, dtype=np.float64) / 255
-        exposed = 0.5 + CONTRAST * (grey - grey.mean()) / max(grey.std(), MIN_STD)
+        gray = np.asarray(resized, dtype=np.float64) / 255
+        exposed = 0.5 + CONTRAST * (gray - gray.mean()) / max(gray.std(), MIN_STD)
         return np.repeat(exposed.clip(0, 1)[:, :, None], 3, axis=2)
 
 
-def _contrasting_colour(
+def _contrasting_color(
     background: NDArray[np.float64], ink: NDArray[np.float64], hue: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Dark ink on a bright place, bright ink on a dark one, whatever the photograph: [3]."""
@@ -179,10 +179,10 @@ def _contrasting_colour(
 
 
 def _contrast(
-    background: NDArray[np.float64], colour: NDArray[np.float64], ink: NDArray[np.float64]
+    background: NDArray[np.float64], color: NDArray[np.float64], ink: NDArray[np.float64]
 ) -> float:
-    """How far the colour's brightness is from what lies behind the ink, at the worst tenth of it."""
-    differences = np.abs(background.mean(axis=2) - colour.mean())[ink > 0.5]
+    """How far the color's brightness is from what lies behind the ink, at the worst tenth of it."""
+    differences = np.abs(background.mean(axis=2) - color.mean())[ink > 0.5]
     return float(np.quantile(differences, 0.1))
 
 

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as small images: 1,797 of 8x8 in 17 levels of grey, ten classes, no download.
+"""scikit-learn's handwritten digits as small images: 1,797 of 8x8 in 17 levels of gray, ten classes, no download.
 
 They are the test set of a larger one (Alpaydin and Kaynak, UCI 1998): 13 people wrote them.
 """

@@ -51,7 +51,7 @@ class ImageFolderSource:
         return names
 
     def records(self) -> list[Record]:
-        """One for each image, labelled by its class folder."""
+        """One for each image, labeled by its class folder."""
         label_of = {name: label for label, name in enumerate(self.classes)}
         records = [
             Record(

@@ -182,7 +182,9 @@ class ImageTableSource:
         column, names = self.config.split, self.config.split_names
         if column is None:
             return TRAIN
-        return split_of(row.required(column), names, lambda complaint: row.error(column, complaint))
+        return split_of(
+            row.required(column), names, lambda error_message: row.error(column, error_message)
+        )
 
     def _label(self, row: Row) -> int:
         text = self._label_text(row)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def to_mask_png(data: bytes, path: str) -> bytes:
-    """A mask file's values, unchanged, as 8-bit grey PNG; the file itself where it is one.
+    """A mask file's values, unchanged, as 8-bit gray PNG; the file itself where it is one.
 
-    A palette's indices become the grey values, as in PASCAL VOC; black and white become 0 and 255.
+    A palette's indices become the gray values, as in PASCAL VOC; black and white become 0 and 255.
 
     path  for messages
     """
@@ -40,10 +40,10 @@ def _mask_values(image: Image.Image) -> NDArray[np.uint8]:
     if pixels.dtype == np.bool_:
         pixels = pixels * np.uint8(255)
     if image.mode in ("LA", "RGB", "RGBA"):
-        colours = pixels[:, :, :1] if image.mode == "LA" else pixels[:, :, :3]
+        colors = pixels[:, :, :1] if image.mode == "LA" else pixels[:, :, :3]
         pixels = pixels[:, :, 0]
-        if (colours != pixels[:, :, None]).any():
-            raise ValueError("it has colours; save it with one channel")
+        if (colors != pixels[:, :, None]).any():
+            raise ValueError("it has colors; save it with one channel")
     values = pixels.astype(np.uint8)
     if pixels.ndim != 2 or (values != pixels).any():
         raise ValueError(f"its values ({image.mode}) do not fit into one byte a pixel")

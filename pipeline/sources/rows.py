@@ -24,9 +24,9 @@ def row_content(values: NDArray[np.float32]) -> tuple[str, ...]:
     return (base64.b64encode(values.astype("<f4").tobytes()).decode(),)
 
 
-def bad_row_content(complaint: str) -> tuple[str, ...]:
+def bad_row_content(error_message: str) -> tuple[str, ...]:
     """`Record.content` of a row that cannot be stored, and why."""
-    return ("", complaint)
+    return ("", error_message)
 
 
 def read_row(record: Record) -> Content:

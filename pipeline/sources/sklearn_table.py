@@ -12,16 +12,16 @@ from pipeline.sources.rows import ROW_KEY, read_row, row_content
 from pipeline.sources.splits import TRAIN, split_off_test
 
 if TYPE_CHECKING:
-    from pipeline.config.table_data import SklearnTableDataConfig
+    from pipeline.config.table_data import SklearnedableDataConfig
 
 
-class SklearnTableSource:
+class SklearnedableSource:
     """One of them, in its own order of rows, columns and classes."""
 
     revision = 1
     frame_size = None
 
-    def __init__(self, config: SklearnTableDataConfig) -> None:
+    def __init__(self, config: SklearnedableDataConfig) -> None:
         self.config = config
         self.name: str = config.name
 

@@ -29,7 +29,7 @@ _WITHOUT_BOXES = "restore it, or take such images without boxes by data.on_error
 
 
 class TinyImageNetSource:
-    """Splits train and val, and unlabelled_test where the folder test/ is there."""
+    """Splits train and val, and unlabeled_test where the folder test/ is there."""
 
     name = "tiny_imagenet"
     revision = 1
@@ -98,7 +98,7 @@ class TinyImageNetSource:
     def _test_records(self) -> Iterator[Record]:
         if (self._root / "test" / "images").is_dir():
             for path, size in iter_images(self._root, "test/images"):
-                yield _record("unlabelled_test", path, size, NO_LABEL, [])
+                yield _record("unlabeled_test", path, size, NO_LABEL, [])
 
     def _read_table(self, path: str, columns: int) -> Iterator[list[str]]:
         for number, line in enumerate(self._read_lines(path), start=1):

@@ -222,11 +222,11 @@ def build_dataset(name: str, root: Path, split: str, *, download: bool = False) 
     try:
         return builders[name](str(root), **spec.splits[split], **options)
     except (RuntimeError, OSError) as error:
-        way_out = f"place {spec.needs} in data.root={root}"
+        recovery_hint = f"place {spec.needs} in data.root={root}"
         if spec.is_downloadable and not download:
-            way_out += ", or set data.download=true"
+            recovery_hint += ", or set data.download=true"
         raise MissingDatasetError(
-            f"data.name={name} has no split {split} that torchvision can open: {_one_line(error)}; {way_out}"
+            f"data.name={name} has no split {split} that torchvision can open: {_one_line(error)}; {recovery_hint}"
         ) from error
 
 

@@ -147,9 +147,9 @@ class WebDatasetSource:
                         (mask.offset, mask.size) if mask else (),
                     ),
                 )
-                yield self._labelled(record, members, file.fileno(), f"{self.tars[name]}: {sample}")
+                yield self._labeled(record, members, file.fileno(), f"{self.tars[name]}: {sample}")
 
-    def _labelled(
+    def _labeled(
         self, record: Record, members: dict[str, Member], descriptor: int, where: str
     ) -> Record:
         if "cls" in members:

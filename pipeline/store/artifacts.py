@@ -63,7 +63,7 @@ class Artifact:
         return self.store / ARTIFACTS_FOLDER / name
 
     @property
-    def is_there(self) -> bool:
+    def exists(self) -> bool:
         """Whether it was saved; its manifest is written last."""
         return (self.folder / MANIFEST_NAME).exists()
 
@@ -79,7 +79,7 @@ class Artifact:
 
         wait  for that process, so that it is there afterwards
         """
-        while not self.is_there:
+        while not self.exists:
             self._save_alone(tensors, description)
             if not wait:
                 return

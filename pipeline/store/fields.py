@@ -58,7 +58,7 @@ class PassFields(ABC):
     """The pass's own."""
     fields: tuple[FieldSpec, ...]
     num_shards: int
-    shard_size: int
+    rows_per_shard: int
     """Rows of each shard in the arrays, be they filled or not."""
     num_views: int
 

@@ -124,14 +124,14 @@ def receipt_table(rows: list[IndexRow]) -> pa.Table:
     return pa.Table.from_pylist([row.values() for row in rows], schema=RECEIPT_SCHEMA)
 
 
-def index_table(receipts: list[pa.Table], shard_size: int) -> pa.Table:
+def index_table(receipts: list[pa.Table], rows_per_shard: int) -> pa.Table:
     """The receipts of all shards, in their order, as a table of INDEX_SCHEMA.
 
-    shard_size  rows of an array that each shard has
+    rows_per_shard  rows of an array that each shard has
     """
     numbers = np.repeat(np.arange(len(receipts)), [receipt.num_rows for receipt in receipts])
     rows = pa.concat_tables(receipts).replace_schema_metadata(None)
-    array_row = numbers * shard_size + rows["row"].to_numpy()
+    array_row = numbers * rows_per_shard + rows["row"].to_numpy()
     index = rows.append_column(INDEX_SCHEMA.field("array_row"), pa.array(array_row, pa.int64()))
     boxes = INDEX_SCHEMA.get_field_index("boxes")
     described = index.schema.field(boxes).with_metadata({"unit": _BOXES_UNIT})
@@ -143,10 +143,10 @@ def has_many_labels(index: pa.Table) -> bool:
     return _longest_list(index) > 0
 
 
-def most_labels(index: pa.Table) -> int:
+def max_labels(index: pa.Table) -> int:
     """Labels of the record that has most; 0 where none has any."""
-    labelled = bool((index["label"].to_numpy() != NO_LABEL).any())
-    return max(_longest_list(index), int(labelled))
+    labeled = bool((index["label"].to_numpy() != NO_LABEL).any())
+    return max(_longest_list(index), int(labeled))
 
 
 def _longest_list(index: pa.Table) -> int:

@@ -48,9 +48,9 @@ class StoreMismatchError(UserError, ValueError):
     """A store that is sound but not the one the config describes."""
 
 
-def _require(condition: bool, complaint: str) -> None:
+def _require(condition: bool, error_message: str) -> None:
     if not condition:
-        raise EntryError(complaint)
+        raise EntryError(error_message)
 
 
 def _require_inside(path: str) -> None:
@@ -141,7 +141,7 @@ class StoreManifest:
     classes: tuple[str, ...]
     canonical: CanonicalFrame | None
     """None of a table."""
-    shard_size: int
+    rows_per_shard: int
     """Rows of a teacher's arrays that each shard has, be they filled or not."""
     shards: tuple[ShardEntry, ...]
     index: FileEntry
@@ -160,7 +160,10 @@ class StoreManifest:
             (self.canonical is None) == (self.columns is not None), "kind and canonical disagree"
         )
         most = max((shard.records for shard in self.shards), default=0)
-        _require(self.shard_size >= max(1, most), f"shard_size={self.shard_size} is too small")
+        _require(
+            self.rows_per_shard >= max(1, most),
+            f"rows_per_shard={self.rows_per_shard} is too small",
+        )
         names = [shard.name for shard in self.shards]
         _require(len(set(names)) == len(names), "two shards have one name")
 
@@ -209,7 +212,7 @@ class PassManifest:
     selection: dict[str, Any] | None = None
     partition_sha256: str | None = None
     hierarchy: list[dict[str, Any]] | None = None
-    """Of ked_z: each level's coarsening and sha256 (models/additive/hierarchy.py); None where there is none."""
+    """Of superfeature_logits: each level's coarsening and sha256 (models/additive/hierarchy.py); None where there is none."""
     made_with: dict[str, str] = field(default_factory=dict)
     """Library versions and device, for people; outside the fingerprint."""
     schema: int = SCHEMA_VERSION

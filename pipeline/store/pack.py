@@ -120,7 +120,7 @@ def pack(
         classes=source.classes,
         packing=packing,
         image_size=size,
-        shard_size=max(len(plan.records) for plan in plans)
+        rows_per_shard=max(len(plan.records) for plan in plans)
         if in_place
         else config.store.shard_size,
         max_skipped=config.data.max_skipped if isinstance(config.data, FileDataConfig) else 0,

@@ -59,7 +59,7 @@ class Packing:
         return ImageError if self.columns is None else RowError
 
     @property
-    def noun(self) -> str:
+    def content_name(self) -> str:
         """What is packed, for messages."""
         return "images" if self.columns is None else "rows"
 
@@ -74,7 +74,7 @@ class PackedImage:
     """One record, ready to be written."""
 
     record: Record
-    """Its boxes normalised."""
+    """Its boxes normalized."""
     content: Content
     """As stored: the source's bytes, or the re-encoded frame."""
     height: int
@@ -140,7 +140,7 @@ def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
         if content.mask is not None:
             _check_mask(content.mask, height, width)
         if record.boxes_in_pixels:
-            boxes = tuple(_normalise(box, height, width) for box in record.boxes)
+            boxes = tuple(_normalize(box, height, width) for box in record.boxes)
             record = replace(record, boxes=boxes, boxes_in_pixels=False)
     except (RecordError, OSError) as error:
         raise packing.failure(f"record {record.key} ({source.where(record)}): {error}") from error
@@ -195,7 +195,7 @@ def _reencode(content: Content, packing: Packing) -> Content:
     return replace(content, image=image, suffix=suffix, mask=mask)
 
 
-def _normalise(box: Box, height: int, width: int) -> Box:
+def _normalize(box: Box, height: int, width: int) -> Box:
     """In [-1, 1]; annotations that are a rounding beyond the edge are cut there."""
     for name, value, end in (
         ("x0", box.x0, width),

@@ -1,6 +1,6 @@
 """From an image file's bytes to upright RGB pixels, whatever its kind; and back, for re-encoded frames.
 
-Greyscale is repeated, CMYK converted, a palette looked up; 16 bits are scaled to 8, transparency lies
+Grayscale is repeated, CMYK converted, a palette looked up; 16 bits are scaled to 8, transparency lies
 on white, and the EXIF orientation is applied, here and nowhere else.
 """
 
@@ -102,7 +102,7 @@ def decode_rgb(data: bytes) -> Tensor:
 
     if data.startswith(_NPY):
         return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False)).permute(2, 0, 1)
-    if data.startswith(_JPEG) and not _is_turned(data):
+    if data.startswith(_JPEG) and not _is_rotated(data):
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         # Equal to PIL's pixels bit for bit (a test says so), and faster. PNGs are not for torchvision:
         # one damaged byte ends the process.
@@ -130,7 +130,7 @@ def _check_png(data: bytes) -> None:
         image.verify()
 
 
-def _is_turned(jpeg: bytes) -> bool:
+def _is_rotated(jpeg: bytes) -> bool:
     """Whether PIL finds an orientation other than upright, be it in EXIF or in XMP."""
     if b"Exif\0\0" not in jpeg and b"tiff:Orientation" not in jpeg:
         return False
@@ -148,7 +148,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     method = _UPRIGHT_BY.get(_orientation(image))
     upright = image if method is None else image.transpose(method)
     if upright.mode.startswith("I") or upright.mode == "F":
-        return _from_wide_grey(upright).convert("RGB")
+        return _from_16_bit_gray(upright).convert("RGB")
     if upright.has_transparency_data:
         rgba = upright.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
@@ -156,8 +156,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return upright.convert("RGB")
 
 
-def _from_wide_grey(image: Image.Image) -> Image.Image:
-    """16 bits of grey as 8; Pillow itself would cut off everything above 255."""
+def _from_16_bit_gray(image: Image.Image) -> Image.Image:
+    """16 bits of gray as 8; Pillow itself would cut off everything above 255."""
     values = np.asarray(image)
     low, high = values.min(), values.max()
     if image.mode == "F" or low < 0 or high > np.iinfo(np.uint16).max:

@@ -108,13 +108,13 @@ def publish_store(
     classes: tuple[str, ...],
     packing: Packing,
     image_size: int | None,
-    shard_size: int,
+    rows_per_shard: int,
     max_skipped: int,
 ) -> StoreManifest:
     """Gather the receipts into the index and write the manifest.
 
     image_size   side of the canonical frame; None takes the images' own where all have one, else 256
-    shard_size   rows of each shard in the arrays of passes
+    rows_per_shard   rows of each shard in the arrays of passes
     Both are those of the manifest where the store was published before: its passes depend on them.
     max_skipped  more records than this that could not be packed are an ImageError, or a RowError
     Raises StoreMismatchError where the store was published before, and a shard has other bytes now.
@@ -129,22 +129,24 @@ def publish_store(
         files[path.relative_to(store).as_posix()] = sha256_file(path)
     published = published_store(store)
     if published is not None:
-        shard_size = published.shard_size
+        rows_per_shard = published.rows_per_shard
         _require_same_bytes(store, published, entries)
     if skipped and packing.on_error == "stop":
         raise packing.failure(
-            f"an earlier run skipped {len(skipped)} {packing.noun}; the first: {skipped[0]['reason']}. Run with "
+            f"an earlier run skipped {len(skipped)} {packing.content_name}; the first: {skipped[0]['reason']}. Run with "
             f"data.on_error=skip again, or mend them and delete {store}"
         )
     if len(skipped) > max_skipped:
         raise packing.failure(
-            f"{len(skipped)} {packing.noun} cannot {packing.failed}, more than data.max_skipped={max_skipped}; "
+            f"{len(skipped)} {packing.content_name} cannot {packing.failed}, more than data.max_skipped={max_skipped}; "
             f"the first: {skipped[0]['reason']}. Mend them and delete {store}, or raise data.max_skipped"
         )
-    index = index_table(tables, shard_size)
+    index = index_table(tables, rows_per_shard)
     if index.num_rows == 0:
-        noun = packing.noun.removesuffix("s")
-        raise packing.failure(f"no {noun} can {packing.failed}; the first: {skipped[0]['reason']}")
+        singular = packing.content_name.removesuffix("s")
+        raise packing.failure(
+            f"no {singular} can {packing.failed}; the first: {skipped[0]['reason']}"
+        )
     frame = None
     if packing.columns is None:
         frame = _frame(packing, index, image_size) if published is None else published.canonical
@@ -158,7 +160,7 @@ def publish_store(
         kind="image" if packing.columns is None else "table",
         columns=packing.columns,
         multi_label=has_many_labels(index),
-        shard_size=shard_size,
+        rows_per_shard=rows_per_shard,
         shards=tuple(entries),
         index=FileEntry(path=INDEX_NAME, bytes=(store / INDEX_NAME).stat().st_size, sha256=digest),
         files=files,
@@ -249,7 +251,7 @@ def _check_published(
     ]
     if [(shard.name, shard.keys_sha256) for shard in manifest.shards] != planned:
         raise StoreMismatchError(
-            f"{store} was planned with store.shard_size={manifest.shard_size}, another store.seed or another "
+            f"{store} was planned with store.shard_size={manifest.rows_per_shard}, another store.seed or another "
             "data.reference; restore those options or choose another store.path"
         )
     if manifest.columns != packing.columns:

@@ -180,7 +180,9 @@ def _check_index(path: Path, index: pa.Table, manifest: StoreManifest) -> None:
     many = index["labels"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     sound = {
         "row": (index["row"].to_numpy() == rows).all(),
-        "array_row": (index["array_row"].to_numpy() == numbers * manifest.shard_size + rows).all(),
+        "array_row": (
+            index["array_row"].to_numpy() == numbers * manifest.rows_per_shard + rows
+        ).all(),
         "label": ((labels >= NO_LABEL) & (labels < known)).all(),
         "labels": ((many >= 0) & (many < known)).all()
         and manifest.multi_label == has_many_labels(index),
@@ -201,7 +203,7 @@ def _kind(stored_views: bool, noun: str = "pass") -> str:
 
 
 class TeacherPass:
-    """One teacher's columns over a store."""
+    """One teacher's fields over a store."""
 
     def __init__(self, store: Store, folder: Path) -> None:
         self.store = store
@@ -230,11 +232,11 @@ class TeacherPass:
     def _check_files(self) -> None:
         """ManifestError where the manifest lists other files than a pass of its fields has."""
         receipts = [f"{RECEIPTS_FOLDER}/{shard.name}.parquet" for shard in self.manifest.shards]
-        expected = {*self.columns.shared_files(), *receipts}
+        expected = {*self.fields.shared_files(), *receipts}
         odd = sorted(expected ^ set(self.manifest.files))
         for position, shard in enumerate(self.manifest.shards):
             files = {file.path for file in shard.files}
-            odd += sorted(files ^ set(self.columns.shard_files(position, shard.name)))
+            odd += sorted(files ^ set(self.fields.shard_files(position, shard.name)))
         if odd:
             raise ManifestError(
                 f"{self.folder / MANIFEST_NAME} lists other files than its fields have: {', '.join(odd[:3])}; "
@@ -268,10 +270,10 @@ class TeacherPass:
         return int(self.manifest.views["count"])
 
     @cached_property
-    def columns(self) -> PassFields:
+    def fields(self) -> PassFields:
         """The backend that holds the fields."""
         shards = self.manifest.shards
-        most = self.store.manifest.shard_size
+        most = self.store.manifest.rows_per_shard
         if self.manifest.selection is not None:
             most = max((shard.rows for shard in shards), default=1)
         return BACKENDS[self.manifest.backend](
@@ -296,14 +298,14 @@ class TeacherPass:
 
     def read_shard(self, shard: ShardEntry) -> Values:
         """Every field of one shard: [covered records, V, *shape]."""
-        return self.columns.read_shard(self.stored_shard(shard))
+        return self.fields.read_shard(self.stored_shard(shard))
 
     def open_shard(self, shard: ShardEntry, fields: Container[str]) -> dict[str, Rows]:
         """Those fields of it, large ones as rows that are read when they are asked for."""
-        return self.columns.open_shard(self.stored_shard(shard), fields)
+        return self.fields.open_shard(self.stored_shard(shard), fields)
 
     def fields_of(self, payload: str) -> list[str]:
-        """The fields of a payload (at, cat, feature, ked_z) without their scales; none where the pass has it not."""
+        """The fields of a payload (attention, class_maps, pooled, superfeature_logits) without their scales; none where the pass has it not."""
         return [
             spec.name
             for spec in self.manifest.fields
@@ -329,13 +331,13 @@ class TeacherPass:
             keys=keys,
             files={file.path: file for file in entry.files},
         )
-        if not self.columns.inner_chunks_of_a_row():
+        if not self.fields.inner_chunks_of_a_row():
             return described
         checksums = self._receipt(shard)["chunk_crc32c"].combine_chunks()
         flat = checksums.flatten().to_numpy(zero_copy_only=False)
         if keys and len(flat) % len(keys):
             raise ManifestError(f"{receipt} has uneven rows; run stages.verify")
-        shape = (len(keys), -1) if keys else (0, self.columns.inner_chunks_of_a_row())
+        shape = (len(keys), -1) if keys else (0, self.fields.inner_chunks_of_a_row())
         return replace(described, chunk_crc32c=flat.reshape(shape))
 
     def _receipt(self, shard: ShardEntry) -> pa.Table:

@@ -48,7 +48,7 @@ class Rows(Protocol):
         """Rows and a view of each: [n, *shape]."""
 
 
-class KeptRows:
+class SelectedRows:
     """Of an array, only the rows that a run's selection needs."""
 
     def __init__(self, array: NDArray[Any], rows: NDArray[np.int64]) -> None:
@@ -78,14 +78,14 @@ class InnerChunkRows:
         shape: tuple[int, ...],
         dtype: str,
         *,
-        shard_size: int,
+        rows_per_shard: int,
         inner: tuple[int, int],
         compressed: bool,
         checksums: NDArray[np.uint32],
         file_bytes: int,
     ) -> None:
         """shape       (rows, V, *shape) of the records that are there
-        shard_size  rows that the file has room for
+        rows_per_shard  rows that the file has room for
         inner       rows and views of an inner chunk, which has the rest whole
         checksums   CRC-32C of the inner chunks of each row, [rows, V / inner views]
         file_bytes  size of the file, as the manifest has it
@@ -106,7 +106,7 @@ class InnerChunkRows:
             )
         self.shape = shape
         self.dtype = np.dtype(dtype)
-        self.shard_size = shard_size
+        self.rows_per_shard = rows_per_shard
         self.inner = inner
         self.compressed = compressed
 
@@ -154,7 +154,7 @@ class InnerChunkRows:
     @cached_property
     def _index(self) -> NDArray[np.uint64]:
         """[inner chunks, 2]: offset and length."""
-        chunks = self.shard_size // self.inner[0] * (self.shape[1] // self.inner[1])
+        chunks = self.rows_per_shard // self.inner[0] * (self.shape[1] // self.inner[1])
         length = chunks * _INDEX_ENTRY_BYTES + CHECKSUM_BYTES
         with open_regular(self.path) as file:
             size = os.fstat(file.fileno()).st_size

@@ -49,7 +49,7 @@ class TarShard:
         return int(self._writer.tarstream.offset) - blocks * tarfile.BLOCKSIZE
 
 
-def way_out(shard: ShardEntry, ours: str) -> str:
+def recovery_hint(shard: ShardEntry, ours: str) -> str:
     """What to do about a shard's file, which may be somebody else's.
 
     ours  where it is the store's own
@@ -76,12 +76,12 @@ class ShardBytes:
         try:
             self._file = open_regular(self.path)
         except FileNotFoundError:
-            raise ManifestError(f"{self.path} is missing; {way_out(shard, REPAIR)}") from None
+            raise ManifestError(f"{self.path} is missing; {recovery_hint(shard, REPAIR)}") from None
         found = os.fstat(self._file.fileno()).st_size
         if found != shard.bytes:
             raise ManifestError(
                 f"{self.path} (shard {shard.name}) has {found} bytes, its manifest says {shard.bytes}; "
-                f"{way_out(shard, REWRITE)}"
+                f"{recovery_hint(shard, REWRITE)}"
             )
 
     def read(self, offset: int, size: int, crc32c: int, key: str) -> bytes:
@@ -99,11 +99,11 @@ class ShardBytes:
             data = os.pread(self._file.fileno(), size, offset)
         except OSError as error:
             raise ManifestError(
-                f"{self.path} cannot be read ({error}); {way_out(self.shard, REWRITE)}"
+                f"{self.path} cannot be read ({error}); {recovery_hint(self.shard, REWRITE)}"
             ) from error
         if len(data) != size or google_crc32c.value(data) != crc32c:
             raise ManifestError(
                 f"{self.path} (shard {self.shard.name}, record {key}) is damaged: the bytes {offset} to "
-                f"{offset + size} are not those that were packed; {way_out(self.shard, REWRITE)}"
+                f"{offset + size} are not those that were packed; {recovery_hint(self.shard, REWRITE)}"
             )
         return data

@@ -25,7 +25,7 @@ from pipeline.store.manifest import (
     read_pass_manifest,
 )
 from pipeline.store.reader import TEACHERS_FOLDER, Store, TeacherPass
-from pipeline.store.tars import way_out
+from pipeline.store.tars import recovery_hint
 
 _OTHER_FOLDERS = (TEACHERS_FOLDER, ARTIFACTS_FOLDER)
 
@@ -83,7 +83,7 @@ def _verify_shards(store: Store) -> Iterator[str]:
 
 def _verify_shard(path: Path, shard: ShardEntry) -> Iterator[str]:
     """Compare a shard's file with its entry. A referenced tar is its owner's: nobody is told to delete it."""
-    hint = f"; {way_out(shard, '')}" if shard.referenced else ""
+    hint = f"; {recovery_hint(shard, '')}" if shard.referenced else ""
     try:
         found = sha256_file(path / shard.path)
     except FileNotFoundError:
@@ -195,7 +195,7 @@ def _verify_pass(store: Store, folder: Path, rows_too: bool) -> Iterator[str]:
     if problems or not rows_too:
         return
     try:
-        teacher.columns.check_shared_files()
+        teacher.fields.check_shared_files()
     except ManifestError as error:
         yield str(error)
         return

@@ -1,4 +1,4 @@
-"""The backend zarr: <pass>/columns.zarr/<field>, a Zarr v3 array for each field.
+"""The backend zarr: <pass>/fields.zarr/<field>, a Zarr v3 array for each field.
 
 Chunk i is manifest shard i, so a short last shard shifts no other row; rows past a shard's last record are padding
 (NaN or -1). A record of 4 KiB and more (a B-cos network's weights) is compressed, and a chunk of more than 64 MiB is
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from pipeline.core.records import FieldSpec
 
 
-COLUMNS_FOLDER = "columns.zarr"
+FIELDS_FOLDER = "fields.zarr"
 
 
 _MAX_CHUNK_BYTES = 64 * 2**20
@@ -65,7 +65,7 @@ _INTEGER_PADDING = -1
 
 
 class ZarrFields(PassFields):
-    """Zarr v3 arrays [num_shards * shard_size, V, *shape]."""
+    """Zarr v3 arrays [num_shards * rows_per_shard, V, *shape]."""
 
     def create(self) -> dict[str, str]:
         files = {}
@@ -78,7 +78,7 @@ class ZarrFields(PassFields):
 
     def shared_files(self) -> list[str]:
         names = ["zarr.json", *(f"{spec.name}/zarr.json" for spec in self.fields)]
-        return [f"{COLUMNS_FOLDER}/{name}" for name in names]
+        return [f"{FIELDS_FOLDER}/{name}" for name in names]
 
     def shard_files(self, position: int, name: str) -> list[str]:
         return [self._chunk_path(spec, position) for spec in self.fields]
@@ -94,9 +94,9 @@ class ZarrFields(PassFields):
     def _is_metadata_sound(self) -> Literal[True]:
         """Checked once; ManifestError otherwise."""
         group = {"zarr_format": 3, "node_type": "group"}
-        _check_metadata(self.folder / COLUMNS_FOLDER / "zarr.json", group)
+        _check_metadata(self.folder / FIELDS_FOLDER / "zarr.json", group)
         for spec in self.fields:
-            path = self.folder / COLUMNS_FOLDER / spec.name / "zarr.json"
+            path = self.folder / FIELDS_FOLDER / spec.name / "zarr.json"
             _check_metadata(path, self._metadata(spec))
         return True
 
@@ -119,7 +119,7 @@ class ZarrFields(PassFields):
         """[rows, inner chunks of a row] of a field's file."""
         inner_rows, inner_views = self._inner(spec)
         per_row = self.num_views // inner_views
-        checksums = read_chunk_checksums(data, self.shard_size // inner_rows * per_row)
+        checksums = read_chunk_checksums(data, self.rows_per_shard // inner_rows * per_row)
         return checksums.reshape(-1, per_row)[np.arange(rows) // inner_rows]
 
     def read_shard(self, shard: StoredShard) -> Values:
@@ -148,7 +148,7 @@ class ZarrFields(PassFields):
     def _read(self, spec: FieldSpec, shard: StoredShard) -> NDArray[Any]:
         path = self._chunk_path(spec, shard.position)
         data = read_entry(self.folder, entry_of(shard, path), shard.name, CHECKSUM_BYTES)
-        shape = (self.shard_size, self.num_views, *spec.shape)
+        shape = (self.rows_per_shard, self.num_views, *spec.shape)
         values = decode_chunk(
             data,
             shape,
@@ -168,7 +168,7 @@ class ZarrFields(PassFields):
             self.folder / entry.path,
             (len(shard.keys), self.num_views, *spec.shape),
             spec.dtype,
-            shard_size=self.shard_size,
+            rows_per_shard=self.rows_per_shard,
             inner=self._inner(spec),
             compressed=_is_compressed(spec),
             checksums=checksums,
@@ -176,28 +176,28 @@ class ZarrFields(PassFields):
         )
 
     def _chunk_path(self, spec: FieldSpec, position: int) -> str:
-        return f"{COLUMNS_FOLDER}/{spec.name}/c/{position}" + "/0" * (1 + len(spec.shape))
+        return f"{FIELDS_FOLDER}/{spec.name}/c/{position}" + "/0" * (1 + len(spec.shape))
 
     def _is_sharded(self, spec: FieldSpec) -> bool:
-        return self.shard_size * self.num_views * _record_bytes(spec) > _MAX_CHUNK_BYTES
+        return self.rows_per_shard * self.num_views * _record_bytes(spec) > _MAX_CHUNK_BYTES
 
     def _inner(self, spec: FieldSpec) -> tuple[int, int]:
         """Rows and views of an inner chunk: of as many rows as fit, or of one view of one row."""
         row_bytes = self.num_views * _record_bytes(spec)
         if row_bytes > _INNER_CHUNK_BYTES:
             return 1, 1
-        most = min(_INNER_CHUNK_BYTES // row_bytes, self.shard_size)
-        return max(n for n in range(1, most + 1) if self.shard_size % n == 0), self.num_views
+        most = min(_INNER_CHUNK_BYTES // row_bytes, self.rows_per_shard)
+        return max(n for n in range(1, most + 1) if self.rows_per_shard % n == 0), self.num_views
 
     def _shared_contents(self) -> dict[str, bytes]:
         contents = {"zarr.json": _encode_group()}
         contents |= {f"{spec.name}/zarr.json": self._encode(spec, None)[1] for spec in self.fields}
-        return {f"{COLUMNS_FOLDER}/{name}": data for name, data in contents.items()}
+        return {f"{FIELDS_FOLDER}/{name}": data for name, data in contents.items()}
 
     def _metadata(self, spec: FieldSpec) -> dict[str, Any]:
         """What an array's zarr.json says (zarr-specs, v3); made here, so that readers need no Zarr."""
         tail = (self.num_views, *spec.shape)
-        outer = [self.shard_size, *tail]
+        outer = [self.rows_per_shard, *tail]
         codecs = _codecs(spec)
         if self._is_sharded(spec):
             inner = {
@@ -211,7 +211,7 @@ class ZarrFields(PassFields):
         return {
             "zarr_format": 3,
             "node_type": "array",
-            "shape": [self.num_shards * self.shard_size, *tail],
+            "shape": [self.num_shards * self.rows_per_shard, *tail],
             "data_type": spec.dtype,
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": outer}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
@@ -227,12 +227,12 @@ class ZarrFields(PassFields):
         from zarr.storage import MemoryStore
 
         tail = (self.num_views, *spec.shape)
-        outer = (self.shard_size, *tail)
+        outer = (self.rows_per_shard, *tail)
         sharded = self._is_sharded(spec)
         memory: dict[str, Any] = {}
         array = zarr.create_array(
             MemoryStore(memory),
-            shape=(self.num_shards * self.shard_size, *tail),
+            shape=(self.num_shards * self.rows_per_shard, *tail),
             chunks=(*self._inner(spec), *spec.shape) if sharded else outer,
             shards=outer if sharded else None,
             dtype=spec.dtype,
@@ -247,7 +247,7 @@ class ZarrFields(PassFields):
         if values is not None:
             padded = np.full(outer, _padding(spec.dtype), dtype=spec.dtype)
             padded[: len(values)] = values
-            array[: self.shard_size] = padded
+            array[: self.rows_per_shard] = padded
             chunk = memory["c/0" + "/0" * len(tail)].to_bytes()
         return chunk, memory["zarr.json"].to_bytes()
 

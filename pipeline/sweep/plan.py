@@ -10,12 +10,12 @@ from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose, section_of
 from pipeline.config.paths import place_paths
 from pipeline.config.points import iter_points, knows_option, point_label, point_words
-from pipeline.config.runs import identity, plain
+from pipeline.config.runs import identity, to_plain_dict
 from pipeline.core.errors import ConfigError, require
 from pipeline.core.files import sha256_json
 from pipeline.evaluation.baselines import named_baselines, with_baselines
-from pipeline.evaluation.subjects import open_judged
-from pipeline.models.resolve import fit_distill
+from pipeline.evaluation.inputs import open_evaluation_store
+from pipeline.models.resolve import resolve_distill
 from pipeline.store.reader import Store
 from pipeline.sweep.select import check_selection
 from pipeline.sweep.student import Student
@@ -24,7 +24,7 @@ from pipeline.training.distill_job import fingerprint_inputs, open_passes
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from pipeline.config.distilling import DistillConfig
+    from pipeline.config.distillation import DistillConfig
     from pipeline.config.points import Point
     from pipeline.config.verbs import EvaluateConfig, SweepConfig
 
@@ -46,28 +46,28 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
             known |= set(point)
             composed = compose("sweep", [*words, *point_words(point)])
             trained: DistillConfig = place_paths(build_verb_config("distill", composed))
-            judged: EvaluateConfig = place_paths(build_verb_config("evaluate", composed))
+            evaluate: EvaluateConfig = place_paths(build_verb_config("evaluate", composed))
             require(
                 trained.trainer.ranks == 1 or config.executor == "serial",
                 f"trainer.ranks={trained.trainer.ranks} in arm {arm}: ranks would wait for what other students "
                 "hold; take executor=serial for students one after the other, or trainer.ranks=1",
             )
             require(
-                judged.subject == "student",
-                "a sweep judges its students: judge the teacher once, with stages.evaluate subject=teacher",
+                evaluate.model == "student",
+                "a sweep evaluates students: evaluate the teacher once, with stages.evaluate model=teacher",
             )
             if config.select is not None:
-                check_selection(config.select, trained, judged)
-            planned.append((arm, point, trained, judged, _fingerprints(trained, judged)))
+                check_selection(config.select, trained, evaluate)
+            planned.append((arm, point, trained, evaluate, _fingerprints(trained, evaluate)))
     for option in config.grid:
         require(
             option in known, f"grid: no arm knows the option {option}; correct it or leave it out"
         )
     # Seeds outermost: whatever finishes first is comparable.
     students = [
-        _student(config.run, arm, point, replace(trained, seed=seed), judged, inputs)
+        _student(config.run, arm, point, replace(trained, seed=seed), evaluate, inputs)
         for seed in config.seeds
-        for arm, point, trained, judged, inputs in planned
+        for arm, point, trained, evaluate, inputs in planned
     ]
     names = [student.name for student in students]
     for student in students:
@@ -80,7 +80,7 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
 
 
 def _with_baselines(student: Student, students: Sequence[Student]) -> Student:
-    """The student, compared with that of its seed where a judge's baseline is an arm; an arm with nobody itself."""
+    """The student, compared with that of its seed where an evaluator's baseline is an arm; an arm with nobody itself."""
     runs: dict[str, str | None] = {}
     for arm in named_baselines(student.evaluate) & {other.arm for other in students}:
         of_arm = {o.name: o.point for o in students if (o.arm, o.seed) == (arm, student.seed)}
@@ -88,7 +88,7 @@ def _with_baselines(student: Student, students: Sequence[Student]) -> Student:
     return replace(student, evaluate=with_baselines(student.evaluate, runs)) if runs else student
 
 
-def in_turns(students: Sequence[Student]) -> list[list[Student]]:
+def baselines_first(students: Sequence[Student]) -> list[list[Student]]:
     """Those first that others are compared with."""
     compared = {name for student in students for name in named_baselines(student.evaluate)}
     first = [student for student in students if student.name in compared]
@@ -111,10 +111,10 @@ def _student(
     arm: str,
     point: Point,
     trained: DistillConfig,
-    judged: EvaluateConfig,
+    evaluate: EvaluateConfig,
     inputs: list[str],
 ) -> Student:
-    parts = [identity(plain(config), type(config)) for config in (trained, judged.shared)]
+    parts = [identity(to_plain_dict(config), type(config)) for config in (trained, evaluate.shared)]
     digest = sha256_json([*parts, inputs])
     name = f"{sweep}/students/{arm}-seed{trained.seed}-{digest[:8]}"
     return Student(
@@ -122,17 +122,17 @@ def _student(
         point=point,
         seed=trained.seed,
         distill=replace(trained, run=name),
-        evaluate=replace(judged, run=name),
+        evaluate=replace(evaluate, run=name),
     )
 
 
-def _fingerprints(trained: DistillConfig, judged: EvaluateConfig) -> list[str]:
+def _fingerprints(trained: DistillConfig, evaluate: EvaluateConfig) -> list[str]:
     store = Store(Path(trained.store.path))
-    trained = fit_distill(trained, store)
+    trained = resolve_distill(trained, store)
     passes = open_passes(trained, store)
-    _, judged_by = open_judged(judged, judged.store.teacher)
+    _, passes = open_evaluation_store(evaluate, evaluate.store.teacher)
     made_from = fingerprint_inputs(trained, store, passes)
-    return [*made_from.values(), *(teacher.manifest.fingerprint for teacher in judged_by)]
+    return [*made_from.values(), *(teacher.manifest.fingerprint for teacher in passes)]
 
 
 def matching_run(arm: str, point: Point, candidates: Mapping[str, Point]) -> str:

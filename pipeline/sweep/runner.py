@@ -24,7 +24,7 @@ class StudentRunner:
         self.run_tasks = run_tasks
         self.build_task = build_task
         self.done: set[str] = set()
-        """Names of the students that were trained or judged."""
+        """Names of the students that were trained or evaluated."""
         self.errors: list[str] = []
 
     def finish(self, runs: Sequence[StudentRun]) -> None:

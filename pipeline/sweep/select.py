@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.points import point_label
 from pipeline.core.errors import ConfigError, require
 from pipeline.evaluation.evaluators.quantities import comparable_metrics, metric_of
+from pipeline.evaluation.inputs import open_evaluation_store
 from pipeline.evaluation.metrics import best_position, numbers_of
-from pipeline.evaluation.subjects import open_judged
 from pipeline.loading.selection import HOLDOUT, rows_of_split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.config.distilling import DistillConfig
+    from pipeline.config.distillation import DistillConfig
     from pipeline.config.verbs import EvaluateConfig
     from pipeline.sweep.student import Student
 
@@ -33,16 +33,16 @@ def split_and_metric(select: str) -> tuple[str, str]:
     return split, metric
 
 
-def check_selection(select: str, trained: DistillConfig, judged: EvaluateConfig) -> None:
+def check_selection(select: str, trained: DistillConfig, evaluate: EvaluateConfig) -> None:
     """ConfigError unless the split is there, and neither learned from nor reported."""
     split, _ = split_and_metric(select)
     require(
-        split not in judged.evaluate.splits,
+        split not in evaluate.evaluate.splits,
         f"select={select}: {split} is one of evaluate.splits, where the chosen students are reported; "
         "choose by another split",
     )
     require(
-        split != trained.split or judged.evaluate.store is not None,
+        split != trained.split or evaluate.evaluate.store is not None,
         f"select={select}: students learn from {split}; keep records out of training with "
         f"subset.holdout=10 and choose by select={HOLDOUT}.accuracy",
     )
@@ -53,20 +53,20 @@ def check_selection(select: str, trained: DistillConfig, judged: EvaluateConfig)
             "number of each class, as in subset.holdout=10",
         )
     else:
-        rows_of_split(open_judged(judged, judged.store.teacher)[0].index, split)
+        rows_of_split(open_evaluation_store(evaluate, evaluate.store.teacher)[0].index, split)
 
 
 def choose(
     students: Sequence[Student], split: str, metric: str
 ) -> tuple[list[dict[str, Any]], list[Student]]:
-    """All judged students as rows with their values, and the students of each arm's best point.
+    """All evaluated students as rows with their values, and the students of each arm's best point.
 
     An arm of which a student is missing is not chosen from.
     """
     values = {
         student.name: _value(student, split, metric)
         for student in students
-        if student.judged_on(split, metric).is_done
+        if student.selection_run(split, metric).is_done
     }
     arms: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for student in students:
@@ -88,7 +88,7 @@ def choose(
 
 
 def _value(student: Student, split: str, metric: str) -> float:
-    path = student.judged_on(split, metric).metrics
+    path = student.selection_run(split, metric).metrics
     numbers = numbers_of(json.loads(path.read_text())["splits"][split])
     value = numbers.get(metric, math.nan)
     if math.isnan(value):

@@ -1,4 +1,4 @@
-"""A student of a sweep, and the runs that train it and judge it."""
+"""A student of a sweep, and the runs that train it and evaluate it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.evaluators import ShiftOptions
 from pipeline.config.runs import RUNS
-from pipeline.evaluation.evaluators.quantities import judges_of
-from pipeline.evaluation.results import METRICS_NAME, missing_judges
+from pipeline.evaluation.evaluators.quantities import evaluators_of
+from pipeline.evaluation.results import METRICS_NAME, missing_evaluators
 from pipeline.loading.selection import HOLDOUT
 from pipeline.models.saved import is_finished
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.config.distilling import DistillConfig
+    from pipeline.config.distillation import DistillConfig
     from pipeline.config.points import Point
     from pipeline.config.verbs import EvaluateConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentRun:
-    """A student to train, where it is not trained yet, and to judge; done when its metrics are there."""
+    """A student to train, where it is not trained yet, and to evaluate; done when its metrics are there."""
 
     distill: DistillConfig
     evaluate: EvaluateConfig
-    judged_in: str = "evaluate"
+    metrics_folder: str = "evaluate"
     """The folder of the metrics, in the run's."""
 
     @property
@@ -37,12 +37,12 @@ class StudentRun:
     @property
     def metrics(self) -> Path:
         """By split, as evaluate writes them."""
-        return RUNS / self.name / self.judged_in / METRICS_NAME
+        return RUNS / self.name / self.metrics_folder / METRICS_NAME
 
     @property
     def is_done(self) -> bool:
-        """Whether every judge is; ConfigError where one was asked otherwise."""
-        return not missing_judges(self.metrics.parent, self.evaluate)
+        """Whether every evaluator is; ConfigError where one was asked otherwise."""
+        return not missing_evaluators(self.metrics.parent, self.evaluate)
 
     @property
     def epochs(self) -> int:
@@ -71,23 +71,23 @@ class Student:
         """As sweep.json lists it."""
         return {"arm": self.arm, "point": self.point, "seed": self.seed, "run": self.name}
 
-    def judged(self) -> StudentRun:
+    def final_run(self) -> StudentRun:
         """What makes its metrics on evaluate.splits."""
         return StudentRun(distill=self.distill, evaluate=self.evaluate)
 
-    def judged_on(self, split: str, metric: str) -> StudentRun:
+    def selection_run(self, split: str, metric: str) -> StudentRun:
         """What makes the metric on the split by which points are chosen, and on no other."""
-        judged = self.evaluate.evaluate
+        options = self.evaluate.evaluate
         options = replace(
-            judged,
+            options,
             splits=(split,),
             # What was held out is of the store that the student learns from, wherever it is reported.
-            store=None if split == HOLDOUT else judged.store,
+            store=None if split == HOLDOUT else options.store,
             shift=ShiftOptions(),
             num_pictures=0,
         )
         return StudentRun(
             distill=self.distill,
-            evaluate=replace(self.evaluate, evaluate=options, judges=judges_of(metric)),
-            judged_in=f"select/{split}",
+            evaluate=replace(self.evaluate, evaluate=options, evaluators=evaluators_of(metric)),
+            metrics_folder=f"select/{split}",
         )

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.core.records import Targets
 from pipeline.core.seeds import derive_seed
-from pipeline.loading.loader import TrainingStream, move_batch
+from pipeline.loading.loader import TrainLoader, move_batch
 from pipeline.losses.base import AuxiliaryPretraining
 from pipeline.training.state import Training
 
@@ -22,7 +22,7 @@ _MOMENTUM = 0.9
 _DECAY = 0.1
 
 
-def learn_from_teacher(training: Training, stream: TrainingStream) -> None:
+def pretrain_loss(training: Training, stream: TrainLoader) -> None:
     """Train the parameters of the loss's `pretraining`, on all ranks together."""
     phase = training.loss.pretraining
     assert phase is not None
@@ -33,7 +33,7 @@ def learn_from_teacher(training: Training, stream: TrainingStream) -> None:
         for group in optimizer.param_groups:
             group["lr"] = phase.lr * _DECAY ** (epoch // phase.decay_every_epochs)
         value = _train_epoch(training, stream, phase, optimizer, epoch)
-        if training.ranks.is_first:
+        if training.distributed.is_first:
             logger.info(
                 "the teacher's part of the loss, epoch %d/%d: %.4f", epoch + 1, phase.epochs, value
             )
@@ -43,7 +43,7 @@ def learn_from_teacher(training: Training, stream: TrainingStream) -> None:
 
 def _train_epoch(
     training: Training,
-    stream: TrainingStream,
+    stream: TrainLoader,
     phase: AuxiliaryPretraining,
     optimizer: torch.optim.Optimizer,
     epoch: int,
@@ -54,14 +54,14 @@ def _train_epoch(
     for step, batch in enumerate(stream.epoch(epoch)):
         moved = move_batch(batch, device)
         torch.manual_seed(
-            derive_seed(training.seed, "teacher phase", epoch, step, training.ranks.rank)
+            derive_seed(training.seed, "teacher phase", epoch, step, training.distributed.rank)
         )
         (targets,) = training.targets(moved, (1, 1), with_maps=False)
         assert isinstance(targets, Targets)
         term = phase.loss(targets, moved.view_index)
         optimizer.zero_grad()
         term.backward()  # type: ignore[no-untyped-call]
-        training.ranks.average_gradients(phase.parameters)
+        training.distributed.average_gradients(phase.parameters)
         optimizer.step()
         values.append(term.detach())
     return float(torch.stack(values).mean())

@@ -15,7 +15,7 @@ CHECKPOINT_NAME = "checkpoint.pt"
 
 def save_checkpoint(training: Training, folder: Path) -> None:
     """Write the whole state in one commit: the old checkpoint stands until the new one does."""
-    if not training.ranks.is_first:
+    if not training.distributed.is_first:
         return
     buffer = io.BytesIO()
     torch.save(training.state(), buffer)
@@ -28,7 +28,7 @@ def load_checkpoint(training: Training, folder: Path) -> None:
     if path.exists():
         device = next(training.model.parameters()).device
         training.load_state(torch.load(path, map_location=device, weights_only=True))
-    training.ranks.require_equal(
+    training.distributed.require_equal(
         [training.epoch, training.step, training.global_step],
         f"ranks found different checkpoints in {folder}: the run's folder must lie on storage that all nodes share",
     )

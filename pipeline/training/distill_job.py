@@ -19,12 +19,12 @@ from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store, TeacherPass
 
 if TYPE_CHECKING:
-    from pipeline.config.distilling import DistillConfig
-    from pipeline.config.training import TrainerConfig
-    from pipeline.core.distributed import Ranks
+    from pipeline.config.distillation import DistillConfig
+    from pipeline.config.training import TrainerOptions
+    from pipeline.core.distributed import DistributedContext
     from pipeline.losses.base import DistillationLoss, Needs
     from pipeline.models.saved import TrainedModel
-    from pipeline.training.run import TrainingPlan
+    from pipeline.training.run import TrainingSpec
     from pipeline.training.superfeature_targets import SuperfeatureLevel
     from pipeline.training.transforms import BatchTransform
 
@@ -37,21 +37,21 @@ class Distillation:
     folder: Path
 
     @property
-    def trainer(self) -> TrainerConfig:
+    def trainer(self) -> TrainerOptions:
         """How long, and by how many ranks."""
         return self.config.trainer
 
-    def prepare(self, ranks: Ranks) -> None:
+    def prepare(self, distributed: DistributedContext) -> None:
         """Nothing: a student's store is complete."""
 
-    def plan(self) -> TrainingPlan:
+    def plan(self) -> TrainingSpec:
         """Everything that decides how it goes; ConfigError or StoreMismatchError where options do not fit."""
         from pipeline.loading.dataset import StoreDataset
         from pipeline.loading.selection import select_training_rows
         from pipeline.losses.build import build_loss
-        from pipeline.models.explainers.classes import fit_explainer
+        from pipeline.models.explainers.classes import resolve_explainer
         from pipeline.models.explainers.explain import DEFAULT_EXPLAINER
-        from pipeline.training.run import TrainingPlan
+        from pipeline.training.run import TrainingSpec
 
         config = self.config
         store = Store(Path(config.store.path))
@@ -66,12 +66,12 @@ class Distillation:
         live_explainer = config.explainer
         if live is not None:
             num_classes = live.classes or num_classes
-            live_explainer = fit_explainer(config.explainer, store, num_classes)
+            live_explainer = resolve_explainer(config.explainer, store, num_classes)
             explainer = live_explainer.kind
         level, transforms = _compare_superfeatures(config, loss, passes, num_classes)
-        return TrainingPlan(
+        return TrainingSpec(
             dataset=StoreDataset(
-                store, rows, passes, num_classes=num_classes, extra=loss.needs.payload
+                store, rows, passes, num_classes=num_classes, payload=loss.needs.payload
             ),
             model=config.student,
             num_classes=num_classes,
@@ -90,7 +90,7 @@ class Distillation:
             transforms=transforms,
         )
 
-    def describe(self, plan: TrainingPlan) -> TrainedModel:
+    def describe(self, plan: TrainingSpec) -> TrainedModel:
         """What model.json says of the result."""
         from pipeline.models.saved import TrainedModel
 
@@ -99,7 +99,7 @@ class Distillation:
             num_classes=plan.num_classes,
             classes=plan.class_names,
             input_size=plan.input_size,
-            teachers=tuple(_judged_by(plan, teacher).name for teacher in plan.dataset.passes),
+            teachers=tuple(_evaluation_pass(plan, teacher).name for teacher in plan.dataset.passes),
             split=self.config.split,
             subset=self.config.subset,
         )
@@ -221,7 +221,7 @@ def _compare_superfeatures(
         in_input_mode[live.name] = isinstance(live, AdditiveModelConfig) and live.is_input_mode
     coarsenings = []
     for name, hierarchy in teachers.items():
-        assert hierarchy is not None  # a pass without ked_z was refused
+        assert hierarchy is not None  # a pass without superfeature_logits was refused
         require_same_level(student, hierarchy, number, name)
         coarsenings.append(hierarchy.coarsening(number))
         require(
@@ -232,7 +232,7 @@ def _compare_superfeatures(
         )
     if number < student.most:
         assert isinstance(loss, KEDLoss)
-        loss.unite_student(student.coarsening(number))
+        loss.set_student_coarsening(student.coarsening(number))
     level = SuperfeatureLevel(number=number, coarsenings=tuple(coarsenings))
     if method.chimera_fraction == 0 or method.lambda_ked == 0:
         return level, (Mixup(),)
@@ -250,7 +250,7 @@ def _is_input_mode(teacher: TeacherPass) -> bool:
     return bool(architecture["kind"] == "additive" and architecture["name"] != "trunk")
 
 
-def _judged_by(plan: TrainingPlan, teacher: TeacherPass) -> TeacherPass:
+def _evaluation_pass(plan: TrainingSpec, teacher: TeacherPass) -> TeacherPass:
     """The pass with which an evaluation compares a student of `teacher`."""
     return plan.dataset.store.canonical_of(teacher) if plan.replays else teacher
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.config.explainers import ExplainerConfig, GradCamConfig
 from pipeline.core.records import Batch, Targets
-from pipeline.loading.geometry import neighbour_maps, place_on_grid, view_images
+from pipeline.loading.geometry import neighbor_maps, place_on_grid, view_images
 from pipeline.losses.base import Needs
 from pipeline.models.classifier import Classifier
 from pipeline.models.explainers.classes import explained_classes
@@ -36,7 +36,7 @@ class LiveTeacher:
         input_size  (height, width) at which the teacher sees the view; fetched from the canonical
                     frame at once, never by way of the student's pixels
         precision   of its forward pass; explanations are float32 at least
-        explainer   which classes it explains, as `fit_explainer` made it
+        explainer   which classes it explains, as `resolve_explainer` made it
         needs       of the loss: which intermediates it reads
         """
         self.name = name
@@ -58,21 +58,26 @@ class LiveTeacher:
     ) -> tuple[Targets, ...]:
         """One Targets, its maps [B, E, A, h, w] on the student's (h, w) `grid`.
 
-        map_control  "shuffled" gives each record the map of its neighbour in the batch
+        map_control  "shuffled" gives each record the map of its neighbor in the batch
         """
         images = view_images(batch, self.input_size)
         output = self._forward(images, with_maps=with_maps)
         logits = output.logits.detach().float()
         classes = explained_classes(self.explainer, logits, batch.labels, batch.keys)
         fields = self.needs.target_fields
-        extra = {} if fields is None else fields(output)
+        intermediates = {} if fields is None else fields(output)
         if not with_maps:
             return (
-                Targets(teacher=self.name, logits=logits, explained_class=classes, extra=extra),
+                Targets(
+                    teacher=self.name,
+                    logits=logits,
+                    explained_class=classes,
+                    intermediates=intermediates,
+                ),
             )
         maps = place_on_grid(self.explain(self.model, output, classes), grid)
         if map_control == "shuffled":
-            maps = neighbour_maps(maps, classes)
+            maps = neighbor_maps(maps, classes)
         valid = maps.flatten(2).any(dim=2) & (classes >= 0)
         return (
             Targets(
@@ -81,16 +86,16 @@ class LiveTeacher:
                 explained_class=classes,
                 maps=maps,
                 map_valid=valid,
-                extra=extra,
+                intermediates=intermediates,
             ),
         )
 
     def _forward(self, images: Tensor, *, with_maps: bool) -> ModelOutput:
-        inner = self.needs.intermediates
+        intermediates = self.needs.intermediates
         if self.precision == torch.float32 and with_maps:
-            return forward_to_explain(self.model, images, inner)
+            return forward_to_explain(self.model, images, intermediates)
         mixed = (
             self.precision != torch.float32
         )  # maps are then computed in float32 from the features
         with torch.autocast(images.device.type, dtype=self.precision, enabled=mixed):
-            return self.model(images, inner)
+            return self.model(images, intermediates)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from pipeline.config.training import TrainerConfig
-from pipeline.loading.loader import TrainingStream, move_batch
+from pipeline.config.training import TrainerOptions
+from pipeline.loading.loader import TrainLoader, move_batch
 from pipeline.models.classifier import Classifier
-from pipeline.training.auxiliary_phase import learn_from_teacher
+from pipeline.training.auxiliary_phase import pretrain_loss
 from pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint, save_checkpoint
 from pipeline.training.metric_log import MetricWriter, StepLog
 from pipeline.training.optim import check_warmup, learning_rate
@@ -21,9 +21,9 @@ from pipeline.training.step import train_step
 
 def fit(
     training: Training,
-    stream: TrainingStream,
+    stream: TrainLoader,
     *,
-    trainer: TrainerConfig,
+    trainer: TrainerOptions,
     lr: float,
     input_size: tuple[int, int],
     folder: Path,
@@ -41,11 +41,11 @@ def fit(
     is_new = not (folder / CHECKPOINT_NAME).exists()
     load_checkpoint(training, folder)
     if is_new and training.loss.pretraining is not None:
-        learn_from_teacher(training, stream)
+        pretrain_loss(training, stream)
         save_checkpoint(training, folder)
     with ExitStack() as stack:
         write = _discard
-        if training.ranks.is_first:
+        if training.distributed.is_first:
             write = stack.enter_context(MetricWriter(folder, training.global_step)).write
         log = StepLog(write=write, every_steps=trainer.log_every_steps)
         while training.epoch < trainer.epochs:
@@ -66,13 +66,13 @@ def fit(
                     save_checkpoint(training, folder)
             log.flush(training)
             training.epoch, training.step = training.epoch + 1, 0
-            if after_epoch is not None and training.ranks.is_first:
+            if after_epoch is not None and training.distributed.is_first:
                 after_epoch(training.model, training.epoch)
             if training.epoch == trainer.epochs or _is_nth(
                 training.epoch, trainer.checkpoint_every_epochs
             ):
                 save_checkpoint(training, folder)
-            if training.ranks.is_first:
+            if training.distributed.is_first:
                 on_epoch(training.epoch, f"loss {log.last_total:.3f}")
 
 

@@ -58,7 +58,7 @@ class StepLog:
         if self.steps == 0:
             return
         sums = torch.stack([torch.as_tensor(total) for total in self.sums.values()])
-        means = training.ranks.mean(sums).tolist()
+        means = training.distributed.mean(sums).tolist()
         line = {
             name: total / self.counts[name] for name, total in zip(self.sums, means, strict=True)
         }
@@ -73,7 +73,7 @@ class StepLog:
             "step": training.global_step,
             "epoch": training.epoch,
             "lr": training.optimizer.param_groups[0]["lr"],
-            "records_per_second": self.records * training.ranks.world_size / seconds,
+            "records_per_second": self.records * training.distributed.world_size / seconds,
         }
         self.write(line)
         self.sums, self.counts = defaultdict(float), defaultdict(int)

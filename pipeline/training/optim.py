@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from pipeline.config.training import TrainerConfig
+from pipeline.config.training import TrainerOptions
 from pipeline.core.errors import ConfigError
 
 _WARMUP_START = 0.01
 
 
 def learning_rate(
-    config: TrainerConfig, lr: float, epoch: int, step: int = 0, num_steps: int = 1
+    config: TrainerOptions, lr: float, epoch: int, step: int = 0, num_steps: int = 1
 ) -> float:
     """The rate of a step: linear from 0.01 * lr over the warm-up, then as `trainer.schedule` says.
 
@@ -31,7 +31,7 @@ def learning_rate(
     return lr * 0.5 * (1 + math.cos(math.pi * (at - warmup) / (end - warmup)))
 
 
-def check_warmup(config: TrainerConfig, num_steps: int) -> None:
+def check_warmup(config: TrainerOptions, num_steps: int) -> None:
     """ConfigError where a warm-up in steps does not end before the training does.
 
     num_steps  of an epoch

@@ -43,16 +43,16 @@ def pareto_front(points: Sequence[Sequence[float]], step: float = STEP) -> list[
 class ParetoFront:
     """Keeps the weights of the epochs on the front, in <run>/pareto/."""
 
-    def __init__(self, folder: Path, judge: Callable[[Classifier], Mapping[str, Any]]) -> None:
-        """judge  metrics of a network on the split by which epochs are compared"""
+    def __init__(self, folder: Path, evaluator: Callable[[Classifier], Mapping[str, Any]]) -> None:
+        """evaluator  metrics of a network on the split by which epochs are compared"""
         self.folder = folder / FOLDER
-        self.judge = judge
+        self.evaluator = evaluator
 
     def __call__(self, model: Classifier, epoch: int) -> None:
-        """Judge the network after an epoch, keep it if it is on the front, and let go of what it beats."""
+        """Evaluate the network after an epoch, keep it if it is on the front, and let go of what it beats."""
         from safetensors.torch import save
 
-        metrics = self.judge(model)
+        metrics = self.evaluator(model)
         right = next(name for name in _RIGHT if name in metrics)
         point = {name: float(metrics[name]) for name in (right, *_REASONS) if name in metrics}
         candidates = [c for c in self.members() if c["epoch"] != epoch]

@@ -15,20 +15,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.config.augment import AugmentConfig
+from pipeline.config.augment import AugmentOptions
 from pipeline.config.explainers import ExplainerConfig, GradCamConfig
 from pipeline.config.models import ModelConfig
 from pipeline.config.runs import save_cost
-from pipeline.config.training import OptimizerConfig, TrainerConfig
-from pipeline.core.distributed import Ranks
+from pipeline.config.training import OptimizerOptions, TrainerOptions
+from pipeline.core.distributed import DistributedContext
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Targets
 from pipeline.core.seeds import derive_seed
 from pipeline.loading.column_moments import column_moments
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import downscale, view_images, view_targets
-from pipeline.loading.loader import TrainingStream, move_batch
-from pipeline.loading.pixels import AppearanceSchedule
+from pipeline.loading.loader import TrainLoader, move_batch
+from pipeline.loading.pixels import PixelAugmentSchedule
 from pipeline.loading.regions import RegionKind
 from pipeline.loading.views import ViewSchedule
 from pipeline.losses.base import DistillationLoss, StudentOutput
@@ -37,13 +37,13 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.devices import resolve_device
 from pipeline.models.explainers.explain import ATTRIBUTIONS, DEFAULT_EXPLAINER, EXPLAINERS
 from pipeline.models.explainers.grids import map_grid, require_places, warn_of_coarse_grid
-from pipeline.models.output import NOTHING, Standardize
+from pipeline.models.output import NO_INTERMEDIATES, Standardize
 from pipeline.models.providers import build_model, freeze, teacher_input_size
 from pipeline.models.saved import TrainedModel, save_model
 from pipeline.training.guidance_targets import GuidanceSource
 from pipeline.training.live_targets import LiveTeacher
 from pipeline.training.loop import fit
-from pipeline.training.state import Numerics, Training, build_optimizer
+from pipeline.training.state import ComputeSettings, Training, build_optimizer
 from pipeline.training.superfeature_targets import SuperfeatureLevel
 from pipeline.training.targets import TargetSource
 from pipeline.training.transforms import BatchTransform, Mixup
@@ -55,16 +55,16 @@ MAX_DOWNSCALE = 1.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingPlan:
+class TrainingSpec:
     """Everything that decides how a training goes."""
 
     dataset: StoreDataset
     model: ModelConfig
     num_classes: int
     loss: DistillationLoss
-    augment: AugmentConfig
-    optimizer: OptimizerConfig
-    trainer: TrainerConfig
+    augment: AugmentOptions
+    optimizer: OptimizerOptions
+    trainer: TrainerOptions
     seed: int
     explainer: str = DEFAULT_EXPLAINER
     teacher_weights: tuple[float, ...] = ()
@@ -107,25 +107,27 @@ class TrainingJob(Protocol):
         """Of the run, absolute; the checkpoint and the network go there."""
 
     @property
-    def trainer(self) -> TrainerConfig:
+    def trainer(self) -> TrainerOptions:
         """How long, and by how many ranks."""
 
-    def prepare(self, ranks: Ranks) -> None:
+    def prepare(self, distributed: DistributedContext) -> None:
         """Make what the training reads beside the store, all ranks together; nothing where it is there."""
 
-    def plan(self) -> TrainingPlan:
+    def plan(self) -> TrainingSpec:
         """Everything that decides how it goes; ConfigError where the options do not fit the store."""
 
-    def describe(self, plan: TrainingPlan) -> TrainedModel:
+    def describe(self, plan: TrainingSpec) -> TrainedModel:
         """What model.json says of the result."""
 
 
 def run_job(
-    job: TrainingJob, on_epoch: Callable[[int, str], None], ranks: Ranks | None = None
+    job: TrainingJob,
+    on_epoch: Callable[[int, str], None],
+    distributed: DistributedContext | None = None,
 ) -> None:
     """Train to the last epoch, from the folder's checkpoint where there is one, and export the network."""
-    ranks = ranks or Ranks()
-    job.prepare(ranks)
+    distributed = distributed or DistributedContext()
+    job.prepare(distributed)
     plan = job.plan()
     at_once = plan.trainer.batch_size // plan.views_per_step
     records = len(plan.dataset) // at_once * plan.trainer.batch_size
@@ -138,32 +140,35 @@ def run_job(
         started = now
         on_epoch(epoch, line)
 
-    model = train_to_end(plan, job.folder, count_cost, ranks)
-    if ranks.is_first:
+    model = train_to_end(plan, job.folder, count_cost, distributed)
+    if distributed.is_first:
         save_model(job.folder, model, job.describe(plan))
 
 
 def train_to_end(
-    plan: TrainingPlan, folder: Path, on_epoch: Callable[[int, str], None], ranks: Ranks
+    plan: TrainingSpec,
+    folder: Path,
+    on_epoch: Callable[[int, str], None],
+    distributed: DistributedContext,
 ) -> Classifier:
     """The trained network; continues from the folder's checkpoint where there is one.
 
-    The seed is split once: initialisation, order, views, appearance and what a step draws each have their own.
+    The seed is split once: initialization, order, views, appearance and what a step draws each have their own.
     """
     if plan.trainer.num_threads is not None:
         torch.set_num_threads(plan.trainer.num_threads)
     _check_labels(plan)
-    training = _build_training(plan, ranks)
-    stream = TrainingStream(
+    training = _build_training(plan, distributed)
+    stream = TrainLoader(
         plan.dataset,
         None if plan.replays else _build_views(plan),
-        AppearanceSchedule(plan.augment, plan.seed),
+        PixelAugmentSchedule(plan.augment, plan.seed),
         batch_size=plan.trainer.batch_size,
         seed=plan.seed,
         loader_processes=plan.trainer.loader_processes,
         views_per_step=plan.views_per_step,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+        rank=distributed.rank,
+        world_size=distributed.world_size,
     )
     fit(
         training,
@@ -178,7 +183,7 @@ def train_to_end(
     return training.model
 
 
-def _check_labels(plan: TrainingPlan) -> None:
+def _check_labels(plan: TrainingSpec) -> None:
     """ConfigError unless the loss and the network can take the data's labels."""
     if plan.loss.needs.labels and not plan.dataset.has_labels:
         raise ConfigError(
@@ -194,9 +199,9 @@ def _check_labels(plan: TrainingPlan) -> None:
         )
 
 
-def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
+def _build_training(plan: TrainingSpec, distributed: DistributedContext) -> Training:
     trainer = plan.trainer
-    device = ranks.device or resolve_device("trainer.device", trainer.device)
+    device = distributed.device or resolve_device("trainer.device", trainer.device)
     torch.manual_seed(derive_seed(plan.seed, "initialisation"))
     model = build_model(plan.model, plan.num_classes, may_replace_head=True)
     if plan.model.weights is None:
@@ -211,11 +216,11 @@ def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
         _check_map_grids(plan, model, targets)
     if plan.superfeatures is not None:
         targets = plan.superfeatures.targets(targets)
-    if plan.loss.needs.intermediates != NOTHING:
+    if plan.loss.needs.intermediates != NO_INTERMEDIATES:
         _build_loss_parameters(plan, model, targets, device)
     plan.loss.on_train_start(plan.dataset)
     loss = plan.loss.to(device)
-    numerics = Numerics(
+    compute_settings = ComputeSettings(
         precision=getattr(torch, trainer.precision),
         compile=trainer.compile,
         channels_last=trainer.channels_last,
@@ -226,7 +231,7 @@ def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
         optimizer=build_optimizer(
             plan.optimizer,
             [*model.parameters(), *loss.parameters()],
-            fused=numerics.precision == torch.float16,
+            fused=compute_settings.precision == torch.float16,
         ),
         explain=EXPLAINERS[plan.explainer]
         if plan.guided_by is None
@@ -235,12 +240,12 @@ def _build_training(plan: TrainingPlan, ranks: Ranks) -> Training:
         transforms=plan.transforms,
         teacher_weights=plan.teacher_weights,
         seed=plan.seed,
-        numerics=numerics,
-        ranks=ranks,
+        compute_settings=compute_settings,
+        distributed=distributed,
     )
 
 
-def _check_map_grids(plan: TrainingPlan, model: Classifier, targets: TargetSource) -> None:
+def _check_map_grids(plan: TrainingSpec, model: Classifier, targets: TargetSource) -> None:
     """ConfigError where the explanations of the student or of a teacher have one cell."""
     own = map_grid(model, plan.input_size)
     require_places(
@@ -267,12 +272,12 @@ def _learn_columns(model: Classifier, dataset: StoreDataset) -> None:
     """Of a network on a table: how its columns lie in the whole split that it is trained on."""
     if isinstance(model, AdditiveMlp) and isinstance(model.normalize, Standardize):
         split = dataset.store.manifest.shards[int(dataset.shard[0])].split
-        model.normalize.learn(*column_moments(dataset.store, split))
+        model.normalize.set_moments(*column_moments(dataset.store, split))
 
 
 @torch.no_grad()
 def _build_loss_parameters(
-    plan: TrainingPlan, model: Classifier, targets: TargetSource, device: torch.device
+    plan: TrainingSpec, model: Classifier, targets: TargetSource, device: torch.device
 ) -> None:
     """Run both networks on one record so that the loss can create the parameters whose shapes depend on them.
 
@@ -289,7 +294,7 @@ def _build_loss_parameters(
 
 
 def _build_live_teacher(
-    plan: TrainingPlan, config: ModelConfig, device: torch.device
+    plan: TrainingSpec, config: ModelConfig, device: torch.device
 ) -> LiveTeacher:
     side = teacher_input_size(config)
     return LiveTeacher(
@@ -303,7 +308,7 @@ def _build_live_teacher(
     )
 
 
-def _build_views(plan: TrainingPlan) -> ViewSchedule:
+def _build_views(plan: TrainingSpec) -> ViewSchedule:
     height, width = plan.dataset.store.size
     aspects = plan.dataset.aspects
     one_aspect = bool((aspects == width / height).all())

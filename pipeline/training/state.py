@@ -1,4 +1,4 @@
-"""The state of a training: network, loss, optimiser and position, as checkpoints keep it."""
+"""The state of a training: network, loss, optimizer and position, as checkpoints keep it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from pipeline.config.training import OptimizerConfig
-from pipeline.core.distributed import Ranks
+from pipeline.config.training import OptimizerOptions
+from pipeline.core.distributed import DistributedContext
 from pipeline.core.errors import ConfigError
 from pipeline.core.seeds import derive_seed
 from pipeline.loading.geometry import view_targets
@@ -21,9 +21,9 @@ from pipeline.training.transforms import BatchTransform, Mixup
 
 
 def build_optimizer(
-    config: OptimizerConfig, parameters: list[nn.Parameter], *, fused: bool = False
+    config: OptimizerOptions, parameters: list[nn.Parameter], *, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimiser that `optimizer=` names, over all parameters alike.
+    """The optimizer that `optimizer=` names, over all parameters alike.
 
     fused  one that skips a step of infinite gradients by itself: a GradScaler then never waits
     """
@@ -36,7 +36,7 @@ def build_optimizer(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Numerics:
+class ComputeSettings:
     """How the student's forward and backward pass are computed; never what."""
 
     precision: torch.dtype = torch.float32
@@ -61,8 +61,8 @@ class Training:
     """Called in turn on what each step trains on."""
     seed: int = 0
     """Of what a step draws by itself, such as a dropout's mask."""
-    numerics: Numerics = field(default_factory=Numerics)
-    ranks: Ranks = field(default_factory=Ranks)
+    compute_settings: ComputeSettings = field(default_factory=ComputeSettings)
+    distributed: DistributedContext = field(default_factory=DistributedContext)
     epoch: int = 0
     step: int = 0
     """Of the epoch: the next one to take."""
@@ -74,14 +74,14 @@ class Training:
 
     def __post_init__(self) -> None:
         device = next(self.model.parameters()).device
-        self.loss.ranks = self.ranks
-        if self.numerics.channels_last:
+        self.loss.distributed = self.distributed
+        if self.compute_settings.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        self.forward = self.ranks.wrap(self.model, device)
-        if self.numerics.compile:
+        self.forward = self.distributed.wrap(self.model, device)
+        if self.compute_settings.compile:
             self._refuse_double_backward()
             self.forward = cast("nn.Module", torch.compile(self.forward))
-        half = self.numerics.precision == torch.float16
+        half = self.compute_settings.precision == torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=half)
 
     def _refuse_double_backward(self) -> None:
@@ -112,4 +112,4 @@ class Training:
 
     def seed_step(self) -> None:
         """Seed what the next step draws: a function of (seed, step, rank), so no state has to be kept."""
-        torch.manual_seed(derive_seed(self.seed, "step", self.global_step, self.ranks.rank))
+        torch.manual_seed(derive_seed(self.seed, "step", self.global_step, self.distributed.rank))

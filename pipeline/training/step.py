@@ -1,4 +1,4 @@
-"""One optimiser step: forward pass, loss and gradients of a batch under its views."""
+"""One optimizer step: forward pass, loss and gradients of a batch under its views."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pipeline.core.records import Batch, Guidance, Targets
 from pipeline.loading.geometry import view_images
 from pipeline.losses.base import DistillationLoss, LossTerms, StudentOutput, weighted_sum
-from pipeline.models.output import Inner, ModelOutput
+from pipeline.models.output import Intermediates, ModelOutput
 from pipeline.training.state import Training
 from pipeline.training.transforms import StepInputs
 
@@ -20,17 +20,17 @@ def train_step(
     clip_norm: float | None,
     agc: float | None = None,
 ) -> LossTerms:
-    """One optimiser step on a batch that lies on the model's device; nothing waits for the device.
+    """One optimizer step on a batch that lies on the model's device; nothing waits for the device.
 
     The teacher's maps are warped to the student's own grid, so the forward pass comes first.
 
-    clip_norm, agc  of TrainerConfig: how gradients are clipped, if at all
+    clip_norm, agc  of TrainerOptions: how gradients are clipped, if at all
     """
     training.model.train()
     terms = batch_loss(training, batch, input_size)
     training.optimizer.zero_grad()
     training.scaler.scale(terms.total).backward()  # type: ignore[no-untyped-call]
-    training.ranks.average_gradients(training.loss.parameters())
+    training.distributed.average_gradients(training.loss.parameters())
     if clip_norm is not None or agc is not None:
         training.scaler.unscale_(training.optimizer)
     if clip_norm is not None:
@@ -89,14 +89,14 @@ def _loss_of(
     return weighted_sum(parts, [share for share, _ in counted])
 
 
-def _forward(training: Training, images: Tensor, inner: Inner) -> ModelOutput:
+def _forward(training: Training, images: Tensor, intermediates: Intermediates) -> ModelOutput:
     """One call of the wrapped model; its logits are float32 whatever the precision."""
-    numerics = training.numerics
-    if numerics.channels_last:
+    compute_settings = training.compute_settings
+    if compute_settings.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    mixed = numerics.precision != torch.float32
-    with torch.autocast(images.device.type, dtype=numerics.precision, enabled=mixed):
-        output: ModelOutput = training.forward(images, inner)
+    mixed = compute_settings.precision != torch.float32
+    with torch.autocast(images.device.type, dtype=compute_settings.precision, enabled=mixed):
+        output: ModelOutput = training.forward(images, intermediates)
     return output._replace(logits=output.logits.float()) if mixed else output
 
 

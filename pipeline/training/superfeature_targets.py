@@ -13,7 +13,7 @@ from pipeline.core.records import Batch, Guidance, Targets
 from pipeline.models.additive.hierarchy import coarsen
 from pipeline.training.targets import TargetSource
 
-_FIELD = "ked_z"
+_FIELD = "superfeature_logits"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +37,16 @@ class SuperfeatureLevel:
         ) -> tuple[Targets | Guidance, ...]:
             teachers = source(batch, grid, map_control, with_maps=with_maps)
             return tuple(
-                self._unite(teacher, coarsening)
+                self._set_coarsening(teacher, coarsening)
                 for teacher, coarsening in zip(teachers, self.coarsenings, strict=True)
             )
 
         return united
 
-    def _unite(self, teacher: Targets | Guidance, coarsening: Tensor) -> Targets:
+    def _set_coarsening(self, teacher: Targets | Guidance, coarsening: Tensor) -> Targets:
         assert isinstance(teacher, Targets)
-        fine = teacher.extra[_FIELD]
+        fine = teacher.intermediates[_FIELD]
         return replace(
-            teacher, extra=teacher.extra | {_FIELD: coarsen(fine, coarsening, self.number)}
+            teacher,
+            intermediates=teacher.intermediates | {_FIELD: coarsen(fine, coarsening, self.number)},
         )

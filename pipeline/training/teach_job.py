@@ -13,13 +13,13 @@ from pipeline.core.files import sha256_file, sha256_json, write_atomically
 from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
-    from pipeline.config.training import TrainerConfig
+    from pipeline.config.training import TrainerOptions
     from pipeline.config.verbs import TeachConfig
-    from pipeline.core.distributed import Ranks
+    from pipeline.core.distributed import DistributedContext
     from pipeline.models.classifier import Classifier
     from pipeline.models.saved import TrainedModel
     from pipeline.training.pareto import ParetoFront
-    from pipeline.training.run import TrainingPlan
+    from pipeline.training.run import TrainingSpec
     from pipeline.training.superfeatures.search import PartitionSearch
 
 
@@ -31,11 +31,11 @@ class Teaching:
     folder: Path
 
     @property
-    def trainer(self) -> TrainerConfig:
+    def trainer(self) -> TrainerOptions:
         """How long, and by how many ranks."""
         return self.config.teaching.trainer
 
-    def prepare(self, ranks: Ranks) -> None:
+    def prepare(self, distributed: DistributedContext) -> None:
         """Find the superfeatures of teaching=ked, where the teacher's options name none."""
         search = self._partition_search()
         if search is None:
@@ -47,23 +47,23 @@ class Teaching:
             import torch
 
             torch.set_num_threads(self.trainer.num_threads)
-        device = ranks.device or resolve_device("trainer.device", self.trainer.device)
-        found = search.run(ranks, device) / PARTITION_NAME
-        if ranks.is_first:
+        device = distributed.device or resolve_device("trainer.device", self.trainer.device)
+        found = search.run(distributed, device) / PARTITION_NAME
+        if distributed.is_first:
             write_atomically(self.folder / PARTITION_NAME, found.read_bytes())
 
-    def plan(self) -> TrainingPlan:
+    def plan(self) -> TrainingSpec:
         """Everything that decides how it goes; ConfigError or StoreMismatchError where options do not fit."""
         from pipeline.loading.dataset import StoreDataset
         from pipeline.loading.selection import rows_of_split
         from pipeline.losses.build import build_loss
-        from pipeline.training.run import TrainingPlan
+        from pipeline.training.run import TrainingSpec
 
         teaching = self.config.teaching
         store = Store(Path(self.config.store.path))
         guided = isinstance(teaching, GuidedTeachingConfig)
         rows = rows_of_split(store.index, teaching.split)
-        return TrainingPlan(
+        return TrainingSpec(
             dataset=StoreDataset(store, rows, with_regions=guided),
             model=self._network(),
             num_classes=len(store.manifest.classes),
@@ -74,20 +74,20 @@ class Teaching:
             seed=self.config.seed,
             guided_by=teaching.region if isinstance(teaching, GuidedTeachingConfig) else None,
             after_epoch=self._pareto_front(store),
-            live_teacher=self._asked_teacher(),
+            live_teacher=self._requested_teacher(),
         )
 
     def _network(self) -> ModelConfig:
         """The teacher, with what it starts from and with its superfeatures."""
         model, start = self.config.teacher, self.config.teaching.start
-        if self.config.finds_partition:
+        if self.config.needs_partition_search:
             from pipeline.models.additive.partition import PARTITION_NAME
 
             assert isinstance(model, AdditiveModelConfig)
             model = replace(model, partition=str(self.folder / PARTITION_NAME))
         return replace(model, weights=start) if start else model
 
-    def _asked_teacher(self) -> ModelConfig | None:
+    def _requested_teacher(self) -> ModelConfig | None:
         """The black box, where the teacher learns from it, too."""
         teaching, black_box = self.config.teaching, self.config.black_box
         asked = isinstance(teaching, KEDTeachingConfig) and teaching.lambda_kd > 0
@@ -95,7 +95,7 @@ class Teaching:
 
     def _partition_search(self) -> PartitionSearch | None:
         config = self.config
-        if not config.finds_partition:
+        if not config.needs_partition_search:
             return None
         from pipeline.training.superfeatures.search import PartitionSearch
 
@@ -116,7 +116,7 @@ class Teaching:
         teaching = self.config.teaching
         if not isinstance(teaching, GuidedTeachingConfig) or teaching.pareto_split is None:
             return None
-        from pipeline.evaluation.forward import Subject, judge_split
+        from pipeline.evaluation.forward import EvaluatedModel, evaluate_split
         from pipeline.loading.dataset import StoreDataset
         from pipeline.loading.selection import rows_of_split
         from pipeline.training.pareto import ParetoFront
@@ -126,17 +126,19 @@ class Teaching:
         size = store.size if teaching.augment.size is None else (teaching.augment.size,) * 2
         options = replace(self.config.evaluate, region=teaching.region)
 
-        def judge(model: Classifier) -> dict[str, Any]:
+        def evaluate(model: Classifier) -> dict[str, Any]:
             training = model.training
-            judged = judge_split(
-                Subject(model=model.eval(), input_size=(size[0], size[1])), dataset, options
+            metrics: dict[str, Any] = evaluate_split(
+                EvaluatedModel(network=model.eval(), input_size=(size[0], size[1])),
+                dataset,
+                options,
             )
             model.train(training)
-            return judged
+            return metrics
 
-        return ParetoFront(self.folder, judge)
+        return ParetoFront(self.folder, evaluate)
 
-    def describe(self, plan: TrainingPlan) -> TrainedModel:
+    def describe(self, plan: TrainingSpec) -> TrainedModel:
         """What model.json says of the result."""
         from pipeline.models.saved import TrainedModel
 
@@ -175,7 +177,7 @@ def fingerprint_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
         from pipeline.models.additive.partition import build_partition
 
         inputs["teacher.partition"] = build_partition(config.teacher).sha256
-    if config.asks_black_box and not isinstance(config.black_box, NoModelConfig):
+    if config.uses_black_box and not isinstance(config.black_box, NoModelConfig):
         from pipeline.models.fingerprint import describe_teacher
 
         asked = describe_teacher(config.black_box, len(store.manifest.classes), section="black_box")

@@ -43,7 +43,7 @@ class Mixup:
     """
 
     def __call__(self, inputs: StepInputs, batch: Batch) -> StepInputs:
-        share = None if batch.appearance is None else batch.appearance.mixup_lambda
+        share = None if batch.pixel_augment is None else batch.pixel_augment.mixup_lambda
         if share is None:
             return inputs
         labels = tuple(
@@ -85,12 +85,12 @@ class Chimeras:
 def add_chimeras(targets: AnyTargets, donors: Tensor) -> Targets:
     """A teacher's targets of a batch and, after them, of its chimeras: their logits are the sum of their parts'."""
     assert isinstance(targets, Targets)
-    extra = {
+    intermediates = {
         name: torch.cat([values, mix_rows(values, donors)])
-        for name, values in targets.extra.items()
+        for name, values in targets.intermediates.items()
     }
-    mixed = extra["ked_z"][len(targets.logits) :].sum(dim=1)
-    return replace(targets, logits=torch.cat([targets.logits, mixed]), extra=extra)
+    mixed = intermediates["superfeature_logits"][len(targets.logits) :].sum(dim=1)
+    return replace(targets, logits=torch.cat([targets.logits, mixed]), intermediates=intermediates)
 
 
 def label_chimeras(labels: Tensor, count: int) -> Tensor:

@@ -15,7 +15,7 @@ from pipeline.config.cluster import LocalClusterConfig
 from pipeline.config.data import WebDatasetDataConfig
 from pipeline.config.explainers import GradCamConfig
 from pipeline.config.models import CifarModelConfig, NoModelConfig
-from pipeline.config.store import PassConfig, StoreConfig
+from pipeline.config.store import PassOptions, StoreOptions
 from pipeline.config.verbs import PrecomputeConfig
 from pipeline.store.reader import Store
 from stages import precompute
@@ -61,10 +61,10 @@ def precompute_config(tars: Path, store: Path, **options: Any) -> PrecomputeConf
     """A precompute of the tars, in this process with one thread."""
     return PrecomputeConfig(
         data=WebDatasetDataConfig(path=str(tars)),
-        store=StoreConfig(path=str(store), backend=options.pop("backend", "zarr")),
+        store=StoreOptions(path=str(store), backend=options.pop("backend", "zarr")),
         teacher=options.pop("teacher", TINY),
         explainer=GradCamConfig(),
-        annotate=PassConfig(payloads=options.pop("payloads", ("logits", "map"))),
+        annotate=PassOptions(payloads=options.pop("payloads", ("logits", "map"))),
         cluster=LocalClusterConfig(),
         executor=options.pop("executor", "serial"),
         run=str(store.parent / "run"),

@@ -14,7 +14,7 @@ import torch
 import webdataset
 
 from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.sampler import EpochOrder, GlobalBatches
+from pipeline.loading.sampler import EpochOrder, GlobalBatchSampler
 from pipeline.loading.selection import rows_of_split
 from pipeline.store.frames import decode_frame
 from pipeline.store.reader import Store, TeacherPass
@@ -59,7 +59,7 @@ def _stream_figure(name: str, folder: Path, records: int, side: int, aim: str) -
 def ours(store: Store, teacher: TeacherPass) -> Iterator[dict[str, torch.Tensor]]:
     """One epoch in its shuffled order: frames, logits, maps."""
     dataset = StoreDataset(store, rows_of_split(store.index, "train"), [teacher])
-    for positions in GlobalBatches(EpochOrder(dataset.shard, seed=0), BATCH):
+    for positions in GlobalBatchSampler(EpochOrder(dataset.shard, seed=0), BATCH):
         batch = dataset.__getitems__(positions)
         targets = batch.targets[0]
         yield {"frames": batch.inputs, "logits": targets.logits, "maps": targets.maps}

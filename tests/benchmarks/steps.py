@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.config.methods import E2KDConfig, LabelsConfig
 from pipeline.config.models import CifarModelConfig
-from pipeline.config.training import OptimizerConfig
+from pipeline.config.training import OptimizerOptions
 from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.loader import TrainingStream
+from pipeline.loading.loader import TrainLoader
 from pipeline.loading.selection import rows_of_split
 from pipeline.loading.views import ViewSchedule
 from pipeline.losses.build import build_loss
@@ -32,7 +32,7 @@ BATCH = 32
 ROUNDS = 60
 STUDENT = CifarModelConfig(name="resnet20")
 TEACHER = CifarModelConfig(name="resnet56", classes=CLASSES, weights="random")
-VIEWS = AugmentConfig(
+VIEWS = AugmentOptions(
     operations=(OperationConfig(kind="pad_crop"), OperationConfig(kind="horizontal_flip"))
 )
 
@@ -44,7 +44,7 @@ def step_figures(folder: Path) -> list[Figure]:
     precompute.run(precompute_config(tars, path))
     store = Store(path)
     dataset = StoreDataset(store, rows_of_split(store.index, "train"), store.open_passes())
-    stream = TrainingStream(dataset, ViewSchedule(VIEWS, SIZE, seed=0), batch_size=BATCH, seed=0)
+    stream = TrainLoader(dataset, ViewSchedule(VIEWS, SIZE, seed=0), batch_size=BATCH, seed=0)
     batches = list(stream.epoch(0))
     teacher = LiveTeacher(TEACHER.name, freeze(build_model(TEACHER, CLASSES)), gradcam, SIZE)
     frozen = Steps(E2KDConfig(lambda_map=5.0), batches)
@@ -84,7 +84,7 @@ class Steps:
         self.training = Training(
             model=model,
             loss=build_loss(method),
-            optimizer=build_optimizer(OptimizerConfig(), list(model.parameters())),
+            optimizer=build_optimizer(OptimizerOptions(), list(model.parameters())),
         )
         if teacher is not None:
             self.training.targets = teacher

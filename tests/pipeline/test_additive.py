@@ -22,12 +22,12 @@ from pipeline.models.additive.partition import PARTITION_NAME, build_partition
 from pipeline.models.cost import count_parameters, measure_cost
 from pipeline.models.explainers.explain import EXPLAINERS
 from pipeline.models.fingerprint import describe_teacher
-from pipeline.models.output import Inner
+from pipeline.models.output import Intermediates
 from pipeline.models.providers import build_model, freeze
 from pipeline.models.saved import TrainedModel, load_model, save_model
 from pipeline.models.weights import load_weights
 
-EACH = Inner(superfeatures=True)
+EACH = Intermediates(superfeatures=True)
 NUM_CLASSES = 5
 SIDE = 16
 GRID = (4, 4)
@@ -81,12 +81,12 @@ def scattered(config, most=None):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e3])
-def test_the_prediction_is_the_normalised_product_of_the_superfeatures(scale):
+def test_the_prediction_is_the_normalized_product_of_the_superfeatures(scale):
     generator = torch.Generator().manual_seed(0)
     each = scale * torch.randn(6, 4, 10, generator=generator, dtype=torch.float64)
 
     summed = each.sum(dim=1).log_softmax(dim=1)
-    product = F.log_softmax(each, dim=2).sum(dim=1)  # log of prod_m q_m, not normalised
+    product = F.log_softmax(each, dim=2).sum(dim=1)  # log of prod_m q_m, not normalized
 
     assert summed.isfinite().all()
     assert (summed.exp() - product.softmax(dim=1)).abs().max() < 1e-12
@@ -408,15 +408,15 @@ def test_where_a_partition_came_from_is_not_part_of_a_teachers_fingerprint(tmp_p
 
 
 @pytest.mark.parametrize("config", ON_IMAGES, ids=lambda config: config.name)
-def test_contributions_sum_to_the_class_centred_logit(config):
+def test_contributions_sum_to_the_class_centered_logit(config):
     model = build(config)
     output = model(inputs_of(config))
     classes = torch.tensor([[0, 3], [1, -1], [2, 4], [0, 1]])
 
     maps = EXPLAINERS["superfeatures"](model, output, classes)
 
-    centred = output.logits - output.logits.mean(dim=1, keepdim=True)
-    expected = centred.gather(1, classes.clamp(min=0)) * (classes >= 0)
+    centered = output.logits - output.logits.mean(dim=1, keepdim=True)
+    expected = centered.gather(1, classes.clamp(min=0)) * (classes >= 0)
     assert maps.shape == (4, 2, 1, *GRID)
     assert torch.allclose(maps.sum(dim=(2, 3, 4)), expected, atol=1e-5)
 

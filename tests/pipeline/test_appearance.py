@@ -8,19 +8,19 @@ import torch.nn.functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandAugment
 
-from pipeline.config.augment import AugmentConfig
-from pipeline.config.judging import EvaluateOptions
+from pipeline.config.augment import AugmentOptions
+from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from pipeline.config.runs import RUNS
-from pipeline.config.store import StoreConfig
+from pipeline.config.store import StoreOptions
 from pipeline.config.teaching import LabelTeachingConfig
 from pipeline.config.verbs import TeachConfig
 from pipeline.core.errors import ConfigError
-from pipeline.core.records import NO_LABEL, Appearance
+from pipeline.core.records import NO_LABEL, PixelAugment
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_images
-from pipeline.loading.loader import TrainingStream, move_batch
-from pipeline.loading.pixels import AppearanceSchedule, change_pixels, mix, randaugment
+from pipeline.loading.loader import TrainLoader, move_batch
+from pipeline.loading.pixels import PixelAugmentSchedule, change_pixels, mix, randaugment
 from pipeline.loading.selection import rows_of_split
 from pipeline.loading.views import ViewSchedule
 from pipeline.models.explainers.gradcam import gradcam
@@ -43,8 +43,8 @@ from tests.pipeline.test_training import (
 from tests.stages.test_flow import PAD_CROP, TRAINER, assert_equal_states, distill_config
 from tests.stages.test_flow import weights_of as student_of
 
-MIXED = AugmentConfig(mixup_alpha=1.0)
-BOTH = AugmentConfig(mixup_alpha=1.0, randaugment=10)
+MIXED = AugmentOptions(mixup_alpha=1.0)
+BOTH = AugmentOptions(mixup_alpha=1.0, randaugment=10)
 
 
 def smooth_image(seed=0, size=32):
@@ -52,10 +52,10 @@ def smooth_image(seed=0, size=32):
     return F.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)[0]
 
 
-def stream_of(frozen, appearance, *, batch_size=8, **options):
+def stream_of(frozen, pixel_augment, *, batch_size=8, **options):
     dataset = StoreDataset(frozen.store, rows_of_split(frozen.store.index, "train"))
     views = ViewSchedule(PAD_CROP, frozen.store.size, 5)
-    return TrainingStream(dataset, views, appearance, batch_size=batch_size, seed=5, **options)
+    return TrainLoader(dataset, views, pixel_augment, batch_size=batch_size, seed=5, **options)
 
 
 # ---- what is drawn -------------------------------------------------------------------------------
@@ -63,9 +63,9 @@ def stream_of(frozen, appearance, *, batch_size=8, **options):
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 4.0])
 def test_the_shares_of_many_steps_are_distributed_as_beta(alpha):
-    schedule = AppearanceSchedule(AugmentConfig(mixup_alpha=alpha), seed=0)
+    schedule = PixelAugmentSchedule(AugmentOptions(mixup_alpha=alpha), seed=0)
 
-    drawn = [schedule.appearance(0, step, 0, 8).mixup_lambda for step in range(4000)]
+    drawn = [schedule.draw(0, step, 0, 8).mixup_lambda for step in range(4000)]
 
     shares = torch.tensor(drawn, dtype=torch.float64)
     assert all(type(share) is float for share in drawn)
@@ -76,8 +76,8 @@ def test_the_shares_of_many_steps_are_distributed_as_beta(alpha):
 
 def test_a_share_is_a_function_of_seed_epoch_and_step():
     def share(seed, epoch, step, start=0, count=8):
-        schedule = AppearanceSchedule(MIXED, seed)
-        return schedule.appearance(epoch, step, start, count).mixup_lambda
+        schedule = PixelAugmentSchedule(MIXED, seed)
+        return schedule.draw(epoch, step, start, count).mixup_lambda
 
     first = share(0, 2, 5)
 
@@ -87,8 +87,8 @@ def test_a_share_is_a_function_of_seed_epoch_and_step():
 
 def test_a_records_seed_is_a_function_of_seed_epoch_and_position():
     def seeds(seed, epoch, step, start, count):
-        schedule = AppearanceSchedule(AugmentConfig(randaugment=9), seed)
-        return schedule.appearance(epoch, step, start, count).seeds
+        schedule = PixelAugmentSchedule(AugmentOptions(randaugment=9), seed)
+        return schedule.draw(epoch, step, start, count).seeds
 
     whole = seeds(0, 2, 0, 0, 32)
 
@@ -98,28 +98,28 @@ def test_a_records_seed_is_a_function_of_seed_epoch_and_position():
 
 
 def test_without_options_nothing_is_drawn():
-    assert AppearanceSchedule(PAD_CROP, seed=0).appearance(0, 0, 0, 8) is None
+    assert PixelAugmentSchedule(PAD_CROP, seed=0).draw(0, 0, 0, 8) is None
 
 
 def test_ranks_and_restarts_draw_the_same(frozen):
-    schedule = AppearanceSchedule(BOTH, seed=5)
-    wanted = [batch.appearance for batch in stream_of(frozen, schedule).epoch(1)]
-    assert len({appearance.mixup_lambda for appearance in wanted}) == len(wanted) == 5
+    schedule = PixelAugmentSchedule(BOTH, seed=5)
+    wanted = [batch.pixel_augment for batch in stream_of(frozen, schedule).epoch(1)]
+    assert len({pixel_augment.mixup_lambda for pixel_augment in wanted}) == len(wanted) == 5
 
     ranks = [
-        [b.appearance for b in stream_of(frozen, schedule, rank=rank, world_size=2).epoch(1)]
+        [b.pixel_augment for b in stream_of(frozen, schedule, rank=rank, world_size=2).epoch(1)]
         for rank in range(2)
     ]
     for whole, *slices in zip(wanted, *ranks, strict=True):
         assert [part.mixup_lambda for part in slices] == [whole.mixup_lambda] * 2
         assert slices[0].seeds + slices[1].seeds == whole.seeds
         assert {part.magnitude for part in slices} == {10}
-    again = stream_of(frozen, AppearanceSchedule(BOTH, seed=5))
-    assert [batch.appearance for batch in again.epoch(1, first_step=2)] == wanted[2:]
+    again = stream_of(frozen, PixelAugmentSchedule(BOTH, seed=5))
+    assert [batch.pixel_augment for batch in again.epoch(1, first_step=2)] == wanted[2:]
 
 
 def test_a_record_keeps_its_randaugment_whatever_the_batch_size(frozen):
-    schedule = AppearanceSchedule(AugmentConfig(randaugment=10), seed=5)
+    schedule = PixelAugmentSchedule(AugmentOptions(randaugment=10), seed=5)
     found = {}
 
     for batch_size in (8, 20):
@@ -132,12 +132,12 @@ def test_a_record_keeps_its_randaugment_whatever_the_batch_size(frozen):
 
 
 def test_what_is_drawn_goes_to_the_device_with_its_batch():
-    batch = replace(random_batch(0), appearance=Appearance(magnitude=3, seeds=(1, 2, 3, 4)))
+    batch = replace(random_batch(0), pixel_augment=PixelAugment(magnitude=3, seeds=(1, 2, 3, 4)))
 
     moved = move_batch(batch, torch.device("meta"))
 
     assert moved.inputs.is_meta
-    assert moved.appearance == batch.appearance
+    assert moved.pixel_augment == batch.pixel_augment
 
 
 # ---- pixels --------------------------------------------------------------------------------------
@@ -223,21 +223,21 @@ def test_the_generators_are_left_as_they_were():
 
 
 def test_randaugment_comes_first_then_mixup_and_both_after_the_warp():
-    appearance = Appearance(magnitude=10, seeds=(1, 2, 3, 4), mixup_lambda=0.3)
+    pixel_augment = PixelAugment(magnitude=10, seeds=(1, 2, 3, 4), mixup_lambda=0.3)
     batch = build_batch(random_frames(0), random_targets(0), FLIP)
 
-    found = view_images(replace(batch, appearance=appearance), FRAME)
+    found = view_images(replace(batch, pixel_augment=pixel_augment), FRAME)
 
     changed = randaugment(view_images(batch, FRAME), 10, (1, 2, 3, 4))
     assert torch.equal(found, 0.3 * changed + 0.7 * changed.roll(1, dims=0))
-    assert torch.equal(change_pixels(view_images(batch, FRAME), appearance), found)
+    assert torch.equal(change_pixels(view_images(batch, FRAME), pixel_augment), found)
 
 
 # ---- a step --------------------------------------------------------------------------------------
 
 
 def mixed_batch(share, labels=None):
-    batch = replace(random_batch(0), appearance=Appearance(mixup_lambda=share))
+    batch = replace(random_batch(0), pixel_augment=PixelAugment(mixup_lambda=share))
     return batch if labels is None else replace(batch, labels=labels)
 
 
@@ -304,10 +304,12 @@ def test_a_live_teacher_speaks_of_the_very_mixtures_that_its_student_sees():
     (targets,) = training.targets(batch, (4, 4), with_maps=False)
     taught = training.targets.model(mixed).logits
     assert torch.allclose(targets.logits, taught, atol=1e-5)
-    learnt = mixed_logits(training, 0.3)
-    kd = 4 * F.kl_div(F.log_softmax(learnt / 2, 1), F.softmax(taught / 2, 1), reduction="batchmean")
-    ce = 0.3 * F.cross_entropy(learnt, batch.labels) + 0.7 * F.cross_entropy(
-        learnt, batch.labels.roll(1)
+    learned = mixed_logits(training, 0.3)
+    kd = 4 * F.kl_div(
+        F.log_softmax(learned / 2, 1), F.softmax(taught / 2, 1), reduction="batchmean"
+    )
+    ce = 0.3 * F.cross_entropy(learned, batch.labels) + 0.7 * F.cross_entropy(
+        learned, batch.labels.roll(1)
     )
     assert terms.terms["kd"].item() == pytest.approx(kd.item(), rel=1e-4)
     assert terms.total.item() == pytest.approx((kd + 0.5 * ce).item(), rel=1e-4)
@@ -319,8 +321,8 @@ def test_student_and_teacher_are_shown_the_same_images_each_at_its_size(method):
     training = live_training(method, size=(32, 32))
     for name, model in (("student", training.model), ("teacher", training.targets.model)):
         model.register_forward_pre_hook(lambda m, args, name=name: shown.update({name: args[0]}))
-    appearance = Appearance(magnitude=10, seeds=(1, 2, 3, 4), mixup_lambda=0.4)
-    batch = replace(random_batch(0), appearance=appearance)
+    pixel_augment = PixelAugment(magnitude=10, seeds=(1, 2, 3, 4), mixup_lambda=0.4)
+    batch = replace(random_batch(0), pixel_augment=pixel_augment)
 
     batch_loss(training, batch, FRAME)
 
@@ -389,14 +391,14 @@ def test_a_student_on_labels_mixes_whatever_the_mode(frozen):
     assert distill.run(replace(config, augment=BOTH)).trained_epochs == 1
 
 
-def test_a_teacher_is_taught_on_mixtures_and_judged_on_images(frozen, monkeypatch):
-    judged = []
+def test_a_teacher_is_taught_on_mixtures_and_evaluated_on_images(frozen, monkeypatch):
+    evaluated = []
     monkeypatch.setattr(
         "pipeline.evaluation.forward.view_images",
-        lambda batch, size: judged.append(batch.appearance) or view_images(batch, size),
+        lambda batch, size: evaluated.append(batch.pixel_augment) or view_images(batch, size),
     )
     config = TeachConfig(
-        store=StoreConfig(path=str(frozen.store.path)),
+        store=StoreOptions(path=str(frozen.store.path)),
         teacher=replace(frozen.config.teacher, weights=None),
         teaching=LabelTeachingConfig(
             split="teacher", trainer=replace(TRAINER, epochs=1, batch_size=4), augment=BOTH
@@ -406,7 +408,7 @@ def test_a_teacher_is_taught_on_mixtures_and_judged_on_images(frozen, monkeypatc
     )
 
     assert 0 <= teach.run(config).accuracy["test"] <= 1
-    assert set(judged) == {None}
+    assert set(evaluated) == {None}
 
 
 def test_a_rank_of_one_record_has_nothing_to_mix_it_with(frozen):

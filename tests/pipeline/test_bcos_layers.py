@@ -10,11 +10,11 @@ from torch import nn
 from pipeline.models.bcos.layers import (
     BcosConv2d,
     BcosLinear,
-    CentredNorm,
+    BcosSettings,
+    CenteredNorm,
     ExplanationMode,
     LogitLayer,
-    Shared,
-    UncentredBatchNorm2d,
+    UncenteredBatchNorm2d,
     add_inverse,
     attend,
     scale,
@@ -43,7 +43,7 @@ def aligned(patches: torch.Tensor, weight: torch.Tensor, b: float = 2.0) -> torc
 )
 def test_a_convolution_is_each_patchs_product_times_its_cosine(kernel, stride, padding, groups, b):
     torch.manual_seed(0)
-    conv = BcosConv2d(Shared(b=b), 4, 8, kernel, stride, padding, groups).double()
+    conv = BcosConv2d(BcosSettings(b=b), 4, 8, kernel, stride, padding, groups).double()
     x = 100 * random(2, 4, 9, 7)  # beside which the norm's epsilon is nothing
 
     found = conv(x).detach()
@@ -65,7 +65,7 @@ def test_a_convolution_is_each_patchs_product_times_its_cosine(kernel, stride, p
 @pytest.mark.parametrize(("b", "tolerance"), [(1.0, 1e-12), (2.0, 1e-9), (2.5, 1e-5)])
 def test_a_linear_layer_is_the_product_times_the_cosine(b, tolerance):
     torch.manual_seed(0)
-    linear = BcosLinear(Shared(b=b), 5, 7).double()
+    linear = BcosLinear(BcosSettings(b=b), 5, 7).double()
     x = random(3, 4, 5)
 
     expected = aligned(x.flatten(0, 1), linear.linear.weight, b).view(3, 4, 7)
@@ -76,8 +76,8 @@ def test_a_linear_layer_is_the_product_times_the_cosine(b, tolerance):
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [
-        (lambda: BcosConv2d(Shared(), 3, 4, 3, padding=1), (2, 3, 6, 6)),
-        (lambda: BcosLinear(Shared(), 5, 4), (2, 5)),
+        (lambda: BcosConv2d(BcosSettings(), 3, 4, 3, padding=1), (2, 3, 6, 6)),
+        (lambda: BcosLinear(BcosSettings(), 5, 4), (2, 5)),
     ],
     ids=["conv", "linear"],
 )
@@ -97,8 +97,8 @@ def test_a_layer_ignores_its_weights_scale_and_follows_its_inputs(layer, shape):
 def test_a_zero_input_gives_zero_and_finite_derivatives():
     torch.manual_seed(0)
     for layer, x in (
-        (BcosConv2d(Shared(), 2, 3, 3, padding=1), torch.zeros(1, 2, 4, 4)),
-        (BcosLinear(Shared(), 4, 3), torch.zeros(2, 4)),
+        (BcosConv2d(BcosSettings(), 2, 3, 3, padding=1), torch.zeros(1, 2, 4, 4)),
+        (BcosLinear(BcosSettings(), 4, 3), torch.zeros(2, 4)),
     ):
         layer, x = layer.double(), x.double().requires_grad_()
 
@@ -111,8 +111,8 @@ def test_a_zero_input_gives_zero_and_finite_derivatives():
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_an_uncentred_batch_norm_divides_by_the_deviation_and_subtracts_nothing(batch):
-    norm = UncentredBatchNorm2d(Shared(), 2).double().train()
+def test_an_uncentered_batch_norm_divides_by_the_deviation_and_subtracts_nothing(batch):
+    norm = UncenteredBatchNorm2d(BcosSettings(), 2).double().train()
     with torch.no_grad():
         norm.weight.copy_(torch.tensor([2.0, -0.5]))
     x = random(batch, 2, 3, 4) + 5
@@ -135,10 +135,10 @@ def test_an_uncentred_batch_norm_divides_by_the_deviation_and_subtracts_nothing(
     assert norm.num_batches_tracked == 1
 
 
-def test_centred_norms_are_torchs_without_a_bias():
+def test_centered_norms_are_torchs_without_a_bias():
     tokens, maps = random(2, 3, 8) + 2, random(2, 4, 3, 3) + 2
-    of_tokens = CentredNorm(Shared(), 8).double()
-    of_maps = CentredNorm(Shared(), 4, of_maps=True).double()
+    of_tokens = CenteredNorm(BcosSettings(), 8).double()
+    of_maps = CenteredNorm(BcosSettings(), 4, of_maps=True).double()
     for norm in (of_tokens, of_maps):
         nn.init.normal_(norm.weight)
 
@@ -169,9 +169,9 @@ def test_squares_that_half_precision_cannot_hold_do_not_matter(precision):
     torch.manual_seed(0)
     x = torch.rand(2, 8, 6, 6) * 400  # a patch's squared norm is about 4 million
     layers = nn.Sequential(
-        BcosConv2d(Shared(), 8, 8, 3, padding=1), UncentredBatchNorm2d(Shared(), 8)
+        BcosConv2d(BcosSettings(), 8, 8, 3, padding=1), UncenteredBatchNorm2d(BcosSettings(), 8)
     )
-    token_layers = nn.Sequential(CentredNorm(Shared(), 6), BcosLinear(Shared(), 6, 4))
+    token_layers = nn.Sequential(CenteredNorm(BcosSettings(), 6), BcosLinear(BcosSettings(), 6, 4))
     with torch.no_grad():
         expected = layers(x), token_layers(x)
 
@@ -233,7 +233,7 @@ def test_the_mode_is_off_after_an_error_and_does_not_nest():
 
 def test_a_loss_differentiated_in_the_mode_is_an_error_for_that_network_alone():
     modes = [ExplanationMode(), ExplanationMode()]
-    layers = [BcosLinear(Shared(mode), 3, 2) for mode in modes]
+    layers = [BcosLinear(BcosSettings(mode), 3, 2) for mode in modes]
     for mode, layer in zip(modes, layers, strict=True):
         mode.guard(layer)
     losses = [layer(torch.ones(1, 3)).sum() for layer in layers]

@@ -236,7 +236,7 @@ def test_a_vit_says_which_images_it_takes():
         model(torch.rand(1, 3, 40, 40))
 
 
-def test_a_teacher_is_described_without_normalisation(tmp_path):
+def test_a_teacher_is_described_without_normalization(tmp_path):
     config = BcosModelConfig(name="resnet8", width=4, weights="random")
 
     description = describe_teacher(config, 3)

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.annotation.payloads.explanation_map import MapPayload
-from pipeline.annotation.payloads.payload import Described
+from pipeline.annotation.payloads.payload import BatchInfo
 from pipeline.config.explainers import BcosWeightsConfig
 from pipeline.config.methods import E2KDConfig, KDConfig, MethodConfig
 from pipeline.config.models import BcosModelConfig, CifarModelConfig
-from pipeline.config.store import PassConfig
-from pipeline.config.training import OptimizerConfig
+from pipeline.config.store import PassOptions
+from pipeline.config.training import OptimizerOptions
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Batch, StoredTargets
 from pipeline.losses.build import build_loss
@@ -25,10 +25,10 @@ from pipeline.models.bcos import layers, vit
 from pipeline.models.bcos.classifier import BcosClassifier
 from pipeline.models.bcos.layers import (
     BcosConv2d,
+    BcosSettings,
     ExplanationMode,
     LogitLayer,
-    Shared,
-    UncentredBatchNorm2d,
+    UncenteredBatchNorm2d,
     add_inverse,
 )
 from pipeline.models.explainers.bcos_weights import bcos_weights, color_picture, contribution_map
@@ -36,7 +36,7 @@ from pipeline.models.explainers.explain import forward_to_explain
 from pipeline.models.explainers.gradcam import gradcam
 from pipeline.models.providers import build_model, freeze
 from pipeline.training.live_targets import LiveTeacher
-from pipeline.training.state import Numerics, Training, build_optimizer
+from pipeline.training.state import ComputeSettings, Training, build_optimizer
 from pipeline.training.step import batch_loss, train_step
 from tests.pipeline.test_numerics import HostReads
 
@@ -76,10 +76,10 @@ def random_images(side: int = 16, records: int = 2, seed: int = 0) -> Tensor:
 class ThreeLayers(nn.Module):
     """The smallest network with everything that a convolutional one has."""
 
-    def __init__(self, shared: Shared) -> None:
+    def __init__(self, shared: BcosSettings) -> None:
         super().__init__()
         self.conv1 = BcosConv2d(shared, 6, 8, 3, padding=1)
-        self.bn1 = UncentredBatchNorm2d(shared, 8)
+        self.bn1 = UncenteredBatchNorm2d(shared, 8)
         self.conv2 = BcosConv2d(shared, 8, 8, 3, stride=2, padding=1)
         self.fc = BcosConv2d(shared, 8, NUM_CLASSES, 1)
         self.logit_layer = LogitLayer(1.0, -1.0)
@@ -91,7 +91,7 @@ class ThreeLayers(nn.Module):
 def three_layers() -> BcosClassifier:
     torch.manual_seed(0)
     mode = ExplanationMode()
-    return BcosClassifier(ThreeLayers(Shared(mode)), mode).double().eval()
+    return BcosClassifier(ThreeLayers(BcosSettings(mode)), mode).double().eval()
 
 
 def detached_scale(factor: Tensor, x: Tensor, mode: ExplanationMode) -> Tensor:
@@ -198,7 +198,7 @@ def test_weights_in_training_mode_are_those_of_a_record_with_the_batchs_variance
     classes = torch.tensor([[0], [1], [2]])
     variances = []
     for norm in model.modules():
-        if isinstance(norm, UncentredBatchNorm2d):
+        if isinstance(norm, UncenteredBatchNorm2d):
             norm.register_forward_pre_hook(
                 lambda n, x: variances.append((n, x[0].detach().var((0, 2, 3), correction=0)))
             )
@@ -402,16 +402,16 @@ def build_batch(inputs: Tensor, targets: StoredTargets | None) -> Batch:
     )
 
 
-def unlabelled(count: int) -> Described:
-    return Described([str(n) for n in range(count)], torch.full((count,), -1))
+def unlabeled(count: int) -> BatchInfo:
+    return BatchInfo([str(n) for n in range(count)], torch.full((count,), -1))
 
 
 def stored_targets(teacher: BcosClassifier, frames: Tensor) -> StoredTargets:
     """As a pass stores them."""
-    payload = MapPayload(PassConfig(), BcosWeightsConfig())
+    payload = MapPayload(PassOptions(), BcosWeightsConfig())
     with torch.no_grad():
         output = teacher(frames.float() / 255)
-        values = payload.encode(teacher, output, unlabelled(len(frames))).values
+        values = payload.encode(teacher, output, unlabeled(len(frames))).values
     return StoredTargets(
         teacher="teacher",
         logits=output.logits,
@@ -422,16 +422,16 @@ def stored_targets(teacher: BcosClassifier, frames: Tensor) -> StoredTargets:
 
 
 def student_of(
-    config: BcosModelConfig, method: MethodConfig, seed: int = 0, **numerics
+    config: BcosModelConfig, method: MethodConfig, seed: int = 0, **compute_settings
 ) -> Training:
     torch.manual_seed(seed)
     model = build_model(config, NUM_CLASSES)
     return Training(
         model=model,
         loss=build_loss(method),
-        optimizer=build_optimizer(OptimizerConfig(lr=1e-3), list(model.parameters())),
+        optimizer=build_optimizer(OptimizerOptions(lr=1e-3), list(model.parameters())),
         explain=bcos_weights,
-        numerics=Numerics(**numerics),
+        compute_settings=ComputeSettings(**compute_settings),
     )
 
 
@@ -440,12 +440,12 @@ E2KD = E2KDConfig(tau=2.0, lambda_map=3.0)
 
 def test_a_pass_stores_six_channels_at_the_inputs_resolution():
     teacher = freeze(build_model(RESNET, NUM_CLASSES))
-    payload = MapPayload(PassConfig(), BcosWeightsConfig())
+    payload = MapPayload(PassOptions(), BcosWeightsConfig())
     with torch.no_grad():
         output = teacher(random_images(16).float())
 
     fields = {spec.name: spec for spec in payload.fields(teacher, output)}
-    encoded = payload.encode(teacher, output, unlabelled(2))
+    encoded = payload.encode(teacher, output, unlabeled(2))
 
     assert fields["map"].shape == (1, 6, *FRAME)
     assert encoded.values["map"].shape == (2, 1, 6, *FRAME)
@@ -455,13 +455,15 @@ def test_a_pass_stores_six_channels_at_the_inputs_resolution():
 
 def test_a_pass_explains_every_label_of_a_record_and_none_where_there_is_none():
     teacher = freeze(build_model(RESNET, NUM_CLASSES))
-    payload = MapPayload(PassConfig(), BcosWeightsConfig(explained_classes="all_gt", max_classes=2))
+    payload = MapPayload(
+        PassOptions(), BcosWeightsConfig(explained_classes="all_gt", max_classes=2)
+    )
     labels = torch.zeros(2, NUM_CLASSES)
     labels[0, [0, 2]] = 1
     with torch.no_grad():
         output = teacher(random_images(16).float())
 
-    encoded = payload.encode(teacher, output, Described(["a", "b"], labels))
+    encoded = payload.encode(teacher, output, BatchInfo(["a", "b"], labels))
 
     classes = torch.from_numpy(encoded.values["explained_class"]).long()
     assert sorted(classes[0].tolist()) == [0, 2]
@@ -557,8 +559,8 @@ def test_mixed_precision_has_the_same_gradient_up_to_its_rounding(precision):
     teacher = freeze(student_of(RESNET, KDConfig(), seed=7).model)
     batch = build_batch(random_frames(1), stored_targets(teacher, random_frames(1)))
 
-    def gradient(**numerics) -> Tensor:
-        training = student_of(RESNET, E2KD, **numerics)
+    def gradient(**compute_settings) -> Tensor:
+        training = student_of(RESNET, E2KD, **compute_settings)
         training.model.eval()
         loss = batch_loss(training, batch, FRAME).total
         parts = torch.autograd.grad(loss, list(training.model.parameters()))
@@ -625,10 +627,10 @@ def test_a_contribution_is_the_product_summed_over_channels():
     assert contribution_map(maps, features).item() == 0.5 + 0.5 - 0.5
 
 
-def test_a_picture_shows_the_colour_that_the_weights_look_for_and_nothing_that_speaks_against():
+def test_a_picture_shows_the_color_that_the_weights_look_for_and_nothing_that_speaks_against():
     color = torch.tensor([0.2, 0.7, 1.0], dtype=torch.float64)
     features = add_inverse(color.view(1, 3, 1, 1).expand(1, 3, 4, 4))
-    maps = features[:, None].clone()  # in proportion to the input: the colour itself
+    maps = features[:, None].clone()  # in proportion to the input: the color itself
     maps[..., 0, :] *= -1  # the first row speaks against the class
 
     picture = color_picture(maps, features)

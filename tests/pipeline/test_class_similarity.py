@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import NO_LABEL
 from pipeline.evaluation.evaluators.class_similarity import (
-    AnswerSum,
+    PredictionSums,
     off_diagonal_spearman,
     read_similarity,
 )
@@ -30,22 +30,22 @@ def test_entropy_of_equal_logits_is_log_k_and_of_a_sure_network_zero():
     sure = torch.zeros(5, K, dtype=torch.float64)
     sure[:, 2] = 2000.0
 
-    assert AnswerSum.of(torch.ones(5, K), labels, 1.0).mean_entropy == pytest.approx(
+    assert PredictionSums.of(torch.ones(5, K), labels, 1.0).mean_entropy == pytest.approx(
         math.log(K), abs=1e-12
     )
-    assert AnswerSum.of(sure, labels, 1.0).mean_entropy == 0
+    assert PredictionSums.of(sure, labels, 1.0).mean_entropy == 0
     two = torch.tensor([[math.log(3.0), 0.0]]).double()  # 3/4 and 1/4
     expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert AnswerSum.of(two, labels[:1], 1.0).mean_entropy == pytest.approx(expected, abs=1e-7)
+    assert PredictionSums.of(two, labels[:1], 1.0).mean_entropy == pytest.approx(expected, abs=1e-7)
 
 
 def test_a_temperature_divides_the_logits(answers):
     logits, labels = answers
 
-    cold, warm = AnswerSum.of(logits / 4, labels, 1.0), AnswerSum.of(logits, labels, 4.0)
+    cold, warm = PredictionSums.of(logits / 4, labels, 1.0), PredictionSums.of(logits, labels, 4.0)
 
     assert torch.allclose(cold.matrix, warm.matrix, rtol=0, atol=1e-15)
-    assert warm.mean_entropy > AnswerSum.of(logits, labels, 1.0).mean_entropy
+    assert warm.mean_entropy > PredictionSums.of(logits, labels, 1.0).mean_entropy
 
 
 def test_class_means_are_those_of_the_records_of_a_class_and_merge(answers):
@@ -53,8 +53,8 @@ def test_class_means_are_those_of_the_records_of_a_class_and_merge(answers):
     labels = labels.clone()
     labels[:4] = NO_LABEL
 
-    whole = AnswerSum.of(logits, labels, 1.0)
-    parts = [AnswerSum.of(logits[i : i + 7], labels[i : i + 7], 1.0) for i in range(0, 40, 7)]
+    whole = PredictionSums.of(logits, labels, 1.0)
+    parts = [PredictionSums.of(logits[i : i + 7], labels[i : i + 7], 1.0) for i in range(0, 40, 7)]
     total = sum(parts[1:], parts[0])
 
     expected = torch.stack([logits[labels == c].softmax(dim=1).mean(dim=0) for c in range(K)])
@@ -65,7 +65,7 @@ def test_class_means_are_those_of_the_records_of_a_class_and_merge(answers):
 
 
 def test_spearman_is_scipys_off_the_diagonal_with_ties(answers):
-    matrix = AnswerSum.of(*answers, 1.0).matrix
+    matrix = PredictionSums.of(*answers, 1.0).matrix
     similar = read_from_groups(["a", "a", "b", "b"])
     off = ~np.eye(K, dtype=bool)
 
@@ -85,7 +85,7 @@ def read_from_groups(groups):
 def test_a_class_without_records_is_left_out_and_what_does_not_vary_has_no_rank(answers):
     logits, labels = answers
     there = labels != 1
-    matrix = AnswerSum.of(logits[there], labels[there], 1.0).matrix
+    matrix = PredictionSums.of(logits[there], labels[there], 1.0).matrix
 
     assert matrix[1].isnan().all()
     assert off_diagonal_spearman(matrix, matrix) == pytest.approx(1, abs=1e-12)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.config.methods import KDConfig
-from pipeline.config.training import TrainerConfig
+from pipeline.config.training import TrainerOptions
 from pipeline.core.errors import ConfigError
 from pipeline.training.step import train_step
 from tests.pipeline.test_training import FRAME, build_training, random_batch
@@ -28,8 +28,8 @@ def test_a_step_with_agc_moves_no_unit_further_than_its_share():
 
 
 def test_agc_takes_the_place_of_the_norm():
-    assert TrainerConfig(clip_norm=None, agc=0.01).agc == 0.01
+    assert TrainerOptions(clip_norm=None, agc=0.01).agc == 0.01
     with pytest.raises(ConfigError, match=r"trainer\.agc=0\.01 takes the place.*clip_norm=null"):
-        TrainerConfig(agc=0.01)
+        TrainerOptions(agc=0.01)
     with pytest.raises(ConfigError, match=r"trainer\.agc must be > 0 or null, got 0"):
-        TrainerConfig(clip_norm=None, agc=0.0)
+        TrainerOptions(clip_norm=None, agc=0.0)

@@ -100,14 +100,16 @@ def test_in_a_job_absolute_paths_and_words_that_are_no_paths_will_do(monkeypatch
     assert config.store.path == "/shared/store"
 
 
-def test_in_a_job_the_files_of_a_judge_are_checked_and_the_teacher_where_it_is_asked(monkeypatch):
+def test_in_a_job_the_files_of_an_evaluator_are_checked_and_the_teacher_where_it_is_asked(
+    monkeypatch,
+):
     monkeypatch.setenv(JOB, "{}")
     words = ["store.path=/shared/store", "run=/shared/run", "teacher.weights=w.pth"]
 
     placed("evaluate", *words)  # accuracy and localization ask no teacher
 
     with pytest.raises(ConfigError, match=r"teacher\.weights=w\.pth is relative"):
-        placed("evaluate", *words, "judges=[unicam]")
+        placed("evaluate", *words, "evaluators=[unicam]")
     with pytest.raises(
         ConfigError, match=r"evaluate\.distance_correlation\.embeddings=e\.npy is rel"
     ):

@@ -12,7 +12,7 @@ import torch.multiprocessing
 import torch.nn.functional as F
 
 from pipeline.config.methods import CRDConfig
-from pipeline.core.distributed import Ranks
+from pipeline.core.distributed import DistributedContext
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Targets
 from pipeline.losses.build import build_loss
@@ -45,7 +45,7 @@ def output_of(records, pooled):
     logits = torch.zeros(len(records), 3, dtype=torch.float64)
     student = student_output(logits=logits, pooled=pooled, record_index=torch.tensor(records))
     return student, Targets(
-        teacher="t", logits=logits, extra={"feature": random(9, len(records), 5)}
+        teacher="t", logits=logits, intermediates={"pooled": random(9, len(records), 5)}
     )
 
 
@@ -106,7 +106,7 @@ def test_negatives_are_of_other_classes_and_each_is_as_likely():
         assert (counts[others] - expected).abs().max() < 5 * expected**0.5
 
 
-def test_both_directions_count_and_the_first_step_sets_the_normalisers_for_good():
+def test_both_directions_count_and_the_first_step_sets_the_normalizers_for_good():
     loss = build(negatives=3)
     step = output_of([0, 4], random(1, 2, 4))
     before = loss.student_bank.clone(), loss.teacher_bank.clone()
@@ -116,21 +116,21 @@ def test_both_directions_count_and_the_first_step_sets_the_normalisers_for_good(
     torch.manual_seed(5)
     chosen = torch.cat([torch.tensor([[0], [4]]), loss.negatives.draw(torch.tensor([0, 4]), 3)], 1)
     own = F.normalize(loss.embed_student(step[0].output.pooled), dim=1)
-    taught = F.normalize(loss.embed_teacher(step[1].extra["feature"]), dim=1)
-    expected, normalisers = 0.0, []
+    taught = F.normalize(loss.embed_teacher(step[1].intermediates["pooled"]), dim=1)
+    expected, normalizers = 0.0, []
     for anchors, bank in ((own, before[1]), (taught, before[0])):
         scores = torch.exp((bank[chosen] * anchors[:, None]).sum(dim=2) / 0.07)
-        normalisers.append(scores.mean() * 12)
-        expected = expected + nce_loss(scores / normalisers[-1], 12)
+        normalizers.append(scores.mean() * 12)
+        expected = expected + nce_loss(scores / normalizers[-1], 12)
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
 
-    assert loss.normaliser.tolist() == [0, 0]  # nothing has changed until the step is done
+    assert loss.normalizer.tolist() == [0, 0]  # nothing has changed until the step is done
     loss.on_step_end()
-    assert torch.allclose(loss.normaliser, torch.stack(normalisers))
-    kept = loss.normaliser.clone()
+    assert torch.allclose(loss.normalizer, torch.stack(normalizers))
+    kept = loss.normalizer.clone()
     loss.compare(*output_of([7, 2], random(2, 2, 4)))
     loss.on_step_end()
-    assert torch.equal(loss.normaliser, kept)
+    assert torch.equal(loss.normalizer, kept)
 
 
 def test_a_bank_moves_by_its_momentum_where_the_step_was_and_nowhere_else():
@@ -223,46 +223,46 @@ def test_options_out_of_range_are_refused_and_a_classifier_may_stand_still():
 # ---- ranks ---------------------------------------------------------------------------------------
 
 
-def learn_a_step(ranks, records, pooled, **options):
+def learn_a_step(distributed, records, pooled, **options):
     """Of the step's records this rank has its slice; the loss after it."""
     loss = build(negatives=3, **options)
-    loss.ranks = ranks
-    loss.compare(*slice_of(output_of(records, pooled), ranks))
+    loss.distributed = distributed
+    loss.compare(*slice_of(output_of(records, pooled), distributed))
     loss.on_step_end()
     return loss.state_dict()
 
 
-def slice_of(step, ranks):
+def slice_of(step, distributed):
     student, targets = step
-    size = len(student.logits) // ranks.world_size
-    rows = slice(ranks.rank * size, (ranks.rank + 1) * size)
+    size = len(student.logits) // distributed.world_size
+    rows = slice(distributed.rank * size, (distributed.rank + 1) * size)
     own = student_output(
         logits=student.logits[rows],
         pooled=student.output.pooled[rows],
         record_index=student.record_index[rows],
     )
-    extra = {"feature": targets.extra["feature"][rows]}
-    return own, Targets(teacher="t", logits=targets.logits[rows], extra=extra)
+    intermediates = {"pooled": targets.intermediates["pooled"][rows]}
+    return own, Targets(teacher="t", logits=targets.logits[rows], intermediates=intermediates)
 
 
 def rank_main(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     torch.manual_seed(rank)
-    state = learn_a_step(Ranks(rank, 2), [1, 5, 6, 8], random(3, 4, 4))
+    state = learn_a_step(DistributedContext(rank, 2), [1, 5, 6, 8], random(3, 4, 4))
     torch.save(state, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_ranks_keep_the_banks_of_one_process_and_one_normaliser(tmp_path):
+def test_two_ranks_keep_the_banks_of_one_process_and_one_normalizer(tmp_path):
     torch.multiprocessing.spawn(rank_main, (tmp_path,), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
 
-    alone = learn_a_step(Ranks(), [1, 5, 6, 8], random(3, 4, 4))
+    alone = learn_a_step(DistributedContext(), [1, 5, 6, 8], random(3, 4, 4))
 
     for name in ("student_bank", "teacher_bank"):
         assert torch.equal(first[name], second[name])
         assert torch.allclose(first[name], alone[name], atol=1e-12)
         assert not torch.equal(first[name][[1, 8]], build(negatives=3).state_dict()[name][[1, 8]])
-    assert torch.equal(first["normaliser"], second["normaliser"])
-    assert (first["normaliser"] > 0).all()
+    assert torch.equal(first["normalizer"], second["normalizer"])
+    assert (first["normalizer"] > 0).all()

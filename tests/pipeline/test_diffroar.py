@@ -12,9 +12,9 @@ from pipeline.evaluation.evaluators.diffroar.evaluator import compare
 from pipeline.evaluation.evaluators.diffroar.probes import (
     RankedImages,
     build_probe,
-    only,
+    keep_part,
+    mask_of_part,
     rank,
-    where,
 )
 
 SIDE, INFORMATIVE = 4, 5
@@ -66,7 +66,7 @@ def perceptron(classes):
     return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(64, classes))
 
 
-def judged(attribute, options=OPTIONS, informative=INFORMATIVE, build=linear):
+def evaluated(attribute, options=OPTIONS, informative=INFORMATIVE, build=linear):
     train, test = (ranked(seed, attribute, informative) for seed in (1, 2))
     return compare(train, test, build, options, classes=2)
 
@@ -76,7 +76,7 @@ def names(options=OPTIONS):
 
 
 def test_the_truth_is_worth_much_and_its_opposite_as_much_less():
-    best, worst = judged(oracle), judged(inverted)
+    best, worst = evaluated(oracle), evaluated(inverted)
 
     tenth, _ = names()
     assert best["difference"][tenth] > 0.35
@@ -89,7 +89,7 @@ def test_the_truth_is_worth_much_and_its_opposite_as_much_less():
 
 
 def test_a_random_order_is_worth_nothing():
-    found = judged(random_order)
+    found = evaluated(random_order)
 
     se = math.sqrt(2 * 0.25 / RECORDS)
     for name in names():
@@ -100,7 +100,7 @@ def test_a_random_order_is_worth_nothing():
 def test_nothing_kept_and_everything_kept_are_worth_nothing_by_definition():
     options = DiffroarOptions(keep=(0.0, 1.0), seeds=(0, 3), epochs=2)
 
-    found = judged(oracle, options)
+    found = evaluated(oracle, options)
 
     assert found["difference"] == pytest.approx({"0%": 0, "100%": 0}, abs=1e-12)
     assert found["power"]["top"] == found["power"]["bottom"]
@@ -112,11 +112,11 @@ def test_an_order_that_reads_the_true_label_gives_it_away_in_its_places():
 
     def label_dependent(images, labels):
         first = torch.arange(COORDINATES) < COORDINATES // 2
-        towards = torch.where(labels[:, None] == 1, first, ~first).double()
+        toward = torch.where(labels[:, None] == 1, first, ~first).double()
         jitter = torch.rand(COORDINATES, generator=torch.Generator().manual_seed(5))
-        return (towards + 0.1 * jitter).view_as(images)
+        return (toward + 0.1 * jitter).view_as(images)
 
-    found = judged(label_dependent, informative=0, build=perceptron)
+    found = evaluated(label_dependent, informative=0, build=perceptron)
 
     assert found["mask_only"]["50%"] == 1
     se = math.sqrt(0.25 / RECORDS)
@@ -141,8 +141,8 @@ def test_what_is_not_kept_is_filled_and_a_pixel_is_kept_whole():
     train = RankedImages(images, rank(attributions), torch.zeros(2, dtype=torch.int64))
     rows = torch.tensor([1])
 
-    top, bottom = (only(part, 0.5, -1.0)(train, rows) for part in ("top", "bottom"))
-    places = where("top", 0.5)(train, rows)
+    top, bottom = (keep_part(part, 0.5, -1.0)(train, rows) for part in ("top", "bottom"))
+    places = mask_of_part("top", 0.5)(train, rows)
 
     assert places[0].flatten(1).tolist() == [[1, 0, 1, 0]] * 3
     assert torch.equal(top == -1, places == 0)
@@ -150,7 +150,7 @@ def test_what_is_not_kept_is_filled_and_a_pixel_is_kept_whole():
     assert torch.allclose(top[places == 1], images[1:].float()[places == 1] / 255)
 
 
-def test_the_probe_of_images_learns_a_colour():
+def test_the_probe_of_images_learns_a_color():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 3
     images = torch.randint(0, 90, (60, 3, 8, 8), generator=generator)

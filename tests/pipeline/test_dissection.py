@@ -17,13 +17,13 @@ from pipeline.evaluation.evaluators.dissection.broden import (
 from pipeline.evaluation.evaluators.dissection.concepts import Labels
 from pipeline.evaluation.evaluators.dissection.drawn import DrawnConcepts
 from pipeline.evaluation.evaluators.dissection.evaluator import dissect
-from pipeline.evaluation.evaluators.dissection.tallies import Tallies, firing
+from pipeline.evaluation.evaluators.dissection.overlap_counts import OverlapCounts, firing_mask
 from pipeline.evaluation.evaluators.dissection.thresholds import (
     LargestActivations,
     TopImages,
     kept_of,
 )
-from pipeline.evaluation.forward import Subject
+from pipeline.evaluation.forward import EvaluatedModel
 from pipeline.models.classifier import Classifier
 from pipeline.models.output import Normalize
 from tests.support.broden import write_broden
@@ -35,7 +35,7 @@ RED, CAT, BEACH = 1, 2, 3
 
 def tally(*images, units=1, presence="mask"):
     """Of (masks, layers, whole) each."""
-    total = Tallies.zeros(units, LABELS)
+    total = OverlapCounts.zeros(units, LABELS)
     for masks, layers, whole in images:
         total.count(masks, layers, whole, LABELS, presence)
     return total
@@ -99,7 +99,7 @@ def test_a_map_is_upsampled_before_it_is_cut():
     hot = torch.zeros(1, 7, 7)
     hot[0, 3, 3] = 1
 
-    mask = firing(hot, torch.tensor([0.5]), (224, 224))
+    mask = firing_mask(hot, torch.tensor([0.5]), (224, 224))
 
     assert int(mask.sum()) == 628  # 1024 is the area of one cell
 
@@ -109,7 +109,7 @@ def test_a_unit_that_never_fires_covers_nothing_and_detects_nothing(every_fifth)
     silent = torch.zeros(1, SIDE, SIDE)
     threshold = LargestActivations.of(silent[None], 4).thresholds
 
-    mask = firing(silent, threshold, (SIDE, SIDE))
+    mask = firing_mask(silent, threshold, (SIDE, SIDE))
     iou = tally((mask, layer_of(concept, RED), ())).iou(LABELS)
 
     assert not mask.any()
@@ -125,7 +125,7 @@ def test_a_unit_that_is_the_concept_has_iou_one(every_fifth):
     activation = (concept + jitter)[None]
     largest = LargestActivations.of(activation[None], kept_of(1 / 25, SIDE**2))
 
-    mask = firing(activation, largest.thresholds, (SIDE, SIDE))
+    mask = firing_mask(activation, largest.thresholds, (SIDE, SIDE))
     iou = tally((mask, layer_of(concept, CAT), ())).iou(LABELS)
 
     assert iou[0, CAT].item() == pytest.approx(1, abs=1e-9)
@@ -300,32 +300,34 @@ class ColorDetector(Classifier):
 
 
 @pytest.mark.parametrize("batch_size", [3, 16])
-def test_units_that_see_colours_detect_them(batch_size, monkeypatch):
+def test_units_that_see_colors_detect_them(batch_size, monkeypatch):
     concepts = DrawnConcepts(16, 32)
-    subject = Subject(model=ColorDetector().eval(), input_size=(32, 32))
+    model = EvaluatedModel(network=ColorDetector().eval(), input_size=(32, 32))
     reds = np.mean([(concepts.read(n).layers == 1).any(axis=0).mean() for n in range(16)])
 
-    found = dissect(subject, concepts, DissectionOptions(quantile=float(reds)), batch_size)
+    found = dissect(model, concepts, DissectionOptions(quantile=float(reds)), batch_size)
 
     names = [concepts.labels.names[label] for label in found.iou.argmax(dim=1)]
     assert names[:2] == ["red", "green"]
     assert found.iou[0].max() > 0.6  # not 1: label images are coarser, and dark places less red
     assert not found.iou[2].any()
-    again = dissect(subject, concepts, DissectionOptions(quantile=float(reds)), 5)
+    again = dissect(model, concepts, DissectionOptions(quantile=float(reds)), 5)
     assert torch.equal(again.iou, found.iou)
     assert torch.equal(again.top.numbers, found.top.numbers)
 
 
-def test_the_published_normalisation_takes_the_place_of_the_networks_own():
-    from pipeline.evaluation.evaluators.dissection.evaluator import _legacy
+def test_the_published_normalization_takes_the_place_of_the_networks_own():
+    from pipeline.evaluation.evaluators.dissection.evaluator import _legacy_normalization
 
-    model = ColorDetector()
-    model.normalize = Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.1))
-    subject = Subject(model=model, input_size=(4, 4))
+    network = ColorDetector()
+    network.normalize = Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.1))
+    model = EvaluatedModel(network=network, input_size=(4, 4))
     images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
-    seen = model.normalize(_legacy(subject, images, DissectionOptions(legacy_norm=True)))
+    seen = network.normalize(
+        _legacy_normalization(model, images, DissectionOptions(legacy_norm=True))
+    )
 
     mean = torch.tensor([124.69, 118.69, 109.54]).view(-1, 1, 1)
     assert torch.allclose(seen, (255 * images - mean) / (255 * 0.224), atol=1e-5)
-    assert _legacy(subject, images, DissectionOptions()) is images
+    assert _legacy_normalization(model, images, DissectionOptions()) is images

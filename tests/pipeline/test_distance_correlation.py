@@ -9,16 +9,16 @@ from scipy import stats
 
 from pipeline.evaluation.evaluators.distance_correlation.estimators import (
     InnerProducts,
-    centred_gram,
+    centered_gram,
     distances_of_gram,
     feature_distances,
     inner,
     label_features,
-    merge_all,
+    merge_blocks,
     num_records,
     semi_partial,
     square,
-    u_centred,
+    u_centered,
 )
 
 
@@ -29,14 +29,14 @@ def gaussian(seed: int, *shape: int) -> torch.Tensor:
 
 def products(*, biased: bool = False, **features: torch.Tensor) -> InnerProducts:
     distances = {name: feature_distances(values) for name, values in features.items()}
-    return InnerProducts.of_block(distances, biased=biased)
+    return InnerProducts.from_distances(distances, biased=biased)
 
 
 def r_star(x: torch.Tensor, y: torch.Tensor) -> float:
     return float(products(x=x, y=y).correlation("x", "y"))
 
 
-def labelled(n: int, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+def labeled(n: int, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     """Features [n, 12] that depend on labels, and the labels, hot [n, classes]."""
     labels = torch.arange(n) % classes
     hot = torch.nn.functional.one_hot(labels, classes).double()
@@ -62,9 +62,9 @@ def test_published_examples_of_another_implementation():
     assert float(table.partial("x", "z", "z")) == pytest.approx(0, abs=1e-12)
 
 
-def test_a_hand_computed_u_centred_matrix():
+def test_a_hand_computed_u_centered_matrix():
     """Points 0, 1, 2, 3 on a line: row sums 6, 4, 4, 6, all 20."""
-    centred = square(u_centred(feature_distances(torch.arange(4.0)[:, None])))
+    centered = square(u_centered(feature_distances(torch.arange(4.0)[:, None])))
 
     expected = torch.zeros(4, 4, dtype=torch.float64)
     sums = [6, 4, 4, 6]
@@ -73,7 +73,7 @@ def test_a_hand_computed_u_centred_matrix():
             if i != j:
                 expected[i, j] = abs(i - j) - sums[i] / 2 - sums[j] / 2 + 20 / 6
 
-    torch.testing.assert_close(centred, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(centered, expected, rtol=0, atol=1e-12)
 
 
 def test_p_values_are_students_and_uniform_under_independence():
@@ -102,13 +102,13 @@ def test_r_star_of_itself_is_one_whatever_its_scale_place_and_rotation():
         assert r_star(x, moved) == pytest.approx(1, abs=1e-12)
 
 
-def test_rows_of_a_u_centred_matrix_sum_to_nothing_and_forget_a_constant():
+def test_rows_of_a_u_centered_matrix_sum_to_nothing_and_forget_a_constant():
     distances = feature_distances(gaussian(0, 25, 6))
 
-    centred = u_centred(distances)
+    centered = u_centered(distances)
 
-    assert square(centred).sum(dim=1).abs().max() < 1e-12
-    torch.testing.assert_close(u_centred(distances + 17), centred, rtol=0, atol=1e-12)
+    assert square(centered).sum(dim=1).abs().max() < 1e-12
+    torch.testing.assert_close(u_centered(distances + 17), centered, rtol=0, atol=1e-12)
 
 
 def test_the_biased_form_calls_any_two_wide_networks_alike_and_the_corrected_one_does_not():
@@ -124,14 +124,14 @@ def test_the_biased_form_calls_any_two_wide_networks_alike_and_the_corrected_one
 
 def test_the_biased_form_is_the_mean_of_products_about_row_and_column_means():
     x, y = gaussian(0, 12, 3), gaussian(1, 12, 2)
-    centred = []
+    centered = []
     for features in (x, y):
         matrix = torch.cdist(features, features).numpy()
         rows, columns = matrix.mean(1, keepdims=True), matrix.mean(0, keepdims=True)
-        centred.append(matrix - rows - columns + matrix.mean())
+        centered.append(matrix - rows - columns + matrix.mean())
     xy, xx, yy = (
         float(np.mean(a * b))
-        for a, b in ((centred[0], centred[1]), (centred[0],) * 2, (centred[1],) * 2)
+        for a, b in ((centered[0], centered[1]), (centered[0],) * 2, (centered[1],) * 2)
     )
 
     found = products(x=x, y=y, biased=True).correlation("x", "y")
@@ -140,7 +140,7 @@ def test_the_biased_form_is_the_mean_of_products_about_row_and_column_means():
 
 
 def test_two_classes_give_the_same_numbers_whatever_their_embeddings():
-    x, hot = labelled(30, classes=2)
+    x, hot = labeled(30, classes=2)
     found = [
         r_star(x, label_features(hot, embeddings))
         for embeddings in (None, gaussian(3, 2, 8), 40 * gaussian(4, 2, 700))
@@ -172,8 +172,8 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_what_is_left_is_orthogonal_to_what_was_taken_and_taking_it_again_changes_nothing():
-    x, _ = labelled(30)
-    a, b = (u_centred(feature_distances(v)) for v in (x, x[:, :5] + gaussian(5, 30, 5)))
+    x, _ = labeled(30)
+    a, b = (u_centered(feature_distances(v)) for v in (x, x[:, :5] + gaussian(5, 30, 5)))
 
     left = without(a, b)
 
@@ -182,7 +182,7 @@ def test_what_is_left_is_orthogonal_to_what_was_taken_and_taking_it_again_change
 
 
 def test_nothing_is_left_of_a_network_given_itself():
-    x, hot = labelled(30)
+    x, hot = labeled(30)
     table = products(a=x, b=3 * x + 1, labels=hot)
 
     assert float(table.semi_partial("a", "b", "labels")) == 0
@@ -193,10 +193,10 @@ def test_nothing_is_left_of_a_network_given_itself():
 
 
 def test_rs_from_three_correlations_is_its_definition_by_matrices():
-    x, hot = labelled(40)
+    x, hot = labeled(40)
     y = x[:, :6] + gaussian(7, 40, 6)
     table = products(a=x, b=y, g=hot)
-    a, b, g = (u_centred(feature_distances(v)) for v in (x, y, hot))
+    a, b, g = (u_centered(feature_distances(v)) for v in (x, y, hot))
 
     assert float(table.semi_partial("a", "b", "g")) == pytest.approx(
         cosine(without(a, b), g), abs=1e-14
@@ -249,19 +249,19 @@ def test_a_ratio_of_sums_is_not_biased_by_small_blocks_and_a_mean_of_ratios_is()
     ratios = torch.stack([block.correlation("x", "y") for block in blocks])
     error = float(ratios.std() / len(ratios) ** 0.5)
 
-    assert float(merge_all(blocks).correlation("x", "y")) == pytest.approx(truth, abs=3 * error)
+    assert float(merge_blocks(blocks).correlation("x", "y")) == pytest.approx(truth, abs=3 * error)
     assert float(ratios.mean()) < truth - 3 * error
 
 
 @pytest.mark.parametrize("ranks", [3, 4])
 def test_blocks_add_up_to_the_same_numbers_however_they_are_shared_out(ranks):
-    x, hot = labelled(384)
+    x, hot = labeled(384)
     blocks = [
         products(a=a, b=a[:, :5], g=g) for a, g in zip(x.split(32), hot.split(32), strict=True)
     ]
 
-    whole = merge_all(blocks)
-    shared = merge_all([merge_all(blocks[rank::ranks]) for rank in range(ranks)])
+    whole = merge_blocks(blocks)
+    shared = merge_blocks([merge_blocks(blocks[rank::ranks]) for rank in range(ranks)])
 
     torch.testing.assert_close(shared.sums, whole.sums, rtol=1e-12, atol=0)
     assert (shared.records, shared.blocks, shared.freedom) == (384, 12, 12 * 32 * 29 // 2)
@@ -273,7 +273,7 @@ def test_blocks_add_up_to_the_same_numbers_however_they_are_shared_out(ranks):
 
 def test_columns_may_lie_on_different_ranks():
     features = gaussian(0, 20, 301).float()
-    parts = sum(centred_gram(part) for part in (features[:, :100], features[:, 100:]))
+    parts = sum(centered_gram(part) for part in (features[:, :100], features[:, 100:]))
 
     torch.testing.assert_close(
         distances_of_gram(parts), feature_distances(features), rtol=1e-12, atol=0
@@ -289,7 +289,7 @@ def test_distances_by_inner_products_are_exact_far_from_the_origin(columns):
     features = (1000 + gaussian(0, 40, 5000)).float()
     direct = torch.stack([(row - features.double()).norm(dim=1) for row in features.double()])
 
-    found = square(distances_of_gram(centred_gram(features, columns=columns)))
+    found = square(distances_of_gram(centered_gram(features, columns=columns)))
 
     assert (found - direct).abs().max() < 1e-10
     gram = features @ features.T
@@ -335,7 +335,7 @@ def test_records_of_as_many_classes_say_exactly_nothing():
         features = gaussian(n, n, 64) + 5 * labels.double() @ gaussian(1, 1000, 64)
         table = products(x=features, labels=labels)
         assert float(table.correlation("x", "labels")) == 0
-        assert not u_centred(feature_distances(labels)).any()
+        assert not u_centered(feature_distances(labels)).any()
 
 
 def test_a_small_but_real_difference_is_not_taken_for_rounding():
@@ -347,7 +347,7 @@ def test_a_small_but_real_difference_is_not_taken_for_rounding():
 def permuted(seed: int, labels: torch.Tensor, permutations: int = 199, **features: torch.Tensor):
     named = {**features, "labels": labels}
     distances = {name: feature_distances(values) for name, values in named.items()}
-    return InnerProducts.of_block(distances, permutations=permutations, seed=seed)
+    return InnerProducts.from_distances(distances, permutations=permutations, seed=seed)
 
 
 @pytest.mark.parametrize(("classes", "width"), [(2, 1), (2, 64), (10, 1)])
@@ -365,7 +365,7 @@ def test_permutation_p_values_are_uniform_where_students_t_is_not(classes, width
 
 
 def test_a_permutation_p_of_rs_sees_what_is_left_and_only_that():
-    x, hot = labelled(60)
+    x, hot = labeled(60)
     copy = x + 1e-3 * gaussian(5, 60, 12)
     noise = gaussian(6, 60, 12)
     table = permuted(0, hot, x=x, copy=copy, noise=noise)
@@ -378,11 +378,11 @@ def test_a_permutation_p_of_rs_sees_what_is_left_and_only_that():
 
 
 def test_permutations_add_up_over_blocks_and_need_to_be_asked_for():
-    x, hot = labelled(60)
+    x, hot = labeled(60)
     parts = [permuted(s, hot[s::2], x=x[s::2]) for s in range(2)]
 
-    assert merge_all(parts).permuted.shape == (2, 199)
-    assert merge_all(parts).permutation_p("x") == 1 / 200
+    assert merge_blocks(parts).permuted.shape == (2, 199)
+    assert merge_blocks(parts).permutation_p("x") == 1 / 200
     with pytest.raises(ValueError, match="without permutations"):
         products(x=x, labels=hot).permutation_p("x")
 
@@ -397,17 +397,17 @@ def test_students_p_ends_at_its_limits(value):
 def test_the_sums_without_a_record_are_those_of_the_others():
     features = {"x": gaussian(0, 12, 3), "y": gaussian(1, 12, 4), "labels": gaussian(2, 12, 2)}
     distances = {name: feature_distances(values) for name, values in features.items()}
-    table = InnerProducts.of_block(distances, permutations=19)
+    table = InnerProducts.from_distances(distances, permutations=19)
 
     for record in range(12):
         kept = torch.arange(12) != record
         others = {name: feature_distances(values[kept]) for name, values in features.items()}
-        expected = InnerProducts.of_block(others).sums
+        expected = InnerProducts.from_distances(others).sums
         torch.testing.assert_close(table.without[..., record], expected, rtol=0, atol=1e-12)
 
 
 def test_blocks_leave_out_each_of_their_records():
-    x, hot = labelled(60)
+    x, hot = labeled(60)
     one, other = (permuted(s, hot[s::2], x=x[s::2], y=gaussian(s, 30, 2)) for s in range(2))
 
     both = one.merge(other)
@@ -419,17 +419,17 @@ def test_blocks_leave_out_each_of_their_records():
 
 def test_a_p_of_rs_allows_for_what_given_has_to_do_with_the_labels():
     """A knows nothing beyond B, and B the labels: RS is 0 but for noise, of which permuted labels show half."""
-    centres = 3 * gaussian(102, 4, 4)  # with which RS of large samples is 0
+    centers = 3 * gaussian(102, 4, 4)  # with which RS of large samples is 0
     found, by_permutation = [], []
     for seed in range(120):
         hot = torch.nn.functional.one_hot(torch.arange(80) % 4, 4).double()
-        b = hot @ centres + gaussian(1000 + seed, 80, 4)
+        b = hot @ centers + gaussian(1000 + seed, 80, 4)
         table = permuted(seed, hot, 99, a=b[:, :2], b=b)
         found.append(table.residual_p("a", "b"))
         by_permutation.append(table.permutation_p("a", "b"))
 
     large = torch.nn.functional.one_hot(torch.arange(1600) % 4, 4).double()
-    b = large @ centres + gaussian(5, 1600, 4)
+    b = large @ centers + gaussian(5, 1600, 4)
     assert abs(float(products(a=b[:, :2], b=b, g=large).semi_partial("a", "b", "g"))) < 0.03
     assert np.mean(np.array(found) <= 0.05) < 0.1
     tails = np.abs(np.array(by_permutation) - 0.5) >= 0.45

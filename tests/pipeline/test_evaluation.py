@@ -1,4 +1,4 @@
-"""Judges on maps, boxes and logits whose score is known by hand."""
+"""Evaluators on maps, boxes and logits whose score is known by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config.judging import EvaluateOptions
+from pipeline.config.evaluation import EvaluateOptions
 from pipeline.core.records import NO_GROUP, NO_LABEL
 from pipeline.evaluation.agreement import (
     accuracy,
@@ -19,7 +19,7 @@ from pipeline.evaluation.agreement import (
     label_scores,
     teacher_scores,
 )
-from pipeline.evaluation.forward import Subject, judge_records
+from pipeline.evaluation.forward import EvaluatedModel, predict_records
 from pipeline.evaluation.localization import (
     energy_pointing_game,
     localization_iou,
@@ -101,7 +101,7 @@ def test_epg_counts_the_overlap_of_two_boxes_once():
     assert score.item() == pytest.approx(8 / 16, rel=0, abs=1e-9)
 
 
-def test_epg_judges_each_record_by_its_own_region():
+def test_epg_evaluates_each_record_by_its_own_region():
     maps = torch.ones(2, 4, 4, dtype=torch.float64)
     regions = torch.cat([region(slice(0, 1), slice(0, 4)), region(slice(0, 4), slice(0, 4))])
 
@@ -241,7 +241,7 @@ def test_box_regions_cut_corners_down_to_whole_pixels_and_to_the_frame():
     assert torch.equal(regions, region(slice(1, 4), slice(0, 2)))
 
 
-def test_upsample_is_bilinear_with_half_pixel_centres():
+def test_upsample_is_bilinear_with_half_pixel_centers():
     maps = torch.tensor([[[0.0, 1.0]]])
 
     upsampled = upsample(maps, (1, 4))
@@ -249,7 +249,7 @@ def test_upsample_is_bilinear_with_half_pixel_centres():
     assert torch.equal(upsampled, torch.tensor([[[0.0, 0.25, 0.75, 1.0]]]))
 
 
-def test_accuracy_is_the_share_of_labelled_records_that_are_right():
+def test_accuracy_is_the_share_of_labeled_records_that_are_right():
     logits = top1_logits(0, 1, 2, 0)
 
     assert accuracy(logits, torch.tensor([0, 1, 0, NO_LABEL])) == 2 / 3
@@ -354,7 +354,7 @@ def test_f1_counts_a_class_from_logit_zero_upwards(logit, expected):
     assert f1(logits, torch.tensor([[1.0, 0.0]])) == expected
 
 
-def test_f1_equals_scikit_learns_micro_average_over_labelled_records():
+def test_f1_equals_scikit_learns_micro_average_over_labeled_records():
     from sklearn.metrics import f1_score
 
     logits, labels = random_sets(0)
@@ -410,24 +410,26 @@ def test_the_scores_of_a_set_are_those_that_its_labels_allow():
 
 
 def test_localization_is_measured_at_the_networks_input_and_not_at_the_frame(frozen):
-    """Frames of 16 pixels judged whole (evaluate.frame=full) by a network that takes 24."""
-    model = freeze(build_model(frozen.config.teacher, 10))
+    """Frames of 16 pixels evaluated whole (evaluate.frame=full) by a network that takes 24."""
+    network = freeze(build_model(frozen.config.teacher, 10))
     dataset = StoreDataset(frozen.store, np.arange(24), with_regions=True)
     options = EvaluateOptions(frame="full", region="boxes")
 
-    judged = judge_records(Subject(model=model, input_size=(24, 24)), dataset, options)
+    predictions = predict_records(
+        EvaluatedModel(network=network, input_size=(24, 24)), dataset, options
+    )
 
     batch = dataset.__getitems__(list(range(24)))
     images = view_images(batch, (24, 24))
     with torch.no_grad():
-        output = model(images)
-    maps = gradcam(model, output, batch.labels[:, None])[:, 0, 0]
+        output = network(images)
+    maps = gradcam(network, output, batch.labels[:, None])[:, 0, 0]
 
     def expected(side):
         regions = box_regions(batch.boxes, batch.labels, (side, side))
         return energy_pointing_game(upsample(maps, (side, side)), regions)
 
-    torch.testing.assert_close(judged.epg[:, 0], expected(24), rtol=0, atol=1e-6)
+    torch.testing.assert_close(predictions.epg[:, 0], expected(24), rtol=0, atol=1e-6)
     assert (
         expected(24) - expected(16)
     ).abs().max() > 1e-3  # the frame's size would be another number

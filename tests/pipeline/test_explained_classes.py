@@ -12,8 +12,8 @@ import torch
 from pipeline.annotation.fingerprint import describe_explainer
 from pipeline.config.explainers import BcosWeightsConfig, ExplainerOptions, GradCamConfig
 from pipeline.core.errors import ConfigError
-from pipeline.loading.geometry import neighbour_maps
-from pipeline.models.explainers.classes import CLASS_CHOICES, explained_classes, fit_explainer
+from pipeline.loading.geometry import neighbor_maps
+from pipeline.models.explainers.classes import CLASS_CHOICES, explained_classes, resolve_explainer
 
 LOGITS = torch.tensor([[0.0, 3.0, 2.0, 1.0], [5.0, -1.0, -2.0, 4.0], [1.0, 2.0, 3.0, 4.0]])
 MANY = torch.tensor([[1.0, 0, 1, 1], [0, 0, 1, 0], [0, 0, 0, 0]])
@@ -89,23 +89,23 @@ def test_options_that_do_not_fit_together_are_refused(options, message):
 
 def test_the_options_are_fitted_to_a_store_and_its_teacher(frozen):
     ten_classes = frozen.store
-    fitted = fit_explainer(GradCamConfig(explained_classes="all_gt"), ten_classes, 10)
+    fitted = resolve_explainer(GradCamConfig(explained_classes="all_gt"), ten_classes, 10)
 
     assert fitted.max_classes == 1  # one label a record
     unchanged = GradCamConfig(explained_classes="topk", max_classes=10)
-    assert asdict(fit_explainer(unchanged, ten_classes, 10)) == asdict(unchanged)
+    assert asdict(resolve_explainer(unchanged, ten_classes, 10)) == asdict(unchanged)
     with pytest.raises(ConfigError, match=r"max_classes=10, but the teacher has 7 classes"):
-        fit_explainer(unchanged, ten_classes, 7)
+        resolve_explainer(unchanged, ten_classes, 7)
     for choice in ("all_gt", "sample_gt"):
         with pytest.raises(ConfigError, match=r"7 classes are not the 10 of the data; set"):
-            fit_explainer(GradCamConfig(explained_classes=choice), ten_classes, 7)
+            resolve_explainer(GradCamConfig(explained_classes=choice), ten_classes, 7)
 
 
-def test_a_neighbour_with_fewer_classes_lends_its_maps_in_turn():
+def test_a_neighbor_with_fewer_classes_lends_its_maps_in_turn():
     maps = torch.arange(1.0, 10.0).view(3, 3, 1, 1, 1)
     explained_class = torch.tensor([[0, 1, 2], [5, -1, -1], [-1, -1, -1]])
 
-    lent = neighbour_maps(maps, explained_class)
+    lent = neighbor_maps(maps, explained_class)
 
     # Of the last record (which explains nothing), the first, and the second's only one.
     assert lent.flatten(1).tolist() == [[7, 7, 7], [1, 2, 3], [4, 4, 4]]

@@ -11,12 +11,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from pipeline.annotation.payloads.explanation_map import MapPayload
-from pipeline.annotation.payloads.payload import Described
+from pipeline.annotation.payloads.payload import BatchInfo
 from pipeline.config.explainers import GradCamConfig
 from pipeline.config.methods import E2KDConfig
 from pipeline.config.models import CifarModelConfig, TimmModelConfig, TorchvisionModelConfig
-from pipeline.config.store import PassConfig
-from pipeline.config.training import OptimizerConfig
+from pipeline.config.store import PassOptions
+from pipeline.config.training import OptimizerOptions
 from pipeline.core.records import NO_CLASS, Batch, StoredTargets
 from pipeline.loading.geometry import view_targets
 from pipeline.losses.e2kd import E2KDLoss
@@ -473,7 +473,7 @@ def test_gradcam_matches_a_hand_computed_map():
     assert torch.equal(maps, torch.tensor([[[[[0.0, 0.5]]]]]))
 
 
-def test_negative_class_gives_a_zero_map_and_leaves_its_neighbour_alone():
+def test_negative_class_gives_a_zero_map_and_leaves_its_neighbor_alone():
     features = torch.ones(2, 3, 4, 4)
     weight = torch.ones(5, 3)
     explained_class = torch.tensor([[NO_CLASS, 0], [2, NO_CLASS]])
@@ -505,8 +505,8 @@ def test_explained_class_in_a_step_is_the_teachers_top1():
     teacher, student = freeze(tiny_model(1, top1=teacher_top1)), tiny_model(2, top1=student_top1)
     inputs = random_frames(3)
     teacher_output = teacher(inputs.float() / 255)
-    records = Described(("a", "b", "c"), torch.full((3,), label))
-    payload = MapPayload(PassConfig(), GradCamConfig())
+    records = BatchInfo(("a", "b", "c"), torch.full((3,), label))
+    payload = MapPayload(PassOptions(), GradCamConfig())
     stored = payload.encode(teacher, teacher_output, records).values
     targets = StoredTargets(
         teacher="teacher",
@@ -527,7 +527,7 @@ def test_explained_class_in_a_step_is_the_teachers_top1():
         targets=(targets,),
     )
     loss = E2KDLoss(E2KDConfig())
-    optimizer = build_optimizer(OptimizerConfig(), list(student.parameters()))
+    optimizer = build_optimizer(OptimizerOptions(), list(student.parameters()))
 
     terms = batch_loss(Training(model=student, loss=loss, optimizer=optimizer), batch, FRAME)
 

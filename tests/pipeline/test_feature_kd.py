@@ -21,7 +21,7 @@ from pipeline.config.methods import (
     ReviewKDConfig,
 )
 from pipeline.config.models import BcosModelConfig, CifarModelConfig, ModelConfig
-from pipeline.config.training import OptimizerConfig
+from pipeline.config.training import OptimizerOptions
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Batch, StoredTargets, Targets
 from pipeline.loading.geometry import view_images, view_targets
@@ -34,10 +34,10 @@ from pipeline.losses.labels import bce_loss, cross_entropy_loss, off_label_bce_l
 from pipeline.losses.review_kd import Fusion, hierarchical_context_loss, review_levels
 from pipeline.models.classifier import Classifier
 from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.output import NOTHING, Stage
+from pipeline.models.output import NO_INTERMEDIATES, Stage
 from pipeline.models.providers import build_model, freeze
 from pipeline.training.live_targets import LiveTeacher
-from pipeline.training.state import Numerics, Training, build_optimizer
+from pipeline.training.state import ComputeSettings, Training, build_optimizer
 from pipeline.training.step import batch_loss, train_step
 from tests.pipeline.test_training import (
     FRAME,
@@ -82,7 +82,7 @@ def build_training(
     model = build(student, seed)
     loss = build_loss(method)
     targets = live_teacher(loss.needs, **teacher)
-    if loss.needs.intermediates != NOTHING:
+    if loss.needs.intermediates != NO_INTERMEDIATES:
         batch = random_batch(0)
         with torch.no_grad():
             output = copy.deepcopy(model).eval()(
@@ -94,7 +94,7 @@ def build_training(
     return Training(
         model=model,
         loss=loss,
-        optimizer=build_optimizer(OptimizerConfig(lr=0.01), parameters),
+        optimizer=build_optimizer(OptimizerOptions(lr=0.01), parameters),
         targets=targets,
     )
 
@@ -203,11 +203,12 @@ def test_at_sums_its_stages():
         logits=torch.zeros(2, 3), stages=tuple(Stage(output, output) for output in stages)
     )
     taught = {
-        f"at_{n}": random_maps(9, 2, size, size).square() for n, size in ((1, 8), (2, 4), (3, 2))
+        f"attention_{n}": random_maps(9, 2, size, size).square()
+        for n, size in ((1, 8), (2, 4), (3, 2))
     }
-    targets = Targets(teacher="t", logits=torch.zeros(2, 3), extra=taught)
+    targets = Targets(teacher="t", logits=torch.zeros(2, 3), intermediates=taught)
     single = [
-        attention_loss(attention_map(output), taught[f"at_{n}"]).item()
+        attention_loss(attention_map(output), taught[f"attention_{n}"]).item()
         for n, output in enumerate(stages, start=1)
     ]
 
@@ -225,7 +226,7 @@ def test_at_sums_its_stages():
 
 
 @pytest.mark.parametrize(
-    ("resolution", "normalise", "expected"),
+    ("resolution", "normalize", "expected"),
     [
         (2, False, (1 + 4 + 9 + 16) / 4),
         (1, False, 2.5**2),
@@ -233,11 +234,11 @@ def test_at_sums_its_stages():
         (1, True, 1.0),
     ],
 )
-def test_class_map_loss_of_one_class_matches_hand_computation(resolution, normalise, expected):
+def test_class_map_loss_of_one_class_matches_hand_computation(resolution, normalize, expected):
     teacher_maps = grid([1.0, 2.0], [3.0, 4.0])[:, None]  # [1, 1, 2, 2]
 
     loss = class_map_loss(
-        torch.zeros_like(teacher_maps), teacher_maps, resolution, normalise=normalise
+        torch.zeros_like(teacher_maps), teacher_maps, resolution, normalize=normalize
     )
 
     assert loss.item() == pytest.approx(expected, abs=1e-12)
@@ -256,10 +257,10 @@ def test_class_map_loss_is_the_mean_over_records_classes_and_cells():
     assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
 
 
-def test_normalised_class_maps_ignore_their_magnitude():
+def test_normalized_class_maps_ignore_their_magnitude():
     student, teacher = random_maps(0, 2, 3, 4, 4), random_maps(1, 2, 3, 4, 4)
 
-    plain, scaled = (class_map_loss(student, s * teacher, 2, normalise=True) for s in (1, 1000))
+    plain, scaled = (class_map_loss(student, s * teacher, 2, normalize=True) for s in (1, 1000))
 
     assert scaled.item() == pytest.approx(plain.item(), abs=1e-12)
 
@@ -339,7 +340,7 @@ def test_fusions_have_at_most_512_channels_between_the_networks():
 
     loss.build(
         student_output(logits=own, stages=(Stage(own, own),)),
-        Targets(teacher="t", logits=own, extra={"review_1": taught, "review_2": taught}),
+        Targets(teacher="t", logits=own, intermediates={"review_1": taught, "review_2": taught}),
     )
 
     assert {f.reduce[0].out_channels for f in loss.fusions} == {512}
@@ -367,7 +368,7 @@ def test_a_student_that_is_its_own_teacher_has_a_term_of_exactly_zero(method, co
         (CatKDConfig(), {"layer1", "layer2", "layer3", "linear"}),
         (ReviewKDConfig(), {"layer1", "layer2", "layer3"}),
     ],
-    ids=["at", "at_1", "at_2", "cat_kd", "review_kd"],
+    ids=["at", "attention_1", "attention_2", "cat_kd", "review_kd"],
 )
 def test_gradients_reach_the_stages_that_are_compared(method, expected):
     assert reached(build_training(method)) == expected | {"conv1", "bn1"}
@@ -396,7 +397,7 @@ def test_without_their_term_they_are_the_supervised_loss_bit_for_bit(config, lab
     method = config(label_loss=label_loss, **{f"lambda_{TERMS[config().kind]}": 0.0})
     labels = build_training(LabelsConfig(loss=label_loss))
     training = build_training(method)
-    assert training.loss.needs.intermediates == NOTHING
+    assert training.loss.needs.intermediates == NO_INTERMEDIATES
     assert training.loss.needs.payload is None
 
     take_steps(labels, range(3))
@@ -434,7 +435,9 @@ def test_several_teachers_are_weighed_and_the_labels_count_once():
     def stored(seed: int) -> StoredTargets:
         attention = random_maps(seed, 4, 4, 4).square().float()
         return StoredTargets(
-            teacher=str(seed), logits=torch.zeros(4, NUM_CLASSES), extra={"at_3": attention}
+            teacher=str(seed),
+            logits=torch.zeros(4, NUM_CLASSES),
+            intermediates={"attention_3": attention},
         )
 
     training = build_training(ATConfig(stages=(3,)))
@@ -470,14 +473,14 @@ def test_the_defaults_are_the_papers_baselines():
     assert [(m().lambda_ce, m().lambda_kd, m().label_loss) for m in METHODS] == [(1, 0, "ce")] * 3
     assert (ATConfig().lambda_at, ATConfig().stages) == (1000, ())
     cat = CatKDConfig()
-    assert (cat.lambda_cat, cat.resolution, cat.normalise) == (1, 2, False)
+    assert (cat.lambda_cat, cat.resolution, cat.normalize) == (1, 2, False)
     assert ReviewKDConfig().lambda_review == 1
 
 
-def test_resolution_and_normalise_of_cat_kd_change_its_term():
+def test_resolution_and_normalize_of_cat_kd_change_its_term():
     plain, coarse, unit = (
         own_term(build_training(CatKDConfig(**options))).item()
-        for options in ({}, {"resolution": 1}, {"normalise": True})
+        for options in ({}, {"resolution": 1}, {"normalize": True})
     )
 
     assert len({plain, coarse, unit}) == 3
@@ -505,7 +508,7 @@ def test_bcos_networks_learn_by_them(method, label_loss):
 def test_terms_are_float32_in_half_precision_and_near_those_in_full(method):
     full = own_term(build_training(method()))
     half_training = build_training(method())
-    half_training.numerics = Numerics(precision=torch.bfloat16)
+    half_training.compute_settings = ComputeSettings(precision=torch.bfloat16)
 
     half = own_term(half_training)
 
@@ -521,7 +524,7 @@ def test_a_step_trains_the_fusions_and_clips_them_with_the_student():
     training = build_training(ReviewKDConfig())
     before = copy.deepcopy(training.loss.state_dict())
     sgd = build_optimizer(
-        OptimizerConfig(kind="sgd", lr=1.0, momentum=0.0, weight_decay=0.0),
+        OptimizerOptions(kind="sgd", lr=1.0, momentum=0.0, weight_decay=0.0),
         [*training.model.parameters(), *training.loss.parameters()],
     )
     training.optimizer = sgd
@@ -567,7 +570,7 @@ def test_training_with_fusions_continues_bit_for_bit():
         (ATConfig(stages=(2, 4)), r"method\.stages=\[2, 4\]: the student has 3"),
         (ReviewKDConfig(), r"the student has 3 stages, the teacher 4; choose networks"),
     ],
-    ids=["at", "at_4", "review_kd"],
+    ids=["at", "attention_4", "review_kd"],
 )
 def test_networks_of_other_stages_are_refused_before_training(method, message):
     teacher = BcosModelConfig(name="resnet18", width=4, stem="small")
@@ -584,7 +587,7 @@ def test_stages_that_both_networks_have_can_be_chosen():
 
 def test_class_maps_coarser_than_they_are_compared_are_refused():
     with pytest.raises(
-        ConfigError, match=r"resolution=5 is finer .* 4x4 cells.*annotate\.cat_size"
+        ConfigError, match=r"resolution=5 is finer .* 4x4 cells.*annotate\.class_map_size"
     ):
         build_training(CatKDConfig(resolution=5))
 

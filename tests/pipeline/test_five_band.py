@@ -11,9 +11,9 @@ from pipeline.config.cells_data import CellsDataConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Batch
 from pipeline.evaluation.evaluators.five_band import (
-    BandTally,
+    BandCounts,
     bands_of,
-    normalise,
+    normalize,
     steps_of,
     truth_bands,
 )
@@ -34,7 +34,7 @@ def truth():
 
 
 def scores(maps, truth):
-    tally = BandTally.of(maps, truth, HARD)
+    tally = BandCounts.of(maps, truth, HARD)
     assert int(tally.counts.sum()) == truth.numel()
     return {name: float(values[0]) for name, values in tally.scores.items()}
 
@@ -47,7 +47,7 @@ def test_a_map_of_zeros_is_right_on_the_background_and_marks_nothing(truth):
     found = scores(torch.zeros(1, 4, 4), truth)
 
     assert found == {"accuracy": 10 / 16, "recall": 0, "precision": 0, "fpr": 0}
-    tally = BandTally.of(torch.zeros(1, 4, 4), truth, HARD)
+    tally = BandCounts.of(torch.zeros(1, 4, 4), truth, HARD)
     assert tally.metrics["background_fraction"] == tally.metrics["accuracy"]["hard"]
     assert tally.metrics["zero_map_fraction"] == 1
 
@@ -71,10 +71,10 @@ def test_a_positive_factor_changes_nothing_and_wrong_bands_on_the_object_are_fal
     maps = HEAT[truth]
     maps[0, 1, 0] = 0.5  # of the part, but marked as the rest
 
-    tally = BandTally.of(maps, truth, HARD)
+    tally = BandCounts.of(maps, truth, HARD)
 
     assert tally.counts.tolist() == [[5, 1, 10, 0]]
-    assert torch.equal(BandTally.of(1e-3 * maps, truth, HARD).counts, tally.counts)
+    assert torch.equal(BandCounts.of(1e-3 * maps, truth, HARD).counts, tally.counts)
 
 
 def test_thresholds_belong_to_the_band_below():
@@ -98,7 +98,7 @@ def test_soft_steps_end_where_their_grid_says(grid, last):
 def test_softer_thresholds_find_a_faint_object(truth):
     maps = torch.tensor([0.0, 0.15, 1.0], dtype=torch.float64)[truth]
 
-    found = BandTally.of(maps, truth, steps_of("legacy")).metrics
+    found = BandCounts.of(maps, truth, steps_of("legacy")).metrics
 
     assert found["recall"]["hard"] == pytest.approx(2 / 6)
     assert found["recall"]["best"] == 1
@@ -112,11 +112,11 @@ def test_tallies_of_parts_are_those_of_the_whole(truth):
     levels = torch.randint(0, 3, (9, 4, 4), generator=generator)
     steps = steps_of("legacy")
 
-    whole = BandTally.of(maps, levels, steps)
-    parts = [BandTally.of(maps[i : i + 4], levels[i : i + 4], steps) for i in range(0, 9, 4)]
+    whole = BandCounts.of(maps, levels, steps)
+    parts = [BandCounts.of(maps[i : i + 4], levels[i : i + 4], steps) for i in range(0, 9, 4)]
 
     assert (parts[0] + parts[1] + parts[2]).metrics == whole.metrics
-    assert normalise(torch.zeros(1, 2, 2)).eq(0).all()
+    assert normalize(torch.zeros(1, 2, 2)).eq(0).all()
 
 
 # ---- cells ---------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def test_masks_have_the_level_of_the_class_where_there_is_one(cells):
         assert levels == expected, CLASSES[record.label]
 
 
-def test_a_rectangle_has_its_colour_where_its_mask_says(cells):
+def test_a_rectangle_has_its_color_where_its_mask_says(cells):
     source, records = cells
     for record in records:
         if CLASSES[record.label] in ("red", "green", "blue"):

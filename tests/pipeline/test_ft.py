@@ -10,7 +10,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.records import Targets
 from pipeline.losses.build import build_loss
 from pipeline.losses.ft import factor_loss
-from pipeline.models.output import NOTHING, Stage
+from pipeline.models.output import NO_INTERMEDIATES, Stage
 from tests.support.outputs import student_output
 
 
@@ -29,7 +29,9 @@ def example(scale=1.0):
     logits = torch.zeros(2, 3, dtype=torch.float64)
     own = scale * random(1, 2, 4, 4, 4)
     student = student_output(logits=logits, stages=(Stage(own, own),))
-    return student, Targets(teacher="t", logits=logits, extra={"ft": random(2, 2, 6, 4, 4).relu()})
+    return student, Targets(
+        teacher="t", logits=logits, intermediates={"ft": random(2, 2, 6, 4, 4).relu()}
+    )
 
 
 def test_a_factor_loss_matches_hand_computation():
@@ -67,14 +69,14 @@ def test_factors_have_their_share_of_the_teachers_channels_and_its_grid(rate, ch
     loss = build(paraphrase_rate=rate)
     student, targets = example()
 
-    factor = loss.paraphraser(targets.extra["ft"])
+    factor = loss.paraphraser(targets.intermediates["ft"])
 
     assert (
         factor.shape
         == loss.translator(student.output.stages[-1].output).shape
         == (2, channels, 4, 4)
     )
-    assert loss.reconstruction(factor).shape == targets.extra["ft"].shape
+    assert loss.reconstruction(factor).shape == targets.intermediates["ft"].shape
 
 
 def test_the_paraphraser_learns_to_give_features_back_and_the_student_never_moves_it():
@@ -99,7 +101,11 @@ def test_the_paraphraser_learns_to_give_features_back_and_the_student_never_move
 def test_without_weight_there_is_nothing_to_train_or_to_ask():
     loss = build_loss(FTConfig(lambda_ft=0.0))
 
-    assert (loss.needs.intermediates, loss.needs.payload, loss.pretraining) == (NOTHING, None, None)
+    assert (loss.needs.intermediates, loss.needs.payload, loss.pretraining) == (
+        NO_INTERMEDIATES,
+        None,
+        None,
+    )
 
 
 def test_options_out_of_range_are_refused():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from kornia.geometry.transform import homography_warp
 
-from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Batch, StoredTargets
 from pipeline.core.seeds import derive_seed
@@ -35,7 +35,7 @@ AFFINE = OperationConfig(
 
 def draw(*operations, count, size=(64, 64), seed=0):
     """f32 [count, 3, 3], as the trainer gets them."""
-    built = build_operations(AugmentConfig(operations=operations), size)
+    built = build_operations(AugmentOptions(operations=operations), size)
     return draw_views(built, count, size, seed).float()
 
 
@@ -44,7 +44,7 @@ def matrix(scale_x=1.0, scale_y=1.0, shift_x=0.0, shift_y=0.0):
     return torch.tensor([[[scale_x, 0, shift_x], [0, scale_y, shift_y], [0, 0, 1]]])
 
 
-def cell_centres(count):
+def cell_centers(count):
     return (2 * torch.arange(count) + 1) / count - 1
 
 
@@ -59,14 +59,14 @@ def smooth_images(count, size, channels=3, max_cycles=2.0):
     x_cycles, y_cycles, phase = (
         torch.empty(count, channels, 1, 1, 4).uniform_(-1, 1, generator=generator) for _ in range(3)
     )
-    y, x = (cell_centres(n)[:, None] for n in size)
+    y, x = (cell_centers(n)[:, None] for n in size)
     waves = max_cycles / 2 * (x_cycles * x + y_cycles * y[:, None]) + phase
     return 0.5 + torch.sin(2 * math.pi * waves).sum(dim=-1) / 8
 
 
 def ramps(size):
-    """[1, 2, height, width]: a map of x and a map of y, normalised."""
-    y, x = (cell_centres(n) for n in size)
+    """[1, 2, height, width]: a map of x and a map of y, normalized."""
+    y, x = (cell_centers(n) for n in size)
     return torch.stack([x.expand(size), y[:, None].expand(size)])[None]
 
 
@@ -117,8 +117,8 @@ def replay_parameters(operations, count, size, seed):
         return [op.forward_parameters(torch.Size((count, 1, *size))) for op in operations]
 
 
-def pixel_to_normalised(size):
-    """f64 [3, 3] for pixel centres at integers: pixel p of n lies at (2 p + 1) / n - 1."""
+def pixel_to_normalized(size):
+    """f64 [3, 3] for pixel centers at integers: pixel p of n lies at (2 p + 1) / n - 1."""
     height, width = size
     rows = [[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1], [0, 0, 1]]
     return torch.tensor(rows, dtype=torch.float64)
@@ -195,7 +195,7 @@ def test_a_fetch_halfway_between_two_texels_is_their_mean_and_half_a_cell_outsid
     torch.testing.assert_close(warped, expected, rtol=0, atol=1e-6)
 
 
-def test_fetch_points_are_cell_centres_in_the_source():
+def test_fetch_points_are_cell_centers_in_the_source():
     x, y = fetch_points(matrix(0.5, 1.0, 0.5, 0.0), (2, 4))
 
     assert x[0, 0].tolist() == [0.125, 0.375, 0.625, 0.875]  # 0.5 * (-3/4, -1/4, 1/4, 3/4) + 0.5
@@ -206,7 +206,7 @@ def test_fetch_points_are_cell_centres_in_the_source():
 def test_crop_and_flip_equal_torchvision_on_the_same_boxes(image):
     count, size, view_size, rim = 24, (96, 128), (64, 64), 2
     images = noise(count, 3, *size) if image is noise else smooth_images(count, size)
-    operations = build_operations(AugmentConfig(operations=(CROP, FLIP)), size)
+    operations = build_operations(AugmentOptions(operations=(CROP, FLIP)), size)
     view = draw_views(operations, count, size, seed=7)
     crop, flip = replay_parameters(operations, count, size, seed=7)
     boxes = crop["src"].long()  # corners clockwise from the top left, the last pixel included
@@ -270,7 +270,7 @@ def test_drawn_views_invert_the_matrices_of_the_kornia_operations_in_sequence():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         sequence(torch.zeros(count, 1, *size, dtype=torch.float64))
-    to_canonical, to_view = pixel_to_normalised(size), pixel_to_normalised(crop_size)
+    to_canonical, to_view = pixel_to_normalized(size), pixel_to_normalized(crop_size)
     expected = torch.linalg.inv(to_view @ sequence.transform_matrix @ to_canonical.inverse())
 
     drawn = draw_views(operations, count, size, seed=5)
@@ -310,7 +310,7 @@ def test_a_map_fetched_from_its_7x7_grid_equals_resize_then_crop():
 def test_a_rough_map_equals_resize_then_crop_where_the_resize_keeps_its_texels():
     maps = noise(64, 1, 7, 7)
     view = draw(CROP, FLIP, count=64, size=(224, 224))
-    side = 7 * 33  # an odd number of pixels a texel, so that one lies on the centre of each
+    side = 7 * 33  # an odd number of pixels a texel, so that one lies on the center of each
 
     resized = F.interpolate(maps, size=(side, side), mode="bilinear", align_corners=False)
 
@@ -383,12 +383,12 @@ def test_a_pixel_that_touches_the_rim_is_not_dimmed():
 
 
 def test_a_point_that_rounding_puts_a_hair_outside_the_frame_counts_as_inside():
-    centre_crop = matrix(256 / 224, 1.0)
+    center_crop = matrix(256 / 224, 1.0)
     pixels_3_to_19_of_256 = matrix(16 / 256, 1.0, (2 * 3 + 16) / 256 - 1)
 
-    coverage = warp(torch.ones(1, 1, 7, 7), centre_crop @ pixels_3_to_19_of_256, (7, 7))
+    coverage = warp(torch.ones(1, 1, 7, 7), center_crop @ pixels_3_to_19_of_256, (7, 7))
 
-    # Of the 8 points a cell, the 46th of 56 lies at -7/8, where the centre crop begins.
+    # Of the 8 points a cell, the 46th of 56 lies at -7/8, where the center crop begins.
     expected = torch.tensor([0, 0, 0, 0, 0, 3 / 8, 1]).expand(1, 1, 7, 7)
     torch.testing.assert_close(coverage, expected, rtol=0, atol=1e-6)
 
@@ -411,13 +411,13 @@ def test_encoding_commutes_with_crop_and_flip(encode):
     torch.testing.assert_close(encoded_first, encoded_last, rtol=0, atol=1e-6)
 
 
-def test_a_colour_and_its_inverse_still_sum_to_one_after_crop_and_flip():
+def test_a_color_and_its_inverse_still_sum_to_one_after_crop_and_flip():
     images = noise(32, 3, 32, 32)
     view = draw(CROP, FLIP, count=32, size=(32, 32))
 
-    colour, inverse = warp(add_inverse(images), view, (32, 32)).chunk(2, dim=1)
+    color, inverse = warp(add_inverse(images), view, (32, 32)).chunk(2, dim=1)
 
-    torch.testing.assert_close(colour + inverse, torch.ones_like(colour), rtol=0, atol=1e-6)
+    torch.testing.assert_close(color + inverse, torch.ones_like(color), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("encode", [normalize, add_inverse])
@@ -633,7 +633,7 @@ def test_an_operation_that_draws_once_per_batch_is_refused(operation):
 
 
 def test_torch_ignores_the_seed_bits_above_32_and_derived_seeds_have_none():
-    operations = build_operations(AugmentConfig(operations=(CROP,)), (32, 32))
+    operations = build_operations(AugmentOptions(operations=(CROP,)), (32, 32))
 
     low, high = (draw_views(operations, 4, (32, 32), seed) for seed in (1, 1 + 2**32))
     seeds = {derive_seed(0, "views", epoch, block) for epoch in range(100) for block in range(100)}
@@ -650,7 +650,7 @@ def test_derived_seeds_tell_their_parts_apart():
 
 
 def schedule(*operations, seed=0):
-    return ViewSchedule(AugmentConfig(operations=operations), (32, 32), seed)
+    return ViewSchedule(AugmentOptions(operations=operations), (32, 32), seed)
 
 
 def test_a_schedule_gives_a_position_the_same_view_whatever_the_batch():
@@ -719,7 +719,7 @@ def test_without_a_view_a_smaller_input_is_the_whole_frame_fetched_between_its_p
 
     images = view_images(make_batch(frames), (64, 64))
 
-    expected = F.avg_pool2d(frames.float() / 255, 2)  # a centre between four pixels
+    expected = F.avg_pool2d(frames.float() / 255, 2)  # a center between four pixels
     torch.testing.assert_close(images, expected, rtol=0, atol=2e-5)
 
 
@@ -761,8 +761,8 @@ def test_an_image_and_its_map_of_the_same_coordinates_stay_equal_under_1000_crop
 
     assert targets.maps.shape == (1000, 1, 3, 16, 16)
     torch.testing.assert_close(targets.maps[:, 0], images, rtol=0, atol=1e-6)
-    # And the coordinate that is read is the one the matrix says, clamped to the outer pixel centre.
-    fetched = view[:, 0, :1] * cell_centres(16) + view[:, 0, 2:]
+    # And the coordinate that is read is the one the matrix says, clamped to the outer pixel center.
+    fetched = view[:, 0, :1] * cell_centers(16) + view[:, 0, 2:]
     expected = (8 * fetched + 7.5).clamp(0, 15) * 16 / 255
     torch.testing.assert_close(images[:, 0, 5], expected, rtol=0, atol=2e-5)
 
@@ -780,7 +780,7 @@ def test_a_map_does_not_depend_on_the_pixels():
     assert torch.equal(original.map_valid, jittered.map_valid)
 
 
-def test_the_map_of_a_centre_crop_is_zero_outside_what_its_teacher_saw():
+def test_the_map_of_a_center_crop_is_zero_outside_what_its_teacher_saw():
     maps = torch.ones(2, 1, 1, 7, 7)
     stored = stored_targets(maps, map_from_canonical=matrix(256 / 224, 256 / 224)[0])
 
@@ -791,7 +791,7 @@ def test_the_map_of_a_centre_crop_is_zero_outside_what_its_teacher_saw():
     torch.testing.assert_close(targets.maps, expected, rtol=0, atol=1e-6)
 
 
-def test_a_view_is_applied_in_the_frame_and_not_in_the_centre_crop_of_the_teacher():
+def test_a_view_is_applied_in_the_frame_and_not_in_the_center_crop_of_the_teacher():
     maps = torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(1, 1, 1, 4, 4)
     stored = stored_targets(maps, map_from_canonical=matrix(2.0, 2.0)[0])
     left_half = matrix(0.5, 0.5, -0.5, 0.0)
@@ -803,10 +803,10 @@ def test_a_view_is_applied_in_the_frame_and_not_in_the_centre_crop_of_the_teache
     torch.testing.assert_close(targets.maps, expected, rtol=0, atol=1e-6)
 
 
-def test_a_centre_crop_map_follows_its_image_under_crop_and_flip():
+def test_a_center_crop_map_follows_its_image_under_crop_and_flip():
     frames = random_frames(64)
-    centre = frames[:, None, :, 8:24, 8:24] / 255
-    stored = stored_targets(centre, map_from_canonical=matrix(2.0, 2.0)[0])
+    center = frames[:, None, :, 8:24, 8:24] / 255
+    stored = stored_targets(center, map_from_canonical=matrix(2.0, 2.0)[0])
     view = draw(CROP, FLIP, count=64, size=(32, 32))
     batch = make_batch(frames, view, (stored,))
 
@@ -814,7 +814,7 @@ def test_a_centre_crop_map_follows_its_image_under_crop_and_flip():
 
     map_from_view = matrix(2.0, 2.0) @ view
     x, y = fetch_points(map_from_view, (64, 64))
-    inside = torch.maximum(x.abs(), y.abs()) < 15 / 16  # beyond its outer pixel centre it clamps
+    inside = torch.maximum(x.abs(), y.abs()) < 15 / 16  # beyond its outer pixel center it clamps
     outside = torch.maximum(x.abs(), y.abs()) > 1 + 1e-4
     moved = targets.maps[:, 0].movedim(1, -1)
     assert inside.any(dim=2).any(dim=1).sum() > 32
@@ -880,20 +880,20 @@ def test_targets_without_maps_keep_their_logits_and_classes():
 
 def test_the_targets_of_a_record_do_not_depend_on_the_rest_of_its_batch():
     frames, maps = random_frames(16), noise(16, 1, 6, 7, 7)
-    centre_crop = matrix(256 / 224, 256 / 224)[0]
+    center_crop = matrix(256 / 224, 256 / 224)[0]
     view = draw(CROP, FLIP, AFFINE, count=16, size=(32, 32))
-    whole = make_batch(frames, view, (stored_targets(maps, centre_crop),))
+    whole = make_batch(frames, view, (stored_targets(maps, center_crop),))
 
     (together,) = view_targets(whole, (7, 7))
     one_by_one = []
     for row in range(16):
-        stored = stored_targets(maps[[row]], centre_crop)
+        stored = stored_targets(maps[[row]], center_crop)
         one_by_one += view_targets(make_batch(frames[[row]], view[[row]], (stored,)), (7, 7))
 
     assert torch.equal(torch.cat([targets.maps for targets in one_by_one]), together.maps)
 
 
-def test_the_shuffled_control_gives_each_record_the_map_of_its_neighbour():
+def test_the_shuffled_control_gives_each_record_the_map_of_its_neighbor():
     maps = noise(4, 1, 2, 7, 7)
     maps[1] = 0
     view = draw(CROP, FLIP, count=4, size=(32, 32))

@@ -12,7 +12,7 @@ from pipeline.evaluation.evaluators.gradient_alignment import (
     margin_alignment,
     mask_energy,
 )
-from pipeline.evaluation.means import Means
+from pipeline.evaluation.means import RunningMeans
 
 
 @pytest.fixture
@@ -98,11 +98,11 @@ def test_means_of_parts_are_those_of_the_whole(generator):
     values = {"a": torch.rand(10, generator=generator), "b": torch.rand(10, generator=generator)}
     values["b"][3:9] = float("nan")
 
-    whole = Means.of(values).metrics
-    parts = Means()
+    whole = RunningMeans.of(values).metrics
+    parts = RunningMeans()
     for part in (slice(0, 3), slice(3, 9), slice(9, 10)):
-        parts = parts + Means.of({name: tensor[part] for name, tensor in values.items()})
+        parts = parts + RunningMeans.of({name: tensor[part] for name, tensor in values.items()})
 
     assert parts.metrics == pytest.approx(whole, rel=1e-14)
     assert (whole["a_records"], whole["b_records"]) == (10, 4)
-    assert Means.of({"c": torch.full((2,), float("nan"))}).metrics == {}
+    assert RunningMeans.of({"c": torch.full((2,), float("nan"))}).metrics == {}

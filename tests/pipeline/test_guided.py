@@ -1,4 +1,4 @@
-"""Guided teachers: the localisation losses by hand, which class is guided, and what is kept of the epochs."""
+"""Guided teachers: the localization losses by hand, which class is guided, and what is kept of the epochs."""
 
 import json
 import math
@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.augment import AugmentConfig
-from pipeline.config.judging import EvaluateOptions
+from pipeline.config.augment import AugmentOptions
+from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.models import BcosModelConfig, CifarModelConfig
-from pipeline.config.store import StoreConfig
+from pipeline.config.store import StoreOptions
 from pipeline.config.teaching import GuidedTeachingConfig
-from pipeline.config.training import OptimizerConfig, TrainerConfig
+from pipeline.config.training import OptimizerOptions, TrainerOptions
 from pipeline.config.verbs import TeachConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import NO_CLASS, Guidance
@@ -45,7 +45,7 @@ INSIDE = torch.tensor([[[True, False], [False, False]]])
         ("ppce", [[1.0, 2.0], [-4.0, 0.0]], -math.log(0.5)),
     ],
 )
-def test_a_localisation_loss_by_hand(name, attributions, expected):
+def test_a_localization_loss_by_hand(name, attributions, expected):
     loss = LOCALIZATIONS[name](torch.tensor([attributions], dtype=torch.float64), INSIDE)
 
     assert loss.tolist() == pytest.approx([expected], abs=1e-6)
@@ -66,7 +66,7 @@ def guided(**options):
     return GuidedLoss(GuidedTeachingConfig(**{"lambda_localization": 0.5, **options}))
 
 
-def test_the_localisation_is_a_sum_over_records_that_have_a_region():
+def test_the_localization_is_a_sum_over_records_that_have_a_region():
     maps = torch.zeros(3, 1, 1, 2, 2)
     maps[..., 0, 0] = torch.tensor([1.0, 3.0, 1.0])[:, None, None]
     maps[..., 1, 1] = torch.tensor([1.0, 1.0, 1.0])[:, None, None]
@@ -113,8 +113,8 @@ def test_the_front_has_no_point_that_another_one_beats():
 
 
 def test_weights_are_kept_while_their_epoch_is_on_the_front(tmp_path):
-    judged = iter([{"f1": 0.5, "epg": 0.5}, {"f1": 0.4, "epg": 0.4}, {"f1": 0.6, "epg": 0.6}])
-    front = ParetoFront(tmp_path, lambda model: next(judged))
+    evaluated = iter([{"f1": 0.5, "epg": 0.5}, {"f1": 0.4, "epg": 0.4}, {"f1": 0.6, "epg": 0.6}])
+    front = ParetoFront(tmp_path, lambda model: next(evaluated))
     model = build_model(CifarModelConfig(name="resnet8", width=2), 3)
 
     for epoch in (1, 2):
@@ -138,12 +138,12 @@ def packed(tmp_path_factory):
 
 
 def taught(packed, network, run="teacher", **options):
-    trainer = TrainerConfig(epochs=6, batch_size=8, num_threads=1)
+    trainer = TrainerOptions(epochs=6, batch_size=8, num_threads=1)
     config = TeachConfig(
-        store=StoreConfig(path=packed.store.path),
+        store=StoreOptions(path=packed.store.path),
         teacher=network,
         teaching=GuidedTeachingConfig(
-            **{"trainer": trainer, "optimizer": OptimizerConfig(lr=0.01), **options}
+            **{"trainer": trainer, "optimizer": OptimizerOptions(lr=0.01), **options}
         ),
         evaluate=EvaluateOptions(splits=("train",)),
         run=run,
@@ -173,7 +173,7 @@ def test_guidance_moves_explanations_onto_the_object(packed, network):
         network,
         run="again",
         start=str(folder / "pareto" / weights_name(kept[0]["epoch"])),
-        trainer=TrainerConfig(epochs=1, batch_size=8, num_threads=1),
+        trainer=TrainerOptions(epochs=1, batch_size=8, num_threads=1),
     )
     assert started.is_dir()
 
@@ -207,8 +207,10 @@ def test_regions_without_a_view_are_the_boxes_at_the_networks_size(packed):
 
 def test_a_teacher_that_sees_whole_frames_at_another_size_is_guided(packed):
     network = CifarModelConfig(name="resnet8", width=4)
-    trainer = TrainerConfig(epochs=1, batch_size=8, num_threads=1)
+    trainer = TrainerOptions(epochs=1, batch_size=8, num_threads=1)
 
-    _, judged = taught(packed, network, run="size", augment=AugmentConfig(size=24), trainer=trainer)
+    _, evaluated = taught(
+        packed, network, run="size", augment=AugmentOptions(size=24), trainer=trainer
+    )
 
-    assert 0 <= judged["epg"] <= 1
+    assert 0 <= evaluated["epg"] <= 1

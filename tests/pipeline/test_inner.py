@@ -13,11 +13,11 @@ from pipeline.config.models import (
     TorchvisionModelConfig,
 )
 from pipeline.core.errors import ConfigError
-from pipeline.models.output import Inner
+from pipeline.models.output import Intermediates
 from pipeline.models.providers import build_model, freeze
 
-STAGES, CLASS_MAPS = Inner(stages=True), Inner(class_maps=True)
-BOTH = Inner(stages=True, class_maps=True)
+STAGES, CLASS_MAPS = Intermediates(stages=True), Intermediates(class_maps=True)
+BOTH = Intermediates(stages=True, class_maps=True)
 NUM_CLASSES = 5
 
 NETWORKS = {
@@ -142,7 +142,7 @@ def test_class_maps_are_float32_in_a_half_precision_pass():
 
 
 @pytest.mark.parametrize(
-    ("config", "side", "inner", "message"),
+    ("config", "side", "intermediates", "message"),
     [
         (TorchvisionModelConfig(name="mobilenet_v2"), 32, STAGES, r"MobileNetV2 has no stages"),
         (TimmModelConfig(name="vit_tiny_patch16_224"), 224, STAGES, r"has no stages.*ResNet"),
@@ -156,16 +156,16 @@ def test_class_maps_are_float32_in_a_half_precision_pass():
         (BcosModelConfig(name="simple_vit_ti", width=64), 16, STAGES, r"B-cos ViT has neither"),
     ],
 )
-def test_networks_without_them_say_who_has_some(config, side, inner, message):
+def test_networks_without_them_say_who_has_some(config, side, intermediates, message):
     model = build(config)
 
     with pytest.raises(ConfigError, match=message):
-        model(random_images(side), inner)
+        model(random_images(side), intermediates)
 
 
 # ---- pooled features -----------------------------------------------------------------------------
 
-POOLED = Inner(pooled=True)
+POOLED = Intermediates(pooled=True)
 
 
 @pytest.mark.parametrize("name", ["cifar", "resnet18", "timm_convnext", "bcos"])
@@ -192,17 +192,17 @@ def test_a_heads_dropout_spoils_no_pooled_feature_before_it(network, side, size)
     images = random_images(side)
 
     with torch.no_grad():
-        judged = model.eval()(images, POOLED)
-        average = judged.features.mean(dim=(2, 3))
+        evaluating = model.eval()(images, POOLED)
+        average = evaluating.features.mean(dim=(2, 3))
         training = model.train()(images, POOLED)
 
-    assert judged.pooled.shape == (2, size)
+    assert evaluating.pooled.shape == (2, size)
     linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
     if network == "mobilenet_v3_small":  # its last layer reads another, after a dropout
         assert torch.allclose(training.logits, linear(training.pooled), atol=1e-6)
-        assert torch.allclose(judged.logits, linear(judged.pooled), atol=1e-6)
+        assert torch.allclose(evaluating.logits, linear(evaluating.pooled), atol=1e-6)
     else:
-        assert torch.equal(judged.pooled, average)
+        assert torch.equal(evaluating.pooled, average)
         assert torch.equal(training.pooled, training.features.mean(dim=(2, 3)))
 
 

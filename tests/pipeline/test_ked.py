@@ -10,25 +10,25 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.annotation.payloads.superfeature_logits import SuperfeaturePayload
-from pipeline.config.augment import AugmentConfig, OperationConfig
-from pipeline.config.distilling import DistillConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig
+from pipeline.config.distillation import DistillConfig
 from pipeline.config.methods import KDConfig, KEDConfig, LabelsConfig
 from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
-from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
-from pipeline.config.training import OptimizerConfig, TrainerConfig
+from pipeline.config.store import PassOptions, StoreOptions, SubsetOptions
+from pipeline.config.training import OptimizerOptions, TrainerOptions
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import NO_LABEL, Targets
 from pipeline.losses.build import build_loss
 from pipeline.losses.ked import control_explanations, superfeature_loss
 from pipeline.models.additive.hierarchy import (
-    class_centred,
+    class_centered,
     coarsen,
     hierarchy_of,
     require_same_level,
 )
 from pipeline.models.additive.partition import Partition
 from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.output import NOTHING, Inner, ModelOutput
+from pipeline.models.output import NO_INTERMEDIATES, Intermediates, ModelOutput
 from pipeline.models.providers import build_model, freeze
 from pipeline.store.codecs import decode_unit
 from pipeline.training.live_targets import LiveTeacher
@@ -54,8 +54,8 @@ def student_of(each):
 
 
 def targets_of(each):
-    extra = {"ked_z": class_centred(each)}
-    return Targets(teacher="t", logits=each.sum(dim=1), extra=extra)
+    intermediates = {"superfeature_logits": class_centered(each)}
+    return Targets(teacher="t", logits=each.sum(dim=1), intermediates=intermediates)
 
 
 def value(method, student, teacher):
@@ -117,7 +117,7 @@ def test_without_mu_it_is_kd_and_asks_for_nothing_inside():
     kd = value(KDConfig(tau=4.0, lambda_ce=1 - 0.8, lambda_kd=0.8), student, teacher)
 
     assert torch.equal(value(method, student, teacher), kd)
-    assert (loss.needs.intermediates, loss.needs.payload) == (NOTHING, None)
+    assert (loss.needs.intermediates, loss.needs.payload) == (NO_INTERMEDIATES, None)
 
 
 def test_without_lambda_it_is_the_supervised_loss():
@@ -127,7 +127,7 @@ def test_without_lambda_it_is_the_supervised_loss():
 
     assert torch.equal(value(method, student, teacher), value(LabelsConfig(), student, teacher))
     assert (loss.needs.intermediates, loss.needs.payload, loss.needs.labels) == (
-        NOTHING,
+        NO_INTERMEDIATES,
         None,
         True,
     )
@@ -161,7 +161,7 @@ def test_gradients_are_finite_with_logits_of_a_thousand(tau):
 
 
 def test_controls_spoil_the_explanations_and_leave_their_scale():
-    teacher = class_centred(random_logits(1) * torch.arange(1, B + 1)[:, None, None])
+    teacher = class_centered(random_logits(1) * torch.arange(1, B + 1)[:, None, None])
     torch.manual_seed(0)
 
     shuffled, noise = (control_explanations(teacher, c) for c in ("shuffled", "noise"))
@@ -201,7 +201,7 @@ def test_a_student_of_fewer_superfeatures_learns_from_the_teachers_sums():
     (united,) = level.targets(lambda *_, **__: (targets_of(teacher),))(None, (1, 1))
 
     expected = torch.stack([teacher[:, [0, 2]].sum(dim=1), teacher[:, [1, 3]].sum(dim=1)], dim=1)
-    assert torch.allclose(united.extra["ked_z"], class_centred(expected))
+    assert torch.allclose(united.intermediates["superfeature_logits"], class_centered(expected))
     assert torch.equal(united.logits, teacher.sum(dim=1))
     found = build_loss(KEDConfig())(student_of(student), united, LABELS).terms["ked"]
     assert torch.allclose(found, superfeature_loss(student, expected, 4.0))
@@ -211,7 +211,7 @@ def test_a_student_of_more_superfeatures_is_united_itself():
     teacher, student = random_logits(0, B, 2, K), random_logits(1)
     loss = build_loss(KEDConfig(superfeatures=2))
 
-    loss.unite_student(FINE.coarsening(2))
+    loss.set_student_coarsening(FINE.coarsening(2))
 
     found = loss(student_of(student), targets_of(teacher), LABELS).terms["ked"]
     expected = superfeature_loss(coarsen(student, FINE.coarsening(2), 2), teacher, 4.0)
@@ -240,22 +240,25 @@ def test_levels_that_differ_or_are_not_there_are_refused():
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("float16", 1e-5), ("int8", 2e-3)])
-def test_stored_superfeatures_are_class_centred_and_come_back(dtype, most):
+def test_stored_superfeatures_are_class_centered_and_come_back(dtype, most):
     each = random_logits(0, 64, 8, 100, scale=3.0, dtype=torch.float32) + 5
     output = ModelOutput(each.sum(dim=1), each, superfeature_logits=each)
-    payload = SuperfeaturePayload(PassConfig(ked_dtype=dtype), None)
+    payload = SuperfeaturePayload(PassOptions(superfeature_dtype=dtype), None)
 
     spec, scale = payload.fields(None, output)
     encoded = payload.encode(None, output, None)
 
-    assert (spec.name, spec.shape, spec.dtype) == ("ked_z", (8, 100), dtype)
+    assert (spec.name, spec.shape, spec.dtype) == ("superfeature_logits", (8, 100), dtype)
     assert (spec.codec, spec.when_moved, spec.frame) == ("maxabs", "refuse", None)
-    assert (scale.name, scale.shape, scale.dtype) == ("ked_z_scale", (8,), "float32")
-    stored, scales = encoded.values["ked_z"], encoded.values["ked_z_scale"]
+    assert (scale.name, scale.shape, scale.dtype) == ("superfeature_logits_scale", (8,), "float32")
+    stored, scales = (
+        encoded.values["superfeature_logits"],
+        encoded.values["superfeature_logits_scale"],
+    )
     assert stored.dtype == dtype
-    assert encoded.fidelity["ked_z"] > 0.999
+    assert encoded.fidelity["superfeature_logits"] > 0.999
     back = torch.from_numpy(decode_unit(stored) * scales[:, :, None])
-    assert (back - class_centred(each)).abs().max() < 0.06
+    assert (back - class_centered(each)).abs().max() < 0.06
     for own, taught in ((back, each), (back.sum(dim=1), each.sum(dim=1))):
         q, p = own.log_softmax(dim=-1), taught.log_softmax(dim=-1)
         assert (p.exp() * (p - q)).sum(dim=-1).mean() < most
@@ -286,7 +289,7 @@ def build_training(method):
     size = random_frames(0).shape[-2:]
     targets = level.targets(LiveTeacher("t", teacher, gradcam, size, needs=loss.needs))
     batch = frames_of_a_live_teacher(0)
-    if loss.needs.intermediates != NOTHING:
+    if loss.needs.intermediates != NO_INTERMEDIATES:
         output = model(batch.inputs / 255, loss.needs.intermediates)
         student = student_output(
             logits=output.logits,
@@ -295,7 +298,7 @@ def build_training(method):
         )
         loss.build(student, targets(batch, (4, 4), with_maps=False)[0])
     parameters = [*model.parameters(), *loss.parameters()]
-    optimizer = build_optimizer(OptimizerConfig(), parameters)
+    optimizer = build_optimizer(OptimizerOptions(), parameters)
     training = Training(
         model=model,
         loss=loss,
@@ -334,10 +337,12 @@ def test_chimeras_in_a_step_are_what_the_teacher_would_have_said():
 
     torch.manual_seed(0)
     teacher = freeze(build_model(CONV, K))
-    asked = teacher(mixed, Inner(superfeatures=True))
+    asked = teacher(mixed, Intermediates(superfeatures=True))
     assert len(mixed) == len(images) + len(images) // 2
     assert torch.allclose(
-        taught.extra["ked_z"], class_centred(asked.superfeature_logits), atol=1e-5
+        taught.intermediates["superfeature_logits"],
+        class_centered(asked.superfeature_logits),
+        atol=1e-5,
     )
     said, would_say = (t.softmax(dim=1) for t in (taught.logits, asked.logits))
     assert torch.allclose(said, would_say, atol=1e-5)
@@ -346,20 +351,20 @@ def test_chimeras_in_a_step_are_what_the_teacher_would_have_said():
 
 # ---- options -------------------------------------------------------------------------------------
 
-MOVING = AugmentConfig(operations=(OperationConfig(kind="horizontal_flip"),))
+MOVING = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),))
 TEACHER = replace(CONV, weights="random")
 
 
 def distill_config(**options):
     return DistillConfig(
-        store=StoreConfig(),
-        optimizer=OptimizerConfig(),
-        subset=SubsetConfig(),
+        store=StoreOptions(),
+        optimizer=OptimizerOptions(),
+        subset=SubsetOptions(),
         **{
             "student": CONV,
             "method": KEDConfig(),
-            "augment": AugmentConfig(),
-            "trainer": TrainerConfig(),
+            "augment": AugmentOptions(),
+            "trainer": TrainerOptions(),
             **options,
         },
     )
@@ -392,7 +397,7 @@ def test_views_that_move_are_refused_where_explanations_cannot():
                 "method": KEDConfig(chimera_fraction=0.5),
                 "mode": "live",
                 "teacher": TEACHER,
-                "augment": AugmentConfig(mixup_alpha=1.0),
+                "augment": AugmentOptions(mixup_alpha=1.0),
             },
             r"augment.mixup_alpha=1.0 mixes them; set augment.mixup_alpha=null",
         ),
@@ -431,7 +436,9 @@ def test_hidden_layers_of_other_levels_are_refused():
         logits=torch.zeros(B, K), superfeature_logits=random_logits(0), superfeature_hidden=hidden
     )
     targets = targets_of(random_logits(1, B, 2, K))
-    targets = replace(targets, extra=targets.extra | {"ked_hidden": hidden[:, :2]})
+    targets = replace(
+        targets, intermediates=targets.intermediates | {"superfeature_hidden": hidden[:, :2]}
+    )
 
     with pytest.raises(ConfigError, match=r"have 4, 2 and 2 superfeatures.*method.rho=0"):
         build_loss(KEDConfig(rho=1.0)).build(student, targets)

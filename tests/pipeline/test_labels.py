@@ -2,7 +2,14 @@
 
 import torch
 
-from pipeline.core.labels import classes_of, decide, has_many, known, multi_hot, multi_hot_of_lists
+from pipeline.core.labels import (
+    classes_of,
+    has_many,
+    known,
+    multi_hot,
+    multi_hot_of_lists,
+    predict_labels,
+)
 from pipeline.core.records import NO_LABEL
 
 ONE = torch.tensor([2, NO_LABEL, 0])
@@ -29,5 +36,5 @@ def test_the_index_s_lists_become_rows_of_ones():
 def test_logits_decide_for_the_highest_class_or_for_every_class_from_zero_upwards():
     logits = torch.tensor([[-1.0, 0.0, -1e-6], [3.0, 2.0, 4.0]])
 
-    assert decide(logits, many=False).tolist() == [1, 2]
-    assert decide(logits, many=True).tolist() == [[0, 1, 0], [1, 1, 1]]
+    assert predict_labels(logits, many=False).tolist() == [1, 2]
+    assert predict_labels(logits, many=True).tolist() == [[0, 1, 0], [1, 1, 1]]

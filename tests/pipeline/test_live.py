@@ -7,17 +7,17 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.annotation.annotator import TeacherAnnotator
-from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose
 from pipeline.config.methods import E2KDConfig
 from pipeline.config.runs import RUNS
-from pipeline.config.store import PassConfig
-from pipeline.config.training import OptimizerConfig
+from pipeline.config.store import PassOptions
+from pipeline.config.training import OptimizerOptions
 from pipeline.core.errors import ConfigError
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_images, view_targets
-from pipeline.loading.loader import TrainingStream
+from pipeline.loading.loader import TrainLoader
 from pipeline.loading.selection import rows_of_split
 from pipeline.loading.views import ViewSchedule
 from pipeline.losses.build import build_loss
@@ -43,8 +43,8 @@ def live(frozen):
 def batch_of(frozen, operations=()):
     store = frozen.store
     dataset = StoreDataset(store, rows_of_split(store.index, "train"), store.open_passes())
-    views = ViewSchedule(AugmentConfig(operations=operations), store.size, seed=0)
-    return next(iter(TrainingStream(dataset, views, batch_size=16, seed=0).epoch(0)))
+    views = ViewSchedule(AugmentOptions(operations=operations), store.size, seed=0)
+    return next(iter(TrainLoader(dataset, views, batch_size=16, seed=0).epoch(0)))
 
 
 def cosines(one, other):
@@ -75,7 +75,7 @@ def test_a_frozen_and_a_live_step_without_views_have_the_same_gradient(frozen, l
         training = Training(
             model=student,
             loss=build_loss(E2KDConfig(lambda_map=5.0)),
-            optimizer=build_optimizer(OptimizerConfig(), parameters),
+            optimizer=build_optimizer(OptimizerOptions(), parameters),
             targets=targets,
         )
         loss = batch_loss(training, batch, SIZE).total
@@ -116,7 +116,7 @@ def test_a_live_teacher_of_another_size_fetches_its_own_pixels_and_its_map_lands
     assert torch.allclose(asked.maps[:, 0], pooled, atol=1e-5 * float(maps.max()))
 
 
-def test_the_shuffled_control_gives_a_neighbours_map(frozen, live):
+def test_the_shuffled_control_gives_a_neighbors_map(frozen, live):
     batch = batch_of(frozen)
 
     (right,), (wrong,) = live(batch, (4, 4)), live(batch, (4, 4), "shuffled")
@@ -145,7 +145,7 @@ def test_a_live_student_needs_no_pass_and_is_not_the_frozen_one(frozen, monkeypa
     assert "live teacher:" in inputs
 
 
-def test_a_live_student_is_judged_against_the_stores_pass(frozen):
+def test_a_live_student_is_evaluated_against_the_stores_pass(frozen):
     options = {"mode": "live", "teacher": frozen.config.teacher, "trainer": TRAINER}
     distill.run(distill_config(frozen, run="live", **options))
 
@@ -173,7 +173,7 @@ def test_teachers_maps_do_not_depend_on_who_asks(frozen, live):
     """Annotator and live teacher share one explanation, up to the store's rounding."""
     config = frozen.config
     annotator = TeacherAnnotator(
-        config.teacher, 10, config.explainer, PassConfig(map_dtype="float32"), SIZE
+        config.teacher, 10, config.explainer, PassOptions(map_dtype="float32"), SIZE
     )
     batch = batch_of(frozen)
     output = annotator._forward(batch.inputs.float() / 255)

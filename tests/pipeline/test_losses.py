@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from pipeline.config.models import CifarModelConfig
 from pipeline.config.teaching import LabelTeachingConfig
-from pipeline.config.training import OptimizerConfig
+from pipeline.config.training import OptimizerOptions
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import NO_LABEL, Batch, StoredTargets, Targets
 from pipeline.losses.base import DistillationLoss, LossTerms
@@ -114,7 +114,7 @@ def random_batch(seed: int) -> Batch:
 
 
 def build_training(model: nn.Module, loss: DistillationLoss) -> Training:
-    optimizer = build_optimizer(OptimizerConfig(lr=0.01), list(model.parameters()))
+    optimizer = build_optimizer(OptimizerOptions(lr=0.01), list(model.parameters()))
     return Training(model=model, loss=loss, optimizer=optimizer)
 
 
@@ -180,11 +180,11 @@ def test_kd_loss_equals_the_papers_cross_entropy_less_the_teachers_entropy(tau):
     torch.testing.assert_close(gradient, paper_gradient, rtol=0, atol=1e-10)
 
 
-def test_kd_loss_at_high_temperature_is_half_the_mean_square_of_centred_differences():
+def test_kd_loss_at_high_temperature_is_half_the_mean_square_of_centered_differences():
     student_logits, teacher_logits = random_logits(0), random_logits(1)
     difference = student_logits - teacher_logits
-    centred = difference - difference.mean(dim=1, keepdim=True)
-    expected = centred.square().sum(dim=1).mean() / (2 * difference.shape[1])
+    centered = difference - difference.mean(dim=1, keepdim=True)
+    expected = centered.square().sum(dim=1).mean() / (2 * difference.shape[1])
 
     loss = kd_loss(student_logits, teacher_logits, tau=1e3)
 
@@ -272,7 +272,7 @@ def test_off_label_bce_has_targets_of_1_and_1_over_k_and_the_mean_over_both():
     assert terms.total.item() == pytest.approx(expected.item(), rel=0, abs=1e-12)
     assert list(terms.terms) == ["bce"]
     assert gradient[1].count_nonzero() == 0
-    # Each class pulls towards its own target, divided by records and classes.
+    # Each class pulls toward its own target, divided by records and classes.
     assert torch.allclose(gradient[[0, 2, 3]], (known.sigmoid() - targets) / 15, atol=1e-12)
     nothing = LabelsLoss(LabelTeachingConfig(loss="bce_offlabel"))
     assert nothing(student_output(logits=logits), None, torch.full((4,), NO_LABEL)).total == 0
@@ -443,7 +443,7 @@ def test_kd_of_many_labels_weighs_mld_and_bce():
 
 
 def test_upsampling_gram_of_two_cells_to_four_matches_hand_computation():
-    # Half-pixel centres: the rows of U are (1, 0), (3/4, 1/4), (1/4, 3/4), (0, 1).
+    # Half-pixel centers: the rows of U are (1, 0), (3/4, 1/4), (1/4, 3/4), (0, 1).
     expected = torch.tensor([[1.625, 0.375], [0.375, 1.625]], dtype=torch.float64)
 
     gram = upsampling_gram(2, 4)
@@ -552,13 +552,13 @@ def test_zero_student_map_has_a_small_gradient_and_leaves_the_others_theirs():
     assert terms.statistics["valid_map_fraction"].item() == 7 / 8
 
 
-@pytest.mark.parametrize(("normalise_by", "expected"), [("batch", 0.02), ("valid", 0.04)])
-def test_map_term_of_a_batch_with_one_zero_map_matches_hand_computation(normalise_by, expected):
+@pytest.mark.parametrize(("normalize_by", "expected"), [("batch", 0.02), ("valid", 0.04)])
+def test_map_term_of_a_batch_with_one_zero_map_matches_hand_computation(normalize_by, expected):
     # At its own resolution the first pair has cosine (3 * 4 + 4 * 3) / (5 * 5) = 0.96.
     student_maps = one_row_maps([3.0, 4.0], [1.0, 2.0])
     teacher_maps = one_row_maps([4.0, 3.0], [0.0, 0.0])
 
-    terms = map_terms(student_maps, teacher_maps, (1, 2), lambda_map=5.0, normalise_by=normalise_by)
+    terms = map_terms(student_maps, teacher_maps, (1, 2), lambda_map=5.0, normalize_by=normalize_by)
 
     assert terms.terms["map"].item() == pytest.approx(expected, abs=1e-12)
     assert terms.total.item() == pytest.approx(5.0 * expected, abs=1e-12)
@@ -570,14 +570,14 @@ def test_map_term_leaves_out_pairs_that_the_targets_call_invalid():
     teacher_maps = one_row_maps([4.0, 3.0], [0.0, 1.0])
     map_valid = torch.tensor([[True], [False]])
 
-    terms = map_terms(student_maps, teacher_maps, (1, 2), map_valid=map_valid, normalise_by="valid")
+    terms = map_terms(student_maps, teacher_maps, (1, 2), map_valid=map_valid, normalize_by="valid")
 
     assert terms.terms["map"].item() == pytest.approx(0.04, abs=1e-12)
     assert terms.statistics["valid_map_fraction"].item() == 0.5
 
 
-@pytest.mark.parametrize(("normalise_by", "expected"), [("batch", 0.06 / 3), ("valid", 0.06 / 2)])
-def test_every_record_weighs_the_same_however_many_classes_it_has(normalise_by, expected):
+@pytest.mark.parametrize(("normalize_by", "expected"), [("batch", 0.06 / 3), ("valid", 0.06 / 2)])
+def test_every_record_weighs_the_same_however_many_classes_it_has(normalize_by, expected):
     near, far, zero = [4.0, 3.0], [3.0, 4.0], [0.0, 0.0]  # cosine 0.96 of the first two
     pairs = [  # of three records: two classes, one and a place left over, one whose map is zero
         [(near, far), (near, near)],
@@ -596,7 +596,7 @@ def test_every_record_weighs_the_same_however_many_classes_it_has(normalise_by, 
         maps=teacher[:, :, None, None],
         map_valid=teacher.any(dim=2) & (explained_class >= 0),
     )
-    loss = E2KDLoss(E2KDConfig(normalise_by=normalise_by))
+    loss = E2KDLoss(E2KDConfig(normalize_by=normalize_by))
     output = student_output(
         logits=targets.logits, maps=student[:, :, None, None], input_size=(1, 2)
     )

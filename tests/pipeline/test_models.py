@@ -33,7 +33,7 @@ from pipeline.models.fingerprint import describe_teacher
 from pipeline.models.providers import (
     build_model,
     freeze,
-    model_normalisation,
+    model_normalization,
     published,
     teacher_input_size,
 )
@@ -103,12 +103,12 @@ TIMM_NAMES = (
 def test_logits_are_the_untouched_networks_and_features_survive_the_head(config):
     model = build_model(config, NUM_CLASSES).eval()
     randomize_logits(model)
-    mean, std = model_normalisation(config)
+    mean, std = model_normalization(config)
     side = {"inception_v3": 96, "swin_tiny_patch4_window7_224": 224}.get(config.name, 64)
     images = random_images(side)
     with torch.no_grad():
-        normalised = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-        expected = model.network(normalised)
+        normalized = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+        expected = model.network(normalized)
 
         logits, features, *_ = model(images)
 
@@ -204,8 +204,8 @@ def test_a_teachers_input_size_is_its_providers_where_that_decides(config, expec
 def test_null_mean_and_std_of_timm_are_the_models_own():
     config = TimmModelConfig(name="inception_v3")
 
-    assert model_normalisation(config) == ((0.5,) * 3, (0.5,) * 3)
-    assert model_normalisation(TorchvisionModelConfig()) == tuple(IMAGENET.values())
+    assert model_normalization(config) == ((0.5,) * 3, (0.5,) * 3)
+    assert model_normalization(TorchvisionModelConfig()) == tuple(IMAGENET.values())
 
 
 def test_classes_of_the_config_come_before_those_of_the_data():
@@ -395,7 +395,7 @@ def test_a_local_hub_folder_of_timm_loads_offline(tmp_path):
 
     assert_equal_states(model.network.state_dict(), network.state_dict())
     assert published(config).classes == 5
-    assert model_normalisation(config)[0] == (0.1, 0.2, 0.3)
+    assert model_normalization(config)[0] == (0.1, 0.2, 0.3)
     assert torch.allclose(model.normalize.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
     assert other_head.network.fc.out_features == NUM_CLASSES
     assert torch.equal(other_head.network.conv1[0].weight, network.conv1[0].weight)
@@ -469,7 +469,7 @@ def test_a_teacher_is_described_by_its_numbers_and_not_by_where_they_lie(tmp_pat
     assert description["classes"] == NUM_CLASSES
     assert description["frame"] == "center_crop"
     assert description["dtype"] == "bfloat16"
-    mean, std = model_normalisation(random)
+    mean, std = model_normalization(random)
     assert description["preprocessing"] == {"mean": mean, "std": std, "input_size": 48}
     assert len(description["weights_sha256"]) == 64
     assert description["weights_sha256"] != describe_teacher(random, 8)["weights_sha256"]

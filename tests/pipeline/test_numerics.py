@@ -10,16 +10,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline.config.explainers import GradCamConfig
 from pipeline.config.methods import E2KDConfig, KDConfig
 from pipeline.config.models import BcosModelConfig, CifarModelConfig, TimmModelConfig
-from pipeline.config.training import OptimizerConfig
+from pipeline.config.training import OptimizerOptions
 from pipeline.core.errors import ConfigError
-from pipeline.core.records import Appearance
+from pipeline.core.records import PixelAugment
 from pipeline.losses.build import build_loss
 from pipeline.models.explainers.explain import EXPLAINERS
 from pipeline.models.explainers.gradcam import gradcam
 from pipeline.models.providers import build_model, freeze
 from pipeline.training.live_targets import LiveTeacher
 from pipeline.training.metric_log import StepLog
-from pipeline.training.state import Numerics, Training, build_optimizer
+from pipeline.training.state import ComputeSettings, Training, build_optimizer
 from pipeline.training.step import batch_loss, train_step
 from tests.pipeline.test_training import (
     FRAME,
@@ -34,16 +34,16 @@ from tests.pipeline.test_training import (
 METHOD = E2KDConfig(tau=4.0, lambda_ce=1.0, lambda_map=5.0)
 
 
-def build_training(numerics, seed=0, **optimizer):
+def build_training(compute_settings, seed=0, **optimizer):
     model = tiny_model(seed)
-    half = numerics.precision == torch.float16
+    half = compute_settings.precision == torch.float16
     return Training(
         model=model,
         loss=build_loss(METHOD),
         optimizer=build_optimizer(
-            OptimizerConfig(**optimizer), list(model.parameters()), fused=half
+            OptimizerOptions(**optimizer), list(model.parameters()), fused=half
         ),
-        numerics=numerics,
+        compute_settings=compute_settings,
     )
 
 
@@ -56,18 +56,18 @@ def gradient(training, batch):
 
 
 @pytest.mark.parametrize(
-    ("numerics", "tolerance"),
+    ("compute_settings", "tolerance"),
     [
-        (Numerics(channels_last=True), 1e-5),
-        (Numerics(precision=torch.bfloat16), 0.1),
-        (Numerics(precision=torch.float16), 0.02),
+        (ComputeSettings(channels_last=True), 1e-5),
+        (ComputeSettings(precision=torch.bfloat16), 0.1),
+        (ComputeSettings(precision=torch.float16), 0.02),
     ],
     ids=["channels_last", "bfloat16", "float16"],
 )
-def test_other_numerics_have_the_same_gradient_up_to_their_rounding(numerics, tolerance):
-    wanted = gradient(build_training(Numerics()), random_batch(0))
+def test_other_numerics_have_the_same_gradient_up_to_their_rounding(compute_settings, tolerance):
+    wanted = gradient(build_training(ComputeSettings()), random_batch(0))
 
-    found = gradient(build_training(numerics), random_batch(0))
+    found = gradient(build_training(compute_settings), random_batch(0))
 
     assert found.dtype == torch.float32
     assert (found - wanted).norm() < tolerance * wanted.norm()
@@ -75,7 +75,7 @@ def test_other_numerics_have_the_same_gradient_up_to_their_rounding(numerics, to
 
 
 def test_mixed_precision_keeps_parameters_loss_and_maps_in_float32(monkeypatch):
-    training = build_training(Numerics(precision=torch.bfloat16))
+    training = build_training(ComputeSettings(precision=torch.bfloat16))
     seen = []
     monkeypatch.setattr(
         type(training.loss), "forward", spy(type(training.loss).forward, seen), raising=True
@@ -100,7 +100,7 @@ def spy(forward, seen):
 
 
 def test_float16_scales_its_loss_and_skips_a_step_of_infinite_gradients():
-    training = build_training(Numerics(precision=torch.float16), kind="sgd")
+    training = build_training(ComputeSettings(precision=torch.float16), kind="sgd")
     assert training.scaler.get_scale() == 2**16
     broken = build_batch(random_frames(0), random_targets(0), None)
     broken.targets[0].logits[0, 0] = torch.inf
@@ -118,10 +118,10 @@ def test_float16_scales_its_loss_and_skips_a_step_of_infinite_gradients():
 
 
 def test_the_scale_of_float16_goes_into_the_checkpoint():
-    training = build_training(Numerics(precision=torch.float16))
+    training = build_training(ComputeSettings(precision=torch.float16))
     train_step(training, random_batch(0), FRAME, clip_norm=1.0)
     training.scaler.update(2.0**7)
-    resumed = build_training(Numerics(precision=torch.float16), seed=1)
+    resumed = build_training(ComputeSettings(precision=torch.float16), seed=1)
 
     resumed.load_state(training.state())
 
@@ -152,7 +152,7 @@ class HostReads(TorchDispatchMode):
 @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_step_reads_nothing_back_from_the_device(precision, kind):
-    training = build_training(Numerics(precision=precision), kind=kind)
+    training = build_training(ComputeSettings(precision=precision), kind=kind)
     log = StepLog(write=lambda line: None, every_steps=1000)
     train_step(
         training, random_batch(0), FRAME, clip_norm=1.0
@@ -173,8 +173,8 @@ def test_a_step_reads_nothing_back_from_the_device(precision, kind):
 def test_a_live_step_of_many_labels_reads_nothing_back_either(choice):
     count = 2 if choice in ("topk", "all_gt") else None
     explainer = GradCamConfig(explained_classes=choice, max_classes=count)
-    training = build_training(Numerics())
-    training.loss = build_loss(replace(METHOD, logits="mld", normalise_by="valid"))
+    training = build_training(ComputeSettings())
+    training.loss = build_loss(replace(METHOD, logits="mld", normalize_by="valid"))
     training.targets = LiveTeacher(
         "live", freeze(tiny_model(1)), gradcam, FRAME, explainer=explainer
     )
@@ -190,10 +190,11 @@ def test_a_live_step_of_many_labels_reads_nothing_back_either(choice):
 
 
 def test_a_live_step_on_mixtures_reads_nothing_back_either():
-    training = build_training(Numerics())
+    training = build_training(ComputeSettings())
     training.targets = LiveTeacher("live", freeze(tiny_model(1)), gradcam, FRAME)
     batches = [
-        replace(random_batch(seed), appearance=Appearance(mixup_lambda=0.3)) for seed in range(2)
+        replace(random_batch(seed), pixel_augment=PixelAugment(mixup_lambda=0.3))
+        for seed in range(2)
     ]
     train_step(training, batches[0], FRAME, clip_norm=1.0)
 
@@ -215,9 +216,9 @@ def test_a_step_on_a_gpu_never_waits(precision):
         model=model,
         loss=build_loss(METHOD).to(device),
         optimizer=build_optimizer(
-            OptimizerConfig(), list(model.parameters()), fused=precision == torch.float16
+            OptimizerOptions(), list(model.parameters()), fused=precision == torch.float16
         ),
-        numerics=Numerics(precision=precision),
+        compute_settings=ComputeSettings(precision=precision),
     )
     train_step(training, move_batch(random_batch(0), device), FRAME, clip_norm=1.0)
 
@@ -233,8 +234,8 @@ def test_a_student_whose_explanation_is_differentiated_twice_is_not_compiled():
     model = build_model(vit, NUM_CLASSES)
     parts = {
         "model": model,
-        "optimizer": build_optimizer(OptimizerConfig(), list(model.parameters())),
-        "numerics": Numerics(compile=True),
+        "optimizer": build_optimizer(OptimizerOptions(), list(model.parameters())),
+        "compute_settings": ComputeSettings(compile=True),
     }
 
     with pytest.raises(ConfigError, match=r"trainer\.compile=true.*differentiated twice"):
@@ -245,7 +246,10 @@ def test_a_student_whose_explanation_is_differentiated_twice_is_not_compiled():
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
 def test_a_compiled_student_takes_the_same_step():
-    plain, compiled = build_training(Numerics()), build_training(Numerics(compile=True))
+    plain, compiled = (
+        build_training(ComputeSettings()),
+        build_training(ComputeSettings(compile=True)),
+    )
 
     for seed in range(3):
         terms = [

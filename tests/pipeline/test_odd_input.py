@@ -324,9 +324,9 @@ def test_a_teacher_of_one_cell_is_refused_and_a_coarse_one_is_warned_of(caplog):
 # ---- exports -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("licence", [None, "CC0-1.0"])
-def test_an_export_says_nothing_of_weights_that_it_does_not_hold(tmp_path, licence):
-    config = TimmModelConfig(name="resnet18", license=licence)
+@pytest.mark.parametrize("license", [None, "CC0-1.0"])
+def test_an_export_says_nothing_of_weights_that_it_does_not_hold(tmp_path, license):
+    config = TimmModelConfig(name="resnet18", license=license)
     classes = tuple(f"kind {number}" for number in range(10))
     trained = TrainedModel(config=config, num_classes=10, classes=classes, input_size=(64, 64))
 
@@ -336,7 +336,7 @@ def test_an_export_says_nothing_of_weights_that_it_does_not_hold(tmp_path, licen
     written = json.loads(path.read_text())
     settings = written["pretrained_cfg"]
     assert settings["tag"] == "my-run"
-    assert settings.get("license") == licence
+    assert settings.get("license") == license
     assert written["label_names"] == list(classes)
     published = timm.get_pretrained_cfg("resnet18").to_dict()
     for name in ("origin_url", "paper_ids", "notes", "hf_hub_id", "url", "description"):

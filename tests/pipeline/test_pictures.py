@@ -10,10 +10,10 @@ import torch
 from pipeline.report.pictures import (
     PictureRow,
     class_names,
+    composite_on_white,
     contributions,
+    draw_outline,
     map_grid,
-    on_white,
-    outlined,
     overlays,
     picture_grid,
 )
@@ -57,10 +57,10 @@ def test_an_overlay_is_red_at_the_maps_highest_value_only():
     assert picture[6, 1].tolist() == [1, 1, 1]
 
 
-def test_a_transparent_colour_is_the_page():
+def test_a_transparent_color_is_the_page():
     colors = np.array([[[[255, 0, 0, 0], [255, 0, 0, 255]]]], np.uint8)
 
-    (picture,) = on_white(colors)
+    (picture,) = composite_on_white(colors)
 
     assert picture[0, 0].tolist() == [1, 1, 1]
     assert picture[0, 1].tolist() == [1, 0, 0]
@@ -84,7 +84,7 @@ def test_a_grid_shows_every_picture():
 
 
 @pytest.mark.parametrize("colored", [False, True])
-def test_a_b_cos_network_has_a_row_of_colours_more(colored, monkeypatch):
+def test_a_b_cos_network_has_a_row_of_colors_more(colored, monkeypatch):
     shown = []
     monkeypatch.setattr(
         "pipeline.report.pictures.picture_grid", lambda rows: shown.extend(rows) or ""
@@ -102,7 +102,7 @@ def test_a_b_cos_network_has_a_row_of_colours_more(colored, monkeypatch):
 
     map_grid({"kd": arm}, ["cat", "dog"])
 
-    assert [row.title for row in shown] == ["image", "teacher", "kd"] + ["its colours"] * colored
+    assert [row.title for row in shown] == ["image", "teacher", "kd"] + ["its colors"] * colored
     assert shown[1].captions == ["7", "0"]
     assert shown[2].captions == ["cat", "cat"]
     assert shown[2].wrong == [False, True]
@@ -140,11 +140,11 @@ def test_a_region_s_edge_is_drawn_on_its_own_pixels_at_the_picture_s_size():
     region[2:6, 1:8] = True
     image = np.full((16, 16, 3), 51, np.uint8)
 
-    green = (outlined(image, region) == [0.0, 0.65, 0.2]).all(axis=2)
+    green = (draw_outline(image, region) == [0.0, 0.65, 0.2]).all(axis=2)
 
     edge = np.zeros((16, 16), bool)
     edge[4:12, 2:16] = True
     edge[5:11, 3:15] = False
     assert (green == edge).all()
-    assert np.allclose(outlined(image, region)[~edge], 0.2)
-    assert np.allclose(outlined(image, np.zeros((8, 8), bool)), 0.2)
+    assert np.allclose(draw_outline(image, region)[~edge], 0.2)
+    assert np.allclose(draw_outline(image, np.zeros((8, 8), bool)), 0.2)

@@ -28,10 +28,10 @@ from pipeline.evaluation.evaluators.layers import (
 from pipeline.evaluation.evaluators.probe_set import (
     balanced_positions,
     check_probes,
-    hot_labels,
+    multi_hot_labels,
     probe_set,
 )
-from pipeline.evaluation.forward import Subject
+from pipeline.evaluation.forward import EvaluatedModel
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.selection import rows_of_split
 from pipeline.models.providers import build_model, freeze
@@ -94,18 +94,18 @@ def test_a_record_of_many_classes_comes_once_and_its_classes_take_turns(frozen):
     assert sorted(order.tolist()) == [*range(4), *range(5, 40)]  # the fifth has no label
     assert order[1] in (0, 1, 2)
     assert order[2] == 3  # the only one of its class
-    assert hot_labels(dataset, [0, 4])[:, :3].tolist() == [[1, 1, 0], [0, 0, 0]]
+    assert multi_hot_labels(dataset, [0, 4])[:, :3].tolist() == [[1, 1, 0], [0, 0, 0]]
 
 
 def test_records_without_labels_or_of_one_class_are_refused_with_the_split(frozen):
     dataset = train_split(frozen)
     dataset.columns["label"] = np.zeros(40, np.int64)
     with pytest.raises(
-        ConfigError, match=r"judges=x compares .* test has 40 labelled records in 1 class"
+        ConfigError, match=r"evaluators=x compares .* test has 40 labeled records in 1 class"
     ):
         check_probes("x", dataset, "test", 4)
     dataset.columns["label"] = np.full(40, -1)
-    with pytest.raises(ConfigError, match="test has 0 labelled records"):
+    with pytest.raises(ConfigError, match="test has 0 labeled records"):
         check_probes("x", dataset, "test", 4)
 
 
@@ -128,10 +128,10 @@ STAGES = ["layer1", "layer2", "layer3"]
     ids=lambda value: getattr(value, "name", None),
 )
 def test_every_kind_of_network_shows_layers(config, side, expected):
-    subject = Subject(model=freeze(build_model(config, 3)), input_size=(side, side))
+    model = EvaluatedModel(network=freeze(build_model(config, 3)), input_size=(side, side))
 
-    assert layer_names(subject) == expected
-    found = activations(subject.model, torch.rand(2, 3, side, side))
+    assert layer_names(model) == expected
+    found = activations(model.network, torch.rand(2, 3, side, side))
     assert all(len(values) == 2 and not values.requires_grad for values in found.values())
 
 
@@ -205,7 +205,7 @@ def test_relevance_of_many_classes_is_seen_where_each_has_several_records(frozen
     hot = torch.nn.functional.one_hot(torch.from_numpy(labels), 20).double()
     noise = 0.1 * torch.randn(len(labels), 16, generator=torch.Generator().manual_seed(1))
     distances = {"x": feature_distances(hot @ made + noise), "labels": feature_distances(hot)}
-    relevance = float(InnerProducts.of_block(distances).correlation("x", "labels"))
+    relevance = float(InnerProducts.from_distances(distances).correlation("x", "labels"))
 
     assert relevance > 0.5
 

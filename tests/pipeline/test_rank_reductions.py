@@ -20,7 +20,7 @@ from pipeline.config.methods import (
     LabelsConfig,
 )
 from pipeline.config.teaching import GuidedTeachingConfig
-from pipeline.core.distributed import Ranks
+from pipeline.core.distributed import DistributedContext
 from pipeline.core.records import NO_LABEL, Guidance, Targets
 from pipeline.losses.build import build_loss
 from pipeline.models.output import ModelOutput, Stage
@@ -57,20 +57,22 @@ def batch(unknown=()):
         superfeature_hidden=normal(4, B, M, 7),
         pooled=normal(31, B, 9),
     )
-    extra = {f"at_{n}": normal(20 + n, B, 8 // 2 ** (n - 1), 8 // 2 ** (n - 1)) for n in (1, 2, 3)}
-    extra |= {
-        "cat": normal(5, B, K, 4, 4),
-        "ked_z": normal(6, B, M, K),
+    intermediates = {
+        f"attention_{n}": normal(20 + n, B, 8 // 2 ** (n - 1), 8 // 2 ** (n - 1)) for n in (1, 2, 3)
+    }
+    intermediates |= {
+        "class_maps": normal(5, B, K, 4, 4),
+        "superfeature_logits": normal(6, B, M, K),
         "ft": normal(7, B, 9, 2, 2),
     }
-    extra |= {"ked_hidden": normal(8, B, M, 7)}
+    intermediates |= {"superfeature_hidden": normal(8, B, M, 7)}
     targets = Targets(
         teacher="t",
         logits=normal(9, B, K),
         explained_class=torch.zeros(B, 2, dtype=torch.int64),
         maps=normal(30, B, 2, 1, 4, 4),
         map_valid=torch.ones(B, 2, dtype=torch.bool),
-        extra=extra,
+        intermediates=intermediates,
     )
     return student, targets, labels
 
@@ -94,7 +96,7 @@ def sliced(values, rows):
 
 def terms_of(loss, student, targets, labels, world_size):
     """Every term and the total, of one process or as the mean over ranks of equal slices."""
-    loss.ranks = Ranks(world_size=world_size)
+    loss.distributed = DistributedContext(world_size=world_size)
     parts = []
     for rank in range(world_size):
         rows = slice(rank * B // world_size, (rank + 1) * B // world_size)
@@ -111,7 +113,7 @@ TABLE = [
     ("kd", KDConfig(tau=2.0), "mean over records", "whole"),
     ("kd", KDConfig(tau=2.0, logits="mld"), "mean over records", "whole"),
     ("map", E2KDConfig(), "mean over records", "whole"),
-    ("map", E2KDConfig(normalise_by="valid"), "mean over records with a valid map", "whole"),
+    ("map", E2KDConfig(normalize_by="valid"), "mean over records with a valid map", "whole"),
     ("ked", KEDConfig(), "mean over records and superfeatures", "whole"),
     ("at", ATConfig(), "mean over records and places", "whole"),
     ("at", ATConfig(norm="l2"), "mean over records of a norm", "whole"),
@@ -129,8 +131,10 @@ def test_the_mean_over_ranks_is_the_value_of_the_whole_batch(
 ):
     loss = build_loss(config).double()
     student, targets, labels = batch()
-    fields = {n: v for n, v in targets.extra.items() if n.startswith(loss.needs.payload or "none")}
-    targets = replace(targets, extra=fields)
+    fields = {
+        n: v for n, v in targets.intermediates.items() if n.startswith(loss.needs.payload or "none")
+    }
+    targets = replace(targets, intermediates=fields)
     if isinstance(config, GuidedTeachingConfig):
         targets = Guidance(
             explained_class=torch.zeros(B, 1, dtype=torch.int64), regions=normal(9, B, 16, 16) > 0
@@ -167,7 +171,7 @@ def test_every_term_of_every_method_is_that_of_the_whole_batch(kind):
     loss = build_loss(METHODS[kind]())
     student, targets, labels = batch()
     fields, teacher = loss.needs.target_fields, student.output._replace(stages=stages(40))
-    targets = replace(targets, extra={} if fields is None else fields(teacher))
+    targets = replace(targets, intermediates={} if fields is None else fields(teacher))
     loss.build(student, targets)
     loss = loss.double().eval()  # the batch norms of review_kd
 

@@ -10,10 +10,10 @@ import torch.multiprocessing
 from pipeline.config.explainers import BcosWeightsConfig
 from pipeline.config.methods import E2KDConfig
 from pipeline.config.models import BcosModelConfig
-from pipeline.config.training import OptimizerConfig
-from pipeline.core.distributed import Ranks, RanksDisagreeError
+from pipeline.config.training import OptimizerOptions
+from pipeline.core.distributed import DistributedContext, RanksDisagreeError
 from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.loader import TrainingStream
+from pipeline.loading.loader import TrainLoader
 from pipeline.loading.selection import rows_of_split
 from pipeline.loading.views import ViewSchedule
 from pipeline.losses.base import LossTerms
@@ -34,41 +34,41 @@ SIZE = (TINY_DATA.image_size, TINY_DATA.image_size)
 METHOD = E2KDConfig(tau=4.0, lambda_ce=1.0, lambda_map=5.0)
 
 
-def build_stream(path, ranks):
+def build_stream(path, distributed):
     store = Store(path)
     rows = rows_of_split(store.index, "train")
-    return TrainingStream(
+    return TrainLoader(
         StoreDataset(store, rows, store.open_passes()),
         ViewSchedule(PAD_CROP, store.size, seed=0),
         batch_size=8,
         seed=0,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+        rank=distributed.rank,
+        world_size=distributed.world_size,
     )
 
 
-def build_training(model_config, ranks):
-    torch.manual_seed(ranks.rank)  # DDP starts every rank from the first one's weights
+def build_training(model_config, distributed):
+    torch.manual_seed(distributed.rank)  # DDP starts every rank from the first one's weights
     model = build_model(model_config, 10)
-    optimizer = build_optimizer(OptimizerConfig(), list(model.parameters()))
+    optimizer = build_optimizer(OptimizerOptions(), list(model.parameters()))
     return Training(
         model=model,
         loss=build_loss(METHOD),
         optimizer=optimizer,
-        ranks=ranks,
+        distributed=distributed,
         explain=EXPLAINERS[model.explainer],
     )
 
 
-def learn(store_path, model_config, ranks):
+def learn(store_path, model_config, distributed):
     """Three batches, BatchNorm in eval mode: keys, views and the gradient of each, and a line of the log."""
-    training = build_training(model_config, ranks)
+    training = build_training(model_config, distributed)
     training.model.eval()
     training.forward.eval()
     seen = []
     lines = []
     log = StepLog(write=lines.append, every_steps=3)
-    for batch in list(build_stream(store_path, ranks).epoch(1))[:3]:
+    for batch in list(build_stream(store_path, distributed).epoch(1))[:3]:
         training.optimizer.zero_grad()
         terms = batch_loss(training, batch, SIZE)
         terms.total.backward()
@@ -82,10 +82,10 @@ def learn(store_path, model_config, ranks):
 def rank_main(rank, folder, store_path, model_config):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    ranks = Ranks(rank, 2)
-    torch.save(learn(store_path, model_config, ranks), folder / f"{rank}.pt")
+    distributed = DistributedContext(rank, 2)
+    torch.save(learn(store_path, model_config, distributed), folder / f"{rank}.pt")
     own = folder / "shared" if rank == 0 else folder / "elsewhere"
-    training = build_training(model_config, ranks)
+    training = build_training(model_config, distributed)
     if rank == 0:
         own.mkdir()
         training.global_step = 7
@@ -114,7 +114,7 @@ def both(request, tmp_path_factory, frozen):
         arguments = bcos_store(folder)
     torch.multiprocessing.spawn(rank_main, (folder, *arguments), nprocs=2)
     ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    return folder, ranks, learn(*arguments, Ranks())
+    return folder, ranks, learn(*arguments, DistributedContext())
 
 
 def test_two_ranks_have_the_global_batches_and_the_views_of_one(both):
@@ -154,7 +154,7 @@ def test_gradients_of_a_losss_own_parameters_are_averaged(monkeypatch):
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([1.0, 5.0])
 
-    Ranks(0, 2).average_gradients([parameter, torch.nn.Parameter(torch.zeros(1))])
+    DistributedContext(0, 2).average_gradients([parameter, torch.nn.Parameter(torch.zeros(1))])
 
     assert parameter.grad.tolist() == [2.0, 4.0]
 
@@ -162,6 +162,6 @@ def test_gradients_of_a_losss_own_parameters_are_averaged(monkeypatch):
 def test_a_lone_process_needs_no_group():
     values = torch.tensor([1.0, 2.0])
 
-    assert Ranks().mean(values) is values
-    Ranks().require_equal([1], "never")
+    assert DistributedContext().mean(values) is values
+    DistributedContext().require_equal([1], "never")
     assert LossTerms(total=values.sum()).total == 3

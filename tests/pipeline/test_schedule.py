@@ -4,13 +4,13 @@ import math
 
 import pytest
 
-from pipeline.config.training import TrainerConfig
+from pipeline.config.training import TrainerOptions
 from pipeline.core.errors import ConfigError
 from pipeline.training.optim import check_warmup, learning_rate
 
 
 def test_learning_rate_warms_up_from_a_hundredth_and_ends_at_zero():
-    trainer = TrainerConfig(epochs=30, warmup_epochs=5)
+    trainer = TrainerOptions(epochs=30, warmup_epochs=5)
 
     rates = [learning_rate(trainer, 0.2, epoch) for epoch in range(31)]
 
@@ -22,7 +22,7 @@ def test_learning_rate_warms_up_from_a_hundredth_and_ends_at_zero():
 
 
 def test_learning_rate_is_linear_in_the_warm_up_and_a_cosine_after_it():
-    trainer = TrainerConfig(epochs=25, warmup_epochs=5)
+    trainer = TrainerOptions(epochs=25, warmup_epochs=5)
 
     assert learning_rate(trainer, 1.0, 2) == pytest.approx(0.01 + 0.99 * 2 / 5, rel=0, abs=1e-9)
     assert learning_rate(trainer, 1.0, 10) == pytest.approx(
@@ -32,8 +32,8 @@ def test_learning_rate_is_linear_in_the_warm_up_and_a_cosine_after_it():
 
 
 def test_constant_learning_rate_stays_after_the_warm_up():
-    warmed = TrainerConfig(epochs=10, warmup_epochs=2, schedule="constant")
-    unwarmed = TrainerConfig(epochs=3, schedule="constant")
+    warmed = TrainerOptions(epochs=10, warmup_epochs=2, schedule="constant")
+    unwarmed = TrainerOptions(epochs=3, schedule="constant")
 
     assert [learning_rate(warmed, 0.2, epoch) for epoch in range(2, 11)] == [0.2] * 9
     assert learning_rate(warmed, 0.2, 0) == pytest.approx(0.002, rel=0, abs=1e-9)
@@ -41,7 +41,7 @@ def test_constant_learning_rate_stays_after_the_warm_up():
 
 
 def test_a_warm_up_in_steps_moves_in_every_step_and_ends_at_zero():
-    vit = TrainerConfig(epochs=150, warmup_steps=10_000)
+    vit = TrainerOptions(epochs=150, warmup_steps=10_000)
     rate = {
         at: learning_rate(vit, 1e-3, *divmod(at, 4_810), num_steps=4_810)
         for at in (0, 1, 9_999, 10_000, 10_001, 150 * 4_810 - 1)
@@ -56,7 +56,7 @@ def test_a_warm_up_in_steps_moves_in_every_step_and_ends_at_zero():
 
 
 def test_a_decay_takes_a_tenth_every_thirty_epochs():
-    sgd = TrainerConfig(epochs=100, schedule="decay")
+    sgd = TrainerOptions(epochs=100, schedule="decay")
 
     rates = [learning_rate(sgd, 0.1, epoch, step=3, num_steps=7) for epoch in range(100)]
 
@@ -66,7 +66,7 @@ def test_a_decay_takes_a_tenth_every_thirty_epochs():
 
 
 def test_a_warm_up_that_never_ends_is_refused():
-    config = TrainerConfig(epochs=2, warmup_steps=20)
+    config = TrainerOptions(epochs=2, warmup_steps=20)
 
     check_warmup(config, num_steps=11)
     with pytest.raises(ConfigError, match=r"warmup_steps=20 does not end within the 20 steps"):
@@ -75,4 +75,4 @@ def test_a_warm_up_that_never_ends_is_refused():
 
 def test_two_kinds_of_warm_up_are_refused():
     with pytest.raises(ConfigError, match="takes the place of"):
-        TrainerConfig(epochs=10, warmup_steps=5, warmup_epochs=1)
+        TrainerOptions(epochs=10, warmup_steps=5, warmup_epochs=1)

@@ -5,14 +5,14 @@ import base64
 import pytest
 
 from pipeline.report.figures import selection_plot
-from pipeline.report.results import Candidate, Selection
+from pipeline.report.results import Candidate, ModelSelection
 
 LABELS = ("labels", {})
 
 
 def svg_of(*candidates, select="holdout.accuracy"):
     """Matplotlib notes every text that it draws in a comment."""
-    selection = Selection(
+    selection = ModelSelection(
         select=select,
         candidates=[
             Candidate(arm=arm, point=point, values=[0.5, 0.6], chosen=False)

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation.evaluators.shift import overlap_cosine, shift_curves, window, window_view
-from pipeline.evaluation.forward import Subject
+from pipeline.evaluation.forward import EvaluatedModel
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import warp
 from pipeline.loading.selection import rows_of_split
@@ -23,14 +23,14 @@ def frames(side=SIDE + 32, count=2):
     return torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
 
 
-class Explained:
+class ExplainingModel:
     """A subject whose map of an image is `explain` of it, whatever the class."""
 
     device = torch.device("cpu")
     input_size = (SIDE, SIDE)
 
     def __init__(self, explain):
-        self.model = SimpleNamespace
+        self.network = SimpleNamespace
         self.explain = explain
 
     def maps(self, output, explained_class):
@@ -54,9 +54,9 @@ def curve(monkeypatch):
         def __getitems__(self, rows):
             return SimpleNamespace(inputs=frames()[rows])
 
-    return lambda explain: shift_curves(Explained(explain), Dataset(), max_shift=32, records=2)[
-        "map"
-    ]
+    return lambda explain: shift_curves(
+        ExplainingModel(explain), Dataset(), max_shift=32, records=2
+    )["map"]
 
 
 def test_a_map_of_each_pixel_alone_moves_along(curve):
@@ -112,16 +112,16 @@ def test_a_student_is_measured_on_its_store(frozen, tiny_teacher):
     rows = rows_of_split(frozen.store.index, "test")
     dataset = StoreDataset(frozen.store, rows)
     size = (TINY_DATA.image_size,) * 2
-    subject = Subject(model=freeze(build_model(tiny_teacher, 10)), input_size=size)
+    model = EvaluatedModel(network=freeze(build_model(tiny_teacher, 10)), input_size=size)
 
-    curve = shift_curves(subject, dataset, max_shift=3, records=8)["map"]
-    again = shift_curves(subject, dataset, max_shift=3, records=8)["map"]
+    curve = shift_curves(model, dataset, max_shift=3, records=8)["map"]
+    again = shift_curves(model, dataset, max_shift=3, records=8)["map"]
 
     assert curve[0] == pytest.approx(1.0)
     assert all(0 <= value < 1 for value in curve[1:])
     assert curve == again
     with pytest.raises(ConfigError, match=r"evaluate\.shift\.pixels=16"):
-        shift_curves(subject, dataset, max_shift=16, records=8)
+        shift_curves(model, dataset, max_shift=16, records=8)
 
 
 @pytest.mark.parametrize("side", [SIDE + 32, SIDE + 5, SIDE])

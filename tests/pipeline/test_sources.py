@@ -220,11 +220,11 @@ def test_one_folder_with_another_name_makes_all_of_them_classes(tmp_path):
 
 def test_splits_can_be_named_and_folders_left_out(tmp_path):
     write_images(tmp_path, "raw/a/cat/1.jpg", "b/cat/1.jpg", "rest/1.jpg", "loose.jpg")
-    source = build_source(folder_config(tmp_path, splits={"raw/a": "train", "b": "judge"}))
+    source = build_source(folder_config(tmp_path, splits={"raw/a": "train", "b": "evaluator"}))
 
     assert {path: record.split for path, record in by_key(source).items()} == {
         "raw/a/cat/1.jpg": "train",
-        "b/cat/1.jpg": "judge",
+        "b/cat/1.jpg": "evaluator",
     }
 
 
@@ -468,16 +468,16 @@ def test_boxes_are_in_pixels_and_have_the_records_label_or_their_own(make_table)
     assert [record.boxes_in_pixels for record in records] == [True, False, True]
 
 
-def test_masks_come_as_grey_png_and_may_be_absent(make_table, tmp_path):
+def test_masks_come_as_gray_png_and_may_be_absent(make_table, tmp_path):
     indices = np.array([[0, 1], [2, 255]], dtype=np.uint8)
     mask = Image.fromarray(indices)
-    mask.save(tmp_path / "grey.png")
+    mask.save(tmp_path / "gray.png")
     mask.putpalette(bytes(range(256)) * 3)
     mask.save(tmp_path / "palette.png")
-    source = make_table({"mask": ["grey.png", None, "palette.png"]}, mask="mask")
+    source = make_table({"mask": ["gray.png", None, "palette.png"]}, mask="mask")
     contents = [source.read(record) for record in source.records()]
 
-    assert contents[0].mask == (tmp_path / "grey.png").read_bytes()
+    assert contents[0].mask == (tmp_path / "gray.png").read_bytes()
     assert contents[1].mask is None
     assert contents[2].mask != (tmp_path / "palette.png").read_bytes()
     assert np.array_equal(pixels_of(contents[2].mask), indices)
@@ -599,7 +599,7 @@ def test_a_mask_that_would_lose_something_is_refused():
     buffer = io.BytesIO()
     Image.fromarray(np.array([[0, 300]], dtype=np.uint16)).save(buffer, format="PNG")
 
-    with pytest.raises(ImageError, match=r"m\.png cannot be used: it has colours"):
+    with pytest.raises(ImageError, match=r"m\.png cannot be used: it has colors"):
         to_mask_png(image_bytes(kind="PNG"), "m.png")
     with pytest.raises(ImageError, match="do not fit into one byte"):
         to_mask_png(buffer.getvalue(), "m.png")
@@ -624,7 +624,7 @@ def tiny_imagenet(tmp_path):
     return root
 
 
-def test_tiny_imagenet_has_labels_boxes_and_an_unlabelled_test(tiny_imagenet):
+def test_tiny_imagenet_has_labels_boxes_and_an_unlabeled_test(tiny_imagenet):
     source = build_source(TinyImageNetDataConfig(path=str(tiny_imagenet)))
     records = by_key(source)
 
@@ -638,7 +638,7 @@ def test_tiny_imagenet_has_labels_boxes_and_an_unlabelled_test(tiny_imagenet):
     assert (val.split, val.label) == ("val", 1)
     assert val.boxes == (Box(label=1, x0=5, y0=6, x1=8, y1=9),)
     test = records["test/images/test_0.JPEG"]
-    assert (test.split, test.label, test.boxes) == ("unlabelled_test", NO_LABEL, ())
+    assert (test.split, test.label, test.boxes) == ("unlabeled_test", NO_LABEL, ())
     content = source.read(val)
     assert content.suffix == "jpg"
     assert content.image == (tiny_imagenet / "val/images/val_0.JPEG").read_bytes()
@@ -1049,7 +1049,7 @@ def test_the_demo_is_known_by_all_its_options():
     )
 
 
-# ---- the catalogue -------------------------------------------------------------------------------
+# ---- the catalog -------------------------------------------------------------------------------
 
 
 def code_blocks(language):
@@ -1057,7 +1057,7 @@ def code_blocks(language):
 
 
 @pytest.mark.parametrize("command", "".join(code_blocks("bash")).splitlines())
-def test_every_command_of_the_catalogue_can_be_given(command):
+def test_every_command_of_the_catalog_can_be_given(command):
     words = shlex.split(command)
     verb = words[2].removeprefix("stages.")
     composed = compose(verb, words[3:])
@@ -1068,7 +1068,7 @@ def test_every_command_of_the_catalogue_can_be_given(command):
     assert composed["store"]["path"] != "stores/demo"
 
 
-def test_the_catalogue_names_every_source_and_every_set_of_torchvision():
+def test_the_catalog_names_every_source_and_every_set_of_torchvision():
     from pipeline.sources.torchvision_sets import SETS
 
     assert all(f"`{kind}`" in PAGE for kind in SOURCES)
@@ -1080,7 +1080,7 @@ def config_of(command_part):
     return build_verb_config("precompute", compose("precompute", shlex.split(command)[3:])).data
 
 
-def test_the_catalogue_adds_cubs_boxes_to_waterbirds(waterbirds, monkeypatch):
+def test_the_catalog_adds_cubs_boxes_to_waterbirds(waterbirds, monkeypatch):
     root, _ = waterbirds
     cub = root.parent / "CUB_200_2011"
     cub.mkdir()
@@ -1101,7 +1101,7 @@ def test_the_catalogue_adds_cubs_boxes_to_waterbirds(waterbirds, monkeypatch):
     assert [records[name].group for name in names] == [0, 2, 3, 1]
 
 
-def test_the_catalogue_turns_vocs_masks_into_a_table(tmp_path, monkeypatch):
+def test_the_catalog_turns_vocs_masks_into_a_table(tmp_path, monkeypatch):
     voc = tmp_path / "VOCdevkit/VOC2012"
     for folder in ("SegmentationClass", "ImageSets/Segmentation"):
         (voc / folder).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""SSKD: its rows in order, which of them are learnt, and its terms."""
+"""SSKD: its rows in order, which of them are learned, and its terms."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.records import Targets
 from pipeline.losses.build import build_loss
 from pipeline.losses.kd import kd_loss
-from pipeline.losses.sskd import kept_kd_loss, kept_rows, turned_similarities, views_in_order
-from pipeline.models.output import NOTHING
+from pipeline.losses.sskd import kept_kd_loss, kept_rows, rotated_similarities, views_in_order
+from pipeline.models.output import NO_INTERMEDIATES
 from tests.support.outputs import student_output
 
 INDEX = torch.tensor([2, 3, 0, 1, 0, 1, 2, 3, 3, 0, 1, 2])
@@ -39,7 +39,7 @@ def example(seed=0, order=None):
     )
     feature = random(seed + 3, 12, 8)[order]
     return student, Targets(
-        teacher="t", logits=random(seed + 2, 12, 5)[order], extra={"feature": feature}
+        teacher="t", logits=random(seed + 2, 12, 5)[order], intermediates={"pooled": feature}
     )
 
 
@@ -57,7 +57,7 @@ def test_views_come_upright_first_whatever_their_order():
 def test_similarities_are_cosines_of_turned_and_upright_records():
     embeddings = random(0, 3, 4, 6)
 
-    similarities = turned_similarities(embeddings)
+    similarities = rotated_similarities(embeddings)
 
     assert similarities.shape == (9, 3)
     for row in range(9):
@@ -151,13 +151,15 @@ def test_a_student_that_is_its_teacher_has_a_similarity_term_of_zero():
     feature = random(5, 12, 8)
     loss.student_head = loss.teacher_head
     student = student_output(logits=random(0, 12, 5), pooled=feature, view_index=INDEX)
-    targets = Targets(teacher="t", logits=student.logits, extra={"feature": feature})
+    targets = Targets(teacher="t", logits=student.logits, intermediates={"pooled": feature})
 
     terms = loss(student, targets, LABELS).terms
 
     assert abs(terms["ss"].item()) < 1e-15
     assert abs(terms["tf"].item()) < 1e-15
-    other = Targets(teacher="t", logits=student.logits, extra={"feature": feature.roll(4, dims=0)})
+    other = Targets(
+        teacher="t", logits=student.logits, intermediates={"pooled": feature.roll(4, dims=0)}
+    )
     assert loss(student, other, LABELS).terms["ss"].item() > 1e-3
 
 
@@ -183,7 +185,11 @@ def test_the_teachers_head_learns_the_task_and_the_student_never_moves_it():
 def test_without_similarities_no_feature_is_read_and_no_head_trained():
     loss = build_loss(SSKDConfig(lambda_ss=0.0))
 
-    assert (loss.needs.intermediates, loss.needs.payload, loss.pretraining) == (NOTHING, None, None)
+    assert (loss.needs.intermediates, loss.needs.payload, loss.pretraining) == (
+        NO_INTERMEDIATES,
+        None,
+        None,
+    )
 
 
 def test_options_out_of_range_are_refused():

@@ -9,20 +9,20 @@ import torch
 import yaml
 
 from pipeline.annotation.annotator import TeacherAnnotator
-from pipeline.annotation.payloads.payload import Described
+from pipeline.annotation.payloads.payload import BatchInfo
 from pipeline.annotation.stored_views import plan_stored_views, rotations
-from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.config.methods import E2KDConfig, LabelsConfig
 from pipeline.config.runs import RUNS
-from pipeline.config.store import SubsetConfig
+from pipeline.config.store import SubsetOptions
 from pipeline.config.verbs import VerifyConfig
 from pipeline.config.views import CanonicalViewsConfig, RandomViewsConfig, RotationsViewsConfig
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation.equivariance import measure_equivariance
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_images, view_targets, warp
-from pipeline.loading.loader import TrainingStream
-from pipeline.loading.sampler import EpochOrder, GlobalBatches, ReplayBatches
+from pipeline.loading.loader import TrainLoader
+from pipeline.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
 from pipeline.loading.selection import rows_of_split, select_training_rows
 from pipeline.models.explainers.gradcam import gradcam
 from pipeline.models.providers import build_model, freeze
@@ -36,7 +36,7 @@ from tests.pipeline.store.test_round_trip import tree_bytes
 from tests.stages.test_flow import TRAINER, distill_config, evaluate_config
 
 VIEWS = RandomViewsConfig(count=3, seed=1)
-AUGMENT = AugmentConfig(
+AUGMENT = AugmentOptions(
     operations=(
         OperationConfig(kind="pad_crop", padding=3),
         OperationConfig(kind="horizontal_flip"),
@@ -60,7 +60,7 @@ def replayed(tmp_path_factory, tiny_teacher):
 def stream_of(replayed, **options):
     (teacher,) = replayed.store.open_passes(stored_views=True)
     dataset = StoreDataset(replayed.store, rows_of_split(replayed.store.index, "train"), [teacher])
-    return TrainingStream(dataset, None, batch_size=12, seed=0, **options)
+    return TrainLoader(dataset, None, batch_size=12, seed=0, **options)
 
 
 # ---- the pass ------------------------------------------------------------------------------------
@@ -87,8 +87,8 @@ def test_again_nothing_is_computed_and_other_views_are_another_pass(replayed, tm
         {},
         {"views": replace(VIEWS, seed=2)},
         {"views": replace(VIEWS, count=2)},
-        {"augment": AugmentConfig(operations=AUGMENT.operations[:1])},
-        {"subset": SubsetConfig(shots=1)},
+        {"augment": AugmentOptions(operations=AUGMENT.operations[:1])},
+        {"subset": SubsetOptions(shots=1)},
         {"views": RotationsViewsConfig()},
     ):
         precompute.run(replace(config, **options))
@@ -134,7 +134,7 @@ def test_a_killed_pass_of_views_is_finished_to_the_same_bytes(replayed, tmp_path
 
 
 def test_a_subset_costs_its_own_bytes_and_has_the_views_of_the_whole(replayed, tmp_path):
-    subset = SubsetConfig(shots=1)
+    subset = SubsetOptions(shots=1)
     config = replace(
         replayed.config,
         store=replace(replayed.config.store, path=str(tmp_path / "s")),
@@ -177,7 +177,7 @@ def test_a_replayed_batch_is_what_the_teacher_saw_and_said_bit_for_bit(replayed)
         images = view_images(batch, replayed.store.size)
         for index in range(len(images)):
             one = slice(index, index + 1)
-            records = Described(batch.keys[one], batch.labels[one])
+            records = BatchInfo(batch.keys[one], batch.labels[one])
             again = annotator._annotate_inputs(images[one], records)
             top1 = again.values["explained_class"][0]
             assert targets.explained_class[index].numpy() == top1
@@ -216,7 +216,7 @@ def test_every_view_has_its_turn_once_before_any_comes_again():
     shards = np.repeat(np.arange(5), 8)
     seen = {}
     for epoch in range(8):
-        batches = ReplayBatches(EpochOrder(shards, 0), 8, num_views=4, per_step=1)
+        batches = ReplayBatchSampler(EpochOrder(shards, 0), 8, num_views=4, per_step=1)
         batches.set_position(epoch, 0)
         for position, view in (pair for batch in batches for pair in batch):
             seen.setdefault(position, []).append(view)
@@ -231,7 +231,7 @@ def test_ranks_share_the_pairs_of_one_process_and_a_later_step_continues():
     shards = np.repeat(np.arange(5), 8)
 
     def pairs(first_step=0, **ranks):
-        batches = ReplayBatches(EpochOrder(shards, 0), 8, num_views=4, per_step=2, **ranks)
+        batches = ReplayBatchSampler(EpochOrder(shards, 0), 8, num_views=4, per_step=2, **ranks)
         batches.set_position(1, first_step)
         return list(batches)
 
@@ -239,7 +239,7 @@ def test_ranks_share_the_pairs_of_one_process_and_a_later_step_continues():
     halves = [pairs(rank=rank, world_size=2) for rank in range(2)]
     assert [a + b for a, b in zip(*halves, strict=True)] == whole
     assert pairs(first_step=3) == whole[3:]
-    assert len(whole) == GlobalBatches(EpochOrder(shards, 0), 4).num_steps == 10
+    assert len(whole) == GlobalBatchSampler(EpochOrder(shards, 0), 4).num_steps == 10
 
 
 def test_rotations_turn_exactly():
@@ -253,7 +253,7 @@ def test_rotations_turn_exactly():
 # ---- a student -----------------------------------------------------------------------------------
 
 
-def test_a_student_of_stored_views_resumes_and_is_judged_by_the_canonical_pass(
+def test_a_student_of_stored_views_resumes_and_is_evaluated_by_the_canonical_pass(
     replayed, monkeypatch
 ):
     options = {"mode": "replay", "views": CanonicalViewsConfig(per_step=2), "trainer": TRAINER}
@@ -305,7 +305,7 @@ def test_views_per_step_must_divide_the_views_of_a_record(replayed):
     ("options", "message"),
     [
         ({"teacher_frame": "center_crop"}, "set teacher.frame=full"),
-        ({"augment": AugmentConfig()}, "views=random draws augment.operations, which are empty"),
+        ({"augment": AugmentOptions()}, "views=random draws augment.operations, which are empty"),
     ],
 )
 def test_views_that_cannot_be_drawn_are_refused(replayed, options, message):
@@ -317,8 +317,8 @@ def test_views_that_cannot_be_drawn_are_refused(replayed, options, message):
 
 def test_views_of_a_record_do_not_depend_on_who_is_selected_with_it(replayed):
     store = replayed.store
-    whole = plan_stored_views(store, VIEWS, AUGMENT, "train", SubsetConfig())
-    few = plan_stored_views(store, VIEWS, AUGMENT, "train", SubsetConfig(shots=1))
+    whole = plan_stored_views(store, VIEWS, AUGMENT, "train", SubsetOptions())
+    few = plan_stored_views(store, VIEWS, AUGMENT, "train", SubsetOptions(shots=1))
 
     for shard in store.manifest.shards:
         if shard.name in few.rows:

@@ -8,13 +8,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.config.augment import AugmentConfig, OperationConfig
-from pipeline.config.store import SubsetConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig
+from pipeline.config.store import SubsetOptions
 from pipeline.core.errors import ConfigError
 from pipeline.loading import dataset as dataset_module
-from pipeline.loading.dataset import StoreDataset, iter_in_order
-from pipeline.loading.loader import TrainingStream
-from pipeline.loading.sampler import EpochOrder, GlobalBatches
+from pipeline.loading.dataset import StoreDataset, iter_batches
+from pipeline.loading.loader import TrainLoader
+from pipeline.loading.sampler import EpochOrder, GlobalBatchSampler
 from pipeline.loading.selection import rows_of_split, select_holdout_rows, select_training_rows
 from pipeline.loading.views import ViewSchedule
 from pipeline.store.reader import Store, TeacherPass
@@ -25,7 +25,9 @@ SHARDS = np.repeat(np.arange(40), 25)  # 1,000 records in 40 shards
 
 
 def batches_of(epoch, *, batch_size=64, rank=0, world_size=1, seed=0, first_step=0):
-    batches = GlobalBatches(EpochOrder(SHARDS, seed), batch_size, rank=rank, world_size=world_size)
+    batches = GlobalBatchSampler(
+        EpochOrder(SHARDS, seed), batch_size, rank=rank, world_size=world_size
+    )
     batches.epoch, batches.first_step = epoch, first_step
     return list(batches)
 
@@ -74,7 +76,7 @@ def test_memory_stays_flat_since_a_step_reads_one_window_of_shards():
         assert len(set(SHARDS[positions[start : start + 100]])) == 4
 
 
-def test_neighbours_in_the_store_do_not_stay_neighbours():
+def test_neighbors_in_the_store_do_not_stay_neighbors():
     order = EpochOrder(SHARDS, seed=0).positions(0)
     place = np.argsort(order)
 
@@ -84,9 +86,9 @@ def test_neighbours_in_the_store_do_not_stay_neighbours():
 
 def test_a_batch_larger_than_the_selection_or_uneven_over_ranks_is_refused():
     with pytest.raises(ConfigError, match="1000 records"):
-        GlobalBatches(EpochOrder(SHARDS, 0), 1001)
+        GlobalBatchSampler(EpochOrder(SHARDS, 0), 1001)
     with pytest.raises(ConfigError, match="3 ranks"):
-        GlobalBatches(EpochOrder(SHARDS, 0), 64, world_size=3)
+        GlobalBatchSampler(EpochOrder(SHARDS, 0), 64, world_size=3)
 
 
 # ---- selection -----------------------------------------------------------------------------------
@@ -101,10 +103,10 @@ def test_shots_are_class_balanced_nested_and_fixed_by_their_own_seed(frozen):
     smallest = np.bincount(labels_of(index, rows_of_split(index, "train")), minlength=10)
     shots = int(smallest[smallest > 0].min())
 
-    one = select_training_rows(index, "train", SubsetConfig(shots=1))
-    more = select_training_rows(index, "train", SubsetConfig(shots=shots))
+    one = select_training_rows(index, "train", SubsetOptions(shots=1))
+    more = select_training_rows(index, "train", SubsetOptions(shots=shots))
     other = [
-        select_training_rows(index, "train", SubsetConfig(shots=1, seed=s)) for s in range(1, 9)
+        select_training_rows(index, "train", SubsetOptions(shots=1, seed=s)) for s in range(1, 9)
     ]
 
     assert np.bincount(labels_of(index, one)).max() == 1
@@ -115,7 +117,7 @@ def test_shots_are_class_balanced_nested_and_fixed_by_their_own_seed(frozen):
 def test_held_out_records_are_never_trained_on(frozen):
     index = frozen.store.index
     everything = set(rows_of_split(index, "train"))
-    held_out = everything - set(select_training_rows(index, "train", SubsetConfig(holdout=1)))
+    held_out = everything - set(select_training_rows(index, "train", SubsetOptions(holdout=1)))
 
     assert len(held_out) == len(np.unique(labels_of(index, sorted(everything))))
 
@@ -128,7 +130,7 @@ def test_of_many_labels_a_record_counts_for_each_of_its_classes():
     def counts(rows):
         return np.bincount([label for row in rows for label in sets[row]], minlength=5)
 
-    subset = SubsetConfig(holdout=2, shots=3, seed=1)
+    subset = SubsetOptions(holdout=2, shots=3, seed=1)
     holdout = select_holdout_rows(index, "train", subset)
     shots = select_training_rows(index, "train", subset)
     more = select_training_rows(index, "train", replace(subset, shots=6))
@@ -150,9 +152,9 @@ def test_sets_of_one_label_are_chosen_as_single_labels_are():
     sets = index_of([(f"k{n}", -1, [label]) for n, label in enumerate(labels)])
 
     for subset in (
-        SubsetConfig(shots=3),
-        SubsetConfig(holdout=2),
-        SubsetConfig(shots=2, holdout=1),
+        SubsetOptions(shots=3),
+        SubsetOptions(holdout=2),
+        SubsetOptions(shots=2, holdout=1),
     ):
         chosen = select_training_rows(one, "train", subset)
         assert np.array_equal(select_training_rows(sets, "train", subset), chosen)
@@ -163,7 +165,7 @@ def test_a_record_of_which_no_label_is_known_belongs_to_no_class():
         index = index_of([first, ("b", 1, []), ("c", 1, [])])
 
         with pytest.raises(ConfigError, match="need labels, split 'train' has records without"):
-            select_training_rows(index, "train", SubsetConfig(shots=1))
+            select_training_rows(index, "train", SubsetOptions(shots=1))
 
 
 def index_of(rows):
@@ -182,14 +184,14 @@ def index_of(rows):
 def test_the_holdout_is_class_balanced_and_apart_from_training_whatever_the_shots(frozen):
     index = frozen.store.index
     everything = rows_of_split(index, "train")
-    holdout = select_holdout_rows(index, "train", SubsetConfig(holdout=1, seed=3))
-    rest = select_training_rows(index, "train", SubsetConfig(holdout=1, seed=3))
-    few = SubsetConfig(holdout=1, seed=3, shots=1)
+    holdout = select_holdout_rows(index, "train", SubsetOptions(holdout=1, seed=3))
+    rest = select_training_rows(index, "train", SubsetOptions(holdout=1, seed=3))
+    few = SubsetOptions(holdout=1, seed=3, shots=1)
 
     assert sorted([*holdout, *rest]) == sorted(everything)
     assert sorted(labels_of(index, holdout)) == sorted(set(labels_of(index, everything)))
     assert np.array_equal(select_holdout_rows(index, "train", few), holdout)
-    assert set(holdout) != set(select_holdout_rows(index, "train", SubsetConfig(holdout=1)))
+    assert set(holdout) != set(select_holdout_rows(index, "train", SubsetOptions(holdout=1)))
 
 
 @pytest.mark.parametrize(
@@ -197,12 +199,12 @@ def test_the_holdout_is_class_balanced_and_apart_from_training_whatever_the_shot
 )
 def test_a_holdout_of_nothing_or_of_more_than_there_is_is_refused(frozen, holdout, message):
     with pytest.raises(ConfigError, match=message):
-        select_holdout_rows(frozen.store.index, "train", SubsetConfig(holdout=holdout))
+        select_holdout_rows(frozen.store.index, "train", SubsetOptions(holdout=holdout))
 
 
 def test_more_shots_than_there_are_is_refused_with_the_class(frozen):
     with pytest.raises(ConfigError, match=r"subset\.shots=1000, but class 0"):
-        select_training_rows(frozen.store.index, "train", SubsetConfig(shots=1000))
+        select_training_rows(frozen.store.index, "train", SubsetOptions(shots=1000))
 
 
 def test_a_split_that_does_not_exist_lists_those_that_do(frozen):
@@ -233,7 +235,9 @@ def pixels_by_key(store):
     }
 
 
-@pytest.mark.parametrize("subset", [SubsetConfig(), SubsetConfig(shots=1), SubsetConfig(holdout=1)])
+@pytest.mark.parametrize(
+    "subset", [SubsetOptions(), SubsetOptions(shots=1), SubsetOptions(holdout=1)]
+)
 def test_image_logits_class_and_map_stay_together_under_any_selection_rank_and_resume(
     frozen, subset
 ):
@@ -247,8 +251,8 @@ def test_image_logits_class_and_map_stay_together_under_any_selection_rank_and_r
 
     for rank in range(2):
         dataset = StoreDataset(store, rows, [store.open_passes()[0]])
-        views = ViewSchedule(AugmentConfig(), store.size, 0)
-        stream = TrainingStream(dataset, views, batch_size=4, seed=0, rank=rank, world_size=2)
+        views = ViewSchedule(AugmentOptions(), store.size, 0)
+        stream = TrainLoader(dataset, views, batch_size=4, seed=0, rank=rank, world_size=2)
         for batch in stream.epoch(1, first_step=1):
             for i, key in enumerate(batch.keys):
                 stored = expected[key]
@@ -269,20 +273,20 @@ def test_evaluation_sees_every_record_exactly_once(frozen):
     rows = rows_of_split(frozen.store.index, "train")
     dataset = StoreDataset(frozen.store, rows)
 
-    keys = [key for batch in iter_in_order(dataset, 7) for key in batch.keys]
+    keys = [key for batch in iter_batches(dataset, 7) for key in batch.keys]
 
     assert sorted(keys) == sorted(frozen.store.index["key"].take(rows).to_pylist())
 
 
 def test_views_belong_to_positions_so_ranks_and_batch_sizes_change_nothing(frozen):
     rows = rows_of_split(frozen.store.index, "train")
-    augment = AugmentConfig(operations=(OperationConfig(kind="pad_crop", padding=2),))
+    augment = AugmentOptions(operations=(OperationConfig(kind="pad_crop", padding=2),))
     found = {}
 
     for batch_size, world_size in ((8, 1), (8, 2), (8, 4)):
         views = ViewSchedule(augment, frozen.store.size, 5)
         for rank in range(world_size):
-            stream = TrainingStream(
+            stream = TrainLoader(
                 StoreDataset(frozen.store, rows),
                 views,
                 batch_size=batch_size,
@@ -297,9 +301,9 @@ def test_views_belong_to_positions_so_ranks_and_batch_sizes_change_nothing(froze
 
 def test_loader_processes_change_nothing(frozen):
     rows = rows_of_split(frozen.store.index, "train")
-    views = ViewSchedule(AugmentConfig(), frozen.store.size, 0)
+    views = ViewSchedule(AugmentOptions(), frozen.store.size, 0)
     streams = [
-        TrainingStream(
+        TrainLoader(
             StoreDataset(frozen.store, rows, [frozen.store.open_passes()[0]]),
             views,
             batch_size=8,
@@ -375,7 +379,7 @@ def test_few_records_of_many_shards_are_read_once(
     dataset = StoreDataset(store, rows, store.open_passes())
 
     for _ in range(2):
-        for batch in iter_in_order(dataset, 5):
+        for batch in iter_batches(dataset, 5):
             assert batch.targets
 
     assert len(set(opened)) > 2

@@ -76,10 +76,10 @@ def test_a_student_that_is_its_teacher_has_no_soft_gradient():
     assert gradient.abs().max() < 1e-15
 
 
-def test_at_high_temperatures_kd_is_the_squared_distance_of_centred_logits():
+def test_at_high_temperatures_kd_is_the_squared_distance_of_centered_logits():
     student, teacher = 2 * random(0, 64, 100), 2 * random(1, 64, 100)
-    centred = [each - each.mean(dim=1, keepdim=True) for each in (student, teacher)]
-    limit = (centred[0] - centred[1]).square().sum(dim=1).mean() / (2 * 100)
+    centered = [each - each.mean(dim=1, keepdim=True) for each in (student, teacher)]
+    limit = (centered[0] - centered[1]).square().sum(dim=1).mean() / (2 * 100)
 
     ratios = [(kd_loss(student, teacher, tau) / limit).item() for tau in (1.0, 10.0, 1000.0)]
 
@@ -107,8 +107,8 @@ def test_at_as_printed_is_the_mean_of_norms():
 def test_the_norm_of_at_is_an_option():
     features = random(0, 2, 3, 4, 4)
     student = student_output(logits=random(1, 2, 3), stages=(Stage(features, features),))
-    extra = {"at_1": random(2, 2, 4, 4).square()}
-    targets = Targets(teacher="t", logits=student.logits, extra=extra)
+    intermediates = {"attention_1": random(2, 2, 4, 4).square()}
+    targets = Targets(teacher="t", logits=student.logits, intermediates=intermediates)
 
     values = {
         norm: build_loss(ATConfig(norm=norm)).compare(student, targets).item()
@@ -117,4 +117,6 @@ def test_the_norm_of_at_is_an_option():
 
     attention = features.square().mean(dim=1)
     for norm, value in values.items():
-        assert value == pytest.approx(attention_loss(attention, extra["at_1"], norm).item())
+        assert value == pytest.approx(
+            attention_loss(attention, intermediates["attention_1"], norm).item()
+        )

@@ -29,7 +29,7 @@ from pipeline.training.superfeatures.artifact import (
     partition_artifact,
     save_partition,
 )
-from pipeline.training.superfeatures.dependency import DependencySum, measure_dependency, symmetric
+from pipeline.training.superfeatures.dependency import DependencySums, measure_dependency, symmetric
 from pipeline.training.superfeatures.grouping import group_features, sparsify
 from pipeline.training.superfeatures.probes import (
     cell_probes,
@@ -115,16 +115,16 @@ def test_groups_of_an_additive_network_are_found_exactly(activation, derivative)
     assert grouping.modularity[2] == pytest.approx(2 / 3, abs=0.05)
 
 
-@pytest.mark.parametrize(("output", "centred"), [(nn.LogSoftmax, False), (nn.Softmax, True)])
-def test_probabilities_mix_what_the_network_keeps_apart(output, centred):
+@pytest.mark.parametrize(("output", "centered"), [(nn.LogSoftmax, False), (nn.Softmax, True)])
+def test_probabilities_mix_what_the_network_keeps_apart(output, centered):
     network = Additive(nn.GELU, output=output(dim=1))
 
-    w = measured(network, derivative="hvp", centred=centred).matrix
+    w = measured(network, derivative="hvp", centered=centered).matrix
 
     assert w[BETWEEN].min() > 1e-4
 
 
-def test_centring_takes_the_normaliser_out_of_log_probabilities():
+def test_centering_takes_the_normalizer_out_of_log_probabilities():
     log_probs = measured(Additive(nn.GELU, output=nn.LogSoftmax(dim=1)), derivative="hvp").matrix
 
     np.testing.assert_allclose(
@@ -189,18 +189,18 @@ def test_signs_estimate_the_sum_over_classes():
 
     assert (estimate.square() - exact).norm() / exact.norm() < 0.05
     raw = measured(
-        network, 16, derivative="hvp", draws=200, centred=False, directions_per_pass=1800
+        network, 16, derivative="hvp", draws=200, centered=False, directions_per_pass=1800
     )
     exact_raw = each.square().sum(dim=1).mean(dim=0)
     assert (raw.matrix.square() - exact_raw).norm() / exact_raw.norm() < 0.05
 
 
 def test_ablation_sums_classes_exactly():
-    def network(x):  # logits x0 x1 and -2 x0 x1, whose centred ones are 1.5 x0 x1 and -1.5 x0 x1
+    def network(x):  # logits x0 x1 and -2 x0 x1, whose centered ones are 1.5 x0 x1 and -1.5 x0 x1
         return torch.stack([x[:, 0] * x[:, 1], -2 * x[:, 0] * x[:, 1]], dim=1)
 
-    for centred, expected in [(True, math.sqrt(2 * 1.5**2)), (False, math.sqrt(1 + 4))]:
-        w = measured(network, 3, table_probes(9), derivative="ablate", centred=centred).matrix
+    for centered, expected in [(True, math.sqrt(2 * 1.5**2)), (False, math.sqrt(1 + 4))]:
+        w = measured(network, 3, table_probes(9), derivative="ablate", centered=centered).matrix
         assert w[0, 1].item() == pytest.approx(expected)
         assert w.sum().item() == pytest.approx(2 * expected)
 
@@ -220,8 +220,8 @@ def test_units_of_a_table_do_not_matter():
     network, (keys, inputs) = Additive(nn.GELU), records()
     unit = torch.logspace(-3, 3, 9, dtype=torch.float64)
 
-    plain = table_probes(9).scaled(feature_scales([inputs], table_probes(9)))
-    other = table_probes(9).scaled(feature_scales([inputs * unit], table_probes(9)))
+    plain = table_probes(9).scale_amplitudes(feature_scales([inputs], table_probes(9)))
+    other = table_probes(9).scale_amplitudes(feature_scales([inputs * unit], table_probes(9)))
     first = measure_dependency(network, [(keys, inputs)], plain)
     second = measure_dependency(lambda x: network(x / unit), [(keys, inputs * unit)], other)
 
@@ -253,10 +253,10 @@ def test_order_batches_and_processes_change_nothing():
 
 def test_two_halves_say_whether_there_are_enough_records():
     upper = torch.triu(torch.rand(6, 6, generator=torch.Generator().manual_seed(0)), diagonal=1)
-    same = DependencySum(
+    same = DependencySums(
         squares=torch.stack([upper, 4 * upper]).double(), records=torch.tensor([3, 5])
     )
-    opposite = DependencySum(
+    opposite = DependencySums(
         squares=torch.stack([upper, upper.max() - upper]).double(), records=same.records
     )
 
@@ -264,7 +264,7 @@ def test_two_halves_say_whether_there_are_enough_records():
     assert not same.needs_more_records
     assert opposite.split_half == pytest.approx(-1)
     assert opposite.needs_more_records
-    assert DependencySum.empty(6).needs_more_records
+    assert DependencySums.empty(6).needs_more_records
 
     network = Additive(nn.GELU, groups=[range(9)])
     assert measured(network, 4).split_half < measured(network, 96).split_half
@@ -277,7 +277,7 @@ def test_equal_values_share_their_rank():
         for (i, j), value in zip([(0, 1), (0, 2), (1, 2)], values, strict=True):
             halves[half, i, j] = halves[half, j, i] = value
 
-    total = DependencySum(squares=halves, records=torch.tensor([1, 1]))
+    total = DependencySums(squares=halves, records=torch.tensor([1, 1]))
 
     assert total.split_half == pytest.approx(1.5 / math.sqrt(1.5 * 2))
 
@@ -323,7 +323,7 @@ QUADRANTS = {(0, 1, 4, 5), (2, 3, 6, 7), (8, 9, 12, 13), (10, 11, 14, 15)}
 def test_the_quadrants_that_a_network_of_images_keeps_apart_are_found(derivative):
     model, (keys, pixels) = freeze(Quadrants()), images()
     probes = pixel_probes((8, 8), (4, 4))
-    probes = probes.scaled(feature_scales([pixels], probes))
+    probes = probes.scale_amplitudes(feature_scales([pixels], probes))
 
     total = measure_dependency(
         lambda x: model(x).logits,
@@ -370,7 +370,7 @@ def test_a_head_that_averages_its_features_is_told_so():
         group_features(total.matrix, 2, grid=(8, 8))
 
 
-def test_a_blocks_direction_is_grey_and_of_length_one():
+def test_a_blocks_direction_is_gray_and_of_length_one():
     probes = pixel_probes((7, 8), (3, 4))
 
     for block in range(12):
@@ -469,7 +469,7 @@ def test_the_merger_of_largest_gain_comes_first():
 
 def test_modularity_is_that_of_the_library():
     weights = dense(12).fill_diagonal_(0)
-    grouping = group_features(weights, 3, neighbours=4)
+    grouping = group_features(weights, 3, neighbors=4)
     graph = networkx.from_numpy_array(sparsify(weights.numpy(), 4))
 
     for number, found in enumerate(grouping.modularity, start=1):
@@ -495,7 +495,7 @@ def test_a_null_feature_makes_no_group_of_its_own():
         group_features(total.matrix, 10, correlation=correlation)
 
 
-def test_a_null_cell_joins_its_neighbours():
+def test_a_null_cell_joins_its_neighbors():
     weights = torch.zeros(12, 12).double()  # 3 x 4, the middle row is dead
     for a, b in [(0, 1), (1, 2), (2, 3), (0, 2), (1, 3), (8, 9), (9, 10), (10, 11), (8, 10)]:
         weights[a, b] = weights[b, a] = 1
@@ -514,8 +514,8 @@ def test_every_node_keeps_its_strongest_edges():
     # Of equal edges that to the lowest node: 2 keeps 0, 3 keeps 0.
     assert sorted(map(tuple, np.argwhere(np.triu(kept)).tolist())) == [(0, 1), (0, 2), (0, 3)]
     assert np.array_equal(kept, kept.T)
-    assert group_features(dense(64), 3).neighbours == 8
-    assert group_features(dense(20), 3).neighbours == 4
+    assert group_features(dense(64), 3).neighbors == 8
+    assert group_features(dense(20), 3).neighbors == 4
 
 
 def test_more_superfeatures_than_communities_raise_the_resolution():
@@ -604,7 +604,7 @@ def test_a_partition_on_disk_is_the_one_that_was_saved(kept, tmp_path):
     assert torch.equal(loaded.dependency, total.matrix)
     assert loaded.partition.grid == (3, 3)
     facts = loaded.facts
-    assert (facts.records, facts.seed, facts.neighbours) == (24, 0, 4)
+    assert (facts.records, facts.seed, facts.neighbors) == (24, 0, 4)
     assert facts.modularity == grouping.modularity
     assert facts.split_half == pytest.approx(total.split_half)
     named = {p.name for p in folder.iterdir()} - {LOCK_NAME}
@@ -647,7 +647,7 @@ def test_any_flipped_byte_of_a_partition_is_found(kept, name):
 # ---- pictures ------------------------------------------------------------------------------------
 
 
-def test_groups_have_colours_of_their_own():
+def test_groups_have_colors_of_their_own():
     assignment = torch.arange(16).view(4, 4).flatten().numpy() // 2
 
     colors = group_picture(assignment, (4, 4)).reshape(16, 3)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_breast_cancer
 
-from pipeline.config.table_data import SklearnTableDataConfig, TableDataConfig
+from pipeline.config.table_data import SklearnedableDataConfig, TableDataConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_json
 from pipeline.core.records import NO_LABEL
@@ -363,7 +363,7 @@ def test_a_file_that_is_no_table_is_named(tmp_path, name, text, message):
 
 
 def test_scikit_learns_tables_are_as_it_has_them():
-    source = build_source(SklearnTableDataConfig(name="breast_cancer"))
+    source = build_source(SklearnedableDataConfig(name="breast_cancer"))
     loaded = load_breast_cancer()
 
     records = source.records()
@@ -374,7 +374,7 @@ def test_scikit_learns_tables_are_as_it_has_them():
     rows = np.stack([row_of(source, record) for record in records])
     assert np.array_equal(rows, loaded.data.astype(np.float32))
     assert 0.1 < np.mean([record.split == "test" for record in records]) < 0.3
-    assert len(build_source(SklearnTableDataConfig(name="digits")).columns) == 64
+    assert len(build_source(SklearnedableDataConfig(name="digits")).columns) == 64
 
 
 def test_the_recipe_of_unicauca_leaves_out_what_tells_the_answer(tmp_path):

@@ -18,9 +18,9 @@ from pipeline.annotation.annotator import TeacherAnnotator
 from pipeline.config.explainers import GradCamConfig
 from pipeline.config.methods import E2KDConfig, KDConfig, MethodConfig
 from pipeline.config.models import CifarModelConfig
-from pipeline.config.store import PassConfig
-from pipeline.config.training import OptimizerConfig
-from pipeline.core.distributed import Ranks
+from pipeline.config.store import PassOptions
+from pipeline.config.training import OptimizerOptions
+from pipeline.core.distributed import DistributedContext
 from pipeline.core.records import Batch, StoredTargets
 from pipeline.losses.base import LossTerms
 from pipeline.losses.build import build_loss
@@ -49,7 +49,7 @@ def build_training(seed: int, method: MethodConfig, **optimizer: Any) -> Trainin
     return Training(
         model=model,
         loss=build_loss(method),
-        optimizer=build_optimizer(OptimizerConfig(**optimizer), list(model.parameters())),
+        optimizer=build_optimizer(OptimizerOptions(**optimizer), list(model.parameters())),
     )
 
 
@@ -136,7 +136,7 @@ def test_train_step_sends_no_gradient_to_stored_targets_and_leaves_them_unchange
 
 def test_teacher_has_nothing_to_train_and_annotating_leaves_its_buffers_unchanged():
     torch.manual_seed(0)
-    annotator = TeacherAnnotator(MODEL, NUM_CLASSES, GradCamConfig(), PassConfig(), FRAME)
+    annotator = TeacherAnnotator(MODEL, NUM_CLASSES, GradCamConfig(), PassOptions(), FRAME)
     teacher = annotator.model
     before = copy.deepcopy(teacher.state_dict())
 
@@ -162,13 +162,13 @@ def test_frozen_e2kd_with_the_identity_view_equals_a_live_teacher(view):
     taught = teacher(images)
     top1 = taught.logits.argmax(dim=1, keepdim=True)
     teacher_maps = gradcam(teacher, taught, top1)
-    learnt = student(images)
+    learned = student(images)
     teacher_pixels, student_pixels = (
         F.interpolate(maps[:, 0], FRAME, mode="bilinear", align_corners=False).flatten(1)
-        for maps in (teacher_maps, gradcam(student, learnt, top1))
+        for maps in (teacher_maps, gradcam(student, learned, top1))
     )
     kl = F.kl_div(
-        F.log_softmax(learnt.logits / tau, dim=1),
+        F.log_softmax(learned.logits / tau, dim=1),
         F.softmax(taught.logits / tau, dim=1),
         reduction="batchmean",
     )
@@ -186,7 +186,7 @@ def test_frozen_e2kd_with_the_identity_view_equals_a_live_teacher(view):
     training = Training(
         model=student,
         loss=build_loss(E2KDConfig(tau=tau, lambda_map=lambda_map)),
-        optimizer=build_optimizer(OptimizerConfig(), list(parameters.values())),
+        optimizer=build_optimizer(OptimizerOptions(), list(parameters.values())),
     )
     terms = batch_loss(training, build_batch(inputs, targets, view), FRAME)
     gradients = torch.autograd.grad(terms.total, list(parameters.values()))
@@ -220,7 +220,7 @@ def test_fifty_e2kd_steps_leave_no_tensor_behind():
         terms = train_step(training, batches[index % 2], FRAME, clip_norm=1.0)
         log.add(training, terms, records=4)
 
-    for index in range(3):  # the optimiser's moments and the caches come into being
+    for index in range(3):  # the optimizer's moments and the caches come into being
         step(index)
     gc.collect()
     before = live_tensors()
@@ -271,7 +271,11 @@ def test_checkpoint_restores_the_position(tmp_path):
 def test_what_a_step_draws_is_a_function_of_seed_step_and_rank():
     def drawn(seed: int, step: int, rank: int) -> Tensor:
         training = build_training(0, KDConfig())
-        training.seed, training.global_step, training.ranks = seed, step, Ranks(rank)
+        training.seed, training.global_step, training.distributed = (
+            seed,
+            step,
+            DistributedContext(rank),
+        )
         torch.rand(step + 3 * rank)  # whatever was drawn before
         training.seed_step()
         return torch.rand(8)

@@ -79,7 +79,7 @@ def test_the_objective_is_rs(depth):
 
     objective, _ = batch_gradient(grids, control, hot, depth)
 
-    expected = InnerProducts.of_block(distances).semi_partial("x", "given", "labels")
+    expected = InnerProducts.from_distances(distances).semi_partial("x", "given", "labels")
     assert float(objective.detach()) == pytest.approx(float(expected), abs=1e-12)
 
 

@@ -9,10 +9,10 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.config.data import ImageFolderDataConfig
 from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.geometry import center_crop, judged_view, view_maps, warp
+from pipeline.loading.geometry import center_crop, evaluation_view, view_maps, warp
 from pipeline.loading.views import BLOCK_SIZE, ViewSchedule
 from pipeline.store.frames import resize_frame
 from pipeline.store.reader import Store
@@ -27,7 +27,7 @@ ASPECTS = (0.4, 0.56, 1.0, 1.5, 1.9, 3.0)
 
 
 def schedule(*operations, seed=0, one_aspect=False):
-    config = AugmentConfig(operations=operations)
+    config = AugmentOptions(operations=operations)
     return ViewSchedule(config, (256, 256), seed, one_aspect=one_aspect)
 
 
@@ -36,13 +36,13 @@ def mixed_aspects(count):
 
 
 def diagonal(aspects):
-    """From the normalised frame to the original's proportions: diag(a, 1, 1)."""
+    """From the normalized frame to the original's proportions: diag(a, 1, 1)."""
     ones = torch.ones(len(aspects), dtype=torch.float64)
     return torch.diag_embed(torch.stack([aspects.double(), ones, ones], dim=1))
 
 
 def assert_turns(matrices, tolerance=1e-5):
-    """Rotations about the centre, and not all the same one."""
+    """Rotations about the center, and not all the same one."""
     linear = matrices[:, :2, :2].double()
     eye = torch.eye(2, dtype=torch.float64).expand_as(linear)
     torch.testing.assert_close(linear @ linear.mT, eye, rtol=0, atol=tolerance)
@@ -115,7 +115,7 @@ def test_crops_are_distributed_as_torchvisions(aspect):
 
 
 @pytest.mark.parametrize(("width", "height"), [(3000, 1000), (1000, 3000)])
-def test_where_no_crop_fits_it_is_torchvisions_centred_one(width, height):
+def test_where_no_crop_fits_it_is_torchvisions_centered_one(width, height):
     canvas = torch.empty(1).expand(3, height, width)
     top, left, high, wide = RandomResizedCrop.get_params(canvas, [0.9, 1.0], [0.8, 1.25])
     operation = OperationConfig(kind="resized_crop", scale=(0.9, 1.0), ratio=(0.8, 1.25))
@@ -217,9 +217,9 @@ def test_a_view_depends_on_seed_epoch_position_and_its_own_aspect_alone():
     for start, stop in ((0, 1), (5, 70), (1000, 1100), (BLOCK_SIZE - 1, 2 * BLOCK_SIZE + 1)):
         part = schedule(*operations).views(2, start, aspects[start:stop])
         assert torch.equal(part, whole[start:stop])
-    neighbours = aspects.clone()
-    neighbours[::2] = 7.0
-    other = schedule(*operations).views(2, 0, neighbours)
+    neighbors = aspects.clone()
+    neighbors[::2] = 7.0
+    other = schedule(*operations).views(2, 0, neighbors)
     assert torch.equal(other[1::2], whole[1::2])
     assert not torch.equal(other[::2], whole[::2])
     for changed in (
@@ -248,13 +248,13 @@ def test_the_global_generator_is_left_as_it_was():
     assert torch.equal(torch.rand(4), expected)
 
 
-# ---- the centre crop -----------------------------------------------------------------------------
+# ---- the center crop -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "size", [(375, 500), (500, 333), (256, 256), (1000, 301), (64, 64), (480, 640), (33, 257)]
 )
-def test_the_centre_crop_is_resize_256_and_crop_224_within_half_a_pixel(size):
+def test_the_center_crop_is_resize_256_and_crop_224_within_half_a_pixel(size):
     resized = tv.resize(torch.empty(1, *size), [256], antialias=True).shape[-2:]
     rows, columns = torch.meshgrid(*(torch.arange(n) for n in resized), indexing="ij")
     cropped = tv.center_crop(torch.stack([columns, rows]), [224, 224])
@@ -266,7 +266,7 @@ def test_the_centre_crop_is_resize_256_and_crop_224_within_half_a_pixel(size):
     pixels = (corners[:, :2] + 1) / 2 * torch.tensor([resized[1], resized[0]])
     # The longer side of the resized image is cut to whole pixels, and so is the margin.
     assert (pixels - expected).abs().max() <= 1.0
-    assert ((pixels.sum(0) - expected.sum(0)).abs() / 2).max() <= 0.5  # the centre
+    assert ((pixels.sum(0) - expected.sum(0)).abs() / 2).max() <= 0.5  # the center
     short = int(np.argmin(resized[::-1]))
     torch.testing.assert_close(pixels[:, short], expected[:, short], rtol=0, atol=1e-4)
 
@@ -292,7 +292,7 @@ def annotated(photographs, store, teacher):
     return opened, dataset.__getitems__(list(range(10)))
 
 
-def test_the_map_of_a_centre_crop_teacher_lies_where_its_teacher_looked(
+def test_the_map_of_a_center_crop_teacher_lies_where_its_teacher_looked(
     photographs, tmp_path, tiny_teacher
 ):
     teacher = replace(tiny_teacher, frame="center_crop", input_size=16)
@@ -308,10 +308,10 @@ def test_the_map_of_a_centre_crop_teacher_lies_where_its_teacher_looked(
     torch.testing.assert_close(stored.map_from_canonical @ crops, eye, rtol=0, atol=1e-6)
     torch.testing.assert_close(crops @ stored.map_from_canonical, eye, rtol=0, atol=1e-6)
 
-    # Judged under the same crop, the map is the stored one; under the whole frame it is not.
-    judged = judged_view(batch, "center_crop", (16, 16))
+    # Evaluated under the same crop, the map is the stored one; under the whole frame it is not.
+    evaluated = evaluation_view(batch, "center_crop", (16, 16))
     grid = stored.maps.shape[-2:]
-    torch.testing.assert_close(view_maps(judged, stored, grid), stored.maps, rtol=0, atol=1e-5)
+    torch.testing.assert_close(view_maps(evaluated, stored, grid), stored.maps, rtol=0, atol=1e-5)
     assert (view_maps(batch, stored, grid) - stored.maps).abs().max() > 0.05
 
 

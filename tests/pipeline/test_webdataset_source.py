@@ -127,9 +127,9 @@ def test_a_split_is_what_stands_before_the_number(name, split):
 
 
 def test_a_split_may_be_given(tmp_path):
-    _, record = list_one(write_tar(tmp_path / "x-01.tar", samples(1)), split="judge")
+    _, record = list_one(write_tar(tmp_path / "x-01.tar", samples(1)), split="evaluator")
 
-    assert (record.split, record.key) == ("judge", "judge-0000")
+    assert (record.split, record.key) == ("evaluator", "evaluator-0000")
 
 
 @pytest.mark.parametrize(
@@ -611,7 +611,7 @@ def test_a_teacher_passes_over_tars_of_many_sizes(tmp_path, tars, tiny_teacher, 
 
     assert len(logits["always"]) == 21
     for key, values in logits["always"].items():
-        # Other neighbours in a batch may change the last bit of a half.
+        # Other neighbors in a batch may change the last bit of a half.
         torch.testing.assert_close(values, logits["never"][key], rtol=2e-3, atol=2e-3)
 
 

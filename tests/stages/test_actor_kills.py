@@ -14,10 +14,10 @@ from dataclasses import replace
 import pytest
 
 from pipeline.cluster.session import ray_session
-from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.config.cluster import LocalClusterConfig
 from pipeline.config.data import DemoDataConfig
-from pipeline.config.store import PassConfig
+from pipeline.config.store import PassOptions
 from pipeline.config.views import RandomViewsConfig
 from pipeline.core.tasks import ShardError
 from pipeline.store.journal import JOURNAL_SUFFIX
@@ -81,9 +81,11 @@ def test_a_store_whose_actors_are_killed_is_the_same_bytes(tmp_path, tiny_teache
         tiny_teacher,
         data=DATA,
         backend=backend,
-        annotate=PassConfig(batch_size=4, payloads=("logits", "map", "at", "cat", "feature")),
+        annotate=PassOptions(
+            batch_size=4, payloads=("logits", "map", "attention", "class_maps", "pooled")
+        ),
         views=RandomViewsConfig(count=2),
-        augment=AugmentConfig(operations=(OperationConfig(kind="horizontal_flip"),)),
+        augment=AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),)),
     )
     precompute.run(config)
     expected = tree_bytes(tmp_path / "expected")

@@ -8,22 +8,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.config.methods import CRDConfig, FTConfig, KDConfig, SSKDConfig
 from pipeline.config.runs import RUNS
-from pipeline.config.store import PassConfig
-from pipeline.config.training import OptimizerConfig, TrainerConfig
+from pipeline.config.store import PassOptions
+from pipeline.config.training import OptimizerOptions, TrainerOptions
 from pipeline.config.views import RandomViewsConfig, RotationsViewsConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Targets
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_targets
-from pipeline.loading.loader import TrainingStream
+from pipeline.loading.loader import TrainLoader
 from pipeline.loading.selection import rows_of_split
 from pipeline.loading.views import ViewSchedule
 from pipeline.losses.build import build_loss
 from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.output import Inner
+from pipeline.models.output import Intermediates
 from pipeline.models.providers import build_model, freeze
 from pipeline.models.saved import load_model
 from pipeline.store.manifest import StoreMismatchError
@@ -40,9 +40,9 @@ from tests.conftest import Frozen, precompute_config
 from tests.stages.test_flow import assert_equal_states, distill_config, weights_of
 from tests.support.outputs import student_output
 
-PASS = PassConfig(batch_size=8, payloads=("logits", "feature"))
+PASS = PassOptions(batch_size=8, payloads=("logits", "pooled"))
 SIZE = (16, 16)
-TRAINER = TrainerConfig(epochs=2, batch_size=16, num_threads=1, log_every_steps=1)
+TRAINER = TrainerOptions(epochs=2, batch_size=16, num_threads=1, log_every_steps=1)
 ROTATIONS = RotationsViewsConfig(per_step=4)
 FT = FTConfig(paraphraser_epochs=1)
 CRD = CRDConfig(negatives=20, embedding_size=16)
@@ -81,10 +81,10 @@ def loss_of(run):
     return torch.load(RUNS / run / "distill" / CHECKPOINT_NAME, weights_only=True)["loss"]
 
 
-def dataset_of(frozen, extra="feature", **options):
+def dataset_of(frozen, payload="pooled", **options):
     store = frozen.store
     passes = store.open_passes(**options)
-    return StoreDataset(store, rows_of_split(store.index, "train"), passes, extra=extra)
+    return StoreDataset(store, rows_of_split(store.index, "train"), passes, payload=payload)
 
 
 # ---- what a pass holds ---------------------------------------------------------------------------
@@ -96,30 +96,30 @@ def test_a_pass_holds_the_teachers_pooled_features(featured, tmp_path, tiny_teac
     if backend == "webdataset":
         store = store_with(tmp_path / "store", tiny_teacher, backend=backend)
     (teacher,) = store.store.open_passes()
-    (spec,) = [s for s in teacher.manifest.fields if s.name == "feature"]
+    (spec,) = [s for s in teacher.manifest.fields if s.name == "pooled"]
     batch = dataset_of(store).__getitems__([0, 5, 30])
     model = freeze(build_model(store.config.teacher, 10))
 
-    wanted = model(batch.inputs.float() / 255, Inner(pooled=True)).pooled
-    found = batch.targets[0].extra["feature"]
+    wanted = model(batch.inputs.float() / 255, Intermediates(pooled=True)).pooled
+    found = batch.targets[0].intermediates["pooled"]
 
     assert (spec.shape, spec.dtype, spec.codec) == ((16,), "float16", "raw")
     assert (spec.when_moved, spec.frame) == ("keep", None)
-    assert teacher.manifest.fidelity["feature"] > 0.99999
+    assert teacher.manifest.fidelity["pooled"] > 0.99999
     assert found.dtype == torch.float32
     assert (found - wanted).abs().max() < 1e-3 * wanted.abs().max()
     assert list(verify_store(store.store.path)) == []
 
 
 def test_a_pooled_feature_is_kept_where_the_image_moves(featured):
-    flip = AugmentConfig(operations=(OperationConfig(kind="horizontal_flip", p=1.0),))
+    flip = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip", p=1.0),))
     views = ViewSchedule(flip, featured.store.size, seed=0)
-    batch = next(TrainingStream(dataset_of(featured), views, batch_size=8, seed=0).epoch(0))
+    batch = next(TrainLoader(dataset_of(featured), views, batch_size=8, seed=0).epoch(0))
 
     (targets,) = view_targets(batch, (4, 4))
 
     assert batch.canonical_from_view is not None
-    assert torch.equal(targets.extra["feature"], batch.targets[0].extra["feature"])
+    assert torch.equal(targets.intermediates["pooled"], batch.targets[0].intermediates["pooled"])
 
 
 # ---- students ------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_crd_learns_from_replayed_and_live_teachers(featured, tmp_path, tiny_tea
     store, options = featured, {"mode": mode}
     if mode == "replay":
         views = RandomViewsConfig(count=2, seed=1)
-        flip = AugmentConfig(operations=(OperationConfig(kind="horizontal_flip"),))
+        flip = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),))
         store = store_with(tmp_path / "store", tiny_teacher, views=views, augment=flip)
         options["views"] = views
 
@@ -168,12 +168,12 @@ def test_the_teachers_bank_starts_from_its_stored_features(featured):
     dataset = dataset_of(featured)
     loss = build_loss(CRD)
     pooled = torch.zeros(1, 16)
-    targets = Targets(teacher="t", logits=torch.zeros(1, 10), extra={"feature": pooled})
+    targets = Targets(teacher="t", logits=torch.zeros(1, 10), intermediates={"pooled": pooled})
     loss.build(student_output(logits=torch.zeros(1, 10), pooled=pooled), targets)
     loss.on_train_start(dataset)
     batch = dataset.__getitems__([7, 31])
 
-    wanted = F.normalize(loss.embed_teacher(batch.targets[0].extra["feature"]), dim=1)
+    wanted = F.normalize(loss.embed_teacher(batch.targets[0].intermediates["pooled"]), dim=1)
 
     assert torch.allclose(loss.teacher_bank[[7, 31]], wanted, atol=1e-6)
     assert not torch.allclose(loss.student_bank[[7, 31]], wanted, atol=0.1)
@@ -183,8 +183,8 @@ def test_a_frozen_and_a_live_crd_step_on_still_images_have_the_same_gradient(fea
     torch.manual_seed(1)
     student = build_model(replace(featured.config.teacher, weights=None), 10).eval()
     dataset = dataset_of(featured)
-    views = ViewSchedule(AugmentConfig(), featured.store.size, seed=0)
-    batch = next(TrainingStream(dataset, views, batch_size=16, seed=0).epoch(0))
+    views = ViewSchedule(AugmentOptions(), featured.store.size, seed=0)
+    batch = next(TrainLoader(dataset, views, batch_size=16, seed=0).epoch(0))
     model = freeze(build_model(featured.config.teacher, 10))
     gradients = []
     for targets in (
@@ -194,14 +194,14 @@ def test_a_frozen_and_a_live_crd_step_on_still_images_have_the_same_gradient(fea
         loss = build_loss(CRD)
         torch.manual_seed(2)
         pooled = torch.zeros(1, 16)
-        example = Targets(teacher="t", logits=torch.zeros(1, 10), extra={"feature": pooled})
+        example = Targets(teacher="t", logits=torch.zeros(1, 10), intermediates={"pooled": pooled})
         loss.build(student_output(logits=torch.zeros(1, 10), pooled=pooled), example)
         loss.on_train_start(dataset)
         parameters = [*student.parameters(), *loss.parameters()]
         part = Training(
             model=student,
             loss=loss,
-            optimizer=build_optimizer(OptimizerConfig(), parameters),
+            optimizer=build_optimizer(OptimizerOptions(), parameters),
             targets=targets,
         )
         torch.manual_seed(3)
@@ -291,16 +291,16 @@ def test_modes_that_do_not_fit_are_refused(featured, rotated):
         config_of(rotated, SSKD, trainer=replace(TRAINER, batch_size=4))
     with pytest.raises(ConfigError, match=r"views.per_step=1"):
         distill_config(rotated, method=CRD, mode="replay", views=ROTATIONS)
-    mixed = AugmentConfig(mixup_alpha=1.0)
+    mixed = AugmentOptions(mixup_alpha=1.0)
     live = config_of(featured, CRD, mode="live")
     with pytest.raises(ConfigError, match=r"mixup_alpha=null in place of 1.0"):
         replace(live, augment=mixed)
 
 
 def test_a_pass_without_features_or_without_rotations_is_refused(frozen, tmp_path, tiny_teacher):
-    with pytest.raises(StoreMismatchError, match=r"no payload feature, method=crd"):
+    with pytest.raises(StoreMismatchError, match=r"no payload pooled, method=crd"):
         distill.run(config_of(frozen, CRD))
-    flip = AugmentConfig(operations=(OperationConfig(kind="horizontal_flip"),))
+    flip = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),))
     views = RandomViewsConfig(count=4)
     random = store_with(tmp_path / "store", tiny_teacher, views=views, augment=flip)
     with pytest.raises(ConfigError, match=r"sampler random.*views=rotations"):

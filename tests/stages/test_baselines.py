@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import yaml
 
 from pipeline.annotation.fingerprint import describe_pass
-from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.config.methods import (
     ATConfig,
     CatKDConfig,
@@ -20,18 +20,18 @@ from pipeline.config.methods import (
     ReviewKDConfig,
 )
 from pipeline.config.runs import RUNS
-from pipeline.config.store import PassConfig
-from pipeline.config.training import OptimizerConfig
+from pipeline.config.store import PassOptions
+from pipeline.config.training import OptimizerOptions
 from pipeline.config.views import RandomViewsConfig
 from pipeline.core.errors import ConfigError
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_targets, warp
-from pipeline.loading.loader import TrainingStream, move_batch
+from pipeline.loading.loader import TrainLoader, move_batch
 from pipeline.loading.selection import rows_of_split
 from pipeline.loading.views import ViewSchedule
 from pipeline.losses.build import build_loss
 from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.output import Inner
+from pipeline.models.output import Intermediates
 from pipeline.models.providers import build_model, freeze
 from pipeline.models.saved import load_model
 from pipeline.store.manifest import StoreMismatchError
@@ -53,11 +53,13 @@ from tests.stages.test_flow import (
     weights_of,
 )
 
-PASS = PassConfig(batch_size=8, payloads=("logits", "map", "at", "cat"), cat_size=4)
+PASS = PassOptions(
+    batch_size=8, payloads=("logits", "map", "attention", "class_maps"), class_map_size=4
+)
 PAD_CROP = OperationConfig(kind="pad_crop", padding=3)
 VIEWS = {
     "views": RandomViewsConfig(count=2, seed=1),
-    "augment": AugmentConfig(operations=(PAD_CROP, OperationConfig(kind="horizontal_flip"))),
+    "augment": AugmentOptions(operations=(PAD_CROP, OperationConfig(kind="horizontal_flip"))),
 }
 SIZE = (16, 16)
 
@@ -76,20 +78,20 @@ def teacher_of(frozen, needs):
     return LiveTeacher("teacher", model, gradcam, SIZE, needs=needs)
 
 
-def dataset_of(frozen, extra, *, stored_views=False):
+def dataset_of(frozen, payload, *, stored_views=False):
     store = frozen.store
     passes = store.open_passes(stored_views=stored_views)
-    return StoreDataset(store, rows_of_split(store.index, "train"), passes, extra=extra)
+    return StoreDataset(store, rows_of_split(store.index, "train"), passes, payload=payload)
 
 
-def batch_of(frozen, extra, operations=()):
-    views = ViewSchedule(AugmentConfig(operations=operations), frozen.store.size, seed=0)
-    return next(TrainingStream(dataset_of(frozen, extra), views, batch_size=16, seed=0).epoch(0))
+def batch_of(frozen, payload, operations=()):
+    views = ViewSchedule(AugmentOptions(operations=operations), frozen.store.size, seed=0)
+    return next(TrainLoader(dataset_of(frozen, payload), views, batch_size=16, seed=0).epoch(0))
 
 
 def output_of(frozen, images):
     model = freeze(build_model(frozen.config.teacher, 10))
-    return model(images, Inner(stages=True, class_maps=True))
+    return model(images, Intermediates(stages=True, class_maps=True))
 
 
 # ---- what a pass holds ---------------------------------------------------------------------------
@@ -101,18 +103,25 @@ def test_a_pass_declares_its_fields_and_verifies(inner):
     specs = {spec.name: spec for spec in teacher.manifest.fields}
 
     assert list(specs)[4:] == [
-        *("at_1", "at_1_scale", "at_2", "at_2_scale", "at_3", "at_3_scale"),
-        *("cat", "cat_scale"),
+        *(
+            "attention_1",
+            "attention_1_scale",
+            "attention_2",
+            "attention_2_scale",
+            "attention_3",
+            "attention_3_scale",
+        ),
+        *("class_maps", "class_maps_scale"),
     ]
-    assert [specs[f"at_{n}"].shape for n in (1, 2, 3)] == [(16, 16), (8, 8), (4, 4)]
-    assert (specs["cat"].shape, specs["cat_scale"].shape) == ((10, 4, 4), (10,))
-    for name in ("at_1", "cat"):
+    assert [specs[f"attention_{n}"].shape for n in (1, 2, 3)] == [(16, 16), (8, 8), (4, 4)]
+    assert (specs["class_maps"].shape, specs["class_maps_scale"].shape) == ((10, 4, 4), (10,))
+    for name in ("attention_1", "class_maps"):
         spec = specs[name]
         assert (spec.dtype, spec.codec, spec.when_moved) == ("float16", "maxabs", "warp")
         assert spec.frame == "full"
         assert teacher.manifest.fidelity[name] > 0.99999
-    assert specs["at_1_scale"].shape == (1,)
-    assert teacher.fields_of("at") == ["at_1", "at_2", "at_3"]
+    assert specs["attention_1_scale"].shape == (1,)
+    assert teacher.fields_of("attention") == ["attention_1", "attention_2", "attention_3"]
     assert list(verify_store(inner.store.path)) == []
 
 
@@ -123,30 +132,35 @@ def test_what_is_read_is_what_the_teacher_said(inner, tmp_path, tiny_teacher, ba
         config = precompute_config(tmp_path / "store", tiny_teacher, annotate=PASS, backend=backend)
         precompute.run(config)
         store = Frozen(Store(tmp_path / "store"), config)
-    at, cat = (dataset_of(store, extra).__getitems__([0, 5, 30]) for extra in ("at", "cat"))
+    at, cat = (
+        dataset_of(store, payload).__getitems__([0, 5, 30])
+        for payload in ("attention", "class_maps")
+    )
 
     output = output_of(store, at.inputs.float() / 255)
 
-    assert list(at.targets[0].extra) == ["at_1", "at_2", "at_3"]
-    assert list(cat.targets[0].extra) == ["cat"]
-    for stage, values in zip(output.stages, at.targets[0].extra.values(), strict=True):
+    assert list(at.targets[0].intermediates) == ["attention_1", "attention_2", "attention_3"]
+    assert list(cat.targets[0].intermediates) == ["class_maps"]
+    for stage, values in zip(output.stages, at.targets[0].intermediates.values(), strict=True):
         wanted = stage.output.square().mean(dim=1)
         assert (values - wanted).abs().max() < 1e-3 * wanted.max()
-    found = cat.targets[0].extra["cat"]
+    found = cat.targets[0].intermediates["class_maps"]
     assert (found - output.class_maps).abs().max() < 1e-3 * output.class_maps.abs().max()
 
 
-def test_cat_is_pooled_to_its_size(inner, tmp_path, tiny_teacher):
-    config = precompute_config(tmp_path / "store", tiny_teacher, annotate=replace(PASS, cat_size=2))
+def test_class_maps_are_pooled_to_its_size(inner, tmp_path, tiny_teacher):
+    config = precompute_config(
+        tmp_path / "store", tiny_teacher, annotate=replace(PASS, class_map_size=2)
+    )
     precompute.run(config)
 
     pooled, full = (
-        dataset_of(s, "cat") for s in (Frozen(Store(tmp_path / "store"), config), inner)
+        dataset_of(s, "class_maps") for s in (Frozen(Store(tmp_path / "store"), config), inner)
     )
 
     assert torch.allclose(
-        pooled[0].targets[0].extra["cat"],
-        F.adaptive_avg_pool2d(full[0].targets[0].extra["cat"], 2),
+        pooled[0].targets[0].intermediates["class_maps"],
+        F.adaptive_avg_pool2d(full[0].targets[0].intermediates["class_maps"], 2),
         atol=1e-3,
     )
 
@@ -161,20 +175,29 @@ def test_fields_that_nobody_asked_for_stay_on_disk(inner, monkeypatch):
     monkeypatch.setattr(ZarrFields, "_read", reading)
 
     names = {}
-    for extra in (None, "at", "cat"):
+    for payload in (None, "attention", "class_maps"):
         read.clear()
-        batch = dataset_of(inner, extra)[0]
-        names[extra] = {name for name in read if name not in ("logits", "map", "explained_class")}
-        assert set(batch.targets[0].extra) == {n for n in names[extra] if not n.endswith("scale")}
+        batch = dataset_of(inner, payload)[0]
+        names[payload] = {name for name in read if name not in ("logits", "map", "explained_class")}
+        assert set(batch.targets[0].intermediates) == {
+            n for n in names[payload] if not n.endswith("scale")
+        }
 
     assert names[None] == set()
-    assert names["at"] == {"at_1", "at_1_scale", "at_2", "at_2_scale", "at_3", "at_3_scale"}
-    assert names["cat"] == {"cat", "cat_scale"}
+    assert names["attention"] == {
+        "attention_1",
+        "attention_1_scale",
+        "attention_2",
+        "attention_2_scale",
+        "attention_3",
+        "attention_3_scale",
+    }
+    assert names["class_maps"] == {"class_maps", "class_maps_scale"}
 
 
 def test_the_fingerprint_of_older_passes_stays_and_others_have_their_own(inner):
     def describe(*payloads, **options):
-        config = PassConfig(payloads=("logits", *payloads), **options)
+        config = PassOptions(payloads=("logits", *payloads), **options)
         return describe_pass(
             inner.store.manifest, {}, inner.config.explainer, config, backend="zarr"
         )
@@ -183,16 +206,16 @@ def test_the_fingerprint_of_older_passes_stays_and_others_have_their_own(inner):
         *("dataset_fingerprint", "store_fingerprint", "selection", "teacher", "views"),
         *("explainer", "payloads", "map_dtype", "backend"),
     }
-    assert describe("map") == describe("map", cat_size=7)
-    assert describe("map", "at") == describe("map", "at", cat_size=7)
-    assert describe("map", "cat") != describe("map", "cat", cat_size=7)
-    assert describe("map") != describe("map", "at") != describe("map", "cat")
+    assert describe("map") == describe("map", class_map_size=7)
+    assert describe("map", "attention") == describe("map", "attention", class_map_size=7)
+    assert describe("map", "class_maps") != describe("map", "class_maps", class_map_size=7)
+    assert describe("map") != describe("map", "attention") != describe("map", "class_maps")
 
 
 # ---- frozen, replayed and live -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [ATConfig(), CatKDConfig(), CatKDConfig(normalise=True)])
+@pytest.mark.parametrize("method", [ATConfig(), CatKDConfig(), CatKDConfig(normalize=True)])
 def test_a_frozen_and_a_live_step_without_views_have_the_same_gradient(inner, method):
     torch.manual_seed(1)
     student = build_model(replace(inner.config.teacher, weights=None), 10).eval()
@@ -204,10 +227,10 @@ def test_a_frozen_and_a_live_step_without_views_have_the_same_gradient(inner, me
         part = Training(
             model=student,
             loss=loss,
-            optimizer=build_optimizer(OptimizerConfig(), parameters),
+            optimizer=build_optimizer(OptimizerOptions(), parameters),
             targets=targets,
         )
-        term = batch_loss(part, batch, SIZE).terms[loss.needs.payload]
+        term = batch_loss(part, batch, SIZE).terms[loss.term]
         values.append(term.item())
         gradients.append(
             torch.cat(
@@ -224,43 +247,43 @@ def test_a_frozen_and_a_live_step_without_views_have_the_same_gradient(inner, me
     assert (gradients[0] - gradients[1]).norm() < 5e-3 * gradients[1].norm()
 
 
-@pytest.mark.parametrize("extra", ["at", "cat"])
-def test_extra_fields_move_with_the_image(inner, extra):
-    still = batch_of(inner, extra)
-    mirrored = batch_of(inner, extra, (OperationConfig(kind="horizontal_flip", p=1.0),))
-    moved = batch_of(inner, extra, (PAD_CROP,))
+@pytest.mark.parametrize("payload", ["attention", "class_maps"])
+def test_intermediates_move_with_the_image(inner, payload):
+    still = batch_of(inner, payload)
+    mirrored = batch_of(inner, payload, (OperationConfig(kind="horizontal_flip", p=1.0),))
+    moved = batch_of(inner, payload, (PAD_CROP,))
 
     (kept,), (flipped,), (shifted,) = (view_targets(b, (4, 4)) for b in (still, mirrored, moved))
 
-    for name, values in still.targets[0].extra.items():
-        assert torch.allclose(kept.extra[name], values, rtol=1e-5, atol=1e-5)
-        assert torch.allclose(flipped.extra[name], values.flip(-1), rtol=1e-5, atol=1e-4)
+    for name, values in still.targets[0].intermediates.items():
+        assert torch.allclose(kept.intermediates[name], values, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(flipped.intermediates[name], values.flip(-1), rtol=1e-5, atol=1e-4)
         fetched = warp(
             values.view(len(values), -1, *values.shape[-2:]),
             moved.canonical_from_view,
             values.shape[-2:],
         )
-        assert torch.equal(shifted.extra[name], fetched.view_as(values))
-        assert not torch.allclose(shifted.extra[name], values, atol=1e-2)
+        assert torch.equal(shifted.intermediates[name], fetched.view_as(values))
+        assert not torch.allclose(shifted.intermediates[name], values, atol=1e-2)
 
 
-def test_extra_fields_of_a_stored_view_are_that_views_own(inner):
-    dataset = dataset_of(inner, "at", stored_views=True)
+def test_intermediates_of_a_stored_view_are_that_views_own(inner):
+    dataset = dataset_of(inner, "attention", stored_views=True)
     batch = dataset.__getitems__([(0, 0), (0, 1), (7, 1)])
 
     (targets,) = view_targets(batch, (4, 4))
     images = warp(batch.inputs, batch.canonical_from_view, SIZE) / 255
     output = output_of(inner, images)
 
-    for stage, values in zip(output.stages, targets.extra.values(), strict=True):
+    for stage, values in zip(output.stages, targets.intermediates.values(), strict=True):
         wanted = stage.output.square().mean(dim=1)
         assert (values - wanted).abs().max() < 1e-3 * wanted.max()
 
 
-def test_extra_fields_go_to_the_device_with_their_batch(inner):
-    moved = move_batch(batch_of(inner, "at"), torch.device("meta"))
+def test_intermediates_go_to_the_device_with_their_batch(inner):
+    moved = move_batch(batch_of(inner, "attention"), torch.device("meta"))
 
-    assert {values.device.type for values in moved.targets[0].extra.values()} == {"meta"}
+    assert {values.device.type for values in moved.targets[0].intermediates.values()} == {"meta"}
 
 
 @pytest.mark.parametrize("mode", ["frozen", "replay", "live"])
@@ -274,14 +297,14 @@ def test_students_train_on_frozen_replayed_and_live_targets(inner, method, mode)
     distill.run(config)
 
     lines = list(read_metrics(RUNS / "one" / "distill"))
-    term = build_loss(method).needs.payload
+    term = build_loss(method).term
     assert all(line[term] > 0 and line["ce"] > 0 for line in lines)
     assert ("kd" in lines[0]) == (method.lambda_kd > 0)
     assert load_model(RUNS / "one" / "distill")[1].num_classes == 10
 
 
 def test_a_pass_without_the_payload_is_refused_with_the_way_out(frozen):
-    for method, payload in ((ATConfig(), "at"), (CatKDConfig(), "cat")):
+    for method, payload in ((ATConfig(), "attention"), (CatKDConfig(), "class_maps")):
         with pytest.raises(
             StoreMismatchError,
             match=rf"no payload {payload}, method={method.kind}.*payloads=\[logits,map,{payload}\]",
@@ -387,12 +410,12 @@ def test_a_run_says_what_it_was_asked(inner):
     distill.run(
         distill_config(
             inner,
-            method=CatKDConfig(resolution=4, normalise=True),
+            method=CatKDConfig(resolution=4, normalize=True),
             trainer=replace(TRAINER, epochs=1),
         )
     )
 
     asked = yaml.safe_load(Path(RUNS / "one" / "distill" / "config.yaml").read_text())["method"]
 
-    assert (asked["kind"], asked["resolution"], asked["normalise"]) == ("cat_kd", 4, True)
+    assert (asked["kind"], asked["resolution"], asked["normalize"]) == ("cat_kd", 4, True)
     assert np.isfinite(next(read_metrics(RUNS / "one" / "distill"))["cat"])

@@ -1,4 +1,4 @@
-"""B-cos networks from teacher to judged student, on a tiny set: six-channel maps through the whole path."""
+"""B-cos networks from teacher to evaluated student, on a tiny set: six-channel maps through the whole path."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.config.augment import AugmentConfig, OperationConfig
-from pipeline.config.distilling import DistillConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig
+from pipeline.config.distillation import DistillConfig
+from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.explainers import BcosWeightsConfig
-from pipeline.config.judging import EvaluateOptions, ReportOptions
 from pipeline.config.methods import E2KDConfig
 from pipeline.config.models import BcosModelConfig, CifarModelConfig
-from pipeline.config.store import StoreConfig, SubsetConfig
+from pipeline.config.report import ReportOptions
+from pipeline.config.store import StoreOptions, SubsetOptions
 from pipeline.config.teaching import LabelTeachingConfig
-from pipeline.config.training import OptimizerConfig, TrainerConfig
+from pipeline.config.training import OptimizerOptions, TrainerOptions
 from pipeline.config.verbs import EvaluateConfig, PrecomputeConfig, ReportConfig, TeachConfig
 from pipeline.core.errors import ConfigError
-from pipeline.evaluation.forward import Subject, evidence, maps_of
+from pipeline.evaluation.forward import EvaluatedModel, attribution_of, maps_of
 from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.geometry import judged_view, view_images
+from pipeline.loading.geometry import evaluation_view, view_images
 from pipeline.loading.selection import rows_of_split
 from pipeline.models.providers import build_model, freeze
 from pipeline.store.reader import Store
@@ -32,21 +33,21 @@ from stages import distill, evaluate, precompute, report, teach
 from tests.conftest import precompute_config
 
 BCOS = BcosModelConfig(name="resnet8", width=4)
-RECIPE = TrainerConfig(epochs=2, batch_size=8, num_threads=1, clip_norm=None, agc=0.01)
-ADAM = OptimizerConfig(kind="adam", lr=1e-3, weight_decay=0.0)
-VIEWS = AugmentConfig(operations=(OperationConfig(kind="pad_crop", padding=2),))
+RECIPE = TrainerOptions(epochs=2, batch_size=8, num_threads=1, clip_norm=None, agc=0.01)
+ADAM = OptimizerOptions(kind="adam", lr=1e-3, weight_decay=0.0)
+VIEWS = AugmentOptions(operations=(OperationConfig(kind="pad_crop", padding=2),))
 
 
 class Taught(NamedTuple):
     """A store with the pass of a B-cos teacher that was trained in it."""
 
     config: PrecomputeConfig
-    judged: dict[str, float]
+    evaluated: dict[str, float]
     """What teach says of it, on the test split."""
 
     @property
-    def store(self) -> StoreConfig:
-        return StoreConfig(path=self.config.store.path)
+    def store(self) -> StoreOptions:
+        return StoreOptions(path=self.config.store.path)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def taught(tmp_path_factory) -> Taught:
         patch.chdir(folder)
         result = teach.run(
             TeachConfig(
-                store=StoreConfig(path=packed.store.path),
+                store=StoreOptions(path=packed.store.path),
                 teacher=BCOS,
                 teaching=LabelTeachingConfig(
                     loss="bce_offlabel", trainer=RECIPE, optimizer=ADAM, augment=VIEWS
@@ -84,16 +85,16 @@ def distill_config(taught: Taught, **options) -> DistillConfig:
             "augment": VIEWS,
             "optimizer": ADAM,
             "trainer": RECIPE,
-            "subset": SubsetConfig(),
+            "subset": SubsetOptions(),
             "run": "student",
             **options,
         }
     )
 
 
-def test_a_taught_network_is_judged_by_its_own_explanation(taught):
-    assert 0 < taught.judged["epg"] < 1
-    assert 0 < taught.judged["iou"] <= 1
+def test_a_taught_network_is_evaluated_by_its_own_explanation(taught):
+    assert 0 < taught.evaluated["epg"] < 1
+    assert 0 < taught.evaluated["iou"] <= 1
 
 
 def test_a_pass_holds_six_signed_channels_at_the_frames_resolution(taught):
@@ -109,10 +110,10 @@ def test_a_pass_holds_six_signed_channels_at_the_frames_resolution(taught):
     assert torch.allclose(maps.abs().amax(dim=(2, 3, 4)), torch.ones(4, 1), atol=1e-3)
 
 
-def test_a_b_cos_student_learns_from_the_store_and_is_judged(taught):
+def test_a_b_cos_student_learns_from_the_store_and_is_evaluated(taught):
     distill.run(distill_config(taught), on_epoch=lambda epoch, line: None)
 
-    judged = evaluate.run(
+    evaluated = evaluate.run(
         EvaluateConfig(
             store=taught.store,
             evaluate=EvaluateOptions(splits=("test",), num_pictures=2),
@@ -120,10 +121,10 @@ def test_a_b_cos_student_learns_from_the_store_and_is_judged(taught):
         )
     ).splits["test"]
 
-    assert -1 <= judged["map_cosine"] <= 1
-    assert judged["valid_map_fraction"] == 1
-    assert 0 < judged["epg"] < 1
-    assert 0 < judged["teacher_epg"] < 1
+    assert -1 <= evaluated["map_cosine"] <= 1
+    assert evaluated["valid_map_fraction"] == 1
+    assert 0 < evaluated["epg"] < 1
+    assert 0 < evaluated["teacher_epg"] < 1
 
 
 def test_a_live_b_cos_teacher_has_the_frozen_ones_first_map_loss(taught):
@@ -132,7 +133,7 @@ def test_a_live_b_cos_teacher_has_the_frozen_ones_first_map_loss(taught):
         config = distill_config(
             taught,
             mode=mode,
-            augment=AugmentConfig(operations=()),
+            augment=AugmentOptions(operations=()),
             teacher=taught.config.teacher,
             explainer=BcosWeightsConfig(),
             run=mode,
@@ -146,22 +147,22 @@ def test_a_live_b_cos_teacher_has_the_frozen_ones_first_map_loss(taught):
 def test_evidence_is_the_weights_times_what_they_weigh(taught):
     store = Store(Path(taught.store.path))
     dataset = StoreDataset(store, rows_of_split(store.index, "test"), [], with_regions=True)
-    model = freeze(build_model(taught.config.teacher, 10))
-    batch = judged_view(dataset.__getitems__([0, 1, 2]), "auto", (16, 16))
-    subject = Subject(model=model, input_size=(16, 16))
+    network = freeze(build_model(taught.config.teacher, 10))
+    batch = evaluation_view(dataset.__getitems__([0, 1, 2]), "auto", (16, 16))
+    model = EvaluatedModel(network=network, input_size=(16, 16))
     with torch.no_grad():
         output = model(view_images(batch, (16, 16)))
 
-        shown = evidence(maps_of(subject, output, batch.labels), batch)
+        shown = attribution_of(maps_of(model, output, batch.labels), batch)
 
     # All that the label's logit is, but for its bias.
     logits = output.logits.gather(1, batch.labels[:, None])[:, 0]
     assert torch.allclose(shown.sum(dim=(1, 2)), logits - model.network.logit_layer.bias, atol=1e-4)
     one_channel = torch.rand(3, 1, 1, 4, 4)
-    assert torch.equal(evidence(one_channel, batch), one_channel[:, 0, 0])
+    assert torch.equal(attribution_of(one_channel, batch), one_channel[:, 0, 0])
 
 
-def test_the_report_shows_contributions_and_colours(taught):
+def test_the_report_shows_contributions_and_colors(taught):
     distill.run(distill_config(taught), on_epoch=lambda epoch, line: None)
     options = EvaluateOptions(splits=("test",), num_pictures=2)
     evaluate.run(EvaluateConfig(store=taught.store, evaluate=options, run="student"))

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.config.judging import ReportOptions
+from pipeline.config.report import ReportOptions
 from pipeline.config.runs import RUNS
-from pipeline.config.store import StoreConfig
+from pipeline.config.store import StoreOptions
 from pipeline.config.verbs import ReportConfig
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation.record_table import RECORDS_NAME
@@ -58,7 +58,7 @@ def rows(monkeypatch, no_other_pictures):
 
 def report_of(frozen, **options):
     config = ReportConfig(
-        store=StoreConfig(path=str(frozen.store.path)),
+        store=StoreOptions(path=str(frozen.store.path)),
         augment=PAD_CROP,
         report=ReportOptions(contact_records=0, **{"cases": 4, **options}),
         run="grid",
@@ -180,7 +180,7 @@ def test_a_run_without_the_table_has_a_page_without_cases(
     assert "Case by case" not in report_of(frozen, cases=0)[1]
 
 
-def test_students_that_were_judged_otherwise_are_not_compared(
+def test_students_that_were_evaluated_otherwise_are_not_compared(
     frozen, swept, monkeypatch, caplog, no_other_pictures
 ):
     monkeypatch.chdir(swept)
@@ -192,5 +192,5 @@ def test_students_that_were_judged_otherwise_are_not_compared(
     _, html = report_of(frozen)
 
     config.write_text(kept)
-    assert "were not judged on what" in caplog.text
+    assert "were not evaluated on what" in caplog.text
     assert "Case by case" not in html

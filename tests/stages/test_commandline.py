@@ -62,16 +62,16 @@ def test_packing_alone_needs_no_teacher():
 
 
 def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
-    def complaint(*words):
+    def error_message(*words):
         monkeypatch.setattr("sys.argv", ["distill", *words])
         with pytest.raises(SystemExit):
             main("distill", lambda config: None, "")
         return capsys.readouterr().err
 
-    assert "distill reads teacher.name=resnet56 with mode=live only" in complaint(
+    assert "distill reads teacher.name=resnet56 with mode=live only" in error_message(
         "teacher.name=resnet56"
     )
-    assert "mode=live" not in complaint("teacher.name=resnet57", "mode=live")
+    assert "mode=live" not in error_message("teacher.name=resnet57", "mode=live")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ MIXUP, RANDAUGMENT = "augment.mixup_alpha=1", "augment.randaugment=10"
 
 
 @pytest.mark.parametrize(
-    ("verb", "words", "asked", "way_out"),
+    ("verb", "words", "asked", "recovery_hint"),
     [
         (
             "distill",
@@ -163,7 +163,7 @@ MIXUP, RANDAUGMENT = "augment.mixup_alpha=1", "augment.randaugment=10"
         (
             "distill",
             [MIXUP, *LIVE, "method.map_control=shuffled"],
-            r"map_control=shuffled gives each record the map of its neighbour",
+            r"map_control=shuffled gives each record the map of its neighbor",
             r"map_control=none, or augment\.mixup_alpha=null",
         ),
         (
@@ -194,9 +194,11 @@ MIXUP, RANDAUGMENT = "augment.mixup_alpha=1", "augment.randaugment=10"
         ("distill", ["method=labels", "augment.randaugment=31"], r"must be in \[0, 30\]", "null"),
     ],
 )
-def test_changed_pixels_are_refused_where_nobody_can_answer_for_them(verb, words, asked, way_out):
+def test_changed_pixels_are_refused_where_nobody_can_answer_for_them(
+    verb, words, asked, recovery_hint
+):
     """Property 33: mixup and frozen targets raise."""
-    with pytest.raises(ConfigError, match=f"{asked}.*{way_out}"):
+    with pytest.raises(ConfigError, match=f"{asked}.*{recovery_hint}"):
         build(verb, *words)
 
 

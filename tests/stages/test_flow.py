@@ -10,17 +10,18 @@ import pytest
 import torch
 
 from pipeline.cli import _print_result, main
-from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose
-from pipeline.config.distilling import DistillConfig
-from pipeline.config.judging import EvaluateOptions, ReportOptions
+from pipeline.config.distillation import DistillConfig
+from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.methods import E2KDConfig
 from pipeline.config.models import NoModelConfig
+from pipeline.config.report import ReportOptions
 from pipeline.config.runs import RUNS, read_cost
-from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
+from pipeline.config.store import PassOptions, StoreOptions, SubsetOptions
 from pipeline.config.teaching import LabelTeachingConfig
-from pipeline.config.training import OptimizerConfig, TrainerConfig
+from pipeline.config.training import OptimizerOptions, TrainerOptions
 from pipeline.config.verbs import EvaluateConfig, ReportConfig, SweepConfig, TeachConfig
 from pipeline.core.errors import ConfigError
 from pipeline.loading.views import ViewSchedule
@@ -37,19 +38,19 @@ from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.conftest import TINY_DATA, precompute_config
 from tests.pipeline.store.test_round_trip import tree_bytes
 
-PAD_CROP = AugmentConfig(operations=(OperationConfig(kind="pad_crop", padding=2),))
-TRAINER = TrainerConfig(epochs=3, batch_size=8, num_threads=1, log_every_steps=2)
+PAD_CROP = AugmentOptions(operations=(OperationConfig(kind="pad_crop", padding=2),))
+TRAINER = TrainerOptions(epochs=3, batch_size=8, num_threads=1, log_every_steps=2)
 
 
 def distill_config(frozen, **options):
     return DistillConfig(
-        store=StoreConfig(path=str(frozen.store.path)),
+        store=StoreOptions(path=str(frozen.store.path)),
         student=replace(frozen.config.teacher, weights=None),
         method=options.pop("method", E2KDConfig(tau=4.0)),
         augment=PAD_CROP,
-        optimizer=OptimizerConfig(),
+        optimizer=OptimizerOptions(),
         trainer=options.pop("trainer", TRAINER),
-        subset=SubsetConfig(),
+        subset=SubsetOptions(),
         run=options.pop("run", "one"),
         **options,
     )
@@ -57,7 +58,7 @@ def distill_config(frozen, **options):
 
 def evaluate_config(frozen, run="one", **options):
     return EvaluateConfig(
-        store=StoreConfig(path=str(frozen.store.path)),
+        store=StoreOptions(path=str(frozen.store.path)),
         evaluate=EvaluateOptions(
             splits=options.pop("splits", ("test", "test_swapped")), num_pictures=4, **options
         ),
@@ -173,7 +174,7 @@ def test_a_teacher_whose_logits_overflow_the_store_is_refused_with_the_record(
 
 @pytest.mark.parametrize(
     ("lost", "rows"),
-    [("images/train-000000.tar", 16), ("columns.zarr/map/c/1/0/0/0/0/0", 10)],  # the second shard
+    [("images/train-000000.tar", 16), ("fields.zarr/map/c/1/0/0/0/0/0", 10)],  # the second shard
 )
 def test_a_lost_file_is_written_again_once_its_manifest_is_gone(tmp_path, frozen, lost, rows):
     config = precompute_config(tmp_path / "store", frozen.config.teacher)
@@ -213,7 +214,7 @@ def test_a_teacher_is_trained_from_a_store_that_holds_none(tmp_path):
     store = tmp_path / "store"
     precompute.run(precompute_config(store))
     config = TeachConfig(
-        store=StoreConfig(path=str(store)),
+        store=StoreOptions(path=str(store)),
         teacher=distill_model(),
         teaching=LabelTeachingConfig(
             split="teacher", trainer=replace(TRAINER, epochs=2), augment=PAD_CROP
@@ -335,9 +336,9 @@ def test_options_that_change_nothing_do_not_make_another_run(frozen):
 
 
 def test_a_pass_without_maps_cannot_teach_where_to_look(tmp_path, tiny_teacher, frozen):
-    annotate = PassConfig(payloads=("logits",))
+    annotate = PassOptions(payloads=("logits",))
     precompute.run(precompute_config(tmp_path / "store", tiny_teacher, annotate=annotate))
-    config = replace(distill_config(frozen), store=StoreConfig(path=str(tmp_path / "store")))
+    config = replace(distill_config(frozen), store=StoreOptions(path=str(tmp_path / "store")))
 
     with pytest.raises(StoreMismatchError, match=r"holds no maps.*payloads=\[logits,map\]"):
         distill.run(config)
@@ -350,7 +351,7 @@ def test_labels_need_no_teacher(tmp_path, frozen):
     precompute.run(precompute_config(store))
     config = distill_config(frozen, method=LabelsConfig())
 
-    assert distill.run(replace(config, store=StoreConfig(path=str(store)))).trained_epochs == 3
+    assert distill.run(replace(config, store=StoreOptions(path=str(store)))).trained_epochs == 3
 
 
 def test_the_three_map_treatments_are_three_different_students(frozen):
@@ -417,7 +418,7 @@ def test_the_table_of_an_evaluation_averages_to_its_metrics(frozen):
 
 
 @pytest.mark.parametrize("region", ["boxes", "masks"])
-def test_the_teacher_judged_as_its_own_student_agrees_with_itself(frozen, region):
+def test_the_teacher_evaluated_as_its_own_student_agrees_with_itself(frozen, region):
     from pipeline.models.saved import TrainedModel, save_model
 
     teacher = build_model(frozen.config.teacher, 10)
@@ -463,7 +464,7 @@ def test_a_sweep_finishes_every_student_once_and_a_report_gathers_them(frozen, c
     assert (more.students, more.finished_now) == (6, 2)
     result = report.run(
         ReportConfig(
-            store=StoreConfig(path=str(frozen.store.path)),
+            store=StoreOptions(path=str(frozen.store.path)),
             augment=PAD_CROP,
             report=ReportOptions(
                 columns={"accuracy": "test.accuracy", "epg": "all.epg"},

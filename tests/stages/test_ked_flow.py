@@ -1,4 +1,4 @@
-"""KED from an additive teacher to a judged student: what its pass holds, what is read of it, what is refused."""
+"""KED from an additive teacher to a evaluated student: what its pass holds, what is read of it, what is refused."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.annotation.fingerprint import describe_pass
-from pipeline.config.augment import AugmentConfig, OperationConfig
-from pipeline.config.distilling import DistillConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig
+from pipeline.config.distillation import DistillConfig
+from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.explainers import SuperfeaturesConfig
-from pipeline.config.judging import EvaluateOptions
 from pipeline.config.methods import KDConfig, KEDConfig, LabelsConfig
 from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
 from pipeline.config.runs import RUNS
-from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
+from pipeline.config.store import PassOptions, StoreOptions, SubsetOptions
 from pipeline.config.teaching import LabelTeachingConfig
-from pipeline.config.training import OptimizerConfig
+from pipeline.config.training import OptimizerOptions
 from pipeline.config.verbs import EvaluateConfig, TeachConfig
 from pipeline.config.views import RandomViewsConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Targets
-from pipeline.evaluation.evaluators.superfeatures import FidelitySum
+from pipeline.evaluation.evaluators.superfeatures import FidelitySums
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_targets
-from pipeline.loading.loader import TrainingStream
+from pipeline.loading.loader import TrainLoader
 from pipeline.loading.selection import rows_of_split
 from pipeline.loading.views import ViewSchedule
-from pipeline.models.additive.hierarchy import class_centred, pass_hierarchy
+from pipeline.models.additive.hierarchy import class_centered, pass_hierarchy
 from pipeline.models.additive.network import network_partition
 from pipeline.models.additive.partition import PARTITION_NAME, build_partition
-from pipeline.models.output import Inner
+from pipeline.models.output import Intermediates
 from pipeline.models.providers import build_model, freeze
 from pipeline.models.saved import load_model
 from pipeline.store.manifest import StoreMismatchError
@@ -48,9 +48,9 @@ from tests.stages.test_flow import TRAINER
 
 M = 4
 NETWORK = AdditiveModelConfig(name="conv", superfeatures=M, grid=(4, 4), width=3)
-PASS = PassConfig(batch_size=8, payloads=("logits", "ked_z"))
-STILL = AugmentConfig()
-FLIP = AugmentConfig(operations=(OperationConfig(kind="horizontal_flip", p=1.0),))
+PASS = PassOptions(batch_size=8, payloads=("logits", "superfeature_logits"))
+STILL = AugmentOptions()
+FLIP = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip", p=1.0),))
 SHORT = replace(TRAINER, epochs=1)
 
 
@@ -69,7 +69,7 @@ def taught(tmp_path_factory):
         teacher = replace(NETWORK, partition=str(artifact))
         result = teach.run(
             TeachConfig(
-                store=StoreConfig(path=str(path)),
+                store=StoreOptions(path=str(path)),
                 teacher=teacher,
                 teaching=LabelTeachingConfig(split="teacher", trainer=SHORT, augment=STILL),
                 evaluate=EvaluateOptions(splits=("test",)),
@@ -90,10 +90,10 @@ def taught(tmp_path_factory):
 def still(taught, **options):
     """A student whose images stay where they are, on the teacher's partition."""
     return DistillConfig(
-        store=StoreConfig(path=str(taught.store.path)),
-        optimizer=OptimizerConfig(),
+        store=StoreOptions(path=str(taught.store.path)),
+        optimizer=OptimizerOptions(),
         trainer=SHORT,
-        subset=SubsetConfig(),
+        subset=SubsetOptions(),
         augment=STILL,
         **{
             "student": replace(taught.config.teacher, weights=None),
@@ -107,12 +107,14 @@ def still(taught, **options):
 def dataset_of(taught, *, stored_views=False):
     store = taught.store
     passes = store.open_passes(stored_views=stored_views)
-    return StoreDataset(store, rows_of_split(store.index, "train"), passes, extra="ked_z")
+    return StoreDataset(
+        store, rows_of_split(store.index, "train"), passes, payload="superfeature_logits"
+    )
 
 
 def ask(taught, images):
     model = freeze(build_model(taught.config.teacher, 10))
-    return class_centred(model(images, Inner(superfeatures=True)).superfeature_logits)
+    return class_centered(model(images, Intermediates(superfeatures=True)).superfeature_logits)
 
 
 # ---- what a pass holds ---------------------------------------------------------------------------
@@ -124,13 +126,16 @@ def test_a_pass_declares_its_superfeatures_and_verifies(taught):
 
     specs = {spec.name: spec for spec in teacher.manifest.fields}
 
-    assert list(specs) == ["logits", "ked_z", "ked_z_scale"]
-    assert (specs["ked_z"].shape, specs["ked_z"].when_moved) == ((M, 10), "refuse")
-    assert teacher.fields_of("ked_z") == ["ked_z"]
+    assert list(specs) == ["logits", "superfeature_logits", "superfeature_logits_scale"]
+    assert (specs["superfeature_logits"].shape, specs["superfeature_logits"].when_moved) == (
+        (M, 10),
+        "refuse",
+    )
+    assert teacher.fields_of("superfeature_logits") == ["superfeature_logits"]
     assert teacher.manifest.partition_sha256 == partition.sha256
     for number in range(1, M + 1):
         assert torch.equal(pass_hierarchy(teacher).coarsening(number), partition.coarsening(number))
-    assert teacher.manifest.fidelity["ked_z"] > 0.99999
+    assert teacher.manifest.fidelity["superfeature_logits"] > 0.99999
     assert list(verify_store(taught.store.path)) == []
 
 
@@ -139,36 +144,44 @@ def test_what_is_read_is_what_the_teacher_said_of_its_view(taught):
     replayed = dataset_of(taught, stored_views=True).__getitems__([(0, 0), (5, 1), (30, 1)])
 
     found = batch.targets[0]
-    centred = class_centred(found.logits)
+    centered = class_centered(found.logits)
 
     asked, flipped = (ask(taught, i) for i in (batch.inputs / 255, batch.inputs.flip(3) / 255))
-    assert (found.extra["ked_z"] - asked).abs().max() < 2e-3 * asked.abs().max()
-    assert (found.extra["ked_z"].sum(dim=1) - centred).abs().max() < 1e-2
-    assert (replayed.targets[0].extra["ked_z"] - flipped).abs().max() < 2e-2 * flipped.abs().max()
+    assert (
+        found.intermediates["superfeature_logits"] - asked
+    ).abs().max() < 2e-3 * asked.abs().max()
+    assert (found.intermediates["superfeature_logits"].sum(dim=1) - centered).abs().max() < 1e-2
+    assert (
+        replayed.targets[0].intermediates["superfeature_logits"] - flipped
+    ).abs().max() < 2e-2 * flipped.abs().max()
 
 
 def test_a_pass_of_maps_and_superfeatures_moves_the_maps_alone(taught, tmp_path):
     config = precompute_config(
         tmp_path / "store",
         taught.config.teacher,
-        annotate=replace(PASS, payloads=("logits", "map", "ked_z"), ked_dtype="int8"),
+        annotate=replace(
+            PASS, payloads=("logits", "map", "superfeature_logits"), superfeature_dtype="int8"
+        ),
         explainer=SuperfeaturesConfig(),
     )
     precompute.run(config)
     both = Frozen(Store(tmp_path / "store"), config)
     views = ViewSchedule(FLIP, both.store.size, seed=0)
-    batch = next(TrainingStream(dataset_of(both), views, batch_size=8, seed=0).epoch(0))
+    batch = next(TrainLoader(dataset_of(both), views, batch_size=8, seed=0).epoch(0))
 
     (viewed,) = view_targets(batch, (4, 4))
 
     stored = batch.targets[0]
-    assert torch.equal(viewed.extra["ked_z"], stored.extra["ked_z"])
+    assert torch.equal(
+        viewed.intermediates["superfeature_logits"], stored.intermediates["superfeature_logits"]
+    )
     assert torch.allclose(viewed.maps, stored.maps.flip(-1), atol=1e-3)
 
 
 def test_a_pass_names_its_superfeatures_where_it_stores_them(taught, frozen):
     def describe(*payloads, partition=None, **options):
-        config = PassConfig(payloads=("logits", *payloads), **options)
+        config = PassOptions(payloads=("logits", *payloads), **options)
         return describe_pass(
             frozen.store.manifest, {}, frozen.config.explainer, config, "zarr", partition=partition
         )
@@ -177,30 +190,32 @@ def test_a_pass_names_its_superfeatures_where_it_stores_them(taught, frozen):
     partition = network_partition(build_model(NETWORK, 10))
     other = network_partition(build_model(replace(NETWORK, partition_control="random"), 10))
 
-    assert describe("map") == describe("map", ked_dtype="int8")
-    assert not {"partition_sha256", "hierarchy", "ked_dtype"} & set(describe("map"))
-    stored = describe("ked_z", partition=partition)
+    assert describe("map") == describe("map", superfeature_dtype="int8")
+    assert not {"partition_sha256", "hierarchy", "superfeature_dtype"} & set(describe("map"))
+    stored = describe("superfeature_logits", partition=partition)
     assert stored["partition_sha256"] == partition.sha256
-    assert stored != describe("ked_z", partition=partition, ked_dtype="int8")
-    assert stored != describe("ked_z", partition=other)
+    assert stored != describe("superfeature_logits", partition=partition, superfeature_dtype="int8")
+    assert stored != describe("superfeature_logits", partition=other)
     assert pass_hierarchy(older) is None
 
 
 def test_a_teacher_without_superfeatures_stores_none(tmp_path, tiny_teacher):
-    with pytest.raises(ConfigError, match=r"CifarResNet has no superfeatures.*leave ked_z out"):
+    with pytest.raises(
+        ConfigError, match=r"CifarResNet has no superfeatures.*leave superfeature_logits out"
+    ):
         precompute.run(precompute_config(tmp_path / "store", tiny_teacher, annotate=PASS))
 
 
 # ---- students ------------------------------------------------------------------------------------
 
 
-def test_a_student_is_taught_saved_without_the_artifact_and_judged(taught):
+def test_a_student_is_taught_saved_without_the_artifact_and_evaluated(taught):
     config = still(taught)
 
     distill.run(config)
     result = evaluate.run(
         EvaluateConfig(
-            store=StoreConfig(path=str(taught.store.path)),
+            store=StoreOptions(path=str(taught.store.path)),
             evaluate=EvaluateOptions(splits=("test",), num_pictures=0),
             run="one",
         )
@@ -259,7 +274,7 @@ def test_levels_are_those_of_the_teachers_own_partition(taught):
     fine = ask(taught, batch.inputs / 255)
     coarsening = network_partition(build_model(taught.config.teacher, 10)).coarsening(2)
     expected = torch.stack([fine[:, coarsening == m].sum(dim=1) for m in range(2)], dim=1)
-    assert torch.allclose(targets.extra["ked_z"], expected, atol=2e-3)
+    assert torch.allclose(targets.intermediates["superfeature_logits"], expected, atol=2e-3)
     assert torch.equal(plan.loss.student_coarsening, coarsening)
 
 
@@ -297,7 +312,9 @@ def test_students_of_other_superfeatures_are_refused(taught, options, message):
 
 
 def test_a_pass_without_superfeatures_says_how_to_get_them(frozen):
-    with pytest.raises(StoreMismatchError, match=r"annotate.payloads=\[logits,.*ked_z\]"):
+    with pytest.raises(
+        StoreMismatchError, match=r"annotate.payloads=\[logits,.*superfeature_logits\]"
+    ):
         distill.run(still(frozen, student=NETWORK))
 
 
@@ -314,7 +331,7 @@ def test_chimeras_of_a_trunk_teacher_are_refused(taught, tmp_path):
         distill.run(still(of_trunk, student=NETWORK, method=method))
 
 
-# ---- the judge of superfeatures ------------------------------------------------------------------
+# ---- the evaluator of superfeatures ------------------------------------------------------------------
 
 
 def test_fidelity_is_zero_of_equal_answers_and_counts_what_differs():
@@ -323,8 +340,8 @@ def test_fidelity_is_zero_of_equal_answers_and_counts_what_differs():
     other = teacher.clone()
     other[:, 1] = teacher[:, 1].flip(-1)
 
-    same = FidelitySum.of(teacher, shifted).metrics
-    differs = FidelitySum.of(teacher, other).metrics
+    same = FidelitySums.of(teacher, shifted).metrics
+    differs = FidelitySums.of(teacher, other).metrics
 
     assert same["kl"] == pytest.approx(0, abs=1e-14)
     assert same["agreement"] == 1
@@ -333,24 +350,24 @@ def test_fidelity_is_zero_of_equal_answers_and_counts_what_differs():
     assert differs["kl_by_superfeature"]["1"] == pytest.approx(expected, rel=1e-12)
     assert differs["kl"] == pytest.approx(expected / 3, rel=1e-12)
     assert differs["kl_by_superfeature"]["0"] == pytest.approx(0, abs=1e-14)
-    parts = FidelitySum.of(teacher[:2], other[:2]) + FidelitySum.of(teacher[2:], other[2:])
+    parts = FidelitySums.of(teacher[:2], other[:2]) + FidelitySums.of(teacher[2:], other[2:])
     assert parts.metrics["kl"] == pytest.approx(differs["kl"], rel=1e-12)
     assert parts.metrics["agreement"] == differs["agreement"]
 
 
 def test_the_teacher_itself_says_what_its_pass_holds_and_a_stranger_does_not(taught):
     teacher = taught.config.teacher
-    judged = EvaluateConfig(
-        store=StoreConfig(path=str(taught.store.path)),
+    evaluated = EvaluateConfig(
+        store=StoreOptions(path=str(taught.store.path)),
         evaluate=EvaluateOptions(num_pictures=0),
-        judges=("superfeatures",),
-        subject="teacher",
+        evaluators=("superfeatures",),
+        model="teacher",
         teacher=teacher,
         run="itself",
     )
-    itself = evaluate.run(judged).splits["test"]["superfeatures"]
+    itself = evaluate.run(evaluated).splits["test"]["superfeatures"]
     distill.run(still(taught, method=LabelsConfig(), run="stranger"))
-    stranger = replace(judged, subject="student", run="stranger")
+    stranger = replace(evaluated, model="student", run="stranger")
     strangers = evaluate.run(stranger).splits["test"]["superfeatures"]
 
     assert itself["number"] == strangers["number"] == M
@@ -359,7 +376,7 @@ def test_the_teacher_itself_says_what_its_pass_holds_and_a_stranger_does_not(tau
     assert strangers["kl"] > 100 * itself["kl"]
 
 
-def test_the_judge_of_superfeatures_says_what_it_lacks(taught, frozen):
+def test_the_evaluator_of_superfeatures_says_what_it_lacks(taught, frozen):
     distill.run(
         still(
             taught,
@@ -377,11 +394,11 @@ def test_the_judge_of_superfeatures_says_what_it_lacks(taught, frozen):
         )
     )
     options = {
-        "store": StoreConfig(path=str(taught.store.path)),
+        "store": StoreOptions(path=str(taught.store.path)),
         "evaluate": EvaluateOptions(),
-        "judges": ("superfeatures",),
+        "evaluators": ("superfeatures",),
     }
-    with pytest.raises(ConfigError, match="it judges students of student=additive"):
+    with pytest.raises(ConfigError, match="it evaluates students of student=additive"):
         evaluate.run(EvaluateConfig(run="plain", **options))
     with pytest.raises(ConfigError, match="divide their features differently"):
         evaluate.run(EvaluateConfig(run="other", **options))

@@ -12,16 +12,17 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from pipeline.config.augment import AugmentConfig
+from pipeline.config.augment import AugmentOptions
 from pipeline.config.data import DigitsDataConfig
-from pipeline.config.judging import EvaluateOptions, ReportOptions
+from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.models import AdditiveModelConfig, CifarModelConfig, NoModelConfig
+from pipeline.config.report import ReportOptions
 from pipeline.config.runs import RUNS
-from pipeline.config.store import StoreConfig
+from pipeline.config.store import StoreOptions
 from pipeline.config.teaching import KEDTeachingConfig, LabelTeachingConfig
-from pipeline.config.training import OptimizerConfig, TrainerConfig
+from pipeline.config.training import OptimizerOptions, TrainerOptions
 from pipeline.config.verbs import ReportConfig, TeachConfig
-from pipeline.core.distributed import Ranks
+from pipeline.core.distributed import DistributedContext
 from pipeline.core.errors import ConfigError
 from pipeline.loading.selection import balanced_order
 from pipeline.models.additive.network import network_partition
@@ -37,9 +38,9 @@ from tests.conftest import precompute_config
 
 MLP = AdditiveModelConfig(name="mlp", grid=(8, 8), input_size=8, superfeatures=1, width=16, depth=2)
 EXPLAINING = replace(MLP, superfeatures=3, width=8)
-STILL = AugmentConfig()
-SHORT = TrainerConfig(epochs=1, batch_size=64, num_threads=1)
-LABELS = LabelTeachingConfig(trainer=SHORT, augment=STILL, optimizer=OptimizerConfig(lr=0.01))
+STILL = AugmentOptions()
+SHORT = TrainerOptions(epochs=1, batch_size=64, num_threads=1)
+LABELS = LabelTeachingConfig(trainer=SHORT, augment=STILL, optimizer=OptimizerOptions(lr=0.01))
 KED = KEDTeachingConfig(trainer=SHORT, augment=STILL, levels=5, records=20, max_records=20, draws=2)
 
 
@@ -57,7 +58,7 @@ def digits(tmp_path_factory):
 
 def teach_config(folder, teacher, teaching, **options):
     return TeachConfig(
-        store=StoreConfig(path=str(folder / "store")),
+        store=StoreOptions(path=str(folder / "store")),
         teacher=teacher,
         teaching=teaching,
         evaluate=EvaluateOptions(),
@@ -125,10 +126,10 @@ def test_records_are_doubled_until_two_halves_agree(digits, monkeypatch, caplog)
     measured = search_of(digits)._measure  # the command of a run that is not saved
 
     with caplog.at_level(logging.INFO, logger="permafrost.superfeatures"):
-        total = measured(Ranks(), torch.device("cpu"))
+        total = measured(DistributedContext(), torch.device("cpu"))
         assert total.num_records == 20
         doubling = replace(KED, records=10, max_records=30)
-        total = search_of(digits, doubling)._measure(Ranks(), torch.device("cpu"))
+        total = search_of(digits, doubling)._measure(DistributedContext(), torch.device("cpu"))
 
     assert total.num_records == 30
     said = [int(n) for n in re.findall(r"in (\d+) records", caplog.text)]
@@ -153,9 +154,9 @@ def _rank_search(rank, search, folder):
     )
     torch.set_num_threads(1)
     try:
-        total = search._measure(Ranks(rank, 2), torch.device("cpu"))
+        total = search._measure(DistributedContext(rank, 2), torch.device("cpu"))
         torch.save({"squares": total.squares, "records": total.records}, f"{folder}/{rank}.pt")
-        found = search.run(Ranks(rank, 2), torch.device("cpu"))
+        found = search.run(DistributedContext(rank, 2), torch.device("cpu"))
         assert load_partition(found).facts.records == 20
     finally:
         dist.destroy_process_group()
@@ -163,7 +164,7 @@ def _rank_search(rank, search, folder):
 
 def test_two_processes_find_the_partition_of_one(digits, tmp_path):
     search = search_of(digits, replace(KED, grouping_seed=7))
-    alone = search._measure(Ranks(), torch.device("cpu"))
+    alone = search._measure(DistributedContext(), torch.device("cpu"))
     assert not search.folder.exists()
 
     torch.multiprocessing.spawn(_rank_search, (search, str(tmp_path)), nprocs=2)
@@ -175,7 +176,7 @@ def test_two_processes_find_the_partition_of_one(digits, tmp_path):
     together = load_partition(search.folder)
     (search.folder / "manifest.json").unlink()
     assert (
-        load_partition(search.run(Ranks(), torch.device("cpu"))).partition.sha256
+        load_partition(search.run(DistributedContext(), torch.device("cpu"))).partition.sha256
         == together.partition.sha256
     )
 
@@ -195,7 +196,7 @@ def test_the_black_box_teaches_beside_the_labels_where_it_is_asked(digits, monke
 def test_a_report_of_the_store_shows_its_superfeatures(digits, monkeypatch, tmp_path):
     teach.run(explaining(digits, monkeypatch, tmp_path))
     config = ReportConfig(
-        store=StoreConfig(path=str(digits[0] / "store")),
+        store=StoreOptions(path=str(digits[0] / "store")),
         augment=STILL,
         report=ReportOptions(contact_records=0),
         run="report",
@@ -235,7 +236,7 @@ def test_what_cannot_be_found_is_said(digits, monkeypatch, tmp_path, change, sai
         ("step", 0.0),
         ("resolution", 0.0),
         ("tau", 0.0),
-        ("neighbours", 0),
+        ("neighbors", 0),
         ("grouping_seed", -1),
         ("lambda_kd", -1.0),
     ],

@@ -1,4 +1,4 @@
-"""Sets with many labels a record, from a table to a judged student: coloured blocks, their classes, their boxes."""
+"""Sets with many labels a record, from a table to a evaluated student: colored blocks, their classes, their boxes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose
 from pipeline.config.data import ImageTableDataConfig
-from pipeline.config.distilling import DistillConfig
+from pipeline.config.distillation import DistillConfig
+from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.explainers import GradCamConfig
-from pipeline.config.judging import EvaluateOptions, ReportOptions
 from pipeline.config.methods import E2KDConfig, KDConfig, LabelsConfig
 from pipeline.config.models import CifarModelConfig
+from pipeline.config.report import ReportOptions
 from pipeline.config.runs import RUNS
-from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
+from pipeline.config.store import PassOptions, StoreOptions, SubsetOptions
 from pipeline.config.teaching import LabelTeachingConfig
-from pipeline.config.training import OptimizerConfig, TrainerConfig
+from pipeline.config.training import OptimizerOptions, TrainerOptions
 from pipeline.config.verbs import EvaluateConfig, PrecomputeConfig, ReportConfig, TeachConfig
 from pipeline.config.views import RandomViewsConfig
 from pipeline.core.errors import ConfigError
@@ -46,8 +47,8 @@ CLASSES = ("blue", "green", "red", "yellow")
 COLORS = {"blue": (40, 60, 230), "green": (30, 200, 40), "red": (230, 40, 40)}
 COLORS["yellow"] = (230, 220, 40)
 MODEL = CifarModelConfig(name="resnet8", width=4)
-VIEWS = AugmentConfig(operations=(OperationConfig(kind="pad_crop", padding=2),))
-TRAINER = TrainerConfig(epochs=1, batch_size=8, num_threads=1)
+VIEWS = AugmentOptions(operations=(OperationConfig(kind="pad_crop", padding=2),))
+TRAINER = TrainerOptions(epochs=1, batch_size=8, num_threads=1)
 CHOICES = {
     "top1": GradCamConfig(),
     "topk": GradCamConfig(explained_classes="topk", max_classes=3),
@@ -57,7 +58,7 @@ CHOICES = {
 
 
 def write_blocks(folder: Path) -> Path:
-    """Grey noise with blocks of one or two colours in cells of their own; the last record says nothing of itself."""
+    """Gray noise with blocks of one or two colors in cells of their own; the last record says nothing of itself."""
     generator = np.random.default_rng(0)
     rows = []
     for number in range(64):
@@ -99,9 +100,9 @@ class Taught(NamedTuple):
     def store(self) -> Store:
         return Store(Path(self.config.store.path))
 
-    def store_config(self, choice: str = "") -> StoreConfig:
+    def store_config(self, choice: str = "") -> StoreOptions:
         names = (self.passes[choice],) if choice else ()
-        return StoreConfig(path=self.config.store.path, teacher=names)
+        return StoreOptions(path=self.config.store.path, teacher=names)
 
     def dataset(self, split: str, choice: str, **options) -> StoreDataset:
         store = self.store
@@ -130,7 +131,7 @@ def taught(tmp_path_factory) -> Taught:
             teaching=LabelTeachingConfig(
                 loss="bce",
                 trainer=replace(TRAINER, epochs=16),
-                optimizer=OptimizerConfig(lr=0.02),
+                optimizer=OptimizerOptions(lr=0.02),
                 augment=VIEWS,
             ),
             evaluate=EvaluateOptions(splits=("test",)),
@@ -153,16 +154,16 @@ def distill_config(taught: Taught, choice: str = "", **options) -> DistillConfig
             "student": MODEL,
             "method": E2KDConfig(logits="mld", lambda_ce=0.5, lambda_map=2.0),
             "augment": VIEWS,
-            "optimizer": OptimizerConfig(),
+            "optimizer": OptimizerOptions(),
             "trainer": TRAINER,
-            "subset": SubsetConfig(),
+            "subset": SubsetOptions(),
             "run": "student",
             **options,
         }
     )
 
 
-def judged(taught: Taught, choice: str = "", **options):
+def evaluated(taught: Taught, choice: str = "", **options):
     shown = EvaluateOptions(splits=("test",), num_pictures=2, **options)
     config = EvaluateConfig(store=taught.store_config(choice), evaluate=shown, run="student")
     return evaluate.run(config, f"evaluate-{'-'.join(map(str, options.values()))}").splits["test"]
@@ -233,7 +234,7 @@ def test_what_is_explained_does_not_depend_on_the_cut_into_batches(taught, tmp_p
         taught.config,
         store=replace(taught.config.store, path=str(tmp_path / "other")),
         explainer=CHOICES["sample_gt"],
-        annotate=PassConfig(batch_size=5),
+        annotate=PassOptions(batch_size=5),
     )
     precompute.run(config)
     (other,) = Store(tmp_path / "other").open_passes()
@@ -245,7 +246,7 @@ def test_what_is_explained_does_not_depend_on_the_cut_into_batches(taught, tmp_p
         assert np.allclose(one["map"], another["map"], atol=2e-3)
 
 
-# ---- distil and judge ----------------------------------------------------------------------------
+# ---- distil and evaluator ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -259,13 +260,13 @@ def test_what_is_explained_does_not_depend_on_the_cut_into_batches(taught, tmp_p
     ],
     ids=["labels", "off_label", "kd", "top1", "topk", "all_gt", "sample_gt", "live"],
 )
-def test_a_student_learns_from_many_labels_and_is_judged(taught, choice, options, terms):
+def test_a_student_learns_from_many_labels_and_is_evaluated(taught, choice, options, terms):
     if "mode" in options:
         options = options | {"teacher": taught.config.teacher}
     config = distill_config(taught, choice, **options)
 
     distill.run(config, on_epoch=lambda epoch, line: None)
-    metrics = judged(taught, choice or "top1")
+    metrics = evaluated(taught, choice or "top1")
 
     lines = (RUNS / "student" / "distill" / "metrics.jsonl").read_text().splitlines()
     assert terms | {"total"} <= set(json.loads(lines[-1]))
@@ -298,7 +299,7 @@ def test_epg_and_iou_are_means_over_every_image_and_class_of_its_own(taught):
             high = (cam - cam.min()) / spread > 0.05 if spread else cam > 0
             iou.append(float((high & region).sum() / (high | region).sum()))
 
-    metrics = judged(taught, "top1")
+    metrics = evaluated(taught, "top1")
 
     assert len(epg) > len(dataset)  # several classes of one image
     assert metrics["epg"] == pytest.approx(np.mean(epg), abs=1e-5)
@@ -308,7 +309,7 @@ def test_epg_and_iou_are_means_over_every_image_and_class_of_its_own(taught):
 def test_the_table_of_an_evaluation_has_every_class_of_a_record(taught):
     be_a_student(taught)
 
-    metrics = judged(taught, "all_gt", batch_size=3)  # batches that differ in their most labels
+    metrics = evaluated(taught, "all_gt", batch_size=3)  # batches that differ in their most labels
 
     table = pd.read_parquet(RUNS / "student" / "evaluate-3" / "records.parquet")
     index = {row["key"]: row["labels"] for row in taught.store.index.to_pylist()}
@@ -326,28 +327,30 @@ def test_the_table_of_an_evaluation_has_every_class_of_a_record(taught):
     for name in ("epg", "iou", "teacher_epg", "map_cosine"):
         values = table[name].explode().astype(float)
         assert values.mean() == pytest.approx(metrics[name], abs=1e-12)
-    assert metrics == pytest.approx(judged(taught, "all_gt"), abs=1e-6)
+    assert metrics == pytest.approx(evaluated(taught, "all_gt"), abs=1e-6)
 
 
 def test_a_mask_s_values_are_the_classes_and_its_regions_the_boxes(taught):
     be_a_student(taught)
 
-    by_boxes, by_masks = (judged(taught, "all_gt", region=region) for region in ("boxes", "masks"))
+    by_boxes, by_masks = (
+        evaluated(taught, "all_gt", region=region) for region in ("boxes", "masks")
+    )
 
     assert by_masks == by_boxes
     assert 0 < by_boxes["epg"] < 1
 
 
-def test_the_teacher_judged_as_its_own_student_agrees_with_itself(taught):
+def test_the_teacher_evaluated_as_its_own_student_agrees_with_itself(taught):
     be_a_student(taught)
 
-    metrics = judged(taught, "all_gt")
+    metrics = evaluated(taught, "all_gt")
 
     assert metrics["agreement"] == 1
     assert metrics["f1"] == metrics["teacher_f1"]
     assert metrics["kl_to_teacher"] < 1e-4  # the store rounds logits to half precision
     assert metrics["map_cosine"] > 0.9999
-    # The stored maps of all its labels are those that are judged.
+    # The stored maps of all its labels are those that are evaluated.
     assert metrics["teacher_epg"] == pytest.approx(metrics["epg"], abs=2e-3)
 
 
@@ -375,7 +378,7 @@ def test_stored_views_are_replayed_with_the_maps_of_every_label(taught, tmp_path
         augment=VIEWS,
     )
     precompute.run(config)
-    store = StoreConfig(path=config.store.path)
+    store = StoreOptions(path=config.store.path)
 
     distill.run(
         distill_config(taught, mode="replay", views=RandomViewsConfig(count=2), store=store),

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.judging import ReportOptions
+from pipeline.config.report import ReportOptions
 from pipeline.config.runs import RUNS
-from pipeline.config.store import StoreConfig
+from pipeline.config.store import StoreOptions
 from pipeline.config.verbs import ReportConfig
 from pipeline.core.errors import ConfigError
 from stages import report
@@ -23,7 +23,7 @@ METHODS = {"labels": (0.2, 0.3), "kd": (0.5, 0.7), "e2kd": (0.6, 0.9)}
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
-def write_sweep(run="sweep", methods=METHODS, judge=True):
+def write_sweep(run="sweep", methods=METHODS, evaluator=True):
     """Two students an arm, as a sweep leaves them, without their networks."""
     rows = []
     for arm, values in methods.items():
@@ -33,7 +33,7 @@ def write_sweep(run="sweep", methods=METHODS, judge=True):
             (folder / "distill").mkdir(parents=True)
             (folder / "evaluate").mkdir()
             metrics = {"records": 10, "accuracy": value, "agreement": value / 2}
-            if judge:
+            if evaluator:
                 metrics["distance_correlation"] = {"fss": {"layer1": value, "pooled": value / 3}}
             (folder / "evaluate/metrics.json").write_text(json.dumps({"splits": {"test": metrics}}))
             lines = [json.dumps({"step": step, "total": 1 / step}) for step in (1, 2)]
@@ -45,7 +45,7 @@ def write_sweep(run="sweep", methods=METHODS, judge=True):
 
 def report_of(frozen, **options):
     config = ReportConfig(
-        store=StoreConfig(path=str(frozen.store.path)),
+        store=StoreOptions(path=str(frozen.store.path)),
         augment=PAD_CROP,
         report=ReportOptions(contact_records=2, cases=0, **options),
         run="sweep",
@@ -110,7 +110,7 @@ def test_the_best_mean_of_each_column_is_marked(page):
 
 def test_other_runs_join_and_keep_apart_by_their_name(frozen):
     write_sweep()
-    write_sweep("other", {"kd": (0.1, 0.2), "at": (0.4, 0.5)}, judge=False)
+    write_sweep("other", {"kd": (0.1, 0.2), "at": (0.4, 0.5)}, evaluator=False)
 
     _, values = report_of(frozen, runs=("other", "sweep/students/labels-1"))
 

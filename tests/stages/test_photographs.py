@@ -10,11 +10,11 @@ from PIL import Image
 from torch import nn
 
 from pipeline.annotation import annotator as annotate
-from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.config.data import ImageFolderDataConfig
-from pipeline.config.judging import ReportOptions
 from pipeline.config.models import CifarModelConfig, TorchvisionModelConfig
-from pipeline.config.store import PassConfig, StoreConfig
+from pipeline.config.report import ReportOptions
+from pipeline.config.store import PassOptions, StoreOptions
 from pipeline.config.verbs import ReportConfig
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_maps
@@ -30,7 +30,7 @@ SPOT = (-0.3, 0.4)
 """x and y, in the frame that the teacher sees."""
 GRID, SIGMA = 64, 1.2
 """Cells a side of the stand-in's map, and the spot's standard deviation in cells."""
-VIEWS = AugmentConfig(
+VIEWS = AugmentOptions(
     size=224,
     operations=(
         OperationConfig(kind="rotation", p=1.0, degrees=15.0),
@@ -77,13 +77,13 @@ def shapes(tmp_path_factory):
         if isinstance(photo, Path):
             target.write_bytes(photo.read_bytes())
         else:
-            Image.new("RGB", photo, "grey").save(target)
+            Image.new("RGB", photo, "gray").save(target)
     return folder
 
 
 def photo_config(folder, store, teacher, **options):
     data = ImageFolderDataConfig(path=str(folder))
-    annotate_options = options.pop("annotate", PassConfig(batch_size=8))
+    annotate_options = options.pop("annotate", PassOptions(batch_size=8))
     return precompute_config(store, teacher, data=data, annotate=annotate_options, **options)
 
 
@@ -117,15 +117,15 @@ def test_a_spot_lies_where_the_matrix_sends_it_on_the_narrowest_and_the_widest_p
 
         places = (2 * torch.arange(224) + 1) / 224 - 1
         mass = maps.sum(dim=(1, 2))
-        centre = torch.stack(
+        center = torch.stack(
             [(maps.sum(dim=1) * places).sum(dim=1), (maps.sum(dim=2) * places).sum(dim=1)], dim=1
         )
-        distance = (centre / mass[:, None] - expected[whole]).norm(dim=1)
+        distance = (center / mass[:, None] - expected[whole]).norm(dim=1)
         assert distance.max() < 0.02
         checked += len(whole)
         # Negative control: a map that forgets the photograph's proportions misses by more.
         naive = (torch.linalg.inv(square_views(record)) @ spot)[:, :2][whole]
-        assert (centre / mass[:, None] - naive).norm(dim=1).mean() > 0.02
+        assert (center / mass[:, None] - naive).norm(dim=1).mean() > 0.02
     assert checked == 400
 
 
@@ -143,7 +143,7 @@ def test_several_teachers_lie_in_one_store_and_on_one_contact_sheet(tmp_path, sh
 
     result = report.run(
         ReportConfig(
-            store=StoreConfig(path=str(folder)), augment=VIEWS, report=ReportOptions(), run="sheet"
+            store=StoreOptions(path=str(folder)), augment=VIEWS, report=ReportOptions(), run="sheet"
         )
     )
 

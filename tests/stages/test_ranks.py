@@ -14,7 +14,7 @@ import torch.distributed as dist
 from pipeline.cluster.train import RanksError, train_on_ranks
 from pipeline.config.cluster import LocalClusterConfig
 from pipeline.config.runs import RUNS
-from pipeline.config.training import TrainerConfig
+from pipeline.config.training import TrainerOptions
 from pipeline.core.errors import UserError
 from pipeline.losses.e2kd import E2KDLoss
 from pipeline.models.saved import load_model
@@ -25,7 +25,7 @@ from tests.stages.test_flow import assert_equal_states, distill_config, weights_
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = LocalClusterConfig(cpus_per_rank=0.5)
-TRAINER = TrainerConfig(
+TRAINER = TrainerOptions(
     epochs=3, batch_size=8, ranks=2, num_threads=1, log_every_steps=2, checkpoint_every_steps=3
 )
 

@@ -112,7 +112,7 @@ def test_the_grids_are_the_papers():
     assert grid("table2_baselines")["method.lambda_at"] == [1, 10, 100, 1000]
 
 
-def test_the_optimisers_are_the_papers():
+def test_the_optimizers_are_the_papers():
     """As the supplement and the released code have them."""
 
     def student(recipe, arm):
@@ -276,7 +276,7 @@ def small_teacher(words: list[str], classes: int, path: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("recipe", TRAINED)
-def test_every_arm_of_a_recipe_trains_for_two_steps_and_is_judged(recipe, tmp_path):
+def test_every_arm_of_a_recipe_trains_for_two_steps_and_is_evaluated(recipe, tmp_path):
     weights = tmp_path / "teacher.safetensors"
     base = [
         f"experiment=e2kd/{recipe}",
@@ -293,7 +293,7 @@ def test_every_arm_of_a_recipe_trains_for_two_steps_and_is_judged(recipe, tmp_pa
     reported = "test" if "test" in splits else "val"
     words = [*base, f"augment.size={SIDE}", f"evaluate.splits=[{reported}]"]
     if recipe.startswith("table5"):
-        words.append("evaluate.store=null")  # tests/stages/test_several_teachers.py judges there
+        words.append("evaluate.store=null")  # test_several_teachers.py evaluates there
     sweep = build_verb_config("sweep", compose("sweep", words))
 
     for arm, overrides in sweep.arms.items():
@@ -314,14 +314,14 @@ def test_every_arm_of_a_recipe_trains_for_two_steps_and_is_judged(recipe, tmp_pa
             student, trainer=trainer, subset=replace(student.subset, shots=None, holdout=0), run=arm
         )
         result = distill.run(student)
-        judged = replace(
+        evaluated = replace(
             build_verb_config("evaluate", composed),
             run=arm,
         )
-        shift = judged.evaluate.shift
+        shift = evaluated.evaluate.shift
         shift = replace(shift, pixels=shift.pixels and 4)
-        options = replace(judged.evaluate, shift=shift)
-        metrics = evaluate.run(replace(judged, evaluate=options)).splits[reported]
+        options = replace(evaluated.evaluate, shift=shift)
+        metrics = evaluate.run(replace(evaluated, evaluate=options)).splits[reported]
 
         assert result.trained_epochs == 1
         if not recipe.startswith("table5"):  # whose labels here are of other classes
@@ -346,7 +346,7 @@ def test_every_teacher_of_a_recipe_trains_from_where_it_starts(recipe, tmp_path)
     small_teacher(base, 7, start)
     pack([*base, "teacher=none"], small_data(recipe, tmp_path / "data"))
 
-    judged_on = "val" if recipe.startswith("table5") else "test"
+    evaluated_on = "val" if recipe.startswith("table5") else "test"
     taught = build_verb_config("teach", compose("teach", base))
     teaching = replace(
         taught.teaching,
@@ -355,19 +355,21 @@ def test_every_teacher_of_a_recipe_trains_from_where_it_starts(recipe, tmp_path)
         augment=replace(taught.teaching.augment, size=SIDE),
     )
     result = teach.run(
-        replace(taught, teaching=teaching, evaluate=replace(taught.evaluate, splits=(judged_on,)))
+        replace(
+            taught, teaching=teaching, evaluate=replace(taught.evaluate, splits=(evaluated_on,))
+        )
     )
 
     assert Path(result.weights).exists()
-    judged = result.f1 if recipe.startswith("table4") else result.accuracy
-    assert set(judged) == {judged_on}
+    evaluated = result.f1 if recipe.startswith("table4") else result.accuracy
+    assert set(evaluated) == {evaluated_on}
     if recipe in ("table4_epg", "table4_iou"):
         assert (Path(result.weights).parent / "pareto/front.json").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_every_arm_of_the_small_study_trains_for_an_epoch_and_is_judged(tmp_path):
+def test_every_arm_of_the_small_study_trains_for_an_epoch_and_is_evaluated(tmp_path):
     """On the demo's digits at CIFAR-10's size: one store serves frozen, replayed and live students."""
     weights = tmp_path / "teacher.safetensors"
     words = [

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from pipeline.config.data import ImageFolderDataConfig
-from pipeline.config.store import StoreConfig
+from pipeline.config.store import StoreOptions
 from pipeline.config.verbs import VerifyConfig
 from pipeline.core.files import FileError, make_folder, write_atomically
-from pipeline.loading.dataset import StoreDataset, iter_in_order
+from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.store.lock import LockedError, lock_folder
 from pipeline.store.manifest import ManifestError, StoreMismatchError
 from pipeline.store.reader import Store
@@ -29,8 +29,8 @@ LOST = {
     "images/train-000000.tar": 16,
     "receipts/train-000000.parquet": 16,
     "index.parquet": 0,
-    "columns.zarr/map/c/1/0/0/0/0/0": 10,  # the second shard
-    "columns.zarr/map/zarr.json": 0,
+    "fields.zarr/map/c/1/0/0/0/0/0": 10,  # the second shard
+    "fields.zarr/map/zarr.json": 0,
     "receipts/test-000000.parquet in the pass": 10,
 }
 
@@ -40,7 +40,7 @@ LOST = {
 def test_a_published_store_gets_its_own_lost_file_back(tmp_path, frozen, lost, how):
     store = shutil.copytree(frozen.store.path, tmp_path / "store")
     config = precompute_config(store, frozen.config.teacher)
-    of_pass = lost.startswith("columns") or lost.endswith("pass")
+    of_pass = lost.startswith("fields") or lost.endswith("pass")
     folder = Store(store).pass_folders()[0] if of_pass else store
     path = folder / lost.removesuffix(" in the pass")
     if how == "cut" and path.suffix in (".json", ".parquet"):
@@ -113,7 +113,7 @@ def test_nobody_is_told_to_delete_their_own_tar(referenced, tmp_path):
     tar.write_bytes(data)
 
     with pytest.raises(verify.DamagedStoreError) as error:
-        verify.run(VerifyConfig(store=StoreConfig(path=str(path))))
+        verify.run(VerifyConfig(store=StoreOptions(path=str(path))))
 
     (line,) = [line for line in str(error.value).split("\n") if str(tar) in line]
     assert "restore it" in line
@@ -132,7 +132,7 @@ def test_a_tar_of_other_images_in_the_same_layout_is_noticed_when_read(reference
     tar.write_bytes(data)
 
     with pytest.raises(ManifestError, match=rf"{tar} .*record {row['key']}\) is damaged"):
-        list(iter_in_order(StoreDataset(store, np.arange(store.index.num_rows)), 8))
+        list(iter_batches(StoreDataset(store, np.arange(store.index.num_rows)), 8))
     receipts = path / "receipts" / f"{shard.name}.parquet"
     receipts.unlink()
     with pytest.raises((StoreMismatchError, ValueError), match=r"other bytes|cannot be decoded"):
@@ -186,7 +186,7 @@ def test_a_folder_that_cannot_be_synced_is_an_error_unless_there_is_no_such_thin
 
 @pytest.mark.parametrize("path", ["/dev/null/store", "/proc/store", "/dev/null", f"x/{'n' * 300}"])
 def test_a_folder_that_cannot_be_is_one_error(path):
-    with pytest.raises(FileError, match=r"cannot be written|is not a folder|is not there"):
+    with pytest.raises(FileError, match=r"cannot be written|is not a folder|does not exist"):
         make_folder(Path(path).absolute())
 
 
@@ -197,7 +197,7 @@ def test_a_folder_that_is_taken_away_while_a_file_is_written_is_one_error(tmp_pa
 
     monkeypatch.setattr("pipeline.core.files.os.replace", gone)
 
-    with pytest.raises(FileError, match="check that the folder is there"):
+    with pytest.raises(FileError, match="Check that the folder exists"):
         write_atomically(tmp_path / "store" / "file", b"data")
 
 

@@ -1,4 +1,4 @@
-"""Several teachers of one student, records held out of training, and the frames in which all are judged."""
+"""Several teachers of one student, records held out of training, and the frames in which all are evaluated."""
 
 import itertools
 from dataclasses import replace
@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config.augment import AugmentConfig
+from pipeline.config.augment import AugmentOptions
 from pipeline.config.data import ImageFolderDataConfig
-from pipeline.config.distilling import DistillConfig
-from pipeline.config.judging import EvaluateOptions
+from pipeline.config.distillation import DistillConfig
+from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.methods import E2KDConfig, LabelsConfig
 from pipeline.config.models import CifarModelConfig
 from pipeline.config.runs import RUNS
-from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
-from pipeline.config.training import OptimizerConfig, TrainerConfig
+from pipeline.config.store import PassOptions, StoreOptions, SubsetOptions
+from pipeline.config.training import OptimizerOptions, TrainerOptions
 from pipeline.config.verbs import EvaluateConfig
 from pipeline.core.errors import ConfigError
 from pipeline.loading.dataset import StoreDataset
@@ -52,13 +52,13 @@ def names_of(store):
 
 def student_config(store, teachers, **options):
     return DistillConfig(
-        store=StoreConfig(path=str(store.path), teacher=teachers),
+        store=StoreOptions(path=str(store.path), teacher=teachers),
         student=replace(FIRST, weights=None),
         method=options.pop("method", E2KDConfig(tau=2.0, lambda_map=3.0)),
-        augment=AugmentConfig(),
-        optimizer=OptimizerConfig(),
-        trainer=TrainerConfig(epochs=2, batch_size=8, num_threads=1),
-        subset=options.pop("subset", SubsetConfig()),
+        augment=AugmentOptions(),
+        optimizer=OptimizerOptions(),
+        trainer=TrainerOptions(epochs=2, batch_size=8, num_threads=1),
+        subset=options.pop("subset", SubsetOptions()),
         run=options.pop("run", "student"),
     )
 
@@ -70,7 +70,7 @@ def loss_of(store, names, weights=()):
     training = Training(
         model=model,
         loss=build_loss(method),
-        optimizer=build_optimizer(OptimizerConfig(), list(model.parameters())),
+        optimizer=build_optimizer(OptimizerOptions(), list(model.parameters())),
         teacher_weights=weights,
     )
     dataset = StoreDataset(store, np.arange(8), store.open_passes(names))
@@ -98,12 +98,12 @@ def test_a_student_of_two_teachers_is_trained_and_says_whose_it_is(taught):
     distill.run(student_config(taught, names, method=method))
 
     assert read_description(RUNS / "student" / "distill").teachers == names
-    judged = evaluate.run(
+    evaluated = evaluate.run(
         EvaluateConfig(
-            store=StoreConfig(path=str(taught.path)), evaluate=EvaluateOptions(), run="student"
+            store=StoreOptions(path=str(taught.path)), evaluate=EvaluateOptions(), run="student"
         )
     )
-    assert "agreement" in judged.splits["test"]
+    assert "agreement" in evaluated.splits["test"]
 
 
 def test_teachers_that_do_not_fit_together_are_refused(taught, tmp_path):
@@ -129,15 +129,15 @@ def test_a_teacher_of_other_classes_leaves_the_data_s_labels_unused(tmp_path):
     distill.run(student_config(store, names))
 
     config = EvaluateConfig(
-        store=StoreConfig(path=str(path)), evaluate=EvaluateOptions(num_pictures=2), run="student"
+        store=StoreOptions(path=str(path)), evaluate=EvaluateOptions(num_pictures=2), run="student"
     )
-    judged = evaluate.run(config).splits["test"]
-    assert np.isnan(judged["accuracy"])
-    assert np.isnan(judged["teacher_accuracy"])
-    assert 0 <= judged["agreement"] <= 1
+    evaluated = evaluate.run(config).splits["test"]
+    assert np.isnan(evaluated["accuracy"])
+    assert np.isnan(evaluated["teacher_accuracy"])
+    assert 0 <= evaluated["agreement"] <= 1
     with pytest.raises(ConfigError, match="none of the records has a label"):
-        distill.run(student_config(store, names, method=E2KDConfig(lambda_ce=1.0), run="labelled"))
-    # A student of the data's own classes is judged without that teacher.
+        distill.run(student_config(store, names, method=E2KDConfig(lambda_ce=1.0), run="labeled"))
+    # A student of the data's own classes is evaluated without that teacher.
     distill.run(student_config(store, (), method=LabelsConfig(), run="labels"))
     assert "agreement" not in evaluate.run(replace(config, run="labels")).splits["test"]
 
@@ -145,12 +145,12 @@ def test_a_teacher_of_other_classes_leaves_the_data_s_labels_unused(tmp_path):
 # ---- held out ------------------------------------------------------------------------------------
 
 
-def test_what_was_held_out_is_judged_as_a_split_of_its_own(taught):
-    subset = SubsetConfig(holdout=1, seed=3)
+def test_what_was_held_out_is_evaluated_as_a_split_of_its_own(taught):
+    subset = SubsetOptions(holdout=1, seed=3)
     distill.run(student_config(taught, names_of(taught)[:1], subset=subset))
 
     config = EvaluateConfig(
-        store=StoreConfig(path=str(taught.path)),
+        store=StoreOptions(path=str(taught.path)),
         evaluate=EvaluateOptions(splits=("holdout", "train")),
         run="student",
     )
@@ -161,13 +161,13 @@ def test_what_was_held_out_is_judged_as_a_split_of_its_own(taught):
     assert splits["train"]["records"] == len(rows_of_split(taught.index, "train"))
 
 
-def test_nothing_held_out_cannot_be_judged(taught):
+def test_nothing_held_out_cannot_be_evaluated(taught):
     distill.run(student_config(taught, names_of(taught)[:1]))
 
     with pytest.raises(ConfigError, match=r"subset\.holdout=0"):
         evaluate.run(
             EvaluateConfig(
-                store=StoreConfig(path=str(taught.path)),
+                store=StoreOptions(path=str(taught.path)),
                 evaluate=EvaluateOptions(splits=("holdout",)),
                 run="student",
             )
@@ -177,13 +177,13 @@ def test_nothing_held_out_cannot_be_judged(taught):
 # ---- frames and precision ------------------------------------------------------------------------
 
 
-def test_auto_judges_the_whole_frame_where_it_is_the_student_s_input(taught):
+def test_auto_evaluates_the_whole_frame_where_it_is_the_student_s_input(taught):
     distill.run(student_config(taught, names_of(taught)[:1]))
     found = {}
 
     for frame in ("auto", "full", "center_crop"):
         config = EvaluateConfig(
-            store=StoreConfig(path=str(taught.path)),
+            store=StoreOptions(path=str(taught.path)),
             evaluate=EvaluateOptions(frame=frame, num_pictures=0),
             run="student",
         )
@@ -201,7 +201,7 @@ def test_half_precision_is_another_pass_close_to_the_full_one(tmp_path):
     passes = []
     for precision in ("float32", "bfloat16"):
         path = tmp_path / precision
-        options = PassConfig(batch_size=8, precision=precision)
+        options = PassOptions(batch_size=8, precision=precision)
         precompute.run(precompute_config(path, FIRST, annotate=options))
         passes += Store(path).open_passes()
 
@@ -227,7 +227,7 @@ def other_images(folder: Path) -> ImageFolderDataConfig:
     return ImageFolderDataConfig(path=str(folder))
 
 
-def test_data_free_transfer_learns_on_other_images_and_is_judged_on_the_teachers_own(
+def test_data_free_transfer_learns_on_other_images_and_is_evaluated_on_the_teachers_own(
     taught, tmp_path
 ):
     path = tmp_path / "noise"
@@ -236,24 +236,24 @@ def test_data_free_transfer_learns_on_other_images_and_is_judged_on_the_teachers
     (name,) = (folder.name for folder in Store(path).pass_folders())
     distill.run(student_config(Store(path), (name,)))
 
-    def judge(**options):
+    def evaluator(**options):
         return evaluate.run(
             EvaluateConfig(
-                store=StoreConfig(path=str(path)),
+                store=StoreOptions(path=str(path)),
                 evaluate=EvaluateOptions(**options),
                 run="student",
             )
         )
 
-    own = judge(store=str(taught.path)).splits["test"]
+    own = evaluator(store=str(taught.path)).splits["test"]
 
     assert own["records"] == len(rows_of_split(taught.index, "test"))
     assert 0 <= own["accuracy"] <= 1
     assert 0 <= own["agreement"] <= 1  # with the same teacher's pass there
     assert own["teacher_accuracy"] > 0
     with pytest.raises(ConfigError, match="is another; name a split of that one"):
-        judge(store=str(taught.path), splits=("holdout",))
+        evaluator(store=str(taught.path), splits=("holdout",))
     packed = precompute_config(tmp_path / "packed")
     precompute.run(packed)
     with pytest.raises(StoreMismatchError, match="holds no canonical pass of the teacher of"):
-        judge(store=packed.store.path)
+        evaluator(store=packed.store.path)

@@ -11,9 +11,9 @@ import pytest
 
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose
-from pipeline.config.judging import ReportOptions
+from pipeline.config.report import ReportOptions
 from pipeline.config.runs import RUNS
-from pipeline.config.store import StoreConfig
+from pipeline.config.store import StoreOptions
 from pipeline.config.verbs import ReportConfig
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation.metrics import METRICS
@@ -51,21 +51,21 @@ def planned(frozen, *more):
 
 
 @pytest.fixture
-def judgements(monkeypatch):
-    """Instead of training and judging: a table of values by (split, tau), and the list of who was judged."""
+def evaluations(monkeypatch):
+    """Instead of training and evaluation: a table of values by (split, tau), and the list of who was evaluated."""
     values = {
         ("holdout", 1): 0.9,
         ("holdout", 5): 0.6,
         ("test", 1): 0.2,
         ("test", 5): 0.8,
     }
-    taus, judged = {}, []
+    taus, evaluated = {}, []
 
     def train(config, on_epoch):
         taus[config.run] = config.method.tau
 
-    def judge(config, name):
-        judged.extend((split, config.run) for split in config.evaluate.splits)
+    def evaluator(config, name):
+        evaluated.extend((split, config.run) for split in config.evaluate.splits)
         tau = taus[config.run]
         metrics = {
             split: {
@@ -77,12 +77,14 @@ def judgements(monkeypatch):
         }
         path = RUNS / config.run / name / "metrics.json"
         path.parent.mkdir(parents=True)
-        done = {judge: {"options": {}, "files": {}} for judge in config.asked}
-        path.write_text(json.dumps({"judges": done, "splits": metrics}))
+        done = {
+            evaluator: {"options": {}, "files": {}} for evaluator in config.requested_evaluators
+        }
+        path.write_text(json.dumps({"evaluators": done, "splits": metrics}))
 
     monkeypatch.setattr(sweep.distill, "run", train)
-    monkeypatch.setattr(sweep.evaluate, "run", judge)
-    return judged
+    monkeypatch.setattr(sweep.evaluate, "run", evaluator)
+    return evaluated
 
 
 # ---- the grid ------------------------------------------------------------------------------------
@@ -177,7 +179,7 @@ def test_a_mistake_in_the_grid_is_found_before_anything_is_trained(frozen, grid,
 SEARCH = (TWO_ARMS, "grid={method.tau: [1, 5]}", "subset.holdout=1", "seeds=[0,1]")
 
 
-def test_the_best_on_the_holdout_is_chosen_whatever_the_test_split_would_say(frozen, judgements):
+def test_the_best_on_the_holdout_is_chosen_whatever_the_test_split_would_say(frozen, evaluations):
     result = run_sweep(words(frozen, *SEARCH, "select=holdout.accuracy"))
 
     table = read_sweep()
@@ -189,7 +191,7 @@ def test_the_best_on_the_holdout_is_chosen_whatever_the_test_split_would_say(fro
         (1, 0.9, True),
         (5, 0.6, False),
     }
-    assert [run for split, run in judgements if split == "test"] == [
+    assert [run for split, run in evaluations if split == "test"] == [
         r["run"] for r in table["runs"]
     ]
     assert (result.students, result.finished_now) == (8, 8)
@@ -200,38 +202,38 @@ def test_the_best_on_the_holdout_is_chosen_whatever_the_test_split_would_say(fro
     ]
 
 
-def test_where_lower_is_better_the_lowest_is_chosen(frozen, judgements):
+def test_where_lower_is_better_the_lowest_is_chosen(frozen, evaluations):
     run_sweep(words(frozen, *SEARCH, "select=holdout.kl_to_teacher"))
 
     assert {row["point"]["method.tau"] for row in read_sweep()["runs"]} == {5}
 
 
-def test_a_search_goes_on_where_it_stopped_and_judges_nothing_twice(
-    frozen, judgements, monkeypatch
+def test_a_search_goes_on_where_it_stopped_and_evaluators_nothing_twice(
+    frozen, evaluations, monkeypatch
 ):
     base = words(frozen, *SEARCH, "select=holdout.accuracy")
-    judge, left = sweep.evaluate.run, [3]
+    evaluator, left = sweep.evaluate.run, [3]
 
     def interrupted(config, name):
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
-        judge(config, name)
+        evaluator(config, name)
 
     monkeypatch.setattr(sweep.evaluate, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_sweep(base)
-    monkeypatch.setattr(sweep.evaluate, "run", judge)
-    assert len(judgements) == 3
+    monkeypatch.setattr(sweep.evaluate, "run", evaluator)
+    assert len(evaluations) == 3
 
     assert (
         run_sweep(base).finished_now == 8 - 3 + 2
-    )  # two of the three are chosen, and judged on test
+    )  # two of the three are chosen, and evaluated on test
     assert run_sweep(base).finished_now == 0
-    assert len(judgements) == len(set(judgements)) == 8 + 4
+    assert len(evaluations) == len(set(evaluations)) == 8 + 4
 
 
-def test_an_arm_with_a_failed_student_is_not_chosen_from(frozen, judgements, monkeypatch):
+def test_an_arm_with_a_failed_student_is_not_chosen_from(frozen, evaluations, monkeypatch):
     train = sweep.distill.run
 
     def failing(config, on_epoch):
@@ -246,7 +248,7 @@ def test_an_arm_with_a_failed_student_is_not_chosen_from(frozen, judgements, mon
         run_sweep(base)
 
     assert {row["arm"] for row in read_sweep()["runs"]} == {"kd"}
-    assert not [run for split, run in judgements if split == "test" and "e2kd" in run]
+    assert not [run for split, run in evaluations if split == "test" and "e2kd" in run]
     monkeypatch.setattr(sweep.distill, "run", train)
     run_sweep(base)
     assert {row["arm"] for row in read_sweep()["runs"]} == {"kd", "e2kd"}
@@ -269,14 +271,14 @@ def test_an_arm_with_a_failed_student_is_not_chosen_from(frozen, judgements, mon
     ],
 )
 def test_a_selection_that_cannot_be_is_refused_before_anything_is_trained(
-    frozen, judgements, options, message
+    frozen, evaluations, options, message
 ):
     with pytest.raises(ConfigError, match=message):
         run_sweep(words(frozen, TWO_ARMS, *options))
-    assert not judgements
+    assert not evaluations
 
 
-def test_a_metric_that_the_evaluation_does_not_have_is_named(frozen, judgements):
+def test_a_metric_that_the_evaluation_does_not_have_is_named(frozen, evaluations):
     with pytest.raises(
         ConfigError, match=r"has no agreement; choose one of accuracy, kl_to_teacher"
     ):
@@ -288,7 +290,7 @@ def test_a_metric_that_the_evaluation_does_not_have_is_named(frozen, judgements)
 
 def report_of(frozen, run="grid", **options):
     config = ReportConfig(
-        store=StoreConfig(path=str(frozen.store.path)),
+        store=StoreOptions(path=str(frozen.store.path)),
         augment=PAD_CROP,
         report=ReportOptions(
             columns={"accuracy": "test.accuracy"}, contact_records=0, cases=0, **options
@@ -299,7 +301,7 @@ def report_of(frozen, run="grid", **options):
     return json.loads(Path(result.json).read_text()), Path(result.html).read_text()
 
 
-def test_students_are_searched_chosen_judged_and_reported(frozen):
+def test_students_are_searched_chosen_evaluated_and_reported(frozen):
     base = words(
         frozen, TWO_ARMS, "grid={method.lambda_map: [1, 20]}", "subset.holdout=1",
         "select=holdout.accuracy", "evaluate.splits=[test]",
@@ -312,12 +314,14 @@ def test_students_are_searched_chosen_judged_and_reported(frozen):
     assert len(candidates) == 3
     for candidate in candidates:
         folder = RUNS / candidate["run"]
-        judged = json.loads((folder / "select" / "holdout" / "metrics.json").read_text())["splits"]
-        assert list(judged) == ["holdout"]
-        assert judged["holdout"]["records"] == 10
-        assert judged["holdout"]["accuracy"] == candidate["value"]
+        evaluated = json.loads((folder / "select" / "holdout" / "metrics.json").read_text())[
+            "splits"
+        ]
+        assert list(evaluated) == ["holdout"]
+        assert evaluated["holdout"]["records"] == 10
+        assert evaluated["holdout"]["accuracy"] == candidate["value"]
         assert (folder / "evaluate").exists() == candidate["chosen"]
-        assert set(METRICS) - {"f1"} <= set(judged["holdout"])
+        assert set(METRICS) - {"f1"} <= set(evaluated["holdout"])
     assert [row["method"] for row in values["runs"]] == ["kd", "e2kd"]  # one point an arm: no label
     assert [row["arm"] for row in values["selection"]["candidates"]] == ["kd", "e2kd", "e2kd"]
     assert ">Selection</h2>" in html
@@ -325,7 +329,7 @@ def test_students_are_searched_chosen_judged_and_reported(frozen):
     assert html.count("data:image/") == 3  # the selection, maps, curves
 
 
-def test_without_a_selection_a_report_keeps_points_apart(frozen, judgements, monkeypatch):
+def test_without_a_selection_a_report_keeps_points_apart(frozen, evaluations, monkeypatch):
     run_sweep(words(frozen, *SEARCH))
     monkeypatch.setattr("pipeline.report.page._metric_lines", lambda results: {})
     monkeypatch.setattr("pipeline.report.figures.training_curves", lambda lines: "")

@@ -13,33 +13,33 @@ import torch
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_breast_cancer
 
-from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose
-from pipeline.config.distilling import DistillConfig
+from pipeline.config.distillation import DistillConfig
+from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.evaluators import ShiftOptions
 from pipeline.config.explainers import BcosWeightsConfig
-from pipeline.config.judging import EvaluateOptions
 from pipeline.config.methods import E2KDConfig, KDConfig, KEDConfig, LabelsConfig
 from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
 from pipeline.config.runs import RUNS
-from pipeline.config.store import PassConfig, StoreConfig, SubsetConfig
-from pipeline.config.table_data import SklearnTableDataConfig
+from pipeline.config.store import PassOptions, StoreOptions, SubsetOptions
+from pipeline.config.table_data import SklearnedableDataConfig
 from pipeline.config.teaching import GuidedTeachingConfig, LabelTeachingConfig
-from pipeline.config.training import OptimizerConfig
+from pipeline.config.training import OptimizerOptions
 from pipeline.config.verbs import EvaluateConfig, TeachConfig, VerifyConfig
 from pipeline.config.views import RandomViewsConfig
 from pipeline.core.errors import ConfigError
-from pipeline.loading.dataset import StoreDataset, iter_in_order
+from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.loading.geometry import view_images, view_targets
 from pipeline.loading.selection import rows_of_split
 from pipeline.models.additive.chimeras import draw_donors
-from pipeline.models.additive.hierarchy import class_centred, coarsen, pass_hierarchy
+from pipeline.models.additive.hierarchy import class_centered, coarsen, pass_hierarchy
 from pipeline.models.additive.network import network_partition
 from pipeline.models.additive.partition import PARTITION_NAME, build_partition
-from pipeline.models.output import Inner
+from pipeline.models.output import Intermediates
 from pipeline.models.providers import build_model, freeze
-from pipeline.models.resolve import fit_distill, fit_network
+from pipeline.models.resolve import resolve_distill, resolve_network
 from pipeline.models.saved import load_model
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
@@ -51,20 +51,20 @@ from tests.conftest import Frozen, precompute_config
 from tests.stages.test_flow import TRAINER
 
 M = 5
-DATA = SklearnTableDataConfig(name="breast_cancer")
+DATA = SklearnedableDataConfig(name="breast_cancer")
 BOX = AdditiveModelConfig(name="mlp", superfeatures=1, width=16)
 PARTS = AdditiveModelConfig(name="mlp", superfeatures=M, width=8, depth=2)
-PASS = PassConfig(batch_size=64, payloads=("logits", "ked_z"))
-STILL = AugmentConfig()
-FLIP = AugmentConfig(operations=(OperationConfig(kind="horizontal_flip"),))
+PASS = PassOptions(batch_size=64, payloads=("logits", "superfeature_logits"))
+STILL = AugmentOptions()
+FLIP = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),))
 SHORT = replace(TRAINER, epochs=2, batch_size=64)
-EACH = Inner(superfeatures=True)
+EACH = Intermediates(superfeatures=True)
 
 
 def teach_config(path, teacher, run, **options):
     trainer = replace(SHORT, epochs=12)
     return TeachConfig(
-        store=StoreConfig(path=str(path)),
+        store=StoreOptions(path=str(path)),
         teacher=teacher,
         teaching=LabelTeachingConfig(trainer=trainer, augment=STILL, **options),
         evaluate=EvaluateOptions(splits=("test",)),
@@ -102,10 +102,10 @@ def taught(tmp_path_factory):
 def student(taught, **options):
     """On the teacher's partition, fitted to the store."""
     return DistillConfig(
-        store=StoreConfig(path=str(taught.store.path)),
-        optimizer=OptimizerConfig(),
+        store=StoreOptions(path=str(taught.store.path)),
+        optimizer=OptimizerOptions(),
         trainer=SHORT,
-        subset=options.pop("subset", SubsetConfig()),
+        subset=options.pop("subset", SubsetOptions()),
         augment=options.pop("augment", STILL),
         **{
             "student": replace(taught.config.teacher, weights=None, width=4),
@@ -117,13 +117,16 @@ def student(taught, **options):
 
 
 def teacher_model(taught):
-    return freeze(build_model(fit_network(taught.config.teacher, taught.store, "teacher"), 2))
+    return freeze(build_model(resolve_network(taught.config.teacher, taught.store, "teacher"), 2))
 
 
 def batch_of(taught, records=64):
     store = taught.store
     dataset = StoreDataset(
-        store, rows_of_split(store.index, "train"), store.open_passes(), extra="ked_z"
+        store,
+        rows_of_split(store.index, "train"),
+        store.open_passes(),
+        payload="superfeature_logits",
     )
     return dataset.__getitems__(list(range(records)))
 
@@ -139,7 +142,11 @@ def test_a_second_command_asks_the_teacher_nothing_and_all_verifies(taught):
     (teacher,) = taught.store.open_passes()
     assert teacher.manifest.teacher["architecture"]["columns"] == 30
     assert teacher.manifest.teacher["preprocessing"] == {}
-    assert [spec.name for spec in teacher.manifest.fields] == ["logits", "ked_z", "ked_z_scale"]
+    assert [spec.name for spec in teacher.manifest.fields] == [
+        "logits",
+        "superfeature_logits",
+        "superfeature_logits_scale",
+    ]
 
 
 def test_a_network_keeps_the_moments_of_its_training_split(taught):
@@ -159,9 +166,11 @@ def test_what_is_read_is_what_the_teacher_said_of_the_row(taught):
     said = model(batch.inputs.double(), EACH)
 
     stored = batch.targets[0]
-    fine = class_centred(said.superfeature_logits)
+    fine = class_centered(said.superfeature_logits)
     assert torch.equal(view_images(batch, (1, 30)), batch.inputs)
-    assert (stored.extra["ked_z"] - fine).abs().max() < 2e-3 * fine.abs().max()
+    assert (
+        stored.intermediates["superfeature_logits"] - fine
+    ).abs().max() < 2e-3 * fine.abs().max()
     assert (stored.logits - said.logits).abs().max() < 2e-3 * said.logits.abs().max()
     assert torch.allclose(said.superfeature_logits.sum(dim=1), said.logits, atol=1e-12)
 
@@ -170,7 +179,7 @@ def test_a_coarser_level_of_the_pass_is_the_sum_of_its_groups(taught):
     (teacher,) = taught.store.open_passes()
     partition = network_partition(teacher_model(taught))
     batch = batch_of(taught)
-    fine = batch.targets[0].extra["ked_z"]
+    fine = batch.targets[0].intermediates["superfeature_logits"]
 
     for number in range(1, M + 1):
         coarse = coarsen(fine, pass_hierarchy(teacher).coarsening(number), number)
@@ -178,12 +187,12 @@ def test_a_coarser_level_of_the_pass_is_the_sum_of_its_groups(taught):
             members = partition.assignment(M)[partition.assignment(number) == group].unique()
             assert torch.allclose(coarse[:, group], fine[:, members].sum(dim=1), atol=1e-5)
     whole = coarsen(fine, pass_hierarchy(teacher).coarsening(1), 1)[:, 0]
-    assert torch.allclose(whole, class_centred(batch.targets[0].logits), atol=2e-2)
+    assert torch.allclose(whole, class_centered(batch.targets[0].logits), atol=2e-2)
 
 
 def test_a_chimera_of_rows_is_what_its_donors_are_for_the_teacher(taught):
     config = student(taught, method=KEDConfig(chimera_fraction=0.5))
-    plan = Distillation(config=fit_distill(config, taught.store), folder=RUNS).plan()
+    plan = Distillation(config=resolve_distill(config, taught.store), folder=RUNS).plan()
     batch = plan.dataset.__getitems__(list(range(64)))
     model = teacher_model(taught).double()
     inputs = StepInputs(images=batch.inputs, labels=((1.0, batch.labels),))
@@ -209,9 +218,9 @@ def test_a_chimera_of_rows_is_what_its_donors_are_for_the_teacher(taught):
     assert torch.allclose(said, own[donors, torch.arange(M)], rtol=0, atol=1e-12)
     assert not torch.allclose(said[0], own[int(donors[0, 0])], atol=1e-3)  # it is no record
     scale = said.abs().max()
-    stored = promised.extra["ked_z"][64:]
-    assert (stored - class_centred(said)).abs().max() < 2e-3 * scale
-    assert (promised.logits[64:] - class_centred(said.sum(dim=1))).abs().max() < 1e-2 * scale
+    stored = promised.intermediates["superfeature_logits"][64:]
+    assert (stored - class_centered(said)).abs().max() < 2e-3 * scale
+    assert (promised.logits[64:] - class_centered(said.sum(dim=1))).abs().max() < 1e-2 * scale
 
 
 # ---- students ------------------------------------------------------------------------------------
@@ -225,11 +234,11 @@ def test_a_chimera_of_rows_is_what_its_donors_are_for_the_teacher(taught):
         ("ked", {}),
         ("coarse", {"method": KEDConfig(superfeatures=2)}),
         ("chimeras", {"method": KEDConfig(chimera_fraction=1.0)}),
-        ("shots", {"subset": SubsetConfig(shots=40, holdout=5)}),
+        ("shots", {"subset": SubsetOptions(shots=40, holdout=5)}),
         ("live", {"mode": "live", "method": KEDConfig(rho=1.0)}),
     ],
 )
-def test_students_of_every_kind_train_and_are_judged(taught, name, options):
+def test_students_of_every_kind_train_and_are_evaluated(taught, name, options):
     if name == "live":
         options = options | {"teacher": taught.config.teacher}
     config = student(taught, run=name, **options)
@@ -245,9 +254,9 @@ def test_students_of_every_kind_train_and_are_judged(taught, name, options):
     *_, last = read_metrics(RUNS / name / "distill")
     assert all(math.isfinite(value) for value in last.values())
     assert ("ked" in last) == (name not in ("labels", "kd"))
-    judged = result.splits["test"]
-    assert {"accuracy", "agreement", "kl_to_teacher", "teacher_accuracy"} <= set(judged)
-    assert not {"epg", "iou", "map_cosine", "teacher_epg"} & set(judged)
+    evaluated = result.splits["test"]
+    assert {"accuracy", "agreement", "kl_to_teacher", "teacher_accuracy"} <= set(evaluated)
+    assert not {"epg", "iou", "map_cosine", "teacher_epg"} & set(evaluated)
     table = pq.read_table(RUNS / name / "evaluate" / "records.parquet")
     assert table.num_rows == sum(s["records"] for s in result.splits.values())
     assert not (RUNS / name / "evaluate" / "pictures.safetensors").exists()
@@ -273,7 +282,7 @@ def test_a_student_that_goes_on_is_the_student_that_never_stopped(taught):
 
 def test_scaled_rows_are_what_the_networks_learn_from(taught):
     """Negative control: on the numbers themselves the same network is wrong."""
-    rows = torch.cat([b.inputs for b in iter_in_order(batch_dataset(taught), 256)])
+    rows = torch.cat([b.inputs for b in iter_batches(batch_dataset(taught), 256)])
     model = teacher_model(taught)
 
     scaled = model.normalize(rows)
@@ -281,7 +290,7 @@ def test_scaled_rows_are_what_the_networks_learn_from(taught):
     assert rows.abs().max() > 1000
     assert scaled.mean(dim=0).abs().max() < 1e-3
     assert torch.allclose(scaled.std(dim=0, correction=0), torch.ones(30), atol=1e-3)
-    model.normalize.learn(torch.zeros(30), torch.ones(30))
+    model.normalize.set_moments(torch.zeros(30), torch.ones(30))
     right = (model(rows).logits.argmax(dim=1) == batch_labels(taught)).float().mean()
     assert right < 0.9
 
@@ -291,7 +300,7 @@ def batch_dataset(taught):
 
 
 def batch_labels(taught):
-    return torch.cat([batch.labels for batch in iter_in_order(batch_dataset(taught), 256)])
+    return torch.cat([batch.labels for batch in iter_batches(batch_dataset(taught), 256)])
 
 
 def test_a_sweep_and_its_report_show_what_a_table_has(taught):
@@ -332,12 +341,12 @@ ROWS = r"holds rows of a table with 30 columns"
         ({"method": E2KDConfig()}, rf"method=e2kd .*{ROWS}: choose one of method=labels, kd, ked"),
         ({"mode": "replay", "method": KDConfig()}, rf"mode=replay .*{ROWS}: set mode=frozen"),
         (
-            {"augment": AugmentConfig(operations=(CROP,)), "method": KDConfig()},
+            {"augment": AugmentOptions(operations=(CROP,)), "method": KDConfig()},
             rf"augment.operations=\['pad_crop'\] changes images, and .*{ROWS}.*set augment=none",
         ),
-        ({"augment": AugmentConfig(size=8)}, r"augment.size=8 changes images.*set augment=none"),
+        ({"augment": AugmentOptions(size=8)}, r"augment.size=8 changes images.*set augment=none"),
         (
-            {"augment": AugmentConfig(mixup_alpha=1.0), "method": LabelsConfig()},
+            {"augment": AugmentOptions(mixup_alpha=1.0), "method": LabelsConfig()},
             r"augment.mixup_alpha=1.0 changes images.*set augment=none",
         ),
         (
@@ -374,10 +383,13 @@ def test_options_of_images_are_refused_with_the_way_out(taught, options, message
     ("options", "message"),
     [
         (
-            {"annotate": PassConfig()},
+            {"annotate": PassOptions()},
             rf"annotate.payloads names map, .*{ROWS}: set annotate.payloads=\[logits\]",
         ),
-        ({"annotate": PassConfig(payloads=("logits", "at", "cat"))}, r"names at, cat, which say"),
+        (
+            {"annotate": PassOptions(payloads=("logits", "attention", "class_maps"))},
+            r"names attention, class_maps, which say",
+        ),
         ({"views": RandomViewsConfig(), "augment": FLIP}, r"views=random moves images.*canonical"),
         (
             {"teacher": CifarModelConfig(name="resnet8", weights="random")},
@@ -391,7 +403,7 @@ def test_passes_over_images_are_refused(taught, options, message):
 
 
 def test_other_verbs_refuse_what_is_about_images(taught):
-    store = StoreConfig(path=str(taught.store.path))
+    store = StoreOptions(path=str(taught.store.path))
     flipped = LabelTeachingConfig(trainer=SHORT, augment=FLIP)
     for teaching, message in (
         (GuidedTeachingConfig(trainer=SHORT, augment=STILL), r"teaching=guided .* teaching=labels"),
@@ -405,19 +417,19 @@ def test_other_verbs_refuse_what_is_about_images(taught):
     with pytest.raises(ConfigError, match=r"equivariance=true is about images.*verify it without"):
         verify.run(options)
     distill.run(student(taught))
-    judged = EvaluateConfig(
+    evaluated = EvaluateConfig(
         store=store, evaluate=EvaluateOptions(shift=ShiftOptions(pixels=2)), run="one"
     )
     with pytest.raises(
         ConfigError, match=r"evaluate.shift.pixels=2 is about images.*set it to null"
     ):
-        evaluate.run(judged)
+        evaluate.run(evaluated)
 
 
 def test_a_perceptron_on_images_needs_their_size(frozen):
     config = replace(
         student(frozen, student=BOX, method=LabelsConfig()),
-        store=StoreConfig(path=str(frozen.store.path)),
+        store=StoreOptions(path=str(frozen.store.path)),
     )
 
     for columns, message in (
@@ -428,9 +440,9 @@ def test_a_perceptron_on_images_needs_their_size(frozen):
             distill.run(replace(config, student=replace(BOX, columns=columns)))
 
 
-def test_a_student_of_rows_is_not_judged_on_images(taught, frozen):
+def test_a_student_of_rows_is_not_evaluated_on_images(taught, frozen):
     distill.run(student(taught, method=LabelsConfig()))
-    elsewhere = StoreConfig(path=str(frozen.store.path))
+    elsewhere = StoreOptions(path=str(frozen.store.path))
 
     with pytest.raises(ConfigError, match=r"student.columns=30 takes rows.*choose another store"):
         evaluate.run(EvaluateConfig(store=elsewhere, evaluate=EvaluateOptions(), run="one"))

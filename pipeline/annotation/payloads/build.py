@@ -6,10 +6,10 @@ import pkgutil
 
 from pipeline.annotation.payloads.payload import Payload
 from pipeline.config.explainers import ExplainerConfig
-from pipeline.config.store import PAYLOADS, PassConfig
+from pipeline.config.store import PAYLOADS, PassOptions
 
 
-def build_payloads(config: PassConfig, explainer: ExplainerConfig) -> list[Payload]:
+def build_payloads(config: PassOptions, explainer: ExplainerConfig) -> list[Payload]:
     """One for each of `annotate.payloads`, in that order."""
     return [
         pkgutil.resolve_name(PAYLOADS[name].implementation)(config, explainer)

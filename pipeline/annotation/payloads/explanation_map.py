@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.annotation.payloads.payload import Described, Encoded
+from pipeline.annotation.payloads.payload import BatchInfo, EncodedFields
 from pipeline.config.explainers import ExplainerConfig
-from pipeline.config.store import PassConfig
+from pipeline.config.store import PassOptions
 from pipeline.core.records import FieldSpec
 from pipeline.models.classifier import Classifier
 from pipeline.models.explainers.classes import explained_classes
 from pipeline.models.explainers.explain import EXPLAINERS
-from pipeline.models.output import NOTHING, ModelOutput
+from pipeline.models.output import NO_INTERMEDIATES, ModelOutput
 from pipeline.store.codecs import encode_maxabs, lowest_cosine
 
 
@@ -22,9 +22,9 @@ class MapPayload:
     has fewer than E, NO_CLASS and a map of zeros stand in the last places.
     """
 
-    inner = NOTHING
+    intermediates = NO_INTERMEDIATES
 
-    def __init__(self, config: PassConfig, explainer: ExplainerConfig) -> None:
+    def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
         self.dtype = config.map_dtype
         self.explainer = explainer
 
@@ -46,7 +46,7 @@ class MapPayload:
             FieldSpec(name="explained_class", shape=shape[:1], dtype="int32", axes=("explained",)),
         ]
 
-    def encode(self, model: Classifier, output: ModelOutput, records: Described) -> Encoded:
+    def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
         labels = records.labels.to(output.logits.device)
         classes = explained_classes(self.explainer, output.logits, labels, records.keys)
         maps = EXPLAINERS[self.explainer.kind](model, output, classes)
@@ -58,4 +58,4 @@ class MapPayload:
             "explained_class": classes.cpu().numpy().astype("int32"),
         }
         flat = values.reshape(-1, *values.shape[2:])
-        return Encoded(fields, {"map": lowest_cosine(flat, stored.reshape(flat.shape))})
+        return EncodedFields(fields, {"map": lowest_cosine(flat, stored.reshape(flat.shape))})

@@ -10,23 +10,23 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.annotation.payloads.payload import Described, Encoded
+from pipeline.annotation.payloads.payload import BatchInfo, EncodedFields
 from pipeline.config.explainers import ExplainerConfig
-from pipeline.config.store import PassConfig
+from pipeline.config.store import PassOptions
 from pipeline.core.records import FieldSpec
 from pipeline.losses.at import attention_fields
 from pipeline.losses.cat_kd import class_map_fields
 from pipeline.models.classifier import Classifier
-from pipeline.models.output import Inner, ModelOutput
+from pipeline.models.output import Intermediates, ModelOutput
 from pipeline.store.codecs import encode_maxabs, lowest_cosine
 
 
 class _SpatialPayload(ABC):
     """Fields [..., h, w] f16, max-abs 1 over places, with <field>_scale f32 [...] ([1] for one map a record)."""
 
-    inner: ClassVar[Inner]
+    intermediates: ClassVar[Intermediates]
 
-    def __init__(self, config: PassConfig, explainer: ExplainerConfig) -> None:
+    def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
         self.config = config
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
@@ -55,7 +55,7 @@ class _SpatialPayload(ABC):
             )
         return specs
 
-    def encode(self, model: Classifier, output: ModelOutput, records: Described) -> Encoded:
+    def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
         fields: dict[str, NDArray[np.generic]] = {}
         fidelity = {}
         for name, values in self.values(output).items():
@@ -64,7 +64,7 @@ class _SpatialPayload(ABC):
             fields |= {name: stored, f"{name}_scale": scale.reshape(len(array), -1)}
             maps = array.reshape(-1, *array.shape[-2:])
             fidelity[name] = lowest_cosine(maps, stored.reshape(maps.shape))
-        return Encoded(fields, fidelity)
+        return EncodedFields(fields, fidelity)
 
     @abstractmethod
     def values(self, output: ModelOutput) -> dict[str, Tensor]:
@@ -72,21 +72,21 @@ class _SpatialPayload(ABC):
 
 
 class AttentionPayload(_SpatialPayload):
-    """at_<stage> [h, w] of each stage: attention transfer's Q, 8 kB a record for a ResNet at 224 pixels."""
+    """attention_<stage> [h, w] of each stage: attention transfer's Q, 8 kB a record for a ResNet at 224 pixels."""
 
-    inner = Inner(stages=True)
+    intermediates = Intermediates(stages=True)
 
     def values(self, output: ModelOutput) -> dict[str, Tensor]:
         return attention_fields(output)
 
 
 class ClassMapPayload(_SpatialPayload):
-    """cat [K, r, r]: the maps of all classes, pooled to annotate.cat_size cells a side."""
+    """cat [K, r, r]: the maps of all classes, pooled to annotate.class_map_size cells a side."""
 
-    inner = Inner(class_maps=True)
+    intermediates = Intermediates(class_maps=True)
 
     def values(self, output: ModelOutput) -> dict[str, Tensor]:
         return {
-            name: F.adaptive_avg_pool2d(maps, self.config.cat_size)
+            name: F.adaptive_avg_pool2d(maps, self.config.class_map_size)
             for name, maps in class_map_fields(output).items()
         }

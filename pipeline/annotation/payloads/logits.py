@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.annotation.payloads.payload import Described, Encoded
+from pipeline.annotation.payloads.payload import BatchInfo, EncodedFields
 from pipeline.config.explainers import ExplainerConfig
-from pipeline.config.store import PassConfig
+from pipeline.config.store import PassOptions
 from pipeline.core.records import FieldSpec
 from pipeline.models.classifier import Classifier
-from pipeline.models.output import NOTHING, ModelOutput
+from pipeline.models.output import NO_INTERMEDIATES, ModelOutput
 
 
 class LogitsPayload:
     """logits f16 [K]."""
 
-    inner = NOTHING
+    intermediates = NO_INTERMEDIATES
 
-    def __init__(self, config: PassConfig, explainer: ExplainerConfig) -> None:
+    def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
         pass
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
@@ -27,7 +27,7 @@ class LogitsPayload:
             )
         ]
 
-    def encode(self, model: Classifier, output: ModelOutput, records: Described) -> Encoded:
+    def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
         with np.errstate(over="ignore"):  # the annotator names a record whose logits do not fit
             stored = output.logits.detach().cpu().numpy().astype("float16")
-        return Encoded({"logits": stored}, {})
+        return EncodedFields({"logits": stored}, {})

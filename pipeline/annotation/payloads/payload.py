@@ -11,10 +11,10 @@ from torch import Tensor
 
 from pipeline.core.records import FieldSpec
 from pipeline.models.classifier import Classifier
-from pipeline.models.output import Inner, ModelOutput
+from pipeline.models.output import Intermediates, ModelOutput
 
 
-class Described(NamedTuple):
+class BatchInfo(NamedTuple):
     """What the index says of the n records of a batch."""
 
     keys: Sequence[str]
@@ -22,7 +22,7 @@ class Described(NamedTuple):
     """As of Batch."""
 
 
-class Encoded(NamedTuple):
+class EncodedFields(NamedTuple):
     """One payload of a batch of n records, as stored."""
 
     values: dict[str, NDArray[np.generic]]
@@ -35,11 +35,11 @@ class Payload(Protocol):
     """One kind of thing that a teacher says about an input."""
 
     @property
-    def inner(self) -> Inner:
+    def intermediates(self) -> Intermediates:
         """What it reads of a forward pass beside logits and features."""
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         """The fields it stores, given an example output."""
 
-    def encode(self, model: Classifier, output: ModelOutput, records: Described) -> Encoded:
+    def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
         """The fields' values for a batch; of each record they depend on that record alone."""

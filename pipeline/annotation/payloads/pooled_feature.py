@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.annotation.payloads.payload import Described, Encoded
+from pipeline.annotation.payloads.payload import BatchInfo, EncodedFields
 from pipeline.config.explainers import ExplainerConfig
-from pipeline.config.store import PassConfig
+from pipeline.config.store import PassOptions
 from pipeline.core.records import FieldSpec
 from pipeline.models.classifier import Classifier
-from pipeline.models.output import Inner, ModelOutput
+from pipeline.models.output import Intermediates, ModelOutput
 from pipeline.store.codecs import lowest_cosine
 
 
 class FeaturePayload:
     """feature f16 [d]; it has no place in the frame, so a view that moves keeps it."""
 
-    inner = Inner(pooled=True)
+    intermediates = Intermediates(pooled=True)
 
-    def __init__(self, config: PassConfig, explainer: ExplainerConfig) -> None:
+    def __init__(self, config: PassOptions, explainer: ExplainerConfig) -> None:
         pass
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         assert output.pooled is not None
         return [
             FieldSpec(
-                name="feature", shape=(output.pooled.shape[1],), dtype="float16", axes=("feature",)
+                name="pooled", shape=(output.pooled.shape[1],), dtype="float16", axes=("feature",)
             )
         ]
 
-    def encode(self, model: Classifier, output: ModelOutput, records: Described) -> Encoded:
+    def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
         assert output.pooled is not None
         values = output.pooled.detach().cpu().numpy()
         with np.errstate(over="ignore", invalid="ignore"):  # the annotator names what does not fit
             stored = values.astype("float16")
             fidelity = lowest_cosine(values, stored)
-        return Encoded({"feature": stored}, {"feature": fidelity})
+        return EncodedFields({"pooled": stored}, {"pooled": fidelity})

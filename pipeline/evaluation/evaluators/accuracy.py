@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.evaluation.context import Trial
+from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.evaluators.evaluator import Evaluator
 from pipeline.evaluation.predictions import label_metrics
 
 
-def _accuracy(trial: Trial) -> dict[str, Any]:
-    return label_metrics(trial.judged, trial.options.group_sets)
+def _accuracy(context: EvaluationContext) -> dict[str, Any]:
+    return label_metrics(context.predictions, context.options.group_sets)
 
 
 EVALUATOR = Evaluator(_accuracy)

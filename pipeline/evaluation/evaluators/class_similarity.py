@@ -23,7 +23,7 @@ from torch import Tensor
 from pipeline.core.errors import ConfigError, require
 from pipeline.core.files import sha256_file
 from pipeline.core.records import NO_LABEL
-from pipeline.evaluation.context import Trial, require_one_label
+from pipeline.evaluation.context import EvaluationContext, require_one_label
 from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from pipeline.evaluation.metrics import MORE
 
@@ -32,7 +32,7 @@ _OPTION = f"evaluate.{NAME}.similarity"
 
 
 @dataclass(frozen=True)
-class AnswerSum:
+class PredictionSums:
     """Over some records with labels; sums over parts of a split add up."""
 
     entropy: float
@@ -43,7 +43,7 @@ class AnswerSum:
     """i64 [K]: of each class."""
 
     @classmethod
-    def of(cls, logits: Tensor, labels: Tensor, tau: float) -> AnswerSum:
+    def of(cls, logits: Tensor, labels: Tensor, tau: float) -> PredictionSums:
         """Of raw logits [B, K] and labels i64 [B]; records without a label are left out."""
         there = labels != NO_LABEL
         log_p = F.log_softmax(logits[there].double() / tau, dim=1)
@@ -55,8 +55,8 @@ class AnswerSum:
             records=classes.bincount(minlength=number),
         )
 
-    def __add__(self, other: AnswerSum) -> AnswerSum:
-        return AnswerSum(
+    def __add__(self, other: PredictionSums) -> PredictionSums:
+        return PredictionSums(
             self.entropy + other.entropy,
             self.probabilities + other.probabilities,
             self.records + other.records,
@@ -86,40 +86,40 @@ def off_diagonal_spearman(first: Tensor, second: Tensor) -> float | None:
     return float((ranks[0] * ranks[1]).sum() / norms) if norms > 0 else None
 
 
-# ---- the judge -----------------------------------------------------------------------------------
+# ---- the evaluator -----------------------------------------------------------------------------------
 
 
-def check_class_similarity(trial: Trial) -> Mapping[str, str]:
+def check_class_similarity(context: EvaluationContext) -> Mapping[str, str]:
     """ConfigError unless there are labels, and something to compare with; the file that is read."""
-    require_one_label(trial, NAME)
-    path = trial.options.class_similarity.similarity
+    require_one_label(context, NAME)
+    path = context.options.class_similarity.similarity
     if path is None:
         require(
-            len(trial.dataset.passes) > 0,
-            f"judges={NAME} compares with the teacher's own class means, and there is no teacher pass: run "
+            len(context.dataset.passes) > 0,
+            f"evaluators={NAME} compares with the teacher's own class means, and there is no teacher pass: run "
             f"stages.precompute with a teacher, or name a matrix or superclasses with {_OPTION}=",
         )
         return {}
-    read_similarity(Path(path), len(trial.store.manifest.classes))
+    read_similarity(Path(path), len(context.store.manifest.classes))
     return {path: sha256_file(Path(path))}
 
 
-def judge_class_similarity(trial: Trial) -> dict[str, Any]:
+def evaluate_class_similarity(context: EvaluationContext) -> dict[str, Any]:
     """entropy in nats, of a record's softmax_tau, and spearman.teacher, spearman.given: of the off-diagonal class
     means with those of the first teacher pass, and with evaluate.class_similarity.similarity; teacher_entropy and
     teacher_spearman.given are the teacher's own.
     """
-    options, judged = trial.options.class_similarity, trial.judged
-    own = AnswerSum.of(judged.logits, judged.labels, options.tau)
+    options, predictions = context.options.class_similarity, context.predictions
+    own = PredictionSums.of(predictions.logits, predictions.labels, options.tau)
     metrics: dict[str, Any] = {"entropy": own.mean_entropy}
     spearman, of_teacher = {}, {}
     teacher = None
-    if judged.teacher_logits is not None:
-        teacher = AnswerSum.of(judged.teacher_logits, judged.labels, options.tau)
+    if predictions.teacher_logits is not None:
+        teacher = PredictionSums.of(predictions.teacher_logits, predictions.labels, options.tau)
         metrics["teacher_entropy"] = teacher.mean_entropy
         spearman["teacher"] = off_diagonal_spearman(own.matrix, teacher.matrix)
     if options.similarity is not None:
-        given = read_similarity(Path(options.similarity), judged.logits.shape[1])
+        given = read_similarity(Path(options.similarity), predictions.logits.shape[1])
         spearman["given"] = off_diagonal_spearman(own.matrix, given)
         if teacher is not None:
             of_teacher["given"] = off_diagonal_spearman(teacher.matrix, given)
@@ -162,7 +162,7 @@ def read_similarity(path: Path, classes: int) -> Tensor:
 
 
 EVALUATOR = Evaluator(
-    judge_class_similarity,
+    evaluate_class_similarity,
     check_class_similarity,
     Page(
         "Classes",

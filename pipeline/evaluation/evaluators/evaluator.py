@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pipeline.evaluation.metrics import PLAIN, Metric
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.context import Trial
+    from pipeline.evaluation.context import EvaluationContext
 
 
 class Quantity(NamedTuple):
@@ -29,13 +29,13 @@ class Page(NamedTuple):
 
     short: str
     title: str
-    lead: str
+    introduction: str
     quantities: tuple[Quantity, ...]
-    looks_at_splits: bool = True
+    per_split: bool = True
     """False of an evaluator whose numbers are the same for every split."""
 
 
-def reads_nothing_else(trial: Trial) -> Mapping[str, str]:
+def needs_nothing_else(context: EvaluationContext) -> Mapping[str, str]:
     """The check of an evaluator that has everything it needs."""
     return {}
 
@@ -43,10 +43,10 @@ def reads_nothing_else(trial: Trial) -> Mapping[str, str]:
 class Evaluator(NamedTuple):
     """A member of the family."""
 
-    run: Callable[[Trial], Mapping[str, Any]]
-    """The numbers of one split, JSON; what is large goes to files in trial.folder."""
-    check: Callable[[Trial], Mapping[str, str]] = reads_nothing_else
+    run: Callable[[EvaluationContext], Mapping[str, Any]]
+    """The numbers of one split, JSON; what is large goes to files in context.folder."""
+    check: Callable[[EvaluationContext], Mapping[str, str]] = needs_nothing_else
     """Before anything is computed: ConfigError, saying what it needs and how to give it, where that is not there;
-    path -> sha256 of the files that it reads beside the subject, the store and the passes (another student)."""
+    path -> sha256 of the files that it reads beside the model, the store and the passes (another student)."""
     page: Page | None = None
     """None where the report shows its numbers elsewhere."""

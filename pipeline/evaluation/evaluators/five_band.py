@@ -6,10 +6,10 @@
 
 and is compared with the truth: 2 on the part that makes the class, 1 on the rest of the object, 0 elsewhere. Of every
 pixel TP: both the same band, not 0; FP: marked, and wrongly; TN: both 0; FN: not marked where it should be. The soft
-score moves the thresholds towards 0 and keeps the best step, and the mean over steps.
+score moves the thresholds toward 0 and keeps the best step, and the mean over steps.
 
 A map of zeros is already right on the whole background, so accuracy never stands without recall, precision and FPR. A
-GradCAM, after its ReLU, has no band below 0. Shape letters: B batch, H W the judged view, S steps.
+GradCAM, after its ReLU, has no band below 0. Shape letters: B batch, H W the evaluated view, S steps.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch import Tensor
 
 from pipeline.core.errors import ConfigError, require
 from pipeline.core.records import NO_CLASS, Batch
-from pipeline.evaluation.context import Trial
+from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
-from pipeline.evaluation.forward import evidence, maps_of
+from pipeline.evaluation.forward import attribution_of, maps_of
 from pipeline.evaluation.localization import upsample
 from pipeline.evaluation.metrics import LESS_PER_CENT, PER_CENT
 from pipeline.loading.geometry import canonical_from_view, view_images, warp
@@ -35,7 +35,7 @@ from pipeline.models.resolve import require_images
 NAME = "five_band"
 _LOW, _HIGH = 0.3, 0.7
 _DECIMALS = 9
-_GRIDS = {"legacy": (11, 0.02), "v2": (56, 0.005)}
+_THRESHOLDS = {"legacy": (11, 0.02), "v2": (56, 0.005)}
 """Steps, and by how much each moves both thresholds."""
 _SCORES = ("accuracy", "recall", "precision", "fpr")
 _PART = 2
@@ -47,13 +47,13 @@ _CHECKED = 64
 # ---- scores --------------------------------------------------------------------------------------
 
 
-def steps_of(grid: str) -> list[float]:
-    """How far each step of a grid moves the thresholds towards 0; the first is the hard score."""
-    count, width = _GRIDS[grid]
+def steps_of(thresholds: str) -> list[float]:
+    """How far each step of a schedule moves the thresholds toward 0; the first is the hard score."""
+    count, width = _THRESHOLDS[thresholds]
     return [width * step for step in range(count)]
 
 
-def normalise(maps: Tensor) -> Tensor:
+def normalize(maps: Tensor) -> Tensor:
     """Maps [B, H, W] divided by their highest absolute value, f64; a map of zeros stays."""
     wide = maps.double()
     highest = wide.abs().amax(dim=(1, 2), keepdim=True)
@@ -61,7 +61,7 @@ def normalise(maps: Tensor) -> Tensor:
 
 
 def bands_of(maps: Tensor, moved: float = 0.0) -> Tensor:
-    """i64 in -2 to 2 of normalised maps, with thresholds moved towards 0; a threshold belongs to the band below."""
+    """i64 in -2 to 2 of normalized maps, with thresholds moved toward 0; a threshold belongs to the band below."""
     # Rounded, as 0.3 - 0.2 is less than 0.1 in floats, and a pixel of 0.1 belongs to the band below.
     low, high = round(_LOW - moved, _DECIMALS), round(_HIGH - moved, _DECIMALS)
     thresholds = torch.tensor([-high, -low, low, high], dtype=maps.dtype, device=maps.device)
@@ -69,8 +69,8 @@ def bands_of(maps: Tensor, moved: float = 0.0) -> Tensor:
 
 
 @dataclass(frozen=True)
-class BandTally:
-    """Pixels of each kind at each step; tallies of parts of a split add up exactly."""
+class BandCounts:
+    """Pixels of each kind at each step; counts of parts of a split add up exactly."""
 
     counts: Tensor
     """i64 [S, 4]: TP, FP, TN, FN."""
@@ -81,9 +81,9 @@ class BandTally:
     """Records whose map is all zero."""
 
     @classmethod
-    def of(cls, maps: Tensor, truth: Tensor, steps: Sequence[float]) -> BandTally:
+    def of(cls, maps: Tensor, truth: Tensor, steps: Sequence[float]) -> BandCounts:
         """Of maps [B, H, W] of any positive scale and bands i64 [B, H, W] of the truth."""
-        scaled = normalise(maps)
+        scaled = normalize(maps)
         counts = []
         for moved in steps:
             bands = bands_of(scaled, moved)
@@ -94,8 +94,8 @@ class BandTally:
         silent = int((~scaled.flatten(1).any(dim=1)).sum())
         return cls(torch.stack(counts).cpu(), int((truth == 0).sum()), len(maps), silent)
 
-    def __add__(self, other: BandTally) -> BandTally:
-        return BandTally(
+    def __add__(self, other: BandCounts) -> BandCounts:
+        return BandCounts(
             self.counts + other.counts,
             self.background + other.background,
             self.records + other.records,
@@ -132,53 +132,53 @@ class BandTally:
         }
 
 
-# ---- the judge -----------------------------------------------------------------------------------
+# ---- the evaluator -----------------------------------------------------------------------------------
 
 
-def check_five_band(trial: Trial) -> Mapping[str, str]:
+def check_five_band(context: EvaluationContext) -> Mapping[str, str]:
     """ConfigError unless the split has masks of two levels."""
-    require_images(trial.store, f"judges={NAME}", "leave it out of judges")
-    if not bool((trial.dataset.columns["mask_size"] > 0).any()):
+    require_images(context.store, f"evaluators={NAME}", "leave it out of evaluators")
+    if not bool((context.dataset.columns["mask_size"] > 0).any()):
         raise ConfigError(
-            f"judges={NAME} needs masks of two levels (1 the object, 2 the part that makes its class), and "
-            f"{trial.split} has none; judge students of a store of data=cells"
+            f"evaluators={NAME} needs masks of two levels (1 the object, 2 the part that makes its class), and "
+            f"{context.split} has none; evaluate students of a store of data=cells"
         )
-    first = trial.dataset.__getitems__(list(range(min(_CHECKED, len(trial.dataset)))))
-    _require_levels(trial, first)
+    first = context.dataset.__getitems__(list(range(min(_CHECKED, len(context.dataset)))))
+    _require_levels(context, first)
     return {}
 
 
-def _require_levels(trial: Trial, batch: Batch) -> None:
+def _require_levels(context: EvaluationContext, batch: Batch) -> None:
     assert batch.masks is not None
     highest = int(batch.masks.max())
     require(
         highest <= _PART,
-        f"judges={NAME} needs masks of two levels (1 the object, 2 the part that makes its class), and {trial.split} "
-        f"has one with {highest}; judge students of a store of data=cells",
+        f"evaluators={NAME} needs masks of two levels (1 the object, 2 the part that makes its class), and {context.split} "
+        f"has one with {highest}; evaluate students of a store of data=cells",
     )
 
 
-def judge_five_band(trial: Trial) -> dict[str, Any]:
+def evaluate_five_band(context: EvaluationContext) -> dict[str, Any]:
     """accuracy, recall, precision and fpr over all pixels, each by hard, best and mean (over the soft score's steps),
     of the subject's own explanation of the class that it predicts; background_fraction is the accuracy of a map of
     zeros, zero_map_fraction how many of its maps are that.
     """
-    steps = steps_of(trial.options.five_band.grid)
-    total = BandTally(torch.zeros(len(steps), 4, dtype=torch.int64))
-    for batch in trial.views():
-        _require_levels(trial, batch)
-        truth = truth_bands(batch, trial.subject.input_size)
-        total = total + BandTally.of(_explanations(trial, batch), truth, steps)
+    steps = steps_of(context.options.five_band.thresholds)
+    total = BandCounts(torch.zeros(len(steps), 4, dtype=torch.int64))
+    for batch in context.iter_batches():
+        _require_levels(context, batch)
+        truth = truth_bands(batch, context.model.input_size)
+        total = total + BandCounts.of(_explanations(context, batch), truth, steps)
     return total.metrics
 
 
 @torch.no_grad()
-def _explanations(trial: Trial, batch: Batch) -> Tensor:
+def _explanations(context: EvaluationContext, batch: Batch) -> Tensor:
     """[B, H, W], of the predicted classes; signed where the explainer is."""
-    subject = trial.subject
-    output = forward_to_explain(subject.model, view_images(batch, subject.input_size))
+    model = context.model
+    output = forward_to_explain(model.network, view_images(batch, model.input_size))
     predicted = torch.full_like(output.logits[:, 0], NO_CLASS, dtype=torch.int64)
-    return upsample(evidence(maps_of(subject, output, predicted), batch), subject.input_size)
+    return upsample(attribution_of(maps_of(model, output, predicted), batch), model.input_size)
 
 
 def truth_bands(batch: Batch, size: tuple[int, int]) -> Tensor:
@@ -191,7 +191,7 @@ def truth_bands(batch: Batch, size: tuple[int, int]) -> Tensor:
 
 
 EVALUATOR = Evaluator(
-    judge_five_band,
+    evaluate_five_band,
     check_five_band,
     Page(
         "Five bands",

@@ -1,13 +1,13 @@
 """Do the gradients of the loss look like the object? (Han et al. 2023, section 5, in numbers.)
 
-Three quantities of gradients with respect to the image x, in [0, 1], normalisation included:
+Three quantities of gradients with respect to the image x, in [0, 1], normalization included:
 
     mask_energy       sum over the object of |g| / sum of |g|, minus the object's share of the view; g = d CE / d x,
                       |.| summed over channels. 0 is chance, 1 - area the most.
     margin_alignment  |<x, grad m(x)>| / ||grad m(x)||, m = highest logit - second highest (Etmann et al. 2019)
     map_cosine        cosine of |g|, averaged over the cells of the teacher's stored map, with that map's positive part
 
-Two backward passes a record. Shape letters: B batch, K classes, H W the judged view, h w the stored map's grid.
+Two backward passes a record. Shape letters: B batch, K classes, H W the evaluated view, h w the stored map's grid.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch import Tensor
 
 from pipeline.core.labels import known
 from pipeline.core.records import NO_LABEL, Batch
-from pipeline.evaluation.context import Trial, require_one_label
+from pipeline.evaluation.context import EvaluationContext, require_one_label
 from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from pipeline.evaluation.evaluators.probe_set import balanced_positions
-from pipeline.evaluation.forward import evidence
-from pipeline.evaluation.means import Means
+from pipeline.evaluation.forward import attribution_of
+from pipeline.evaluation.means import RunningMeans
 from pipeline.evaluation.metrics import MORE
 from pipeline.loading.geometry import view_images, view_maps
 from pipeline.loading.regions import regions_of
@@ -35,32 +35,32 @@ from pipeline.models.resolve import require_images
 NAME = "gradient_alignment"
 
 
-def check_gradient_alignment(trial: Trial) -> Mapping[str, str]:
+def check_gradient_alignment(context: EvaluationContext) -> Mapping[str, str]:
     """ConfigError unless the records are images with one label each."""
-    require_images(trial.store, f"judges={NAME}", "leave it out of judges")
-    require_one_label(trial, NAME)
+    require_images(context.store, f"evaluators={NAME}", "leave it out of evaluators")
+    require_one_label(context, NAME)
     return {}
 
 
-def judge_gradient_alignment(trial: Trial) -> dict[str, Any]:
+def evaluate_gradient_alignment(context: EvaluationContext) -> dict[str, Any]:
     """mask_energy (where records have evaluate.region), margin_alignment and map_cosine (where the first teacher
     pass has maps): means over the records where each is defined, and <name>_records.
     """
-    number = trial.options.gradient_alignment.records
+    number = context.options.gradient_alignment.records
     chosen = None
-    if number < len(trial.dataset):
-        chosen = np.sort(balanced_positions(trial.dataset, NAME)[:number]).tolist()
-    total = Means()
-    for batch in trial.views(chosen):
-        total = total + Means.of(_batch_alignment(trial, batch))
+    if number < len(context.dataset):
+        chosen = np.sort(balanced_positions(context.dataset, NAME)[:number]).tolist()
+    total = RunningMeans()
+    for batch in context.iter_batches(chosen):
+        total = total + RunningMeans.of(_batch_alignment(context, batch))
     return total.metrics
 
 
-def _batch_alignment(trial: Trial, batch: Batch) -> dict[str, Tensor]:
+def _batch_alignment(context: EvaluationContext, batch: Batch) -> dict[str, Tensor]:
     """[B] each; nan where it is not defined."""
-    subject, size = trial.subject, trial.subject.input_size
+    model, size = context.model, context.model.input_size
     images = view_images(batch, size)
-    score, labels = subject.model, batch.labels
+    score, labels = model.network, batch.labels
     margins = input_gradient(images, lambda x: margin(score(x).logits))
     values = {"margin_alignment": margin_alignment(images, margins)}
     targets = labels.clamp(min=0)
@@ -68,15 +68,15 @@ def _batch_alignment(trial: Trial, batch: Batch) -> dict[str, Tensor]:
         images, lambda x: F.cross_entropy(score(x).logits, targets, reduction="none")
     )
     unknown = ~known(labels)
-    if trial.has_regions:
+    if context.has_regions:
         regions = regions_of(
-            batch, labels.masked_fill(unknown, NO_LABEL), trial.options.region, size
+            batch, labels.masked_fill(unknown, NO_LABEL), context.options.region, size
         )
         values["mask_energy"] = mask_energy(gradients, regions).masked_fill(unknown, float("nan"))
     if batch.targets and batch.targets[0].maps is not None:
         stored = batch.targets[0].maps
         grid = (stored.shape[-2], stored.shape[-1])
-        maps = evidence(view_maps(batch, batch.targets[0], grid), batch)
+        maps = attribution_of(view_maps(batch, batch.targets[0], grid), batch)
         cosine = energy_cosine(gradients, maps)
         values["map_cosine"] = cosine.masked_fill(unknown, float("nan"))
     return values
@@ -137,7 +137,7 @@ def energy_cosine(gradients: Tensor, maps: Tensor) -> Tensor:
 
 
 EVALUATOR = Evaluator(
-    judge_gradient_alignment,
+    evaluate_gradient_alignment,
     check_gradient_alignment,
     Page(
         "Gradients",

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from pipeline.core.errors import ConfigError
-from pipeline.evaluation.forward import Subject
+from pipeline.evaluation.forward import EvaluatedModel
 from pipeline.models.classifier import Classifier
-from pipeline.models.output import Inner
+from pipeline.models.output import Intermediates
 
 POOLED = "pooled"
 _LOGITS = "logits"
@@ -27,7 +27,7 @@ _LOGITS = "logits"
 def activations(model: Classifier, images: Tensor) -> dict[str, Tensor]:
     """What each layer but `pooled` says of images [B, 3, H, W]: [B, C, h, w]; logits are [B, K]."""
     try:
-        output = model(images, Inner(stages=True))
+        output = model(images, Intermediates(stages=True))
     except ConfigError:  # its stages are not known here
         output = model(images)
     if output.stages:
@@ -51,10 +51,10 @@ def pool(activation: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def layer_names(subject: Subject) -> list[str]:
+def layer_names(model: EvaluatedModel) -> list[str]:
     """Of a network, from the finest layer to the deepest; one blank image is asked."""
-    blank = torch.zeros(1, 3, *subject.input_size, device=subject.device)
-    return list(layer_features(activations(subject.model, blank)))
+    blank = torch.zeros(1, 3, *model.input_size, device=model.device)
+    return list(layer_features(activations(model.network, blank)))
 
 
 def pair_layers(own: Sequence[str], others: Sequence[str]) -> dict[str, str]:

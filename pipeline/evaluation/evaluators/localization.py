@@ -7,26 +7,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.core.errors import ConfigError
-from pipeline.evaluation.context import Trial
+from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.evaluators.evaluator import Evaluator
 from pipeline.evaluation.predictions import localization_metrics
 
 logger = logging.getLogger("permafrost.evaluate")
 
 
-def _localization(trial: Trial) -> dict[str, Any]:
-    return localization_metrics(trial.judged)
+def _localization(context: EvaluationContext) -> dict[str, Any]:
+    return localization_metrics(context.predictions)
 
 
-def _check_localization(trial: Trial) -> Mapping[str, str]:
-    if trial.has_regions or trial.has_maps:
+def _check_localization(context: EvaluationContext) -> Mapping[str, str]:
+    if context.has_regions or context.has_maps:
         return {}
     needs = (
-        f"{trial.split} has no {trial.options.region} and no maps of a teacher to compare with: localization needs "
+        f"{context.split} has no {context.options.region} and no maps of a teacher to compare with: localization needs "
         "boxes or masks from the data (evaluate.region), or a pass with annotate.payloads=[logits,map]"
     )
-    if trial.config.judges is not None:
-        raise ConfigError(f"judges={','.join(trial.config.judges)}, but {needs}")
+    if context.config.evaluators is not None:
+        raise ConfigError(f"evaluators={','.join(context.config.evaluators)}, but {needs}")
     logger.info("%s", needs)
     return {}
 

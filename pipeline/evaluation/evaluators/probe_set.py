@@ -1,4 +1,4 @@
-"""A fixed, class-balanced set of a split's records: the same whoever is judged, however the records are ordered.
+"""A fixed, class-balanced set of a split's records: the same whoever is evaluated, however the records are ordered.
 
 What compares features with labels needs several records of a class: records of as many classes are all equally far
 apart, and say nothing. Where a part of the set has not room for LEAST_OF_A_CLASS records of every class, it holds
@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config.judging import EvaluateOptions
+from pipeline.config.evaluation import EvaluateOptions
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_keys
 from pipeline.core.labels import multi_hot
 from pipeline.core.records import NO_LABEL
 from pipeline.core.seeds import derive_seed
-from pipeline.evaluation.forward import Subject
+from pipeline.evaluation.forward import EvaluatedModel
 from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.geometry import judged_view, view_images
+from pipeline.loading.geometry import evaluation_view, view_images
 from pipeline.loading.loader import move_batch
 
 LEAST_OF_A_CLASS = 4
@@ -142,42 +142,42 @@ def _by_class(dataset: StoreDataset) -> dict[int, NDArray[np.int64]]:
 
 
 def check_probes(
-    judge: str, dataset: StoreDataset, split: str, least: int, embeddings: str | None = None
+    evaluator: str, dataset: StoreDataset, split: str, least: int, embeddings: str | None = None
 ) -> None:
     """ConfigError unless the split has labels of two classes and as many records as it takes at least.
 
-    judge       for the message
-    embeddings  option of the judge by which classes differ more or less; without it, two classes need two records
+    evaluator       for the message
+    embeddings  option of the evaluator by which classes differ more or less; without it, two classes need two records
                 each, or all records are equally far apart
     """
     classes = _by_class(dataset)
-    labelled = len(np.unique(np.concatenate(list(classes.values())))) if classes else 0
-    if len(classes) < 2 or labelled < least:
+    labeled = len(np.unique(np.concatenate(list(classes.values())))) if classes else 0
+    if len(classes) < 2 or labeled < least:
         raise ConfigError(
-            f"judges={judge} compares with labels, and {split} has {labelled} labelled records in {len(classes)} "
+            f"evaluators={evaluator} compares with labels, and {split} has {labeled} labeled records in {len(classes)} "
             f"class(es); it takes at least {least} in 2: name another of the store's splits in evaluate.splits"
         )
     repeated = sum(len(members) > 1 for members in classes.values())
     if embeddings is not None and dataset.label_lists is None and repeated < 2:
         raise ConfigError(
-            f"judges={judge} compares with labels, and of {len(classes)} classes {split} has several records of "
+            f"evaluators={evaluator} compares with labels, and of {len(classes)} classes {split} has several records of "
             f"{repeated}: all labels are equally far apart, and nothing can be said; name another of the store's "
             f"splits in evaluate.splits, or give the classes' embeddings as {embeddings}"
         )
 
 
 def iter_views(
-    subject: Subject, dataset: StoreDataset, positions: Sequence[int], options: EvaluateOptions
+    model: EvaluatedModel, dataset: StoreDataset, positions: Sequence[int], options: EvaluateOptions
 ) -> Iterator[Tensor]:
-    """Images f32 [b, 3, H, W] of these positions in the subject's judged view, on its device."""
+    """Images f32 [b, 3, H, W] of these positions in the subject's evaluated view, on its device."""
     for start in range(0, len(positions), options.batch_size):
         rows = list(positions[start : start + options.batch_size])
-        batch = move_batch(dataset.__getitems__(rows), subject.device)
-        batch = judged_view(batch, options.frame, subject.input_size)
-        yield view_images(batch, subject.input_size)
+        batch = move_batch(dataset.__getitems__(rows), model.device)
+        batch = evaluation_view(batch, options.frame, model.input_size)
+        yield view_images(batch, model.input_size)
 
 
-def hot_labels(dataset: StoreDataset, positions: Sequence[int]) -> Tensor:
+def multi_hot_labels(dataset: StoreDataset, positions: Sequence[int]) -> Tensor:
     """Labels of records, hot f32 [n, K]; no image is read."""
     num_classes = len(dataset.store.manifest.classes)
     return multi_hot(dataset.labels_at(np.asarray(positions, np.int64)), num_classes)

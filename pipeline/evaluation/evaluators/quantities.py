@@ -34,7 +34,7 @@ def comparable_metrics() -> list[str]:
     return [*METRICS, *names]
 
 
-def judges_of(name: str) -> tuple[str, ...] | None:
-    """The evaluator of a metric, as the option `judges` names it; None for those of every evaluation."""
+def evaluators_of(name: str) -> tuple[str, ...] | None:
+    """The evaluator of a metric, as the option `evaluators` names it; None for those of every evaluation."""
     evaluator = name.partition(".")[0]
     return (evaluator,) if evaluator in EVALUATORS and "." in name else None

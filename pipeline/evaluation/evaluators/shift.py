@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.seeds import derive_seed
-from pipeline.evaluation.context import Trial
+from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.evaluators.evaluator import Evaluator
-from pipeline.evaluation.forward import Subject
+from pipeline.evaluation.forward import EvaluatedModel
 from pipeline.evaluation.localization import upsample
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.loader import move_batch
@@ -34,7 +34,7 @@ _BATCH = 64
 
 @torch.no_grad()
 def shift_curves(
-    subject: Subject, dataset: StoreDataset, *, max_shift: int, records: int
+    model: EvaluatedModel, dataset: StoreDataset, *, max_shift: int, records: int
 ) -> dict[str, list[float]]:
     """Mean cosine at each shift of 0 to `max_shift` pixels, by kind of map.
 
@@ -48,19 +48,19 @@ def shift_curves(
     max_shift  >= 1 and below the input's sides
     records    of the dataset, drawn by a fixed seed; fewer where it has fewer
     """
-    check_shift("evaluate.shift.pixels", max_shift, subject.input_size)
+    check_shift("evaluate.shift.pixels", max_shift, model.input_size)
     chosen = _chosen(len(dataset), records)
     cosines: dict[str, list[Tensor]] = {}
     for start in range(0, len(chosen), _BATCH):
-        batch = move_batch(dataset.__getitems__(chosen[start : start + _BATCH]), subject.device)
-        for kind, curve in _batch_curves(subject, batch.inputs, max_shift).items():
+        batch = move_batch(dataset.__getitems__(chosen[start : start + _BATCH]), model.device)
+        for kind, curve in _batch_curves(model, batch.inputs, max_shift).items():
             cosines.setdefault(kind, []).append(curve.cpu())
     return {
         kind: torch.cat(parts, dim=1).nanmean(dim=1).tolist() for kind, parts in cosines.items()
     }
 
 
-class Shifted(NamedTuple):
+class ShiftedPair(NamedTuple):
     """What a network sees in a window and in the moved one."""
 
     images: Tensor
@@ -72,28 +72,30 @@ class Shifted(NamedTuple):
 
 
 @torch.no_grad()
-def shifted_maps(subject: Subject, frames: Tensor, shift: int, explained: Tensor) -> Shifted:
+def shifted_maps(
+    model: EvaluatedModel, frames: Tensor, shift: int, explained: Tensor
+) -> ShiftedPair:
     """Frames u8 [B, 3, H, W] in both windows, and the explanations of the given classes [B]."""
-    images = [window(frames, subject.input_size, moved, shift) for moved in (0, shift)]
+    images = [window(frames, model.input_size, moved, shift) for moved in (0, shift)]
     shown = []
     for seen in images:
-        kinds = _maps(subject, forward_to_explain(subject.model, seen), explained[:, None])
+        kinds = _maps(model, forward_to_explain(model.network, seen), explained[:, None])
         shown.append(kinds.get("contribution", kinds["map"]))
     cosine, valid = overlap_cosine(shown[0], shown[1], shift)
-    return Shifted(
+    return ShiftedPair(
         torch.stack(images), torch.stack(shown).sum(dim=2), cosine.masked_fill(~valid, float("nan"))
     )
 
 
-def _batch_curves(subject: Subject, frames: Tensor, max_shift: int) -> dict[str, Tensor]:
+def _batch_curves(model: EvaluatedModel, frames: Tensor, max_shift: int) -> dict[str, Tensor]:
     """Cosines [max_shift + 1, B] by kind of map; nan where a map is zero."""
-    output = forward_to_explain(subject.model, window(frames, subject.input_size, 0, max_shift))
+    output = forward_to_explain(model.network, window(frames, model.input_size, 0, max_shift))
     explained = output.logits.argmax(dim=1, keepdim=True)
-    unmoved = _maps(subject, output, explained)
+    unmoved = _maps(model, output, explained)
     curves: dict[str, list[Tensor]] = {kind: [] for kind in unmoved}
     for shift in range(max_shift + 1):
-        images = window(frames, subject.input_size, shift, max_shift)
-        moved = _maps(subject, forward_to_explain(subject.model, images), explained)
+        images = window(frames, model.input_size, shift, max_shift)
+        moved = _maps(model, forward_to_explain(model.network, images), explained)
         for kind, maps in moved.items():
             cosine, valid = overlap_cosine(unmoved[kind], maps, shift)
             curves[kind].append(cosine.masked_fill(~valid, float("nan")))
@@ -115,12 +117,12 @@ def window(frames: Tensor, size: tuple[int, int], shift: int, max_shift: int) ->
 
 def window_view(frame: tuple[int, int], size: tuple[int, int], max_shift: int) -> Tensor:
     """`canonical_from_view` of the unmoved window of (height, width) `size` in a `frame`: f32 [3, 3]."""
-    scales, centres = [], []
+    scales, centers = [], []
     for full, seen, start in zip(frame, size, _corner(frame, size, max_shift), strict=True):
         scales.append(seen / full)
-        centres.append((2 * start + seen) / full - 1)
+        centers.append((2 * start + seen) / full - 1)
     return torch.tensor(
-        [[scales[1], 0.0, centres[1]], [0.0, scales[0], centres[0]], [0.0, 0.0, 1.0]]
+        [[scales[1], 0.0, centers[1]], [0.0, scales[0], centers[0]], [0.0, 0.0, 1.0]]
     )
 
 
@@ -159,13 +161,13 @@ def _chosen(count: int, records: int) -> list[int]:
     return sorted(generator.sample(range(count), min(count, records)))
 
 
-def _maps(subject: Subject, output: ModelOutput, explained: Tensor) -> dict[str, Tensor]:
+def _maps(model: EvaluatedModel, output: ModelOutput, explained: Tensor) -> dict[str, Tensor]:
     """[B, A, h, w] each, at the input's resolution."""
-    maps = subject.maps(output, explained)
+    maps = model.maps(output, explained)
     shown = {"map": maps[:, 0]}
     if is_bcos_weights(maps):
         shown["contribution"] = contribution_map(maps, output.features.detach())[:, 0]
-    return {kind: _at_size(values, subject.input_size) for kind, values in shown.items()}
+    return {kind: _at_size(values, model.input_size) for kind, values in shown.items()}
 
 
 def _at_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -177,25 +179,25 @@ def _at_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
 # ---- the evaluator -------------------------------------------------------------------------------
 
 
-def _shift(trial: Trial) -> dict[str, Any]:
-    assert trial.options.shift.pixels is not None
+def _shift(context: EvaluationContext) -> dict[str, Any]:
+    assert context.options.shift.pixels is not None
     return shift_curves(
-        trial.subject,
-        trial.dataset,
-        max_shift=trial.options.shift.pixels,
-        records=trial.options.shift.records,
+        context.model,
+        context.dataset,
+        max_shift=context.options.shift.pixels,
+        records=context.options.shift.records,
     )
 
 
-def _check_shift(trial: Trial) -> Mapping[str, str]:
-    if trial.options.shift.pixels is None:
+def _check_shift(context: EvaluationContext) -> Mapping[str, str]:
+    if context.options.shift.pixels is None:
         raise ConfigError(
-            "judges=shift needs evaluate.shift.pixels, in pixels, as in evaluate.shift.pixels=32"
+            "evaluators=shift needs evaluate.shift.pixels, in pixels, as in evaluate.shift.pixels=32"
         )
     require_images(
-        trial.store, f"evaluate.shift.pixels={trial.options.shift.pixels}", "set it to null"
+        context.store, f"evaluate.shift.pixels={context.options.shift.pixels}", "set it to null"
     )
-    check_shift("evaluate.shift.pixels", trial.options.shift.pixels, trial.subject.input_size)
+    check_shift("evaluate.shift.pixels", context.options.shift.pixels, context.model.input_size)
     return {}
 
 

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.core.errors import ConfigError
-from pipeline.evaluation.context import Trial
+from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from pipeline.evaluation.metrics import LESS, PER_CENT
-from pipeline.loading.dataset import StoreDataset, iter_in_order
-from pipeline.loading.geometry import judged_view, view_images
+from pipeline.loading.dataset import StoreDataset, iter_batches
+from pipeline.loading.geometry import evaluation_view, view_images
 from pipeline.loading.loader import move_batch
 from pipeline.models.additive.hierarchy import (
     coarsen,
@@ -28,13 +28,13 @@ from pipeline.models.additive.hierarchy import (
     require_same_level,
 )
 from pipeline.models.additive.network import AdditiveClassifier
-from pipeline.models.output import Inner
+from pipeline.models.output import Intermediates
 
-PAYLOAD = "ked_z"
+PAYLOAD = "superfeature_logits"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FidelitySum:
+class FidelitySums:
     """Over some records; sums over parts of a split add up."""
 
     kl: Tensor
@@ -44,15 +44,15 @@ class FidelitySum:
     records: int
 
     @classmethod
-    def of(cls, teacher: Tensor, student: Tensor) -> FidelitySum:
-        """Of superfeature logits [B, M, K], raw or class-centred."""
+    def of(cls, teacher: Tensor, student: Tensor) -> FidelitySums:
+        """Of superfeature logits [B, M, K], raw or class-centered."""
         log_p, log_q = (F.log_softmax(logits.double(), dim=2) for logits in (teacher, student))
         kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=2)
         same = teacher.argmax(dim=2) == student.argmax(dim=2)
         return cls(kl=kl.sum(dim=0), agreement=same.double().sum(dim=0), records=len(teacher))
 
-    def __add__(self, other: FidelitySum) -> FidelitySum:
-        return FidelitySum(
+    def __add__(self, other: FidelitySums) -> FidelitySums:
+        return FidelitySums(
             kl=self.kl + other.kl,
             agreement=self.agreement + other.agreement,
             records=self.records + other.records,
@@ -70,55 +70,57 @@ class FidelitySum:
         }
 
 
-def check_superfeatures(trial: Trial) -> Mapping[str, str]:
+def check_superfeatures(context: EvaluationContext) -> Mapping[str, str]:
     """ConfigError unless student and teacher pass have superfeatures in common."""
-    _levels(trial)
+    _levels(context)
     return {}
 
 
-def judge_superfeatures(trial: Trial) -> dict[str, Any]:
+def evaluate_superfeatures(context: EvaluationContext) -> dict[str, Any]:
     """`FidelitySum.metrics` of the split, at the finest level that both have."""
-    number, of_student, of_teacher = _levels(trial)
-    store, rows = trial.store, trial.dataset.rows
-    dataset = StoreDataset(store, rows, trial.dataset.passes[:1], extra=PAYLOAD)
-    total = FidelitySum(kl=torch.zeros(number), agreement=torch.zeros(number), records=0)
-    subject = trial.subject
-    for batch in iter_in_order(dataset, trial.options.batch_size):
-        taught = coarsen(batch.targets[0].extra[PAYLOAD], of_teacher, number)
-        seen = judged_view(
-            move_batch(batch, subject.device), trial.options.frame, subject.input_size
+    number, of_student, of_teacher = _levels(context)
+    store, rows = context.store, context.dataset.rows
+    dataset = StoreDataset(store, rows, context.dataset.passes[:1], payload=PAYLOAD)
+    total = FidelitySums(kl=torch.zeros(number), agreement=torch.zeros(number), records=0)
+    model = context.model
+    for batch in iter_batches(dataset, context.options.batch_size):
+        taught = coarsen(batch.targets[0].intermediates[PAYLOAD], of_teacher, number)
+        seen = evaluation_view(
+            move_batch(batch, model.device), context.options.frame, model.input_size
         )
         with torch.no_grad():
-            output = subject.model(view_images(seen, subject.input_size), Inner(superfeatures=True))
+            output = model.network(
+                view_images(seen, model.input_size), Intermediates(superfeatures=True)
+            )
         assert output.superfeature_logits is not None
         own = coarsen(output.superfeature_logits, of_student, number)
-        total = total + FidelitySum.of(taught.cpu(), own.cpu())
+        total = total + FidelitySums.of(taught.cpu(), own.cpu())
     return total.metrics
 
 
-def _levels(trial: Trial) -> tuple[int, Tensor, Tensor]:
+def _levels(context: EvaluationContext) -> tuple[int, Tensor, Tensor]:
     """How many superfeatures are compared, and which each of the student's and of the teacher's belongs to."""
-    model = trial.subject.model
-    if not isinstance(model, AdditiveClassifier):
+    network = context.model.network
+    if not isinstance(network, AdditiveClassifier):
         raise ConfigError(
-            f"judges=superfeatures asks what a network says of each superfeature, and {type(model.network).__name__} "
-            "has none; it judges students of student=additive"
+            f"evaluators=superfeatures asks what a network says of each superfeature, and {type(network.network).__name__} "
+            "has none; it evaluates students of student=additive"
         )
-    passes = trial.dataset.passes
+    passes = context.dataset.passes
     taught = pass_hierarchy(passes[0]) if passes else None
     if taught is None:
         raise ConfigError(
-            "judges=superfeatures compares with a teacher pass that holds superfeatures: run stages.precompute "
-            "teacher=additive with annotate.payloads=[logits,ked_z], and name its pass with store.teacher="
+            "evaluators=superfeatures compares with a teacher pass that holds superfeatures: run stages.precompute "
+            "teacher=additive with annotate.payloads=[logits,superfeature_logits], and name its pass with store.teacher="
         )
-    student = hierarchy_of(model.partition)
+    student = hierarchy_of(network.partition)
     number = min(student.most, taught.most)
     require_same_level(student, taught, number, passes[0].name)
     return number, student.coarsening(number), taught.coarsening(number)
 
 
 EVALUATOR = Evaluator(
-    judge_superfeatures,
+    evaluate_superfeatures,
     check_superfeatures,
     Page(
         "Superfeatures",

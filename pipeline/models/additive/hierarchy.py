@@ -28,7 +28,7 @@ def coarsen(logits: Tensor, coarsening: Tensor, number: int) -> Tensor:
     return coarse.index_add(1, coarsening.to(wide.device), wide)
 
 
-def class_centred(logits: Tensor) -> Tensor:
+def class_centered(logits: Tensor) -> Tensor:
     """Logits minus their mean over classes, the last dimension: no softmax and no KL sees the difference."""
     return logits - logits.mean(dim=-1, keepdim=True)
 
@@ -85,7 +85,7 @@ def describe_partition(partition: Partition) -> dict[str, Any]:
 
 
 def pass_hierarchy(teacher: TeacherPass) -> Hierarchy | None:
-    """The levels of superfeatures at which a pass's ked_z can be read; None where it holds none."""
+    """The levels of superfeatures at which a pass's superfeature_logits can be read; None where it holds none."""
     described = teacher.manifest.hierarchy
     if described is None:
         return None

@@ -1,6 +1,6 @@
 """Superfeature-explaining networks (KED): logits are the sum of those of M subnets, each on its own features.
 
-    logits = sum_m z_m(x restricted to S_m),    softmax(logits) = prod_m softmax(z_m), normalised
+    logits = sum_m z_m(x restricted to S_m),    softmax(logits) = prod_m softmax(z_m), normalized
 
 The partition into superfeatures lies with the weights, all its levels, so that a file of weights is whole.
 Shape letters: B batch, M superfeatures, K classes, d features (cells of an image or a trunk, row by row, or columns
@@ -24,11 +24,11 @@ from pipeline.models.additive.chimeras import spread_cells
 from pipeline.models.additive.partition import Partition, build_partition
 from pipeline.models.cifar import CifarResNet
 from pipeline.models.classifier import Classifier, Provider, require_size
-from pipeline.models.output import Normalize, Stage, Standardize, Superfeatures, wide
+from pipeline.models.output import Normalize, Stage, Standardize, Superfeatures, to_float32
 
 
 def build_additive(config: AdditiveModelConfig, outputs: int) -> AdditiveClassifier:
-    """The network of that name, freshly initialised."""
+    """The network of that name, freshly initialized."""
     return _NETWORKS[config.name](config, outputs)
 
 
@@ -90,7 +90,7 @@ class SubnetTail(nn.Module):
     def forward(self, x: Tensor) -> Superfeatures:
         for layer in self.hidden:
             x = F.relu(layer(x))
-        return Superfeatures(wide(self.output(x)), wide(x))
+        return Superfeatures(to_float32(self.output(x)), to_float32(x))
 
 
 # ---- on the input --------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ class AdditiveMlp(_InputClassifier):
 
     def __init__(self, config: AdditiveModelConfig, num_classes: int) -> None:
         require(
-            not config.takes_columns_of_a_store,
+            not config.infers_columns_from_store,
             "name=mlp is built for images of one size; set input_size to its side in pixels, or columns of a table",
         )
         super().__init__(config)
@@ -157,7 +157,7 @@ class AdditiveMlp(_InputClassifier):
         self.taken = torch.arange(self.places.shape[1], device=sizes.device) < sizes[:, None]
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
-        """Normalised images as they are; standardised rows of a table [B, d] as [B, 1, 1, d]."""
+        """Normalized images as they are; standardized rows of a table [B, d] as [B, 1, 1, d]."""
         if self.columns is None:
             assert self.side is not None
             require_size("AdditiveMlp", images, (self.side, self.side))
@@ -290,8 +290,8 @@ def network_partition(model: Any) -> Partition:
     """Of an additive network; ConfigError of any other."""
     if not isinstance(model, AdditiveClassifier):
         raise ConfigError(
-            f"{type(model.network).__name__} has no superfeatures, which method=ked and the payload ked_z compare: "
-            "set teacher=additive (or leave ked_z out of annotate.payloads), or choose another method"
+            f"{type(model.network).__name__} has no superfeatures, which method=ked and the payload superfeature_logits compare: "
+            "set teacher=additive (or leave superfeature_logits out of annotate.payloads), or choose another method"
         )
     return model.partition
 

@@ -78,7 +78,7 @@ def random_partition(like: Partition, seed: int = 0) -> Partition:
 def contiguous_partition(
     number: int, num_features: int, grid: tuple[int, int] | None = None
 ) -> Partition:
-    """`number` groups of neighbours: rectangles of the grid, or runs of a table's columns.
+    """`number` groups of neighbors: rectangles of the grid, or runs of a table's columns.
 
     From the whole on, the largest rectangle (of equal ones the first) is cut across its longer side.
     """

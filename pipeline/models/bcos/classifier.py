@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from pipeline.config.models import BcosModelConfig
 from pipeline.core.errors import ConfigError
 from pipeline.models.bcos.densenet import BcosDenseNet, DenseNetShape
-from pipeline.models.bcos.layers import ExplanationMode, LogitLayer, Shared, add_inverse
+from pipeline.models.bcos.layers import BcosSettings, ExplanationMode, LogitLayer, add_inverse
 from pipeline.models.bcos.resnet import BasicBlock, BcosResNet, Bottleneck, ResNetShape
 from pipeline.models.bcos.vit import BcosSimpleVit, VitShape
-from pipeline.models.classifier import Classifier, Provider, Published
-from pipeline.models.output import NOTHING, Inner, ModelOutput, Stage, wide
+from pipeline.models.classifier import Classifier, PretrainedInfo, Provider
+from pipeline.models.output import NO_INTERMEDIATES, Intermediates, ModelOutput, Stage, to_float32
 
 _RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
@@ -66,9 +66,11 @@ class BcosClassifier(Classifier):
         logits: Tensor = self.inner(features)
         return logits
 
-    def forward(self, images: Tensor, inner: Inner = NOTHING) -> ModelOutput:
+    def forward(
+        self, images: Tensor, intermediates: Intermediates = NO_INTERMEDIATES
+    ) -> ModelOutput:
         """One pass; what lies inside is found between the explained layer, the input, and the logits."""
-        if inner == NOTHING:
+        if intermediates == NO_INTERMEDIATES:
             return super().forward(images)
         if not isinstance(self.inner, (BcosResNet, BcosDenseNet)):
             raise ConfigError(
@@ -77,25 +79,25 @@ class BcosClassifier(Classifier):
                 "crd, sskd; at, cat, feature), or a B-cos ResNet or DenseNet"
             )
         features, _ = self.forward_trunk(images)
-        if inner.superfeatures:
+        if intermediates.superfeatures:
             self.forward_superfeatures(features)
-        inside = self.inner.forward_inner(features)
+        inside = self.inner.forward_intermediates(features)
         return ModelOutput(
             inside.logits,
             features,
             stages=tuple(Stage(output, output) for output in inside.stages),
             class_maps=inside.class_maps,
-            pooled=wide(inside.stages[-1]).mean(dim=(2, 3)),
+            pooled=to_float32(inside.stages[-1]).mean(dim=(2, 3)),
         )
 
 
 def build_bcos(config: BcosModelConfig, outputs: int) -> BcosClassifier:
-    """The network of that name, freshly initialised."""
+    """The network of that name, freshly initialized."""
     mode = ExplanationMode()
-    return BcosClassifier(_build_network(config, outputs, Shared(mode, config.b)), mode)
+    return BcosClassifier(_build_network(config, outputs, BcosSettings(mode, config.b)), mode)
 
 
-def _build_network(config: BcosModelConfig, outputs: int, shared: Shared) -> nn.Module:
+def _build_network(config: BcosModelConfig, outputs: int, shared: BcosSettings) -> nn.Module:
     bias = config.logit_bias
     if bias is None:
         bias = -math.log(outputs - 1) if outputs > 1 else 0.0
@@ -103,12 +105,12 @@ def _build_network(config: BcosModelConfig, outputs: int, shared: Shared) -> nn.
     if config.is_vit:
         # The published names say "0." for the network, beside a logit layer without parameters.
         return nn.Sequential(BcosSimpleVit(shared, _vit_shape(config), outputs), logit_layer)
-    small_stem = config.is_three_stage_resnet if config.stem is None else config.stem == "small"
+    small_stem = config.is_cifar_resnet if config.stem is None else config.stem == "small"
     if config.name in _DENSENETS:
         width = config.width or _WIDTH
         dense = DenseNetShape(_DENSENETS[config.name], width // 2, small_stem)
         return BcosDenseNet(shared, dense, outputs, logit_layer)
-    if config.is_three_stage_resnet:
+    if config.is_cifar_resnet:
         blocks = (int(config.name.removeprefix("resnet")) - 2) // 6
         shape = ResNetShape(BasicBlock, (blocks,) * 3, config.width or _SMALL_WIDTH, small_stem)
     else:
@@ -128,9 +130,9 @@ def _vit_shape(config: BcosModelConfig) -> VitShape:
     )
 
 
-def _published(config: BcosModelConfig) -> Published:
+def _published(config: BcosModelConfig) -> PretrainedInfo:
     """The published B-cos v2 networks, which a user fetches; pixels enter as they are."""
-    return Published(
+    return PretrainedInfo(
         name="v2",
         classes=1000,
         input_size=224,

@@ -10,7 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.bcos.layers import BcosConv2d, Inside, LogitLayer, Shared, UncentredBatchNorm2d
+from pipeline.models.bcos.layers import (
+    BcosConv2d,
+    BcosSettings,
+    ClassMapOutput,
+    LogitLayer,
+    UncenteredBatchNorm2d,
+)
 from pipeline.models.bcos.resnet import stem_conv, stem_pool
 
 _BOTTLENECK = 4
@@ -20,11 +26,11 @@ _BOTTLENECK = 4
 class DenseLayer(nn.Module):
     """[B, C, h, w] -> [B, C + growth, h, w]: what came in, and what is new."""
 
-    def __init__(self, shared: Shared, in_channels: int, growth: int) -> None:
+    def __init__(self, shared: BcosSettings, in_channels: int, growth: int) -> None:
         super().__init__()
-        self.norm1 = UncentredBatchNorm2d(shared, in_channels)
+        self.norm1 = UncenteredBatchNorm2d(shared, in_channels)
         self.conv1 = BcosConv2d(shared, in_channels, _BOTTLENECK * growth, 1)
-        self.norm2 = UncentredBatchNorm2d(shared, _BOTTLENECK * growth)
+        self.norm2 = UncenteredBatchNorm2d(shared, _BOTTLENECK * growth)
         self.conv2 = BcosConv2d(shared, _BOTTLENECK * growth, growth, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,13 +53,13 @@ class BcosDenseNet(nn.Module):
     """[B, 6, H, W] -> logits [B, K]."""
 
     def __init__(
-        self, shared: Shared, shape: DenseNetShape, num_classes: int, logit_layer: LogitLayer
+        self, shared: BcosSettings, shape: DenseNetShape, num_classes: int, logit_layer: LogitLayer
     ) -> None:
         super().__init__()
         channels = 2 * shape.growth
         features = nn.Sequential()
         features.add_module("conv0", stem_conv(shared, channels, small=shape.small_stem))
-        features.add_module("norm0", UncentredBatchNorm2d(shared, channels))
+        features.add_module("norm0", UncenteredBatchNorm2d(shared, channels))
         features.add_module("pool0", stem_pool(small=shape.small_stem))
         for index, layers in enumerate(shape.layers, start=1):
             block = nn.Sequential()
@@ -64,7 +70,7 @@ class BcosDenseNet(nn.Module):
             if index < len(shape.layers):
                 features.add_module(f"transition{index}", _transition(shared, channels))
                 channels //= 2
-        features.add_module("norm5", UncentredBatchNorm2d(shared, channels))
+        features.add_module("norm5", UncenteredBatchNorm2d(shared, channels))
         self.features = features
         self.classifier = BcosConv2d(shared, channels, num_classes, 1)
         self.logit_layer = logit_layer
@@ -74,7 +80,7 @@ class BcosDenseNet(nn.Module):
         logits: Tensor = self.logit_layer(classes.mean(dim=(2, 3)))
         return logits
 
-    def forward_inner(self, x: Tensor) -> Inside:
+    def forward_intermediates(self, x: Tensor) -> ClassMapOutput:
         """The same pass, with what lies between: the dense blocks, the last after its norm."""
         stages = []
         for name, layer in self.features.named_children():
@@ -85,10 +91,10 @@ class BcosDenseNet(nn.Module):
         return self.logit_layer.inside(stages, self.classifier(x))
 
 
-def _transition(shared: Shared, channels: int) -> nn.Sequential:
+def _transition(shared: BcosSettings, channels: int) -> nn.Sequential:
     """Half the channels at half the resolution."""
     transition = nn.Sequential()
-    transition.add_module("norm", UncentredBatchNorm2d(shared, channels))
+    transition.add_module("norm", UncenteredBatchNorm2d(shared, channels))
     transition.add_module("conv", BcosConv2d(shared, channels, channels // 2, 1))
     transition.add_module("pool", nn.AvgPool2d(2))
     return transition

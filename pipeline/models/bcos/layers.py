@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models.output import wide
+from pipeline.models.output import to_float32
 
 _CONV_EPS = 1e-6
 """Added to a patch's squared norm."""
@@ -64,7 +64,7 @@ class ExplanationMode:
 
 
 @dataclass(frozen=True)
-class Shared:
+class BcosSettings:
     """What all layers of one network have in common."""
 
     mode: ExplanationMode = field(default_factory=ExplanationMode)
@@ -95,7 +95,7 @@ class _Scale(torch.autograd.Function):
         return of_factor, of_x, None
 
 
-class _Attend(torch.autograd.Function):
+class _AttentionProduct(torch.autograd.Function):
     """attention @ values; inside explanation mode the attention has no gradient."""
 
     @staticmethod
@@ -123,7 +123,7 @@ def scale(factor: Tensor, x: Tensor, mode: ExplanationMode) -> Tensor:
 
 def attend(attention: Tensor, values: Tensor, mode: ExplanationMode) -> Tensor:
     """attention [..., n, n] @ values [..., n, d]; differentiable twice, with no n * n * d tensor."""
-    attended: Tensor = _Attend.apply(attention, values, mode)
+    attended: Tensor = _AttentionProduct.apply(attention, values, mode)
     return attended
 
 
@@ -132,7 +132,7 @@ def add_inverse(images: Tensor) -> Tensor:
     return torch.cat([images, 1 - images], dim=1)
 
 
-def _align(out: Tensor, norm: Tensor, shared: Shared) -> Tensor:
+def _align(out: Tensor, norm: Tensor, shared: BcosSettings) -> Tensor:
     """|cos|^(B - 1) * out, cos = out / norm the cosine between a unit weight and the input (section 3.1).
 
     out   w_hat x, of any floating type; the result's too
@@ -157,7 +157,7 @@ class BcosConv2d(nn.Module):
 
     def __init__(
         self,
-        shared: Shared,
+        shared: BcosSettings,
         in_channels: int,
         out_channels: int,
         kernel_size: int,
@@ -182,7 +182,7 @@ class BcosConv2d(nn.Module):
     def _patch_norm(self, x: Tensor) -> Tensor:
         """[B, 1, h, w], or [B, out_channels, h, w] where there are groups."""
         conv = self.linear
-        by_group = wide(x).square().view(x.shape[0], conv.groups, -1, *x.shape[2:])
+        by_group = to_float32(x).square().view(x.shape[0], conv.groups, -1, *x.shape[2:])
         sums = F.avg_pool2d(
             by_group.sum(dim=2), conv.kernel_size, conv.stride, self.padding, divisor_override=1
         )
@@ -195,7 +195,7 @@ class BcosConv2d(nn.Module):
 class BcosLinear(nn.Module):
     """The same on the last dimension: [..., in_features] -> [..., out_features]; no bias."""
 
-    def __init__(self, shared: Shared, in_features: int, out_features: int) -> None:
+    def __init__(self, shared: BcosSettings, in_features: int, out_features: int) -> None:
         super().__init__()
         self.shared = shared
         self.linear = nn.Linear(in_features, out_features, bias=False)
@@ -203,13 +203,13 @@ class BcosLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.linear.weight
         out = F.linear(x, weight / weight.norm(dim=1, keepdim=True))
-        squares = wide(x).square().sum(dim=-1, keepdim=True)
+        squares = to_float32(x).square().sum(dim=-1, keepdim=True)
         # A root has no gradient at zero; there the output is 0 whatever it is divided by.
         norm = torch.where(squares > 0, squares, 1.0).sqrt() + _LINEAR_EPS
         return _align(out, norm, self.shared)
 
 
-class UncentredBatchNorm2d(nn.Module):
+class UncenteredBatchNorm2d(nn.Module):
     """y = weight * x / sqrt(var + eps), var the biased variance about the mean, which is never subtracted.
 
     In training mode over the batch and all positions, and the running variance follows with momentum
@@ -221,7 +221,7 @@ class UncentredBatchNorm2d(nn.Module):
     running_var: Tensor
     num_batches_tracked: Tensor
 
-    def __init__(self, shared: Shared, channels: int) -> None:
+    def __init__(self, shared: BcosSettings, channels: int) -> None:
         super().__init__()
         self.mode = shared.mode
         self.weight = nn.Parameter(torch.ones(channels))
@@ -233,7 +233,7 @@ class UncentredBatchNorm2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> the same."""
         if self.training:
-            var = wide(x).var(dim=(0, 2, 3), correction=0)
+            var = to_float32(x).var(dim=(0, 2, 3), correction=0)
             with torch.no_grad():
                 self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
                 self.num_batches_tracked += 1
@@ -243,14 +243,14 @@ class UncentredBatchNorm2d(nn.Module):
         return scale(factor.to(x.dtype).view(1, -1, 1, 1), x, self.mode)
 
 
-class CentredNorm(nn.Module):
+class CenteredNorm(nn.Module):
     """y = weight * (x - mean) / sqrt(var + eps) of each example, without a bias; 1 / sqrt is the factor.
 
     Of tokens [..., C] over their last dimension (LayerNorm), or of feature maps [B, C, H, W] over all
     three others (GroupNorm with one group).
     """
 
-    def __init__(self, shared: Shared, channels: int, *, of_maps: bool = False) -> None:
+    def __init__(self, shared: BcosSettings, channels: int, *, of_maps: bool = False) -> None:
         super().__init__()
         self.mode = shared.mode
         self.weight = nn.Parameter(torch.ones(channels))
@@ -262,12 +262,12 @@ class CentredNorm(nn.Module):
         weight = self.weight.to(x.dtype)
         if self.of_maps:
             weight = weight.view(-1, 1, 1)
-        var, mean = torch.var_mean(wide(x), dim=dims, correction=0, keepdim=True)
+        var, mean = torch.var_mean(to_float32(x), dim=dims, correction=0, keepdim=True)
         factor = (var + _NORM_EPS).rsqrt().to(x.dtype)
         return scale(factor, x - mean.to(x.dtype), self.mode) * weight
 
 
-class Inside(NamedTuple):
+class ClassMapOutput(NamedTuple):
     """A pass through a network whose classifier comes before the global pool."""
 
     logits: Tensor
@@ -290,9 +290,9 @@ class LogitLayer(nn.Module):
         self.bias = bias
 
     def forward(self, raw: Tensor) -> Tensor:
-        return wide(raw) / self.temperature + self.bias
+        return to_float32(raw) / self.temperature + self.bias
 
-    def inside(self, stages: list[Tensor], raw_maps: Tensor) -> Inside:
+    def inside(self, stages: list[Tensor], raw_maps: Tensor) -> ClassMapOutput:
         """What a pass gives whose classifier's maps are `raw_maps` [B, K, h, w]."""
         logits = self.forward(raw_maps.mean(dim=(2, 3)))
-        return Inside(logits, stages, wide(raw_maps) / self.temperature)
+        return ClassMapOutput(logits, stages, to_float32(raw_maps) / self.temperature)

@@ -10,7 +10,13 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from pipeline.models.bcos.layers import BcosConv2d, Inside, LogitLayer, Shared, UncentredBatchNorm2d
+from pipeline.models.bcos.layers import (
+    BcosConv2d,
+    BcosSettings,
+    ClassMapOutput,
+    LogitLayer,
+    UncenteredBatchNorm2d,
+)
 
 
 class BasicBlock(nn.Module):
@@ -18,12 +24,12 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, shared: Shared, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, shared: BcosSettings, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
         self.conv1 = BcosConv2d(shared, in_channels, channels, 3, stride, padding=1)
-        self.bn1 = UncentredBatchNorm2d(shared, channels)
+        self.bn1 = UncenteredBatchNorm2d(shared, channels)
         self.conv2 = BcosConv2d(shared, channels, channels, 3, padding=1)
-        self.bn2 = UncentredBatchNorm2d(shared, channels)
+        self.bn2 = UncenteredBatchNorm2d(shared, channels)
         self.downsample = _shortcut(shared, in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,15 +43,15 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, shared: Shared, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, shared: BcosSettings, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
         wide = channels * self.expansion
         self.conv1 = BcosConv2d(shared, in_channels, channels, 1)
-        self.bn1 = UncentredBatchNorm2d(shared, channels)
+        self.bn1 = UncenteredBatchNorm2d(shared, channels)
         self.conv2 = BcosConv2d(shared, channels, channels, 3, stride, padding=1)
-        self.bn2 = UncentredBatchNorm2d(shared, channels)
+        self.bn2 = UncenteredBatchNorm2d(shared, channels)
         self.conv3 = BcosConv2d(shared, channels, wide, 1)
-        self.bn3 = UncentredBatchNorm2d(shared, wide)
+        self.bn3 = UncenteredBatchNorm2d(shared, wide)
         self.downsample = _shortcut(shared, in_channels, wide, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,12 +61,12 @@ class Bottleneck(nn.Module):
         return residual + shortcut
 
 
-def _shortcut(shared: Shared, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+def _shortcut(shared: BcosSettings, in_channels: int, out_channels: int, stride: int) -> nn.Module:
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
     return nn.Sequential(
         BcosConv2d(shared, in_channels, out_channels, 1, stride),
-        UncentredBatchNorm2d(shared, out_channels),
+        UncenteredBatchNorm2d(shared, out_channels),
     )
 
 
@@ -80,11 +86,11 @@ class BcosResNet(nn.Module):
     """[B, 6, H, W] -> logits [B, K]."""
 
     def __init__(
-        self, shared: Shared, shape: ResNetShape, num_classes: int, logit_layer: LogitLayer
+        self, shared: BcosSettings, shape: ResNetShape, num_classes: int, logit_layer: LogitLayer
     ) -> None:
         super().__init__()
         self.conv1 = stem_conv(shared, shape.width, small=shape.small_stem)
-        self.bn1 = UncentredBatchNorm2d(shared, shape.width)
+        self.bn1 = UncenteredBatchNorm2d(shared, shape.width)
         self.pool = stem_pool(small=shape.small_stem)
         channels, stages = shape.width, []
         for index, blocks in enumerate(shape.blocks):
@@ -107,7 +113,7 @@ class BcosResNet(nn.Module):
         logits: Tensor = self.logit_layer(self.fc(x).mean(dim=(2, 3)))
         return logits
 
-    def forward_inner(self, x: Tensor) -> Inside:
+    def forward_intermediates(self, x: Tensor) -> ClassMapOutput:
         """The same pass, with what lies between."""
         x, stages = self.pool(self.bn1(self.conv1(x))), []
         for name in self.stages:
@@ -116,7 +122,7 @@ class BcosResNet(nn.Module):
         return self.logit_layer.inside(stages, self.fc(x))
 
 
-def stem_conv(shared: Shared, channels: int, *, small: bool) -> BcosConv2d:
+def stem_conv(shared: BcosSettings, channels: int, *, small: bool) -> BcosConv2d:
     """The first layer of a network for images of 224 pixels, or of about 32."""
     if small:
         return BcosConv2d(shared, 6, channels, 3, padding=1)

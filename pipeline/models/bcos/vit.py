@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.core.errors import ConfigError
-from pipeline.models.bcos.layers import BcosConv2d, BcosLinear, CentredNorm, Shared, attend
+from pipeline.models.bcos.layers import BcosConv2d, BcosLinear, BcosSettings, CenteredNorm, attend
 
 HEAD_WIDTH = 64
 _MLP_WIDTH = 4
@@ -37,10 +37,10 @@ def position_embedding(rows: int, columns: int, width: int, device: torch.device
 class Attention(nn.Module):
     """x -> to_out(softmax(q k' / sqrt(64)) v): the softmax is a factor, values and output are linear."""
 
-    def __init__(self, shared: Shared, width: int) -> None:
+    def __init__(self, shared: BcosSettings, width: int) -> None:
         super().__init__()
         self.mode = shared.mode
-        self.norm = CentredNorm(shared, width)
+        self.norm = CenteredNorm(shared, width)
         self.to_qkv = nn.Linear(width, 3 * width, bias=False)
         self.to_out = BcosLinear(shared, width, width)
 
@@ -58,11 +58,11 @@ class Attention(nn.Module):
 class Encoder(nn.Module):
     """Attention and two B-cos layers, each beside a shortcut."""
 
-    def __init__(self, shared: Shared, width: int) -> None:
+    def __init__(self, shared: BcosSettings, width: int) -> None:
         super().__init__()
         self.attn = Attention(shared, width)
         net = nn.Sequential()
-        net.add_module("norm", CentredNorm(shared, width))
+        net.add_module("norm", CenteredNorm(shared, width))
         net.add_module("linear1", BcosLinear(shared, width, _MLP_WIDTH * width))
         net.add_module("linear2", BcosLinear(shared, _MLP_WIDTH * width, width))
         self.ff = nn.ModuleDict({"net": net})
@@ -76,14 +76,14 @@ class Encoder(nn.Module):
 class PatchEmbedding(nn.Module):
     """[B, 6, H, W] -> tokens [B, n, d], one for each p x p patch, of the image or of a stem's output."""
 
-    def __init__(self, shared: Shared, shape: VitShape) -> None:
+    def __init__(self, shared: BcosSettings, shape: VitShape) -> None:
         super().__init__()
         self.patch = shape.patch
         channels = 6
         self.conv_stem = nn.Sequential()
         for width in shape.stem:
             self.conv_stem.append(BcosConv2d(shared, channels, width, 3, stride=2, padding=1))
-            self.conv_stem.append(CentredNorm(shared, width, of_maps=True))
+            self.conv_stem.append(CenteredNorm(shared, width, of_maps=True))
             self.conv_stem.append(
                 nn.Identity()
             )  # where others have a ReLU; published names count it
@@ -122,14 +122,14 @@ class VitShape(NamedTuple):
 class BcosSimpleVit(nn.Module):
     """[B, 6, H, W] -> raw logits [B, K], from the average of the tokens."""
 
-    def __init__(self, shared: Shared, shape: VitShape, num_classes: int) -> None:
+    def __init__(self, shared: BcosSettings, shape: VitShape, num_classes: int) -> None:
         super().__init__()
         self.to_patch_embedding = PatchEmbedding(shared, shape)
         self.transformer = nn.Sequential()
         for index in range(shape.depth):
             self.transformer.add_module(f"encoder_{index}", Encoder(shared, shape.width))
         self.linear_head = nn.Sequential()
-        self.linear_head.add_module("norm", CentredNorm(shared, shape.width))
+        self.linear_head.add_module("norm", CenteredNorm(shared, shape.width))
         self.linear_head.add_module("linear", BcosLinear(shared, shape.width, num_classes))
         self.width = shape.width
 

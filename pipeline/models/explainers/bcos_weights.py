@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.core.errors import ConfigError
 from pipeline.models.bcos.classifier import BcosClassifier
 from pipeline.models.classifier import Classifier
-from pipeline.models.output import ModelOutput, wide
+from pipeline.models.output import ModelOutput, to_float32
 
 _LIFT = 2.0**12
 """Raises the gradient of a float16 pass above what that type rounds to zero; exact in every other."""
@@ -56,7 +56,7 @@ def bcos_weights(model: Classifier, output: ModelOutput, explained_class: Tensor
                 (weight,) = torch.autograd.grad(
                     score, features, create_graph=trained, retain_graph=True
                 )
-            weights.append(wide(weight) / _LIFT)
+            weights.append(to_float32(weight) / _LIFT)
     maps = torch.stack(weights, dim=1)
     return maps * (explained_class >= 0)[:, :, None, None, None]
 
@@ -83,7 +83,7 @@ def contribution_map(maps: Tensor, features: Tensor) -> Tensor:
 
 
 def color_picture(maps: Tensor, features: Tensor, smooth: int = 0) -> Tensor:
-    """W as a picture in [0, 1], RGBA [B, E, H, W, 4]: the colours that it looks for, where they are found.
+    """W as a picture in [0, 1], RGBA [B, E, H, W, 4]: the colors that it looks for, where they are found.
 
     A place is transparent where it speaks against the class, and opaque where W is strongest.
 

@@ -17,7 +17,7 @@ from pipeline.core.errors import require
 from pipeline.core.labels import multi_hot
 from pipeline.core.records import NO_CLASS
 from pipeline.core.seeds import derive_seed
-from pipeline.store.index import most_labels
+from pipeline.store.index import max_labels
 from pipeline.store.reader import Store
 
 ClassChoice = Callable[[Any, Tensor, Tensor, Sequence[str]], Tensor]
@@ -71,7 +71,7 @@ CLASS_CHOICES: dict[str, ClassChoice] = {
 }
 
 
-def fit_explainer(config: ExplainerConfig, store: Store, num_classes: int) -> ExplainerConfig:
+def resolve_explainer(config: ExplainerConfig, store: Store, num_classes: int) -> ExplainerConfig:
     """The options with E filled in, for a teacher of `num_classes` outputs that looks at a store's records.
 
     Raises ConfigError where the store cannot say what is asked for.
@@ -84,7 +84,7 @@ def fit_explainer(config: ExplainerConfig, store: Store, num_classes: int) -> Ex
             f"{chosen} reads labels, and the teacher's {num_classes} classes are not the {classes} of the data; "
             "set explainer.explained_classes=top1",
         )
-        most = most_labels(store.index)
+        most = max_labels(store.index)
         require(
             most > 0,
             f"{chosen} reads labels, and {store.path} has none; set explainer.explained_classes=top1",

@@ -12,7 +12,7 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.explainers.bcos_weights import bcos_contributions, bcos_weights
 from pipeline.models.explainers.gradcam import gradcam
 from pipeline.models.explainers.superfeatures import superfeature_contributions
-from pipeline.models.output import NOTHING, Inner, ModelOutput
+from pipeline.models.output import NO_INTERMEDIATES, Intermediates, ModelOutput
 
 Explainer = Callable[[Any, Any, Tensor], Tensor]
 """(model, its output, explained_class [B, E]) -> maps [B, E, A, h, w] on the model's own grid."""
@@ -33,7 +33,9 @@ DEFAULT_EXPLAINER = "gradcam"
 """Of a student that learned from labels alone and is compared with no teacher."""
 
 
-def forward_to_explain(model: Classifier, images: Tensor, inner: Inner = NOTHING) -> ModelOutput:
+def forward_to_explain(
+    model: Classifier, images: Tensor, intermediates: Intermediates = NO_INTERMEDIATES
+) -> ModelOutput:
     """One forward pass of a frozen model for both its logits and its maps, also inside no_grad.
 
     It is recorded where a map is a gradient of the input, which would otherwise cost a second pass. The
@@ -44,5 +46,5 @@ def forward_to_explain(model: Classifier, images: Tensor, inner: Inner = NOTHING
     """
     recorded = torch.is_grad_enabled() or model.explainer == "bcos_weights"
     with torch.set_grad_enabled(recorded):
-        output: ModelOutput = model(images, inner)
+        output: ModelOutput = model(images, intermediates)
     return output

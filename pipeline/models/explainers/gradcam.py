@@ -56,12 +56,12 @@ def norm_class_weight(
     """dz_c / dg [B, E, C] of z = linear(norm(g)), g the features' average; differentiable in all of them."""
     average = features.mean(dim=(2, 3))[:, None]  # [B, 1, C]
     scale = (average.var(dim=2, keepdim=True, correction=0) + norm.eps).sqrt()
-    normalised = (average - average.mean(dim=2, keepdim=True)) / scale
+    normalized = (average - average.mean(dim=2, keepdim=True)) / scale
     weight = _widen(linear.weight)[explained_class.clamp(min=0)]  # [B, E, C]
     if norm.weight is not None:
         weight = weight * _widen(norm.weight)
-    along = (weight * normalised).mean(dim=2, keepdim=True)
-    return (weight - weight.mean(dim=2, keepdim=True) - normalised * along) / scale
+    along = (weight * normalized).mean(dim=2, keepdim=True)
+    return (weight - weight.mean(dim=2, keepdim=True) - normalized * along) / scale
 
 
 def _autograd_class_weight(

@@ -32,15 +32,15 @@ def map_grid(model: Classifier, input_size: Grid) -> Grid:
     return features.shape[-2], features.shape[-1]
 
 
-def require_places(grid: Grid, input_size: Grid, whose: str, way_out: str) -> None:
+def require_places(grid: Grid, input_size: Grid, whose: str, recovery_hint: str) -> None:
     """ConfigError for a grid of one cell, which is the same map wherever a network looks.
 
-    whose, way_out  for the message
+    whose, recovery_hint  for the message
     """
     if max(grid) == 1:
         raise ConfigError(
             f"{whose} are a grid of 1x1 cells on images of {input_size[0]}x{input_size[1]} pixels, and one cell "
-            f"cannot say where anything is: {way_out}, or leave explanations out with method.lambda_map=0"
+            f"cannot say where anything is: {recovery_hint}, or leave explanations out with method.lambda_map=0"
         )
 
 

@@ -1,4 +1,4 @@
-"""What each superfeature of an additive network adds to a class: its own logit, class-centred.
+"""What each superfeature of an additive network adds to a class: its own logit, class-centered.
 
 In an additive game that is the Shapley value of the superfeature, so nothing is sampled (KED). A superfeature's
 share is spread evenly over its cells.
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.core.errors import ConfigError
-from pipeline.models.additive.hierarchy import class_centred
+from pipeline.models.additive.hierarchy import class_centered
 from pipeline.models.additive.network import AdditiveClassifier
 from pipeline.models.classifier import Classifier
 from pipeline.models.output import ModelOutput
@@ -37,7 +37,7 @@ def superfeature_contributions(
             logits = model.forward_superfeatures(output.features.to(dtype)).logits
     group = model.assignments[-1]
     index = explained_class.clamp(min=0)[:, None].expand(-1, logits.shape[1], -1)
-    shares = class_centred(logits).gather(2, index) / group.bincount()[:, None]  # [B, M, E]
+    shares = class_centered(logits).gather(2, index) / group.bincount()[:, None]  # [B, M, E]
     cells = shares[:, group].transpose(1, 2) * (explained_class >= 0)[:, :, None]  # [B, E, d]
     rows, columns = model.grid or (1, len(group))
     return cells.reshape(*explained_class.shape, 1, rows, columns)

@@ -74,7 +74,7 @@ class TableColumns:
         numbers: NDArray[np.float64] = values.cast(pa.float64(), safe=False).to_numpy()
         return numbers
 
-    def complaint(self, row: int, column: str) -> str:
+    def error_message(self, row: int, column: str) -> str:
         """What is wrong with a cell that is no finite float32; rows count from 0 here, from 1 in what is said."""
         cell: Any = self.table[column][row].as_py()
         number = _number(str(cell)) if cell is not None else np.nan
@@ -87,9 +87,9 @@ class TableColumns:
             what = f"{number:g} is beyond what float32 can hold"
         return f"row {row + 1}, column {column}: {what}"
 
-    def error(self, row: int, column: str, complaint: str) -> ConfigError:
+    def error(self, row: int, column: str, error_message: str) -> ConfigError:
         """To be raised: where in the table something is wrong."""
-        return ConfigError(f"{self.path}, row {row + 1}, column {column}: {complaint}")
+        return ConfigError(f"{self.path}, row {row + 1}, column {column}: {error_message}")
 
 
 def read_columns(path: Path) -> TableColumns:

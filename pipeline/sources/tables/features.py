@@ -55,7 +55,7 @@ def table_features(
     names, columns, complaints = list(numbers), [], dict[int, str]()
     for name, numeric in numbers.items():
         for row in np.flatnonzero(~np.isfinite(numeric)).tolist():
-            complaints.setdefault(row, table.complaint(row, name))
+            complaints.setdefault(row, table.error_message(row, name))
         columns.append(_log1p(numeric) if _is_logged(name, config) else numeric)
     for name in config.categorical:
         categories = _categories(table, name, in_training)

@@ -39,9 +39,9 @@ class Row:
             raise self.error(column, "is empty")
         return text
 
-    def error(self, column: str, complaint: str) -> ConfigError:
+    def error(self, column: str, error_message: str) -> ConfigError:
         """To be raised: where in the table something is wrong."""
-        return ConfigError(f"{self.table}, row {self.number}, column {column}: {complaint}")
+        return ConfigError(f"{self.table}, row {self.number}, column {column}: {error_message}")
 
 
 def to_text(value: Any) -> str | None:

@@ -15,11 +15,11 @@ import networkx
 import torch
 from torch import Tensor
 
-from pipeline.config.runs import plain
+from pipeline.config.runs import to_plain_dict
 from pipeline.models.additive.partition import Partition
 from pipeline.store.artifacts import Artifact, load_artifact
 from pipeline.store.entries import from_dict
-from pipeline.training.superfeatures.dependency import DependencySum
+from pipeline.training.superfeatures.dependency import DependencySums
 from pipeline.training.superfeatures.grouping import Grouping
 
 _MADE_BY = "stages.teach with teaching=ked"
@@ -34,7 +34,7 @@ class PartitionFacts:
     split_half: float | None
     """Spearman's correlation of two halves of the records; None where they cannot be compared."""
     seed: int
-    neighbours: int
+    neighbors: int
     resolution: float
     communities: int
     modularity: tuple[float, ...]
@@ -65,7 +65,7 @@ def partition_artifact(store: Path, made_from: dict[str, Any], options: dict[str
     return Artifact(store, "partition", {**made_from, "options": options}, _MADE_BY)
 
 
-def save_partition(artifact: Artifact, grouping: Grouping, measured: DependencySum) -> None:
+def save_partition(artifact: Artifact, grouping: Grouping, measured: DependencySums) -> None:
     """Commit what was found; an artifact that is there already stays, since passes name its digest."""
     partition, split_half = grouping.partition, measured.split_half
     facts = PartitionFacts(
@@ -73,7 +73,7 @@ def save_partition(artifact: Artifact, grouping: Grouping, measured: DependencyS
         records=measured.num_records,
         split_half=None if math.isnan(split_half) else split_half,
         seed=grouping.seed,
-        neighbours=grouping.neighbours,
+        neighbors=grouping.neighbors,
         resolution=grouping.resolution,
         communities=grouping.communities,
         modularity=grouping.modularity,
@@ -83,7 +83,7 @@ def save_partition(artifact: Artifact, grouping: Grouping, measured: DependencyS
         made_with={"networkx": networkx.__version__, "torch": torch.__version__},
     )
     tensors = {"assignments": partition.assignments, "dependency": measured.matrix}
-    artifact.save(tensors, plain(facts), wait=True)
+    artifact.save(tensors, to_plain_dict(facts), wait=True)
 
 
 def load_partition(folder: Path) -> SavedPartition:

@@ -62,7 +62,7 @@ def squared_curvature(
 ) -> Tensor:
     """sum_c (d^2 g_c / dP_i dP_j)^2 of one input [*shape], estimated with random signs: f64 [d, d] on the CPU.
 
-    signs                +-1 [R, K], minus their mean where g is centred over classes
+    signs                +-1 [R, K], minus their mean where g is centered over classes
     step                 of central differences of gradients; None for the exact second derivative
     directions_per_pass  bounds the memory: so many inputs (twice as many with a step) pass the network together
     """
@@ -124,7 +124,7 @@ def squared_ablations(
     probes: Probes,
     *,
     step: float,
-    centred: bool,
+    centered: bool,
     directions_per_pass: int,
 ) -> Tensor:
     """The same by mixed differences of two steps back, without a gradient: zero on the diagonal.
@@ -148,7 +148,7 @@ def squared_ablations(
         single = without(torch.arange(probes.num_features))
         whole = network(record[None]).double().cpu()
         mixed = whole - single[first] - single[second] + without(first, second)
-    if centred:
+    if centered:
         mixed = mixed - mixed.mean(dim=1, keepdim=True)
     squares = torch.zeros(probes.num_features, probes.num_features, dtype=torch.float64)
     squares[first, second] = mixed.square().sum(dim=1) / step**4

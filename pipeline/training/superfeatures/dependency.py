@@ -1,6 +1,6 @@
 """How much each pair of features depends on one another in a frozen network's logits (KED, Algorithm 1).
 
-W_ij = sqrt(mean over records of sum_c (d^2 g_c / dP_i dP_j)^2), g_c a class-centred logit, P_i a probe
+W_ij = sqrt(mean over records of sum_c (d^2 g_c / dP_i dP_j)^2), g_c a class-centered logit, P_i a probe
 direction of one standard deviation's length. Of logits, never of probabilities or a loss: those mix
 what the network keeps apart.
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.seeds import derive_seed
-from pipeline.models.output import wide
+from pipeline.models.output import to_float32
 from pipeline.training.superfeatures.curvature import (
     Network,
     refuse_piecewise_linear,
@@ -38,7 +38,7 @@ Batches = Iterable[tuple[Sequence[str], Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DependencySum:
+class DependencySums:
     """Over some records; sums over ranks or shards add up to the sum over all of them."""
 
     squares: Tensor
@@ -47,15 +47,15 @@ class DependencySum:
     """i64 [2]: their number in each half."""
 
     @classmethod
-    def empty(cls, num_features: int) -> DependencySum:
+    def empty(cls, num_features: int) -> DependencySums:
         """Over no record."""
         return cls(
             squares=torch.zeros(2, num_features, num_features, dtype=torch.float64),
             records=torch.zeros(2, dtype=torch.int64),
         )
 
-    def __add__(self, other: DependencySum) -> DependencySum:
-        return DependencySum(
+    def __add__(self, other: DependencySums) -> DependencySums:
+        return DependencySums(
             squares=self.squares + other.squares, records=self.records + other.records
         )
 
@@ -101,10 +101,10 @@ def measure_dependency(
     derivative: Derivative = "fd",
     step: float = 1.0,
     draws: int = 1,
-    centred: bool = True,
+    centered: bool = True,
     directions_per_pass: int = 64,
     modules: nn.Module | None = None,
-) -> DependencySum:
+) -> DependencySums:
     """The sum over the records of all batches, each record by itself.
 
     A record's part depends on its key, its input and the seed alone, so neither order nor batches nor the
@@ -116,19 +116,19 @@ def measure_dependency(
                 ablate: differences of logits a step back, without a gradient, d^2 / 2 passes a record
     step        of fd and ablate, in units of the probes'
     draws       of signs a record: more say more of one record, where records are few
-    centred     False for logits that share no softmax (many labels a record)
+    centered     False for logits that share no softmax (many labels a record)
     modules     what `network` calls, where it is no module itself; must be in eval mode
     """
     owner = network if modules is None and isinstance(network, nn.Module) else modules
     if owner is not None and any(module.training for module in owner.modules()):
         raise ConfigError("dependency is measured on a frozen network; call freeze(model) first")
-    total, num_classes = DependencySum.empty(probes.num_features), 0
+    total, num_classes = DependencySums.empty(probes.num_features), 0
     for keys, inputs in batches:
-        for key, record in zip(keys, wide(inputs), strict=True):
+        for key, record in zip(keys, to_float32(inputs), strict=True):
             # Half precision has too few digits for the difference of two gradients.
             with torch.autocast(record.device.type, enabled=False):
                 if num_classes == 0:
-                    num_classes = _num_classes(network, record, centred)
+                    num_classes = _num_classes(network, record, centered)
                     if derivative == "hvp":
                         refuse_piecewise_linear(network, record, modules)
                 if derivative == "ablate":
@@ -137,7 +137,7 @@ def measure_dependency(
                         record,
                         probes,
                         step=step,
-                        centred=centred,
+                        centered=centered,
                         directions_per_pass=directions_per_pass,
                     )
                 else:
@@ -145,7 +145,7 @@ def measure_dependency(
                         network,
                         record,
                         probes,
-                        _signs((draws, num_classes), centred, seed, key),
+                        _signs((draws, num_classes), centered, seed, key),
                         step=None if derivative == "hvp" else step,
                         directions_per_pass=directions_per_pass,
                     )
@@ -161,20 +161,20 @@ def symmetric(dependency: Tensor) -> Tensor:
     return both - both.diag().diag()
 
 
-def _num_classes(network: Network, record: Tensor, centred: bool) -> int:
+def _num_classes(network: Network, record: Tensor, centered: bool) -> int:
     """K."""
     with torch.no_grad():
         num_classes = network(record[None]).shape[1]
-    if centred and num_classes == 1:
-        raise ConfigError("a single logit cannot be centred over classes; use centred=False")
+    if centered and num_classes == 1:
+        raise ConfigError("a single logit cannot be centered over classes; use centered=False")
     return num_classes
 
 
-def _signs(shape: tuple[int, int], centred: bool, seed: int, key: str) -> Tensor:
-    """+-1 for each class of a record, f64 [R, K]; minus their mean, which centres the logits."""
+def _signs(shape: tuple[int, int], centered: bool, seed: int, key: str) -> Tensor:
+    """+-1 for each class of a record, f64 [R, K]; minus their mean, which centers the logits."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "class projection", key))
     signs = 2.0 * torch.randint(0, 2, shape, generator=generator).double() - 1
-    return signs - signs.mean(dim=1, keepdim=True) if centred else signs
+    return signs - signs.mean(dim=1, keepdim=True) if centered else signs
 
 
 def _off_diagonal(matrix: Tensor) -> Tensor:

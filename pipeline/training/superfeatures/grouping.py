@@ -27,7 +27,7 @@ _STARTS = 5
 """Runs of Louvain's algorithm, of which the best counts."""
 _FINER = 1.25
 """Factor on the resolution while there are too few communities."""
-_FEWEST_NEIGHBOURS = 4
+_FEWEST_NEIGHBORS = 4
 _DECIMALS = 12
 """Of weights over the largest one, and of gains: what the order of a sum changes breaks no tie."""
 
@@ -38,7 +38,7 @@ class Grouping:
 
     partition: Partition
     seed: int
-    neighbours: int
+    neighbors: int
     """k: edges that each feature keeps, besides those by which others keep it."""
     resolution: float
     """Of Louvain's algorithm when it had found enough communities."""
@@ -58,7 +58,7 @@ def group_features(
     seed: int = 0,
     grid: tuple[int, int] | None = None,
     correlation: Tensor | None = None,
-    neighbours: int | None = None,
+    neighbors: int | None = None,
     resolution: float = 1.0,
 ) -> Grouping:
     """The nested partition into 1 to `levels` superfeatures, made for `number` of them.
@@ -70,7 +70,7 @@ def group_features(
     dependency   f64 [d, d]; its diagonal, a feature's own curvature, is not read
     grid         (rows, columns) of the features; a null feature joins the nearest one there
     correlation  of a table's features [d, d]; a null feature joins the one of the largest |correlation|
-    neighbours   None is max(4, n / 8); n - 1 keeps every edge, on which Louvain's algorithm finds little
+    neighbors   None is max(4, n / 8); n - 1 keeps every edge, on which Louvain's algorithm finds little
     """
     weights = symmetric(dependency.double().cpu()).numpy()
     live = _live(weights)
@@ -82,7 +82,7 @@ def group_features(
         raise ValueError(f"{most} levels do not reach {number} superfeatures")
     if grid is not None and grid[0] * grid[1] != len(weights):
         raise ValueError(f"a grid of {grid} has not the {len(weights)} features of the matrix")
-    k = max(_FEWEST_NEIGHBOURS, len(live) // 8) if neighbours is None else neighbours
+    k = max(_FEWEST_NEIGHBORS, len(live) // 8) if neighbors is None else neighbors
     graph = sparsify((weights / weights.max())[np.ix_(live, live)].round(_DECIMALS), k)
     communities, found_at = _communities(graph, number, seed, resolution)
     nested = _mergers(graph, communities)[:number]
@@ -101,7 +101,7 @@ def group_features(
             grid=grid,
         ),
         seed=seed,
-        neighbours=k,
+        neighbors=k,
         resolution=found_at,
         communities=int(communities.max()) + 1,
         modularity=modularity,
@@ -119,9 +119,9 @@ def _live(weights: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.flatnonzero((strength >= NULL_SHARE * strength.max()) & (strength > 0))
 
 
-def sparsify(weights: NDArray[np.float64], neighbours: int) -> NDArray[np.float64]:
+def sparsify(weights: NDArray[np.float64], neighbors: int) -> NDArray[np.float64]:
     """Each node's strongest edges, and those by which others keep it; of equal ones those to the lowest nodes."""
-    strongest = np.argsort(-weights, axis=1, kind="stable")[:, :neighbours]
+    strongest = np.argsort(-weights, axis=1, kind="stable")[:, :neighbors]
     kept = np.zeros(weights.shape, dtype=bool)
     np.put_along_axis(kept, strongest, True, axis=1)
     return np.where(kept | kept.T, weights, 0.0)
@@ -280,7 +280,7 @@ def _warn_of_small_groups(finest: NDArray[np.int64], number: int) -> None:
     if len(small):
         logger.warning(
             "%d of %d superfeatures have fewer than %.1f features (%s); fewer superfeatures, or more "
-            "neighbours, give groups of more equal sizes",
+            "neighbors, give groups of more equal sizes",
             len(small),
             number,
             len(finest) / (8 * number),

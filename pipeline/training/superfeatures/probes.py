@@ -49,7 +49,7 @@ class Probes:
     def _members(self) -> Tensor:
         return self.feature_of.flatten()[:, None] == torch.arange(self.num_features)
 
-    def scaled(self, scales: Tensor) -> Probes:
+    def scale_amplitudes(self, scales: Tensor) -> Probes:
         """The same directions, feature j's step scales[j] times as long."""
         if self.amplitude is None:
             raise ValueError("features that are moved by themselves have their scale already")
@@ -65,9 +65,9 @@ def table_probes(num_features: int) -> Probes:
 
 
 def pixel_probes(size: tuple[int, int], grid: tuple[int, int], channels: int = 3) -> Probes:
-    """Blocks of an image [channels, H, W], each along grey: all of its values, of every colour, move together.
+    """Blocks of an image [channels, H, W], each along gray: all of its values, of every color, move together.
 
-    A direction has length 1. Colour has no direction of its own, since a superfeature is a place: a block
+    A direction has length 1. Color has no direction of its own, since a superfeature is a place: a block
     that matters by its hue alone is seen as far as the network's answer to its hue changes with its brightness.
 
     size  (H, W)

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from pipeline.config.models import AdditiveModelConfig, ModelConfig
 from pipeline.config.teaching import KEDTeachingConfig
-from pipeline.core.distributed import Ranks
+from pipeline.core.distributed import DistributedContext
 from pipeline.core.errors import require
-from pipeline.loading.dataset import StoreDataset, iter_in_order
-from pipeline.loading.geometry import judged_view, view_images
+from pipeline.loading.dataset import StoreDataset, iter_batches
+from pipeline.loading.geometry import evaluation_view, view_images
 from pipeline.loading.loader import move_batch
 from pipeline.loading.selection import balanced_order
 from pipeline.models.classifier import Classifier
@@ -31,7 +31,7 @@ from pipeline.models.providers import build_model, freeze, teacher_input_size
 from pipeline.store.artifacts import Artifact
 from pipeline.store.reader import Store
 from pipeline.training.superfeatures.artifact import partition_artifact, save_partition
-from pipeline.training.superfeatures.dependency import DependencySum, measure_dependency
+from pipeline.training.superfeatures.dependency import DependencySums, measure_dependency
 from pipeline.training.superfeatures.grouping import count_dependent, group_features
 from pipeline.training.superfeatures.probes import (
     Probes,
@@ -50,7 +50,7 @@ _MEASURED_BY = (
     "derivative",
     "step",
     "draws",
-    "neighbours",
+    "neighbors",
     "resolution",
     "grouping_seed",
 )
@@ -75,18 +75,18 @@ class PartitionSearch:
         """<store>/artifacts/partition-<fp8>."""
         return self._artifact.folder
 
-    def run(self, ranks: Ranks, device: torch.device) -> Path:
+    def run(self, distributed: DistributedContext, device: torch.device) -> Path:
         """Measure, each rank its share of the records, and save the partition; its folder.
 
         One that is there already is kept. Neither the number of ranks nor the batches change more than the last
         bits of the sum, which grouping rounds away.
         """
-        is_there = torch.tensor(float(self._artifact.is_there))
-        if not ranks.sum(is_there):
-            measured = self._measure(ranks, device)
-            if ranks.is_first:
+        exists = torch.tensor(float(self._artifact.exists))
+        if not distributed.sum(exists):
+            measured = self._measure(distributed, device)
+            if distributed.is_first:
                 self._group(measured)
-            ranks.sum(is_there)  # the others wait for the first
+            distributed.sum(exists)  # the others wait for the first
         return self.folder
 
     @cached_property
@@ -122,22 +122,22 @@ class PartitionSearch:
         side = teacher_input_size(self.black_box)
         return self.input_size if side is None else (side, side)
 
-    def _measure(self, ranks: Ranks, device: torch.device) -> DependencySum:
+    def _measure(self, distributed: DistributedContext, device: torch.device) -> DependencySums:
         model = freeze(build_model(self.black_box, len(self.store.manifest.classes))).to(device)
         order = balanced_order(self.store.index, self.teaching.split, self.teaching.grouping_seed)
         size = self._probed_size()
         first = order[: self.teaching.records]
         columns = self.teacher.columns
         probes = table_probes(columns) if columns else pixel_probes(size, self.teacher.grid)
-        probes = probes.scaled(
+        probes = probes.scale_amplitudes(
             feature_scales((inputs for _, inputs in self._inputs(first, device)), probes)
         )
-        total, start, stop = DependencySum.empty(probes.num_features), 0, len(first)
+        total, start, stop = DependencySums.empty(probes.num_features), 0, len(first)
         while True:
-            mine = order[start:stop][ranks.rank :: ranks.world_size]
+            mine = order[start:stop][distributed.rank :: distributed.world_size]
             part = self._measure_rows(model, mine, probes, device)
-            total = total + DependencySum(
-                squares=ranks.sum(part.squares), records=ranks.sum(part.records)
+            total = total + DependencySums(
+                squares=distributed.sum(part.squares), records=distributed.sum(part.records)
             )
             logger.info(
                 "dependency of %d features in %d records, agreement of two halves %.3f",
@@ -164,7 +164,7 @@ class PartitionSearch:
         rows: NDArray[np.int64],
         probes: Probes,
         device: torch.device,
-    ) -> DependencySum:
+    ) -> DependencySums:
         teaching = self.teaching
         return measure_dependency(
             lambda inputs: model(inputs).logits,
@@ -174,7 +174,7 @@ class PartitionSearch:
             derivative=teaching.derivative,
             step=teaching.step,
             draws=teaching.draws,
-            centred=not self.store.manifest.multi_label,
+            centered=not self.store.manifest.multi_label,
             modules=model,
         )
 
@@ -185,8 +185,8 @@ class PartitionSearch:
         size = self._probed_size()
         if len(rows) == 0:
             return
-        for batch in iter_in_order(StoreDataset(self.store, rows), _BATCH_SIZE):
-            seen = judged_view(move_batch(batch, device), self.teacher.frame, size)
+        for batch in iter_batches(StoreDataset(self.store, rows), _BATCH_SIZE):
+            seen = evaluation_view(move_batch(batch, device), self.teacher.frame, size)
             yield batch.keys, view_images(seen, size)
 
     def _correlation(self) -> Tensor:
@@ -195,7 +195,7 @@ class PartitionSearch:
         rows = [v for _, v in self._inputs(order[: self.teaching.records], torch.device("cpu"))]
         return torch.corrcoef(torch.cat(rows).double().T)
 
-    def _group(self, measured: DependencySum) -> None:
+    def _group(self, measured: DependencySums) -> None:
         teaching, teacher = self.teaching, self.teacher
         dependent = count_dependent(measured.matrix)
         require(
@@ -210,7 +210,7 @@ class PartitionSearch:
             seed=teaching.grouping_seed,
             grid=teacher.grid if teacher.columns is None else None,
             correlation=self._correlation() if teacher.columns else None,
-            neighbours=teaching.neighbours,
+            neighbors=teaching.neighbors,
             resolution=teaching.resolution,
         )
         save_partition(self._artifact, grouping, measured)

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.augment import AugmentConfig, OperationConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.config.data import WebDatasetDataConfig
-from pipeline.config.store import PassConfig
+from pipeline.config.store import PassOptions
 from pipeline.config.views import RandomViewsConfig
 from pipeline.core.errors import UserError
-from pipeline.loading.dataset import StoreDataset, iter_in_order
+from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.sources.demo import DemoSource
 from pipeline.store.index import RECEIPT_SCHEMA, read_receipt
 from pipeline.store.reader import Store
@@ -27,8 +27,10 @@ from pipeline.store.verification import verify_store
 from stages import precompute
 from tests.conftest import TINY_DATA, precompute_config
 
-PAYLOADS = PassConfig(batch_size=8, payloads=("logits", "map", "at", "cat", "feature"))
-EXTRAS = ("at", "cat", "feature")
+PAYLOADS = PassOptions(
+    batch_size=8, payloads=("logits", "map", "attention", "class_maps", "pooled")
+)
+INTERMEDIATES = ("attention", "class_maps", "pooled")
 
 
 def write_tars(folder: Path) -> WebDatasetDataConfig:
@@ -63,7 +65,7 @@ def build(kind: str, folder: Path, teacher) -> Path:
         config = replace(
             config,
             views=views,
-            augment=AugmentConfig(operations=(OperationConfig(kind="horizontal_flip"),)),
+            augment=AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),)),
         )
     if kind == "referenced tars":
         config = replace(config, data=write_tars(folder / "tars"))
@@ -81,18 +83,18 @@ def read_everything(path: Path, kind: str = "zarr") -> list[torch.Tensor]:
         passes = store.open_passes(stored_views=stored_views)
         covered = store.index["split"].to_numpy() == "train"
         rows = np.flatnonzero(covered) if stored_views else np.arange(store.index.num_rows)
-        for extra in EXTRAS:
-            dataset = StoreDataset(store, rows, passes, with_regions=True, extra=extra)
+        for payload in INTERMEDIATES:
+            dataset = StoreDataset(store, rows, passes, with_regions=True, payload=payload)
             if stored_views:
                 positions = [(at, at % 2) for at in range(len(rows))]
                 batches = [dataset.__getitems__(positions)]
             else:
-                batches = list(iter_in_order(dataset, 24))
+                batches = list(iter_batches(dataset, 24))
             for batch in batches:
                 (targets,) = batch.targets
                 read += [batch.inputs, batch.labels, batch.groups, batch.masks, *batch.boxes]
                 read += [targets.logits, targets.maps, targets.explained_class]
-                read += [targets.extra[name] for name in sorted(targets.extra)]
+                read += [targets.intermediates[name] for name in sorted(targets.intermediates)]
                 if batch.canonical_from_view is not None:
                     read.append(batch.canonical_from_view)
     return read
@@ -161,16 +163,16 @@ def stores(tmp_path_factory, tiny_teacher):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("trials", [16, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("contexts", [16, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.timeout(1200)
-def test_no_corruption_is_read_as_data(kind, trials, stores, monkeypatch):
+def test_no_corruption_is_read_as_data(kind, contexts, stores, monkeypatch):
     if kind == "inner chunks":
         monkeypatch.setattr("pipeline.store.zarr_fields._MAX_CHUNK_BYTES", 64)
         monkeypatch.setattr("pipeline.store.zarr_fields._COMPRESSED_RECORD_BYTES", 64)
     folder, sound, files = stores(kind)
     random = np.random.default_rng(KINDS.index(kind))
     outcomes = Counter()
-    for _ in range(trials):
+    for _ in range(contexts):
         file = files[random.integers(len(files))]
         before = {f: f.read_bytes() for f in files if f.suffix == file.suffix}
         how, wrong = damage(file, list(before), random)
@@ -190,26 +192,26 @@ def test_no_corruption_is_read_as_data(kind, trials, stores, monkeypatch):
             path.write_bytes(before[path])
 
     assert set(outcomes) <= {"same values", "named", "verified"}, outcomes
-    assert outcomes["verified"] == trials
+    assert outcomes["verified"] == contexts
     assert (
-        outcomes["named"] > trials / 4
+        outcomes["named"] > contexts / 4
     )  # the rest hit receipts, padding or headers that nobody reads
     assert equal(read_everything(folder / "store", kind), sound)
 
 
-@pytest.mark.parametrize(("of_pass", "trials"), [(False, 6), (True, 6)])
-def test_a_flipped_receipt_is_never_published(of_pass, trials, tmp_path, tiny_teacher):
-    check_receipt_flips(of_pass, trials, tmp_path, tiny_teacher)
+@pytest.mark.parametrize(("of_pass", "contexts"), [(False, 6), (True, 6)])
+def test_a_flipped_receipt_is_never_published(of_pass, contexts, tmp_path, tiny_teacher):
+    check_receipt_flips(of_pass, contexts, tmp_path, tiny_teacher)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize(("of_pass", "trials"), [(False, 600), (True, 600)])
-def test_no_flip_of_a_receipt_is_ever_published(of_pass, trials, tmp_path, tiny_teacher):
-    check_receipt_flips(of_pass, trials, tmp_path, tiny_teacher)
+@pytest.mark.parametrize(("of_pass", "contexts"), [(False, 600), (True, 600)])
+def test_no_flip_of_a_receipt_is_ever_published(of_pass, contexts, tmp_path, tiny_teacher):
+    check_receipt_flips(of_pass, contexts, tmp_path, tiny_teacher)
 
 
-def check_receipt_flips(of_pass, trials, tmp_path, teacher):
+def check_receipt_flips(of_pass, contexts, tmp_path, teacher):
     """Flip a receipt of a store, or of its pass, whose manifest is gone; finish it, and compare every value."""
     config = precompute_config(tmp_path / "store", teacher, shard_size=36)
     precompute.run(config)
@@ -220,7 +222,7 @@ def check_receipt_flips(of_pass, trials, tmp_path, teacher):
     shutil.copytree(store, tmp_path / "sound")
     random = np.random.default_rng(int(of_pass))
     noticed = 0
-    for _ in range(trials):
+    for _ in range(contexts):
         receipts = sorted((unpublished / "receipts").glob("*.parquet"))
         receipt = receipts[random.integers(len(receipts))]
         data = bytearray(receipt.read_bytes())
@@ -236,7 +238,9 @@ def check_receipt_flips(of_pass, trials, tmp_path, teacher):
         assert all(values[name] == sound[name] for name in sound)
         shutil.rmtree(store)
         shutil.copytree(tmp_path / "sound", store)
-    assert noticed >= trials / 4  # the others hit statistics and padding, which no reader looks at
+    assert (
+        noticed >= contexts / 4
+    )  # the others hit statistics and padding, which no reader looks at
 
 
 def read_values(store: Path) -> dict[str, object]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.annotation.shard_tasks import AnnotateShard
-from pipeline.config.store import PassConfig
+from pipeline.config.store import PassOptions
 from pipeline.core import files
 from pipeline.store.manifest import ManifestError
 from pipeline.store.reader import Store
@@ -185,7 +185,7 @@ def finished(store: Path):
 
 def packing(store, teacher=None):
     """Four shards, one a split; logits only, to keep the number of operations small."""
-    annotate = PassConfig(payloads=("logits",), batch_size=64)
+    annotate = PassOptions(payloads=("logits",), batch_size=64)
     return precompute_config(store, teacher, shard_size=64, annotate=annotate)
 
 

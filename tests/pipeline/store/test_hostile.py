@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config.store import StoreConfig
+from pipeline.config.store import StoreOptions
 from pipeline.config.verbs import VerifyConfig
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file
@@ -77,7 +77,7 @@ def test_an_array_that_names_pickle_runs_nothing(store, tmp_path):
     """Zarr's second format lets metadata name the codec numcodecs.Pickle, which ran code up to numcodecs 0.16.5."""
     marker = tmp_path / "ran"
     folder = teacher_of(store)
-    array = folder / "columns.zarr" / "logits"
+    array = folder / "fields.zarr" / "logits"
     values = load(folder)
     shutil.rmtree(array)
     array.mkdir()
@@ -96,18 +96,18 @@ def test_an_array_that_names_pickle_runs_nothing(store, tmp_path):
     for number in range(len(values["shards"])):
         (array / f"{number}.0.0").write_bytes(payload)
     values["files"] = {n: d for n, d in values["files"].items() if "/logits/" not in n}
-    values["files"]["columns.zarr/logits/.zarray"] = sha256_file(array / ".zarray")
+    values["files"]["fields.zarr/logits/.zarray"] = sha256_file(array / ".zarray")
     for number, shard in enumerate(values["shards"]):
         for entry in shard["files"]:
             if "/logits/" in entry["path"]:
-                path = f"columns.zarr/logits/{number}.0.0"
+                path = f"fields.zarr/logits/{number}.0.0"
                 digest = sha256_file(folder / path)
                 entry |= {"path": path, "bytes": len(payload), "sha256": digest}
     sign(folder, values)
 
     assert_refused(store, "lists other files than its fields have")
     with pytest.raises(verify.DamagedStoreError):
-        verify.run(VerifyConfig(store=StoreConfig(path=str(store))))
+        verify.run(VerifyConfig(store=StoreOptions(path=str(store))))
     assert not marker.exists()
     pickle.loads(payload)  # noqa: S301, the control: the payload does what it is said to do
     assert marker.exists()
@@ -128,10 +128,10 @@ def test_an_array_that_names_pickle_runs_nothing(store, tmp_path):
 )
 def test_metadata_that_describe_another_array_are_refused(store, entry, value):
     folder = teacher_of(store)
-    path = folder / "columns.zarr" / "logits" / "zarr.json"
+    path = folder / "fields.zarr" / "logits" / "zarr.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {entry: value}))
     values = load(folder)
-    values["files"]["columns.zarr/logits/zarr.json"] = sha256_file(path)
+    values["files"]["fields.zarr/logits/zarr.json"] = sha256_file(path)
     sign(folder, values)
 
     assert_refused(store, entry)
@@ -139,12 +139,12 @@ def test_metadata_that_describe_another_array_are_refused(store, entry, value):
 
 def test_metadata_that_another_release_writes_otherwise_are_accepted(store, sound):
     folder = teacher_of(store)
-    path = folder / "columns.zarr" / "logits" / "zarr.json"
+    path = folder / "fields.zarr" / "logits" / "zarr.json"
     values = json.loads(path.read_text())
     del values["storage_transformers"]
     path.write_text(json.dumps(values, sort_keys=True, indent=7))
     manifest = load(folder)
-    manifest["files"]["columns.zarr/logits/zarr.json"] = sha256_file(path)
+    manifest["files"]["fields.zarr/logits/zarr.json"] = sha256_file(path)
     sign(folder, manifest)
 
     assert equal(read_everything(store), sound[1])
@@ -224,15 +224,15 @@ def with_entry(values, place, value):
 
 
 @pytest.mark.parametrize("of_pass", [False, True])
-@pytest.mark.parametrize("trials", [30, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("contexts", [30, pytest.param(600, marks=pytest.mark.slow)])
 @pytest.mark.timeout(900)
-def test_no_value_of_a_signed_manifest_ends_in_a_traceback(of_pass, trials, store, sound):
+def test_no_value_of_a_signed_manifest_ends_in_a_traceback(of_pass, contexts, store, sound):
     folder = teacher_of(store) if of_pass else store
     values = load(folder)
     random = np.random.default_rng(int(of_pass))
     every = list(places(values))
     outcomes = Counter()
-    for _ in range(trials):
+    for _ in range(contexts):
         place = every[random.integers(len(every))]
         value = VALUES[random.integers(len(VALUES))]
         sign(folder, with_entry(values, place, value))
@@ -248,7 +248,7 @@ def test_no_value_of_a_signed_manifest_ends_in_a_traceback(of_pass, trials, stor
         assert all("\n" not in problem for problem in problems)
 
     assert set(outcomes) <= {"same values", "refused", "verify ends"}, outcomes
-    assert outcomes["refused"] > trials / 4
+    assert outcomes["refused"] > contexts / 4
 
 
 @pytest.mark.parametrize("text", ["[]", "7", "{}", '{"schema": 1}', "[" * 100_000, "\xff"])

@@ -49,7 +49,7 @@ def write_image(path, pixels, orientation=None, **options):
 
 UPRIGHT_SIZES = {
     "cat/wide.jpg": (30, 40),
-    "cat/grey.jpg": (20, 20),
+    "cat/gray.jpg": (20, 20),
     "cat/turned.jpg": (50, 24),  # stored lying: 24 x 50
     "dog/clear.png": (16, 48),
     "dog/tall.png": (64, 18),
@@ -62,7 +62,7 @@ def mixed(tmp_path):
     """A folder of six images of as many sizes and kinds."""
     root = tmp_path / "mixed"
     write_image(root / "cat/wide.jpg", ramps(30, 40))
-    write_image(root / "cat/grey.jpg", ramps(20, 20, 1))
+    write_image(root / "cat/gray.jpg", ramps(20, 20, 1))
     write_image(root / "cat/turned.jpg", ramps(24, 50), orientation=6)
     write_image(root / "dog/clear.png", ramps(16, 48, 4))
     write_image(root / "dog/tall.png", ramps(64, 18))
@@ -254,7 +254,7 @@ def test_the_unfinished_shards_of_another_format_are_never_mixed(mixed, tmp_path
 
 
 @pytest.mark.parametrize("form", ["original", "raw"])
-def test_boxes_in_pixels_are_normalised_by_the_upright_size(tmp_path, form):
+def test_boxes_in_pixels_are_normalized_by_the_upright_size(tmp_path, form):
     write_image(tmp_path / "wide.png", ramps(20, 40))
     write_image(tmp_path / "turned.jpg", ramps(20, 40), orientation=6)  # upright: 40 high, 20 wide
     box = {"x0": 5, "y0": 10, "x1": 20, "y1": 15}

@@ -25,7 +25,7 @@ def noise(*shape, dtype=np.uint8, high=256, seed=0):
 
 
 def ramps(height, width):
-    """A smooth colour image u8 [height, width, 3]."""
+    """A smooth color image u8 [height, width, 3]."""
     y, x = np.mgrid[:height, :width]
     channels = [x * 255 / width, y * 255 / height, (x + y) * 255 / (width + height)]
     return np.stack(channels, axis=-1).astype(np.uint8)
@@ -56,31 +56,31 @@ def hwc(data):
     return decode_rgb(data).permute(1, 2, 0).numpy()
 
 
-COLOUR = Image.fromarray(noise(HEIGHT, WIDTH, 3))
-GREY = Image.fromarray(noise(HEIGHT, WIDTH))
+COLOR = Image.fromarray(noise(HEIGHT, WIDTH, 3))
+GRAY = Image.fromarray(noise(HEIGHT, WIDTH))
 OPAQUE = {
-    "jpeg": encoded(COLOUR, "JPEG"),
-    "jpeg 4:4:4": encoded(COLOUR, "JPEG", subsampling=0, quality=95),
-    "progressive jpeg": encoded(COLOUR, "JPEG", progressive=True),
-    "grey jpeg": encoded(GREY, "JPEG"),
-    "cmyk jpeg": encoded(COLOUR.convert("CMYK"), "JPEG"),
+    "jpeg": encoded(COLOR, "JPEG"),
+    "jpeg 4:4:4": encoded(COLOR, "JPEG", subsampling=0, quality=95),
+    "progressive jpeg": encoded(COLOR, "JPEG", progressive=True),
+    "gray jpeg": encoded(GRAY, "JPEG"),
+    "cmyk jpeg": encoded(COLOR.convert("CMYK"), "JPEG"),
     "smooth jpeg": encoded(Image.fromarray(ramps(50, 70)), "JPEG"),
-    "png": encoded(COLOUR, "PNG"),
-    "grey png": encoded(GREY, "PNG"),
-    "palette png": encoded(COLOUR.quantize(64), "PNG"),
-    "2-bit palette png": encoded(COLOUR.quantize(4), "PNG"),
-    "1-bit png": encoded(GREY.convert("1"), "PNG"),
-    "webp": encoded(COLOUR, "WEBP"),
-    "lossless webp": encoded(COLOUR, "WEBP", lossless=True),
-    "bmp": encoded(COLOUR, "BMP"),
-    "gif": encoded(COLOUR.quantize(64), "GIF"),
-    "ppm": encoded(COLOUR, "PPM"),
-    "pgm": encoded(GREY, "PPM"),
-    "tiff": encoded(COLOUR, "TIFF"),
-    "lzw tiff": encoded(COLOUR, "TIFF", compression="tiff_lzw"),
-    "1-bit tiff": encoded(GREY.convert("1"), "TIFF"),
-    "cmyk tiff": encoded(COLOUR.convert("CMYK"), "TIFF"),
-    "lab tiff": encoded(Image.frombytes("LAB", (WIDTH, HEIGHT), COLOUR.tobytes()), "TIFF"),
+    "png": encoded(COLOR, "PNG"),
+    "gray png": encoded(GRAY, "PNG"),
+    "palette png": encoded(COLOR.quantize(64), "PNG"),
+    "2-bit palette png": encoded(COLOR.quantize(4), "PNG"),
+    "1-bit png": encoded(GRAY.convert("1"), "PNG"),
+    "webp": encoded(COLOR, "WEBP"),
+    "lossless webp": encoded(COLOR, "WEBP", lossless=True),
+    "bmp": encoded(COLOR, "BMP"),
+    "gif": encoded(COLOR.quantize(64), "GIF"),
+    "ppm": encoded(COLOR, "PPM"),
+    "pgm": encoded(GRAY, "PPM"),
+    "tiff": encoded(COLOR, "TIFF"),
+    "lzw tiff": encoded(COLOR, "TIFF", compression="tiff_lzw"),
+    "1-bit tiff": encoded(GRAY.convert("1"), "TIFF"),
+    "cmyk tiff": encoded(COLOR.convert("CMYK"), "TIFF"),
+    "lab tiff": encoded(Image.frombytes("LAB", (WIDTH, HEIGHT), COLOR.tobytes()), "TIFF"),
 }
 
 
@@ -130,11 +130,11 @@ def xmp(orientation):
 def png_with_text(key, text):
     info = PngInfo()
     info.add_itxt(key, text)
-    return encoded(COLOUR, "PNG", pnginfo=info)
+    return encoded(COLOR, "PNG", pnginfo=info)
 
 
 def png_with_late_exif():
-    data, end = encoded(COLOUR, "PNG", exif=exif(6)), b"\0\0\0\0IEND"
+    data, end = encoded(COLOR, "PNG", exif=exif(6)), b"\0\0\0\0IEND"
     start = data.find(b"eXIf") - 4
     length = 12 + struct.unpack(">I", data[start : start + 4])[0]
     chunk = data[start : start + length]
@@ -144,7 +144,7 @@ def png_with_late_exif():
 @pytest.mark.parametrize(
     "data",
     [
-        encoded(COLOUR, "JPEG", xmp=xmp(6)),
+        encoded(COLOR, "JPEG", xmp=xmp(6)),
         png_with_text("XML:com.adobe.xmp", xmp(6).decode()),
         png_with_late_exif(),
     ],
@@ -156,7 +156,7 @@ def test_an_orientation_in_an_odd_place_counts_for_height_and_pixels_alike(data)
 
 
 def test_damaged_exif_never_gives_pixels_of_another_shape_than_was_inspected():
-    data = encoded(COLOUR, "JPEG", exif=exif(6))
+    data = encoded(COLOR, "JPEG", exif=exif(6))
     start, stop = data.find(b"Exif"), data.find(b"\xff\xdb")
     shapes = set()
 
@@ -197,16 +197,16 @@ def test_a_frame_as_jpeg_stays_within_35_decibels_and_is_pils_pixels():
 # ---- transparency --------------------------------------------------------------------------------
 
 
-def over_white(colour, alpha):
-    """colour * a + 255 * (1 - a), rounded."""
+def over_white(color, alpha):
+    """color * a + 255 * (1 - a), rounded."""
     a = alpha[..., None].astype(float) / 255
-    return np.rint(colour * a + 255 * (1 - a))
+    return np.rint(color * a + 255 * (1 - a))
 
 
 @pytest.mark.parametrize(
     ("kind", "options"), [("PNG", {}), ("WEBP", {"lossless": True, "exact": True}), ("TIFF", {})]
 )
-def test_transparent_colours_lie_on_white(kind, options):
+def test_transparent_colors_lie_on_white(kind, options):
     pixels = noise(HEIGHT, WIDTH, 4)
 
     decoded = hwc(encoded(Image.fromarray(pixels), kind, **options))
@@ -224,7 +224,7 @@ def test_half_transparent_pixels_by_hand():
     assert hwc(encoded(Image.fromarray(pixels), "PNG"))[0, 0].tolist() == [177, 127, 255]
 
 
-def test_the_hidden_colour_of_a_fully_transparent_pixel_does_not_show():
+def test_the_hidden_color_of_a_fully_transparent_pixel_does_not_show():
     pixels = np.zeros((2, 2, 4), dtype=np.uint8)
     pixels[..., 0] = 200
     pixels[0, 0, 3] = 255
@@ -235,7 +235,7 @@ def test_the_hidden_colour_of_a_fully_transparent_pixel_does_not_show():
     assert (decoded.reshape(-1, 3)[1:] == 255).all()
 
 
-def test_grey_with_alpha_lies_on_white():
+def test_gray_with_alpha_lies_on_white():
     pixels = noise(HEIGHT, WIDTH, 2)
 
     decoded = hwc(encoded(Image.fromarray(pixels, "LA"), "PNG"))
@@ -273,7 +273,7 @@ def test_a_palette_entry_may_be_half_transparent():
 @pytest.mark.parametrize(
     ("mode", "key", "seen"), [("L", 7, [7, 7, 7]), ("RGB", (7, 8, 9), [7, 8, 9])]
 )
-def test_a_colour_that_a_png_declares_transparent_is_white(mode, key, seen):
+def test_a_color_that_a_png_declares_transparent_is_white(mode, key, seen):
     image = Image.new(mode, (2, 1), key)
     image.putpixel((1, 0), 50 if mode == "L" else (50, 50, 50))
 
@@ -287,7 +287,7 @@ def test_a_colour_that_a_png_declares_transparent_is_white(mode, key, seen):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
-def test_sixteen_bits_of_grey_are_scaled_and_not_clipped(kind):
+def test_sixteen_bits_of_gray_are_scaled_and_not_clipped(kind):
     values = noise(HEIGHT, WIDTH, dtype=np.uint16, high=2**16)
     values[0, :4] = (0, 128, 129, 65535)
 
@@ -302,13 +302,13 @@ def png_chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def hand_made_png(width, height, bits, colour_type, rows):
-    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+def hand_made_png(width, height, bits, color_type, rows):
+    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
 
 
-def test_sixteen_bits_a_colour_keep_their_upper_byte():
+def test_sixteen_bits_a_color_keep_their_upper_byte():
     values = noise(4, 5, 3, dtype=np.uint16, high=2**16)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
 
@@ -322,7 +322,7 @@ def test_sixteen_bits_a_colour_keep_their_upper_byte():
 @pytest.mark.parametrize(
     "pixels", [noise(4, 5).astype(np.float32), noise(4, 5).astype(np.int32) - 300]
 )
-def test_grey_values_without_a_defined_brightness_are_refused(pixels):
+def test_gray_values_without_a_defined_brightness_are_refused(pixels):
     data = encoded(Image.fromarray(pixels), "TIFF")
 
     with pytest.raises(
@@ -448,7 +448,7 @@ def test_a_doubled_mask_repeats_each_value():
 
 
 def test_a_damaged_mask_is_an_error_and_not_the_end_of_the_process():
-    data = bytearray(encoded(GREY, "PNG"))
+    data = bytearray(encoded(GRAY, "PNG"))
     data[len(data) // 2] ^= 1
 
     with pytest.raises((OSError, SyntaxError)):

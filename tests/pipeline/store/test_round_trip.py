@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from pipeline.annotation.annotator import TeacherAnnotator
-from pipeline.config.store import PassConfig
+from pipeline.config.store import PassOptions
 from pipeline.core.records import FieldSpec
 from pipeline.sources.demo import DemoSource
 from pipeline.store.reader import Store
@@ -97,16 +97,14 @@ def test_both_backends_hold_the_same_values(tmp_path):
     ]
 
     for backend in (ZarrFields, WebDatasetFields):
-        columns = backend(tmp_path / backend.__name__, fields, 2, 5, 2)
-        columns.create()
+        layout = backend(tmp_path / backend.__name__, fields, 2, 5, 2)
+        layout.create()
         held = [
-            stored(
-                position, name, keys, columns.write_shard(position, name, keys, values[position])
-            )
+            stored(position, name, keys, layout.write_shard(position, name, keys, values[position]))
             for position, (name, keys) in enumerate(shards)
         ]
         for position, shard in enumerate(held):
-            read = columns.read_shard(shard)
+            read = layout.read_shard(shard)
             for f in fields:
                 np.testing.assert_array_equal(read[f.name], values[position][f.name])
                 assert read[f.name].dtype == f.dtype
@@ -115,16 +113,16 @@ def test_both_backends_hold_the_same_values(tmp_path):
 def test_a_large_field_is_cut_into_inner_chunks_and_comes_back(tmp_path):
     fields = (FieldSpec(name="map", shape=(1, 6, 224, 224), dtype="float16"),)
     keys = [f"k{i}" for i in range(128)]  # 128 * 602 kB = 77 MB: more than one chunk may have
-    columns = ZarrFields(tmp_path, tuple(fields), 1, 128, 1)
-    columns.create()
+    layout = ZarrFields(tmp_path, tuple(fields), 1, 128, 1)
+    layout.create()
     ramp = np.arange(128, dtype=np.float16)[:, None, None, None, None, None]
     values = np.broadcast_to(ramp, (128, 1, 1, 6, 224, 224))
 
-    done = columns.write_shard(0, "train-000000", keys, {"map": values})
+    done = layout.write_shard(0, "train-000000", keys, {"map": values})
 
     shard = stored(0, "train-000000", keys, done)
-    np.testing.assert_array_equal(columns.read_shard(shard)["map"][::37], values[::37])
-    assert "sharding_indexed" in (tmp_path / "columns.zarr" / "map" / "zarr.json").read_text()
+    np.testing.assert_array_equal(layout.read_shard(shard)["map"][::37], values[::37])
+    assert "sharding_indexed" in (tmp_path / "fields.zarr" / "map" / "zarr.json").read_text()
 
 
 def test_the_same_teacher_in_the_other_backend_is_a_pass_of_its_own_with_equal_values(
@@ -158,15 +156,15 @@ def test_stock_readers_open_everything_without_importing_ours(frozen, tmp_path, 
         assert all(s["png"].shape == (16, 16, 3) for s in images)
         assert all(set(s) >= {"png", "cls", "mask.png"} for s in images)
 
-        folder, = glob.glob(f"{zarr_store}/teachers/*/columns.zarr")
+        folder, = glob.glob(f"{zarr_store}/teachers/*/fields.zarr")
         group = zarr.open_group(folder, mode="r")
         assert set(group.array_keys()) == {"logits", "map", "map_scale", "explained_class"}
         by_key = {row["key"]: row for row in index}
         shards = sorted({row["shard"] for row in index})
         tars = sorted(glob.glob(f"{tar_store}/teachers/*/*.tar"))
-        columns = list(webdataset.WebDataset(tars, shardshuffle=False).decode())
-        assert [s["__key__"] for s in columns] == [s["__key__"] for s in images]
-        for sample in columns:
+        samples = list(webdataset.WebDataset(tars, shardshuffle=False).decode())
+        assert [s["__key__"] for s in samples] == [s["__key__"] for s in images]
+        for sample in samples:
             row = by_key[sample["__key__"]]
             for name in group.array_keys():
                 numpy.testing.assert_array_equal(
@@ -195,7 +193,7 @@ def test_a_store_is_the_same_bytes_wherever_it_is_made(frozen, tmp_path):
 
 def test_a_narrow_type_that_loses_the_map_is_refused(tmp_path, tiny_teacher):
     config = precompute_config(
-        tmp_path / "store", tiny_teacher, annotate=PassConfig(map_dtype="int8", min_fidelity=1.0)
+        tmp_path / "store", tiny_teacher, annotate=PassOptions(map_dtype="int8", min_fidelity=1.0)
     )
 
     with pytest.raises(ValueError, match=r"annotate\.min_fidelity"):
@@ -259,12 +257,12 @@ def test_the_metadata_that_readers_expect_are_those_that_zarr_writes(tmp_path):
         FieldSpec(name="map", shape=(1, 6, 64, 64), dtype="float16", codec="maxabs"),
         FieldSpec(name="narrow", shape=(1, 6, 64, 64), dtype="int8", codec="maxabs"),
     )
-    for shard_size in (4, 4096):  # the larger cuts large fields into inner chunks
-        columns = ZarrFields(tmp_path / str(shard_size), tuple(specs), 2, shard_size, 2)
-        columns.create()
-        columns.check_shared_files()
+    for rows_per_shard in (4, 4096):  # the larger cuts large fields into inner chunks
+        layout = ZarrFields(tmp_path / str(rows_per_shard), tuple(specs), 2, rows_per_shard, 2)
+        layout.create()
+        layout.check_shared_files()
         for spec in specs:
-            path = tmp_path / str(shard_size) / "columns.zarr" / spec.name / "zarr.json"
+            path = tmp_path / str(rows_per_shard) / "fields.zarr" / spec.name / "zarr.json"
             written = json.loads(path.read_text())
             assert written.pop("storage_transformers") == []
-            assert written == columns._metadata(spec)
+            assert written == layout._metadata(spec)

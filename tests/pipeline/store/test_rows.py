@@ -11,7 +11,7 @@ import pytest
 from pipeline.core.records import FieldSpec
 from pipeline.store.fields import StoredShard
 from pipeline.store.manifest import ManifestError
-from pipeline.store.row_reader import InnerChunkRows, KeptRows, decode_chunk
+from pipeline.store.row_reader import InnerChunkRows, SelectedRows, decode_chunk
 from pipeline.store.tar_fields import WebDatasetFields
 from pipeline.store.zarr_fields import ZarrFields
 
@@ -35,31 +35,31 @@ def stored(position, name, keys, written):
     )
 
 
-def written(tmp_path, monkeypatch, shape, dtype, views, rows=17, shard_size=20):
+def written(tmp_path, monkeypatch, shape, dtype, views, rows=17, rows_per_shard=20):
     """Two shards, the second one short, of values as B-cos weights have: mostly small."""
     monkeypatch.setattr("pipeline.store.zarr_fields._MAX_CHUNK_BYTES", 2**10)
     spec = FieldSpec(name="map", shape=shape, dtype=dtype, codec="maxabs")
-    columns = ZarrFields(tmp_path, (spec,), 2, shard_size, views)
-    columns.create()
+    layout = ZarrFields(tmp_path, (spec,), 2, rows_per_shard, views)
+    layout.create()
     generator = np.random.default_rng(0)
     shards = []
-    for position, count in enumerate((shard_size, rows)):
+    for position, count in enumerate((rows_per_shard, rows)):
         values = generator.normal(size=(count, views, *shape)) ** 3
         values = (values * (100 if dtype == "int8" else 1)).clip(-127, 127).astype(dtype)
         keys = [f"{position}-{row}" for row in range(count)]
         name = f"train-{position:06d}"
-        done = columns.write_shard(position, name, keys, {"map": values})
+        done = layout.write_shard(position, name, keys, {"map": values})
         shards.append((stored(position, name, keys, done), values))
-    return columns, shards
+    return layout, shards
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_rows_and_views_are_those_that_were_written(tmp_path, monkeypatch, name):
     shape, dtype, views, inner = SHAPES[name]
-    columns, shards = written(tmp_path, monkeypatch, shape, dtype, views)
+    layout, shards = written(tmp_path, monkeypatch, shape, dtype, views)
 
     for shard, values in shards:
-        opened = columns.open_shard(shard)["map"]
+        opened = layout.open_shard(shard)["map"]
         rows = np.array([16, 0, 3, 16, 7])
         seen = np.array([0, 1, 0, 1, 1]) % views
 
@@ -67,13 +67,13 @@ def test_rows_and_views_are_those_that_were_written(tmp_path, monkeypatch, name)
         assert opened.inner == inner
         assert opened.shape == values.shape
         np.testing.assert_array_equal(opened[rows, seen], values[rows, seen])
-        np.testing.assert_array_equal(columns.read_shard(shard)["map"], values)
+        np.testing.assert_array_equal(layout.read_shard(shard)["map"], values)
 
 
 def test_a_row_costs_its_own_bytes_only(tmp_path, monkeypatch):
-    columns, shards = written(tmp_path, monkeypatch, (1, 6, 64, 64), "float16", 4)
+    layout, shards = written(tmp_path, monkeypatch, (1, 6, 64, 64), "float16", 4)
     shard, values = shards[0]
-    columns.open_shard(shard)["map"][np.array([4]), np.array([2])]  # Zarr's own encoder reads, too
+    layout.open_shard(shard)["map"][np.array([4]), np.array([2])]  # Zarr's own encoder reads, too
     read = []
 
     def counting(file, length, offset, pread=os.pread):
@@ -81,7 +81,7 @@ def test_a_row_costs_its_own_bytes_only(tmp_path, monkeypatch):
         return pread(file, length, offset)
 
     monkeypatch.setattr(os, "pread", counting)
-    columns.open_shard(shard)["map"][np.array([4, 4]), np.array([2, 2])]
+    layout.open_shard(shard)["map"][np.array([4, 4]), np.array([2, 2])]
 
     assert len(read) == 2  # the index of the chunks, and one chunk
     assert read[1] < 1.01 * values[4, 2].nbytes
@@ -89,13 +89,13 @@ def test_a_row_costs_its_own_bytes_only(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("place", ["an inner chunk", "the index"])
 def test_a_flipped_bit_is_an_error_that_names_the_file(tmp_path, monkeypatch, place):
-    columns, shards = written(tmp_path, monkeypatch, (1, 6, 64, 64), "float16", 1)
-    path = next(p for p in (tmp_path / "columns.zarr/map/c/0").rglob("*") if p.is_file())
+    layout, shards = written(tmp_path, monkeypatch, (1, 6, 64, 64), "float16", 1)
+    path = next(p for p in (tmp_path / "fields.zarr/map/c/0").rglob("*") if p.is_file())
     data = bytearray(path.read_bytes())
     data[100 if place == "an inner chunk" else -100] ^= 1
     path.write_bytes(data)
 
-    opened = columns.open_shard(shards[0][0])["map"]
+    opened = layout.open_shard(shards[0][0])["map"]
     with pytest.raises(ManifestError, match=str(path)):
         opened[np.arange(20), np.zeros(20, np.int64)]
 
@@ -104,10 +104,10 @@ def test_stock_zarr_reads_compressed_fields_and_weak_signals_cost_little(tmp_pat
     import zarr
 
     _, shards = written(tmp_path, monkeypatch, (1, 6, 64, 64), "int8", 1)
-    array = zarr.open_array(tmp_path / "columns.zarr" / "map", mode="r")
+    array = zarr.open_array(tmp_path / "fields.zarr" / "map", mode="r")
     stored = sum(
         path.stat().st_size
-        for path in (tmp_path / "columns.zarr/map/c").rglob("0")
+        for path in (tmp_path / "fields.zarr/map/c").rglob("0")
         if path.is_file()
     )
 
@@ -118,22 +118,22 @@ def test_stock_zarr_reads_compressed_fields_and_weak_signals_cost_little(tmp_pat
 def test_small_fields_are_arrays_and_are_not_compressed(tmp_path):
     spec = FieldSpec(name="map", shape=(1, 1, 7, 7), dtype="float16")
     for backend in (ZarrFields, WebDatasetFields):
-        columns = backend(tmp_path / backend.__name__, [spec], 1, 2, 1)
-        columns.create()
-        done = columns.write_shard(
+        layout = backend(tmp_path / backend.__name__, [spec], 1, 2, 1)
+        layout.create()
+        done = layout.write_shard(
             0, "train-000000", ["a", "b"], {"map": np.zeros((2, 1, 1, 1, 7, 7), "f2")}
         )
-        opened = columns.open_shard(stored(0, "train-000000", ["a", "b"], done))
+        opened = layout.open_shard(stored(0, "train-000000", ["a", "b"], done))
         assert isinstance(opened["map"], np.ndarray)
     assert (
-        "blosc" not in (tmp_path / "ZarrFields" / "columns.zarr" / "map" / "zarr.json").read_text()
+        "blosc" not in (tmp_path / "ZarrFields" / "fields.zarr" / "map" / "zarr.json").read_text()
     )
 
 
 def test_kept_rows_answer_for_the_rows_of_the_shard():
     array = np.arange(24).reshape(6, 2, 2)
 
-    kept = KeptRows(array, np.array([1, 4, 5]))
+    kept = SelectedRows(array, np.array([1, 4, 5]))
 
     assert kept.shape == array.shape
     np.testing.assert_array_equal(kept[np.array([5, 1]), np.array([0, 1])], array[[5, 1], [0, 1]])

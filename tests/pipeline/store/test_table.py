@@ -13,7 +13,7 @@ import pytest
 import torch
 from sklearn.datasets import load_wine
 
-from pipeline.config.table_data import SklearnTableDataConfig, TableDataConfig
+from pipeline.config.table_data import SklearnedableDataConfig, TableDataConfig
 from pipeline.core.errors import ConfigError
 from pipeline.loading.column_moments import column_moments
 from pipeline.loading.dataset import StoreDataset
@@ -28,7 +28,7 @@ from tests.conftest import precompute_config
 from tests.pipeline.store.test_round_trip import tree_bytes
 from tests.pipeline.unicauca import write_unicauca
 
-WINE = SklearnTableDataConfig(name="wine")
+WINE = SklearnedableDataConfig(name="wine")
 
 
 def pack(path, data=WINE, **options):
@@ -269,7 +269,7 @@ def test_a_small_spread_on_a_large_mean_is_kept_and_no_spread_is_left(tmp_path):
 
     assert torch.equal(layer(rows), rows)  # until it has learned
     mean, std = column_moments(store, "train")
-    layer.learn(mean, std)
+    layer.set_moments(mean, std)
 
     assert mean.tolist() == [2**23 + 0.5, 1e9, 0]
     assert std.tolist() == [0.5, 0, 0]

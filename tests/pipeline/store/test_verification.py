@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.config.store import StoreConfig
+from pipeline.config.store import StoreOptions
 from pipeline.config.verbs import VerifyConfig
 from pipeline.store.manifest import (
     ManifestError,
@@ -30,7 +30,7 @@ def all_files(folder):
 
 
 def test_a_sound_store_has_no_problems(frozen):
-    result = verify.run(VerifyConfig(store=StoreConfig(path=str(frozen.store.path))))
+    result = verify.run(VerifyConfig(store=StoreOptions(path=str(frozen.store.path))))
 
     assert (result.verified_records, result.verified_passes) == (72, 1)
 
@@ -87,7 +87,7 @@ def test_values_out_of_range_name_field_record_and_shard(copy, frozen):
     values = {name: array.copy() for name, array in teacher.read_shard(shard).items()}
     values["explained_class"][3] = 10
     position = list(store.manifest.shards).index(shard)
-    written = teacher.columns.write_shard(position, shard.name, store.shard_keys(shard), values)
+    written = teacher.fields.write_shard(position, shard.name, store.shard_keys(shard), values)
     manifest = read_pass_manifest(teacher.folder)
     shards = tuple(
         replace(s, files=written.files) if s.name == shard.name else s for s in manifest.shards
@@ -114,7 +114,7 @@ def test_the_stage_fails_with_every_problem_listed(copy):
     (copy / "images" / "train-000000.tar").unlink()
 
     with pytest.raises(verify.DamagedStoreError) as error:
-        verify.run(VerifyConfig(store=StoreConfig(path=str(copy))))
+        verify.run(VerifyConfig(store=StoreOptions(path=str(copy))))
 
     assert "index.parquet is missing" in str(error.value)
     assert "train-000000.tar is missing" in str(error.value)

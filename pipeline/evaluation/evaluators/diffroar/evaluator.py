@@ -25,15 +25,15 @@ from pipeline.core.errors import require
 from pipeline.core.progress import progress
 from pipeline.core.records import NO_LABEL
 from pipeline.core.seeds import derive_seed
-from pipeline.evaluation.context import Trial, require_one_label
+from pipeline.evaluation.context import EvaluationContext, require_one_label
 from pipeline.evaluation.evaluators.diffroar.probes import (
     BuildProbe,
     RankedImages,
     build_probe,
-    only,
+    keep_part,
+    mask_of_part,
     predictive_power,
     rank,
-    where,
 )
 from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from pipeline.evaluation.evaluators.gradient_alignment import input_gradient
@@ -46,25 +46,25 @@ from pipeline.models.resolve import require_images
 NAME = "diffroar"
 
 
-def check_diffroar(trial: Trial) -> Mapping[str, str]:
-    """ConfigError unless there are images to train on beside those that are judged, with one label each."""
-    require_images(trial.store, f"judges={NAME}", "leave it out of judges")
-    require_one_label(trial, NAME)
-    split = trial.options.diffroar.train_split
+def check_diffroar(context: EvaluationContext) -> Mapping[str, str]:
+    """ConfigError unless there are images to train on beside those that are evaluated, with one label each."""
+    require_images(context.store, f"evaluators={NAME}", "leave it out of evaluators")
+    require_one_label(context, NAME)
+    split = context.options.diffroar.train_split
     require(
-        len(_training_rows(trial)) > 1,
-        f"evaluate.{NAME}.train_split={split} has no labelled records beside those of {trial.split}, and a probe is "
+        len(_training_rows(context)) > 1,
+        f"evaluate.{NAME}.train_split={split} has no labeled records beside those of {context.split}, and a probe is "
         "trained on others than it is asked about; name another split",
     )
     return {}
 
 
-def judge_diffroar(trial: Trial) -> dict[str, Any]:
+def evaluate_diffroar(context: EvaluationContext) -> dict[str, Any]:
     """`compare` of the subject on some of the split's records."""
-    options = trial.options.diffroar
-    train = _ranked(trial, _training_rows(trial))
-    test = _ranked(trial, _test_rows(trial))
-    classes = len(trial.store.manifest.classes)
+    options = context.options.diffroar
+    train = _ranked(context, _training_rows(context))
+    test = _ranked(context, _test_rows(context))
+    classes = len(context.store.manifest.classes)
     return compare(train, test, build_probe(options.width), options, classes)
 
 
@@ -96,10 +96,10 @@ def compare(
         for fraction in options.keep:
             name = f"{100 * fraction:g}%"
             for part in ("top", "bottom"):
-                seen = only(part, fraction, fill)
+                seen = keep_part(part, fraction, fill)
                 runs[part][name] = [power(seen, seed) for seed in options.seeds]
-            mask_only[name] = power(where("top", fraction), options.seeds[0])
-        unmasked = power(only("top", 1.0, fill), options.seeds[0])
+            mask_only[name] = power(mask_of_part("top", fraction), options.seeds[0])
+        unmasked = power(keep_part("top", 1.0, fill), options.seeds[0])
     pairs = {
         name: np.subtract.outer(top, runs["bottom"][name]) for name, top in runs["top"].items()
     }
@@ -120,30 +120,30 @@ def compare(
     }
 
 
-def _training_rows(trial: Trial) -> NDArray[np.int64]:
-    """Rows of the index: labelled, of all classes alike, and none that is judged."""
-    options = trial.options.diffroar
-    rows = balanced_order(trial.store.index, options.train_split, seed=0)
-    labels = trial.store.index["label"].to_numpy()[rows]
-    free = ~np.isin(rows, trial.dataset.rows) & (labels != NO_LABEL)
+def _training_rows(context: EvaluationContext) -> NDArray[np.int64]:
+    """Rows of the index: labeled, of all classes alike, and none that is evaluated."""
+    options = context.options.diffroar
+    rows = balanced_order(context.store.index, options.train_split, seed=0)
+    labels = context.store.index["label"].to_numpy()[rows]
+    free = ~np.isin(rows, context.dataset.rows) & (labels != NO_LABEL)
     return np.sort(rows[free][: options.train_records])
 
 
-def _test_rows(trial: Trial) -> NDArray[np.int64]:
-    options, dataset = trial.options.diffroar, trial.dataset
+def _test_rows(context: EvaluationContext) -> NDArray[np.int64]:
+    options, dataset = context.options.diffroar, context.dataset
     rows = dataset.rows[dataset.columns["label"] != NO_LABEL]
     drawn = np.random.default_rng(derive_seed(0, NAME)).permutation(len(rows))
     return np.sort(rows[drawn[: options.test_records]])
 
 
-def _ranked(trial: Trial, rows: NDArray[np.int64]) -> RankedImages:
+def _ranked(context: EvaluationContext, rows: NDArray[np.int64]) -> RankedImages:
     """The records, on the subject's device, with the ranks of the subject's attributions."""
-    subject = trial.subject
+    model = context.model
     images, ranks, labels = [], [], []
-    for batch in replace(trial, dataset=StoreDataset(trial.store, rows)).views():
-        seen = view_images(batch, subject.input_size)
-        gradient = input_gradient(seen, lambda x: subject.model(x).logits.max(dim=1).values)
-        if trial.options.diffroar.unit == "pixel":
+    for batch in replace(context, dataset=StoreDataset(context.store, rows)).iter_batches():
+        seen = view_images(batch, model.input_size)
+        gradient = input_gradient(seen, lambda x: model.network(x).logits.max(dim=1).values)
+        if context.options.diffroar.unit == "pixel":
             gradient = gradient.abs().sum(dim=1, keepdim=True)
         images.append((seen * 255).round().to(torch.uint8))
         ranks.append(rank(gradient))
@@ -152,7 +152,7 @@ def _ranked(trial: Trial, rows: NDArray[np.int64]) -> RankedImages:
 
 
 EVALUATOR = Evaluator(
-    judge_diffroar,
+    evaluate_diffroar,
     check_diffroar,
     Page(
         "DiffROAR",

@@ -1,6 +1,6 @@
 """Small networks that are trained from nothing on a part of each image, to see what that part tells.
 
-Every subject's masks are judged by the same probe, so that only the masks differ. Shape letters: N images, C channels,
+Every subject's masks are evaluated by the same probe, so that only the masks differ. Shape letters: N images, C channels,
 H W their size, G 1 or C groups of coordinates that are ranked (a pixel, or each of its channels), K classes.
 """
 
@@ -33,7 +33,7 @@ class RankedImages:
     labels: Tensor
     """i64 [N]."""
 
-    def kept(self, rows: Tensor, part: Part, fraction: float) -> Tensor:
+    def select(self, rows: Tensor, part: Part, fraction: float) -> Tensor:
         """The `fraction` of coordinates that matter most, or least: bool [rows, G, H, W]."""
         ranks = self.ranks[rows]
         total = ranks[0].numel()
@@ -52,21 +52,21 @@ def rank(attributions: Tensor) -> Tensor:
     return ranks.scatter_(1, order, places.expand_as(ranks)).view_as(attributions)
 
 
-def only(part: Part, fraction: float, fill: float) -> Callable[[RankedImages, Tensor], Tensor]:
+def keep_part(part: Part, fraction: float, fill: float) -> Callable[[RankedImages, Tensor], Tensor]:
     """Images of which all but that part of the coordinates is `fill`: f32 [rows, C, H, W]."""
 
     def inputs(ranked: RankedImages, rows: Tensor) -> Tensor:
-        kept = ranked.kept(rows, part, fraction)
+        kept = ranked.select(rows, part, fraction)
         return torch.where(kept, ranked.images[rows].float() / 255, fill)
 
     return inputs
 
 
-def where(part: Part, fraction: float) -> Callable[[RankedImages, Tensor], Tensor]:
+def mask_of_part(part: Part, fraction: float) -> Callable[[RankedImages, Tensor], Tensor]:
     """The places of that part alone, as 0 and 1, and nothing of the image: f32 [rows, C, H, W]."""
 
     def inputs(ranked: RankedImages, rows: Tensor) -> Tensor:
-        kept = ranked.kept(rows, part, fraction).float()
+        kept = ranked.select(rows, part, fraction).float()
         return kept.expand(-1, ranked.images.shape[1], -1, -1)
 
     return inputs

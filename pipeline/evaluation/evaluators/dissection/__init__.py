@@ -1,4 +1,4 @@
-"""Network dissection: units of a network matched with labelled concepts by IoU.
+"""Network dissection: units of a network matched with labeled concepts by IoU.
 
 Read first: evaluator.py.
 """

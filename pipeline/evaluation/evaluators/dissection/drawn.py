@@ -1,7 +1,7 @@
 """A small set of concepts that is drawn, for tests and where no Broden is at hand.
 
 On a picture lie two shapes. Categories: object (circle, square, triangle: pixels, one label image a shape), color
-(pixels), texture (plain, striped, checkered: pixels) and scene (meadow, night, sand: the whole picture, by the colour
+(pixels), texture (plain, striped, checkered: pixels) and scene (meadow, night, sand: the whole picture, by the color
 of its ground). Pictures are drawn from (seed, number) alone. Label images have half the pictures' side, as in Broden.
 """
 
@@ -30,7 +30,7 @@ _BY_CATEGORY = {
 }
 _SHAPES = 2
 _DARK = 0.45
-"""What the dark places of a texture keep of its colour."""
+"""What the dark places of a texture keep of its color."""
 
 
 class DrawnConcepts:
@@ -66,13 +66,13 @@ class DrawnConcepts:
         )
 
     def _add_shape(
-        self, picture: NDArray[np.float64], generator: np.random.Generator, centre: float
+        self, picture: NDArray[np.float64], generator: np.random.Generator, center: float
     ) -> list[NDArray[np.int32]]:
         """Paint one shape; its label images for color, object and texture, each [side / 2, side / 2]."""
         shape, texture = (str(generator.choice(names)) for names in (_OBJECTS, _TEXTURES))
         color = str(generator.choice(list(_COLORS)))
         radius = generator.uniform(0.13, 0.22)
-        x, y = centre + generator.uniform(-0.03, 0.03), generator.uniform(0.25, 0.75)
+        x, y = center + generator.uniform(-0.03, 0.03), generator.uniform(0.25, 0.75)
         at = (np.arange(self.side) + 0.5) / self.side
         across, down = np.meshgrid(at - x, at - y)
         inside = _inside(shape, across, down, radius)

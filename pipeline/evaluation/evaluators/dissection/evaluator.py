@@ -20,11 +20,11 @@ from torch import Tensor
 from pipeline.config.evaluators import DissectionOptions
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_file, write_atomically
-from pipeline.evaluation.context import Trial
+from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.evaluators.dissection.broden import BrodenFolder
 from pipeline.evaluation.evaluators.dissection.concepts import ConceptImage, ConceptSet, Labels
 from pipeline.evaluation.evaluators.dissection.drawn import DrawnConcepts
-from pipeline.evaluation.evaluators.dissection.tallies import Tallies, firing
+from pipeline.evaluation.evaluators.dissection.overlap_counts import OverlapCounts, firing_mask
 from pipeline.evaluation.evaluators.dissection.thresholds import (
     LargestActivations,
     TopImages,
@@ -32,7 +32,7 @@ from pipeline.evaluation.evaluators.dissection.thresholds import (
 )
 from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from pipeline.evaluation.evaluators.layers import activations
-from pipeline.evaluation.forward import Subject
+from pipeline.evaluation.forward import EvaluatedModel
 from pipeline.evaluation.metrics import COUNT, MORE
 from pipeline.models.output import Normalize
 from pipeline.models.resolve import require_images
@@ -44,7 +44,7 @@ _LEGACY_MEAN, _LEGACY_STD = (124.69 / 255, 118.69 / 255, 109.54 / 255), 0.224
 
 
 @dataclass(frozen=True)
-class Dissected:
+class DissectionResult:
     """What two passes found."""
 
     labels: Labels
@@ -56,20 +56,20 @@ class Dissected:
     images: int
 
 
-# ---- the judge -----------------------------------------------------------------------------------
+# ---- the evaluator -----------------------------------------------------------------------------------
 
 
-def check_dissection(trial: Trial) -> Mapping[str, str]:
+def check_dissection(context: EvaluationContext) -> Mapping[str, str]:
     """ConfigError where there are no concepts, or no such stage; the set's tables."""
-    options = trial.options.dissection
-    require_images(trial.store, f"judges={NAME}", "leave it out of judges")
+    options = context.options.dissection
+    require_images(context.store, f"evaluators={NAME}", "leave it out of evaluators")
     concepts = open_concepts(options)
-    units_of(trial.subject, _blank(trial.subject, options), options.stage)
+    units_of(context.model, _blank(context.model, options), options.stage)
     tables = concepts.tables if isinstance(concepts, BrodenFolder) else []
     return {str(path): sha256_file(path) for path in tables}
 
 
-def judge_dissection(trial: Trial) -> dict[str, Any]:
+def evaluate_dissection(context: EvaluationContext) -> dict[str, Any]:
     """units, detectors (of evaluate.dissection.iou or more), unique_concepts among them, mean_iou of each unit with
     its best concept; detectors and concepts by category; the best units by name in top_units. The same for all
     splits, as none is looked at.
@@ -78,11 +78,11 @@ def judge_dissection(trial: Trial) -> dict[str, Any]:
     label.csv, or of drawn.py); of the top units in their order shown_units i64 [n], the images that excite them most,
     shown_frames u8 [n, m, 3, H, W], and where they fire there, shown_masks u8 [n, m, H, W], 0 or 1.
     """
-    options = trial.options.dissection
-    found = _dissect_once(trial.subject, options, trial.options.batch_size)
+    options = context.options.dissection
+    found = _dissect_once(context.model, options, context.options.batch_size)
     best, concept = found.iou.max(dim=1)
     order = best.argsort(descending=True, stable=True)[: options.top_units].tolist()
-    _write_pictures(trial, found, order)
+    _write_pictures(context, found, order)
     labels = found.labels
     category = [labels.categories[labels.category_of[label]] for label in concept.tolist()]
     detects = (best >= options.iou).tolist()
@@ -111,9 +111,11 @@ def judge_dissection(trial: Trial) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _dissect_once(subject: Subject, options: DissectionOptions, batch_size: int) -> Dissected:
+def _dissect_once(
+    model: EvaluatedModel, options: DissectionOptions, batch_size: int
+) -> DissectionResult:
     """`dissect`, once for all splits of an evaluation."""
-    return dissect(subject, open_concepts(options), options, batch_size)
+    return dissect(model, open_concepts(options), options, batch_size)
 
 
 def open_concepts(options: DissectionOptions) -> ConceptSet:
@@ -128,31 +130,31 @@ def open_concepts(options: DissectionOptions) -> ConceptSet:
 
 @torch.no_grad()
 def dissect(
-    subject: Subject, concepts: ConceptSet, options: DissectionOptions, batch_size: int
-) -> Dissected:
+    model: EvaluatedModel, concepts: ConceptSet, options: DissectionOptions, batch_size: int
+) -> DissectionResult:
     """IoU of every unit with every concept."""
-    blank = units_of(subject, _blank(subject, options), options.stage)
+    blank = units_of(model, _blank(model, options), options.stage)
     _, units, h, w = blank.shape
     keep = kept_of(options.quantile, len(concepts) * h * w)
     largest = LargestActivations(blank.new_zeros(units, 0), keep)
     top = TopImages(
         blank.new_zeros(units, 0),
-        torch.zeros(units, 0, dtype=torch.int64, device=subject.device),
+        torch.zeros(units, 0, dtype=torch.int64, device=model.device),
         options.top_images,
     )
-    for numbers, _, found in _passes(subject, concepts, options, batch_size, with_labels=False):
+    for numbers, _, found in _passes(model, concepts, options, batch_size, with_labels=False):
         largest = largest + LargestActivations.of(found, keep)
-        which = torch.tensor(numbers, device=subject.device)
+        which = torch.tensor(numbers, device=model.device)
         top = top + TopImages.of(found, which, options.top_images)
-    tallies = Tallies.zeros(units, concepts.labels)
-    for _, pictures, found in _passes(subject, concepts, options, batch_size):
+    counts = OverlapCounts.zeros(units, concepts.labels)
+    for _, pictures, found in _passes(model, concepts, options, batch_size):
         for picture, activation in zip(pictures, found, strict=True):
-            layers = torch.from_numpy(picture.layers).long().to(subject.device)
-            masks = firing(activation, largest.thresholds, (layers.shape[1], layers.shape[2]))
-            tallies.count(masks, layers, picture.whole, concepts.labels, options.cat_presence)
-    return Dissected(
+            layers = torch.from_numpy(picture.layers).long().to(model.device)
+            masks = firing_mask(activation, largest.thresholds, (layers.shape[1], layers.shape[2]))
+            counts.count(masks, layers, picture.whole, concepts.labels, options.cat_presence)
+    return DissectionResult(
         concepts.labels,
-        tallies.iou(concepts.labels),
+        counts.iou(concepts.labels),
         largest.thresholds.float().cpu(),
         TopImages(top.values.cpu(), top.numbers.cpu(), top.keep),
         len(concepts),
@@ -160,7 +162,7 @@ def dissect(
 
 
 def _passes(
-    subject: Subject,
+    model: EvaluatedModel,
     concepts: ConceptSet,
     options: DissectionOptions,
     batch_size: int,
@@ -171,14 +173,14 @@ def _passes(
     for start in range(0, len(concepts), batch_size):
         numbers = list(range(start, min(start + batch_size, len(concepts))))
         pictures = [concepts.read(number, with_labels=with_labels) for number in numbers]
-        seen = _legacy(subject, seen_by(subject, pictures), options)
-        yield numbers, pictures, units_of(subject, seen, options.stage)
+        seen = _legacy_normalization(model, model_inputs(model, pictures), options)
+        yield numbers, pictures, units_of(model, seen, options.stage)
 
 
 @torch.no_grad()
-def units_of(subject: Subject, images: Tensor, stage: int | None) -> Tensor:
+def units_of(model: EvaluatedModel, images: Tensor, stage: int | None) -> Tensor:
     """The channels of a stage, from 1, or of the deepest: [B, U, h, w] of images [B, 3, H, W]."""
-    found = activations(subject.model, images)
+    found = activations(model.network, images)
     names = [name for name, values in found.items() if values.dim() == 4]
     name = f"layer{stage}" if stage is not None else (names[-1] if names else "")
     if name not in names:
@@ -187,59 +189,67 @@ def units_of(subject: Subject, images: Tensor, stage: int | None) -> Tensor:
             if "layer1" in names
             else "its stages are not known here"
         )
-        way = "set it to one of them, or to null" if names else f"leave {NAME} out of judges"
+        way = "set it to one of them, or to null" if names else f"leave {NAME} out of evaluators"
         raise ConfigError(
-            f"evaluate.{NAME}.stage={stage}: {type(subject.model.network).__name__} does not show such a layer with "
+            f"evaluate.{NAME}.stage={stage}: {type(model.network.network).__name__} does not show such a layer with "
             f"places; {known}: {way}"
         )
     return found[name]
 
 
-def seen_by(subject: Subject, pictures: Sequence[ConceptImage]) -> Tensor:
+def model_inputs(model: EvaluatedModel, pictures: Sequence[ConceptImage]) -> Tensor:
     """The pictures, whole, at the subject's input size: f32 [B, 3, H, W] in [0, 1]."""
     resized = []
     for picture in pictures:
-        image = picture.image[None].to(subject.device).float() / 255
-        if image.shape[-2:] != subject.input_size:
+        image = picture.image[None].to(model.device).float() / 255
+        if image.shape[-2:] != model.input_size:
             image = F.interpolate(
-                image, subject.input_size, mode="bilinear", align_corners=False, antialias=True
+                image, model.input_size, mode="bilinear", align_corners=False, antialias=True
             )
         resized.append(image)
     return torch.cat(resized)
 
 
-def _blank(subject: Subject, options: DissectionOptions) -> Tensor:
-    return _legacy(subject, torch.zeros(1, 3, *subject.input_size, device=subject.device), options)
+def _blank(model: EvaluatedModel, options: DissectionOptions) -> Tensor:
+    return _legacy_normalization(
+        model, torch.zeros(1, 3, *model.input_size, device=model.device), options
+    )
 
 
-def _legacy(subject: Subject, images: Tensor, options: DissectionOptions) -> Tensor:
-    """With evaluate.dissection.legacy_norm what the network's own normalisation turns into the published code's."""
+def _legacy_normalization(
+    model: EvaluatedModel, images: Tensor, options: DissectionOptions
+) -> Tensor:
+    """With evaluate.dissection.legacy_norm what the network's own normalization turns into the published code's."""
     if not options.legacy_norm:
         return images
-    own = [module for module in subject.model.modules() if isinstance(module, Normalize)]
+    own = [module for module in model.network.modules() if isinstance(module, Normalize)]
     if not own:
         raise ConfigError(
-            f"evaluate.{NAME}.legacy_norm=true replaces a network's normalisation, and "
-            f"{type(subject.model.network).__name__} has none; set it to false"
+            f"evaluate.{NAME}.legacy_norm=true replaces a network's normalization, and "
+            f"{type(model.network.network).__name__} has none; set it to false"
         )
     mean = images.new_tensor(_LEGACY_MEAN).view(-1, 1, 1)
     return (images - mean) / _LEGACY_STD * own[0].std + own[0].mean
 
 
-def _write_pictures(trial: Trial, found: Dissected, units: Sequence[int]) -> None:
+def _write_pictures(
+    context: EvaluationContext, found: DissectionResult, units: Sequence[int]
+) -> None:
     from safetensors.torch import save
 
-    options, subject = trial.options.dissection, trial.subject
+    options, model = context.options.dissection, context.model
     concepts = open_concepts(options)
     best, concept = found.iou.max(dim=1)
     frames, masks = [], []
     for unit in units:
         numbers = found.top.numbers[unit].tolist()
         pictures = [concepts.read(number, with_labels=False) for number in numbers]
-        seen = seen_by(subject, pictures)
-        own = units_of(subject, _legacy(subject, seen, options), options.stage)[:, unit : unit + 1]
-        threshold = found.thresholds[unit : unit + 1].to(subject.device)
-        masks.append(torch.cat([firing(one, threshold, subject.input_size) for one in own]))
+        seen = model_inputs(model, pictures)
+        own = units_of(model, _legacy_normalization(model, seen, options), options.stage)[
+            :, unit : unit + 1
+        ]
+        threshold = found.thresholds[unit : unit + 1].to(model.device)
+        masks.append(torch.cat([firing_mask(one, threshold, model.input_size) for one in own]))
         frames.append((seen * 255).round().to(torch.uint8))
     tensors = {
         "thresholds": found.thresholds,
@@ -251,11 +261,11 @@ def _write_pictures(trial: Trial, found: Dissected, units: Sequence[int]) -> Non
         tensors["shown_frames"] = torch.stack(frames)
         tensors["shown_masks"] = torch.stack(masks).to(torch.uint8)
     data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
-    write_atomically(trial.folder / f"{NAME}-{trial.split}.safetensors", data)
+    write_atomically(context.folder / f"{NAME}-{context.split}.safetensors", data)
 
 
 EVALUATOR = Evaluator(
-    judge_dissection,
+    evaluate_dissection,
     check_dissection,
     Page(
         "Concepts",
@@ -270,6 +280,6 @@ EVALUATOR = Evaluator(
                 "mean_iou", "Mean IoU of each unit with its best concept", MORE, is_main=False
             ),
         ),
-        looks_at_splits=False,
+        per_split=False,
     ),
 )

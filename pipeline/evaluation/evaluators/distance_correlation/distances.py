@@ -12,12 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.context import Trial
+from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.evaluators.distance_correlation.estimators import feature_distances
 from pipeline.evaluation.evaluators.layers import activations, layer_features, layer_names
 from pipeline.evaluation.evaluators.probe_set import ProbeSet, iter_views
 from pipeline.evaluation.evaluators.teacher_artifact import teacher_artifact
-from pipeline.evaluation.forward import Subject
+from pipeline.evaluation.forward import EvaluatedModel
 from pipeline.store.artifacts import Artifact
 
 Form = Literal["plain", "unit"]
@@ -27,14 +27,14 @@ Distances = dict[str, list["Tensor"]]
 
 @torch.no_grad()
 def network_distances(
-    trial: Trial, subject: Subject, probes: ProbeSet, forms: Sequence[Form]
+    context: EvaluationContext, model: EvaluatedModel, probes: ProbeSet, forms: Sequence[Form]
 ) -> dict[Form, Distances]:
     """Of each form, asked of the network itself; a block's features lie in memory together."""
     found: dict[Form, Distances] = {form: {} for form in forms}
     for block in probes.blocks:
         parts: dict[str, list[Tensor]] = {}
-        for images in iter_views(subject, trial.dataset, block.tolist(), trial.options):
-            for layer, values in layer_features(activations(subject.model, images)).items():
+        for images in iter_views(model, context.dataset, block.tolist(), context.options):
+            for layer, values in layer_features(activations(model.network, images)).items():
                 parts.setdefault(layer, []).append(values.cpu())
         for layer in list(parts):
             features = torch.cat(parts.pop(layer))
@@ -47,40 +47,42 @@ def network_distances(
 # ---- the teacher's -------------------------------------------------------------------------------
 
 
-def has_teacher_distances(trial: Trial, probes: ProbeSet, forms: Sequence[Form]) -> bool:
+def has_teacher_distances(
+    context: EvaluationContext, probes: ProbeSet, forms: Sequence[Form]
+) -> bool:
     """Whether the store holds the teacher's distances of these records."""
-    return all(_artifact(trial, probes, form).is_there for form in forms)
+    return all(_artifact(context, probes, form).exists for form in forms)
 
 
-def teacher_layers(trial: Trial, probes: ProbeSet, form: Form) -> list[str]:
+def teacher_layers(context: EvaluationContext, probes: ProbeSet, form: Form) -> list[str]:
     """The teacher's layers, from what the store holds or from the network."""
-    artifact = _artifact(trial, probes, form)
-    if artifact.is_there:
+    artifact = _artifact(context, probes, form)
+    if artifact.exists:
         return list(artifact.description["layers"])
-    return layer_names(trial.networks.teacher)
+    return layer_names(context.networks.teacher)
 
 
 def teacher_distances(
-    trial: Trial, probes: ProbeSet, forms: Sequence[Form]
+    context: EvaluationContext, probes: ProbeSet, forms: Sequence[Form]
 ) -> dict[Form, Distances]:
     """Of each form, from the store; the network is asked for those that are not there, and they are kept."""
-    missing = [form for form in forms if not _artifact(trial, probes, form).is_there]
+    missing = [form for form in forms if not _artifact(context, probes, form).exists]
     asked: dict[Form, Distances] = {}
     if missing:
-        asked = network_distances(trial, trial.networks.teacher, probes, missing)
+        asked = network_distances(context, context.networks.teacher, probes, missing)
     for form, distances in asked.items():
         tensors = {
             f"{layer}/{number}": condensed
             for layer, blocks in distances.items()
             for number, condensed in enumerate(blocks)
         }
-        _artifact(trial, probes, form).save(tensors, {"layers": list(distances)})
-    return {form: asked.get(form) or _load(trial, probes, form) for form in forms}
+        _artifact(context, probes, form).save(tensors, {"layers": list(distances)})
+    return {form: asked.get(form) or _load(context, probes, form) for form in forms}
 
 
-def _artifact(trial: Trial, probes: ProbeSet, form: Form) -> Artifact:
+def _artifact(context: EvaluationContext, probes: ProbeSet, form: Form) -> Artifact:
     return teacher_artifact(
-        trial,
+        context,
         "distances",
         records=[len(block) for block in probes.blocks],
         keys_sha256=probes.keys_sha256,
@@ -88,8 +90,8 @@ def _artifact(trial: Trial, probes: ProbeSet, form: Form) -> Artifact:
     )
 
 
-def _load(trial: Trial, probes: ProbeSet, form: Form) -> Distances:
-    manifest, tensors = _artifact(trial, probes, form).load()
+def _load(context: EvaluationContext, probes: ProbeSet, form: Form) -> Distances:
+    manifest, tensors = _artifact(context, probes, form).load()
     return {
         layer: [tensors[f"{layer}/{number}"] for number in range(len(probes.blocks))]
         for layer in manifest.description["layers"]

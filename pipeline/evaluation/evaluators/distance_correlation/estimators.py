@@ -1,6 +1,6 @@
 """Bias-corrected distance correlation, and what of it is left when another is taken away (UniCAM, B.1).
 
-Of features X [n, p], U-centring turns the distances a_ij = |x_i - x_j| into
+Of features X [n, p], U-centering turns the distances a_ij = |x_i - x_j| into
 
     A~_ij = a_ij - a_i. / (n - 2) - a_.j / (n - 2) + a_.. / ((n - 1) (n - 2)),      A~_ii = 0
     <A~, B~> = 1 / (n (n - 3)) sum_(i != j) A~_ij B~_ij
@@ -30,7 +30,7 @@ MIN_RECORDS = 4
 SAME = 1e-6
 """Of 1 - R*^2: what two computations of the same features may differ by. Below it nothing is left of either."""
 DEGENERATE = 1e-20
-"""Of the mean squared distance: what rounding leaves of U-centred distances that are all equal."""
+"""Of the mean squared distance: what rounding leaves of U-centered distances that are all equal."""
 _COLUMNS = 4096
 _PERMUTATIONS_AT_ONCE = 64
 _PAIRS_AT_ONCE = 2**25
@@ -41,7 +41,7 @@ _ROUNDING = 1e-14
 # ---- distances -----------------------------------------------------------------------------------
 
 
-def centred_gram(
+def centered_gram(
     features: Tensor, lengths: Tensor | None = None, columns: int = _COLUMNS
 ) -> Tensor:
     """Inner products of records about their mean, f64 [n, n].
@@ -80,7 +80,7 @@ def feature_distances(features: Tensor, *, l2norm: bool = False) -> Tensor:
     if l2norm:
         lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=torch.float64)
         lengths = lengths.clamp(min=1e-300)
-    return distances_of_gram(centred_gram(features, lengths))
+    return distances_of_gram(centered_gram(features, lengths))
 
 
 def num_records(condensed: Tensor) -> int:
@@ -104,7 +104,7 @@ def _pairs(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
 # ---- inner products ------------------------------------------------------------------------------
 
 
-def u_centred(condensed: Tensor) -> Tensor:
+def u_centered(condensed: Tensor) -> Tensor:
     """A~ of condensed distances, condensed; differentiable. Zero where all distances are equal but for rounding:
     records that are all equally far apart, such as one of each class, say nothing.
     """
@@ -114,22 +114,22 @@ def u_centred(condensed: Tensor) -> Tensor:
     rows, columns = _pairs(n, condensed.device)
     sums = square(condensed).sum(dim=1)
     total = sums.sum() / ((n - 1) * (n - 2))
-    centred = condensed - (sums[rows] + sums[columns]) / (n - 2) + total
-    if centred.square().mean() <= DEGENERATE * condensed.square().mean():
-        return 0 * centred
-    return centred
+    centered = condensed - (sums[rows] + sums[columns]) / (n - 2) + total
+    if centered.square().mean() <= DEGENERATE * condensed.square().mean():
+        return 0 * centered
+    return centered
 
 
-def v_centred(condensed: Tensor) -> Tensor:
-    """Both triangles and the diagonal of distances centred about their means, flat [n * n]: the biased form."""
+def v_centered(condensed: Tensor) -> Tensor:
+    """Both triangles and the diagonal of distances centered about their means, flat [n * n]: the biased form."""
     matrix = square(condensed)
     means = matrix.mean(dim=1)
-    centred: Tensor = (matrix - means[:, None] - means + means.mean()).flatten()
-    return centred
+    centered: Tensor = (matrix - means[:, None] - means + means.mean()).flatten()
+    return centered
 
 
 def inner(one: Tensor, other: Tensor) -> Tensor:
-    """<A~, B~> of two condensed, U-centred matrices; of stacks of them [m, pairs] all against all, [m, m]."""
+    """<A~, B~> of two condensed, U-centered matrices; of stacks of them [m, pairs] all against all, [m, m]."""
     n = num_records(one[0] if one.dim() == 2 else one)
     return 2 * (one @ other.T if one.dim() == 2 else one @ other) / (n * (n - 3))
 
@@ -170,7 +170,7 @@ class InnerProducts:
     """f64 [m, m, records]: the sums without each record, for the jackknife; None likewise."""
 
     @classmethod
-    def of_block(
+    def from_distances(
         cls,
         distances: Mapping[str, Tensor],
         *,
@@ -184,8 +184,8 @@ class InnerProducts:
         permutations  of the records of the last matrix, for p-values, drawn from `seed`
         """
         n = num_records(next(iter(distances.values())))
-        centre = v_centred if biased else u_centred
-        stacked = torch.stack([centre(condensed) for condensed in distances.values()])
+        center = v_centered if biased else u_centered
+        stacked = torch.stack([center(condensed) for condensed in distances.values()])
         sums = stacked @ stacked.T / n**2 if biased else inner(stacked, stacked)
         freedom = n * (n - 3) // 2
         if not permutations:
@@ -302,10 +302,10 @@ class InnerProducts:
 
 
 def _without_each(stacked: Tensor, sums: Tensor, n: int) -> Tensor:
-    """[m, m, n]: inner products of U-centred matrices [m, pairs] without each of their n records.
+    """[m, m, n]: inner products of U-centered matrices [m, pairs] without each of their n records.
 
     With rows that sum to zero, leaving out record k takes 2 c_k from the sum of products over pairs, c_k its own row's,
-    and centring what is left anew takes 2 c_k / ((n - 3) (n - 4)) from the mean.
+    and centering what is left anew takes 2 c_k / ((n - 3) (n - 4)) from the mean.
     """
     if n <= MIN_RECORDS:
         return sums[..., None].expand(-1, -1, n).clone()
@@ -317,7 +317,7 @@ def _without_each(stacked: Tensor, sums: Tensor, n: int) -> Tensor:
 
 
 def _permuted(stacked: Tensor, n: int, permutations: int, seed: int) -> Tensor:
-    """[m, P]: inner products of U-centred matrices [m, pairs] with the last one, its n records permuted P times."""
+    """[m, P]: inner products of U-centered matrices [m, pairs] with the last one, its n records permuted P times."""
     generator = np.random.default_rng(seed)
     rows, columns = _pairs(n, stacked.device)
     last = square(stacked[-1])
@@ -332,7 +332,7 @@ def _permuted(stacked: Tensor, n: int, permutations: int, seed: int) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def merge_all(parts: Sequence[InnerProducts]) -> InnerProducts:
+def merge_blocks(parts: Sequence[InnerProducts]) -> InnerProducts:
     """All blocks together."""
     first, *others = parts
     for part in others:

@@ -1,4 +1,4 @@
-"""The judge `distance_correlation`: what of a teacher's features a student has, and what it left (UniCAM's FSS and RS).
+"""The evaluator `distance_correlation`: what of a teacher's features a student has, and what it left (UniCAM's FSS and RS).
 
 For each of the student's layers and the teacher's layer that belongs to it, over a fixed set of records:
 
@@ -27,7 +27,7 @@ from pipeline.config.evaluators import DistanceCorrelationOptions, wanted_pairs
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_file
 from pipeline.core.seeds import derive_seed
-from pipeline.evaluation.context import Trial
+from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.evaluators.distance_correlation.distances import (
     Distances,
     Form,
@@ -41,47 +41,54 @@ from pipeline.evaluation.evaluators.distance_correlation.estimators import (
     InnerProducts,
     feature_distances,
     label_features,
-    merge_all,
+    merge_blocks,
 )
 from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from pipeline.evaluation.evaluators.layers import check_layers, layer_names, pair_layers
-from pipeline.evaluation.evaluators.probe_set import ProbeSet, check_probes, hot_labels, probe_set
+from pipeline.evaluation.evaluators.probe_set import (
+    ProbeSet,
+    check_probes,
+    multi_hot_labels,
+    probe_set,
+)
 from pipeline.evaluation.metrics import LESS, MORE
 
-_JUDGE = "distance_correlation"
+NAME = "distance_correlation"
 _LABELS = "labels"
 
 
-def check_distances(trial: Trial) -> Mapping[str, str]:
+def check_distances(context: EvaluationContext) -> Mapping[str, str]:
     """Labels, the teacher's distances or the teacher, the baseline, the layers and the embeddings are there."""
-    options = trial.options.distance_correlation
-    option = f"evaluate.{_JUDGE}.embeddings" if options.embeddings is None else None
-    check_probes(_JUDGE, trial.dataset, trial.split, MIN_RECORDS, option)
+    options = context.options.distance_correlation
+    option = f"evaluate.{NAME}.embeddings" if options.embeddings is None else None
+    check_probes(NAME, context.dataset, context.split, MIN_RECORDS, option)
     networks = _networks(options)
-    if "teacher" in networks and not has_teacher_distances(trial, _probes(trial), _forms(options)):
-        trial.networks.check_teacher(_JUDGE)
+    if "teacher" in networks and not has_teacher_distances(
+        context, _probes(context), _forms(options)
+    ):
+        context.networks.check_teacher(NAME)
     files: dict[str, str] = {}
     if options.baseline is not None:
-        files |= trial.networks.check_student(f"evaluate.{_JUDGE}.baseline", options.baseline)
+        files |= context.networks.check_student(f"evaluate.{NAME}.baseline", options.baseline)
     if options.embeddings is not None:
-        _embeddings(trial)
+        _embeddings(context)
         files[options.embeddings] = sha256_file(Path(options.embeddings))
     if options.layers:
-        others = teacher_layers(trial, _probes(trial), _forms(options)[0])
-        own = layer_names(trial.subject)
-        check_layers(f"evaluate.{_JUDGE}.layers", options.layers, own, others)
+        others = teacher_layers(context, _probes(context), _forms(options)[0])
+        own = layer_names(context.model)
+        check_layers(f"evaluate.{NAME}.layers", options.layers, own, others)
     return files
 
 
-def judge_distances(trial: Trial) -> dict[str, Any]:
+def evaluate_distances(context: EvaluationContext) -> dict[str, Any]:
     """The numbers above, by layer of the student."""
-    options = trial.options.distance_correlation
-    probes = _probes(trial)
+    options = context.options.distance_correlation
+    probes = _probes(context)
     forms = _forms(options)
-    found = {name: _distances_of(name, trial, probes, forms) for name in _networks(options)}
+    found = {name: _distances_of(name, context, probes, forms) for name in _networks(options)}
     main = {name: by_form[forms[0]] for name, by_form in found.items()}
     layers = _paired(main, options.layers)
-    table = _table(main, _label_distances(trial, probes), options.permutations, options.seed)
+    table = _table(main, _label_distances(context, probes), options.permutations, options.seed)
     numbers: dict[str, Any] = {
         "records": table.records,
         "blocks": table.blocks,
@@ -149,36 +156,36 @@ def _forms(options: DistanceCorrelationOptions) -> list[Form]:
     return [*forms, "unit"] if options.biased and not options.l2norm else forms
 
 
-def _probes(trial: Trial) -> ProbeSet:
-    options = trial.options.distance_correlation
+def _probes(context: EvaluationContext) -> ProbeSet:
+    options = context.options.distance_correlation
     probes = probe_set(
-        trial.dataset,
+        context.dataset,
         options.probe_records,
         options.block_records,
         options.seed,
-        _JUDGE,
+        NAME,
         classes_differ=options.embeddings is not None,
     )
     if min(map(len, probes.blocks), default=0) < MIN_RECORDS:
         raise ConfigError(
-            f"judges={_JUDGE} has blocks of fewer than {MIN_RECORDS} records of several of a class: raise "
-            f"evaluate.{_JUDGE}.probe_records={options.probe_records}, name another of the store's splits in "
-            f"evaluate.splits, or give the classes' embeddings as evaluate.{_JUDGE}.embeddings"
+            f"evaluators={NAME} has blocks of fewer than {MIN_RECORDS} records of several of a class: raise "
+            f"evaluate.{NAME}.probe_records={options.probe_records}, name another of the store's splits in "
+            f"evaluate.splits, or give the classes' embeddings as evaluate.{NAME}.embeddings"
         )
     return probes
 
 
 def _distances_of(
-    name: str, trial: Trial, probes: ProbeSet, forms: list[Form]
+    name: str, context: EvaluationContext, probes: ProbeSet, forms: list[Form]
 ) -> dict[Form, Distances]:
     if name == "teacher":
-        return teacher_distances(trial, probes, forms)
-    subject = trial.subject
+        return teacher_distances(context, probes, forms)
+    model = context.model
     if name == "baseline":
-        baseline = trial.options.distance_correlation.baseline
+        baseline = context.options.distance_correlation.baseline
         assert baseline is not None
-        subject = trial.networks.student(baseline)
-    return network_distances(trial, subject, probes, forms)
+        model = context.networks.student(baseline)
+    return network_distances(context, model, probes, forms)
 
 
 def _paired(
@@ -214,9 +221,9 @@ def _table(
     if labels:
         named[_LABELS] = labels
     number = len(next(iter(named.values())))
-    return merge_all(
+    return merge_blocks(
         [
-            InnerProducts.of_block(
+            InnerProducts.from_distances(
                 {name: blocks[block] for name, blocks in named.items()},
                 biased=not labels,
                 permutations=permutations,
@@ -227,20 +234,22 @@ def _table(
     )
 
 
-def _label_distances(trial: Trial, probes: ProbeSet) -> list[Tensor]:
-    embeddings = _embeddings(trial)
+def _label_distances(context: EvaluationContext, probes: ProbeSet) -> list[Tensor]:
+    embeddings = _embeddings(context)
     return [
-        feature_distances(label_features(hot_labels(trial.dataset, block.tolist()), embeddings))
+        feature_distances(
+            label_features(multi_hot_labels(context.dataset, block.tolist()), embeddings)
+        )
         for block in probes.blocks
     ]
 
 
-def _embeddings(trial: Trial) -> Tensor | None:
+def _embeddings(context: EvaluationContext) -> Tensor | None:
     """f64 [K, e] of the option; None where it is not set."""
-    path = trial.options.distance_correlation.embeddings
+    path = context.options.distance_correlation.embeddings
     if path is None:
         return None
-    option = f"evaluate.{_JUDGE}.embeddings={path}"
+    option = f"evaluate.{NAME}.embeddings={path}"
     if not Path(path).is_file():
         raise ConfigError(f"{option} does not exist; correct the path, or null for one-hot")
     try:
@@ -249,7 +258,7 @@ def _embeddings(trial: Trial) -> Tensor | None:
         raise ConfigError(
             f"{option} is no .npy file of numbers ({error}); write it by numpy.save"
         ) from error
-    num_classes = len(trial.store.manifest.classes)
+    num_classes = len(context.store.manifest.classes)
     if values.ndim != 2 or len(values) != num_classes:
         raise ConfigError(
             f"{option} has shape {values.shape}; give each of the {num_classes} classes an embedding, in their order"
@@ -258,7 +267,7 @@ def _embeddings(trial: Trial) -> Tensor | None:
 
 
 EVALUATOR = Evaluator(
-    judge_distances,
+    evaluate_distances,
     check_distances,
     Page(
         "Distilled",

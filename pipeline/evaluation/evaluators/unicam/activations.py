@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_keys
-from pipeline.evaluation.context import Trial
+from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.evaluators.layers import (
     POOLED,
     activations,
@@ -28,18 +28,18 @@ from pipeline.evaluation.evaluators.layers import (
 )
 from pipeline.evaluation.evaluators.probe_set import iter_views
 from pipeline.evaluation.evaluators.teacher_artifact import teacher_artifact
-from pipeline.evaluation.forward import Subject
+from pipeline.evaluation.forward import EvaluatedModel
 from pipeline.store.artifacts import Artifact
 
 _POOLED_DEPTH = 1
 
 
 @dataclass(frozen=True)
-class Cast:
+class ProbeSplit:
     """Which records are explained, and against which."""
 
     positions: NDArray[np.int64]
-    """In the trial's dataset, of all of them, the explained ones first."""
+    """In the context's dataset, of all of them, the explained ones first."""
     explained: int
     """r."""
     banks: tuple[NDArray[np.int64], ...]
@@ -51,7 +51,7 @@ class Cast:
 
 
 @dataclass(frozen=True)
-class NetworkViews:
+class NetworkActivations:
     """By depth."""
 
     features: dict[int, Tensor]
@@ -65,15 +65,15 @@ def feature_of(depth: int, grids: Tensor) -> Tensor:
     return pool(grids) if depth == _POOLED_DEPTH else grids.flatten(1)
 
 
-def check_depths(option: str, subject: Subject, depths: Sequence[int], title: str) -> None:
+def check_depths(option: str, model: EvaluatedModel, depths: Sequence[int], title: str) -> None:
     """ConfigError where the network has no grid of places, or not as many layers.
 
     title  of the network, for the message
     """
-    layers = layer_names(subject)
+    layers = layer_names(model)
     if POOLED not in layers:
         raise ConfigError(
-            f"judges=unicam shows a layer's places, and {title} shows none but its input's; choose another network"
+            f"evaluators=unicam shows a layer's places, and {title} shows none but its input's; choose another network"
         )
     if max(depths) > len(layers):
         raise ConfigError(
@@ -82,20 +82,27 @@ def check_depths(option: str, subject: Subject, depths: Sequence[int], title: st
 
 
 @torch.no_grad()
-def ask_network(trial: Trial, subject: Subject, cast: Cast, depths: Sequence[int]) -> NetworkViews:
+def collect_activations(
+    context: EvaluationContext,
+    model: EvaluatedModel,
+    probe_split: ProbeSplit,
+    depths: Sequence[int],
+) -> NetworkActivations:
     """Asked of the network itself."""
     features: dict[int, list[Tensor]] = {depth: [] for depth in depths}
     grids: dict[int, list[Tensor]] = {depth: [] for depth in depths}
     done = 0
-    for images in iter_views(subject, trial.dataset, cast.positions.tolist(), trial.options):
-        found = activations(subject.model, images)
+    for images in iter_views(
+        model, context.dataset, probe_split.positions.tolist(), context.options
+    ):
+        found = activations(model.network, images)
         by_layer = list(layer_features(found).values())
         shown = [*found.values(), list(found.values())[-1]]  # before the average
         for depth in depths:
             features[depth].append(by_layer[-depth].cpu())
-            grids[depth].append(shown[-depth][: max(cast.explained - done, 0)].cpu())
+            grids[depth].append(shown[-depth][: max(probe_split.explained - done, 0)].cpu())
         done += len(images)
-    return NetworkViews(
+    return NetworkActivations(
         features={depth: torch.cat(parts) for depth, parts in features.items()},
         grids={depth: torch.cat(parts) for depth, parts in grids.items()},
     )
@@ -104,32 +111,38 @@ def ask_network(trial: Trial, subject: Subject, cast: Cast, depths: Sequence[int
 # ---- the teacher's -------------------------------------------------------------------------------
 
 
-def has_teacher_views(trial: Trial, cast: Cast, depths: Sequence[int]) -> bool:
+def has_teacher_views(
+    context: EvaluationContext, probe_split: ProbeSplit, depths: Sequence[int]
+) -> bool:
     """Whether the store holds the teacher's."""
-    return _artifact(trial, cast, depths).is_there
+    return _artifact(context, probe_split, depths).exists
 
 
-def teacher_views(trial: Trial, cast: Cast, depths: Sequence[int]) -> NetworkViews:
+def teacher_views(
+    context: EvaluationContext, probe_split: ProbeSplit, depths: Sequence[int]
+) -> NetworkActivations:
     """From the store; where they are not there the network is asked, and they are kept."""
-    artifact = _artifact(trial, cast, depths)
-    if not artifact.is_there:
-        views = ask_network(trial, trial.networks.teacher, cast, depths)
+    artifact = _artifact(context, probe_split, depths)
+    if not artifact.exists:
+        views = collect_activations(context, context.networks.teacher, probe_split, depths)
         tensors = {f"features/{depth}": values for depth, values in views.features.items()}
         tensors |= {f"grids/{depth}": values for depth, values in views.grids.items()}
         artifact.save(tensors, {"layers": [f"depth{depth}" for depth in depths]})
         return views
     _, tensors = artifact.load()
-    return NetworkViews(
+    return NetworkActivations(
         features={depth: tensors[f"features/{depth}"] for depth in depths},
         grids={depth: tensors[f"grids/{depth}"] for depth in depths},
     )
 
 
-def _artifact(trial: Trial, cast: Cast, depths: Sequence[int]) -> Artifact:
+def _artifact(
+    context: EvaluationContext, probe_split: ProbeSplit, depths: Sequence[int]
+) -> Artifact:
     return teacher_artifact(
-        trial,
+        context,
         "activations",
-        keys_sha256=sha256_keys(trial.dataset.keys.take(cast.positions).to_pylist()),
-        explained=cast.explained,
+        keys_sha256=sha256_keys(context.dataset.keys.take(probe_split.positions).to_pylist()),
+        explained=probe_split.explained,
         depths=list(depths),
     )

@@ -1,4 +1,4 @@
-"""The judge `unicam`: maps of what one network knows beyond another, for a few records of a split (unicam.py).
+"""The evaluator `unicam`: maps of what one network knows beyond another, for a few records of a split (unicam.py).
 
 unicam-<split>.safetensors in the evaluation's folder has, for each <x>_given_<y>/depth<d>,
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from pipeline.config.evaluators import UnicamOptions, wanted_pairs
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_keys, write_atomically
-from pipeline.evaluation.context import Trial
+from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.evaluators.distance_correlation.estimators import (
     MIN_RECORDS,
     label_features,
@@ -36,13 +36,13 @@ from pipeline.evaluation.evaluators.probe_set import (
     balanced_positions,
     check_probes,
     class_blocks,
-    hot_labels,
+    multi_hot_labels,
 )
 from pipeline.evaluation.evaluators.unicam.activations import (
-    Cast,
-    NetworkViews,
-    ask_network,
+    NetworkActivations,
+    ProbeSplit,
     check_depths,
+    collect_activations,
     feature_of,
     has_teacher_views,
     teacher_views,
@@ -50,66 +50,64 @@ from pipeline.evaluation.evaluators.unicam.activations import (
 from pipeline.evaluation.evaluators.unicam.maps import REDUCTIONS, Bank, explain_record, reliability
 from pipeline.evaluation.metrics import LESS, MORE
 
-_JUDGE = "unicam"
-_EMBEDDINGS = (
-    "evaluate.distance_correlation.embeddings of judges=distance_correlation, which needs no bank"
-)
+NAME = "unicam"
+_EMBEDDINGS = "evaluate.distance_correlation.embeddings of evaluators=distance_correlation, which needs no bank"
 
 
-def check_unicam(trial: Trial) -> Mapping[str, str]:
+def check_unicam(context: EvaluationContext) -> Mapping[str, str]:
     """Labels, the teacher's activations or the teacher, the baseline and the depths are there."""
-    options = trial.options.unicam
-    check_probes(_JUDGE, trial.dataset, trial.split, MIN_RECORDS * options.banks, _EMBEDDINGS)
+    options = context.options.unicam
+    check_probes(NAME, context.dataset, context.split, MIN_RECORDS * options.banks, _EMBEDDINGS)
     names = _networks(options)
-    option = f"evaluate.{_JUDGE}.depths"
-    check_depths(option, trial.subject, options.depths, "the student")
-    cast = _cast(trial)
-    if "teacher" in names and not has_teacher_views(trial, cast, options.depths):
-        trial.networks.check_teacher(_JUDGE)
-        check_depths(option, trial.networks.teacher, options.depths, "the teacher")
+    option = f"evaluate.{NAME}.depths"
+    check_depths(option, context.model, options.depths, "the student")
+    probe_split = _probe_split(context)
+    if "teacher" in names and not has_teacher_views(context, probe_split, options.depths):
+        context.networks.check_teacher(NAME)
+        check_depths(option, context.networks.teacher, options.depths, "the teacher")
     if options.baseline is None:
         return {}
-    files = trial.networks.check_student(f"evaluate.{_JUDGE}.baseline", options.baseline)
-    baseline = trial.networks.student(options.baseline)
+    files = context.networks.check_student(f"evaluate.{NAME}.baseline", options.baseline)
+    baseline = context.networks.student(options.baseline)
     check_depths(option, baseline, options.depths, "the baseline")
     return files
 
 
-def judge_unicam(trial: Trial) -> dict[str, Any]:
+def evaluate_unicam(context: EvaluationContext) -> dict[str, Any]:
     """Writes the maps; means over the explained records by pair, depth and reduction."""
-    options = trial.options.unicam
-    cast = _cast(trial)
-    views = {name: _views_of(name, trial, cast) for name in _networks(options)}
-    labels = label_features(hot_labels(trial.dataset, cast.positions.tolist()))
+    options = context.options.unicam
+    probe_split = _probe_split(context)
+    views = {name: _views_of(name, context, probe_split) for name in _networks(options)}
+    labels = label_features(multi_hot_labels(context.dataset, probe_split.positions.tolist()))
     tensors: dict[str, Tensor] = {}
     for x, given in wanted_pairs(options.pairs, options.baseline):
         for depth in options.depths:
-            found = _explain(cast, depth, views[x], views[given], labels, options)
+            found = _explain(probe_split, depth, views[x], views[given], labels, options)
             tensors |= {f"{x}_given_{given}/depth{depth}/{n}": t for n, t in found.items()}
-    name = f"{_JUDGE}-{trial.split}.safetensors"
-    _write(trial, cast, name, tensors)
+    name = f"{NAME}-{context.split}.safetensors"
+    _write(context, probe_split, name, tensors)
     return {
-        "records": cast.explained,
-        "banks": len(cast.banks),
-        "bank_records": len(cast.banks[0]),
-        "bank_sha256": list(cast.bank_sha256),
-        "classes": cast.classes,
+        "records": probe_split.explained,
+        "banks": len(probe_split.banks),
+        "bank_records": len(probe_split.banks[0]),
+        "bank_sha256": list(probe_split.bank_sha256),
+        "classes": probe_split.classes,
         "file": name,
         **_means(tensors),
     }
 
 
 def _explain(
-    cast: Cast,
+    probe_split: ProbeSplit,
     depth: int,
-    x: NetworkViews,
-    given: NetworkViews,
+    x: NetworkActivations,
+    given: NetworkActivations,
     labels: Tensor,
     options: UnicamOptions,
 ) -> dict[str, Tensor]:
     """The tensors of one pair at one depth."""
     every = (x.features[depth], given.features[depth], labels)
-    banks = [Bank.of(*(values[bank] for values in every)) for bank in cast.banks]
+    banks = [Bank.of(*(values[bank] for values in every)) for bank in probe_split.banks]
     objectives: list[float] = []
     maps: dict[str, list[list[Tensor]]] = {name: [] for name in options.reductions}
     for place, activation in enumerate(x.grids[depth]):
@@ -121,7 +119,7 @@ def _explain(
                 labels[place],
                 _others(bank, members, place),
             )
-            for bank, members in zip(banks, cast.banks, strict=True)
+            for bank, members in zip(banks, probe_split.banks, strict=True)
         ]
         objectives.append(float(np.mean([of_bank.objective for of_bank in explained])))
         for name, of_records in maps.items():
@@ -162,14 +160,14 @@ def _networks(options: UnicamOptions) -> list[str]:
     return list(dict.fromkeys(name for pair in pairs for name in pair))
 
 
-def _cast(trial: Trial) -> Cast:
-    options = trial.options.unicam
-    dataset = trial.dataset
-    explained = balanced_positions(dataset, options.seed, _JUDGE, "records")
-    order = balanced_positions(dataset, options.seed, _JUDGE, "bank")
+def _probe_split(context: EvaluationContext) -> ProbeSplit:
+    options = context.options.unicam
+    dataset = context.dataset
+    explained = balanced_positions(dataset, options.seed, NAME, "records")
+    order = balanced_positions(dataset, options.seed, NAME, "bank")
     size = min(options.bank_records, len(order) // options.banks)
     least = LEAST_OF_A_CLASS * options.banks
-    blocks = class_blocks(dataset, order, [size * options.banks], options.seed, _JUDGE, least=least)
+    blocks = class_blocks(dataset, order, [size * options.banks], options.seed, NAME, least=least)
     if blocks is not None:  # all banks, and the explained records, have the same classes
         labels = dataset.columns["label"]
         drawn_labels = labels[np.concatenate([np.empty(0, np.int64), *blocks])]
@@ -177,60 +175,64 @@ def _cast(trial: Trial) -> Cast:
         size = min(options.bank_records, len(order) // options.banks)
     if size < MIN_RECORDS:
         raise ConfigError(
-            f"judges={_JUDGE} has banks of {size} records of several of a class, and {MIN_RECORDS} are the fewest: "
-            f"lower evaluate.{_JUDGE}.banks, or name another of the store's splits in evaluate.splits"
+            f"evaluators={NAME} has banks of {size} records of several of a class, and {MIN_RECORDS} are the fewest: "
+            f"lower evaluate.{NAME}.banks, or name another of the store's splits in evaluate.splits"
         )
     explained = explained[: options.records]
     drawn = [order[number * size : (number + 1) * size] for number in range(options.banks)]
     others = np.setdiff1d(np.concatenate(drawn), explained)
     positions = np.concatenate([explained, others])
     places = {position: place for place, position in enumerate(positions.tolist())}
-    return Cast(
+    return ProbeSplit(
         positions=positions,
         explained=len(explained),
         banks=tuple(np.array([places[position] for position in bank.tolist()]) for bank in drawn),
         bank_sha256=tuple(sha256_keys(dataset.keys.take(bank).to_pylist()) for bank in drawn),
         classes=len(np.unique(dataset.columns["label"][order]))
         if dataset.label_lists is None
-        else len(trial.store.manifest.classes),
+        else len(context.store.manifest.classes),
     )
 
 
-def _views_of(name: str, trial: Trial, cast: Cast) -> NetworkViews:
-    options = trial.options.unicam
+def _views_of(name: str, context: EvaluationContext, probe_split: ProbeSplit) -> NetworkActivations:
+    options = context.options.unicam
     if name == "teacher":
-        return teacher_views(trial, cast, options.depths)
-    subject = trial.subject
+        return teacher_views(context, probe_split, options.depths)
+    model = context.model
     if name == "baseline":
         assert options.baseline is not None
-        subject = trial.networks.student(options.baseline)
-    return ask_network(trial, subject, cast, options.depths)
+        model = context.networks.student(options.baseline)
+    return collect_activations(context, model, probe_split, options.depths)
 
 
 # ---- what is kept --------------------------------------------------------------------------------
 
 
-def _write(trial: Trial, cast: Cast, name: str, tensors: Mapping[str, Tensor]) -> None:
+def _write(
+    context: EvaluationContext, probe_split: ProbeSplit, name: str, tensors: Mapping[str, Tensor]
+) -> None:
     from safetensors.torch import save
 
-    options = trial.options.unicam
-    compared = {"student": trial.fingerprint}
-    teacher = trial.networks.described_teacher
+    options = context.options.unicam
+    compared = {"student": context.fingerprint}
+    teacher = context.networks.described_teacher
     if "teacher" in _networks(options):
         compared["teacher"] = teacher["weights_sha256"]
     if options.baseline is not None:
-        (compared["baseline"],) = trial.networks.check_student(
+        (compared["baseline"],) = context.networks.check_student(
             "baseline", options.baseline
         ).values()
     described = {
-        "keys": trial.dataset.keys.take(cast.positions[: cast.explained]).to_pylist(),
-        "bank_sha256": list(cast.bank_sha256),
+        "keys": context.dataset.keys.take(
+            probe_split.positions[: probe_split.explained]
+        ).to_pylist(),
+        "bank_sha256": list(probe_split.bank_sha256),
         "networks": compared,
-        "frame": trial.options.frame,
+        "frame": context.options.frame,
     }
     header = {key: json.dumps(value) for key, value in described.items()}
     contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    write_atomically(trial.folder / name, save(contiguous, metadata=header))
+    write_atomically(context.folder / name, save(contiguous, metadata=header))
 
 
 def _means(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -252,7 +254,7 @@ def _means(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 EVALUATOR = Evaluator(
-    judge_unicam,
+    evaluate_unicam,
     check_unicam,
     Page(
         "UniCAM",

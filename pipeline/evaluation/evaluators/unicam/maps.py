@@ -29,7 +29,7 @@ from pipeline.evaluation.evaluators.distance_correlation.estimators import (
     feature_distances,
     inner,
     semi_partial,
-    u_centred,
+    u_centered,
 )
 
 
@@ -38,7 +38,7 @@ def relevance_left(x: Tensor, given: Tensor, labels: Tensor) -> Tensor:
 
     Where nothing of x is left, a constant 0.
     """
-    a, b, g = (u_centred(distances) for distances in (x, given, labels))
+    a, b, g = (u_centered(distances) for distances in (x, given, labels))
     aa, bb, gg = (inner(values, values) for values in (a, b, g))
     return semi_partial(
         correlation(inner(a, g), aa, gg),
@@ -83,7 +83,7 @@ class Bank:
         return Bank.of(self.features[kept], self.given_features[kept], self.label_features[kept])
 
 
-class Explained(NamedTuple):
+class UnicamGradient(NamedTuple):
     """What UniCAM says of one record against one bank."""
 
     objective: float
@@ -98,7 +98,7 @@ def explain_record(
     given_feature: Tensor,
     label_feature: Tensor,
     bank: Bank,
-) -> Explained:
+) -> UnicamGradient:
     """J of the batch {record} + bank, and its derivative by the record's activation.
 
     activation     [C, h, w] of x's explained layer
@@ -115,9 +115,9 @@ def explain_record(
             torch.cat([row_distances(label_feature, bank.label_features), bank.labels]),
         )
         if not objective.requires_grad:
-            return Explained(0.0, torch.zeros_like(leaf))
+            return UnicamGradient(0.0, torch.zeros_like(leaf))
         (gradient,) = torch.autograd.grad(objective, leaf)
-    return Explained(float(objective.detach()), gradient)
+    return UnicamGradient(float(objective.detach()), gradient)
 
 
 # ---- maps ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The judges of how interpretable a student is, on a tiny store: what they find, need and refuse."""
+"""The evaluators of how interpretable a student is, on a tiny store: what they find, need and refuse."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,7 @@ from pipeline.evaluation.evaluators.dissection.drawn import DrawnConcepts
 from pipeline.store.reader import Store
 from stages import evaluate, precompute
 from tests.conftest import Frozen, precompute_config
-from tests.stages.test_judges import config_of, save_student
+from tests.stages.test_evaluators import config_of, save_student
 from tests.support.broden import write_broden
 
 
@@ -30,7 +30,7 @@ def student(frozen):
     return save_student(frozen, "one")
 
 
-def judge(frozen, name, folder="evaluate", **options):
+def evaluator(frozen, name, folder="evaluate", **options):
     config = config_of(frozen, (name,), **{"splits": ("test",), **options})
     return evaluate.run(config, folder).splits["test"][name]
 
@@ -39,8 +39,8 @@ def judge(frozen, name, folder="evaluate", **options):
 
 
 def test_gradients_are_aligned_the_same_whatever_the_batches(frozen, student):
-    whole = judge(frozen, "gradient_alignment")
-    parts = judge(frozen, "gradient_alignment", "by-three", batch_size=3)
+    whole = evaluator(frozen, "gradient_alignment")
+    parts = evaluator(frozen, "gradient_alignment", "by-three", batch_size=3)
 
     assert parts == pytest.approx(whole, rel=1e-5)
     assert whole["mask_energy_records"] == whole["margin_alignment_records"] == 10
@@ -49,8 +49,8 @@ def test_gradients_are_aligned_the_same_whatever_the_batches(frozen, student):
     assert whole["margin_alignment"] > 0
 
 
-def test_gradients_of_the_teacher_are_judged_too(frozen, student):
-    found = judge(frozen, "gradient_alignment", subject="teacher", teacher=frozen.config.teacher)
+def test_gradients_of_the_teacher_are_evaluated_too(frozen, student):
+    found = evaluator(frozen, "gradient_alignment", model="teacher", teacher=frozen.config.teacher)
 
     assert {"mask_energy", "margin_alignment", "map_cosine"} <= set(found)
 
@@ -59,8 +59,8 @@ def test_gradients_of_the_teacher_are_judged_too(frozen, student):
 
 
 def test_the_teachers_class_means_are_its_own_and_a_students_are_not(frozen, student):
-    own = judge(frozen, "class_similarity", subject="teacher", teacher=frozen.config.teacher)
-    other = judge(frozen, "class_similarity")
+    own = evaluator(frozen, "class_similarity", model="teacher", teacher=frozen.config.teacher)
+    other = evaluator(frozen, "class_similarity")
 
     assert own["spearman"]["teacher"] > 0.999  # the pass keeps logits in float16
     assert own["entropy"] == pytest.approx(own["teacher_entropy"], abs=1e-3)
@@ -73,13 +73,13 @@ def test_class_means_are_compared_with_superclasses_of_a_file(frozen, student, t
     path.write_text("even\nodd\n" * 5)
     options = ClassSimilarityOptions(similarity=str(path), tau=2.0)
 
-    found = judge(frozen, "class_similarity", class_similarity=options)
+    found = evaluator(frozen, "class_similarity", class_similarity=options)
 
     assert set(found["spearman"]) == {"teacher", "given"}
     assert -1 <= found["teacher_spearman"]["given"] <= 1
     path.write_text("odd\neven\n" * 5)
     with pytest.raises(ConfigError, match=r"parity.txt has changed since class_similarity read it"):
-        judge(frozen, "class_similarity", class_similarity=options)
+        evaluator(frozen, "class_similarity", class_similarity=options)
 
 
 def test_nothing_to_compare_class_means_with_is_refused(tmp_path, frozen, student):
@@ -92,7 +92,7 @@ def test_nothing_to_compare_class_means_with_is_refused(tmp_path, frozen, studen
     with pytest.raises(
         ConfigError, match=r"there is no teacher pass.*class_similarity\.similarity="
     ):
-        judge(bare, "class_similarity")
+        evaluator(bare, "class_similarity")
 
 
 # ---- five_band -----------------------------------------------------------------------------------
@@ -110,21 +110,21 @@ def cells(tmp_path_factory, tiny_teacher):
 def test_explanations_of_cells_are_scored_band_by_band(cells):
     save_student(cells, "one")
 
-    found = judge(cells, "five_band")
-    parts = judge(cells, "five_band", "by-three", batch_size=3)
+    found = evaluator(cells, "five_band")
+    parts = evaluator(cells, "five_band", "by-three", batch_size=3)
 
     assert parts == found
     for name in ("accuracy", "recall", "precision", "fpr"):
         assert all(0 <= value <= 1 for value in found[name].values())
     assert found["accuracy"]["best"] >= found["accuracy"]["hard"]
     assert found["background_fraction"] > 0.6
-    soft = judge(cells, "five_band", "v2", five_band=FiveBandOptions(grid="v2"))
+    soft = evaluator(cells, "five_band", "v2", five_band=FiveBandOptions(thresholds="v2"))
     assert soft["accuracy"]["hard"] == found["accuracy"]["hard"]
 
 
 def test_masks_without_two_levels_are_refused(frozen, student):
     with pytest.raises(ConfigError, match=r"needs masks of two levels.*test has one with 255"):
-        judge(frozen, "five_band")
+        evaluator(frozen, "five_band")
 
 
 # ---- dissection ----------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_units_are_dissected_once_for_all_splits_and_shown(frozen, student, monk
     monkeypatch.setattr(dissection, "dissect", lambda *args: passes.append(1) or dissect(*args))
 
     splits = ("test", "test_swapped")
-    found = judge(frozen, "dissection", dissection=DISSECTION, splits=splits)
+    found = evaluator(frozen, "dissection", dissection=DISSECTION, splits=splits)
 
     assert len(passes) == 1
     assert (found["units"], found["images"]) == (16, 12)
@@ -154,21 +154,21 @@ def test_units_are_dissected_once_for_all_splits_and_shown(frozen, student, monk
 
 
 def test_another_stage_has_its_own_units_and_one_too_many_is_refused(frozen, student):
-    first = judge(frozen, "dissection", dissection=replace(DISSECTION, stage=1))
+    first = evaluator(frozen, "dissection", dissection=replace(DISSECTION, stage=1))
 
     assert first["units"] == 4
     with pytest.raises(ConfigError, match=r"stage=4: CifarResNet .* it has stages 1 to 3"):
-        judge(frozen, "dissection", "again", dissection=replace(DISSECTION, stage=4))
+        evaluator(frozen, "dissection", "again", dissection=replace(DISSECTION, stage=4))
     with pytest.raises(ConfigError, match=r"dissection\.path=nowhere has no index\.csv"):
-        judge(frozen, "dissection", "again", dissection=replace(DISSECTION, path="nowhere"))
+        evaluator(frozen, "dissection", "again", dissection=replace(DISSECTION, path="nowhere"))
 
 
 def test_a_set_on_disk_dissects_as_the_one_that_is_drawn(frozen, student, tmp_path):
     write_broden(DrawnConcepts(12, 64), tmp_path / "broden")
     on_disk = replace(DISSECTION, path=str(tmp_path / "broden"))
 
-    drawn = judge(frozen, "dissection", dissection=DISSECTION)
-    read = judge(frozen, "dissection", "disk", dissection=on_disk)
+    drawn = evaluator(frozen, "dissection", dissection=DISSECTION)
+    read = evaluator(frozen, "dissection", "disk", dissection=on_disk)
 
     assert read == drawn
 
@@ -184,7 +184,7 @@ RETRAINED = DiffroarOptions(
 def test_probes_are_retrained_the_same_again(frozen, student, unit):
     options = replace(RETRAINED, unit=unit)
 
-    found = judge(frozen, "diffroar", diffroar=options)
+    found = evaluator(frozen, "diffroar", diffroar=options)
 
     assert (found["train_records"], found["test_records"]) == (16, 8)
     assert set(found["difference"]) == set(found["mask_only"]) == {"10%", "50%"}
@@ -192,9 +192,9 @@ def test_probes_are_retrained_the_same_again(frozen, student, unit):
         assert value == pytest.approx(
             found["power"]["top"][name] - found["power"]["bottom"][name], abs=1e-12
         )
-    assert judge(frozen, "diffroar", "again", diffroar=options, batch_size=3) == found
+    assert evaluator(frozen, "diffroar", "again", diffroar=options, batch_size=3) == found
 
 
-def test_probes_learn_from_no_record_that_is_judged(frozen, student):
-    with pytest.raises(ConfigError, match=r"diffroar\.train_split=test has no labelled records"):
-        judge(frozen, "diffroar", diffroar=replace(RETRAINED, train_split="test"))
+def test_probes_learn_from_no_record_that_is_evaluated(frozen, student):
+    with pytest.raises(ConfigError, match=r"diffroar\.train_split=test has no labeled records"):
+        evaluator(frozen, "diffroar", diffroar=replace(RETRAINED, train_split="test"))

@@ -1,8 +1,8 @@
-"""A judge's numbers as tables: a column a name, a row an arm, the best marked, gaps left open."""
+"""An evaluator's numbers as tables: a column a name, a row an arm, the best marked, gaps left open."""
 
 from pathlib import Path
 
-from pipeline.report.judge_sections import judge_sections
+from pipeline.report.evaluator_sections import evaluator_sections
 from pipeline.report.results import StudentResult
 
 
@@ -13,12 +13,12 @@ def result(arm, seed, fss, **others):
     )
 
 
-def test_a_judge_that_did_not_look_has_no_section():
+def test_an_evaluator_that_did_not_look_has_no_section():
     nobody = StudentResult(
         arm="a", label="a", seed=0, folder=Path("nowhere"), metrics={"test": {"records": 1}}
     )
 
-    assert judge_sections([nobody], None) == []
+    assert evaluator_sections([nobody], None) == []
 
 
 def test_each_quantity_is_a_table_of_means_over_seeds():
@@ -30,7 +30,7 @@ def test_each_quantity_is_a_table_of_means_over_seeds():
         ),
     ]
 
-    (section,) = judge_sections(results, None)
+    (section,) = evaluator_sections(results, None)
 
     fss, rs = section.tables
     assert fss.caption == "FSS: teacher against student, by layer of the student; split test"
@@ -45,10 +45,10 @@ def test_each_quantity_is_a_table_of_means_over_seeds():
     assert [figure.source[:19] for figure in section.figures] == ["data:image/svg+xml;"]
 
 
-def test_a_judged_teacher_stands_first_and_is_not_ranked():
+def test_a_evaluated_teacher_stands_first_and_is_not_ranked():
     teacher = result("teacher", 0, {"pooled": 1.0}, relevance={"pooled": 0.9})
 
-    (section,) = judge_sections(
+    (section,) = evaluator_sections(
         [result("kd", 0, {"pooled": 0.5}, relevance={"pooled": 0.2})], teacher
     )
 

@@ -1,7 +1,7 @@
-"""What the judges found, as sections of the page: tables and figures for each judge that looked.
+"""What the evaluators found, as sections of the page: tables and figures for each evaluator that looked.
 
-A table has a row an arm (and one for the teacher, where it was judged itself) and a column for each number below
-one quantity of the judge, such as FSS of each layer.
+A table has a row an arm (and one for the teacher, where it was evaluated itself) and a column for each number below
+one quantity of the evaluator, such as FSS of each layer.
 """
 
 from __future__ import annotations
@@ -40,43 +40,45 @@ class Figure(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Of one judge."""
+    """Of one evaluator."""
 
     anchor: str
     short: str
     title: str
-    lead: str
+    introduction: str
     tables: list[Table]
     figures: list[Figure]
 
 
-def judge_sections(
+def evaluator_sections(
     results: list[StudentResult],
     teacher: StudentResult | None,
     pictures: Mapping[str, list[Figure]] = MappingProxyType({}),
 ) -> list[Section]:
-    """Those of judges that looked at any of them, on any split.
+    """Those of evaluators that looked at any of them, on any split.
 
-    pictures  by judge, shown below its tables
+    pictures  by evaluator, shown below its tables
     """
     everyone = [*results, *([teacher] if teacher else [])]
     splits = list(dict.fromkeys(split for result in results for split in result.metrics))
     sections = []
-    for judge in EVALUATORS:
+    for evaluator in EVALUATORS:
         looked = [
-            split for split in splits if any(judge in r.metrics.get(split, {}) for r in everyone)
+            split
+            for split in splits
+            if any(evaluator in r.metrics.get(split, {}) for r in everyone)
         ]
-        page = evaluator_named(judge).page if looked else None
+        page = evaluator_named(evaluator).page if looked else None
         if page is not None:
-            looked = looked if page.looks_at_splits else looked[:1]
-            section = _section(judge, page, looked, results, teacher)
-            section.figures.extend(pictures.get(judge, []))
+            looked = looked if page.per_split else looked[:1]
+            section = _section(evaluator, page, looked, results, teacher)
+            section.figures.extend(pictures.get(evaluator, []))
             sections.append(section)
     return sections
 
 
 def _section(
-    judge: str,
+    evaluator: str,
     page: Page,
     splits: Sequence[str],
     results: list[StudentResult],
@@ -85,27 +87,29 @@ def _section(
     tables, figures = [], []
     for split in splits:
         for quantity in page.quantities:
-            columns = _columns(split, judge, quantity, [*results, *([teacher] if teacher else [])])
+            columns = _columns(
+                split, evaluator, quantity, [*results, *([teacher] if teacher else [])]
+            )
             if not columns:
                 continue
             rows = arm_summary(student_rows(results, columns), columns)
             if teacher is not None:
                 own = arm_summary(student_rows([teacher], columns), columns)
                 rows = [row for row in own if any(row[c.name] for c in columns)] + rows
-            caption = quantity.caption + (f"; split {split}" if page.looks_at_splits else "")
+            caption = quantity.caption + (f"; split {split}" if page.per_split else "")
             tables.append(Table(caption, columns, rows, quantity.is_main))
             if quantity.plot and (len(columns) > 1 or quantity.plot == "bar"):
                 figures.append(_figure(quantity, caption, columns, rows, teacher))
-    return Section(judge, page.short, page.title, page.lead, tables, figures)
+    return Section(evaluator, page.short, page.title, page.introduction, tables, figures)
 
 
 def _columns(
-    split: str, judge: str, quantity: Quantity, results: Sequence[StudentResult]
+    split: str, evaluator: str, quantity: Quantity, results: Sequence[StudentResult]
 ) -> list[Column]:
     """One for each number below the quantity, in the order in which they are first found."""
     found: dict[str, None] = {}
     for result in results:
-        value: Any = result.metrics.get(split, {}).get(judge, {})
+        value: Any = result.metrics.get(split, {}).get(evaluator, {})
         for part in quantity.name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         if isinstance(value, Mapping):
@@ -115,7 +119,7 @@ def _columns(
     return [
         Column(
             name=name.removeprefix(f"{quantity.name}."),
-            source=f"{split}.{judge}.{name}",
+            source=f"{split}.{evaluator}.{name}",
             known=quantity.metric,
         )
         for name in found
@@ -131,7 +135,7 @@ def _figure(
 ) -> Figure:
     scale = quantity.metric.scale
     nothing = [float("nan")] * len(columns)
-    values = {} if teacher is None else {teacher.label: nothing}  # each keeps its colour
+    values = {} if teacher is None else {teacher.label: nothing}  # each keeps its color
     values |= {
         row["method"]: [
             scale * row[c.name]["mean"] if row[c.name] else float("nan") for c in columns
@@ -139,4 +143,4 @@ def _figure(
         for row in rows
     }
     plot = line_plot if quantity.plot == "line" else bar_plot
-    return Figure(plot([c.name for c in columns], values), f"{caption}, a colour a method", caption)
+    return Figure(plot([c.name for c in columns], values), f"{caption}, a color a method", caption)

@@ -28,7 +28,7 @@ _EPS = 1e-10
 Presence = Literal["mask", "image"]
 
 
-def firing(activations: Tensor, thresholds: Tensor, size: tuple[int, int]) -> Tensor:
+def firing_mask(activations: Tensor, thresholds: Tensor, size: tuple[int, int]) -> Tensor:
     """Where units fire, bool [U, s, t] at (height, width) `size`: upsampled bilinearly, then strictly above.
 
     A unit that is 0 almost everywhere has the threshold 0, and does not fire where it is 0.
@@ -41,7 +41,7 @@ def firing(activations: Tensor, thresholds: Tensor, size: tuple[int, int]) -> Te
 
 
 @dataclass(frozen=True)
-class Tallies:
+class OverlapCounts:
     """Over some images; all i64."""
 
     inter: Tensor
@@ -52,7 +52,7 @@ class Tallies:
     """[U, G]."""
 
     @classmethod
-    def zeros(cls, units: int, labels: Labels) -> Tallies:
+    def zeros(cls, units: int, labels: Labels) -> OverlapCounts:
         """Of no image."""
         count, categories = len(labels.names), len(labels.categories)
         return cls(
@@ -75,7 +75,7 @@ class Tallies:
         layers  i64 [L, s, t], labels of pixels
         whole   labels of the image
         """
-        present, there = _labelled(layers, whole)
+        present, there = _labeled(layers, whole)
         fired = masks.flatten(1)
         # Whole numbers below 2^24, as of an image's pixels, are exact in float32.
         counts = fired.float() @ there.float().T  # [U, present]
@@ -87,8 +87,8 @@ class Tallies:
         self.lab[present] += there.sum(dim=1).cpu()
         self.act.add_((fired.sum(dim=1)[:, None] * (seen @ of_category > 0)).cpu())
 
-    def __add__(self, other: Tallies) -> Tallies:
-        return Tallies(self.inter + other.inter, self.lab + other.lab, self.act + other.act)
+    def __add__(self, other: OverlapCounts) -> OverlapCounts:
+        return OverlapCounts(self.inter + other.inter, self.lab + other.lab, self.act + other.act)
 
     def iou(self, labels: Labels) -> Tensor:
         """f64 [U, C]; 0 of no concept."""
@@ -99,7 +99,7 @@ class Tallies:
         return iou
 
 
-def _labelled(layers: Tensor, whole: tuple[int, ...]) -> tuple[list[int], Tensor]:
+def _labeled(layers: Tensor, whole: tuple[int, ...]) -> tuple[list[int], Tensor]:
     """The labels of an image, and where each is: bool [labels, s t]."""
     present = sorted({*torch.unique(layers).tolist(), *whole} - {NO_CONCEPT})
     pixels = layers.flatten(1)

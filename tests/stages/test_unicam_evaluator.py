@@ -18,7 +18,7 @@ from pipeline.models.saved import TrainedModel, save_model
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from stages import evaluate
-from tests.stages.test_judges import config_of, save_student
+from tests.stages.test_evaluators import config_of, save_student
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def own(frozen, tmp_path):
     return copied
 
 
-def judged(own, run="one", name="evaluate", teacher=True, subject="student", **options):
+def evaluated(own, run="one", name="evaluate", teacher=True, model="student", **options):
     """The numbers, the tensors and the header of the maps' file."""
     options = {"records": 4, "bank_records": 12, **options}
     config = config_of(
@@ -40,7 +40,7 @@ def judged(own, run="one", name="evaluate", teacher=True, subject="student", **o
         run=run,
         splits=("train",),
         unicam=UnicamOptions(**options),
-        subject=subject,
+        model=model,
         **({"teacher": own.config.teacher} if teacher else {}),
     )
     found = evaluate.run(config, name)
@@ -51,7 +51,7 @@ def judged(own, run="one", name="evaluate", teacher=True, subject="student", **o
 
 
 def test_maps_lie_on_the_networks_own_grid_with_all_that_reads_them(own):
-    numbers, tensors, header = judged(own, depths=(1, 2))
+    numbers, tensors, header = evaluated(own, depths=(1, 2))
 
     assert {key.rpartition("/")[0].split("/")[0] for key in tensors} == {
         "teacher_given_student", "student_given_teacher",
@@ -78,14 +78,14 @@ def test_maps_lie_on_the_networks_own_grid_with_all_that_reads_them(own):
 
 
 def test_the_same_command_elsewhere_gives_the_same_maps(own):
-    one, other = (judged(own, name=name)[1] for name in ("a", "b"))
+    one, other = (evaluated(own, name=name)[1] for name in ("a", "b"))
 
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one if "reliability" not in key)
 
 
 def test_a_teacher_beyond_itself_shows_nothing(own):
-    numbers, tensors, _ = judged(own, subject="teacher")
+    numbers, tensors, _ = evaluated(own, model="teacher")
 
     for pair in ("teacher_given_student", "student_given_teacher"):
         assert not tensors[f"{pair}/depth1/cam/map"].any()
@@ -96,17 +96,17 @@ def test_a_teacher_beyond_itself_shows_nothing(own):
 
 
 def test_the_second_student_of_a_teacher_needs_no_teacher(own, monkeypatch):
-    with pytest.raises(ConfigError, match="judges=unicam asks the teacher network"):
-        judged(own, teacher=False)
-    _, first, _ = judged(own)
+    with pytest.raises(ConfigError, match="evaluators=unicam asks the teacher network"):
+        evaluated(own, teacher=False)
+    _, first, _ = evaluated(own)
     assert list(verify_store(own.store.path)) == []
     monkeypatch.setattr(
         "pipeline.evaluation.networks.build_teacher",
         lambda *_: pytest.fail("the teacher was built"),
     )
 
-    _, again, _ = judged(own, name="again", teacher=False)
-    _, other, _ = judged(own, run="two", teacher=False)
+    _, again, _ = evaluated(own, name="again", teacher=False)
+    _, other, _ = evaluated(own, run="two", teacher=False)
 
     key = "teacher_given_student/depth1/cam/map"
     assert torch.equal(again[key], first[key])
@@ -114,7 +114,7 @@ def test_the_second_student_of_a_teacher_needs_no_teacher(own, monkeypatch):
 
 
 def test_a_baseline_is_the_control_of_what_was_distilled(own):
-    _, tensors, header = judged(
+    _, tensors, header = evaluated(
         own, baseline="two", pairs=(("student", "baseline"),), teacher=False
     )
 
@@ -124,8 +124,8 @@ def test_a_baseline_is_the_control_of_what_was_distilled(own):
 
 
 def test_seed_and_reductions_decide_what_is_written(own):
-    one, tensors, header = judged(own, name="a", reductions=("hirescam",))
-    two, _, other = judged(own, name="b", seed=1)
+    one, tensors, header = evaluated(own, name="a", reductions=("hirescam",))
+    two, _, other = evaluated(own, name="b", seed=1)
 
     assert {key.split("/")[2] for key in tensors} == {"objective", "hirescam"}
     assert not set(one["bank_sha256"]) & set(two["bank_sha256"])
@@ -133,7 +133,7 @@ def test_seed_and_reductions_decide_what_is_written(own):
 
 
 def test_banks_shrink_before_they_overlap(own):
-    numbers, _, _ = judged(own, bank_records=255, banks=3)
+    numbers, _, _ = evaluated(own, bank_records=255, banks=3)
 
     assert (numbers["banks"], numbers["bank_records"]) == (3, 13)  # of 40 records
 
@@ -150,7 +150,7 @@ def test_a_bcos_student_is_explained_at_its_last_stage(own):
         TrainedModel(config=config, num_classes=10, input_size=(16, 16), teachers=passes),
     )
 
-    _, tensors, _ = judged(own, run="bcos")
+    _, tensors, _ = evaluated(own, run="bcos")
 
     assert tensors["student_given_teacher/depth1/cam/map"].shape == (4, 4, 4)
 
@@ -165,14 +165,14 @@ def test_a_bcos_student_is_explained_at_its_last_stage(own):
         ({"depths": (0,)}, r"unicam\.depths must be >= 1"),
         ({"depths": (1, 1)}, r"unicam\.depths must name at least one, each once"),
         ({"reductions": ()}, r"unicam\.reductions must name at least one"),
-        ({"banks": 20}, r"train has 40 labelled records.*takes at least 80"),
+        ({"banks": 20}, r"train has 40 labeled records.*takes at least 80"),
         ({"bank_records": 2}, r"unicam\.bank_records must be >= 4"),
         ({"baseline": "gone"}, r"unicam\.baseline=gone: runs/gone/distill holds no finished"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(own, options, message):
     with pytest.raises(ConfigError, match=message):
-        judged(own, **options)
+        evaluated(own, **options)
 
 
 def test_a_network_without_places_is_refused(own):
@@ -186,4 +186,4 @@ def test_a_network_without_places_is_refused(own):
     )
 
     with pytest.raises(ConfigError, match="the student shows none but its input's"):
-        judged(own, run="flat")
+        evaluated(own, run="flat")

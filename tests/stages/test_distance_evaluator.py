@@ -19,9 +19,9 @@ from pipeline.store.manifest import ManifestError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from stages import evaluate
-from tests.stages.test_judges import config_of, save_student
+from tests.stages.test_evaluators import config_of, save_student
 
-JUDGE = "distance_correlation"
+EVALUATOR_NAME = "distance_correlation"
 
 
 @pytest.fixture
@@ -34,11 +34,11 @@ def own(frozen, tmp_path):
     return copied
 
 
-def judged(own, run="one", name="evaluate", teacher=True, **options):
-    outer = {key: options.pop(key) for key in ("subject",) if key in options}
+def evaluated(own, run="one", name="evaluate", teacher=True, **options):
+    outer = {key: options.pop(key) for key in ("model",) if key in options}
     config = config_of(
         own,
-        (JUDGE,),
+        (EVALUATOR_NAME,),
         run=run,
         splits=options.pop("splits", ("train",)),
         distance_correlation=DistanceCorrelationOptions(**options),
@@ -46,7 +46,7 @@ def judged(own, run="one", name="evaluate", teacher=True, **options):
         **outer,
     )
     splits = evaluate.run(config, name).splits
-    return splits[config.evaluate.splits[0]][JUDGE]
+    return splits[config.evaluate.splits[0]][EVALUATOR_NAME]
 
 
 def artifacts(own):
@@ -54,7 +54,7 @@ def artifacts(own):
 
 
 def test_every_layer_has_its_numbers_both_ways(own):
-    found = judged(own)
+    found = evaluated(own)
 
     layers = ["layer1", "layer2", "layer3", "pooled"]
     assert found["layers"] == {name: {"student": name, "teacher": name} for name in layers}
@@ -72,13 +72,13 @@ def test_every_layer_has_its_numbers_both_ways(own):
     assert all(0 <= p <= 1 for p in found["fss_p"].values())
     assert "fss_biased" not in found
     assert (
-        numbers_of({JUDGE: found})[f"{JUDGE}.rs.teacher_given_student.layer3"]
+        numbers_of({EVALUATOR_NAME: found})[f"{EVALUATOR_NAME}.rs.teacher_given_student.layer3"]
         == (found["rs"]["teacher_given_student"]["layer3"])
     )
 
 
 def test_a_teacher_compared_with_itself_is_shared_and_leaves_nothing(own):
-    found = judged(own, subject="teacher")
+    found = evaluated(own, model="teacher")
 
     for layer, value in found["fss"].items():
         assert value == pytest.approx(1, abs=1e-9)
@@ -88,9 +88,11 @@ def test_a_teacher_compared_with_itself_is_shared_and_leaves_nothing(own):
 
 
 def test_the_second_student_of_a_teacher_needs_no_teacher(own, monkeypatch):
-    with pytest.raises(ConfigError, match=r"judges=distance_correlation asks the teacher network"):
-        judged(own, teacher=False)
-    with_network = judged(own)
+    with pytest.raises(
+        ConfigError, match=r"evaluators=distance_correlation asks the teacher network"
+    ):
+        evaluated(own, teacher=False)
+    with_network = evaluated(own)
     assert len(artifacts(own)) == 1
     assert list(verify_store(own.store.path)) == []
     monkeypatch.setattr(
@@ -98,15 +100,15 @@ def test_the_second_student_of_a_teacher_needs_no_teacher(own, monkeypatch):
         lambda *_: pytest.fail("the teacher was built"),
     )
 
-    assert judged(own, name="again", teacher=False) == with_network
-    other = judged(own, run="two", teacher=False)
+    assert evaluated(own, name="again", teacher=False) == with_network
+    other = evaluated(own, run="two", teacher=False)
 
     assert other["teacher_relevance"] == with_network["teacher_relevance"]
     assert other["fss"] != with_network["fss"]
 
 
 def test_a_damaged_or_unfinished_artifact_is_found(own):
-    judged(own)
+    evaluated(own)
     (folder,) = (own.store.path / "artifacts").iterdir()
     path = folder / "distances.safetensors"
     content = bytearray(path.read_bytes())
@@ -115,15 +117,15 @@ def test_a_damaged_or_unfinished_artifact_is_found(own):
 
     assert any(str(path) in problem for problem in verify_store(own.store.path))
     with pytest.raises(ManifestError, match=r"is damaged.*delete its folder"):
-        judged(own, run="two")
+        evaluated(own, run="two")
     (folder / "manifest.json").unlink()
     assert any("has no manifest" in problem for problem in verify_store(own.store.path))
-    assert judged(own, run="two")["records"] == 40
+    assert evaluated(own, run="two")["records"] == 40
     assert list(verify_store(own.store.path)) == []
 
 
 def test_a_baseline_shows_what_was_distilled(own):
-    found = judged(own, baseline="two")
+    found = evaluated(own, baseline="two")
 
     assert set(found["rs"]) == {
         "teacher_given_student", "student_given_teacher",
@@ -131,30 +133,30 @@ def test_a_baseline_shows_what_was_distilled(own):
     }  # fmt: skip
     metrics = json.loads((RUNS / "one" / "evaluate" / "metrics.json").read_text())
     weights = Path("runs/two/distill/model.safetensors")
-    assert list(metrics["judges"][JUDGE]["files"]) == [str(weights)]
+    assert list(metrics["evaluators"][EVALUATOR_NAME]["files"]) == [str(weights)]
     weights.write_bytes(weights.read_bytes() + b" ")
     with pytest.raises(ConfigError, match=r"two/distill/model\.safetensors has changed since"):
-        judged(own, baseline="two")
+        evaluated(own, baseline="two")
 
 
 def test_a_student_is_its_own_baseline_and_has_nothing_beyond_it(own):
     pairs = (("student", "baseline"),)
-    found = judged(own, baseline="one", pairs=pairs, teacher=False)  # no pair names the teacher
+    found = evaluated(own, baseline="one", pairs=pairs, teacher=False)  # no pair names the teacher
 
     assert set(found["rs"]["student_given_baseline"].values()) == {0.0}
     assert "fss" not in found
 
 
 def test_embeddings_of_the_classes_take_the_place_of_one_hot_labels(own, tmp_path):
-    one_hot = judged(own, name="a")
+    one_hot = evaluated(own, name="a")
     for name, values in (
         ("eye", np.eye(10)),
         ("random", np.random.default_rng(0).normal(size=(10, 6))),
     ):
         np.save(tmp_path / f"{name}.npy", values)
 
-    same = judged(own, name="b", embeddings=str(tmp_path / "eye.npy"))
-    other = judged(own, name="c", embeddings=str(tmp_path / "random.npy"))
+    same = evaluated(own, name="b", embeddings=str(tmp_path / "eye.npy"))
+    other = evaluated(own, name="c", embeddings=str(tmp_path / "random.npy"))
 
     assert numbers_of(same["rs"]) == pytest.approx(numbers_of(one_hot["rs"]), abs=1e-12)
     assert other["rs"] != one_hot["rs"]
@@ -162,23 +164,23 @@ def test_embeddings_of_the_classes_take_the_place_of_one_hot_labels(own, tmp_pat
 
 
 def test_parity_numbers_are_named_biased_and_are_high_where_the_others_are_not(own):
-    found = judged(own, biased=True)
+    found = evaluated(own, biased=True)
 
     assert len(artifacts(own)) == 2  # plain features and features of unit length
-    unit = judged(own, name="unit", biased=True, l2norm=True, teacher=False)
+    unit = evaluated(own, name="unit", biased=True, l2norm=True, teacher=False)
     assert unit["fss_biased"] == pytest.approx(found["fss_biased"], abs=1e-12)
     assert all(unit["fss_biased"][layer] > unit["fss"][layer] for layer in unit["fss"])
 
 
 def test_layers_can_be_paired_by_name(own):
-    found = judged(own, layers={"layer1": "layer3"})
+    found = evaluated(own, layers={"layer1": "layer3"})
 
     assert list(found["fss"]) == ["layer1"]
     assert found["layers"]["layer1"]["teacher"] == "layer3"
     with pytest.raises(
         ConfigError, match=r"layers names layer9, which the teacher does not show; it shows: layer1"
     ):
-        judged(own, run="two", layers={"layer1": "layer9"})
+        evaluated(own, run="two", layers={"layer1": "layer9"})
 
 
 @pytest.mark.parametrize(
@@ -194,19 +196,19 @@ def test_layers_can_be_paired_by_name(own):
 )
 def test_what_cannot_be_meant_is_refused(own, options, message):
     with pytest.raises(ConfigError, match=message):
-        judged(own, **options)
+        evaluated(own, **options)
 
 
-def test_other_options_of_a_judge_that_is_done_are_refused_with_the_option(own):
-    judged(own)
+def test_other_options_of_an_evaluator_that_is_done_are_refused_with_the_option(own):
+    evaluated(own)
 
     with pytest.raises(ConfigError, match=r"distance_correlation\.seed=0 where this one has 1"):
-        judged(own, seed=1)
+        evaluated(own, seed=1)
 
 
 def test_another_seed_and_another_number_are_other_records(own):
     found = [
-        judged(own, name=name, **options)
+        evaluated(own, name=name, **options)
         for name, options in (
             ("a", {"probe_records": 20}),
             ("b", {"probe_records": 20, "seed": 1}),
@@ -224,7 +226,7 @@ def test_an_artifact_that_another_process_writes_is_left_to_it(tmp_path):
     artifact = Artifact(tmp_path, "distances", {"a": 1}, "a test")
     with lock_folder(artifact.folder):
         artifact.save({"layer1/0": torch.ones(3)}, {"layers": ["layer1"]})
-        assert not artifact.is_there
+        assert not artifact.exists
 
     artifact.save({"layer1/0": torch.ones(3)}, {"layers": ["layer1"]})
 

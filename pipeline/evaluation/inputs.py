@@ -14,7 +14,7 @@ from pipeline.config.runs import RUNS
 from pipeline.core.errors import ConfigError, require
 from pipeline.core.files import sha256_file, sha256_json
 from pipeline.loading.selection import HOLDOUT
-from pipeline.models.resolve import fit_network
+from pipeline.models.resolve import resolve_network
 from pipeline.models.saved import TrainedModel, load_model, read_description
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
@@ -23,30 +23,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pipeline.config.verbs import EvaluateConfig
-    from pipeline.evaluation.forward import Subject
+    from pipeline.evaluation.forward import EvaluatedModel
     from pipeline.store.reader import TeacherPass
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenSubject:
+class EvaluationInputs:
     """A model to evaluate, before it is built, and what it is evaluated on."""
 
     store: Store
     passes: list[TeacherPass]
     fingerprint: str
-    build: Callable[[], tuple[Subject, TrainedModel]]
+    build: Callable[[], tuple[EvaluatedModel, TrainedModel]]
 
 
-def open_student(config: EvaluateConfig) -> OpenSubject:
+def open_student(config: EvaluateConfig) -> EvaluationInputs:
     """The student of the run, and the passes that it learned from."""
     student = RUNS / config.run / "distill"
     trained = read_description(student)
-    store, passes = open_judged(config, config.store.teacher or trained.teachers)
+    store, passes = open_evaluation_store(config, config.store.teacher or trained.teachers)
     if not (config.store.teacher or trained.teachers):
         passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
 
-    def build() -> tuple[Subject, TrainedModel]:
-        from pipeline.evaluation.forward import Subject
+    def build() -> tuple[EvaluatedModel, TrainedModel]:
+        from pipeline.evaluation.forward import EvaluatedModel
         from pipeline.models.devices import resolve_device
 
         model, described = load_model(student)
@@ -55,16 +55,18 @@ def open_student(config: EvaluateConfig) -> OpenSubject:
                 f"{student} has {described.num_classes} classes, {passes[0].folder} has {passes[0].num_classes}; "
                 "set store.teacher to the pass it learned from"
             )
-        fit_network(described.config, store, "student")
+        resolve_network(described.config, store, "student")
         device = resolve_device("evaluate.device", config.evaluate.device)
-        return Subject(model=model.to(device), input_size=described.input_size), described
+        return EvaluatedModel(network=model.to(device), input_size=described.input_size), described
 
     fingerprint = sha256_file(student / "model.safetensors")
-    return OpenSubject(store=store, passes=passes, fingerprint=fingerprint, build=build)
+    return EvaluationInputs(store=store, passes=passes, fingerprint=fingerprint, build=build)
 
 
-def open_judged(config: EvaluateConfig, names: Sequence[str]) -> tuple[Store, list[TeacherPass]]:
-    """The store that students are judged on, and what its teachers say there.
+def open_evaluation_store(
+    config: EvaluateConfig, names: Sequence[str]
+) -> tuple[Store, list[TeacherPass]]:
+    """The store that students are evaluated on, and what its teachers say there.
 
     names  of the passes in store.path that the student learned from; for a student of labels the store's
            only pass, if it has just one. In evaluate.store it is the passes of the same teachers.
@@ -80,11 +82,11 @@ def open_judged(config: EvaluateConfig, names: Sequence[str]) -> tuple[Store, li
         f"evaluate.splits={HOLDOUT} are records of the store that the student learned from, and "
         f"evaluate.store={config.evaluate.store} is another; name a split of that one",
     )
-    judged = Store(Path(config.evaluate.store))
-    return judged, [judged.canonical_of(teacher) for teacher in passes]
+    store = Store(Path(config.evaluate.store))
+    return store, [store.canonical_of(teacher) for teacher in passes]
 
 
-def open_teacher(config: EvaluateConfig) -> OpenSubject:
+def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
     """The network of `teacher`, with its own pass where the store has one."""
     from pipeline.evaluation.networks import build_teacher, passes_of_teacher
     from pipeline.models.fingerprint import describe_teacher
@@ -93,23 +95,23 @@ def open_teacher(config: EvaluateConfig) -> OpenSubject:
     require(
         HOLDOUT not in config.evaluate.splits,
         f"evaluate.splits={HOLDOUT} is what a student's own training left out; name a split of the store for "
-        "subject=teacher",
+        "model=teacher",
     )
     if isinstance(teacher, NoModelConfig) or teacher.weights is None:
         raise ConfigError(
-            "subject=teacher needs the network: name it with teacher= and teacher.weights="
+            "model=teacher needs the network: name it with teacher= and teacher.weights="
         )
     store = Store(Path(config.evaluate.store or config.store.path))
     described = describe_teacher(teacher, len(store.manifest.classes))
 
-    def build() -> tuple[Subject, TrainedModel]:
-        subject = build_teacher(teacher, store, config.evaluate.device)
-        return subject, TrainedModel(
-            config=teacher, num_classes=described["classes"], input_size=subject.input_size
+    def build() -> tuple[EvaluatedModel, TrainedModel]:
+        model = build_teacher(teacher, store, config.evaluate.device)
+        return model, TrainedModel(
+            config=teacher, num_classes=described["classes"], input_size=model.input_size
         )
 
     named = store.open_passes(config.store.teacher) if config.store.teacher else []
-    return OpenSubject(
+    return EvaluationInputs(
         store=store,
         passes=passes_of_teacher(teacher, store, named),
         fingerprint=sha256_json(described),

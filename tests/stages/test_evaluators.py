@@ -1,4 +1,4 @@
-"""The judges of an evaluation, one by one, together, one later than the others, and refused."""
+"""The evaluators of an evaluation, one by one, together, one later than the others, and refused."""
 
 import json
 import shutil
@@ -12,17 +12,17 @@ import torch
 from pipeline.cli import main
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose
+from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.evaluators import EVALUATORS, ShiftOptions
-from pipeline.config.judging import EvaluateOptions
-from pipeline.config.runs import RUNS, identity, plain
-from pipeline.config.store import PassConfig, StoreConfig
-from pipeline.config.verbs import EvaluateConfig, JudgedRun
+from pipeline.config.runs import RUNS, identity, to_plain_dict
+from pipeline.config.store import PassOptions, StoreOptions
+from pipeline.config.verbs import EvaluateConfig, EvaluationRun
 from pipeline.core.errors import ConfigError
-from pipeline.evaluation import forward as judge
-from pipeline.evaluation.context import Trial
+from pipeline.evaluation import forward as evaluator
+from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.evaluators.build import evaluator_named
 from pipeline.evaluation.evaluators.evaluator import Evaluator
-from pipeline.evaluation.evaluators.quantities import judges_of, metric_of
+from pipeline.evaluation.evaluators.quantities import evaluators_of, metric_of
 from pipeline.evaluation.metrics import METRICS, numbers_of
 from pipeline.models.providers import build_model
 from pipeline.models.saved import TrainedModel, save_model
@@ -59,13 +59,13 @@ def save_student(frozen, run, seed=5):
     return folder
 
 
-def config_of(frozen, judges=None, run="one", **options):
-    outer = {name: options.pop(name) for name in ("subject", "teacher") if name in options}
+def config_of(frozen, evaluators=None, run="one", **options):
+    outer = {name: options.pop(name) for name in ("model", "teacher") if name in options}
     options = {"splits": ("test", "test_swapped"), "num_pictures": 0, **options}
     return EvaluateConfig(
-        store=StoreConfig(path=str(frozen.store.path)),
+        store=StoreOptions(path=str(frozen.store.path)),
         evaluate=EvaluateOptions(**options),
-        judges=judges,
+        evaluators=evaluators,
         run=run,
         **outer,
     )
@@ -76,23 +76,23 @@ def test_the_family_and_the_names_that_the_option_takes_agree():
         assert isinstance(evaluator_named(name), Evaluator)
 
 
-def test_an_unknown_judge_is_refused_with_those_that_there_are():
+def test_an_unknown_evaluator_is_refused_with_those_that_there_are():
     with pytest.raises(
-        ConfigError, match=r"judges must be of accuracy, localization, .*; got beauty"
+        ConfigError, match=r"evaluators must be of accuracy, localization, .*; got beauty"
     ):
-        build_verb_config("evaluate", compose("evaluate", ["judges=[beauty]"]))
-    with pytest.raises(ConfigError, match="judges names one twice: accuracy, accuracy"):
+        build_verb_config("evaluate", compose("evaluate", ["evaluators=[beauty]"]))
+    with pytest.raises(ConfigError, match="evaluators names one twice: accuracy, accuracy"):
         EvaluateConfig(
-            store=StoreConfig(path="s"),
+            store=StoreOptions(path="s"),
             evaluate=EvaluateOptions(),
-            judges=("accuracy", "accuracy"),
+            evaluators=("accuracy", "accuracy"),
         )
 
 
-def test_the_two_first_judges_part_what_one_pass_finds(frozen, student):
+def test_the_two_first_evaluators_part_what_one_pass_finds(frozen, student):
     both = evaluate.run(config_of(frozen)).splits
     parts = [
-        evaluate.run(config_of(frozen, judges=(name,)), f"only-{name}").splits
+        evaluate.run(config_of(frozen, evaluators=(name,)), f"only-{name}").splits
         for name in ("accuracy", "localization")
     ]
 
@@ -103,25 +103,27 @@ def test_the_two_first_judges_part_what_one_pass_finds(frozen, student):
 
 
 def test_accuracy_alone_computes_no_map(frozen, student, monkeypatch):
-    monkeypatch.setattr(judge.Subject, "maps", lambda *_: pytest.fail("a map was computed"))
+    monkeypatch.setattr(
+        evaluator.EvaluatedModel, "maps", lambda *_: pytest.fail("a map was computed")
+    )
 
-    evaluate.run(config_of(frozen, judges=("accuracy",)))
+    evaluate.run(config_of(frozen, evaluators=("accuracy",)))
 
     table = pd.read_parquet(RUNS / "one" / "evaluate" / "records.parquet")
     assert table.correct.notna().all()
     assert table.epg.str[0].isna().all()
 
 
-def test_a_younger_judge_lies_below_its_name_and_is_done_once(frozen, student, monkeypatch):
+def test_a_younger_evaluator_lies_below_its_name_and_is_done_once(frozen, student, monkeypatch):
     options = {"shift": ShiftOptions(pixels=2, records=4)}
     first = evaluate.run(config_of(frozen, ("accuracy",), **options)).splits
     assert set(first["test"]["shift"]) == {"map"}
     path = RUNS / "one" / "evaluate" / "metrics.json"
-    assert list(json.loads(path.read_text())["judges"]) == ["accuracy", "shift"]
+    assert list(json.loads(path.read_text())["evaluators"]) == ["accuracy", "shift"]
 
     monkeypatch.setattr(
         "pipeline.evaluation.evaluators.shift.shift_curves",
-        lambda *_, **__: pytest.fail("judged again"),
+        lambda *_, **__: pytest.fail("evaluated again"),
     )
     second = evaluate.run(config_of(frozen, ("localization", "shift"), **options)).splits
 
@@ -130,9 +132,11 @@ def test_a_younger_judge_lies_below_its_name_and_is_done_once(frozen, student, m
         assert "epg" in metrics
 
 
-def test_a_judge_that_lacks_something_says_so_before_any_judge_begins(frozen, student, monkeypatch):
-    monkeypatch.setattr(judge, "_judge_batch", lambda *_, **__: pytest.fail("it began"))
-    with pytest.raises(ConfigError, match=r"judges=shift needs evaluate\.shift\.pixels"):
+def test_an_evaluator_that_lacks_something_says_so_before_any_evaluator_begins(
+    frozen, student, monkeypatch
+):
+    monkeypatch.setattr(evaluator, "_predict_batch", lambda *_, **__: pytest.fail("it began"))
+    with pytest.raises(ConfigError, match=r"evaluators=shift needs evaluate\.shift\.pixels"):
         evaluate.run(config_of(frozen, ("accuracy", "shift")))
 
 
@@ -140,15 +144,15 @@ def test_localization_with_nothing_to_look_at_is_refused_by_name_and_silent_by_d
     tmp_path, tiny_teacher, frozen, monkeypatch
 ):
     store = tmp_path / "store"
-    annotate = PassConfig(payloads=("logits",))
+    annotate = PassOptions(payloads=("logits",))
     precompute.run(precompute_config(store, tiny_teacher, annotate=annotate))
     bare = replace(frozen, store=Store(store))
     save_student(bare, "one")
     assert "epg" in evaluate.run(config_of(bare, ("localization",))).splits["test"]  # boxes alone
     with monkeypatch.context() as patch:
-        patch.setattr(Trial, "has_regions", False)
+        patch.setattr(EvaluationContext, "has_regions", False)
         with pytest.raises(
-            ConfigError, match=r"judges=localization, but test has no boxes and no maps"
+            ConfigError, match=r"evaluators=localization, but test has no boxes and no maps"
         ):
             evaluate.run(config_of(bare, ("localization",)), "again")
         metrics = evaluate.run(config_of(bare), "again").splits["test"]
@@ -158,9 +162,9 @@ def test_localization_with_nothing_to_look_at_is_refused_by_name_and_silent_by_d
 # ---- the teacher network -------------------------------------------------------------------------
 
 
-def test_the_teacher_judged_agrees_with_its_own_pass_beside_any_student(frozen, student):
+def test_the_teacher_evaluated_agrees_with_its_own_pass_beside_any_student(frozen, student):
     evaluate.run(config_of(frozen))
-    result = evaluate.run(config_of(frozen, subject="teacher", teacher=frozen.config.teacher))
+    result = evaluate.run(config_of(frozen, model="teacher", teacher=frozen.config.teacher))
 
     assert "evaluate-teacher" in result.metrics
     for metrics in result.splits.values():
@@ -181,25 +185,27 @@ def test_a_teacher_that_did_not_make_the_pass_is_refused(frozen, student, tmp_pa
     with pytest.raises(
         StoreMismatchError, match=r"not the network that made resnet8-.*weights_sha256"
     ):
-        evaluate.run(config_of(frozen, subject="teacher", teacher=teacher))
-    with pytest.raises(ConfigError, match=r"subject=teacher needs the network.*teacher\.weights="):
-        evaluate.run(config_of(frozen, subject="teacher"))
+        evaluate.run(config_of(frozen, model="teacher", teacher=teacher))
+    with pytest.raises(ConfigError, match=r"model=teacher needs the network.*teacher\.weights="):
+        evaluate.run(config_of(frozen, model="teacher"))
 
 
 # ---- names and identities ------------------------------------------------------------------------
 
 
-def test_judges_and_their_network_make_no_other_run(frozen):
+def test_evaluators_and_their_network_make_no_other_run(frozen):
     one = config_of(frozen)
     other = config_of(frozen, ("shift",), teacher=frozen.config.teacher)
 
-    assert identity(plain(one.shared), JudgedRun) == identity(plain(other.shared), JudgedRun)
-    assert set(plain(one.shared)) == {"store", "evaluate", "run"}
+    assert identity(to_plain_dict(one.shared), EvaluationRun) == identity(
+        to_plain_dict(other.shared), EvaluationRun
+    )
+    assert set(to_plain_dict(one.shared)) == {"store", "evaluate", "run"}
 
 
-def test_options_of_judges_come_through_hydra():
+def test_options_of_evaluators_come_through_hydra():
     words = [
-        "judges=[distance_correlation,unicam]",
+        "evaluators=[distance_correlation,unicam]",
         "evaluate.distance_correlation.layers={layer3: layer4}",
         "evaluate.unicam.pairs=[[student,baseline]]",
         "evaluate.unicam.baseline=kd",
@@ -226,14 +232,14 @@ def test_shifts_may_be_asked_for_later_and_are_then_of_one_width(frozen, student
         evaluate.run(config_of(frozen, **{**shifted, "shift": ShiftOptions(pixels=3, records=4)}))
 
 
-def test_a_teacher_that_is_typed_for_judges_who_do_not_ask_it_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["evaluate", "judges=[accuracy]", "teacher.weights=w.pth"])
+def test_a_teacher_that_is_typed_for_evaluators_who_do_not_ask_it_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["evaluate", "evaluators=[accuracy]", "teacher.weights=w.pth"])
 
     with pytest.raises(SystemExit) as ended:
         main("evaluate", evaluate.run, evaluate.__doc__)
 
     assert ended.value.code == 2
-    assert "reads teacher.weights=w.pth with subject=teacher and for the judges distance" in (
+    assert "reads teacher.weights=w.pth with model=teacher and for the evaluators distance" in (
         capsys.readouterr().err
     )
 
@@ -251,7 +257,7 @@ def test_a_baseline_that_names_an_arm_is_its_student_of_the_same_seed(frozen, tm
     store = shutil.copytree(frozen.store.path, tmp_path / "store")
     words = [
         *sweep_words(frozen, store), "arms={kd: ['method=kd'], labels: ['method=labels']}",
-        "seeds=[0,1]", "judges=[distance_correlation]", "evaluate.distance_correlation.baseline=labels",
+        "seeds=[0,1]", "evaluators=[distance_correlation]", "evaluate.distance_correlation.baseline=labels",
     ]  # fmt: skip
 
     run_sweep(words)
@@ -259,7 +265,7 @@ def test_a_baseline_that_names_an_arm_is_its_student_of_the_same_seed(frozen, tm
     rows = {(row["arm"], row["seed"]): row["run"] for row in read_sweep("many")["runs"]}
     for (arm, seed), run in rows.items():
         found = json.loads((RUNS / run / "evaluate" / "metrics.json").read_text())
-        (weights,) = found["judges"]["distance_correlation"]["files"] or [None]
+        (weights,) = found["evaluators"]["distance_correlation"]["files"] or [None]
         pairs = found["splits"]["train"]["distance_correlation"]["rs"]
         assert ("student_given_baseline" in pairs) == (arm == "kd")
         if arm == "kd":
@@ -268,12 +274,12 @@ def test_a_baseline_that_names_an_arm_is_its_student_of_the_same_seed(frozen, tm
         run_sweep([*words, "grid={method.label_smoothing: [0.0, 0.1]}"])
 
 
-def test_one_more_judge_of_a_sweep_trains_nobody_again_and_is_reported(frozen, tmp_path):
+def test_one_more_evaluator_of_a_sweep_trains_nobody_again_and_is_reported(frozen, tmp_path):
     store = shutil.copytree(frozen.store.path, tmp_path / "store")
     words = sweep_words(frozen, store)
     one = run_sweep(words)
     students = [row["run"] for row in read_sweep("many")["runs"]]
-    more = [*words, "judges=[accuracy,distance_correlation]"]
+    more = [*words, "evaluators=[accuracy,distance_correlation]"]
 
     two, three = run_sweep(more), run_sweep(more)
 
@@ -292,9 +298,9 @@ def test_one_more_judge_of_a_sweep_trains_nobody_again_and_is_reported(frozen, t
         run_sweep([*more, "evaluate.distance_correlation.seed=1"])
 
 
-def test_a_point_is_chosen_by_a_judge_that_is_asked_for_it_alone():
-    assert judges_of("distance_correlation.fss.layer3") == ("distance_correlation",)
-    assert judges_of("accuracy") is None
+def test_a_point_is_chosen_by_an_evaluator_that_is_asked_for_it_alone():
+    assert evaluators_of("distance_correlation.fss.layer3") == ("distance_correlation",)
+    assert evaluators_of("accuracy") is None
     assert metric_of("distance_correlation.fss.layer3").higher_is_better
     assert not metric_of("distance_correlation.rs.teacher_given_student.pooled").higher_is_better
     assert metric_of("distance_correlation.rs.student_given_teacher.pooled") is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
-from pipeline.config.augment import AugmentConfig
+from pipeline.config.augment import AugmentOptions
 from pipeline.config.cluster import (
     ClusterConfig,
     LocalClusterConfig,
@@ -14,10 +14,10 @@ from pipeline.config.explainers import ExplainerConfig, GradCamConfig
 from pipeline.config.methods import MethodConfig, MethodSetting, Mode, SoftTargetsConfig
 from pipeline.config.models import ModelConfig, NoModelConfig
 from pipeline.config.options import Options, Role
-from pipeline.config.store import StoreConfig, SubsetConfig
+from pipeline.config.store import StoreOptions, SubsetOptions
 from pipeline.config.training import (
-    OptimizerConfig,
-    TrainerConfig,
+    OptimizerOptions,
+    TrainerOptions,
     check_mixup_partners,
 )
 from pipeline.config.views import (
@@ -31,13 +31,13 @@ from pipeline.core.errors import require
 class DistillConfig(Options):
     """Sections that `stages.distill` reads: a store, never data; a teacher with mode=live only."""
 
-    store: StoreConfig
+    store: StoreOptions
     student: ModelConfig
     method: MethodConfig
-    augment: AugmentConfig
-    optimizer: OptimizerConfig
-    trainer: TrainerConfig
-    subset: SubsetConfig
+    augment: AugmentOptions
+    optimizer: OptimizerOptions
+    trainer: TrainerOptions
+    subset: SubsetOptions
     mode: Mode = "frozen"
     """frozen: a fresh view, the whole frame's targets and its map moved along; replay: one of the stored
     views with that view's own targets; live: the teacher looks at every view, in every step."""
