@@ -1,27 +1,30 @@
-# Every target installs what it needs first; a second time that costs nothing.
+# Every target first installs its requirements, which takes no time once they are installed.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 ARGS ?=
-# Many processes import the same packages: these are compiled once, whatever the shell says.
+# Many processes import the same packages, so bytecode is always written.
 export PYTHONDONTWRITEBYTECODE :=
+JOBS ?= 2
+# The tests of a module run in one process, so their fixtures are made once. One thread per process avoids contention.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -q -n $(JOBS) --dist loadscope --no-loadscope-reorder
 DEMO_distill := method.tau=4 method.lambda_map=5
 STAGES := precompute teach verify distill evaluate sweep report
-# Those that read the section cluster.
+# Stages with a section cluster.
 CLUSTER_STAGES := precompute teach distill sweep
 ADDRESS ?= http://127.0.0.1:8265
 .PHONY: help install demo submit render test test-all bench lint format lock clean $(STAGES)
 
-help: ## list the targets
+help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
-	@echo '  ARGS="key=value ..." goes to the stage; "ARGS=--help" lists its options'
+	@echo '  ARGS="key=value ..." is passed to the stage; "ARGS=--help" lists its options'
 
 install: .venv/.installed ## create .venv with the pinned packages
 
 .venv/.installed: requirements.lock .ci/install
 	@bash .ci/install
 
-demo: install ## pack, teach, precompute, verify, distil four arms, evaluate, report: about 6 minutes
+demo: install ## pack, teach, precompute, verify, distill four arms, evaluate, report (about 6 minutes)
 	@$(PY) -m stages.precompute experiment=demo teacher=none executor=serial
 	@$(PY) -m stages.teach experiment=demo
 	@$(PY) -m stages.precompute experiment=demo
@@ -29,7 +32,7 @@ demo: install ## pack, teach, precompute, verify, distil four arms, evaluate, re
 	@$(PY) -m stages.sweep experiment=demo $(ARGS)
 	@$(PY) -m stages.report experiment=demo
 
-precompute: install ## freeze a teacher into a store; without ARGS the demo's, trained first if missing
+precompute: install ## store the outputs of a teacher; without ARGS the demo's, trained first if missing
 ifeq ($(strip $(ARGS)),)
 	@$(PY) -m stages.precompute experiment=demo teacher=none executor=serial
 	@$(PY) -m stages.teach experiment=demo
@@ -42,12 +45,12 @@ teach: install ## train a teacher
 verify: install ## check every byte of a store
 distill: install ## train a student from a store
 evaluate: install ## evaluate a student
-sweep: install ## many students from one store
-report: install ## one HTML page from a sweep
+sweep: install ## train many students from one store
+report: install ## make an HTML page from a sweep
 teach verify distill evaluate sweep report:
 	@$(PY) -m stages.$@ $(if $(strip $(ARGS)),$(ARGS),$(DEMO_$@) experiment=demo)
 
-submit render: VERB ?= $(error say which stage: make $@ VERB=precompute)
+submit render: VERB ?= $(error VERB is missing; name a stage: make $@ VERB=precompute)
 submit: install ## run VERB as a job on the Ray head at ADDRESS (docs/cluster.md)
 	@$(dir $(PY))ray job submit --address $(ADDRESS) --working-dir . -- python -m stages.$(VERB) \
 		$(if $(filter $(CLUSTER_STAGES),$(VERB)),cluster=existing) $(ARGS)
@@ -55,25 +58,25 @@ submit: install ## run VERB as a job on the Ray head at ADDRESS (docs/cluster.md
 render: install ## print the KubeRay manifest of a job that runs VERB
 	@$(PY) -m stages.render verb=$(VERB) cluster=kuberay $(ARGS)
 
-test: install ## the tests, under 10 minutes on 2 cores
-	@$(PY) -m pytest -q $(ARGS)
+test: install ## run the tests in JOBS=2 processes: under 4 minutes on 2 cores
+	@$(PYTEST) $(ARGS)
 
-test-all: install ## the slow tests too
-	@$(PY) -m pytest -q -m "slow or not slow" $(ARGS)
+test-all: install ## run the tests, including the slow ones
+	@$(PYTEST) -m "slow or not slow" $(ARGS)
 
-bench: install ## the measured ratios, about 10 minutes; ARGS="stream bytes" for some of them
+bench: install ## measure the ratios of the README, about 10 minutes; ARGS="stream bytes" selects some
 	@$(PY) -m tests.benchmarks $(ARGS)
 
-lint: install ## ruff and mypy
+lint: install ## run ruff and mypy
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 
-format: install ## let ruff rewrite the code
+format: install ## format the code with ruff
 	@$(PY) -m ruff check --fix-only .
 	@$(PY) -m ruff format .
 
-lock: ## pin the packages of pyproject.toml anew
+lock: ## update the pinned packages from pyproject.toml
 	uv pip compile -q --universal --no-emit-index-url --python-version 3.11 --extra dev \
 		--no-annotate --no-header --generate-hashes --upgrade pyproject.toml -o requirements.lock
 

@@ -1,4 +1,4 @@
-"""The command line: words to a checked config, the stage, its result line by line, and an error as one line."""
+"""Command line of the stages: parse the words, run the stage, and print its result or an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as schedulers send it: ends a run as Ctrl-C does."""
+    """Exception for SIGTERM, as sent by schedulers; it ends a run like Ctrl-C."""
 
 
 def main(
@@ -32,8 +32,8 @@ def main(
 ) -> None:
     """Run a stage from the command line.
 
-    configure  makes the config of a stage whose words are not all its own
-    Exit code 0; 1 for an error, 2 for bad options, 130 for Ctrl-C, 143 for SIGTERM.
+    configure  builds the config of a stage whose words are not all its own
+    Exit code: 0 for success, 1 for an error, 2 for bad options, 130 for Ctrl-C, 143 for SIGTERM.
     """
     words = sys.argv[1:]
     received: list[int] = []
@@ -41,7 +41,7 @@ def main(
     def terminate(number: int, frame: object) -> None:
         received.append(
             number
-        )  # inside a call of Ray's, what is raised becomes a KeyboardInterrupt
+        )  # Ray turns an exception raised inside its calls into a KeyboardInterrupt
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
@@ -76,19 +76,19 @@ def main(
         sys.exit(_print_error(verb, error, 2))
     except UserError as error:
         sys.exit(_print_error(verb, error, 1))
-    except OSError as error:  # a disk, a network mount or a name that the system refuses
+    except OSError as error:  # an error of a disk, a network mount or a file name
         place = f"{error.filename}: " if error.filename and error.strerror else ""
         sys.exit(_print_error(verb, f"{place}{error.strerror or error}", 1))
     except KeyboardInterrupt:
         how, code = ("terminated", 143) if received else ("interrupted", 130)
         print(
-            f"permafrost {verb}: {how}; the same command goes on where it stopped", file=sys.stderr
+            f"permafrost {verb}: {how}; the same command resumes where it stopped", file=sys.stderr
         )
         sys.exit(code)
 
 
 def _check_live_words(verb: str, words: Sequence[str], composed: dict[str, Any]) -> None:
-    """An experiment may describe the teacher for all verbs; typed where nobody reads it, it is a mistake."""
+    """Raise ConfigError for typed teacher options that are not read; an experiment may set them."""
     if verb != "distill" or composed["mode"] == "live":
         return
     for word in words:
@@ -102,7 +102,7 @@ def _check_live_words(verb: str, words: Sequence[str], composed: dict[str, Any])
 def _check_teacher_words(
     verb: str, words: Sequence[str], composed: dict[str, Any], config: Any
 ) -> None:
-    """The same for the teacher network of an evaluation, which few evaluators ask."""
+    """Raise ConfigError for a typed teacher network that none of the evaluators runs."""
     if verb != "evaluate" or config.teacher.kind == composed["teacher"]["kind"]:
         return
     asking = [name for name, options in EVALUATORS.items() if options.uses_teacher]
@@ -110,12 +110,12 @@ def _check_teacher_words(
         if section_of(word) == "teacher":
             raise ConfigError(
                 f"evaluate reads {word} with model=teacher and for the evaluators {', '.join(asking)} only; "
-                "the teacher's stored answers are chosen by store.teacher="
+                "the teacher's stored targets are chosen by store.teacher="
             )
 
 
 def _help(verb: str, doc: str, words: Sequence[str] = ()) -> str:
-    """The help of a stage; words choose members of groups, whose options it then shows."""
+    """Return the help of a stage; `words` choose members of groups, whose options are then shown."""
     from pipeline.config.reference import describe_verb
 
     options = describe_verb(verb, compose(verb, words))

@@ -1,1 +1,1 @@
-"""The verbs a user types: `python -m stages.<verb>`. Stages meet only on disk and hold no logic of their own."""
+"""The commands `python -m stages.<verb>`. Stages share state only on disk and contain no logic themselves."""

@@ -1,4 +1,4 @@
-"""Train one student from a store; no teacher runs, unless it is asked for.
+"""Train one student from a store, without running a teacher unless mode=live.
 
     python -m stages.distill experiment=demo
     python -m stages.distill store.path=stores/demo run=my-student student=cifar student.name=resnet8 \\
@@ -6,10 +6,10 @@
     python -m stages.distill experiment=demo run=two-ranks trainer.ranks=2
     python -m stages.distill experiment=demo run=reference mode=live
 
-Reads   <store.path> and one teacher pass in it (`store.teacher=` where there are several); with mode=live
-        the teacher's weights instead
+Reads   <store.path> and one teacher pass in it (named by `store.teacher=` if there are several), or the teacher's
+        weights with mode=live
 Writes  runs/<run>/distill/: model.safetensors, model.json, checkpoint.pt, metrics.jsonl, tensorboard/, config.yaml
-Again   the same command goes on from the last checkpoint, with any trainer.ranks; a finished run is left as it is
+Rerun   the same command resumes from the last checkpoint, with any trainer.ranks, and does not change a finished run
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillResult:
-    """Where the student is; 0 epochs where it was finished already."""
+    """Folder of the student, and the number of epochs trained by this call, 0 if it was already finished."""
 
     student: str
     trained_epochs: int
 
 
 def run(config: DistillConfig, on_epoch: Callable[[int, str], None] | None = None) -> DistillResult:
-    """Train and export the student; `on_epoch` replaces the progress bar."""
+    """Train and export the student. `on_epoch` replaces the progress bar."""
     store = Store(Path(config.store.path))
     config = resolve_distill(config, store)
     inputs = fingerprint_inputs(config, store, open_passes(config, store))

@@ -1,4 +1,4 @@
-"""Evaluate a finished student, or its teacher: how right it is, how close to its teacher, and where it looks.
+"""Evaluate a finished student, or its teacher: accuracy, agreement with the teacher and localization.
 
     python -m stages.evaluate experiment=demo
     python -m stages.evaluate store.path=stores/demo run=my-student evaluate.splits=[test]
@@ -6,10 +6,10 @@
     python -m stages.evaluate experiment=demo model=teacher
     python -m stages.evaluate store.path=stores/other-images run=transferred evaluate.store=stores/teachers-own
 
-Reads   runs/<run>/distill/ and <store.path>; the teacher's side comes from the store, and its network
-        (teacher=, teacher.weights=) is read by evaluators that ask it again, and with model=teacher
+Reads   runs/<run>/distill/ and <store.path>, including its teacher passes; the teacher's network (teacher=,
+        teacher.weights=) is needed only by some evaluators and with model=teacher
 Writes  runs/<run>/evaluate/ (evaluate-teacher/): metrics.json, records.parquet, pictures.safetensors, config.yaml
-Again   each evaluator is a unit of work: one that is done is left as it is
+Rerun   each evaluator is a unit of work, and finished evaluators are skipped
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateResult:
-    """Metrics by split; fractions in [0, 1]."""
+    """Metrics by split, as fractions in [0, 1]."""
 
     metrics: str
     splits: dict[str, dict[str, Any]]
 
 
 def run(config: EvaluateConfig, name: str = "evaluate") -> EvaluateResult:
-    """Evaluate the subject on each split, by each evaluator that has not done so.
+    """Run the missing evaluators for the student, or its teacher, on each split.
 
-    name  of the folder to write in the run's: evaluations of other splits lie side by side
+    name  folder to write within the run's folder, different for evaluations on other splits
     """
-    if config.model == "teacher":  # who is compared with no other student
+    if config.model == "teacher":  # a teacher is not compared with another student
         config = with_baselines(config, dict.fromkeys(named_baselines(config)))
         inputs, name = open_teacher(config), f"{name}-teacher"
     else:

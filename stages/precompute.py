@@ -1,4 +1,4 @@
-"""Pack inputs into a store and write what a frozen teacher says and where it looks, once.
+"""Pack inputs into a store, and store the logits and explanations of a frozen teacher once.
 
     python -m stages.precompute experiment=demo teacher=none      (packs only)
     python -m stages.precompute experiment=demo
@@ -7,7 +7,7 @@
 
 Reads   the data and the teacher's weights
 Writes  <store.path>: image shards, index, manifest; teachers/<name>-<fingerprint>/
-Again   the same command finishes what is missing; when nothing is, it computes nothing
+Rerun   the same command computes only what is missing
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeResult:
-    """How much was done; zeros where everything was there already."""
+    """Amount of work of this call, zero if nothing was missing."""
 
     packed_records: int
     teacher_records: int
-    """Forward passes: a record counts once for each of its views."""
+    """Number of forward passes, where a record counts once for each of its views."""
 
 
 def run(config: PrecomputeConfig) -> PrecomputeResult:
-    """Pack what is missing, ask the teacher what is missing, publish."""
+    """Pack missing shards, run the teacher on missing shards, and publish."""
     path = Path(config.store.path).absolute()
     with lock_folder(path):
         map_shards = build_executor(config.executor, config.cluster)

@@ -5,9 +5,9 @@
     python -m stages.render verb=verify cluster=kuberay cluster.image=registry/permafrost:1 \\
         cluster.volume_claim=shared store.path=/mnt/permafrost/stores/demo output=verify.yaml
 
-Reads   the options alone, those of the cluster and those of the stage, and checks both
-Writes  a RayJob to the terminal, or to the file `output=`; kubectl create -f takes it
-Again   the same command writes the same manifest
+Reads   only the options of the cluster and of the stage, and checks both
+Writes  a RayJob for kubectl create -f, to the terminal or to the file `output=`
+Rerun   the same command writes the same manifest
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _OWN_SECTIONS = ("verb", "output")
 
 @dataclass(frozen=True, kw_only=True)
 class RenderResult:
-    """The file that was written, if any."""
+    """Path of the written file, or an empty string."""
 
     manifest: str
 
 
 def run(config: RenderConfig) -> RenderResult:
-    """Print the manifest, or write it."""
+    """Print the manifest, or write it to a file."""
     manifest = rayjob_manifest(
         config.cluster,
         ["python", "-m", f"stages.{config.verb}", *config.words],
@@ -55,7 +55,7 @@ def run(config: RenderConfig) -> RenderResult:
 
 
 def configure(words: Sequence[str]) -> RenderConfig:
-    """The config that the words make; ConfigError also for what the job's own stage would refuse."""
+    """Build the config from command-line words. Raises ConfigError also for options that the job's stage rejects."""
     shared = [word for word in words if section_of(word) in ("cluster", "experiment")]
     own = [word for word in words if section_of(word) in _OWN_SECTIONS]
     values = sections("render", compose("render", [*own, *shared]))

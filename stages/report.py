@@ -1,11 +1,11 @@
-"""Gather a store, and the sweep over it if there is one, into one self-contained HTML page and one JSON file.
+"""Summarize a store, and a sweep on it if there is one, in one self-contained HTML page and one JSON file.
 
     python -m stages.report experiment=demo
     python -m stages.report store.path=stores/photos run=photos augment=resized_crop_flip
     python -m stages.report store.path=stores/demo run=taus report.baseline=t1 report.candidate=t4
 
-Reads   <store.path>; runs/<run>/sweep.json, where there is one, and the runs it lists; for the cases
-        two students' weights and records.parquet
+Reads   <store.path>; runs/<run>/sweep.json if it exists, and the runs it lists; for the cases, the weights and
+        records.parquet of two students
 Writes  runs/<run>/report.html and runs/<run>/report.json
 """
 
@@ -43,17 +43,17 @@ logger = logging.getLogger("permafrost.report")
 
 @dataclass(frozen=True, kw_only=True)
 class ReportResult:
-    """Where the report is, and its headline."""
+    """Files of the report, and its headline."""
 
     html: str
     json: str
     paired_difference: str
     next: str
-    """What to try now; empty where the config names nothing."""
+    """Suggested next command, empty if the config names none."""
 
 
 def run(config: ReportConfig) -> ReportResult:
-    """Write both files from what is finished; nothing is trained or evaluated here."""
+    """Write both files from finished runs, without training or evaluating anything."""
     from pipeline.report.networks import network_rows
     from pipeline.report.page import render_page
 
@@ -110,12 +110,12 @@ def run(config: ReportConfig) -> ReportResult:
 
 
 def _has_one_point_an_arm(results: list[StudentResult], options: ReportOptions) -> bool:
-    """Whether candidate and baseline can be compared: an arm with many points is not one method."""
+    """Return whether candidate and baseline can be compared, because an arm with several points is not one method."""
     several = {result.arm for result in results if result.label != result.arm}
     if not several & {options.candidate, options.baseline}:
         return True
     logger.info(
-        "no paired difference: %s has several points of the grid; sweep with select=, or name one "
+        "no paired difference, because %s has several points of the grid; sweep with select=, or name one "
         "point of each arm, as in report.candidate='%s'",
         ", ".join(sorted(several)),
         next(result.label for result in results if result.label != result.arm),
@@ -124,7 +124,7 @@ def _has_one_point_an_arm(results: list[StudentResult], options: ReportOptions) 
 
 
 def _cases(config: ReportConfig, results: list[StudentResult]) -> list[SplitCases]:
-    """None where none are wanted or can be had."""
+    """Cases by split, empty if none are requested or possible."""
     if not results or not config.report.cases or Store(Path(config.store.path)).is_table:
         return []
     from pipeline.report.case_pair import open_pair

@@ -1,4 +1,4 @@
-"""Distil and evaluate many students from one store: every arm with every seed, several side by side.
+"""Distill and evaluate many students from one store: every arm with every seed, several in parallel.
 
     python -m stages.sweep experiment=demo
     python -m stages.sweep experiment=demo seeds=[5,6,7] parallel=4 cluster.gpus_per_student=0.25
@@ -7,13 +7,13 @@
     python -m stages.sweep experiment=demo run=search subset.holdout=10 select=holdout.accuracy \\
         "grid={method.tau: [1, 4], method.lambda_map: [1, 5, 10]}"
 
-An arm takes the options of `grid` that its method knows. With `select` all students are evaluated on that
-split, and only those of each arm's best point (in the mean over seeds) on evaluate.splits.
+An arm uses the options of `grid` that its method has. With `select`, all students are evaluated on that split, and
+only those of each arm's best point (by the mean over seeds) on evaluate.splits.
 
 Reads   <store.path>
-Writes  runs/<run>/students/<arm>-seed<n>-<id>/ as distill and evaluate do (select/<split>/ beside
+Writes  runs/<run>/students/<arm>-seed<n>-<id>/ in the form of distill and evaluate (with select/<split>/ next to
         evaluate/), then runs/<run>/sweep.json
-Again   a run's id is the hash of its config and of what it reads, so finished runs are skipped
+Rerun   a run's id is the hash of its config and of its inputs, so finished runs are skipped
 """
 
 from __future__ import annotations
@@ -44,39 +44,39 @@ if TYPE_CHECKING:
 
 
 class SweepError(UserError, RuntimeError):
-    """Students that could not be finished; the finished ones stay."""
+    """Error for students that could not be finished. The finished ones are kept."""
 
 
 @dataclass(frozen=True)
 class StudentTask:
-    """Distil and evaluate one student, in whatever process the task runner has for it."""
+    """Task that distills and evaluates one student, in any process of the task runner."""
 
     run: StudentRun
 
     @property
     def name(self) -> str:
-        """The student's run."""
+        """Name of the student's run."""
         return self.run.name
 
     def __call__(self, report: Callable[[str], None]) -> None:
-        with torch_threads(1):  # side by side or alone: the same sums in the same order
+        with torch_threads(1):  # the same order of sums in parallel and serial execution
             distill.run(self.run.distill, lambda epoch, line: report(line))
             evaluate.run(self.run.evaluate, self.run.metrics_folder)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """How many students there are, and how many this call trained or evaluated."""
+    """Number of students, and number of students trained or evaluated by this call."""
 
     students: int
     finished_now: int
     table: str
     summary: str
-    """Mean and standard deviation over seeds, in words and columns."""
+    """Text table of mean and standard deviation over seeds."""
 
 
 def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
-    """Finish every student that `base` (the overrides typed) describes for each arm, point and seed."""
+    """Finish every student for each arm, point and seed, with the command-line overrides `base`."""
     students = plan_students(config, base)
     run_tasks = build_task_runner(config.executor, config.cluster, config.parallel)
     runner = StudentRunner(run_tasks, StudentTask)
@@ -96,7 +96,7 @@ def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
     write_atomically(table, json.dumps(values, indent=1).encode())
     if runner.errors:
         raise SweepError(
-            f"{len(runner.errors)} of {len(students)} students failed, {table} lists the others: "
+            f"{len(runner.errors)} of {len(students)} students failed ({table} lists the others): "
             + " | ".join(runner.errors)
         )
     return SweepResult(

@@ -6,13 +6,13 @@
     python -m stages.teach store.path=stores/digits run=explaining teaching=ked teacher=additive \\
         black_box=cifar black_box.name=resnet8 black_box.weights=runs/black-box/teach/model.safetensors
 
-teaching=ked finds the superfeatures of a trained network first (KED, Algorithm 1) and trains a network that
-explains by them.
+teaching=ked first finds the superfeatures of a trained network (KED, Algorithm 1), and then trains a network with
+these superfeatures.
 
-Reads   <store.path> (packed; no teacher pass is needed)
+Reads   <store.path> (packed, without a teacher pass)
 Writes  runs/<run>/teach/: model.safetensors, model.json, checkpoint.pt, metrics.jsonl, metrics.json, config.yaml;
-        with teaching=ked also partition.safetensors there, and <store.path>/artifacts/partition-<fp8>/
-Again   the same command goes on from the last checkpoint; a finished run is left as it is
+        with teaching=ked also partition.safetensors in this folder, and <store.path>/artifacts/partition-<fp8>/
+Rerun   the same command resumes from the last checkpoint, and does not change a finished run
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TeachResult:
-    """The trained teacher and how good it is."""
+    """The trained teacher and its metrics."""
 
     weights: str
     accuracy: dict[str, float]
-    """By split of evaluate.splits; empty where a record has many labels."""
+    """Accuracy by split of evaluate.splits, empty if records have many labels."""
     f1: dict[str, float]
-    """The same of many labels a record; empty where it has one."""
+    """F1 by split of evaluate.splits, empty if records have one label."""
 
 
 def run(config: TeachConfig) -> TeachResult:
-    """Train, export, evaluator."""
+    """Train, export and evaluate the teacher."""
     store = Store(Path(config.store.path))
-    # Weights are what this stage makes: a file is named for a later precompute. Published ones are a start.
+    # A weights file is the output of this stage, named for a later precompute. Published weights are initial weights.
     if not is_published(config.teacher.weights):
         config = replace(config, teacher=replace(config.teacher, weights=None))
     config = resolve_teach(config, store)

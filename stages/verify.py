@@ -4,11 +4,11 @@
     python -m stages.verify store.path=stores/demo
     python -m stages.verify experiment=demo equivariance=true
 
-With equivariance=true the teacher is asked again on views of some records, one kind of augmentation at a time:
-how far its answers there are from the stored ones, map moved along, says what frozen targets cost.
+With equivariance=true the teacher also runs on views of some records, one kind of augmentation at a time. The
+differences from the stored targets, with maps transformed accordingly, are the error of frozen targets.
 
-Reads   <store.path>, all of it; with equivariance=true the teacher's weights
-Writes  nothing; prints a line for each problem, and the exit code is 1 if there is any
+Reads   all of <store.path>; with equivariance=true also the teacher's weights
+Writes  nothing; prints a line for each problem, with exit code 1 if there is any
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
 
 
 class DamagedStoreError(UserError):
-    """A store in which something is not what its manifests say."""
+    """Error for a store that does not match its manifests."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyResult:
-    """What was found in order."""
+    """Numbers of verified records and passes."""
 
     verified_records: int
     verified_passes: int
     equivariance: str = ""
-    """A line a kind of operation."""
+    """Text with one line per kind of operation."""
 
 
 def run(config: VerifyConfig) -> VerifyResult:
-    """Check the whole store; DamagedStoreError names every problem."""
+    """Check the whole store. Raises DamagedStoreError, which lists every problem."""
     path = Path(config.store.path)
     problems = list(verify_store(path))
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise DamagedStoreError(
             f"{len(problems)} problem(s) in {path}:\n{listed}\n"
-            "to repair a file of the store, delete it and run stages.precompute again (for a folder of artifacts/ "
-            "what made it); a file outside the store is yours to restore"
+            "to repair a file of the store, delete it and run stages.precompute again (for a folder of artifacts/, the "
+            "stage that made it); restore a file outside the store yourself"
         )
     store = Store(path)
     equivariance = ""

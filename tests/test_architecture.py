@@ -1,10 +1,9 @@
-"""The shape of the project, checked: who may import whom, and families that agree with their YAML."""
+"""Architecture: imports between packages, and agreement of families with their YAML."""
 
 import ast
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -16,13 +15,14 @@ from pipeline.config.options import options_of, resolve_implementation
 from pipeline.config.store import PAYLOADS
 from pipeline.config.verbs import FAMILIES, VERBS
 from pipeline.models.explainers.explain import EXPLAINERS
+from tests.support.composition import composed_of
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("stages/*.py")])
 
 
 def imports_of(path):
-    """Modules that a file imports, anywhere in it."""
+    """Iterate over the modules that a file imports, including imports inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -42,11 +42,11 @@ ORDER = (
     {"cluster", "sweep", "report"},
     {"stages"},
 )
-"""Each room imports rooms to its left alone; cli, which only stages import, imports core and config."""
+"""Order of the rooms, each of which imports only earlier ones. cli imports core and config, for stages only."""
 
 
 def room_of(module):
-    """pipeline.<room>..., or stages; None for another package."""
+    """Room of a module: <room> of pipeline.<room>, "stages", or None for other packages."""
     package, _, rest = module.partition(".")
     return package if package == "stages" else rest.split(".")[0] if package == "pipeline" else None
 
@@ -83,7 +83,7 @@ def test_core_holds_what_three_rooms_need():
 
 
 def test_no_two_modules_import_each_other():
-    """Nor do more of them in a circle, inside a room or outside, whether at import or later."""
+    """Longer import cycles are excluded as well, within and between rooms, including imports inside functions."""
     names = {
         ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
         for p in MODULES
@@ -143,7 +143,7 @@ def test_a_member_of_a_family_has_its_kind_and_what_implements_it(group, kind):
     if group not in ("cluster", "views", "explainer") and kind != "none":
         assert resolve_implementation(cls) is not None
     assert group != "explainer" or kind in EXPLAINERS
-    assert not (CONF / group / f"{kind}.yaml").exists()  # its defaults stand in the class
+    assert not (CONF / group / f"{kind}.yaml").exists()  # the class contains the defaults
 
 
 def test_every_payload_can_be_asked_for():
@@ -155,6 +155,27 @@ def test_every_payload_can_be_asked_for():
 
 
 KUBERAY = ["cluster=kuberay", *KubeRayClusterConfig.minimal]
+
+
+def docstrings_of(path):
+    """Iterate over the docstrings of a file, including those of fields."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        body = getattr(node, "body", None)
+        for statement in body if isinstance(body, list) else ():
+            value = statement.value if isinstance(statement, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield value.value
+
+
+def test_a_docstring_begins_with_a_noun_phrase_or_an_imperative():
+    begun = [
+        f"{path.relative_to(ROOT)}: {text[:60]}"
+        for path in [*MODULES, *ROOT.glob("tests/**/*.py")]
+        for text in docstrings_of(path)
+        if re.match(r"(Of|What|How|Where|Which)\b", text)
+    ]
+
+    assert begun == []
 
 
 @pytest.mark.parametrize("group", [*FAMILIES, "augment", "optimizer", "store", "trainer"])
@@ -169,19 +190,20 @@ def test_every_member_of_every_group_composes_and_builds(group):
                 words = ["arms={a: []}"] if verb == "sweep" else []
                 cls = FAMILIES.get(group, {}).get(member)
                 words += [] if cls is None else cls.minimal
-                build_verb_config(verb, compose(verb, [f"{group}={member}", *words]))
+                build_verb_config(verb, composed_of(verb, f"{group}={member}", *words))
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("experiment/**/*.yaml")), ids=lambda p: p.stem)
 def test_every_experiment_composes_and_builds_for_every_verb(path):
     name = path.relative_to(CONF / "experiment").with_suffix("").as_posix()
 
-    composed = compose("sweep", [f"experiment={name}"])  # the same for every verb
+    composed = composed_of("sweep", f"experiment={name}")  # the same for every verb
     for verb in set(VERBS) - {"render"}:
         if verb == "sweep" and not composed["arms"]:
-            continue  # a teacher's own recipe has no students
+            continue  # the recipe of a teacher has no students
         build_verb_config(verb, composed)
-    build_verb_config("render", compose("render", [f"experiment={name}", *KUBERAY]))
+    cluster = composed_of("render", *KUBERAY)["cluster"]  # a section depends on no other
+    build_verb_config("render", composed | {"cluster": cluster})
 
 
 def test_a_submitted_job_joins_its_cluster_where_its_stage_uses_one():
@@ -202,10 +224,12 @@ def modules_loaded_by(code):
     return set(done.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("verb", list(VERBS))
-def test_help_and_a_repeated_command_do_not_wait_for_torch_or_ray(verb):
+def test_help_and_a_repeated_command_do_not_wait_for_torch_or_ray():
+    """One process prints the help of all verbs."""
     loaded = modules_loaded_by(
-        f"import stages.{verb}; from pipeline.cli import _help; _help({verb!r}, '')"
+        "import importlib\n"
+        "from pipeline.cli import _help\n"
+        f"for verb in {list(VERBS)!r}: importlib.import_module('stages.' + verb); _help(verb, '')"
     )
 
     assert not loaded & {"torch", "ray", "kornia", "zarr", "matplotlib", "sklearn"}
@@ -225,7 +249,7 @@ def test_the_serial_executor_imports_no_ray():
 
 
 def test_importing_any_module_does_nothing():
-    """No Ray, no logging set-up, no CUDA, no files."""
+    """Imports start no Ray, configure no logging, initialize no CUDA and write no files."""
     names = [
         ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for p in MODULES

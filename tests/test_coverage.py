@@ -1,18 +1,16 @@
-"""The README's tables of the papers' options and their tests say what is there."""
+"""The README's tables of the papers' options and tests: every entry exists, and every option is listed."""
 
 import re
 from dataclasses import fields
-from functools import cache
-from pathlib import Path
 
 import pytest
 
-from pipeline.config.compose import compose
 from pipeline.config.points import knows_option
 from pipeline.config.teaching import LabelTeachingConfig
 from pipeline.config.verbs import FAMILIES
+from tests.support.composition import composed_of
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "README.md").read_text()
 TABLES = [
     part.split("<!-- end of options and tests -->")[0]
@@ -27,13 +25,8 @@ TEACHINGS = {
     "guided": ("teaching=guided",),
     "ked": ("teaching=ked", "teacher=additive", "black_box=cifar"),
 }
-"""Of a paper, and what its options need to be said."""
+"""Teachings of the papers, each with the words that make its options available."""
 OPTIONS = [option for row in ROWS for option in re.findall(r"`([^`]+)`", row[1])]
-
-
-@cache
-def composed_of(verb: str, words: tuple[str, ...]) -> dict:
-    return compose(verb, words)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
@@ -67,7 +60,7 @@ def test_a_row_names_an_option_that_is_there(option):
             :1
         ]
 
-    composed = composed_of("teach" if name.startswith("teaching") else "sweep", tuple(words))
+    composed = composed_of("teach" if name.startswith("teaching") else "sweep", *words)
 
     if name.endswith("*"):
         assert any(_has(of, "lambda_at") for of in FAMILIES["method"].values())
@@ -81,7 +74,8 @@ def test_every_option_of_a_method_and_of_a_papers_teaching_has_a_row():
         f"method.{spec.name}"
         for of in FAMILIES["method"].values()
         for spec in fields(of)
-        if spec.name not in ("kind", "teacher_weights", "label_smoothing")  # not of the paper
+        # Options that are not from a paper.
+        if spec.name not in ("kind", "teacher_weights", "label_smoothing")
     }
     own = {spec.name for kind in TEACHINGS for spec in fields(FAMILIES["teaching"][kind])}
     of_teaching = own - {spec.name for spec in fields(LabelTeachingConfig)}

@@ -1,8 +1,8 @@
-"""Golden outputs: a small store in both backends, a student after 50 steps and its evaluation.
+"""Golden outputs: a small store in both backends, a student after 50 steps, and its evaluation.
 
-tests/golden.json holds SHA-256 digests of bytes, and summaries of the same numbers. Digests are compared where torch
-has the recorded version and CPU capability; elsewhere kernels round differently, and the summaries are compared.
-Record them anew, and say why in the commit that does:
+tests/golden.json contains SHA-256 digests of bytes and summaries of the same numbers. Digests are compared if torch
+has the recorded version and CPU capability. Otherwise kernels round differently, and the summaries are compared.
+Record new outputs with this command, and give the reason in the commit:
 
     python -m tests.test_golden
 """
@@ -35,7 +35,7 @@ from pipeline.config.verbs import EvaluateConfig
 from pipeline.models.providers import build_model
 from pipeline.store.reader import Store
 from stages import distill, evaluate, precompute
-from tests.conftest import precompute_config
+from tests.support.stores import precompute_config
 
 GOLDEN = Path(__file__).with_name("golden.json")
 ENVIRONMENT = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability()}
@@ -44,7 +44,7 @@ _TIMES = ("records_per_second",)
 
 
 def sha256(parts: Iterable[bytes]) -> str:
-    """Of all parts, whose order does not matter."""
+    """Digest of all parts, independent of their order."""
     digests = sorted(hashlib.sha256(part).digest() for part in parts)
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
@@ -61,7 +61,7 @@ def summary(array: np.ndarray) -> list[float]:
 
 
 def describe_store(store: Store) -> dict[str, Any]:
-    """Bytes of the shards and of the pass, whatever their files are called."""
+    """Digests and summaries of a store's shards and pass, independent of file names."""
     shards = [store.path / shard.path for shard in store.manifest.shards]
     teacher = store.open_passes()[0]
     files = [
@@ -83,7 +83,7 @@ def describe_store(store: Store) -> dict[str, Any]:
 
 
 def golden_run(folder: Path) -> dict[str, Any]:
-    """Digests and summaries of everything that the three stages make in `folder`."""
+    """Run the three stages in `folder`, and return digests and summaries of their outputs."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     teacher = CifarModelConfig(name="resnet8", width=4)
@@ -135,7 +135,7 @@ def golden_run(folder: Path) -> dict[str, Any]:
 def differences(
     found: Any, recorded: Any, same: Callable[[Any, Any], bool], path: str = ""
 ) -> list[str]:
-    """Places at which two trees of results are not the same."""
+    """Lines that describe the differences between two trees of results."""
     if isinstance(recorded, dict):
         return [
             line
@@ -146,7 +146,7 @@ def differences(
 
 
 def close(found: Any, recorded: Any) -> bool:
-    """Equal up to rounding; a digest is not compared."""
+    """Return whether values are equal up to rounding. Digests always count as equal."""
     return isinstance(recorded, str) or found == pytest.approx(recorded, rel=2e-2, abs=1e-3)
 
 

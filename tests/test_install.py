@@ -1,19 +1,18 @@
-"""A machine that cannot install says why in one line."""
+"""Installation errors, each of which is one line with the reason."""
 
 import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support.paths import ROOT
 
 
 @pytest.fixture
 def checkout(tmp_path):
-    """The two files that installing reads, and a folder of commands with nothing but the shell's own."""
+    """Checkout with the two files that the installer reads and a folder with only basic shell commands."""
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "install", tmp_path / ".ci" / "install")
     shutil.copy(ROOT / "requirements.lock", tmp_path / "requirements.lock")
@@ -76,5 +75,5 @@ def test_no_network(checkout):
         "permafrost: could not install the packages; check the network (or your package index "
         "settings), details in .venv/install.log"
     )
-    assert len(done.stderr.splitlines()) == 2  # the first says what it is about to do
+    assert len(done.stderr.splitlines()) == 2  # the first line announces the installation
     assert not (checkout / ".venv" / ".installed").exists()

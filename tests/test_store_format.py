@@ -1,4 +1,4 @@
-"""docs/store-format.md: its example is run as it stands, and its tables name what there is."""
+"""docs/store-format.md: its example runs unchanged, and its tables list every column."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from pipeline.config.store import PassOptions
 from pipeline.store.index import INDEX_SCHEMA
 from pipeline.store.reader import Store
 from stages import precompute
-from tests.conftest import precompute_config
+from tests.support.stores import precompute_config
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "store-format.md").read_text()
 (EXAMPLE,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
@@ -23,7 +23,7 @@ PAGE = (Path(__file__).resolve().parent.parent / "docs" / "store-format.md").rea
 
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory, tiny_teacher) -> Path:
-    """A store of photographs in shards of 7 with two splits, the last shards short, and two skipped records."""
+    """Store of images in shards of 7 with two splits, short last shards and two skipped records."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("uneven")
@@ -44,7 +44,7 @@ def uneven(tmp_path_factory, tiny_teacher) -> Path:
 
 
 def test_the_example_is_eight_lines_and_right(uneven):
-    """Its accuracy and maps are those that our own reader gives, record by record."""
+    """The example prints the accuracy and reads the logits and maps of our reader."""
     store = Store(uneven)
     (teacher,) = store.open_passes()
     assert len([line for line in EXAMPLE.split("\n") if line]) == 8
@@ -65,12 +65,12 @@ def test_the_example_is_eight_lines_and_right(uneven):
         np.testing.assert_array_equal(logits, shards[row["shard"]]["logits"][row["row"], 0])
         np.testing.assert_array_equal(maps, shards[row["shard"]]["map"][row["row"], 0, 0])
         right.append(int(logits.argmax()) == row["label"])
-    assert len(right) == 21  # 22 images, of which one was skipped
+    assert len(right) == 21  # 22 images, one of which was skipped
     assert printed == {"accuracy": np.mean(right), "maps": list(read["maps"].shape)}
 
 
 def test_rows_of_the_arrays_are_not_rows_of_the_index_and_padding_says_so(uneven):
-    """The control: the natural reading is another record's, or nobody's."""
+    """Control: array rows differ from index rows, so reading by index row returns another record or padding."""
     import zarr
 
     store = Store(uneven)

@@ -1,4 +1,4 @@
-"""The frozen teacher: canonical frames in, stored fields out. Knows neither Ray nor disk."""
+"""The annotator: computes stored fields from canonical frames with a frozen teacher, without Ray or disk access."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from pipeline.store.frames import FrameBatch
 
 
 class FidelityError(UserError, ValueError):
-    """A stored form too far from the values it stands for."""
+    """Error for a stored form that is too far from its values."""
 
 
 class NotFiniteError(UserError, ValueError):
-    """A teacher that says nothing usable about a record."""
+    """Error for teacher outputs that are not finite."""
 
 
 class TeacherAnnotator:
-    """One teacher and what it is asked for; one forward pass serves every payload."""
+    """One teacher and its payloads, which share one forward pass."""
 
     def __init__(
         self,
@@ -44,9 +44,11 @@ class TeacherAnnotator:
         config: PassOptions,
         frame_size: tuple[int, int],
     ) -> None:
-        """teacher     as `resolve_network` made it
-        explainer   as `resolve_explainer` made it
-        frame_size  (height, width) of the canonical frames it will be given; of a table (1, columns)
+        """Build the teacher and its payloads.
+
+        teacher     options returned by `resolve_network`
+        explainer   options returned by `resolve_explainer`
+        frame_size  (height, width) of the canonical frames, or (1, columns) for a table
         """
         self.config = config
         self.frame = teacher.frame
@@ -61,7 +63,7 @@ class TeacherAnnotator:
         )
 
     def fields(self, *, stored_views: bool = False) -> list[FieldSpec]:
-        """The fields this pass stores, the views' matrices last where they are not canonical."""
+        """Fields that the pass stores. The matrices of stored views come last."""
         shape = (self.input_size[1],) if self.is_table else (3, *self.input_size)
         output = self._forward(torch.zeros(1, *shape))
         specs = [spec for payload in self.payloads for spec in payload.fields(self.model, output)]
@@ -76,11 +78,11 @@ class TeacherAnnotator:
         keys: Sequence[str],
         views: Tensor | None = None,
     ) -> tuple[dict[str, NDArray[np.generic]], dict[str, float]]:
-        """Fields [n, V, *shape] of canonical frames, and their fidelity.
+        """Compute fields [n, V, *shape] of canonical frames, and their fidelity.
 
-        batches  cut at fixed positions, so that the values do not depend on who computes them
-        keys     of all n records, for messages
-        views    canonical_from_view f32 [n, V, 3, 3]; None is the one canonical view
+        batches  divided at fixed positions, so that the values do not depend on the process
+        keys     keys of all n records, for messages
+        views    canonical_from_view f32 [n, V, 3, 3], or None for the canonical view only
         """
         encoded: list[EncodedFields] = []
         done = 0
@@ -104,14 +106,14 @@ class TeacherAnnotator:
             if cosine < self.config.min_fidelity:
                 raise FidelityError(
                     f"field {name} stored as {values[name].dtype} has cosine {cosine:.6f} to its values, "
-                    f"below annotate.min_fidelity={self.config.min_fidelity}; store it in a wider type"
+                    f"below annotate.min_fidelity={self.config.min_fidelity}; choose a wider dtype for it"
                 )
         return values, fidelity
 
     def _annotate_batch(
         self, batch: FrameBatch, keys: Sequence[str], views: Tensor | None
     ) -> EncodedFields:
-        """Fields [n, V, *shape]; each view is a forward pass over frames that were decoded once."""
+        """Compute fields [n, V, *shape] with one forward pass per view, over frames that are decoded once."""
         records = BatchInfo(keys, batch.labels)
         if views is None:
             seen = [self._annotate_inputs(self._inputs(batch), records)]
@@ -135,7 +137,7 @@ class TeacherAnnotator:
         if not finite.all():
             key = records.keys[int((~finite).nonzero()[0])]
             raise NotFiniteError(
-                f"the teacher's logits of record {key} are not finite; check teacher.weights and that record"
+                f"the teacher's logits of record {key} are not finite; check teacher.weights and the record"
             )
         encoded = [payload.encode(self.model, output, records) for payload in self.payloads]
         values = {name: array for part in encoded for name, array in part.values.items()}
@@ -144,7 +146,8 @@ class TeacherAnnotator:
                 unsound = ~np.isfinite(stored.reshape(len(stored), -1)).all(axis=1)
                 key = records.keys[int(unsound.nonzero()[0][0])]
                 raise NotFiniteError(
-                    f"the teacher's {name} of record {key} are not finite, or exceed what {stored.dtype} can hold"
+                    f"the teacher's {name} of record {key} are not finite, or exceed the range of {stored.dtype}; "
+                    "check teacher.weights and the record"
                 )
         return type(encoded[0])(
             values,
@@ -152,7 +155,7 @@ class TeacherAnnotator:
         )
 
     def _inputs(self, batch: FrameBatch) -> Tensor:
-        """The frames as the teacher sees them: f32 [n, 3, height, width] in [0, 1]; rows of a table as they are."""
+        """Convert frames to the teacher's input f32 [n, 3, height, width] in [0, 1], or return unchanged table rows."""
         frames = batch.frames.to(self.device)
         if self.is_table:
             return frames

@@ -1,7 +1,7 @@
-"""Names for what was computed: equal fingerprints mean equal numbers, whoever computed them.
+"""Fingerprints of passes: equal fingerprints mean equal numbers, independent of the process that computed them.
 
-A fingerprint covers what changes the numbers (data, weights, architecture, preprocessing, explainer,
-payloads, views) and leaves out what does not (library versions, device, actors, batch size).
+A fingerprint covers everything that changes the numbers (data, weights, architecture, preprocessing, explainer,
+payloads, views) and excludes everything that does not (library versions, device, actors, batch size).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CANONICAL: tuple[dict[str, Any], None] = (
 
 
 def describe_explainer(config: ExplainerConfig) -> dict[str, Any]:
-    """The options that decide a pass's maps; each where it is read, so that none changes what it does not touch."""
+    """Describe the options that determine a pass's maps. Options that are not read are left out."""
     options = asdict(config)
     if config.max_classes is None:
         del options["max_classes"]
@@ -42,10 +42,10 @@ def describe_pass(
     views: StoredViews | None = None,
     partition: Partition | None = None,
 ) -> dict[str, Any]:
-    """Everything a pass's fingerprint covers, as its manifest repeats it.
+    """Describe everything that a pass's fingerprint covers, in the form of its manifest.
 
-    partition  of an additive teacher, where its superfeatures are stored
-    views  None is the canonical view of every record
+    views      stored views, None for the canonical view of every record
+    partition  partition of an additive teacher whose superfeatures are stored
     """
     seen, selection = _CANONICAL if views is None else views.describe()
     only_where_read: dict[str, Any] = {
@@ -69,5 +69,5 @@ def describe_pass(
 
 
 def fingerprint_pass(description: dict[str, Any]) -> str:
-    """Of `describe_pass`."""
+    """Fingerprint of the result of `describe_pass`."""
     return sha256_json(description)

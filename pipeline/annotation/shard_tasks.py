@@ -1,7 +1,7 @@
 """The task that annotates one shard: read its frames, run the teacher, write the fields and their receipt.
 
-It is picklable, opens nothing until it is called, and commits the shard by its receipt; running it again writes the
-same bytes.
+The task is picklable, opens no files until it is called, and commits the shard with its receipt. Running it again
+writes the same bytes.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from pipeline.store.publish_pass import CONSTANT_LOGITS, ConstantLogitsError
 from pipeline.store.reader import Store
 
 _TOO_MANY_TO_AGREE = 32
-"""Records; of fewer the whole pass decides."""
+"""Number of records whose logits cannot be equal by chance. Smaller shards are compared over the whole pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateShard:
-    """ShardEntry -> its rows in the pass's fields and their receipt."""
+    """Task that writes the rows of a ShardEntry in the pass's fields, and their receipt."""
 
     needs_gpu: ClassVar[bool] = True
     store_path: Path
@@ -56,7 +56,7 @@ class AnnotateShard:
     num_threads: int
     decode_threads: int = 1
     views: StoredViews | None = None
-    """Of which records; None is the canonical view of all."""
+    """Stored views and their records, None for the canonical view of all records."""
 
     def __call__(self, shard: ShardEntry) -> ShardResult:
         started = time.monotonic()
@@ -64,7 +64,7 @@ class AnnotateShard:
         if self.views is not None:
             keys = [keys[row] for row in self.views.rows[shard.name]]
             views = self.views.matrices(self._store, shard)
-        # The number of threads may change the last bits of a sum; so it is the same everywhere.
+        # The number of threads may change the last bits of a sum, so it is fixed.
         with torch_threads(self.num_threads), ShardJournal(self.folder, shard.name) as journal:
             if journal.follows_a_death:
                 self._name_each_record(shard, keys, journal)
@@ -97,7 +97,7 @@ class AnnotateShard:
         return ShardResult(name=shard.name, records=len(keys), seconds=time.monotonic() - started)
 
     def _batches(self, shard: ShardEntry) -> Iterator[FrameBatch]:
-        """The shard's frames in batches at fixed positions, decoded ahead of the teacher."""
+        """Iterate over the shard's frames in batches at fixed positions, decoded ahead of the teacher."""
         rows = self._rows(shard)
         records = shard.records if rows is None else len(rows)
         frames = ShardFrames(self._store, shard, rows)
@@ -117,7 +117,7 @@ class AnnotateShard:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def _name_each_record(self, shard: ShardEntry, keys: list[str], journal: ShardJournal) -> None:
-        """Each record by itself, named before it is touched, suspects first: one of them may be poison."""
+        """Annotate each record separately, suspects first, and journal its key before, to identify a fatal record."""
         frames = ShardFrames(self._store, shard, self._rows(shard))
         rank = {key: number for number, key in enumerate(journal.suspects)}
         for row in sorted(range(len(keys)), key=lambda row: rank.get(keys[row], len(rank))):
@@ -126,11 +126,11 @@ class AnnotateShard:
         journal.at("")
 
     def _rows(self, shard: ShardEntry) -> NDArray[np.int64] | None:
-        """Of the shard, that the pass covers; None is all."""
+        """Rows of the shard that the pass covers, None for all."""
         return None if self.views is None else self.views.rows[shard.name]
 
     def _position(self, shard: ShardEntry) -> int:
-        """Of the shard among those that the pass covers."""
+        """Position of the shard among those that the pass covers."""
         if self.views is not None:
             return list(self.views.rows).index(shard.name)
         return self._store.manifest.shards.index(shard)
@@ -147,10 +147,11 @@ class AnnotateShard:
 
 
 def constant_logits(logits: NDArray[np.generic]) -> str | None:
-    """SHA-256 of the logits that all records of a shard have; None where they differ, or there are none.
+    """SHA-256 of the logits if all records of a shard have the same, None if they differ or there are none.
+
+    Raises ConstantLogitsError if there are too many records to be equal by chance.
 
     logits  as stored, [n, V, K]
-    Raises ConstantLogitsError where so many records cannot agree by chance.
     """
     if not len(logits) or (logits != logits[:1, :1]).any():
         return None

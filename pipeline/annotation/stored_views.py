@@ -1,8 +1,8 @@
-"""Views that a teacher has seen and a student sees again: drawn once, per shard, and kept as matrices.
+"""Stored views of a teacher, replayed for a student: drawn once per shard and stored as matrices.
 
-A pass of stored views covers a selection of one split; its rows are those records, in the order of the
-shards. The teacher sees exactly the rounded float32 matrix that is stored, so that a student which fetches
-at the same size has the teacher's own pixels, bit for bit.
+A pass of stored views covers a selection of one split. Its rows are those records in the order of the shards. The
+teacher's views use the rounded float32 matrices that are stored, so a student with the same input size receives the
+teacher's pixels bit for bit.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from pipeline.store.reader import Store
 
 @dataclass(frozen=True, kw_only=True)
 class StoredViews:
-    """Which records a pass covers, and which views of them."""
+    """The records that a pass covers, and their views."""
 
     config: AnyViewsConfig
     augment: AugmentOptions
     split: str
     subset: SubsetOptions
     rows: dict[str, NDArray[np.int64]]
-    """Name of a shard -> the rows of it that are covered, ascending; shards without any are left out."""
+    """Name of a shard -> its covered rows, ascending. Shards without covered rows are left out."""
 
     @property
     def count(self) -> int:
-        """V."""
+        """Number V of views per record."""
         return self.config.count
 
     def describe(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The manifest's `views` and `selection`: all that decides which views there are."""
+        """Describe everything that determines the views, as `views` and `selection` of the manifest."""
         views: dict[str, Any] = {
             "count": self.config.count,
             "sampler": self.config.kind,
@@ -54,9 +54,9 @@ class StoredViews:
         return views, {"split": self.split, "subset": asdict(self.subset)}
 
     def matrices(self, store: Store, shard: ShardEntry) -> Tensor:
-        """canonical_from_view of the shard's covered records, f32 [n, V, 3, 3].
+        """Draw canonical_from_view of the shard's covered records, f32 [n, V, 3, 3].
 
-        Drawn for all records of the shard, so that a record's views do not depend on the selection.
+        Views are drawn for all records of the shard, so those of a record do not depend on the selection.
         """
         rows = torch.from_numpy(self.rows[shard.name])
         if isinstance(self.config, RotationsViewsConfig):
@@ -79,7 +79,7 @@ class StoredViews:
 def plan_stored_views(
     store: Store, config: AnyViewsConfig, augment: AugmentOptions, split: str, subset: SubsetOptions
 ) -> StoredViews:
-    """The views of a split's selection."""
+    """Plan the stored views of a split's selection."""
     selected = select_training_rows(store.index, split, subset)
     rows = {}
     for shard in store.manifest.shards:
@@ -91,7 +91,7 @@ def plan_stored_views(
 
 
 def rotations() -> Tensor:
-    """canonical_from_view of the four quarter turns, f64 [4, 3, 3]; exact."""
+    """Exact canonical_from_view of the four rotations by multiples of 90 degrees, f64 [4, 3, 3]."""
     turns = []
     for quarter in range(4):
         cosine, sine = (

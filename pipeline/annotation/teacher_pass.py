@@ -1,4 +1,4 @@
-"""A teacher pass from plan to publication: what it consists of, which shards it lacks, and how they are made."""
+"""A teacher pass from plan to publication: its identity, its missing shards and their annotation."""
 
 from __future__ import annotations
 
@@ -36,42 +36,42 @@ logger = logging.getLogger("permafrost.precompute")
 
 @dataclass(frozen=True, kw_only=True)
 class PassPlan:
-    """One pass: its identity, its folder, the shards that it covers and those that it lacks."""
+    """The plan of a pass: its identity, its folder, the shards that it covers and those that are missing."""
 
     store: Store
     teacher: ModelConfig
     explainer: ExplainerConfig
     description: dict[str, Any]
-    """As the pass's manifest repeats it; the fingerprint covers it."""
+    """Description in the pass's manifest, covered by the fingerprint."""
     fingerprint: str
     folder: Path
     shards: list[ShardEntry]
     missing: list[ShardEntry]
     views: StoredViews | None
-    """None for the canonical view of every record."""
+    """Stored views, None for the canonical view of every record."""
 
     @property
     def num_classes(self) -> int:
-        """Classes of the store."""
+        """Number of classes of the store."""
         return len(self.store.manifest.classes)
 
     @property
     def num_views(self) -> int:
-        """Views of each record, a forward pass each."""
+        """Number of views per record, with one forward pass each."""
         return 1 if self.views is None else self.views.count
 
     @property
     def rows_per_chunk(self) -> int:
-        """The most records that a shard has in this pass."""
+        """Maximum number of records of a shard in this pass."""
         if self.views is None:
             return self.store.manifest.rows_per_shard
         return max(map(len, self.views.rows.values()))
 
 
 def annotate_passes(config: PrecomputeConfig, store: Store, map_shards: MapShards) -> int:
-    """Finish and publish the canonical pass and, where `views=` asks for one, the pass of stored views.
+    """Finish and publish the canonical pass and, if `views=` requests one, the pass of stored views.
 
-    Returns the number of forward passes made now, a record counted once for each of its views.
+    Returns the number of forward passes of this call, where a record counts once for each of its views.
     """
     annotated = annotate_pass(plan_pass(config, store), config, map_shards)
     if config.views.kind != "canonical":
@@ -81,7 +81,7 @@ def annotate_passes(config: PrecomputeConfig, store: Store, map_shards: MapShard
 
 
 def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None = None) -> PassPlan:
-    """The pass that the options describe; ConfigError where the teacher or the explainer does not fit the store."""
+    """Plan the pass that the options describe. Raises ConfigError if teacher or explainer do not fit the store."""
     assert not isinstance(config.teacher, NoModelConfig)
     num_classes = len(store.manifest.classes)
     explainer = resolve_explainer(config.explainer, store, config.teacher.classes or num_classes)
@@ -112,11 +112,11 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
 
 
 def annotate_pass(plan: PassPlan, config: PrecomputeConfig, map_shards: MapShards) -> int:
-    """Write the missing shards of a pass and publish it; the number of forward passes made now."""
+    """Write the missing shards of a pass, publish it, and return the number of forward passes of this call."""
     if not plan.missing and not needs_publishing(plan.folder):
         logger.info("%s is complete", plan.folder)
         return 0
-    # The driver needs the network once, for the names and shapes of its fields; each actor builds its own.
+    # The driver builds the network once for the names and shapes of its fields. Each actor builds its own.
     specs = TeacherAnnotator(
         plan.teacher, plan.num_classes, plan.explainer, config.annotate, plan.store.size
     ).fields(stored_views=plan.views is not None)
@@ -150,7 +150,7 @@ def annotate_pass(plan: PassPlan, config: PrecomputeConfig, map_shards: MapShard
 def _teacher_partition(
     config: PrecomputeConfig, teacher: ModelConfig, num_classes: int
 ) -> Partition | None:
-    """The teacher's superfeatures, where they are stored; ConfigError where it has none."""
+    """Return the teacher's partition if its superfeatures are stored. Raises ConfigError if it has none."""
     if "superfeature_logits" not in config.annotate.payloads:
         return None
     return network_partition(build_model(teacher, num_classes))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Torch with `count` CPU threads inside the block."""
+    """Set torch to `count` CPU threads inside the block."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,5 +1,5 @@
-"""All code that imports Ray, and the serial executors that import none of it.
+"""All code that imports Ray, and serial executors that do not.
 
-What a task does belongs to the room that defines it.
+Tasks are defined in the packages that use these executors.
 Read first: executors.py, then session.py.
 """

@@ -1,7 +1,7 @@
 """Precompute on Ray Data: the planned shards are the dataset, and one actor call finishes one shard.
 
-Data goes from the actor straight to disk; only ShardResults travel. Ray Data's own writers name files
-at random and its checkpoints forget which record was in which block, so neither is used.
+Actors write data directly to disk and return only ShardResults. Ray Data's writers use random file names, and its
+checkpoints do not record which record was in which block, so neither is used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class _ShardActor:
-    """Runs the task; an error becomes a row, because Ray Data would retry or hide it."""
+    """Actor that runs the task and returns errors as rows, because Ray Data would retry or hide them."""
 
     def __init__(self, task: ShardTask) -> None:
         self.task = task
@@ -46,13 +46,13 @@ def _failed(error: str) -> dict[str, Any]:
 
 
 class RayDataExecutor:
-    """MapShards on an actor pool."""
+    """Implementation of MapShards on an actor pool."""
 
     def __init__(self, config: ClusterConfig) -> None:
         self.config = config
 
     def __call__(self, task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
-        """Results as they finish; ShardError after the last one if any shard failed or was lost."""
+        """Iterate over results as they finish. Raises ShardError after the last one if any shard failed or was lost."""
         if not shards:
             return
         errors: list[str] = []
@@ -81,11 +81,13 @@ class RayDataExecutor:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.verbose_stats_logs = False
-        context.max_errored_blocks = len(shards)  # lost shards are counted, the others still finish
+        context.max_errored_blocks = len(
+            shards
+        )  # lost shards are counted, and the others still finish
         rows = [{"shard": ray.cloudpickle.dumps(shard)} for shard in shards]
         with warnings.catch_warnings():
-            # Ray 2.60 deprecates these two arguments and has no others; without them an actor that
-            # dies is restarted, and its shard retried, for ever. pyproject.toml keeps Ray below 2.64.
+            # Ray 2.60 deprecates these two arguments without a replacement. Without them an actor that dies is
+            # restarted, and its shard retried, forever. pyproject.toml requires Ray below 2.64.
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
                 _ShardActor,
@@ -94,8 +96,8 @@ class RayDataExecutor:
                 num_cpus=self.config.cpus_per_actor,
                 num_gpus=gpus_per_actor(self.config) if task.needs_gpu else 0,
                 max_restarts=self.config.max_restarts,
-                # Until a lost node is known to be lost, each try at its actor fails at once. Limited all
-                # the same: an actor that has died too often fails its tasks for good.
+                # Until a lost node is detected, each retry on its actor fails immediately. The number of retries is
+                # still limited, because an actor that has died too often fails its tasks permanently.
                 max_task_retries=-1,
             )
         _limit_to_errors(logging.getLogger("ray.data"))
@@ -103,7 +105,7 @@ class RayDataExecutor:
 
 
 def gpus_per_actor(config: ClusterConfig) -> float:
-    """What an actor asks for: the option, or its share of the cluster's GPUs, at most one."""
+    """GPUs of an actor: the option, or its share of the cluster's GPUs, at most one."""
     import ray
 
     if config.gpus_per_actor is not None:
@@ -113,7 +115,7 @@ def gpus_per_actor(config: ClusterConfig) -> float:
 
 
 def _limit_to_errors(logger: logging.Logger) -> None:
-    """Errors only on the terminal; Ray's log files keep the rest."""
+    """Limit terminal output to errors. Ray's log files contain everything."""
     for handler in logger.handlers:
         if not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.ERROR)

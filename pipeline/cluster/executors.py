@@ -1,10 +1,10 @@
-"""All that knows Ray, and the serial twins that import none of it.
+"""Selection of executors and task runners, on Ray or serial.
 
-An executor maps a picklable task over shards and yields results as they finish, in any order. On Ray
-a task that fails does not stop the others, and the first failure is raised when all are done; the
-serial executor stops where the debugger should.
+An executor maps a picklable task over shards and yields results as they finish, in any order. On Ray a failed task
+does not stop the others, and the first failure is raised when all are done. The serial executor stops at the first
+error, for debugging.
 
-Tasks that need nothing of each other run side by side; each ends in an outcome, and an error is one.
+Independent tasks run in parallel. Each ends in an outcome, which may be an error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def build_executor(executor: Executor, cluster: ClusterConfig) -> MapShards:
-    """The executor that `executor=` names."""
+    """Build the executor that `executor=` names."""
     if executor == "serial":
         from pipeline.cluster.serial import map_shards_serially
 
@@ -33,7 +33,7 @@ def build_executor(executor: Executor, cluster: ClusterConfig) -> MapShards:
 def run_training(
     job: TrainingJob, cluster: ClusterConfig, on_epoch: Callable[[int, str], None]
 ) -> int:
-    """Finish a training, in this process or on `trainer.ranks` of Ray Train; the epochs it took now."""
+    """Finish a training in this process or on `trainer.ranks` of Ray Train, and return the epochs of this call."""
     epochs = 0
 
     def count(epoch: int, line: str) -> None:
@@ -52,15 +52,15 @@ def run_training(
     return epochs
 
 
-# ---- tasks side by side --------------------------------------------------------------------------
+# ---- parallel tasks ------------------------------------------------------------------------------
 
 
 def build_task_runner(
     executor: Executor, cluster: ClusterConfig, at_once: int | None = None
 ) -> RunTasks:
-    """The runner that `executor=` names.
+    """Build the task runner that `executor=` names.
 
-    at_once  most tasks that Ray runs side by side; None leaves it to the resources that each takes
+    at_once  maximum number of parallel tasks on Ray, None to limit it only by their resources
     """
     if executor == "serial":
         from pipeline.cluster.serial import run_tasks_serially

@@ -1,4 +1,4 @@
-"""The manifest of a KubeRay RayJob: a cluster for one command, made for it and removed after it."""
+"""The manifest of a KubeRay RayJob: a cluster for one command, created for it and removed afterwards."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _VOLUME = "shared"
 def rayjob_manifest(
     config: KubeRayClusterConfig, command: Sequence[str], *, works_in_driver: bool
 ) -> dict[str, Any]:
-    """A RayJob that runs `command`.
+    """Build a RayJob that runs `command`.
 
-    works_in_driver  whether the command itself computes, and so belongs on a worker; the driver of actors
-        belongs on the head
+    works_in_driver  True if the command itself computes and must run on a worker; the driver of actors runs on the
+                     head
     """
     spec: dict[str, Any] = {
         "entrypoint": shlex.join(command),
@@ -38,7 +38,7 @@ def rayjob_manifest(
     if config.working_dir is not None:
         spec["runtimeEnvYAML"] = yaml.safe_dump({"working_dir": config.working_dir})
     if works_in_driver:
-        # The head offers no CPU, so whoever asks for one is sent to a worker.
+        # The head offers no CPU, so an entrypoint that requests one runs on a worker.
         spec["entrypointNumCpus"] = config.worker_cpus
         if config.worker_gpus:
             spec["entrypointNumGpus"] = config.worker_gpus
@@ -56,7 +56,7 @@ def _cluster(config: KubeRayClusterConfig) -> dict[str, Any]:
         "rayVersion": config.ray_version or version("ray"),
         "authOptions": {"mode": config.auth},
         "headGroupSpec": {
-            # No actor lands beside Ray's own services and the driver.
+            # No actor runs on the head, next to Ray's services and the driver.
             "rayStartParams": {"num-cpus": "0"},
             "template": _pod(
                 config, "ray-head", _resources(config.head_cpus, config.head_memory, gpus=0)
@@ -83,7 +83,7 @@ def _cluster(config: KubeRayClusterConfig) -> dict[str, Any]:
 
 
 def _pod(config: KubeRayClusterConfig, name: str, resources: dict[str, Any]) -> dict[str, Any]:
-    """One that has the volume; KubeRay itself gives it memory at /dev/shm."""
+    """Build a pod with the volume. KubeRay itself mounts memory at /dev/shm."""
     mount = {"name": _VOLUME, "mountPath": config.mount_path}
     claim = {"claimName": config.volume_claim}
     spec: dict[str, Any] = {
@@ -96,7 +96,7 @@ def _pod(config: KubeRayClusterConfig, name: str, resources: dict[str, Any]) -> 
 
 
 def _submitter(config: KubeRayClusterConfig) -> dict[str, Any]:
-    """The pod that hands the command to the head, with the same settings of Ray."""
+    """Build the pod that submits the command to the head, with the same Ray settings."""
     container = _container(config, "submitter", _resources(1, "1Gi", gpus=0))
     return {"spec": {"restartPolicy": "Never", "containers": [container]}}
 
@@ -118,7 +118,7 @@ def _container(
 
 
 def _resources(cpus: int, memory: str, gpus: int) -> dict[str, Any]:
-    """Asked for and granted alike, as Ray plans with the limits."""
+    """Build equal requests and limits, because Ray schedules by the limits."""
     amounts: dict[str, str] = {"cpu": str(cpus), "memory": memory}
     if gpus:
         amounts["nvidia.com/gpu"] = str(gpus)

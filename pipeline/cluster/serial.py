@@ -1,4 +1,4 @@
-"""One after the other in this process: the debugger's executors, with the same results as Ray's."""
+"""Serial executors in this process, for debugging, with the same results as those on Ray."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def map_shards_serially(task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
-    """Results in the order of `shards`; an error stops at once, with its own traceback."""
+    """Iterate over results in the order of `shards`. An error stops immediately, with its traceback."""
     for shard in shards:
         yield task(shard)
 
@@ -22,6 +22,6 @@ def map_shards_serially(task: ShardTask, shards: Sequence[Any]) -> Iterator[Shar
 def run_tasks_serially(
     tasks: Sequence[Task], on_report: Callable[[str, str], None]
 ) -> Iterator[TaskOutcome]:
-    """Outcomes in the order of `tasks`."""
+    """Iterate over outcomes in the order of `tasks`."""
     for task in tasks:
         yield run_task(task, partial(on_report, task.name))

@@ -1,4 +1,4 @@
-"""A Ray session that is explicit about everything it would otherwise decide by itself."""
+"""A Ray session with explicit settings instead of Ray's automatic defaults."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
 
     from pipeline.config.cluster import ClusterConfig
 
-# Read by Ray when it is imported or started; what the user has set wins.
+# Read by Ray when it is imported or started. Variables set by the user take precedence.
 _ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "900",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # its own log files keep the rest
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's log files contain the rest
 }
-# Read in the processes that do the work.
+# Read in the worker processes.
 _ACTOR_ENVIRONMENT = {
-    # Two processes whose OpenMP threads spin for each other's cores run at a fifth of their speed.
+    # Two processes whose OpenMP threads spin on the same cores run at a fifth of their speed.
     "OMP_WAIT_POLICY": "PASSIVE",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # no GPU asked for, none seen
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # without a requested GPU, none is visible
 }
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class ClusterError(UserError, RuntimeError):
-    """A cluster that cannot be reached."""
+    """Error for a cluster that cannot be reached."""
 
 
 @contextmanager
 def ray_session(config: ClusterConfig, cpus: float) -> Iterator[None]:
-    """A Ray for the block: a local one, a cluster's, or the one that this process already has.
+    """Provide Ray inside the block: a local instance, a cluster, or the existing session of this process.
 
-    cpus  that the block's own actors or tasks take at once; a local Ray is made large enough
+    cpus  number of CPUs that the block's actors or tasks use at once, for which a local Ray is made large enough
     """
     for name, value in _driver_environment(config).items():
         os.environ.setdefault(name, value)
@@ -59,7 +59,7 @@ def ray_session(config: ClusterConfig, cpus: float) -> Iterator[None]:
         _start(config, cpus)
     else:
         _connect(config)
-    # Ray replaces the handler of SIGTERM by one that exits without a word.
+    # Ray replaces the handler of SIGTERM with one that exits without a message.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)
     try:
@@ -71,7 +71,9 @@ def ray_session(config: ClusterConfig, cpus: float) -> Iterator[None]:
 def _driver_environment(config: ClusterConfig) -> dict[str, str]:
     environment = {"RAY_AUTH_MODE": config.auth, **_ENVIRONMENT}
     if isinstance(config, LocalClusterConfig):
-        environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray itself would leave one at home
+        environment["RAY_AUTH_TOKEN"] = secrets.token_hex(
+            32
+        )  # Ray would write one to the home folder
         environment["RAY_USAGE_STATS_ENABLED"] = str(int(config.usage_statistics))
     return environment
 
@@ -81,13 +83,13 @@ def _start(config: LocalClusterConfig, cpus: float) -> None:
 
     ray.init(
         address="local",
-        # The driver and Ray's own tasks need a slot beside them, or a dataset never starts.
+        # The driver and Ray's own tasks need an additional slot, or a dataset never starts.
         num_cpus=max(os.cpu_count() or 1, int(cpus) + 1),
         include_dashboard=config.dashboard,
         logging_level=logging.WARNING,
         log_to_driver=False,
         runtime_env={
-            # An actor imports this package wherever the driver was started.
+            # Actors must be able to import this package from any working directory of the driver.
             "env_vars": _actor_environment(config)
             | {"PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
         },
@@ -95,7 +97,7 @@ def _start(config: LocalClusterConfig, cpus: float) -> None:
 
 
 def _connect(config: ClusterConfig) -> None:
-    """Join a Ray that runs; ClusterError where none answers."""
+    """Connect to a running Ray. Raises ClusterError if none responds."""
     import ray
 
     address = config.address if isinstance(config, ExistingClusterConfig) else "auto"
@@ -110,13 +112,13 @@ def _connect(config: ClusterConfig) -> None:
     except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ClusterError(
-            f"no Ray cluster could be joined at cluster.address={address}: {reason}; "
+            f"no Ray cluster could be joined at cluster.address={address} ({reason}); "
             "start one (ray start --head), correct cluster.address, or see docs/cluster.md for its token"
         ) from error
 
 
 def _check_reachable(address: str) -> None:
-    """OSError where nobody listens; Ray itself would go on trying for many minutes."""
+    """Raise OSError if the address is not reachable, because Ray would retry for many minutes."""
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", "auto")
     if address != "auto":
@@ -125,7 +127,7 @@ def _check_reachable(address: str) -> None:
 
 
 def _cluster_environment(config: ClusterConfig) -> dict[str, Any]:
-    """What an actor on any node needs: its variables, and the code unless the job has brought it."""
+    """Runtime environment of actors on all nodes: variables, and the code unless the submitted job includes it."""
     if not in_submitted_job():
         packages = [str(_ROOT / name) for name in ("pipeline", "stages")]
         return {
@@ -133,7 +135,7 @@ def _cluster_environment(config: ClusterConfig) -> dict[str, Any]:
             "py_modules": packages,
             "excludes": ["__pycache__"],
         }
-    # Ray refuses a variable that the job's own environment has too; the job's was set by the user.
+    # Ray rejects a variable that is also set in the job's environment, and the user's value takes precedence.
     job = json.loads(os.environ[_JOB_VARIABLE]).get("runtime_env") or {}
     theirs = job.get("env_vars") or {}
     ours = _actor_environment(config)
@@ -145,7 +147,7 @@ def _actor_environment(config: ClusterConfig) -> dict[str, str]:
 
 
 def gpus_each(wanted: float | None) -> float:
-    """What a rank or a student asks for: the option, or a whole GPU where the cluster has any."""
+    """GPUs of a rank or a student: the option, or a whole GPU if the cluster has any."""
     import ray
 
     if wanted is not None:

@@ -1,7 +1,7 @@
-"""Tasks side by side on Ray: one Ray task each, with CPUs and a share of the GPUs of its own.
+"""Parallel tasks on Ray: one Ray task each, with separate CPUs and GPU shares.
 
-A task's error is an outcome, so that the others go on; a process that dies is started again by Ray.
-What a task says on its way goes through one small actor, which the driver empties now and then.
+The error of a task is an outcome, so the others continue. A process that dies is restarted by Ray. Progress lines of
+tasks are queued in one small actor, which the driver polls.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _POLL_SECONDS = 0.5
 
 
 class RayTaskRunner:
-    """RunTasks on Ray tasks."""
+    """Implementation of RunTasks with Ray tasks."""
 
     def __init__(self, config: ClusterConfig, at_once: int | None = None) -> None:
         self.config = config
@@ -35,12 +35,10 @@ class RayTaskRunner:
     def __call__(
         self, tasks: Sequence[Task], on_report: Callable[[str, str], None]
     ) -> Iterator[TaskOutcome]:
-        """Outcomes as they come; what is still running is canceled when the caller stops."""
+        """Iterate over outcomes as they finish. Running tasks are canceled when the caller stops."""
         if not tasks:
             return
-        at_once = min(
-            self.at_once or 1, len(tasks)
-        )  # None: what a machine of this size has room for
+        at_once = min(self.at_once or 1, len(tasks))  # None is limited by the size of the machine
         with ray_session(self.config, at_once * self.config.cpus_per_student):
             yield from self._outcomes(tasks, on_report)
 
@@ -49,7 +47,7 @@ class RayTaskRunner:
     ) -> Iterator[TaskOutcome]:
         import ray
 
-        # max_restarts is for the actor's own process: a lost line costs a step of a bar, not a run.
+        # Restarting the actor may lose progress lines, which only affects the progress bar.
         board = (
             ray.remote(_ReportQueue)
             .options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
@@ -77,7 +75,7 @@ class RayTaskRunner:
 
 
 class _ReportQueue:
-    """Lines that tasks have reported and nobody has read."""
+    """Queue of progress lines that have not been read."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
@@ -91,8 +89,8 @@ class _ReportQueue:
 
 
 def _run_task(task: Task, board: Any, folder: str) -> TaskOutcome:
-    """In a process of Ray; relative paths mean what they mean where the driver was started."""
-    if Path(folder).is_dir():  # another machine without it can do what has absolute paths only
+    """Run a task in a Ray process, with relative paths resolved as in the driver."""
+    if Path(folder).is_dir():  # on a machine without this folder, only absolute paths work
         os.chdir(folder)
     return run_task(task, partial(board.add.remote, task.name))
 
@@ -102,7 +100,7 @@ def _outcome(ref: Any, task: Task) -> TaskOutcome:
 
     try:
         outcome: TaskOutcome = ray.get(ref)
-    except ray.exceptions.RayError as error:  # its processes died, or could not be started
+    except ray.exceptions.RayError as error:  # its processes died or could not be started
         reason = str(error).strip().splitlines()[-1]
         return TaskOutcome(name=task.name, error=f"{type(error).__name__}: {reason}")
     return outcome
@@ -114,7 +112,7 @@ def _resources(config: ClusterConfig) -> dict[str, Any]:
     gpus, known = gpus_each(config.gpus_per_student), ray.cluster_resources().get("GPU", 0)
     require(
         gpus <= known,
-        f"cluster.gpus_per_student={gpus:g}, but there are {known:g} GPUs; null takes what there is",
+        f"cluster.gpus_per_student={gpus:g} must be <= {known:g}, the number of GPUs; lower it or set it to null",
     )
     return {
         "num_cpus": config.cpus_per_student,

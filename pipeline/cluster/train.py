@@ -1,8 +1,8 @@
-"""Training on several ranks by Ray Train: the loop is the one of a single process, on each rank's slice.
+"""Training on several ranks with Ray Train: the training loop of a single process, on each rank's slice.
 
-Ray Train starts the ranks, connects them and starts them again when one dies. What a run has reached is
-its own checkpoint.pt, written by the first rank as a single process writes it, so a run may go on with
-another number of ranks, or with none of Ray at all. Ray's own reports would tell the same a second time.
+Ray Train starts the ranks, connects them and restarts them when one dies. The state of a run is in checkpoint.pt,
+written by the first rank in the same way as by a single process. A run may therefore resume with another number of
+ranks, or without Ray. Ray Train's own checkpoints and reports are not used.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from pipeline.training.run import TrainingJob
 
 _STATE_FOLDER = ".ray_train"
-"""In the run's folder while Ray Train is at work."""
+"""Name of Ray Train's temporary folder in the run's folder."""
 _POLL_SECONDS = 0.5
 
 
 class RanksError(UserError, RuntimeError):
-    """A training that its ranks could not finish; its last checkpoint stays."""
+    """Error for a training that its ranks could not finish. Its last checkpoint is kept."""
 
 
 class _ProgressActor:
-    """An actor that the first rank tells how it goes, and that remembers why a rank gave up."""
+    """Actor that stores the first rank's progress and the first failure of any rank."""
 
     def __init__(self) -> None:
         self.epochs: list[tuple[int, str]] = []
@@ -54,7 +54,7 @@ class _ProgressActor:
 
 @dataclass(frozen=True)
 class _RankLoop:
-    """What each rank does."""
+    """Training loop of each rank."""
 
     job: TrainingJob
     news: Any
@@ -68,7 +68,7 @@ class _RankLoop:
         from pipeline.training.run import run_job
 
         if failure := ray.get(self.news.get_failure.remote()):
-            raise RanksError(failure)  # the same would happen again
+            raise RanksError(failure)  # a restart would fail in the same way
         context = ray.train.get_context()
         distributed = DistributedContext(
             context.get_world_rank(),
@@ -89,8 +89,8 @@ class _RankLoop:
 def train_on_ranks(
     job: TrainingJob, cluster: ClusterConfig, on_epoch: Callable[[int, str], None]
 ) -> None:
-    """Finish the job on its `trainer.ranks`; RanksError where they cannot."""
-    job.plan()  # options that do not fit the store are found before anything is started
+    """Finish the job on its `trainer.ranks`. Raises RanksError if they cannot finish it."""
+    job.plan()  # rejects options that do not fit the store before any rank is started
     ranks = job.trainer.ranks
     with ray_session(cluster, ranks * cluster.cpus_per_rank):
         import ray
@@ -103,8 +103,8 @@ def train_on_ranks(
             failure = ray.get(news.get_failure.remote())
             raise RanksError(
                 failure
-                or f"ranks died more than cluster.max_restarts={cluster.max_restarts} times, the last with: "
-                f"{_last_line(error)}; the same command goes on from the last checkpoint"
+                or f"ranks died more than cluster.max_restarts={cluster.max_restarts} times, the last time with: "
+                f"{_last_line(error)}; run the same command again to resume from the last checkpoint"
             ) from error
         finally:
             watcher.stop()
@@ -124,7 +124,7 @@ def _trainer(job: TrainingJob, cluster: ClusterConfig, news: Any) -> Any:
             num_workers=job.trainer.ranks, use_gpu=gpus > 0, resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(
-            # A new name each time: what Ray would restore is in our own checkpoint.
+            # A new name each time keeps Ray from restoring, because the state is in checkpoint.pt.
             name=uuid4().hex,
             storage_path=str(job.folder / _STATE_FOLDER),
             failure_config=ray.train.FailureConfig(max_failures=cluster.max_restarts),
@@ -137,7 +137,7 @@ def _last_line(error: BaseException) -> str:
 
 
 class _Watcher:
-    """Brings the ranks' news to the driver while `fit` holds its main thread."""
+    """Thread that reports the ranks' progress to the driver while `fit` blocks the main thread."""
 
     def __init__(self, news: Any, on_epoch: Callable[[int, str], None]) -> None:
         self.news = news
@@ -157,7 +157,7 @@ class _Watcher:
             self.on_epoch(epoch, line)
 
     def stop(self) -> None:
-        """Bring what is left."""
+        """Stop the thread and report the remaining progress."""
         self.finished.set()
         self.thread.join()
         self._poll()

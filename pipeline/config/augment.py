@@ -1,4 +1,4 @@
-"""How a view is drawn (`augment=`)."""
+"""Augmentation of the student's view (`augment=`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.core.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class OperationConfig(Options):
-    """One random geometric operation; which options it reads depends on its kind."""
+    """Random geometric operation. Its kind decides which options it reads."""
 
     section: ClassVar[str] = "augment.operations"
 
@@ -21,19 +21,19 @@ class OperationConfig(Options):
         "pad_crop", "resized_crop", "horizontal_flip", "vertical_flip", "rotation", "affine"
     ]
     p: Annotated[float, Ge(0), Le(1)] = 0.5
-    """Probability, of flips, rotations and affine maps; drawn for each record."""
+    """Probability of a flip, a rotation or an affine map, drawn separately for each record."""
     padding: Annotated[int, Ge(0)] = 4
-    """pad_crop: pixels of zeros on each side."""
+    """pad_crop: width in pixels of the zero padding on each side."""
     scale: tuple[float, float] | None = None
-    """resized_crop: range of the crop's share of the area, null is (0.08, 1). affine: range of the zoom."""
+    """resized_crop: range of the crop's share of the area (null: (0.08, 1)). affine: range of the zoom factor."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """resized_crop: range of width / height."""
+    """resized_crop: range of the aspect ratio, width / height."""
     degrees: Annotated[float, Ge(0), Le(180)] = 0.0
-    """rotation, affine: up to this angle either way."""
+    """rotation, affine: largest angle in degrees, in either direction."""
     translate: tuple[float, float] | None = None
-    """affine: up to this fraction of width and height either way."""
+    """affine: largest translation in either direction, as fractions of width and height."""
     shear: Annotated[float | None, Ge(0), Lt(90)] = None
-    """affine: up to this angle in degrees either way."""
+    """affine: largest shear angle in degrees, in either direction."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,31 +56,32 @@ class OperationConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentOptions(Options):
-    """How the student's view is drawn; the same matrix moves the image and its maps."""
+    """Augmentation of the student's view. One matrix per view transforms both the image and its maps."""
 
     section: ClassVar[str] = "augment"
 
     operations: tuple[OperationConfig, ...] = ()
-    """Applied in this order, all in one warp."""
+    """Geometric operations, applied in this order in a single warp."""
     size: Annotated[int | None, Ge(8)] = None
-    """Side of the student's input in pixels; null takes the canonical frame's."""
+    """Side of the student's input in pixels; null takes that of the canonical frame."""
     mixup_alpha: Annotated[float | None, Gt(0)] = None
-    """Mix each image with the one before it in the batch (Zhang et al. 2018), in shares of one draw from
-    Beta(alpha, alpha) a step; null mixes nothing. A rank mixes within its own slice of the batch."""
+    """Alpha of mixup (Zhang et al. 2018): each image is mixed with the previous one of the batch; null disables
+    it. The coefficient is drawn from Beta(alpha, alpha) once per step. A rank mixes within its own slice of the
+    batch."""
     randaugment: Annotated[int | None, Ge(0), Le(30)] = None
-    """Magnitude, 0 to 30, of torchvision's RandAugment with its two operations an image, after the warp and
-    before mixup; null leaves it out."""
+    """Magnitude, 0 to 30, of torchvision's RandAugment; null disables it. It applies two operations per image,
+    after the warp and before mixup."""
 
     @property
     def pixel_options(self) -> dict[str, float]:
-        """The options that change pixels after the warp, and their values; empty where none does."""
+        """Name and value of each active option that changes pixels after the warp; empty if there is none."""
         options = {"mixup_alpha": self.mixup_alpha, "randaugment": self.randaugment}
         return {name: value for name, value in options.items() if value is not None}
 
     def refuse_pixel_options(self, why: str, section: str = "augment") -> None:
-        """ConfigError unless pixels stay as they are after the warp.
+        """Raise ConfigError if an option that changes pixels after the warp is set.
 
-        why  ends in a way out; the other one, to switch the options off, is added
+        why  reason and one way out; the other way out, switching the options off, is appended
         """
         options = self.pixel_options
         asked = " ".join(f"{section}.{name}={value}" for name, value in options.items())

@@ -1,7 +1,7 @@
-"""From plain values to the dataclasses of this package, checked key by key.
+"""Construction of the config dataclasses from plain values, checked key by key.
 
-An unknown key, a value of the wrong type or one out of range is a ConfigError that names the option
-and says what is allowed.
+An unknown key, a value of the wrong type or a value out of range raises a ConfigError that names the option and states
+what is allowed.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ C = TypeVar("C", bound=Options)
 
 
 def build_verb_config(verb: str, composed: dict[str, Any]) -> Any:
-    """The verb's dataclass from a composed dict of all sections; sections it does not read are left out."""
+    """Build the verb's dataclass from a composed dict of all sections, ignoring sections that it does not read."""
     names = {option.name for option in options_of(VERBS[verb])}
     return build_config(VERBS[verb], {k: v for k, v in composed.items() if k in names})
 
 
 def build_config(cls: type[C], values: dict[str, Any], path: str = "") -> C:
-    """A config dataclass from plain values, checked key by key.
+    """Build a config dataclass from plain values, checked key by key.
 
-    path  where the section lies in the whole config, for messages
+    path  path of the section in the whole config, for messages
     """
     known = {option.name: option for option in options_of(cls)}
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ConfigError(
-            f"unknown option {_join(path, unknown[0])}; {path or 'the top level'} knows: {', '.join(known)}"
+            f"unknown option {_join(path, unknown[0])}; {path or 'the top level'} has: {', '.join(known)}"
         )
     built = {}
     for name, option in known.items():
@@ -47,7 +47,7 @@ def build_config(cls: type[C], values: dict[str, Any], path: str = "") -> C:
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
-    """`value` as the type `hint`, or a ConfigError that says what is allowed."""
+    """Convert `value` to the type `hint`; raise a ConfigError that states what is allowed if it cannot be."""
     section = path if path in FAMILIES else None
     if section is not None and isinstance(value, dict):
         return _build_kind(section, hint, value)
@@ -84,19 +84,15 @@ def _build_kind(section: str, hint: Any, value: dict[str, Any]) -> Any:
     kinds = [kind for kind, cls in members.items() if issubclass(cls, allowed)]
     kind = value.get("kind")
     if kind not in kinds:
-        raise ConfigError(
-            f"{section}={kind} is not possible here; choose one of {', '.join(kinds)}"
-        )
+        raise ConfigError(f"{section}={kind} is not allowed here; choose one of {', '.join(kinds)}")
     if kind == "none":
-        return (
-            NoModelConfig()
-        )  # an experiment may describe the teacher that this command leaves out
+        return NoModelConfig()  # an experiment may describe the teacher for other stages
     return build_config(members[kind], value, section)
 
 
 def _convert_tuple(members: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
     if members == (str, ...) and isinstance(value, str):
-        return (value,)  # one name stands for a list of one
+        return (value,)  # a single name is a list of one
     if not isinstance(value, (list, tuple)):
         raise ConfigError(f"{path} must be a list, got {value!r}")
     if members[-1] is not Ellipsis and len(value) != len(members):
@@ -111,7 +107,7 @@ def _convert_scalar(hint: Any, value: Any, path: str) -> Any:
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        with suppress(ValueError):  # the error below says it better
+        with suppress(ValueError):  # the error below is clearer
             return float(value)
     if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)

@@ -1,4 +1,4 @@
-"""Synthetic cells (`data=cells`)."""
+"""Options of synthetic cell images (`data=cells`)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from pipeline.config.file_data import DataConfig
 
 @dataclass(frozen=True, kw_only=True)
 class CellsDataConfig(DataConfig):
-    """Drawn cells of ten classes, with masks that say which part makes the class (pipeline/sources/cells.py)."""
+    """Drawn cells of ten classes, with masks that mark the class-defining part (pipeline/sources/cells.py)."""
 
     implementation: ClassVar[str] = "pipeline.sources.cells:CellsSource"
 
     kind: Literal["cells"] = "cells"
     seed: Annotated[int, Ge(0)] = 0
+    """Seed of the drawn images."""
     image_size: Annotated[int, Ge(24), Le(512)] = 64
-    """Pixels a side."""
+    """Side of an image in pixels."""
     train_records: Annotated[int, Ge(1)] = 2000
-    """Of split train, the classes in turn; of split test `test_records`."""
+    """Records in split train, with the classes taking turns."""
     test_records: Annotated[int, Ge(1)] = 500
+    """Records in split test, with the classes taking turns."""

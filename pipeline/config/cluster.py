@@ -1,4 +1,4 @@
-"""Where work runs (`cluster=`, `executor=`)."""
+"""Execution of the work: Ray cluster and executor (`cluster=`, `executor=`)."""
 
 from __future__ import annotations
 
@@ -12,69 +12,78 @@ from pipeline.config.options import Options
 from pipeline.core.errors import require
 
 Authentication = Literal["disabled", "token"]
-"""Of Ray. The token itself is Ray's own affair: RAY_AUTH_TOKEN, or the file RAY_AUTH_TOKEN_PATH. What
-the environment says in RAY_AUTH_MODE wins."""
+"""Authentication of Ray. Ray itself reads the token from RAY_AUTH_TOKEN or the file RAY_AUTH_TOKEN_PATH. The
+environment variable RAY_AUTH_MODE takes precedence."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkConfig(Options):
-    """How much works at once and what each asks for, whatever the cluster."""
+    """Resources of the work on every kind of cluster."""
 
     section: ClassVar[str] = "cluster"
 
     actors: Annotated[int, Ge(1)] = 1
-    """Teacher replicas; each works on whole shards."""
+    """Teacher replicas; each processes whole shards."""
     cpus_per_actor: Annotated[float, Gt(0)] = 1.0
+    """CPUs per teacher replica."""
     gpus_per_actor: Annotated[float | None, Ge(0)] = None
-    """May be a fraction; null shares what the cluster has among the actors, at most one each."""
+    """GPUs per teacher replica, possibly a fraction; null divides the cluster's GPUs among them, at most one
+    each."""
     threads_per_actor: Annotated[int, Ge(1)] = 1
-    """Of torch; part of what makes bytes equal, so also used by the serial executor."""
+    """Torch threads per teacher replica. Their number can change the last bits, so the serial executor uses it
+    too."""
     decode_threads: Annotated[int, Ge(1)] = 1
-    """Of an actor, beside torch's: they decode the next batches while the teacher runs."""
+    """Decoding threads per teacher replica, in addition to torch's; they decode the next batches during the
+    forward pass."""
     cpus_per_rank: Annotated[float, Gt(0)] = 1.0
+    """CPUs per training process (trainer.ranks)."""
     gpus_per_rank: Annotated[float | None, Ge(0)] = None
-    """Of each training process (trainer.ranks); null takes a whole one where the cluster has any."""
+    """GPUs per training process (trainer.ranks); null takes one whole GPU if the cluster has any."""
     cpus_per_student: Annotated[float, Gt(0)] = 1.0
+    """CPUs per student of a sweep."""
     gpus_per_student: Annotated[float | None, Ge(0)] = None
-    """Of each student of a sweep; may be a fraction; null takes a whole one where the cluster has any."""
+    """GPUs per student of a sweep, possibly a fraction; null takes one whole GPU if the cluster has any."""
     max_restarts: Annotated[int, Ge(0)] = 3
-    """Of an actor, a rank or a student's process that dies."""
+    """Restarts of an actor, a rank or a student's process that dies."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalClusterConfig(WorkConfig):
-    """A Ray that is started for this run on this machine and ends with it."""
+    """A Ray cluster that is started on this machine for this run and stopped with it."""
 
     kind: Literal["local"] = "local"
     auth: Authentication = "token"
-    """Ray's ports are open to the machine's network while it runs; a token of this run alone guards them."""
+    """Authentication of Ray's ports, which are open to the machine's network; token: only with the token of
+    this run."""
     dashboard: bool = False
+    """Start Ray's dashboard."""
     usage_statistics: bool = False
-    """Whether Ray reports its own use to its makers."""
+    """Report Ray's usage statistics to its developers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExistingClusterConfig(WorkConfig):
-    """A Ray that runs already; it is neither started nor stopped, and it says itself what it has."""
+    """A running Ray cluster, which is neither started nor stopped and reports its own resources."""
 
     kind: Literal["existing"] = "existing"
     address: str = "auto"
-    """host:port of the head's control store (`ray start --head --port`); auto takes RAY_ADDRESS (which a
-    submitted job has), or else the one on this machine."""
+    """host:port of the head's control store (`ray start --head --port`), or auto. auto takes RAY_ADDRESS (set
+    in a submitted job), or else the cluster on this machine."""
     auth: Authentication = "token"
+    """Authentication of Ray."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
             self.address == "auto" or re.fullmatch(r"[^/]+:\d+", self.address) is not None,
-            f"cluster.address={self.address} must be auto or the host:port of a head; "
+            f"cluster.address={self.address} must be auto or the host:port of a head node; "
             "from outside the cluster, submit a job (make submit)",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class KubeRayClusterConfig(WorkConfig):
-    """A Ray that KubeRay makes for one job and removes; `stages.render` writes its manifest."""
+    """A Ray cluster that KubeRay creates for one job and then removes; `stages.render` writes its manifest."""
 
     minimal: ClassVar[tuple[str, ...]] = (
         "cluster.image=registry/image",
@@ -83,52 +92,64 @@ class KubeRayClusterConfig(WorkConfig):
 
     kind: Literal["kuberay"] = "kuberay"
     auth: Authentication = "token"
-    """token needs KubeRay 1.5.1, which makes and mounts it."""
+    """Authentication of Ray; token needs KubeRay 1.5.1, which creates and mounts the token."""
     usage_statistics: bool = False
-    """Whether Ray reports its own use to its makers."""
+    """Report Ray's usage statistics to its developers."""
 
     name: str = "permafrost"
-    """Of the RayJob."""
+    """Name of the RayJob."""
     namespace: str = "default"
+    """Kubernetes namespace of the RayJob."""
     image: str = ""
-    """Holds Ray and this project's packages; the code lies in its working directory, or see working_dir."""
+    """Container image with Ray and this project's packages. The code is in its working directory, or see
+    working_dir."""
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    """Kubernetes pull policy of the image."""
     working_dir: str | None = None
-    """Address of a zip with the code (file:// on the volume, https://, s3://, ...); null: in the image."""
+    """Address of a zip of the code (file:// on the volume, https://, s3://, ...); null takes the code in the
+    image."""
     service_account: str | None = None
-    """Of the pods; null takes the namespace's own."""
+    """Service account of the pods; null takes the namespace's default."""
     ray_version: str | None = None
-    """Of the image; null takes the one that is installed where the manifest is rendered."""
+    """Ray version in the image; null takes the version installed where the manifest is rendered."""
 
     volume_claim: str = ""
-    """A persistent volume claim that many nodes may write to; data, store and runs lie on it."""
+    """Persistent volume claim that many nodes may write to, for data, store and runs."""
     mount_path: str = "/mnt/permafrost"
-    """Where every pod has it."""
+    """Mount path of the volume in every pod."""
 
     workers: Annotated[int, Ge(1)] = 1
+    """Number of workers at the start."""
     min_workers: int | None = None
+    """Minimum number of workers; null takes `workers`."""
     max_workers: int | None = None
-    """null takes `workers`; Ray scales where the two differ."""
+    """Maximum number of workers; null takes `workers`. Ray scales if minimum and maximum differ."""
     worker_cpus: Annotated[int, Ge(1)] = 4
+    """CPUs per worker."""
     worker_gpus: Annotated[int, Ge(0)] = 0
+    """GPUs per worker."""
     worker_memory: str = "8Gi"
+    """Memory per worker."""
     head_cpus: Annotated[int, Ge(1)] = 2
-    """For Ray's own services and the driver; shards are worked on by the workers alone."""
+    """CPUs of the head, for Ray's services and the driver; only workers process shards."""
     head_memory: str = "8Gi"
+    """Memory of the head."""
 
     ttl_seconds_after_finished: Annotated[int, Ge(0)] = 600
-    """How long the pods stay, for a look at their logs."""
+    """Seconds for which finished pods are kept, so that their logs can be read."""
     active_deadline_seconds: Annotated[int | None, Ge(1)] = None
-    """null: no limit."""
+    """Time limit of the job in seconds; null sets none."""
     backoff_limit: Annotated[int, Ge(0)] = 2
-    """New clusters after a failed one; the same command goes on where the last one stopped."""
+    """Number of new clusters after a failed one; the same command resumes where the last one stopped."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.image != "", "cluster.image is empty; give an image with Ray and the packages")
+        require(
+            self.image != "", "cluster.image is empty; set it to an image with Ray and the packages"
+        )
         require(
             self.volume_claim != "",
-            "cluster.volume_claim is empty; give a persistent volume claim that all nodes can write to",
+            "cluster.volume_claim is empty; name a persistent volume claim that all nodes can write to",
         )
         require(
             self.mount_path.startswith("/") and self.mount_path != "/",
@@ -136,12 +157,12 @@ class KubeRayClusterConfig(WorkConfig):
         )
         require(
             re.fullmatch("[a-z]([-a-z0-9]{0,45}[a-z0-9])?", self.name) is not None,
-            "cluster.name must be lower-case letters, digits and hyphens, at most 47 and a letter first, "
+            "cluster.name must be at most 47 lower-case letters, digits and hyphens, starting with a letter, "
             f"got {self.name!r}",
         )
         require(
             self.working_dir is None or "://" in self.working_dir,
-            f"cluster.working_dir must be an address as in file:///mnt/permafrost/code.zip, got {self.working_dir!r}",
+            f"cluster.working_dir must be an address such as file:///mnt/permafrost/code.zip, got {self.working_dir!r}",
         )
         self._check_sizes()
 
@@ -156,12 +177,12 @@ class KubeRayClusterConfig(WorkConfig):
             value = getattr(self, name)
             require(
                 re.fullmatch(r"[1-9][0-9]*([KMGTPE]i?)?", value) is not None,
-                f"cluster.{name} must be an amount as in 8Gi, got {value!r}",
+                f"cluster.{name} must be an amount such as 8Gi, got {value!r}",
             )
 
     @property
     def scale(self) -> tuple[int, int]:
-        """The fewest and the most workers."""
+        """Minimum and maximum number of workers."""
         low = self.workers if self.min_workers is None else self.min_workers
         return low, self.workers if self.max_workers is None else self.max_workers
 

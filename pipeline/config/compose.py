@@ -1,12 +1,13 @@
-"""Composition: from `key=value` words and conf/ to plain values, and from Hydra's complaints to one clear line.
+"""Composition of plain values from `key=value` words and conf/, with Hydra's errors reduced to one clear line.
 
-An override may name only sections that the verb reads; an experiment may set any of them.
+An override may name only sections that the verb reads. An experiment may set any section.
 """
 
 from __future__ import annotations
 
 import difflib
-from functools import cache
+from copy import deepcopy
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,19 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 _SWEPT_VERBS = ("distill", "evaluate")
 _GROUPS = {"store": "zarr", "trainer": "default", "optimizer": "adamw", "augment": "pad_crop"}
-"""Groups whose members are all of one class, and the member that is the default."""
+"""Groups whose members all share one class, and the default member of each."""
 
 
 def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """All sections as plain values: defaults, then the experiment, then `overrides`."""
+    """Compose all sections as plain values: defaults, then the experiment, then `overrides`."""
+    for word in overrides:
+        _check_word(verb, word)
+    return deepcopy(_compose(tuple(overrides)))
+
+
+@lru_cache(maxsize=256)
+def _compose(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """Values of all sections, whatever verb reads them. A composition takes Hydra a tenth of a second."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -37,8 +46,6 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    for word in overrides:
-        _check_word(verb, word)
     GlobalHydra.instance().clear()
     _register_defaults()
     try:
@@ -53,14 +60,14 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 @cache
 def _register_defaults() -> None:
-    """Make the defaults of the dataclasses known to Hydra: every family's members, and all other sections."""
+    """Register the defaults of the dataclasses with Hydra: the members of every family, and all other sections."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
     for group, members in FAMILIES.items():
         for kind, cls in members.items():
             node = plain_defaults(cls) | {"kind": kind}
-            nested = [name for name in node if name in _GROUPS]  # of a teacher's own training
+            nested = [name for name in node if name in _GROUPS]  # in a teacher's own training
             if nested:
                 choices = [{f"/{name}@{name}": _GROUPS[name]} for name in nested]
                 own = {name: value for name, value in node.items() if name not in nested}
@@ -72,7 +79,7 @@ def _register_defaults() -> None:
 
 
 def _section_defaults() -> dict[str, Any]:
-    """The sections and options of all verbs that are in no group."""
+    """Default values of the sections and options of all verbs that belong to no group."""
     values: dict[str, Any] = {}
     for cls in VERBS.values():
         for option in options_of(cls):
@@ -88,7 +95,7 @@ def _section_defaults() -> dict[str, Any]:
 
 
 def group_members(group: str) -> list[str]:
-    """The names that a group knows, such as the methods of `method=`; empty where there is no such group."""
+    """Member names of a group, such as the methods of `method=`; empty if there is no such group."""
     files = CONF / group
     named = {p.relative_to(files).with_suffix("").as_posix() for p in files.rglob("*.yaml")}
     own = {_GROUPS[group]} if group in _GROUPS else set()
@@ -96,12 +103,12 @@ def group_members(group: str) -> list[str]:
 
 
 def sections(verb: str, composed: dict[str, Any]) -> dict[str, Any]:
-    """The part of a composed config that the verb reads."""
+    """Return the part of a composed config that the verb reads."""
     return {name: value for name, value in composed.items() if name in section_names(verb)}
 
 
 def section_names(verb: str) -> list[str]:
-    """The sections and options that a verb reads; a sweep also those of its students."""
+    """Names of the sections and options that a verb reads; for a sweep also those of its students."""
     verbs = (verb, *_SWEPT_VERBS) if verb == "sweep" else (verb,)
     return list(
         dict.fromkeys(
@@ -114,7 +121,7 @@ def section_names(verb: str) -> list[str]:
 
 
 def _replacing_mappings(overrides: Sequence[str]) -> list[str]:
-    """`arms={...}` replaces an experiment's arms, `grid` alike; Hydra itself would merge the two."""
+    """Make `arms={...}` and `grid={...}` replace the experiment's mapping, which Hydra would merge with it."""
     words = []
     for word in overrides:
         name = word.partition("=")[0]
@@ -123,7 +130,7 @@ def _replacing_mappings(overrides: Sequence[str]) -> list[str]:
 
 
 def section_of(word: str) -> str:
-    """The section that an override changes."""
+    """Name of the section that an override changes."""
     key = word.lstrip("+~").split("=", 1)[0]
     return key.split("@")[-1].split(".")[0].split("/")[0]
 
@@ -140,7 +147,7 @@ def _check_word(verb: str, word: str) -> None:
 
 
 def _explain(overrides: Sequence[str], error: Exception) -> str:
-    """Hydra's complaint in terms of what was typed and what is allowed."""
+    """Rephrase Hydra's error in terms of what was typed and what is allowed."""
     from hydra.errors import OverrideParseException
 
     for word in overrides:
@@ -152,14 +159,14 @@ def _explain(overrides: Sequence[str], error: Exception) -> str:
                 return f"{key}={value} does not exist{hint}; choose one of: {', '.join(options)}"
         elif f"Could not override '{key}'" in str(error):
             known = _known_keys(key, overrides)
-            return f"unknown option {key}{_suggest(key.split('.')[-1], known)}; known there: {', '.join(known)}"
+            return f"unknown option {key}{_suggest(key.split('.')[-1], known)}; available options: {', '.join(known)}"
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: {error.message.split(chr(10))[0]}; quote lists and braces"
     return " ".join(str(error).split())
 
 
 def _known_keys(key: str, overrides: Sequence[str]) -> list[str]:
-    """The options beside `key`, in the config that the other words make."""
+    """Names of the options next to `key`, in the config that the other words produce."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 

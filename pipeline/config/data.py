@@ -1,4 +1,4 @@
-"""Where inputs come from (`data=`)."""
+"""Sources of the input records (`data=`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from annotated_types import Ge, Lt
 from pipeline.config.cells_data import CellsDataConfig
 from pipeline.config.file_data import DataConfig, FileDataConfig
 from pipeline.config.options import Role
-from pipeline.config.table_data import SklearnedableDataConfig, TableDataConfig
+from pipeline.config.table_data import SklearnTableDataConfig, TableDataConfig
 from pipeline.core.errors import require
 
 # ---- one dataclass per source --------------------------------------------------------------------
@@ -18,25 +18,32 @@ from pipeline.core.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class DemoDataConfig(DataConfig):
-    """The embedded demo set (pipeline/sources/demo.py)."""
+    """Embedded demo set (pipeline/sources/demo.py)."""
 
     implementation: ClassVar[str] = "pipeline.sources.demo:DemoSource"
 
     kind: Literal["demo"] = "demo"
     seed: Annotated[int, Ge(0)] = 0
+    """Seed of the splits and of the drawn images."""
     image_size: int = 32
-    """Pixels a side."""
+    """Side of an image in pixels."""
     test_digits: Annotated[int, Ge(1)] = 350
+    """Digits in the test splits."""
     train_digits: Annotated[int, Ge(1)] = 700
-    """Of the digits that no test has."""
+    """Digits in split train, taken from those that are in no test split."""
     teacher_digits: Annotated[int | None, Ge(1)] = None
-    """Likewise; null takes them all."""
+    """Digits that the teacher is trained on, taken from those that are in no test split; null takes all of
+    them."""
     teacher_placements: Annotated[int, Ge(1)] = 3
-    """Pastes of each digit."""
+    """Number of times that each digit is pasted into an image for the teacher's training split."""
     train_placements: Annotated[int, Ge(1)] = 1
+    """Number of images per digit in split train."""
     test_placements: Annotated[int, Ge(1)] = 2
+    """Number of images per digit in each test split."""
     min_digit_size: int = 12
+    """Smallest side of a pasted digit in pixels."""
     max_digit_size: int = 20
+    """Largest side of a pasted digit in pixels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,32 +61,33 @@ class DemoDataConfig(DataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsDataConfig(DataConfig):
-    """scikit-learn's handwritten digits, 8x8 (pipeline/sources/digits.py)."""
+    """Handwritten 8x8 digits of scikit-learn (pipeline/sources/digits.py)."""
 
     implementation: ClassVar[str] = "pipeline.sources.digits:DigitsSource"
 
     kind: Literal["digits"] = "digits"
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.4
-    """Of the 1,797, those that go to split test, chosen by a hash of the key."""
+    """Fraction of the 1,797 digits that form split test, chosen by a hash of the key."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolderDataConfig(FileDataConfig):
-    """<path>/<class>/.../image, or <path>/<split>/<class>/.../image."""
+    """Folder of images: <path>/<class>/.../image, or <path>/<split>/<class>/.../image."""
 
     implementation: ClassVar[str] = "pipeline.sources.image_folder:ImageFolderSource"
     minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
 
     kind: Literal["image_folder"] = "image_folder"
     path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
+    """Folder of the images."""
     splits: dict[str, str] = field(default_factory=dict)
-    """Folder -> split, leaving other folders out; empty takes train, val, valid, validation and test as
-    splits where all top-level folders have such names (where only some have, that is an error), and
-    everything as the split train otherwise."""
+    """Mapping from folder to split; other folders are left out. If empty, top-level folders named train, val,
+    valid, validation or test are the splits, provided that all of them have such names (if only some do, that
+    is an error). Otherwise all records belong to split train."""
     classes: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
-    """File with one class folder a line, in label order; null sorts the folders' names."""
+    """File with one class folder per line, in label order; null sorts the folders by name."""
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Of the records of split train that go to split test, chosen by a hash of the key."""
+    """Fraction of split train that is moved to split test, chosen by a hash of the key."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,37 +96,39 @@ class ImageFolderDataConfig(FileDataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTableDataConfig(FileDataConfig):
-    """A CSV or Parquet file with one row an image; options name its columns."""
+    """CSV or Parquet file with one row per image; options name its columns."""
 
     implementation: ClassVar[str] = "pipeline.sources.image_table:ImageTableSource"
     minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
 
     kind: Literal["image_table"] = "image_table"
     path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
+    """CSV or Parquet file."""
     root: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
-    """Folder that image and mask paths are relative to; null takes the table's own."""
+    """Folder that image and mask paths are relative to; null takes the folder of the table."""
     image: str = "path"
+    """Column of the image's path."""
     label: str | None = "label"
-    """Column of the class: a name, or the label itself where all are numbers. null: none."""
+    """Column of the class: its name, or the label itself if all values are numbers. null: no labels."""
     labels: str | None = None
-    """Column of many classes: a list (Parquet) or class names separated by spaces (CSV)."""
+    """Column of several classes per record: a list (Parquet) or class names separated by spaces (CSV)."""
     group: tuple[str, ...] = ()
-    """Columns whose combination is the group, the first varying slowest: [y, place] for Waterbirds.
-    Whole numbers stand for themselves, other values for their place in sorted order."""
+    """Columns whose combination is the group, the first varying slowest, such as [y, place] for Waterbirds.
+    Whole numbers are used as they are; other values are numbered in sorted order."""
     split: str | None = None
-    """Column of the split; null puts everything into train."""
+    """Column of the split; null puts all records into split train."""
     split_names: dict[str, str] = field(default_factory=dict)
-    """Value of that column -> split; empty takes the values as they are."""
+    """Mapping from values of that column to splits; empty takes the values as they are."""
     boxes: str | None = None
-    """Column of boxes in pixels: a list of {x0, y0, x1, y1} and optionally label (JSON text in a CSV);
-    x1 and y1 are exclusive."""
+    """Column of boxes in pixels: a list of {x0, y0, x1, y1} and optionally label (JSON text in a CSV). x1 and
+    y1 are exclusive."""
     mask: str | None = None
-    """Column of the mask's path; 0 is background."""
+    """Column of the mask's path; 0 is the background."""
     classes: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
-    """File with one class name a line, in label order; null takes the sorted names of the label column,
-    or the numbers up to its largest."""
+    """File with one class name per line, in label order; null takes the sorted names of the label column, or
+    the numbers up to the largest label."""
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Of the records of split train that go to split test, chosen by a hash of the key."""
+    """Fraction of split train that is moved to split test, chosen by a hash of the key."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,39 +141,40 @@ class ImageTableDataConfig(FileDataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class WebDatasetDataConfig(FileDataConfig):
-    """WebDataset tars: a folder, a glob, or http(s) addresses with a {000000..000009} range."""
+    """WebDataset tar files: a folder, a glob, or http(s) addresses with a {000000..000009} range."""
 
     implementation: ClassVar[str] = "pipeline.sources.webdataset:WebDatasetSource"
     minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
 
     kind: Literal["webdataset"] = "webdataset"
     path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
+    """Folder, glob or address of the tars."""
     split: str | None = None
-    """Of every tar; null takes what stands before the number in a tar's name: train-000000.tar."""
+    """Split of all tars; null takes the part of a tar's name before the number, as in train-000000.tar."""
     label_key: str = "label"
-    """Of a sample's .json, where it has no .cls."""
+    """Key of the label in a sample's .json, used if there is no .cls."""
     key_prefix: Literal["none", "split", "shard"] = "split"
-    """What makes a sample's key unique over all tars."""
+    """Prefix that makes a sample's key unique over all tars."""
     classes: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
-    """File with one class name a line; null takes classes.txt beside the tars, or else the numbers."""
+    """File with one class name per line; null takes classes.txt next to the tars, or else the numbers."""
     reference: Annotated[Literal["auto", "always", "never"], Role.OUTSIDE_DATASET] = "auto"
-    """Index the tars where they are instead of packing their images anew; auto does where they are
-    local and each mixes the classes, and store.format is original."""
+    """Index the tars in place instead of packing copies of their images. auto does so if the tars are local,
+    each mixes the classes, and store.format is original."""
     cache: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = "data"
-    """Folder to download http(s) tars into."""
+    """Folder into which http(s) tars are downloaded."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_path(self.path, "a folder, a glob or an address of tars")
         require(
             not self.path.startswith("pipe:"),
-            f"data.path={self.path} would run a command; give files or http(s) addresses",
+            f"data.path={self.path} would run a command; name files or http(s) addresses",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionDataConfig(FileDataConfig):
-    """A data set that torchvision knows; it downloads those that may be downloaded."""
+    """Data set of torchvision, downloaded if torchvision offers a download."""
 
     implementation: ClassVar[str] = "pipeline.sources.torchvision_sets:TorchvisionSource"
 
@@ -171,11 +182,13 @@ class TorchvisionDataConfig(FileDataConfig):
     name: Literal[
         "cifar10", "cifar100", "mnist", "fashion_mnist", "voc2007", "voc2012", "sun397", "imagenet"
     ] = "cifar10"
+    """Name of the data set."""
     root: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = "data"
-    """torchvision's own folder of data sets."""
+    """Folder in which torchvision keeps its data sets."""
     download: Annotated[bool, Role.OUTSIDE_DATASET] = True
+    """Download the data set if it is missing and torchvision can download it."""
     test_fraction: Annotated[float, Ge(0), Lt(1), Role.OUTSIDE_DATASET] = 0.0
-    """Of a set without a test split, as SUN397: the part of its records that becomes one."""
+    """Fraction of the records that becomes split test in a set without one, such as SUN397."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +200,7 @@ class TinyImageNetDataConfig(FileDataConfig):
 
     kind: Literal["tiny_imagenet"] = "tiny_imagenet"
     path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
+    """Folder tiny-imagenet-200."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -205,6 +219,6 @@ SOURCES: dict[str, type[DataConfig]] = {
         TorchvisionDataConfig,
         TinyImageNetDataConfig,
         TableDataConfig,
-        SklearnedableDataConfig,
+        SklearnTableDataConfig,
     )
 }

@@ -1,4 +1,4 @@
-"""What `stages.distill` reads, and which of its options go together."""
+"""Config of `stages.distill`, and the combinations of its options that are allowed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pipeline.core.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(Options):
-    """Sections that `stages.distill` reads: a store, never data; a teacher with mode=live only."""
+    """Sections that `stages.distill` reads: a store and no data, and a teacher only with mode=live."""
 
     store: StoreOptions
     student: ModelConfig
@@ -39,21 +39,26 @@ class DistillConfig(Options):
     trainer: TrainerOptions
     subset: SubsetOptions
     mode: Mode = "frozen"
-    """frozen: a fresh view, the whole frame's targets and its map moved along; replay: one of the stored
-    views with that view's own targets; live: the teacher looks at every view, in every step."""
+    """Origin of the teacher's targets. frozen: stored targets of the whole frame on a new random view, with the
+    map warped to that view. replay: stored views with their own targets. live: the teacher's forward pass on
+    every view, in every step."""
     views: AnyViewsConfig = field(default_factory=CanonicalViewsConfig)
-    """Read with mode=replay: `per_step`, and `count` where the store holds several passes of stored views."""
+    """Stored views, read with mode=replay: `per_step`, and `count` if the store holds several passes of stored
+    views."""
     teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
-    """Read with mode=live."""
+    """Network of the teacher, read with mode=live."""
     explainer: ExplainerConfig = field(default_factory=GradCamConfig)
-    """Read with mode=live; frozen maps say themselves what they are."""
+    """Explainer of the teacher, read with mode=live; a stored pass records its own explainer."""
     cluster: Annotated[ClusterConfig, Role.OUTSIDE_IDENTITY] = field(
         default_factory=LocalClusterConfig
     )
-    """Where ranks run."""
+    """Cluster that the training processes run on."""
     split: str = "train"
+    """Split of the store to train on."""
     seed: int = 0
+    """Seed of the training: initial weights, order of the records and augmentation."""
     run: str = "untitled"
+    """Folder below runs/, as in precompute."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +66,7 @@ class DistillConfig(Options):
             object.__setattr__(self, "views", CanonicalViewsConfig())
         require(
             self.mode != "replay" or self.method.needs_teacher,
-            "mode=replay shows the views that a teacher has seen, and method=labels listens to none; drop one of them",
+            "mode=replay reads stored views of a teacher pass, and method=labels uses no teacher; drop one of them",
         )
         per_step = self.views.per_step
         require(
@@ -79,7 +84,7 @@ class DistillConfig(Options):
             )
         )
         if self.mode != "live":
-            # An experiment names both teachers, for all verbs; the one that is not read makes no difference.
+            # An experiment may set these sections for all verbs; unread, they must not change the run's identity.
             object.__setattr__(self, "teacher", NoModelConfig())
             object.__setattr__(self, "explainer", GradCamConfig())
         else:
@@ -92,35 +97,37 @@ class DistillConfig(Options):
         )
         require(
             self.student.weights != "random",
-            "student.weights=random would start every seed alike; leave it null for a start that seed= decides",
+            "student.weights=random would give every seed the same initial weights; leave it null, so that seed= "
+            "decides",
         )
 
     def _check_pixels(self) -> None:
         if self.mode != "live" and self.method.needs_teacher:
             self.augment.refuse_pixel_options(
-                f"a stored target is of one image as its view's matrix shows it, and mode={self.mode} knows of no "
-                "other; set mode=live with teacher= and teacher.weights="
+                f"a stored target belongs to one image warped by the view's matrix, and mode={self.mode} has no other "
+                "targets; set mode=live with teacher= and teacher.weights="
             )
         check_mixup_partners(self.augment, self.trainer)
 
     def _check_live(self) -> None:
         require(
             self.method.needs_teacher,
-            "mode=live asks a teacher in every step, and method=labels listens to none; drop one of them",
+            "mode=live runs a teacher in every step, and method=labels uses no teacher; drop one of them",
         )
         require(
             self.teacher.kind != "none",
-            "mode=live needs the teacher itself: name it with teacher= and teacher.weights=, as for precompute",
+            "mode=live needs the teacher network: name it with teacher= and teacher.weights=, as for precompute",
         )
         if self.teacher.kind != "none":
             require(
                 self.teacher.frame == "full",
-                f"teacher.frame={self.teacher.frame} is for precompute; a live teacher sees the student's view",
+                f"teacher.frame={self.teacher.frame} is for precompute; a live teacher receives the student's view: "
+                "set teacher.frame=full",
             )
         if isinstance(self.method, SoftTargetsConfig):
             require(
                 not self.method.teacher_weights,
-                "method.teacher_weights weighs the passes of a store; mode=live has one teacher",
+                "method.teacher_weights weights the passes of a store; mode=live has one teacher, so leave it empty",
             )
         if self.augment.mixup_alpha is not None:
             self._check_live_mixup()
@@ -130,6 +137,6 @@ class DistillConfig(Options):
         off = f"or augment.mixup_alpha=null in place of {self.augment.mixup_alpha}"
         require(
             chosen in ("top1", "topk"),
-            f"explainer.explained_classes={chosen} reads a record's labels, and a mixture shows two records; set "
+            f"explainer.explained_classes={chosen} reads a record's labels, and a mixed image has two records; set "
             f"explainer.explained_classes=top1, {off}",
         )

@@ -1,4 +1,4 @@
-"""What an evaluation looks at (`evaluate=`)."""
+"""Options of an evaluation (`evaluate=`)."""
 
 from __future__ import annotations
 
@@ -14,28 +14,34 @@ from pipeline.core.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(EvaluatorSections):
-    """What an evaluation looks at."""
+    """Options of an evaluation that all evaluators share."""
 
     section: ClassVar[str] = "evaluate"
 
     store: Annotated[str | None, Role.FILE, Role.OUTSIDE_IDENTITY] = None
-    """Another store to evaluate on, as after data-free transfer: the student learned its teacher's classes on
-    other images, and is evaluated on the teacher's own. The same teacher must have been asked there too."""
+    """Another store to evaluate on, which must contain a pass of the same teacher. It serves data-free
+    transfer: a student that learned its teacher's classes from other images is evaluated on the teacher's
+    own."""
     splits: tuple[str, ...] = ("test",)
-    """Of the store; `holdout` is what subset.holdout kept out of the student's own training."""
+    """Splits of the store to evaluate; `holdout` is the part that subset.holdout kept out of the student's
+    training."""
     batch_size: Annotated[int, Ge(1)] = 256
+    """Records per batch."""
     frame: Literal["auto", "center_crop", "full"] = "auto"
-    """What part of an image is evaluated: all of it, or the field's center crop of 7/8 of the shorter side
-    in the original's proportions. auto takes all where the student's input is the canonical frame."""
+    """Part of an image that is evaluated. full: all of it. center_crop: the standard crop of 7/8 of the shorter
+    side in the original's proportions. auto: full if the student's input is the canonical frame."""
     region: Literal["boxes", "masks"] = "boxes"
-    """Where an explanation should lie, for EPG and IoU; of many labels a mask's values are the classes + 1."""
+    """Region that an explanation should cover, for EPG and IoU; with several labels per record, mask values are
+    class + 1."""
     iou_threshold: Annotated[float, Ge(0), Lt(1)] = 0.05
-    """On the map scaled to [0, 1]; strict."""
+    """Threshold of IoU on the map scaled to [0, 1]; pixels strictly above it count."""
     group_sets: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Name -> groups to score together, beside each group alone; of Waterbirds {id: [0, 3], ood: [1, 2]}."""
+    """Mapping from name to groups that are scored together, in addition to each group alone; for Waterbirds
+    {id: [0, 3], ood: [1, 2]}."""
     num_pictures: Annotated[int, Ge(0)] = 8
-    """Records whose maps are kept for the report, about as many of each split."""
+    """Number of records whose maps are kept for the report, about the same number from each split."""
     device: str = "auto"
+    """Device of torch; auto takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,5 +51,6 @@ class EvaluateOptions(EvaluatorSections):
         for name, groups in self.group_sets.items():
             require(
                 name.isidentifier() and len(groups) > 0 and len(set(groups)) == len(groups),
-                f"evaluate.group_sets is a name (a word) and its groups, each once, got {name}: {list(groups)}",
+                f"evaluate.group_sets must map a name (an identifier) to groups, each listed once, got "
+                f"{name}: {list(groups)}",
             )

@@ -1,4 +1,4 @@
-"""Evaluators and their options: each that has any has a section of `evaluate` named after it."""
+"""Evaluators and their options; an evaluator with options has a section of `evaluate` named after it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from pipeline.config.options import Options, Role
 from pipeline.core.errors import require
 
 Compared = Literal["teacher", "student", "baseline"]
-"""Networks whose features are compared. The student is who is evaluated; the baseline is another run's student."""
+"""Networks whose features are compared: the evaluated student, its teacher, or another run's student
+(baseline)."""
 
 
 def check_pairs(option: str, pairs: tuple[tuple[str, str], ...], baseline: str | None) -> None:
-    """ConfigError unless each pair [x, given] names two networks, and a baseline where one is wanted."""
+    """Raise ConfigError unless each pair [x, given] names two networks and a baseline is set if one is named."""
     for one, given in pairs:
-        require(one != given, f"{option} compares {one} with itself; name two networks, [x, given]")
+        require(
+            one != given,
+            f"{option} compares {one} with itself; name two different networks, [x, given]",
+        )
     require(
         baseline is not None or all("baseline" not in pair for pair in pairs),
-        f"{option} names baseline, which is another run's student: set its name beside it, as in "
+        f"{option} names baseline, which is another run's student; also set that run, as in "
         f"{option.rpartition('.')[0]}.baseline=kd-student",
     )
 
@@ -28,8 +32,10 @@ def check_pairs(option: str, pairs: tuple[tuple[str, str], ...], baseline: str |
 def wanted_pairs(
     pairs: tuple[tuple[Compared, Compared], ...], baseline: str | None
 ) -> tuple[tuple[Compared, Compared], ...]:
-    """The pairs (x, given) of an option: where it is empty what is left of the teacher, and of the student beyond it;
-    with a baseline what the student learned beyond that, and what it lost of it.
+    """Return the pairs (x, given) of an option, or the default pairs if it is empty.
+
+    The defaults are what the teacher has beyond the student and the reverse. With a baseline they also include what the
+    student has beyond the baseline and the reverse.
     """
     if pairs:
         return pairs
@@ -39,19 +45,19 @@ def wanted_pairs(
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatorOptions(Options):
-    """The base of an evaluator's options, and of one that has none."""
+    """Base class of the options of an evaluator, also used for evaluators without options."""
 
     is_flat: ClassVar[bool] = False
-    """Whether its metrics stand beside `records` in metrics.json, rather than below its name."""
+    """True if its metrics are stored next to `records` in metrics.json rather than below its name."""
     uses_teacher: ClassVar[bool] = False
-    """Whether it may run the teacher network itself; for all others `teacher` is not read."""
+    """True if it may run the teacher network itself; all other evaluators do not read `teacher`."""
     compares: ClassVar[bool] = False
-    """Whether it compares with another run, which its option `baseline` names."""
+    """True if it compares with another run, named by its option `baseline`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyOptions(EvaluatorOptions):
-    """Accuracy, by group too, and agreement with the teacher."""
+    """Accuracy, overall and by group, and agreement with the teacher."""
 
     implementation: ClassVar[str] = "pipeline.evaluation.evaluators.accuracy:EVALUATOR"
     is_flat: ClassVar[bool] = True
@@ -67,16 +73,16 @@ class LocalizationOptions(EvaluatorOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftOptions(EvaluatorOptions):
-    """The shift-equivariance curve of the student's explanation (e2KD, Figure 5)."""
+    """Shift-equivariance curve of the student's explanation (e2KD, Figure 5)."""
 
     section: ClassVar[str] = "evaluate.shift"
     implementation: ClassVar[str] = "pipeline.evaluation.evaluators.shift:EVALUATOR"
 
     pixels: Annotated[int | None, Ge(1)] = None
-    """Pixels up to which the input is shifted (in the paper 32); null measures none. Wants frames that are larger than
-    the student's input by as much."""
+    """Largest shift of the input in pixels (32 in the paper); null disables the curve. The frames must be
+    larger than the student's input by that many pixels."""
     records: Annotated[int, Ge(1)] = 256
-    """Of each split; every shift is a forward pass of each."""
+    """Records per split; every shift is one forward pass of each of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,32 +104,36 @@ class DistanceCorrelationOptions(EvaluatorOptions):
     compares: ClassVar[bool] = True
 
     probe_records: Annotated[int, Ge(4)] = 512
-    """Of each split, balanced over classes; fewer where it has fewer. A block with room for fewer than 4 records of
-    each class takes 4 each of classes that are drawn: with 1,000 classes 4,000 in one block show all. All of a layer's
-    features of a block lie in memory at once: 1.6 GB for the largest layer of a ResNet-50 at 224 pixels and 512
-    records."""
+    """Records per split, balanced over classes; fewer if a split has fewer. A block too small for 4 records of
+    every class contains 4 records each of some randomly drawn classes. With 1,000 classes, one block of 4,000
+    records covers all. All features of one layer in a block are held in memory: 1.6 GB for the largest layer of
+    a ResNet-50 at 224 pixels and 512 records."""
     seed: int = 0
-    """Draws them; it has nothing to do with the run's."""
+    """Seed of the choice of records, independent of the run's seed."""
     block_records: Annotated[int, Ge(64)] = 512
-    """More are compared in blocks of about as many, >= 64, whose inner products are summed."""
+    """Records per block. A larger set is compared in blocks of about this size, whose inner products are
+    summed."""
     layers: dict[str, str] = field(default_factory=dict)
-    """The student's layer -> the teacher's: layer1, layer2, ... (the stages) and pooled (the last one's average), or
-    features and pooled, or logits, whichever a network shows; empty pairs them from the deepest."""
+    """Mapping from the student's layers to the teacher's; empty pairs them from the deepest. Names: layer1,
+    layer2, ... (the stages) and pooled (the average of the last stage), or features and pooled, or logits,
+    depending on the network."""
     pairs: tuple[tuple[Compared, Compared], ...] = ()
-    """[x, given] of RS: of teacher, student and baseline what is left of x without given. Empty: [teacher, student]
-    and [student, teacher], and with a baseline [student, baseline] and [baseline, student]."""
+    """Pairs [x, given] of RS, out of teacher, student and baseline: what x has beyond given. Empty: [teacher,
+    student] and [student, teacher], and with a baseline also [student, baseline] and [baseline, student]."""
     baseline: str | None = None
-    """Run of another student, as one of labels alone: what the student has beyond it was distilled. In a sweep it may
-    name an arm, whose student of the same seed is taken."""
+    """Run of another student, such as one trained on labels only; what the student has beyond it was distilled.
+    In a sweep it may name an arm, whose student with the same seed is used."""
     permutations: Annotated[int, Ge(19)] = 999
-    """Of the labels, >= 19, for the p-values of relevance and RS; the smallest is 1 / (permutations + 1)."""
+    """Permutations of the labels for the p-values of relevance and RS; the smallest p-value is 1 /
+    (permutations + 1)."""
     embeddings: Annotated[str | None, Role.FILE] = None
-    """.npy [K, e], an embedding a class, as of their names; null: one-hot. For two classes any gives the same."""
+    """File of class embeddings (.npy, [K, e]), for example of the class names; null: one-hot. For two classes
+    the choice makes no difference."""
     l2norm: bool = False
-    """Divide each record's features by their length, as the released code does for FSS."""
+    """Divide each record's features by their L2 norm, as the released code does for FSS."""
     biased: bool = False
-    """Also fss_biased, the V-statistic of the released code on such features: for parity, as it goes to 1 for any two
-    networks where features are many and records few."""
+    """Also compute fss_biased, the V-statistic of the released code on such features, for parity. It approaches
+    1 for any two networks if there are many features and few records."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,7 +143,7 @@ class DistanceCorrelationOptions(EvaluatorOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class UnicamOptions(EvaluatorOptions):
-    """Maps of distilled and residual features (UniCAM), each record against fixed banks of others."""
+    """Maps of distilled and residual features (UniCAM), of each record against fixed banks of others."""
 
     section: ClassVar[str] = "evaluate.unicam"
     implementation: ClassVar[str] = "pipeline.evaluation.evaluators.unicam.evaluator:EVALUATOR"
@@ -141,24 +151,26 @@ class UnicamOptions(EvaluatorOptions):
     compares: ClassVar[bool] = True
 
     records: Annotated[int, Ge(1)] = 8
-    """Explained, of each split, balanced over classes."""
+    """Explained records per split, balanced over classes."""
     bank_records: Annotated[int, Ge(4)] = 255
-    """Of each bank, balanced over classes; fewer where a split has not as many for all banks. A bank with room for
-    fewer than 4 records of each class takes 4 each of classes that are drawn, and records of these are explained."""
+    """Records per bank, balanced over classes; fewer if a split has too few for all banks. A bank too small for
+    4 records of every class contains 4 records each of some randomly drawn classes, and records of these
+    classes are explained."""
     banks: Annotated[int, Ge(1)] = 2
-    """R; a map is the mean over them, and its reliability how much they agree."""
+    """Number of banks R; a map is the mean over them, and its reliability is how well they agree."""
     seed: int = 0
-    """Draws records and banks; it has nothing to do with the run's."""
+    """Seed of the choice of records and banks, independent of the run's seed."""
     depths: tuple[int, ...] = (1,)
-    """1 compares pooled features, 2 the last stage's at all places, 3 those of the stage before it, and so on. A
-    bank's features of all depths lie in memory at once."""
+    """Depths to compare: 1 the pooled features, 2 the last stage at all positions, 3 the stage before it, and
+    so on. The features of a bank at all depths are held in memory together."""
     reductions: tuple[Literal["cam", "hirescam"], ...] = ("cam", "hirescam")
-    """At depth 1 they are the same but for rounding."""
+    """Reductions of the gradient to a map; at depth 1 they are equal up to rounding."""
     pairs: tuple[tuple[Compared, Compared], ...] = ()
-    """[x, given]: what of x's relevance to the labels lies beyond given, on x's grid. Empty: [teacher, student]
-    (residual) and [student, teacher], and with a baseline [student, baseline] (distilled) and the reverse."""
+    """Pairs [x, given]: the part of x's relevance to the labels beyond given, on x's grid. Empty: [teacher,
+    student] (residual) and [student, teacher], and with a baseline also [student, baseline] (distilled) and
+    [baseline, student]."""
     baseline: str | None = None
-    """Run (in a sweep also arm) of another student, as one of labels alone."""
+    """Run of another student, such as one trained on labels only; in a sweep it may name an arm."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -167,7 +179,7 @@ class UnicamOptions(EvaluatorOptions):
             values = getattr(self, name)
             require(
                 len(values) > 0 and len(set(values)) == len(values),
-                f"{section}.{name} must name at least one, each once, got {list(values)}",
+                f"{section}.{name} must list at least one value, each once, got {list(values)}",
             )
         require(min(self.depths) >= 1, f"{section}.depths must be >= 1, got {list(self.depths)}")
         check_pairs(f"{section}.pairs", self.pairs, self.baseline)
@@ -175,91 +187,101 @@ class UnicamOptions(EvaluatorOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class GradientAlignmentOptions(EvaluatorOptions):
-    """Of evaluators=gradient_alignment."""
+    """Options of evaluators=gradient_alignment."""
 
     section: ClassVar[str] = "evaluate.gradient_alignment"
     implementation: ClassVar[str] = "pipeline.evaluation.evaluators.gradient_alignment:EVALUATOR"
 
     records: Annotated[int, Ge(1)] = 2048
-    """Of each split, balanced over classes; two backward passes each."""
+    """Records per split, balanced over classes; each takes two backward passes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassSimilarityOptions(EvaluatorOptions):
-    """Of evaluators=class_similarity."""
+    """Options of evaluators=class_similarity."""
 
     section: ClassVar[str] = "evaluate.class_similarity"
     implementation: ClassVar[str] = "pipeline.evaluation.evaluators.class_similarity:EVALUATOR"
 
     tau: Annotated[float, Gt(0)] = 1.0
-    """Temperature of the probabilities."""
+    """Temperature of the class probabilities."""
     similarity: Annotated[str | None, Role.FILE] = None
-    """What else to compare with than the teacher's own class means: a file with a matrix [K, K] (.npy), or of text
-    with the superclass of each class in a line, in label order, as the 20 coarse classes of CIFAR-100."""
+    """File of a class similarity to compare with, in addition to the teacher's class means. Either a matrix [K,
+    K] (.npy), or a text file with the superclass of one class per line, in label order, such as the 20 coarse
+    classes of CIFAR-100."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FiveBandOptions(EvaluatorOptions):
-    """Of evaluators=five_band."""
+    """Options of evaluators=five_band."""
 
     section: ClassVar[str] = "evaluate.five_band"
     implementation: ClassVar[str] = "pipeline.evaluation.evaluators.five_band:EVALUATOR"
 
     thresholds: Literal["legacy", "v2"] = "legacy"
-    """Of the soft score: how far thresholds move toward 0. legacy: 11 steps of 0.02, from (0.3, 0.7) to (0.1, 0.5);
-    v2: 56 steps of 0.005, to (0.025, 0.425)."""
+    """Schedule that moves the thresholds toward 0 for the soft score. legacy: 11 steps of 0.02, from (0.3, 0.7)
+    to (0.1, 0.5). v2: 56 steps of 0.005, to (0.025, 0.425)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DissectionOptions(EvaluatorOptions):
-    """Of evaluators=dissection."""
+    """Options of evaluators=dissection."""
 
     section: ClassVar[str] = "evaluate.dissection"
     implementation: ClassVar[str] = "pipeline.evaluation.evaluators.dissection.evaluator:EVALUATOR"
 
     path: Annotated[str | None, Role.FILE] = None
-    """Folder of an unpacked Broden (broden1_224); null is a small set that is drawn."""
+    """Folder of an unpacked Broden (broden1_224); null generates a small synthetic set."""
     images: Annotated[int | None, Ge(1)] = None
-    """The first of the set; null takes all of Broden, and draws 400."""
+    """Number of images, the first of the set; null takes all of Broden, or generates 400."""
     stage: Annotated[int | None, Ge(1)] = None
-    """Whose channels are the units, from 1; null is the deepest."""
+    """Stage whose channels are the units, counted from 1; null takes the deepest."""
     quantile: Annotated[float, Gt(0), Lt(1)] = 0.005
-    """Of a unit's activations, over all images and places, the part above its threshold."""
+    """Fraction of a unit's activations, over all images and positions, that exceeds its threshold."""
     iou: Annotated[float, Gt(0), Le(1)] = 0.05
-    """From which on a unit detects its concept."""
+    """Smallest IoU at which a unit detects its concept."""
     cat_presence: Literal["mask", "image"] = "mask"
-    """Which images count for a concept's category: where pixels at which the unit fires carry it (the published code),
-    or where any do (the paper's text)."""
+    """Images that count for a concept's category. mask: those in which a pixel where the unit fires carries a
+    label of the category (published code). image: those in which any pixel does (text of the paper)."""
     legacy_norm: bool = False
-    """Normalize as the published code does, by one standard deviation for all channels, and not as the network was
-    trained."""
+    """Normalize as the published code does, with one standard deviation for all channels, and not as in
+    training."""
     top_units: Annotated[int, Ge(0)] = 8
-    """Of the highest IoU: named, and shown with `top_images` images that excite them most."""
+    """Number of units with the highest IoU that are named and shown, each with the `top_images` images that
+    excite it most."""
     top_images: Annotated[int, Ge(1)] = 4
+    """Number of images shown per unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiffroarOptions(EvaluatorOptions):
-    """Of evaluators=diffroar. It trains len(keep) * (2 len(seeds) + 1) + 1 probes and holds all records in memory, 15 bytes
-    a pixel (7 with unit=pixel)."""
+    """Options of evaluators=diffroar.
+
+    It trains len(keep) * (2 len(seeds) + 1) + 1 probes and holds all records in memory, 15 bytes per pixel (7 with
+    unit=pixel).
+    """
 
     section: ClassVar[str] = "evaluate.diffroar"
     implementation: ClassVar[str] = "pipeline.evaluation.evaluators.diffroar.evaluator:EVALUATOR"
 
     keep: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
-    """Fractions of the coordinates that a probe sees."""
+    """Fractions of the coordinates that a probe is given."""
     unit: Literal["coord", "pixel"] = "coord"
-    """What is ranked and kept: each channel of a pixel for itself, or the pixel."""
+    """Unit that is ranked and kept: each channel of a pixel separately, or the whole pixel."""
     train_split: str = "train"
-    """Of the store: what probes learn from, without the records that are evaluated."""
+    """Split of the store that probes are trained on, excluding the evaluated records."""
     train_records: Annotated[int, Ge(2)] = 500
+    """Records that probes are trained on."""
     test_records: Annotated[int, Ge(1)] = 500
+    """Records that probes are evaluated on."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of the probes."""
+    """Seeds of the probes."""
     epochs: Annotated[int, Ge(1)] = 8
+    """Epochs of training a probe."""
     batch_size: Annotated[int, Ge(2)] = 32
+    """Batch size of training a probe."""
     lr: Annotated[float, Gt(0)] = 0.01
-    """Of Adam; falls to 0 linearly, from epoch to epoch."""
+    """Learning rate of Adam, which decreases linearly to 0, epoch by epoch."""
     width: Annotated[int, Ge(1)] = 16
     """Channels of a probe's first convolution."""
 
@@ -268,19 +290,19 @@ class DiffroarOptions(EvaluatorOptions):
         section = "evaluate.diffroar"
         require(
             len(self.keep) > 0 and all(0 <= fraction <= 1 for fraction in self.keep),
-            f"{section}.keep are fractions in [0, 1], at least one, got {list(self.keep)}",
+            f"{section}.keep must list at least one fraction in [0, 1], got {list(self.keep)}",
         )
         for name in ("keep", "seeds"):
             values = getattr(self, name)
             require(
                 0 < len(values) == len(set(values)),
-                f"{section}.{name} needs at least one value, each once, got {list(values)}",
+                f"{section}.{name} must list at least one value, each once, got {list(values)}",
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatorSections(Options):
-    """The sections of `evaluate` that belong to one evaluator each; its numbers are stored with them."""
+    """Sections of `evaluate` that belong to one evaluator each and are stored with its results."""
 
     shift: Annotated[ShiftOptions, Role.OUTSIDE_IDENTITY] = field(default_factory=ShiftOptions)
     distance_correlation: Annotated[DistanceCorrelationOptions, Role.OUTSIDE_IDENTITY] = field(
@@ -317,4 +339,4 @@ EVALUATORS: dict[str, type[EvaluatorOptions]] = {
     "diffroar": DiffroarOptions,
     "superfeatures": SuperfeaturesOptions,
 }
-"""In the order in which the report shows them."""
+"""Evaluators in the order in which the report shows them."""

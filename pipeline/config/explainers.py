@@ -1,4 +1,4 @@
-"""Explainers: which classes are explained, and how (`explainer=`)."""
+"""Explainers and the choice of the classes that are explained (`explainer=`)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pipeline.core.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainerOptions(Options):
-    """Options of every explainer."""
+    """Options that all explainers share."""
 
     section: ClassVar[str] = "explainer"
 
     explained_classes: Literal["top1", "topk", "all_gt", "sample_gt"] = "top1"
-    """Which classes the teacher explains: its highest logit (as in the papers), its highest few, all that the
-    record has, or one of those, drawn for each record once and for all."""
+    """Classes that the teacher explains. top1: the predicted class (as in the papers). topk: those with the
+    highest logits. all_gt: all labels of the record. sample_gt: one of its labels, drawn once per record."""
     max_classes: int | None = None
-    """E of a record: of topk the number of classes; of all_gt null takes as many as any record has, and where a
-    record has more, those with the highest logits are explained."""
+    """Number E of explained classes per record. topk: their number. all_gt: null takes the largest number of
+    labels that any record has; with more labels than E, those with the highest logits are explained."""
     seed: int = 0
-    """Of sample_gt."""
+    """Seed of sample_gt."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,27 +34,27 @@ class ExplainerOptions(Options):
         )
         require(
             self.explained_classes != "topk" or self.max_classes is not None,
-            "explainer.explained_classes=topk does not say how many; set explainer.max_classes, as in max_classes=3",
+            "explainer.explained_classes=topk needs their number; set explainer.max_classes, as in max_classes=3",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradCamConfig(ExplainerOptions):
-    """GradCAM at the model's last convolutional stage, on its own grid."""
+    """GradCAM at the model's last convolutional stage, on that stage's grid."""
 
     kind: Literal["gradcam"] = "gradcam"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BcosWeightsConfig(ExplainerOptions):
-    """A B-cos network's own explanation, the weights W of its input: six channels, at the input's resolution."""
+    """B-cos network's own explanation, the weights W of its input: six channels at the input's resolution."""
 
     kind: Literal["bcos_weights"] = "bcos_weights"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SuperfeaturesConfig(ExplainerOptions):
-    """What each superfeature of an additive network adds to a class, spread over its cells."""
+    """Contribution of each superfeature of an additive network to a class, spread over its cells."""
 
     kind: Literal["superfeatures"] = "superfeatures"
 

@@ -1,4 +1,4 @@
-"""The bases of the options of sources (`data=`)."""
+"""Base classes of the options of sources (`data=`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.core.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Options):
-    """The base of every source's options."""
+    """Base class of the options of all sources."""
 
     section: ClassVar[str] = "data"
 
@@ -21,7 +21,7 @@ class DataConfig(Options):
 
     @property
     def description(self) -> dict[str, Any]:
-        """The options that decide what the records are, for the data's fingerprint."""
+        """Options that determine the records' content, for the data's fingerprint."""
         return {
             option.name: getattr(self, option.name)
             for option in options_of(type(self))
@@ -31,14 +31,14 @@ class DataConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class FileDataConfig(DataConfig):
-    """Options of every source that reads files it did not make."""
+    """Options of every source that reads the user's files."""
 
     on_error: Annotated[Literal["stop", "skip"], Role.OUTSIDE_DATASET] = "stop"
-    """What an image that cannot be decoded, or a row that is not all finite numbers, does: end the run, or be
-    listed in the store's manifest. Of data=tiny_imagenet skip also takes images without boxes where their
-    class has no file of boxes."""
+    """Treatment of an image that cannot be decoded, or of a row with values that are not finite. stop: end the
+    run. skip: list it in the store's manifest. With data=tiny_imagenet, skip also accepts images without boxes
+    if their class has no file of boxes."""
     max_skipped: Annotated[int, Ge(0), Role.OUTSIDE_DATASET] = 100
-    """More such records than this end the run all the same."""
+    """Largest number of skipped records; more of them end the run."""
 
     def _require_path(self, path: str, what: str) -> None:
-        require(path != "", f"data.path is empty; give {what}")
+        require(path != "", f"data.path is empty; set it to {what}")

@@ -1,4 +1,4 @@
-"""Methods: the loss that a student is trained on (`method=`)."""
+"""Methods: the training loss of a student (`method=`)."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Mode = Literal["frozen", "replay", "live"]
 
 
 def check_label_loss(loss: str, label_smoothing: float) -> None:
-    """ConfigError where the loss takes no smoothing."""
+    """Raise ConfigError if label smoothing is set for a loss without it."""
     require(
         loss == "ce" or label_smoothing == 0,
-        f"label_smoothing={label_smoothing} is an option of loss=ce; loss={loss} asks of each class on its own, "
-        "set label_smoothing=0",
+        f"label_smoothing={label_smoothing} is an option of loss=ce; loss={loss} treats each class "
+        "independently, so set label_smoothing=0",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSetting:
-    """The other options of a student that a method has to agree with."""
+    """Other options of a student that a method has to agree with."""
 
     mode: Mode
     views: AnyViewsConfig
@@ -40,18 +40,18 @@ class MethodSetting:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig(Options):
-    """The base of every method."""
+    """Base class of the options of all methods."""
 
     section: ClassVar[str] = "method"
     needs_teacher: ClassVar[bool] = True
-    """Whether a teacher is read at all."""
+    """True if the method uses a teacher."""
     needs_places: ClassVar[bool] = True
-    """Whether places of an image are compared, which rows of a table have none of."""
+    """True if the method compares positions of an image, which rows of a table do not have."""
 
     kind: str = ""
 
     def check(self, setting: MethodSetting) -> None:
-        """ConfigError where the method and the student's other options exclude each other."""
+        """Raise ConfigError if the method and the student's other options exclude each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +64,11 @@ class LabelsConfig(MethodConfig):
 
     kind: Literal["labels"] = "labels"
     loss: LabelLoss = "ce"
-    """ce: cross-entropy, of one label a record; bce: each class on its own, as sets with many labels a record
-    need it; bce_offlabel: the same with 1 / classes off the labels, how B-cos networks are trained (e2KD)."""
+    """Loss on the labels. ce: cross-entropy with one label per record. bce: binary cross-entropy of each class,
+    required for several labels per record. bce_offlabel: bce with the target 1 / classes off the labels, as for
+    B-cos networks (e2KD)."""
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Of ce."""
+    """Label smoothing of loss=ce."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,12 +77,12 @@ class LabelsConfig(MethodConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SoftTargetsConfig(MethodConfig):
-    """What methods that listen to a teacher's logits share."""
+    """Options shared by all methods that use a teacher's logits."""
 
     tau: Annotated[float, Gt(0)] = 1.0
-    """Temperature of the soft targets; > 0."""
+    """Temperature of the soft targets."""
     teacher_weights: tuple[float, ...] = ()
-    """Of each pass of store.teacher, in that order, summing to 1; empty weighs all alike."""
+    """Weight of each pass of store.teacher, in that order, summing to 1; empty weights all equally."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,7 +97,7 @@ class SoftTargetsConfig(MethodConfig):
 class KDConfig(SoftTargetsConfig):
     """Soft targets (Hinton et al. 2015): total = lambda_ce * ce + lambda_kd * kd.
 
-    Of sets with many labels a record the supervised term is bce instead of ce.
+    In data sets with several labels per record the supervised term is bce instead of ce.
     """
 
     implementation: ClassVar[str] = "pipeline.losses.kd:KDLoss"
@@ -104,10 +105,13 @@ class KDConfig(SoftTargetsConfig):
 
     kind: Literal["kd"] = "kd"
     logits: Literal["softmax", "mld"] = "softmax"
-    """What is compared: the distribution over classes, times tau^2; or each class on its own, times tau, which
-    sets with many labels a record need (multi-label logit distillation, e2KD eq. C.1)."""
+    """Comparison of the logits. softmax: the distributions over classes, times tau^2. mld: each class
+    independently, times tau, required for several labels per record (multi-label logit distillation, e2KD eq.
+    C.1)."""
     lambda_ce: Annotated[float, Ge(0)] = 0.0
+    """Weight of the label term."""
     lambda_kd: Annotated[float, Ge(0)] = 1.0
+    """Weight of the soft targets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,36 +123,37 @@ class E2KDConfig(KDConfig):
 
     kind: Literal["e2kd"] = "e2kd"  # type: ignore[assignment]
     lambda_map: Annotated[float, Ge(0)] = 1.0
-    """0 switches the explanation term off, and the student's map is then never computed."""
+    """Weight of the explanation term; 0 disables it, and the student's map is not computed."""
     normalize_by: Literal["batch", "valid"] = "batch"
-    """Divide the sum over valid maps by all maps of the batch (the paper's lambda) or by the valid ones; where
-    several classes are explained, first within each record."""
+    """Normalization of the sum over valid maps: by all maps of the batch (the paper's lambda) or by the valid
+    maps. With several explained classes, each record is normalized first."""
     guided_step_interval: Annotated[int, Ge(1)] = 1
-    """The explanation term enters every n-th step only, unscaled."""
+    """Interval in steps at which the explanation term is added, unscaled."""
     map_control: Literal["none", "shuffled", "unaugmented"] = "none"
-    """Negative controls: the map of another record of the batch, or the map without the view's warp."""
+    """Negative control: the map of another record of the batch (shuffled), or the map without the view's warp
+    (unaugmented)."""
 
     def check(self, setting: MethodSetting) -> None:
         require(
             setting.mode == "frozen" or self.map_control != "unaugmented",
-            "method.map_control=unaugmented leaves a canonical map behind while the view moves; "
-            f"mode={setting.mode} has none (mode=frozen does)",
+            "method.map_control=unaugmented needs the canonical map of an augmented view, and "
+            f"mode={setting.mode} has none; set mode=frozen",
         )
         mixup_alpha = setting.augment.mixup_alpha
         require(
             mixup_alpha is None or setting.mode != "live" or self.map_control != "shuffled",
-            "method.map_control=shuffled gives each record the map of its neighbor, which shows the same image in "
-            "part where the two are mixed; set method.map_control=none, or augment.mixup_alpha=null in place of "
+            "method.map_control=shuffled gives each record the map of its neighbor, whose image mixup has "
+            "blended into it; set method.map_control=none, or augment.mixup_alpha=null in place of "
             f"{mixup_alpha}",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class KEDConfig(SoftTargetsConfig):
-    """KED (arXiv 2310.02572): the prediction, and what each superfeature says of it.
+    """KED (arXiv 2310.02572): distillation of the prediction and of the contribution of each superfeature to it.
 
-    total = w * ce + lambda_ked * ((1 - mu) * kd + mu * (ked + rho * hint)), w = 1 - lambda_ked or 1. The mix is
-    convex, as in the paper, so that lambda_ked and mu stand for lambda_ce and lambda_kd of the other methods.
+    total = w * ce + lambda_ked * ((1 - mu) * kd + mu * (ked + rho * hint)), w = 1 - lambda_ked or 1. The combination is
+    convex, as in the paper, so lambda_ked and mu take the role of lambda_ce and lambda_kd of the other methods.
     """
 
     implementation: ClassVar[str] = "pipeline.losses.ked:KEDLoss"
@@ -159,32 +164,36 @@ class KEDConfig(SoftTargetsConfig):
     tau: float = 4.0
     """Temperature of the predictions."""
     tau_superfeatures: Annotated[float, Gt(0)] = 4.0
-    """Temperature of the explanations; > 0. One superfeature alone is flatter than the whole, so it may be < 1."""
+    """Temperature of the explanations. A single superfeature's logits are flatter than the sum, so it may be <
+    1."""
     lambda_ked: Annotated[float, Ge(0), Le(1)] = 0.9
-    """Share of the teacher, in [0, 1]; 0 leaves the labels."""
+    """Weight of the teacher's terms, in [0, 1]; 0 trains on the labels only."""
     mu: Annotated[float, Ge(0), Le(1)] = 0.5
-    """Share of the explanations in what the teacher says, in [0, 1]; 0 is KD with an additive student."""
+    """Weight of the explanations among the teacher's terms, in [0, 1]; 0 is KD with an additive student."""
     hard_weight: Literal["complement", "one"] = "complement"
-    """Of the labels: 1 - lambda_ked, or 1. The paper does not say."""
+    """Weight of the label term: 1 - lambda_ked, or 1. The paper does not specify it."""
     rho: Annotated[float, Ge(0)] = 0.0
-    """Of the hint (FitNets), the mean squared difference of the subnets' last hidden layers after a linear map
-    of the student's; the spec's value is 100. Needs mode=live, as no store holds them; 0 leaves it out."""
+    """Weight of the hint (FitNets); 0 disables it. The specification's value is 100. The hint is the mean
+    squared difference of the subnets' last hidden layers, after a linear map of the student's. It needs
+    mode=live, because no store contains hidden layers."""
     superfeatures: Annotated[int | None, Ge(1)] = None
-    """Which level of both hierarchies is compared; null is the student's finest."""
+    """Level of both hierarchies that is compared, in superfeatures; null takes the student's finest."""
     superfeature_control: Literal["none", "shuffled", "noise"] = "none"
-    """Negative controls: explanations of another record of the batch, or noise of each record's own scale."""
+    """Negative control: explanations of another record of the batch, or noise with each record's own standard
+    deviation."""
     chimera_fraction: Annotated[float, Ge(0)] = 0.0
-    """Records added to a batch, as a share of it: each takes every superfeature from a record of its own, and
-    the teacher's logits with it, exactly and without asking the teacher. Of networks in input mode."""
+    """Number of chimera records added to a batch, as a fraction of its size. A chimera takes each superfeature
+    from a different record, with the teacher's exact logits of that superfeature, so the teacher need not be
+    run again. Requires networks in input mode."""
     allow_view_mismatch: bool = False
-    """Let mode=frozen move the images of explanations that stay where they are: an approximation."""
+    """Allow mode=frozen to warp images while their explanations stay fixed, which is an approximation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
             self.rho == 0 or self.lambda_ked * self.mu > 0,
-            f"method.rho={self.rho} is a part of the explanations' share, which method.lambda_ked={self.lambda_ked} "
-            f"and method.mu={self.mu} leave out: set both above 0, or method.rho=0",
+            f"method.rho={self.rho} belongs to the explanation term, which method.lambda_ked={self.lambda_ked} "
+            f"and method.mu={self.mu} disable: set both above 0, or method.rho=0",
         )
 
     def check(self, setting: MethodSetting) -> None:
@@ -192,18 +201,18 @@ class KEDConfig(SoftTargetsConfig):
         if self.needs_explanations:
             require(
                 mode != "frozen" or not setting.augment.operations or self.allow_view_mismatch,
-                "augment.operations move the image, and the explanations of method=ked cannot move along: set "
-                "augment=none, replay stored views (mode=replay) or ask the teacher itself (mode=live), or accept an "
+                "augment.operations warp the image, but the explanations of method=ked cannot be warped with it: set "
+                "augment=none, replay stored views (mode=replay), run the teacher itself (mode=live), or accept an "
                 "approximation with method.allow_view_mismatch=true",
             )
             require(
                 isinstance(student, AdditiveModelConfig),
-                f"method=ked compares superfeatures, of which student={student.kind} has none: set "
+                f"method=ked compares superfeatures, and student={student.kind} has none: set "
                 "student=additive, or method.mu=0 method.chimera_fraction=0 for KD",
             )
         require(
             self.rho == 0 or self.lambda_ked * self.mu == 0 or mode == "live",
-            f"method.rho={self.rho} compares hidden layers, which no store holds, so mode={mode} has none: set "
+            f"method.rho={self.rho} compares hidden layers, which no store contains, so mode={mode} has none: set "
             "mode=live with teacher= and teacher.weights=, or method.rho=0",
         )
         mixup_alpha = setting.augment.mixup_alpha
@@ -216,90 +225,92 @@ class KEDConfig(SoftTargetsConfig):
         require(
             self.chimera_fraction == 0
             or (isinstance(student, AdditiveModelConfig) and student.is_input_mode),
-            f"method.chimera_fraction={self.chimera_fraction} puts superfeatures of several images into one, which "
-            "is exact for parts of the input alone: set student.name=conv or mlp, or method.chimera_fraction=0",
+            f"method.chimera_fraction={self.chimera_fraction} combines superfeatures of several images into one, which "
+            "is exact only if superfeatures are parts of the input: set student.name=conv or mlp, or "
+            "method.chimera_fraction=0",
         )
 
     @property
     def needs_explanations(self) -> bool:
-        """Whether the teacher's superfeatures are read at all."""
+        """True if the teacher's superfeatures are read."""
         return self.lambda_ked > 0 and (self.mu > 0 or self.chimera_fraction > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureKDConfig(SoftTargetsConfig):
-    """What methods that look inside the networks share: lambda_ce * labels + lambda_kd * kd + their own term.
+    """Options shared by methods that compare features: lambda_ce * labels + lambda_kd * kd + the method's own term.
 
     The defaults are those of the e2KD paper's baselines: labels, and no logits.
     """
 
     lambda_ce: Annotated[float, Ge(0)] = 1.0
-    """Of the label term, whichever `label_loss` is."""
+    """Weight of the label term (`label_loss`)."""
     lambda_kd: Annotated[float, Ge(0)] = 0.0
-    """0 leaves the logits out; tau is theirs."""
+    """Weight of the logit term, whose temperature is tau; 0 disables it."""
     label_loss: LabelLoss = "ce"
-    """bce_offlabel for B-cos students."""
+    """Loss on the labels, as method.loss of method=labels; bce_offlabel suits B-cos students."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
             self.lambda_ce > 0 or self.lambda_kd > 0,
-            f"method={self.kind} compares what lies before the logits: set method.lambda_ce or method.lambda_kd "
-            "above 0, or nothing trains the whole classifier",
+            f"method={self.kind} compares features before the logits: set method.lambda_ce or method.lambda_kd "
+            "above 0, or the last layer is not trained",
         )
 
     def _check_whole_features(self, setting: MethodSetting) -> None:
         require(
             setting.mode == "live",
-            f"method={self.kind} compares whole feature maps, which no store holds, so mode={setting.mode} has "
+            f"method={self.kind} compares whole feature maps, which no store contains, so mode={setting.mode} has "
             "none: set mode=live with teacher= and teacher.weights=, or choose method=at or method=cat_kd",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ATConfig(FeatureKDConfig):
-    """Attention transfer (Zagoruyko & Komodakis 2017): where each stage of the networks is active."""
+    """Attention transfer (Zagoruyko & Komodakis 2017): activation energy of each stage at each position."""
 
     implementation: ClassVar[str] = "pipeline.losses.at:ATLoss"
 
     kind: Literal["at"] = "at"
     lambda_at: Annotated[float, Ge(0)] = 1000.0
-    """Of a mean over places, which is why it is large; 0 leaves the term out, and no stage is read."""
+    """Weight of the attention term, large because the term is a mean over positions; 0 disables it, and no
+    stage is read."""
     stages: tuple[int, ...] = ()
-    """Which, counted from 1; empty takes all, of which both networks must have as many."""
+    """Stages to compare, counted from 1; empty takes all, and both networks must then have the same number."""
     norm: Literal["mse", "l2"] = "mse"
-    """Of the difference of two maps: the mean square over places, as public code has it, or the paper's norm, which
-    is larger by far and wants a smaller lambda_at."""
+    """Norm of the difference of two maps. mse: the mean square over positions, as in public code. l2: the norm
+    in the paper, which is much larger and requires a smaller lambda_at."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
             not self.stages
             or (min(self.stages) >= 1 and len(set(self.stages)) == len(self.stages)),
-            f"method.stages counts from 1 and names none twice, got {list(self.stages)}",
+            f"method.stages must list stages from 1, each once, got {list(self.stages)}",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CatKDConfig(FeatureKDConfig):
-    """CAT-KD (Guo et al. 2023): the class activation maps of all classes, pooled."""
+    """CAT-KD (Guo et al. 2023): class activation maps of all classes, pooled."""
 
     implementation: ClassVar[str] = "pipeline.losses.cat_kd:CatKDLoss"
 
     kind: Literal["cat_kd"] = "cat_kd"
     lambda_cat: Annotated[float, Ge(0)] = 1.0
-    """0 leaves the term out, and no class map is computed."""
+    """Weight of the class-map term; 0 disables it, and no class map is computed."""
     resolution: Annotated[int, Ge(1)] = 2
-    """Cells a side to which the maps are pooled before they are compared."""
+    """Cells per side to which the maps are pooled before they are compared."""
     normalize: bool = False
-    """Divide each map by its L2 norm, so that its magnitude does not count."""
+    """Divide each map by its L2 norm, so that its magnitude does not matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewKDConfig(FeatureKDConfig):
-    """ReviewKD (Chen et al. 2021): the teacher's features, from the student's fused across stages.
+    """ReviewKD (Chen et al. 2021): the teacher's features, predicted from the student's features fused across stages.
 
-    Needs mode=live, as no store holds whole features.
+    Needs mode=live, because no store contains whole features.
     """
 
     implementation: ClassVar[str] = "pipeline.losses.review_kd:ReviewKDLoss"
@@ -307,7 +318,7 @@ class ReviewKDConfig(FeatureKDConfig):
 
     kind: Literal["review_kd"] = "review_kd"
     lambda_review: Annotated[float, Ge(0)] = 1.0
-    """0 leaves the term out, and the fusions that it trains are never made."""
+    """Weight of the review term; 0 disables it, and its trainable fusions are not created."""
 
     def check(self, setting: MethodSetting) -> None:
         if self.lambda_review == 0:
@@ -316,8 +327,8 @@ class ReviewKDConfig(FeatureKDConfig):
         trainer = setting.trainer
         require(
             trainer.batch_size > trainer.ranks,
-            f"trainer.batch_size={trainer.batch_size} leaves each of {trainer.ranks} ranks one record, of "
-            "which the batch norms of method=review_kd know no variance; raise it",
+            f"trainer.batch_size={trainer.batch_size} leaves each of {trainer.ranks} ranks one record, for "
+            "which the batch norms of method=review_kd have no variance; raise it",
         )
 
 
@@ -325,7 +336,7 @@ class ReviewKDConfig(FeatureKDConfig):
 class FTConfig(FeatureKDConfig):
     """Factor transfer (Kim et al. 2018): the teacher's features paraphrased, the student's translated.
 
-    Needs mode=live, as no store holds whole features.
+    Needs mode=live, because no store contains whole features.
     """
 
     implementation: ClassVar[str] = "pipeline.losses.ft:FTLoss"
@@ -333,12 +344,14 @@ class FTConfig(FeatureKDConfig):
 
     kind: Literal["ft"] = "ft"
     lambda_ft: Annotated[float, Ge(0)] = 1000.0
-    """Of a mean over the factors' elements, which is why it is large; 0 leaves the term out."""
+    """Weight of the factor term, large because the term is a mean over elements; 0 disables it."""
     paraphrase_rate: Annotated[float, Gt(0), Le(1)] = 0.5
-    """The factors' channels as a share of the teacher's, in (0, 1]."""
+    """Channels of the factors as a fraction of the teacher's."""
     paraphraser_epochs: Annotated[int, Ge(0)] = 1
-    """Of the paraphraser on the teacher's features, before the student's first step; 0 leaves it random."""
+    """Epochs of training the paraphraser on the teacher's features, before the student's first step; 0 leaves
+    it random."""
     paraphraser_lr: Annotated[float, Gt(0)] = 0.01
+    """Learning rate of that training."""
 
     def check(self, setting: MethodSetting) -> None:
         if self.lambda_ft > 0:
@@ -347,10 +360,11 @@ class FTConfig(FeatureKDConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SSKDConfig(FeatureKDConfig):
-    """SSKD (Xu et al. 2020): which of a batch's records a turned image shows, as the teacher's features say it.
+    """SSKD (Xu et al. 2020): distillation of a task on pooled features, to identify the record of a rotated image.
 
     Needs mode=replay with views=rotations views.per_step=4. total = lambda_ce * ce + lambda_kd * kd on upright images
-    + lambda_ss * ss (similarities) + lambda_tf * tf (logits) on turned ones. The defaults are those of the public code.
+    + lambda_ss * ss (similarities) + lambda_tf * tf (logits) on rotated ones. The defaults are those of the public
+    code.
     """
 
     implementation: ClassVar[str] = "pipeline.losses.sskd:SSKDLoss"
@@ -358,23 +372,24 @@ class SSKDConfig(FeatureKDConfig):
 
     kind: Literal["sskd"] = "sskd"
     tau: float = 4.0
-    """Temperature of the logits, of upright and of turned images."""
+    """Temperature of the logits, for upright and rotated images."""
     lambda_kd: float = 0.9
-    """0 in the feature-only arm of Han et al. 2023."""
+    """Weight of the logit term on upright images; 0 in the feature-only arm of Han et al. 2023."""
     lambda_ss: Annotated[float, Ge(0)] = 10.0
-    """Of the similarities; 0 leaves them out, and no feature is read."""
+    """Weight of the similarities; 0 disables them, and no feature is read."""
     lambda_tf: Annotated[float, Ge(0)] = 2.7
-    """Of turned images' logits."""
+    """Weight of the logit term on rotated images."""
     tau_ss: Annotated[float, Gt(0)] = 0.5
-    """Temperature of the similarities; > 0."""
+    """Temperature of the similarities."""
     keep_wrong_ss: Annotated[float, Ge(0), Le(1)] = 0.75
-    """Share of the turned images that the teacher takes for another record that are compared, best-ranked first."""
+    """Fraction kept of the rotated images that the teacher assigns to the wrong record, best-ranked first."""
     keep_wrong_tf: Annotated[float, Ge(0), Le(1)] = 1.0
-    """The same of those that it takes for another class."""
+    """Fraction kept of the rotated images that the teacher assigns to the wrong class, best-ranked first."""
     head_epochs: Annotated[int, Ge(0)] = 30
-    """Of the teacher's head on its features, before the student's first step; 0 leaves it random."""
+    """Epochs of training the teacher's head on its features, before the student's first step; 0 leaves it
+    random."""
     head_lr: Annotated[float, Gt(0)] = 0.1
-    """A tenth after each third of head_epochs."""
+    """Learning rate of that training, divided by 10 after each third of head_epochs."""
 
     def check(self, setting: MethodSetting) -> None:
         views, trainer = setting.views, setting.trainer
@@ -382,39 +397,39 @@ class SSKDConfig(FeatureKDConfig):
             setting.mode == "replay"
             and isinstance(views, RotationsViewsConfig)
             and views.per_step == NUM_ROTATIONS,
-            "method=sskd compares an image with its three turns in one step, which mode=replay views=rotations "
-            f"views.per_step={NUM_ROTATIONS} shows; here mode={setting.mode}, views={views.kind}, "
+            "method=sskd compares an image with its three rotations in one step; set mode=replay views=rotations "
+            f"views.per_step={NUM_ROTATIONS} instead of mode={setting.mode}, views={views.kind}, "
             f"views.per_step={views.per_step}",
         )
         require(
             trainer.batch_size > NUM_ROTATIONS * trainer.ranks,
             f"trainer.batch_size={trainer.batch_size} leaves each of {trainer.ranks} ranks one record, and "
-            "method=sskd tells records apart; raise it",
+            "method=sskd needs several to distinguish; raise it",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CRDConfig(FeatureKDConfig):
-    """CRD (Tian et al. 2020): a record's embedding is told apart from those of records of other classes.
+    """CRD (Tian et al. 2020): contrastive loss on a record's embedding against those of records of other classes.
 
-    The defaults are those of its public code. With lambda_ce and lambda_kd 0 nothing trains the classifier, and
-    what lies before it alone is worth evaluation: the feature-only arm of Han et al. 2023.
+    The defaults are those of its public code. With lambda_ce and lambda_kd 0 the classifier is not trained, and only
+    the features are worth evaluating: the feature-only arm of Han et al. 2023.
     """
 
     implementation: ClassVar[str] = "pipeline.losses.crd:CRDLoss"
 
     kind: Literal["crd"] = "crd"
     lambda_crd: Annotated[float, Ge(0)] = 0.8
-    """0 leaves the term out, and no embedding is kept."""
+    """Weight of the contrastive term; 0 disables it, and no embedding is kept."""
     embedding_size: Annotated[int, Ge(1)] = 128
-    """Of both networks' pooled features after a linear map each."""
+    """Size of the embeddings, linear maps of each network's pooled features."""
     tau_crd: Annotated[float, Gt(0)] = 0.07
-    """Temperature of the embeddings' inner products; > 0. tau is that of the logits."""
+    """Temperature of the embeddings' inner products; tau is that of the logits."""
     negatives: Annotated[int, Ge(1)] = 16384
-    """Records of other classes that each record is told apart from in a step, drawn anew and with replacement; at
-    most as many as every class has."""
+    """Negatives per record and step: records of other classes, redrawn in every step with replacement. It is
+    limited to the smallest number of records of other classes that any class has."""
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.5
-    """Of the embedding that is kept of each record, in [0, 1): its share when the record comes again."""
+    """Momentum of each record's stored embedding: the weight of the old value when the record is visited again."""
 
     def __post_init__(self) -> None:
         SoftTargetsConfig.__post_init__(self)
@@ -430,13 +445,13 @@ class CRDConfig(FeatureKDConfig):
         per_step, mixup_alpha = setting.views.per_step, setting.augment.mixup_alpha
         require(
             per_step == 1,
-            f"method=crd keeps one embedding of each record, and views.per_step={per_step} shows it several "
-            "times in a step; set views.per_step=1",
+            f"method=crd keeps one embedding per record, and views.per_step={per_step} puts each record several "
+            "times into a batch; set views.per_step=1",
         )
         require(
             mixup_alpha is None,
-            "method=crd keeps an embedding of each record, and a mixture shows two: set augment.mixup_alpha=null in "
-            f"place of {mixup_alpha}",
+            "method=crd keeps one embedding per record, and a mixed image has two: set augment.mixup_alpha=null "
+            f"in place of {mixup_alpha}",
         )
 
 

@@ -12,17 +12,17 @@ from pipeline.config.options import Options, Role
 from pipeline.core.errors import require
 
 PRETRAINED = "pretrained"
-"""As weights: those that the provider publishes, its default ones; `pretrained:<name>` are those of that name."""
+"""Value of `weights` for the provider's published default weights; `pretrained:<name>` selects named ones."""
 
 
 def is_published(weights: str | None) -> bool:
-    """Whether the option names weights that the provider publishes, rather than a file."""
+    """Return whether the option names weights published by the provider rather than a file."""
     return weights is not None and weights.partition(":")[0] == PRETRAINED
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoModelConfig(Options):
-    """No network: a store that is only packed, a student that trains on labels."""
+    """No network: a store without a teacher pass, or a student trained on labels."""
 
     kind: Literal["none"] = "none"
     name: ClassVar[str] = "none"
@@ -31,27 +31,30 @@ class NoModelConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Options):
-    """Options of every network."""
+    """Options that all networks share."""
 
     kind: str = ""
     name: str = ""
+    """Name of the network."""
     weights: Annotated[str | None, Role.FILE, Role.OUTSIDE_IDENTITY] = None
-    """A file (.safetensors, or .pt/.pth/.th loaded with weights_only), `pretrained` for the provider's
-    published weights (its default ones, whose exact name is recorded, or `pretrained:IMAGENET1K_V1`), `random`
-    for a teacher that is meant to be untrained; null starts a student at random."""
+    """Weights of the network: a file, `pretrained` or `random`; null starts a student at random. File:
+    .safetensors, or .pt/.pth/.th loaded with weights_only. `pretrained`: the provider's published default
+    weights, whose exact name is recorded; `pretrained:IMAGENET1K_V1` selects others. `random`: a deliberately
+    untrained teacher."""
     sha256: Annotated[str | None, Role.OUTSIDE_IDENTITY] = None
-    """Of the weights' file, which must have it; null takes the file as it is."""
+    """SHA-256 that the weights file must have; null accepts any file."""
     classes: Annotated[int | None, Ge(1)] = None
-    """Outputs; null takes as many as the data has classes."""
+    """Number of outputs; null takes the number of classes of the data."""
     mean: tuple[float, ...] | None = (0.485, 0.456, 0.406)
+    """Mean of each channel in [0, 1]; normalization is part of the network."""
     std: tuple[float, ...] | None = (0.229, 0.224, 0.225)
-    """Of each channel in [0, 1]: normalization is part of the network."""
+    """Standard deviation of each channel in [0, 1]."""
     input_size: Annotated[int | None, Ge(8)] = None
-    """Side in pixels of a teacher's input; null takes the provider's own for its published weights, and
-    the store's frame otherwise. A student's input is augment.size."""
+    """Side in pixels of a teacher's input (a student's is augment.size). null takes the provider's value for
+    its published weights, and the store's frame otherwise."""
     frame: Literal["full", "center_crop"] = "full"
-    """What part of the canonical frame a teacher sees: all of it, resized, or the field's center crop of
-    7/8 of the shorter side, in the original's proportions."""
+    """Part of the canonical frame that a teacher receives. full: all of it, resized. center_crop: the standard
+    crop of 7/8 of the shorter side in the original's proportions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,16 +75,17 @@ class ModelConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class CifarModelConfig(ModelConfig):
-    """A ResNet for small images (He et al. 2016, section 4.2): resnet8, resnet20, ... of depth 6n + 2."""
+    """ResNet for small images (He et al. 2016, section 4.2): resnet8, resnet20, ... of depth 6n + 2."""
 
     implementation: ClassVar[str] = "pipeline.models.cifar:PROVIDER"
 
     kind: Literal["cifar"] = "cifar"
     name: str = "resnet20"
     width: Annotated[int, Ge(1)] = 16
-    """Channels of the first of three stages."""
+    """Channels of the first of the three stages."""
     stem_stride: int = 1
-    """2 halves the resolution at once: a quarter of the cost, half the map's grid."""
+    """Stride of the first convolution; 2 halves the resolution, for a quarter of the cost and half the map's
+    grid."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,7 +102,7 @@ class CifarModelConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionModelConfig(ModelConfig):
-    """Any classifier of torchvision by its name: resnet50, convnext_tiny, vit_b_16, ..."""
+    """Classifier of torchvision by its name: resnet50, convnext_tiny, vit_b_16, ..."""
 
     implementation: ClassVar[str] = "pipeline.models.torchvision:PROVIDER"
 
@@ -108,29 +112,29 @@ class TorchvisionModelConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TimmModelConfig(ModelConfig):
-    """Any image classifier of timm by its name, hf-hub:<owner>/<model> or local-dir:<folder>."""
+    """Image classifier of timm by its name, hf-hub:<owner>/<model> or local-dir:<folder>."""
 
     implementation: ClassVar[str] = "pipeline.models.timm:PROVIDER"
 
     kind: Literal["timm"] = "timm"
     name: str = "resnet18"
     mean: tuple[float, ...] | None = None
-    """null takes the model's own."""
+    """Mean of each channel in [0, 1]; null takes the model's own."""
     std: tuple[float, ...] | None = None
     license: Annotated[str | None, Role.OUTSIDE_IDENTITY] = None
-    """Of a trained student, as its export names it (an SPDX name); null names none."""
+    """License of a trained student as written to its export (an SPDX name); null writes none."""
 
 
 BCOS_NAMES = (
     *("resnet18", "resnet34", "resnet50", "densenet121", "densenet169"),
     *("simple_vit_ti", "simple_vit_s", "vitc_ti", "vitc_s"),
 )
-"""B-cos networks of which weights are published."""
+"""B-cos networks with published weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BcosModelConfig(ModelConfig):
-    """A B-cos network (Boehle et al. 2022, 2024), which explains itself with explainer=bcos_weights.
+    """B-cos network (Boehle et al. 2022, 2024), which explains itself with explainer=bcos_weights.
 
     resnet18, resnet34, resnet50, resnet8, resnet20, ... (three stages, depth 6n + 2), densenet121,
     densenet169, simple_vit_ti, simple_vit_s (patches of 16 pixels), vitc_ti, vitc_s (convolutional stem).
@@ -141,24 +145,25 @@ class BcosModelConfig(ModelConfig):
     kind: Literal["bcos"] = "bcos"
     name: str = "resnet18"
     width: Annotated[int | None, Ge(1)] = None
-    """Channels of the first stage (of a ViT's tokens, a multiple of 64); null is the published network's,
-    and 16 for three stages."""
+    """Channels of the first stage, or of a ViT's tokens (a multiple of 64). null takes the published network's,
+    or 16 for networks of three stages."""
     stem: Literal["large", "small"] | None = None
-    """large: 7x7 with stride 2, then a pool; small: 3x3 at full resolution, for images of about 32 pixels.
-    null: small for three stages, large otherwise. A ViT has none."""
+    """First layers. large: 7x7 with stride 2, followed by a pool. small: 3x3 at full resolution, for images of
+    about 32 pixels. null: small for networks of three stages, large otherwise. ViTs have no stem option."""
     patch: int | None = None
-    """Of a ViT: side in pixels of its patches (of the stem's output, for vitc); null is the published
+    """Side in pixels of a ViT's patches (for vitc, of patches of the stem's output); null takes the published
     network's. 4 suits images of 32 pixels."""
     depth: int | None = None
-    """Of a ViT: blocks; null is the published network's 12, or 11."""
+    """Number of a ViT's blocks; null takes the published network's, 12 or 11."""
     logit_temperature: Annotated[float, Gt(0)] = 1.0
-    """Divides the logits; > 0."""
+    """Divisor of the logits."""
     logit_bias: float | None = None
-    """Added to all logits; null is -log(classes - 1), for which a fresh network's sigmoids are 1 / classes."""
+    """Constant added to all logits; null is -log(classes - 1), so that an untrained network's sigmoids are 1 /
+    classes."""
     b: Annotated[float, Ge(1)] = 2.0
-    """The exponent of every layer, >= 1; 1 is a linear network."""
+    """Exponent of every layer; 1 is a linear network."""
     mean: tuple[float, ...] | None = None
-    """null: a B-cos network takes [x, 1 - x] of pixels in [0, 1], not normalized."""
+    """Always null: a B-cos network takes [x, 1 - x] of pixels in [0, 1], not normalized."""
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -170,7 +175,7 @@ class BcosModelConfig(ModelConfig):
         )
         require(
             not is_published(self.weights),
-            "weights=pretrained: nothing is downloaded for kind bcos; give a file of the published B-cos v2 "
+            "weights=pretrained: nothing is downloaded for kind bcos; name a file of the published B-cos v2 "
             "checkpoints as weights=",
         )
         require(
@@ -180,7 +185,7 @@ class BcosModelConfig(ModelConfig):
         if self.is_vit:
             require(
                 self.stem is None,
-                f"{self.name} has no choice of stem, got {self.stem}; leave it null",
+                f"{self.name} has no stem option, got stem={self.stem}; leave it null",
             )
             require(
                 self.width is None or self.width % 64 == 0,
@@ -197,17 +202,17 @@ class BcosModelConfig(ModelConfig):
         if self.name.startswith("densenet"):
             require(
                 self.width is None or self.width % 2 == 0,
-                f"width of {self.name} must be even, as a layer adds half of it; got {self.width}",
+                f"width of {self.name} must be even, because a layer adds half of it; got {self.width}",
             )
 
     @property
     def is_vit(self) -> bool:
-        """Whether it is a transformer."""
+        """True if the network is a transformer."""
         return "vit" in self.name
 
     @property
     def is_cifar_resnet(self) -> bool:
-        """Whether it is a ResNet of three stages, for small images."""
+        """True if the network is a ResNet of three stages, for small images."""
         depth = self.name.removeprefix("resnet")
         return (
             self.name not in BCOS_NAMES
@@ -220,10 +225,10 @@ class BcosModelConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AdditiveModelConfig(ModelConfig):
-    """A superfeature-explaining network (KED): its logits are the sum of those of one subnet a superfeature.
+    """Additive network that explains by superfeatures (KED): its logits are the sum over one subnet per superfeature.
 
-    mlp: subnets on cells of the image, or on columns of a table; conv: grouped convolutions on masked copies of a
-    small image; trunk: heads on the cells of one shared ResNet (teacher and student agree cell by cell).
+    mlp: subnets on cells of the image, or on columns of a table. conv: grouped convolutions on masked copies of a
+    small image. trunk: heads on the cells of one shared ResNet (teacher and student agree cell by cell).
     """
 
     implementation: ClassVar[str] = "pipeline.models.additive.network:PROVIDER"
@@ -231,29 +236,32 @@ class AdditiveModelConfig(ModelConfig):
     kind: Literal["additive"] = "additive"
     name: Literal["mlp", "conv", "trunk"] = "trunk"
     superfeatures: int = 8
-    """M, of the finest level; every coarser one is kept with the weights."""
+    """Number M of superfeatures at the finest level; every coarser level is saved with the weights."""
     partition: Annotated[str | None, Role.FILE, Role.OUTSIDE_IDENTITY] = None
-    """Which cells or columns are one superfeature: the folder of a partition artifact, or its
-    partition.safetensors; null takes contiguous blocks. A weights file holds its own, which then counts."""
+    """Partition of cells or columns into superfeatures: a partition artifact's folder or its
+    partition.safetensors. null takes contiguous blocks. A weights file contains its own partition, which takes
+    precedence."""
     partition_control: Literal["none", "random", "contiguous"] = "none"
-    """Negative controls: groups of the same sizes but of random members, or contiguous blocks in place of the
+    """Negative control: random groups of the same sizes (random), or contiguous blocks in place of the
     partition."""
     partition_seed: int = 0
-    """Of partition_control=random."""
+    """Seed of partition_control=random."""
     grid: tuple[int, int] = (8, 8)
-    """(rows, columns) of cells that are grouped: of the image, or of the trunk's last stage, as many as it has."""
+    """Grid (rows, columns) of the cells that are grouped, of the image or of the trunk's last stage (whose size
+    it must match)."""
     columns: int | None = None
-    """Of mlp on a table: how many, each a feature of its own; null takes those of a store of rows, and of a store of
-    images its images."""
+    """Number of columns of a table (name=mlp), each one feature. null takes the store's columns, or the grid's
+    cells for a store of images."""
     width: int = 16
-    """Of each subnet: units of a hidden layer, or channels of a convolution."""
+    """Width of each subnet: units of a hidden layer, or channels of a convolution."""
     depth: int = 1
-    """Of each subnet: layers before its last, the linear one."""
+    """Depth of each subnet: layers before its last, linear one."""
     trunk: str = "resnet20"
-    """Of trunk: the network below the heads, resnet8, resnet14, resnet20, ..., as of kind cifar."""
+    """Network below the heads with name=trunk: resnet8, resnet14, resnet20, ..., as for kind cifar."""
     trunk_width: int = 16
+    """Width of the trunk, as `width` of kind cifar."""
     stem_stride: int = 1
-    """Of trunk, as `width` and `stem_stride` of kind cifar."""
+    """Stride of the trunk's first convolution, as `stem_stride` of kind cifar."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -267,7 +275,7 @@ class AdditiveModelConfig(ModelConfig):
         )
         require(
             self.infers_columns_from_store or self.superfeatures <= self.features,
-            f"superfeatures={self.superfeatures} of {self.features} features: each needs at least one; lower "
+            f"superfeatures={self.superfeatures} with {self.features} features: each needs at least one; lower "
             f"it{'' if self.columns else ', or choose a finer grid'}",
         )
         require(
@@ -276,8 +284,8 @@ class AdditiveModelConfig(ModelConfig):
         )
         require(
             not is_published(self.weights),
-            "weights=pretrained: nothing is published for kind additive; train one with stages.teach and give its "
-            "model.safetensors as weights=",
+            "weights=pretrained: no weights are published for kind additive; train a network with stages.teach and set "
+            "weights= to its model.safetensors",
         )
         if self.name == "mlp" and self.columns is None and self.input_size is not None:
             require(
@@ -289,22 +297,22 @@ class AdditiveModelConfig(ModelConfig):
 
     @property
     def infers_columns_from_store(self) -> bool:
-        """Whether only a table says how many features there are (models/resolve.py)."""
+        """True if the number of features is known only from a table (models/resolve.py)."""
         return self.name == "mlp" and self.columns is None and self.input_size is None
 
     @property
     def features(self) -> int:
-        """d: what is grouped."""
+        """Number d of features that are grouped."""
         return self.columns or self.grid[0] * self.grid[1]
 
     @property
     def is_input_mode(self) -> bool:
-        """Whether superfeatures are parts of the input itself, of which subnets see nothing else."""
+        """True if superfeatures are parts of the input itself, so that each subnet receives only its own part."""
         return self.name != "trunk"
 
     @property
     def trunk_config(self) -> CifarModelConfig:
-        """The network below the heads."""
+        """Config of the network below the heads."""
         return CifarModelConfig(
             name=self.trunk,
             width=self.trunk_width,

@@ -1,4 +1,4 @@
-"""One statement per option: a dataclass field with its type, its limits, its meaning and its role.
+"""Declaration of options: one dataclass field per option, with its type, limits, docstring and role.
 
     @dataclass(frozen=True, kw_only=True)
     class KDConfig(Options):
@@ -6,8 +6,8 @@
         \"\"\"Temperature of the soft targets.\"\"\"
         weights: Annotated[str | None, Role.FILE, Role.OUTSIDE_IDENTITY] = None
 
-Defaults, YAML groups, checks, the list of paths, a run's identity, `--help` and docs/reference/options.md all follow
-from it. Limits are those of the package annotated_types; null is within every limit.
+Defaults, YAML groups, checks, the list of paths, a run's identity, `--help` and docs/reference/options.md are all
+derived from it. Limits are those of the package annotated_types. null satisfies every limit.
 """
 
 from __future__ import annotations
@@ -42,35 +42,35 @@ if TYPE_CHECKING:
 class Role(Enum):
     """A property of an option beyond its value."""
 
-    FILE = "names a file or folder, which means something else on another machine"
+    FILE = "names a file or folder, so its meaning depends on the machine"
     OUTSIDE_IDENTITY = "does not change a run's results"
-    SET_BY_STAGE = "is no option of its own: the stage sets it from what was typed"
-    OUTSIDE_DATASET = "does not change a source's records: where or how they are read, not what"
+    SET_BY_STAGE = "is set by the stage from the command line, not by the user"
+    OUTSIDE_DATASET = "changes where or how a source's records are read, not the records themselves"
 
 
 @dataclass(frozen=True)
 class Option:
-    """One field of an options class."""
+    """Field of an options class."""
 
     name: str
     hint: Any
-    """Its type, without limits and roles."""
+    """Type without limits and roles."""
     limits: tuple[Any, ...]
     roles: frozenset[Role]
     default: Any
-    """MISSING where it must be given."""
+    """Default value; MISSING if the option is required."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The base of every class of options: checks the limits of its fields."""
+    """Base class of all options classes; checks the limits of its fields."""
 
     section: ClassVar[str] = ""
-    """The section that its fields belong to, for messages; empty where several sections have this class."""
+    """Section that its fields belong to, for messages; empty if several sections use this class."""
     implementation: ClassVar[str] = ""
-    """Of a member of a family: the `module:name` that implements it, imported when it is first needed."""
+    """`module:name` of the implementation of a member of a family, imported on first use."""
     minimal: ClassVar[tuple[str, ...]] = ()
-    """Of a member of a family: overrides without which it is not complete, as in data.path=folder."""
+    """Overrides required by a member of a family, such as data.path=folder."""
 
     def __post_init__(self) -> None:
         prefix = f"{self.section}." if self.section else ""
@@ -80,7 +80,7 @@ class Options:
 
 
 def options_of(cls: type[Any]) -> tuple[Option, ...]:
-    """The options of a class in the order of its fields, inherited ones first."""
+    """Return the options of a class in the order of its fields, inherited ones first."""
     return _options_of(cast("Hashable", cls))
 
 
@@ -98,9 +98,9 @@ def _options_of(key: Hashable) -> tuple[Option, ...]:
 
 
 def _option(spec: Any, hints: list[Any]) -> Option:
-    """The option that a field states; redeclared with another default, it keeps its limits and roles.
+    """Build the option that a field declares. A field redeclared with another default keeps its limits and roles.
 
-    hints  of the field in each class that has it, its own first
+    hints  type hints of the field in each class that declares it, the most derived first
     """
     extras: tuple[Any, ...] = ()
     for hint in hints:
@@ -121,12 +121,12 @@ def _option(spec: Any, hints: list[Any]) -> Option:
 
 
 def plain_defaults(cls: type[Any]) -> dict[str, Any]:
-    """The defaults of a class as YAML has them: lists for tuples, null for an empty mapping, sections as mappings."""
+    """Return the defaults of a class as plain YAML values: lists for tuples, null for an empty mapping."""
     return {option.name: to_plain(option.default) for option in options_of(cls)}
 
 
 def to_plain(value: Any) -> Any:
-    """A default as `plain_defaults` has it."""
+    """Convert a default to a plain YAML value."""
     if isinstance(value, Options):
         return plain_defaults(type(value))
     if isinstance(value, (list, tuple)):
@@ -135,7 +135,7 @@ def to_plain(value: Any) -> Any:
 
 
 def check_limits(option: Option, value: Any, path: str) -> None:
-    """ConfigError that names the option, its limits and the value where one does not hold."""
+    """Raise a ConfigError that names the option, its limits and the value if a limit is violated."""
     if value is None or all(_holds(limit, value) for limit in option.limits):
         return
     or_null = " or null" if type(None) in get_args(option.hint) else ""
@@ -143,7 +143,7 @@ def check_limits(option: Option, value: Any, path: str) -> None:
 
 
 def describe_limits(limits: tuple[Any, ...]) -> str:
-    """The limits in words: `> 0`, `>= 1`, `in [0, 1)`."""
+    """Describe the limits in words: `> 0`, `>= 1`, `in [0, 1)`."""
     low = next((limit for limit in limits if isinstance(limit, (Gt, Ge))), None)
     high = next((limit for limit in limits if isinstance(limit, (Lt, Le))), None)
     if low is not None and high is not None:
@@ -171,16 +171,16 @@ def _holds(limit: Any, value: Any) -> bool:
             return bool(value < bound)
         case Le(bound):
             return bool(value <= bound)
-    raise TypeError(f"{limit} is no limit that options have")
+    raise TypeError(f"{limit} is not a limit that options support")
 
 
 def resolve_implementation(cls: type[Options]) -> Any:
-    """The class or function that implements a member of a family, imported now."""
+    """Import and return the class or function that implements a member of a family."""
     return pkgutil.resolve_name(cls.implementation)
 
 
 def meanings_of(cls: type[Any]) -> dict[str, str]:
-    """Option -> its docstring, one line each; read from the source, so never while a stage works."""
+    """Map each option to its docstring in one line, parsed from the source (not used while a stage works)."""
     meanings: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if issubclass(base, Options) and base is not Options:

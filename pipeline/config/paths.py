@@ -1,4 +1,4 @@
-"""Options that name files or folders, which mean something else in another folder or on another machine."""
+"""Options that name files or folders, whose meaning depends on the folder and machine of the process."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _WRITTEN = ("store.path", "run")
 
 
 def require_shared_paths(config: Options, mount_path: str | None = None) -> None:
-    """ConfigError unless every path in a verb's config means the same on all nodes.
+    """Raise ConfigError unless every path in a verb's config has the same meaning on all nodes.
 
-    mount_path  folder that the nodes share, where it is known; what is written must lie in it
+    mount_path  folder shared by the nodes, if it is known; output paths must be inside it
     """
     named = list(_paths(config))
     if hasattr(config, "run"):
@@ -33,25 +33,25 @@ def require_shared_paths(config: Options, mount_path: str | None = None) -> None
         require(
             PurePosixPath(path).is_absolute(),
             f"{option}={path} is relative, and a job runs in a temporary copy of the code on one node; "
-            "give an absolute path on storage that all nodes share",
+            "set an absolute path on storage that all nodes share",
         )
         require(
             mount_path is None
             or option not in _WRITTEN
             or PurePosixPath(path).is_relative_to(mount_path),
-            f"{option}={path} would be lost with its pod; give a path in cluster.mount_path={mount_path}",
+            f"{option}={path} would be lost with its pod; set a path below cluster.mount_path={mount_path}",
         )
 
 
 def with_absolute_paths(config: C) -> C:
-    """A verb's config whose relative files are those of this process's own folder."""
+    """Return a verb's config with relative paths made absolute from the current folder of this process."""
     for name, path in _paths(config):
         config = _replaced(config, name.split("."), str(Path(path).absolute()))
     return config
 
 
 def _paths(config: Options, section: str = "") -> Iterator[tuple[str, str]]:
-    """Option and value of each file or folder that is named."""
+    """Yield the option and the value of each file or folder that is named."""
     for option in options_of(type(config)):
         name, value = f"{section}{option.name}", getattr(config, option.name)
         if isinstance(value, Options):
@@ -65,7 +65,7 @@ def _is_file(value: str | None) -> bool:
 
 
 def _is_unused(config: Options, name: str) -> bool:
-    """Whether nothing is downloaded into a folder of downloads."""
+    """Return whether the option is a download folder and nothing is downloaded."""
     return name == "cache" and "://" not in getattr(config, "path", "")
 
 
@@ -77,9 +77,9 @@ def _replaced(config: C, names: list[str], value: str) -> C:
 
 
 def place_paths(config: C) -> C:
-    """A verb's config whose paths mean the same wherever its work is done.
+    """Return a verb's config whose paths have the same meaning on every node that does its work.
 
-    Raises ConfigError for a relative path in a job, whose driver's folder is a temporary copy.
+    Raises ConfigError for a relative path in a submitted job, whose driver runs in a temporary folder.
     """
     cluster = getattr(config, "cluster", None)
     if in_submitted_job() or isinstance(cluster, KubeRayClusterConfig):

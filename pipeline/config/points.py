@@ -1,4 +1,4 @@
-"""The points of a grid of options: which there are, what they are called, which one is best."""
+"""Points of a grid of options: their enumeration, overrides and labels."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 Point = dict[str, Any]
-"""An option -> its value."""
+"""Mapping from options to values."""
 
 
 def iter_points(grid: Mapping[str, Sequence[Any]]) -> Iterator[Point]:
-    """Every combination, the last option's values fastest; one empty point where there is no option."""
+    """Yield every combination, the last option's values fastest; one empty point if there are no options."""
     for values in itertools.product(*grid.values()):
         yield dict(zip(grid, values, strict=True))
 
 
 def knows_option(composed: Any, option: str) -> bool:
-    """Whether a composed config has the option that a dotted name means."""
+    """Return whether a composed config has the option with this dotted name."""
     node = composed
     for name in option.split("."):
         if not isinstance(node, dict) or name not in node:
@@ -31,12 +31,12 @@ def knows_option(composed: Any, option: str) -> bool:
 
 
 def point_words(point: Point) -> list[str]:
-    """The point as overrides."""
+    """Return the point as overrides."""
     return [f"{option}={_hydra_text(value)}" for option, value in point.items()]
 
 
 def _hydra_text(value: Any) -> str:
-    """As Hydra's grammar reads it: JSON, but for the quotes around keys."""
+    """Format a value for Hydra's grammar: JSON, except that keys have no quotes."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k}: {_hydra_text(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
@@ -45,7 +45,7 @@ def _hydra_text(value: Any) -> str:
 
 
 def point_label(point: Point) -> str:
-    """The point in a few words: options by their last name where that is no other's."""
+    """Return a short label of the point, with options shortened to their last name where that is unique."""
     names = {option: option.rpartition(".")[2] for option in point}
     short = list(names.values())
     return " ".join(

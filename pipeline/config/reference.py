@@ -1,4 +1,4 @@
-"""Every option with its default, limits and meaning: `--help` of a stage, and docs/reference/options.md.
+"""Documentation of every option with its default, limits and meaning, for `--help` and docs/reference/options.md.
 
 python -m pipeline.config.reference > docs/reference/options.md
 """
@@ -36,7 +36,7 @@ _INDENT = " " * 8
 
 
 def describe_verb(verb: str, composed: Mapping[str, Any]) -> str:
-    """The groups of a verb, then its options with their values in a composed config and their meanings."""
+    """Describe a verb: its groups, then its options with their values in a composed config and their meanings."""
     names = [*section_names(verb), "experiment"]
     groups = {name: members for name in sorted(names) if (members := group_members(name))}
     choices = "\n".join(
@@ -58,7 +58,7 @@ def describe_verb(verb: str, composed: Mapping[str, Any]) -> str:
 
 
 def _describe(option: Option, value: Any, path: str, meaning: str) -> Iterator[str]:
-    """The lines of an option, or of every option of a section."""
+    """Yield the lines of an option, or of every option of a section."""
     cls = section_class(option, value)
     if cls is None:
         limits = _limits(option)
@@ -92,10 +92,10 @@ _SECTIONS: dict[str, type[Options]] = {
 
 
 def options_page() -> str:
-    """docs/reference/options.md."""
+    """Return the content of docs/reference/options.md."""
     parts = [
         "# Options\n\nGenerated from the dataclasses of pipeline/config by `python -m pipeline.config.reference`. "
-        "An option is written `section.option=value`; `null` stands for none.\n"
+        "An option is written `section.option=value`; `null` means no value.\n"
     ]
     for verb, cls in VERBS.items():
         parts.append(f"## {verb}\n\n{_first_line(cls)}\n\n{_table(cls, '')}")
@@ -137,7 +137,7 @@ def _first_line(cls: type[Options]) -> str:
 
 
 def _table(cls: type[Options], section: str) -> str:
-    """The options of a class as a Markdown table; those that are sections of their own are left out."""
+    """Return the options of a class as a Markdown table, except those that are sections themselves."""
     meanings = meanings_of(cls)
     rows = []
     for option in options_of(cls):
@@ -166,7 +166,7 @@ _TYPES = {int: "integer", float: "number", str: "text", bool: "true or false", A
 
 
 def _type(hint: Any) -> str:
-    """A type in the words of YAML."""
+    """Describe a type in terms of YAML."""
     origin, members = get_origin(hint), get_args(hint)
     if origin is Literal:
         return ", ".join(f"`{member}`" for member in members)

@@ -13,32 +13,36 @@ from pipeline.core.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions(Options):
-    """What a report shows."""
+    """Contents of a report."""
 
     section: ClassVar[str] = "report"
 
     title: str = "Distillation report"
+    """Title of the page."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Name -> <split>.<metric> of evaluate, <split>.<evaluator>.<metric>, or all.<metric> for the mean over splits;
-    empty takes accuracy and agreement of the split `test`."""
+    """Mapping from column name to metric; empty takes accuracy and agreement of split test. A metric is
+    <split>.<metric> of evaluate, <split>.<evaluator>.<metric>, or all.<metric> for the mean over splits."""
     runs: tuple[str, ...] = ()
-    """Others to compare with `run`: sweeps, or runs of one student."""
+    """Other runs to compare with `run`: sweeps, or runs of one student."""
     baseline: str = "kd"
+    """Arm of the sweep that the candidate is compared with."""
     candidate: str = "e2kd"
-    """The paired difference is candidate - baseline, seed by seed."""
+    """Arm of the sweep that is compared with the baseline; the paired difference is candidate - baseline, seed
+    by seed."""
     paired_column: str = "accuracy"
+    """Column of the paired difference, one of `columns`."""
     next_command: str = ""
-    """Printed last: what to try now."""
+    """Command to suggest as the next step, printed last."""
     contact_records: Annotated[int, Ge(0)] = 8
-    """Records on the contact sheet of the store and its teachers' maps; 0 leaves it out."""
+    """Number of records on the contact sheet of the store and its teachers' maps; 0 omits the sheet."""
     contact_views: Annotated[int, Ge(0)] = 2
-    """Random views (`augment=`) of each of them."""
+    """Number of random views (`augment=`) of each record on the contact sheet."""
     cases: Annotated[int, Ge(0)] = 8
-    """Records of each split, shown with the maps of teacher, baseline and candidate: chosen by a rule (the page
-    states it) from the records.parquet of both; 0 leaves them out."""
+    """Number of records per split shown with the maps of teacher, baseline and candidate; 0 omits them. They
+    are selected from the records.parquet of both by a rule that the page states."""
     case_shift: Annotated[int | None, Ge(1)] = None
-    """Pixels along the diagonal by which the first of them are moved, to see whether the explanations move along
-    (e2KD, Figure A5: 8); null leaves that out."""
+    """Shift in pixels along the diagonal at which the first cases are shown again; null omits this. It compares
+    how the explanations move with the image (e2KD, Figure A5: 8)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

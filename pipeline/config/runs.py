@@ -1,4 +1,4 @@
-"""A run's folder: what was asked, what came out, and whether it is finished."""
+"""Folder of a run: its config, its results, and the cost of the work."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ COST_NAME = "cost.json"
 
 
 def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> Path:
-    """The folder runs/<run>/<verb>, with the config that made it; it may hold a part of the same run.
+    """Return the folder runs/<run>/<verb> with its config; it may already contain part of the same run.
 
-    inputs  fingerprints of what is read, so that a changed store is a changed run
-    Raises ConfigError where the folder holds results of other options.
+    inputs  fingerprints of the inputs, so that a changed store makes a different run
+    Raises ConfigError if the folder holds results of other options.
     """
     folder = RUNS / run / verb
     values = to_plain_dict(config) | {"inputs": inputs}
@@ -39,7 +39,7 @@ def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> Pa
         wanted = identity(values, type(config))
         if existing != wanted:
             raise ConfigError(
-                f"{folder} holds a run with {_first_difference(existing, wanted)}; "
+                f"{folder} contains a run with {_first_difference(existing, wanted)}; "
                 "choose another run=, or delete that folder"
             )
     else:
@@ -48,9 +48,9 @@ def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> Pa
 
 
 def identity(values: Mapping[str, Any], cls: type[Options]) -> dict[str, Any]:
-    """The part of a resolved config that decides what comes out of it.
+    """Return the part of a resolved config that determines the results.
 
-    values  plain, of a verb's config of class `cls`; entries that are no options of it are kept
+    values  plain values of a verb's config of class `cls`; entries that are not options of it are kept
     """
     options = {option.name: option for option in options_of(cls)}
     kept: dict[str, Any] = {}
@@ -64,18 +64,18 @@ def identity(values: Mapping[str, Any], cls: type[Options]) -> dict[str, Any]:
 
 
 def save_config(path: Path, values: dict[str, Any]) -> None:
-    """Write a resolved config as YAML beside what it made."""
+    """Write a resolved config as YAML next to the results."""
     write_atomically(path, to_yaml(values).encode())
 
 
 def to_yaml(values: dict[str, Any]) -> str:
-    """Plain values as YAML, in their order."""
+    """Format plain values as YAML, in their order."""
     text: str = yaml.safe_dump(values, sort_keys=False)
     return text
 
 
 def to_plain_dict(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain values."""
+    """Convert a config dataclass to plain values."""
     values: dict[str, Any] = _without_tuples(asdict(config))
     return values
 
@@ -94,18 +94,18 @@ def _first_difference(existing: Any, wanted: Any, path: str = "") -> str:
             if existing.get(name) != wanted.get(name):
                 below = f"{path}.{name}" if path else str(name)
                 return _first_difference(existing.get(name), wanted.get(name), below)
-    return f"{path}={existing} where this one has {wanted}"
+    return f"{path}={existing}, but this one has {wanted}"
 
 
 def save_cost(folder: Path, seconds: float, records: int) -> None:
-    """Add to what the folder's work has cost so far; for people, never read by training."""
+    """Add to the recorded cost of the folder's work. It is informational and never read by training."""
     before = read_cost(folder) or {"seconds": 0.0, "records": 0}
     cost = {"seconds": before["seconds"] + seconds, "records": before["records"] + records}
     write_atomically(folder / COST_NAME, json.dumps(cost).encode())
 
 
 def read_cost(folder: Path) -> dict[str, float] | None:
-    """Seconds and records (each visit counted) that went into a folder; None where not recorded."""
+    """Return the seconds and records (each visit counted) spent on a folder, or None if not recorded."""
     path = folder / COST_NAME
     cost: dict[str, float] | None = json.loads(path.read_text()) if path.exists() else None
     return cost

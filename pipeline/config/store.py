@@ -1,4 +1,4 @@
-"""Where a store lies, what a teacher pass writes, which records a run reads."""
+"""Options of a store, of a teacher pass, and of the records that a run reads."""
 
 from __future__ import annotations
 
@@ -13,28 +13,31 @@ from pipeline.core.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class StoreOptions(Options):
-    """Where a store lies and how it is written; of a store that exists, only `path` matters to readers."""
+    """Location and format of a store. Readers of an existing store use only `path` and `teacher`."""
 
     section: ClassVar[str] = "store"
 
     path: Annotated[str, Role.FILE, Role.OUTSIDE_IDENTITY] = "stores/demo"
+    """Folder of the store."""
     backend: Annotated[Literal["zarr", "webdataset"], Role.OUTSIDE_IDENTITY] = "zarr"
     """Storage format of the teacher fields."""
     shard_size: Annotated[int, Ge(1), Role.OUTSIDE_IDENTITY] = 512
-    """Records a shard: the unit of work, retry and checksum."""
+    """Records per shard, the unit of work, retry and checksum."""
     seed: Annotated[int, Ge(0), Lt(2**63), Role.OUTSIDE_IDENTITY] = 0
-    """Of the global permutation that decides which record goes to which shard."""
+    """Seed of the global permutation that assigns records to shards."""
     image_size: Annotated[int | None, Ge(8), Le(4096), Role.OUTSIDE_IDENTITY] = None
-    """Side in pixels of the canonical frame; null takes the images' own size where all have one, else 256.
-    (Frames that are re-encoded need it before the images are read: 256, unless the source knows.)"""
+    """Side in pixels of the canonical frame; null takes the images' common size if they have one, else 256.
+    Re-encoded frames need it before the images are read, and then null is 256 unless the source declares a
+    size."""
     format: Annotated[Literal["original", "jpeg95", "raw"], Role.OUTSIDE_IDENTITY] = "original"
-    """Of the images: the files' own bytes, or the frame as a JPEG of quality 95 or as plain pixels."""
+    """Format of the images: the original bytes of the files, or the frame as a JPEG of quality 95 or as raw
+    pixels."""
     teacher: tuple[str, ...] = ()
-    """Which passes to read, where the store holds several: folder names, or the 8 digits at their ends."""
+    """Teacher passes to read if the store holds several: folder names, or the 8 digits at their ends."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.path != "", "store.path is empty; give the folder to write")
+        require(self.path != "", "store.path is empty; set it to the folder of the store")
         require(
             "://" not in self.path,
             f"store.path must be a local or mounted folder, got {self.path!r}; object storage is not supported yet",
@@ -42,12 +45,12 @@ class StoreOptions(Options):
 
 
 class PayloadInfo(NamedTuple):
-    """A payload that a teacher pass may store."""
+    """Payload that a teacher pass may store."""
 
     implementation: str
-    """See Options.implementation."""
+    """Same as Options.implementation."""
     fits_tables: bool
-    """Whether a teacher of a table's rows gives it."""
+    """True if a teacher of a table's rows can produce it."""
     options: tuple[str, ...] = ()
     """Options of PassOptions that it reads."""
 
@@ -69,25 +72,29 @@ PAYLOADS: dict[str, PayloadInfo] = {
 
 @dataclass(frozen=True, kw_only=True)
 class PassOptions(Options):
-    """What a teacher pass computes and stores."""
+    """Contents of a teacher pass."""
 
     section: ClassVar[str] = "annotate"
 
     payloads: tuple[str, ...] = ("logits", "map")
-    """attention: where each stage is active, for method=at; class_maps: the maps of all classes, for method=cat_kd;
-    feature: the pooled feature before the classifier, for method=crd and method=sskd;
-    superfeature_logits: the logits of each superfeature of an additive teacher, for method=ked."""
+    """Payloads to store. logits: the logits. map: the explanation map. attention: activation energy of each
+    stage, for method=at. class_maps: maps of all classes, for method=cat_kd. pooled: the pooled feature before
+    the classifier, for method=crd and method=sskd. superfeature_logits: the logits of each superfeature of an
+    additive teacher, for method=ked."""
     map_dtype: Literal["float32", "float16", "int8"] = "float16"
-    """Of maps divided by their max-abs. A map that is far above its own mean in a few places loses most in int8."""
+    """Storage dtype of maps, which are divided by their largest absolute value. Maps that are far above their
+    mean in a few places lose most in int8."""
     class_map_size: Annotated[int, Ge(1)] = 2
-    """Cells a side to which cat is pooled. A student's views move these cells, which the size of the features
-    (7 for a ResNet at 224 pixels) does more exactly than the 2 that CAT-KD compares."""
+    """Cells per side to which class_maps are pooled. A student's views warp these cells, which is more exact at
+    the size of the features (7 for a ResNet at 224 pixels) than at the 2 that CAT-KD compares."""
     superfeature_dtype: Literal["float16", "int8"] = "float16"
-    """Of superfeature_logits, with one scale a superfeature; int8 halves it and pays from about 200 classes on."""
+    """Storage dtype of superfeature_logits, with one scale per superfeature; int8 halves their size and is
+    worthwhile from about 200 classes."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the teacher's forward pass (autocast); explanations are computed in float32 from its features."""
+    """Precision of the teacher's forward pass (autocast); explanations are computed in float32 from its
+    features."""
     batch_size: Annotated[int, Ge(1)] = 64
-    """Records a teacher forward; constant, since it may change the last bits of the result."""
+    """Records per forward pass of the teacher; constant, because it may change the last bits of the result."""
     min_fidelity: Annotated[float, Ge(0), Le(1)] = 0.999
     """Lowest cosine between a map and its stored form that may be written."""
 
@@ -96,24 +103,24 @@ class PassOptions(Options):
         unknown = [name for name in self.payloads if name not in PAYLOADS]
         require(
             not unknown,
-            f"annotate.payloads must be of {', '.join(PAYLOADS)}; got {', '.join(unknown)}",
+            f"annotate.payloads must be among {', '.join(PAYLOADS)}; got {', '.join(unknown)}",
         )
         require("logits" in self.payloads, "annotate.payloads must contain logits")
         require(
             len(set(self.payloads)) == len(self.payloads),
-            f"annotate.payloads names one twice: {self.payloads}",
+            f"annotate.payloads lists a payload twice: {self.payloads}",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetOptions(Options):
-    """Which records of the training split a run reads; the store itself always holds the whole set."""
+    """Subset of the training split that a run reads; the store itself always contains the whole set."""
 
     section: ClassVar[str] = "subset"
 
     shots: Annotated[int | None, Ge(1)] = None
-    """Records of each class, at least that many where a record has many labels; null takes all."""
+    """Records per class, or at least that many if records have several labels; null takes all."""
     seed: int = 0
-    """Apart from `seed`, so that the shots stay fixed while initialization varies."""
+    """Seed of the selection, separate from `seed` so that the shots stay fixed while initialization varies."""
     holdout: Annotated[int, Ge(0)] = 0
-    """Records of each class kept out of training for validation; taken before the shots."""
+    """Records per class kept out of training for validation, selected before the shots."""

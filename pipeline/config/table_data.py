@@ -1,4 +1,4 @@
-"""Tables of numbers (`data=table`, `data=sklearn_table`)."""
+"""Options of tables of numbers (`data=table`, `data=sklearn_table`)."""
 
 from __future__ import annotations
 
@@ -12,41 +12,42 @@ from pipeline.config.options import Role
 from pipeline.core.errors import require
 
 ALL_COLUMNS = ("all",)
-"""As data.log1p: every numeric column."""
+"""Value of data.log1p that selects every numeric column."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableDataConfig(FileDataConfig):
-    """A CSV or Parquet file with one record a row; options name its columns."""
+    """CSV or Parquet file with one record per row; options name its columns."""
 
     implementation: ClassVar[str] = "pipeline.sources.table:TableSource"
     minimal: ClassVar[tuple[str, ...]] = ("data.path=somewhere",)
 
     kind: Literal["table"] = "table"
     path: Annotated[str, Role.FILE, Role.OUTSIDE_DATASET] = ""
+    """CSV or Parquet file."""
     label: Annotated[str | None, Role.OUTSIDE_DATASET] = "label"
-    """Column of the class; null: none. An empty cell is a label that is not known."""
+    """Column of the class; null: no labels. An empty cell is an unknown label."""
     features: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
-    """Numeric columns to store, in this order; empty takes every column that has a number in it, but for those
-    that other options name."""
+    """Numeric columns to store, in this order; empty takes every column with a number in it that no other
+    option names."""
     exclude: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
-    """Columns to leave out, such as identifiers, or another form of the label."""
+    """Columns to leave out, such as identifiers or another form of the label."""
     categorical: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
-    """Columns stored as one column a value, 1 where the row has it. The values are those of split train; a row
-    with another one, or with an empty cell, has 0 in all of them."""
+    """Columns stored as one column per value, 1 where the row has that value. The values are those of split
+    train; a row with another value, or with an empty cell, is 0 in all of them."""
     log1p: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
-    """Numeric columns stored as sign(x) log(1 + |x|), for bytes, durations and other heavy tails; `all` takes every
-    one of them."""
+    """Numeric columns stored as sign(x) log(1 + |x|), for bytes, durations and other heavy tails; `all` selects
+    every one."""
     key: Annotated[str | None, Role.OUTSIDE_DATASET] = None
-    """Column that names a record for ever; null numbers the rows."""
+    """Column with a permanent key of each record; null numbers the rows."""
     split: Annotated[str | None, Role.OUTSIDE_DATASET] = None
-    """Column of the split; null puts everything into train."""
+    """Column of the split; null puts all records into split train."""
     split_names: Annotated[dict[str, str], Role.OUTSIDE_DATASET] = field(default_factory=dict)
-    """Value of that column -> split; empty takes the values as they are."""
+    """Mapping from values of that column to splits; empty takes the values as they are."""
     classes: Annotated[str | None, Role.FILE, Role.OUTSIDE_DATASET] = None
-    """File with one class name a line, in label order; null takes the label column's values, sorted."""
+    """File with one class name per line, in label order; null takes the sorted values of the label column."""
     test_fraction: Annotated[float, Ge(0), Lt(1), Role.OUTSIDE_DATASET] = 0.0
-    """Of the records of split train that go to split test, chosen by a hash of the key."""
+    """Fraction of split train that is moved to split test, chosen by a hash of the key."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,24 +60,26 @@ class TableDataConfig(FileDataConfig):
             )
         for option in ("features", "categorical"):
             names = getattr(self, option)
-            require(len(set(names)) == len(names), f"data.{option} names one twice: {list(names)}")
+            require(
+                len(set(names)) == len(names), f"data.{option} lists a column twice: {list(names)}"
+            )
         require(
             not (self.features and self.exclude),
-            f"data.exclude={list(self.exclude)} leaves out columns that nobody names, and data.features names all that "
-            "are stored; leave one of them empty",
+            f"data.exclude={list(self.exclude)} excludes columns from the default, but data.features lists all columns "
+            "that are stored; leave one of them empty",
         )
         both = set(self.features) & set(self.categorical)
         require(not both, f"data.features and data.categorical both name {', '.join(sorted(both))}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SklearnedableDataConfig(DataConfig):
-    """A table that comes with scikit-learn; nothing is downloaded."""
+class SklearnTableDataConfig(DataConfig):
+    """Table that is part of scikit-learn, without a download."""
 
-    implementation: ClassVar[str] = "pipeline.sources.sklearn_table:SklearnedableSource"
+    implementation: ClassVar[str] = "pipeline.sources.sklearn_table:SklearnTableSource"
 
     kind: Literal["sklearn_table"] = "sklearn_table"
     name: Literal["wine", "breast_cancer", "iris", "digits"] = "wine"
-    """digits: its 8x8 pixels as 64 columns."""
+    """Name of the table; `digits` has the 8x8 pixels as 64 columns."""
     test_fraction: Annotated[float, Ge(0), Lt(1)] = 0.2
-    """Of the records, chosen by a hash of the key: the split test."""
+    """Fraction of the records that forms split test, chosen by a hash of the key."""

@@ -1,4 +1,4 @@
-"""How a teacher is trained (`teaching=`)."""
+"""Training of a teacher (`teaching=`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.core.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class LabelTeachingConfig(Options):
-    """Train a teacher on labels, with its own optimizer, trainer and views."""
+    """Training of a teacher on labels, with its own optimizer, trainer and augmentation."""
 
     section: ClassVar[str] = "teaching"
 
@@ -24,12 +24,14 @@ class LabelTeachingConfig(Options):
 
     kind: Literal["labels"] = "labels"
     loss: LabelLoss = "ce"
-    """As of method=labels."""
+    """Loss on the labels, as for method=labels."""
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Label smoothing of loss=ce."""
     start: Annotated[str | None, Role.FILE] = None
-    """File of weights to start from, whose last layer is drawn anew where its classes are others, or `pretrained`;
-    null starts at random, or from teacher.weights=pretrained."""
+    """File of initial weights, or `pretrained`; null starts at random, or from teacher.weights=pretrained. The
+    last layer is reinitialized if its classes differ."""
     split: str = "train"
+    """Split of the store to train on."""
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
     augment: AugmentOptions = field(default_factory=AugmentOptions)
@@ -42,25 +44,26 @@ class LabelTeachingConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedTeachingConfig(LabelTeachingConfig):
-    """Labels, and explanations that lie on the object (Rao et al. 2023): the papers' guided teachers."""
+    """Training on labels and on explanations that cover the object (Rao et al. 2023): guided teachers."""
 
     implementation: ClassVar[str] = "pipeline.losses.guided:GuidedLoss"
 
     kind: Literal["guided"] = "guided"  # type: ignore[assignment]
     localization: Literal["energy", "l1", "rrr", "ppce"] = "energy"
-    """Of the attributions to one class of each record: their share inside, distance from the region, squares
-    outside, or cross-entropy inside."""
+    """Localization loss on the attributions to one class of each record. energy: 1 - their share inside the
+    region. l1: distance from the region. rrr: squares outside. ppce: cross-entropy inside."""
     lambda_localization: Annotated[float, Ge(0)] = 1e-3
-    """Of their sum over the batch."""
+    """Weight of that loss, summed over the batch."""
     region: Literal["boxes", "masks"] = "boxes"
+    """Region that explanations are guided onto."""
     pareto_split: str | None = None
-    """Evaluate every epoch on this split and keep all that are best in F1 (accuracy), EPG and IoU, in pareto/
-    of the run; null keeps the last epoch only."""
+    """Split to evaluate after every epoch for Pareto-optimal weights; null keeps the last epoch only. All
+    weights that are optimal in F1 (accuracy), EPG and IoU are kept in pareto/ of the run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.augment.refuse_pixel_options(
-            "teaching=guided pulls explanations onto regions, which are moved by the view's matrix alone; "
+            "teaching=guided guides explanations onto regions, which are warped by the view's matrix only; "
             "set teaching=labels",
             "teaching.augment",
         )
@@ -68,9 +71,9 @@ class GuidedTeachingConfig(LabelTeachingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class KEDTeachingConfig(LabelTeachingConfig):
-    """A teacher that explains by superfeatures (KED, Algorithm 1): find them in a black box, then train on them.
+    """Training of a teacher that explains by superfeatures, which are first found in a black box (KED, Algorithm 1).
 
-    The black box is the section `black_box=`; where teacher.partition names superfeatures they are taken instead.
+    The black box is the section `black_box=`. If teacher.partition names superfeatures, these are used instead.
     """
 
     implementation: ClassVar[str] = "pipeline.losses.ked_teacher:ExplainingTeacherLoss"
@@ -78,29 +81,29 @@ class KEDTeachingConfig(LabelTeachingConfig):
 
     kind: Literal["ked"] = "ked"  # type: ignore[assignment]
     levels: Annotated[int, Ge(1)] = 16
-    """M of the finest level that is found (no more than there are features). The groups at teacher.superfeatures and
-    above do not depend on it."""
+    """Number M of superfeatures at the finest level that is found (at most the number of features). The levels
+    with at most teacher.superfeatures groups do not depend on it."""
     records: Annotated[int, Ge(1)] = 1024
-    """Of teaching.split, the same number of each class, on which dependency is measured."""
+    """Number of records of teaching.split, equally many per class, on which dependency is measured."""
     max_records: int = 8192
-    """`records` are doubled up to here, until two halves of them agree (Spearman's correlation >= 0.9)."""
+    """Limit up to which `records` is doubled until two halves of them agree (Spearman's correlation >= 0.9)."""
     derivative: Literal["fd", "hvp", "ablate"] = "fd"
-    """Of logits: central differences of gradients, for every activation; hvp: exact, for smooth networks; ablate:
-    differences of logits, without a gradient."""
+    """Second derivative of the logits. fd: central differences of gradients, for every activation. hvp: exact,
+    for smooth networks. ablate: differences of logits, without a gradient."""
     step: Annotated[float, Gt(0)] = 1.0
-    """Of fd and ablate, in standard deviations of a feature over the records."""
+    """Step of fd and ablate, in standard deviations of a feature over the records."""
     draws: Annotated[int, Ge(1)] = 1
-    """Of random signs over classes a record."""
+    """Draws per record of random signs over the classes."""
     neighbors: Annotated[int | None, Ge(1)] = None
-    """Strongest edges kept of each feature before grouping; null is max(4, features / 8)."""
+    """Strongest edges kept per feature before grouping; null is max(4, features / 8)."""
     resolution: Annotated[float, Gt(0)] = 1.0
-    """Of Louvain's algorithm, to start with; raised where it finds fewer than teacher.superfeatures groups."""
+    """Initial resolution of Louvain's algorithm; increased if it finds fewer than teacher.superfeatures groups."""
     grouping_seed: Annotated[int, Ge(0)] = 0
-    """Of the choice of records, of signs and of Louvain's algorithm."""
+    """Seed of the choice of records, of the signs and of Louvain's algorithm."""
     lambda_kd: Annotated[float, Ge(0)] = 0.0
-    """Of soft targets of the black box beside the labels: it is then asked in every step."""
+    """Weight of soft targets of the black box in addition to the labels; above 0 it is run in every step."""
     tau: Annotated[float, Gt(0)] = 4.0
-    """Their temperature."""
+    """Temperature of these soft targets."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,8 +113,8 @@ class KEDTeachingConfig(LabelTeachingConfig):
         )
         require(
             self.loss == "ce" or self.lambda_kd == 0,
-            f"teaching.lambda_kd={self.lambda_kd} has the classes compete for one label, teaching.loss={self.loss} "
-            "does not; set one of them to its default",
+            f"teaching.lambda_kd={self.lambda_kd} needs one label per record, and teaching.loss={self.loss} "
+            "does not assume one; set one of them to its default",
         )
 
 

@@ -1,4 +1,4 @@
-"""The sections that each verb reads, and the families whose member is chosen by `kind`."""
+"""Sections that each verb reads, and the families whose member is chosen by `kind`."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ DEFAULT_EVALUATORS = ("accuracy", "localization")
 class PrecomputeConfig(Options):
     """Sections that `stages.precompute` reads.
 
-    `augment`, `split` and `subset` say which views of which records a pass of stored views covers; the
-    canonical pass always covers all.
+    `augment`, `split` and `subset` determine the views and records of a pass of stored views. The
+    canonical pass always covers all records.
     """
 
     data: DataConfig
@@ -54,9 +54,11 @@ class PrecomputeConfig(Options):
     augment: AugmentOptions = field(default_factory=AugmentOptions)
     subset: SubsetOptions = field(default_factory=SubsetOptions)
     split: str = "train"
+    """Split that a pass of stored views covers."""
     executor: Executor = "ray"
+    """Executor of the work: Ray, or this process alone (serial)."""
     run: str = "untitled"
-    """Folder below runs/, in all stages; an absolute one is taken as it is (on a cluster it must be)."""
+    """Folder below runs/, shared by all stages; an absolute path is taken as it is (required on a cluster)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,30 +68,32 @@ class PrecomputeConfig(Options):
         )
         require(
             self.views.kind != "random" or len(self.augment.operations) > 0,
-            "views=random draws augment.operations, which are empty: choose augment=",
+            "views=random draws from augment.operations, which is empty: set augment=",
         )
         if self.views.kind == "random":
             self.augment.refuse_pixel_options(
-                "a stored view is a matrix alone; set views=canonical and teach with mode=live"
+                "a stored view consists of a matrix only; set views=canonical and distill with mode=live"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeachConfig(Options):
-    """Sections that `stages.teach` reads: `teacher` is the network, trained on a store's labels."""
+    """Sections that `stages.teach` reads; `teacher` is the network to train on a store's labels."""
 
     store: StoreOptions
     teacher: ModelConfig
     teaching: TeachingConfig
     evaluate: EvaluateOptions
     black_box: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
-    """Of teaching=ked: the trained network in whose logits superfeatures are found."""
+    """Trained network in whose logits teaching=ked finds superfeatures."""
     cluster: Annotated[ClusterConfig, Role.OUTSIDE_IDENTITY] = field(
         default_factory=LocalClusterConfig
     )
-    """Where ranks run."""
+    """Cluster that the training processes run on."""
     seed: int = 0
+    """Seed of the training, as in distill."""
     run: str = "untitled"
+    """Folder below runs/, as in precompute."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,18 +101,18 @@ class TeachConfig(Options):
             not isinstance(self.teaching, KEDTeachingConfig)
             or isinstance(self.teacher, AdditiveModelConfig),
             f"teaching=ked trains a network that explains by superfeatures, not teacher={self.teacher.kind}; set "
-            "teacher=additive, or another teaching=",
+            "teacher=additive, or choose another teaching=",
         )
         require(
             not self.uses_black_box or self.black_box.kind != "none",
-            "teaching=ked finds superfeatures in the logits of a trained network (or learns from them): name it with "
-            "black_box=<kind> black_box.weights=, or name superfeatures with teacher.partition= (or take "
-            "teacher.partition_control=contiguous) and leave teaching.lambda_kd=0",
+            "teaching=ked needs a trained network, to find superfeatures in it or as a teacher (teaching.lambda_kd): "
+            "name it with black_box=<kind> black_box.weights=, or set teacher.partition= (or "
+            "teacher.partition_control=contiguous) and teaching.lambda_kd=0",
         )
 
     @property
     def needs_partition_search(self) -> bool:
-        """Whether superfeatures have to be found before the teacher is trained."""
+        """True if superfeatures have to be found before the teacher is trained."""
         return (
             isinstance(self.teaching, KEDTeachingConfig)
             and isinstance(self.teacher, AdditiveModelConfig)
@@ -118,7 +122,7 @@ class TeachConfig(Options):
 
     @property
     def uses_black_box(self) -> bool:
-        """Whether `black_box` is read: to find superfeatures, or as a teacher."""
+        """True if `black_box` is read, to find superfeatures or as a teacher."""
         teaching = self.teaching
         return self.needs_partition_search or (
             isinstance(teaching, KEDTeachingConfig) and teaching.lambda_kd > 0
@@ -127,7 +131,7 @@ class TeachConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig(Options):
-    """Sections that `stages.verify` reads; all but `store` with equivariance=true only."""
+    """Sections that `stages.verify` reads; all except `store` are read with equivariance=true only."""
 
     store: StoreOptions
     teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
@@ -135,100 +139,110 @@ class VerifyConfig(Options):
     annotate: PassOptions = field(default_factory=PassOptions)
     augment: AugmentOptions = field(default_factory=AugmentOptions)
     split: str = "train"
+    """Split of the records for equivariance."""
     equivariance: bool = False
-    """Also ask the teacher again on views of `equivariance_records` records, and compare."""
+    """Also run the teacher again on views of `equivariance_records` records, and compare."""
     equivariance_records: Annotated[int, Ge(1)] = 256
+    """Number of records to run the teacher on again."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
             not self.equivariance or self.teacher.kind != "none",
-            "equivariance=true asks the teacher again: name it with teacher= and teacher.weights=, as for precompute",
+            "equivariance=true runs the teacher again: name it with teacher= and teacher.weights=, as for precompute",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRun(Options):
-    """What all evaluators of an evaluation share: its folder is of one such config."""
+    """Options shared by all evaluators of an evaluation, which identify its folder."""
 
     store: StoreOptions
     evaluate: EvaluateOptions
     run: str = "untitled"
+    """Folder below runs/ of the student to evaluate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(EvaluationRun):
-    """Sections that `stages.evaluate` reads; the student is the one that `run` names."""
+    """Sections that `stages.evaluate` reads; the student is the one of `run`."""
 
     evaluators: tuple[str, ...] | None = None
-    """Who evaluators; each is a unit of work, so that a later call may ask for one more. null is accuracy and, where
-    there are regions or a teacher's maps, localization. evaluate.shift.pixels adds shift."""
+    """Evaluators to run; null is accuracy and, if there are regions or a teacher's maps, localization. Each is
+    a separate unit of work, so a later call may add one. evaluate.shift.pixels adds shift."""
     model: Literal["student", "teacher"] = "student"
-    """Who is evaluated: the run's student, or the network of `teacher` itself (into evaluate-teacher)."""
+    """Network to evaluate: the run's student, or the network of `teacher` (results in evaluate-teacher)."""
     teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
-    """The network that made the student's teacher pass, for evaluators that ask it again; teacher.weights=null is none."""
+    """Network of the student's teacher pass, for evaluators that run it again; teacher.weights=null names none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.evaluators is not None:
-            require(len(self.evaluators) > 0, "evaluators is empty; name at least one, or null")
+            require(
+                len(self.evaluators) > 0,
+                "evaluators is empty; name at least one, or set it to null",
+            )
             unknown = [evaluator for evaluator in self.evaluators if evaluator not in EVALUATORS]
             require(
                 not unknown,
-                f"evaluators must be of {', '.join(EVALUATORS)}; got {', '.join(unknown)}",
+                f"evaluators must be among {', '.join(EVALUATORS)}; got {', '.join(unknown)}",
             )
             require(
                 len(set(self.evaluators)) == len(self.evaluators),
-                f"evaluators names one twice: {', '.join(self.evaluators)}",
+                f"evaluators lists an evaluator twice: {', '.join(self.evaluators)}",
             )
         uses_teacher = any(
             EVALUATORS[evaluator].uses_teacher for evaluator in self.requested_evaluators
         )
         if self.model == "student" and not uses_teacher:
-            # An experiment names the teacher for all verbs; where it is not read it makes no difference.
+            # An experiment may name a teacher for all verbs; unread, it must not change the identity.
             object.__setattr__(self, "teacher", NoModelConfig())
 
     @property
     def requested_evaluators(self) -> tuple[str, ...]:
-        """The evaluators that this call is for."""
+        """Evaluators that this call is to run."""
         evaluators = DEFAULT_EVALUATORS if self.evaluators is None else self.evaluators
         wants_shift = self.evaluate.shift.pixels is not None and "shift" not in evaluators
         return (*evaluators, "shift") if wants_shift else evaluators
 
     @property
     def shared(self) -> EvaluationRun:
-        """Without what only some evaluators read."""
+        """Config without the options that only some evaluators read."""
         return EvaluationRun(store=self.store, evaluate=self.evaluate, run=self.run)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(Options):
-    """Sections that `stages.sweep` reads on top of those of distill and evaluate."""
+    """Sections that `stages.sweep` reads in addition to those of distill and evaluate."""
 
     arms: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Name of an arm -> its overrides of the distill options."""
+    """Mapping from an arm's name to its overrides of the distill options."""
     cluster: ClusterConfig
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Distill option -> values; every arm with every combination of the options that it knows."""
+    """Mapping from a distill option to values; each arm runs with every combination of the options that it has."""
     select: str | None = None
-    """<split>.<metric> by which each arm's point is chosen, in the mean over seeds; only its students are
-    then evaluated on evaluate.splits. The split: `holdout` (subset.holdout) or another of the store."""
+    """Metric <split>.<metric> that selects each arm's grid point, by the mean over seeds; null selects none.
+    Only the students of that point are evaluated on evaluate.splits. The split is `holdout` (subset.holdout) or
+    another of the store."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds; every arm is trained once per seed."""
     executor: Executor = "ray"
+    """Executor of the work: Ray, or this process alone (serial)."""
     parallel: Annotated[int | None, Ge(1)] = None
-    """Most students that Ray trains side by side, one thread each; null: as many as cluster.cpus_per_student
-    and cluster.gpus_per_student leave room for."""
+    """Largest number of students that Ray trains in parallel, one thread each. null: the number that
+    cluster.cpus_per_student and cluster.gpus_per_student allow."""
     run: str = "untitled"
+    """Folder below runs/, as in precompute."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
             len(self.arms) > 0,
-            "arms is empty; choose experiment=... or give arms={name: [overrides]}",
+            "arms is empty; choose experiment=... or set arms={name: [overrides]}",
         )
-        require(len(self.seeds) > 0, "seeds is empty; give at least one, as in seeds=[0,1,2]")
+        require(len(self.seeds) > 0, "seeds is empty; set at least one, as in seeds=[0,1,2]")
         require(
-            len(set(self.seeds)) == len(self.seeds), f"seeds names one twice: {list(self.seeds)}"
+            len(set(self.seeds)) == len(self.seeds), f"seeds lists a seed twice: {list(self.seeds)}"
         )
         require(
             self.select is None or all(self.select.partition(".")[::2]),
@@ -241,12 +255,12 @@ class SweepConfig(Options):
         known = [s.name for s in fields(DistillConfig) if s.name not in ("seed", "run", "cluster")]
         require(
             option.split(".")[0] in known,
-            f"grid: {option} is no option of a student; it may name those of {', '.join(known)}",
+            f"grid: {option} is not an option of a student; it may name those of {', '.join(known)}",
         )
-        require(len(values) > 0, f"grid.{option} is empty; give at least one value")
+        require(len(values) > 0, f"grid.{option} is empty; set at least one value")
         require(
             all(value not in values[:i] for i, value in enumerate(values)),
-            f"grid.{option} names one twice: {list(values)}",
+            f"grid.{option} lists a value twice: {list(values)}",
         )
 
 
@@ -258,18 +272,20 @@ class ReportConfig(Options):
     augment: AugmentOptions
     report: ReportOptions
     run: str = "untitled"
+    """Folder below runs/ of the sweep or student to report."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RenderConfig(Options):
-    """What `stages.render` reads; all other words are those of the verb that the job runs."""
+    """Sections that `stages.render` reads; all other words are those of the verb that the job runs."""
 
     cluster: KubeRayClusterConfig
     verb: Literal["precompute", "teach", "verify", "distill", "evaluate", "sweep", "report"] = (
         "precompute"
     )
+    """Stage that the job runs."""
     words: Annotated[tuple[str, ...], Role.SET_BY_STAGE] = ()
-    """The verb's own, as they were typed."""
+    """Words of the verb, as they were typed."""
     output: str | None = None
     """File to write; null prints the manifest."""
 
@@ -285,7 +301,7 @@ FAMILIES: dict[str, Mapping[str, type[Options]]] = {
     "method": METHODS,
     "cluster": CLUSTERS,
 }
-"""Sections whose class is chosen by their `kind`: section -> kind -> class."""
+"""Sections whose class is chosen by `kind`: section -> kind -> class."""
 
 VERBS: dict[str, type[Any]] = {
     "precompute": PrecomputeConfig,
@@ -300,7 +316,7 @@ VERBS: dict[str, type[Any]] = {
 
 
 def section_class(option: Option, values: Any) -> type[Options] | None:
-    """The class of a section's plain values; None where the option is no section, or of no kind that is known."""
+    """Return the class of a section's plain values, or None if it is not a section or of unknown kind."""
     if not isinstance(values, dict):
         return None
     if option.name in FAMILIES:

@@ -1,4 +1,4 @@
-"""Which views of an input a teacher pass covers (`views=`)."""
+"""Views of an input that a teacher pass covers (`views=`)."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ NUM_ROTATIONS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig(Options):
-    """The canonical view is always there; a pass of stored views lies beside it."""
+    """Stored views of a teacher pass, in addition to the canonical view, which always exists."""
 
     section: ClassVar[str] = "views"
 
     count: Annotated[int, Ge(1)] = 1
-    """Stored views of each record."""
+    """Stored views per record."""
     seed: int = 0
-    """Of their draws."""
+    """Seed of the views' random draws."""
     per_step: Annotated[int, Ge(1)] = 1
-    """Read by distill with mode=replay: so many views of a record in each batch, from one decoded image.
+    """Views of each record in a batch, from one decoded image; read by distill with mode=replay.
     trainer.batch_size counts views."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CanonicalViewsConfig(ViewsConfig):
-    """The whole frame alone."""
+    """Whole frame only."""
 
     kind: Literal["canonical"] = "canonical"
 
@@ -38,13 +38,13 @@ class CanonicalViewsConfig(ViewsConfig):
         super().__post_init__()
         require(
             self.count == 1,
-            f"views.count={self.count} needs views to draw: choose views=random or views=rotations",
+            f"views.count={self.count} requires drawn views: choose views=random or views=rotations",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomViewsConfig(ViewsConfig):
-    """Views drawn as `augment.operations` says."""
+    """Random views drawn from `augment.operations`."""
 
     kind: Literal["random"] = "random"
     count: int = 4
@@ -52,7 +52,7 @@ class RandomViewsConfig(ViewsConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RotationsViewsConfig(ViewsConfig):
-    """The frame turned by 0, 90, 180 and 270 degrees, as SSKD needs it."""
+    """Frame rotated by 0, 90, 180 and 270 degrees, as needed by SSKD."""
 
     kind: Literal["rotations"] = "rotations"
     count: int = NUM_ROTATIONS

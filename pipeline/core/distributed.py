@@ -38,7 +38,7 @@ class DistributedContext:
 
     @property
     def is_first(self) -> bool:
-        """Whether this rank writes the outputs of the run."""
+        """True if this rank writes the outputs of the run."""
         return self.rank == 0
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:

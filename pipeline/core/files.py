@@ -1,4 +1,4 @@
-"""Atomic, durable file writes: a file is either whole or absent, whatever happens to the process that writes it.
+"""Atomic, durable file writes: a file is either whole or absent, even if the process that writes it dies.
 
 A commit writes to a unique temporary name in the same folder, calls fsync, renames the file, and calls fsync on the
 folder. Every operation goes through this module's `os`, so that a test can simulate a crash after any of them.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def has_many(labels: Tensor) -> bool:
-    """Whether the labels have the multi-label form."""
+    """Return whether the labels have the multi-label form."""
     return labels.dim() == 2
 
 

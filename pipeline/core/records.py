@@ -42,7 +42,7 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One input as listed by its source. The bytes are read later, shard by shard."""
+    """Input as listed by its source. The bytes are read later, shard by shard."""
 
     key: str
     """Permanent name of the record: unique, at most 200 bytes, without dots or slashes."""
@@ -53,7 +53,7 @@ class Record:
     group: int = NO_GROUP
     boxes: tuple[Box, ...] = ()
     boxes_in_pixels: bool = False
-    """Whether the boxes are in pixels of the original, upright image; packing normalizes them."""
+    """True if the boxes are in pixels of the original, upright image; packing normalizes them."""
     content: tuple[Any, ...] = ()
     """JSON values that the source needs to read the record (a seed, a relative path and its size). They are part
     of the fingerprint and therefore never contain an absolute path."""
@@ -85,7 +85,7 @@ class FieldSpec:
     codec: Literal["raw", "maxabs"] = "raw"
     when_moved: WhenMoved = "keep"
     frame: Literal["full", "center_crop"] | None = None
-    """Part of the canonical frame that the teacher saw; None for fields that are not spatial."""
+    """Part of the canonical frame that the teacher received; None for fields that are not spatial."""
     crop_fraction: float | None = None
     """Fraction of the original's shorter side that a center crop covers; None where `frame` is not a crop."""
     axes: tuple[str, ...] = ()
@@ -113,10 +113,10 @@ class StoredTargets:
     """Requested fields of other payloads, f32. Spatial fields on the teacher's grids: attention_<stage> [B, h, w],
     class_maps [B, K, r, r]. Fields without spatial axes: pooled [B, d], superfeature_logits [B, M, K]."""
     intermediates_are_spatial: bool = True
-    """Whether these fields are spatial and are warped with the view."""
+    """True if these fields are spatial and are warped with the view."""
     map_from_canonical: Tensor | None = None
     """Matrices f32 [B, 3, 3] that place all these grids in the canonical frame. None where the grids are those of
-    the batch's own view, because the teacher has seen that view (replay)."""
+    the batch's own view, because the teacher was run on that view (replay)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +134,8 @@ class Targets:
     """Validity of the maps, bool [B, E]: False where the warped map is zero or no class is explained."""
     intermediates: dict[str, Tensor] = field(default_factory=dict)
     """Other fields that the loss reads, f32. Spatial fields on the teacher's own grids, after the warp:
-    attention_<stage> [B, h, w], class_maps [B, K, h, w], review_<level> [B, C, h, w], ft [B, C, h, w]. Fields without spatial
-    axes: pooled [B, d], superfeature_logits [B, M, K], superfeature_hidden [B, M, width]."""
+    attention_<stage> [B, h, w], class_maps [B, K, h, w], review_<level> [B, C, h, w], ft [B, C, h, w]. Fields
+    without spatial axes: pooled [B, d], superfeature_logits [B, M, K], superfeature_hidden [B, M, width]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +187,7 @@ class Batch:
 
     @property
     def is_table(self) -> bool:
-        """Whether the inputs are the rows of a table."""
+        """True if the inputs are the rows of a table."""
         return self.inputs.ndim == 2
 
 

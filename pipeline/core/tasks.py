@@ -20,7 +20,7 @@ class ShardTask(Protocol):
     """Picklable operation on one shard."""
 
     needs_gpu: ClassVar[bool]
-    """Whether an actor that runs the task reserves its share of the GPUs."""
+    """True if an actor that runs the task reserves its share of the GPUs."""
 
     def __call__(self, shard: Any, /) -> ShardResult:
         """Process one shard and commit its result to disk."""
@@ -56,7 +56,7 @@ def run_shards(
 
 
 class Task(Protocol):
-    """One of several independent tasks. It is picklable and safe to restart."""
+    """Independent task, picklable and safe to restart."""
 
     @property
     def name(self) -> str:

@@ -1,5 +1,5 @@
-"""Numbers about a frozen network: the shared forward pass, metrics, records and results.
+"""Metrics of a frozen network: the shared forward pass, metrics, records and results.
 
-One evaluator a module or folder belongs to evaluation/evaluators; pages and figures to pipeline/report.
+The evaluators are in evaluation/evaluators, pages and figures in pipeline/report.
 Read first: run.py, then forward.py.
 """

@@ -1,4 +1,4 @@
-"""Is the student right, and does it say what its teacher says? Fractions in [0, 1]."""
+"""Accuracy of a student and its agreement with the teacher, as fractions in [0, 1]."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from pipeline.losses.mld import mld_loss
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of labeled records whose highest logit [N, K] is the label [N]; nan where none is labeled."""
+    """Share of labeled records whose highest logit [N, K] is the label [N], nan if none is labeled."""
     known = labels != NO_LABEL
     return float((logits.argmax(dim=1) == labels)[known].double().mean())
 
 
 def f1(logits: Tensor, labels: Tensor) -> float:
-    """Micro F1 over all (record, class) pairs: 2 TP / (2 TP + FP + FN), a class from logit 0 upwards being positive.
+    """Micro F1 over all (record, class) pairs, 2 TP / (2 TP + FP + FN), where a class is positive if its logit is >= 0.
+
+    The result is nan if there is neither a label nor a positive class.
 
     logits  [N, K]
-    labels  f32 [N, K]; a record whose labels are not known is left out. nan where there is neither a label
-            nor a positive class
+    labels  f32 [N, K], records with unknown labels are left out
     """
     counted = known(labels)
     positive, present = logits[counted] >= 0, labels[counted] > 0
@@ -40,7 +41,7 @@ def label_scores(
     groups: Tensor,
     group_sets: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """How right logits [N, K] are: accuracy, also by group [N] and set of groups; of many labels a record f1."""
+    """Accuracy of logits [N, K], overall and by group [N] and group set, or f1 if a record has many labels."""
     if has_many(labels):
         return {"f1": f1(logits, labels)}
     counted = labels != NO_LABEL
@@ -58,7 +59,7 @@ def teacher_scores(
     groups: Tensor,
     group_sets: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """How close two networks' logits [N, K] are, also by group [N], and how right the teacher is itself."""
+    """Agreement and KL of two networks' logits [N, K], agreement also by group [N], and the teacher's own accuracy."""
     many = has_many(labels)
     scores = {
         "agreement": agreement(student_logits, teacher_logits, many=many),
@@ -75,9 +76,9 @@ def teacher_scores(
 
 
 def agreement(student_logits: Tensor, teacher_logits: Tensor, *, many: bool = False) -> float:
-    """Share of records on which both networks have the same top-1 class (e2KD eq. 4); labels play no part.
+    """Share of records for which both networks have the same top-1 class (e2KD eq. 4), independent of the labels.
 
-    many  of sets with many labels a record, which the paper leaves open: the same set of positive classes
+    many  records have many labels, a case that the paper leaves open: compare the sets of positive classes
     """
     student, teacher = (
         predict_labels(logits, many=many) for logits in (student_logits, teacher_logits)
@@ -89,7 +90,7 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor, *, many: bool = Fa
 def kl_to_teacher(student_logits: Tensor, teacher_logits: Tensor, *, many: bool = False) -> float:
     """Mean KL(teacher || student) of the class probabilities, in nats.
 
-    many  each class on its own: the sum of the Bernoulli divergences over classes
+    many  treat each class separately: the sum of the Bernoulli divergences over classes
     """
     if many:
         return float(mld_loss(student_logits.double(), teacher_logits.double(), tau=1.0))

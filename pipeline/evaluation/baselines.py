@@ -1,4 +1,4 @@
-"""The baselines of evaluators that compare a student with another run."""
+"""Baseline runs of the evaluators that compare a student with another run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COMPARING = [name for name, options in EVALUATORS.items() if options.compares]
 
 
 def named_baselines(config: EvaluateConfig) -> set[str]:
-    """What the evaluators that are asked name as baseline."""
+    """Baselines that the requested evaluators name."""
     options = [
         getattr(config.evaluate, evaluator)
         for evaluator in _COMPARING
@@ -26,9 +26,9 @@ def named_baselines(config: EvaluateConfig) -> set[str]:
 
 
 def with_baselines(config: EvaluateConfig, runs: Mapping[str, str | None]) -> EvaluateConfig:
-    """The config with each baseline that is one of `runs` replaced by that run; by none where the run is None.
+    """Return the config with each baseline that is a key of `runs` replaced by its run, or by None.
 
-    runs  arm -> the run of its student; None for the arm that is evaluated itself
+    runs  arm -> the run of its student, None for the arm that is being evaluated
     """
     changed = {}
     for evaluator in _COMPARING:

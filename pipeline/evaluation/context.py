@@ -1,4 +1,4 @@
-"""What an evaluator is given: a model, a split's records, and whatever else it may ask for."""
+"""The input of an evaluator: a model, the records of a split, and everything else it may need."""
 
 from __future__ import annotations
 
@@ -22,40 +22,41 @@ from pipeline.store.reader import Store
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationContext:
-    """One split of an evaluation."""
+    """The evaluation of one split."""
 
     split: str
     model: EvaluatedModel
     dataset: StoreDataset
-    """The split's records in the index's order, each once, with boxes and masks (`iter_in_order` reads them in
-    batches, `geometry.evaluation_view` gives the view to evaluate in). `passes` are those of the subject's teachers."""
+    """Records of the split in the order of the index, each once, with boxes and masks. `iter_batches` reads them in
+    batches, and `geometry.evaluation_view` returns the view to evaluate in. `passes` are those of the evaluated
+    model's teachers."""
     config: EvaluateConfig
     networks: Networks
-    """The teacher network and other students, where an evaluator needs them."""
+    """Teacher network and other students, for evaluators that need them."""
     folder: Path
-    """Of the evaluation: where an evaluator writes what is too large for metrics.json, named <evaluator>-<split>.*"""
+    """Folder of the evaluation, to which evaluators write files (<evaluator>-<split>.*) too large for metrics.json."""
     fingerprint: str = ""
-    """Of the model: sha256 of its weights, as config.yaml names it."""
+    """Fingerprint of the model: sha256 of its weights, as recorded in config.yaml."""
     localize: bool = True
-    """Whether the shared pass looks at maps and regions."""
+    """True if the shared forward pass also evaluates maps and regions."""
 
     @property
     def options(self) -> EvaluateOptions:
-        """The section `evaluate`, with one section for each evaluator that has options."""
+        """Section `evaluate` of the config, with one subsection for each evaluator that has options."""
         return self.config.evaluate
 
     @property
     def store(self) -> Store:
-        """That the records are of."""
+        """Store of the records."""
         return self.dataset.store
 
     @cached_property
     def predictions(self) -> Predictions:
-        """The one forward pass that accuracy and localization share, and the table of records with them."""
+        """Results of the one forward pass that accuracy, localization and the table of records share."""
         return predict_records(self.model, self.dataset, self.options, localize=self.localize)
 
     def iter_batches(self, positions: Sequence[int] | None = None) -> Iterator[Batch]:
-        """The split, or some positions of it, in batches, each in the view to evaluate in, where the subject lies."""
+        """Iterate over the split, or some positions of it, in batches in the evaluation view on the model's device."""
         model, size = self.model, self.options.batch_size
         chosen = range(len(self.dataset)) if positions is None else positions
         for start in range(0, len(chosen), size):
@@ -66,7 +67,7 @@ class EvaluationContext:
 
     @cached_property
     def has_regions(self) -> bool:
-        """Whether any record has a region of evaluate.region."""
+        """True if any record has a region of the kind evaluate.region."""
         if self.options.region == "masks":
             return bool((self.dataset.columns["mask_size"] > 0).any())
         boxes = self.store.index["boxes"].take(self.dataset.rows)
@@ -74,19 +75,20 @@ class EvaluationContext:
 
     @property
     def has_maps(self) -> bool:
-        """Whether the subject's first teacher pass holds maps."""
+        """True if the evaluated model's first teacher pass contains maps."""
         passes = self.dataset.passes
         return bool(passes) and any(spec.name == "map" for spec in passes[0].manifest.fields)
 
 
 def require_one_label(context: EvaluationContext, evaluator: str) -> None:
-    """ConfigError unless records of the split have one label each, of the subject's classes."""
+    """Raise ConfigError unless the records of the split have one label each, among the evaluated model's classes."""
     if context.dataset.has_many_labels:
         raise ConfigError(
-            f"evaluators={evaluator} needs one label a record, and {context.store.path} has many; leave it out of evaluators"
+            f"evaluators={evaluator} needs one label per record, but records of {context.store.path} have many; "
+            "remove it from evaluators"
         )
     if not context.dataset.has_labels:
         raise ConfigError(
-            f"evaluators={evaluator} needs labels, and no record of {context.split} has one of the subject's classes; "
-            "choose another evaluate.splits, or evaluate.store"
+            f"evaluators={evaluator} needs labels, but no record of {context.split} is labeled with a class of the "
+            "evaluated model; choose another evaluate.splits or evaluate.store"
         )

@@ -1,7 +1,8 @@
-"""What a stored target is worth once the view moves: against the teacher asked again on that very view.
+"""Equivariance of a teacher: stored targets of a transformed view compared with the teacher's output on that view.
 
-Frozen mode keeps a record's logits and moves its map along. Both are approximations, and how good they are
-depends on the teacher and on the augmentation; this measures it, one kind of operation at a time.
+Frozen mode keeps a record's logits and applies the view's transform to its map. Both are approximations. Their
+quality depends on the teacher and on the augmentation, and this module measures it for one kind of operation at a
+time.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ if TYPE_CHECKING:
 
 
 UNMOVED = "none"
-"""The whole frame: what the store's rounding alone costs."""
+"""Name of the measurement on the whole frame, which shows the error of the store's rounding alone."""
 _BATCH = 64
 
 
 @torch.no_grad()
 def teacher_equivariance(config: VerifyConfig, store: Store, teacher: ModelConfig) -> str:
-    """`measure_equivariance` of the teacher that made a pass of the store, as a line a kind of operation."""
-    require_images(store, "equivariance=true", "verify it without")
+    """Run `measure_equivariance` for the teacher of one pass of the store, and format one line per operation."""
+    require_images(store, "equivariance=true", "set it to false")
     num_classes = len(store.manifest.classes)
     asked = sha256_json(describe_teacher(teacher, num_classes, config.annotate.precision))
     passes = [store.open_pass(folder.name) for folder in store.pass_folders()]
@@ -57,7 +58,7 @@ def teacher_equivariance(config: VerifyConfig, store: Store, teacher: ModelConfi
     ]
     if not taught:
         raise StoreMismatchError(
-            f"{store.path} holds no pass of this teacher and explainer={config.explainer.kind}; it holds: "
+            f"{store.path} contains no pass of this teacher with explainer={config.explainer.kind}; it contains: "
             + ", ".join(t.name for t in passes)
         )
     rows = rows_of_split(store.index, config.split)
@@ -86,15 +87,15 @@ def measure_equivariance(
     operations: Sequence[OperationConfig],
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Of each kind of operation, always applied, over the dataset's first canonical pass:
+    """Measure each kind of operation, always applied, over the dataset's first canonical pass.
 
-    map_cosine     mean cosine of the warped stored map with the recomputed one, of the stored class, at the
-                   teacher's input size; pairs in which either is zero are left out
+    map_cosine     mean cosine between the warped stored map and the recomputed map of the stored class, at the
+                   teacher's input size, without pairs in which either is zero
     logits_kl      mean KL(recomputed || stored) of the softmax at temperature 1
-    top1_agreement of stored and recomputed logits
+    top1_agreement share of records whose stored and recomputed logits have the same top-1 class
 
-    model       the pass's own teacher, frozen
-    input_size  (height, width) at which it sees a view
+    model       the teacher of the pass, frozen
+    input_size  (height, width) of the views that it receives
     """
     alone: dict[str, tuple[OperationConfig, ...]] = {UNMOVED: ()}
     alone |= {operation.kind: (replace(operation, p=1.0),) for operation in operations}
@@ -127,7 +128,7 @@ def measure_equivariance(
 def _compare(
     model: Classifier, explain: Explainer, input_size: tuple[int, int], batch: Batch
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each record: cosine (nan where a map is zero), KL, whether the top-1 agrees; each [n]."""
+    """Return, for each record, the cosine (nan if a map is zero), the KL and the top-1 agreement, each [n]."""
     stored = batch.targets[0]
     assert stored.explained_class is not None
     output = forward_to_explain(model, view_images(batch, input_size))

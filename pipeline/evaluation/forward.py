@@ -1,4 +1,4 @@
-"""One pass of a frozen model over a split: all its numbers."""
+"""One forward pass of a frozen model over a split, from which its shared metrics are computed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from pipeline.store.reader import Store, TeacherPass
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedModel:
-    """Who is evaluated: a frozen model, and how its reasons are read."""
+    """The model under evaluation: a frozen network, its input size and its explainer."""
 
     network: Classifier
     input_size: tuple[int, int]
@@ -45,18 +45,18 @@ class EvaluatedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """Device of the model."""
         return next(self.network.parameters()).device
 
     def maps(self, output: ModelOutput, explained_class: Tensor) -> Tensor:
-        """Explanations [B, E, A, h, w] of its output by the network's own explainer, for classes [B, E]."""
+        """Compute the explanations [B, E, A, h, w] of its output for classes [B, E], by the network's own explainer."""
         return EXPLAINERS[self.network.explainer](self.network, output, explained_class)
 
 
 def open_split(
     store: Store, passes: Sequence[TeacherPass], split: str, trained: TrainedModel
 ) -> StoreDataset:
-    """The records of one of evaluate.splits, as a student is evaluated on them."""
+    """Open the records of one of evaluate.splits for the evaluation of a trained model."""
     if split == HOLDOUT:
         rows = select_holdout_rows(store.index, trained.split, trained.subset)
     else:
@@ -67,14 +67,14 @@ def open_split(
 def evaluate_split(
     model: EvaluatedModel, dataset: StoreDataset, options: EvaluateOptions
 ) -> dict[str, Any]:
-    """Metrics of a model on a selection that includes its regions; fractions in [0, 1]."""
+    """Evaluate a model on a selection that includes its regions. Metrics are fractions in [0, 1]."""
     return metrics_of(predict_records(model, dataset, options), options.group_sets)
 
 
 def evaluate_model(
     folder: Path, store: Store, options: EvaluateOptions
 ) -> dict[str, dict[str, Any]]:
-    """`evaluate_split` of the trained network in a run's folder, by split of `evaluate.splits`."""
+    """Run `evaluate_split` for the trained network in a run's folder on each split of `evaluate.splits`."""
     network, trained = load_model(folder)
     device = resolve_device("evaluate.device", options.device)
     model = EvaluatedModel(network=network.to(device), input_size=trained.input_size)
@@ -92,11 +92,11 @@ def evaluate_model(
 def predict_records(
     model: EvaluatedModel, dataset: StoreDataset, options: EvaluateOptions, *, localize: bool = True
 ) -> Predictions:
-    """What those metrics are made of.
+    """Compute the results per record from which `evaluate_split` derives its metrics.
 
-    The dataset's first teacher pass, if any, is what agreement, KL and map cosine compare with.
+    Agreement, KL and map cosine compare with the dataset's first teacher pass, if there is one.
 
-    localize  False leaves maps and regions alone
+    localize  False skips maps and regions
     """
     return join(
         [
@@ -155,7 +155,7 @@ def _predict_batch(
 def _localize(
     maps: Tensor, regions: Tensor, no_region: Tensor, options: EvaluateOptions
 ) -> tuple[Tensor, Tensor]:
-    """EPG and IoU of maps [n, h, w] and regions bool [n, H, W]: each [n], nan where there is no region."""
+    """EPG and IoU of maps [n, h, w] and regions bool [n, H, W]: each [n], nan for records without a region."""
     upsampled = upsample(maps, (regions.shape[-2], regions.shape[-1]))
     epg = energy_pointing_game(upsampled, regions)
     iou = localization_iou(upsampled, regions, options.iou_threshold)
@@ -165,7 +165,7 @@ def _localize(
 def _teacher_epg(
     batch: Batch, stored: StoredTargets, kind: RegionKind, size: tuple[int, int]
 ) -> Tensor:
-    """EPG of the stored maps, as of `Evaluated.teacher_epg`: [n, P]."""
+    """EPG of the stored maps as defined for `Predictions.teacher_epg`: [n, P]."""
     assert stored.explained_class is not None
     explained = stored.explained_class
     of_region = batch.labels[:, None]
@@ -185,15 +185,15 @@ def _teacher_epg(
 
 
 def maps_of(model: EvaluatedModel, output: ModelOutput, classes: Tensor) -> Tensor:
-    """Maps [n, 1, A, h, w] of the given classes [n], of the model's own top-1 where there is none."""
+    """Compute the maps [n, 1, A, h, w] of the given classes [n], or of the predicted class where it is negative."""
     top1 = output.logits.argmax(dim=1)
     return model.maps(output, torch.where(classes >= 0, classes, top1)[:, None])
 
 
 def attribution_of(maps: Tensor, batch: Batch) -> Tensor:
-    """Where the first class's maps [B, E, A, h, w] see it, [B, h, w].
+    """Attribution map [B, h, w] of the first class of maps [B, E, A, h, w].
 
-    The six channels of a B-cos network's weights say so together with what they weigh.
+    The six channels of a B-cos network's weights are first multiplied with the input that they weight.
     """
     if is_bcos_weights(maps):
         maps = contribution_map(maps, bcos_input(batch, maps))
@@ -201,17 +201,17 @@ def attribution_of(maps: Tensor, batch: Batch) -> Tensor:
 
 
 def bcos_input(batch: Batch, maps: Tensor) -> Tensor:
-    """What a B-cos network sees of the batch, on its map's grid: [B, 6, h, w]."""
+    """Input of a B-cos network for the batch, on the grid of its map: [B, 6, h, w]."""
     return add_inverse(view_images(batch, (maps.shape[-2], maps.shape[-1])))
 
 
 def _cosine_to_teacher(model: EvaluatedModel, output: Any, targets: Targets) -> Tensor | None:
-    """[n, P], nan where invalid; None where nothing is comparable."""
+    """Cosine [n, P] of the model's maps with the stored ones, nan where invalid, None if they are not comparable."""
     if targets.maps is None or targets.explained_class is None or targets.map_valid is None:
         return None
     maps = model.maps(output, targets.explained_class)
     if maps.shape[2] != targets.maps.shape[2]:
-        return None  # a GradCAM and a B-cos network's weights are not comparable
+        return None  # a GradCAM map and B-cos weights are not comparable
     cosine, nonzero = map_cosine(maps, targets.maps, model.input_size)
     valid = nonzero & targets.map_valid
     return torch.where(valid, cosine, float("nan")).cpu()

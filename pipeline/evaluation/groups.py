@@ -1,8 +1,8 @@
-"""Scores of groups of records, as of bird and background in Waterbirds, and of sets of groups.
+"""Scores of groups of records, such as bird and background in Waterbirds, and of sets of groups.
 
-A set is what a study compares: in Waterbirds the groups on their usual background (in distribution, 0 and 3)
-and the others (out of distribution, 1 and 2). The paper does not say whether such a set counts its records or
-its groups alike, and groups differ in size, so both are given.
+A study compares sets: in Waterbirds the groups on their usual background (in distribution, 0 and 3) and the others
+(out of distribution, 1 and 2). The paper does not state whether such a set weights its records or its groups
+equally, and groups differ in size, so both are reported.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pipeline.core.records import NO_GROUP
 def group_scores(
     name: str, hits: Tensor, groups: Tensor, group_sets: Mapping[str, Sequence[int]]
 ) -> dict[str, Any]:
-    """Shares of `hits` (bool [N]) in [0, 1], by group [N]; groups and sets without a record are left out.
+    """Shares of `hits` (bool [N]) in [0, 1] by group [N]. Groups and sets without a record are left out.
 
-    group_<name>             group's number -> share
-    <set>_<name>             over the records of the set's groups
-    <set>_mean_group_<name>  the mean of its groups' shares
+    group_<name>             number of the group -> share
+    <set>_<name>             share over all records of the set's groups
+    <set>_mean_group_<name>  mean of the shares of the set's groups
     """
     present = torch.unique(groups[groups != NO_GROUP]).tolist()
     shares = {group: _share(hits[groups == group]) for group in present}

@@ -1,6 +1,6 @@
 """The model under evaluation, its store and its passes, opened from a run's options.
 
-The network is built when it is first needed: a repeated command whose numbers are there loads no torch.
+The network is built when it is first needed, so a repeated command whose results exist does not load torch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationInputs:
-    """A model to evaluate, before it is built, and what it is evaluated on."""
+    """A model to evaluate, not built yet, with its store and its teacher passes."""
 
     store: Store
     passes: list[TeacherPass]
@@ -38,7 +38,7 @@ class EvaluationInputs:
 
 
 def open_student(config: EvaluateConfig) -> EvaluationInputs:
-    """The student of the run, and the passes that it learned from."""
+    """Open the student of the run and the passes that it was trained on."""
     student = RUNS / config.run / "distill"
     trained = read_description(student)
     store, passes = open_evaluation_store(config, config.store.teacher or trained.teachers)
@@ -53,7 +53,7 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
         if passes and passes[0].num_classes != described.num_classes:
             raise StoreMismatchError(
                 f"{student} has {described.num_classes} classes, {passes[0].folder} has {passes[0].num_classes}; "
-                "set store.teacher to the pass it learned from"
+                "set store.teacher to the pass that it was trained on"
             )
         resolve_network(described.config, store, "student")
         device = resolve_device("evaluate.device", config.evaluate.device)
@@ -66,10 +66,12 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
 def open_evaluation_store(
     config: EvaluateConfig, names: Sequence[str]
 ) -> tuple[Store, list[TeacherPass]]:
-    """The store that students are evaluated on, and what its teachers say there.
+    """Open the store that students are evaluated on, and its teacher passes.
 
-    names  of the passes in store.path that the student learned from; for a student of labels the store's
-           only pass, if it has just one. In evaluate.store it is the passes of the same teachers.
+    With evaluate.store, the passes are those of the same teachers in that store.
+
+    names  the passes in store.path that the student was trained on. If it is empty (a student of labels), the only
+           pass of the store is used, if it has exactly one
     """
     taught = Store(Path(config.store.path))
     passes = []
@@ -79,27 +81,27 @@ def open_evaluation_store(
         return taught, passes
     require(
         HOLDOUT not in config.evaluate.splits,
-        f"evaluate.splits={HOLDOUT} are records of the store that the student learned from, and "
-        f"evaluate.store={config.evaluate.store} is another; name a split of that one",
+        f"evaluate.splits={HOLDOUT} selects records of the store that the student was trained on, but "
+        f"evaluate.store={config.evaluate.store} is a different store; name a split of that store",
     )
     store = Store(Path(config.evaluate.store))
     return store, [store.canonical_of(teacher) for teacher in passes]
 
 
 def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
-    """The network of `teacher`, with its own pass where the store has one."""
+    """Open the network of `teacher`, with its own pass if the store has one."""
     from pipeline.evaluation.networks import build_teacher, passes_of_teacher
     from pipeline.models.fingerprint import describe_teacher
 
     teacher = config.teacher
     require(
         HOLDOUT not in config.evaluate.splits,
-        f"evaluate.splits={HOLDOUT} is what a student's own training left out; name a split of the store for "
-        "model=teacher",
+        f"evaluate.splits={HOLDOUT} selects the records that a student's training left out; name a split of the store "
+        "for model=teacher",
     )
     if isinstance(teacher, NoModelConfig) or teacher.weights is None:
         raise ConfigError(
-            "model=teacher needs the network: name it with teacher= and teacher.weights="
+            "model=teacher needs the network of the teacher; name it with teacher= and teacher.weights="
         )
     store = Store(Path(config.evaluate.store or config.store.path))
     described = describe_teacher(teacher, len(store.manifest.classes))

@@ -1,6 +1,6 @@
-"""Does an explanation lie where the object is? Energy pointing game and IoU.
+"""Localization of an explanation on the object: energy pointing game and IoU.
 
-Positive attributions only. Maps are compared with regions at the input's resolution.
+Both use positive attributions only, and compare maps with regions at the input's resolution.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def energy_pointing_game(maps: Tensor, regions: Tensor) -> Tensor:
 def localization_iou(maps: Tensor, regions: Tensor, threshold: float) -> Tensor:
     """Intersection over union of each region and {map scaled to [0, 1] > threshold}, [n].
 
-    A constant positive map covers everything; an empty union gives 0.
+    A constant positive map covers everything. The IoU of an empty union is 0.
     """
     positive = maps.clamp(min=0)
     low, high = positive.amin(dim=(1, 2), keepdim=True), positive.amax(dim=(1, 2), keepdim=True)
@@ -40,5 +40,5 @@ def localization_iou(maps: Tensor, regions: Tensor, threshold: float) -> Tensor:
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps [n, h, w] at (H, W) `size`, bilinearly: [n, H, W]."""
+    """Upsample maps [n, h, w] bilinearly to (H, W) `size`: [n, H, W]."""
     return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]

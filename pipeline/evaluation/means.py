@@ -1,4 +1,4 @@
-"""Means over records as sums that merge: those of the parts of a split add up to those of the whole."""
+"""Means over records, held as sums so that the parts of a split can be added."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RunningMeans:
-    """Of several quantities, each over the records where it is defined."""
+    """Running means of several quantities, each over the records where it is defined."""
 
     sums: Mapping[str, float] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, values: Mapping[str, Tensor]) -> RunningMeans:
-        """Of [B] each; nan is left out."""
+        """Build from one tensor [B] per quantity, leaving out nan."""
         wide = {name: tensor.double() for name, tensor in values.items()}
         return cls(
             sums={name: float(tensor.nansum()) for name, tensor in wide.items()},
@@ -33,7 +33,7 @@ class RunningMeans:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The means that are defined on any record, and <name>_records of each."""
+        """Means of the quantities that are defined on at least one record, each with its <name>_records."""
         defined = [name for name, count in self.counts.items() if count]
         return {
             **{name: self.sums[name] / self.counts[name] for name in defined},

@@ -1,4 +1,4 @@
-"""The numbers of an evaluation by which students can be compared."""
+"""The metrics of an evaluation by which students can be compared."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any, NamedTuple
 
 
 class Metric(NamedTuple):
-    """How a metric is read."""
+    """Direction and display format of a metric."""
 
     higher_is_better: bool | None = True
-    """None: neither is."""
+    """Direction of improvement, None if neither higher nor lower is better."""
     scale: float = 100.0
-    """As people are shown it: per cent where it is a fraction."""
+    """Factor for display: 100 shows a fraction in per cent."""
     digits: int = 3
-    """After the point, of what is no fraction."""
+    """Decimal places of a metric that is not a fraction."""
 
 
 METRICS = {
     "accuracy": Metric(),
-    "f1": Metric(),  # of many labels a record, in place of accuracy
+    "f1": Metric(),  # replaces accuracy if records have many labels
     "worst_group_accuracy": Metric(),
     "agreement": Metric(),
     "kl_to_teacher": Metric(higher_is_better=False, scale=1.0),  # nats
@@ -27,10 +27,10 @@ METRICS = {
     "iou": Metric(),
     "map_cosine": Metric(),
 }
-"""Metrics of forward.evaluate_split; some need groups, regions or a teacher."""
+"""Metrics of forward.evaluate_split. Some need groups, regions or a teacher."""
 
 PLAIN = Metric(higher_is_better=None, scale=1.0)
-"""A number of which neither more nor less is better."""
+"""A metric for which neither higher nor lower is better."""
 MORE = Metric(scale=1.0)
 LESS = Metric(higher_is_better=False, scale=1.0)
 PER_CENT = Metric()
@@ -39,7 +39,7 @@ COUNT = Metric(scale=1.0, digits=0)
 
 
 def numbers_of(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Every number of a split's metrics by its name: accuracy, group_accuracy.0, <evaluator>.<quantity>.<layer>."""
+    """Flatten a split's metrics to numbers by name: accuracy, group_accuracy.0, <evaluator>.<quantity>.<layer>."""
     numbers: dict[str, float] = {}
     for name, value in metrics.items():
         if isinstance(value, Mapping):
@@ -50,6 +50,6 @@ def numbers_of(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]
 
 
 def best_position(values: Sequence[float], metric: Metric) -> int:
-    """Where the best value is; the first of equal ones."""
+    """Position of the best value, the first of equal ones."""
     sign = 1 if metric.higher_is_better else -1
     return max(range(len(values)), key=lambda position: sign * values[position])

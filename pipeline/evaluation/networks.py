@@ -1,4 +1,4 @@
-"""The networks of an evaluation beside its model: each is built once, when an evaluator asks for it."""
+"""Other networks of an evaluation besides its model, each built once when an evaluator first needs it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.store.reader import Store, TeacherPass
 
 
 class Networks:
-    """The teacher itself, and the students of other runs."""
+    """The teacher network and the students of other runs."""
 
     def __init__(self, config: EvaluateConfig, store: Store, passes: Sequence[TeacherPass]) -> None:
         self.config = config
@@ -31,21 +31,21 @@ class Networks:
         self._students: dict[str, EvaluatedModel] = {}
 
     def check_teacher(self, evaluator: str) -> None:
-        """ConfigError unless `teacher` names the network that made the subject's teacher pass.
+        """Raise ConfigError unless `teacher` names the network that made the evaluated model's teacher pass.
 
-        evaluator  that asks for it, for the message
+        evaluator  name of the evaluator that needs it, for the message
         """
         teacher = _named(self.config)
         if teacher is None:
             raise ConfigError(
-                f"evaluators={evaluator} asks the teacher network, and teacher.weights is not set; name it with teacher= and "
-                "teacher.weights=, as for precompute"
+                f"evaluators={evaluator} needs the teacher network, but teacher.weights is not set; name the network "
+                "with teacher= and teacher.weights=, as for precompute"
             )
         check_made_pass(teacher, self.store, self.passes)
 
     @cached_property
     def described_teacher(self) -> dict[str, Any]:
-        """The teacher as its pass names it, or, where there is none, as `teacher` does."""
+        """Description of the teacher from its pass, or from `teacher` if there is no pass."""
         if self.passes:
             return self.passes[0].manifest.teacher
         teacher = _named(self.config)
@@ -55,25 +55,25 @@ class Networks:
 
     @cached_property
     def teacher(self) -> EvaluatedModel:
-        """The network of `teacher`, after `check_teacher`."""
+        """Network of `teacher`. Call `check_teacher` first."""
         teacher = _named(self.config)
         assert teacher is not None
         return build_teacher(teacher, self.store, self.config.evaluate.device)
 
     def check_student(self, option: str, run: str) -> dict[str, str]:
-        """path -> sha256 of the weights of another run's student; ConfigError where there is none.
+        """Return path -> sha256 of the weights of another run's student, or raise ConfigError if there is none.
 
-        option  that names the run, for the message
+        option  name of the option that names the run, for the message
         """
         folder = _student_folder(run)
         if not is_finished(folder):
             raise ConfigError(
-                f"{option}={run}: {folder} holds no finished student; run stages.distill run={run}, or correct it"
+                f"{option}={run}: {folder} holds no finished student; run stages.distill run={run}, or name another run"
             )
         return {str(folder / MODEL_NAME): sha256_file(folder / MODEL_NAME)}
 
     def student(self, run: str) -> EvaluatedModel:
-        """The student of another run, after `check_student`."""
+        """Load the student of another run. Call `check_student` first."""
         if run not in self._students:
             model, trained = load_model(_student_folder(run))
             device = resolve_device("evaluate.device", self.config.evaluate.device)
@@ -84,7 +84,7 @@ class Networks:
 
 
 def build_teacher(teacher: ModelConfig, store: Store, device: str) -> EvaluatedModel:
-    """A teacher as the subject of an evaluator, frozen, at the input size that it takes."""
+    """Build a teacher as an evaluated model, frozen, at its input size."""
     side = teacher_input_size(teacher)
     model = freeze(build_model(teacher, len(store.manifest.classes)))
     return EvaluatedModel(
@@ -94,25 +94,26 @@ def build_teacher(teacher: ModelConfig, store: Store, device: str) -> EvaluatedM
 
 
 def check_made_pass(teacher: ModelConfig, store: Store, passes: Sequence[TeacherPass]) -> None:
-    """StoreMismatchError unless the network made the first of the passes, where there are any."""
+    """Raise StoreMismatchError unless the network made the first of the passes, if there are any."""
     if not passes:
         return
     asked = describe_teacher(teacher, len(store.manifest.classes))
     made = passes[0].manifest.teacher
     for name, value in asked.items():
-        if name == "dtype":  # an evaluator asks in float32, whatever the pass did
+        if name == "dtype":  # evaluators run in float32, independent of the pass
             continue
         if sha256_json(made[name]) != sha256_json(value):
             raise StoreMismatchError(
-                f"teacher= is not the network that made {passes[0].name}: its {name} is {_short(value)}, the pass's "
-                f"{_short(made[name])}; correct teacher= and teacher.weights=, or choose the pass by store.teacher="
+                f"teacher= is not the network that made {passes[0].name}: its {name} is {_short(value)}, that of the "
+                f"pass is {_short(made[name])}; correct teacher= and teacher.weights=, or choose the pass with "
+                "store.teacher="
             )
 
 
 def passes_of_teacher(
     teacher: ModelConfig, store: Store, named: Sequence[TeacherPass]
 ) -> list[TeacherPass]:
-    """The pass that a teacher made of a store, of those named or of all; none where the store has no pass."""
+    """Return the pass that a teacher made, among `named` or all passes of the store, or [] if the store has none."""
     passes = list(named) or [store.open_pass(folder.name) for folder in store.pass_folders()]
     if not passes:
         return []

@@ -1,4 +1,4 @@
-"""A few records with a network's maps and the teacher's stored ones, to look at."""
+"""Pictures of a few records with the network's maps and the teacher's stored maps."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ PICTURES_NAME = "pictures.safetensors"
 def picture_maps(
     model: EvaluatedModel, dataset: StoreDataset, positions: list[int], frame: str = "auto"
 ) -> dict[str, Tensor]:
-    """`explained_pictures` of each record's label, as evaluated.
+    """Run `explained_pictures` for the label of each record, in the evaluation view.
 
-    Of many labels the class is the first that the teacher explains, or the lowest where it explains none.
+    If a record has many labels, the class is the first that the teacher explains, or the lowest if it explains none.
     """
     batch = move_batch(dataset.__getitems__(positions), model.device)
     batch = evaluation_view(batch, frame, model.input_size)
@@ -34,17 +34,17 @@ def picture_maps(
 
 @torch.no_grad()
 def explained_pictures(model: EvaluatedModel, batch: Batch, classes: Tensor) -> dict[str, Tensor]:
-    """The batch's images and what the model and its teacher say of them, on the CPU.
+    """Images of the batch with the model's and the teacher's predictions and maps, on the CPU.
 
     frames               u8 [n, 3, H, W], in the batch's view
     labels, predictions  in the form of the labels
-    maps                 f32 [n, h, w], of a B-cos network its contributions
-    colors               of a B-cos network, its weights as RGBA, u8 [n, h, w, 4]
-    teacher_*            the same of the stored maps, where there are any: of the class, or of the one that
+    maps                 f32 [n, h, w], for a B-cos network its contributions
+    colors               B-cos networks only: the weights as RGBA, u8 [n, h, w, 4]
+    teacher_*            the same for the stored maps, if there are any: those of the class, or of the class that
                          the teacher explains first
-    teacher_classes      i64 [n]: which that is
+    teacher_classes      i64 [n]: the class of each stored map
 
-    classes  i64 [n], that the model explains; negative takes its own top-1
+    classes  i64 [n], classes that the model explains. A negative value selects the predicted class
     """
     images = view_images(batch, model.input_size)
     output = forward_to_explain(model.network, images)
@@ -65,8 +65,9 @@ def explained_pictures(model: EvaluatedModel, batch: Batch, classes: Tensor) -> 
 
 
 def select_class_maps(stored: StoredTargets, classes: Tensor) -> tuple[StoredTargets, Tensor]:
-    """The stored targets with one map a record, of its class [n] where the teacher explains it and the first
-    otherwise; and the class [n] of that map.
+    """Return the stored targets reduced to one map per record, and the class [n] of that map.
+
+    The map is that of the record's class in `classes` [n] if the teacher explains it, the first one otherwise.
     """
     assert stored.maps is not None
     assert stored.explained_class is not None
@@ -80,7 +81,7 @@ def select_class_maps(stored: StoredTargets, classes: Tensor) -> tuple[StoredTar
 
 
 def stored_maps(batch: Batch, stored: StoredTargets) -> Tensor:
-    """The stored maps in the batch's view, on their own grid."""
+    """Transform the stored maps to the batch's view, on their own grid."""
     assert stored.maps is not None
     return view_maps(batch, stored, (stored.maps.shape[-2], stored.maps.shape[-1]))
 
@@ -94,7 +95,7 @@ def _shown(maps: Tensor, batch: Batch) -> dict[str, Tensor]:
 
 
 def _pictured_classes(batch: Batch) -> Tensor:
-    """[n]; negative where nothing is known."""
+    """Classes [n] to explain, negative where unknown."""
     own = classes_of(batch.labels)[:, 0]
     explained = batch.targets[0].explained_class if batch.targets else None
     if explained is None or not has_many(batch.labels):

@@ -1,4 +1,4 @@
-"""What evaluation finds record by record, and the metrics that it makes.
+"""Evaluation results per record, and the metrics computed from them.
 
 Shape letters: n records, K classes, E classes of the record that has most, P classes explained by the teacher.
 """
@@ -19,30 +19,31 @@ from pipeline.evaluation.agreement import label_scores, teacher_scores
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """Records, evaluated; every tensor on the CPU."""
+    """Results of the evaluated records, all tensors on the CPU."""
 
     keys: tuple[str, ...]
     logits: Tensor
-    """[n, K]."""
+    """Logits [n, K]."""
     labels: Tensor
     groups: Tensor
     epg: Tensor
-    """[n, E], of a record's own classes (labels.classes_of); nan where it has no such class or no region."""
+    """EPG [n, E] of the record's own classes (labels.classes_of), nan where it has no such class or no region."""
     iou: Tensor
-    """As `epg`."""
+    """IoU, in the same form as `epg`."""
     teacher_logits: Tensor | None = None
     explained_class: Tensor | None = None
-    """i64 [n, P]; NO_CLASS pads. None, as all below, where there are no stored maps."""
+    """Explained classes i64 [n, P], padded with NO_CLASS. This and the fields below are None without stored maps."""
     teacher_epg: Tensor | None = None
-    """[n, P], of the stored maps; of one label a record the first, whatever class it explains, of many each that
-    explains one of them. nan elsewhere, and where there is no region."""
+    """EPG [n, P] of the stored maps, nan where undefined and without a region. If a record has one label, it is defined
+    for the first map, independent of the class that the map explains. If it has many, it is defined for each map that
+    explains one of them."""
     map_cosine: Tensor | None = None
-    """[n, P], of the network's maps with the stored ones of the same class; nan where invalid. None where the
-    two are not comparable."""
+    """Cosine [n, P] of the network's maps with the stored maps of the same class, nan where invalid. None if the two
+    are not comparable."""
 
 
 def join(parts: Sequence[Predictions]) -> Predictions:
-    """All batches as one."""
+    """Concatenate the results of all batches."""
     return Predictions(
         keys=tuple(key for part in parts for key in part.keys),
         logits=torch.cat([part.logits for part in parts]),
@@ -60,7 +61,7 @@ def join(parts: Sequence[Predictions]) -> Predictions:
 def metrics_of(
     predictions: Predictions, group_sets: Mapping[str, Sequence[int]] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Both of the below."""
+    """Combine `label_metrics` and `localization_metrics` with the number of records."""
     return {
         "records": len(predictions.keys),
         **label_metrics(predictions, group_sets),
@@ -71,9 +72,9 @@ def metrics_of(
 def label_metrics(
     predictions: Predictions, group_sets: Mapping[str, Sequence[int]] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """How right, and how close to the teacher: means over the records, fractions in [0, 1].
+    """Accuracy and agreement with the teacher, as means over the records, fractions in [0, 1].
 
-    group_sets  of EvaluateOptions
+    group_sets  as in EvaluateOptions
     """
     logits, labels, groups = predictions.logits, predictions.labels, predictions.groups
     metrics = label_scores(logits, labels, groups, group_sets)
@@ -83,7 +84,7 @@ def label_metrics(
 
 
 def localization_metrics(predictions: Predictions) -> dict[str, Any]:
-    """Where it looks: means over every place where there is a value, fractions in [0, 1]."""
+    """EPG, IoU and map cosine, as means over all defined entries, fractions in [0, 1]."""
     metrics: dict[str, Any] = {}
     places = {
         "epg": predictions.epg,
@@ -106,6 +107,6 @@ def _all(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _padded(parts: Sequence[Tensor]) -> Tensor:
-    """[n, E] of parts that know fewer places each."""
+    """Concatenate parts with different numbers of columns into [n, E], padded with nan."""
     most = max(part.shape[1] for part in parts)
     return torch.cat([F.pad(part, (0, most - part.shape[1]), value=float("nan")) for part in parts])

@@ -1,8 +1,8 @@
-"""Beside the metrics of an evaluation: a row a record of what they are the means of.
+"""Table of an evaluation's results with one row per record, over which the metrics are means.
 
-`labels`, `epg` and `iou` of a row have an entry for each of the record's own classes (one, -1 where it is not
-known, or of many all that it has), `explained`, `teacher_epg` and `map_cosine` one for each class that the
-teacher's stored maps explain. In pandas: `table.groupby("group").correct.mean()`,
+`labels`, `epg` and `iou` of a row have one entry for each of the record's own classes: one entry (-1 if unknown) for
+records with one label, all its labels for records with many. `explained`, `teacher_epg` and `map_cosine` have one
+entry for each class that the teacher's stored maps explain. In pandas: `table.groupby("group").correct.mean()`,
 `table.explode(["labels", "epg", "iou"])`.
 """
 
@@ -23,11 +23,11 @@ RECORDS_SCHEMA = pa.schema(
         "key": pa.string(),
         "group": pa.int32(),  # -1 where unknown
         "labels": pa.list_(pa.int32()),
-        "predictions": pa.list_(pa.int32()),  # the top-1 class, or all that are positive
-        "correct": pa.bool_(),  # exactly the labels; null where they are not known
-        "epg": pa.list_(pa.float32()),  # null where there is no region
+        "predictions": pa.list_(pa.int32()),  # the top-1 class, or all positive classes
+        "correct": pa.bool_(),  # predictions equal the labels; null where they are unknown
+        "epg": pa.list_(pa.float32()),  # null without a region
         "iou": pa.list_(pa.float32()),
-        "teacher_predictions": pa.list_(pa.int32()),  # null where there is no teacher
+        "teacher_predictions": pa.list_(pa.int32()),  # null without a teacher
         "explained": pa.list_(pa.int32()),
         "teacher_epg": pa.list_(pa.float32()),
         "map_cosine": pa.list_(pa.float32()),  # null where either map is zero
@@ -36,13 +36,13 @@ RECORDS_SCHEMA = pa.schema(
 
 
 def record_table(split: str, predictions: Predictions) -> pa.Table:
-    """A table of RECORDS_SCHEMA, in the order of the records."""
+    """Build a table of RECORDS_SCHEMA in the order of the records."""
     from pipeline.core.labels import (
         classes_of,
         has_many,
         known,
         predict_labels,
-    )  # torch, which readers of the schema do without
+    )  # imports torch, which readers of the schema do not need
 
     many = has_many(predictions.labels)
     own = classes_of(predictions.labels)
@@ -86,12 +86,12 @@ def record_table(split: str, predictions: Predictions) -> pa.Table:
 
 
 def _classes(classes: Tensor) -> list[list[Any]]:
-    """Rows of classes [n, E] without what pads them."""
+    """Rows of classes [n, E] without padding."""
     return _lists(classes, classes >= 0)
 
 
 def _lists(values: Tensor, there: Tensor) -> list[list[Any]]:
-    """Of each row of [n, E] the values that are there, nan as None."""
+    """Values of each row of [n, E] where `there` is true, with nan as None."""
     return [
         [None if value != value else value for value, has in zip(row, has_row, strict=True) if has]
         for row, has_row in zip(values.tolist(), there.tolist(), strict=True)

@@ -1,10 +1,10 @@
-"""metrics.json of an evaluation: what each evaluator found, written as soon as that evaluator is done.
+"""metrics.json of an evaluation: the results of each evaluator, written as soon as that evaluator is done.
 
-    {"evaluators": {<evaluator>: {"options": its section of evaluate, "files": {path: sha256 of what it read}}},
+    {"evaluators": {<evaluator>: {"options": its section of evaluate, "files": {path: sha256 of a file it read}}},
      "splits": {<split>: {"records": N, <metric>: ..., <evaluator>: {...}}}}
 
-The metrics of a flat evaluator stand beside each other, those of the others below their evaluator's name. Every
-evaluator is a unit of work: a call that asks for one more leaves the numbers of the others alone.
+The metrics of a flat evaluator are direct entries of the split, those of the others are nested under the evaluator's
+name. Each evaluator is a unit of work: a call that adds one does not change the results of the others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ METRICS_NAME = "metrics.json"
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """The whole of metrics.json; nothing found where there is none."""
+    """Read metrics.json, or return empty results if it does not exist."""
     path = folder / METRICS_NAME
     if not path.exists():
         return {"evaluators": {}, "splits": {}}
@@ -33,9 +33,9 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def missing_evaluators(folder: Path, config: EvaluateConfig) -> tuple[str, ...]:
-    """The evaluators that the config asks for and that are not done.
+    """Evaluators that the config requests and that are not done.
 
-    Raises ConfigError where one is done with other options, or read what has changed since.
+    Raises ConfigError if one was run with other options, or read a file that has changed since.
     """
     done = read_results(folder)["evaluators"]
     for evaluator in config.requested_evaluators:
@@ -45,7 +45,7 @@ def missing_evaluators(folder: Path, config: EvaluateConfig) -> tuple[str, ...]:
 
 
 def options_of(evaluator: str, config: EvaluateConfig) -> dict[str, Any]:
-    """An evaluator's own options, as plain values; none where it has no section."""
+    """Options of an evaluator as plain values, empty if it has no section."""
     options: dict[str, Any] = to_plain_dict(config.evaluate)
     own: dict[str, Any] = options.get(evaluator, {})
     return own
@@ -60,10 +60,10 @@ def add_result(
     files: Mapping[str, str],
     records: Mapping[str, int],
 ) -> None:
-    """Commit what an evaluator found on each split.
+    """Write the results of an evaluator on each split.
 
-    files    path -> sha256 of what it read beside the model, its store and its passes
-    records  of each split
+    files    path -> sha256 of the files it read in addition to the model, its store and its passes
+    records  number of records of each split
     """
     findings = read_results(folder)
     for split, metrics in splits.items():
@@ -76,13 +76,13 @@ def add_result(
 def _check_same(
     folder: Path, evaluator: str, done: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    again = f"delete {folder} to evaluate anew, or choose another run="
+    again = f"delete {folder} to evaluate again, or choose another run="
     for name, value in options.items():
         before = done["options"].get(name)
         if before != value:
             raise ConfigError(
-                f"{folder / METRICS_NAME} has {evaluator} with evaluate.{evaluator}.{name}={before} where this "
-                f"one has {value}; {again}"
+                f"{folder / METRICS_NAME} has {evaluator} with evaluate.{evaluator}.{name}={before}, but "
+                f"this one has {value}; {again}"
             )
     for path, digest in done["files"].items():
         if Path(path).is_file() and sha256_file(Path(path)) != digest:

@@ -1,4 +1,4 @@
-"""The evaluators of an evaluation, run one after the other over its splits."""
+"""Runs the evaluators of an evaluation one after the other over its splits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipeline.store.index import write_table
 def run_evaluators(
     config: EvaluateConfig, inputs: EvaluationInputs, folder: Path, missing: Sequence[str]
 ) -> None:
-    """Add the findings of each missing evaluator; what any of them lacks is said before the first begins."""
+    """Run each missing evaluator and add its results, after the checks of all of them have passed."""
     model, trained = inputs.build()
     networks = Networks(config, inputs.store, inputs.passes)
     wanted = {*config.requested_evaluators, *read_results(folder)["evaluators"]}
@@ -66,7 +66,7 @@ def run_evaluators(
 
 
 def _write_records(contexts: Sequence[EvaluationContext]) -> None:
-    """The table of all splits' records, and the maps of some of them."""
+    """Write the table of all splits' records, and the pictures of some of them."""
     tables, shown = [], []
     folder, options = contexts[0].folder, contexts[0].options
     per_split = 0 if contexts[0].store.is_table else -(-options.num_pictures // len(contexts))

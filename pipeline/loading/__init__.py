@@ -1,5 +1,5 @@
-"""From a store to batches in their views: selection, sampler, dataset, loader, geometry and pixels.
+"""Loading of a store as batches in their views: selection, sampler, dataset, loader, geometry and pixels.
 
-What is computed from a batch belongs to losses, training and evaluation.
+Computations on batches are in losses, training and evaluation.
 Read first: dataset.py, then geometry.py.
 """

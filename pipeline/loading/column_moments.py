@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a table's columns: what a network takes its inputs to be.
+"""Mean and standard deviation of a table's columns, with which a network standardizes its inputs.
 
 Shape letters: n records, d columns.
 """
@@ -17,7 +17,7 @@ _BATCH = 4096
 def column_moments(store: Store, split: str) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over all records of a split, f64 [d] each.
 
-    Moments of batches are merged (Chan et al. 1979): a column of a large mean and a small spread keeps it.
+    Moments of batches are merged (Chan et al. 1979), which is accurate for columns with a large mean and small spread.
     """
     count, mean, squares = 0, torch.zeros(()), torch.zeros(())
     for shard in store.manifest.shards:

@@ -1,4 +1,4 @@
-"""A selection of a store's records, read at random by offset: a list of positions is one batch."""
+"""Random access to a selection of a store's records by offset, where a list of positions is one batch."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from pipeline.store.row_reader import Rows, SelectedRows
 from pipeline.store.tars import ShardBytes
 
 _CACHED_SHARDS = 32
-"""Of each pass: the order's window and the next one's beginning."""
+"""Shards cached per pass, enough for a window of the sampler and the beginning of the next one."""
 _KEPT_BYTES = 64 * 2**20
-"""Of small fields: a selection that needs no more keeps the rows of all its shards, however many these are."""
+"""Maximum size of a selection's small fields for which the rows of all its shards are kept in memory."""
 _OPEN_SHARDS = 64
-"""Files held open, far below what a process may have, whatever the number of shards."""
+"""Maximum number of open files, far below the limit of a process."""
 _ALWAYS_READ = ("logits", "map", "explained_class", VIEW_FIELD.name)
-"""Of a pass; fields of other payloads are read where they are asked for."""
+"""Fields of a pass that are always read. Fields of other payloads are read on request."""
 _INDEX_COLUMNS = (
     "offset",
     "size",
@@ -48,9 +48,9 @@ _INDEX_COLUMNS = (
 
 
 class StoreDataset(Dataset[Batch]):
-    """A selection of a store's records; a list of positions is read and collated at once.
+    """A selection of a store's records, from which a list of positions is read and collated at once.
 
-    Files are opened on first use, so that each loader process has its own.
+    Files are opened on first use, so each loader process opens its own.
     """
 
     def __init__(
@@ -63,9 +63,12 @@ class StoreDataset(Dataset[Batch]):
         num_classes: int | None = None,
         payload: str | None = None,
     ) -> None:
-        """with_regions: also read masks and boxes, for evaluation.
-        num_classes: outputs of the network that will read the labels; null takes the data's
-        payload: the payload (attention, class_maps, pooled, superfeature_logits) to read beside logits and maps; all others stay on disk
+        """Select rows of a store's index.
+
+        with_regions  also read masks and boxes, for evaluation
+        num_classes   number of outputs of the network that uses the labels, None for the classes of the data
+        payload       payload (attention, class_maps, pooled, superfeature_logits) to read in addition to logits and
+                      maps; others are not read
         """
         self.store = store
         self.rows = rows
@@ -79,7 +82,7 @@ class StoreDataset(Dataset[Batch]):
         self.label_lists = index["labels"].take(rows) if store.manifest.multi_label else None
         outputs = {t.num_classes for t in self.passes} | ({num_classes} if num_classes else set())
         if outputs - {len(store.manifest.classes)}:
-            # The teacher's classes are not the data's, so no label means anything to its student.
+            # The teacher's classes are not those of the data, so labels have no meaning for its student.
             self.columns["label"] = np.full(len(rows), NO_LABEL)
             self.label_lists = None
         self.keys = index["key"].take(rows)
@@ -89,7 +92,7 @@ class StoreDataset(Dataset[Batch]):
         self._start_caches()
 
     def _pass_rows(self, teacher: TeacherPass) -> NDArray[np.int64]:
-        """[n]: row of each record in its shard of a pass."""
+        """Row of each record in its shard of a pass, [n]."""
         if teacher.manifest.selection is None:
             return self.columns["row"]
         rows = np.empty(len(self.rows), np.int64)
@@ -114,7 +117,7 @@ class StoreDataset(Dataset[Batch]):
 
     @staticmethod
     def _field_bytes(teacher: TeacherPass) -> int:
-        """Of one record, all views."""
+        """Size of the fields of one record in bytes, over all views."""
         fields = teacher.manifest.fields
         values = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in fields)
         return values * teacher.num_views
@@ -124,17 +127,17 @@ class StoreDataset(Dataset[Batch]):
 
     @property
     def aspects(self) -> torch.Tensor:
-        """Width / height of every record's original image, f64 [n]; 1 of a table's row."""
+        """Width / height of every record's original image, f64 [n], 1 for rows of a table."""
         return torch.from_numpy(self.columns["width"] / self.columns["height"])
 
     @property
     def has_many_labels(self) -> bool:
-        """Whether a batch's labels are f32 [B, K], many a record."""
+        """True if records have many labels, so that labels of a batch are f32 [B, K]."""
         return self.label_lists is not None
 
     @property
     def has_labels(self) -> bool:
-        """Whether any record has a label that means something to the network."""
+        """True if any record has a label among the classes of the network."""
         if self.label_lists is not None:
             return any(self.label_lists.to_pylist())
         return bool((self.columns["label"] != NO_LABEL).any())
@@ -143,16 +146,16 @@ class StoreDataset(Dataset[Batch]):
         return self.__getitems__([position])
 
     def __getitems__(self, positions: Sequence[int | tuple[int, int]]) -> Batch:
-        """The records at these positions of the selection, as one batch.
+        """Load the records at these positions of the selection as one batch.
 
-        positions  each alone (no view is drawn yet), or with the stored view to replay
+        positions  positions (no view is drawn yet), or pairs of a position and the stored view to replay
         """
         pairs = np.asarray(positions).reshape(len(positions), -1)
         at = pairs[:, 0]
         views = pairs[:, 1] if pairs.shape[1] == 2 else None
         values = [self._gather(number, at, views) for number in range(len(self.passes))]
         canonical_from_view = None
-        if views is not None:  # all passes of a run have the same
+        if views is not None:  # all passes of a run have the same views
             canonical_from_view = torch.from_numpy(values[0][VIEW_FIELD.name])
         keys: list[str] = self.keys.take(at).to_pylist()
         return Batch(
@@ -175,21 +178,21 @@ class StoreDataset(Dataset[Batch]):
         )
 
     def labels_at(self, at: NDArray[np.int64]) -> torch.Tensor:
-        """Of these positions, without reading an image: i64 [n], or f32 [n, K] of many labels a record."""
+        """Read the labels of these positions without reading images: i64 [n], or f32 [n, K] for many labels."""
         if self.label_lists is not None:
             lists = self.label_lists.take(at).to_pylist()
             return multi_hot_of_lists(lists, len(self.store.manifest.classes))
         return torch.from_numpy(self.columns["label"][at].astype(np.int64))
 
     def intermediates_at(self, at: NDArray[np.int64]) -> list[dict[str, torch.Tensor]]:
-        """Every pass's intermediates of these positions, of the first stored view, without reading an image."""
+        """Read the intermediates of every pass for these positions, in the first stored view, but no images."""
         return [
             self._targets(number, self._gather(number, at, None), at, replayed=False).intermediates
             for number in range(len(self.passes))
         ]
 
     def _inputs(self, at: NDArray[np.int64], keys: Sequence[str]) -> torch.Tensor:
-        """u8 [n, 3, H, W], of a table f32 [n, d]; a record that comes several times is decoded once."""
+        """Decode frames u8 [n, 3, H, W] or table rows f32 [n, d], each record once even if it occurs several times."""
         once, first, place = np.unique(at, return_index=True, return_inverse=True)
         columns = (self.columns[name][once].tolist() for name in ("offset", "size", "image_crc32c"))
         inputs = []
@@ -217,7 +220,7 @@ class StoreDataset(Dataset[Batch]):
             ),
         )
         spatial = [spec for spec in teacher.manifest.fields if spec.frame is not None]
-        if spatial and not replayed:  # of one teacher, whose fields all show the same part
+        if spatial and not replayed:  # all fields of a teacher have the same frame
             targets = replace(targets, map_from_canonical=self._map_from_canonical(spatial[0], at))
         if "map" not in values:
             return targets
@@ -228,7 +231,7 @@ class StoreDataset(Dataset[Batch]):
         )
 
     def _map_from_canonical(self, spec: FieldSpec, at: NDArray[np.int64]) -> torch.Tensor:
-        """Places each map's grid in its canonical frame: f32 [n, 3, 3]."""
+        """Transform of each map's grid in its canonical frame: f32 [n, 3, 3]."""
         if spec.frame != "center_crop":
             return torch.eye(3).expand(len(at), 3, 3)
         assert spec.crop_fraction is not None
@@ -243,7 +246,7 @@ class StoreDataset(Dataset[Batch]):
     def _gather(
         self, number: int, at: NDArray[np.int64], views: NDArray[np.int64] | None
     ) -> Values:
-        """Fields [n, *shape] of the given views (None: the canonical one), in the order of `at`."""
+        """Read fields [n, *shape] of the given views (None for the canonical one), in the order of `at`."""
         shards, rows = self.shard[at], self.pass_rows[number][at]
         views = np.zeros(len(at), np.int64) if views is None else views
         gathered: Values = {}
@@ -256,7 +259,7 @@ class StoreDataset(Dataset[Batch]):
         return gathered
 
     def _masks(self, at: NDArray[np.int64], keys: Sequence[str]) -> torch.Tensor:
-        """u8 [n, 1, H, W]; all background where a record has no mask."""
+        """Read masks u8 [n, 1, H, W], all background for records without a mask."""
         masks = torch.zeros(len(at), 1, *self.store.size, dtype=torch.uint8)
         names = ("mask_offset", "mask_size", "mask_crc32c")
         columns = [self.shard[at].tolist(), *(self.columns[n][at].tolist() for n in names)]
@@ -278,7 +281,7 @@ class StoreDataset(Dataset[Batch]):
         return ShardBytes(self.store.path, self.store.manifest.shards[shard])
 
     def _open_values(self, number: int, shard: int) -> dict[str, Rows]:
-        """A shard's fields: large ones on disk, of the others the rows of this selection."""
+        """Open a shard's fields: large ones stay on disk, of the others only this selection's rows are kept."""
         names = self.intermediate_fields[number]
         wanted = {*_ALWAYS_READ, *names, *(f"{name}_scale" for name in names)}
         fields = self.passes[number].open_shard(self.store.manifest.shards[shard], wanted)
@@ -291,7 +294,7 @@ class StoreDataset(Dataset[Batch]):
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        # A loader process opens its own files.
+        # Each loader process opens its own files.
         return {k: v for k, v in self.__dict__.items() if k not in ("_bytes", "_values")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -300,7 +303,7 @@ class StoreDataset(Dataset[Batch]):
 
 
 def _decode(values: Values, name: str) -> torch.Tensor:
-    """A field [n, *shape] in its own units; of a max-abs one the scale has the shape's first dimensions."""
+    """Decode a field [n, *shape] to its units. The scale of a max-abs field has the first dimensions of its shape."""
     if f"{name}_scale" not in values:
         return torch.from_numpy(values[name].astype(np.float32))
     unit, scale = decode_unit(values[name]), values[f"{name}_scale"]
@@ -308,6 +311,6 @@ def _decode(values: Values, name: str) -> torch.Tensor:
 
 
 def iter_batches(dataset: StoreDataset, batch_size: int) -> Iterator[Batch]:
-    """Every record of the selection exactly once, whole frames, for evaluation."""
+    """Iterate over batches with every record of the selection exactly once, in whole frames, for evaluation."""
     for start in range(0, len(dataset), batch_size):
         yield dataset.__getitems__(list(range(start, min(start + batch_size, len(dataset)))))

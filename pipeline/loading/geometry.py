@@ -1,12 +1,12 @@
-"""One homography per record, applied to its image and to each of its maps in one warp each.
+"""Geometry of views: one homography per record, applied to its image and to each of its maps in one warp each.
 
-Coordinates are normalized: -1 and 1 are the outer edges of the pixel grid (align_corners=False), so
-one matrix serves every resolution. A view is stored as `canonical_from_view`, the direction in which
-pixels are fetched: nothing is inverted later, and a replayed view is the same bit for bit.
-Homographies compose right to left: map_from_view = map_from_canonical @ canonical_from_view.
+Coordinates are normalized: -1 and 1 are the outer edges of the pixel grid (align_corners=False), so one matrix is valid
+at every resolution. A view is stored as `canonical_from_view`, the direction in which pixels are sampled, so it is
+never inverted and a replayed view is identical bit for bit. Homographies compose from right to left:
+map_from_view = map_from_canonical @ canonical_from_view.
 
-Operations on pixels do not belong here (appearance.py); they come after the warp, and encoding (Normalize,
-AddInverse) comes last, because the zeros outside the frame do not commute with it.
+Operations on pixels are in pixels.py. They come after the warp, and the encoding of the input (Normalize, add_inverse)
+comes last, because it does not commute with the zeros outside the frame.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ from pipeline.core.records import Batch, StoredTargets, Targets
 from pipeline.loading.pixels import change_pixels
 
 CENTER_CROP_FRACTION = 0.875
-"""Of the shorter side: the 224 of 256 pixels that classifiers are evaluated on."""
+"""Fraction of the shorter side in the evaluation crop of classifiers, 224 of 256 pixels."""
 
 _FINE_GRID = 56
-"""Coverage is measured on a grid at least this fine; a 7x7 cell may lie partly outside."""
+"""Minimum resolution at which coverage is measured, because cells of a 7x7 grid may be partly outside."""
 
 
 # ---- warping -------------------------------------------------------------------------------------
 
 
 def fetch_points(source_from_view: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Where each cell center of a view of (height, width) `size` lies in the source.
+    """Position in the source of each cell center of a view of (height, width) `size`.
 
     source_from_view  [B, 3, 3]
-    returns x and y, each [B, height, width], normalized
+    returns           x and y, each [B, height, width], normalized
     """
     y, x = (
         (2 * torch.arange(n, device=source_from_view.device).to(source_from_view) + 1) / n - 1
         for n in size
     )
     h = source_from_view[:, :, :, None, None]
-    # Elementwise, not a matrix product: the result must not depend on the rest of the batch.
+    # Elementwise instead of a matrix product, so that the result does not depend on the rest of the batch.
     xs, ys, ws = (h[:, row, 0] * x + h[:, row, 1] * y[:, None] + h[:, row, 2] for row in range(3))
     return xs / ws, ys / ws
 
 
 def warp(source: Tensor, source_from_view: Tensor, size: tuple[int, int]) -> Tensor:
-    """Fetch `source` bilinearly into views; the share of a cell that lies outside counts as 0.
+    """Sample `source` bilinearly into views, where the part of a cell outside the source counts as 0.
 
-    source            [B, C, h, w], any dtype; integers and halves are promoted to float32
+    The same rule applies to images and maps: for crops it equals clamping at the border, for rotations zero fill.
+
+    source            [B, C, h, w], any dtype; integers and half precision are promoted to float32
     source_from_view  [B, 3, 3]
     size              (height, width) of the views
     returns           [B, C, height, width] float32 or float64
-
-    One rule for images and maps: on crops it equals clamping at the border, on rotations zero fill.
     """
-    # In half precision the grid itself would be up to half a pixel wrong.
+    # In half precision the grid coordinates would be off by up to half a pixel.
     source = source.to(torch.promote_types(source.dtype, torch.float32))
     source_from_view = source_from_view.to(source.dtype)
     x, y = fetch_points(source_from_view, size)
@@ -65,7 +65,7 @@ def warp(source: Tensor, source_from_view: Tensor, size: tuple[int, int]) -> Ten
     finer = max(1, _FINE_GRID // min(size))
     if finer > 1:
         x, y = fetch_points(source_from_view, (size[0] * finer, size[1] * finer))
-    # Rounding may put an edge point a hair outside; such a point is on the frame.
+    # Rounding may move an edge point slightly outside, and such a point belongs to the frame.
     inside = (torch.maximum(x.abs(), y.abs()) <= 1 + 1e-6).to(source.dtype)[:, None]
     coverage = F.avg_pool2d(inside, finer) if finer > 1 else inside
     warped: Tensor = fetched * coverage
@@ -73,9 +73,9 @@ def warp(source: Tensor, source_from_view: Tensor, size: tuple[int, int]) -> Ten
 
 
 def center_crop(heights: Tensor, widths: Tensor, fraction: float) -> Tensor:
-    """`canonical_from_crop` of the field's center crop: `fraction` of the shorter side, square.
+    """Compute `canonical_from_crop` of the usual center crop, a square with `fraction` of the shorter side.
 
-    heights, widths  [B] of the original images, whose proportions the canonical frame has not
+    heights, widths  [B] of the original images, whose aspect ratio the canonical frame does not have
     returns          f32 [B, 3, 3]: diag(f m / W0, f m / H0, 1) with m = min(H0, W0)
     """
     side = fraction * torch.minimum(heights, widths)
@@ -86,9 +86,9 @@ def center_crop(heights: Tensor, widths: Tensor, fraction: float) -> Tensor:
 def downscale(
     source_from_view: Tensor, source_size: tuple[int, int], size: tuple[int, int]
 ) -> Tensor:
-    """Source pixels per view pixel along the worse axis, [B]; above about 1.2 a bilinear fetch aliases.
+    """Source pixels per view pixel along the worse axis, [B]. Bilinear sampling aliases above about 1.2.
 
-    Reads the affine part of the matrix only.
+    Only the affine part of the matrix is used.
     """
     source_pixels = source_from_view.new_tensor([source_size[1], source_size[0]])[:, None]
     view_pixels = source_from_view.new_tensor([size[1], size[0]])
@@ -97,14 +97,14 @@ def downscale(
     return norms
 
 
-# ---- a batch as the student sees it --------------------------------------------------------------
+# ---- a batch in its view -------------------------------------------------------------------------
 
 
 def evaluation_view(batch: Batch, frame: str, size: tuple[int, int]) -> Batch:
-    """The batch under the one view in which it is evaluated at (height, width) `size`.
+    """Return the batch in the view for evaluation at (height, width) `size`.
 
-    frame  evaluate.frame: "full", "center_crop", or "auto": full where the frame has that size already; of a table
-           it means nothing
+    frame  evaluate.frame: "full", "center_crop", or "auto", which means full if the frame already has that size and
+           center_crop otherwise. It is ignored for a table
     """
     if batch.is_table or frame == "full" or (frame == "auto" and batch.inputs.shape[-2:] == size):
         return batch
@@ -113,9 +113,9 @@ def evaluation_view(batch: Batch, frame: str, size: tuple[int, int]) -> Batch:
 
 
 def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
-    """The batch's frames in the student's view: f32 [B, 3, height, width] in [0, 1]; rows of a table as they are.
+    """Render the batch's frames in its view: f32 [B, 3, height, width] in [0, 1], or unchanged rows of a table.
 
-    With the batch's own `appearance`, so that whoever looks at it at any size sees the same images.
+    The batch's `pixel_augment` is applied, so networks with different input sizes receive the same images.
     """
     if batch.is_table:
         return batch.inputs
@@ -129,13 +129,13 @@ def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
 def view_targets(
     batch: Batch, grid: tuple[int, int], map_control: str = "none", *, with_maps: bool = True
 ) -> tuple[Targets, ...]:
-    """Every teacher's stored targets, its maps warped straight to the student's (h, w) `grid`.
+    """Return every teacher's stored targets, with maps warped directly to the student's (h, w) `grid`.
 
-    Extra fields are warped on their own grids, as the loss pools the finer side of each pair.
+    Intermediates are warped on their own grids, because the loss pools the finer side of each pair.
 
-    map_control  "shuffled" gives each record the map of its neighbor in the batch, "unaugmented"
-                 leaves the map where it was while the image moves: both must lose what maps teach
-    with_maps    False leaves the maps out, where the loss does not need them
+    map_control  negative control: "shuffled" assigns to each record the map of its neighbor in the batch,
+                 "unaugmented" does not transform the map with the image
+    with_maps    False omits the maps if the loss does not need them
     """
     return tuple(
         _view_maps(batch, stored, grid, map_control)
@@ -168,7 +168,7 @@ def _view_maps(
 
 
 def _view_intermediates(batch: Batch, stored: StoredTargets) -> dict[str, Tensor]:
-    """A teacher's intermediates in the batch's view, each on its own grid."""
+    """Warp a teacher's intermediates to the batch's view, each on its own grid."""
     if stored.map_from_canonical is None or not stored.intermediates_are_spatial:
         return stored.intermediates
     source_from_view = stored.map_from_canonical @ canonical_from_view(batch)
@@ -184,9 +184,9 @@ def _view_intermediates(batch: Batch, stored: StoredTargets) -> dict[str, Tensor
 def view_maps(
     batch: Batch, stored: StoredTargets, grid: tuple[int, int], *, moved: bool = True
 ) -> Tensor:
-    """A teacher's maps in the batch's view on an (h, w) `grid`: f32 [B, E, A, h, w].
+    """Warp a teacher's maps to the batch's view on an (h, w) `grid`: f32 [B, E, A, h, w].
 
-    moved  False leaves them in the canonical frame, whatever the view
+    moved  False leaves them in the canonical frame in any view
     """
     assert stored.maps is not None
     if stored.map_from_canonical is None:
@@ -199,10 +199,10 @@ def view_maps(
 
 
 def neighbor_maps(maps: Tensor, explained_class: Tensor) -> Tensor:
-    """For each record the maps of the one before it in the batch, again from the first where it has fewer.
+    """Assign to each record the maps of the previous record in the batch, repeated if that record has fewer.
 
     maps             [B, E, A, h, w]
-    explained_class  i64 [B, E]; NO_CLASS after the last one
+    explained_class  i64 [B, E], NO_CLASS after the last one
     """
     count = (explained_class >= 0).sum(dim=1).roll(1).clamp(min=1)
     place = torch.arange(maps.shape[1], device=maps.device) % count[:, None]
@@ -210,7 +210,7 @@ def neighbor_maps(maps: Tensor, explained_class: Tensor) -> Tensor:
 
 
 def place_on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Maps [B, E, A, h, w] fetched at the cell centers of another (h, w) grid of the same view."""
+    """Sample maps [B, E, A, h, w] at the cell centers of another (h, w) grid of the same view."""
     if maps.shape[-2:] == grid:
         return maps
     whole = torch.eye(3, device=maps.device).expand(len(maps), 3, 3)
@@ -218,7 +218,7 @@ def place_on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def canonical_from_view(batch: Batch) -> Tensor:
-    """The batch's matrices, f32 [B, 3, 3]; the identity where nothing moves."""
+    """Return the batch's matrices, f32 [B, 3, 3], or the identity if it has none."""
     if batch.canonical_from_view is not None:
         return batch.canonical_from_view
     identity = torch.eye(3, device=batch.inputs.device)

@@ -1,4 +1,4 @@
-"""From a store to batches: an order that is decided elsewhere (order.py), with its views, on the training device."""
+"""The data loader of a training: batches in the order of a sampler (sampler.py), with their views."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.loading.views import ViewSchedule
 
 
 class TrainLoader:
-    """An epoch's batches with their views, from any step on."""
+    """Data loader of an epoch's batches with their views, starting at any step."""
 
     def __init__(
         self,
@@ -32,9 +32,11 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """views           None replays those that the dataset's passes have stored, as they are
-        appearance      None leaves pixels as the warp gives them
-        views_per_step  of one record, where they are replayed
+        """Configure the loader.
+
+        views           schedule of new views, None to replay the views stored in the dataset's passes
+        pixel_augment   schedule of pixel augmentation, None for none
+        views_per_step  number of views of one record per step, if they are replayed
         """
         order = EpochOrder(dataset.shard, seed)
         ranks = {"rank": rank, "world_size": world_size}
@@ -53,18 +55,18 @@ class TrainLoader:
             batch_sampler=cast("Any", self.batches),
             collate_fn=cast("Any", _same),
             num_workers=loader_processes,
-            # A forked process that inherits zarr's event loop can hang.
+            # A forked process that inherits zarr's event loop may hang.
             multiprocessing_context="spawn" if loader_processes else None,
             persistent_workers=loader_processes > 0,
         )
 
     @property
     def num_steps(self) -> int:
-        """Steps of an epoch, the same on every rank."""
+        """Number of steps of an epoch, the same on every rank."""
         return self.batches.num_steps
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Batches of the epoch's steps from `first_step` on."""
+        """Iterate over the batches of an epoch's steps, starting at `first_step`."""
         self.batches.set_position(epoch, first_step)
         for step, batch in enumerate(self.loader, start=first_step):
             if self.views is None:
@@ -84,7 +86,7 @@ def _same(batch: Batch) -> Batch:
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on `device`; keys and boxes stay."""
+    """Move the tensors of a batch to `device`."""
     if device == batch.inputs.device:
         return batch
     moved: Batch = _move(batch, device)
@@ -93,7 +95,7 @@ def move_batch(batch: Batch, device: torch.device) -> Batch:
 
 def _move(value: Any, device: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        # From pageable memory the copy would wait for the device whatever is asked for.
+        # A copy from pageable memory would synchronize with the device even if non_blocking.
         source = value.pin_memory() if device.type == "cuda" else value
         return source.to(device, non_blocking=True)
     if isinstance(value, (Batch, StoredTargets)):

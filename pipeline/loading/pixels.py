@@ -1,7 +1,7 @@
-"""What becomes of a view's pixels after the warp: RandAugment, then mixup.
+"""Pixel augmentation of views after the warp: RandAugment, then mixup.
 
-No matrix says either, so stored targets cannot follow: they are for those who learn from labels, or from a
-teacher that looks at the very same images. Shape letters: B batch, h w images at any size.
+Neither can be expressed as a matrix, so stored targets cannot be transformed accordingly. Both are for training on
+labels, or with a live teacher on the same images. Shape letters: B batch, h w images at any size.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pipeline.core.seeds import derive_seed
 
 
 class PixelAugmentSchedule:
-    """What is drawn for the steps of an epoch, whatever the rank or the process that asks.
+    """Random draws for the steps of an epoch, independent of rank and process.
 
-    A record's RandAugment is a pure function of (seed, epoch, position in the epoch's order), the share of
-    mixup, one for a whole global batch, of (seed, epoch, step).
+    The RandAugment seed of a record is a pure function of (seed, epoch, position in the epoch's order). The mixup
+    coefficient, one per global batch, is a pure function of (seed, epoch, step).
     """
 
     def __init__(self, config: AugmentOptions, seed: int) -> None:
@@ -29,7 +29,7 @@ class PixelAugmentSchedule:
         self.seed = seed
 
     def draw(self, epoch: int, step: int, start: int, count: int) -> PixelAugment | None:
-        """Of the `count` positions from `start` on, which belong to `step`; None where no pixel changes."""
+        """Draw for `count` positions of `step` starting at `start`, or return None without pixel augmentation."""
         if not self.config.pixel_options:
             return None
         seeds: tuple[int, ...] = ()
@@ -53,7 +53,7 @@ class PixelAugmentSchedule:
 
 
 def change_pixels(images: Tensor, pixel_augment: PixelAugment) -> Tensor:
-    """Images f32 [B, 3, h, w] in [0, 1] as `appearance` says, of the same shape and range."""
+    """Apply `pixel_augment` to images f32 [B, 3, h, w] in [0, 1], keeping shape and range."""
     if pixel_augment.magnitude is not None:
         images = randaugment(images, pixel_augment.magnitude, pixel_augment.seeds)
     if pixel_augment.mixup_lambda is not None:
@@ -62,26 +62,26 @@ def change_pixels(images: Tensor, pixel_augment: PixelAugment) -> Tensor:
 
 
 def mix(images: Tensor, mixup_lambda: float) -> Tensor:
-    """lambda * each image + (1 - lambda) * the one before it in the batch, whose first follows its last."""
+    """Mix each image with the previous one in the batch, cyclically: lambda * image + (1 - lambda) * previous."""
     return mixup_lambda * images + (1 - mixup_lambda) * images.roll(1, dims=0)
 
 
 def randaugment(images: Tensor, magnitude: int, seeds: Sequence[int]) -> Tensor:
-    """torchvision's RandAugment of each image f32 [B, 3, h, w] in [0, 1], drawn from its own seed.
+    """Apply torchvision's RandAugment to each image f32 [B, 3, h, w] in [0, 1], with a separate seed per image.
 
-    Translations are in shares of the side, so equal seeds mean the same at any size. Records come one after
-    the other: about 3 ms each at 224 pixels on one core. On a GPU every step waits for it, as torchvision makes
-    the matrices of its geometric operations on the host.
+    Translations are relative to the side, so equal seeds have the same effect at any size. Records are processed one
+    after the other, about 3 ms each at 224 pixels on one core. On a GPU every step is synchronized, because
+    torchvision creates the matrices of its geometric operations on the host.
     """
     from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2 import RandAugment  # takes seconds
+    from torchvision.transforms.v2 import RandAugment  # the import takes seconds
 
-    # As the paper's code has it; torchvision's default is nearest.
+    # Bilinear as in the paper's code, because torchvision's default is nearest.
     transform = RandAugment(magnitude=magnitude, interpolation=InterpolationMode.BILINEAR)
     changed = []
     with torch.random.fork_rng(devices=[]):
         for image, seed in zip(images, seeds, strict=True):
-            # torch.manual_seed would seed the GPUs' generators, too, from which dropout draws.
+            # torch.manual_seed would also seed the generators of the GPUs, which dropout uses.
             torch.default_generator.manual_seed(seed)
             changed.append(transform(image))
     return torch.stack(changed)

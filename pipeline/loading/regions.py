@@ -1,4 +1,4 @@
-"""Where the objects are in a batch's views: what explanations are evaluated by, and guided teachers taught by."""
+"""Object regions in a batch's views, for the evaluation of explanations and the training of guided teachers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ RegionKind = Literal["boxes", "masks"]
 
 
 def regions_of(batch: Batch, classes: Tensor, kind: RegionKind, size: tuple[int, int]) -> Tensor:
-    """Where the objects of the given classes [n] are in the batch's view at (height, width) `size`.
+    """Regions of the objects of the given classes [n] in the batch's view at (height, width) `size`.
 
-    bool [n, height, width]; nowhere where a record has no region. Masks show the one label's object; of many
-    labels their values are the classes + 1.
+    The result is bool [n, height, width], all False for a record without a region. If a record has one label, its mask
+    is that of the label's object. If it has many, mask values are class + 1.
     """
     many = has_many(batch.labels)
     frame = (batch.inputs.shape[-2], batch.inputs.shape[-1])
     if kind == "boxes" and batch.canonical_from_view is None:
-        frame = size  # nothing moves: the boxes' corners are cut to the pixels that are evaluated
+        frame = size  # without a transform, box corners are rounded down to pixels of the evaluated size
     if kind == "masks":
         assert batch.masks is not None
         masks = batch.masks[:, 0]
@@ -40,17 +40,18 @@ def regions_of(batch: Batch, classes: Tensor, kind: RegionKind, size: tuple[int,
 
 
 def box_regions(boxes: Sequence[Tensor], labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """The union of each record's boxes of its own class, bool [n, H, W].
+    """Union of each record's boxes with its label, bool [n, H, W].
 
-    boxes   a record's f32 [m, 5]: label and corners x0, y0, x1, y1 in [-1, 1]
+    Corners are rounded down to whole pixels, and a box is half-open.
+
+    boxes   f32 [m, 5] for each record: label and corners x0, y0, x1, y1 in [-1, 1]
     labels  i64 [n]
-    Corners are cut down to whole pixels; a box covers them half-open.
     """
     regions = torch.zeros(len(boxes), *size, dtype=torch.bool)
     extent = torch.tensor([size[1], size[0], size[1], size[0]])
     for region, record_boxes, label in zip(regions, boxes, labels.tolist(), strict=True):
         own = record_boxes[record_boxes[:, 0] == label, 1:]
-        # The small term undoes rounding of corners that are whole pixels.
+        # The small constant compensates the rounding error of corners at whole pixels.
         pixels = ((own + 1) / 2 * extent + 1e-3).floor().clamp(min=0).long()
         for x0, y0, x1, y1 in pixels.tolist():
             region[y0:y1, x0:x1] = True

@@ -1,8 +1,8 @@
-"""The order of an epoch: a pure function of (seed, epoch), cut into the same global batches for any ranks.
+"""Samplers: the order of an epoch is a pure function of (seed, epoch), divided into global batches for any world size.
 
-Shards are permuted, then records inside windows of WINDOW_SHARDS shards, so that memory and a node's
-cache stay flat whatever the store's size. Every record comes at most once an epoch; the last partial
-global batch is dropped, other records each epoch.
+Shards are permuted, then records within windows of WINDOW_SHARDS shards, so memory and a node's cache do not grow with
+the store. Every record occurs at most once per epoch. The last partial global batch is dropped, which affects other
+records in each epoch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ class EpochOrder:
     def __init__(
         self, shard_of_record: NDArray[np.int64], seed: int, window: int = WINDOW_SHARDS
     ) -> None:
-        """shard_of_record  [n]: for each position of the selection, the shard that holds it"""
+        """Group the positions of the selection by shard.
+
+        shard_of_record  [n]: the shard of each position of the selection
+        """
         self.by_shard = [
             np.flatnonzero(shard_of_record == shard) for shard in np.unique(shard_of_record)
         ]
@@ -32,7 +35,7 @@ class EpochOrder:
         self.window = window
 
     def positions(self, epoch: int) -> NDArray[np.int64]:
-        """Every position of the selection once, [n]."""
+        """Order of an epoch, with every position of the selection once, [n]."""
         generator = np.random.default_rng(derive_seed(self.seed, "order", epoch))
         shards = [self.by_shard[i] for i in generator.permutation(len(self.by_shard))]
         windows = (
@@ -42,21 +45,24 @@ class EpochOrder:
 
 
 class GlobalBatchSampler:
-    """One epoch's steps for one rank: a batch sampler whose whole state is (epoch, first step)."""
+    """Batch sampler of one rank for the steps of an epoch, whose whole state is (epoch, first step)."""
 
     def __init__(
         self, order: EpochOrder, batch_size: int, *, rank: int = 0, world_size: int = 1
     ) -> None:
-        """batch_size  records of a global batch; each rank takes its contiguous slice"""
+        """Check that the batch size fits the ranks and the selection.
+
+        batch_size  number of records of a global batch, of which each rank takes a contiguous slice
+        """
         num_records = sum(map(len, order.by_shard))
         if batch_size % world_size:
             raise ConfigError(
-                f"trainer.batch_size={batch_size} is not a multiple of {world_size} ranks"
+                f"trainer.batch_size={batch_size} must be a multiple of {world_size}, the number of ranks"
             )
         if num_records < batch_size:
             raise ConfigError(
                 f"the selection has {num_records} records, fewer than trainer.batch_size={batch_size}; "
-                "choose a smaller batch or more records"
+                "lower trainer.batch_size or select more records"
             )
         self.order = order
         self.batch_size = batch_size
@@ -66,7 +72,7 @@ class GlobalBatchSampler:
         self.first_step = 0
 
     def set_position(self, epoch: int, first_step: int) -> None:
-        """Where the next iteration begins."""
+        """Set the start of the next iteration."""
         self.epoch, self.first_step = epoch, first_step
 
     def __len__(self) -> int:
@@ -79,23 +85,26 @@ class GlobalBatchSampler:
             yield positions[start : start + self.batch_size // self.world_size].tolist()
 
     def first_position(self, step: int) -> int:
-        """Where in the epoch's order this rank's slice of a step begins."""
+        """Start of this rank's slice of a step in the epoch's order."""
         return step * self.batch_size + self.rank * (self.batch_size // self.world_size)
 
 
 class ReplayBatchSampler:
-    """Global batches of stored views: (position, view) pairs, `per_step` views of each record together.
+    """Batch sampler of stored views: (position, view) pairs with `per_step` views of each record in a batch.
 
-    A record's views come in turn, from a start of its own: all V of them in V / per_step epochs.
+    The views of a record are used in cyclic order from a random start, all V of them within V / per_step epochs.
     """
 
     def __init__(
         self, order: EpochOrder, batch_size: int, num_views: int, per_step: int, **ranks: int
     ) -> None:
-        """batch_size  views of a global batch"""
+        """Draw the first view of each record.
+
+        batch_size  number of views of a global batch
+        """
         if num_views % per_step:
             raise ConfigError(
-                f"views.per_step={per_step} does not divide the {num_views} stored views of a record"
+                f"views.per_step={per_step} does not divide the {num_views} stored views of a record; choose a divisor"
             )
         self.records = GlobalBatchSampler(order, batch_size // per_step, **ranks)
         self.num_views, self.per_step = num_views, per_step
@@ -104,15 +113,15 @@ class ReplayBatchSampler:
 
     @property
     def num_steps(self) -> int:
-        """Of an epoch."""
+        """Number of steps of an epoch."""
         return self.records.num_steps
 
     def set_position(self, epoch: int, first_step: int) -> None:
-        """Where the next iteration begins."""
+        """Set the start of the next iteration."""
         self.records.set_position(epoch, first_step)
 
     def first_position(self, step: int) -> int:
-        """Where in the epoch's order this rank's slice of a step begins."""
+        """Start of this rank's slice of a step in the epoch's order."""
         return self.records.first_position(step)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Which rows of a store a run reads. Selection is not data: the store always holds the whole set."""
+"""Selection of the rows of a store that a run reads. The store itself always contains the whole set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.core.seeds import derive_seed
 from pipeline.store.index import has_many_labels
 
 HOLDOUT = "holdout"
-"""The name by which an evaluation asks for what subset.holdout kept out of training."""
+"""Name of the split of records that subset.holdout excluded from training."""
 
 
 def rows_of_split(index: pa.Table, split: str) -> NDArray[np.int64]:
@@ -24,17 +24,17 @@ def rows_of_split(index: pa.Table, split: str) -> NDArray[np.int64]:
     rows = np.flatnonzero(splits == split)
     if len(rows) == 0:
         known = ", ".join(sorted(set(splits.tolist())))
-        raise ConfigError(f"the store has no split {split!r}; it has: {known}")
+        raise ConfigError(f"the store has no split {split!r}; its splits are: {known}")
     return rows
 
 
 def select_training_rows(index: pa.Table, split: str, subset: SubsetOptions) -> NDArray[np.int64]:
-    """Rows that `subset` chooses from a split, in the index's order.
+    """Select the rows of a split that `subset` describes, in the order of the index.
 
-    Each class is permuted by (subset.seed, class); the first `holdout` are kept out, the next `shots`
-    taken. So more shots contain fewer, and the choice depends neither on `seed` nor on the method.
-    A record with many labels is a record of each of its classes: kept out for one of them it is kept out for
-    all, and a class has more than its shots where those of another have it too.
+    Each class is permuted by (subset.seed, class). The first `holdout` records are held out, and the next `shots` are
+    selected. Selections with more shots therefore contain those with fewer, and the selection is independent of
+    `seed` and of the method. A record with many labels belongs to each of its classes. If one class holds it out, it is
+    held out for all, and a class may have more records than its shots because of records selected for other classes.
     """
     if subset.shots is None and subset.holdout == 0:
         return rows_of_split(index, split)
@@ -55,9 +55,9 @@ def select_training_rows(index: pa.Table, split: str, subset: SubsetOptions) -> 
 
 
 def balanced_order(index: pa.Table, split: str, seed: int) -> NDArray[np.int64]:
-    """All rows of a split in an order of which any beginning has nearly as many records of each class.
+    """Order all rows of a split so that every prefix has nearly the same number of records of each class.
 
-    It depends on the keys and the seed alone. Records without a label, or with many, count as one class.
+    The order depends only on the keys and the seed. Records without a label, or with many, count as one class.
     """
     rows = rows_of_split(index, split)
     labels = index["label"].to_numpy()[rows]
@@ -72,9 +72,9 @@ def balanced_order(index: pa.Table, split: str, seed: int) -> NDArray[np.int64]:
 
 
 def select_holdout_rows(index: pa.Table, split: str, subset: SubsetOptions) -> NDArray[np.int64]:
-    """Rows of a split that `select_training_rows` keeps out, whatever the shots, in the index's order."""
+    """Select the rows that `select_training_rows` holds out, independent of the shots, in the order of the index."""
     if subset.holdout == 0:
-        raise ConfigError("subset.holdout=0 keeps no records out; set it to a number of each class")
+        raise ConfigError("subset.holdout=0 holds out no records; set it to a number per class")
     chosen = [members[: subset.holdout] for _, members in _permuted_classes(index, split, subset)]
     return np.unique(np.concatenate(chosen))
 
@@ -82,12 +82,12 @@ def select_holdout_rows(index: pa.Table, split: str, subset: SubsetOptions) -> N
 def _permuted_classes(
     index: pa.Table, split: str, subset: SubsetOptions
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Each class of a split with its rows, permuted by (subset.seed, class)."""
+    """Iterate over the classes of a split with their rows, permuted by (subset.seed, class)."""
     rows = rows_of_split(index, split)
     labels, owners = _labels_of(index, rows)
     if len(np.unique(owners)) < len(rows):
         raise ConfigError(
-            f"subset.shots and subset.holdout need labels, split {split!r} has records without"
+            f"subset.shots and subset.holdout need labels, but split {split!r} has unlabeled records"
         )
     keys = np.asarray(index["key"].to_pylist())[rows]
     for label in map(int, np.unique(labels)):
@@ -105,7 +105,7 @@ def _permuted_classes(
 def _labels_of(
     index: pa.Table, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Every known label of these rows, and the position among them of the row that has it."""
+    """Return every known label of these rows, and the position among them of the row with that label."""
     if has_many_labels(index):
         lists = index["labels"].take(rows).to_pylist()
         owners = np.repeat(np.arange(len(lists)), [len(labels) for labels in lists])

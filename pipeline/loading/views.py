@@ -1,9 +1,9 @@
-"""Fresh random views: which homography each record of an epoch gets, a pure function of the seed.
+"""Random views: the homography of each record of an epoch, as a pure function of the seed.
 
-Kornia draws every operation. It takes one canvas size a call, so where the originals' proportions
-differ, resized crops are drawn here instead, all records at once, and other operations before a crop
-act on each original's own proportions: with a = width / height they are conjugated with diag(a, 1, 1).
-After a crop the view is square, and nothing needs to be.
+Operations are drawn by Kornia, which supports one canvas size per call. If the originals differ in aspect ratio,
+resized crops are drawn here instead, for all records at once. Other operations before a crop are applied in each
+original's aspect ratio: with a = width / height they are conjugated with diag(a, 1, 1). After a crop the view is
+square, and no conjugation is needed.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.seeds import derive_seed
 
 BLOCK_SIZE = 1024
-"""Consecutive positions of an epoch's order that are drawn together: Kornia's cost is per call."""
+"""Number of consecutive positions of an epoch's order drawn together, because Kornia's cost is per call."""
 
 _DEFAULT_CROP_SCALE = (0.08, 1.0)
 _CROP_TRIES = 10
-"""As torchvision's; after them comes the largest centered crop of an allowed ratio."""
+"""Number of tries, as in torchvision, before the largest centered crop with an allowed ratio is used."""
 
 
-# ---- one size: Kornia draws all ------------------------------------------------------------------
+# ---- one aspect ratio: Kornia draws all operations -----------------------------------------------
 
 
 def build_operations(config: AugmentOptions, size: tuple[int, int]) -> list[Any]:
-    """Kornia generators for `augment.operations`, to be drawn on a canonical (height, width) `size`."""
+    """Build Kornia generators of `augment.operations` for a canonical (height, width) `size`."""
     return [_OPERATIONS[operation.kind](operation, size) for operation in config.operations]
 
 
@@ -87,10 +87,11 @@ _OPERATIONS = {
 def draw_views(operations: Sequence[Any], count: int, size: tuple[int, int], seed: int) -> Tensor:
     """Draw `canonical_from_view`, [count, 3, 3] float64, from Kornia `operations`.
 
+    The global generator is not changed.
+
     size  (height, width) of the canonical frame
-    seed  32 bits; equal seeds give equal draws for equal operations and counts, and the draws of
-          a smaller count are not a prefix of those of a larger one. The global generator is left
-          as it was.
+    seed  32 bits. Equal seeds result in equal draws for equal operations and counts, but the draws of a smaller count
+          are not a prefix of those of a larger one
     """
     view_from_canonical = torch.eye(3, dtype=torch.float64).expand(count, 3, 3)
     with torch.random.fork_rng(devices=[]):  # Kornia draws from the global generator
@@ -103,26 +104,26 @@ def draw_views(operations: Sequence[Any], count: int, size: tuple[int, int], see
 
 
 def _draw_step(operation: Any, count: int, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-    """One operation's normalized output_from_input, [count, 3, 3] float64, and its output's size."""
+    """Draw one operation's normalized output_from_input, [count, 3, 3] float64, and return it with the output size."""
     if operation.p_batch != 1 or operation.same_on_batch:
         raise ConfigError(
-            f"augment: {type(operation).__name__} draws once per batch, not once per record"
+            f"augment.operations: {type(operation).__name__} must draw per record, not per batch"
         )
-    canvas = torch.empty((), dtype=torch.float64).expand(count, 1, *size)  # no memory behind it
+    canvas = torch.empty((), dtype=torch.float64).expand(count, 1, *size)  # needs no memory
     parameters = operation.forward_parameters(canvas.shape)
     pixels: Tensor = operation.generate_transformation_matrix(canvas, parameters, operation.flags)
     new_size = operation.flags.get("size", size)
     return normalize_homography(pixels.double(), size, new_size, align_corners=False), new_size
 
 
-# ---- many proportions ----------------------------------------------------------------------------
+# ---- different aspect ratios ---------------------------------------------------------------------
 
 
 def draw_crop_numbers(operation: OperationConfig, count: int, generator: torch.Generator) -> Tensor:
-    """What a block of resized crops is made of, whatever the records: [count, tries, 4] float64.
+    """Draw the random numbers of a block of resized crops, independent of the records: [count, tries, 4] float64.
 
-    Each try's share of the area, its ratio width / height, and where it lies in [0, 1] of the room
-    that is left, across and down.
+    The numbers of a try are its share of the area, its ratio width / height, and its horizontal and vertical position
+    in [0, 1] of the remaining room.
     """
     low, high = operation.scale or _DEFAULT_CROP_SCALE
     numbers = torch.rand(count, _CROP_TRIES, 4, generator=generator, dtype=torch.float64)
@@ -133,15 +134,15 @@ def draw_crop_numbers(operation: OperationConfig, count: int, generator: torch.G
 
 
 def place_crops(numbers: Tensor, aspects: Tensor, ratio: tuple[float, float]) -> Tensor:
-    """`canonical_from_crop` [n, 3, 3] float64 of crops drawn in the originals' proportions.
+    """Compute `canonical_from_crop` [n, 3, 3] float64 of crops drawn in the originals' aspect ratios.
 
     numbers  [n, tries, 4] of `draw_crop_numbers`
     aspects  [n]: width / height of each original
-    ratio    of the crops that are allowed
+    ratio    range of allowed aspect ratios of crops
 
-    With share s, ratio r and aspect a the crop's half-sizes in the normalized frame are sqrt(s r / a)
-    by sqrt(s a / r). The first try that fits counts; where none does, the largest centered crop of an
-    allowed ratio (as torchvision's RandomResizedCrop does).
+    With share s, ratio r and aspect a, the crop's half-sizes in the normalized frame are sqrt(s r / a) by
+    sqrt(s a / r). The first try that fits is used, or the largest centered crop with an allowed ratio if none fits (as
+    in torchvision's RandomResizedCrop).
     """
     shares, ratios, across, down = numbers.unbind(-1)
     aspects = aspects.double()[:, None]
@@ -169,16 +170,19 @@ def place_crops(numbers: Tensor, aspects: Tensor, ratio: tuple[float, float]) ->
 
 
 class ViewSchedule:
-    """Fresh views for the positions of an epoch's order: a pure function of (seed, epoch, position).
+    """Random views of the positions in an epoch's order, as a pure function of (seed, epoch, position).
 
-    Each block of BLOCK_SIZE consecutive positions is drawn at once, so a view does not depend on the
-    batch size, the rank or the process that asks for it.
+    Each block of BLOCK_SIZE consecutive positions is drawn at once, so a view does not depend on batch size, rank or
+    process.
     """
 
     def __init__(
         self, config: AugmentOptions, size: tuple[int, int], seed: int, *, one_aspect: bool = True
     ) -> None:
-        """one_aspect  whether every original has the proportions of the canonical (height, width) `size`"""
+        """Configure the schedule.
+
+        one_aspect  True if every original has the aspect ratio of the canonical (height, width) `size`
+        """
         self.config = config
         self.size = size
         self.seed = seed
@@ -186,10 +190,9 @@ class ViewSchedule:
         self._block = lru_cache(maxsize=4)(self._draw_block)
 
     def views(self, epoch: int, start: int, aspects: Tensor) -> Tensor | None:
-        """`canonical_from_view` of the positions from `start` on, f32 [n, 3, 3].
+        """Draw `canonical_from_view` of the positions starting at `start`, f32 [n, 3, 3], or None without operations.
 
         aspects  [n]: width / height of the original at each position
-        None where nothing moves.
         """
         if not self.config.operations:
             return None
@@ -202,7 +205,7 @@ class ViewSchedule:
         return self._compose(steps, aspects).float()
 
     def _draw_block(self, epoch: int, block: int) -> list[Tensor]:
-        """What does not depend on the records: the views themselves, or one tensor an operation."""
+        """Draw the part of a block that is independent of the records: the views, or one tensor per operation."""
         seed = derive_seed(self.seed, "views", epoch, block)
         if self.one_aspect:
             operations = build_operations(self.config, self.size)
@@ -225,7 +228,7 @@ class ViewSchedule:
             ]
 
     def _compose(self, steps: list[Tensor], aspects: Tensor) -> Tensor:
-        """canonical_from_view = (first operation's inverse) @ (second's) @ ..."""
+        """Compute canonical_from_view = (inverse of the first operation) @ (inverse of the second) @ ..."""
         canonical_from_view = torch.eye(3, dtype=torch.float64).expand(len(aspects), 3, 3)
         aspects = aspects.double()
         for operation, step in zip(self.config.operations, steps, strict=True):

@@ -1,4 +1,4 @@
-"""Attention transfer (Zagoruyko & Komodakis 2017): the student should be active where the teacher is."""
+"""Attention transfer (Zagoruyko & Komodakis 2017): match the spatial activation of student and teacher."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from pipeline.models.output import Intermediates, ModelOutput, to_float32
 
 
 def attention_map(features: Tensor) -> Tensor:
-    """Q = mean over channels of A^2, float32 or wider: [B, C, h, w] -> [B, h, w] (section 3.1)."""
+    """Compute Q = mean over channels of A^2, float32 or wider: [B, C, h, w] -> [B, h, w] (section 3.1)."""
     return to_float32(features).square().mean(dim=1)
 
 
 def attention_loss(
     student_attention: Tensor, teacher_attention: Tensor, norm: Literal["mse", "l2"] = "mse"
 ) -> Tensor:
-    """Mean over records and places of (Q_s / ||Q_s|| - Q_t / ||Q_t||)^2, the norms over a record's places.
+    """Mean over records and positions of (Q_s / ||Q_s|| - Q_t / ||Q_t||)^2, with norms over a record's positions.
 
-    norm               mse, as public code has it; or l2, as the paper prints it: the mean over records of that
-                       difference's norm, not squared
+    If the grids differ, the finer map is first averaged over the cells of the coarser one. A map that is zero
+    everywhere has no gradient.
+
     student_attention  [B, h, w]  gradients flow here
-    teacher_attention  [B, h, w]  constant; any positive scale; where the grids differ, the finer one is
-                       averaged over the cells of the coarser one first
-    A map that is zero everywhere pulls nowhere.
+    teacher_attention  [B, h, w]  constant, of any positive scale
+    norm               mse, as in public code, or l2, as printed in the paper: the mean over records of the norm of the
+                       difference, not squared
     """
     h, w = map(min, student_attention.shape[1:], teacher_attention.shape[1:])
     student, teacher = (
@@ -45,7 +46,7 @@ def attention_loss(
 
 
 def attention_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """attention_1, ... [B, h, w]: Q of each stage."""
+    """Fields attention_1, ... [B, h, w]: Q of each stage."""
     return {
         f"attention_{number}": attention_map(stage.output.detach())
         for number, stage in enumerate(output.stages, start=1)
@@ -53,7 +54,7 @@ def attention_fields(output: ModelOutput) -> dict[str, Tensor]:
 
 
 class ATLoss(FeatureKDLoss):
-    """The sum over stages of `attention_loss`, beside labels and logits (e2KD, section 5)."""
+    """Sum over stages of `attention_loss`, in addition to labels and logits (e2KD, section 5)."""
 
     term = "at"
     term_needs = Needs(
@@ -74,7 +75,7 @@ class ATLoss(FeatureKDLoss):
             both = list(range(1, min(own, taught) + 1))
             require(
                 own == taught,
-                f"method=at: {have}; name those to compare, as in method.stages={both}, or choose other networks",
+                f"method=at: {have}; name the stages to compare, as in method.stages={both}, or choose other networks",
             )
         require(
             max(self.config.stages, default=1) <= min(own, taught),

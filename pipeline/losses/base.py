@@ -1,4 +1,4 @@
-"""What a loss is: its needs, its weighted terms, and the callbacks of a training that it may follow."""
+"""The interface of a loss: its needs, its weighted terms, and the callbacks that it receives during a training."""
 
 from __future__ import annotations
 
@@ -17,82 +17,82 @@ from pipeline.models.output import NO_INTERMEDIATES, Intermediates, ModelOutput
 
 @dataclass(frozen=True, kw_only=True)
 class StudentOutput:
-    """The student's side of a step; gradients flow through all of it."""
+    """Outputs of the student in a step. Gradients flow through all of them."""
 
     output: ModelOutput
-    """The forward pass, with the intermediates that the loss needs."""
+    """Output of the forward pass, with the intermediates that the loss needs."""
     maps: Tensor | None = None
-    """[B, E, A, h, w] for the teacher's explained classes, where the loss needs them in this step."""
+    """Maps [B, E, A, h, w] of the teacher's explained classes, if the loss needs them in this step."""
     input_size: tuple[int, int] = (0, 0)
-    """(height, width) of the student's input: the resolution at which maps are compared."""
+    """(height, width) of the student's input, the resolution at which maps are compared."""
     record_index: Tensor | None = None
-    """i64 [B]: which record of the training's selection each row shows, for losses that remember records."""
+    """Record of each row in the training's selection, i64 [B], for losses that keep state per record."""
     view_index: Tensor | None = None
-    """i64 [B]: which stored view of it, -1 for a fresh one."""
+    """Stored view of each row, i64 [B], or -1 for a newly drawn one."""
 
     @property
     def logits(self) -> Tensor:
-        """[B, K]."""
+        """Logits [B, K]."""
         return self.output.logits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a loss reads; nothing else is loaded or computed for it."""
+    """Inputs that a loss reads. Nothing else is loaded or computed for it."""
 
     labels: bool = False
     targets: bool = True
-    """False where labels are all that it reads."""
+    """False if it reads only labels."""
     maps_every: int | None = None
-    """The student's and the teacher's maps in every n-th step; None in none."""
+    """Interval in steps at which the student's and the teacher's maps are needed, None for never."""
     map_control: str = "none"
-    """How the teacher's maps are spoilt, for a negative control."""
+    """Perturbation of the teacher's maps for a negative control."""
     intermediates: Intermediates = NO_INTERMEDIATES
-    """Of both networks' forward passes."""
+    """Intermediates of both networks' forward passes."""
     target_fields: Callable[[ModelOutput], dict[str, Tensor]] | None = None
-    """The teacher's side of them as `Targets.intermediates` names it, from its forward pass: f32, without a graph."""
+    """Function from the teacher's output to the fields of `Targets.intermediates`, f32 and without a graph."""
     payload: str | None = None
-    """The payload that stores these fields."""
+    """Payload that stores these fields."""
 
     def maps_in(self, step: int) -> bool:
-        """Whether maps enter the loss in this step."""
+        """Return whether maps are needed in this step."""
         return self.maps_every is not None and step % self.maps_every == 0
 
 
 class TermValue(NamedTuple):
-    """A term's value, with numbers to log that are no terms, such as the fraction of valid maps."""
+    """Value of a term, with additional numbers to log, such as the fraction of valid maps."""
 
     value: Tensor
     statistics: dict[str, Tensor]
 
 
 class Term(NamedTuple):
-    """A part of a loss."""
+    """A weighted term of a loss."""
 
     name: str
-    """ce or bce, kd, map, at, cat, review, ft, crd, ss, tf, ked, hint, localization."""
+    """Name of the term: ce or bce, kd, map, at, cat, review, ft, crd, ss, tf, ked, hint, localization."""
     weight: float
     compute: Callable[[], Tensor | TermValue]
-    """Not called where the weight is 0."""
+    """Function that computes the value, not called if the weight is 0."""
 
 
 _ON_LOGITS = {"ce", "bce", "kd"}
-"""Terms that reach the whole classifier."""
+"""Terms whose gradients reach every parameter of the classifier."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossTerms:
-    """A scalar to minimize and what it is made of, all on the training device."""
+    """A scalar to minimize and its terms, all on the training device."""
 
     total: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
     """Unweighted terms by name."""
     statistics: dict[str, Tensor] = field(default_factory=dict)
-    """Numbers to log that are not terms."""
+    """Additional numbers to log."""
 
 
 def weighted_sum(parts: Sequence[LossTerms], weights: Sequence[float]) -> LossTerms:
-    """One loss of several teachers: everything is summed with its teacher's weight."""
+    """Combine the losses of several teachers, summing all values with the teachers' weights."""
     if len(parts) == 1 and weights[0] == 1:
         return parts[0]
 
@@ -113,68 +113,68 @@ def weighted_sum(parts: Sequence[LossTerms], weights: Sequence[float]) -> LossTe
 class AuxiliaryPretraining:
     """Training of a loss's auxiliary modules on the teacher alone, before the student's first step.
 
-    By SGD with momentum 0.9; the modules stand still afterwards.
+    It uses SGD with momentum 0.9. The modules are not updated afterwards.
     """
 
     parameters: list[nn.Parameter]
     epochs: int
-    """0 leaves them as they were drawn."""
+    """Number of epochs, 0 to leave the parameters at their initial values."""
     lr: float
-    """Divided by 10 after each `decay_every_epochs`."""
+    """Learning rate, divided by 10 after each `decay_every_epochs`."""
     decay_every_epochs: int
     weight_decay: float
     loss: Callable[[Targets, Tensor], Tensor]
-    """(targets, view_index i64 [B]) -> a scalar to minimize, whose gradients reach these parameters alone."""
+    """(targets, view_index i64 [B]) -> a scalar to minimize, whose gradients reach only these parameters."""
 
 
 class LossCallbacks:
-    """What a training tells a loss; a loss overrides those that it follows."""
+    """Callbacks of a training, which a loss overrides as needed."""
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
         """Create the parameters whose shapes depend on the networks, given one example of `forward`'s arguments.
 
-        Called before training where the loss needs intermediates; ConfigError where the two networks do not fit.
+        Called before training if the loss needs intermediates. Raises ConfigError if the two networks do not fit.
         """
 
     def on_train_start(self, dataset: StoreDataset) -> None:
-        """Create what the loss keeps of each record; called after `build`, always.
+        """Create the state that the loss keeps per record. Always called, after `build`.
 
-        ConfigError where the records do not fit the loss.
+        Raises ConfigError if the records do not fit the loss.
         """
 
     def on_step_end(self) -> None:
-        """Follow the optimizer's step; called on every rank."""
+        """Update state after the optimizer's step. Called on every rank."""
 
     @property
     def pretraining(self) -> AuxiliaryPretraining | None:
-        """The training of auxiliary modules that precedes the student's, if any."""
+        """Pretraining of auxiliary modules before the training of the student, if any."""
         return None
 
 
 class DistillationLoss(nn.Module, LossCallbacks):
-    """(student, targets, labels) -> LossTerms; its own parameters, if any, train with the student."""
+    """Loss (student, targets, labels) -> LossTerms, whose parameters, if any, are trained with the student."""
 
     distributed: DistributedContext = DistributedContext()
-    """The processes that train together, set by the training: what a loss keeps of records must be the same on all."""
+    """Processes that train together, set by the training. State per record must be the same on all of them."""
 
     @property
     def needs(self) -> Needs:
-        """What it reads."""
+        """Inputs that the loss reads."""
         return Needs()
 
     def check_labels(self, *, many: bool) -> None:
-        """ConfigError where this loss does not fit a set with one label a record, or with many."""
+        """Raise ConfigError if this loss does not support one label per record, or many if `many`."""
 
     def terms(
         self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
     ) -> Iterable[Term]:
-        """The terms in the order in which they are computed; labels as of Batch."""
+        """Return the terms in the order of their computation, for labels in the form of Batch."""
         raise NotImplementedError
 
     def forward(
         self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
     ) -> LossTerms:
-        """The sum of the terms, each times its weight."""
+        """Compute the weighted sum of the terms."""
         terms: dict[str, Tensor] = {}
         statistics: dict[str, Tensor] = {}
         weighted = []
@@ -187,6 +187,6 @@ class DistillationLoss(nn.Module, LossCallbacks):
                 found = found.value
             terms[term.name] = found
             weighted.append(term.weight * found)
-        if not terms.keys() & _ON_LOGITS:  # ranks wait for a gradient of every parameter
+        if not terms.keys() & _ON_LOGITS:  # ranks wait for the gradients of all parameters
             weighted.append(0 * student.logits.sum())
         return LossTerms(total=torch.stack(weighted).sum(), terms=terms, statistics=statistics)

@@ -1,4 +1,4 @@
-"""The loss that options name, imported when it is first needed."""
+"""Construction of the loss that options name, imported when it is first needed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ if TYPE_CHECKING:
 
 
 def build_loss(config: MethodConfig | TeachingConfig) -> DistillationLoss:
-    """The loss of a student (`method=`) or of a teacher (`teaching=`)."""
+    """Build the loss of a student (`method=`) or of a teacher (`teaching=`)."""
     loss: DistillationLoss = resolve_implementation(type(config))(config)
     return loss

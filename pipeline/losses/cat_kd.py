@@ -1,4 +1,4 @@
-"""CAT-KD (Guo et al. 2023): the student should see each class where the teacher sees it."""
+"""CAT-KD (Guo et al. 2023): match the class activation maps of student and teacher."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def class_map_loss(
 
 
 def class_map_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """cat [B, K, h, w], on the features' grid."""
+    """Field class_maps [B, K, h, w], on the features' grid."""
     assert output.class_maps is not None
     return {"class_maps": output.class_maps.detach()}
 
 
 class CatKDLoss(FeatureKDLoss):
-    """`class_map_loss`, beside labels and logits (e2KD, section 5)."""
+    """Loss `class_map_loss`, in addition to labels and logits (e2KD, section 5)."""
 
     term = "cat"
     term_needs = Needs(
@@ -57,7 +57,7 @@ class CatKDLoss(FeatureKDLoss):
         require(
             self.config.resolution <= min(h, w),
             f"method.resolution={self.config.resolution} is finer than the teacher's class maps of {h}x{w} cells; "
-            "lower it, or, where its features are finer, store more of them with annotate.class_map_size",
+            "lower it or, if the teacher's features are finer, store finer maps with annotate.class_map_size",
         )
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:

@@ -1,8 +1,8 @@
 """CRD (Tian et al. 2020): contrastive representation distillation against a memory of all records.
 
-Both networks' pooled features are mapped to embeddings of unit length. A record's embedding by one network is told
-apart, by noise-contrastive estimation, from what the other network's bank keeps of records of other classes. The
-linear maps are trained with the student; maps and banks are left behind with the loss.
+The pooled features of both networks are mapped to unit-norm embeddings. Noise-contrastive estimation discriminates a
+record's embedding by one network from the embeddings of records of other classes in the other network's bank. The
+linear maps are trained with the student. Maps and banks are not exported.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pipeline.models.output import Intermediates
 
 _EPS = 1e-7
 _RECORDS_AT_ONCE = 4096
-"""Whose features are embedded together when the teacher's bank is filled."""
+"""Number of records whose features are embedded together when the teacher's bank is filled."""
 
 
 def contrast_scores(anchors: Tensor, bank: Tensor, chosen: Tensor, tau: float) -> Tensor:
-    """exp(<anchor, bank[chosen]> / tau): [B, d], [N, d], i64 [B, 1 + m] -> [B, 1 + m]."""
+    """Compute exp(<anchor, bank[chosen]> / tau): [B, d], [N, d], i64 [B, 1 + m] -> [B, 1 + m]."""
     kept = bank[chosen]  # [B, 1 + m, d]
     return torch.exp(torch.einsum("bmd,bd->bm", kept, anchors) / tau)
 
@@ -36,7 +36,7 @@ def nce_loss(probabilities: Tensor, num_records: int) -> Tensor:
 
     -log(p_0 / (p_0 + m Pn + eps)) - sum_i log(m Pn / (p_i + m Pn + eps)), with Pn = 1 / num_records
 
-    probabilities  [B, 1 + m]: scores divided by their normalizer, the record's own first
+    probabilities  [B, 1 + m]: scores divided by their normalizer, that of the record itself first
     """
     noise = (probabilities.shape[1] - 1) / num_records  # m Pn
     own, others = probabilities[:, :1], probabilities[:, 1:]
@@ -46,39 +46,42 @@ def nce_loss(probabilities: Tensor, num_records: int) -> Tensor:
 
 
 class Negatives(nn.Module):
-    """Draws records of other classes: those of one class stand together, and a draw skips them."""
+    """Sampler of records of other classes. Records are ordered by class, and a draw skips the record's own class."""
 
     order: Tensor
-    """i64 [N]: records by class."""
+    """Records ordered by class, i64 [N]."""
     first: Tensor
-    """i64 [N]: where in that order the class of each record begins."""
+    """Start of each record's class in that order, i64 [N]."""
     size: Tensor
-    """i64 [N]: and how many records it has."""
+    """Number of records of each record's class, i64 [N]."""
 
     def __init__(self, labels: Tensor) -> None:
-        """labels  i64 [N], of all records"""
+        """Index the records by class.
+
+        labels  i64 [N], of all records
+        """
         super().__init__()
         _, classes, counts = torch.unique(labels, return_inverse=True, return_counts=True)
         starts = counts.cumsum(0) - counts
         self.fewest = int(len(labels) - counts.max())
-        """Records of other classes, of the class that has the fewest."""
-        # Not persistent: they follow from the selection of records, which the run's identity covers.
+        """Minimum over classes of the number of records of other classes."""
+        # Not persistent, because they follow from the selection of records, which is part of the run's identity.
         self.register_buffer("order", classes.argsort(stable=True), persistent=False)
         self.register_buffer("first", starts[classes], persistent=False)
         self.register_buffer("size", counts[classes], persistent=False)
 
     def draw(self, records: Tensor, count: int) -> Tensor:
-        """`count` of them for each of the records i64 [B], uniformly and with replacement: i64 [B, count]."""
+        """Draw `count` negatives for each of the records i64 [B], uniformly with replacement: i64 [B, count]."""
         size, first = self.size[records, None], self.first[records, None]
         uniform = torch.rand(
             len(records), count, device=records.device, dtype=torch.float64
-        )  # float32 could not name each of 2^24 records
+        )  # float32 cannot represent each of 2^24 or more records
         place = (uniform * (len(self.order) - size)).long()
         return self.order[place + size * (place >= first)]
 
 
 class CRDLoss(FeatureKDLoss):
-    """NCE of the student's embedding against the teacher's bank and the reverse, beside labels and logits."""
+    """NCE of the student's embedding against the teacher's bank and the reverse, in addition to labels and logits."""
 
     term = "crd"
     term_needs = Needs(
@@ -86,15 +89,15 @@ class CRDLoss(FeatureKDLoss):
     )
     config: CRDConfig
     student_bank: Tensor
-    """[N, embedding_size], of unit length."""
+    """Unit-norm embeddings [N, embedding_size]."""
     teacher_bank: Tensor
     normalizer: Tensor
-    """[2], of the student's and of the teacher's scores: N times their mean in the first step; 0 before it."""
+    """Normalizers [2] of the student's and the teacher's scores: N times their mean in the first step, 0 before it."""
 
     def __init__(self, config: CRDConfig) -> None:
         super().__init__(config)
         self._seen: tuple[Tensor, Tensor, Tensor] | None = None
-        """Records and both embeddings of the step that is under way."""
+        """Records and both embeddings of the current step."""
 
     @property
     def weight(self) -> float:
@@ -107,24 +110,24 @@ class CRDLoss(FeatureKDLoss):
         self.embed_teacher = nn.Linear(targets.intermediates["pooled"].shape[1], size)
 
     def on_train_start(self, dataset: StoreDataset) -> None:
-        """Banks: of random directions, but the teacher's of its stored features where there are any."""
+        """Initialize the banks with random directions, or the teacher's with its stored features if there are any."""
         if self.weight == 0:
             return
         labels = dataset.labels_at(np.arange(len(dataset)))
         require(
             not dataset.has_many_labels and bool((labels != NO_LABEL).all()),
-            "method=crd tells a record from those of other classes, and not every record of this selection has one "
-            "label of the network's classes; choose labeled records, or method.lambda_crd=0",
+            "method=crd contrasts a record with those of other classes, but not every record of this selection has one "
+            "label among the network's classes; choose labeled records or set method.lambda_crd=0",
         )
         require(
             len(dataset.passes) <= 1,
-            f"method=crd keeps the embeddings of one teacher, and store.teacher names {len(dataset.passes)}; name one",
+            f"method=crd supports one teacher, but store.teacher names {len(dataset.passes)}; name one",
         )
         self.negatives = Negatives(labels)
         require(
             self.negatives.fewest > 0,
-            "method=crd tells a record from those of other classes, and all of this selection have one; choose more "
-            "classes",
+            "method=crd contrasts a record with those of other classes, but all records of this selection have the "
+            "same class; choose records of more classes",
         )
         for name in ("student_bank", "teacher_bank"):
             directions = torch.randn(len(labels), self.config.embedding_size)
@@ -163,7 +166,7 @@ class CRDLoss(FeatureKDLoss):
 
     @torch.no_grad()
     def _normalization_of(self, scores: list[Tensor]) -> Tensor:
-        """Of the first step that is taken, for good; it is the same on all ranks."""
+        """Normalizers of the first training step, which are kept and are the same on all ranks."""
         mean = torch.stack([each.mean() for each in scores]) * len(self.teacher_bank)
         self._estimate = torch.where(
             self.normalizer > 0, self.normalizer, self.distributed.mean(mean)
@@ -172,7 +175,7 @@ class CRDLoss(FeatureKDLoss):
 
     @torch.no_grad()
     def on_step_end(self) -> None:
-        """Move what the banks keep of the step's records, of all ranks, toward the new embeddings."""
+        """Update the banks' entries for the step's records, of all ranks, with momentum."""
         if self._seen is None:
             return
         records, own, taught = (self.distributed.gather(values) for values in self._seen)
@@ -185,5 +188,5 @@ class CRDLoss(FeatureKDLoss):
 
 
 def _embed(linear: nn.Linear, pooled: Tensor) -> Tensor:
-    """Of unit length, [B, d] -> [B, embedding_size]."""
+    """Compute unit-norm embeddings, [B, d] -> [B, embedding_size]."""
     return F.normalize(linear(pooled.to(linear.weight)), dim=1)

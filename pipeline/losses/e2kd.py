@@ -1,4 +1,4 @@
-"""e2KD (Parchami-Araghi et al. 2024): the student should say what the teacher says, for the same reasons."""
+"""e2KD (Parchami-Araghi et al. 2024): match the predictions and the explanation maps of student and teacher."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pipeline.losses.map_cosine import map_cosine
 
 
 class E2KDLoss(KDLoss):
-    """lambda_ce * ce + lambda_kd * kd + lambda_map * (1 - cosine of the maps) (eq. 3).
+    """Loss lambda_ce * ce + lambda_kd * kd + lambda_map * (1 - cosine of the maps) (eq. 3).
 
-    Pairs in which either map is zero add nothing; the authors' code counts 1 for each, a constant, so that its logged
-    value is higher by 1 / N a record with a zero map and its gradient the same.
+    Pairs in which either map is zero contribute 0. The authors' code counts 1 for each of them, a constant, so its
+    logged value is higher by 1 / N per record with a zero map, with the same gradient.
 
-    A record's term is the mean over its E_n classes, and the batch's the mean over its N records, so that a record
-    weighs the same however many classes it has:
+    The term of a record is the mean over its E_n classes, and that of the batch is the mean over its N records, so the
+    weight of a record does not depend on its number of classes:
 
         1 / N sum_n 1 / E_n sum_e (1 - cosine)    over valid pairs
 
-    `normalize_by` says who counts in N and E_n: "batch" every record and every class that the teacher
-    explains (the paper's lambda), "valid" those with valid pairs only. Padding never counts.
+    `normalize_by` defines N and E_n: "batch" counts every record and every class that the teacher explains (the
+    paper's lambda), "valid" counts only those with valid pairs. Padding is never counted.
     """
 
     config: E2KDConfig

@@ -1,4 +1,4 @@
-"""What losses on features have in common: the labels and the logits beside a term of their own."""
+"""Base of losses on features: a loss-specific term in addition to labels and logits."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from pipeline.models.output import ModelOutput
 
 
 def pooled_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """feature [B, d]: the pooled feature before the classifier."""
+    """Field pooled [B, d]: the pooled feature before the classifier."""
     assert output.pooled is not None
     return {"pooled": output.pooled.detach()}
 
 
 class FeatureKDLoss(DistillationLoss):
-    """lambda_ce * labels + lambda_kd * kd + the weight of the own term * that term.
+    """Loss lambda_ce * labels + lambda_kd * kd + weight * specific term.
 
-    A term of weight 0 is not computed, and nothing is asked of the networks for it: with the labels alone this
-    is the supervised loss.
+    A term with weight 0 is not computed, and its inputs are not requested from the networks. With labels only, this is
+    the supervised loss.
     """
 
     term: ClassVar[str]
-    """The own term's name."""
+    """Name of the specific term."""
     term_needs: ClassVar[Needs]
-    """What the own term reads."""
+    """Needs of the specific term."""
 
     def __init__(self, config: FeatureKDConfig) -> None:
         super().__init__()
@@ -43,11 +43,11 @@ class FeatureKDLoss(DistillationLoss):
     @property
     @abstractmethod
     def weight(self) -> float:
-        """The own term's weight."""
+        """Weight of the specific term."""
 
     @abstractmethod
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
-        """The own term."""
+        """Compute the specific term."""
 
     @property
     def needs(self) -> Needs:
@@ -57,8 +57,8 @@ class FeatureKDLoss(DistillationLoss):
     def check_labels(self, *, many: bool) -> None:
         require(
             not many or self.config.lambda_kd == 0,
-            f"method.lambda_kd={self.config.lambda_kd} compares one distribution over all classes, and a record of "
-            "this store has many labels; set it to 0, or take method=kd method.logits=mld",
+            f"method.lambda_kd={self.config.lambda_kd} compares one distribution over all classes, but records of "
+            "this store have many labels; set it to 0, or set method=kd method.logits=mld",
         )
 
     def terms(
@@ -69,7 +69,7 @@ class FeatureKDLoss(DistillationLoss):
         yield Term(self.term, self.weight, lambda: self.compare(student, targets))
 
     def logit_terms(self, logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Iterable[Term]:
-        """The terms beside the own one."""
+        """Return the terms on labels and logits."""
         config = self.config
         if config.label_loss == "bce_offlabel":
             yield Term("bce", config.lambda_ce, lambda: off_label_bce_loss(logits, labels))

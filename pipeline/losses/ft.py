@@ -1,7 +1,7 @@
-"""Factor transfer (Kim et al. 2018): the student's last stage, translated, against the teacher's, paraphrased.
+"""Factor transfer (Kim et al. 2018): compare the student's translated last stage with the teacher's paraphrased one.
 
-The paraphraser learns to give the teacher's features back from fewer channels, before the student's first step, and
-then stands still. The translator is trained with the student; both are left behind with the loss.
+The paraphraser is trained to reconstruct the teacher's features from fewer channels before the student's first step,
+and is then frozen. The translator is trained with the student. Neither is exported.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from pipeline.losses.feature_kd import FeatureKDLoss
 from pipeline.models.output import Intermediates, ModelOutput, to_float32
 
 _SLOPE = 0.1
-"""Of the leaky ReLUs, below zero."""
+"""Negative slope of the leaky ReLUs."""
 _WEIGHT_DECAY = 1e-4
 
 
 def factor_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean of |F_s / ||F_s|| - F_t / ||F_t||| over records and elements (eq. 3, p = 1).
 
-    student  [B, C, h, w]  gradients flow here; the norms are of a record's whole factor
-    teacher  [B, C, h, w]  constant; where the grids differ, the finer one is averaged over the coarser's cells first
+    Norms are over the whole factor of a record. If the grids differ, the finer one is first averaged over the cells of
+    the coarser one.
+
+    student  [B, C, h, w]  gradients flow here
+    teacher  [B, C, h, w]  constant
     """
     h, w = map(min, student.shape[2:], teacher.shape[2:])
     own, taught = (
@@ -38,12 +41,12 @@ def factor_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def last_stage_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """ft [B, C, h, w]: the features that are paraphrased; too large to be stored."""
+    """Field ft [B, C, h, w]: the features to paraphrase, which are too large to store."""
     return {"ft": to_float32(output.stages[-1].output.detach())}
 
 
 class FTLoss(FeatureKDLoss):
-    """`factor_loss` of the last stages, beside labels and logits."""
+    """Loss `factor_loss` of the last stages, in addition to labels and logits."""
 
     term = "ft"
     term_needs = Needs(intermediates=Intermediates(stages=True), target_fields=last_stage_fields)
@@ -75,7 +78,7 @@ class FTLoss(FeatureKDLoss):
         )
 
     def _reconstruction_error(self, targets: Targets, view_index: Tensor) -> Tensor:
-        """Mean squared error of the features that come back."""
+        """Mean squared error of the reconstructed features."""
         features = targets.intermediates["ft"]
         return F.mse_loss(self.reconstruction(self.paraphraser(features)), features)
 
@@ -91,7 +94,7 @@ def _encoder(channels: int, factor_channels: int) -> nn.Sequential:
 
 
 def _convolutions(*channels: int) -> nn.Sequential:
-    """3x3, each with a leaky ReLU and no norm."""
+    """Build 3x3 convolutions, each followed by a leaky ReLU, without norms."""
     layers: list[nn.Module] = []
     for before, after in pairwise(channels):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.LeakyReLU(_SLOPE)]

@@ -1,4 +1,4 @@
-"""Guided teachers: right, and for reasons that lie on the object (Rao et al. 2023, "Model Guidance")."""
+"""Losses of guided teachers, whose explanations are trained to be on the object (Rao et al. 2023, "Model Guidance")."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pipeline.losses.base import Needs, StudentOutput, Term, TermValue
 from pipeline.losses.labels import LabelsLoss
 
 MIN_ENERGY = 1e-7
-"""A map with less positive mass than this points nowhere; EPG counts it as 0."""
+"""Minimum positive mass of a map. The EPG of a map with less is 0."""
 _TINY = torch.finfo(torch.float32).tiny
 
 
 def energy_loss(attributions: Tensor, regions: Tensor) -> Tensor:
-    """1 - the share of the positive attributions that lies inside, [n]; 1 - their sum inside where there are none.
+    """1 - the share of positive attributions inside the region, [n], or 1 - their sum inside if their total is ~0.
 
     attributions  f32 [n, H, W], signed
     regions       bool [n, H, W]
@@ -31,24 +31,24 @@ def energy_loss(attributions: Tensor, regions: Tensor) -> Tensor:
 
 
 def l1_loss(attributions: Tensor, regions: Tensor) -> Tensor:
-    """Mean distance of the positive attributions, scaled to a maximum of 1, from the region itself, [n]."""
+    """Mean absolute difference of the positive attributions, scaled to a maximum of 1, from the region's mask, [n]."""
     return (_unit(attributions.clamp(min=0)) - regions.float()).abs().mean(dim=(1, 2))
 
 
 def rrr_loss(attributions: Tensor, regions: Tensor) -> Tensor:
-    """Sum of the squared attributions outside (right for the right reasons, Ross et al. 2017), scaled, [n]."""
+    """Sum of the squared, scaled attributions outside the region (RRR, Ross et al. 2017), [n]."""
     return ((_unit(attributions) * ~regions) ** 2).sum(dim=(1, 2))
 
 
 def ppce_loss(attributions: Tensor, regions: Tensor) -> Tensor:
-    """Mean cross-entropy of the positive attributions inside, scaled to a maximum of 1, to 1, [n]."""
+    """Mean cross-entropy to 1 of the positive attributions inside the region, scaled to a maximum of 1, [n]."""
     positive = _unit(attributions.clamp(min=0))
     per_pixel = F.binary_cross_entropy(positive, torch.ones_like(positive), reduction="none")
     return (per_pixel * regions).sum(dim=(1, 2)) / regions.sum(dim=(1, 2)).clamp(min=1)
 
 
 def _unit(attributions: Tensor) -> Tensor:
-    """Divided by the largest absolute value."""
+    """Divide attributions by their largest absolute value."""
     return attributions / attributions.abs().amax(dim=(1, 2), keepdim=True).clamp(min=_TINY)
 
 
@@ -61,11 +61,10 @@ LOCALIZATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class GuidedLoss(LabelsLoss):
-    """The labels' loss + lambda_localization * sum over the batch of one of LOCALIZATIONS.
+    """Loss of the labels + lambda_localization * sum over the batch of one of LOCALIZATIONS.
 
-    The sum, not the mean: as in the source, so that a published lambda keeps its meaning, with any number of
-    ranks. Of a B-cos network
-    the attributions are its contributions, of others GradCAM, upsampled to the input.
+    It is a sum, not a mean, as in the source, so that published values of lambda apply, with any number of ranks. The
+    attributions of a B-cos network are its contributions, those of others GradCAM, upsampled to the input.
     """
 
     config: GuidedTeachingConfig
@@ -95,6 +94,6 @@ class GuidedLoss(LabelsLoss):
             maps[:, 0].float(), input_size, mode="bilinear", align_corners=False
         )[:, 0]
         losses = LOCALIZATIONS[self.config.localization](attributions, regions)
-        # A sum over the whole batch; of several ranks the gradients are averaged, which divides it.
+        # The sum is over the whole batch, but averaging gradients over ranks divides by the world size.
         total = torch.where(guided, losses, 0.0).sum() * self.distributed.world_size
         return TermValue(total, {"guided_fraction": guided.float().mean()})

@@ -16,14 +16,14 @@ from pipeline.losses.mld import mld_loss
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
-    """tau^2 * KL(teacher || student), summed over classes and averaged over the batch.
+    """Compute tau^2 * KL(teacher || student), summed over classes and averaged over the batch.
 
     student_logits  [B, K]  gradients flow here
     teacher_logits  [B, K]  constant, raw
-    tau             temperature > 0; tau^2 keeps the gradient's scale independent of it
+    tau             temperature > 0; the factor tau^2 makes the gradient's scale independent of it
 
-    The paper prints the cross-entropy, which differs by tau^2 * entropy(teacher) and has the same
-    gradient; this form is exactly 0 for equal logits.
+    The paper uses the cross-entropy, which differs by tau^2 * entropy(teacher) and has the same gradient. This form
+    is exactly 0 for equal logits.
     """
     student_log_probs = F.log_softmax(student_logits / tau, dim=1)
     teacher_log_probs = F.log_softmax(teacher_logits.detach() / tau, dim=1)
@@ -32,11 +32,11 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tenso
 
 
 LOGIT_LOSSES = {"softmax": kd_loss, "mld": mld_loss}
-"""What `method.logits` compares: (student, teacher, tau) -> the term kd."""
+"""Losses selected by `method.logits`: (student, teacher, tau) -> the term kd."""
 
 
 class KDLoss(DistillationLoss):
-    """lambda_ce * ce + lambda_kd * kd; of many labels the supervised term is bce instead of ce."""
+    """Loss lambda_ce * ce + lambda_kd * kd, where the supervised term is bce if records have many labels."""
 
     def __init__(self, config: KDConfig) -> None:
         super().__init__()
@@ -49,8 +49,8 @@ class KDLoss(DistillationLoss):
     def check_labels(self, *, many: bool) -> None:
         require(
             not many or self.config.logits == "mld",
-            "method.logits=softmax has the classes compete for one label, and this store has many labels a "
-            "record: set method.logits=mld",
+            "method.logits=softmax assumes one label per record, but records of this store have many labels; set "
+            "method.logits=mld",
         )
 
     def terms(

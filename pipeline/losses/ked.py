@@ -1,6 +1,6 @@
-"""KED (arXiv 2310.02572): the student should predict as the teacher does, superfeature by superfeature.
+"""KED (arXiv 2310.02572): match the teacher's predictions for each superfeature.
 
-Shape letters: B batch, M superfeatures of the level that is compared, K classes.
+Shape letters: B batch, M superfeatures of the compared level, K classes.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from pipeline.models.output import Intermediates, ModelOutput
 
 
 def superfeature_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
-    """`kd_loss` of each superfeature, averaged over them: tau^2 / M * sum_m KL(teacher || student).
+    """Average `kd_loss` over superfeatures: tau^2 / M * sum_m KL(teacher || student).
 
     student_logits  [B, M, K]  gradients flow here
     teacher_logits  [B, M, K]  constant, raw or class-centered
-    tau             temperature > 0, apart from that of the predictions
+    tau             temperature > 0, separate from that of the predictions
     """
     return kd_loss(student_logits.flatten(0, 1), teacher_logits.flatten(0, 1), tau)
 
 
 def control_explanations(teacher_logits: Tensor, control: str) -> Tensor:
-    """The teacher's superfeatures [B, M, K], spoilt for a negative control.
+    """Perturb the teacher's superfeatures [B, M, K] for a negative control.
 
-    control  "shuffled": those of the record before it in the batch; "noise": Gaussian noise, class-centered, of
-             each record's own standard deviation
+    control  "shuffled" uses those of the previous record in the batch, "noise" uses class-centered Gaussian noise with
+             the standard deviation of the record
     """
     if control == "shuffled":
         return teacher_logits.roll(1, dims=0)
@@ -47,13 +47,13 @@ def control_explanations(teacher_logits: Tensor, control: str) -> Tensor:
 
 
 def superfeature_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """superfeature_logits [B, M, K], at the teacher's finest level, class-centered."""
+    """Field superfeature_logits [B, M, K], at the teacher's finest level, class-centered."""
     assert output.superfeature_logits is not None
     return {"superfeature_logits": class_centered(output.superfeature_logits.detach())}
 
 
 def hint_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """The same, and superfeature_hidden [B, M, width], which is not stored."""
+    """Fields superfeature_logits and superfeature_hidden [B, M, width], of which the latter is not stored."""
     assert output.superfeature_hidden is not None
     return {
         **superfeature_fields(output),
@@ -62,9 +62,9 @@ def hint_fields(output: ModelOutput) -> dict[str, Tensor]:
 
 
 class KEDLoss(DistillationLoss):
-    """w * ce + lambda_ked * ((1 - mu) * kd + mu * (ked + rho * hint)), as KEDConfig has it.
+    """Loss w * ce + lambda_ked * ((1 - mu) * kd + mu * (ked + rho * hint)), with the weights of KEDConfig.
 
-    A term of weight 0 is not computed, and nothing is asked of the networks for it.
+    A term with weight 0 is not computed, and its inputs are not requested from the networks.
     """
 
     student_coarsening: Tensor | None
@@ -73,31 +73,34 @@ class KEDLoss(DistillationLoss):
         super().__init__()
         self.config = config
         self.hint = nn.Identity()
-        """From the student's hidden layers to the teacher's; made by `build`."""
+        """Linear map from the student's hidden layers to the teacher's, created by `build`."""
         self.register_buffer("student_coarsening", None, persistent=False)
 
     def set_student_coarsening(self, coarsening: Tensor) -> None:
-        """Compare the student at a coarser level than its own; i64 [its M], of each which one it belongs to."""
+        """Compare the student at a coarser level.
+
+        coarsening  i64 [M of the student]: superfeature of the coarser level for each of the student's
+        """
         self.student_coarsening = coarsening
 
     @property
     def label_weight(self) -> float:
-        """w."""
+        """Weight w of ce."""
         return 1.0 if self.config.hard_weight == "one" else 1 - self.config.lambda_ked
 
     @property
     def prediction_weight(self) -> float:
-        """Of kd."""
+        """Weight of kd."""
         return self.config.lambda_ked * (1 - self.config.mu)
 
     @property
     def explanation_weight(self) -> float:
-        """Of ked."""
+        """Weight of ked."""
         return self.config.lambda_ked * self.config.mu
 
     @property
     def has_hint(self) -> bool:
-        """Whether hidden layers are compared."""
+        """True if hidden layers are compared."""
         return self.explanation_weight > 0 and self.config.rho > 0
 
     @property
@@ -115,8 +118,8 @@ class KEDLoss(DistillationLoss):
     def check_labels(self, *, many: bool) -> None:
         require(
             not many,
-            "method=ked has the classes compete for one label, and this store has many labels a record: set "
-            "method=kd method.logits=mld",
+            "method=ked assumes one label per record, but records of this store have many labels; set method=kd "
+            "method.logits=mld",
         )
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
@@ -130,9 +133,9 @@ class KEDLoss(DistillationLoss):
         level = targets.intermediates["superfeature_logits"].shape[1]
         if not own[1] == taught[1] == level:
             raise ConfigError(
-                f"method.rho={self.config.rho} compares hidden layers, which do not add up as logits do: student, "
-                f"teacher and method.superfeatures have {own[1]}, {taught[1]} and {level} superfeatures; make them "
-                "equal, or set method.rho=0"
+                f"method.rho={self.config.rho} compares hidden layers, which cannot be coarsened, but student, "
+                f"teacher and method.superfeatures have {own[1]}, {taught[1]} and {level} superfeatures; make these "
+                "numbers equal, or set method.rho=0"
             )
         self.hint = nn.Linear(own[2], taught[2])  # type: ignore[assignment]
 

@@ -1,6 +1,6 @@
-"""The loss of a teacher that explains by superfeatures (KED): labels, and what the black box says of them.
+"""Loss of a teacher with superfeatures (KED): labels and the logits of the black box.
 
-It reads the sum of the subnets' logits alone, so each subnet is free to say what only its features can tell.
+It depends only on the sum of the subnets' logits, so each subnet can specialize on its own features.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.losses.labels import LabelsLoss
 
 
 class ExplainingTeacherLoss(LabelsLoss):
-    """ce + lambda_kd * kd, the latter toward the black box where it is asked."""
+    """Loss ce + lambda_kd * kd, where kd compares with the black box."""
 
     config: KEDTeachingConfig
 

@@ -1,4 +1,4 @@
-"""The supervised term, of one label a record (i64 [B]) or of many (f32 [B, K])."""
+"""Supervised losses, for one label per record (i64 [B]) or many (f32 [B, K])."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.losses.base import DistillationLoss, Needs, StudentOutput, Term
 
 
 def cross_entropy_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of logits [B, K] over the records whose label [B] is known; 0 if none is."""
+    """Mean cross-entropy of logits [B, K] over the records whose label [B] is known, 0 if none is."""
     total = F.cross_entropy(
         logits, labels, ignore_index=NO_LABEL, label_smoothing=label_smoothing, reduction="sum"
     )
@@ -25,18 +25,18 @@ def cross_entropy_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 
 
 
 def bce_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean binary cross-entropy over classes and records with known labels; 0 if there is none.
+    """Mean binary cross-entropy over classes and records with known labels, 0 if there are none.
 
-    logits  [B, K]; each class is a question of its own
-    labels  i64 [B] or f32 [B, K]; the target is 1 for each class that a record has and 0 for every other
+    logits  [B, K], one binary prediction per class
+    labels  i64 [B] or f32 [B, K], with target 1 for each class of a record and 0 for every other class
     """
     return _mean_bce(logits, labels, off_label=0.0)
 
 
 def off_label_bce_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """`bce_loss` with the target 1 / K, not 0, for every class that a record has not (e2KD, B-cos).
+    """Compute `bce_loss` with target 1 / K instead of 0 for the classes that a record does not have (e2KD, B-cos).
 
-    targets = max(multi_hot(labels), 1 / K), never renormalized
+    targets = max(multi_hot(labels), 1 / K), without renormalization
     """
     return _mean_bce(logits, labels, off_label=1 / logits.shape[1])
 
@@ -49,9 +49,9 @@ def _mean_bce(logits: Tensor, labels: Tensor, off_label: float) -> Tensor:
 
 
 def label_term(logits: Tensor, labels: Tensor, weight: float = 1.0) -> Term:
-    """The supervised term that fits the set: ce of one label, bce of many.
+    """Return the supervised term for the data: ce for one label per record, bce for many.
 
-    BCE is a mean over classes, and soft targets sum over them: their scales differ by K.
+    BCE is a mean over classes, whereas soft targets are summed over them, so their scales differ by K.
     """
     if has_many(labels):
         return Term("bce", weight, lambda: bce_loss(logits, labels))
@@ -59,7 +59,7 @@ def label_term(logits: Tensor, labels: Tensor, weight: float = 1.0) -> Term:
 
 
 class LabelsLoss(DistillationLoss):
-    """Labels only: the baseline that no teacher has touched."""
+    """Loss on labels only, the baseline without a teacher."""
 
     def __init__(self, config: LabelsConfig | LabelTeachingConfig) -> None:
         super().__init__()
@@ -72,8 +72,8 @@ class LabelsLoss(DistillationLoss):
     def check_labels(self, *, many: bool) -> None:
         require(
             not many or self.config.loss != "ce",
-            "loss=ce takes one label a record, and this store has many: set method.loss=bce "
-            "(in stages.teach teaching.loss=bce)",
+            "loss=ce needs one label per record, but records of this store have many labels; set method.loss=bce "
+            "(teaching.loss=bce for stages.teach)",
         )
 
     def terms(

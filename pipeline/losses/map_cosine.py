@@ -1,8 +1,7 @@
-"""The cosine between explanation maps, as if both were upsampled to the student's input first.
+"""Cosine between explanation maps upsampled to the student's input, computed without upsampling them.
 
-e2KD compares bilinearly upsampled maps (eq. 3). Upsampling is linear, u(a) = U_h a U_w', so the inner
-product of two upsampled maps is <a, G_h b G_w> with the small Gram matrices G = U' U, and nothing of
-the input's size is ever made.
+e2KD compares bilinearly upsampled maps (eq. 3). Upsampling is linear, u(a) = U_h a U_w', so the inner product of two
+upsampled maps is <a, G_h b G_w> with the small Gram matrices G = U' U. No tensor of the input's size is created.
 """
 
 from __future__ import annotations
@@ -19,10 +18,12 @@ _TINY = torch.finfo(torch.float32).tiny
 def map_cosine(
     student_maps: Tensor, teacher_maps: Tensor, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Cosine of each pair of maps at (height, width) `size`, and whether neither is zero.
+    """Compute the cosine of each pair of maps at (height, width) `size`, and its validity.
 
-    student_maps, teacher_maps  [B, E, A, h, w], on one grid; any positive scale
-    returns                     [B, E] (0 where invalid, with no gradient) and bool [B, E]
+    A pair is valid if neither map is zero.
+
+    student_maps, teacher_maps  [B, E, A, h, w], on the same grid, of any positive scale
+    returns                     [B, E] (0 where invalid, without a gradient) and bool [B, E]
     """
     student = _unit_scale(student_maps)
     teacher = _unit_scale(teacher_maps.detach()).to(student.dtype)
@@ -35,15 +36,15 @@ def map_cosine(
         ]
     product = _inner(student, teacher, grams)
     squared_norms = _inner(student, student, grams) * _inner(teacher, teacher, grams)
-    valid = squared_norms != 0  # a map that is not a number stays, so that the loss shows it
-    # A double `where`: an invalid pair must not send 0 * infinity through the root.
+    valid = squared_norms != 0  # nan counts as valid, so that it appears in the loss
+    # The double `where` keeps an invalid pair from back-propagating 0 * infinity through the root.
     norms = torch.where(valid, squared_norms, 1.0).sqrt()
     return torch.where(valid, product / norms, 0.0), valid
 
 
 @lru_cache(maxsize=64)
 def upsampling_gram(n: int, full: int) -> Tensor:
-    """U' U, [n, n] float64, of the bilinear upsampling U [full, n] (half-pixel centers)."""
+    """Compute U' U, [n, n] float64, of the bilinear upsampling U [full, n] (half-pixel centers)."""
     upsampled = F.interpolate(
         torch.eye(n, dtype=torch.float64)[None], size=full, mode="linear", align_corners=False
     )[0].T
@@ -52,12 +53,12 @@ def upsampling_gram(n: int, full: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _gram_on_device(n: int, full: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Copied once: a copy in every step would make the device wait."""
+    """Cached copy of `upsampling_gram` on the device, because a copy in every step would synchronize with it."""
     return upsampling_gram(n, full).to(device, dtype)
 
 
 def _unit_scale(maps: Tensor) -> Tensor:
-    """Each map divided by its own (constant) max-abs, in float32 at least: norms neither under- nor overflow."""
+    """Divide each map by its maximum absolute value, a constant, in float32 or wider so that norms stay in range."""
     maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
     scale = maps.detach().abs().amax(dim=(2, 3, 4), keepdim=True)
     return maps / scale.clamp(min=_TINY)

@@ -1,7 +1,7 @@
-"""ReviewKD (Chen et al. 2021): each stage of the teacher teaches the student's stage and all deeper ones.
+"""ReviewKD (Chen et al. 2021): each stage of the teacher is compared with a fusion of the student's deeper stages.
 
-The levels compared are the stages and, beyond the last, its average over places. The student's levels are
-fused from the deepest on; what fuses them is trained with the student and left behind with the loss.
+The compared levels are the stages and the spatial average of the last stage. The student's levels are fused starting
+at the deepest. The fusion modules are trained with the student and not exported.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _MAX_FUSED_CHANNELS = 512
 
 
 def review_levels(stages: Sequence[Stage], *, preactivation: bool = False) -> list[Tensor]:
-    """What is compared of a network, float32 or wider: each stage [B, C, h, w], then the average [B, C, 1, 1].
+    """Levels of a network to compare, float32 or wider: each stage [B, C, h, w], then the average [B, C, 1, 1].
 
-    preactivation  the stages before their last ReLU, as a teacher's are compared; the average is of the output
+    preactivation  use the stages before their last ReLU, as for a teacher; the average is always that of the output
     """
     grids = [to_float32(stage.preactivation if preactivation else stage.output) for stage in stages]
     return [*grids, to_float32(stages[-1].output).mean(dim=(2, 3), keepdim=True)]
@@ -35,8 +35,8 @@ def review_levels(stages: Sequence[Stage], *, preactivation: bool = False) -> li
 def hierarchical_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """HCL (section 3.3) of features [B, C, h, w]: mean squared differences, from the full grid to its average.
 
-    The full grid weighs 1 and each coarser pooling, to 4, 2 and 1 cells a side where the grid has more, half of
-    the one before; divided by the sum of these weights.
+    The full grid has weight 1, and each coarser pooling (to 4, 2 and 1 cells per side, if the grid has more) has half
+    the weight of the previous one. The result is divided by the sum of the weights.
     """
     teacher = teacher.detach()
     loss, weight, total_weight = F.mse_loss(student, teacher), 1.0, 1.0
@@ -50,7 +50,7 @@ def hierarchical_context_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Fusion(nn.Module):
-    """ABF (section 3.3): one level of the student, mixed with what the deeper levels have come to."""
+    """ABF (section 3.3): fusion of one level of the student with the fused deeper levels."""
 
     def __init__(
         self, channels: int, fused_channels: int, teacher_channels: int, *, is_deepest: bool
@@ -63,7 +63,7 @@ class Fusion(nn.Module):
     def forward(
         self, level: Tensor, deeper: Tensor | None, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """The level as the teacher's [B, teacher channels, *size], and as the next finer level takes it."""
+        """Compute the level to compare [B, teacher channels, *size], and the input of the next finer level."""
         fused: Tensor = self.reduce(level)
         if self.mix is not None:
             assert deeper is not None
@@ -82,13 +82,13 @@ def _conv_norm(in_channels: int, channels: int, kernel_size: int) -> nn.Sequenti
 
 
 def review_fields(output: ModelOutput) -> dict[str, Tensor]:
-    """review_1, ... [B, C, h, w]: the levels that are compared; too large to be stored."""
+    """Fields review_1, ... [B, C, h, w]: the levels to compare, which are too large to store."""
     levels = review_levels(output.stages, preactivation=True)
     return {f"review_{number}": level.detach() for number, level in enumerate(levels, start=1)}
 
 
 class ReviewKDLoss(FeatureKDLoss):
-    """The sum over levels of `hierarchical_context_loss`, beside labels and logits (e2KD, section 5)."""
+    """Sum over levels of `hierarchical_context_loss`, in addition to labels and logits (e2KD, section 5)."""
 
     term = "review"
     term_needs = Needs(intermediates=Intermediates(stages=True), target_fields=review_fields)
@@ -97,7 +97,7 @@ class ReviewKDLoss(FeatureKDLoss):
     def __init__(self, config: ReviewKDConfig) -> None:
         super().__init__(config)
         self.fusions = nn.ModuleList()
-        """Of each level, the finest first; made by `build`."""
+        """Fusion of each level, the finest first, created by `build`."""
 
     @property
     def weight(self) -> float:
@@ -108,7 +108,7 @@ class ReviewKDLoss(FeatureKDLoss):
         require(
             len(levels) == len(teacher),
             f"method=review_kd: the student has {len(levels) - 1} stages, the teacher {len(teacher) - 1}; choose "
-            "networks with as many",
+            "networks with the same number of stages",
         )
         fused_channels = min(_MAX_FUSED_CHANNELS, levels[-1].shape[1])
         self.fusions = nn.ModuleList(

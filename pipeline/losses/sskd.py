@@ -1,8 +1,8 @@
-"""SSKD (Xu et al. 2020): knowledge distillation that listens to a self-supervised task, too.
+"""SSKD (Xu et al. 2020): knowledge distillation with an additional self-supervised task.
 
-Each record stands in a batch four times, turned by 0, 90, 180 and 270 degrees. The task is to say which upright
-record a turned one shows, from the cosines of both under a small head on the pooled features. The teacher's head is
-trained on the teacher's features alone, before the student's first step; the student's with the student.
+A batch contains each record four times, rotated by 0, 90, 180 and 270 degrees. The task is to match a rotated record
+with its upright one, by the cosines of their embeddings from a small head on the pooled features. The teacher's head
+is trained on the teacher's features before the student's first step. The student's head is trained with the student.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TURNS = NUM_ROTATIONS - 1
 
 
 def views_in_order(values: Tensor, view_index: Tensor) -> Tensor:
-    """Rows [4 R, ...], four consecutive ones a record in any order, as [R, 4, ...]: the upright one first."""
+    """Reorder rows [4 R, ...], with four consecutive rows per record in any order, to [R, 4, ...], upright first."""
     order = view_index.view(-1, NUM_ROTATIONS).argsort(dim=1)
     by_record = values.view(len(order), NUM_ROTATIONS, *values.shape[1:])
     in_order: Tensor = by_record[torch.arange(len(order), device=order.device)[:, None], order]
@@ -36,16 +36,16 @@ def views_in_order(values: Tensor, view_index: Tensor) -> Tensor:
 
 
 def rotated_similarities(embeddings: Tensor) -> Tensor:
-    """A_jk = cos(turned j, upright k): [R, 4, d] -> [3 R, R]; row j is of record j // 3."""
+    """Compute A_jk = cos(rotated j, upright k): [R, 4, d] -> [3 R, R], where row j belongs to record j // 3."""
     unit = F.normalize(embeddings, dim=2)
     return unit[:, 1:].flatten(0, 1) @ unit[:, 0].T
 
 
 def kept_rows(scores: Tensor, true: Tensor, keep_wrong: float) -> Tensor:
-    """Which rows of the teacher's scores [n, K] are worth learning, bool [n].
+    """Select the rows of the teacher's scores [n, K] to train on, bool [n].
 
-    All whose `true` [n] column scores highest, and of the others the share `keep_wrong`, those first where it ranks
-    best; a row whose column is not known (-1) ranks last.
+    Selected are all rows whose `true` [n] column has the highest score, and the fraction `keep_wrong` of the others,
+    ordered by the rank of the true column. A row with an unknown column (-1) is ranked last.
     """
     own = scores.gather(1, true.clamp(min=0)[:, None])
     rank = torch.where(true < 0, scores.shape[1], (scores > own).sum(dim=1))
@@ -56,7 +56,7 @@ def kept_rows(scores: Tensor, true: Tensor, keep_wrong: float) -> Tensor:
 
 
 def kept_kd_loss(student: Tensor, teacher: Tensor, tau: float, kept: Tensor) -> Tensor:
-    """tau^2 * KL(teacher || student) of rows [n, K], averaged over those that are `kept`; 0 if none is."""
+    """Compute tau^2 * KL(teacher || student) of rows [n, K], averaged over the `kept` ones, 0 if there are none."""
     log_student, log_teacher = (
         F.log_softmax(scores / tau, dim=1) for scores in (student, teacher.detach())
     )
@@ -65,7 +65,7 @@ def kept_kd_loss(student: Tensor, teacher: Tensor, tau: float, kept: Tensor) -> 
 
 
 class SSKDLoss(FeatureKDLoss):
-    """lambda_ce * ce + lambda_kd * kd of upright images + lambda_ss * ss + lambda_tf * tf of turned ones."""
+    """Loss lambda_ce * ce + lambda_kd * kd of upright images + lambda_ss * ss + lambda_tf * tf of rotated ones."""
 
     term = "ss"
     term_needs = Needs(
@@ -86,7 +86,7 @@ class SSKDLoss(FeatureKDLoss):
     def check_labels(self, *, many: bool) -> None:
         require(
             not many,
-            "method=sskd compares distributions over all classes, and a record of this store has many labels; take "
+            "method=sskd compares distributions over all classes, but records of this store have many labels; set "
             "method=kd method.logits=mld",
         )
 
@@ -96,16 +96,16 @@ class SSKDLoss(FeatureKDLoss):
         self.teacher_head = _head(targets.intermediates["pooled"].shape[1])
 
     def on_train_start(self, dataset: StoreDataset) -> None:
-        """ConfigError unless one pass of rotations teaches."""
+        """Raise ConfigError unless there is exactly one pass, with rotations."""
         require(
             len(dataset.passes) == 1,
-            f"method=sskd has a head for one teacher, and store.teacher names {len(dataset.passes)}; name one",
+            f"method=sskd supports one teacher, but store.teacher names {len(dataset.passes)}; name one",
         )
         sampler = dataset.passes[0].views["sampler"]
         if sampler != "rotations":
             raise ConfigError(
-                f"{dataset.passes[0].name} holds views of sampler {sampler}, and method=sskd needs the four rotations: "
-                "run stages.precompute with views=rotations annotate.payloads=[logits,pooled] and name its pass with "
+                f"{dataset.passes[0].name} has views={sampler}, but method=sskd needs the four rotations; run "
+                "stages.precompute with views=rotations annotate.payloads=[logits,pooled] and name its pass with "
                 "store.teacher="
             )
 
@@ -124,7 +124,7 @@ class SSKDLoss(FeatureKDLoss):
         )
 
     def _task_loss(self, targets: Targets, view_index: Tensor) -> Tensor:
-        """Cross-entropy of which record each turned image shows, of the teacher's similarities."""
+        """Cross-entropy of the teacher's similarities to the true record of each rotated image."""
         similarities = self._similarities(
             self.teacher_head, targets.intermediates["pooled"], view_index
         )
@@ -144,13 +144,13 @@ class SSKDLoss(FeatureKDLoss):
         yield Term("tf", config.lambda_tf, lambda: self._rotated_kd(own, taught, known))
 
     def _rotated_kd(self, own: Tensor, taught: Tensor, known: Tensor) -> Tensor:
-        """Soft targets of turned images; logits [R, 4, K] and labels [R, 4]."""
+        """Soft-target loss of rotated images, from logits [R, 4, K] and labels [R, 4]."""
         turned, said = own[:, 1:].flatten(0, 1), taught[:, 1:].flatten(0, 1)
         kept = kept_rows(said, known[:, 1:].flatten(), self.config.keep_wrong_tf)
         return kept_kd_loss(turned, said, self.config.tau, kept)
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
-        """The term of the similarities."""
+        """Compute the term on similarities."""
         assert student.output.pooled is not None
         assert student.view_index is not None
         own = self._similarities(self.student_head, student.output.pooled, student.view_index)
@@ -162,7 +162,7 @@ class SSKDLoss(FeatureKDLoss):
         return kept_kd_loss(own, taught, self.config.tau_ss, kept)
 
     def _similarities(self, head: nn.Module, pooled: Tensor, view_index: Tensor) -> Tensor:
-        """[3 R, R] of pooled features [4 R, d]."""
+        """Compute similarities [3 R, R] of pooled features [4 R, d]."""
         return rotated_similarities(views_in_order(head(pooled), view_index))
 
 
@@ -171,6 +171,6 @@ def _head(size: int) -> nn.Sequential:
 
 
 def _records_of_turns(similarities: Tensor) -> Tensor:
-    """Which record each row of [3 R, R] shows: i64 [3 R]."""
+    """Record of each row of [3 R, R]: i64 [3 R]."""
     records = torch.arange(similarities.shape[1], device=similarities.device)
     return records.repeat_interleave(_TURNS)

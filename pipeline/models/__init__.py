@@ -1,5 +1,5 @@
 """Networks by provider, their weights, explainers and identity.
 
-Training belongs to pipeline/training; what a teacher pass stores of a network to pipeline/annotation.
+Training is in pipeline/training, and the payloads that a teacher pass stores are in pipeline/annotation.
 Read first: providers.py, then classifier.py.
 """

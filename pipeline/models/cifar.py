@@ -16,7 +16,7 @@ from pipeline.models.output import GapLinear, Normalize, Stage
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions; where the shape changes the shortcut drops pixels and pads channels."""
+    """Two 3x3 convolutions. If the shape changes, the shortcut drops pixels and pads channels."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class BasicBlock(nn.Module):
         return F.relu(self.residual_sum(x))
 
     def residual_sum(self, x: Tensor) -> Tensor:
-        """What the last ReLU is applied to."""
+        """Compute the input of the last ReLU."""
         residual: Tensor = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return residual + self._shortcut(x)
 
@@ -65,12 +65,12 @@ class CifarResNet(Classifier):
 
     @property
     def network(self) -> CifarResNet:
-        """Itself."""
+        """The network itself, which has the published names."""
         return self
 
     @property
     def head(self) -> GapLinear:
-        """The linear layer, on the average of the features."""
+        """Linear layer on the spatial average of the features."""
         return GapLinear(self.linear)
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
@@ -78,7 +78,7 @@ class CifarResNet(Classifier):
         return features, None
 
     def forward_stages(self, images: Tensor) -> tuple[tuple[Stage, ...], Tensor, None]:
-        """Three stages, their last residual sums and the features."""
+        """Run the trunk, and return its three stages with their last residual sums, and the features."""
         x, stages = self._stem(images), []
         for *blocks, last in (self.layer1, self.layer2, self.layer3):
             for block in blocks:
@@ -105,7 +105,7 @@ def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequ
 def _build(config: CifarModelConfig, outputs: int) -> Classifier:
     if is_published(config.weights):
         raise ConfigError(
-            f"weights={config.weights}: nothing is published for kind cifar; give a file, for example one of "
+            f"weights={config.weights}: nothing is published for kind cifar; name a file, for example one of "
             "akamaster/pytorch_resnet_cifar10"
         )
     return CifarResNet(config, outputs)

@@ -1,6 +1,6 @@
-"""What every model is, whatever its provider: a trunk, the explained layer's features, a head.
+"""The interface of every model, independent of its provider: a trunk, the explained layer's features and a head.
 
-The split is explicit and takes the place of hooks: `forward_head` can be differentiated alone.
+The split is explicit and replaces hooks: `forward_head` can be differentiated separately.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from pipeline.models.output import (
 
 
 class WeightsError(UserError, ValueError):
-    """Weights that cannot be had, or do not fit the network."""
+    """Error for weights that are not available, or do not fit the network."""
 
 
 class PretrainedInfo(NamedTuple):
-    """What a provider says about the weights that it publishes for a network."""
+    """Facts about the weights that a provider publishes for a network."""
 
     name: str
-    """The provider's own name of these weights among those of the network: IMAGENET1K_V1, a1_in1k."""
+    """Name of these weights at the provider, unique for the network, such as IMAGENET1K_V1 or a1_in1k."""
     classes: int
     input_size: int
-    """Side in pixels of the images they were tested with."""
+    """Side in pixels of the images used in the provider's evaluation."""
     fixed_size: bool
-    """Whether the network takes images of one size only."""
+    """True if the network takes images of one size only."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
 class Classifier(nn.Module, ABC):
-    """Images in [0, 1], f32 [B, 3, H, W] -> logits [B, K], by way of features [B, C, h, w]."""
+    """Network from images in [0, 1], f32 [B, 3, H, W], via features [B, C, h, w] to logits [B, K]."""
 
     explainer: ClassVar[str] = "gradcam"
-    """Which of the explainers explains it."""
+    """Name of the explainer of the network."""
 
     if TYPE_CHECKING:
 
@@ -59,74 +59,74 @@ class Classifier(nn.Module, ABC):
     @property
     @abstractmethod
     def network(self) -> nn.Module:
-        """The provider's own network: its state dict has the published names."""
+        """Network of the provider, whose state dict has the published names."""
 
     @property
     @abstractmethod
     def head(self) -> Head | None:
-        """How logits follow from features as the model stands; None where only autograd knows."""
+        """Closed form of the head in the model's current mode, None if it must be differentiated by autograd."""
 
     @abstractmethod
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images in [0, 1] -> features [B, C, h, w], and the head's context [B, T, C] if it needs one."""
+        """Compute features [B, C, h, w] of images in [0, 1], and the head's context [B, T, C] if it needs one."""
 
     @abstractmethod
     def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
-        """Logits [B, K] of what `forward_trunk` gives; leaves the features as they are."""
+        """Compute logits [B, K] from the output of `forward_trunk`, without modifying the features."""
 
     def forward_stages(self, images: Tensor) -> tuple[tuple[Stage, ...], Tensor, Tensor | None]:
-        """The stages that the images pass, then what `forward_trunk` gives, in one pass."""
+        """Compute the stages and the output of `forward_trunk` in one pass."""
         raise ConfigError(
-            f"{type(self.network).__name__} has no stages that are known here, which method=at, "
-            "method=review_kd and the payload at compare; choose a ResNet, RegNet, ConvNeXt or DenseNet "
-            "(of kind cifar, torchvision, timm or bcos), or another method"
+            f"{type(self.network).__name__} has no known stages, which method=at, method=review_kd and the payload "
+            "attention need; choose a ResNet, RegNet, ConvNeXt or DenseNet (of kind cifar, torchvision, timm or "
+            "bcos), or another method"
         )
 
     def class_maps(self, features: Tensor) -> Tensor:
-        """The classifier at each place of the features, without its bias: [B, K, h, w], float32 or wider.
+        """Apply the classifier without its bias at each position of the features: [B, K, h, w], float32 or wider.
 
-        Their average is the logits without the bias (Zhou et al. 2016; CAT-KD, Guo et al. 2023).
+        The spatial average is the logits without the bias (Zhou et al. 2016; CAT-KD, Guo et al. 2023).
         """
         match self.head:
             case GapLinear(linear):
                 with torch.autocast(features.device.type, enabled=False):
                     return torch.einsum("kc,bchw->bkhw", linear.weight, to_float32(features))
         raise ConfigError(
-            f"{type(self.network).__name__} has no class maps, which method=cat_kd and the payload cat compare: "
-            "its classifier is not linear on the average of its features (or a dropout lies between, in "
+            f"{type(self.network).__name__} has no class maps, which method=cat_kd and the payload class_maps need, "
+            "because its classifier is not linear on the average of its features (or has an active dropout in "
             "training); choose a ResNet, DenseNet or RegNet, or another method"
         )
 
     @property
     def pools_by_average(self) -> bool:
-        """Whether the head begins with the average over places, up to a norm and dropouts before its linear layer."""
+        """True if the head is a linear layer on the spatial average, up to a norm and dropouts in between."""
         return self.head is not None
 
     def forward_pooled(self, features: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What `forward_head` gives, and the pooled features [B, d] (`ModelOutput.pooled`), in one pass."""
+        """Compute the output of `forward_head` and the pooled features [B, d] (`ModelOutput.pooled`) in one pass."""
         if not self.pools_by_average:
             raise ConfigError(
-                f"{type(self.network).__name__} has no pooled features that are known here, which method=crd, "
-                "method=sskd and the payload feature compare: choose a network whose classifier follows the average "
-                "of its features (a ResNet, DenseNet, RegNet or ConvNeXt), or another method or payload"
+                f"{type(self.network).__name__} has no pooled features, which method=crd, method=sskd and the payload "
+                "pooled need; choose a network whose classifier is applied to the average of its features (a ResNet, "
+                "DenseNet, RegNet or ConvNeXt), or another method or payload"
             )
         return self.forward_head(features, context), to_float32(features).mean(dim=(2, 3))
 
     def forward_superfeatures(self, features: Tensor) -> Superfeatures:
-        """What each superfeature says, of the features that `forward_trunk` gives."""
+        """Compute the logits of each superfeature from the features that `forward_trunk` returns."""
         raise ConfigError(
-            f"{type(self.network).__name__} has no superfeatures, which method=ked and the payload superfeature_logits compare: set "
-            "teacher=additive and student=additive, or choose another method or payload"
+            f"{type(self.network).__name__} has no superfeatures, which method=ked and the payload "
+            "superfeature_logits need; set teacher=additive and student=additive, or choose another method or payload"
         )
 
     def rename_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A published file's entries under the names that the network gives them today."""
+        """Rename the entries of a published file to the current names of the network."""
         return state
 
     def forward(
         self, images: Tensor, intermediates: Intermediates = NO_INTERMEDIATES
     ) -> ModelOutput:
-        """One pass for logits, features and what is asked of the inner of the network."""
+        """Compute logits, features and the requested intermediates in one pass."""
         stages: tuple[Stage, ...] = ()
         if intermediates.stages:
             stages, features, context = self.forward_stages(images)
@@ -151,16 +151,16 @@ def require_size(name: str, images: Tensor, size: tuple[int, int]) -> None:
     found = (images.shape[-2], images.shape[-1])
     if found != size:
         raise ConfigError(
-            f"{name} takes images of {size[0]}x{size[1]} pixels, got {found[0]}x{found[1]}: set "
-            "teacher.input_size or augment.size to its size, or the model's input_size to build it for yours"
+            f"{name} takes images of {size[0]}x{size[1]} pixels, got {found[0]}x{found[1]}; set "
+            "teacher.input_size or augment.size to its size, or input_size of the model to build it for another size"
         )
 
 
 @dataclass(frozen=True)
 class Provider:
-    """A source of networks, as the module of each provider defines one."""
+    """A source of networks, defined in the module of each provider."""
 
     build: Callable[[Any, int], Classifier]
-    """Config and number of outputs -> the network, published or freshly initialized."""
+    """Function from config and number of outputs to the network, published or newly initialized."""
     published: Callable[[Any], PretrainedInfo | None]
-    """What is published for the network that a config names; None where nothing is."""
+    """Function from a config to the facts about published weights, or None if nothing is published."""

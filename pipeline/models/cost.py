@@ -1,4 +1,4 @@
-"""What a network costs: parameters, and multiply-accumulates a record."""
+"""Cost of a network: its parameters and multiply-accumulates per record."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from pipeline.models.classifier import Classifier
 
 
 class Cost(NamedTuple):
-    """Of one network."""
+    """Cost of one network."""
 
     parameters: int
-    """Numbers that are trained."""
+    """Number of parameters."""
     macs: int
-    """Multiply-accumulates of convolutions and matrix products, of one forward pass of one record."""
+    """Multiply-accumulates of convolutions and matrix products in a forward pass of one record."""
 
 
 def count_parameters(network: nn.Module) -> int:
-    """All of them, each once."""
+    """Count all parameters, each once."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 @torch.no_grad()
 def measure_cost(model: Classifier, record: Tensor) -> Cost:
-    """Of a model on one record's input, [1, 3, H, W] or a table's row [1, d]; the model stays as it is."""
+    """Measure the cost on the input of one record, [1, 3, H, W] or a table's row [1, d], in eval mode.
+
+    The mode of the model is restored afterwards.
+    """
     training = model.training
     model.eval()
     with FlopCounterMode(display=False) as counter:

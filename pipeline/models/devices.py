@@ -1,4 +1,4 @@
-"""The device that an option names."""
+"""Resolution of device options."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pipeline.core.errors import ConfigError
 
 
 def resolve_device(option: str, name: str) -> torch.device:
-    """The device that an option names; `auto` is a GPU where there is one."""
+    """Return the device that an option names. `auto` selects a GPU if one is available."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"{option}={name} cannot be used here: {error}") from error
+        raise ConfigError(
+            f"{option}={name} is not available ({error}); set it to auto or to another device"
+        ) from error
     return device

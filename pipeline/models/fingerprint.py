@@ -1,4 +1,4 @@
-"""A network's identity: architecture, weights and preprocessing, as manifests and fingerprints name it."""
+"""Identity of a network: architecture, weights and preprocessing, as recorded in manifests and fingerprints."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ def describe_teacher(
     precision: str = "float32",
     section: str = "teacher",
 ) -> dict[str, Any]:
-    """The teacher as its pass's manifest names it; `precision` is that of its forward pass.
+    """Describe a teacher as in the manifest of its pass.
 
-    section  of the options that name it, for messages
+    precision  precision of its forward pass
+    section    section of the options that name it, for messages
     """
     from pipeline.models.providers import (
         RANDOM,
@@ -32,8 +33,8 @@ def describe_teacher(
 
     if config.weights is None:
         raise ConfigError(
-            f"{section}.weights is not set; a teacher that was never trained has nothing to teach: train one "
-            f"with stages.teach and give its model.safetensors, or write {section}.weights=random if you mean it"
+            f"{section}.weights is not set, so the network is untrained; train one with stages.teach and name its "
+            f"model.safetensors, or set {section}.weights=random to use an untrained network on purpose"
         )
     config = name_weights(config)
     assert config.weights is not None
@@ -41,8 +42,8 @@ def describe_teacher(
     source = published(config) if is_published(config.weights) else None
     if source is not None and source.classes != classes:
         raise ConfigError(
-            f"{section}.weights={config.weights} has {source.classes} outputs where {classes} are wanted, and a fresh "
-            f"head has nothing to teach: set {section}.classes={source.classes}, or give weights for your classes"
+            f"{section}.weights={config.weights} has {source.classes} outputs, but {classes} are needed, and a new "
+            f"head would be untrained; set {section}.classes={source.classes}, or name weights for your classes"
         )
     if config.weights == RANDOM or is_published(config.weights):
         weights_sha256 = _sha256_weights(config, num_classes)
@@ -50,11 +51,11 @@ def describe_teacher(
         path = Path(config.weights)
         if not path.is_file():
             raise ConfigError(
-                f"{section}.weights={path} does not exist; train the teacher with stages.teach, or correct the path"
+                f"{section}.weights={path} does not exist; train the network with stages.teach, or correct the path"
             )
         weights_sha256 = sha256_file(path)
     elsewhere: tuple[str, ...] = ("classes", "mean", "std", "input_size", "frame")
-    if config.kind == "additive":  # its weights hold the partition, wherever that came from
+    if config.kind == "additive":  # the partition is part of its weights, independent of its origin
         elsewhere += ("partition_control", "partition_seed")
     options = {
         option.name: getattr(config, option.name)
@@ -63,7 +64,7 @@ def describe_teacher(
     }
     mean, std = model_normalization(config)
     preprocessing = {"mean": mean, "std": std, "input_size": teacher_input_size(config)}
-    if options.get("columns") is not None:  # of a table, whose moments its weights hold
+    if options.get("columns") is not None:  # for a table, the moments are part of the weights
         preprocessing = {}
     return {
         "architecture": options,
@@ -77,7 +78,7 @@ def describe_teacher(
 
 
 def _sha256_weights(config: ModelConfig, num_classes: int) -> str:
-    """Of the built network's state dict: names, types, shapes and bytes."""
+    """SHA-256 of the names, dtypes, shapes and bytes in the built network's state dict."""
     from pipeline.models.providers import build_model
 
     digest = hashlib.sha256()

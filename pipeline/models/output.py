@@ -1,4 +1,4 @@
-"""What one forward pass gives, and the two heads for which GradCAM has a closed form."""
+"""Output of a forward pass, and the two kinds of heads for which GradCAM has a closed form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Intermediates(NamedTuple):
-    """What a forward pass is asked to give from inside the network; nothing costs nothing."""
+    """Intermediates that a forward pass is requested to return in addition. The default requests none."""
 
     stages: bool = False
     class_maps: bool = False
@@ -24,56 +24,55 @@ NO_INTERMEDIATES = Intermediates()
 
 
 class Stage(NamedTuple):
-    """The end of one stage: of the layers that share a resolution."""
+    """End of one stage, that is, of the layers that share a resolution."""
 
     output: Tensor
-    """[B, C, h, w], after the stage's last activation where it has one."""
+    """Output [B, C, h, w], after the stage's last activation if it has one."""
     preactivation: Tensor
-    """[B, C, h, w]: the last residual sum, before its ReLU, where the block is known to end with one; the
-    output itself otherwise."""
+    """Last residual sum [B, C, h, w] before its ReLU if the block is known to end with one, otherwise the output."""
 
 
 class Superfeatures(NamedTuple):
-    """What each of M superfeatures says alone."""
+    """Separate outputs of each of M superfeatures."""
 
     logits: Tensor
-    """[B, M, K], float32 or wider; their sum is the network's logits."""
+    """Logits [B, M, K], float32 or wider, which sum to the network's logits."""
     hidden: Tensor
-    """[B, M, width]: the subnets' last hidden layer."""
+    """Last hidden layer of each subnet, [B, M, width]."""
 
 
 class ModelOutput(NamedTuple):
-    """One forward pass."""
+    """Output of a forward pass. Intermediates that were not requested are None or empty."""
 
     logits: Tensor
-    """[B, K], before any softmax."""
+    """Logits [B, K], before any softmax."""
     features: Tensor
-    """[B, C, h, w] at the explained layer."""
+    """Features [B, C, h, w] at the explained layer."""
     context: Tensor | None = None
-    """What the head needs beside the features, [B, T, C]: a transformer's other tokens."""
+    """Input of the head in addition to the features, [B, T, C], such as the other tokens of a transformer."""
     stages: tuple[Stage, ...] = ()
-    """From the finest grid to the coarsest, where they were asked for."""
+    """Stages from the finest grid to the coarsest."""
     class_maps: Tensor | None = None
-    """[B, K, h, w], where they were asked for: their average over places is the logits without their bias."""
+    """Class maps [B, K, h, w], whose spatial average is the logits without their bias."""
     superfeature_logits: Tensor | None = None
-    """[B, M, K], where they were asked for: their sum over superfeatures is the logits."""
+    """Logits [B, M, K] of the superfeatures, whose sum over superfeatures is the logits."""
     superfeature_hidden: Tensor | None = None
-    """[B, M, width], where they were asked for."""
+    """Last hidden layer [B, M, width] of the superfeatures' subnets."""
     pooled: Tensor | None = None
-    """[B, d] before the classifier, float32 or wider, where it was asked for: the average of the features over
-    places where the head begins with it, otherwise what its last linear layer is given."""
+    """Pooled features [B, d] before the classifier, float32 or wider: the spatial average of the features if the head
+    starts with it, otherwise the input of its last linear layer."""
 
 
 @dataclass(frozen=True)
 class GapLinear:
-    """logits = linear(g), g the spatial average of the features."""
+    """Head with logits = linear(g), g the spatial average of the features."""
 
     linear: nn.Linear
 
 
 @dataclass(frozen=True)
 class GapNormLinear:
-    """logits = linear(norm(g)), g the spatial average of the features."""
+    """Head with logits = linear(norm(g)), g the spatial average of the features."""
 
     norm: nn.LayerNorm
     linear: nn.Linear
@@ -83,14 +82,14 @@ Head = GapLinear | GapNormLinear
 
 
 def to_float32(x: Tensor) -> Tensor:
-    """Half precision as float32; the same tensor otherwise."""
+    """Convert half precision to float32. Other tensors are returned as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def match_head(layers: Sequence[nn.Module]) -> Head | None:
-    """The closed form that a head's layers have as they stand; None where they have none.
+    """Return the closed form of a head's layers in their current mode, or None if they have none.
 
-    A dropout counts where it is active: its mask belongs to the gradient.
+    An active dropout has no closed form, because its mask is part of the gradient.
     """
     active = [
         layer
@@ -111,19 +110,19 @@ def match_head(layers: Sequence[nn.Module]) -> Head | None:
 
 
 def apply_norm(norm: nn.LayerNorm, average: Tensor) -> Tensor:
-    """The norm of [B, C], whichever layout its own forward expects."""
+    """Apply the norm to [B, C], independent of the layout that its own forward expects."""
     return F.layer_norm(average, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 class Normalize(nn.Module):
-    """(images - mean) / std by channel; part of the model, so that every caller feeds pixels in [0, 1]."""
+    """Normalization (images - mean) / std by channel, part of the model so that callers pass pixels in [0, 1]."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        # Not persistent: published checkpoints know no such entry, the config does.
+        # Not persistent, because published checkpoints have no such entries and the config has the values.
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
@@ -132,13 +131,13 @@ class Normalize(nn.Module):
 
 
 _ROUNDING = 1e-12
-"""Of a standard deviation computed in float64, in means; one of values that differ as float32 is larger."""
+"""Rounding error of a float64 standard deviation in units of the mean, below that of any values distinct in float32."""
 
 
 class Standardize(nn.Module):
-    """(rows - mean) / std by column of a table, which has units of its own: kept with the weights.
+    """Standardization (rows - mean) / std by column of a table, whose moments are stored with the weights.
 
-    Until `learn` is called, and in a network that was never trained, rows pass as they are.
+    Until `set_moments` is called, and in an untrained network, rows are not changed.
     """
 
     mean: Tensor
@@ -150,7 +149,7 @@ class Standardize(nn.Module):
         self.register_buffer("std", torch.ones(columns))
 
     def set_moments(self, mean: Tensor, std: Tensor) -> None:
-        """Take the moments [d] of a training split; a column that does not vary is only shifted."""
+        """Set the moments [d] of a training split. A constant column is only shifted."""
         varies = std > _ROUNDING * mean.abs()
         self.mean.copy_(mean)
         self.std.copy_(torch.where(varies, std, 1.0))

@@ -1,4 +1,4 @@
-"""Networks by provider. Every model takes images in [0, 1] and gives (logits, features)."""
+"""Networks by provider. Every model takes images in [0, 1] and returns logits and features."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pipeline.models.classifier import Classifier, PretrainedInfo, Provider
 from pipeline.models.weights import load_weights, require_digest
 
 RANDOM = "random"
-"""As weights: an untrained network, the same one in every process."""
+"""Value of `weights` for an untrained network, which is the same in every process."""
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 AnyConfig = TypeVar("AnyConfig", bound="ModelConfig")
 
 
 def provider_of(config: ModelConfig) -> Provider:
-    """The provider of a network; torchvision and timm take seconds to import, so each is imported when it is asked."""
+    """Return the provider of a network, imported on first use because torchvision and timm take seconds to import."""
     provider: Provider = resolve_implementation(type(config))
     return provider
 
@@ -32,11 +32,11 @@ def provider_of(config: ModelConfig) -> Provider:
 def build_model(
     config: ModelConfig, num_classes: int, *, may_replace_head: bool = False
 ) -> Classifier:
-    """The network with the weights that the config names, on the CPU.
+    """Build the network with the weights that the config names, on the CPU.
 
-    num_classes       outputs, unless the config sets its own `classes`
-    may_replace_head  of a network that will be trained: where a file's last layer has another number of
-                      outputs, the network's own stays as it was drawn
+    num_classes       number of outputs, unless the config sets `classes`
+    may_replace_head  for a network that will be trained: if the last layer of a weights file has another number of
+                      outputs, the network keeps its newly initialized one
     """
     build = provider_of(config).build
     outputs = config.classes or num_classes
@@ -54,7 +54,7 @@ def build_model(
 
 
 def _without_blank_layers(model: Classifier) -> Classifier:
-    """Draw the layers that start at zero (torchvision's ViT head): through them nothing is explained."""
+    """Initialize layers that start at zero (torchvision's ViT head), because they would make all maps zero."""
     for module in model.network.modules():
         if isinstance(module, nn.Linear) and not module.weight.any():
             nn.init.trunc_normal_(module.weight, std=0.02)
@@ -62,32 +62,34 @@ def _without_blank_layers(model: Classifier) -> Classifier:
 
 
 def name_weights(config: AnyConfig) -> AnyConfig:
-    """The config with the exact name of published weights, which a provider's default may change.
+    """Return the config with the exact name of published weights, because a provider's default may change.
 
-    `pretrained` becomes `pretrained:IMAGENET1K_V2`, or whatever the provider's default is called today.
+    `pretrained` becomes `pretrained:<name>` with the provider's current default, such as IMAGENET1K_V2.
     """
     if config.weights is None or config.weights.rstrip(":") != PRETRAINED:
         return config
     source = published(config)
-    if source is None or ":" in config.name:  # a hub's name, or a folder's, says which
+    if (
+        source is None or ":" in config.name
+    ):  # the name of a hub model or folder identifies its weights
         return config
     return config if not source.name else replace(config, weights=f"{PRETRAINED}:{source.name}")
 
 
 def freeze(model: AnyModule) -> AnyModule:
-    """The model in eval mode, with no parameter that could be trained."""
+    """Set the model to eval mode, and disable gradients of all parameters."""
     return model.eval().requires_grad_(False)
 
 
 def published(config: ModelConfig) -> PretrainedInfo | None:
-    """What the provider says about its own weights for this network; None where it has none."""
+    """Return the facts about the provider's weights for this network, or None if it has none."""
     return provider_of(config).published(config)
 
 
 def teacher_input_size(config: ModelConfig) -> int | None:
-    """Side in pixels of the images that a teacher takes; None for the store's frame as it is.
+    """Side in pixels of a teacher's input images, or None for the frame of the store.
 
-    That of the published weights where they are used, and the only one that a network takes.
+    Published weights use their published size, and networks with a fixed size use that size.
     """
     if config.input_size is not None:
         return config.input_size
@@ -98,10 +100,10 @@ def teacher_input_size(config: ModelConfig) -> int | None:
 
 
 def model_normalization(config: ModelConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation by channel: the config's, or the model's own where it has none."""
+    """Mean and standard deviation by channel, from the config or, if it has none, from the provider."""
     if config.mean is not None and config.std is not None:
         return config.mean, config.std
     source = published(config)
     if source is None:
-        raise ConfigError(f"mean and std of kind {config.kind} have no default; set both")
+        raise ConfigError(f"kind {config.kind} has no default mean and std; set both")
     return source.mean, source.std

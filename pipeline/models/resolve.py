@@ -1,7 +1,7 @@
-"""What a store decides about a verb's options: how many columns a network has, and what rows of a table have none of.
+"""Resolution of options against a store: fill in what only the store knows, and reject what its records do not support.
 
-Rows go through the same stages as images. They have no views, so nothing moves them, and no places, so nothing maps
-them.
+Rows of a table go through the same stages as images. They have no views and no spatial positions, so augmentation and
+explanation maps do not apply to them.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ AnyModelConfig = TypeVar("AnyModelConfig", bound="ModelConfig | NoModelConfig")
 
 
 def resolve_precompute(config: PrecomputeConfig, store: Store) -> PrecomputeConfig:
-    """The options for this store; ConfigError where they do not fit it."""
+    """Return the options resolved for this store. Raises ConfigError if they do not fit it."""
     if store.is_table:
         spatial = [name for name in config.annotate.payloads if not PAYLOADS[name].fits_tables]
         require(
             not spatial,
-            f"annotate.payloads names {', '.join(spatial)}, which say where in an image, and {_holds(store)}: set "
-            "annotate.payloads=[logits], or [logits,superfeature_logits] of a teacher with superfeatures",
+            f"annotate.payloads names {', '.join(spatial)}, which need images, but {_holds(store)}; set "
+            "annotate.payloads=[logits], or [logits,superfeature_logits] for a teacher with superfeatures",
         )
         require(
             config.views.kind == "canonical",
-            f"views={config.views.kind} moves images, and {_holds(store)}: set views=canonical",
+            f"views={config.views.kind} transforms images, but {_holds(store)}; set views=canonical",
         )
     return replace(config, teacher=resolve_network(config.teacher, store, "teacher"))
 
 
 def resolve_teach(config: TeachConfig, store: Store) -> TeachConfig:
-    """The options for this store; ConfigError where they do not fit it."""
+    """Return the options resolved for this store. Raises ConfigError if they do not fit it."""
     if store.is_table:
         require(
             config.teaching.kind != "guided",
-            f"teaching=guided teaches where objects are in an image, and {_holds(store)}: set teaching=labels",
+            f"teaching=guided needs objects in images, but {_holds(store)}; set teaching=labels",
         )
         _refuse_views(config.teaching.augment, store, "teaching.augment")
         _refuse_layout(config.teaching.trainer.channels_last, store, "teaching.trainer")
@@ -59,16 +59,16 @@ def resolve_teach(config: TeachConfig, store: Store) -> TeachConfig:
 
 
 def resolve_distill(config: DistillConfig, store: Store) -> DistillConfig:
-    """The options for this store; ConfigError where they do not fit it."""
+    """Return the options resolved for this store. Raises ConfigError if they do not fit it."""
     if store.is_table:
         require(
             not config.method.needs_places,
-            f"method={config.method.kind} compares places of an image, and {_holds(store)}: choose one of "
+            f"method={config.method.kind} needs images, but {_holds(store)}; choose one of "
             f"method={', '.join(k for k, c in METHODS.items() if not c.needs_places)}",
         )
         require(
             config.mode != "replay",
-            f"mode=replay shows stored views of an image, and {_holds(store)}: set mode=frozen, or mode=live",
+            f"mode=replay trains on stored views of images, but {_holds(store)}; set mode=frozen or mode=live",
         )
         _refuse_views(config.augment, store, "augment")
         _refuse_layout(config.trainer.channels_last, store, "trainer")
@@ -80,7 +80,7 @@ def resolve_distill(config: DistillConfig, store: Store) -> DistillConfig:
 
 
 def resolve_network(config: AnyModelConfig, store: Store, option: str) -> AnyModelConfig:
-    """The network for the store's records, of a table with its columns.
+    """Resolve the options of a network for the store's records: the exact name of its weights, and a table's columns.
 
     option  teacher, black_box or student, for messages
     """
@@ -94,41 +94,41 @@ def resolve_network(config: AnyModelConfig, store: Store, option: str) -> AnyMod
         if isinstance(config, AdditiveModelConfig):
             require(
                 not config.infers_columns_from_store,
-                f"{option}.name=mlp is built for images of one size, and {store.path} holds images: set "
+                f"{option}.name=mlp needs the size of its images, and {store.path} holds images; set "
                 f"{option}.input_size to their side in pixels",
             )
             require(
                 config.columns is None,
-                f"{option}.columns={config.columns} takes rows of a table, and {store.path} holds images: leave it "
+                f"{option}.columns={config.columns} is for rows of a table, but {store.path} holds images; set it to "
                 "null, or choose another store",
             )
         return config
     columns = store.size[1]
     require(
         isinstance(config, AdditiveModelConfig) and config.name == "mlp",
-        f"{option}={config.kind} {option}.name={config.name} takes images, and {_holds(store)}: set {option}=additive "
-        f"{option}.name=mlp (with {option}.superfeatures=1 a plain perceptron)",
+        f"{option}={config.kind} {option}.name={config.name} takes images, but {_holds(store)}; set {option}=additive "
+        f"{option}.name=mlp (with {option}.superfeatures=1 for a plain perceptron)",
     )
     assert isinstance(config, AdditiveModelConfig)
     require(
         config.columns in (None, columns),
-        f"{option}.columns={config.columns}, and {_holds(store)}: leave it null",
+        f"{option}.columns={config.columns}, but {_holds(store)}; set it to null",
     )
     require(
         config.input_size is None and config.frame == "full",
-        f"{option}.input_size={config.input_size} and {option}.frame={config.frame} are of images, and "
-        f"{_holds(store)}: set them to null and full",
+        f"{option}.input_size={config.input_size} and {option}.frame={config.frame} are for images, but "
+        f"{_holds(store)}; set them to null and full",
     )
     return replace(config, columns=columns)
 
 
 def require_images(store: Store, option: str, recovery_hint: str) -> None:
-    """ConfigError where the store holds a table, of an option that is about images."""
-    require(not store.is_table, f"{option} is about images, and {_holds(store)}: {recovery_hint}")
+    """Raise ConfigError for an option that needs images if the store contains a table."""
+    require(not store.is_table, f"{option} needs images, but {_holds(store)}; {recovery_hint}")
 
 
 def _refuse_views(augment: AugmentOptions, store: Store, section: str) -> None:
-    """ConfigError unless nothing is done to the inputs."""
+    """Raise ConfigError unless the inputs are not augmented."""
     asked: dict[str, object] = {"size": augment.size, **augment.pixel_options}
     if augment.operations:
         asked["operations"] = [operation.kind for operation in augment.operations]
@@ -138,14 +138,14 @@ def _refuse_views(augment: AugmentOptions, store: Store, section: str) -> None:
     group = section if section == "augment" else f"augment@{section}"
     require(
         not named,
-        f"{named} changes images, and {_holds(store)}, which have no views: set {group}=none",
+        f"{named} changes images, but {_holds(store)}, which have no views; set {group}=none",
     )
 
 
 def _refuse_layout(channels_last: bool, store: Store, section: str) -> None:
     require(
         not channels_last,
-        f"{section}.channels_last=true is a layout of images, and {_holds(store)}: set it to false",
+        f"{section}.channels_last=true is a layout of images, but {_holds(store)}; set it to false",
     )
 
 

@@ -1,4 +1,4 @@
-"""A trained network on disk: model.safetensors beside model.json, which says how to build it again."""
+"""A trained network on disk: model.safetensors, and model.json with everything needed to build it again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.models.classifier import Classifier
 
 _BESIDE = ("weights", "sha256", "partition")
-"""Options of a network that name files, of which the trained weights have the content."""
+"""Options of a network that name files whose content is included in the trained weights."""
 
 
 MODEL_NAME = "model.safetensors"
@@ -33,31 +33,31 @@ DESCRIPTION_NAME = "model.json"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """What model.json says beside the weights: everything needed to build the network again."""
+    """Content of model.json: everything needed in addition to the weights to build the network again."""
 
     config: ModelConfig
     num_classes: int
     input_size: tuple[int, int]
-    """(height, width)."""
+    """Input size (height, width)."""
     classes: tuple[str, ...] = ()
-    """Their names, where the outputs are the data's classes."""
+    """Class names, if the outputs are the classes of the data."""
     teachers: tuple[str, ...] = ()
-    """Names of the passes it learned from."""
+    """Names of the passes it was trained on."""
     split: str = "train"
     subset: SubsetOptions = field(default_factory=SubsetOptions)
-    """What it was trained on, so that what was held out can be evaluated."""
+    """Subset of the split that it was trained on, so that the held-out records can be evaluated."""
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the folder holds a trained model; its description is written last."""
+    """Return whether the folder contains a trained model, whose description is written last."""
     return (folder / DESCRIPTION_NAME).exists()
 
 
 def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
-    """Write the weights, then the description that makes the run finished.
+    """Write the weights, then the description that marks the run as finished.
 
-    The weights have the names that their provider gives them; a timm network is also written into
-    export/ as timm's hub has it, and loads there by timm.create_model("local-dir:<folder>").
+    The weights have the names of their provider. A timm network is also exported to export/ in the format of timm's
+    hub, and loads from there with timm.create_model("local-dir:<folder>").
     """
     from safetensors.torch import save
 
@@ -91,7 +91,7 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
 
 
 def load_model(folder: Path) -> tuple[Classifier, TrainedModel]:
-    """The trained network of a finished run, frozen, and its description."""
+    """Load the trained network of a finished run, frozen, and its description."""
     from pipeline.models.providers import build_model, freeze
     from pipeline.models.weights import load_weights
 
@@ -102,12 +102,12 @@ def load_model(folder: Path) -> tuple[Classifier, TrainedModel]:
 
 
 def read_description(folder: Path) -> TrainedModel:
-    """model.json of a finished run."""
+    """Read model.json of a finished run."""
     if not is_finished(folder):
         raise ConfigError(f"{folder} holds no finished model; run its stage first, or correct run=")
     values = json.loads((folder / DESCRIPTION_NAME).read_text())
     return TrainedModel(
-        # The weights lie beside the description, and a partition with them, wherever training started from.
+        # The trained weights, with any partition, are next to the description, so the original files are not needed.
         config=build_config(
             MODELS[values["model"]["kind"]],
             values["model"] | {name: None for name in _BESIDE if name in values["model"]},

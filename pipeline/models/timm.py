@@ -1,8 +1,8 @@
-"""The image classifiers of timm, split at the explained layer.
+"""Image classifiers of timm, split at the explained layer.
 
-Networks with a grid of features split where timm splits them: forward_features, forward_head. Of its
-VisionTransformer the explained layer is the last block's output where all tokens are pooled, and the
-input of that block's attention, after its norm, where a class token reads the image.
+Networks with a grid of features are split at timm's forward_features and forward_head. The explained layer of a
+VisionTransformer is the last block's output if all tokens are pooled. If a class token is read, it is the input of
+that block's attention, after its norm.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from pipeline.models.classifier import (
 from pipeline.models.output import GapLinear, GapNormLinear, Head, Normalize, Stage, apply_norm
 
 _SUPPORTED = (
-    "explanations need a grid: networks whose forward_features gives [B, C, h, w] (convolutional "
-    "ones, Swin) or VisionTransformer (ViT, DeiT)"
+    "explanations need a network whose forward_features returns a grid [B, C, h, w] (convolutional "
+    "networks, Swin) or a VisionTransformer (ViT, DeiT)"
 )
 
 
@@ -44,9 +44,9 @@ _MAX_STAGES = 4
 
 
 def build_timm(config: TimmModelConfig, outputs: int) -> Classifier:
-    """The network of that name; its published weights with `weights: pretrained`, fresh ones otherwise.
+    """Build the named network with published weights for `weights: pretrained`, otherwise with new ones.
 
-    Where the published head has another number of outputs, timm keeps the trunk and makes a fresh one.
+    If the published head has another number of outputs, timm keeps the trunk and initializes a new head.
     """
     published = published_timm(config)
     resize = published.fixed_size and config.input_size is not None
@@ -63,7 +63,7 @@ def build_timm(config: TimmModelConfig, outputs: int) -> Classifier:
 
 
 def published_timm(config: TimmModelConfig) -> PretrainedInfo:
-    """What timm says about the weights of that name."""
+    """Return timm's facts about the named weights."""
     name = _tagged(config)
     if ":" in name:
         with torch.random.fork_rng(devices=[]):
@@ -82,13 +82,13 @@ def published_timm(config: TimmModelConfig) -> PretrainedInfo:
 
 
 def _tagged(config: TimmModelConfig) -> str:
-    """timm's name of the network, with the tag of `pretrained:<tag>` where the name has none."""
+    """Return timm's name of the network, with the tag of `pretrained:<tag>` if the name has none."""
     tag = (config.weights or "").partition(":")[2] if is_published(config.weights) else ""
     if not tag:
         return config.name
     if ":" in config.name or config.name.partition(".")[2] not in ("", tag):
         raise ConfigError(
-            f"weights=pretrained:{tag} and name={config.name} name two sets of weights; write weights=pretrained"
+            f"weights=pretrained:{tag} and name={config.name} name two sets of weights; set weights=pretrained"
         )
     return f"{config.name.partition('.')[0]}.{tag}"
 
@@ -97,7 +97,7 @@ _OF_ANY_WEIGHTS = (
     *("num_classes", "input_size", "fixed_input_size", "pool_size", "mean", "std", "interpolation"),
     *("crop_pct", "crop_mode", "first_conv", "classifier", "custom_load"),
 )
-"""What timm's config.json says of an input and of a network, and not of where weights come from."""
+"""Keys of timm's config.json about the input and the network, independent of the origin of the weights."""
 
 
 def save_for_hub(
@@ -112,12 +112,11 @@ def save_for_hub(
 ) -> None:
     """Write model.safetensors and config.json, for timm.create_model("local-dir:<folder>", pretrained=True).
 
-    The weights are the run's own: nothing stays of the tag, the license and the origin of those that timm
-    publishes for the architecture.
+    The weights are those of the run, so the tag, the license and the origin of timm's published weights are removed.
 
-    name     of the run
-    classes  names by output; empty where they are not known
-    size     (height, width) of the images that the model was trained on
+    name     name of the run
+    classes  class names by output, empty if unknown
+    size     (height, width) of the training images
     """
     assert isinstance(model, _TimmNetwork)
     preprocessing = {
@@ -155,7 +154,7 @@ def _create(name: str, **options: Any) -> Any:
     except (OSError, RuntimeError) as error:
         raise WeightsError(
             f"timm cannot build {name} with these weights ({error}); correct the name, "
-            "or give a local file as weights="
+            "or set weights= to a local file"
         ) from error
 
 
@@ -163,24 +162,26 @@ def _require_known(name: str) -> None:
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.5)
-        raise ConfigError(f"timm has no model {name!r}; close to it: {', '.join(close) or 'none'}")
+        raise ConfigError(
+            f"timm has no model {name!r}; similar names: {', '.join(close) or 'none'}"
+        )
     try:
         timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         known = [model for model in timm.list_pretrained() if model.startswith(f"{architecture}.")]
         raise ConfigError(
-            f"timm has no weights {name!r}; of that model: {', '.join(known)}"
+            f"timm has no weights {name!r}; choose one of: {', '.join(known)}"
         ) from error
 
 
-# ---- what both kinds share -----------------------------------------------------------------------
+# ---- common base of both kinds -------------------------------------------------------------------
 
 
 class _TimmNetwork(Classifier):
-    """A network of timm, its normalization, and what was found out about its head."""
+    """A network of timm with its normalization and the probed form of its head."""
 
     closed_form: Head | None = None
-    """Of the head without dropout; None where it was not probed or has none (a class token)."""
+    """Closed form of the head without dropout, None if it has none (a class token) or was not probed."""
     has_dropout = False
 
     def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
@@ -191,13 +192,13 @@ class _TimmNetwork(Classifier):
 
     @property
     def network(self) -> nn.Module:
-        """timm's own."""
+        """Network of timm."""
         network: nn.Module = self.inner
         return network
 
     @property
     def head(self) -> Head | None:
-        """As probed; an active dropout leaves it to autograd."""
+        """Probed closed form, None if a dropout is active."""
         return None if self.training and self.has_dropout else self.closed_form
 
     @property
@@ -209,7 +210,7 @@ class _TimmNetwork(Classifier):
 
 
 class TimmClassifier(_TimmNetwork):
-    """A network whose forward_features gives a grid, channels first or last."""
+    """A network whose forward_features returns a grid, channels first or last."""
 
     def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
         super().__init__(name, normalize, network)
@@ -225,7 +226,7 @@ class TimmClassifier(_TimmNetwork):
         return (features.permute(0, 3, 1, 2) if self.channels_last else features), None
 
     def forward_stages(self, images: Tensor) -> tuple[tuple[Stage, ...], Tensor, Tensor | None]:
-        """Its last four resolutions, as timm lists them; timm shows no stage before its last activation."""
+        """Compute the last four resolutions that timm lists. timm does not return preactivations of stages."""
         if "forward_intermediates" not in dir(self.inner):
             return super().forward_stages(images)
         features, outputs = self.inner.forward_intermediates(
@@ -246,10 +247,10 @@ class TimmClassifier(_TimmNetwork):
 
 
 def _probe_head(network: Any, to_native: Callable[[Tensor], Tensor]) -> tuple[Head | None, bool]:
-    """The head's closed form and whether it has a dropout, tried out on features rather than assumed.
+    """Return the closed form of the head and whether it has a dropout, determined by running it on random features.
 
-    timm's architectures name their head's parts in many ways; its input to the last layer says what
-    comes before: the average, its layer norm, or something else.
+    timm's architectures use many names for the parts of a head. The input of the last layer shows what precedes it:
+    the average, its layer norm, or something else.
     """
     linear = network.get_classifier()
     if not isinstance(linear, nn.Linear):
@@ -295,7 +296,7 @@ def _head_norm(network: nn.Module) -> nn.LayerNorm | None:
 
 
 def _equal(found: Tensor, expected: Tensor) -> bool:
-    """But for rounding: even a batch norm that has seen nothing yet (1 / sqrt(1 + eps)) differs more."""
+    """Compare up to rounding, with a tolerance below the effect of an untrained batch norm (1 / sqrt(1 + eps))."""
     if found.shape != expected.shape:
         return False
     return bool((found - expected).abs().max() <= 1e-6 * expected.abs().max())
@@ -305,10 +306,10 @@ def _equal(found: Tensor, expected: Tensor) -> bool:
 
 
 class TimmVit(_TimmNetwork):
-    """A VisionTransformer; features are its patch tokens as a grid [B, C, h, w].
+    """A VisionTransformer, whose features are its patch tokens as a grid [B, C, h, w].
 
-    The context [B, T, C] is the residual stream into the last block where a class token is read,
-    and the other tokens of the last block's output where tokens are pooled.
+    The context [B, T, C] is the residual stream into the last block if a class token is read, and the other tokens of
+    the last block's output if tokens are pooled.
     """
 
     def __init__(self, name: str, normalize: Normalize, network: Any) -> None:
@@ -319,8 +320,8 @@ class TimmVit(_TimmNetwork):
             raise ConfigError(f"timm's {name} is not supported; {_SUPPORTED}")
         if self.reads_class_token and type(network.blocks[-1]) is not Block:
             raise ConfigError(
-                f"timm's {name} has blocks of type {type(network.blocks[-1]).__name__}, whose attention "
-                f"cannot be entered after its norm; {_SUPPORTED}"
+                f"timm's {name} is not supported, because the attention of its blocks "
+                f"({type(network.blocks[-1]).__name__}) cannot be called after its norm; {_SUPPORTED}"
             )
         if network.global_pool == "avg":
             self.closed_form, self.has_dropout = _probe_head(network, self._with_blank_prefix)

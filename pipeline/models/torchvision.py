@@ -1,10 +1,10 @@
-"""The classifiers of torchvision, split at the explained layer.
+"""Classifiers of torchvision, split at the explained layer.
 
-The trunk ends with the last stage's output, after its activation and before any pooling; a ViT's
-(torchvision_vit.py) ends elsewhere.
+The trunk ends with the last stage's output, after its activation and before any pooling. For a ViT see
+torchvision_vit.py.
 
-GoogLeNet and Inception v3 come without their auxiliary heads and with transform_input, as torchvision
-builds them for the published weights.
+GoogLeNet and Inception v3 are built without auxiliary heads and with transform_input, as torchvision builds them for
+the published weights.
 """
 
 from __future__ import annotations
@@ -29,25 +29,23 @@ from pipeline.models.torchvision_vit import TorchvisionVit
 
 
 class Split(NamedTuple):
-    """One family's network in two halves."""
+    """Trunk and head of a family of networks."""
 
     trunk: Callable[[Any, Tensor], Tensor]
-    """Its network and normalized images [B, 3, H, W] -> features [B, C, h, w]."""
+    """Function from a network and normalized images [B, 3, H, W] to features [B, C, h, w]."""
     head_layers: Callable[[Any], list[nn.Module]]
-    """The layers from features to logits, in order."""
+    """Function that returns the layers from features to logits, in order."""
     stages: Callable[[Any, Tensor], list[Stage]] | None = None
-    """What the trunk does, stage by stage, with the features as the last one's output; None where a family's
-    stages are not known here."""
+    """The trunk as stages, with the features as the last stage's output, None if the family's stages are unknown."""
 
 
 # ---- building ------------------------------------------------------------------------------------
 
 
 def build_torchvision(config: TorchvisionModelConfig, outputs: int) -> Classifier:
-    """The network of that name; its published weights with `weights: pretrained`, fresh ones otherwise.
+    """Build the named network with published weights for `weights: pretrained`, otherwise with new ones.
 
-    Where the published head has another number of outputs, the trunk is the published one and the
-    layer that gives the logits is fresh.
+    If the published head has another number of outputs, the layer that computes the logits is newly initialized.
     """
     network = _build_network(config, outputs)
     if is_published(config.weights):
@@ -58,7 +56,7 @@ def build_torchvision(config: TorchvisionModelConfig, outputs: int) -> Classifie
 
 
 def published_torchvision(config: TorchvisionModelConfig) -> PretrainedInfo:
-    """What torchvision says about the weights that the config names, or about its default ones."""
+    """Return torchvision's facts about the weights that the config names, or about its default ones."""
     weights = _published_weights(config)
     preset = weights.transforms()
     return PretrainedInfo(
@@ -90,12 +88,12 @@ def _require_known(name: str) -> None:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
         raise ConfigError(
-            f"torchvision has no classifier {name!r}; close to it: {', '.join(close) or 'none'}"
+            f"torchvision has no classifier {name!r}; similar names: {', '.join(close) or 'none'}"
         )
 
 
 def _published_weights(config: TorchvisionModelConfig) -> Any:
-    """torchvision's weights of the name in `pretrained:<name>`, of its default without one."""
+    """Return torchvision's weights named in `pretrained:<name>`, or its default ones."""
     _require_known(config.name)
     known = models.get_model_weights(config.name)
     name = (config.weights or "").partition(":")[2]
@@ -103,7 +101,7 @@ def _published_weights(config: TorchvisionModelConfig) -> Any:
         return known.DEFAULT
     if name not in known.__members__:
         raise ConfigError(
-            f"torchvision has no weights {name} of {config.name}; give one of: "
+            f"torchvision has no weights {name} for {config.name}; choose one of: "
             + ", ".join(f"pretrained:{known_name}" for known_name in known.__members__)
         )
     return known[name]
@@ -116,14 +114,14 @@ def _load_published(network: nn.Module, config: TorchvisionModelConfig) -> None:
     except (OSError, RuntimeError) as error:
         raise WeightsError(
             f"torchvision's published weights of {name} could not be fetched ({error}); "
-            "give a local file as weights="
+            "set weights= to a local file"
         ) from error
     own = network.state_dict()
     classes = len(wanted.meta["categories"])
     misfits = [n for n, tensor in own.items() if weights[n].shape != tensor.shape]
     if not all(len(weights[n]) == classes for n in misfits):
         raise WeightsError(
-            f"torchvision's published weights of {name} are for another image size; leave input_size null"
+            f"torchvision's published weights of {name} are for another image size; set input_size to null"
         )
     own.update({n: tensor for n, tensor in weights.items() if n in own and n not in misfits})
     network.load_state_dict(own)
@@ -145,12 +143,12 @@ class TorchvisionClassifier(Classifier):
 
     @property
     def network(self) -> nn.Module:
-        """torchvision's own."""
+        """Network of torchvision."""
         return self.inner
 
     @property
     def head(self) -> Head | None:
-        """By the head's layers; an active dropout leaves it to autograd."""
+        """Closed form of the head's layers, None if a dropout is active."""
         return match_head(self.split.head_layers(self.inner))
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
@@ -174,7 +172,10 @@ class TorchvisionClassifier(Classifier):
         return match_head([la for la in layers if not isinstance(la, nn.Dropout)]) is not None
 
     def forward_pooled(self, features: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Of a head with hidden layers (VGG, MobileNetV3), the input of its last layer where that is linear."""
+        """Compute logits and pooled features.
+
+        For a head with hidden layers (VGG, MobileNetV3), the pooled features are the input of its last linear layer.
+        """
         *layers, last = self.split.head_layers(self.inner)
         if self.pools_by_average or not isinstance(last, nn.Linear):
             return super().forward_pooled(features, context)
@@ -184,7 +185,7 @@ class TorchvisionClassifier(Classifier):
         return last(x), to_float32(x)
 
     def rename_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Without auxiliary heads; the published DenseNets call norm1 norm.1, conv2 conv.2 and so on."""
+        """Remove auxiliary heads, and rename layers of published DenseNets (norm.1 to norm1, conv.2 to conv2)."""
         return {
             re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name): tensor
             for name, tensor in state.items()
@@ -193,7 +194,7 @@ class TorchvisionClassifier(Classifier):
 
 
 def _in_turn(*names: str) -> Callable[[Any, Tensor], Tensor]:
-    """A trunk that is these submodules, one after the other."""
+    """Build a trunk that runs these submodules in sequence."""
 
     def trunk(network: nn.Module, x: Tensor) -> Tensor:
         for name in names:
@@ -204,7 +205,7 @@ def _in_turn(*names: str) -> Callable[[Any, Tensor], Tensor]:
 
 
 def _residual_stages(*names: str, stem: tuple[str, ...]) -> Callable[[Any, Tensor], list[Stage]]:
-    """Stages that are sequences of residual blocks, after the submodules `stem`."""
+    """Build stages that are sequences of residual blocks, after the submodules `stem`."""
     before = _in_turn(*stem)
 
     def stages(network: nn.Module, x: Tensor) -> list[Stage]:
@@ -222,7 +223,7 @@ def _residual_stages(*names: str, stem: tuple[str, ...]) -> Callable[[Any, Tenso
 
 
 def _residual_sum(block: nn.Module, x: Tensor) -> Tensor:
-    """What a block's last ReLU is applied to; the block itself overwrites it."""
+    """Compute the input of a block's last ReLU, which the block itself overwrites."""
     match block:
         case ResBottleneckBlock():
             inner: Tensor = block.f(x)
@@ -233,12 +234,12 @@ def _residual_sum(block: nn.Module, x: Tensor) -> Tensor:
             inner = block.relu(block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x))))))
             inner = block.bn3(block.conv3(inner))
         case _:
-            raise TypeError(f"{type(block).__name__} is no residual block that is known here")
+            raise TypeError(f"{type(block).__name__} is not a known residual block")
     return inner + (x if block.downsample is None else block.downsample(x))
 
 
 def _convnext_stages(network: Any, x: Tensor) -> list[Stage]:
-    """Each stage is a layer that halves the resolution, and its blocks."""
+    """Run the stages, each of which is a layer that halves the resolution and a sequence of blocks."""
     layers, passed = list(network.features), []
     for halving, blocks in zip(layers[::2], layers[1::2], strict=True):
         x = blocks(halving(x))
@@ -247,7 +248,7 @@ def _convnext_stages(network: Any, x: Tensor) -> list[Stage]:
 
 
 def _densenet_stages(network: Any, x: Tensor) -> list[Stage]:
-    """The dense blocks, before what halves their resolution; the last after its norm and ReLU."""
+    """Run the dense blocks, and return their outputs before the transitions, the last one after norm and ReLU."""
     passed = []
     for name, layer in network.features.named_children():
         x = layer(x)
@@ -297,7 +298,7 @@ def _inception_trunk(network: Any, x: Tensor) -> Tensor:
 
 
 def _pooled(*names: str) -> Callable[[Any], list[nn.Module]]:
-    """A head that is these submodules on the average of the features."""
+    """Build a head of these submodules on the average of the features."""
 
     def head_layers(network: nn.Module) -> list[nn.Module]:
         layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]

@@ -1,7 +1,7 @@
-"""torchvision's ViT, split where its class token has not read the image yet.
+"""torchvision's ViT, split before its class token attends to the patches in the last block.
 
-The explained layer is the input of the last block's attention, after its norm: at the block's output no
-patch token has a gradient.
+The explained layer is the input of the last block's attention, after its norm, because the patch tokens at the block's
+output have no gradient.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pipeline.models.output import Normalize
 
 
 class TorchvisionVit(Classifier):
-    """A ViT; features are the patch tokens that the last block's attention reads, [B, C, h, w].
+    """A ViT, whose features are the patch tokens [B, C, h, w] that are the input of the last block's attention.
 
-    The context [B, 1 + h * w, C] is the residual stream into that block, class token first.
+    The context [B, 1 + h * w, C] is the residual stream into that block, with the class token first.
     """
 
     def __init__(self, config: TorchvisionModelConfig, network: models.VisionTransformer) -> None:
@@ -34,12 +34,12 @@ class TorchvisionVit(Classifier):
 
     @property
     def network(self) -> nn.Module:
-        """torchvision's own."""
+        """Network of torchvision."""
         return self.inner
 
     @property
     def head(self) -> None:
-        """The last block's attention is part of it."""
+        """None, because the head includes the last block's attention."""
         return
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +67,7 @@ class TorchvisionVit(Classifier):
         return logits
 
     def rename_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The published files call the two layers of an MLP linear_1 and linear_2."""
+        """Rename linear_1 and linear_2, the names of the two MLP layers in published files."""
         renamed = {".mlp.linear_1.": ".mlp.0.", ".mlp.linear_2.": ".mlp.3."}
         for old, new in renamed.items():
             state = {name.replace(old, new): tensor for name, tensor in state.items()}

@@ -1,4 +1,4 @@
-"""Weights files: state dicts read without running code, and loaded with every mismatch named."""
+"""Weights files: state dicts read without running code, and loaded with an error that names every mismatch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ logger = logging.getLogger("permafrost.models")
 
 
 def require_digest(path: Path, expected: str) -> None:
-    found = sha256_file(path) if path.is_file() else None  # of a missing file load_weights says so
+    found = sha256_file(path) if path.is_file() else None  # load_weights reports a missing file
     if found not in (None, expected.lower()):
         raise WeightsError(
-            f"{path} has sha256 {found}, and the option sha256 says {expected}; fetch the file anew, or correct "
+            f"{path} has sha256 {found}, but the option sha256 is {expected}; fetch the file again or correct "
             "the option"
         )
 
@@ -32,17 +32,18 @@ def load_weights(model: Classifier, path: Path, *, new_outputs: int | None = Non
 
     Published files may nest it under `state_dict` or `model` and prefix names with `module.`.
 
-    new_outputs  of the network, whose last layer stays as it is where the file's differs in their number alone
+    new_outputs  number of outputs of the network, which keeps its last layer if the one in the file differs only in
+                 that number
     """
     expected = model.network.state_dict()
     state = model.rename_keys(read_state_dict(path))
     if new_outputs is not None:
         head = _other_head(state, expected, new_outputs)
         if head:
-            logger.info("%s has other classes: %s start anew", path, ", ".join(head))
+            logger.info("%s has other classes; newly initialized: %s", path, ", ".join(head))
         state |= {name: expected[name] for name in head}
     missing = sorted(
-        # Files older than PyTorch 0.4.1 lack these counters, which no network here reads.
+        # Files written before PyTorch 0.4.1 lack these counters, which no network in this package uses.
         name
         for name in set(expected) - set(state)
         if not name.endswith(".num_batches_tracked")
@@ -66,26 +67,26 @@ def load_weights(model: Classifier, path: Path, *, new_outputs: int | None = Non
         name = type(model.network).__name__
         raise WeightsError(f"{path} does not fit {name}; " + "; ".join(problems))
     _require_values(path, state)
-    # Updating keeps the versions of its layouts that the network's own state dict names.
+    # Updating keeps the layout versions in the metadata of the network's own state dict.
     expected.update(state)
     model.network.load_state_dict(expected)
 
 
 def _require_values(path: Path, state: dict[str, Tensor]) -> None:
-    """WeightsError where a tensor is not finite, or all of them are zero: nobody trained that."""
+    """Raise WeightsError if a tensor is not finite or all of them are zero, because such weights are not trained."""
     floating = {n: t for n, t in state.items() if t.is_floating_point()}
     broken = sorted(name for name, tensor in floating.items() if not tensor.isfinite().all())
     if broken:
         raise WeightsError(
-            f"{path} holds values that are not finite, in {', '.join(broken[:3])}; the training that wrote it "
-            "diverged, or the file is damaged"
+            f"{path} contains values that are not finite, in {', '.join(broken[:3])}; the training that wrote it "
+            "diverged or the file is damaged, so use another file"
         )
     if floating and not any(tensor.any() for tensor in floating.values()):
-        raise WeightsError(f"{path} holds zeros only; it is no trained network")
+        raise WeightsError(f"{path} contains only zeros; use the weights of a trained network")
 
 
 def _other_head(state: dict[str, Tensor], expected: dict[str, Tensor], outputs: int) -> list[str]:
-    """Names of tensors that differ in the number of outputs, their first dimension, alone."""
+    """Names of tensors that differ only in the number of outputs, their first dimension."""
     return [
         name
         for name, tensor in expected.items()
@@ -97,32 +98,34 @@ def _other_head(state: dict[str, Tensor], expected: dict[str, Tensor], outputs: 
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name, on the CPU."""
+    """Read the tensors of a weights file by name, on the CPU."""
     if not path.is_file():
         raise ConfigError(
-            f"weights file {path} does not exist; train it with stages.teach or correct the path"
+            f"weights file {path} does not exist; train a network with stages.teach or correct the path"
         )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of TorchScript archives, which are refused below
+            warnings.simplefilter(
+                "ignore"
+            )  # warnings about TorchScript archives, which are rejected below
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} holds more than tensors, or is no torch file, and its code is not run; where you trust "
+            f"{path} is not a torch file or contains more than tensors, and its code is not run; if you trust "
             "it, load it yourself and save its state_dict() as .safetensors"
         ) from error
-    except Exception as error:  # parsers raise whatever damaged bytes lead them to
+    except Exception as error:  # parsers raise many kinds of errors on damaged bytes
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         raise WeightsError(
-            f"{path} cannot be read as weights ({reason}); it is damaged, cut off, or no file of tensors: "
-            "fetch or write it anew"
+            f"{path} cannot be read as weights ({reason}); it is damaged, truncated or not a file of tensors, so "
+            "fetch or write it again"
         ) from error
     for name in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
             loaded = loaded[name]
     named = isinstance(loaded, dict) and all(isinstance(name, str) for name in loaded)
     if not named or not all(isinstance(t, Tensor) for t in loaded.values()):
-        raise WeightsError(f"{path} holds no state dict; save the network's state_dict() there")
+        raise WeightsError(f"{path} contains no state dict; save the network's state_dict() in it")
     return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}

@@ -1,5 +1,5 @@
 """The HTML page of a sweep: results read from disk, tables, figures and pictures.
 
-Numbers are computed in pipeline/evaluation; the report computes none but their spread.
+Metrics are computed in pipeline/evaluation. The report computes only their mean and standard deviation.
 Read first: results.py, then page.py.
 """

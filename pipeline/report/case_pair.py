@@ -1,4 +1,4 @@
-"""The two students that a report compares case by case, opened with what they were evaluated on."""
+"""The two students that a report compares case by case, with the records they were evaluated on."""
 
 from __future__ import annotations
 
@@ -24,42 +24,43 @@ from pipeline.store.index import read_table
 from pipeline.store.reader import Store
 
 _EVALUATION_OPTIONS = ("store", "splits", "frame", "region", "iou_threshold")
-"""Options of evaluate in which both must agree."""
+"""Options of evaluate that must be the same for both students."""
 
 logger = logging.getLogger("permafrost.report")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One of the two students."""
+    """A student of the pair."""
 
     name: str
     seed: int
     model: EvaluatedModel
     rows: dict[str, list[Row]]
-    """By split, as evaluate wrote them."""
+    """Rows by split, as written by evaluate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CasePair:
-    """Two students of one seed that were evaluated on the same records in the same way."""
+    """Two students with the same seed that were evaluated on the same records in the same way."""
 
     baseline: Arm
     candidate: Arm
     evaluation: EvaluateOptions
     datasets: dict[str, StoreDataset]
-    """By split."""
+    """Evaluated records by split."""
     classes: tuple[str, ...]
 
     @property
     def arms(self) -> tuple[Arm, Arm]:
-        """Baseline and candidate."""
+        """Pair of baseline and candidate."""
         return self.baseline, self.candidate
 
 
 def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePair | None:
-    """report.baseline and report.candidate of the first seed that both have; None, and a line in the log, where
-    what it takes is not there.
+    """Open report.baseline and report.candidate of the first seed that both have.
+
+    If a requirement is missing, the reason is logged and None returned.
     """
     pair = _find(results, config.report)
     if pair is None or not all(_is_there(result) for result in pair):
@@ -75,7 +76,7 @@ def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePai
         or not held.issuperset(teachers)
     ):
         logger.info(
-            "no cases: %s and %s were not evaluated on what %s holds, in one way; delete both folders and run "
+            "no cases: %s and %s were not evaluated in the same way on the records of %s; delete both folders and run "
             "stages.sweep again",
             *(result.folder / "evaluate" for result in pair),
             store.path,
@@ -111,17 +112,17 @@ def _is_there(result: StudentResult) -> bool:
     weights = result.folder / "distill" / MODEL_NAME
     if not table.exists():
         logger.info(
-            "no cases: %s is not there; delete the folder %s and run stages.sweep again",
+            "no cases: %s does not exist; delete the folder %s and run stages.sweep again",
             table,
             table.parent,
         )
     elif not weights.exists():
-        logger.info("no cases: %s is not there", weights)
+        logger.info("no cases: %s does not exist; run stages.sweep again", weights)
     return table.exists() and weights.exists()
 
 
 def _evaluation_of(result: StudentResult) -> tuple[EvaluateOptions, dict[str, str]]:
-    """How it was evaluated, and the fingerprints of what it was evaluated on."""
+    """Read the options of its evaluation, and the fingerprints of the inputs."""
     values = yaml.safe_load((result.folder / "evaluate" / CONFIG_NAME).read_text())
     inputs = {name: digest for name, digest in values["inputs"].items() if name != "student"}
     return build_config(EvaluateOptions, values["evaluate"], "evaluate"), inputs

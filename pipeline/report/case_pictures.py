@@ -1,4 +1,4 @@
-"""Cases as pictures: an image, the teacher's stored map of it, and two students' maps, explained anew."""
+"""Cases as pictures: an image, the teacher's stored map of it, and the maps of two students, computed again."""
 
 from __future__ import annotations
 
@@ -31,39 +31,39 @@ from pipeline.report.pictures import (
 
 _SHIFTED_CASES = 4
 _SIDE = 1.5
-"""Inches of a picture."""
+"""Side of a picture in inches."""
 _LONGEST_NAME = 22
 
 
 class CaseFigure(NamedTuple):
-    """One kind of cases of a split, or the first of them moved."""
+    """Figure of one kind of cases of a split, or of the first cases after a shift."""
 
     title: str
     found: int
     shown: int
     picture: str = ""
-    """PNG as a data URI; empty where nothing is shown."""
+    """PNG as a data URI, empty if no case is shown."""
     alt: str = ""
 
 
 class SplitCases(NamedTuple):
-    """What the page shows of one split."""
+    """Cases of one split on the page."""
 
     split: str
     seed: int
-    """Of both students."""
+    """Seed of both students."""
     total: str
-    """Of what the cases are chosen: how many there are."""
+    """Number of records, or classes of records, that the cases are selected from."""
     order: str
-    """What the cases are ordered by; empty where the maps cannot be compared."""
+    """Quantity by which the cases are ordered, empty if the maps cannot be compared."""
     figures: list[CaseFigure]
     shifted: CaseFigure | None
     chosen: list[dict[str, Any]]
-    """A row a case, for report.json."""
+    """One row per case, for report.json."""
 
 
 def show_cases(pair: CasePair, options: ReportOptions) -> list[SplitCases]:
-    """Cases of every split on which both students were evaluated."""
+    """Build the cases of every split on which both students were evaluated."""
     return [_split_cases(pair, split, options) for split in pair.datasets]
 
 
@@ -110,18 +110,18 @@ def _split_cases(pair: CasePair, split: str, options: ReportOptions) -> SplitCas
 
 @dataclass(frozen=True, kw_only=True)
 class _Seen:
-    """Cases as one student is evaluated on them."""
+    """Cases in the evaluation view of one student."""
 
     frames: NDArray[np.uint8]
-    """[n, H, W, 3]."""
+    """Frames [n, H, W, 3]."""
     regions: NDArray[np.bool_]
-    """[n, H, W], of the cases' classes."""
+    """Regions [n, H, W] of the cases' classes."""
     arrays: dict[str, NDArray[Any]]
-    """Of pictures.explained_pictures."""
+    """Arrays of pictures.explained_pictures."""
 
     @property
     def teacher_arrays(self) -> dict[str, NDArray[Any]]:
-        """The teacher's own, without their prefix; empty where it has no maps."""
+        """Arrays of the teacher, without their prefix, empty if it has no maps."""
         prefix = "teacher_"
         return {n.removeprefix(prefix): a for n, a in self.arrays.items() if n.startswith(prefix)}
 
@@ -138,7 +138,7 @@ def _predict_with(pair: CasePair, arm: Arm, batch: Batch, labels: Tensor) -> _Se
 
 
 def _figure(pair: CasePair, kind: CaseKind, batch: Batch) -> CaseFigure:
-    """Images, the teacher's maps, both students' maps: what each says above, what its map is worth below."""
+    """Figure with images, the teacher's maps and both students' maps, predictions above and scores of maps below."""
     cases = kind.cases
     labels = torch.tensor([case.label for case in cases])
     baseline, candidate = (_predict_with(pair, arm, batch, labels) for arm in pair.arms)
@@ -168,7 +168,7 @@ def _figure(pair: CasePair, kind: CaseKind, batch: Batch) -> CaseFigure:
 
 
 def _shifted_figure(pair: CasePair, cases: Sequence[Case], batch: Batch, shift: int) -> CaseFigure:
-    """The cases' images and both students' maps as they are and after a shift; the teacher's map as it is."""
+    """Figure with images and both students' maps before and after a shift, and the teacher's unshifted map."""
     labels = torch.tensor([case.label for case in cases])
     rows: list[PictureRow] = []
     for arm in pair.arms:
@@ -199,7 +199,7 @@ def _shifted_figure(pair: CasePair, cases: Sequence[Case], batch: Batch, shift: 
 def _unmoved_teacher(
     pair: CasePair, batch: Batch, labels: Tensor, shift: int, frames: NDArray[np.uint8]
 ) -> list[PictureRow]:
-    """Its stored map in the unmoved window; nothing where it has none."""
+    """Row of the teacher's stored maps in the unshifted window, empty if it has none."""
     size = pair.baseline.model.input_size
     frame = (batch.inputs.shape[-2], batch.inputs.shape[-1])
     view = window_view(frame, size, shift).expand(len(labels), 3, 3)
@@ -246,7 +246,7 @@ def _group(case: Case) -> str:
 def _teacher_notes(
     pair: CasePair, cases: Sequence[Case], explained: NDArray[np.int64]
 ) -> list[str]:
-    """Its EPG; of a map of another class, which that is."""
+    """EPG of each of the teacher's maps, or the name of its class if that is another one."""
     others = _names(pair, explained)
     return [
         _worth("EPG", value_of(case.candidate, "teacher_epg", case.label))
@@ -257,14 +257,14 @@ def _teacher_notes(
 
 
 def _note(row: Row, label: int) -> str:
-    """What a student's map of a class is worth, from its table."""
+    """Scores of a student's map of a class, from its table."""
     where = [_worth(word, value_of(row, word.lower(), label)) for word in ("EPG", "IoU")]
     cosine = _worth("cosine", value_of(row, "map_cosine", label))
     return "\n".join(filter(None, ["  ".join(filter(None, where)), cosine]))
 
 
 def _worth(word: str, value: float | None) -> str:
-    """Per cent of EPG and IoU, the number itself of a cosine; empty where there is none."""
+    """Format EPG and IoU in per cent and a cosine as it is, empty if there is no value."""
     if value is None or value != value:
         return ""
     return f"{word} {value:.2f}" if word == "cosine" else f"{word} {100 * value:.0f}"

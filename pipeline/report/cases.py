@@ -1,4 +1,4 @@
-"""Which records a report shows case by case: chosen by a rule from two students' tables, never by hand."""
+"""Selection of the records that a report shows case by case, by a fixed rule from the tables of two students."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 Measure = Literal["map_cosine", "epg"]
 Row = dict[str, Any]
-"""Of record_table.RECORDS_SCHEMA."""
+"""Row of record_table.RECORDS_SCHEMA."""
 
 MEASURE_WORDS: Mapping[Measure, str] = {
     "map_cosine": "the cosine of their maps with the teacher's",
@@ -18,45 +18,45 @@ MEASURE_WORDS: Mapping[Measure, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One class of one record, as two students see it."""
+    """Results of two students for one class of one record."""
 
     label: int
-    """The class that is explained: the record's own, or of many one of them."""
+    """Explained class: the label of the record, or one of its labels if it has many."""
     baseline: Row
     candidate: Row
 
     @property
     def key(self) -> str:
-        """The record's."""
+        """Key of the record."""
         return str(self.candidate["key"])
 
     def margin(self, measure: Measure) -> float | None:
-        """candidate - baseline; None where one of them has no value."""
+        """Difference candidate - baseline, None if one of them has no value."""
         values = [value_of(row, measure, self.label) for row in (self.candidate, self.baseline)]
         return None if None in values else values[0] - values[1]  # type: ignore[operator]
 
 
 class CaseKind(NamedTuple):
-    """Cases that show the same thing."""
+    """Cases of the same kind."""
 
     title: str
     found: int
-    """Of the split, of which `cases` are the first."""
+    """Number of such cases in the split, of which `cases` are the first."""
     cases: list[Case]
 
 
 class CaseChoice(NamedTuple):
-    """What is shown of one split."""
+    """Selected cases of one split."""
 
     total: int
-    """Classes of records that both students were evaluated on."""
+    """Number of (record, class) pairs on which both students were evaluated."""
     measure: Measure | None
-    """That decides the order; None where the students' maps cannot be compared."""
+    """Measure that determines the order, None if the students' maps cannot be compared."""
     kinds: list[CaseKind]
 
 
 def value_of(row: Row, name: str, label: int) -> float | None:
-    """The row's epg, iou, teacher_epg or map_cosine of one class; None where it has none."""
+    """Return the row's epg, iou, teacher_epg or map_cosine of one class, None if it has none."""
     places = row["labels" if name in ("epg", "iou") else "explained"]
     value: float | None = row[name][places.index(label)] if label in places else None
     return value
@@ -70,12 +70,13 @@ def choose_cases(
     *,
     many: bool,
 ) -> CaseChoice:
-    """Cases in which the candidate is better, in which it is worse, and (of one label a record) in which both say
-    the same; each kind begins where the maps differ most in its sense, and ties go by key.
+    """Select cases in which the candidate is better, worse, and (for one label per record) in agreement.
+
+    Each kind starts with the largest difference of the maps in its direction, with ties ordered by key.
 
     baseline, candidate  rows of the same records
-    names                of the two, for the titles
-    many                 labels a record: better and worse go by EPG; otherwise by who is right
+    names                names of baseline and candidate, for the titles
+    many                 records have many labels, so better and worse are by EPG instead of correctness
     """
     theirs = {row["key"]: row for row in baseline}
     pairs = [
@@ -101,7 +102,7 @@ def _by_predictions(pairs: list[Case], names: tuple[str, str], num_cases: int) -
     kinds = [
         _kind(f"{candidate} right, {baseline} wrong", better, measure, num_cases - num_worse - num_same),
         _kind(f"{baseline} right, {candidate} wrong", worse, measure, num_worse, sign=-1),
-        _kind(f"{candidate} and {baseline} say the same", same, measure, num_same, sign=0),
+        _kind(f"{candidate} and {baseline} agree", same, measure, num_same, sign=0),
     ]  # fmt: skip
     return CaseChoice(len(pairs), measure, kinds)
 
@@ -123,14 +124,17 @@ def _by_maps(pairs: list[Case], names: tuple[str, str], num_cases: int) -> CaseC
 
 
 def _measure(pairs: Sequence[Case], choices: tuple[Measure, ...]) -> Measure | None:
-    """The first that any case has a value of."""
+    """Return the first measure for which any case has a value."""
     return next((m for m in choices if any(case.margin(m) is not None for case in pairs)), None)
 
 
 def _kind(
     title: str, found: list[Case], measure: Measure | None, num_cases: int, *, sign: int = 1
 ) -> CaseKind:
-    """sign: 1 begins with the candidate's greatest lead, -1 with the baseline's, 0 with either's."""
+    """Order cases and take the first.
+
+    sign  1 starts with the largest lead of the candidate, -1 with that of the baseline, 0 with that of either
+    """
 
     def order(case: Case) -> tuple[bool, float]:
         margin = None if measure is None else case.margin(measure)

@@ -1,4 +1,4 @@
-"""What a report's tables show: columns that know their scale and which value is better."""
+"""Columns of a report's tables, with their scale and direction."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from pipeline.report.results import StudentResult, summarize
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One of report.columns."""
+    """A column of report.columns."""
 
     name: str
     source: str
-    """<split>.<metric>, <split>.<evaluator>.<metric>, or all. and either."""
+    """Source <split>.<metric> or <split>.<evaluator>.<metric>, where the split may be `all`."""
     known: Metric | None = None
-    """How it is read, where that is not said by its source."""
+    """Metric of the column, if the source does not determine it."""
 
     @property
     def metric(self) -> Metric:
-        """A fraction, more of which is better, where nothing else is known."""
+        """Metric of the column, by default a fraction for which higher is better."""
         return self.known or metric_of(self.source.partition(".")[2]) or Metric()
 
     @property
     def title(self) -> str:
-        """With its unit, and an arrow where less is better."""
+        """Name with unit, and with an arrow if lower is better."""
         unit = ", %" if self.metric.scale == 100 else ""
         return (
             self.name.replace("_", " ")
@@ -39,14 +39,14 @@ class Column:
         )
 
     def text(self, value: float | None) -> str:
-        """A value as people read it; a dash for none."""
+        """Format a value, with a dash for None."""
         if value is None:
             return "–"  # noqa: RUF001, a dash
         metric = self.metric
         return f"{metric.scale * value:.{1 if metric.scale == 100 else metric.digits}f}"
 
     def difference(self, value: float, *, unit: bool = True) -> str:
-        """A difference of two values, with its sign."""
+        """Format a difference of two values, with its sign."""
         metric = self.metric
         if metric.scale != 100:
             return f"{value:+.3f}"
@@ -54,14 +54,14 @@ class Column:
 
 
 def columns_of(sources: Mapping[str, str], results: Sequence[StudentResult]) -> list[Column]:
-    """One for each source; ConfigError for one that no student has a value of."""
+    """Build one column for each source. Raises ConfigError if no student has a value for a source."""
     columns = [Column(name=name, source=source) for name, source in sources.items()]
     for column in columns:
         if all(result.find(column.source) is None for result in results):
             known = sorted({source for result in results for source in result.sources})
             raise ConfigError(
-                f"report.columns: no student has {column.source}; name what there is, as in "
-                "report.columns={f1: test.f1} report.paired_column=f1: " + ", ".join(known)
+                f"report.columns: no student has {column.source}; name existing metrics, as in "
+                "report.columns={f1: test.f1} report.paired_column=f1, among: " + ", ".join(known)
             )
     return columns
 
@@ -69,7 +69,7 @@ def columns_of(sources: Mapping[str, str], results: Sequence[StudentResult]) -> 
 def student_rows(
     results: Sequence[StudentResult], columns: Sequence[Column]
 ) -> list[dict[str, Any]]:
-    """One row a student: method, seed and the columns, None where it has no value."""
+    """Build one row per student: method, seed and the columns, None if it has no value."""
     return [
         {"method": r.label, "seed": r.seed} | {c.name: r.find(c.source) for c in columns}
         for r in results
@@ -81,9 +81,9 @@ def teacher_row(
     columns: Sequence[Column],
     teacher_result: StudentResult | None = None,
 ) -> dict[str, float]:
-    """The teacher's own value of each column it has one of.
+    """Collect the teacher's value of each column for which it has one.
 
-    teacher_result  the teacher as a teacher_result subject; without it, what students' evaluations found in the store
+    teacher_result  evaluation of the teacher itself, None to use the teacher's values in the students' evaluations
     """
     row = {}
     for column in columns:
@@ -101,9 +101,9 @@ def teacher_row(
 def arm_summary(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]
 ) -> list[dict[str, Any]]:
-    """A row an arm; of each column mean and standard deviation over its seeds, and whether that mean is the best.
+    """Build one row per arm: mean and standard deviation of each column over seeds, and whether the mean is the best.
 
-    None where a student of the arm has no value.
+    The entry is None if a student of the arm has no value.
     """
     by_arm = defaultdict(list)
     for row in rows:

@@ -1,6 +1,6 @@
-"""What a store holds, to look at: images and every teacher's maps, as they are and under random views.
+"""Contact sheet of a store: images and every teacher's maps, as stored and under random views.
 
-Image and map were moved by the same matrix, so a map that sits wrong on its image is seen at once.
+Image and map are transformed by the same matrix, so a misplaced map is immediately visible.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.report.pictures import (
 from pipeline.store.reader import Store, TeacherPass
 
 VIEW_SIZE = (112, 112)
-"""Pixels of a picture of a view, (height, width)."""
+"""Size (height, width) in pixels of a view's picture."""
 
 
 def contact_sheet(
@@ -39,9 +39,9 @@ def contact_sheet(
     num_records: int,
     num_views: int,
 ) -> str:
-    """PNG as a data URI: records spread over the store in columns, narrow, wide and gray ones among them.
+    """Render a PNG as a data URI, with records spread over the store in columns.
 
-    Whole images are shown in their original proportions, views as the student gets them.
+    Whole images are shown in their original aspect ratio, views as the student's input.
     """
     rows = np.linspace(0, store.index.num_rows - 1, min(num_records, store.index.num_rows))
     dataset = StoreDataset(store, np.unique(rows.astype(np.int64)), passes)

@@ -1,4 +1,4 @@
-"""The units of each network that detect a concept best: the image that excites each most, and where it fires there."""
+"""Pictures of the best concept detectors of each network: the image that activates each unit most, with its mask."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNITS = 6
 def dissection_figures(
     results: Sequence[StudentResult], teacher: StudentResult | None
 ) -> list[Figure]:
-    """A row a network: the teacher where it was evaluated itself, and the first seed's students."""
+    """Build a figure with one row per network: the teacher, if it was evaluated, and the first seed's students."""
     networks = [(teacher, "evaluate-teacher")] if teacher else []
     networks += [(result, "evaluate") for result in results if result.seed == results[0].seed]
     rows = []
@@ -25,15 +25,15 @@ def dissection_figures(
             path = result.folder / folder / f"{EVALUATOR_NAME}-{split}.safetensors"
             if EVALUATOR_NAME in metrics and path.exists():
                 rows.append(_row(result.label, path, metrics[EVALUATOR_NAME]["top_units"][:_UNITS]))
-                break  # no split is looked at, so all say the same
+                break  # results do not depend on the split
     if not rows:
         return []
     return [
         Figure(
             picture_grid(rows, side=1.5),
-            "For each network its best units: an image, where the unit fires there, and the concept it detects",
-            "The best units of each network (first seed): the image that excites each most, green where it fires, "
-            "and the concept that it overlaps most, with the IoU over the whole set.",
+            "Best units of each network: an image, the region where the unit is active, and the concept it detects",
+            "The best units of each network (first seed): the image that activates each unit most, with the active "
+            "region outlined in green, and the concept with the largest overlap, with its IoU over the whole set.",
             is_picture=True,
         )
     ]

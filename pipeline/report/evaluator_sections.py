@@ -1,7 +1,7 @@
-"""What the evaluators found, as sections of the page: tables and figures for each evaluator that looked.
+"""Sections of the page for the evaluators' results: tables and figures for each evaluator that was run.
 
-A table has a row an arm (and one for the teacher, where it was evaluated itself) and a column for each number below
-one quantity of the evaluator, such as FSS of each layer.
+A table has one row per arm (and one for the teacher, if it was evaluated) and one column for each number of a
+quantity of the evaluator, such as the FSS of each layer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.report.results import StudentResult
 
 
 class Table(NamedTuple):
-    """Of one quantity on one split."""
+    """Table of one quantity on one split."""
 
     caption: str
     columns: list[Column]
@@ -32,15 +32,15 @@ class Figure(NamedTuple):
     """A plot in the page."""
 
     source: str
-    """Data URI."""
+    """Picture as a data URI."""
     alt: str
     caption: str = ""
     is_picture: bool = False
-    """A grid of pictures, which takes the page's width."""
+    """True for a grid of pictures, which uses the full width of the page."""
 
 
 class Section(NamedTuple):
-    """Of one evaluator."""
+    """Section of one evaluator."""
 
     anchor: str
     short: str
@@ -55,9 +55,9 @@ def evaluator_sections(
     teacher: StudentResult | None,
     pictures: Mapping[str, list[Figure]] = MappingProxyType({}),
 ) -> list[Section]:
-    """Those of evaluators that looked at any of them, on any split.
+    """Build the sections of evaluators with results for any network on any split.
 
-    pictures  by evaluator, shown below its tables
+    pictures  picture figures by evaluator
     """
     everyone = [*results, *([teacher] if teacher else [])]
     splits = list(dict.fromkeys(split for result in results for split in result.metrics))
@@ -106,7 +106,7 @@ def _section(
 def _columns(
     split: str, evaluator: str, quantity: Quantity, results: Sequence[StudentResult]
 ) -> list[Column]:
-    """One for each number below the quantity, in the order in which they are first found."""
+    """Build one column for each number of the quantity, in the order of their first occurrence."""
     found: dict[str, None] = {}
     for result in results:
         value: Any = result.metrics.get(split, {}).get(evaluator, {})
@@ -135,7 +135,7 @@ def _figure(
 ) -> Figure:
     scale = quantity.metric.scale
     nothing = [float("nan")] * len(columns)
-    values = {} if teacher is None else {teacher.label: nothing}  # each keeps its color
+    values = {} if teacher is None else {teacher.label: nothing}  # keeps the color of each arm
     values |= {
         row["method"]: [
             scale * row[c.name]["mean"] if row[c.name] else float("nan") for c in columns
@@ -143,4 +143,6 @@ def _figure(
         for row in rows
     }
     plot = line_plot if quantity.plot == "line" else bar_plot
-    return Figure(plot([c.name for c in columns], values), f"{caption}, a color a method", caption)
+    return Figure(
+        plot([c.name for c in columns], values), f"{caption}, one color per method", caption
+    )

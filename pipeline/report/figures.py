@@ -1,4 +1,4 @@
-"""Curves as data URIs, so that the page needs no other file."""
+"""Plots as data URIs, so that the page is self-contained."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pipeline.report.results import Candidate, ModelSelection
 
 
 def training_curves(lines: Mapping[str, list[list[dict[str, float]]]]) -> str:
-    """Each loss term over the steps, one curve an arm (the mean of its seeds): SVG.
+    """Plot each loss term over the steps as SVG, with one curve per arm (the mean over its seeds).
 
-    lines  arm -> a list of metrics.jsonl lines for each of its students
+    lines  arm -> metrics.jsonl lines of each of its students
     """
     from matplotlib.figure import Figure
 
@@ -44,9 +44,9 @@ def training_curves(lines: Mapping[str, list[list[dict[str, float]]]]) -> str:
 
 
 def shift_plot(curves: Mapping[str, Mapping[str, list[list[float]]]]) -> str:
-    """Cosine of an explanation with itself over the shift of the input, a curve an arm (the mean of its seeds): SVG.
+    """Plot the shift-equivariance cosine over the shift as SVG, with one curve per arm (the mean over its seeds).
 
-    curves  kind of map -> arm -> for each of its students the cosine at 0, 1, 2, ... pixels
+    curves  kind of map -> arm -> cosine at 0, 1, 2, ... pixels of each of its students
     """
     from matplotlib.figure import Figure
 
@@ -65,7 +65,7 @@ def shift_plot(curves: Mapping[str, Mapping[str, list[list[float]]]]) -> str:
 
 
 def line_plot(names: Sequence[str], values: Mapping[str, Sequence[float]]) -> str:
-    """A curve an arm over names in their order, such as layers: SVG; nan leaves a gap."""
+    """Plot one curve per arm over ordered names, such as layers, as SVG. A nan leaves a gap."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.3 * len(names) + 3.5, 2.8), layout="constrained")
@@ -82,7 +82,7 @@ def line_plot(names: Sequence[str], values: Mapping[str, Sequence[float]]) -> st
 
 
 def bar_plot(names: Sequence[str], values: Mapping[str, Sequence[float]]) -> str:
-    """For each name a bar an arm: SVG."""
+    """Plot bars of all arms for each name, as SVG."""
     from matplotlib.figure import Figure
 
     width = 0.8 / max(len(values), 1)
@@ -102,9 +102,9 @@ def bar_plot(names: Sequence[str], values: Mapping[str, Sequence[float]]) -> str
 
 
 def selection_plot(selection: ModelSelection) -> str:
-    """The metric of every candidate over its points, a curve an arm, with standard deviations: SVG.
+    """Plot the metric of every candidate over its points as SVG, with one curve per arm and standard deviations.
 
-    One numeric option is the x axis; otherwise each point has its own place.
+    A single numeric option is the x axis. Otherwise each point has a separate position.
     """
     from matplotlib.figure import Figure
 
@@ -117,7 +117,7 @@ def selection_plot(selection: ModelSelection) -> str:
         mean = [scale * candidate.summary["mean"] for candidate in points]
         sd = [scale * candidate.summary["sd"] for candidate in points]
         color = f"C{number % 10}"
-        if point_label(points[0].point) not in x_of:  # without options: a level to compare with
+        if point_label(points[0].point) not in x_of:  # an arm without options is a horizontal line
             axis.axhline(mean[0], label=arm, color=color, ls="--", lw=1)
             axis.axhspan(mean[0] - sd[0], mean[0] + sd[0], color=color, alpha=0.12, lw=0)
             continue
@@ -142,7 +142,7 @@ def selection_plot(selection: ModelSelection) -> str:
 
 
 def _places(candidates: Sequence[Candidate]) -> tuple[dict[str, float], str | None]:
-    """Where on the x axis each point lies, by its label; and the option that this axis is, if it is one."""
+    """Position of each point on the x axis by its label, and the option of this axis, if it is a single one."""
     points = {point_label(c.point): c.point for c in candidates if c.point}
     options = {option for point in points.values() for option in point}
     values = [value for point in points.values() for value in point.values()]
@@ -157,7 +157,7 @@ def _has(lines: Mapping[str, list[list[dict[str, float]]]], name: str) -> bool:
 
 
 def _show_text_as_it_is(figure: Figure) -> None:
-    """Take no text for TeX, as class names may have dollars; the labels of a logarithmic axis are TeX."""
+    """Disable TeX for text such as class names with dollar signs, except labels of logarithmic axes, which are TeX."""
     from matplotlib.text import Text
 
     formulas = {
@@ -172,7 +172,10 @@ def _show_text_as_it_is(figure: Figure) -> None:
 
 
 def data_uri(figure: Figure, kind: str) -> str:
-    """The figure in the page itself; kind is svg or png."""
+    """Encode a figure as a data URI.
+
+    kind  svg or png
+    """
     _show_text_as_it_is(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, dpi=110)

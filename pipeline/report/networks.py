@@ -1,4 +1,4 @@
-"""How large the networks of a report are: a gain that comes with more parameters is not one of the method."""
+"""Sizes of the networks of a report, because a gain from more parameters is not a gain of the method."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pipeline.report.results import StudentResult
 
 
 def network_rows(results: list[StudentResult]) -> list[dict[str, Any]]:
-    """A row an arm: method, architecture, parameters, and macs, the multiply-accumulates of one record.
+    """Build one row per arm: method, architecture, parameters, and macs, the multiply-accumulates of one record.
 
-    Of the first student of each arm whose weights are still there, at its own input size.
+    It describes the first student of each arm whose weights exist, at its input size.
     """
     first: dict[str, StudentResult] = {}
     for result in results:

@@ -1,4 +1,4 @@
-"""The page: every section of a report in one HTML file that needs no other."""
+"""The page: all sections of a report in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pipeline.models.saved import read_description
 from pipeline.report.case_pictures import SplitCases
 from pipeline.report.columns import Column, arm_summary
 from pipeline.report.evaluator_sections import Figure, evaluator_sections
-from pipeline.report.passes import PASS_KEYS
 from pipeline.report.results import ModelSelection, StudentResult, over_the_grid
 from pipeline.store.reader import Store, TeacherPass
 
@@ -29,7 +28,10 @@ def render_page(
     selection: ModelSelection | None,
     cases: list[SplitCases],
 ) -> str:
-    """HTML; `values` are those of report.json."""
+    """Render the HTML page.
+
+    values  content of report.json
+    """
     import jinja2
 
     from pipeline.report.contact_sheet import contact_sheet
@@ -40,7 +42,6 @@ def render_page(
         loader=jinja2.PackageLoader("pipeline", "report"),
         autoescape=True,
         trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
     )
     environment.filters["words"] = lambda name: name.replace("_", " ")
     passes = _open_passes(config, store)
@@ -56,7 +57,7 @@ def render_page(
     return environment.get_template("page.html.j2").render(
         title=options.title,
         store=config.store.path,
-        passes=[dict.fromkeys(PASS_KEYS) | row for row in values["passes"]],
+        passes=values["passes"],
         contact_sheet=sheet,
         table=store.manifest.columns,
         ledger=_ledger(config.run, store, passes, results),
@@ -106,7 +107,7 @@ def _students(
 def _evaluator_pictures(
     results: list[StudentResult], teacher: StudentResult | None, store: Store
 ) -> dict[str, list[Figure]]:
-    """By evaluator, of those that leave pictures."""
+    """Picture figures by evaluator, for evaluators that write pictures."""
     from pipeline.report.dissection_pictures import dissection_figures
     from pipeline.report.unicam_pictures import unicam_figures
 
@@ -125,7 +126,7 @@ def _selection_figure(selection: ModelSelection) -> dict[str, Any]:
 def _grid_plot(
     config: ReportConfig, results: list[StudentResult], columns: Sequence[Column]
 ) -> str:
-    """report.paired_column over the options of the grid; empty where arms have one point each."""
+    """Plot report.paired_column over the options of the grid, empty if every arm has a single point."""
     from pipeline.report.figures import selection_plot
 
     paired = [column for column in columns if column.name == config.report.paired_column]
@@ -134,7 +135,7 @@ def _grid_plot(
 
 
 def _open_passes(config: ReportConfig, store: Store) -> list[TeacherPass]:
-    """Those that store.teacher names, all of the store's otherwise."""
+    """Open the passes that store.teacher names, or all passes of the store."""
     names = config.store.teacher or [folder.name for folder in store.pass_folders()]
     return store.open_passes(names) if names else []
 
@@ -160,7 +161,7 @@ def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str,
 def _shift_curves(
     results: list[StudentResult],
 ) -> dict[str, dict[str, dict[str, list[list[float]]]]]:
-    """split -> kind of map -> arm -> a curve a student; no split where none was measured."""
+    """Shift curves: split -> kind of map -> arm -> one curve per student. Splits without curves are left out."""
     curves: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
     for result in results:
         for split, metrics in result.metrics.items():
@@ -178,22 +179,22 @@ def _ledger(
     folders = [result.folder / "distill" for result in results]
     costs = {folder: cost for folder in folders if (cost := read_cost(folder))}
     noun, failed = ("rows", "stored") if store.is_table else ("images", "decoded")
-    ledger = {f"Bytes of {noun}": f"{inputs:,} ({inputs / records:,.0f} a record)"}
+    ledger = {f"Bytes of {noun}": f"{inputs:,} ({inputs / records:,.0f} per record)"}
     if store.manifest.skipped:
         ledger[f"{noun.capitalize()} that could not be {failed}"] = (
             f"{len(store.manifest.skipped):,}"
         )
     if costs:
         seconds = mean(cost["seconds"] for cost in costs.values())
-        ledger["Seconds a student, mean"] = f"{seconds:.1f}"
+        ledger["Mean seconds per student"] = f"{seconds:.1f}"
     if passes:
         stored = sum(e.bytes for t in passes for shard in t.manifest.shards for e in shard.files)
         taught = [folder for folder in costs if read_description(folder).teachers]
         live = sum(costs[folder]["records"] for folder in taught)
         forwards = records * len(passes)
-        ledger["Bytes of teacher fields"] = f"{stored:,} ({stored / records:,.0f} a record)"
-        ledger["Teacher forward passes, paid once"] = f"{forwards:,}"
-        ledger["Teacher forward passes that live teaching would have cost"] = f"{live:,.0f}"
+        ledger["Bytes of teacher fields"] = f"{stored:,} ({stored / records:,.0f} per record)"
+        ledger["Teacher forward passes, computed once"] = f"{forwards:,}"
+        ledger["Teacher forward passes with mode=live instead"] = f"{live:,.0f}"
     if (pass_cost := read_cost(RUNS / run / "precompute")) is not None:
-        ledger["Seconds in the teacher's shards"] = f"{pass_cost['seconds']:.1f}"
+        ledger["Seconds of teacher annotation, summed over shards"] = f"{pass_cost['seconds']:.1f}"
     return ledger

@@ -1,4 +1,4 @@
-"""What each teacher pass of a store holds, and what that costs on disk."""
+"""Content of each teacher pass of a store, and its size on disk."""
 
 from __future__ import annotations
 
@@ -10,15 +10,8 @@ from pipeline.store.reader import Store, TeacherPass
 from pipeline.store.zarr_fields import FIELDS_FOLDER
 
 
-PASS_KEYS = (
-    *("name", "views", "records", "bytes"),
-    *("explainer", "map", "raw_bytes", "map_bytes", "fidelity", "superfeatures"),
-)
-"""Keys of a pass's row; those of the second line exist only where the pass has maps or superfeatures."""
-
-
 def describe_passes(store: Store) -> list[dict[str, Any]]:
-    """A row a pass, those of stored views last."""
+    """Build one row per pass, those of stored views last."""
     return [
         _describe(store.open_pass(folder.name, stored_views=stored_views))
         for stored_views in (False, True)
@@ -27,9 +20,12 @@ def describe_passes(store: Store) -> list[dict[str, Any]]:
 
 
 def _describe(teacher: TeacherPass) -> dict[str, Any]:
-    """name, views, records, bytes; of a pass with maps also explainer, map, fidelity and raw_bytes (float32),
-    and map_bytes where its backend keeps the maps apart; superfeatures where it has their logits. Bytes are those
-    of a record with all its views.
+    """Describe a pass. Bytes are those of one record with all its views.
+
+    name, views, records, bytes                every pass
+    superfeatures                              if superfeature logits are stored
+    explainer, map, fidelity, raw_bytes        if maps are stored; raw_bytes is the size as float32
+    map_bytes                                  if the backend stores maps in separate files
     """
     manifest = teacher.manifest
     files = [entry for shard in manifest.shards for entry in shard.files]

@@ -1,4 +1,4 @@
-"""Grids of images and maps as PNG data URIs: records in columns, what is shown of them in rows."""
+"""Grids of images and maps as PNG data URIs, with records in columns."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from numpy.typing import NDArray
 from pipeline.report.figures import data_uri
 
 _STRONG_QUANTILE = 0.995
-"""Of the absolute contributions: at it and above, a place is full red or blue."""
+"""Quantile of the absolute contributions at and above which a position is fully red or blue."""
 
 
 _EDGE = np.array([0.0, 0.65, 0.2])
 
 
 class PictureRow(NamedTuple):
-    """One row of a grid; every list has an entry for each record."""
+    """A row of a grid, whose lists have one entry per record or are empty."""
 
     title: str
     pictures: Sequence[NDArray[Any]]
-    """[height, width, 3] each: u8, or a float in [0, 1]."""
+    """Pictures [height, width, 3]: u8, or float in [0, 1]."""
     captions: Sequence[str] = ()
-    """Above the pictures; empty has none."""
+    """Captions above the pictures."""
     wrong: Sequence[bool] = ()
-    """Captions in red; empty has none."""
+    """True for captions in red."""
     aspects: Sequence[float] = ()
-    """width / height at which each is shown; empty shows the pixels as squares."""
+    """Displayed aspect ratios width / height, or empty for square pixels."""
     notes: Sequence[str] = ()
-    """Below the pictures; empty has none."""
+    """Notes below the pictures."""
 
 
 def picture_grid(rows: Sequence[PictureRow], side: float = 1.25) -> str:
-    """The rows one below the other.
+    """Render the rows below each other.
 
-    side  of a picture, in inches
+    side  side of a picture in inches
     """
     from matplotlib.figure import Figure
 
@@ -60,10 +60,10 @@ def picture_grid(rows: Sequence[PictureRow], side: float = 1.25) -> str:
 
 
 def map_grid(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> str:
-    """The plain images, the teacher's maps and one student's an arm, above them what each predicts.
+    """Render images, the teacher's maps and those of one student per arm, with predictions above.
 
-    pictures  arm -> tensors that evaluate kept: frames, labels, predictions, maps, perhaps colors; the
-              teacher's under names that start with teacher_
+    pictures  arm -> tensors written by evaluate: frames, labels, predictions, maps, optionally colors, and those of the
+              teacher under names that start with teacher_
     """
     first = {name: tensor.numpy() for name, tensor in next(iter(pictures.values())).items()}
     labels = first["labels"]
@@ -85,10 +85,10 @@ def explained_rows(
     labels: NDArray[Any],
     classes: Sequence[str],
 ) -> list[PictureRow]:
-    """One network's maps; of a B-cos network its contributions and the colors of its weights.
+    """Build the rows of a network's maps, for a B-cos network its contributions and the colors of its weights.
 
     frames  u8 [n, H, W, 3]
-    arrays  maps, predictions and perhaps colors, as pictures.explained_pictures gives them
+    arrays  maps, predictions and optionally colors, as returned by pictures.explained_pictures
     """
     predictions = arrays["predictions"]
     captions = class_names(predictions, classes)
@@ -97,15 +97,14 @@ def explained_rows(
         return [PictureRow(title, overlays(frames, arrays["maps"]), captions, wrong)]
     return [
         PictureRow(title, contributions(arrays["maps"]), captions, wrong),
-        PictureRow("its colors", composite_on_white(arrays["colors"])),
+        PictureRow("colors", composite_on_white(arrays["colors"])),
     ]
 
 
 def class_names(labels: NDArray[Any], classes: Sequence[str]) -> list[str]:
-    """What each record is called: nothing where that is not known, a number where a teacher's classes are not
-    the data's.
+    """Names of the records' classes: empty if unknown, a number if a teacher's classes are not those of the data.
 
-    labels  i64 [n], or f32 [n, K] of many labels a record, which stand one below the other
+    labels  i64 [n], or f32 [n, K] for many labels per record, whose names are joined by line breaks
     """
     if labels.ndim == 2:
         return [
@@ -117,7 +116,7 @@ def class_names(labels: NDArray[Any], classes: Sequence[str]) -> list[str]:
 
 
 def overlays(images: NDArray[np.uint8], maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:
-    """Maps [n, h, w], each scaled to its highest value and upsampled, in red over a pale gray image."""
+    """Draw maps [n, h, w], each scaled to its highest value and upsampled, in red over a pale gray image."""
     import torch
 
     from pipeline.evaluation.localization import upsample
@@ -132,7 +131,7 @@ def overlays(images: NDArray[np.uint8], maps: NDArray[np.float32]) -> list[NDArr
 
 
 def contributions(maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:
-    """Signed maps [n, h, w]: red speaks for the class and blue against it, white says nothing."""
+    """Draw signed maps [n, h, w]: red is for the class, blue against it, white neutral."""
     strong = np.quantile(np.abs(maps), _STRONG_QUANTILE, axis=(1, 2), keepdims=True)
     value = (maps / np.maximum(strong, np.finfo(np.float32).tiny)).clip(-1, 1)[..., None]
     fades = 1 - np.abs(value)
@@ -141,8 +140,9 @@ def contributions(maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:
 
 
 def draw_outline(picture: NDArray[Any], region: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The picture as floats in [0, 1], with the edge of a region bool [H, W] drawn in green on the region's own
-    pixels; unchanged where the region is empty.
+    """Convert a picture to floats in [0, 1], and outline a region bool [H, W] in green on its inner edge.
+
+    An empty region is not drawn.
     """
     height, width = picture.shape[:2]
     shown = picture / 255 if picture.dtype == np.uint8 else picture.astype(np.float64)
@@ -158,7 +158,7 @@ def draw_outline(picture: NDArray[Any], region: NDArray[np.bool_]) -> NDArray[np
 
 
 def composite_on_white(colors: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
-    """RGBA pictures [n, h, w, 4] as they look on a white page."""
+    """Composite RGBA pictures [n, h, w, 4] on white."""
     values = colors / 255
     alpha = values[..., 3:]
     return list(values[..., :3] * alpha + 1 - alpha)

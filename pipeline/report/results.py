@@ -1,4 +1,4 @@
-"""Numbers of a sweep: what each student reached, arm by arm and seed by seed."""
+"""Results of a sweep: the metrics of each student, by arm and seed."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ from pipeline.evaluation.results import METRICS_NAME
 
 SWEEP_NAME = "sweep.json"
 ALL_SPLITS = "all"
-"""In a column's source: the mean over all splits, weighted by their records."""
+"""Split name in a column's source for the mean over all splits, weighted by their records."""
 
 logger = logging.getLogger("permafrost.report")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentResult:
-    """One finished student."""
+    """Results of one finished student."""
 
     arm: str
     label: str
-    """The arm, with its point of the grid where the arm has several."""
+    """Arm, followed by the point of the grid if the arm has several."""
     point: Point = field(default_factory=dict)
     seed: int
     folder: Path
     metrics: dict[str, dict[str, Any]]
-    """By split, as evaluate wrote them."""
+    """Metrics by split, as written by evaluate."""
 
     @cached_property
     def numbers(self) -> dict[str, dict[str, float]]:
-        """By split and metric, <evaluator>.<metric> for evaluators whose metrics lie below their name."""
+        """Numbers by split and metric, with nested metrics named <evaluator>.<metric>."""
         return {split: numbers_of(metrics) for split, metrics in self.metrics.items()}
 
     @property
     def sources(self) -> list[str]:
-        """Everything that a column can name of this student."""
+        """All sources that a column can name for this student."""
         return sorted(
             f"{split}.{name}" for split, metrics in self.numbers.items() for name in metrics
         )
 
     def find(self, source: str) -> float | None:
-        """The metric that `source` names: <split>.<metric>, or all.<metric>; None where it was not found."""
+        """Return the metric that `source` names as <split>.<metric> or all.<metric>, or None if it does not exist."""
         split, _, name = source.partition(".")
         chosen = (
             list(self.numbers.values()) if split == ALL_SPLITS else [self.numbers.get(split, {})]
@@ -66,13 +66,14 @@ class StudentResult:
 
 
 def load_results(run: str, others: Sequence[str] = ()) -> list[StudentResult]:
-    """The students that runs/<run>/sweep.json lists, in its order, then those of other runs; none without a sweep.
+    """Load the students of runs/<run>/sweep.json in its order, then those of other runs, or [] without a sweep.
 
-    others  sweeps, or runs of one student each; where two have an arm of the same name, the others' have their
-            run's name before it
+    others  sweeps, or runs of one student each; an arm whose name is already used is prefixed with the name of its run
     """
     if not others and not (RUNS / run / SWEEP_NAME).exists():
-        logger.info("%s does not exist: the report shows the store alone", RUNS / run / SWEEP_NAME)
+        logger.info(
+            "%s does not exist, so the report shows only the store", RUNS / run / SWEEP_NAME
+        )
         return []
     results = _of_run(run) if (RUNS / run / SWEEP_NAME).exists() else []
     for other in others:
@@ -84,7 +85,7 @@ def load_results(run: str, others: Sequence[str] = ()) -> list[StudentResult]:
 
 
 def load_teacher(run: str) -> StudentResult | None:
-    """The teacher as runs/<run>/evaluate-teacher evaluated it (evaluate model=teacher); None where it did not."""
+    """Load the teacher's results of runs/<run>/evaluate-teacher (evaluate model=teacher), or None if there are none."""
     path = RUNS / run / "evaluate-teacher" / METRICS_NAME
     if not path.exists():
         return None
@@ -113,7 +114,7 @@ def _config_of(run: str) -> Path:
     path = RUNS / run / "distill" / CONFIG_NAME
     if not path.exists():
         raise ConfigError(
-            f"report.runs names {run}, and {RUNS / run} holds neither a sweep nor a student; correct it"
+            f"report.runs names {run}, but {RUNS / run} contains neither a sweep nor a student; correct report.runs"
         )
     return path
 
@@ -122,7 +123,7 @@ def _load_result(row: dict[str, Any], several: bool) -> StudentResult:
     path = RUNS / row["run"] / "evaluate" / METRICS_NAME
     if not path.exists():
         raise ConfigError(
-            f"{path} is not there; run stages.sweep (or, of one student, stages.evaluate) again"
+            f"{path} does not exist; run stages.sweep (or stages.evaluate for a single student) again"
         )
     metrics = json.loads(path.read_text())["splits"]
     return StudentResult(
@@ -137,12 +138,12 @@ def _load_result(row: dict[str, Any], several: bool) -> StudentResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A point of the grid that an arm could take."""
+    """A point of the grid as a candidate of an arm."""
 
     arm: str
     point: Point
     values: list[float]
-    """Of the metric by which points are chosen, a value a seed."""
+    """Values of the selection metric, one per seed."""
     chosen: bool
 
     @property
@@ -153,20 +154,20 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSelection:
-    """How each arm's point was chosen."""
+    """Selection of the point of each arm."""
 
     select: str
-    """<split>.<metric>."""
+    """Selection metric <split>.<metric>."""
     candidates: list[Candidate]
 
     @property
     def metric(self) -> Metric:
-        """By which the candidates are compared; a sweep has checked that it is known."""
+        """Metric by which candidates are compared. The sweep has checked that it is known."""
         return metric_of(self.select.partition(".")[2]) or Metric()
 
 
 def load_selection(run: str) -> ModelSelection | None:
-    """Arm by arm, what runs/<run>/sweep.json chose from; None where nothing was chosen."""
+    """Load the candidates of runs/<run>/sweep.json by arm, or None without a selection."""
     path = RUNS / run / SWEEP_NAME
     sweep = json.loads(path.read_text()) if path.exists() else {}
     if "candidates" not in sweep:
@@ -190,8 +191,9 @@ def load_selection(run: str) -> ModelSelection | None:
 
 
 def over_the_grid(results: Sequence[StudentResult], source: str) -> ModelSelection | None:
-    """Every arm's points with what they reached, as if one were to be chosen; None where no arm has several, or a
-    student has no value.
+    """Collect the values of every arm's points in the form of a selection, without a choice.
+
+    The result is None if no arm has several points, or if a student has no value.
     """
     values = defaultdict(list)
     points = {}
@@ -211,14 +213,14 @@ def over_the_grid(results: Sequence[StudentResult], source: str) -> ModelSelecti
 
 
 def summarize(values: Sequence[float]) -> dict[str, float]:
-    """Mean and sample standard deviation (0 for one value)."""
+    """Compute mean and sample standard deviation (0 for one value)."""
     return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else 0.0}
 
 
 def paired_difference(
     rows: Sequence[Mapping[str, Any]], candidate: str, baseline: str, column: str
 ) -> dict[str, Any]:
-    """candidate - baseline in `column`, seed by seed, over the seeds that both have."""
+    """Compute candidate - baseline in `column` for each seed that both have."""
     values = {(row["method"], row["seed"]): row[column] for row in rows if row[column] is not None}
     seeds = sorted({seed for method, seed in values if method == candidate})
     per_seed = {
@@ -229,6 +231,6 @@ def paired_difference(
     if not per_seed:
         known = ", ".join(sorted({str(row["method"]) for row in rows}))
         raise ConfigError(
-            f"report.candidate={candidate} and report.baseline={baseline} share no seed; the sweep has: {known}"
+            f"report.candidate={candidate} and report.baseline={baseline} share no seed; choose two of: {known}"
         )
     return summarize(list(per_seed.values())) | {"per_seed": per_seed}

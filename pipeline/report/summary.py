@@ -1,4 +1,4 @@
-"""A sweep's results as text, for whoever waits at a terminal."""
+"""Text summary of a sweep's results for the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHOWN = ("accuracy", "f1", "agreement")
 
 
 def summary_table(run: str) -> str:
-    """A row an arm (and point): mean +- standard deviation over seeds, per cent."""
+    """Format one row per arm (and point): mean +- standard deviation over seeds, in per cent."""
     results = load_results(run)
     columns = [Column(name=source, source=source) for source in _sources(results)]
     points = {result.label: result.arm for result in results}
@@ -33,7 +33,7 @@ def summary_table(run: str) -> str:
 
 
 def _sources(results: Sequence[StudentResult]) -> list[str]:
-    """Columns that at least one student has a value for, as <split>.<metric>."""
+    """Sources <split>.<metric> for which at least one student has a value."""
     found = {
         f"{split}.{name}": None
         for result in results

@@ -1,6 +1,6 @@
-"""Superfeatures as a picture: where each group lies, and what the groups make of the dependency matrix.
+"""Pictures of superfeatures: the features of each group, and the dependency matrix ordered by groups.
 
-A store has a partition for every black box and choice of options that superfeatures were found with.
+A store has one partition for every black box and every set of options with which superfeatures were searched.
 Shape letters: d features, H W a picture, h w the features' grid.
 """
 
@@ -23,18 +23,18 @@ from pipeline.training.superfeatures.artifact import load_partition
 from pipeline.training.superfeatures.dependency import symmetric
 
 _GOLDEN = 0.618034
-"""Of a turn of the color circle between two groups: no two of few are alike."""
+"""Fraction of the color circle between consecutive groups, so that few groups have distinct colors."""
 _OPACITY = 0.6
 _STRONG_QUANTILE = 0.995
-"""Of the dependencies: at it and above, black."""
+"""Quantile of the dependencies at and above which a pixel is black."""
 _BORDER = (0.85, 0.05, 0.1)
 _MATRIX_PIXELS = 256
-"""Of the matrix's side, at least: features are drawn as squares and lines between groups hide none."""
+"""Minimum side of the matrix picture in pixels. Features are squares, and lines between groups do not hide any."""
 _SHOWN = (2, 4, 8, 16)
 
 
 def partition_rows(store: Store) -> list[dict[str, Any]]:
-    """A row a partition of the store: name, picture, and how it was found."""
+    """Build one row per partition of the store: name, picture and facts of the search."""
     return [
         _partition_row(path.parent)
         for path in sorted(store.path.glob(f"artifacts/partition-*/{MANIFEST_NAME}"))
@@ -64,11 +64,11 @@ def superfeature_figure(
     numbers: Sequence[int] | None = None,
     image: NDArray[Any] | None = None,
 ) -> str:
-    """Groups above, the matrix in their order below, for some numbers of superfeatures: PNG as a data URI.
+    """Render groups, and below them the matrix in their order, for some numbers of superfeatures: PNG as a data URI.
 
     dependency  [d, d]
-    numbers     None is 2, 4, 8 and 16 as far as the partition goes, and its finest
-    image       [H, W, 3], u8 or a float in [0, 1], such as the mean of some records
+    numbers     numbers of superfeatures, None for 2, 4, 8 and 16 below the finest level, and the finest level
+    image       [H, W, 3], u8 or float in [0, 1], such as the mean of some records
     """
     if numbers is None:
         numbers = sorted({n for n in _SHOWN if n < partition.most} | {partition.most})
@@ -91,7 +91,7 @@ def group_picture(
     grid: tuple[int, int] | None,
     image: NDArray[Any] | None = None,
 ) -> NDArray[np.float64]:
-    """Each feature in its group's color: [h, w, 3], of a table [1, d, 3]; over a gray image [H, W, 3]."""
+    """Draw each feature in the color of its group: [h, w, 3], [1, d, 3] for a table, or [H, W, 3] over a gray image."""
     colors = _palette(int(assignment.max()) + 1)[assignment]
     rows, columns = grid or (1, len(assignment))
     colors = colors.reshape(rows, columns, 3)
@@ -104,7 +104,7 @@ def group_picture(
 
 
 def dependency_picture(dependency: Tensor, assignment: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The matrix with its features in the order of their groups, which lines part: [side, side, 3], black is strong."""
+    """Draw the matrix in the order of groups, with lines between them: [side, side, 3], where black is strong."""
     order = assignment.argsort(kind="stable")
     weights = symmetric(dependency).numpy()[np.ix_(order, order)]
     strong = np.quantile(weights, _STRONG_QUANTILE)
@@ -117,7 +117,7 @@ def dependency_picture(dependency: Tensor, assignment: NDArray[np.int64]) -> NDA
 
 
 def _palette(number: int) -> NDArray[np.float64]:
-    """A color for each group: [number, 3]."""
+    """Colors of the groups: [number, 3]."""
     return np.array(
         [
             colorsys.hsv_to_rgb(group * _GOLDEN % 1, 0.75, 0.95 - 0.3 * (group // 2 % 2))

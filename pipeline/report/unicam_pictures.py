@@ -1,6 +1,7 @@
-"""UniCAM's maps side by side: the image, where the teacher and each student look, what was distilled and what was left.
+"""UniCAM maps next to each other: the image, maps of teacher and students, and distilled and residual features.
 
-They are read from what the evaluator `unicam` wrote, of the first seed's students; a student's own map is explained anew.
+They are read from the files of the evaluator `unicam` for the first seed's students. The students' own maps are
+computed again.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ EVALUATOR_NAME = "unicam"
 _PAIRS = {
     "student_given_baseline": "distilled",
     "student_given_teacher": "beyond teacher",
-    "teacher_given_student": "left of teacher",
+    "teacher_given_student": "only teacher",
     "baseline_given_student": "lost",
 }
 _REDUCTIONS = ("cam", "hirescam")
 
 
 def unicam_figures(results: list[StudentResult], store: Store) -> list[Figure]:
-    """A figure a split that the evaluator looked at; none where students' weights or files are gone."""
+    """Build one figure per evaluated split, none if the students' files do not exist."""
     if not results:
         return []
     seed = results[0].seed
@@ -68,15 +69,16 @@ def _figure(files: list[tuple[StudentResult, Path]], split: str, store: Store) -
         rows += _residual_rows(tensors, frames)
     return Figure(
         picture_grid(rows),
-        f"Images of split {split} with maps of the teacher, of students, and of what was distilled and left",
-        f"Split {split}: each student's own map of the true class; below it what it has beyond the baseline "
-        "(distilled), beyond the teacher, and what of the teacher it left. Red raises the relevance to the labels.",
+        f"Images of split {split} with maps of the teacher, of students, and of distilled and residual features",
+        f"Split {split}: each student's own map of the true class, and below it the features it has beyond the "
+        "baseline (distilled), beyond the teacher, and those that only the teacher has. Red increases the relevance "
+        "to the labels.",
         is_picture=True,
     )
 
 
 def _residual_rows(tensors: dict[str, Tensor], frames: NDArray[np.uint8]) -> list[PictureRow]:
-    """One a pair, of its shallowest depth and the first reduction that there is."""
+    """Build one row per pair, at its shallowest depth and with the first available reduction."""
     rows = []
     for pair, title in _PAIRS.items():
         maps = sorted(

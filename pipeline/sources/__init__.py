@@ -1,5 +1,5 @@
-"""Where records come from: one module for each kind of data, all behind the protocol core.records.Source.
+"""Sources of records: one module for each kind of data, all implementing the protocol core.records.Source.
 
-How records are packed belongs to pipeline/store; a table's columns and features to sources/tables.
+Packing of records belongs to pipeline/store, and the columns and features of tables to sources/tables.
 Read first: build.py, then image_folder.py.
 """

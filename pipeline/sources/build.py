@@ -1,6 +1,7 @@
-"""The source that options name, and its plan. A source lists its records at once and reads their bytes one by one.
+"""Construction and planning of the source that the options name.
 
-Reading is a pure function of the record, so that any process may read any shard at any time.
+A source lists all its records at once and reads their bytes one by one. Reading is a pure function of the record, so
+any process may read any shard at any time.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class InPlaceSource(Protocol):
-    """A source whose files may serve as shards where they are."""
+    """Source whose files may serve as shards in place."""
 
     def plan_in_place(self, form: str) -> list[ShardPlan] | None:
-        """A shard a file; None where the records are to be packed anew. `form` is store.format."""
+        """Plan one shard per file; None if the records have to be packed again. `form` is store.format."""
 
 
 def plan_source(source: Source, records: list[Record], config: StoreOptions) -> list[ShardPlan]:
-    """The source's shards: its own tars where they can be used in place, new ones otherwise."""
+    """Plan the source's shards: its own tars if they can be used in place, new ones otherwise."""
     in_place = source.plan_in_place(config.format) if isinstance(source, InPlaceSource) else None
     if in_place is not None:
         check_keys([record.key for record in records])
@@ -35,6 +36,6 @@ def plan_source(source: Source, records: list[Record], config: StoreOptions) -> 
 
 
 def build_source(config: DataConfig) -> Source:
-    """The source that `data=` names."""
+    """Build the source that `data=` names."""
     source: Source = resolve_implementation(type(config))(config)
     return source

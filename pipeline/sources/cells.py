@@ -1,13 +1,13 @@
-"""Cells that are drawn: ten classes that differ in one part each, and the truth about where that part is.
+"""Synthetic cell images: ten classes that differ in one part each, with ground-truth masks of that part.
 
-After the synthetic data of Tjoa and Guan (five-band scores). A cell is a disk with a dark rim on one of three
-backgrounds (flat, shaded, grained), at any place and turned by up to 60 degrees. Its class is what it has beside that:
-nothing, a bar across, a pole (a spot inside the rim), a red, green or blue rectangle, one, three or eight tails; or
-there is no cell at all. Colors of cell, rim and background are drawn for every record, so that none of them says the
-class.
+Based on the synthetic data of Tjoa and Guan (five-band scores). A cell is a disk with a dark rim on one of three
+backgrounds (flat, shaded, grained), at any position and rotated by up to 60 degrees. Its class is its additional
+part: none, a bar across, a pole (a spot inside the rim), a red, green or blue rectangle, one, three or eight tails. The
+class `empty` has no cell at all. Colors of cell, rim and background are drawn for every record, so they do not reveal
+the class.
 
-Masks have two levels: 1 is the cell, 2 the part that makes its class. The plain cell's mask has no 2: all it has,
-others have too.
+Masks have two levels: 1 is the cell, 2 the part that defines its class. The mask of a plain cell has no 2, because
+other classes have all of its parts.
 """
 
 from __future__ import annotations
@@ -40,32 +40,32 @@ CLASSES = (
 BODY, PART = 1, 2
 """Values of a mask."""
 SERIES = {"train": 1, "test": 2}
-"""Split -> what its drawings are drawn from."""
+"""Part of the random seed for each split."""
 _BACKGROUNDS = 3
 _TAILS = {"tail_1": 1, "tail_3": 3, "tail_8": 8}
 _CHANNELS = {"red": 0, "green": 1, "blue": 2}
 _MAX_TURN = np.pi / 3
 _NOISE = 0.02
 _GRAINS = 12
-"""Of the grained background, along a side."""
+"""Number of grains of the grained background along a side."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Where a cell lies and what it is made of; lengths in sides of the frame."""
+    """Position and composition of a cell. Lengths are fractions of the frame's side."""
 
     radius: float
     rim: float
     x: float
     y: float
     turn: float
-    """In radians."""
+    """Rotation in radians."""
     colors: NDArray[np.float64]
     """[4, 3] in [0, 1]: background, its second color, body and rim."""
 
 
 class CellsSource:
-    """Every record is drawn from (seed, series, number) alone."""
+    """Source of drawn cells; every record is drawn from (seed, series, number) only."""
 
     name = "cells"
     revision = 1
@@ -77,18 +77,18 @@ class CellsSource:
         self.frame_size: tuple[int, int] | None = (config.image_size, config.image_size)
 
     def records(self) -> list[Record]:
-        """Groups are the backgrounds; boxes bound the whole cell."""
+        """Return all records; groups are the backgrounds, and boxes bound the whole cell."""
         counts = {"train": self.config.train_records, "test": self.config.test_records}
         return [self._record(split, number) for split in SERIES for number in range(counts[split])]
 
     def read(self, record: Record) -> Content:
-        """Frame and mask, both PNG of `data.image_size` squared."""
+        """Return frame and mask, both as PNG of `data.image_size` squared."""
         series, number = record.content
         frame, levels = self._draw(series, number)
         return Content(image=encode_png(frame), suffix="png", mask=encode_png(levels))
 
     def where(self, record: Record) -> str:
-        """Drawn, not read."""
+        """Return a fixed phrase, because cells are drawn and not read."""
         return "of the drawn cells"
 
     def _record(self, split: str, number: int) -> Record:
@@ -133,7 +133,7 @@ class CellsSource:
 
 
 def draw_cell(generator: np.random.Generator) -> Cell:
-    """A cell that fits into the frame with its tails."""
+    """Draw a cell that fits into the frame with its tails."""
     radius = generator.uniform(0.2, 0.25)
     reach = 1.5 * radius
     x, y = generator.uniform(reach, 1 - reach, 2)
@@ -151,7 +151,7 @@ def draw_cell(generator: np.random.Generator) -> Cell:
 
 
 def cell_levels(cell: Cell, name: str, side: int) -> NDArray[np.uint8]:
-    """The mask of a cell of that class, u8 [side, side]."""
+    """Return the mask of a cell of that class, u8 [side, side]."""
     levels = np.zeros((side, side), np.uint8)
     if name == "empty":
         return levels
@@ -164,7 +164,7 @@ def cell_levels(cell: Cell, name: str, side: int) -> NDArray[np.uint8]:
 def _part(
     cell: Cell, name: str, along: NDArray[np.float64], across: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """What makes the class, bool [side, side]."""
+    """Return the part that defines the class, bool [side, side]."""
     radius, inner = cell.radius, cell.radius - cell.rim
     if name == "bar":
         return (np.abs(across) <= 0.15 * radius) & (np.hypot(along, across) <= inner)
@@ -182,7 +182,7 @@ def _part(
 
 
 def _own_coordinates(cell: Cell, side: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of every pixel's center, along and across the cell's own axis: [side, side] each."""
+    """Return the coordinates of every pixel's center along and across the cell's own axis: [side, side] each."""
     centers = (np.arange(side) + 0.5) / side
     x, y = np.meshgrid(centers - cell.x, centers - cell.y)
     cos, sin = np.cos(cell.turn), np.sin(cell.turn)
@@ -192,7 +192,7 @@ def _own_coordinates(cell: Cell, side: int) -> tuple[NDArray[np.float64], NDArra
 def _background(
     cell: Cell, kind: int, side: int, generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Flat, shaded from left to right, or grained: f64 [side, side, 3]."""
+    """Return a flat background, one shaded from left to right, or a grained one: f64 [side, side, 3]."""
     first, second = cell.colors[:2]
     share = np.zeros((side, side, 1))
     if kind == 1:
@@ -205,5 +205,5 @@ def _background(
 
 
 def _background_of(number: int) -> int:
-    """The same for each ten records in turn, so that none goes with a class."""
+    """Return the background, equal for each ten consecutive records, so that it is independent of the class."""
     return number // len(CLASSES) % _BACKGROUNDS

@@ -1,4 +1,4 @@
-"""Classes: their names from a file, and how a table's cells refer to them."""
+"""Class names from a file, and their resolution from the cells of a table."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from pipeline.core.errors import ConfigError
 from pipeline.sources.tables.rows import to_number
 
 MAX_CLASSES = 1_000_000
-"""Of labels that are numbers: a larger one is a mistake, and would ask for a list of as many class names."""
+"""Limit for labels that are numbers. A larger label is a mistake, and would require a list of that many class
+names."""
 
 
 @dataclass(frozen=True)
 class ClassIndex:
-    """Names in label order, and how the table refers to them."""
+    """Class names in label order, and the way the table refers to them."""
 
     names: tuple[str, ...]
     is_numbered: bool
-    """The table gives labels instead of names."""
+    """True if the table contains labels instead of names."""
 
     @cached_property
     def _label_of(self) -> dict[str, int]:
         return {name: label for label, name in enumerate(self.names)}
 
     def label(self, text: str) -> int | None:
-        """The label that a cell means; None where there is no such class."""
+        """Return the label that a cell denotes, or None if there is no such class."""
         if not self.is_numbered:
             return self._label_of.get(text)
         number = to_number(text)
@@ -35,15 +36,17 @@ class ClassIndex:
 
 
 def load_class_names(path: str) -> tuple[str, ...]:
-    """The lines of `data.classes`, in label order; empty lines are left out."""
+    """Read the lines of `data.classes`, in label order, without empty lines."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"data.classes={path} cannot be read: {error}") from error
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
-        raise ConfigError(f"data.classes={path} is empty; give one class name a line")
+        raise ConfigError(f"data.classes={path} is empty; write one class name per line")
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
-        raise ConfigError(f"data.classes={path} names the class {name!r} {times} times")
+        raise ConfigError(
+            f"data.classes={path} lists the class {name!r} {times} times; keep one of them"
+        )
     return names

@@ -1,17 +1,16 @@
-"""The demo set: handwritten digits on photographs, with a shortcut that can be switched off.
+"""Demo set: handwritten digits on photographs, with a shortcut that can be removed.
 
-Real digits (scikit-learn's `load_digits`, 8x8) are pasted at a random place, size and contrasting
-color on grayscale crops of two real photographs (`load_sample_images`). The class is the digit. In
-the split `train` the photograph is fully tied to the digit's parity, as the background is in
-Waterbirds-100 (Sagawa et al. 2020, Petryk et al. 2022): which photograph it is tells half of the
-classes apart. `teacher` has both photographs for every digit. `test` keeps the tie of `train`;
-`test_swapped` shows the same digits in the same places on the other photograph. The tests share no digit with
-`teacher` or `train`.
+Real digits (scikit-learn's `load_digits`, 8x8) are pasted at a random position, size and contrasting color onto
+grayscale crops of two real photographs (`load_sample_images`). The class is the digit. In the split `train` the
+photograph is fully tied to the digit's parity, like the background in Waterbirds-100 (Sagawa et al. 2020, Petryk et
+al. 2022), so the photograph alone separates half of the classes from the others. `teacher` has both photographs for
+every digit. `test` is tied like `train`. `test_swapped` shows the same digits at the same positions on the other
+photograph. The test splits share no digit with `teacher` or `train`.
 
-The crops are gray and of equal exposure because a color or a brightness would give a photograph away
-in any single pixel, the digit's own surroundings included, and then no explanation could tell a
-student where not to look. So a photograph is known by its texture, over an area: evidence that lies
-beside the digit. And the texture is strong enough that the digit has to be found.
+The crops are gray and of equal exposure. A color or a brightness would identify a photograph in any single pixel,
+including those around the digit, and no explanation could then tell a student where not to look. A photograph is
+therefore recognized by its texture over an area, which is evidence outside the digit. The texture is also strong
+enough that the digit has to be found.
 """
 
 from __future__ import annotations
@@ -34,30 +33,32 @@ if TYPE_CHECKING:
 PHOTOGRAPHS = ("china", "flower")
 CANDIDATE_CROPS = 4
 INK = 0.25
-"""Pixels with more than this share of ink belong to the digit's mask."""
+"""Share of ink above which a pixel belongs to the digit's mask."""
 CONTRAST = 0.14
 """Standard deviation of a crop's brightness, whose mean is one half."""
 MIN_STD = 0.08
-"""Of the crop before that: a plain sky is not blown up into noise."""
+"""Smallest standard deviation of the original crop to normalize by, so that a plain sky is not amplified to
+noise."""
 SPLITS = {"teacher": 1, "train": 2, "test": 3, "test_swapped": 3}
-"""Split -> the series its placements are drawn from: the two tests paste alike, no others do."""
+"""Series from which the placements of each split are drawn. Only the two test splits share one."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a pasted digit lies in its frame, in pixels, and which part of the photograph is behind it."""
+    """Position of a pasted digit in its frame, in pixels, and the crops of the photograph behind it."""
 
     size: int
     left: int
     top: int
     crops: NDArray[np.int64]
-    """[candidates, 3]: side, left and top of crops of the photograph; the clearest one is used."""
+    """[candidates, 3]: side, left and top of crops of the photograph; the one with the highest contrast is
+    used."""
     hue: NDArray[np.float64]
-    """[3] in [0, 1]: where between the contrasting extremes each color channel lies."""
+    """[3] in [0, 1]: position of each color channel between the contrasting extremes."""
 
 
 class DemoSource:
-    """Digits on photographs; every record is drawn from (seed, digit, placement) alone."""
+    """Source of digits on photographs; every record is drawn from (seed, digit, placement) only."""
 
     name = "demo"
     revision = 1
@@ -69,7 +70,7 @@ class DemoSource:
         self.frame_size: tuple[int, int] | None = (config.image_size, config.image_size)
 
     def records(self) -> list[Record]:
-        """Groups are 2 * (digit is odd) + photograph; boxes bound the pasted digit's ink."""
+        """Return all records, with 2 * (digit is odd) + photograph as group and boxes around the digit's ink."""
         labels = load_digit_images()[1]
         order = np.random.default_rng([self.config.seed, 0]).permutation(len(labels))
         num_test, num_train = self.config.test_digits, self.config.train_digits
@@ -87,14 +88,14 @@ class DemoSource:
         ]
 
     def read(self, record: Record) -> Content:
-        """The frame and the digit's mask, both as PNG of `data.image_size` squared."""
+        """Return the frame and the digit's mask, both as PNG of `data.image_size` squared."""
         series, digit, number, photograph = record.content
         frame, ink = self._paste(digit, self._placement(series, digit, number), photograph)
         mask = np.where(ink > INK, 255, 0).astype(np.uint8)
         return Content(image=encode_png(frame), suffix="png", mask=encode_png(mask))
 
     def where(self, record: Record) -> str:
-        """The demo set is drawn, not read."""
+        """Return a fixed phrase, because the demo set is drawn and not read."""
         return "of the demo set"
 
     def _placements(self, split: str) -> int:
@@ -173,7 +174,7 @@ class DemoSource:
 def _contrasting_color(
     background: NDArray[np.float64], ink: NDArray[np.float64], hue: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Dark ink on a bright place, bright ink on a dark one, whatever the photograph: [3]."""
+    """Return dark ink for a bright position and bright ink for a dark one, on both photographs: [3]."""
     behind = float((background.mean(axis=2) * ink).sum() / ink.sum())
     return 0.3 * hue if behind > 0.5 else 1 - 0.3 * hue
 
@@ -181,14 +182,14 @@ def _contrasting_color(
 def _contrast(
     background: NDArray[np.float64], color: NDArray[np.float64], ink: NDArray[np.float64]
 ) -> float:
-    """How far the color's brightness is from what lies behind the ink, at the worst tenth of it."""
+    """Return the difference in brightness of the color and the background behind the ink, at its lowest decile."""
     differences = np.abs(background.mean(axis=2) - color.mean())[ink > 0.5]
     return float(np.quantile(differences, 0.1))
 
 
 @lru_cache(maxsize=1)
 def load_photographs() -> list[NDArray[np.uint8]]:
-    """The two sample photographs, u8 [427, 640, 3], in the order of PHOTOGRAPHS."""
+    """Load the two sample photographs, u8 [427, 640, 3], in the order of PHOTOGRAPHS."""
     from sklearn.datasets import load_sample_images
 
     samples = load_sample_images()

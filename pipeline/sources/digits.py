@@ -1,6 +1,7 @@
-"""scikit-learn's handwritten digits as small images: 1,797 of 8x8 in 17 levels of gray, ten classes, no download.
+"""Handwritten digits of scikit-learn as small images, without a download.
 
-They are the test set of a larger one (Alpaydin and Kaynak, UCI 1998): 13 people wrote them.
+There are 1,797 images of 8x8 pixels in 17 levels of gray, of ten classes. They are the test set of a larger data set
+(Alpaydin and Kaynak, UCI 1998), written by 13 people.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _LEVELS = 16
 
 
 class DigitsSource:
-    """White ink on black, as in MNIST; each record is known by its number in scikit-learn's set."""
+    """Source of digits in white ink on black, as in MNIST; a record's key is its number in scikit-learn's set."""
 
     name = "digits"
     revision = 1
@@ -37,7 +38,7 @@ class DigitsSource:
         self.config = config
 
     def records(self) -> list[Record]:
-        """All in train, but for `data.test_fraction` of them."""
+        """Return all records, in split train except for `data.test_fraction` of them."""
         labels = load_digit_images()[1]
         records = [
             Record(key=f"digit_{number:04d}", split=TRAIN, label=int(label), content=(number,))
@@ -46,7 +47,7 @@ class DigitsSource:
         return split_off_test(records, self.config.test_fraction)
 
     def read(self, record: Record) -> Content:
-        """PNG of three equal channels."""
+        """Return a PNG of three equal channels."""
         (number,) = record.content
         return Content(
             image=encode_png(np.repeat(load_digit_images()[0][number][:, :, None], 3, axis=2)),
@@ -54,13 +55,13 @@ class DigitsSource:
         )
 
     def where(self, record: Record) -> str:
-        """No file of ours."""
+        """Return the record's number in scikit-learn's set, because there is no file."""
         return f"{record.key} of scikit-learn's digits"
 
 
 @lru_cache(maxsize=1)
 def load_digit_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The 1,797 digits as u8 [N, 8, 8] (255 is full ink) and their labels [N]."""
+    """Load the 1,797 digits as u8 [N, 8, 8] (255 is full ink) and their labels [N]."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -68,7 +69,7 @@ def load_digit_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def encode_png(pixels: NDArray[Any]) -> bytes:
-    """u8 [H, W] or [H, W, 3] as a file."""
+    """Encode u8 [H, W] or [H, W, 3] as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return buffer.getvalue()

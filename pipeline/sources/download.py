@@ -1,4 +1,4 @@
-"""A file from the network, kept: downloaded whole or not at all."""
+"""Download of files that are kept, each downloaded whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _TIMEOUT_SECONDS = 60
 
 
 class DownloadError(UserError, OSError):
-    """A file that the network did not give."""
+    """File that could not be downloaded."""
 
 
 def download(url: str, folder: Path) -> Path:
-    """The file of an http(s) address below `folder`; one that is there already is not asked for again.
+    """Download the file of an http(s) address to a folder below `folder`, unless it already exists there.
 
-    Each address's folder has its own: files of one name from two places are two files.
+    Each remote folder has its own local folder, so files of one name from two remote folders are separate.
     """
     parent, _, name = urlsplit(url).path.rpartition("/")
     place = hashlib.sha256(f"{urlsplit(url).netloc}{parent}".encode()).hexdigest()[:8]

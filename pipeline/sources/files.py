@@ -1,4 +1,4 @@
-"""Image files below a folder: which there are, and their bytes."""
+"""Image files below a folder: their enumeration and their bytes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
-"""In any case."""
+"""Suffixes of image files, case-insensitive."""
 
 
 class SourceFileError(UserError):
-    """A file that is not what it was when its source was listed."""
+    """File that has changed since its source was listed."""
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file is taken for an image; hidden files never are."""
+    """Return whether a file is treated as an image; hidden files are not."""
     hidden = posixpath.basename(name).startswith(".")
     return not hidden and _suffix(name) in IMAGE_SUFFIXES
 
 
 def image_suffix(name: str) -> str:
-    """As a record's content names it: lower case, jpg for jpeg."""
+    """Return the suffix for a record's content: lower case, jpg for jpeg."""
     suffix = _suffix(name)
     return "jpg" if suffix == "jpeg" else suffix
 
@@ -37,18 +37,18 @@ def _suffix(name: str) -> str:
 
 
 def sub_folders(folder: Path) -> list[str]:
-    """Sorted names of the folders in `folder` that are not hidden."""
+    """Return the sorted names of the folders in `folder` that are not hidden."""
     return sorted(e.name for e in _scan(folder) if e.is_dir() and not e.name.startswith("."))
 
 
 def first_image(folder: Path) -> str | None:
-    """The name of an image that lies directly in `folder`."""
+    """Return the name of an image directly in `folder`, or None."""
     images = (e.name for e in _scan(folder) if is_image_name(e.name) and e.is_file())
     return min(images, default=None)
 
 
 def iter_images(root: Path, folder: str) -> Iterator[tuple[str, int]]:
-    """(path relative to root, bytes) of every image in `folder` and below it, sorted by name."""
+    """Yield (path relative to root, bytes) of every image in `folder` and below it, sorted by name."""
     for entry in sorted(_scan(root / folder), key=lambda entry: entry.name):
         path = f"{folder}/{entry.name}"
         if entry.name.startswith("."):
@@ -60,7 +60,7 @@ def iter_images(root: Path, folder: str) -> Iterator[tuple[str, int]]:
 
 
 def read_file(root: Path, path: str, size: int) -> bytes:
-    """The bytes of a file whose listing promised `size` of them."""
+    """Read a file that had `size` bytes when it was listed."""
     try:
         data = (root / path).read_bytes()
     except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
@@ -70,7 +70,7 @@ def read_file(root: Path, path: str, size: int) -> bytes:
     if len(data) != size:
         raise SourceFileError(
             f"{root / path} had {size} bytes when it was listed and has {len(data)} now; "
-            "run the command again when the data no longer change"
+            "run the command again once the data no longer change"
         )
     return data
 

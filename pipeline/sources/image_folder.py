@@ -1,7 +1,7 @@
 """Images in folders named after their classes: `<path>/<class>/...` or `<path>/<split>/<class>/...`.
 
-A record's key is its path below data.path, escaped; so a store of the folder names every image for ever,
-and folder and store can be compared name by name.
+A record's key is its escaped path below data.path. A store of the folder therefore names every image permanently, and
+folder and store can be compared name by name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test"})
 
 
 class ImageFolderSource:
-    """The images of a folder, as its files hold them."""
+    """Source of the images of a folder, with the files' own bytes."""
 
     name = "image_folder"
     revision = 1
@@ -51,7 +51,7 @@ class ImageFolderSource:
         return names
 
     def records(self) -> list[Record]:
-        """One for each image, labeled by its class folder."""
+        """Return one record per image, labeled by its class folder."""
         label_of = {name: label for label, name in enumerate(self.classes)}
         records = [
             Record(
@@ -72,16 +72,16 @@ class ImageFolderSource:
         return split_off_test(records, self.config.test_fraction)
 
     def read(self, record: Record) -> Content:
-        """The file as it is."""
+        """Return the file unchanged."""
         path, size = record.content
         return Content(image=read_file(self._root, path, size), suffix=image_suffix(path))
 
     def where(self, record: Record) -> str:
-        """The image's file."""
+        """Return the image's file."""
         return str(self._root / record.content[0])
 
     def _split_folders(self) -> dict[str, str]:
-        """Folder that holds class folders -> its split; the empty name is data.path itself."""
+        """Map each folder of class folders to its split; the empty name is data.path itself."""
         if self.config.splits:
             self._check_splits()
             return self.config.splits
@@ -93,7 +93,8 @@ class ImageFolderSource:
         return {name: name for name in top}
 
     def _refuse_hidden_splits(self, top: list[str]) -> None:
-        """A class may be called train; a folder of that name that holds folders alone is a split."""
+        """Raise ConfigError if only some top-level folders are splits (a split's name, and only folders
+        inside)."""
         splits = [
             name
             for name in top
@@ -105,8 +106,8 @@ class ImageFolderSource:
             others = next(name for name in top if name not in SPLIT_FOLDERS)
             named = ", ".join(f"{name}: {name}" for name in splits)
             raise ConfigError(
-                f"data.path={self.config.path} holds folders of splits ({', '.join(splits)}) beside others "
-                f"({others}); say which are splits: 'data.splits={{{named}}}'"
+                f"data.path={self.config.path} contains folders of splits ({', '.join(splits)}) and others "
+                f"({others}); name the splits: 'data.splits={{{named}}}'"
             )
 
     def _check_splits(self) -> None:
@@ -115,7 +116,7 @@ class ImageFolderSource:
                 there = ", ".join(sub_folders(self._root)) or "no folders"
                 raise ConfigError(
                     f"data.splits names the folder {folder!r}, but data.path={self.config.path} "
-                    f"holds: {there}"
+                    f"contains: {there}"
                 )
             if not is_split_name(split):
                 raise ConfigError(
@@ -138,7 +139,7 @@ class ImageFolderSource:
             raise ConfigError(
                 f"data.path={self.config.path} has images outside of any class folder, such as "
                 f"{_join(folder, image)}; move them into a folder named after their class, leave their "
-                "folder out by data.splits, or list them in a table and use data=image_table"
+                "folder out with data.splits, or list them in a table and use data=image_table"
             )
 
 

@@ -1,13 +1,13 @@
-"""Images named by a CSV or Parquet file, one row an image.
+"""Images listed in a CSV or Parquet file with one row per image.
 
-A table says what folders cannot: groups, many labels, boxes, masks. Waterbirds' own metadata.csv is read
+A table can contain what folders cannot: groups, several labels, boxes and masks. Waterbirds' own metadata.csv is read
 unchanged:
 
     data=image_table data.path=<folder>/metadata.csv data.image=img_filename data.label=y
     data.split=split 'data.split_names={0: train, 1: val, 2: test}' 'data.group=[y, place]'
 
-A record's key is its image's path below data.root, escaped. Cells are compared as text, so that CSV and
-Parquet give the same records; an empty cell (null, NaN) is a value that is not known, as is the label -1.
+A record's key is its image's escaped path below data.root. Cells are compared as text, so that CSV and Parquet give
+the same records. An empty cell (null, NaN) is an unknown value, as is the label -1.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from pipeline.config.data import ImageTableDataConfig
 
 NAMED_MISSING_FILES = 5
-"""Missing files that an error names; it counts the others."""
+"""Number of missing files that an error names; the others are only counted."""
 _MAX_CLASS_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
 class GroupColumn:
-    """One digit of the group: the position of each value, out of `radix`."""
+    """One digit of the group number: the position of each value, out of `radix`."""
 
     column: str
     position_of: dict[str, int]
@@ -50,7 +50,7 @@ class GroupColumn:
 
 
 class ImageTableSource:
-    """The images that a table lists, as their files hold them."""
+    """Source of the images listed in a table, with the files' own bytes."""
 
     name = "image_table"
     revision = 1
@@ -64,11 +64,11 @@ class ImageTableSource:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """The lines of data.classes, the sorted names in the label column, or its numbers up to the largest."""
+        """Lines of data.classes, the sorted names in the label column, or its numbers up to the largest."""
         return self._classes.names
 
     def records(self) -> list[Record]:
-        """One for each row."""
+        """Return one record per row."""
         groups = self._group_columns()
         files = _Files(self._root)
         records = [
@@ -80,7 +80,7 @@ class ImageTableSource:
         return split_off_test(records, self.config.test_fraction)
 
     def read(self, record: Record) -> Content:
-        """The image's file as it is, and the mask's values as PNG."""
+        """Return the image's file unchanged, and the mask's values as PNG."""
         path, size, *mask = record.content
         return Content(
             image=read_file(self._root, path, size),
@@ -89,7 +89,7 @@ class ImageTableSource:
         )
 
     def where(self, record: Record) -> str:
-        """The image's file."""
+        """Return the image's file."""
         return str(self._root / record.content[0])
 
     def _read_mask(self, path: str, size: int) -> bytes:
@@ -98,7 +98,7 @@ class ImageTableSource:
     # ---- columns ---------------------------------------------------------------------------------
 
     def _columns(self) -> dict[str, str]:
-        """Option -> the column that it names."""
+        """Map each option to the column that it names."""
         config = self.config
         named = {
             "image": config.image,
@@ -133,8 +133,8 @@ class ImageTableSource:
         ]
         if math.prod(group.radix for group in groups) > MAX_GROUP:
             raise ConfigError(
-                f"data.group={list(self.config.group)} makes more than {MAX_GROUP} groups; "
-                "give columns with fewer values"
+                f"data.group={list(self.config.group)} results in more than {MAX_GROUP} groups; "
+                "choose columns with fewer values"
             )
         return groups
 
@@ -149,7 +149,7 @@ class ImageTableSource:
         return texts
 
     def _label_text(self, row: Row) -> str | None:
-        """None where the row has no label: an empty cell, or -1."""
+        """Return the label's text, or None for an unlabeled row: an empty cell, or -1."""
         text = row.text(self.config.label) if self.config.label is not None else None
         return None if text is None or to_number(text) == NO_LABEL else text
 
@@ -161,7 +161,7 @@ class ImageTableSource:
         if not is_image_name(image[0]):
             raise row.error(
                 config.image,
-                f"{image[0]!r} is not an image's name; known suffixes: {', '.join(IMAGE_SUFFIXES)}",
+                f"{image[0]!r} is not an image file name; known suffixes: {', '.join(IMAGE_SUFFIXES)}",
             )
         has_mask = config.mask is not None and row.text(config.mask) is not None
         mask = files.add(row, config.mask) if config.mask is not None and has_mask else ()
@@ -204,7 +204,7 @@ class ImageTableSource:
         if label is None:
             raise row.error(
                 column,
-                f"{text!r} is none of the {len(self.classes)} classes; correct it or data.classes",
+                f"{text!r} is not one of the {len(self.classes)} classes; correct it or data.classes",
             )
         return label
 
@@ -237,7 +237,7 @@ class ImageTableSource:
 
 
 def _parse_box(box: dict[str, Any]) -> tuple[list[float], str | None]:
-    """Corners and the label's text."""
+    """Return the corners and the label's text."""
     return [float(box[corner]) for corner in ("x0", "y0", "x1", "y1")], to_text(box.get("label"))
 
 
@@ -250,9 +250,9 @@ def _many_texts(row: Row, column: str) -> list[str]:
 
 
 def _check_class_text(row: Row, column: str, text: str, *, is_named: bool) -> None:
-    """ConfigError for what can be neither the number nor the name of a class.
+    """Raise ConfigError for text that can be neither the number nor the name of a class.
 
-    is_named  a file lists the classes, so that numbers ask for no names
+    is_named  True if a file lists the classes, so that numbers do not determine the number of classes
     """
     if len(text) > _MAX_CLASS_CHARACTERS:
         raise row.error(column, f"{text[:20]}... has {len(text)} characters, too many for a class")
@@ -260,13 +260,13 @@ def _check_class_text(row: Row, column: str, text: str, *, is_named: bool) -> No
     if is_all_digits(text) and (number is None or (number >= MAX_CLASSES and not is_named)):
         raise row.error(
             column,
-            f"label {text} is not below {MAX_CLASSES:,}; correct it, or name the classes in a file and give it "
-            "as data.classes",
+            f"label {text} is not below {MAX_CLASSES:,}; correct it, or list the classes in a file "
+            "and set data.classes to it",
         )
 
 
 def _group_column(column: str, rows: Iterable[Row]) -> GroupColumn:
-    """Whole numbers from 0 stand for themselves, anything else for its place in sorted order."""
+    """Number a column's values: whole numbers from 0 as they are, others by their position in sorted order."""
     texts = {text for row in rows if (text := row.text(column)) is not None}
     numbers = {text: number for text in texts if (number := to_number(text)) is not None}
     if len(numbers) == len(texts) and min(numbers.values(), default=0) >= 0:
@@ -275,7 +275,7 @@ def _group_column(column: str, rows: Iterable[Row]) -> GroupColumn:
 
 
 def _group(row: Row, groups: list[GroupColumn]) -> int:
-    """The columns' positions as one number, the first column its highest digit."""
+    """Combine the columns' positions to one number, with the first column as its highest digit."""
     value = 0 if groups else NO_GROUP
     for group in groups:
         text = row.text(group.column)
@@ -286,7 +286,7 @@ def _group(row: Row, groups: list[GroupColumn]) -> int:
 
 
 class _Files:
-    """The files that rows name: their paths below the root and their sizes."""
+    """Files named by rows: their paths below the root and their sizes."""
 
     def __init__(self, root: Path) -> None:
         self._root = str(root)
@@ -294,18 +294,18 @@ class _Files:
         self._row_of_image: dict[str, int] = {}
 
     def add_image(self, row: Row, column: str) -> tuple[str, int]:
-        """Like `add`, for a file that only one row may name."""
+        """Add a file like `add`, but one that only a single row may name."""
         path, size = self.add(row, column)
         first = self._row_of_image.setdefault(path, row.number)
         if first != row.number:
-            raise row.error(column, f"{path} is the image of row {first} already")
+            raise row.error(column, f"{path} is already the image of row {first}")
         return path, size
 
     def add(self, row: Row, column: str) -> tuple[str, int]:
-        """(path below the root, bytes); a missing file is kept for `require_all_there`."""
+        """Return (path below the root, bytes); a missing file is recorded for `require_all_there`."""
         path = self._relative(row, column)
         try:
-            return path, os.stat(f"{self._root}/{path}").st_size  # noqa: PTH116, once an image
+            return path, os.stat(f"{self._root}/{path}").st_size  # noqa: PTH116, once per image
         except (OSError, ValueError):  # a path with a NUL is a ValueError
             self._missing.append(f"row {row.number}: {path}")
             return path, 0
@@ -315,7 +315,7 @@ class _Files:
             named = "; ".join(self._missing[:NAMED_MISSING_FILES])
             more = len(self._missing) - NAMED_MISSING_FILES
             raise ConfigError(
-                f"{len(self._missing)} files that the table names are not in {self._root}: {named}"
+                f"{len(self._missing)} files in the table are not in {self._root}: {named}"
                 f"{f'; and {more} more' if more > 0 else ''}; correct data.root or the table"
             )
 
@@ -326,6 +326,7 @@ class _Files:
             path = path.removeprefix(f"{self._root}/")
         if posixpath.isabs(path):
             raise row.error(
-                column, f"{text} is not in data.root={self._root}; give the folder of all images"
+                column,
+                f"{text} is not in data.root={self._root}; set data.root to the folder of all images",
             )
         return path

@@ -1,4 +1,4 @@
-"""Names for records, made from where they lie in their source."""
+"""Record keys, derived from the records' paths in their source."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pipeline.core.errors import ConfigError
 from pipeline.store.planning import MAX_KEY_BYTES
 
 LONG_KEY_HEAD = 150
-"""Bytes of a key that is too long which stay readable."""
+"""Number of leading bytes that are kept of a key that is too long."""
 
 
 def escape_key(path: str) -> str:
-    """A relative path as a record's key: ASCII letters, digits, - and _, the rest percent-escaped UTF-8.
+    """Escape a relative path to a record's key: ASCII letters, digits, - and _, the rest percent-escaped UTF-8.
 
-    `urllib.parse.unquote` gives the path back, but for a key above the limit, which ends in a hash.
+    `urllib.parse.unquote` restores the path, except for a key above the limit, which ends in a hash.
     """
     try:
         escaped = quote(path, safe="", errors="strict")
     except UnicodeEncodeError:
         raise ConfigError(f"the file name {path!r} is not UTF-8; rename the file") from None
-    # quote() leaves these two as they are.
+    # quote() does not escape these two.
     escaped = escaped.replace(".", "%2E").replace("~", "%7E")
     return escaped if len(escaped) <= MAX_KEY_BYTES else _shorten(escaped)
 

@@ -1,4 +1,4 @@
-"""Masks as a store holds them: PNG, one channel of 8 bits."""
+"""Conversion of masks to the form of a store: PNG with one channel of 8 bits."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def to_mask_png(data: bytes, path: str) -> bytes:
-    """A mask file's values, unchanged, as 8-bit gray PNG; the file itself where it is one.
+    """Convert a mask file to 8-bit gray PNG with unchanged values; such a file itself is returned as it is.
 
-    A palette's indices become the gray values, as in PASCAL VOC; black and white become 0 and 255.
+    A palette's indices become the gray values, as in PASCAL VOC. Black and white become 0 and 255.
 
     path  for messages
     """
@@ -35,7 +35,7 @@ def to_mask_png(data: bytes, path: str) -> bytes:
 
 
 def _mask_values(image: Image.Image) -> NDArray[np.uint8]:
-    """[H, W]; ValueError where one byte a pixel would lose something."""
+    """Return the values [H, W]; raise ValueError if they do not fit into one byte per pixel."""
     pixels: NDArray[Any] = np.asarray(image)
     if pixels.dtype == np.bool_:
         pixels = pixels * np.uint8(255)
@@ -46,5 +46,5 @@ def _mask_values(image: Image.Image) -> NDArray[np.uint8]:
             raise ValueError("it has colors; save it with one channel")
     values = pixels.astype(np.uint8)
     if pixels.ndim != 2 or (values != pixels).any():
-        raise ValueError(f"its values ({image.mode}) do not fit into one byte a pixel")
+        raise ValueError(f"its values ({image.mode}) do not fit into one byte per pixel")
     return values

@@ -1,4 +1,4 @@
-"""A table's row inside its record: the values themselves, so that any process packs it without the table."""
+"""Storage of a table's row in its record, so that any process can pack it without the table."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from pipeline.core.records import Record
 
 ROW_KEY = "row-{:09d}"
-"""Of a table without keys of its own: sorted as it is."""
+"""Key of a row of a table without keys; sorting by key keeps the rows' order."""
 
 
 def row_content(values: NDArray[np.float32]) -> tuple[str, ...]:
-    """`Record.content` of a row [d]."""
+    """Return `Record.content` of a row [d]."""
     return (base64.b64encode(values.astype("<f4").tobytes()).decode(),)
 
 
 def bad_row_content(error_message: str) -> tuple[str, ...]:
-    """`Record.content` of a row that cannot be stored, and why."""
+    """Return `Record.content` of a row that cannot be stored, with the reason."""
     return ("", error_message)
 
 
 def read_row(record: Record) -> Content:
-    """The row as its store has it; RowError where it cannot be stored."""
+    """Return the row as it is stored; raise RowError if it cannot be stored."""
     encoded, *complaints = record.content
     if complaints:
         raise RowError(complaints[0])

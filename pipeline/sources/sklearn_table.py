@@ -1,4 +1,4 @@
-"""Tables that come with scikit-learn: real, small, and there without a download."""
+"""Tables that are part of scikit-learn: small, real, and available without a download."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from pipeline.sources.rows import ROW_KEY, read_row, row_content
 from pipeline.sources.splits import TRAIN, split_off_test
 
 if TYPE_CHECKING:
-    from pipeline.config.table_data import SklearnedableDataConfig
+    from pipeline.config.table_data import SklearnTableDataConfig
 
 
-class SklearnedableSource:
-    """One of them, in its own order of rows, columns and classes."""
+class SklearnTableSource:
+    """Source of one such table, in its own order of rows, columns and classes."""
 
     revision = 1
     frame_size = None
 
-    def __init__(self, config: SklearnedableDataConfig) -> None:
+    def __init__(self, config: SklearnTableDataConfig) -> None:
         self.config = config
         self.name: str = config.name
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """As scikit-learn names them."""
+        """Names in scikit-learn."""
         return tuple(str(name) for name in self._load().target_names)
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
-        """As scikit-learn names them."""
+        """Names in scikit-learn."""
         return tuple(str(name) for name in self._load().feature_names)
 
     def records(self) -> list[Record]:
-        """One a row, its number the key."""
+        """Return one record per row, with its number as the key."""
         loaded = self._load()
         records = [
             Record(
@@ -52,11 +52,11 @@ class SklearnedableSource:
         return split_off_test(records, self.config.test_fraction)
 
     def read(self, record: Record) -> Content:
-        """The row."""
+        """Return the row."""
         return read_row(record)
 
     def where(self, record: Record) -> str:
-        """The data set."""
+        """Return the name of the data set."""
         return f"scikit-learn's {self.name}"
 
     def _load(self) -> Any:

@@ -1,4 +1,4 @@
-"""Which split a record belongs to, where its source does not say."""
+"""Assignment of records to splits."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ TEST = "test"
 
 
 def is_split_name(name: str) -> bool:
-    """Whether files may be named after this split: letters, digits, - and _."""
+    """Return whether files may be named after this split: letters, digits, - and _."""
     return re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name) is not None
 
 
 def split_of(value: str, names: Mapping[str, str], error: Callable[[str], ConfigError]) -> str:
-    """The split that a table's cell means.
+    """Return the split that a table's cell denotes.
 
-    names  of data.split_names; empty takes the values as they are
-    error  of a complaint about that cell
+    names  data.split_names; empty takes the values as they are
+    error  builds the exception for an invalid cell
     """
     if names and value not in names:
         raise error(f"data.split_names has no {value!r}; it has: {', '.join(names)}")
     split = names.get(value, value)
     if not is_split_name(split):
         raise error(
-            f"the split {split!r} must have only letters, digits, - and _; rename it by data.split_names"
+            f"the split {split!r} must have only letters, digits, - and _; rename it with data.split_names"
         )
     return split
 
 
 def split_off_test(records: Sequence[Record], fraction: float) -> list[Record]:
-    """The records, of which those of split train whose key's hash falls below `fraction` go to test.
+    """Move the records of split train whose key's hash falls below `fraction` to split test.
 
-    A pure function of each key: records that come or go move no other.
+    This is a pure function of each key, so adding or removing records does not move others.
     """
     if fraction == 0:
         return list(records)
     if any(record.split == TEST for record in records):
         raise ConfigError(
-            f"data.test_fraction={fraction}, but the data have a split {TEST} already; set it to 0"
+            f"data.test_fraction={fraction}, but the data already have a split {TEST}; set data.test_fraction=0"
         )
     return [
         replace(record, split=TEST)
@@ -59,6 +59,6 @@ def split_off_test(records: Sequence[Record], fraction: float) -> list[Record]:
 
 
 def _position(key: str) -> float:
-    """In [0, 1)."""
+    """Return the key's hash as a number in [0, 1)."""
     digest = hashlib.blake2b(key.encode(), digest_size=6, person=b"test_fraction").digest()
     return int.from_bytes(digest, "big") / 2**48

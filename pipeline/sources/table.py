@@ -1,9 +1,9 @@
-"""Rows of numbers in a CSV or Parquet file, one record a row.
+"""Rows of numbers in a CSV or Parquet file, one record per row.
 
     data=table data.path=flows.csv data.label=ProtocolName data.exclude=[L7Protocol] \\
         data.categorical=[Protocol] data.log1p=all data.test_fraction=0.2
 
-A store holds the numbers as they are (or their logarithm); a network scales them by its own training split.
+A store contains the numbers as they are (or their logarithms). A network scales them by its own training split.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class _Listing(NamedTuple):
-    """What the table says."""
+    """Contents of the table."""
 
     records: list[Record]
     classes: tuple[str, ...]
@@ -38,7 +38,7 @@ class _Listing(NamedTuple):
 
 
 class TableSource:
-    """The rows of a table; a record holds its own values, so only the process that lists reads the file."""
+    """Source of a table's rows; records contain their values, so only the listing process reads the file."""
 
     name = "table"
     revision = 1
@@ -50,24 +50,24 @@ class TableSource:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The lines of data.classes, or the label column's values, sorted."""
+        """Lines of data.classes, or the sorted values of the label column."""
         return self._listing.classes
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Those that are stored."""
+        """Names of the stored columns."""
         return self._listing.columns
 
     def records(self) -> list[Record]:
-        """One for each row."""
+        """Return one record per row."""
         return self._listing.records
 
     def read(self, record: Record) -> Content:
-        """The row; RowError where one of its cells is no finite number, with data.on_error=skip."""
+        """Return the row; raise RowError if a cell is not a finite number (data.on_error=skip)."""
         return read_row(record)
 
     def where(self, record: Record) -> str:
-        """The file."""
+        """Return the table's file."""
         return str(self._table)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,9 +97,9 @@ class TableSource:
         features = table_features(table, self.config, in_training)
         if features.complaints and self.config.on_error == "stop":
             raise RowError(
-                f"{self._table}: {len(features.complaints)} rows are not all finite numbers, the first: "
-                f"{features.complaints[min(features.complaints)]}; mend them, leave the column out with data.exclude "
-                "(data.categorical, if it is text), or list such rows with data.on_error=skip"
+                f"{self._table}: {len(features.complaints)} rows have values that are not finite numbers, the first: "
+                f"{features.complaints[min(features.complaints)]}; repair them, leave the column out with data.exclude "
+                "(data.categorical, if it is text), or skip such rows with data.on_error=skip"
             )
         contents = [
             bad_row_content(features.complaints[row])
@@ -114,7 +114,7 @@ class TableSource:
         )
 
     def _columns(self) -> dict[str, str]:
-        """Option -> the column that it names."""
+        """Map each option to the column that it names."""
         config = self.config
         named = {"label": config.label, "split": config.split, "key": config.key}
         for option in ("features", "exclude", "categorical"):
@@ -128,10 +128,10 @@ class TableSource:
         row_of: dict[str, int] = {}
         for row, text in enumerate(table.texts(column)):
             if text is None:
-                raise table.error(row, column, "is empty, and a key names a record")
+                raise table.error(row, column, "is empty, but every record needs a key")
             first = row_of.setdefault(escape_key(text), row)
             if first != row:
-                raise table.error(row, column, f"{text!r} is the key of row {first + 1} already")
+                raise table.error(row, column, f"{text!r} is already the key of row {first + 1}")
         return list(row_of)
 
     def _splits(self, table: TableColumns) -> list[str]:
@@ -147,7 +147,7 @@ class TableSource:
         return splits
 
     def _label_texts(self, table: TableColumns) -> list[str | None]:
-        """None where a row has no label."""
+        """Return the label of each row as text; None for an unlabeled row."""
         if self.config.label is None:
             return [None] * table.table.num_rows
         return table.texts(self.config.label)
@@ -171,7 +171,7 @@ class TableSource:
                 raise table.error(
                     row,
                     self.config.label,
-                    f"{text!r} is none of the {len(classes.names)} classes; correct it or data.classes",
+                    f"{text!r} is not one of the {len(classes.names)} classes; correct it or data.classes",
                 )
             labels.append(label)
         return labels

@@ -1,4 +1,4 @@
-"""Somebody else's tars: which there are, and where the members of their samples lie."""
+"""External tars: their paths, and the positions of the members of their samples."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PICKLED_SUFFIXES = ("pyd", "pickle", "pkl", "pth", "pt")
-"""What a stock reader's `.decode()` would hand to pickle, and so to whatever code the file holds."""
+"""Suffixes that the `.decode()` of a standard reader would unpickle, and pickle runs any code in the file."""
 
 _NUMBERED = re.compile(r"^(?P<split>.+?)[-_.]?\d+$")
 
 
 @dataclass(frozen=True)
 class Member:
-    """Where one file of a sample lies in its tar."""
+    """Position of one file of a sample in its tar."""
 
     offset: int
     size: int
 
 
 def find_tars(path: Path) -> list[Path]:
-    """Tars of a folder, or those that a glob or a {000000..000009} range names."""
+    """Find the tars of a folder, of a glob or of a {000000..000009} range."""
     if path.is_dir():
         found = sorted(path.glob("*.tar"))
     else:
@@ -45,15 +45,15 @@ def find_tars(path: Path) -> list[Path]:
     if not found:
         packed = "; unpack .tar.gz and .tar.zst first" if _has_packed_tars(path) else ""
         raise ConfigError(
-            f"data.path={path} names no .tar; give a folder, a glob or a {{000000..000009}} range{packed}"
+            f"data.path={path} names no .tar; set it to a folder, a glob or a {{000000..000009}} range{packed}"
         )
     return found
 
 
 def expand_range(text: str) -> list[str]:
-    """The names that braces stand for, as webdataset expands them: {000000..000009}, {a,b}.
+    """Expand braces in a name as webdataset does: {000000..000009}, {a,b}.
 
-    Of a path whose folder exists the last part is expanded alone; braces that do not match are part of a name.
+    For a path whose folder exists, only the last part is expanded. Unmatched braces are part of a name.
     """
     folder, slash, name = text.rpartition("/")
     if not (slash and "://" not in text and Path(folder).is_dir()):
@@ -65,14 +65,14 @@ def expand_range(text: str) -> list[str]:
 
 
 def split_of_tar(name: str) -> str:
-    """What stands before the number in a tar's name; `train` where nothing does."""
+    """Return the part before the number in a tar's name, or `train` if it is empty."""
     stem = re.sub(r"-of-\d+$", "", Path(name).stem)
     match = None if stem.isdecimal() else _NUMBERED.match(stem)
     return match["split"] if match else "train"
 
 
 def list_samples(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
-    """(key, {suffix: Member}) of every sample of a tar, as webdataset groups consecutive members."""
+    """Yield (key, {suffix: Member}) of every sample of a tar, as webdataset groups consecutive members."""
     from webdataset.tariterators import group_by_keys  # imports torch
 
     try:
@@ -86,24 +86,24 @@ def list_samples(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
     except ValueError as error:
         name, _, rest = str(error.args[0]).partition(": duplicate file name")
         if rest:
-            raise ConfigError(f"{path} holds {name} twice; keep one of them") from error
+            raise ConfigError(f"{path} contains {name} twice; keep one of them") from error
         raise ConfigError(f"{path} cannot be read as an uncompressed tar: {error}") from error
 
 
 def _list_members(path: Path) -> Iterator[dict[str, Any]]:
-    """The files of a tar as webdataset's functions take them, with their places for data."""
+    """Yield the files of a tar in the form of webdataset's functions, with positions in place of data."""
     from webdataset.tariterators import base_plus_ext  # imports torch
 
     with tarfile.open(path, "r:") as tar:
         for member in tar:
             key, suffix = base_plus_ext(member.name)
-            # A hidden file, such as macOS's ._image.jpg, is part of no sample; __names are webdataset's own.
+            # A hidden file, such as macOS's ._image.jpg, is not part of a sample. webdataset reserves __names.
             is_hidden = Path(member.name).name.startswith(".")
             if not member.isfile() or is_hidden or not key or not suffix or suffix[:2] == "__":
                 continue
             if member.name.rsplit(".", 1)[-1].lower() in PICKLED_SUFFIXES:
                 raise ConfigError(
-                    f"{path} holds {member.name}, which only pickle reads, and pickle runs code; "
+                    f"{path} contains {member.name}, which only pickle can read, and pickle runs code; "
                     "write such members as npy, json or safetensors"
                 )
             place = Member(member.offset_data, member.size)
@@ -112,14 +112,14 @@ def _list_members(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _check_end(path: Path, offset: int) -> None:
-    """ConfigError unless only zeros follow; tarfile takes any header that it cannot read for the end."""
+    """Raise ConfigError unless only zeros follow; tarfile treats any unreadable header as the end."""
     with path.open("rb") as file:
         file.seek(offset)
         rest = file.read(tarfile.RECORDSIZE)
     if len(rest) < tarfile.BLOCKSIZE or any(rest):
         raise ConfigError(
-            f"{path} has no end mark at byte {offset}, where its last readable member ends: it was cut "
-            "off, damaged, or put together from several; fetch or write it anew"
+            f"{path} has no end mark at byte {offset}, where its last readable member ends: it was "
+            "truncated, damaged, or concatenated from several tars; download or write it again"
         )
 
 
@@ -128,7 +128,7 @@ def _has_packed_tars(path: Path) -> bool:
 
 
 def read_member(descriptor: int, member: Member, where: str) -> bytes:
-    """The bytes of a member of an open tar; `where` is for the message."""
+    """Read the bytes of a member of an open tar; `where` is for the message."""
     size = os.fstat(descriptor).st_size
     if member.offset + member.size > size:
         raise ImageError(f"{where} ends before byte {member.offset + member.size}")

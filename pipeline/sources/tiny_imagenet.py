@@ -1,8 +1,8 @@
-"""Tiny ImageNet as unpacked from tiny-imagenet-200.zip, with its boxes.
+"""Tiny ImageNet with its boxes, as unpacked from tiny-imagenet-200.zip.
 
-Labels number the 200 WordNet ids of wnids.txt in sorted order (the file itself is not sorted), so that
-they agree with those that an image folder of train/ would give. The file's box corners are the first and
-the last pixel inside; a record's x1 and y1 are exclusive, hence one more.
+Labels number the 200 WordNet ids of wnids.txt in sorted order (the file itself is not sorted), so that they equal
+those of an image folder of train/. The box corners in the files are the first and the last pixel inside. A record's
+x1 and y1 are exclusive and therefore larger by one.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("permafrost.sources")
 
-_WITHOUT_BOXES = "restore it, or take such images without boxes by data.on_error=skip"
+_WITHOUT_BOXES = "restore it, or accept such images without boxes with data.on_error=skip"
 
 
 class TinyImageNetSource:
-    """Splits train and val, and unlabeled_test where the folder test/ is there."""
+    """Source of splits train and val, and of unlabeled_test if the folder test/ exists."""
 
     name = "tiny_imagenet"
     revision = 1
@@ -42,20 +42,20 @@ class TinyImageNetSource:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """The WordNet ids, sorted."""
+        """Sorted WordNet ids."""
         return tuple(sorted(self._read_lines("wnids.txt")))
 
     def records(self) -> list[Record]:
-        """Every image; those of test/ have no label."""
+        """Return every image; those of test/ have no label."""
         return [*self._train_records(), *self._val_records(), *self._test_records()]
 
     def read(self, record: Record) -> Content:
-        """The file as it is."""
+        """Return the file unchanged."""
         path, size = record.content
         return Content(image=read_file(self._root, path, size), suffix=image_suffix(path))
 
     def where(self, record: Record) -> str:
-        """The image's file."""
+        """Return the image's file."""
         return str(self._root / record.content[0])
 
     def _train_records(self) -> Iterator[Record]:
@@ -72,10 +72,10 @@ class TinyImageNetSource:
                 without += name not in corners
                 yield _record("train", path, size, label, corners.get(name, []))
             if without:
-                logger.warning("%s names no box of %d images", self._root / annotations, without)
+                logger.warning("%s has no boxes for %d images", self._root / annotations, without)
 
     def _read_corners(self, annotations: str) -> dict[str, list[str]]:
-        """The corners of each image's box by its name; none where the file is missing and may be."""
+        """Read the corners of each image's box by its name; empty if the file is missing and may be."""
         if not (self._root / annotations).exists():
             if self.config.on_error == "skip":
                 return {}

@@ -1,14 +1,14 @@
-"""Data sets that torchvision knows: it finds, downloads and checks them; the bytes are read here.
+"""Data sets of torchvision, which finds, downloads and checks them; their bytes are read here.
 
 | name | splits | notes |
 |---|---|---|
-| cifar10, cifar100, mnist, fashion_mnist | train, test | arrays, so every image is a PNG made on reading |
-| voc2007 | train, val, test | many labels and boxes, difficult objects too; no masks |
-| voc2012 | train, val | likewise; the labels of its test are not public |
-| sun397 | train | torchvision knows no split of it; use data.test_fraction, or data=image_table |
-| imagenet | train, val | unpacked from the archives that torchvision asks for; classes are WordNet ids |
+| cifar10, cifar100, mnist, fashion_mnist | train, test | arrays, so every image is encoded as PNG when it is read |
+| voc2007 | train, val, test | several labels and boxes, including difficult objects; no masks |
+| voc2012 | train, val | likewise; the labels of its test split are not public |
+| sun397 | train | torchvision defines no other split; use data.test_fraction, or data=image_table |
+| imagenet | train, val | unpacked from the archives that torchvision requires; classes are WordNet ids |
 
-VOC counts pixels from 1 and includes a box's last one; a record's boxes count from 0 and leave it out:
+VOC counts pixels from 1 and includes a box's last pixel. A record's boxes count from 0 and exclude it:
 x0 = xmin - 1, y0 = ymin - 1, x1 = xmax, y1 = ymax.
 """
 
@@ -43,19 +43,19 @@ VOC_CLASSES = (
 
 
 class MissingDatasetError(UserError):
-    """A data set that torchvision finds neither on disk nor on the network."""
+    """Data set that torchvision finds neither on disk nor on the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionSet:
-    """What torchvision has to be told to open a data set."""
+    """Arguments with which torchvision opens a data set."""
 
     splits: dict[str, dict[str, Any]]
-    """Split -> arguments of torchvision's class."""
+    """Arguments of torchvision's class for each split."""
     needs: str
-    """What lies in data.root once it is there, for messages."""
+    """Required contents of data.root, for messages."""
     frame_size: tuple[int, int] | None = None
-    """Of the sets that are arrays."""
+    """(height, width) of data sets that are arrays."""
     is_downloadable: bool = True
 
 
@@ -91,7 +91,7 @@ SETS = {
 
 
 class TorchvisionSource:
-    """One of SETS; no array outlives the process that opened it, so pickles stay small."""
+    """Source of one of SETS. Arrays are never pickled, so pickles stay small."""
 
     revision = 1
     columns = None
@@ -104,19 +104,19 @@ class TorchvisionSource:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """In torchvision's order; ImageNet's are the WordNet ids, since its words are not unique."""
+        """Class names in torchvision's order; ImageNet's are the WordNet ids, because its words are not unique."""
         if self.name.startswith("voc"):
             return VOC_CLASSES
         dataset = self._open("train")
         return tuple(dataset.wnids if self.name == "imagenet" else dataset.classes)
 
     def records(self) -> list[Record]:
-        """Every record of every split; the set is downloaded and unpacked first where it may be."""
+        """Return every record of every split; the set is first downloaded and unpacked if that is allowed."""
         records = [record for split in SETS[self.name].splits for record in self._list(split)]
         return split_off_test(records, self.config.test_fraction)
 
     def read(self, record: Record) -> Content:
-        """The file as it is, or the array's row as PNG."""
+        """Return the file unchanged, or the array's row as PNG."""
         if self.frame_size is None:
             path, size = record.content
             return Content(image=read_file(self._root, path, size), suffix=image_suffix(path))
@@ -127,7 +127,7 @@ class TorchvisionSource:
         return Content(image=buffer.getvalue(), suffix="png")
 
     def where(self, record: Record) -> str:
-        """The image's file, or its row in an array."""
+        """Return the image's file, or its row in an array."""
         if self.frame_size is None:
             return str(self._root / record.content[0])
         return "row {1} of split {0}".format(*record.content)
@@ -187,7 +187,7 @@ class TorchvisionSource:
             ) from None
 
     def _open(self, split: str) -> Any:
-        """torchvision's data set; downloaded only when it cannot be opened otherwise."""
+        """Open torchvision's data set; it is downloaded only if it cannot be opened otherwise."""
         try:
             return load_dataset(self.name, self._root, split)
         except MissingDatasetError:
@@ -199,12 +199,12 @@ class TorchvisionSource:
 
 @lru_cache(maxsize=4)
 def load_dataset(name: str, root: Path, split: str) -> Any:
-    """torchvision's data set from what lies in `root`; once a process."""
+    """Open torchvision's data set from the files in `root`, once per process."""
     return build_dataset(name, root, split)
 
 
 def build_dataset(name: str, root: Path, split: str, *, download: bool = False) -> Any:
-    """torchvision's data set, checked by torchvision; MissingDatasetError where it refuses."""
+    """Build torchvision's data set, checked by torchvision; raise MissingDatasetError if it fails."""
     from torchvision import datasets
 
     builders = {
@@ -235,7 +235,7 @@ def _one_line(error: Exception) -> str:
 
 
 def load_voc_boxes(path: Path) -> tuple[Box, ...]:
-    """The objects of a VOC annotation, in pixels; parts of objects (heads, hands) are left out."""
+    """Read the objects of a VOC annotation, in pixels; parts of objects (heads, hands) are left out."""
     try:
         objects = ElementTree.parse(path).getroot().findall("object")
         return tuple(_voc_box(node) for node in objects)

@@ -1,4 +1,4 @@
-"""WebDataset tars that somebody else wrote: found, listed by member, read by offset, never unpickled."""
+"""External WebDataset tars: found, listed by member, read by offset, never unpickled."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 class WebDatasetSource:
-    """Samples of tars: an image, a .cls or .json, perhaps a .mask.png."""
+    """Source of samples of tars: an image, a .cls or .json, optionally a .mask.png."""
 
     name = "webdataset"
     revision = 1
@@ -50,7 +50,7 @@ class WebDatasetSource:
         self.config = config
 
     def __getstate__(self) -> dict[str, Any]:
-        # An actor reads by offset; the listing stays with the driver.
+        # Actors read by offset and do not need the listing.
         return {"config": self.config, "tars": self.tars}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -58,7 +58,7 @@ class WebDatasetSource:
 
     @cached_property
     def tars(self) -> dict[str, Path]:
-        """File name -> path of every tar, by name; those of an http(s) address are downloaded first."""
+        """Path of every tar by file name; those of an http(s) address are downloaded first."""
         if self.config.path.startswith(("http://", "https://")):
             folder = Path(self.config.cache)
             found = [download(url, folder) for url in expand_range(self.config.path)]
@@ -67,13 +67,13 @@ class WebDatasetSource:
         named = {path.name: path.absolute() for path in found}
         if len(named) < len(found):
             raise ConfigError(
-                f"data.path={self.config.path} holds two tars of one name; rename one"
+                f"data.path={self.config.path} names two tars with the same file name; rename one of them"
             )
         return dict(sorted(named.items()))
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Names in label order: of `data.classes`, of classes.txt beside the tars, or the numbers."""
+        """Names in label order: from `data.classes`, from classes.txt next to the tars, or the numbers."""
         if self._names is not None:
             return self._names
         labels = [label for record in self._listing for label in (record.label, *record.labels)]
@@ -81,18 +81,18 @@ class WebDatasetSource:
 
     @cached_property
     def _names(self) -> tuple[str, ...] | None:
-        """Names that somebody wrote down, which labels may use."""
+        """Names from a file, which labels may use."""
         beside = next(iter(self.tars.values())).parent / "classes.txt"
         if self.config.classes is None and not beside.is_file():
             return None
         return load_class_names(self.config.classes or str(beside))
 
     def records(self) -> list[Record]:
-        """One record a sample, in the order of the tars; its content is where its bytes lie."""
+        """Return one record per sample, in the order of the tars; its content is the position of its bytes."""
         return self._listing
 
     def read(self, record: Record) -> Content:
-        """The sample's image, and its mask where it has one."""
+        """Return the sample's image, and its mask if it has one."""
         name, suffix, image, mask = record.content
         with self.tars[name].open("rb") as file:
             return Content(
@@ -104,7 +104,7 @@ class WebDatasetSource:
             )
 
     def where(self, record: Record) -> str:
-        """The tar and the place in it."""
+        """Return the tar and the position in it."""
         name, _, (offset, _), _ = record.content
         return f"{self.tars[name]} at byte {offset}"
 
@@ -114,7 +114,7 @@ class WebDatasetSource:
         repeated = [key for key, count in Counter(r.key for r in records).items() if count > 1]
         if repeated:
             raise ConfigError(
-                f"{len(repeated)} sample keys come twice, such as {repeated[0]!r}; "
+                f"{len(repeated)} sample keys are not unique, such as {repeated[0]!r}; "
                 "make them unique with data.key_prefix=shard"
             )
         return records
@@ -123,7 +123,7 @@ class WebDatasetSource:
         split = self.config.split or split_of_tar(name)
         if not is_split_name(split):
             raise ConfigError(
-                f"{self.tars[name]} would belong to split {split!r}, which is no name of letters, digits, - and _; "
+                f"{self.tars[name]} would belong to split {split!r}, which must have only letters, digits, - and _; "
                 "set data.split, or rename the tar"
             )
         prefix = {"none": "", "split": f"{split}-", "shard": f"{Path(name).stem}-"}
@@ -182,7 +182,7 @@ class WebDatasetSource:
         )
 
     def _box(self, box: dict[str, Any], label: int, where: str) -> Box:
-        """A box in pixels, of its own label or the record's."""
+        """Return a box in pixels, with its own label or the record's."""
         x0, y0, x1, y1 = (float(box[corner]) for corner in ("x0", "y0", "x1", "y1"))
         if not (x0 < x1 and y0 < y1 and all(map(math.isfinite, (x0, y0, x1, y1)))):
             raise ConfigError(
@@ -197,8 +197,8 @@ class WebDatasetSource:
             number = int(value)
             if self._names is None and number >= MAX_CLASSES:
                 raise ConfigError(
-                    f"{where} has label {number}, and labels are below {MAX_CLASSES:,}; correct it, or name the "
-                    "classes in a file and give it as data.classes"
+                    f"{where} has label {number}, but labels must be below {MAX_CLASSES:,}; correct it, or list "
+                    "the classes in a file and set data.classes to it"
                 )
             if number < NO_LABEL or (self._names is not None and number >= len(self._names)):
                 known = (
@@ -208,15 +208,15 @@ class WebDatasetSource:
             return number
         if self._names is None or value not in self._names:
             raise ConfigError(
-                f"{where} has label {str(value)[:80]!r}, which is no number and not in data.classes; "
-                "give the file of the class names"
+                f"{where} has label {str(value)[:80]!r}, which is neither a number nor in data.classes; "
+                "set data.classes to the file of the class names"
             )
         return self._names.index(value)
 
     def plan_in_place(self, form: str) -> list[ShardPlan] | None:
-        """One shard a tar, its records in the tar's order; None where they are to be packed anew.
+        """Plan one shard per tar, with its records in the tar's order; None if they have to be packed again.
 
-        form  store.format: frames that are to be re-encoded cannot stay where they are
+        form  store.format; re-encoded frames cannot be used in place
         """
         wanted = self.config.reference
         if wanted == "always" and form != "original":
@@ -242,14 +242,14 @@ class WebDatasetSource:
             return plans
         if wanted == "always":
             raise ConfigError(
-                f"{unmixed.reference} holds few of the classes of split {unmixed.split}; in place, a student's "
-                "batches would too: pack it anew with data.reference=never"
+                f"{unmixed.reference} contains few of the classes of split {unmixed.split}, and so would a "
+                "student's batches: pack it again with data.reference=never"
             )
         return None
 
 
 def _list_of(values: dict[str, Any], name: str) -> list[Any]:
-    """A list of the sample's JSON, empty where it has none; ValueError where it is something else."""
+    """Return a list of the sample's JSON, empty if missing; raise ValueError if it is not a list."""
     found = values.get(name, [])
     if not isinstance(found, list):
         raise ValueError(f"{name} is {str(found)[:80]!r}, not a list")

@@ -1,5 +1,6 @@
-"""The format on disk: image shards with an index, and a folder of fields for each teacher pass.
+"""Format on disk: image shards with an index, and a folder of fields for each teacher pass.
 
-Sources and networks belong to their own rooms. A file is whole or absent; a manifest, written last, makes a store.
-Read first: manifest.py, then reader.py; docs/store-format.md describes the format for other readers.
+Sources and networks belong to other packages. Files are written atomically, and a manifest, written last, makes a
+store valid.
+Read first: manifest.py, then reader.py. docs/store-format.md describes the format for other readers.
 """

@@ -1,4 +1,4 @@
-"""Arrays as .npy bytes; read without pickle, and never larger than what is expected."""
+"""Encoding of arrays as .npy bytes, read without pickle and never larger than expected."""
 
 from __future__ import annotations
 
@@ -15,31 +15,33 @@ if TYPE_CHECKING:
 
 
 def encode_npy(array: NDArray[Any]) -> bytes:
-    """An array in NumPy's .npy format."""
+    """Encode an array in NumPy's .npy format."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
 
 
 def decode_npy(data: bytes, dtype: str, shape: tuple[int, ...], where: str) -> NDArray[Any]:
-    """The array of .npy bytes; ManifestError where it is not of that dtype and shape.
+    """Decode an array from .npy bytes; raise ManifestError if it has another dtype or shape.
 
     where  the file and the member, for messages
     """
     expected = np.dtype(dtype)
     header = _header(expected.str, shape)
-    # Another release of NumPy may pad its headers otherwise.
+    # Another release of NumPy may pad its headers differently.
     is_ours = data.startswith(header)
     body = memoryview(data)[len(header) :] if is_ours else _other_body(data, expected, shape, where)
     if body.nbytes != expected.itemsize * int(np.prod(shape, dtype=np.int64)):
-        raise ManifestError(f"{where} has {len(data)} bytes, not those of {dtype} {list(shape)}")
+        raise ManifestError(
+            f"{where} has {len(data)} bytes, which do not match {dtype} {list(shape)}"
+        )
     return np.frombuffer(body, expected).reshape(shape)
 
 
 def _other_body(
     data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], where: str
 ) -> memoryview:
-    """What follows the header, which is read before anything is allocated for what it promises."""
+    """Return the bytes after the header, which is checked before memory of the declared size is allocated."""
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)

@@ -1,6 +1,7 @@
-"""Set-level results beside a store's shards: <store>/artifacts/<kind>-<fp8>/, a manifest and one file of tensors.
+"""Results over a whole set, stored next to a store's shards.
 
-An artifact is named by the fingerprint of all that changes its numbers, and exists when its manifest does.
+Each is a folder <store>/artifacts/<kind>-<fp8>/ with a manifest and one file of tensors, named by the fingerprint of
+everything that changes its numbers. An artifact exists if its manifest does.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _POLL_SECONDS = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactManifest:
-    """<store>/artifacts/<kind>-<fp8>/manifest.json."""
+    """Content of <store>/artifacts/<kind>-<fp8>/manifest.json."""
 
     kind: str
     fingerprint: str
@@ -40,44 +41,44 @@ class ArtifactManifest:
     made_from: dict[str, Any]
     """Everything that changes the numbers."""
     description: dict[str, Any]
-    """Facts about the result, as its kind defines them."""
+    """Facts about the result, defined by its kind."""
     files: dict[str, str]
-    """File -> SHA-256."""
+    """SHA-256 of each file."""
     schema: int = SCHEMA_VERSION
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One artifact of a store, present or not."""
+    """Artifact of a store, which may or may not exist."""
 
     store: Path
     kind: str
     made_from: dict[str, Any]
     made_by: str
-    """The command that makes it, for messages."""
+    """Command that creates it, for messages."""
 
     @property
     def folder(self) -> Path:
-        """Its folder, which exists once it was saved."""
+        """Folder of the artifact, which exists once it has been saved."""
         name = f"{self.kind}-{sha256_json(self.made_from)[:SHORT]}"
         return self.store / ARTIFACTS_FOLDER / name
 
     @property
     def exists(self) -> bool:
-        """Whether it was saved; its manifest is written last."""
+        """True if the artifact has been saved; its manifest is written last."""
         return (self.folder / MANIFEST_NAME).exists()
 
     @property
     def description(self) -> dict[str, Any]:
-        """The description of one that is there."""
+        """Description of an existing artifact."""
         return read_manifest(ArtifactManifest, self.folder, self.made_by).description
 
     def save(
         self, tensors: Mapping[str, Tensor], description: dict[str, Any], *, wait: bool = False
     ) -> None:
-        """Commit it, unless it is there or another process is writing the very same.
+        """Commit the artifact unless it exists or another process is writing the same one.
 
-        wait  for that process, so that it is there afterwards
+        wait  wait for that process, so that the artifact exists afterwards
         """
         while not self.exists:
             self._save_alone(tensors, description)
@@ -106,14 +107,14 @@ class Artifact:
             return
 
     def load(self) -> tuple[ArtifactManifest, dict[str, Tensor]]:
-        """Its manifest and tensors, as `load_artifact` checks them."""
+        """Load the manifest and the tensors, checked as in `load_artifact`."""
         return load_artifact(self.folder, self.made_by)
 
 
 def load_artifact(folder: Path, made_by: str) -> tuple[ArtifactManifest, dict[str, Tensor]]:
-    """The manifest and the tensors of a folder; ManifestError where a byte is not what was written.
+    """Load the manifest and the tensors of a folder; raise ManifestError if any byte has changed.
 
-    made_by  the command that makes such a folder, for messages
+    made_by  the command that creates such a folder, for messages
     """
     from safetensors.torch import load
 
@@ -122,12 +123,12 @@ def load_artifact(folder: Path, made_by: str) -> tuple[ArtifactManifest, dict[st
     name = _file_name(manifest.kind)
     path = folder / name
     if not path.is_file():
-        raise ManifestError(f"{path} does not exist, though its manifest does; {repair}")
+        raise ManifestError(f"{path} does not exist, but its manifest does; {repair}")
     content = path.read_bytes()
     found, claimed = hashlib.sha256(content).hexdigest(), manifest.files.get(name, "")
     if found != claimed:
         raise ManifestError(
-            f"{path} is damaged: it has sha256 {found[:12]}, its manifest says {claimed[:12]}; {repair}"
+            f"{path} is damaged: it has sha256 {found[:12]}, but its manifest lists {claimed[:12]}; {repair}"
         )
     return manifest, load(content)
 

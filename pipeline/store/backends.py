@@ -1,4 +1,4 @@
-"""The backends of teacher passes, by the name that `store.backend` gives them."""
+"""Backends of teacher passes, by their name in `store.backend`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How values become stored bytes, and how faithful that is."""
+"""Encoding of values as stored bytes, and its fidelity."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _INT8_STEPS = 127
 def encode_maxabs(
     values: NDArray[np.float32], dtype: str, axes: tuple[int, ...]
 ) -> tuple[NDArray[np.generic], NDArray[np.float32]]:
-    """Values divided by their max-abs over `axes`, in `dtype`, and that scale without those axes.
+    """Return values divided by their max-abs over `axes`, in `dtype`, and that scale without those axes.
 
     dtype  float32, float16, or int8 (in steps of 1/127)
-    A slice of zeros stays zero and has scale 0; a slice of any other magnitude keeps its full precision.
+    A slice of zeros stays zero and has scale 0. Any other slice keeps its full relative precision.
     """
     scale = np.abs(values).max(axis=axes, keepdims=True)
     unit = np.divide(values, scale, out=np.zeros_like(values), where=scale > 0)
@@ -27,13 +27,13 @@ def encode_maxabs(
 
 
 def decode_unit(stored: NDArray[np.generic]) -> NDArray[np.float32]:
-    """What `encode_maxabs` stored, as float32 with max-abs 1."""
+    """Decode what `encode_maxabs` stored, as float32 with max-abs 1."""
     values = stored.astype(np.float32)
     return values / np.float32(_INT8_STEPS) if stored.dtype == np.int8 else values
 
 
 def lowest_cosine(values: NDArray[np.float32], stored: NDArray[np.generic]) -> float:
-    """The lowest cosine between a record's values [n, ...] and their stored form; 1 where both are zero."""
+    """Return the lowest cosine between a record's values [n, ...] and their stored form; 1 if both are zero."""
     original = values.reshape(len(values), -1).astype(np.float64)
     decoded = decode_unit(stored).reshape(len(values), -1).astype(np.float64)
     original /= np.maximum(np.abs(original).max(axis=1, keepdims=True), np.finfo(np.float64).tiny)

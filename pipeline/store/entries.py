@@ -1,4 +1,4 @@
-"""Plain JSON values as the dataclasses of a manifest, every entry checked for its type."""
+"""Conversion of plain JSON values to the dataclasses of a manifest, with every entry checked for its type."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 
 class EntryError(ValueError):
-    """An entry that a manifest of this version cannot have; whoever reads the file adds its name."""
+    """Entry that a manifest of this version cannot have; the reader of the file adds its name."""
 
 
 def from_dict(cls: type[T], values: Any, where: str = "") -> T:
-    """A dataclass from a JSON mapping: no entry too many, none too few, each of its declared type.
+    """Build a dataclass from a JSON mapping that has exactly its fields, each of the declared type.
 
-    where  the entry that holds the mapping, for messages
-    Raises EntryError; the dataclass's own __post_init__ may raise it, too.
+    where  the entry that contains the mapping, for messages
+    Raises EntryError; the dataclass's own __post_init__ may also raise it.
     """
     if not isinstance(values, dict):
         raise EntryError(f"{where or 'it'} must be a mapping, got {_shown(values)}")
     hints = _hints(cls)  # type: ignore[arg-type]
     if set(values) != set(hints):
         names = ", ".join(sorted(map(str, set(values) ^ set(hints))))
-        raise EntryError(f"{where or cls.__name__} has entries too many or too few: {names[:200]}")
+        raise EntryError(f"{where or cls.__name__} has missing or unknown entries: {names[:200]}")
     converted = {
         name: _convert(hints[name], value, f"{where}.{name}" if where else name)
         for name, value in values.items()

@@ -1,4 +1,4 @@
-"""A teacher pass's fields on disk: what both backends have in common, values in and values out."""
+"""Fields of a teacher pass on disk: the interface that both backends share."""
 
 from __future__ import annotations
 
@@ -24,63 +24,64 @@ if TYPE_CHECKING:
     )
 
 Values = dict[str, "NDArray[Any]"]
-"""Of one shard: field -> [rows, V, *shape]."""
+"""Values of one shard: field -> [rows, V, *shape]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenShard:
-    """What a shard's receipt says of its files."""
+    """Description of a shard's files for its receipt."""
 
     files: tuple[FileEntry, ...]
     chunk_crc32c: list[list[int]]
-    """By row: CRC-32C of the inner chunks that hold it (PASS_RECEIPT_SCHEMA); empty lists where there are none."""
+    """CRC-32C of the inner chunks that contain each row (PASS_RECEIPT_SCHEMA); empty lists without inner
+    chunks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredShard:
-    """One shard of a published pass, as its manifest and its receipt describe it."""
+    """Shard of a published pass, as its manifest and its receipt describe it."""
 
     position: int
-    """Among the shards of the pass."""
+    """Position among the shards of the pass."""
     name: str
     keys: Sequence[str]
     files: Mapping[str, FileEntry]
-    """By path in the pass's folder."""
+    """Files by their path in the pass's folder."""
     chunk_crc32c: NDArray[np.uint32] = field(default_factory=lambda: np.empty((0, 0), np.uint32))
-    """[rows, inner chunks of a row]; read only by fields that are cut into inner chunks."""
+    """[rows, inner chunks per row]; used only by fields that are divided into inner chunks."""
 
 
 @dataclass(frozen=True)
 class PassFields(ABC):
-    """The fields of one pass in one backend; picklable, and opens nothing until it is used."""
+    """Fields of one pass in one backend. Picklable; opens nothing before its first use."""
 
     folder: Path
-    """The pass's own."""
+    """Folder of the pass."""
     fields: tuple[FieldSpec, ...]
     num_shards: int
     rows_per_shard: int
-    """Rows of each shard in the arrays, be they filled or not."""
+    """Rows of each shard in the arrays, including unused ones."""
     num_views: int
 
     @abstractmethod
     def create(self) -> dict[str, str]:
-        """Write what all shards share, once, before any shard: path in the pass -> sha256."""
+        """Write the files that all shards share, once, before any shard; return path in the pass -> sha256."""
 
     @abstractmethod
     def shared_files(self) -> list[str]:
-        """Paths of what `create` writes."""
+        """Return the paths of the files that `create` writes."""
 
     @abstractmethod
     def shard_files(self, position: int, name: str) -> list[str]:
-        """Paths of the files of one shard."""
+        """Return the paths of the files of one shard."""
 
     @abstractmethod
     def inner_chunks_of_a_row(self) -> int:
-        """How many inner chunks hold a row, of all fields that are cut into them."""
+        """Return the number of inner chunks per row, over all fields that are divided into inner chunks."""
 
     @abstractmethod
     def check_shared_files(self) -> None:
-        """ManifestError unless the files that all shards share describe the arrays that are read."""
+        """Raise ManifestError unless the shared files describe the arrays that are read."""
 
     @abstractmethod
     def write_shard(
@@ -90,22 +91,22 @@ class PassFields(ABC):
 
     @abstractmethod
     def read_shard(self, shard: StoredShard) -> Values:
-        """All fields of one shard."""
+        """Read all fields of one shard."""
 
     @abstractmethod
     def open_shard(
         self, shard: StoredShard, fields: Container[str] | None = None
     ) -> dict[str, Rows]:
-        """Those fields of one shard (None: all), large ones as rows that are read when they are asked for.
+        """Open the given fields of one shard (None: all), large ones as rows that are read on demand.
 
-        Raises ManifestError where a file is missing, has another size or other bytes than the manifest says.
+        Raises ManifestError if a file is missing, or has another size or other bytes than in the manifest.
         """
 
 
 def read_entry(folder: Path, entry: FileEntry, shard: str, own_checksum: int = 0) -> bytes:
-    """The bytes of a file of a pass, compared with its manifest's size and checksum.
+    """Read a file of a pass and compare it with the manifest's size and checksum.
 
-    own_checksum  bytes of a CRC-32C with which the file ends and which the manifest's does not cover
+    own_checksum  length of the CRC-32C at the end of the file, which the manifest's checksum does not cover
     """
     path = folder / entry.path
     try:
@@ -114,12 +115,12 @@ def read_entry(folder: Path, entry: FileEntry, shard: str, own_checksum: int = 0
         raise ManifestError(f"{path} (shard {shard}) is missing; {REPAIR}") from None
     if len(data) != entry.bytes:
         raise ManifestError(
-            f"{path} (shard {shard}) has {len(data)} bytes, its manifest says {entry.bytes}; {REWRITE}"
+            f"{path} (shard {shard}) has {len(data)} bytes, but its manifest lists {entry.bytes}; {REWRITE}"
         )
     found = google_crc32c.value(data[: len(data) - own_checksum])
     if found != entry.crc32c:
         raise ManifestError(
-            f"{path} (shard {shard}) is damaged: its crc32c is {found:08x}, its manifest says "
+            f"{path} (shard {shard}) is damaged: its crc32c is {found:08x}, but its manifest lists "
             f"{entry.crc32c:08x}; {REWRITE}"
         )
     return data
@@ -127,5 +128,5 @@ def read_entry(folder: Path, entry: FileEntry, shard: str, own_checksum: int = 0
 
 def entry_of(shard: StoredShard, path: str) -> FileEntry:
     if path not in shard.files:
-        raise ManifestError(f"the manifest has no file {path} of shard {shard.name}; {REPAIR}")
+        raise ManifestError(f"the manifest lists no file {path} of shard {shard.name}; {REPAIR}")
     return shard.files[path]

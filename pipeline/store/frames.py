@@ -1,4 +1,4 @@
-"""The canonical frame: the one form in which every teacher and every student sees an image; of a table, its rows."""
+"""Canonical frames, the single form in which all networks receive images; for tables, their rows."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def decode_input(data: bytes, store: Store, where: str) -> Tensor:
-    """A record's frame, u8 [3, H, W], or its row of a table, f32 [d].
+    """Decode a record's frame, u8 [3, H, W], or its row of a table, f32 [d].
 
     where  the file and the record, for messages
-    Raises ManifestError for bytes that are not what the store says.
+    Raises ManifestError for bytes that do not match the store's manifest.
     """
     if store.is_table:
         return decode_row(data, store.size[1], where)
@@ -41,17 +41,17 @@ def decode_input(data: bytes, store: Store, where: str) -> Tensor:
         return decode_frame(data, store.size)
     except MemoryError:
         raise
-    except Exception as error:  # decoders raise whatever odd bytes lead them to
+    except Exception as error:  # decoders raise many types of exceptions for damaged bytes
         raise ManifestError(f"{where} cannot be decoded ({error}); run stages.verify") from error
 
 
 def decode_frame(data: bytes, size: tuple[int, int]) -> Tensor:
-    """The whole image in the canonical frame of (height, width) `size`: u8 [3, H, W]."""
+    """Decode the whole image in the canonical frame of (height, width) `size`: u8 [3, H, W]."""
     return resize_frame(decode_rgb(data), size)
 
 
 def resize_frame(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pixels u8 [3, H, W] at another (height, width): bilinear with antialiasing, rounded."""
+    """Resize pixels u8 [3, H, W] to another (height, width): bilinear with antialiasing, rounded."""
     if image.shape[-2:] == size:
         return image
     resized = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
@@ -59,11 +59,11 @@ def resize_frame(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def decode_mask(data: bytes, size: tuple[int, int]) -> Tensor:
-    """A mask in the canonical frame: u8 [1, H, W], 0 is background; its values are never blended."""
+    """Decode a mask in the canonical frame: u8 [1, H, W], 0 is background; its values are never interpolated."""
     with open_image(data) as image:
         values = (
             image if image.mode == "P" else image.convert("L")
-        )  # a palette's indices are classes
+        )  # the indices of a palette are classes
         mask = torch.from_numpy(np.array(values))[None]
     return (
         mask
@@ -76,28 +76,28 @@ class FrameBatch(NamedTuple):
     """Consecutive frames of a shard."""
 
     frames: Tensor
-    """u8 [n, 3, H, W]; of a table its rows, f32 [n, d]."""
+    """u8 [n, 3, H, W]; for a table its rows, f32 [n, d]."""
     heights: Tensor
-    """f32 [n], of the original images, like `widths`; of a table NO_SIZE."""
+    """f32 [n]: heights of the original images, `widths` likewise; NO_SIZE for a table."""
     widths: Tensor
     labels: Tensor
-    """As of Batch: i64 [n], or f32 [n, K] in a store with many labels a record."""
+    """As in Batch: i64 [n], or f32 [n, K] in a store with several labels per record."""
 
 
 class ShardFrames:
-    """The frames of one shard, in the order of its rows; may be read from several threads."""
+    """Frames of one shard, in the order of its rows, readable from several threads."""
 
     def __init__(
         self, store: Store, shard: ShardEntry, rows: NDArray[np.int64] | None = None
     ) -> None:
-        """rows  of the shard, ascending; None takes all"""
+        """rows  rows of the shard, ascending; None takes all"""
         records = store.index.slice(store.first_rows[shard.name], shard.records)
         self._rows = records if rows is None else records.take(rows)
         self._bytes = ShardBytes(store.path, shard)
         self._store = store
 
     def read(self, start: int, stop: int) -> FrameBatch:
-        """Frames of the rows start .. stop."""
+        """Read the frames of the rows start .. stop."""
         rows = self._rows.slice(start, stop - start)
         places = (rows[name].to_pylist() for name in ("offset", "size", "image_crc32c", "key"))
         inputs = [

@@ -1,8 +1,7 @@
-"""The index of a store and the receipts of its shards, as Parquet tables.
+"""Index of a store and receipts of its shards, as Parquet tables.
 
-A receipt is a shard's part of the index. Its file's metadata says which bytes it vouches for, and holds a
-digest of the receipt's own content: a receipt is what a manifest is written from, so a flipped bit in it
-must not become the truth.
+A receipt is a shard's part of the index. Its file's metadata lists the bytes that it covers and a digest of the
+receipt's own content. Manifests are written from receipts, so a flipped bit in a receipt must be detected.
 """
 
 from __future__ import annotations
@@ -60,10 +59,10 @@ RECEIPT_SCHEMA = pa.schema(
         }.items()
     ]
 )
-"""Columns of an image shard's receipt; docs/store-format.md says what each one holds."""
+"""Columns of an image shard's receipt, as described in docs/store-format.md."""
 
 INDEX_SCHEMA = RECEIPT_SCHEMA.append(pa.field("array_row", pa.int64(), nullable=False))
-"""Columns of index.parquet: the receipts', and each record's row in the arrays of canonical passes."""
+"""Columns of index.parquet: those of the receipts, and each record's row in the arrays of canonical passes."""
 
 PASS_RECEIPT_SCHEMA = pa.schema(
     [
@@ -76,8 +75,8 @@ PASS_RECEIPT_SCHEMA = pa.schema(
         }.items()
     ]
 )
-"""Columns of a pass's receipt: of each record its row in the shard and in the arrays, and the CRC-32C of the
-inner chunks that hold it, view by view and field by field, of the fields that are cut into inner chunks."""
+"""Columns of a pass's receipt: each record's row in the shard and in the arrays, and the CRC-32C of the inner chunks
+that contain it, view by view and field by field, for fields that are divided into inner chunks."""
 
 RECEIPTS_FOLDER = "receipts"
 
@@ -87,7 +86,7 @@ _DIGEST_KEY = "content_sha256"
 
 @dataclass(frozen=True, kw_only=True)
 class IndexRow:
-    """Where one record's bytes lie and what is known of it."""
+    """Location of one record's bytes, and its description."""
 
     record: Record
     shard: str
@@ -95,19 +94,19 @@ class IndexRow:
     offset: int
     size: int
     mask_offset: int
-    """-1 where there is no mask."""
+    """Offset of the mask; -1 without a mask."""
     mask_size: int
     height: int
-    """Of the original image, like `width`."""
+    """Height of the original image, `width` likewise."""
     width: int
     image_sha256: str
     image_crc32c: int
-    """CRC-32C (Castagnoli) of the stored bytes, compared whenever they are read; like `mask_crc32c`, 0 without
-    a mask."""
+    """CRC-32C (Castagnoli) of the stored bytes, checked whenever they are read; `mask_crc32c` likewise, 0
+    without a mask."""
     mask_crc32c: int
 
     def values(self) -> dict[str, Any]:
-        """The row as the index stores it."""
+        """Return the row as the index stores it."""
         own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "record"}
         known = ("key", "split", "label", "labels", "group")
         described = {name: getattr(self.record, name) for name in known}
@@ -115,17 +114,17 @@ class IndexRow:
 
 
 def receipt_path(folder: Path, shard: str) -> Path:
-    """Where a shard's receipt lies in a store or a pass."""
+    """Return the path of a shard's receipt in a store or a pass."""
     return folder / RECEIPTS_FOLDER / f"{shard}.parquet"
 
 
 def receipt_table(rows: list[IndexRow]) -> pa.Table:
-    """Rows as a table of RECEIPT_SCHEMA."""
+    """Convert rows to a table of RECEIPT_SCHEMA."""
     return pa.Table.from_pylist([row.values() for row in rows], schema=RECEIPT_SCHEMA)
 
 
 def index_table(receipts: list[pa.Table], rows_per_shard: int) -> pa.Table:
-    """The receipts of all shards, in their order, as a table of INDEX_SCHEMA.
+    """Concatenate the receipts of all shards, in their order, to a table of INDEX_SCHEMA.
 
     rows_per_shard  rows of an array that each shard has
     """
@@ -139,12 +138,12 @@ def index_table(receipts: list[pa.Table], rows_per_shard: int) -> pa.Table:
 
 
 def has_many_labels(index: pa.Table) -> bool:
-    """Whether any record lists its classes in `labels`; then no `label` is read."""
+    """Return whether any record lists its classes in `labels`; `label` is then not read."""
     return _longest_list(index) > 0
 
 
 def max_labels(index: pa.Table) -> int:
-    """Labels of the record that has most; 0 where none has any."""
+    """Return the largest number of labels of a record; 0 if no record has any."""
     labeled = bool((index["label"].to_numpy() != NO_LABEL).any())
     return max(_longest_list(index), int(labeled))
 
@@ -154,10 +153,10 @@ def _longest_list(index: pa.Table) -> int:
 
 
 def write_table(path: Path, table: pa.Table, metadata: dict[str, Any] | None = None) -> str:
-    """Write a Parquet file in one commit; its SHA-256.
+    """Write a Parquet file atomically and return its SHA-256.
 
-    metadata  of a receipt: JSON values for the footer, with the receipt's digest
-    The same table and metadata give the same bytes with the same pyarrow.
+    metadata  for a receipt: JSON values for the footer, to which the receipt's digest is added
+    The same table and metadata give the same bytes with the same version of pyarrow.
     """
     if metadata is not None:
         sealed = {**metadata, _DIGEST_KEY: _digest(table, metadata)}
@@ -169,10 +168,10 @@ def write_table(path: Path, table: pa.Table, metadata: dict[str, Any] | None = N
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """A table of that schema; ManifestError where the file holds anything else.
+    """Read a table of the given schema; raise ManifestError if the file contains anything else.
 
-    Read by this thread alone: Arrow's threads, still being started when a process ends, end it by SIGABRT
-    ("terminate called without an active exception"), as a busy machine showed in one of 20 runs.
+    It is read by this thread alone. If a process ends while Arrow's threads are still being started, they abort it
+    with SIGABRT ("terminate called without an active exception"), as observed in one of 20 runs on a busy machine.
     """
     try:
         source = pa.BufferReader(read_regular(path))
@@ -182,7 +181,7 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise ManifestError(f"{path} cannot be read as Parquet ({error})") from error
     if not table.schema.equals(schema, check_metadata=False):
-        raise ManifestError(f"{path} has other columns than this version writes")
+        raise ManifestError(f"{path} does not have the columns of this version")
     required = [field.name for field in schema if not field.nullable]
     if any(_null_count(chunk) for name in required for chunk in table[name].chunks):
         raise ManifestError(f"{path} has empty cells")
@@ -190,7 +189,7 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
 
 
 def read_receipt(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]:
-    """A receipt that `write_table` wrote and its metadata, checked against the digest that it holds."""
+    """Read a receipt written by `write_table` and its metadata, checked against the digest that it contains."""
     table = read_table(path, schema)
     stored = (table.schema.metadata or {}).get(_METADATA_KEY, b"{}")
     table = table.replace_schema_metadata(None)
@@ -209,13 +208,13 @@ def read_receipt(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any
         raise ManifestError(f"{path} is damaged: its metadata cannot be read") from error
     if found != claimed:
         raise ManifestError(
-            f"{path} is damaged: its content has sha256 {found[:12]}, it claims {str(claimed)[:12]!r}"
+            f"{path} is damaged: its content has sha256 {found[:12]}, but it lists {str(claimed)[:12]!r}"
         )
     return table, metadata
 
 
 def _digest(table: pa.Table, metadata: dict[str, Any]) -> str:
-    """SHA-256 of a table's values and its metadata, whatever release of pyarrow wrote them and how."""
+    """Return the SHA-256 of a table's values and metadata, independent of the pyarrow version."""
     digest = hashlib.sha256(canonical_json(metadata))
     for name, column in zip(table.column_names, table.columns, strict=True):
         digest.update(f"\n{name}\n".encode())
@@ -225,7 +224,7 @@ def _digest(table: pa.Table, metadata: dict[str, Any]) -> str:
 
 
 def _flat_values(array: pa.Array) -> Iterator[bytes]:
-    """The values of an array without nulls, and the lengths of its texts and lists, as bytes."""
+    """Yield the values of an array without nulls, and the lengths of its texts and lists, as bytes."""
     if pa.types.is_list(array.type):
         yield _bytes(pc.list_value_length(array))
         yield from _flat_values(array.flatten())
@@ -240,10 +239,10 @@ def _flat_values(array: pa.Array) -> Iterator[bytes]:
 
 
 def _null_count(array: pa.Array) -> int:
-    """Nulls of an array and of all that it is made of."""
+    """Count the nulls of an array and of its nested arrays."""
     nested = pa.types.is_list(array.type) or pa.types.is_struct(array.type)
     parts = array.flatten() if nested else []
-    if isinstance(parts, pa.Array):  # of a list; a struct gives a list of its fields
+    if isinstance(parts, pa.Array):  # a list; a struct is flattened to a list of its fields
         parts = [parts]
     return int(array.null_count + sum(map(_null_count, parts)))
 

@@ -1,9 +1,9 @@
-"""Which record a process was at when it died, so that a record that kills every process gets a name.
+"""Journal of the record that a process is working on, to identify records that kill every process.
 
-A death that no exception reports (a segmentation fault, the kernel out of memory, kill -9) leaves the
-shard's journal behind. The next process reads it, takes the suspects first and names each record before
-it touches it; a record at which processes died twice ends the run. Whoever ends by itself, well or with
-an exception, removes its journal.
+A death without an exception (a segmentation fault, the kernel's out-of-memory killer, kill -9) leaves the shard's
+journal behind. The next process reads it, tries the suspects first and writes each record's key before working on it.
+A record at which processes died twice ends the run. A process that ends by itself, successfully or with an exception,
+removes its journal.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 JOURNAL_SUFFIX = ".journal"
 _LINE_BYTES = 256
-"""One key and its padding; a key has at most 200."""
+"""One key and its padding; a key has at most 200 bytes."""
 _MAX_DEATHS = 2
 
 
 class PoisonRecordError(UserError, RuntimeError):
-    """A record that ends the process that works on it."""
+    """Record that kills the process that works on it."""
 
 
 class ShardJournal:
-    """The journal of one shard in a store's or a pass's folder; a context manager."""
+    """Journal of one shard in the folder of a store or a pass; a context manager."""
 
     def __init__(self, folder: Path, shard: str) -> None:
         self.path = folder / RECEIPTS_FOLDER / f".{shard}{JOURNAL_SUFFIX}"
         self.shard = shard
         deaths = self._read() if self.path.exists() else []
         self.follows_a_death = bool(deaths)
-        """Whether the last process at this shard died, so that each record should be named."""
+        """True if the last process at this shard died, so that each record should be named."""
         self.suspects = [key for key in dict.fromkeys(reversed(deaths)) if key]
         """Keys of the records at which processes died, the last one first."""
         self._deaths = deaths
@@ -49,7 +49,7 @@ class ShardJournal:
                 self.path.unlink(missing_ok=True)
                 raise PoisonRecordError(
                     f"record {key} (shard {self.shard}) ended {count} processes that worked on it; "
-                    "look at that image (and at the memory it needs), or take it out of the data"
+                    "check that image and the memory it needs, or remove it from the data"
                 )
         make_folder(self.path.parent)
         lines = [key.encode().ljust(_LINE_BYTES - 1) + b"\n" for key in ["", *self._deaths]]
@@ -58,7 +58,7 @@ class ShardJournal:
         return self
 
     def at(self, key: str) -> None:
-        """The process is about to work on this record."""
+        """Note that the process is about to work on this record."""
         os.pwrite(self._descriptor, key.encode().ljust(_LINE_BYTES - 1), 0)
 
     def __exit__(
@@ -71,7 +71,7 @@ class ShardJournal:
         self.path.unlink(missing_ok=True)
 
     def _read(self) -> list[str]:
-        """Where each process that died was, the first death first; empty text where it did not say."""
+        """Read the key at which each process died, the first death first; empty text if unknown."""
         raw = self.path.read_bytes().splitlines()
         lines = [line.strip().decode(errors="replace") for line in raw]
         current, *earlier = lines or [""]  # a process may die before it writes the first line

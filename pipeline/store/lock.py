@@ -1,4 +1,4 @@
-"""One writer a store: a second one is turned away instead of mixing its files with the first one's."""
+"""Locks that allow one writer per store; a second one is refused, so that their files are not mixed."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger("permafrost.store")
 
 LOCK_NAME = ".lock"
-"""An empty file that stays; who holds its lock may write."""
+"""Empty file that is never removed; the process that holds its lock may write."""
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class LockedError(UserError, RuntimeError):
-    """A folder that another process is writing to."""
+    """Folder that another process is writing to."""
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Keep every other writer out of `folder` until the block, or the process, ends.
 
-    The kernel releases the lock however the process ends, so none is ever left behind. A folder that this
-    process may only read needs no lock: a command that finds nothing to do can still end well there.
+    The kernel releases the lock however the process ends, so no lock is left behind. A folder that is read-only for
+    this process needs no lock, so a command without work to do can still succeed there.
     """
     make_folder(folder)
     descriptor = _open_lock(folder)
@@ -58,8 +58,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def _open_lock(folder: Path) -> int | None:
-    """A descriptor of the lock's file, of one that belongs to somebody else for reading, which locks as well; None
-    where there is none and none can be made, as nothing else can.
+    """Return a descriptor of the lock file, or None if it does not exist and cannot be created in a read-only folder.
+
+    A lock file of another user is opened for reading, which is sufficient for locking.
     """
     path = folder / LOCK_NAME
     try:

@@ -1,8 +1,8 @@
-"""The JSON that makes a store, or a teacher pass in it, valid; written last.
+"""Manifest of a store or of a teacher pass: the JSON that makes it valid, written last.
 
-`self_sha256` covers the manifest's own text without that line, and the manifest covers every other
-file of its folder, so that a flipped byte anywhere is found. A digest says nothing about who wrote a
-manifest, so its entries are checked for type and range, and its paths may not leave the folder.
+`self_sha256` covers the manifest's own text without that line, and the manifest covers every other file of its
+folder, so a flipped byte anywhere is detected. A digest does not authenticate the author of a manifest. Its entries
+are therefore checked for type and range, and its paths may not leave the folder.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-REPAIR = "run stages.precompute again: it writes again what is missing"
-"""The way out where a file of the store's own is gone."""
-REWRITE = "delete it and run stages.precompute again, which writes what is missing"
-"""The way out where a file of the store's own is damaged."""
+REPAIR = "run stages.precompute again, which writes missing files"
+"""Advice for a missing file of the store."""
+REWRITE = "delete it and run stages.precompute again, which writes missing files"
+"""Advice for a damaged file of the store."""
 CANONICAL_VIEW = "canonical"
-"""The sampler of a pass that saw each record's whole frame, once."""
+"""Sampler of a pass over each record's whole frame, once."""
 SAMPLERS = (CANONICAL_VIEW, "random", "rotations")
 _SELF_LINE = ' "self_sha256": "'
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -41,11 +41,11 @@ M = TypeVar("M")
 
 
 class ManifestError(UserError, ValueError):
-    """A store or a part of it that is damaged, incomplete or of another version."""
+    """Store, or a part of it, that is damaged, incomplete or of another version."""
 
 
 class StoreMismatchError(UserError, ValueError):
-    """A store that is sound but not the one the config describes."""
+    """Store that is intact but does not match the config."""
 
 
 def _require(condition: bool, error_message: str) -> None:
@@ -54,7 +54,7 @@ def _require(condition: bool, error_message: str) -> None:
 
 
 def _require_inside(path: str) -> None:
-    """EntryError unless a path stays in the folder that it is relative to."""
+    """Raise EntryError unless a path stays in the folder that it is relative to."""
     pure = PurePosixPath(path)
     _require(
         bool(path) and not pure.is_absolute() and ".." not in pure.parts and "\0" not in path,
@@ -63,20 +63,20 @@ def _require_inside(path: str) -> None:
 
 
 def _require_digest(digest: str) -> None:
-    _require(_DIGEST.fullmatch(digest) is not None, f"{digest[:80]!r} is no SHA-256")
+    _require(_DIGEST.fullmatch(digest) is not None, f"{digest[:80]!r} is not a SHA-256")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
-    """A file of the manifest's folder."""
+    """File of the manifest's folder."""
 
     path: str
-    """Relative to the manifest's folder."""
+    """Path relative to the manifest's folder."""
     bytes: int
     sha256: str
     crc32c: int = 0
-    """CRC-32C (Castagnoli), compared by readers that read the whole file: of all of a tar, and of a Zarr chunk
-    without the checksum that ends it (with it, the CRC-32C of every sound chunk is the same number)."""
+    """CRC-32C (Castagnoli), checked by readers of the whole file. It covers all of a tar. For a Zarr chunk it
+    excludes the checksum at its end (with it, every sound chunk has the same CRC-32C)."""
 
     def __post_init__(self) -> None:
         _require_inside(self.path)
@@ -86,39 +86,39 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry:
-    """One image shard."""
+    """Image shard."""
 
     name: str
     split: str
     records: int
     path: str
-    """Relative to the store; of a referenced tar absolute."""
+    """Path relative to the store, or absolute for a referenced tar."""
     bytes: int
     sha256: str
     keys_sha256: str
     referenced: bool = False
-    """Whether the file is somebody else's, indexed where it lies."""
+    """True if the file is not the store's own but an external tar, indexed in place."""
 
     def __post_init__(self) -> None:
-        _require(_NAME.fullmatch(self.name) is not None, f"{self.name[:80]!r} names no shard")
+        _require(_NAME.fullmatch(self.name) is not None, f"{self.name[:80]!r} is not a shard name")
         _require(min(self.records, self.bytes) >= 0, f"shard {self.name} has a negative size")
         _require_digest(self.sha256)
         _require_digest(self.keys_sha256)
         if self.referenced:
             absolute = PurePosixPath(self.path).is_absolute() and "\0" not in self.path
-            _require(absolute, f"the referenced tar {self.path!r} is no absolute path")
+            _require(absolute, f"the referenced tar {self.path!r} is not an absolute path")
         else:
             _require_inside(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CanonicalFrame:
-    """The one size in which every teacher and every student sees the inputs."""
+    """Single size in which teachers and students receive images."""
 
     height: int
     width: int
     format: Literal["original", "jpeg95", "raw"] = "original"
-    """original (the files' own bytes, resized when read), jpeg95 or raw (the frame itself)."""
+    """Image format: original (the files' own bytes, resized when read), jpeg95 or raw (the frame itself)."""
 
     def __post_init__(self) -> None:
         fits = min(self.height, self.width) >= 1 and self.height * self.width <= MAX_PIXELS
@@ -127,7 +127,7 @@ class CanonicalFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetIdentity:
-    """Which inputs these are: the fingerprint covers the source's options and every listed record."""
+    """Identity of the inputs; the fingerprint covers the source's options and every listed record."""
 
     name: str
     fingerprint: str
@@ -135,22 +135,22 @@ class DatasetIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreManifest:
-    """<store>/manifest.json."""
+    """Content of <store>/manifest.json."""
 
     dataset: DatasetIdentity
     classes: tuple[str, ...]
     canonical: CanonicalFrame | None
-    """None of a table."""
+    """Canonical frame; None for a table."""
     rows_per_shard: int
-    """Rows of a teacher's arrays that each shard has, be they filled or not."""
+    """Rows of each shard in a teacher's arrays, including unused ones."""
     shards: tuple[ShardEntry, ...]
     index: FileEntry
     files: dict[str, str]
-    """Every other file but the shards: path -> sha256."""
+    """SHA-256 by path of every other file except the shards."""
     skipped: tuple[dict[str, str], ...] = ()
     kind: Literal["image", "table"] = "image"
     columns: tuple[str, ...] | None = None
-    """Names of a table's columns; None where records are images."""
+    """Names of a table's columns; None if records are images."""
     multi_label: bool = False
     schema: int = SCHEMA_VERSION
 
@@ -165,11 +165,11 @@ class StoreManifest:
             f"rows_per_shard={self.rows_per_shard} is too small",
         )
         names = [shard.name for shard in self.shards]
-        _require(len(set(names)) == len(names), "two shards have one name")
+        _require(len(set(names)) == len(names), "two shards have the same name")
 
     @property
     def fingerprint(self) -> str:
-        """Of the records, their frame (or columns) and their places: what a pass and a student's order depend on."""
+        """SHA-256 of the records, their frame (or columns) and their shards, used by passes and the sampler."""
         form: dict[str, Any] = {"columns": self.columns}
         if self.canonical is not None:
             form = {"canonical": asdict(self.canonical)}
@@ -179,7 +179,7 @@ class StoreManifest:
 
 @dataclass(frozen=True, kw_only=True)
 class PassShard:
-    """One shard of a teacher pass: the rows of one image shard, field by field."""
+    """Shard of a teacher pass: the rows of one image shard, field by field."""
 
     name: str
     rows: int
@@ -187,19 +187,19 @@ class PassShard:
     files: tuple[FileEntry, ...]
 
     def __post_init__(self) -> None:
-        _require(_NAME.fullmatch(self.name) is not None, f"{self.name[:80]!r} names no shard")
+        _require(_NAME.fullmatch(self.name) is not None, f"{self.name[:80]!r} is not a shard name")
         _require(self.rows >= 0, f"shard {self.name} has {self.rows} rows")
         _require_digest(self.keys_sha256)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PassManifest:
-    """<store>/teachers/<name>-<fp8>/manifest.json."""
+    """Content of <store>/teachers/<name>-<fp8>/manifest.json."""
 
     fingerprint: str
     dataset_fingerprint: str
     store_fingerprint: str
-    """Of the records, their frame and their places, as the teacher saw them."""
+    """Fingerprint of the store (StoreManifest.fingerprint) at the time of the pass."""
     teacher: dict[str, Any]
     views: dict[str, Any]
     explainer: dict[str, Any]
@@ -208,21 +208,24 @@ class PassManifest:
     shards: tuple[PassShard, ...]
     files: dict[str, str]
     fidelity: dict[str, float] = field(default_factory=dict)
-    """Of each lossy field: the lowest cosine between a record's values and their stored form."""
+    """Lowest cosine between a record's values and their stored form, for each lossy field."""
     selection: dict[str, Any] | None = None
     partition_sha256: str | None = None
     hierarchy: list[dict[str, Any]] | None = None
-    """Of superfeature_logits: each level's coarsening and sha256 (models/additive/hierarchy.py); None where there is none."""
+    """Coarsening and sha256 of each level of superfeature_logits (models/additive/hierarchy.py); None without
+    this field."""
     made_with: dict[str, str] = field(default_factory=dict)
-    """Library versions and device, for people; outside the fingerprint."""
+    """Library versions and device, for information only; not covered by the fingerprint."""
     schema: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         check_files(self.files)
         names = [spec.name for spec in self.fields]
-        _require(len(set(names)) == len(names), "two fields have one name")
+        _require(len(set(names)) == len(names), "two fields have the same name")
         for spec in self.fields:
-            _require(_NAME.fullmatch(spec.name) is not None, f"{spec.name[:80]!r} names no field")
+            _require(
+                _NAME.fullmatch(spec.name) is not None, f"{spec.name[:80]!r} is not a field name"
+            )
             _require(min(spec.shape, default=1) >= 0, f"field {spec.name} has shape {spec.shape}")
         for section, name, kind in (
             (self.views, "count", int),
@@ -240,7 +243,7 @@ class PassManifest:
         shapes = {spec.name: spec.shape for spec in self.fields}
         _require(
             shapes.get("logits") == (self.teacher["classes"],),
-            f"logits have shape {shapes.get('logits')}, of {self.teacher['classes']} classes",
+            f"logits have shape {shapes.get('logits')} for {self.teacher['classes']} classes",
         )
         explainer = self.explainer.get("kind")
         _require(
@@ -249,7 +252,7 @@ class PassManifest:
 
 
 def check_files(files: Any) -> dict[str, str]:
-    """A manifest's `files`; EntryError unless they are digests by paths that stay in the folder."""
+    """Return a manifest's `files`; raise EntryError unless they map paths inside the folder to digests."""
     _require(isinstance(files, dict), f"files is a {type(files).__name__}")
     for path, digest in files.items():
         _require_inside(path)
@@ -259,7 +262,7 @@ def check_files(files: Any) -> dict[str, str]:
 
 
 def write_manifest(folder: Path, manifest: DataclassInstance) -> None:
-    """Publish: after this the folder's contents exist for readers."""
+    """Write the manifest, which makes the folder's contents valid for readers."""
     values = asdict(manifest)
     text = json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n"
     opening, rest = text.split("\n", 1)
@@ -268,19 +271,19 @@ def write_manifest(folder: Path, manifest: DataclassInstance) -> None:
 
 
 def read_store_manifest(folder: Path) -> StoreManifest:
-    """The store's manifest, checked against its own digest."""
+    """Read a store's manifest, checked against its own digest."""
     return read_manifest(StoreManifest, folder)
 
 
 def read_pass_manifest(folder: Path) -> PassManifest:
-    """A teacher pass's manifest, checked against its own digest."""
+    """Read a teacher pass's manifest, checked against its own digest."""
     return read_manifest(PassManifest, folder)
 
 
 def read_manifest(cls: type[M], folder: Path, made_by: str = "stages.precompute") -> M:
-    """The manifest of a folder as its dataclass; ManifestError for wrong digests, types and ranges.
+    """Read the manifest of a folder as its dataclass; raise ManifestError for wrong digests, types and ranges.
 
-    made_by  the command that makes such a folder, for messages
+    made_by  the command that creates such a folder, for messages
     """
     path = folder / MANIFEST_NAME
     values = read_checked(path, made_by)
@@ -288,15 +291,15 @@ def read_manifest(cls: type[M], folder: Path, made_by: str = "stages.precompute"
         return from_dict(cls, values)
     except EntryError as error:
         raise ManifestError(
-            f"{path} is no manifest of this version: {error}; use the permafrost version that wrote it, "
-            "or make the store anew"
+            f"{path} is not a manifest of this version: {error}; use the permafrost version that wrote it, "
+            "or create the store again"
         ) from error
 
 
 def read_checked(path: Path, made_by: str = "stages.precompute") -> dict[str, Any]:
-    """A manifest's entries, checked against its own digest and of this version's schema."""
+    """Read a manifest's entries, checked against its own digest and this version's schema number."""
     if not path.exists():
-        raise ManifestError(f"{path} does not exist; run {made_by} to make or to finish it")
+        raise ManifestError(f"{path} does not exist; run {made_by} to create or finish it")
     raw = read_regular(path)
     lines = raw.split(b"\n")
     claims = [line for line in lines if line.startswith(_SELF_LINE.encode())]
@@ -305,18 +308,18 @@ def read_checked(path: Path, made_by: str = "stages.precompute") -> dict[str, An
     found = hashlib.sha256(body).hexdigest()
     if claimed != found or not claims[0].endswith(b'",'):
         raise ManifestError(
-            f"{path} is damaged: its text has sha256 {found[:12]}, it claims {claimed[:12]!r}; where all other "
-            f"files are sound (stages.verify says so), delete it and run {made_by} to write it again"
+            f"{path} is damaged: its text has sha256 {found[:12]}, but it lists {claimed[:12]!r}; if stages.verify "
+            f"finds all other files intact, delete it and run {made_by} to write it again"
         )
     try:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{path} is no JSON ({error})") from error
+        raise ManifestError(f"{path} is not valid JSON ({error})") from error
     if not isinstance(values, dict):
         raise ManifestError(f"{path} is a {type(values).__name__}, not a mapping")
     if values.get("schema") != SCHEMA_VERSION:
         raise ManifestError(
-            f"{path} has schema {values.get('schema')!r}, this version reads schema {SCHEMA_VERSION}; "
+            f"{path} has schema {values.get('schema')!r}, but this version reads schema {SCHEMA_VERSION}; "
             "use the permafrost version that wrote it"
         )
     return values

@@ -1,4 +1,4 @@
-"""Packing a source into a store: compare with what is there, write the missing shards, publish."""
+"""Packing of a source into a store: compare with existing shards, write the missing ones, publish."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ logger = logging.getLogger("permafrost.precompute")
 
 @dataclass(frozen=True, kw_only=True)
 class PackShard:
-    """The task that packs one shard: ShardPlan -> its tar and its receipt.
+    """Task that packs one shard: ShardPlan -> its tar and its receipt.
 
-    Picklable; it opens nothing until it is called, and running it again writes the same bytes.
+    Picklable. It opens nothing until it is called, and running it again writes the same bytes.
     """
 
     needs_gpu: ClassVar[bool] = False
@@ -51,7 +51,7 @@ class PackShard:
     packing: Packing
     dataset_fingerprint: str
     published: Mapping[str, str] = field(default_factory=dict)
-    """Of a store that was published before: shard -> SHA-256 of its file, which it must have again."""
+    """SHA-256 of each shard's file if the store was published before; the shard must have it again."""
 
     def __call__(self, plan: ShardPlan) -> ShardResult:
         started = time.monotonic()
@@ -69,11 +69,11 @@ class PackShard:
 
 
 def fingerprint_dataset(config: DataConfig, revision: int, records: list[Record]) -> str:
-    """Of a source's options and code, and of every record it lists, in the order of their keys.
+    """Return the fingerprint of a source's options and code, and of every record that it lists, ordered by key.
 
-    Options that say where the files lie are left out: data that move to another folder stay the same.
+    Options that locate the files are left out, so moved data keep their fingerprint.
     """
-    # The digest of {"data": options, "records": [...], "revision": revision}, whose text is never whole in memory.
+    # Digest of {"data": options, "records": [...], "revision": revision} without holding that text in memory.
     digest = hashlib.sha256(b'{"data":' + canonical_json(config.description) + b',"records":[')
     for place, record in enumerate(sorted(records, key=lambda record: record.key)):
         digest.update((b"," if place else b"") + canonical_json(asdict(record)))
@@ -89,10 +89,10 @@ def pack(
     plans: list[ShardPlan],
     map_shards: MapShards,
 ) -> int:
-    """Write the shards that the store at `path` lacks and publish it; the number of records packed now.
+    """Write the shards that the store at `path` lacks and publish it; return the number of records packed now.
 
-    records, plans  all of the source's, as `sources.plan_source` planned them
-    Raises StoreMismatchError where the store holds other data or was planned otherwise.
+    records, plans  all records and plans of the source, from `sources.plan_source`
+    Raises StoreMismatchError if the store contains other data or was planned with other options.
     """
     packing = _packing(config, source)
     dataset = DatasetIdentity(
@@ -131,13 +131,13 @@ def pack(
 
 
 def _packing(config: PrecomputeConfig, source: Source) -> Packing:
-    """A re-encoded frame's size must be known before the images are; an original's is known after."""
+    """Derive the packing from the config; re-encoded frames need their size before the images are read."""
     on_error = config.data.on_error if isinstance(config.data, FileDataConfig) else "stop"
     side = config.store.image_size
     if source.columns is not None:
         require(
             side is None and config.store.format == "original",
-            f"store.image_size={side} and store.format={config.store.format} are of images, and "
+            f"store.image_size={side} and store.format={config.store.format} are for images, but "
             f"data={config.data.kind} has rows of a table: leave them null and original",
         )
         return Packing(columns=source.columns, on_error=on_error)

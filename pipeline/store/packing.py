@@ -1,6 +1,6 @@
-"""From planned records to a shard of images, or of a table's rows, and its receipt.
+"""Packing of planned records into a shard of images, or of a table's rows, and its receipt.
 
-A shard is a tar of our own, or somebody else's that is indexed where it lies.
+A shard is a tar of the store's own, or an external tar that is indexed in place.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
 IMAGES_FOLDER = "images"
 _MAX_MASK_DISTORTION = 0.02
 _BOX_TOLERANCE = 2.0
-"""Pixels."""
+"""Tolerance in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """How records become members of a shard."""
+    """Conversion of records to members of a shard."""
 
     columns: tuple[str, ...] | None = None
-    """Of a table, whose rows are stored as they are; None packs images, as the other options say."""
+    """Columns of a table, whose rows are stored as they are; None packs images with the other options."""
     form: Literal["original", "jpeg95", "raw"] = "original"
     size: tuple[int, int] | None = None
     """(height, width) of re-encoded frames."""
     on_error: Literal["stop", "skip"] = "stop"
 
     def describe(self) -> dict[str, Any]:
-        """What decides a shard's bytes, as its receipt repeats it."""
+        """Return the options that determine a shard's bytes, for its receipt."""
         if self.columns is not None:
             return {"columns": list(self.columns)}
         size = None if self.form == "original" or self.size is None else list(self.size)
@@ -55,30 +55,30 @@ class Packing:
 
     @property
     def failure(self) -> type[RecordError]:
-        """The error of a record that cannot be packed."""
+        """Exception class for a record that cannot be packed."""
         return ImageError if self.columns is None else RowError
 
     @property
     def content_name(self) -> str:
-        """What is packed, for messages."""
+        """Name of the packed contents, for messages."""
         return "images" if self.columns is None else "rows"
 
     @property
     def failed(self) -> str:
-        """What cannot be packed, for messages."""
+        """Verb phrase for contents that cannot be packed, for messages."""
         return "be decoded" if self.columns is None else "be stored"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedImage:
-    """One record, ready to be written."""
+    """Record that is ready to be written."""
 
     record: Record
-    """Its boxes normalized."""
+    """Record with normalized boxes."""
     content: Content
-    """As stored: the source's bytes, or the re-encoded frame."""
+    """Stored content: the source's bytes, or the re-encoded frame."""
     height: int
-    """Of the original, upright image, like `width`; NO_SIZE of a table's row."""
+    """Height of the original, upright image, `width` likewise; NO_SIZE for a table's row."""
     width: int
 
 
@@ -90,18 +90,18 @@ def write_image_shard(
     dataset_fingerprint: str,
     published: str | None = None,
 ) -> ShardEntry:
-    """Write one shard's tar and then, as its commit, its receipt; of a referenced tar the receipt only.
+    """Write one shard's tar and then, as its commit, its receipt; for a referenced tar only the receipt.
 
-    published  SHA-256 that the shard's file had when the store was published, if it was: StoreMismatchError
-               where it would be another one, before anything is replaced
+    published  SHA-256 of the shard's file in the published store, if any. StoreMismatchError is raised if it would
+               change, before anything is replaced
     """
     skipped: list[dict[str, str]] = []
     with ShardJournal(store, plan.name) as journal:
         by_key = {record.key: record for record in plan.records}
         for key in journal.suspects:
-            if key in by_key:  # the data, and so the plan, may have changed since that death
+            if key in by_key:  # the data and the plan may have changed since then
                 journal.at(key)
-                with suppress(RecordError):  # it is met again below, in its turn
+                with suppress(RecordError):  # it is handled below, in its turn
                     pack_image(source, by_key[key], packing)
         images = _packed_images(plan, source, packing, journal, skipped)
         index = _index_in_place if plan.reference is not None else _write_tar
@@ -129,8 +129,9 @@ def write_image_shard(
 
 
 def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
-    """The record's bytes, an image's checked to their last pixel; ImageError (of a table RowError) names its key and
-    its file.
+    """Read and check a record's bytes, an image's to its last pixel.
+
+    Raises ImageError, or RowError for a table, with the record's key and file.
     """
     try:
         content = source.read(record)
@@ -150,15 +151,15 @@ def pack_image(source: Source, record: Record, packing: Packing) -> PackedImage:
 
 
 def _check_mask(mask: bytes, height: int, width: int) -> None:
-    """ImageError unless the mask decodes and has the proportions of its upright image."""
+    """Raise ImageError unless the mask decodes and has the proportions of its upright image."""
     try:
         mask_height, mask_width = inspect_image(mask)
     except ImageError as error:
         raise ImageError(f"its mask {error}") from error
     if abs(mask_height * width - mask_width * height) > _MAX_MASK_DISTORTION * height * mask_width:
         raise ImageError(
-            f"its mask has {mask_width}x{mask_height} pixels, other proportions than the upright image "
-            f"of {width}x{height}"
+            f"its mask has {mask_width}x{mask_height} pixels, which do not have the proportions of the upright "
+            f"image of {width}x{height}"
         )
 
 
@@ -176,7 +177,7 @@ def _packed_images(
         except RecordError as error:
             if packing.on_error == "stop":
                 raise packing.failure(
-                    f"{error}; mend or remove it, or list such records with data.on_error=skip"
+                    f"{error}; repair or remove it, or skip such records with data.on_error=skip"
                 ) from error
             skipped.append({"key": record.key, "reason": str(error)})
 
@@ -196,7 +197,7 @@ def _reencode(content: Content, packing: Packing) -> Content:
 
 
 def _normalize(box: Box, height: int, width: int) -> Box:
-    """In [-1, 1]; annotations that are a rounding beyond the edge are cut there."""
+    """Scale a box to [-1, 1]; coordinates beyond the edge by rounding are clipped."""
     for name, value, end in (
         ("x0", box.x0, width),
         ("x1", box.x1, width),
@@ -213,14 +214,14 @@ def _normalize(box: Box, height: int, width: int) -> Box:
 
 
 def require_same_shard(path: Path, shard: str, found: str, published: str | None) -> None:
-    """StoreMismatchError where a shard's file is not the one that the store was published with.
+    """Raise StoreMismatchError if a shard's file is not the one that the store was published with.
 
-    published  its SHA-256 then; None of a store that never was
+    published  its SHA-256 at that time; None for a store that was never published
     """
     if published not in (None, found):
         raise StoreMismatchError(
-            f"{path} (shard {shard}) would have other bytes than when its store was made, and teachers have seen "
-            "those: restore that file or the data, or choose another store.path"
+            f"{path} (shard {shard}) would have other bytes than in the published store, on which teacher "
+            "passes depend: restore that file or the data, or choose another store.path"
         )
 
 

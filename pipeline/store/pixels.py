@@ -1,7 +1,7 @@
-"""From an image file's bytes to upright RGB pixels, whatever its kind; and back, for re-encoded frames.
+"""Decoding of image files of any supported kind to upright RGB pixels, and encoding of re-encoded frames.
 
-Grayscale is repeated, CMYK converted, a palette looked up; 16 bits are scaled to 8, transparency lies
-on white, and the EXIF orientation is applied, here and nowhere else.
+Grayscale is repeated, CMYK converted, a palette looked up, 16 bits scaled to 8, and transparency blended onto white.
+The EXIF orientation is applied here and only here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-# Pillow opens a format that is asked for by name only where its plugin was imported.
+# Pillow opens a format requested by name only if its plugin has been imported.
 from PIL import (  # noqa: F401
     BmpImagePlugin,
     ExifTags,
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_PIXELS = 89_478_485
-"""Of one image: a quarter of a GiB as RGB. A file that claims more is taken for a decompression bomb."""
+"""Largest number of pixels of an image, a quarter of a GiB as RGB. Larger files are treated as decompression
+bombs."""
 
 _JPEG = b"\xff\xd8\xff"
 _NPY = b"\x93NUMPY"
@@ -48,26 +49,26 @@ _UPRIGHT_BY = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what undoes it. (`ImageOps.exif_transpose` also rewrites the EXIF data, and fails
-where those are damaged.)"""
+"""EXIF orientation -> transposition that undoes it. (`ImageOps.exif_transpose` also rewrites the EXIF data, and
+fails if they are damaged.)"""
 
 
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP")
-"""Of Pillow, whatever a file's name claims. Others are left out on purpose: some start programs (an EPS is
-handed to Ghostscript), and many have parsers that few have tested."""
+"""Formats of Pillow that are accepted, independent of the file's name. Others are excluded on purpose: some
+start programs (an EPS is passed to Ghostscript), and many have rarely tested parsers."""
 
 
 class ImageError(RecordError):
-    """An image that cannot be decoded."""
+    """Image that cannot be decoded."""
 
 
 def open_image(data: bytes) -> Image.Image:
-    """The image in these bytes, of one of FORMATS and not yet decoded."""
+    """Open the image in these bytes, of one of FORMATS, without decoding it."""
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def inspect_image(data: bytes) -> tuple[int, int]:
-    """(height, width), upright, of an image that decodes to its last byte; ImageError where none does."""
+    """Return the upright (height, width) of an image that decodes to its last byte; raise ImageError otherwise."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(
@@ -79,24 +80,22 @@ def inspect_image(data: bytes) -> tuple[int, int]:
             if width * height > MAX_PIXELS:
                 raise ImageError(
                     f"claims {width}x{height} pixels, more than {MAX_PIXELS:,}: "
-                    "a decompression bomb, or an image to be made smaller first"
+                    "a decompression bomb, or an image that must be made smaller"
                 )
             upright = _to_rgb(image)
             if image.format == "PNG":
                 _check_png(data)
     except MemoryError:
         raise
-    except (
-        UnidentifiedImageError
-    ):  # its own text has a memory address, and manifests repeat reasons
-        raise ImageError("cannot be decoded: no image of a known kind") from None
-    except Exception as error:  # Pillow's parsers raise whatever damaged bytes lead them to
+    except UnidentifiedImageError:  # its text has a memory address, and manifests contain reasons
+        raise ImageError("cannot be decoded: not an image of a known kind") from None
+    except Exception as error:  # Pillow's parsers raise many types of exceptions
         raise ImageError(f"cannot be decoded: {error or type(error).__name__}") from error
     return upright.height, upright.width
 
 
 def decode_rgb(data: bytes) -> Tensor:
-    """Upright pixels u8 [3, H, W] of an image that `inspect_image` has accepted, or of a raw frame."""
+    """Decode upright pixels u8 [3, H, W] of an image that `inspect_image` has accepted, or of a raw frame."""
     import torch
     from torchvision.io import ImageReadMode, decode_image
 
@@ -104,9 +103,9 @@ def decode_rgb(data: bytes) -> Tensor:
         return torch.from_numpy(np.load(io.BytesIO(data), allow_pickle=False)).permute(2, 0, 1)
     if data.startswith(_JPEG) and not _is_rotated(data):
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        # Equal to PIL's pixels bit for bit (a test says so), and faster. PNGs are not for torchvision:
+        # Bit for bit equal to PIL's pixels (a test checks it), and faster. torchvision must not decode PNGs:
         # one damaged byte ends the process.
-        with contextlib.suppress(RuntimeError):  # of the kinds of JPEG that PIL alone can read
+        with contextlib.suppress(RuntimeError):  # some kinds of JPEG are supported by PIL only
             decoded: Tensor = decode_image(encoded, mode=ImageReadMode.RGB)
             return decoded
     with open_image(data) as image:
@@ -114,7 +113,7 @@ def decode_rgb(data: bytes) -> Tensor:
 
 
 def encode_frame(frame: Tensor, form: str) -> tuple[bytes, str]:
-    """A frame u8 [3, H, W] as `jpeg95` or `raw` (npy, u8 [H, W, 3]): its bytes and their suffix."""
+    """Encode a frame u8 [3, H, W] as `jpeg95` or `raw` (npy, u8 [H, W, 3]); return its bytes and their suffix."""
     if form == "raw":
         buffer = io.BytesIO()
         np.save(buffer, frame.permute(1, 2, 0).contiguous().numpy(), allow_pickle=False)
@@ -125,13 +124,13 @@ def encode_frame(frame: Tensor, form: str) -> tuple[bytes, str]:
 
 
 def _check_png(data: bytes) -> None:
-    """SyntaxError where a checksum is wrong; PIL's decoder would show what a lost half leaves."""
+    """Raise SyntaxError if a checksum is wrong; PIL's decoder would accept a truncated image."""
     with open_image(data) as image:
         image.verify()
 
 
 def _is_rotated(jpeg: bytes) -> bool:
-    """Whether PIL finds an orientation other than upright, be it in EXIF or in XMP."""
+    """Return whether PIL finds an orientation other than upright, in EXIF or in XMP."""
     if b"Exif\0\0" not in jpeg and b"tiff:Orientation" not in jpeg:
         return False
     with open_image(jpeg) as image:
@@ -144,7 +143,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    image.load()  # a TIFF turns itself
+    image.load()  # a TIFF is rotated when it is loaded
     method = _UPRIGHT_BY.get(_orientation(image))
     upright = image if method is None else image.transpose(method)
     if upright.mode.startswith("I") or upright.mode == "F":
@@ -157,7 +156,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bit_gray(image: Image.Image) -> Image.Image:
-    """16 bits of gray as 8; Pillow itself would cut off everything above 255."""
+    """Convert 16 bits of gray to 8; Pillow itself would clip everything above 255."""
     values = np.asarray(image)
     low, high = values.min(), values.max()
     if image.mode == "F" or low < 0 or high > np.iinfo(np.uint16).max:

@@ -1,4 +1,4 @@
-"""Which record goes into which shard: planned before anything is read, never an accident of timing."""
+"""Assignment of records to shards, planned before anything is read and independent of timing."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ MAX_KEY_BYTES = 200
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A shard to be: its position in the store, its name and its records in their order."""
+    """Planned shard: its position in the store, its name and its records in order."""
 
     position: int
     name: str
     split: str
     records: tuple[Record, ...]
     reference: str | None = None
-    """Path of somebody else's tar that holds the records already; it is indexed where it is."""
+    """Path of an external tar that already contains the records and is indexed in place."""
 
     @property
     def keys_sha256(self) -> str:
-        """Of the planned keys, whether or not all of them can be packed."""
+        """SHA-256 of the planned keys, including those of records that cannot be packed."""
         return sha256_keys([record.key for record in self.records])
 
 
 def plan_shards(records: Iterable[Record], shard_size: int, seed: int) -> list[ShardPlan]:
-    """Cut each split into shards along a global, seeded permutation of its keys.
+    """Divide each split into shards along a global, seeded permutation of its keys.
 
-    The permutation orders keys by a hash of (seed, key): a class-sorted source gives mixed shards, and
+    The permutation orders keys by a hash of (seed, key). A class-sorted source therefore gives mixed shards, and
     the plan depends neither on the source's order nor on any library's random numbers.
     """
     by_split: dict[str, list[Record]] = {}
@@ -58,7 +58,7 @@ def plan_shards(records: Iterable[Record], shard_size: int, seed: int) -> list[S
 
 
 def find_unmixed_shard(plans: Sequence[ShardPlan]) -> ShardPlan | None:
-    """The first shard with less than half of the classes that a random draw from its split would have."""
+    """Return the first shard with less than half of the classes expected in a random draw from its split."""
     by_split: dict[str, list[ShardPlan]] = {}
     for plan in plans:
         by_split.setdefault(plan.split, []).append(plan)
@@ -82,7 +82,7 @@ def _rank(key: str, seed: int) -> bytes:
 
 
 def check_keys(keys: list[str]) -> None:
-    """ConfigError unless every key is well formed and comes once."""
+    """Raise ConfigError unless every key is well formed and unique."""
     if not keys:
         raise ConfigError("the source lists no records; check data.path")
     for key in keys:

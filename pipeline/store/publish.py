@@ -1,7 +1,7 @@
-"""What is still missing in a store or a pass, and the manifest once nothing is.
+"""Missing shards of a store or a pass, and its manifest once none is missing.
 
-A file that a published store or pass has lost is missing, too: it is made again, and published when it is
-the same.
+A file that a published store or pass has lost also counts as missing. It is written again, and published if its
+bytes are the same.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ logger = logging.getLogger("permafrost.store")
 
 INDEX_NAME = "index.parquet"
 DEFAULT_FRAME_SIZE = (256, 256)
-"""Of photographs of many sizes: the 224 pixels of the field's crops are fetched from it unaliased."""
+"""Default (height, width) for photographs of various sizes; standard crops of 224 pixels are taken from it
+without aliasing."""
 
 
 # ---- images --------------------------------------------------------------------------------------
@@ -64,11 +65,10 @@ def missing_image_shards(
     classes: tuple[str, ...],
     image_size: int | None = None,
 ) -> list[ShardPlan]:
-    """The planned shards that have no receipt yet; of a published store those that lost a file, or whose tar
-    has moved.
+    """Return the planned shards that have no receipt yet; for a published store those without their file or receipt.
 
-    image_size  that the config asks for, if any
-    Raises StoreMismatchError where the store holds another data set, or another plan of this one.
+    image_size  requested by the config, if any
+    Raises StoreMismatchError if the store contains another data set, or another plan of this one.
     """
     if (store / MANIFEST_NAME).exists():
         manifest = _check_published(store, plans, dataset, packing, classes, image_size)
@@ -78,7 +78,7 @@ def missing_image_shards(
 
 
 def needs_publishing(folder: Path) -> bool:
-    """Whether a store or a pass has no manifest, or lost one of the small files that its manifest lists."""
+    """Return whether a store or a pass has no manifest, or lost one of the small files that its manifest lists."""
     if not (folder / MANIFEST_NAME).exists():
         return True
     values = read_checked(folder / MANIFEST_NAME)
@@ -87,7 +87,7 @@ def needs_publishing(folder: Path) -> bool:
 
 
 def _is_whole(store: Path, shard: ShardEntry, plan: ShardPlan) -> bool:
-    """Whether a published shard's receipt and its tar are there, the tar where the plan has it."""
+    """Return whether a published shard's receipt and its tar exist, the tar at its planned path."""
     moved = shard.referenced and plan.reference != shard.path
     return (
         not moved
@@ -111,13 +111,13 @@ def publish_store(
     rows_per_shard: int,
     max_skipped: int,
 ) -> StoreManifest:
-    """Gather the receipts into the index and write the manifest.
+    """Combine the receipts into the index and write the manifest.
 
-    image_size   side of the canonical frame; None takes the images' own where all have one, else 256
-    rows_per_shard   rows of each shard in the arrays of passes
-    Both are those of the manifest where the store was published before: its passes depend on them.
-    max_skipped  more records than this that could not be packed are an ImageError, or a RowError
-    Raises StoreMismatchError where the store was published before, and a shard has other bytes now.
+    image_size      side of the canonical frame; None takes the images' common size if they have one, else 256
+    rows_per_shard  rows of each shard in the arrays of passes
+    If the store was published before, both are taken from its manifest, because its passes depend on them.
+    max_skipped     largest number of records that could not be packed; more raise ImageError, or RowError
+    Raises StoreMismatchError if the store was published before and a shard has other bytes now.
     """
     tables, entries, files, skipped = [], [], {}, list[dict[str, str]]()
     for plan in plans:
@@ -133,13 +133,13 @@ def publish_store(
         _require_same_bytes(store, published, entries)
     if skipped and packing.on_error == "stop":
         raise packing.failure(
-            f"an earlier run skipped {len(skipped)} {packing.content_name}; the first: {skipped[0]['reason']}. Run with "
-            f"data.on_error=skip again, or mend them and delete {store}"
+            f"an earlier run skipped {len(skipped)} {packing.content_name}; the first: {skipped[0]['reason']}. Run "
+            f"again with data.on_error=skip, or repair them and delete {store}"
         )
     if len(skipped) > max_skipped:
         raise packing.failure(
             f"{len(skipped)} {packing.content_name} cannot {packing.failed}, more than data.max_skipped={max_skipped}; "
-            f"the first: {skipped[0]['reason']}. Mend them and delete {store}, or raise data.max_skipped"
+            f"the first: {skipped[0]['reason']}. Repair them and delete {store}, or raise data.max_skipped"
         )
     index = index_table(tables, rows_per_shard)
     if index.num_rows == 0:
@@ -173,37 +173,39 @@ def publish_store(
 def _read_image_receipt(
     path: Path, plan: ShardPlan
 ) -> tuple[pa.Table, ShardEntry, list[dict[str, str]]]:
-    """A receipt's rows, its shard's entry and the records that it skipped; ManifestError unless it is the plan's."""
+    """Read a receipt's rows, entry and skipped records; raise ManifestError unless it belongs to the plan."""
     table, metadata = read_receipt(path, RECEIPT_SCHEMA)
     try:
         entry = from_dict(ShardEntry, metadata["entry"])
         skipped = list(metadata["skipped"])
         gone = {record["key"] for record in skipped}
     except (EntryError, KeyError, TypeError) as error:
-        raise ManifestError(f"{path} is no receipt of this version ({error}); {REWRITE}") from error
+        raise ManifestError(
+            f"{path} is not a receipt of this version ({error}); {REWRITE}"
+        ) from error
     keys = table["key"].to_pylist()
     planned = [record.key for record in plan.records if record.key not in gone]
     if keys != planned or entry.name != plan.name or entry.keys_sha256 != sha256_keys(keys):
-        raise ManifestError(f"{path} has other records than were planned; {REWRITE}")
+        raise ManifestError(f"{path} does not have the planned records; {REWRITE}")
     return table, entry, skipped
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left: every shard is finished, so nobody needs it."""
+    """Remove the leftovers of killed processes, which are not needed once every shard is finished."""
     remove_partial_files(folder)
     for path in folder.rglob(f".*{JOURNAL_SUFFIX}"):
         path.unlink(missing_ok=True)
 
 
 def published_store(store: Path) -> StoreManifest | None:
-    """The manifest of a store that was published before; None of a new or an unfinished one."""
+    """Return the manifest of a store that was published before, or None for a new or unfinished one."""
     return read_store_manifest(store) if (store / MANIFEST_NAME).exists() else None
 
 
 def _require_same_bytes(
     store: Path, published: StoreManifest, entries: Sequence[ShardEntry]
 ) -> None:
-    """StoreMismatchError unless every shard has the bytes that the store was published with."""
+    """Raise StoreMismatchError unless every shard has the bytes that the store was published with."""
     digests = {shard.name: shard.sha256 for shard in published.shards}
     for entry in entries:
         require_same_shard(store / entry.path, entry.name, entry.sha256, digests.get(entry.name))
@@ -235,14 +237,15 @@ def _check_published(
     manifest = read_store_manifest(store)
     if manifest.classes != classes:
         raise StoreMismatchError(
-            f"{store} holds {len(manifest.classes)} classes ({', '.join(manifest.classes[:3])}, ...), the config "
-            f"describes {len(classes)} ({', '.join(classes[:3])}, ...); restore data.classes, "
+            f"{store} contains {len(manifest.classes)} classes ({', '.join(manifest.classes[:3])}, ...), but the "
+            f"config describes {len(classes)} ({', '.join(classes[:3])}, ...); restore data.classes, "
             "or choose another store.path"
         )
     if manifest.dataset != dataset:
         raise StoreMismatchError(
-            f"{store} holds data {manifest.dataset.name}-{manifest.dataset.fingerprint[:8]}, the config "
-            f"describes {dataset.name}-{dataset.fingerprint[:8]}; choose another store.path or restore the data options"
+            f"{store} contains data {manifest.dataset.name}-{manifest.dataset.fingerprint[:8]}, but the "
+            f"config describes {dataset.name}-{dataset.fingerprint[:8]}; choose another store.path, or restore "
+            "the data options"
         )
     skipped = {entry["key"] for entry in manifest.skipped}
     planned = [
@@ -257,7 +260,7 @@ def _check_published(
     if manifest.columns != packing.columns:
         names = [", ".join(columns or ()) for columns in (manifest.columns, packing.columns)]
         raise StoreMismatchError(
-            f"{store} holds the columns {names[0]}; the config describes {names[1]}: restore data.features, "
+            f"{store} contains the columns {names[0]}, but the config describes {names[1]}: restore data.features, "
             "data.exclude and data.categorical, or choose another store.path"
         )
     canonical = manifest.canonical
@@ -265,8 +268,8 @@ def _check_published(
         return manifest
     if packing.form != canonical.format or image_size not in (None, canonical.height):
         raise StoreMismatchError(
-            f"{store} holds frames of {canonical.height}x{canonical.width} pixels as {canonical.format}, the config "
-            f"asks for store.image_size={image_size} store.format={packing.form}; choose another store.path"
+            f"{store} contains frames of {canonical.height}x{canonical.width} pixels as {canonical.format}, but "
+            f"the config has store.image_size={image_size} store.format={packing.form}; choose another store.path"
         )
     return manifest
 
@@ -279,18 +282,18 @@ def _has_receipt(store: Path, plan: ShardPlan, dataset: DatasetIdentity, packing
     described = [metadata.get(n) for n in ("dataset_fingerprint", "planned_keys_sha256", "packing")]
     if described != [dataset.fingerprint, plan.keys_sha256, packing.describe()]:
         raise StoreMismatchError(
-            f"{path} belongs to an unfinished store of other data, another plan or another format; "
-            "finish that one with its own options, choose another store.path, or delete the folder"
+            f"{path} belongs to an unfinished store with other data, another plan or another format; "
+            "finish it with its own options, choose another store.path, or delete the folder"
         )
     return has_size(store / str(metadata["entry"]["path"]), metadata["entry"]["bytes"])
 
 
 def read_metadata(path: Path, schema: pa.Schema) -> dict[str, Any] | None:
-    """What a receipt vouches for; None where there is none, or a damaged one, whose shard is then done again."""
+    """Read a receipt's metadata; None if the receipt is missing or damaged, so that its shard is written again."""
     if not path.exists():
         return None
     try:
         return read_receipt(path, schema)[1]
     except ManifestError as error:
-        logger.warning("%s; its shard is done again", error)
+        logger.warning("%s; its shard will be written again", error)
         return None

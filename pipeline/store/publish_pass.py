@@ -1,4 +1,4 @@
-"""Publishing a teacher pass: which of its shards are missing, and the manifest that makes it exist."""
+"""Publication of a teacher pass: its missing shards, and the manifest that makes it valid."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ if TYPE_CHECKING:
 
 
 _FEWEST_THAT_DIFFER = 8
-"""Records: fewer may well be the same picture."""
+"""Number of records from which equal logits are an error; fewer may be copies of one picture."""
 
 
 CONSTANT_LOGITS = (
-    "the teacher gives every record the same logits, so it has nothing to teach: check teacher.weights, "
+    "the teacher produces the same logits for every record: check teacher.weights, "
     "teacher.mean and teacher.std"
 )
 
 
 class ConstantLogitsError(UserError, ValueError):
-    """A teacher that says the same of every record."""
+    """Teacher that produces the same logits for every record."""
 
 
 def missing_pass_shards(folder: Path, shards: Sequence[ShardEntry]) -> list[ShardEntry]:
-    """The store's shards that this pass has no receipt for; of a published pass those that lost a file.
+    """Return the store's shards that this pass has no receipt for; for a published pass those that lost a file.
 
-    The folder is named by a fingerprint that covers the store's shards, so a receipt found there is
-    this pass's; it counts where the files it vouches for are there.
+    The folder is named by a fingerprint that covers the store's shards, so a receipt in it belongs to this pass. A
+    receipt counts if the files that it lists exist.
     """
     if (folder / MANIFEST_NAME).exists():
         held = {shard.name: shard.files for shard in read_pass_manifest(folder).shards}
@@ -82,9 +82,9 @@ def publish_pass(
     shared_files: dict[str, str],
     device: str,
 ) -> PassManifest:
-    """Gather the receipts and write the pass's manifest.
+    """Combine the receipts and write the pass's manifest.
 
-    Raises ConstantLogitsError where the teacher says the same of every record.
+    Raises ConstantLogitsError if the teacher produces the same logits for every record.
     """
     entries, files, fidelity = [], dict(shared_files), dict[str, float]()
     same_logits = set[str | None]()
@@ -94,7 +94,9 @@ def publish_pass(
         keys = sha256_keys(table["key"].to_pylist())
         covers_all = description["selection"] is None
         if keys != metadata["keys_sha256"] or (covers_all and keys != shard.keys_sha256):
-            raise ManifestError(f"{path} has other records than shard {shard.name}; {REWRITE}")
+            raise ManifestError(
+                f"{path} does not have the records of shard {shard.name}; {REWRITE}"
+            )
         if table.num_rows:
             same_logits.add(metadata["constant_logits"])
         files[path.relative_to(folder).as_posix()] = sha256_file(path)

@@ -1,4 +1,4 @@
-"""A finished store, opened for reading: manifests checked, index in memory, shards on demand."""
+"""Reading of a finished store: checked manifests, the index in memory, shards opened on demand."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Store:
 
     @cached_property
     def index(self) -> pa.Table:
-        """One row a record (index.INDEX_SCHEMA), in the order of the shards."""
+        """One row per record (index.INDEX_SCHEMA), in the order of the shards."""
         path = self.path / self.manifest.index.path
         _check_digest(path, self.manifest.index.sha256)
         index = read_table(path, INDEX_SCHEMA)
@@ -71,7 +71,7 @@ class Store:
         return dict(zip((shard.name for shard in self.manifest.shards), starts, strict=True))
 
     def shard_keys(self, shard: ShardEntry) -> list[str]:
-        """The shard's keys in their order."""
+        """Return the shard's keys in their order."""
         keys: list[str] = (
             self.index["key"].slice(self.first_rows[shard.name], shard.records).to_pylist()
         )
@@ -79,21 +79,21 @@ class Store:
 
     @property
     def is_table(self) -> bool:
-        """Whether its records are rows of a table."""
+        """True if its records are rows of a table."""
         return self.manifest.columns is not None
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the canonical frame; of a table (1, columns)."""
+        """(height, width) of the canonical frame, or (1, columns) for a table."""
         canonical = self.manifest.canonical
         if canonical is None:
             return 1, len(self.manifest.columns or ())
         return canonical.height, canonical.width
 
     def pass_folders(self, *, stored_views: bool = False) -> list[Path]:
-        """Folders of the published teacher passes, by name.
+        """Return the folders of the published teacher passes, sorted by name.
 
-        stored_views  those of stored views, for replay; otherwise those of the canonical view
+        stored_views  select passes of stored views, for replay, instead of passes of the canonical view
         """
         folders = sorted(
             path.parent for path in (self.path / TEACHERS_FOLDER).glob(f"*/{MANIFEST_NAME}")
@@ -101,25 +101,25 @@ class Store:
         return [f for f in folders if _has_stored_views(f) == stored_views]
 
     def _unfinished_passes(self) -> list[Path]:
-        """Folders of passes without a manifest, by name."""
+        """Return the folders of passes without a manifest, sorted by name."""
         folders = sorted(path for path in (self.path / TEACHERS_FOLDER).glob("*/"))
         return [folder for folder in folders if not (folder / MANIFEST_NAME).exists()]
 
     def open_pass(self, name: str, *, stored_views: bool = False) -> TeacherPass:
-        """The pass whose folder is `name`, or ends with those 8 digits."""
+        """Open the pass whose folder is `name`, or ends with those 8 digits."""
         folders = self.pass_folders(stored_views=stored_views)
         found = [f for f in folders if name in (f.name, f.name.rsplit("-", 1)[-1])]
         if len(found) != 1:
             names = ", ".join(folder.name for folder in folders) or "none"
             raise StoreMismatchError(
-                f"{self.path} holds no {_kind(stored_views)} {name!r}; set store.teacher to one of: {names}"
+                f"{self.path} has no {_kind(stored_views)} {name!r}; set store.teacher to one of: {names}"
             )
         return TeacherPass(self, found[0])
 
     def open_passes(
         self, names: Sequence[str] = (), *, stored_views: bool = False
     ) -> list[TeacherPass]:
-        """The named passes, in that order; no name stands for the only one that the store holds."""
+        """Open the named passes, in that order; without names the only one that the store contains."""
         folders = self.pass_folders(stored_views=stored_views)
         if not folders:
             how = "and views=random" if stored_views else ""
@@ -128,11 +128,11 @@ class Store:
                 f" ({', '.join(unfinished)} missing: that pass is unfinished)" if unfinished else ""
             )
             raise StoreMismatchError(
-                f"{self.path} holds no {_kind(stored_views)}{hint}; run stages.precompute with a teacher {how}".rstrip()
+                f"{self.path} has no {_kind(stored_views)}{hint}; run stages.precompute with a teacher {how}".rstrip()
             )
         if not names and len(folders) > 1:
             raise StoreMismatchError(
-                f"{self.path} holds several {_kind(stored_views, 'passes')}; set store.teacher to one or more of: "
+                f"{self.path} has several {_kind(stored_views, 'passes')}; set store.teacher to one or more of: "
                 + ", ".join(folder.name for folder in folders)
             )
         return [
@@ -140,7 +140,7 @@ class Store:
         ]
 
     def canonical_of(self, replayed: TeacherPass) -> TeacherPass:
-        """The canonical pass of the teacher that made stored views; precompute writes it first."""
+        """Open the canonical pass of the teacher of a pass of stored views; precompute writes it first."""
         for folder in self.pass_folders():
             manifest = read_pass_manifest(folder)
             if (manifest.teacher, manifest.explainer) == (
@@ -149,28 +149,28 @@ class Store:
             ):
                 return TeacherPass(self, folder)
         raise StoreMismatchError(
-            f"{self.path} holds no canonical pass of the teacher of {replayed.name}; run stages.precompute with it"
+            f"{self.path} has no canonical pass of the teacher of {replayed.name}; run stages.precompute with it"
         )
 
 
 def _check_digest(path: Path, expected: str) -> None:
-    """ManifestError unless a file is there and has that SHA-256."""
+    """Raise ManifestError unless a file exists and has that SHA-256."""
     try:
         found = sha256_file(path)
     except FileNotFoundError:
         raise ManifestError(f"{path} is missing; {REPAIR}") from None
     if found != expected:
         raise ManifestError(
-            f"{path} is damaged: it has sha256 {found[:12]}, its manifest says {expected[:12]}; {REWRITE}"
+            f"{path} is damaged: it has sha256 {found[:12]}, but its manifest lists {expected[:12]}; {REWRITE}"
         )
 
 
 def _check_index(path: Path, index: pa.Table, manifest: StoreManifest) -> None:
-    """ManifestError unless the index has the shards' rows in their order, and only labels of the classes."""
+    """Raise ManifestError unless the index has the shards' rows in order, and only labels of the classes."""
     records = [shard.records for shard in manifest.shards]
     if index.num_rows != sum(records):
         raise ManifestError(
-            f"{path} has {index.num_rows} rows, the manifest's shards {sum(records)} records; run stages.verify"
+            f"{path} has {index.num_rows} rows, but the manifest lists {sum(records)} records; run stages.verify"
         )
     starts = np.repeat(np.cumsum([0, *records[:-1]]), records)
     rows = np.arange(index.num_rows) - starts
@@ -190,7 +190,7 @@ def _check_index(path: Path, index: pa.Table, manifest: StoreManifest) -> None:
     wrong = [name for name, is_sound in sound.items() if not is_sound]
     if wrong:
         raise ManifestError(
-            f"{path} has values in {', '.join(wrong)} that its manifest rules out; run stages.verify"
+            f"{path} has values in {', '.join(wrong)} that contradict its manifest; run stages.verify"
         )
 
 
@@ -203,7 +203,7 @@ def _kind(stored_views: bool, noun: str = "pass") -> str:
 
 
 class TeacherPass:
-    """One teacher's fields over a store."""
+    """Fields of one teacher over a store."""
 
     def __init__(self, store: Store, folder: Path) -> None:
         self.store = store
@@ -212,7 +212,7 @@ class TeacherPass:
         expected = store.manifest.dataset.fingerprint
         if self.manifest.dataset_fingerprint != expected:
             raise StoreMismatchError(
-                f"{folder} was computed on data {self.manifest.dataset_fingerprint[:12]}, the store holds "
+                f"{folder} was computed on data {self.manifest.dataset_fingerprint[:12]}, but the store contains "
                 f"{expected[:12]}; remove the folder and run stages.precompute again"
             )
         rows = [(shard.name, shard.records, shard.keys_sha256) for shard in store.manifest.shards]
@@ -230,7 +230,7 @@ class TeacherPass:
             )
 
     def _check_files(self) -> None:
-        """ManifestError where the manifest lists other files than a pass of its fields has."""
+        """Raise ManifestError if the files in the manifest are not those of a pass with its fields."""
         receipts = [f"{RECEIPTS_FOLDER}/{shard.name}.parquet" for shard in self.manifest.shards]
         expected = {*self.fields.shared_files(), *receipts}
         odd = sorted(expected ^ set(self.manifest.files))
@@ -239,39 +239,39 @@ class TeacherPass:
             odd += sorted(files ^ set(self.fields.shard_files(position, shard.name)))
         if odd:
             raise ManifestError(
-                f"{self.folder / MANIFEST_NAME} lists other files than its fields have: {', '.join(odd[:3])}; "
+                f"{self.folder / MANIFEST_NAME} does not list the files of its fields: {', '.join(odd[:3])}; "
                 "remove the folder and run stages.precompute again"
             )
 
     @property
     def name(self) -> str:
-        """The folder's name: <teacher>-<fp8>."""
+        """Name of the folder: <teacher>-<fp8>."""
         return self.folder.name
 
     @property
     def num_classes(self) -> int:
-        """Of the teacher, which may know other classes than the data."""
+        """Number of the teacher's classes, which may differ from the classes of the data."""
         return int(self.manifest.teacher["classes"])
 
     @property
     def explainer(self) -> str | None:
-        """Kind of the explainer that made its maps; None where it holds none."""
+        """Kind of the explainer that produced its maps; None without maps."""
         kind: str | None = self.manifest.explainer.get("kind")
         return kind
 
     @property
     def views(self) -> dict[str, Any]:
-        """Which views it covers, and how they were drawn: passes that agree here have the same matrices."""
+        """Views that it covers and the way they were drawn; passes with equal views have the same matrices."""
         return self.manifest.views
 
     @property
     def num_views(self) -> int:
-        """V."""
+        """Number V of views."""
         return int(self.manifest.views["count"])
 
     @cached_property
     def fields(self) -> PassFields:
-        """The backend that holds the fields."""
+        """Backend that stores the fields."""
         shards = self.manifest.shards
         most = self.store.manifest.rows_per_shard
         if self.manifest.selection is not None:
@@ -281,7 +281,7 @@ class TeacherPass:
         )
 
     def shard_keys(self, shard: ShardEntry) -> list[str]:
-        """Of the image shard's records, those that the pass covers, in its order."""
+        """Return the keys of the image shard's records that the pass covers, in the shard's order."""
         if self.manifest.selection is None:
             return self.store.shard_keys(shard)
         if shard.name not in self._positions:
@@ -290,22 +290,25 @@ class TeacherPass:
         return keys
 
     def rows_of(self, shard: ShardEntry) -> NDArray[np.int64]:
-        """For each record of the image shard its row in `read_shard`, -1 where it is not covered: i64 [records]."""
+        """Return each record's row in `read_shard`, -1 if it is not covered: i64 [records of the image shard]."""
         if self.manifest.selection is None:
             return np.arange(shard.records)
         covered = {key: row for row, key in enumerate(self.shard_keys(shard))}
         return np.array([covered.get(key, -1) for key in self.store.shard_keys(shard)], np.int64)
 
     def read_shard(self, shard: ShardEntry) -> Values:
-        """Every field of one shard: [covered records, V, *shape]."""
+        """Read every field of one shard: [covered records, V, *shape]."""
         return self.fields.read_shard(self.stored_shard(shard))
 
     def open_shard(self, shard: ShardEntry, fields: Container[str]) -> dict[str, Rows]:
-        """Those fields of it, large ones as rows that are read when they are asked for."""
+        """Open the given fields of one shard, large ones as rows that are read on demand."""
         return self.fields.open_shard(self.stored_shard(shard), fields)
 
     def fields_of(self, payload: str) -> list[str]:
-        """The fields of a payload (attention, class_maps, pooled, superfeature_logits) without their scales; none where the pass has it not."""
+        """Return the fields of a payload without their scales; empty if the pass does not contain it.
+
+        payload  attention, class_maps, pooled or superfeature_logits
+        """
         return [
             spec.name
             for spec in self.manifest.fields
@@ -314,10 +317,10 @@ class TeacherPass:
         ]
 
     def stored_shard(self, shard: ShardEntry) -> StoredShard:
-        """Where the rows of an image shard lie in this pass, and which bytes they have."""
+        """Describe where the rows of an image shard are stored in this pass, and their checksums."""
         receipt = receipt_path(self.folder, shard.name)
         if not receipt.is_file():
-            raise ManifestError(f"{receipt} is missing, so its shard has no receipt; {REPAIR}")
+            raise ManifestError(f"{receipt} is missing; {REPAIR}")
         position = self._positions[shard.name]
         entry = self.manifest.shards[position]
         keys = self.shard_keys(shard)

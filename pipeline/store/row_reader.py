@@ -1,8 +1,8 @@
-"""Some rows of a field of one shard, without keeping the whole of it in memory.
+"""Reading of some rows of a field of one shard, without the whole field in memory.
 
-A run draws a few rows of many shards in every step. A large field (a B-cos network's weights: 600 kB a view)
-is cut into inner chunks of a row or a few, so those are read one by one, as images are from their tar. Zarr
-itself reads whole shards well, and a single row many times slower than this.
+A run draws a few rows of many shards in every step. A large field (a B-cos network's weights: 600 kB per view)
+is divided into inner chunks of one or a few rows, which are read one by one, like images from their tar. Zarr
+itself reads whole shards well, but is many times slower than this for a single row.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 CHECKSUM_BYTES = 4
 _INDEX_ENTRY_BYTES = 16
 _BLOSC_SIZE = slice(4, 8)
-"""Where Blosc's header has the number of bytes before compression."""
+"""Position in Blosc's header of the number of bytes before compression."""
 _BLOSC_BYTES = slice(12, 16)
-"""Where it has those after."""
+"""Position in Blosc's header of the number of bytes after compression."""
 _COMPRESSION_OVERHEAD = 4096
-REREAD = "stages.verify names every damaged file"
+REREAD = "run stages.verify to list every damaged file"
 
 
 class Rows(Protocol):
-    """A field of one shard, [rows, V, *shape]; an array is one."""
+    """Field of one shard, [rows, V, *shape]; an array satisfies this protocol."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,14 +42,14 @@ class Rows(Protocol):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """As stored."""
+        """Stored dtype."""
 
     def __getitem__(self, at: tuple[NDArray[np.int64], NDArray[np.int64]]) -> NDArray[Any]:
-        """Rows and a view of each: [n, *shape]."""
+        """Return rows and one view of each: [n, *shape]."""
 
 
 class SelectedRows:
-    """Of an array, only the rows that a run's selection needs."""
+    """Rows of an array that a run's selection needs."""
 
     def __init__(self, array: NDArray[Any], rows: NDArray[np.int64]) -> None:
         """rows  ascending"""
@@ -64,12 +64,12 @@ class SelectedRows:
 
 
 class InnerChunkRows:
-    """A field that Zarr's sharding codec wrote (zarr-specs, `sharding_indexed` 1.0).
+    """Field written by Zarr's sharding codec (zarr-specs, `sharding_indexed` 1.0).
 
-    The file is the inner chunks in any order, then the offset and the length of each (u64, in C order of the
-    grid of inner chunks), then the CRC-32C of those. An inner chunk is Blosc where it is compressed, then its
-    own CRC-32C. That one says that the chunk is whole; the pass's receipt has it, too, and says that it is the
-    right one.
+    The file contains the inner chunks in any order, then the offset and the length of each (u64, in C order of the
+    grid of inner chunks), then the CRC-32C of those. An inner chunk is Blosc data if it is compressed, followed by
+    its own CRC-32C. This checksum shows that the chunk is whole. The pass's receipt also contains it, which shows
+    that it is the right chunk.
     """
 
     def __init__(
@@ -84,17 +84,17 @@ class InnerChunkRows:
         checksums: NDArray[np.uint32],
         file_bytes: int,
     ) -> None:
-        """shape       (rows, V, *shape) of the records that are there
+        """shape           (rows, V, *shape) of the existing records
         rows_per_shard  rows that the file has room for
-        inner       rows and views of an inner chunk, which has the rest whole
-        checksums   CRC-32C of the inner chunks of each row, [rows, V / inner views]
-        file_bytes  size of the file, as the manifest has it
-        Raises ManifestError where the file is missing or has another size.
+        inner           rows and views of an inner chunk, which spans the other axes
+        checksums       CRC-32C of the inner chunks of each row, [rows, V / inner views]
+        file_bytes      size of the file in the manifest
+        Raises ManifestError if the file is missing or has another size.
         """
         self.path = path
         self._checksums = checksums
         if checksums.shape != (shape[0], shape[1] // inner[1]):
-            raise ManifestError(f"{path}: its receipt has no checksums of its chunks; {REPAIR}")
+            raise ManifestError(f"{path} has no checksums of its chunks in the receipt; {REPAIR}")
         try:
             with open_regular(path) as file:
                 found = os.fstat(file.fileno()).st_size
@@ -102,7 +102,7 @@ class InnerChunkRows:
             raise ManifestError(f"{path} is missing; {REPAIR}") from None
         if found != file_bytes:
             raise ManifestError(
-                f"{path} has {found} bytes, its manifest says {file_bytes}; {REWRITE}"
+                f"{path} has {found} bytes, but its manifest lists {file_bytes}; {REWRITE}"
             )
         self.shape = shape
         self.dtype = np.dtype(dtype)
@@ -128,14 +128,14 @@ class InnerChunkRows:
     def _read_chunk(self, file: int, chunk: int, checksum: int) -> NDArray[Any]:
         offset, length = (int(entry) for entry in self._index[chunk])
         if length > self._most_bytes:
-            raise ManifestError(f"{self.path} is damaged: a chunk of {length} bytes; {REREAD}")
+            raise ManifestError(f"{self.path} is damaged: a chunk has {length} bytes; {REREAD}")
         try:
             data = os.pread(file, length, offset)
         except (OSError, OverflowError) as error:
             raise ManifestError(f"{self.path} cannot be read ({error}); {REREAD}") from error
         if len(data) != length or data[-CHECKSUM_BYTES:] != checksum.to_bytes(4, "little"):
             raise ManifestError(
-                f"{self.path} is damaged: inner chunk {chunk} is not the one that its receipt names; {REREAD}"
+                f"{self.path} is damaged: inner chunk {chunk} is not the one in its receipt; {REREAD}"
             )
         return decode_chunk(
             data,
@@ -147,7 +147,7 @@ class InnerChunkRows:
 
     @property
     def _most_bytes(self) -> int:
-        """Above what an inner chunk takes, compressed or not."""
+        """Upper bound on the size of an inner chunk, compressed or not."""
         values = int(np.prod((*self.inner, *self.shape[2:]))) * self.dtype.itemsize
         return 2 * values + _COMPRESSION_OVERHEAD
 
@@ -166,7 +166,7 @@ class InnerChunkRows:
 
 
 def read_chunk_checksums(data: bytes, chunks: int) -> NDArray[np.uint32]:
-    """The CRC-32C of each of a file's inner chunks, which end with it: u32 [chunks], in their order."""
+    """Return the CRC-32C at the end of each of a file's inner chunks: u32 [chunks], in their order."""
     index_bytes = chunks * _INDEX_ENTRY_BYTES + CHECKSUM_BYTES
     index = np.frombuffer(data[-index_bytes:-CHECKSUM_BYTES], np.uint64).reshape(-1, 2)
     ends = index.sum(axis=1).astype(np.int64)
@@ -177,14 +177,14 @@ def read_chunk_checksums(data: bytes, chunks: int) -> NDArray[np.uint32]:
 def decode_chunk(
     data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], *, compressed: bool, path: Path
 ) -> NDArray[Any]:
-    """A chunk as Zarr's codecs wrote it (bytes, Blosc where compressed, CRC-32C): an array of that shape.
+    """Decode a chunk written by Zarr's codecs (bytes, Blosc if compressed, CRC-32C) to an array of that shape.
 
-    Raises ManifestError, with `path`, where the chunk is damaged or holds another number of values.
+    Raises ManifestError, with `path`, if the chunk is damaged or has another number of values.
     """
     body = strip_checksum(data, path)
     expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if compressed:
-        # Blosc itself believes its header, and reads and writes beyond its buffers where that is wrong.
+        # Blosc itself trusts its header, and reads and writes beyond its buffers if the header is wrong.
         sizes = [int.from_bytes(body[part], "little") for part in (_BLOSC_SIZE, _BLOSC_BYTES)]
         if sizes != [expected, len(body)]:
             raise ManifestError(f"{path} is damaged: its chunk has another size; {REREAD}")
@@ -195,13 +195,13 @@ def decode_chunk(
             raise ManifestError(f"{path} cannot be decompressed ({error}); {REREAD}") from error
     elif len(body) != expected:
         raise ManifestError(
-            f"{path} holds {len(body)} bytes, not those of {dtype} {list(shape)}; {REREAD}"
+            f"{path} has {len(body)} bytes, which do not match {dtype} {list(shape)}; {REREAD}"
         )
     return np.frombuffer(body, dtype).reshape(shape)
 
 
 def strip_checksum(data: bytes, path: Path) -> bytes:
-    """The bytes before their CRC-32C; ManifestError, with `path`, where it is not theirs."""
+    """Return the bytes before their CRC-32C; raise ManifestError, with `path`, if it does not match them."""
     body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
     if google_crc32c.value(body) != int.from_bytes(checksum, "little"):
         raise ManifestError(f"{path} is damaged: a chunk's checksum is wrong; {REREAD}")

@@ -1,4 +1,4 @@
-"""A table's rows as members of a shard: npy files, float32 [d].
+"""Encoding of a table's rows as members of a shard: npy files, float32 [d].
 
 Shape letter: d columns.
 """
@@ -21,16 +21,16 @@ _TYPE = np.dtype("<f4")
 
 
 class RowError(RecordError):
-    """A row that is not all finite numbers."""
+    """Row with values that are not finite numbers."""
 
 
 def encode_row(values: NDArray[np.float32]) -> bytes:
-    """[d] as npy, which `numpy.load` reads without pickle."""
+    """Encode [d] as npy, which `numpy.load` reads without pickle."""
     return encode_npy(values.astype(_TYPE))
 
 
 def decode_row(data: bytes, columns: int, where: str = "a row") -> Tensor:
-    """f32 [d] of a row of `columns` values, as `encode_row` wrote it.
+    """Decode a row of `columns` values written by `encode_row`: f32 [d].
 
     where  the file and the record, for messages
     """

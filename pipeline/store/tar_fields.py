@@ -1,4 +1,7 @@
-"""The backend webdataset: <pass>/<shard>.tar, the image shard's keys in its order, a member {key}.<field>.npy each."""
+"""Backend webdataset: one tar <pass>/<shard>.tar per image shard.
+
+It contains one member {key}.<field>.npy per record and field, in the order of the image shard's keys.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class WebDatasetFields(PassFields):
-    """One tar a shard, for tools that read WebDataset and zip it with the images."""
+    """Fields in one tar per shard, for tools that read WebDataset and combine it with the images."""
 
     def create(self) -> dict[str, str]:
         return {}
@@ -91,7 +94,7 @@ class WebDatasetFields(PassFields):
 
 
 def _list_members(data: bytes, path: Path) -> dict[str, tuple[int, int]]:
-    """Offset and size of the members of a tar, by name."""
+    """Return offset and size of the members of a tar, by name."""
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             return {m.name: (m.offset_data, m.size) for m in tar if m.isreg()}

@@ -1,4 +1,4 @@
-"""Shards as plain tars: written byte for byte the same everywhere, read by offset without parsing."""
+"""Shards as plain tars, written byte for byte reproducibly and read by offset without parsing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class TarShard:
-    """A tar whose bytes depend on its members alone, written by webdataset.TarWriter: no times, owners or modes."""
+    """Tar without times, owners or modes, so that its bytes depend on its members only (webdataset.TarWriter)."""
 
     def __init__(self, file: HashingFile) -> None:
         from webdataset.writer import TarWriter  # imports torch
@@ -34,43 +34,43 @@ class TarShard:
         if error[0] is None:
             self.close()
             return
-        # Left open, its stream would write the rest when it is collected, long after the file was closed.
-        with suppress(Exception):  # the error that led here says more
+        # An open stream would write the rest when it is garbage-collected, long after the file was closed.
+        with suppress(Exception):  # the original error is more informative
             self._writer.close()
 
     def close(self) -> None:
-        """Write the end of the tar; a second time nothing."""
+        """Write the end of the tar; a second call writes nothing."""
         self._writer.close()
 
     def add(self, key: str, suffix: str, data: bytes) -> int:
-        """Append the member <key>.<suffix>; the offset of its data in the file."""
+        """Append the member <key>.<suffix> and return the offset of its data in the file."""
         self._writer.write({"__key__": key, suffix: data})
         blocks = -(-len(data) // tarfile.BLOCKSIZE)
         return int(self._writer.tarstream.offset) - blocks * tarfile.BLOCKSIZE
 
 
 def recovery_hint(shard: ShardEntry, ours: str) -> str:
-    """What to do about a shard's file, which may be somebody else's.
+    """Return the advice for a missing or damaged file of a shard, which may be an external tar.
 
-    ours  where it is the store's own
+    ours  advice for a file of the store's own
     """
     if not shard.referenced:
         return ours
     return (
-        "it is not the store's own: restore it, or, where the tars lie elsewhere now, run stages.precompute "
+        "it is not the store's own file: restore it, or, if the tars have moved, run stages.precompute "
         "with data.path=<their folder>"
     )
 
 
 class ShardBytes:
-    """A shard's tar, open: bytes by offset, without parsing, from any thread.
+    """Open tar of a shard, read by offset from any thread without parsing.
 
-    Read, not mapped: mapped pages would count as this process's memory until the whole store is in it.
-    The file closes with its last reference, in C: a Ctrl-C that meets a `__del__` would be swallowed there.
+    It is read, not mapped: mapped pages would count as this process's memory until the whole store is in it.
+    The file closes with its last reference, in C, because a Ctrl-C during a `__del__` would be swallowed.
     """
 
     def __init__(self, store: Path, shard: ShardEntry) -> None:
-        """Raises ManifestError where the file is missing or has another size than its manifest says."""
+        """Raises ManifestError if the file is missing or does not have the size in its manifest."""
         self.path = store / shard.path
         self.shard = shard
         try:
@@ -80,19 +80,19 @@ class ShardBytes:
         found = os.fstat(self._file.fileno()).st_size
         if found != shard.bytes:
             raise ManifestError(
-                f"{self.path} (shard {shard.name}) has {found} bytes, its manifest says {shard.bytes}; "
+                f"{self.path} (shard {shard.name}) has {found} bytes, but its manifest lists {shard.bytes}; "
                 f"{recovery_hint(shard, REWRITE)}"
             )
 
     def read(self, offset: int, size: int, crc32c: int, key: str) -> bytes:
-        """Exactly `size` bytes from `offset`; ManifestError unless they are those that were packed.
+        """Read exactly `size` bytes from `offset`; raise ManifestError unless they are the packed bytes.
 
-        crc32c  of the bytes, as the index has it
+        crc32c  of the bytes, from the index
         key     of the record, for messages
         """
         if not 0 <= offset <= offset + size <= self.shard.bytes:
             raise ManifestError(
-                f"{self.path} (shard {self.shard.name}, record {key}): the index names bytes {offset} to "
+                f"{self.path} (shard {self.shard.name}, record {key}): the index lists bytes {offset} to "
                 f"{offset + size} of {self.shard.bytes}; run stages.verify"
             )
         try:
@@ -104,6 +104,6 @@ class ShardBytes:
         if len(data) != size or google_crc32c.value(data) != crc32c:
             raise ManifestError(
                 f"{self.path} (shard {self.shard.name}, record {key}) is damaged: the bytes {offset} to "
-                f"{offset + size} are not those that were packed; {recovery_hint(self.shard, REWRITE)}"
+                f"{offset + size} are not the packed bytes; {recovery_hint(self.shard, REWRITE)}"
             )
         return data

@@ -1,4 +1,4 @@
-"""Is every byte of a store what its manifests say, and does every row make sense?"""
+"""Verification of a store: compare every byte with its manifests, and check the values of every row."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 
 def verify_store(path: Path) -> Iterator[str]:
-    """Every problem of a store and its passes, as one line that names the file, the shard or the record.
+    """Yield every problem of a store and its passes, as one line that names the file, the shard or the record.
 
-    Where a manifest is damaged, what it covers is compared with the receipts, which have digests of their own.
+    If a manifest is damaged, the files that it covers are compared with the receipts, which have their own digests.
     """
     try:
         store = Store(path)
@@ -63,7 +63,7 @@ def verify_store(path: Path) -> Iterator[str]:
             yield from _verify_index(store)
     for folder in sorted((path / TEACHERS_FOLDER).glob("*/")):
         if not (folder / MANIFEST_NAME).exists():
-            yield f"{folder / MANIFEST_NAME} is missing: the pass is unfinished; run its stages.precompute again"
+            yield f"{folder / MANIFEST_NAME} is missing: the pass is unfinished; run stages.precompute again"
         elif store is not None:
             yield from _verify_pass(store, folder, rows_too=sound)
         else:
@@ -82,7 +82,7 @@ def _verify_shards(store: Store) -> Iterator[str]:
 
 
 def _verify_shard(path: Path, shard: ShardEntry) -> Iterator[str]:
-    """Compare a shard's file with its entry. A referenced tar is its owner's: nobody is told to delete it."""
+    """Compare a shard's file with its entry. For a referenced tar the advice is never to delete it."""
     hint = f"; {recovery_hint(shard, '')}" if shard.referenced else ""
     try:
         found = sha256_file(path / shard.path)
@@ -92,7 +92,7 @@ def _verify_shard(path: Path, shard: ShardEntry) -> Iterator[str]:
         yield f"{error}{hint}"
     else:
         if found != shard.sha256:
-            yield f"{path / shard.path} has sha256 {found[:12]}, its manifest says {shard.sha256[:12]}{hint}"
+            yield f"{path / shard.path} has sha256 {found[:12]}, but its manifest lists {shard.sha256[:12]}{hint}"
 
 
 def _verify_files(
@@ -101,12 +101,12 @@ def _verify_files(
     also_known: Container[str] = (),
     ignored: tuple[str, ...] = (),
 ) -> Iterator[str]:
-    """The folder holds the described files, with their bytes, and no others; a digest of None is not checked."""
+    """Check that the folder contains exactly the described files, with their digests (None is not checked)."""
     for name, digest in described.items():
         if not (folder / name).is_file():
             yield f"{folder / name} is missing"
         elif digest is not None and (found := sha256_file(folder / name)) != digest:
-            yield f"{folder / name} has sha256 {found[:12]}, its manifest says {digest[:12]}"
+            yield f"{folder / name} has sha256 {found[:12]}, but its manifest lists {digest[:12]}"
     for path in sorted(p for p in folder.rglob("*") if not p.is_dir()):
         name = path.relative_to(folder).as_posix()
         if name.partition("/")[0] in ignored or name in also_known:
@@ -116,11 +116,11 @@ def _verify_files(
         if name.endswith((PARTIAL_SUFFIX, JOURNAL_SUFFIX)):
             yield f"{path} was left by a process that was killed; delete it"
         else:
-            yield f"{path} is in no manifest"
+            yield f"{path} is not in any manifest"
 
 
 def _verify_receipts(path: Path) -> Iterator[str]:
-    """Check the receipts of a store whose manifest cannot be read, and the shards by what these say."""
+    """Check the receipts of a store with an unreadable manifest, and the shards against them."""
     for receipt in sorted((path / RECEIPTS_FOLDER).glob("*.parquet")):
         try:
             table, metadata = read_receipt(receipt, RECEIPT_SCHEMA)
@@ -129,12 +129,12 @@ def _verify_receipts(path: Path) -> Iterator[str]:
             yield str(error) if str(receipt) in str(error) else f"{receipt} is damaged: {error}"
             continue
         if sha256_keys(table["key"].to_pylist()) != shard.keys_sha256:
-            yield f"{receipt} has other keys than its entry says"
+            yield f"{receipt} does not have the keys of its entry"
         yield from _verify_shard(path, shard)
 
 
 def _verify_pass_files(folder: Path) -> Iterator[str]:
-    """Check the files of a pass whose store's manifest cannot be read."""
+    """Check the files of a pass in a store with an unreadable manifest."""
     try:
         manifest = read_pass_manifest(folder)
     except (ManifestError, FileError) as error:
@@ -151,7 +151,7 @@ def _pass_files(manifest: PassManifest) -> dict[str, str | None]:
 
 def _verify_artifact(folder: Path) -> Iterator[str]:
     if not (folder / MANIFEST_NAME).exists():
-        yield f"{folder} has no manifest: the artifact is unfinished; delete it, whoever needs it makes it again"
+        yield f"{folder} has no manifest: the artifact is unfinished; delete it, and it is created again when needed"
         return
     try:
         files = check_files(read_checked(folder / MANIFEST_NAME).get("files"))
@@ -169,11 +169,11 @@ def _verify_index(store: Store) -> Iterator[str]:
         return
     keys = index["key"].to_pylist()
     if len(set(keys)) != len(keys):
-        yield f"{store.path}: the index names a key twice"
+        yield f"{store.path}: the index contains a key twice"
     for shard in store.manifest.shards:
         rows = index.slice(store.first_rows[shard.name], shard.records)
         if sha256_keys(rows["key"].to_pylist()) != shard.keys_sha256:
-            yield f"shard {shard.name}: the index's keys are not the manifest's"
+            yield f"shard {shard.name}: the keys in the index do not match the manifest"
         try:
             receipt, _ = read_receipt(receipt_path(store.path, shard.name), RECEIPT_SCHEMA)
         except ManifestError as error:
@@ -215,7 +215,7 @@ def _verify_pass(store: Store, folder: Path, rows_too: bool) -> Iterator[str]:
             or not known
             or (entry.rows, entry.keys_sha256) != (len(keys), sha256_keys(keys))
         ):
-            yield f"{teacher.name}: shard {shard.name} does not hold the image shard's records"
+            yield f"{teacher.name}: shard {shard.name} does not have the records of the image shard"
             continue
         try:
             values = teacher.read_shard(shard)

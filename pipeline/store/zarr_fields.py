@@ -1,13 +1,13 @@
-"""The backend zarr: <pass>/fields.zarr/<field>, a Zarr v3 array for each field.
+"""Backend zarr: <pass>/fields.zarr/<field>, a Zarr v3 array for each field.
 
-Chunk i is manifest shard i, so a short last shard shifts no other row; rows past a shard's last record are padding
-(NaN or -1). A record of 4 KiB and more (a B-cos network's weights) is compressed, and a chunk of more than 64 MiB is
-cut into inner ones.
+Chunk i is shard i of the manifest, so a short last shard does not shift other rows. Rows past a shard's last record
+are padding (NaN or -1). Fields with 4 KiB or more per record (a B-cos network's weights) are compressed, and a chunk
+of more than 64 MiB is divided into inner chunks.
 
-Zarr encodes, but commits go through core/files.py: its own local store never syncs. Zarr never reads, either: for it a
-missing chunk is fill, and metadata of its second format may name codecs that run code. A chunk is read as bytes,
-compared with the size and the checksum that the manifest gives, and decoded by the layout that the fields imply. Stock
-Zarr reads the same files; verification checks their zarr.json for it.
+Zarr encodes, but commits go through core/files.py, because Zarr's local store never syncs. Zarr never reads here: it
+treats a missing chunk as fill, and metadata of its second format may name codecs that run code. A chunk is read as
+bytes, compared with the size and the checksum in the manifest, and decoded by the layout that the fields imply.
+Standard Zarr reads the same files; verification checks their zarr.json for it.
 """
 
 from __future__ import annotations
@@ -54,11 +54,12 @@ _MAX_CHUNK_BYTES = 64 * 2**20
 
 
 _INNER_CHUNK_BYTES = 64 * 2**10
-"""Before compression: what is read for one row; one view of one record where that is larger."""
+"""Bytes before compression that are read for one row; one view of one record if that is larger."""
 
 
 _COMPRESSED_RECORD_BYTES = 4 * 2**10
-"""Fields of smaller records are small in all, and read in whole chunks."""
+"""Size per record from which fields are compressed; smaller fields are small as a whole and read in whole
+chunks."""
 
 
 _INTEGER_PADDING = -1
@@ -92,7 +93,7 @@ class ZarrFields(PassFields):
 
     @cached_property
     def _is_metadata_sound(self) -> Literal[True]:
-        """Checked once; ManifestError otherwise."""
+        """True; the check runs once and raises ManifestError if it fails."""
         group = {"zarr_format": 3, "node_type": "group"}
         _check_metadata(self.folder / FIELDS_FOLDER / "zarr.json", group)
         for spec in self.fields:
@@ -116,7 +117,7 @@ class ZarrFields(PassFields):
         return WrittenShard(files=tuple(entries), chunk_crc32c=by_row)
 
     def _row_checksums(self, spec: FieldSpec, data: bytes, rows: int) -> NDArray[np.uint32]:
-        """[rows, inner chunks of a row] of a field's file."""
+        """Return the checksums [rows, inner chunks per row] of a field's file."""
         inner_rows, inner_views = self._inner(spec)
         per_row = self.num_views // inner_views
         checksums = read_chunk_checksums(data, self.rows_per_shard // inner_rows * per_row)
@@ -182,7 +183,7 @@ class ZarrFields(PassFields):
         return self.rows_per_shard * self.num_views * _record_bytes(spec) > _MAX_CHUNK_BYTES
 
     def _inner(self, spec: FieldSpec) -> tuple[int, int]:
-        """Rows and views of an inner chunk: of as many rows as fit, or of one view of one row."""
+        """Return the rows and views of an inner chunk: as many rows as fit, or one view of one row."""
         row_bytes = self.num_views * _record_bytes(spec)
         if row_bytes > _INNER_CHUNK_BYTES:
             return 1, 1
@@ -195,7 +196,7 @@ class ZarrFields(PassFields):
         return {f"{FIELDS_FOLDER}/{name}": data for name, data in contents.items()}
 
     def _metadata(self, spec: FieldSpec) -> dict[str, Any]:
-        """What an array's zarr.json says (zarr-specs, v3); made here, so that readers need no Zarr."""
+        """Build an array's zarr.json (zarr-specs, v3) here, so that readers do not need Zarr."""
         tail = (self.num_views, *spec.shape)
         outer = [self.rows_per_shard, *tail]
         codecs = _codecs(spec)
@@ -222,7 +223,7 @@ class ZarrFields(PassFields):
         }
 
     def _encode(self, spec: FieldSpec, values: NDArray[Any] | None) -> tuple[bytes, bytes]:
-        """A chunk's bytes (empty where `values` is None) and the array's zarr.json."""
+        """Encode a chunk's bytes (empty if `values` is None) and the array's zarr.json."""
         import zarr
         from zarr.storage import MemoryStore
 
@@ -253,7 +254,7 @@ class ZarrFields(PassFields):
 
 
 def _record_bytes(spec: FieldSpec) -> int:
-    """Of one view of one record."""
+    """Return the size in bytes of one view of one record."""
     return int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
 
 
@@ -262,7 +263,7 @@ def _is_compressed(spec: FieldSpec) -> bool:
 
 
 def _compressors(spec: FieldSpec) -> list[Any]:
-    """Lossless; the checksum is outermost, as a flipped bit may pass a decompressor unseen."""
+    """Return the lossless codecs; the checksum is outermost, because a decompressor may miss a flipped bit."""
     from zarr.codecs import BloscCodec, Crc32cCodec
 
     if not _is_compressed(spec):
@@ -276,7 +277,7 @@ def _compressors(spec: FieldSpec) -> list[Any]:
 
 
 def _padding(dtype: str) -> float | int:
-    """The value of rows that no record has."""
+    """Return the value of rows without a record."""
     return float("nan") if dtype.startswith("float") else _INTEGER_PADDING
 
 
@@ -286,7 +287,7 @@ def _dimension_names(spec: FieldSpec) -> tuple[str, ...]:
 
 
 def _attributes(spec: FieldSpec) -> dict[str, Any]:
-    """What a reader of the array alone has to know of its values."""
+    """Return the attributes that a reader of the array alone needs to interpret its values."""
     described = asdict(spec)
     attributes = {
         name: described[name] for name in ("codec", "when_moved", "frame", "crop_fraction")
@@ -315,7 +316,7 @@ _LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
 def _codecs(spec: FieldSpec) -> list[dict[str, Any]]:
-    """Of a chunk, as zarr.json names them."""
+    """Return the codecs of a chunk, as zarr.json names them."""
     itemsize = np.dtype(spec.dtype).itemsize
     codecs: list[dict[str, Any]] = [_LITTLE_ENDIAN if itemsize > 1 else {"name": "bytes"}]
     if _is_compressed(spec):
@@ -326,15 +327,16 @@ def _codecs(spec: FieldSpec) -> list[dict[str, Any]]:
 
 
 def _check_metadata(path: Path, expected: dict[str, Any]) -> None:
-    """ManifestError unless a zarr.json says the expected, and has no other entry that is not empty: a release of Zarr
-    may write other bytes, and entries that say nothing.
+    """Raise ManifestError unless a zarr.json has the expected entries, and no other entries that are not empty.
+
+    Another version of Zarr may write other bytes and additional empty entries.
     """
     try:
         values = json.loads(read_regular(path))
     except FileNotFoundError:
         raise ManifestError(f"{path} is missing; {REPAIR}") from None
     except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{path} is no JSON ({error}); {REWRITE}") from error
+        raise ManifestError(f"{path} is not valid JSON ({error}); {REWRITE}") from error
     found = values if isinstance(values, dict) else {}
     different = [
         name

@@ -1,4 +1,4 @@
-"""The students of a sweep: planning, running and choosing them.
+"""The students of a sweep: planning, running and selecting them.
 
 The command itself is stages/sweep.py.
 Read first: plan.py.

@@ -1,4 +1,4 @@
-"""The students of a sweep: every arm with every point of the grid that it knows and every seed."""
+"""The students of a sweep: every arm with every point of the grid that applies to it, and every seed."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _OWN_SECTIONS = ("arms", "grid", "select", "seeds", "parallel", "run")
 
 
 def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
-    """Every student of the sweep, seeds outermost; ConfigError where arms, grid or options do not fit.
+    """Plan every student of the sweep, with seeds outermost. Raises ConfigError if arms, grid or options do not fit.
 
-    base  overrides typed on the command line, which all arms share
+    base  overrides from the command line, shared by all arms
     """
     shared = [word for word in base if section_of(word) not in _OWN_SECTIONS]
     known: set[str] = set()
@@ -49,21 +49,21 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
             evaluate: EvaluateConfig = place_paths(build_verb_config("evaluate", composed))
             require(
                 trained.trainer.ranks == 1 or config.executor == "serial",
-                f"trainer.ranks={trained.trainer.ranks} in arm {arm}: ranks would wait for what other students "
-                "hold; take executor=serial for students one after the other, or trainer.ranks=1",
+                f"trainer.ranks={trained.trainer.ranks} in arm {arm}: ranks would wait for resources of other "
+                "students; set executor=serial to train one student after the other, or trainer.ranks=1",
             )
             require(
                 evaluate.model == "student",
-                "a sweep evaluates students: evaluate the teacher once, with stages.evaluate model=teacher",
+                "model=teacher is not supported in a sweep; evaluate the teacher with stages.evaluate model=teacher",
             )
             if config.select is not None:
                 check_selection(config.select, trained, evaluate)
             planned.append((arm, point, trained, evaluate, _fingerprints(trained, evaluate)))
     for option in config.grid:
         require(
-            option in known, f"grid: no arm knows the option {option}; correct it or leave it out"
+            option in known, f"grid: no arm has the option {option}; correct it or leave it out"
         )
-    # Seeds outermost: whatever finishes first is comparable.
+    # Seeds are outermost, so that the students that finish first are comparable.
     students = [
         _student(config.run, arm, point, replace(trained, seed=seed), evaluate, inputs)
         for seed in config.seeds
@@ -73,14 +73,14 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
     for student in students:
         require(
             names.count(student.name) == 1,
-            f"grid: two points make the same student of arm {student.arm}, one of them "
+            f"grid: two points result in the same student of arm {student.arm}, one of them "
             f"{point_label(student.point)}; name each value once",
         )
     return [_with_baselines(student, students) for student in students]
 
 
 def _with_baselines(student: Student, students: Sequence[Student]) -> Student:
-    """The student, compared with that of its seed where an evaluator's baseline is an arm; an arm with nobody itself."""
+    """Replace evaluator baselines that are arms by that arm's student with the same seed, or None for its own arm."""
     runs: dict[str, str | None] = {}
     for arm in named_baselines(student.evaluate) & {other.arm for other in students}:
         of_arm = {o.name: o.point for o in students if (o.arm, o.seed) == (arm, student.seed)}
@@ -89,15 +89,16 @@ def _with_baselines(student: Student, students: Sequence[Student]) -> Student:
 
 
 def baselines_first(students: Sequence[Student]) -> list[list[Student]]:
-    """Those first that others are compared with."""
+    """Split students into those that are baselines of others, which come first, and the rest."""
     compared = {name for student in students for name in named_baselines(student.evaluate)}
     first = [student for student in students if student.name in compared]
     return [first, [student for student in students if student.name not in compared]]
 
 
 def _points(words: list[str], grid: dict[str, tuple[Any, ...]]) -> Iterator[Point]:
-    """The points of the options that an arm knows; a choice of group (optimizer: [adam, sgd]) may
-    decide which those are.
+    """Iterate over the points of the options that an arm has.
+
+    A choice of a config group, such as optimizer: [adam, sgd], may determine these options.
     """
     choices = {option: values for option, values in grid.items() if "." not in option}
     for choice in iter_points(choices):
@@ -136,7 +137,7 @@ def _fingerprints(trained: DistillConfig, evaluate: EvaluateConfig) -> list[str]
 
 
 def matching_run(arm: str, point: Point, candidates: Mapping[str, Point]) -> str:
-    """The only run of an arm whose options of the grid are not other than `point`'s.
+    """Return the only run of an arm whose grid options agree with those of `point`.
 
     candidates  run -> its point
     """
@@ -147,7 +148,7 @@ def matching_run(arm: str, point: Point, candidates: Mapping[str, Point]) -> str
     ]
     if len(found) != 1:
         raise ConfigError(
-            f"baseline={arm} names an arm with {len(found)} students that fit one point of another arm; choose an arm "
-            "without options of its own in grid, or name a run"
+            f"baseline={arm} names an arm with {len(found)} students that match one point of another arm; choose an "
+            "arm without separate options in grid, or name a run"
         )
     return found[0]

@@ -1,4 +1,4 @@
-"""Running the students of a sweep that are not finished, and keeping count of them."""
+"""Execution of the unfinished students of a sweep, with progress and errors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ logger = logging.getLogger("permafrost.sweep")
 
 
 class StudentRunner:
-    """Runs students side by side; a student that fails does not stop the others."""
+    """Runner of students in parallel. A failed student does not stop the others."""
 
     def __init__(self, run_tasks: RunTasks, build_task: Callable[[StudentRun], Task]) -> None:
         self.run_tasks = run_tasks
         self.build_task = build_task
         self.done: set[str] = set()
-        """Names of the students that were trained or evaluated."""
+        """Names of the students that were trained or evaluated by this runner."""
         self.errors: list[str] = []
 
     def finish(self, runs: Sequence[StudentRun]) -> None:
@@ -54,7 +54,7 @@ class StudentRunner:
 
 
 def _invisible(run: StudentRun) -> str:
-    """The error where a task has run and its metrics are not here; empty where they are."""
+    """Return an error message if a task finished but its metrics are not visible here, otherwise an empty string."""
     if run.is_done:
         return ""
-    return f"it ran on a machine whose {run.metrics} is not this one's; give a run= on a folder that all share"
+    return f"{run.metrics} of the machine that ran it is not visible here; set run= to a folder on shared storage"

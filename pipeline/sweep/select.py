@@ -1,4 +1,4 @@
-"""The point that an arm is reported at: chosen by a metric on a split that is not reported."""
+"""Selection of the point of each arm to report, by a metric on a split that is not reported."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ if TYPE_CHECKING:
 
 
 def split_and_metric(select: str) -> tuple[str, str]:
-    """The two halves of the option `select`; ConfigError where the metric is not known."""
+    """Split the option `select` into split and metric. Raises ConfigError if the metric is unknown."""
     split, _, metric = select.partition(".")
     require(
         metric_of(metric) is not None,
-        f"select={select}: choose one of the metrics {', '.join(comparable_metrics())}",
+        f"select={select} names an unknown metric; choose one of {', '.join(comparable_metrics())}",
     )
     return split, metric
 
 
 def check_selection(select: str, trained: DistillConfig, evaluate: EvaluateConfig) -> None:
-    """ConfigError unless the split is there, and neither learned from nor reported."""
+    """Raise ConfigError unless the split exists and is neither trained on nor reported."""
     split, _ = split_and_metric(select)
     require(
         split not in evaluate.evaluate.splits,
-        f"select={select}: {split} is one of evaluate.splits, where the chosen students are reported; "
-        "choose by another split",
+        f"select={select}: {split} is one of evaluate.splits, on which the selected students are reported; "
+        "select on another split",
     )
     require(
         split != trained.split or evaluate.evaluate.store is not None,
-        f"select={select}: students learn from {split}; keep records out of training with "
-        f"subset.holdout=10 and choose by select={HOLDOUT}.accuracy",
+        f"select={select}: students are trained on {split}; hold out records with subset.holdout=10 and set "
+        f"select={HOLDOUT}.accuracy",
     )
     if split == HOLDOUT:
         require(
             trained.subset.holdout > 0,
-            f"select={select}, but subset.holdout=0 keeps no records out of training; set it to a "
-            "number of each class, as in subset.holdout=10",
+            f"select={select}, but subset.holdout=0 holds out no records; set it to a number per class, as in "
+            "subset.holdout=10",
         )
     else:
         rows_of_split(open_evaluation_store(evaluate, evaluate.store.teacher)[0].index, split)
@@ -59,9 +59,9 @@ def check_selection(select: str, trained: DistillConfig, evaluate: EvaluateConfi
 def choose(
     students: Sequence[Student], split: str, metric: str
 ) -> tuple[list[dict[str, Any]], list[Student]]:
-    """All evaluated students as rows with their values, and the students of each arm's best point.
+    """Return all evaluated students as rows with their values, and the students of each arm's best point.
 
-    An arm of which a student is missing is not chosen from.
+    An arm with a missing student is skipped.
     """
     values = {
         student.name: _value(student, split, metric)
@@ -94,6 +94,6 @@ def _value(student: Student, split: str, metric: str) -> float:
     if math.isnan(value):
         known = [name for name, found in numbers.items() if metric_of(name) and found == found]
         raise ConfigError(
-            f"select={split}.{metric}: {path} has no {metric}; choose one of {', '.join(known)}"
+            f"select={split}.{metric}, but {path} has no {metric}; choose one of {', '.join(known)}"
         )
     return float(value)

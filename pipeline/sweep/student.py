@@ -1,4 +1,4 @@
-"""A student of a sweep, and the runs that train it and evaluate it."""
+"""A student of a sweep, and the runs that train and evaluate it."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class StudentRun:
-    """A student to train, where it is not trained yet, and to evaluate; done when its metrics are there."""
+    """A student to train, unless it is trained, and to evaluate. The run is done when its metrics exist."""
 
     distill: DistillConfig
     evaluate: EvaluateConfig
     metrics_folder: str = "evaluate"
-    """The folder of the metrics, in the run's."""
+    """Folder of the metrics within the run's folder."""
 
     @property
     def name(self) -> str:
-        """The student's run."""
+        """Name of the student's run."""
         return self.distill.run
 
     @property
     def metrics(self) -> Path:
-        """By split, as evaluate writes them."""
+        """File with the metrics by split, as written by evaluate."""
         return RUNS / self.name / self.metrics_folder / METRICS_NAME
 
     @property
     def is_done(self) -> bool:
-        """Whether every evaluator is; ConfigError where one was asked otherwise."""
+        """True if every evaluator is done. Raises ConfigError if one was run with other options."""
         return not missing_evaluators(self.metrics.parent, self.evaluate)
 
     @property
     def epochs(self) -> int:
-        """Epochs that may still have to be trained."""
+        """Maximum number of epochs that remain to be trained."""
         return 0 if is_finished(RUNS / self.name / "distill") else self.distill.trainer.epochs
 
 
@@ -56,32 +56,32 @@ class Student:
 
     arm: str
     point: Point
-    """Of the grid: the options that its arm knows."""
+    """Point of the grid, restricted to the options that its arm has."""
     seed: int
     distill: DistillConfig
     evaluate: EvaluateConfig
 
     @property
     def name(self) -> str:
-        """Its run."""
+        """Name of the student's run."""
         return self.distill.run
 
     @property
     def row(self) -> dict[str, Any]:
-        """As sweep.json lists it."""
+        """Row of the student in sweep.json."""
         return {"arm": self.arm, "point": self.point, "seed": self.seed, "run": self.name}
 
     def final_run(self) -> StudentRun:
-        """What makes its metrics on evaluate.splits."""
+        """Return the run that computes its metrics on evaluate.splits."""
         return StudentRun(distill=self.distill, evaluate=self.evaluate)
 
     def selection_run(self, split: str, metric: str) -> StudentRun:
-        """What makes the metric on the split by which points are chosen, and on no other."""
+        """Return the run that computes the metric only on the split by which points are selected."""
         options = self.evaluate.evaluate
         options = replace(
             options,
             splits=(split,),
-            # What was held out is of the store that the student learns from, wherever it is reported.
+            # Held-out records are in the store that the student is trained on, not in evaluate.store.
             store=None if split == HOLDOUT else options.store,
             shift=ShiftOptions(),
             num_pictures=0,

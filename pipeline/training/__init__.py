@@ -1,5 +1,5 @@
-"""Jobs, their training loop, steps, checkpoints and targets, for teachers and students alike.
+"""Training jobs, the training loop, steps, checkpoints and targets, for both teachers and students.
 
-Losses belong to pipeline/losses; the processes that ranks run in to pipeline/cluster.
+Losses are in pipeline/losses, and the processes that ranks run in are in pipeline/cluster.
 Read first: run.py, then step.py and loop.py.
 """

@@ -1,7 +1,8 @@
-"""Pretraining of a loss's auxiliary modules on the teacher alone: a paraphraser, a head.
+"""Pretraining of a loss's auxiliary modules, such as a paraphraser or a head, on the teacher alone.
 
-It reads the batches of the student's first epochs, with an optimizer of its own, and the first checkpoint holds the
-result. A run that is killed in this phase begins it again and comes to the same; one that goes on later skips it.
+It reads the batches of the student's first epochs, uses a separate optimizer, and stores the result in the first
+checkpoint. A run that is killed in this phase starts it again with the same result. A run that resumes from a
+checkpoint skips it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def pretrain_loss(training: Training, stream: TrainLoader) -> None:
         value = _train_epoch(training, stream, phase, optimizer, epoch)
         if training.distributed.is_first:
             logger.info(
-                "the teacher's part of the loss, epoch %d/%d: %.4f", epoch + 1, phase.epochs, value
+                "pretraining of the loss, epoch %d/%d: %.4f", epoch + 1, phase.epochs, value
             )
     for parameter in phase.parameters:
         parameter.grad = None
@@ -48,7 +49,7 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     epoch: int,
 ) -> float:
-    """The mean of the term over the epoch's steps."""
+    """Train for one epoch, and return the mean of the term over its steps."""
     device = phase.parameters[0].device
     values = []
     for step, batch in enumerate(stream.epoch(epoch)):

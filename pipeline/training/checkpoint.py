@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a training, written in one commit."""
+"""Checkpoints: the state of a training, written atomically."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHECKPOINT_NAME = "checkpoint.pt"
 
 
 def save_checkpoint(training: Training, folder: Path) -> None:
-    """Write the whole state in one commit: the old checkpoint stands until the new one does."""
+    """Write the whole state atomically. The old checkpoint remains valid until it is replaced."""
     if not training.distributed.is_first:
         return
     buffer = io.BytesIO()
@@ -23,12 +23,12 @@ def save_checkpoint(training: Training, folder: Path) -> None:
 
 
 def load_checkpoint(training: Training, folder: Path) -> None:
-    """Go on from the folder's checkpoint, every rank from the same; nothing happens where there is none."""
+    """Resume every rank from the folder's checkpoint, or do nothing if there is none."""
     path = folder / CHECKPOINT_NAME
     if path.exists():
         device = next(training.model.parameters()).device
         training.load_state(torch.load(path, map_location=device, weights_only=True))
     training.distributed.require_equal(
         [training.epoch, training.step, training.global_step],
-        f"ranks found different checkpoints in {folder}: the run's folder must lie on storage that all nodes share",
+        f"ranks found different checkpoints in {folder}; put the run's folder on storage that all nodes share",
     )

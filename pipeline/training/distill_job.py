@@ -1,4 +1,4 @@
-"""From the options of `distill` to a training: which passes teach, and everything that fits them together."""
+"""The training job of `distill`: resolves its options to passes, dataset, loss and transforms."""
 
 from __future__ import annotations
 
@@ -31,21 +31,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """A TrainingJob: one student."""
+    """The TrainingJob of one student."""
 
     config: DistillConfig
     folder: Path
 
     @property
     def trainer(self) -> TrainerOptions:
-        """How long, and by how many ranks."""
+        """Trainer options, such as epochs and number of ranks."""
         return self.config.trainer
 
     def prepare(self, distributed: DistributedContext) -> None:
-        """Nothing: a student's store is complete."""
+        """Do nothing, because the store of a student is complete."""
 
     def plan(self) -> TrainingSpec:
-        """Everything that decides how it goes; ConfigError or StoreMismatchError where options do not fit."""
+        """Build the specification of the training.
+
+        Raises ConfigError or StoreMismatchError if the options do not fit the store.
+        """
         from pipeline.loading.dataset import StoreDataset
         from pipeline.loading.selection import select_training_rows
         from pipeline.losses.build import build_loss
@@ -91,7 +94,7 @@ class Distillation:
         )
 
     def describe(self, plan: TrainingSpec) -> TrainedModel:
-        """What model.json says of the result."""
+        """Return the content of model.json for the result."""
         from pipeline.models.saved import TrainedModel
 
         return TrainedModel(
@@ -108,7 +111,7 @@ class Distillation:
 def fingerprint_inputs(
     config: DistillConfig, store: Store, passes: list[TeacherPass]
 ) -> dict[str, str]:
-    """Of all that a student is made from, beside its config."""
+    """Fingerprints of all inputs of a student in addition to its config."""
     inputs = {"store": store.manifest.fingerprint}
     inputs |= {f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in passes}
     if (live := live_teacher(config)) is not None:
@@ -121,7 +124,7 @@ def fingerprint_inputs(
         inputs["student.partition"] = build_partition(config.student).sha256
     weights = config.student.weights
     if weights is not None and is_published(weights):
-        inputs["student.weights"] = weights  # by its exact name
+        inputs["student.weights"] = weights  # the exact name identifies published weights
     elif weights is not None:
         require(
             Path(weights).is_file(), f"student.weights={weights} does not exist; correct the path"
@@ -131,7 +134,7 @@ def fingerprint_inputs(
 
 
 def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
-    """None for labels only and for a live teacher, where a store without a teacher will do."""
+    """Open the passes to train on: none for methods without a teacher and for a live teacher."""
     if not config.method.needs_teacher or config.mode == "live":
         return []
     if config.mode == "replay":
@@ -140,7 +143,7 @@ def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
 
 
 def _open_replayed(config: DistillConfig, store: Store) -> list[TeacherPass]:
-    """The named passes of stored views; of several unnamed ones, the one with `views.count` views."""
+    """Open the named passes of stored views, or the only one with `views.count` views if none is named."""
     names: tuple[str, ...] = config.store.teacher
     folders = store.pass_folders(stored_views=True)
     if not names and len(folders) > 1:
@@ -149,30 +152,30 @@ def _open_replayed(config: DistillConfig, store: Store) -> list[TeacherPass]:
         if len(names) != 1:
             held = ", ".join(f"{p.name} ({p.num_views} views)" for p in passes)
             raise StoreMismatchError(
-                f"{store.path} holds {len(names)} passes of views.count={config.views.count} stored views; "
-                f"choose by views=random views.count= or store.teacher= from: {held}"
+                f"{store.path} contains {len(names)} passes with views.count={config.views.count} stored views; "
+                f"choose one with views=random views.count= or store.teacher= from: {held}"
             )
     return store.open_passes(names, stored_views=True)
 
 
 def live_teacher(config: DistillConfig) -> ModelConfig | None:
-    """The network to ask in every step, with mode=live."""
+    """Return the network that runs in every step with mode=live, or None."""
     return None if isinstance(config.teacher, NoModelConfig) else config.teacher
 
 
 def _check_passes(config: DistillConfig, passes: list[TeacherPass], needs: Needs) -> None:
-    """StoreMismatchError unless one student can learn from all of them."""
+    """Raise StoreMismatchError unless one student can be trained on all of the passes."""
     for teacher in passes:
         if needs.maps_in(0) and teacher.explainer is None:
             raise StoreMismatchError(
-                f"{teacher.folder} holds no maps, method={config.method.kind} needs them; "
+                f"{teacher.folder} holds no maps, but method={config.method.kind} needs them; "
                 "run stages.precompute with annotate.payloads=[logits,map]"
             )
         if needs.payload is not None and not teacher.fields_of(needs.payload):
             raise StoreMismatchError(
-                f"{teacher.folder} holds no payload {needs.payload}, method={config.method.kind} needs it; run "
+                f"{teacher.folder} holds no payload {needs.payload}, but method={config.method.kind} needs it; run "
                 f"stages.precompute with annotate.payloads=[logits,map,{needs.payload}] and name its pass with "
-                "store.teacher=, or ask the teacher itself with mode=live"
+                "store.teacher=, or run the teacher in the loop with mode=live"
             )
         for what in ("num_classes", "explainer", "views"):
             if getattr(teacher, what) != getattr(passes[0], what):
@@ -191,9 +194,9 @@ def _check_passes(config: DistillConfig, passes: list[TeacherPass], needs: Needs
 def _compare_superfeatures(
     config: DistillConfig, loss: DistillationLoss, passes: list[TeacherPass], num_classes: int
 ) -> tuple[SuperfeatureLevel | None, tuple[BatchTransform, ...]]:
-    """The level that `method.superfeatures` names, and the transforms of a student that is compared at it.
+    """Return the level of superfeatures that `method.superfeatures` names, and the batch transforms for it.
 
-    ConfigError unless student and teachers share it.
+    Raises ConfigError unless student and teachers share that level.
     """
     method = config.method
     from pipeline.training.transforms import Mixup
@@ -221,14 +224,14 @@ def _compare_superfeatures(
         in_input_mode[live.name] = isinstance(live, AdditiveModelConfig) and live.is_input_mode
     coarsenings = []
     for name, hierarchy in teachers.items():
-        assert hierarchy is not None  # a pass without superfeature_logits was refused
+        assert hierarchy is not None  # passes without superfeature_logits have been rejected
         require_same_level(student, hierarchy, number, name)
         coarsenings.append(hierarchy.coarsening(number))
         require(
             method.chimera_fraction == 0 or in_input_mode[name],
-            f"method.chimera_fraction={method.chimera_fraction} takes the teacher's logits of each part from another "
-            f"record, which {name} says of parts of the input alone in input mode: choose a teacher of name=mlp or "
-            "conv, or set method.chimera_fraction=0",
+            f"method.chimera_fraction={method.chimera_fraction} combines the teacher's superfeature logits of "
+            f"different records, but those of {name} depend on the whole input; choose a teacher of name=mlp or conv, "
+            "or set method.chimera_fraction=0",
         )
     if number < student.most:
         assert isinstance(loss, KEDLoss)
@@ -251,7 +254,7 @@ def _is_input_mode(teacher: TeacherPass) -> bool:
 
 
 def _evaluation_pass(plan: TrainingSpec, teacher: TeacherPass) -> TeacherPass:
-    """The pass with which an evaluation compares a student of `teacher`."""
+    """Return the pass that an evaluation compares a student of `teacher` with."""
     return plan.dataset.store.canonical_of(teacher) if plan.replays else teacher
 
 

@@ -1,4 +1,4 @@
-"""Targets of a guided teacher: one class of each record, drawn uniformly, and its regions."""
+"""Targets of a guided teacher: one class per record, drawn uniformly, and the regions of that class."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from pipeline.loading.regions import RegionKind, regions_of
 
 
 class GuidanceSource:
-    """One class of each record, drawn uniformly, and its regions; takes the place of `geometry.view_targets`."""
+    """Target source with one uniformly drawn class per record and its regions, used instead of `view_targets`."""
 
     def __init__(self, kind: RegionKind, num_classes: int, input_size: tuple[int, int]) -> None:
-        """input_size  (height, width) of the network's view"""
+        """Configure the source.
+
+        input_size  (height, width) of the network's view
+        """
         self.kind = kind
         self.num_classes = num_classes
         self.input_size = input_size
@@ -27,14 +30,14 @@ class GuidanceSource:
         *,
         with_maps: bool = True,
     ) -> tuple[Guidance, ...]:
-        """One Guidance, drawn by torch's generator."""
+        """Draw one Guidance with torch's global generator."""
         classes = _draw(multi_hot(batch.labels, self.num_classes))
         regions = regions_of(batch, classes, self.kind, self.input_size)
         return (Guidance(explained_class=classes[:, None], regions=regions),)
 
 
 def _draw(hot: Tensor) -> Tensor:
-    """One of each record's classes, uniformly: i64 [n]; NO_CLASS where it has none."""
+    """Draw one of each record's classes uniformly: i64 [n], NO_CLASS if it has none."""
     known = hot.any(dim=1)
     drawn = torch.multinomial(torch.where(known[:, None], hot, 1.0), 1)[:, 0]
     return torch.where(known, drawn, NO_CLASS)

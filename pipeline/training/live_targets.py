@@ -1,7 +1,7 @@
-"""The teacher in the loop (`mode=live`): the reference that frozen targets are measured against.
+"""The teacher in the loop (`mode=live`), the reference for frozen targets.
 
-It sees the very view that the student sees, and explains its classes there, by default its top-1
-("consistent teaching", Beyer et al. 2022; e2KD, Table 3). It costs a forward pass of the teacher in every step.
+It receives the same view as the student and explains its classes there, by default the predicted class ("consistent
+teaching", Beyer et al. 2022; e2KD, Table 3). The cost is one forward pass of the teacher in every step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.models.output import ModelOutput
 
 
 class LiveTeacher:
-    """Targets of a batch's own views; takes the place of `geometry.view_targets`."""
+    """Target source that runs the teacher on the views of the batch, used instead of `geometry.view_targets`."""
 
     def __init__(
         self,
@@ -32,12 +32,14 @@ class LiveTeacher:
         explainer: ExplainerConfig = GradCamConfig(),  # noqa: B008, frozen
         needs: Needs = Needs(),  # noqa: B008, frozen
     ) -> None:
-        """model       frozen, on the training device
-        input_size  (height, width) at which the teacher sees the view; fetched from the canonical
-                    frame at once, never by way of the student's pixels
-        precision   of its forward pass; explanations are float32 at least
-        explainer   which classes it explains, as `resolve_explainer` made it
-        needs       of the loss: which intermediates it reads
+        """Configure the teacher.
+
+        model       frozen network on the training device
+        input_size  (height, width) of the teacher's view, sampled directly from the canonical frame instead of from the
+                    student's pixels
+        precision   of the forward pass; explanations are computed in float32 or higher
+        explainer   options that select the explained classes, as returned by `resolve_explainer`
+        needs       needs of the loss, which select the intermediates
         """
         self.name = name
         self.model = model
@@ -56,9 +58,9 @@ class LiveTeacher:
         *,
         with_maps: bool = True,
     ) -> tuple[Targets, ...]:
-        """One Targets, its maps [B, E, A, h, w] on the student's (h, w) `grid`.
+        """Compute one Targets with maps [B, E, A, h, w] on the student's (h, w) `grid`.
 
-        map_control  "shuffled" gives each record the map of its neighbor in the batch
+        map_control  "shuffled" assigns to each record the map of its neighbor in the batch
         """
         images = view_images(batch, self.input_size)
         output = self._forward(images, with_maps=with_maps)

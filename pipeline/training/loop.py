@@ -1,4 +1,4 @@
-"""One step, one epoch, checkpoints: the same loop for teachers and students."""
+"""Training loop over epochs and steps with checkpoints, for teachers and students."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ def fit(
     on_epoch: Callable[[int, str], None],
     after_epoch: Callable[[Classifier, int], None] | None = None,
 ) -> None:
-    """Train to the last epoch, from the folder's checkpoint where there is one.
+    """Train to the last epoch, starting from the folder's checkpoint if there is one.
 
-    Writes checkpoint.pt, metrics.jsonl and TensorBoard events into `folder`; of several ranks the first does.
-    on_epoch     called by the first rank after each epoch with its number and a line on how it went
-    after_epoch  called by the first rank before an epoch's checkpoint, with the network and the epochs done
+    The first rank writes checkpoint.pt, metrics.jsonl and TensorBoard events into `folder`.
+
+    on_epoch     called by the first rank after each epoch with its number and a line of progress
+    after_epoch  called by the first rank before an epoch's checkpoint with the network and the number of epochs done
     """
     device = next(training.model.parameters()).device
     check_warmup(trainer, stream.num_steps)
@@ -81,4 +82,4 @@ def _is_nth(count: int, interval: int | None) -> bool:
 
 
 def _discard(line: dict[str, float]) -> None:
-    """The first rank's line says it for all."""
+    """Ignore a line of metrics, because the first rank writes the mean over ranks."""

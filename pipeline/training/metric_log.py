@@ -1,4 +1,4 @@
-"""How a training goes: metrics.jsonl, the source of truth, and the same numbers for TensorBoard."""
+"""Training metrics: metrics.jsonl, the source of truth, and the same numbers for TensorBoard."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ METRICS_NAME = "metrics.jsonl"
 
 
 class DivergedError(UserError, RuntimeError):
-    """A loss that is no longer a number."""
+    """Error for a loss that is not finite."""
 
 
 @dataclass(kw_only=True)
 class StepLog:
-    """Means of the loss terms since the last line, kept on the device until a line is written."""
+    """Sums of the loss terms since the last written line, kept on the device until the next line is written."""
 
     write: Callable[[dict[str, float]], None]
     every_steps: int
     sums: dict[str, Tensor | float] = field(default_factory=lambda: defaultdict(float))
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    """Steps in which each term was present: a guided term is not in every one."""
+    """Number of steps in which each term was present. A guided term is not present in every step."""
     steps: int = 0
     records: int = 0
     last_total: float = math.nan
-    """Of the last line."""
+    """Total loss of the last written line."""
     started: float = field(default_factory=time.monotonic)
 
     def add(self, training: Training, terms: LossTerms, records: int) -> None:
-        """Count a finished step; write a line when enough have come together.
+        """Add a finished step, and write a line after every `every_steps` steps.
 
-        records  of this rank
+        records  number of records of this rank
         """
         for name, value in {**terms.terms, **terms.statistics, "total": terms.total}.items():
             self.sums[name] = self.sums[name] + value.detach()
@@ -54,7 +54,7 @@ class StepLog:
             self.flush(training)
 
     def flush(self, training: Training) -> None:
-        """Write what has come together, if anything; of several ranks, the mean. Waits for the device once."""
+        """Write the means over steps and ranks, if there are any. This synchronizes with the device once."""
         if self.steps == 0:
             return
         sums = torch.stack([torch.as_tensor(total) for total in self.sums.values()])
@@ -65,7 +65,7 @@ class StepLog:
         if not math.isfinite(line["total"]):
             raise DivergedError(
                 f"the loss is {line['total']} at step {training.global_step} (epoch {training.epoch}); "
-                "lower optimizer.lr, or set trainer.clip_norm"
+                "lower optimizer.lr or set trainer.clip_norm"
             )
         self.last_total = line["total"]
         seconds = time.monotonic() - self.started
@@ -82,7 +82,7 @@ class StepLog:
 
 
 class MetricWriter:
-    """metrics.jsonl and TensorBoard events; lines after `global_step` (of a killed attempt) are dropped."""
+    """Writer of metrics.jsonl and TensorBoard events. Lines after `global_step` (of a killed run) are dropped."""
 
     def __init__(self, folder: Path, global_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -111,7 +111,7 @@ class MetricWriter:
 
 
 def read_metrics(folder: Path) -> Iterator[dict[str, float]]:
-    """Lines of a run's metrics.jsonl; a last line that a kill cut short is left out."""
+    """Read the lines of a run's metrics.jsonl, leaving out an incomplete last line of a killed run."""
     with (folder / METRICS_NAME).open() as file:
         for text in file:
             if text.endswith("\n"):

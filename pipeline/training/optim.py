@@ -1,4 +1,4 @@
-"""The learning rate over a training: a warm-up, then a cosine, steps, or nothing."""
+"""Learning rate schedule: a warm-up, then cosine, step decay or constant."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _WARMUP_START = 0.01
 def learning_rate(
     config: TrainerOptions, lr: float, epoch: int, step: int = 0, num_steps: int = 1
 ) -> float:
-    """The rate of a step: linear from 0.01 * lr over the warm-up, then as `trainer.schedule` says.
+    """Learning rate of a step: linear from 0.01 * lr over the warm-up, then according to `trainer.schedule`.
 
-    It changes once an epoch, or in every step where the warm-up is given in steps.
+    It changes once per epoch, or in every step if the warm-up is given in steps.
 
-    step, num_steps  of the epoch
+    step, num_steps  step within the epoch, and number of steps per epoch
     """
     at, warmup, end = float(epoch), config.warmup_epochs, config.epochs
     if config.warmup_steps is not None:
@@ -32,13 +32,13 @@ def learning_rate(
 
 
 def check_warmup(config: TrainerOptions, num_steps: int) -> None:
-    """ConfigError where a warm-up in steps does not end before the training does.
+    """Raise ConfigError if a warm-up in steps does not end before the training does.
 
-    num_steps  of an epoch
+    num_steps  number of steps per epoch
     """
     steps = config.epochs * num_steps
     if config.warmup_steps is not None and config.warmup_steps >= steps:
         raise ConfigError(
             f"trainer.warmup_steps={config.warmup_steps} does not end within the {steps} steps of "
-            f"trainer.epochs={config.epochs}; take fewer, or more epochs"
+            f"trainer.epochs={config.epochs}; lower it or raise trainer.epochs"
         )

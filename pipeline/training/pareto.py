@@ -1,7 +1,7 @@
-"""Which epochs of a guided teacher are worth keeping: nothing else is at least as good in everything.
+"""Pareto front of the epochs of a guided teacher: epochs that no other epoch dominates in all metrics.
 
-Being right and being right for the right reasons pull apart while a teacher is guided, so the choice
-between them is left to whoever uses it (Rao et al. 2023: F1, EPG and IoU, in steps of 0.005).
+Guidance trades accuracy against localization, so the choice between the epochs on the front is left to the user
+(Rao et al. 2023: F1, EPG and IoU, in steps of 0.005).
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ _REASONS = ("epg", "iou")
 
 
 def pareto_front(points: Sequence[Sequence[float]], step: float = STEP) -> list[int]:
-    """Positions of the points that no other one beats: as good in all, better in one, in steps of `step`.
+    """Positions of the points that no other point dominates, with values compared in steps of `step`.
 
-    Of points that are equal in those steps the first is kept.
+    A point dominates another if it is at least as good in every value and better in one. Of equal points the first is
+    kept.
     """
     binned = [tuple(int(value / step + 1e-9) for value in point) for point in points]
     front = []
@@ -41,15 +42,18 @@ def pareto_front(points: Sequence[Sequence[float]], step: float = STEP) -> list[
 
 
 class ParetoFront:
-    """Keeps the weights of the epochs on the front, in <run>/pareto/."""
+    """Keeper of the weights of the epochs on the front, in <run>/pareto/."""
 
     def __init__(self, folder: Path, evaluator: Callable[[Classifier], Mapping[str, Any]]) -> None:
-        """evaluator  metrics of a network on the split by which epochs are compared"""
+        """Set the folder of the run and the evaluator.
+
+        evaluator  function that returns a network's metrics on the split by which epochs are compared
+        """
         self.folder = folder / FOLDER
         self.evaluator = evaluator
 
     def __call__(self, model: Classifier, epoch: int) -> None:
-        """Evaluate the network after an epoch, keep it if it is on the front, and let go of what it beats."""
+        """Evaluate the network after an epoch, keep it if it is on the front, and delete epochs that left the front."""
         from safetensors.torch import save
 
         metrics = self.evaluator(model)
@@ -69,12 +73,12 @@ class ParetoFront:
                 path.unlink()
 
     def members(self) -> list[dict[str, Any]]:
-        """The front so far: epoch and metrics of each of its members."""
+        """Members of the front so far, with epoch and metrics."""
         path = self.folder / FRONT_NAME
         found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
         return found
 
 
 def weights_name(epoch: int) -> str:
-    """File of an epoch's weights."""
+    """Name of the file of an epoch's weights."""
     return f"epoch-{epoch:04d}.safetensors"

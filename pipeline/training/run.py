@@ -1,6 +1,6 @@
-"""A whole training, from its parts to the exported network; what teach and distill have in common.
+"""A whole training, from its specification to the exported network, as shared by teach and distill.
 
-The same code runs in the process that was started and in each rank of a cluster.
+The same code runs in the process of the stage and in each rank of a cluster.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ from pipeline.training.transforms import BatchTransform, Mixup
 logger = logging.getLogger("permafrost.training")
 
 MAX_DOWNSCALE = 1.2
-"""Frame pixels per view pixel; a bilinear fetch aliases above it."""
+"""Maximum number of frame pixels per view pixel, above which bilinear sampling aliases."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSpec:
-    """Everything that decides how a training goes."""
+    """Complete specification of a training."""
 
     dataset: StoreDataset
     model: ModelConfig
@@ -68,27 +68,27 @@ class TrainingSpec:
     seed: int
     explainer: str = DEFAULT_EXPLAINER
     teacher_weights: tuple[float, ...] = ()
-    """See Training."""
+    """Weights of the teachers' losses, see Training."""
     replays: bool = False
-    """The views are those that the dataset's passes have stored; `augment.operations` are not read."""
+    """True to train on the views stored in the dataset's passes, which ignores `augment.operations`."""
     views_per_step: int = 1
-    """Of one record, where views are replayed."""
+    """Number of views of one record in a step, if views are replayed."""
     guided_by: RegionKind | None = None
-    """In place of a teacher: where the objects are."""
+    """Kind of object regions that guide the training instead of a teacher."""
     after_epoch: Callable[[Classifier, int], None] | None = None
-    """Called by the first rank with the network and the number of epochs done, before their checkpoint."""
+    """Callback of the first rank with the network and the number of epochs done, before their checkpoint."""
     live_teacher: ModelConfig | None = None
-    """Asked in every step; None takes the targets that the dataset's passes hold."""
+    """Teacher that runs in every step, None to read the targets of the dataset's passes."""
     live_explainer: ExplainerConfig = field(default_factory=GradCamConfig)
-    """Of the live teacher: which classes it explains."""
+    """Explainer options of the live teacher, which select the explained classes."""
     superfeatures: SuperfeatureLevel | None = None
-    """The level at which they are compared; None where the loss compares none."""
+    """Level at which superfeatures are compared, None if the loss does not compare them."""
     transforms: tuple[BatchTransform, ...] = (Mixup(),)
-    """See Training."""
+    """Batch transforms, see Training."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Of the network's outputs; empty where they are not the data's classes."""
+        """Class names of the network's outputs, empty if they are not the classes of the data."""
         names = self.dataset.store.manifest.classes
         return names if (self.model.classes or self.num_classes) == len(names) else ()
 
@@ -100,24 +100,24 @@ class TrainingSpec:
 
 
 class TrainingJob(Protocol):
-    """What a stage wants trained; picklable, so that any process can do it."""
+    """The training that a stage requests. It is picklable, so any process can run it."""
 
     @property
     def folder(self) -> Path:
-        """Of the run, absolute; the checkpoint and the network go there."""
+        """Absolute path of the run's folder, for the checkpoint and the network."""
 
     @property
     def trainer(self) -> TrainerOptions:
-        """How long, and by how many ranks."""
+        """Trainer options, such as epochs and number of ranks."""
 
     def prepare(self, distributed: DistributedContext) -> None:
-        """Make what the training reads beside the store, all ranks together; nothing where it is there."""
+        """Create the files that the training reads in addition to the store, on all ranks, unless they exist."""
 
     def plan(self) -> TrainingSpec:
-        """Everything that decides how it goes; ConfigError where the options do not fit the store."""
+        """Build the specification of the training. Raises ConfigError if the options do not fit the store."""
 
     def describe(self, plan: TrainingSpec) -> TrainedModel:
-        """What model.json says of the result."""
+        """Return the content of model.json for the result."""
 
 
 def run_job(
@@ -125,7 +125,7 @@ def run_job(
     on_epoch: Callable[[int, str], None],
     distributed: DistributedContext | None = None,
 ) -> None:
-    """Train to the last epoch, from the folder's checkpoint where there is one, and export the network."""
+    """Train to the last epoch, starting from the folder's checkpoint if there is one, and export the network."""
     distributed = distributed or DistributedContext()
     job.prepare(distributed)
     plan = job.plan()
@@ -151,9 +151,10 @@ def train_to_end(
     on_epoch: Callable[[int, str], None],
     distributed: DistributedContext,
 ) -> Classifier:
-    """The trained network; continues from the folder's checkpoint where there is one.
+    """Train a network, starting from the folder's checkpoint if there is one, and return it.
 
-    The seed is split once: initialization, order, views, appearance and what a step draws each have their own.
+    Separate seeds are derived from the seed for initialization, record order, views, pixel augmentation and the random
+    draws of a step.
     """
     if plan.trainer.num_threads is not None:
         torch.set_num_threads(plan.trainer.num_threads)
@@ -184,18 +185,18 @@ def train_to_end(
 
 
 def _check_labels(plan: TrainingSpec) -> None:
-    """ConfigError unless the loss and the network can take the data's labels."""
+    """Raise ConfigError unless the loss and the network support the labels of the data."""
     if plan.loss.needs.labels and not plan.dataset.has_labels:
         raise ConfigError(
-            "none of the records has a label of the network's classes, and the loss reads labels: choose a "
-            "method without them (method.lambda_ce=0) or data with labels"
+            "none of the records has a label of the network's classes, but the loss needs labels; choose a "
+            "method without labels (method.lambda_ce=0) or data with labels"
         )
     many = plan.dataset.has_many_labels
     plan.loss.check_labels(many=many)
     if many and plan.model.classes not in (None, plan.num_classes):
         raise ConfigError(
-            f"the network's option classes={plan.model.classes} is not the {plan.num_classes} that a record's "
-            "labels choose from; leave it null"
+            f"the network's option classes={plan.model.classes} is not the {plan.num_classes} classes of the "
+            "labels; set it to null"
         )
 
 
@@ -246,13 +247,13 @@ def _build_training(plan: TrainingSpec, distributed: DistributedContext) -> Trai
 
 
 def _check_map_grids(plan: TrainingSpec, model: Classifier, targets: TargetSource) -> None:
-    """ConfigError where the explanations of the student or of a teacher have one cell."""
+    """Raise ConfigError if the explanations of the student or of a teacher have only one cell."""
     own = map_grid(model, plan.input_size)
     require_places(
         own,
         plan.input_size,
         "the student's explanations" if plan.guided_by is None else "the network's explanations",
-        "raise augment.size, or choose a network of smaller stride",
+        "raise augment.size or choose a network with a smaller stride",
     )
     taught = [
         ((spec.shape[-2], spec.shape[-1]), plan.dataset.store.size, f"the maps of {teacher.name}")
@@ -264,12 +265,12 @@ def _check_map_grids(plan: TrainingSpec, model: Classifier, targets: TargetSourc
         size = targets.input_size
         taught = [(map_grid(targets.model, size), size, "the teacher's explanations")]
     for grid, size, whose in taught:
-        require_places(grid, size, whose, "raise teacher.input_size, or choose another teacher")
+        require_places(grid, size, whose, "raise teacher.input_size or choose another teacher")
         warn_of_coarse_grid(own, grid)
 
 
 def _learn_columns(model: Classifier, dataset: StoreDataset) -> None:
-    """Of a network on a table: how its columns lie in the whole split that it is trained on."""
+    """Set mean and spread of the columns, over the whole training split, in a network on a table."""
     if isinstance(model, AdditiveMlp) and isinstance(model.normalize, Standardize):
         split = dataset.store.manifest.shards[int(dataset.shard[0])].split
         model.normalize.set_moments(*column_moments(dataset.store, split))
@@ -281,7 +282,7 @@ def _build_loss_parameters(
 ) -> None:
     """Run both networks on one record so that the loss can create the parameters whose shapes depend on them.
 
-    They are drawn from a seed of their own, the same on every rank.
+    They are drawn from a separate seed, which is the same on every rank.
     """
     batch = move_batch(plan.dataset.__getitems__([(0, 0) if plan.replays else 0]), device)
     output = model.eval()(view_images(batch, plan.input_size), plan.loss.needs.intermediates)
@@ -316,7 +317,7 @@ def _build_views(plan: TrainingSpec) -> ViewSchedule:
     worst = worst_downscale(views, plan.input_size, aspects)
     if worst > MAX_DOWNSCALE:
         logger.warning(
-            "views shrink the canonical frame of %dx%d up to %.1f times and alias above %.1f: "
+            "views downscale the canonical frame of %dx%d by a factor of up to %.1f and alias above %.1f; "
             "pack the store with a smaller frame, or raise augment.size",
             *views.size,
             worst,
@@ -326,9 +327,9 @@ def _build_views(plan: TrainingSpec) -> ViewSchedule:
 
 
 def worst_downscale(views: ViewSchedule, input_size: tuple[int, int], aspects: Tensor) -> float:
-    """Canonical pixels per pixel of a view of (height, width) `input_size`, at the worst of 256 views.
+    """Largest number of canonical pixels per pixel of a view of (height, width) `input_size` among 256 views.
 
-    aspects  [n]: width / height of originals, of which the first 256 are taken
+    aspects  [n]: width / height of the originals, of which the first 256 are used
     """
     matrices = views.views(0, 0, aspects[:256])
     if matrices is None:

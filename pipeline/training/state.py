@@ -1,4 +1,4 @@
-"""The state of a training: network, loss, optimizer and position, as checkpoints keep it."""
+"""State of a training: network, loss, optimizer and position, as stored in checkpoints."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from pipeline.training.transforms import BatchTransform, Mixup
 def build_optimizer(
     config: OptimizerOptions, parameters: list[nn.Parameter], *, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimizer that `optimizer=` names, over all parameters alike.
+    """Build the optimizer that `optimizer=` names, with the same options for all parameters.
 
-    fused  one that skips a step of infinite gradients by itself: a GradScaler then never waits
+    fused  use the fused implementation, which skips steps with infinite gradients without a GradScaler synchronization
     """
     common: dict[str, Any] = {"weight_decay": config.weight_decay, "fused": fused or None}
     if config.kind == "sgd":
@@ -37,40 +37,40 @@ def build_optimizer(
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeSettings:
-    """How the student's forward and backward pass are computed; never what."""
+    """Precision and performance settings of the student's forward and backward pass."""
 
     precision: torch.dtype = torch.float32
-    """Of torch.autocast; the parameters, the loss and the explanations stay float32."""
+    """Precision of torch.autocast. The parameters, the loss and the explanations stay float32."""
     compile: bool = False
     channels_last: bool = False
 
 
 @dataclass(kw_only=True)
 class Training:
-    """A model that learns, and where it is; what changes is in its checkpoints."""
+    """A model in training and its position. All mutable state is stored in its checkpoints."""
 
     model: Classifier
     loss: DistillationLoss
     optimizer: torch.optim.Optimizer
     explain: Explainer = EXPLAINERS[DEFAULT_EXPLAINER]
-    """The teacher's own, so that equal maps mean equal explanations; not in a checkpoint."""
+    """Explainer of the teacher, so that equal maps mean equal explanations. It is not part of a checkpoint."""
     targets: TargetSource = view_targets
     teacher_weights: tuple[float, ...] = ()
-    """Of each teacher's loss, summing to 1; empty weighs all alike."""
+    """Weights of the teachers' losses, summing to 1, or empty for equal weights."""
     transforms: tuple[BatchTransform, ...] = (Mixup(),)
-    """Called in turn on what each step trains on."""
+    """Batch transforms, applied in this order to the inputs of each step."""
     seed: int = 0
-    """Of what a step draws by itself, such as a dropout's mask."""
+    """Seed of the random draws within a step, such as dropout masks."""
     compute_settings: ComputeSettings = field(default_factory=ComputeSettings)
     distributed: DistributedContext = field(default_factory=DistributedContext)
     epoch: int = 0
     step: int = 0
-    """Of the epoch: the next one to take."""
+    """Next step of the epoch."""
     global_step: int = 0
     forward: nn.Module = field(init=False)
-    """The model as it is called: averaging gradients over ranks, compiled, or itself."""
+    """The callable model: wrapped to average gradients over ranks, compiled, or the model itself."""
     scaler: torch.amp.GradScaler = field(init=False)
-    """Keeps float16 gradients from vanishing; does nothing in other precisions."""
+    """Gradient scaler for float16, disabled in other precisions."""
 
     def __post_init__(self) -> None:
         device = next(self.model.parameters()).device
@@ -87,13 +87,13 @@ class Training:
     def _refuse_double_backward(self) -> None:
         if self.loss.needs.maps_in(0) and self.model.train().head is None:
             raise ConfigError(
-                "trainer.compile=true: this student's explanation differentiates its head by autograd, and a "
-                "compiled pass cannot be differentiated twice; set trainer.compile=false, or choose a student "
-                "whose head is linear on the average of its features"
+                "trainer.compile=true: the explanation of this student differentiates its head by autograd, but a "
+                "compiled forward pass cannot be differentiated twice; set trainer.compile=false, or choose a "
+                "student whose head is linear on the average of its features"
             )
 
     def state(self) -> dict[str, Any]:
-        """For `load_state`: tensors and plain values, the live ones; save or copy it before training on."""
+        """State for `load_state`. Its tensors are not copied, so save or copy it before the next step."""
         return {
             "model": self.model.state_dict(),
             "loss": self.loss.state_dict(),
@@ -103,7 +103,7 @@ class Training:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state` was taken, by any number of ranks."""
+        """Restore a state exactly, on any number of ranks."""
         self.model.load_state_dict(state["model"])
         self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -111,5 +111,5 @@ class Training:
         self.epoch, self.step, self.global_step = state["position"]
 
     def seed_step(self) -> None:
-        """Seed what the next step draws: a function of (seed, step, rank), so no state has to be kept."""
+        """Seed the random draws of the next step from (seed, step, rank), so no generator state has to be stored."""
         torch.manual_seed(derive_seed(self.seed, "step", self.global_step, self.distributed.rank))

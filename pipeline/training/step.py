@@ -20,11 +20,11 @@ def train_step(
     clip_norm: float | None,
     agc: float | None = None,
 ) -> LossTerms:
-    """One optimizer step on a batch that lies on the model's device; nothing waits for the device.
+    """Run one optimizer step on a batch on the model's device, without synchronizing with the device.
 
-    The teacher's maps are warped to the student's own grid, so the forward pass comes first.
+    The teacher's maps are warped to the student's grid, so the forward pass of the student comes first.
 
-    clip_norm, agc  of TrainerOptions: how gradients are clipped, if at all
+    clip_norm, agc  gradient clipping of TrainerOptions, None to disable
     """
     training.model.train()
     terms = batch_loss(training, batch, input_size)
@@ -48,7 +48,7 @@ def train_step(
 
 
 def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) -> LossTerms:
-    """The loss of a batch under its views, with the graph to the student's parameters."""
+    """Compute the loss of a batch under its views, with the graph to the student's parameters."""
     needs = training.loss.needs
     inputs = StepInputs(images=view_images(batch, input_size), labels=((1.0, batch.labels),))
     for transform in training.transforms:
@@ -83,14 +83,14 @@ def _loss_of(
     targets: Targets | Guidance | None,
     inputs: StepInputs,
 ) -> LossTerms:
-    """The loss under the step's labels, each by its share; one without labels is computed once."""
+    """Sum the loss over the step's labels by their shares. A loss without labels is computed once."""
     counted = inputs.labels if loss.needs.labels else ((1.0, inputs.labels[0][1]),)
     parts = [loss(student, targets, labels) for _, labels in counted]
     return weighted_sum(parts, [share for share, _ in counted])
 
 
 def _forward(training: Training, images: Tensor, intermediates: Intermediates) -> ModelOutput:
-    """One call of the wrapped model; its logits are float32 whatever the precision."""
+    """Run the wrapped model in the configured precision, and return float32 logits."""
     compute_settings = training.compute_settings
     if compute_settings.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)

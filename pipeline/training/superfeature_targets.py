@@ -1,4 +1,4 @@
-"""Targets at the level of superfeatures at which a student is compared with its teachers.
+"""Targets coarsened to the level of superfeatures at which a student is compared with its teachers.
 
 Shape letters: B batch, M superfeatures of that level, K classes.
 """
@@ -18,15 +18,15 @@ _FIELD = "superfeature_logits"
 
 @dataclass(frozen=True, kw_only=True)
 class SuperfeatureLevel:
-    """One level of all hierarchies; wraps a target source."""
+    """One level of the hierarchies of student and teachers, which wraps a target source."""
 
     number: int
-    """M."""
+    """Number M of superfeatures."""
     coarsenings: tuple[Tensor, ...]
-    """Of each teacher: i64 [its finest M], which of the level each belongs to."""
+    """Superfeature of the level for each of a teacher's finest ones, one i64 [finest M] per teacher."""
 
     def targets(self, source: TargetSource) -> TargetSource:
-        """`source` with every teacher's superfeatures at this level."""
+        """Wrap `source` so that every teacher's superfeatures are at this level."""
 
         def united(
             batch: Batch,

@@ -1,4 +1,4 @@
-"""The protocol of target sources: what a loss compares the student with, stored or computed now."""
+"""The protocol of target sources, which provide stored or live targets to a loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipeline.core.records import Batch, Guidance, Targets
 
 
 class TargetSource(Protocol):
-    """What the teachers say about a batch under its views: stored, or asked now."""
+    """Source of the teachers' targets for a batch under its views, stored or computed live."""
 
     def __call__(
         self,
@@ -18,4 +18,4 @@ class TargetSource(Protocol):
         *,
         with_maps: bool = True,
     ) -> tuple[Targets | Guidance, ...]:
-        """One a teacher, maps on the student's (h, w) `grid`."""
+        """Return one set of targets per teacher, with maps on the student's (h, w) `grid`."""

@@ -1,4 +1,4 @@
-"""From the options of `teach` to a training: a network on a store's labels, its superfeatures found before."""
+"""The training job of `teach`: a network trained on a store's labels, with superfeatures found beforehand."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Teaching:
-    """A TrainingJob: one teacher."""
+    """The TrainingJob of one teacher."""
 
     config: TeachConfig
     folder: Path
 
     @property
     def trainer(self) -> TrainerOptions:
-        """How long, and by how many ranks."""
+        """Trainer options, such as epochs and number of ranks."""
         return self.config.teaching.trainer
 
     def prepare(self, distributed: DistributedContext) -> None:
-        """Find the superfeatures of teaching=ked, where the teacher's options name none."""
+        """Find the superfeatures of teaching=ked, unless the teacher's options name a partition."""
         search = self._partition_search()
         if search is None:
             return
@@ -53,7 +53,10 @@ class Teaching:
             write_atomically(self.folder / PARTITION_NAME, found.read_bytes())
 
     def plan(self) -> TrainingSpec:
-        """Everything that decides how it goes; ConfigError or StoreMismatchError where options do not fit."""
+        """Build the specification of the training.
+
+        Raises ConfigError or StoreMismatchError if the options do not fit the store.
+        """
         from pipeline.loading.dataset import StoreDataset
         from pipeline.loading.selection import rows_of_split
         from pipeline.losses.build import build_loss
@@ -78,7 +81,7 @@ class Teaching:
         )
 
     def _network(self) -> ModelConfig:
-        """The teacher, with what it starts from and with its superfeatures."""
+        """Options of the teacher with its initial weights and its superfeatures."""
         model, start = self.config.teacher, self.config.teaching.start
         if self.config.needs_partition_search:
             from pipeline.models.additive.partition import PARTITION_NAME
@@ -88,7 +91,7 @@ class Teaching:
         return replace(model, weights=start) if start else model
 
     def _requested_teacher(self) -> ModelConfig | None:
-        """The black box, where the teacher learns from it, too."""
+        """Return the black box if the teacher is also trained on its logits, otherwise None."""
         teaching, black_box = self.config.teaching, self.config.black_box
         asked = isinstance(teaching, KEDTeachingConfig) and teaching.lambda_kd > 0
         return black_box if asked and not isinstance(black_box, NoModelConfig) else None
@@ -139,7 +142,7 @@ class Teaching:
         return ParetoFront(self.folder, evaluate)
 
     def describe(self, plan: TrainingSpec) -> TrainedModel:
-        """What model.json says of the result."""
+        """Return the content of model.json for the result."""
         from pipeline.models.saved import TrainedModel
 
         return TrainedModel(
@@ -151,21 +154,23 @@ class Teaching:
 
 
 def _exact_name(teacher: ModelConfig, start: str) -> str:
-    """Published weights by the name that their provider gives them."""
+    """Return the exact name of published weights at their provider."""
     from pipeline.models.providers import name_weights
 
     return name_weights(replace(teacher, weights=start)).weights or start
 
 
 def check_splits(config: TeachConfig, store: Store) -> None:
-    """ConfigError unless the store has the splits that are trained on and evaluated."""
+    """Raise ConfigError unless the store has the splits for training and evaluation."""
     known = list(dict.fromkeys(shard.split for shard in store.manifest.shards))
     for split in (config.teaching.split, *config.evaluate.splits):
-        require(split in known, f"the store has no split {split!r}; it has: {', '.join(known)}")
+        require(
+            split in known, f"the store has no split {split!r}; its splits are: {', '.join(known)}"
+        )
 
 
 def fingerprint_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
-    """The fingerprints of everything that a teacher is made from, beside its config."""
+    """Fingerprints of all inputs of a teacher in addition to its config."""
     inputs = {"store": store.manifest.fingerprint}
     start = config.teaching.start
     if start is not None and is_published(start):

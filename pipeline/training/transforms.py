@@ -1,4 +1,4 @@
-"""Batch transforms: changes to a step's records that the step calls in turn and knows by no name."""
+"""Batch transforms: changes to the records of a step, which the training step applies in order."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ AnyTargets = Targets | Guidance
 
 @dataclass(frozen=True, kw_only=True)
 class StepInputs:
-    """What one step trains on; transforms return changed ones."""
+    """Inputs of one training step. Transforms return modified copies."""
 
     images: Tensor
-    """f32 [B, 3, h, w], or rows of a table."""
+    """Images f32 [B, 3, h, w], or rows of a table."""
     labels: tuple[tuple[float, Tensor], ...]
-    """Labels as of Batch, each with its share; shares sum to 1."""
+    """Labels in the form of Batch, each with its share. Shares sum to 1."""
     on_targets: tuple[Callable[[AnyTargets], AnyTargets], ...] = ()
-    """What becomes of each teacher's targets, in this order."""
+    """Functions applied to each teacher's targets in this order."""
 
 
 class BatchTransform(Protocol):
-    """A change to the records of a step, drawn by torch's generator."""
+    """A change to the records of a step, with random draws from torch's global generator."""
 
     def __call__(self, inputs: StepInputs, batch: Batch) -> StepInputs:
-        """The changed inputs; `batch` is as it was loaded."""
+        """Return the changed inputs. `batch` is the batch as loaded."""
 
 
 class Mixup:
-    """Labels of mixtures: those of both records, each by its share (Zhang et al. 2018).
+    """Mixup of labels: the labels of both records, each with its share (Zhang et al. 2018).
 
-    The pixels are mixed where views are made, so that a live teacher sees the same mixtures. Label terms are affine in
-    their target, so the weighted sum of two losses is the loss of the mixed target; a label that is not known is left
-    out of either mean.
+    The pixels are mixed when views are made, so a live teacher receives the same mixtures. Label terms are affine in
+    their target, so the weighted sum of two losses is the loss of the mixed target. Unknown labels are left out of both
+    means.
     """
 
     def __call__(self, inputs: StepInputs, batch: Batch) -> StepInputs:
@@ -56,17 +56,17 @@ class Mixup:
 
 @dataclass(frozen=True, kw_only=True)
 class Chimeras:
-    """Records added to a batch, each with every superfeature from a record of its own (KED).
+    """Chimeras: records added to a batch, with each superfeature taken from an independently drawn record (KED).
 
-    Shape letters: B batch, n chimeras, M superfeatures of the level that is compared, K classes.
+    Shape letters: B batch, n chimeras, M superfeatures of the compared level, K classes, d features.
     """
 
     fraction: float
-    """n as a share of B."""
+    """Number n of chimeras as a fraction of B."""
     number: int
-    """M."""
+    """Number M of superfeatures."""
     assignment: Tensor
-    """i64 [d]: the level in the student's features."""
+    """Superfeature of each of the student's features, i64 [d]."""
     grid: tuple[int, int] | None
 
     def __call__(self, inputs: StepInputs, batch: Batch) -> StepInputs:
@@ -83,7 +83,7 @@ class Chimeras:
 
 
 def add_chimeras(targets: AnyTargets, donors: Tensor) -> Targets:
-    """A teacher's targets of a batch and, after them, of its chimeras: their logits are the sum of their parts'."""
+    """Append the targets of chimeras to those of a batch. Their logits are the sum of those of their parts."""
     assert isinstance(targets, Targets)
     intermediates = {
         name: torch.cat([values, mix_rows(values, donors)])
@@ -94,5 +94,5 @@ def add_chimeras(targets: AnyTargets, donors: Tensor) -> Targets:
 
 
 def label_chimeras(labels: Tensor, count: int) -> Tensor:
-    """Labels i64 [B] and, after them, those of chimeras, of which no label is right."""
+    """Append NO_LABEL for each chimera to labels i64 [B], because chimeras have no correct label."""
     return torch.cat([labels, labels.new_full((count,), NO_LABEL)])

@@ -1,1 +1,1 @@
-"""What `make bench` runs: each figure a ratio of two sides that are measured in turn, in one run."""
+"""Benchmarks of `make bench`. Each figure is a ratio of two sides that are measured alternately in one run."""

@@ -1,10 +1,10 @@
-"""Measure the figures, all of them or those whose names begin with a word given.
+"""Measure the figures: all of them, or those whose names begin with one of the given words.
 
     python -m tests.benchmarks
     python -m tests.benchmarks stream bytes_vs_payload
 
-Writes runs/bench/bench.json and runs/bench/table.md; prints the table. Aims that are missed are marked
-by a missing boldness, not by an exit code: a busy machine is no failure.
+Writes runs/bench/bench.json and runs/bench/table.md, and prints the table. The ratio of a figure that
+misses its aim is not bold. The exit code stays 0, because a busy machine is not a failure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-# Before torch: two processes whose OpenMP threads spin for each other's cores run at a fifth of their speed.
+# Set before torch is imported: two processes whose OpenMP threads spin on each other's cores run at a fifth
+# of their speed.
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 
 
@@ -49,12 +50,12 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     gap_figure: ("gap_between_shards",),
     memory_figures: ("precompute_memory_50k_vs_10k", "distill_memory_50k_vs_10k"),
 }
-"""What is measured together, and the names of its figures."""
+"""Functions that measure figures, each with the names of the figures that it returns."""
 OUT = Path("runs/bench")
 
 
 def main(words: list[str]) -> None:
-    """Measure, write, print."""
+    """Measure the figures, write them to files and print the table."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     figures: list[Figure] = []
@@ -65,7 +66,7 @@ def main(words: list[str]) -> None:
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             figures += measure(Path(folder))
     if not figures:
-        sys.exit(f"no figure begins with {' or '.join(words)}; there are: {', '.join(TITLES)}")
+        sys.exit(f"no figure begins with {' or '.join(words)}; choose from: {', '.join(TITLES)}")
     OUT.mkdir(parents=True, exist_ok=True)
     lines = [asdict(figure) for figure in figures]
     (OUT / "bench.json").write_text(json.dumps(lines, indent=1) + "\n")

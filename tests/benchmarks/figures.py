@@ -1,4 +1,4 @@
-"""A figure: two sides measured in turn, the median of their ratio and how sure it is."""
+"""A figure: two sides measured alternately, the median of their ratio and its confidence interval."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One line of the table."""
+    """Row of the table."""
 
     name: str
     ratio: float
     low: float
-    """95 % bootstrap interval of the median ratio; equal to it where nothing varies."""
+    """Lower end of the 95 % bootstrap interval of the median ratio, which equals the ratio where nothing varies."""
     high: float
     ours: float
-    """Median, in `unit`."""
+    """Median of our side, in `unit`."""
     theirs: float
-    """Of the baseline, in `unit`."""
+    """Median of the baseline, in `unit`."""
     unit: str
     aim: str
-    """Of the ratio, as >= or <= a number; empty where there is none."""
+    """Aim of the ratio, ">= number" or "<= number", or empty if there is no aim."""
     command: str
 
     @property
     def is_met(self) -> bool:
-        """Whether the median ratio reaches the aim."""
+        """True if the median ratio reaches the aim, or if there is no aim."""
         if not self.aim:
             return True
         sign, _, limit = self.aim.partition(" ")
@@ -41,7 +41,7 @@ class Figure:
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """That a call takes."""
+    """Seconds that a call takes."""
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
@@ -50,7 +50,7 @@ def seconds(function: Callable[[], Any]) -> float:
 def in_turn(
     ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int, *, warm_up: int = 1
 ) -> list[tuple[float, float]]:
-    """Seconds of both, `rounds` times, the first of a round now the one and now the other."""
+    """Seconds of both sides in each of `rounds` rounds. The side that runs first alternates."""
     for _ in range(warm_up):
         ours()
         theirs()
@@ -74,10 +74,10 @@ def figure(
     scale: float,
     aim: str,
 ) -> Figure:
-    """From seconds of both sides.
+    """Compute a figure from the seconds of both sides.
 
-    faster  the ratio is theirs / ours (how many times faster we are); ours / theirs (our cost) otherwise
-    scale   from seconds to `unit`
+    faster  the ratio is theirs / ours (our speedup), otherwise ours / theirs (our cost)
+    scale   factor from seconds to `unit`
     """
     ours, theirs = np.asarray(pairs).T
     ratios = theirs / ours if faster else ours / theirs
@@ -96,7 +96,7 @@ def figure(
 
 
 def exact(name: str, ours: float, theirs: float, *, unit: str, aim: str) -> Figure:
-    """A ratio ours / theirs that does not vary, as of bytes."""
+    """Figure of a ratio ours / theirs that does not vary between runs, such as bytes."""
     ratio = ours / theirs
     return Figure(
         name=name,
@@ -112,7 +112,7 @@ def exact(name: str, ours: float, theirs: float, *, unit: str, aim: str) -> Figu
 
 
 def interval(values: Any) -> tuple[float, float]:
-    """Of the median: 2.5 to 97.5 per cent of its bootstrap distribution."""
+    """Interval of the median: the 2.5th and 97.5th percentiles of its bootstrap distribution."""
     generator = np.random.default_rng(0)
     resampled = generator.choice(np.asarray(values), (_RESAMPLES, len(values)))
     low, high = np.percentile(np.median(resampled, axis=1), [2.5, 97.5])

@@ -1,4 +1,4 @@
-"""Real JPEGs for the figures: crops of two photographs, in plain WebDataset tars, made anew in seconds."""
+"""Real JPEGs for the figures: crops of two photographs in plain WebDataset tars, generated in seconds."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from stages import precompute
 CLASSES = 10
 SHARD_RECORDS = 1000
 TINY = CifarModelConfig(name="resnet8", width=4, classes=CLASSES, weights="random")
-"""Where the teacher is not what is measured."""
+"""Teacher of the figures that do not measure the teacher."""
 
 
 def write_tars(folder: Path, records: int, side: int) -> Path:
-    """`records` JPEGs of side x side pixels and their labels, classes mixed."""
+    """Write `records` JPEGs of side x side pixels with their labels. Every tar contains all classes."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     for start in range(0, records, SHARD_RECORDS):
@@ -58,7 +58,7 @@ def _photographs() -> list[Image.Image]:
 
 
 def precompute_config(tars: Path, store: Path, **options: Any) -> PrecomputeConfig:
-    """A precompute of the tars, in this process with one thread."""
+    """Options of a precompute of the tars in this process with one thread."""
     return PrecomputeConfig(
         data=WebDatasetDataConfig(path=str(tars)),
         store=StoreOptions(path=str(store), backend=options.pop("backend", "zarr")),
@@ -72,6 +72,6 @@ def precompute_config(tars: Path, store: Path, **options: Any) -> PrecomputeConf
 
 
 def pack(tars: Path, store: Path) -> Store:
-    """The tars' index, with no teacher."""
+    """Index the tars in a store without a teacher."""
     precompute.run(precompute_config(tars, store, teacher=NoModelConfig()))
     return Store(store)

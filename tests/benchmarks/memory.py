@@ -1,4 +1,4 @@
-"""Peak memory of whole commands, with few records and with five times as many."""
+"""Peak memory of whole commands for a number of records and for five times that number."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _peaks(folder: Path, records: int) -> dict[str, float]:
     return {stage: _peak(stage, words) for stage, words in commands.items()}
 
 
-# A child's ru_maxrss begins at its parent's; VmHWM begins with the program.
+# VmHWM covers the program alone, whereas a child's ru_maxrss starts from its parent's value.
 _PROBE = """
 import runpy, sys
 stage, sys.argv = sys.argv[1], sys.argv[1:]
@@ -56,7 +56,7 @@ print(*[line for line in open("/proc/self/status") if line.startswith("VmHWM")],
 
 
 def _peak(stage: str, words: list[str]) -> float:
-    """MiB of the command's process at its largest."""
+    """Peak memory of the command's process in MiB."""
     done = subprocess.run(
         [sys.executable, "-c", _PROBE, stage, *words],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

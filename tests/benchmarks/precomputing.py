@@ -1,4 +1,4 @@
-"""What a frozen teacher costs beside the bare loop that it cannot be cheaper than."""
+"""Cost of precomputing, relative to the bare loop over the same images that is its lower bound."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BATCH = 64
 
 
 def precompute_figures(folder: Path) -> list[Figure]:
-    """precompute against a bare loop, and GradCAM against logits alone."""
+    """Measure precompute against a bare loop, and GradCAM against logits alone."""
     tars, store = write_tars(folder / "tars", RECORDS, 32), folder / "store"
     pack(tars, store)
     whole, logits = (
@@ -58,7 +58,7 @@ def precompute_figures(folder: Path) -> list[Figure]:
 
 
 def annotator(tars: Path, store: Path, payloads: tuple[str, ...]) -> Callable[[], Any]:
-    """The whole command on a packed store: source, plan, teacher, commits, manifest."""
+    """Return a function that runs the whole command on a packed store: source, plan, teacher, commits, manifest."""
     config = precompute_config(tars, store, teacher=TEACHER, payloads=payloads)
 
     def run() -> None:
@@ -70,7 +70,7 @@ def annotator(tars: Path, store: Path, payloads: tuple[str, ...]) -> Callable[[]
 
 @torch.no_grad()
 def bare_loop(tars: Path) -> list[torch.Tensor]:
-    """Decode and forward, no more: nothing is checked, explained or kept on disk."""
+    """Decode and run the forward pass only, without checks, explanations or files."""
     torch.set_num_threads(1)
     model = freeze(build_model(TEACHER, CLASSES))
     logits = []
@@ -89,12 +89,12 @@ def bare_loop(tars: Path) -> list[torch.Tensor]:
     return logits
 
 
-# ---- between two shards --------------------------------------------------------------------------
+# ---- gap between two shards ----------------------------------------------------------------------
 
 
 @dataclass
 class TimedTask:
-    """Writes down when each shard began and ended, by the clock that all processes share."""
+    """Task that logs the start and end of each shard, by the clock that all processes share."""
 
     needs_gpu: ClassVar[bool] = True
     task: Any

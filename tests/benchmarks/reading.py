@@ -1,4 +1,4 @@
-"""Reading a store: against stock webdataset on the same tars, and its bytes against their payload."""
+"""Reading of a store: speed against stock webdataset on the same tars, and bytes against the payload."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from tests.benchmarks.inputs import precompute_config, write_tars
 BATCH = 50
 ROUNDS = 7
 CHECKED_ROUNDS = 15
-"""Of a difference of a few per cent."""
+"""Rounds for a difference of a few per cent."""
 
 
 def stream_32_figure(folder: Path) -> list[Figure]:
-    """Small images: parsing is most of the time."""
+    """Measure small images, where parsing takes most of the time."""
     return [_stream_figure("stream_vs_webdataset_32px", folder, 10_000, 32, ">= 5")]
 
 
 def stream_224_figure(folder: Path) -> list[Figure]:
-    """Photographs: decoding is most of the time, on both sides."""
+    """Measure photographs, where decoding takes most of the time on both sides."""
     return [_stream_figure("stream_vs_webdataset_224px", folder, 2_000, 224, ">= 1.2")]
 
 
@@ -57,7 +57,7 @@ def _stream_figure(name: str, folder: Path, records: int, side: int, aim: str) -
 
 
 def ours(store: Store, teacher: TeacherPass) -> Iterator[dict[str, torch.Tensor]]:
-    """One epoch in its shuffled order: frames, logits, maps."""
+    """Iterate over one epoch in its shuffled order: frames, logits, maps."""
     dataset = StoreDataset(store, rows_of_split(store.index, "train"), [teacher])
     for positions in GlobalBatchSampler(EpochOrder(dataset.shard, seed=0), BATCH):
         batch = dataset.__getitems__(positions)
@@ -66,12 +66,13 @@ def ours(store: Store, teacher: TeacherPass) -> Iterator[dict[str, torch.Tensor]
 
 
 def theirs(tars: Path, teacher: Path, side: int) -> Iterator[dict[str, torch.Tensor]]:
-    """The same records by stock webdataset: images and columns zipped, in the order of the tars."""
+    """Iterate over the same records by stock webdataset: images and columns zipped, in the order of the tars."""
     images = webdataset.WebDataset(_urls(tars), shardshuffle=False)
     columns = webdataset.WebDataset(_urls(teacher), shardshuffle=False)
     batch: list[dict[str, torch.Tensor]] = []
     for image, column in zip(images, columns, strict=True):
-        assert column["__key__"].endswith(image["__key__"])  # ours are unique over all tars
+        # Keys of the store are unique over all tars.
+        assert column["__key__"].endswith(image["__key__"])
         batch.append(
             {
                 "frames": decode_frame(image["jpg"], (side, side)),
@@ -93,7 +94,7 @@ def _array(data: bytes) -> torch.Tensor:
 
 
 def check(batches: Iterator[dict[str, torch.Tensor]], records: int, side: int) -> None:
-    """Both sides must have done the same work."""
+    """Check that a side has yielded all records in the expected shapes."""
     counted = 0
     for batch in batches:
         counted += len(batch["frames"])
@@ -106,12 +107,12 @@ def check(batches: Iterator[dict[str, torch.Tensor]], records: int, side: int) -
 
 
 def checksums_32_figure(folder: Path) -> list[Figure]:
-    """An epoch of small images with every byte compared, against the same without."""
+    """Measure an epoch of small images with every checksum verified against one without checksums."""
     return [_checksums_figure("checksums_epoch_32px", folder, 10_000, 32, "<= 1.05")]
 
 
 def checksums_224_figure(folder: Path) -> list[Figure]:
-    """The same of photographs."""
+    """Measure the same for photographs."""
     return [_checksums_figure("checksums_epoch_224px", folder, 2_000, 224, "<= 1.02")]
 
 
@@ -134,7 +135,7 @@ def _checksums_figure(name: str, folder: Path, records: int, side: int, aim: str
 
 
 class _Agreeable:
-    """A checksum that equals any other."""
+    """Checksum that equals any other."""
 
     def __eq__(self, other: object) -> bool:
         return True
@@ -147,7 +148,7 @@ class _Agreeable:
 
 @contextmanager
 def _no_checksums() -> Iterator[None]:
-    """Readers that take any bytes for the right ones and compute no CRC-32C."""
+    """Make readers accept any bytes without computing a CRC-32C."""
     anything = _Agreeable()
 
     def unchecked(data: bytes) -> _Agreeable:
@@ -161,7 +162,7 @@ def _no_checksums() -> Iterator[None]:
 
 
 def bytes_figures(folder: Path) -> list[Figure]:
-    """A whole pass on disk against what it holds, and against a file per image as the e2KD release reads them."""
+    """Measure a pass on disk against its payload, and against one file per image as the e2KD release reads them."""
     records = 5_000
     tars, path = write_tars(folder / "tars", records, 32), folder / "store"
     precompute.run(precompute_config(tars, path))
@@ -171,7 +172,7 @@ def bytes_figures(folder: Path) -> list[Figure]:
     whole = sum(p.stat().st_size for p in teacher.folder.rglob("*") if p.is_file())
     one = folder / "0.pt"
     torch.save(_release_entry(values), one)
-    block = one.stat().st_blocks * 512  # a file takes whole blocks
+    block = one.stat().st_blocks * 512  # a file occupies whole blocks
     return [
         exact("bytes_vs_payload", whole / records, payload, unit="bytes/record", aim="<= 1.10"),
         exact("bytes_vs_one_pt_per_image", whole / records, block, unit="bytes/record", aim=""),
@@ -179,7 +180,7 @@ def bytes_figures(folder: Path) -> list[Figure]:
 
 
 def _release_entry(values: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Logits and the explanation of one image, in the narrow type that a record here has."""
+    """Logits and explanation of one image, in the half-precision dtypes of the store."""
     return {
         "output": torch.from_numpy(values["logits"][0, 0]),
         "weight": torch.from_numpy(values["map"][0, 0]),

@@ -1,4 +1,4 @@
-"""What a student's step costs with frozen explanations: against labels alone, and against a live teacher."""
+"""Cost of a student's step with frozen explanations, against labels alone and against a live teacher."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ VIEWS = AugmentOptions(
 
 
 def step_figures(folder: Path) -> list[Figure]:
-    """frozen e2KD against labels only, and against the same e2KD with its ResNet-56 in the loop."""
+    """Measure frozen e2KD against labels only, and against the same e2KD with its ResNet-56 in the loop."""
     torch.set_num_threads(1)
     tars, path = write_tars(folder / "tars", 40 * BATCH, 32), folder / "store"
     precompute.run(precompute_config(tars, path))
@@ -76,7 +76,7 @@ def step_figures(folder: Path) -> list[Figure]:
 
 
 class Steps:
-    """A student's next step, on the next batch."""
+    """Callable that takes a student's next step on the next batch."""
 
     def __init__(self, method: Any, batches: list[Any], teacher: LiveTeacher | None = None) -> None:
         torch.manual_seed(0)

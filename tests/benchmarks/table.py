@@ -1,6 +1,6 @@
 """The figures as a Markdown table, and the README's copy of it.
 
-python -m tests.benchmarks.table       writes what results.json says into README.md
+python -m tests.benchmarks.table       writes the figures of results.json into README.md
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tests.benchmarks.figures import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_name("results.json")
-"""Of the last run that was thought worth keeping."""
+"""Figures of the last run that was recorded in the repository."""
 BEGIN, END = "<!-- figures of make bench -->\n", "<!-- end of figures -->"
 TITLES = {
     "precompute_vs_bare_loop": "precompute (ResNet-20, GradCAM, commits), speed against a bare decode + forward loop",
@@ -33,7 +33,7 @@ TITLES = {
 
 
 def markdown(figures: Sequence[Figure]) -> str:
-    """A row a figure."""
+    """Markdown table with one row per figure."""
     lines = ["| | ratio | 95 % interval | aim | ours | baseline |", "|---|---|---|---|---|---|"]
     lines += [
         f"| {TITLES[f.name]} | {_mark(f)} | {_interval(f)} | {f.aim} | {f.ours:,.3g} {f.unit} | "
@@ -53,12 +53,12 @@ def _interval(figure: Figure) -> str:
 
 
 def load(path: Path) -> list[Figure]:
-    """What a run wrote."""
+    """Read the figures that a run wrote."""
     return [Figure(**line) for line in json.loads(path.read_text())]
 
 
 def with_table(readme: str, figures: Sequence[Figure]) -> str:
-    """The README with its table made anew."""
+    """Return the README with its table replaced."""
     before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
     return before + BEGIN + markdown(figures) + END + after

@@ -1,4 +1,4 @@
-"""The arithmetic of the figures, and a README that says what was measured."""
+"""Arithmetic of the figures, and agreement of the README's table with the recorded results."""
 
 import pytest
 
@@ -50,7 +50,7 @@ def test_every_figure_has_a_title_and_a_group():
 
 
 def test_an_unknown_figure_is_refused_before_anything_is_measured(monkeypatch, tmp_path):
-    with pytest.raises(SystemExit, match="no figure begins with strem; there are: precompute"):
+    with pytest.raises(SystemExit, match="no figure begins with strem; choose from: precompute"):
         bench.main(["strem"])
 
 

@@ -1,4 +1,4 @@
-"""The study's arms from a store: pooled features, and students of FT, CRD and SSKD."""
+"""Arms of the study on a store: pooled features, and students of FT, CRD and SSKD."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from pipeline.config.training import OptimizerOptions, TrainerOptions
 from pipeline.config.views import RandomViewsConfig, RotationsViewsConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Targets
-from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_targets
 from pipeline.loading.loader import TrainLoader
-from pipeline.loading.selection import rows_of_split
 from pipeline.loading.views import ViewSchedule
 from pipeline.losses.build import build_loss
 from pipeline.models.explainers.gradcam import gradcam
@@ -36,9 +34,9 @@ from pipeline.training.metric_log import read_metrics
 from pipeline.training.state import Training, build_optimizer
 from pipeline.training.step import batch_loss
 from stages import distill, precompute
-from tests.conftest import Frozen, precompute_config
-from tests.stages.test_flow import assert_equal_states, distill_config, weights_of
 from tests.support.outputs import student_output
+from tests.support.runs import assert_equal_states, distill_config, weights_of
+from tests.support.stores import Frozen, precompute_config, train_dataset
 
 PASS = PassOptions(batch_size=8, payloads=("logits", "pooled"))
 SIZE = (16, 16)
@@ -57,19 +55,19 @@ def store_with(path, teacher, **options):
 
 @pytest.fixture(scope="module")
 def featured(tmp_path_factory, tiny_teacher):
-    """A store with the canonical pass of logits and features."""
+    """Store with a canonical pass of logits and features."""
     return store_with(tmp_path_factory.mktemp("featured") / "store", tiny_teacher)
 
 
 @pytest.fixture(scope="module")
 def rotated(tmp_path_factory, tiny_teacher):
-    """The same, and a pass of the four rotations."""
+    """Store with the same pass and one of the four rotations."""
     path = tmp_path_factory.mktemp("rotated") / "store"
     return store_with(path, tiny_teacher, views=RotationsViewsConfig())
 
 
-def config_of(frozen, method, **options):
-    """Of a student of `method`, in the mode that it needs."""
+def arm_config(frozen, method, **options):
+    """Options of a student of `method`, in the mode that the method requires."""
     fitting = {"mode": "replay", "views": ROTATIONS} if method.kind == "sskd" else {}
     if method.kind == "ft" or options.get("mode") == "live":
         fitting = {"mode": "live", "teacher": frozen.config.teacher}
@@ -77,17 +75,11 @@ def config_of(frozen, method, **options):
     return distill_config(frozen, **options)
 
 
-def loss_of(run):
+def saved_loss(run):
     return torch.load(RUNS / run / "distill" / CHECKPOINT_NAME, weights_only=True)["loss"]
 
 
-def dataset_of(frozen, payload="pooled", **options):
-    store = frozen.store
-    passes = store.open_passes(**options)
-    return StoreDataset(store, rows_of_split(store.index, "train"), passes, payload=payload)
-
-
-# ---- what a pass holds ---------------------------------------------------------------------------
+# ---- contents of a pass --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", ["zarr", "webdataset"])
@@ -97,7 +89,7 @@ def test_a_pass_holds_the_teachers_pooled_features(featured, tmp_path, tiny_teac
         store = store_with(tmp_path / "store", tiny_teacher, backend=backend)
     (teacher,) = store.store.open_passes()
     (spec,) = [s for s in teacher.manifest.fields if s.name == "pooled"]
-    batch = dataset_of(store).__getitems__([0, 5, 30])
+    batch = train_dataset(store).__getitems__([0, 5, 30])
     model = freeze(build_model(store.config.teacher, 10))
 
     wanted = model(batch.inputs.float() / 255, Intermediates(pooled=True)).pooled
@@ -114,7 +106,7 @@ def test_a_pass_holds_the_teachers_pooled_features(featured, tmp_path, tiny_teac
 def test_a_pooled_feature_is_kept_where_the_image_moves(featured):
     flip = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip", p=1.0),))
     views = ViewSchedule(flip, featured.store.size, seed=0)
-    batch = next(TrainLoader(dataset_of(featured), views, batch_size=8, seed=0).epoch(0))
+    batch = next(TrainLoader(train_dataset(featured), views, batch_size=8, seed=0).epoch(0))
 
     (targets,) = view_targets(batch, (4, 4))
 
@@ -138,7 +130,7 @@ def test_a_pooled_feature_is_kept_where_the_image_moves(featured):
     ids=["ft", "ft_kd", "crd", "crd_alone", "sskd", "sskd_feature"],
 )
 def test_students_train_and_leave_what_the_loss_brings_behind(rotated, method, terms):
-    distill.run(config_of(rotated, method))
+    distill.run(arm_config(rotated, method))
 
     lines = list(read_metrics(RUNS / "one" / "distill"))
     student, _ = load_model(RUNS / "one" / "distill")
@@ -147,7 +139,7 @@ def test_students_train_and_leave_what_the_loss_brings_behind(rotated, method, t
     assert (
         student.state_dict().keys() == build_model(rotated.config.teacher, 10).state_dict().keys()
     )
-    assert loss_of("one")
+    assert saved_loss("one")
 
 
 @pytest.mark.parametrize("mode", ["replay", "live"])
@@ -159,13 +151,13 @@ def test_crd_learns_from_replayed_and_live_teachers(featured, tmp_path, tiny_tea
         store = store_with(tmp_path / "store", tiny_teacher, views=views, augment=flip)
         options["views"] = views
 
-    distill.run(config_of(store, CRD, trainer=replace(TRAINER, epochs=1), **options))
+    distill.run(arm_config(store, CRD, trainer=replace(TRAINER, epochs=1), **options))
 
     assert next(read_metrics(RUNS / "one" / "distill"))["crd"] > 0
 
 
 def test_the_teachers_bank_starts_from_its_stored_features(featured):
-    dataset = dataset_of(featured)
+    dataset = train_dataset(featured)
     loss = build_loss(CRD)
     pooled = torch.zeros(1, 16)
     targets = Targets(teacher="t", logits=torch.zeros(1, 10), intermediates={"pooled": pooled})
@@ -182,7 +174,7 @@ def test_the_teachers_bank_starts_from_its_stored_features(featured):
 def test_a_frozen_and_a_live_crd_step_on_still_images_have_the_same_gradient(featured):
     torch.manual_seed(1)
     student = build_model(replace(featured.config.teacher, weights=None), 10).eval()
-    dataset = dataset_of(featured)
+    dataset = train_dataset(featured)
     views = ViewSchedule(AugmentOptions(), featured.store.size, seed=0)
     batch = next(TrainLoader(dataset, views, batch_size=16, seed=0).epoch(0))
     model = freeze(build_model(featured.config.teacher, 10))
@@ -231,7 +223,7 @@ def kill_after(patch, module, name, calls):
 
 @pytest.mark.parametrize("method", [FT, CRD, SSKD], ids=lambda method: method.kind)
 def test_a_killed_student_resumes_to_the_same_one(rotated, monkeypatch, method):
-    distill.run(config_of(rotated, method, run="whole"))
+    distill.run(arm_config(rotated, method, run="whole"))
     steps = sum(1 for _ in read_metrics(RUNS / "whole" / "distill")) // 2
     kills = [(loop, "train_step", steps + 1)]
     if method.kind != "crd":
@@ -240,13 +232,14 @@ def test_a_killed_student_resumes_to_the_same_one(rotated, monkeypatch, method):
         with monkeypatch.context() as patch:
             kill_after(patch, module, name, calls)
             with pytest.raises(Killed):
-                distill.run(config_of(rotated, method, run="killed"))
+                distill.run(arm_config(rotated, method, run="killed"))
     with monkeypatch.context() as patch:
-        kill_after(patch, auxiliary_phase, "move_batch", 0)  # it is not trained a second time
-        distill.run(config_of(rotated, method, run="killed"))
+        # The teacher's part must not be trained again.
+        kill_after(patch, auxiliary_phase, "move_batch", 0)
+        distill.run(arm_config(rotated, method, run="killed"))
 
     assert_equal_states(weights_of("killed"), weights_of("whole"))
-    assert_equal_states(loss_of("killed"), loss_of("whole"))
+    assert_equal_states(saved_loss("killed"), saved_loss("whole"))
 
 
 @pytest.mark.parametrize(
@@ -262,18 +255,18 @@ def test_the_teachers_part_is_trained_before_the_student_and_stands_still_after(
 ):
     first = {"paraphraser_epochs": 0} if method.kind == "ft" else {"head_epochs": 0}
     one_epoch = replace(TRAINER, epochs=1)
-    distill.run(config_of(rotated, method, run="long"))
-    distill.run(config_of(rotated, method, run="short", trainer=one_epoch))
-    distill.run(config_of(rotated, replace(method, **first), run="random", trainer=one_epoch))
+    distill.run(arm_config(rotated, method, run="long"))
+    distill.run(arm_config(rotated, method, run="short", trainer=one_epoch))
+    distill.run(arm_config(rotated, replace(method, **first), run="random", trainer=one_epoch))
 
-    long, short, random = (loss_of(run) for run in ("long", "short", "random"))
+    long, short, random = (saved_loss(run) for run in ("long", "short", "random"))
 
     for name in names:
         assert torch.equal(long[name], short[name])
         assert not torch.equal(long[name], random[name])
 
 
-# ---- what does not fit ---------------------------------------------------------------------------
+# ---- mismatches ----------------------------------------------------------------------------------
 
 
 def test_modes_that_do_not_fit_are_refused(featured, rotated):
@@ -287,24 +280,24 @@ def test_modes_that_do_not_fit_are_refused(featured, rotated):
     ):
         with pytest.raises(ConfigError, match=r"mode=replay views=rotations views.per_step=4"):
             distill_config(rotated, method=SSKD, **options)
-    with pytest.raises(ConfigError, match=r"method=sskd tells records apart"):
-        config_of(rotated, SSKD, trainer=replace(TRAINER, batch_size=4))
+    with pytest.raises(ConfigError, match=r"method=sskd needs several to distinguish"):
+        arm_config(rotated, SSKD, trainer=replace(TRAINER, batch_size=4))
     with pytest.raises(ConfigError, match=r"views.per_step=1"):
         distill_config(rotated, method=CRD, mode="replay", views=ROTATIONS)
     mixed = AugmentOptions(mixup_alpha=1.0)
-    live = config_of(featured, CRD, mode="live")
+    live = arm_config(featured, CRD, mode="live")
     with pytest.raises(ConfigError, match=r"mixup_alpha=null in place of 1.0"):
         replace(live, augment=mixed)
 
 
 def test_a_pass_without_features_or_without_rotations_is_refused(frozen, tmp_path, tiny_teacher):
-    with pytest.raises(StoreMismatchError, match=r"no payload pooled, method=crd"):
-        distill.run(config_of(frozen, CRD))
+    with pytest.raises(StoreMismatchError, match=r"no payload pooled, but method=crd"):
+        distill.run(arm_config(frozen, CRD))
     flip = AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),))
     views = RandomViewsConfig(count=4)
     random = store_with(tmp_path / "store", tiny_teacher, views=views, augment=flip)
-    with pytest.raises(ConfigError, match=r"sampler random.*views=rotations"):
-        distill.run(config_of(random, SSKD))
+    with pytest.raises(ConfigError, match=r"has views=random.*views=rotations"):
+        distill.run(arm_config(random, SSKD))
 
 
 def test_without_their_term_students_need_no_payload(frozen):

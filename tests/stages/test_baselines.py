@@ -1,4 +1,4 @@
-"""The baselines from a store: what a pass holds for them, how it moves, and students that train on it."""
+"""Baselines on a store: their fields in a pass, warping of these fields, and students that train on them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,8 @@ from pipeline.config.store import PassOptions
 from pipeline.config.training import OptimizerOptions
 from pipeline.config.views import RandomViewsConfig
 from pipeline.core.errors import ConfigError
-from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_targets, warp
 from pipeline.loading.loader import TrainLoader, move_batch
-from pipeline.loading.selection import rows_of_split
 from pipeline.loading.views import ViewSchedule
 from pipeline.losses.build import build_loss
 from pipeline.models.explainers.gradcam import gradcam
@@ -45,13 +43,8 @@ from pipeline.training.metric_log import read_metrics
 from pipeline.training.state import Training, build_optimizer
 from pipeline.training.step import batch_loss
 from stages import distill, precompute
-from tests.conftest import Frozen, precompute_config
-from tests.stages.test_flow import (
-    TRAINER,
-    assert_equal_states,
-    distill_config,
-    weights_of,
-)
+from tests.support.runs import TRAINER, assert_equal_states, distill_config, weights_of
+from tests.support.stores import Frozen, precompute_config, train_dataset
 
 PASS = PassOptions(
     batch_size=8, payloads=("logits", "map", "attention", "class_maps"), class_map_size=4
@@ -66,35 +59,29 @@ SIZE = (16, 16)
 
 @pytest.fixture(scope="module")
 def inner(tmp_path_factory, tiny_teacher):
-    """A store with a canonical pass of every payload, and one of two stored views."""
+    """Store with a canonical pass of every payload and a pass of two stored views."""
     path = tmp_path_factory.mktemp("inner") / "store"
     config = precompute_config(path, tiny_teacher, annotate=PASS, **VIEWS)
     precompute.run(config)
     return Frozen(Store(path), config)
 
 
-def teacher_of(frozen, needs):
+def live_teacher_of(frozen, needs):
     model = freeze(build_model(frozen.config.teacher, 10))
     return LiveTeacher("teacher", model, gradcam, SIZE, needs=needs)
 
 
-def dataset_of(frozen, payload, *, stored_views=False):
-    store = frozen.store
-    passes = store.open_passes(stored_views=stored_views)
-    return StoreDataset(store, rows_of_split(store.index, "train"), passes, payload=payload)
-
-
-def batch_of(frozen, payload, operations=()):
+def viewed_batch(frozen, payload, operations=()):
     views = ViewSchedule(AugmentOptions(operations=operations), frozen.store.size, seed=0)
-    return next(TrainLoader(dataset_of(frozen, payload), views, batch_size=16, seed=0).epoch(0))
+    return next(TrainLoader(train_dataset(frozen, payload), views, batch_size=16, seed=0).epoch(0))
 
 
-def output_of(frozen, images):
+def teacher_output(frozen, images):
     model = freeze(build_model(frozen.config.teacher, 10))
     return model(images, Intermediates(stages=True, class_maps=True))
 
 
-# ---- what a pass holds ---------------------------------------------------------------------------
+# ---- contents of a pass --------------------------------------------------------------------------
 
 
 def test_a_pass_declares_its_fields_and_verifies(inner):
@@ -133,11 +120,11 @@ def test_what_is_read_is_what_the_teacher_said(inner, tmp_path, tiny_teacher, ba
         precompute.run(config)
         store = Frozen(Store(tmp_path / "store"), config)
     at, cat = (
-        dataset_of(store, payload).__getitems__([0, 5, 30])
+        train_dataset(store, payload).__getitems__([0, 5, 30])
         for payload in ("attention", "class_maps")
     )
 
-    output = output_of(store, at.inputs.float() / 255)
+    output = teacher_output(store, at.inputs.float() / 255)
 
     assert list(at.targets[0].intermediates) == ["attention_1", "attention_2", "attention_3"]
     assert list(cat.targets[0].intermediates) == ["class_maps"]
@@ -155,7 +142,7 @@ def test_class_maps_are_pooled_to_its_size(inner, tmp_path, tiny_teacher):
     precompute.run(config)
 
     pooled, full = (
-        dataset_of(s, "class_maps") for s in (Frozen(Store(tmp_path / "store"), config), inner)
+        train_dataset(s, "class_maps") for s in (Frozen(Store(tmp_path / "store"), config), inner)
     )
 
     assert torch.allclose(
@@ -177,7 +164,7 @@ def test_fields_that_nobody_asked_for_stay_on_disk(inner, monkeypatch):
     names = {}
     for payload in (None, "attention", "class_maps"):
         read.clear()
-        batch = dataset_of(inner, payload)[0]
+        batch = train_dataset(inner, payload)[0]
         names[payload] = {name for name in read if name not in ("logits", "map", "explained_class")}
         assert set(batch.targets[0].intermediates) == {
             n for n in names[payload] if not n.endswith("scale")
@@ -221,9 +208,9 @@ def test_a_frozen_and_a_live_step_without_views_have_the_same_gradient(inner, me
     student = build_model(replace(inner.config.teacher, weights=None), 10).eval()
     parameters = list(student.parameters())
     loss = build_loss(method)
-    batch = batch_of(inner, loss.needs.payload)
+    batch = viewed_batch(inner, loss.needs.payload)
     gradients, values = [], []
-    for targets in (view_targets, teacher_of(inner, loss.needs)):
+    for targets in (view_targets, live_teacher_of(inner, loss.needs)):
         part = Training(
             model=student,
             loss=loss,
@@ -249,9 +236,9 @@ def test_a_frozen_and_a_live_step_without_views_have_the_same_gradient(inner, me
 
 @pytest.mark.parametrize("payload", ["attention", "class_maps"])
 def test_intermediates_move_with_the_image(inner, payload):
-    still = batch_of(inner, payload)
-    mirrored = batch_of(inner, payload, (OperationConfig(kind="horizontal_flip", p=1.0),))
-    moved = batch_of(inner, payload, (PAD_CROP,))
+    still = viewed_batch(inner, payload)
+    mirrored = viewed_batch(inner, payload, (OperationConfig(kind="horizontal_flip", p=1.0),))
+    moved = viewed_batch(inner, payload, (PAD_CROP,))
 
     (kept,), (flipped,), (shifted,) = (view_targets(b, (4, 4)) for b in (still, mirrored, moved))
 
@@ -268,12 +255,12 @@ def test_intermediates_move_with_the_image(inner, payload):
 
 
 def test_intermediates_of_a_stored_view_are_that_views_own(inner):
-    dataset = dataset_of(inner, "attention", stored_views=True)
+    dataset = train_dataset(inner, "attention", stored_views=True)
     batch = dataset.__getitems__([(0, 0), (0, 1), (7, 1)])
 
     (targets,) = view_targets(batch, (4, 4))
     images = warp(batch.inputs, batch.canonical_from_view, SIZE) / 255
-    output = output_of(inner, images)
+    output = teacher_output(inner, images)
 
     for stage, values in zip(output.stages, targets.intermediates.values(), strict=True):
         wanted = stage.output.square().mean(dim=1)
@@ -281,7 +268,7 @@ def test_intermediates_of_a_stored_view_are_that_views_own(inner):
 
 
 def test_intermediates_go_to_the_device_with_their_batch(inner):
-    moved = move_batch(batch_of(inner, "attention"), torch.device("meta"))
+    moved = move_batch(viewed_batch(inner, "attention"), torch.device("meta"))
 
     assert {values.device.type for values in moved.targets[0].intermediates.values()} == {"meta"}
 
@@ -307,7 +294,7 @@ def test_a_pass_without_the_payload_is_refused_with_the_way_out(frozen):
     for method, payload in ((ATConfig(), "attention"), (CatKDConfig(), "class_maps")):
         with pytest.raises(
             StoreMismatchError,
-            match=rf"no payload {payload}, method={method.kind}.*payloads=\[logits,map,{payload}\]",
+            match=rf"no payload {payload}, but method={method.kind}.*payloads=\[logits,map,{payload}\]",
         ):
             distill.run(distill_config(frozen, method=method))
 
@@ -325,7 +312,7 @@ def test_a_term_of_weight_zero_needs_no_payload_and_is_the_labels_student(frozen
 
 @pytest.mark.parametrize("mode", ["frozen", "replay"])
 def test_review_without_a_live_teacher_is_refused(frozen, mode):
-    with pytest.raises(ConfigError, match=rf"no store holds, so mode={mode}.*mode=live"):
+    with pytest.raises(ConfigError, match=rf"no store contains, so mode={mode}.*mode=live"):
         distill_config(frozen, method=ReviewKDConfig(), mode=mode)
     distill_config(frozen, method=ReviewKDConfig(lambda_review=0.0), mode=mode)
 

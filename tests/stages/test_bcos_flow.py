@@ -1,4 +1,4 @@
-"""B-cos networks from teacher to evaluated student, on a tiny set: six-channel maps through the whole path."""
+"""B-cos networks from teacher to evaluated student on a tiny set, with six-channel maps in every stage."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pipeline.loading.selection import rows_of_split
 from pipeline.models.providers import build_model, freeze
 from pipeline.store.reader import Store
 from stages import distill, evaluate, precompute, report, teach
-from tests.conftest import precompute_config
+from tests.support.stores import precompute_config
 
 BCOS = BcosModelConfig(name="resnet8", width=4)
 RECIPE = TrainerOptions(epochs=2, batch_size=8, num_threads=1, clip_norm=None, agc=0.01)
@@ -38,12 +38,12 @@ ADAM = OptimizerOptions(kind="adam", lr=1e-3, weight_decay=0.0)
 VIEWS = AugmentOptions(operations=(OperationConfig(kind="pad_crop", padding=2),))
 
 
-class Taught(NamedTuple):
-    """A store with the pass of a B-cos teacher that was trained in it."""
+class BcosStore(NamedTuple):
+    """Store with a pass of a B-cos teacher that was trained on it."""
 
     config: PrecomputeConfig
     evaluated: dict[str, float]
-    """What teach says of it, on the test split."""
+    """Metrics of the teacher on the test split, as teach reports them."""
 
     @property
     def store(self) -> StoreOptions:
@@ -51,8 +51,8 @@ class Taught(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory) -> Taught:
-    """Taught on labels with the B-cos recipe, then frozen with its weights as maps."""
+def bcos_store(tmp_path_factory) -> BcosStore:
+    """Store with a teacher that is trained on labels with the B-cos recipe and frozen with its weights as maps."""
     folder = tmp_path_factory.mktemp("bcos")
     packed = precompute_config(folder / "store")
     precompute.run(packed)
@@ -73,13 +73,13 @@ def taught(tmp_path_factory) -> Taught:
     config = replace(packed, teacher=replace(BCOS, weights=weights), explainer=BcosWeightsConfig())
     precompute.run(config)
     metrics = json.loads((Path(weights).parent / "metrics.json").read_text())
-    return Taught(config, metrics["splits"]["test"])
+    return BcosStore(config, metrics["splits"]["test"])
 
 
-def distill_config(taught: Taught, **options) -> DistillConfig:
+def bcos_config(bcos_store: BcosStore, **options) -> DistillConfig:
     return DistillConfig(
         **{
-            "store": taught.store,
+            "store": bcos_store.store,
             "student": BCOS,
             "method": E2KDConfig(tau=2.0),
             "augment": VIEWS,
@@ -92,14 +92,14 @@ def distill_config(taught: Taught, **options) -> DistillConfig:
     )
 
 
-def test_a_taught_network_is_evaluated_by_its_own_explanation(taught):
-    assert 0 < taught.evaluated["epg"] < 1
-    assert 0 < taught.evaluated["iou"] <= 1
+def test_a_taught_network_is_evaluated_by_its_own_explanation(bcos_store):
+    assert 0 < bcos_store.evaluated["epg"] < 1
+    assert 0 < bcos_store.evaluated["iou"] <= 1
 
 
-def test_a_pass_holds_six_signed_channels_at_the_frames_resolution(taught):
-    (teacher,) = Store(Path(taught.store.path)).open_passes()
-    store = Store(Path(taught.store.path))
+def test_a_pass_holds_six_signed_channels_at_the_frames_resolution(bcos_store):
+    (teacher,) = Store(Path(bcos_store.store.path)).open_passes()
+    store = Store(Path(bcos_store.store.path))
     dataset = StoreDataset(store, rows_of_split(store.index, "train"), [teacher])
 
     maps = dataset.__getitems__([0, 1, 2, 3]).targets[0].maps
@@ -110,12 +110,12 @@ def test_a_pass_holds_six_signed_channels_at_the_frames_resolution(taught):
     assert torch.allclose(maps.abs().amax(dim=(2, 3, 4)), torch.ones(4, 1), atol=1e-3)
 
 
-def test_a_b_cos_student_learns_from_the_store_and_is_evaluated(taught):
-    distill.run(distill_config(taught), on_epoch=lambda epoch, line: None)
+def test_a_b_cos_student_learns_from_the_store_and_is_evaluated(bcos_store):
+    distill.run(bcos_config(bcos_store), on_epoch=lambda epoch, line: None)
 
     evaluated = evaluate.run(
         EvaluateConfig(
-            store=taught.store,
+            store=bcos_store.store,
             evaluate=EvaluateOptions(splits=("test",), num_pictures=2),
             run="student",
         )
@@ -127,14 +127,14 @@ def test_a_b_cos_student_learns_from_the_store_and_is_evaluated(taught):
     assert 0 < evaluated["teacher_epg"] < 1
 
 
-def test_a_live_b_cos_teacher_has_the_frozen_ones_first_map_loss(taught):
+def test_a_live_b_cos_teacher_has_the_frozen_ones_first_map_loss(bcos_store):
     lines = {}
     for mode in ("frozen", "live"):
-        config = distill_config(
-            taught,
+        config = bcos_config(
+            bcos_store,
             mode=mode,
             augment=AugmentOptions(operations=()),
-            teacher=taught.config.teacher,
+            teacher=bcos_store.config.teacher,
             explainer=BcosWeightsConfig(),
             run=mode,
             trainer=replace(RECIPE, epochs=1),
@@ -144,28 +144,30 @@ def test_a_live_b_cos_teacher_has_the_frozen_ones_first_map_loss(taught):
     assert lines["frozen"].split()[:2] == lines["live"].split()[:2]
 
 
-def test_evidence_is_the_weights_times_what_they_weigh(taught):
-    store = Store(Path(taught.store.path))
+def test_evidence_is_the_weights_times_what_they_weigh(bcos_store):
+    store = Store(Path(bcos_store.store.path))
     dataset = StoreDataset(store, rows_of_split(store.index, "test"), [], with_regions=True)
-    network = freeze(build_model(taught.config.teacher, 10))
+    network = freeze(build_model(bcos_store.config.teacher, 10))
     batch = evaluation_view(dataset.__getitems__([0, 1, 2]), "auto", (16, 16))
     model = EvaluatedModel(network=network, input_size=(16, 16))
     with torch.no_grad():
-        output = model(view_images(batch, (16, 16)))
+        output = network(view_images(batch, (16, 16)))
 
         shown = attribution_of(maps_of(model, output, batch.labels), batch)
 
-    # All that the label's logit is, but for its bias.
+    # The attributions sum to the label's logit without its bias.
     logits = output.logits.gather(1, batch.labels[:, None])[:, 0]
-    assert torch.allclose(shown.sum(dim=(1, 2)), logits - model.network.logit_layer.bias, atol=1e-4)
+    assert torch.allclose(
+        shown.sum(dim=(1, 2)), logits - network.network.logit_layer.bias, atol=1e-4
+    )
     one_channel = torch.rand(3, 1, 1, 4, 4)
     assert torch.equal(attribution_of(one_channel, batch), one_channel[:, 0, 0])
 
 
-def test_the_report_shows_contributions_and_colors(taught):
-    distill.run(distill_config(taught), on_epoch=lambda epoch, line: None)
+def test_the_report_shows_contributions_and_colors(bcos_store):
+    distill.run(bcos_config(bcos_store), on_epoch=lambda epoch, line: None)
     options = EvaluateOptions(splits=("test",), num_pictures=2)
-    evaluate.run(EvaluateConfig(store=taught.store, evaluate=options, run="student"))
+    evaluate.run(EvaluateConfig(store=bcos_store.store, evaluate=options, run="student"))
     pictures = load_file("runs/student/evaluate/pictures.safetensors")
     path = Path("runs/study/sweep.json")
     path.parent.mkdir()
@@ -174,7 +176,7 @@ def test_the_report_shows_contributions_and_colors(taught):
 
     result = report.run(
         ReportConfig(
-            store=taught.store,
+            store=bcos_store.store,
             augment=VIEWS,
             report=ReportOptions(contact_records=2, case_shift=3),
             run="study",
@@ -186,8 +188,9 @@ def test_the_report_shows_contributions_and_colors(taught):
         assert pictures[f"{whose}colors"].shape == (2, 16, 16, 4)
         assert pictures[f"{whose}colors"].float().std() > 0
     html = Path(result.html).read_text()
-    assert "red where they speak for the class" in html
-    assert html.count("data:image/png") == 4  # maps, cases of one kind, moved, contact sheet
+    assert "red for positive and blue for negative contributions" in html
+    # Maps, cases of one kind, cases under shifts, contact sheet.
+    assert html.count("data:image/png") == 4
     stored = json.loads(Path(result.json).read_text())["passes"]
     assert [entry["map"] for entry in stored] == ["6x16x16 float16"]
     assert stored[0]["raw_bytes"] == 6 * 16 * 16 * 4
@@ -195,11 +198,13 @@ def test_the_report_shows_contributions_and_colors(taught):
     assert stored[0]["fidelity"] > 0.99999
 
 
-def test_the_wrong_explainer_is_refused_by_name(taught):
-    gradcam = replace(precompute_config(Path(taught.store.path)), teacher=taught.config.teacher)
+def test_the_wrong_explainer_is_refused_by_name(bcos_store):
+    gradcam = replace(
+        precompute_config(Path(bcos_store.store.path)), teacher=bcos_store.config.teacher
+    )
     with pytest.raises(ConfigError, match="set explainer=bcos_weights"):
         precompute.run(gradcam)
 
-    plain = distill_config(taught, student=CifarModelConfig(name="resnet8", width=4), run="plain")
+    plain = bcos_config(bcos_store, student=CifarModelConfig(name="resnet8", width=4), run="plain")
     with pytest.raises(ConfigError, match=r"explains B-cos networks.*not CifarResNet"):
         distill.run(plain, on_epoch=lambda epoch, line: None)

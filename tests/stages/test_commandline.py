@@ -1,10 +1,10 @@
-"""What a user types, mistypes, and gets to read."""
+"""Command line: options, errors, help and documented commands."""
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -18,47 +18,53 @@ from pipeline.config.reference import options_page
 from pipeline.config.verbs import VERBS
 from pipeline.core.errors import ConfigError
 from stages import render
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 
-
-def build(verb, *words):
+def build_config(verb, *words):
     return build_verb_config(verb, compose(verb, words))
 
 
-def permafrost(*words, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(cwd)},
-    )
+@pytest.fixture
+def permafrost(monkeypatch, capsys):
+    """A stage's command run in this process: exit status, standard output and standard error."""
+
+    def run(verb, *words):
+        monkeypatch.setattr("sys.argv", [verb, *words])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "stages" / f"{verb}.py"), run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+        return code, *capsys.readouterr()
+
+    return run
 
 
 def test_the_method_defaults_are_the_papers():
-    assert build("distill").method == E2KDConfig(
+    assert build_config("distill").method == E2KDConfig(
         tau=1.0, lambda_ce=0.0, lambda_kd=1.0, lambda_map=1.0
     )
 
 
 def test_the_group_is_the_provider_and_the_name_is_free():
-    config = build("precompute", "teacher=cifar", "teacher.name=resnet56", "teacher.weights=w.pt")
+    config = build_config(
+        "precompute", "teacher=cifar", "teacher.name=resnet56", "teacher.weights=w.pt"
+    )
 
     assert (config.teacher.kind, config.teacher.name) == ("cifar", "resnet56")
 
 
 def test_a_method_knows_its_own_options_only():
-    assert build("distill", "method=labels", "method.label_smoothing=0.1").method == LabelsConfig(
-        label_smoothing=0.1
-    )
+    assert build_config(
+        "distill", "method=labels", "method.label_smoothing=0.1"
+    ).method == LabelsConfig(label_smoothing=0.1)
     with pytest.raises(ConfigError, match=r"unknown option method\.tau.*label_smoothing"):
-        build("distill", "method=labels", "method.tau=4")
+        build_config("distill", "method=labels", "method.tau=4")
 
 
 def test_packing_alone_needs_no_teacher():
-    assert build("precompute", "experiment=demo", "teacher=none").teacher == NoModelConfig()
+    assert build_config("precompute", "experiment=demo", "teacher=none").teacher == NoModelConfig()
 
 
 def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
@@ -87,7 +93,7 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
         (
             "distill",
             ["method.tua=4"],
-            r"unknown option method\.tua \(did you mean tau\?\); known there: .*lambda_map",
+            r"unknown option method\.tua \(did you mean tau\?\); available options: .*lambda_map",
         ),
         ("distill", ["trainer.epochs=many"], "trainer.epochs must be a whole number, got 'many'"),
         ("distill", ["trainer.epochs=0"], "trainer.epochs must be >= 1, got 0"),
@@ -117,8 +123,12 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
             ["student.frame=center_crop"],
             "student.frame=center_crop is an option of teachers",
         ),
-        ("distill", ["student.weights=random"], "would start every seed alike"),
-        ("precompute", ["data=image_folder"], "data.path is empty; give the folder of the images"),
+        ("distill", ["student.weights=random"], "the same initial weights"),
+        (
+            "precompute",
+            ["data=image_folder"],
+            "data.path is empty; set it to the folder of the images",
+        ),
         ("precompute", ["data=webdataset", "data.path=pipe:cat x"], "would run a command"),
         ("precompute", ["store.format=jpeg"], "original, jpeg95, raw"),
         ("distill", ["method.teacher_weights=[0.5,0.6]"], "sum to 1"),
@@ -129,7 +139,7 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
 )
 def test_a_mistake_says_what_is_allowed(verb, words, message):
     with pytest.raises(ConfigError, match=message):
-        build(verb, *words)
+        build_config(verb, *words)
 
 
 LIVE = ["mode=live", "teacher=cifar", "teacher.name=resnet8", "teacher.weights=w.pt"]
@@ -142,12 +152,22 @@ MIXUP, RANDAUGMENT = "augment.mixup_alpha=1", "augment.randaugment=10"
         (
             "distill",
             [MIXUP],
-            r"augment\.mixup_alpha=1\.0: a stored target is of one image",
+            r"augment\.mixup_alpha=1\.0: a stored target belongs to one image",
             "mode=live",
         ),
-        ("distill", [RANDAUGMENT], r"augment\.randaugment=10: a stored target is of", "mode=live"),
-        ("distill", ["method=kd", MIXUP, "mode=replay"], "mode=replay knows", "mode=live"),
-        ("distill", ["method=at", RANDAUGMENT, "mode=replay"], "mode=replay knows", "mode=live"),
+        (
+            "distill",
+            [RANDAUGMENT],
+            r"augment\.randaugment=10: a stored target belongs to",
+            "mode=live",
+        ),
+        ("distill", ["method=kd", MIXUP, "mode=replay"], "mode=replay has no other", "mode=live"),
+        (
+            "distill",
+            ["method=at", RANDAUGMENT, "mode=replay"],
+            "mode=replay has no other",
+            "mode=live",
+        ),
         (
             "distill",
             [MIXUP, RANDAUGMENT],
@@ -181,13 +201,13 @@ MIXUP, RANDAUGMENT = "augment.mixup_alpha=1", "augment.randaugment=10"
         (
             "precompute",
             ["views=random", MIXUP],
-            r"augment\.mixup_alpha=1\.0: a stored view is a matrix alone",
+            r"augment\.mixup_alpha=1\.0: a stored view consists of a matrix only",
             r"views=canonical .*mode=live, or augment\.mixup_alpha=null",
         ),
         (
             "precompute",
             ["views=random", RANDAUGMENT],
-            r"augment\.randaugment=10: a stored view is a matrix alone",
+            r"augment\.randaugment=10: a stored view consists of a matrix only",
             "views=canonical",
         ),
         ("distill", ["method=labels", "augment.mixup_alpha=0"], "mixup_alpha must be > 0", "null"),
@@ -197,9 +217,9 @@ MIXUP, RANDAUGMENT = "augment.mixup_alpha=1", "augment.randaugment=10"
 def test_changed_pixels_are_refused_where_nobody_can_answer_for_them(
     verb, words, asked, recovery_hint
 ):
-    """Property 33: mixup and frozen targets raise."""
+    """Property 33: mixup with frozen targets raises an error."""
     with pytest.raises(ConfigError, match=f"{asked}.*{recovery_hint}"):
-        build(verb, *words)
+        build_config(verb, *words)
 
 
 @pytest.mark.parametrize("augment", ["none", "pad_crop", "pad_crop_flip", "resized_crop_flip"])
@@ -210,21 +230,28 @@ def test_changed_pixels_are_refused_where_nobody_can_answer_for_them(
         ("distill", ["method=e2kd", *LIVE], ""),
         ("distill", ["method=review_kd", *LIVE], ""),
         ("teach", ["teaching=labels"], "teaching."),
-        ("precompute", [], ""),  # without views=random it reads no augment
+        ("precompute", [], ""),  # precompute without views=random reads no augment option
     ],
 )
 def test_changed_pixels_are_options_of_labels_and_live_teachers(verb, words, section, augment):
     group = f"augment@{section}augment={augment}" if section else f"augment={augment}"
     options = [f"{section}{option}" for option in (MIXUP, RANDAUGMENT)]
 
-    config = build(verb, *words, group, *options)
+    config = build_config(verb, *words, group, *options)
 
     built = (config.teaching if verb == "teach" else config).augment
     assert (built.mixup_alpha, built.randaugment) == (1.0, 10)
 
 
 def test_mixup_with_frozen_targets_is_one_line_and_exit_code_2(tmp_path):
-    done = permafrost("stages.distill", MIXUP, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.distill", MIXUP],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+    )
 
     assert done.returncode == 2
     assert done.stderr.startswith("permafrost distill: error: augment.mixup_alpha=1.0: a stored ")
@@ -232,13 +259,13 @@ def test_mixup_with_frozen_targets_is_one_line_and_exit_code_2(tmp_path):
 
 
 def test_arms_that_are_typed_replace_an_experiments():
-    config = build("sweep", "experiment=demo", "arms={one: ['method=kd']}", "seeds=[4]")
+    config = build_config("sweep", "experiment=demo", "arms={one: ['method=kd']}", "seeds=[4]")
 
     assert config.arms == {"one": ("method=kd",)}
 
 
 def readme_commands():
-    """The stage commands of the README and the page about clusters, one line each."""
+    """Stage commands of the README and docs/cluster.md, one line each."""
     pages = (ROOT / "README.md", ROOT / "docs" / "cluster.md")
     text = "\n".join(page.read_text() for page in pages).replace("\\\n", " ")
     return [
@@ -253,28 +280,28 @@ def test_every_command_of_the_readme_composes(command):
     _, _, module, *words = shlex.split(command)
     verb = module.removeprefix("stages.")
 
-    assert (render.configure(words) if verb == "render" else build(verb, *words)) is not None
+    assert (render.configure(words) if verb == "render" else build_config(verb, *words)) is not None
 
 
 def test_numbers_in_scientific_notation_are_numbers():
-    assert build("distill", "optimizer.lr=1e-3").optimizer.lr == 0.001
+    assert build_config("distill", "optimizer.lr=1e-3").optimizer.lr == 0.001
 
 
 @pytest.mark.parametrize("verb", list(VERBS))
-def test_help_shows_the_command_the_groups_and_every_option(verb, tmp_path):
-    done = permafrost(f"stages.{verb}", "--help", cwd=tmp_path)
+def test_help_shows_the_command_the_groups_and_every_option(verb, permafrost):
+    code, output, _ = permafrost(verb, "--help")
 
-    assert done.returncode == 0
-    assert f"python -m stages.{verb}" in done.stdout
+    assert code == 0
+    assert f"python -m stages.{verb}" in output
     for section in sections(verb, compose(verb, [])):
-        assert re.search(rf"\n  {section}[.=]", done.stdout)
+        assert re.search(rf"\n  {section}[.=]", output)
 
 
-def test_help_says_what_an_option_means_and_shows_the_options_of_a_member(tmp_path):
-    done = permafrost("stages.distill", "--help", "method=ked", cwd=tmp_path)
+def test_help_says_what_an_option_means_and_shows_the_options_of_a_member(permafrost):
+    _, output, _ = permafrost("distill", "--help", "method=ked")
 
-    assert "\n  method.tau=4.0  (> 0)\n        Temperature of the predictions.\n" in done.stdout
-    assert "\n  method.superfeatures=null  (>= 1 or null)\n" in done.stdout
+    assert "\n  method.tau=4.0  (> 0)\n        Temperature of the predictions.\n" in output
+    assert "\n  method.superfeatures=null  (>= 1 or null)\n" in output
 
 
 def test_the_page_of_options_is_that_of_the_dataclasses():
@@ -283,25 +310,25 @@ def test_the_page_of_options_is_that_of_the_dataclasses():
     assert page == options_page(), "python -m pipeline.config.reference > docs/reference/options.md"
 
 
-def test_cfg_prints_the_resolved_config_and_does_nothing(tmp_path):
-    done = permafrost("stages.distill", "--cfg", "job", "method.tau=4", cwd=tmp_path)
+def test_cfg_prints_the_resolved_config_and_does_nothing(tmp_path, permafrost):
+    _, output, _ = permafrost("distill", "--cfg", "job", "method.tau=4")
 
-    assert yaml.safe_load(done.stdout)["method"]["tau"] == 4
+    assert yaml.safe_load(output)["method"]["tau"] == 4
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bad_option_is_one_line_and_exit_code_2(tmp_path):
-    done = permafrost("stages.distill", "method.tau=0", cwd=tmp_path)
+def test_a_bad_option_is_one_line_and_exit_code_2(tmp_path, permafrost):
+    code, output, errors = permafrost("distill", "method.tau=0")
 
-    assert done.returncode == 2
-    assert done.stderr == "permafrost distill: error: method.tau must be > 0, got 0.0\n"
-    assert done.stdout == ""
+    assert code == 2
+    assert errors == "permafrost distill: error: method.tau must be > 0, got 0.0\n"
+    assert output == ""
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_store_is_named_and_exit_code_1(tmp_path):
-    done = permafrost("stages.verify", "store.path=nowhere", cwd=tmp_path)
+def test_a_missing_store_is_named_and_exit_code_1(permafrost):
+    code, _, errors = permafrost("verify", "store.path=nowhere")
 
-    assert done.returncode == 1
-    assert "nowhere/manifest.json does not exist; run stages.precompute" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert code == 1
+    assert "nowhere/manifest.json does not exist; run stages.precompute" in errors
+    assert "Traceback" not in errors

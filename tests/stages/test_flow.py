@@ -1,4 +1,4 @@
-"""The whole path on a tiny set, stage by stage: what each writes, repeats, resumes and refuses."""
+"""All stages on a tiny set: outputs, repetition, resumption and errors."""
 
 import json
 from dataclasses import replace
@@ -10,24 +10,20 @@ import pytest
 import torch
 
 from pipeline.cli import _print_result, main
-from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose
-from pipeline.config.distillation import DistillConfig
 from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.methods import E2KDConfig
 from pipeline.config.models import NoModelConfig
 from pipeline.config.report import ReportOptions
 from pipeline.config.runs import RUNS, read_cost
-from pipeline.config.store import PassOptions, StoreOptions, SubsetOptions
+from pipeline.config.store import PassOptions, StoreOptions
 from pipeline.config.teaching import LabelTeachingConfig
-from pipeline.config.training import OptimizerOptions, TrainerOptions
-from pipeline.config.verbs import EvaluateConfig, ReportConfig, SweepConfig, TeachConfig
+from pipeline.config.verbs import ReportConfig, SweepConfig, TeachConfig
 from pipeline.core.errors import ConfigError
 from pipeline.loading.views import ViewSchedule
 from pipeline.models.classifier import WeightsError
 from pipeline.models.providers import build_model
-from pipeline.models.saved import load_model
 from pipeline.models.weights import load_weights
 from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.reader import Store
@@ -35,45 +31,16 @@ from pipeline.training import loop
 from pipeline.training import run as training_run
 from pipeline.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute, report, sweep, teach
-from tests.conftest import TINY_DATA, precompute_config
-from tests.pipeline.store.test_round_trip import tree_bytes
-
-PAD_CROP = AugmentOptions(operations=(OperationConfig(kind="pad_crop", padding=2),))
-TRAINER = TrainerOptions(epochs=3, batch_size=8, num_threads=1, log_every_steps=2)
-
-
-def distill_config(frozen, **options):
-    return DistillConfig(
-        store=StoreOptions(path=str(frozen.store.path)),
-        student=replace(frozen.config.teacher, weights=None),
-        method=options.pop("method", E2KDConfig(tau=4.0)),
-        augment=PAD_CROP,
-        optimizer=OptimizerOptions(),
-        trainer=options.pop("trainer", TRAINER),
-        subset=SubsetOptions(),
-        run=options.pop("run", "one"),
-        **options,
-    )
-
-
-def evaluate_config(frozen, run="one", **options):
-    return EvaluateConfig(
-        store=StoreOptions(path=str(frozen.store.path)),
-        evaluate=EvaluateOptions(
-            splits=options.pop("splits", ("test", "test_swapped")), num_pictures=4, **options
-        ),
-        run=run,
-    )
-
-
-def weights_of(run):
-    return load_model(RUNS / run / "distill")[0].state_dict()
-
-
-def assert_equal_states(one, other):
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
+from tests.support.runs import (
+    PAD_CROP,
+    TRAINER,
+    assert_equal_states,
+    distill_config,
+    evaluate_config,
+    weights_of,
+)
+from tests.support.stores import TINY_DATA, precompute_config
+from tests.support.trees import tree_bytes
 
 # ---- precompute ----------------------------------------------------------------------------------
 
@@ -123,7 +90,7 @@ def test_an_unfinished_store_of_other_data_is_never_mixed(tmp_path):
     precompute.run(config)
     (tmp_path / "store" / "manifest.json").unlink()
 
-    with pytest.raises(StoreMismatchError, match="unfinished store of other data"):
+    with pytest.raises(StoreMismatchError, match="unfinished store with other data"):
         precompute.run(replace(config, data=replace(TINY_DATA, seed=1)))
 
 
@@ -167,7 +134,7 @@ def test_a_teacher_whose_logits_overflow_the_store_is_refused_with_the_record(
     loud = replace(tiny_teacher, weights=str(tmp_path / "loud.safetensors"))
 
     with pytest.raises(
-        ValueError, match=r"logits of record \w+ are not finite, or exceed what float16"
+        ValueError, match=r"logits of record \w+ are not finite, or exceed the range of float16"
     ):
         precompute.run(precompute_config(tmp_path / "store", loud))
 
@@ -316,7 +283,7 @@ def test_a_killed_run_resumes_to_the_same_student(frozen, monkeypatch):
 def test_a_run_folder_of_other_options_is_refused_with_the_difference(frozen):
     distill.run(distill_config(frozen))
 
-    with pytest.raises(ConfigError, match=r"method\.tau=4\.0 where this one has 2\.0"):
+    with pytest.raises(ConfigError, match=r"method\.tau=4\.0, but this one has 2\.0"):
         distill.run(distill_config(frozen, method=E2KDConfig(tau=2.0)))
 
 
@@ -435,9 +402,9 @@ def test_the_teacher_evaluated_as_its_own_student_agrees_with_itself(frozen, reg
     for metrics in splits.values():
         assert metrics["agreement"] == 1
         assert metrics["accuracy"] == metrics["teacher_accuracy"]
-        assert metrics["kl_to_teacher"] < 1e-5  # the store rounds logits to half precision
+        assert metrics["kl_to_teacher"] < 1e-5  # the store rounds logits to float16
         assert metrics["map_cosine"] > 0.9999
-    # One teacher has two EPGs: of the true class, and, as its stored maps explain it, of the class that it predicts.
+    # The same network has two EPGs: of the true class, and of the predicted class, which its stored maps explain.
     rows = pd.read_parquet(RUNS / "self" / "evaluate" / "records.parquet")
     own, stored = (rows[name].str[0].to_numpy() for name in ("epg", "teacher_epg"))
     is_right = (rows.explained.str[0] == rows.labels.str[0]).to_numpy()
@@ -512,4 +479,4 @@ def test_a_stage_that_is_interrupted_says_how_to_go_on(monkeypatch, capsys):
         main("distill", interrupted, "doc")
 
     assert exit_.value.code == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err

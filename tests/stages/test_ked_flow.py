@@ -1,4 +1,4 @@
-"""KED from an additive teacher to a evaluated student: what its pass holds, what is read of it, what is refused."""
+"""KED from an additive teacher to an evaluated student: contents of the pass, values that are read, and errors."""
 
 from __future__ import annotations
 
@@ -26,10 +26,8 @@ from pipeline.config.views import RandomViewsConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Targets
 from pipeline.evaluation.evaluators.superfeatures import FidelitySums
-from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_targets
 from pipeline.loading.loader import TrainLoader
-from pipeline.loading.selection import rows_of_split
 from pipeline.loading.views import ViewSchedule
 from pipeline.models.additive.hierarchy import class_centered, pass_hierarchy
 from pipeline.models.additive.network import network_partition
@@ -43,8 +41,8 @@ from pipeline.store.verification import verify_store
 from pipeline.training.distill_job import Distillation, fingerprint_inputs, open_passes
 from pipeline.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute, teach
-from tests.conftest import Frozen, precompute_config
-from tests.stages.test_flow import TRAINER
+from tests.support.runs import TRAINER
+from tests.support.stores import Frozen, precompute_config, train_dataset
 
 M = 4
 NETWORK = AdditiveModelConfig(name="conv", superfeatures=M, grid=(4, 4), width=3)
@@ -55,8 +53,8 @@ SHORT = replace(TRAINER, epochs=1)
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory):
-    """A store, a teacher trained on it, its pass of superfeatures, and one of two stored views."""
+def ked_store(tmp_path_factory):
+    """Store with a teacher that is trained on it, its pass of superfeatures, and a pass of two stored views."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("ked")
         patch.chdir(folder)
@@ -87,16 +85,16 @@ def taught(tmp_path_factory):
         return Frozen(Store(path), config)
 
 
-def still(taught, **options):
-    """A student whose images stay where they are, on the teacher's partition."""
+def still(ked_store, **options):
+    """Options of a student without augmentation, on the teacher's partition."""
     return DistillConfig(
-        store=StoreOptions(path=str(taught.store.path)),
+        store=StoreOptions(path=str(ked_store.store.path)),
         optimizer=OptimizerOptions(),
         trainer=SHORT,
         subset=SubsetOptions(),
         augment=STILL,
         **{
-            "student": replace(taught.config.teacher, weights=None),
+            "student": replace(ked_store.config.teacher, weights=None),
             "method": KEDConfig(),
             "run": "one",
             **options,
@@ -104,25 +102,17 @@ def still(taught, **options):
     )
 
 
-def dataset_of(taught, *, stored_views=False):
-    store = taught.store
-    passes = store.open_passes(stored_views=stored_views)
-    return StoreDataset(
-        store, rows_of_split(store.index, "train"), passes, payload="superfeature_logits"
-    )
-
-
-def ask(taught, images):
-    model = freeze(build_model(taught.config.teacher, 10))
+def ask(ked_store, images):
+    model = freeze(build_model(ked_store.config.teacher, 10))
     return class_centered(model(images, Intermediates(superfeatures=True)).superfeature_logits)
 
 
-# ---- what a pass holds ---------------------------------------------------------------------------
+# ---- contents of a pass --------------------------------------------------------------------------
 
 
-def test_a_pass_declares_its_superfeatures_and_verifies(taught):
-    (teacher,) = taught.store.open_passes()
-    partition = network_partition(build_model(taught.config.teacher, 10))
+def test_a_pass_declares_its_superfeatures_and_verifies(ked_store):
+    (teacher,) = ked_store.store.open_passes()
+    partition = network_partition(build_model(ked_store.config.teacher, 10))
 
     specs = {spec.name: spec for spec in teacher.manifest.fields}
 
@@ -136,17 +126,19 @@ def test_a_pass_declares_its_superfeatures_and_verifies(taught):
     for number in range(1, M + 1):
         assert torch.equal(pass_hierarchy(teacher).coarsening(number), partition.coarsening(number))
     assert teacher.manifest.fidelity["superfeature_logits"] > 0.99999
-    assert list(verify_store(taught.store.path)) == []
+    assert list(verify_store(ked_store.store.path)) == []
 
 
-def test_what_is_read_is_what_the_teacher_said_of_its_view(taught):
-    batch = dataset_of(taught).__getitems__([0, 5, 30])
-    replayed = dataset_of(taught, stored_views=True).__getitems__([(0, 0), (5, 1), (30, 1)])
+def test_what_is_read_is_what_the_teacher_said_of_its_view(ked_store):
+    batch = train_dataset(ked_store, "superfeature_logits").__getitems__([0, 5, 30])
+    replayed = train_dataset(ked_store, "superfeature_logits", stored_views=True).__getitems__(
+        [(0, 0), (5, 1), (30, 1)]
+    )
 
     found = batch.targets[0]
     centered = class_centered(found.logits)
 
-    asked, flipped = (ask(taught, i) for i in (batch.inputs / 255, batch.inputs.flip(3) / 255))
+    asked, flipped = (ask(ked_store, i) for i in (batch.inputs / 255, batch.inputs.flip(3) / 255))
     assert (
         found.intermediates["superfeature_logits"] - asked
     ).abs().max() < 2e-3 * asked.abs().max()
@@ -156,10 +148,10 @@ def test_what_is_read_is_what_the_teacher_said_of_its_view(taught):
     ).abs().max() < 2e-2 * flipped.abs().max()
 
 
-def test_a_pass_of_maps_and_superfeatures_moves_the_maps_alone(taught, tmp_path):
+def test_a_pass_of_maps_and_superfeatures_moves_the_maps_alone(ked_store, tmp_path):
     config = precompute_config(
         tmp_path / "store",
-        taught.config.teacher,
+        ked_store.config.teacher,
         annotate=replace(
             PASS, payloads=("logits", "map", "superfeature_logits"), superfeature_dtype="int8"
         ),
@@ -168,7 +160,11 @@ def test_a_pass_of_maps_and_superfeatures_moves_the_maps_alone(taught, tmp_path)
     precompute.run(config)
     both = Frozen(Store(tmp_path / "store"), config)
     views = ViewSchedule(FLIP, both.store.size, seed=0)
-    batch = next(TrainLoader(dataset_of(both), views, batch_size=8, seed=0).epoch(0))
+    batch = next(
+        TrainLoader(train_dataset(both, "superfeature_logits"), views, batch_size=8, seed=0).epoch(
+            0
+        )
+    )
 
     (viewed,) = view_targets(batch, (4, 4))
 
@@ -179,7 +175,7 @@ def test_a_pass_of_maps_and_superfeatures_moves_the_maps_alone(taught, tmp_path)
     assert torch.allclose(viewed.maps, stored.maps.flip(-1), atol=1e-3)
 
 
-def test_a_pass_names_its_superfeatures_where_it_stores_them(taught, frozen):
+def test_a_pass_names_its_superfeatures_where_it_stores_them(ked_store, frozen):
     def describe(*payloads, partition=None, **options):
         config = PassOptions(payloads=("logits", *payloads), **options)
         return describe_pass(
@@ -209,13 +205,13 @@ def test_a_teacher_without_superfeatures_stores_none(tmp_path, tiny_teacher):
 # ---- students ------------------------------------------------------------------------------------
 
 
-def test_a_student_is_taught_saved_without_the_artifact_and_evaluated(taught):
-    config = still(taught)
+def test_a_student_is_taught_saved_without_the_artifact_and_evaluated(ked_store):
+    config = still(ked_store)
 
     distill.run(config)
     result = evaluate.run(
         EvaluateConfig(
-            store=StoreOptions(path=str(taught.store.path)),
+            store=StoreOptions(path=str(ked_store.store.path)),
             evaluate=EvaluateOptions(splits=("test",), num_pictures=0),
             run="one",
         )
@@ -248,14 +244,14 @@ def test_a_student_is_taught_saved_without_the_artifact_and_evaluated(taught):
         ("hint", {"mode": "live", "method": KEDConfig(rho=100.0)}),
     ],
 )
-def test_students_of_every_kind_train(taught, name, options):
+def test_students_of_every_kind_train(ked_store, name, options):
     options = dict(options)
     if (number := options.pop("student", None)) is not None:
-        options["student"] = replace(taught.config.teacher, weights=None, superfeatures=number)
+        options["student"] = replace(ked_store.config.teacher, weights=None, superfeatures=number)
     if options.get("mode") == "live":
-        options["teacher"] = taught.config.teacher
+        options["teacher"] = ked_store.config.teacher
 
-    distill.run(still(taught, run=name.replace(" ", "-"), **options))
+    distill.run(still(ked_store, run=name.replace(" ", "-"), **options))
 
     *_, last = read_metrics(RUNS / name.replace(" ", "-") / "distill")
     assert all(math.isfinite(value) for value in last.values())
@@ -263,24 +259,24 @@ def test_students_of_every_kind_train(taught, name, options):
     assert ("hint" in last) == (name == "hint")
 
 
-def test_levels_are_those_of_the_teachers_own_partition(taught):
-    job = Distillation(config=still(taught, method=KEDConfig(superfeatures=2)), folder=Path())
+def test_levels_are_those_of_the_teachers_own_partition(ked_store):
+    job = Distillation(config=still(ked_store, method=KEDConfig(superfeatures=2)), folder=Path())
     plan = job.plan()
     batch = plan.dataset.__getitems__([0, 1])
 
     (targets,) = plan.superfeatures.targets(view_targets)(batch, (4, 4), with_maps=False)
 
     assert isinstance(targets, Targets)
-    fine = ask(taught, batch.inputs / 255)
-    coarsening = network_partition(build_model(taught.config.teacher, 10)).coarsening(2)
+    fine = ask(ked_store, batch.inputs / 255)
+    coarsening = network_partition(build_model(ked_store.config.teacher, 10)).coarsening(2)
     expected = torch.stack([fine[:, coarsening == m].sum(dim=1) for m in range(2)], dim=1)
     assert torch.allclose(targets.intermediates["superfeature_logits"], expected, atol=2e-3)
     assert torch.equal(plan.loss.student_coarsening, coarsening)
 
 
-def test_what_a_partition_says_is_an_input_of_a_run_and_where_it_lies_is_not(taught, tmp_path):
-    config = still(taught)
-    passes = open_passes(config, taught.store)
+def test_what_a_partition_says_is_an_input_of_a_run_and_where_it_lies_is_not(ked_store, tmp_path):
+    config = still(ked_store)
+    passes = open_passes(config, ked_store.store)
     copy = tmp_path / "copy"
     copy.mkdir()
     assignments = load_file(Path(config.student.partition) / PARTITION_NAME)["assignments"]
@@ -290,7 +286,7 @@ def test_what_a_partition_says_is_an_input_of_a_run_and_where_it_lies_is_not(tau
         config, student=replace(config.student, partition_control="random", partition_seed=5)
     )
 
-    inputs = [fingerprint_inputs(c, taught.store, passes) for c in (config, moved, changed)]
+    inputs = [fingerprint_inputs(c, ked_store.store, passes) for c in (config, moved, changed)]
 
     assert inputs[0] == inputs[1] != inputs[2]
 
@@ -302,13 +298,13 @@ def test_what_a_partition_says_is_an_input_of_a_run_and_where_it_lies_is_not(tau
         ({"partition": None}, r"divide their features differently into 4.*student.partition"),
     ],
 )
-def test_students_of_other_superfeatures_are_refused(taught, options, message):
-    student = replace(taught.config.teacher, weights=None, **options)
+def test_students_of_other_superfeatures_are_refused(ked_store, options, message):
+    student = replace(ked_store.config.teacher, weights=None, **options)
     if student.superfeatures == 8:
         student = replace(student, partition=None)
 
     with pytest.raises(ConfigError, match=message):
-        distill.run(still(taught, student=student))
+        distill.run(still(ked_store, student=student))
 
 
 def test_a_pass_without_superfeatures_says_how_to_get_them(frozen):
@@ -318,7 +314,7 @@ def test_a_pass_without_superfeatures_says_how_to_get_them(frozen):
         distill.run(still(frozen, student=NETWORK))
 
 
-def test_chimeras_of_a_trunk_teacher_are_refused(taught, tmp_path):
+def test_chimeras_of_a_trunk_teacher_are_refused(ked_store, tmp_path):
     trunk = AdditiveModelConfig(
         superfeatures=M, grid=(4, 4), trunk="resnet8", trunk_width=4, weights="random"
     )
@@ -355,10 +351,10 @@ def test_fidelity_is_zero_of_equal_answers_and_counts_what_differs():
     assert parts.metrics["agreement"] == differs["agreement"]
 
 
-def test_the_teacher_itself_says_what_its_pass_holds_and_a_stranger_does_not(taught):
-    teacher = taught.config.teacher
+def test_the_teacher_itself_says_what_its_pass_holds_and_a_stranger_does_not(ked_store):
+    teacher = ked_store.config.teacher
     evaluated = EvaluateConfig(
-        store=StoreOptions(path=str(taught.store.path)),
+        store=StoreOptions(path=str(ked_store.store.path)),
         evaluate=EvaluateOptions(num_pictures=0),
         evaluators=("superfeatures",),
         model="teacher",
@@ -366,20 +362,20 @@ def test_the_teacher_itself_says_what_its_pass_holds_and_a_stranger_does_not(tau
         run="itself",
     )
     itself = evaluate.run(evaluated).splits["test"]["superfeatures"]
-    distill.run(still(taught, method=LabelsConfig(), run="stranger"))
+    distill.run(still(ked_store, method=LabelsConfig(), run="stranger"))
     stranger = replace(evaluated, model="student", run="stranger")
     strangers = evaluate.run(stranger).splits["test"]["superfeatures"]
 
     assert itself["number"] == strangers["number"] == M
-    assert itself["kl"] < 1e-4  # half precision
+    assert itself["kl"] < 1e-4  # the pass stores float16
     assert itself["agreement"] > 0.99
     assert strangers["kl"] > 100 * itself["kl"]
 
 
-def test_the_evaluator_of_superfeatures_says_what_it_lacks(taught, frozen):
+def test_the_evaluator_of_superfeatures_says_what_it_lacks(ked_store, frozen):
     distill.run(
         still(
-            taught,
+            ked_store,
             method=LabelsConfig(),
             run="plain",
             student=CifarModelConfig(name="resnet8", width=4),
@@ -387,14 +383,14 @@ def test_the_evaluator_of_superfeatures_says_what_it_lacks(taught, frozen):
     )
     distill.run(
         still(
-            taught,
+            ked_store,
             method=LabelsConfig(),
             run="other",
             student=replace(NETWORK, partition_control="random", partition_seed=5),
         )
     )
     options = {
-        "store": StoreOptions(path=str(taught.store.path)),
+        "store": StoreOptions(path=str(ked_store.store.path)),
         "evaluate": EvaluateOptions(),
         "evaluators": ("superfeatures",),
     }

@@ -1,4 +1,4 @@
-"""teaching=ked: superfeatures found in a black box, saved with the store, and the teacher that is trained on them."""
+"""teaching=ked: superfeatures found in a black box and saved with the store, and the teacher trained on them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ from pipeline.training.superfeatures import dependency
 from pipeline.training.superfeatures.artifact import load_partition
 from pipeline.training.superfeatures.search import PartitionSearch
 from stages import precompute, report, teach
-from tests.conftest import precompute_config
+from tests.support.ranks import run_on_ranks
+from tests.support.stores import precompute_config
 
 MLP = AdditiveModelConfig(name="mlp", grid=(8, 8), input_size=8, superfeatures=1, width=16, depth=2)
 EXPLAINING = replace(MLP, superfeatures=3, width=8)
@@ -45,18 +46,18 @@ KED = KEDTeachingConfig(trainer=SHORT, augment=STILL, levels=5, records=20, max_
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    """A folder with a store of digits and a black box trained on it."""
+def digits_folder(tmp_path_factory):
+    """Folder with a store of digits, and the weights of a black box that is trained on it."""
     folder = tmp_path_factory.mktemp("teach_ked")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         config = precompute_config(folder / "store", data=DigitsDataConfig(), shard_size=1024)
         precompute.run(config)
-        taught = teach.run(teach_config(folder, MLP, LABELS, run="black-box"))
+        taught = teach.run(ked_teach_config(folder, MLP, LABELS, run="black-box"))
     return folder, str(folder / taught.weights)
 
 
-def teach_config(folder, teacher, teaching, **options):
+def ked_teach_config(folder, teacher, teaching, **options):
     return TeachConfig(
         store=StoreOptions(path=str(folder / "store")),
         teacher=teacher,
@@ -66,15 +67,15 @@ def teach_config(folder, teacher, teaching, **options):
     )
 
 
-def explaining(digits, monkeypatch, tmp_path, teaching=KED, teacher=EXPLAINING, **options):
-    folder, weights = digits
+def explaining(digits_folder, monkeypatch, tmp_path, teaching=KED, teacher=EXPLAINING, **options):
+    folder, weights = digits_folder
     monkeypatch.chdir(tmp_path)
     black_box = options.pop("black_box", replace(MLP, weights=weights))
-    return teach_config(folder, teacher, teaching, black_box=black_box, **options)
+    return ked_teach_config(folder, teacher, teaching, black_box=black_box, **options)
 
 
-def search_of(digits, teaching=KED, teacher=EXPLAINING):
-    folder, weights = digits
+def search_of(digits_folder, teaching=KED, teacher=EXPLAINING):
+    folder, weights = digits_folder
     return PartitionSearch(
         store=Store(folder / "store"),
         black_box=replace(MLP, weights=weights),
@@ -84,52 +85,57 @@ def search_of(digits, teaching=KED, teacher=EXPLAINING):
     )
 
 
-def test_the_teacher_is_trained_on_the_superfeatures_that_were_found(digits, monkeypatch, tmp_path):
-    config = explaining(digits, monkeypatch, tmp_path)
+def test_the_teacher_is_trained_on_the_superfeatures_that_were_found(
+    digits_folder, monkeypatch, tmp_path
+):
+    config = explaining(digits_folder, monkeypatch, tmp_path)
 
     result = teach.run(config)
 
-    saved = load_partition(search_of(digits).folder)
+    saved = load_partition(search_of(digits_folder).folder)
     model, _ = load_model(Path(result.weights).parent)
     assert saved.partition.most == 5
     assert torch.equal(network_partition(model).assignments, saved.partition.assignments[:3])
     assert saved.facts.records == 20
-    assert 0 < len(saved.facts.null_features) < 32  # the digits' borders are empty
+    assert 0 < len(saved.facts.null_features) < 32  # pixels at the border of the digits are empty
     named = replace(EXPLAINING, partition=str(RUNS / "explaining" / "teach"), superfeatures=4)
     assert torch.equal(build_partition(named).assignments, saved.partition.assignments[:4])
     assert result.accuracy["test"] > 0.13  # chance is 0.10
 
 
-def test_a_partition_that_is_there_is_not_measured_again(digits, monkeypatch, tmp_path):
-    config = explaining(digits, monkeypatch, tmp_path)
+def test_a_partition_that_is_there_is_not_measured_again(digits_folder, monkeypatch, tmp_path):
+    config = explaining(digits_folder, monkeypatch, tmp_path)
     teach.run(config)
     monkeypatch.setattr(PartitionSearch, "_measure", lambda *_: pytest.fail("measured again"))
 
     teach.run(replace(config, run="other", teacher=replace(EXPLAINING, width=5)))
-    with pytest.raises(pytest.fail.Exception, match="measured again"):  # the guard would notice
+    # Control: a new measurement is detected.
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
         teach.run(replace(config, run="third", teaching=replace(KED, grouping_seed=1)))
 
 
-def test_random_superfeatures_have_the_sizes_of_those_found(digits, monkeypatch, tmp_path):
+def test_random_superfeatures_have_the_sizes_of_those_found(digits_folder, monkeypatch, tmp_path):
     control = replace(EXPLAINING, partition_control="random", partition_seed=1)
-    result = teach.run(explaining(digits, monkeypatch, tmp_path, teacher=control))
+    result = teach.run(explaining(digits_folder, monkeypatch, tmp_path, teacher=control))
 
     model, _ = load_model(Path(result.weights).parent)
-    found = load_partition(search_of(digits).folder).partition.assignments[:3]
+    found = load_partition(search_of(digits_folder).folder).partition.assignments[:3]
     drawn = network_partition(model).assignments
     assert torch.equal(drawn[-1].bincount().sort().values, found[-1].bincount().sort().values)
     assert not torch.equal(drawn, found)
 
 
-def test_records_are_doubled_until_two_halves_agree(digits, monkeypatch, caplog):
-    monkeypatch.setattr(dependency, "ENOUGH", 2.0)  # no correlation is
-    measured = search_of(digits)._measure  # the command of a run that is not saved
+def test_records_are_doubled_until_two_halves_agree(digits_folder, monkeypatch, caplog):
+    monkeypatch.setattr(dependency, "ENOUGH", 2.0)  # no correlation reaches it
+    measured = search_of(digits_folder)._measure  # measures without saving
 
     with caplog.at_level(logging.INFO, logger="permafrost.superfeatures"):
         total = measured(DistributedContext(), torch.device("cpu"))
         assert total.num_records == 20
         doubling = replace(KED, records=10, max_records=30)
-        total = search_of(digits, doubling)._measure(DistributedContext(), torch.device("cpu"))
+        total = search_of(digits_folder, doubling)._measure(
+            DistributedContext(), torch.device("cpu")
+        )
 
     assert total.num_records == 30
     said = [int(n) for n in re.findall(r"in (\d+) records", caplog.text)]
@@ -137,8 +143,8 @@ def test_records_are_doubled_until_two_halves_agree(digits, monkeypatch, caplog)
     assert "raise teaching.max_records" in caplog.text
 
 
-def test_any_beginning_of_the_records_has_as_many_of_each_class(digits):
-    store = Store(digits[0] / "store")
+def test_any_beginning_of_the_records_has_as_many_of_each_class(digits_folder):
+    store = Store(digits_folder[0] / "store")
     order = balanced_order(store.index, "train", 0)
     labels = store.index["label"].to_numpy()
 
@@ -162,12 +168,12 @@ def _rank_search(rank, search, folder):
         dist.destroy_process_group()
 
 
-def test_two_processes_find_the_partition_of_one(digits, tmp_path):
-    search = search_of(digits, replace(KED, grouping_seed=7))
+def test_two_processes_find_the_partition_of_one(digits_folder, tmp_path):
+    search = search_of(digits_folder, replace(KED, grouping_seed=7))
     alone = search._measure(DistributedContext(), torch.device("cpu"))
     assert not search.folder.exists()
 
-    torch.multiprocessing.spawn(_rank_search, (search, str(tmp_path)), nprocs=2)
+    run_on_ranks(_rank_search, search, str(tmp_path))
 
     shared = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     assert torch.equal(shared[0]["squares"], shared[1]["squares"])
@@ -181,10 +187,12 @@ def test_two_processes_find_the_partition_of_one(digits, tmp_path):
     )
 
 
-def test_the_black_box_teaches_beside_the_labels_where_it_is_asked(digits, monkeypatch, tmp_path):
+def test_the_black_box_teaches_beside_the_labels_where_it_is_asked(
+    digits_folder, monkeypatch, tmp_path
+):
     asked = replace(KED, lambda_kd=0.5, tau=2.0)
-    teach.run(explaining(digits, monkeypatch, tmp_path, asked))
-    teach.run(explaining(digits, monkeypatch, tmp_path, run="labels"))
+    teach.run(explaining(digits_folder, monkeypatch, tmp_path, asked))
+    teach.run(explaining(digits_folder, monkeypatch, tmp_path, run="labels"))
 
     with_kd, without = (
         next(iter(read_metrics(RUNS / run / "teach"))) for run in ("explaining", "labels")
@@ -193,17 +201,17 @@ def test_the_black_box_teaches_beside_the_labels_where_it_is_asked(digits, monke
     assert "kd" not in without
 
 
-def test_a_report_of_the_store_shows_its_superfeatures(digits, monkeypatch, tmp_path):
-    teach.run(explaining(digits, monkeypatch, tmp_path))
+def test_a_report_of_the_store_shows_its_superfeatures(digits_folder, monkeypatch, tmp_path):
+    teach.run(explaining(digits_folder, monkeypatch, tmp_path))
     config = ReportConfig(
-        store=StoreOptions(path=str(digits[0] / "store")),
+        store=StoreOptions(path=str(digits_folder[0] / "store")),
         augment=STILL,
         report=ReportOptions(contact_records=0),
         run="report",
     )
     page = Path(report.run(config).html).read_text()
 
-    name = search_of(digits).folder.name
+    name = search_of(digits_folder).folder.name
     assert f"<b>{name}</b>" in page
     assert f'alt="Groups of {name} and its dependency matrix"' in page
 
@@ -218,9 +226,9 @@ def test_a_report_of_the_store_shows_its_superfeatures(digits, monkeypatch, tmp_
         ({"black_box": replace(MLP, weights="gone")}, "black_box.weights=gone does not exist"),
     ],
 )
-def test_what_cannot_be_found_is_said(digits, monkeypatch, tmp_path, change, said):
+def test_what_cannot_be_found_is_said(digits_folder, monkeypatch, tmp_path, change, said):
     def ask():
-        teach.run(explaining(digits, monkeypatch, tmp_path, **change))
+        teach.run(explaining(digits_folder, monkeypatch, tmp_path, **change))
 
     with pytest.raises(ConfigError, match=re.escape(said)):
         ask()

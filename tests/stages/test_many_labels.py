@@ -1,4 +1,4 @@
-"""Sets with many labels a record, from a table to a evaluated student: colored blocks, their classes, their boxes."""
+"""Sets with many labels per record, from a table to an evaluated student: colored blocks, their classes and boxes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from pipeline.training.live_targets import LiveTeacher
 from stages import distill, evaluate, precompute, report, sweep, teach
-from tests.conftest import precompute_config
+from tests.support.stores import precompute_config
 
 SIDE, CELL = 24, 12
 CLASSES = ("blue", "green", "red", "yellow")
@@ -58,7 +58,7 @@ CHOICES = {
 
 
 def write_blocks(folder: Path) -> Path:
-    """Gray noise with blocks of one or two colors in cells of their own; the last record says nothing of itself."""
+    """Write images of gray noise with one or two colored blocks in separate cells. The last record has no labels."""
     generator = np.random.default_rng(0)
     rows = []
     for number in range(64):
@@ -89,8 +89,8 @@ def write_blocks(folder: Path) -> Path:
     return folder / "blocks.csv"
 
 
-class Taught(NamedTuple):
-    """A store with a pass of one teacher for each choice of explained classes."""
+class ManyLabelStore(NamedTuple):
+    """Store with a pass of one teacher for each choice of explained classes."""
 
     config: PrecomputeConfig
     passes: dict[str, str]
@@ -111,7 +111,7 @@ class Taught(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory) -> Taught:
+def many_label_store(tmp_path_factory) -> ManyLabelStore:
     folder = tmp_path_factory.mktemp("blocks")
     data = ImageTableDataConfig(
         path=str(write_blocks(folder)),
@@ -144,13 +144,15 @@ def taught(tmp_path_factory) -> Taught:
         precompute.run(replace(config, explainer=explainer))
         held = {path.name for path in Store(Path(config.store.path)).pass_folders()}
         (passes[choice],) = held - set(passes.values())
-    return Taught(config, passes, result)
+    return ManyLabelStore(config, passes, result)
 
 
-def distill_config(taught: Taught, choice: str = "", **options) -> DistillConfig:
+def many_label_config(
+    many_label_store: ManyLabelStore, choice: str = "", **options
+) -> DistillConfig:
     return DistillConfig(
         **{
-            "store": taught.store_config(choice),
+            "store": many_label_store.store_config(choice),
             "student": MODEL,
             "method": E2KDConfig(logits="mld", lambda_ce=0.5, lambda_map=2.0),
             "augment": VIEWS,
@@ -163,15 +165,17 @@ def distill_config(taught: Taught, choice: str = "", **options) -> DistillConfig
     )
 
 
-def evaluated(taught: Taught, choice: str = "", **options):
+def evaluated_on_test(many_label_store: ManyLabelStore, choice: str = "", **options):
     shown = EvaluateOptions(splits=("test",), num_pictures=2, **options)
-    config = EvaluateConfig(store=taught.store_config(choice), evaluate=shown, run="student")
+    config = EvaluateConfig(
+        store=many_label_store.store_config(choice), evaluate=shown, run="student"
+    )
     return evaluate.run(config, f"evaluate-{'-'.join(map(str, options.values()))}").splits["test"]
 
 
-def be_a_student(taught: Taught) -> torch.nn.Module:
-    """The teacher as the run `student`."""
-    teacher = build_model(taught.config.teacher, 4)
+def be_a_student(many_label_store: ManyLabelStore) -> torch.nn.Module:
+    """Save the teacher as the run `student`, and return it."""
+    teacher = build_model(many_label_store.config.teacher, 4)
     trained = TrainedModel(config=MODEL, num_classes=4, input_size=(SIDE, SIDE))
     save_model(RUNS / "student" / "distill", teacher, trained)
     return freeze(teacher)
@@ -180,17 +184,17 @@ def be_a_student(taught: Taught) -> torch.nn.Module:
 # ---- teach and precompute ------------------------------------------------------------------------
 
 
-def test_a_teacher_of_many_labels_learns_them(taught):
-    every_class = 2 * 0.375 / (1 + 0.375)  # F1 of answering yes to everything
+def test_a_teacher_of_many_labels_learns_them(many_label_store):
+    every_class = 2 * 0.375 / (1 + 0.375)  # F1 of a network that predicts every class
 
-    assert taught.result.accuracy == {}
-    assert taught.result.f1["test"] > every_class + 0.2
+    assert many_label_store.result.accuracy == {}
+    assert many_label_store.result.f1["test"] > every_class + 0.2
 
 
-def test_a_batch_says_many_labels_and_the_index_says_the_same(taught):
-    dataset = taught.dataset("test", "top1")
+def test_a_batch_says_many_labels_and_the_index_says_the_same(many_label_store):
+    dataset = many_label_store.dataset("test", "top1")
     batch = dataset.__getitems__([3, 0, 3])
-    labels = {row["key"]: row["labels"] for row in taught.store.index.to_pylist()}
+    labels = {row["key"]: row["labels"] for row in many_label_store.store.index.to_pylist()}
 
     assert batch.labels.shape == (3, 4)
     assert batch.labels.dtype == torch.float32
@@ -200,8 +204,8 @@ def test_a_batch_says_many_labels_and_the_index_says_the_same(taught):
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_a_pass_explains_the_classes_that_it_was_asked_for(taught, choice):
-    dataset = taught.dataset("test", choice)
+def test_a_pass_explains_the_classes_that_it_was_asked_for(many_label_store, choice):
+    dataset = many_label_store.dataset("test", choice)
     batch = dataset.__getitems__(list(range(len(dataset))))
     stored, own = batch.targets[0], batch.labels > 0
     explained = stored.explained_class
@@ -214,39 +218,41 @@ def test_a_pass_explains_the_classes_that_it_was_asked_for(taught, choice):
         expected = own.sum(dim=1) if choice == "all_gt" else own.any(dim=1)
         assert torch.equal((explained >= 0).sum(dim=1), expected.long())
         assert own.gather(1, explained.clamp(min=0))[explained >= 0].all()
-        assert (explained < 0).any()  # the record without labels, at least
+        assert (explained < 0).any()  # at least for the record without labels
     assert not stored.maps[explained < 0].any()
     assert stored.maps[explained >= 0].flatten(1).any(dim=1).float().mean() > 0.5
 
 
-def test_the_passes_are_sound_and_a_second_precompute_computes_nothing(taught):
-    assert len(set(taught.passes.values())) == 4
-    assert list(verify_store(taught.store.path)) == []
+def test_the_passes_are_sound_and_a_second_precompute_computes_nothing(many_label_store):
+    assert len(set(many_label_store.passes.values())) == 4
+    assert list(verify_store(many_label_store.store.path)) == []
     for explainer in CHOICES.values():
-        again = precompute.run(replace(taught.config, explainer=explainer))
+        again = precompute.run(replace(many_label_store.config, explainer=explainer))
         assert again.teacher_records == 0
-    explainer = taught.store.open_pass(taught.passes["all_gt"]).manifest.explainer
+    explainer = many_label_store.store.open_pass(
+        many_label_store.passes["all_gt"]
+    ).manifest.explainer
     assert explainer == {"kind": "gradcam", "explained_classes": "all_gt", "max_classes": 2}
 
 
-def test_what_is_explained_does_not_depend_on_the_cut_into_batches(taught, tmp_path):
+def test_what_is_explained_does_not_depend_on_the_cut_into_batches(many_label_store, tmp_path):
     config = replace(
-        taught.config,
-        store=replace(taught.config.store, path=str(tmp_path / "other")),
+        many_label_store.config,
+        store=replace(many_label_store.config.store, path=str(tmp_path / "other")),
         explainer=CHOICES["sample_gt"],
         annotate=PassOptions(batch_size=5),
     )
     precompute.run(config)
     (other,) = Store(tmp_path / "other").open_passes()
-    first = taught.store.open_pass(taught.passes["sample_gt"])
+    first = many_label_store.store.open_pass(many_label_store.passes["sample_gt"])
 
-    for shard in taught.store.manifest.shards:
+    for shard in many_label_store.store.manifest.shards:
         one, another = first.read_shard(shard), other.read_shard(shard)
         assert np.array_equal(one["explained_class"], another["explained_class"])
         assert np.allclose(one["map"], another["map"], atol=2e-3)
 
 
-# ---- distil and evaluator ----------------------------------------------------------------------------
+# ---- distill and evaluate ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -260,13 +266,15 @@ def test_what_is_explained_does_not_depend_on_the_cut_into_batches(taught, tmp_p
     ],
     ids=["labels", "off_label", "kd", "top1", "topk", "all_gt", "sample_gt", "live"],
 )
-def test_a_student_learns_from_many_labels_and_is_evaluated(taught, choice, options, terms):
+def test_a_student_learns_from_many_labels_and_is_evaluated(
+    many_label_store, choice, options, terms
+):
     if "mode" in options:
-        options = options | {"teacher": taught.config.teacher}
-    config = distill_config(taught, choice, **options)
+        options = options | {"teacher": many_label_store.config.teacher}
+    config = many_label_config(many_label_store, choice, **options)
 
     distill.run(config, on_epoch=lambda epoch, line: None)
-    metrics = evaluated(taught, choice or "top1")
+    metrics = evaluated_on_test(many_label_store, choice or "top1")
 
     lines = (RUNS / "student" / "distill" / "metrics.jsonl").read_text().splitlines()
     assert terms | {"total"} <= set(json.loads(lines[-1]))
@@ -274,12 +282,12 @@ def test_a_student_learns_from_many_labels_and_is_evaluated(taught, choice, opti
         "records", "f1", "epg", "iou", "agreement", "kl_to_teacher", "teacher_f1", "teacher_epg",
         "map_cosine", "valid_map_fraction",
     } == set(metrics)  # fmt: skip
-    assert metrics["teacher_f1"] == taught.result.f1["test"]
+    assert metrics["teacher_f1"] == many_label_store.result.f1["test"]
 
 
-def test_epg_and_iou_are_means_over_every_image_and_class_of_its_own(taught):
-    teacher = be_a_student(taught)
-    dataset = taught.dataset("test", "top1", with_regions=True)
+def test_epg_and_iou_are_means_over_every_image_and_class_of_its_own(many_label_store):
+    teacher = be_a_student(many_label_store)
+    dataset = many_label_store.dataset("test", "top1", with_regions=True)
     epg, iou = [], []
     for position in range(len(dataset)):
         batch = dataset.__getitems__([position])
@@ -299,20 +307,21 @@ def test_epg_and_iou_are_means_over_every_image_and_class_of_its_own(taught):
             high = (cam - cam.min()) / spread > 0.05 if spread else cam > 0
             iou.append(float((high & region).sum() / (high | region).sum()))
 
-    metrics = evaluated(taught, "top1")
+    metrics = evaluated_on_test(many_label_store, "top1")
 
-    assert len(epg) > len(dataset)  # several classes of one image
+    assert len(epg) > len(dataset)  # some images have several classes
     assert metrics["epg"] == pytest.approx(np.mean(epg), abs=1e-5)
     assert metrics["iou"] == pytest.approx(np.mean(iou), abs=1e-5)
 
 
-def test_the_table_of_an_evaluation_has_every_class_of_a_record(taught):
-    be_a_student(taught)
+def test_the_table_of_an_evaluation_has_every_class_of_a_record(many_label_store):
+    be_a_student(many_label_store)
 
-    metrics = evaluated(taught, "all_gt", batch_size=3)  # batches that differ in their most labels
+    # The batches differ in their maximum number of labels.
+    metrics = evaluated_on_test(many_label_store, "all_gt", batch_size=3)
 
     table = pd.read_parquet(RUNS / "student" / "evaluate-3" / "records.parquet")
-    index = {row["key"]: row["labels"] for row in taught.store.index.to_pylist()}
+    index = {row["key"]: row["labels"] for row in many_label_store.store.index.to_pylist()}
     known = table[table.labels.str.len() > 0]
     hits = sum(len({*row.labels} & {*row.predictions}) for row in known.itertuples())
     named = known.labels.str.len().sum() + known.predictions.str.len().sum()
@@ -327,37 +336,38 @@ def test_the_table_of_an_evaluation_has_every_class_of_a_record(taught):
     for name in ("epg", "iou", "teacher_epg", "map_cosine"):
         values = table[name].explode().astype(float)
         assert values.mean() == pytest.approx(metrics[name], abs=1e-12)
-    assert metrics == pytest.approx(evaluated(taught, "all_gt"), abs=1e-6)
+    assert metrics == pytest.approx(evaluated_on_test(many_label_store, "all_gt"), abs=1e-6)
 
 
-def test_a_mask_s_values_are_the_classes_and_its_regions_the_boxes(taught):
-    be_a_student(taught)
+def test_a_mask_s_values_are_the_classes_and_its_regions_the_boxes(many_label_store):
+    be_a_student(many_label_store)
 
     by_boxes, by_masks = (
-        evaluated(taught, "all_gt", region=region) for region in ("boxes", "masks")
+        evaluated_on_test(many_label_store, "all_gt", region=region)
+        for region in ("boxes", "masks")
     )
 
     assert by_masks == by_boxes
     assert 0 < by_boxes["epg"] < 1
 
 
-def test_the_teacher_evaluated_as_its_own_student_agrees_with_itself(taught):
-    be_a_student(taught)
+def test_the_teacher_evaluated_as_its_own_student_agrees_with_itself(many_label_store):
+    be_a_student(many_label_store)
 
-    metrics = evaluated(taught, "all_gt")
+    metrics = evaluated_on_test(many_label_store, "all_gt")
 
     assert metrics["agreement"] == 1
     assert metrics["f1"] == metrics["teacher_f1"]
-    assert metrics["kl_to_teacher"] < 1e-4  # the store rounds logits to half precision
+    assert metrics["kl_to_teacher"] < 1e-4  # the store rounds logits to float16
     assert metrics["map_cosine"] > 0.9999
-    # The stored maps of all its labels are those that are evaluated.
+    # The evaluated maps are the stored maps of all labels.
     assert metrics["teacher_epg"] == pytest.approx(metrics["epg"], abs=2e-3)
 
 
-def test_on_the_whole_frame_live_targets_are_the_stored_ones(taught):
-    teacher = freeze(build_model(taught.config.teacher, 4))
+def test_on_the_whole_frame_live_targets_are_the_stored_ones(many_label_store):
+    teacher = freeze(build_model(many_label_store.config.teacher, 4))
     for choice in ("all_gt", "sample_gt"):
-        batch = taught.dataset("test", choice).__getitems__(list(range(16)))
+        batch = many_label_store.dataset("test", choice).__getitems__(list(range(16)))
         explainer = replace(CHOICES[choice], max_classes=2 if choice == "all_gt" else None)
         live = LiveTeacher("live", teacher, gradcam, (SIDE, SIDE), explainer=explainer)
 
@@ -369,10 +379,10 @@ def test_on_the_whole_frame_live_targets_are_the_stored_ones(taught):
         assert torch.nn.functional.cosine_similarity(*both).min() > 0.999
 
 
-def test_stored_views_are_replayed_with_the_maps_of_every_label(taught, tmp_path):
+def test_stored_views_are_replayed_with_the_maps_of_every_label(many_label_store, tmp_path):
     config = replace(
-        taught.config,
-        store=replace(taught.config.store, path=str(tmp_path / "store")),
+        many_label_store.config,
+        store=replace(many_label_store.config.store, path=str(tmp_path / "store")),
         explainer=CHOICES["all_gt"],
         views=RandomViewsConfig(count=2),
         augment=VIEWS,
@@ -381,7 +391,9 @@ def test_stored_views_are_replayed_with_the_maps_of_every_label(taught, tmp_path
     store = StoreOptions(path=config.store.path)
 
     distill.run(
-        distill_config(taught, mode="replay", views=RandomViewsConfig(count=2), store=store),
+        many_label_config(
+            many_label_store, mode="replay", views=RandomViewsConfig(count=2), store=store
+        ),
         on_epoch=lambda epoch, line: None,
     )
 
@@ -389,9 +401,9 @@ def test_stored_views_are_replayed_with_the_maps_of_every_label(taught, tmp_path
     assert Store(Path(config.store.path)).open_pass(name).manifest.explainer["max_classes"] == 2
 
 
-def test_a_sweep_chooses_by_f1_of_the_holdout_and_a_report_shows_it(taught):
+def test_a_sweep_chooses_by_f1_of_the_holdout_and_a_report_shows_it(many_label_store):
     base = [
-        f"store.path={taught.config.store.path}", f"store.teacher=[{taught.passes['all_gt']}]",
+        f"store.path={many_label_store.config.store.path}", f"store.teacher=[{many_label_store.passes['all_gt']}]",
         "run=grid", "student.name=resnet8", "student.width=4", "trainer.epochs=1",
         "trainer.batch_size=8", "evaluate.splits=[test]", "seeds=[0]", "executor=serial",
         "arms={labels: ['method=labels', 'method.loss=bce'], e2kd: ['method=e2kd', 'method.logits=mld']}",
@@ -400,7 +412,7 @@ def test_a_sweep_chooses_by_f1_of_the_holdout_and_a_report_shows_it(taught):
 
     result = sweep.run(build_verb_config("sweep", compose("sweep", base)), base)
     config = ReportConfig(
-        store=taught.store_config("all_gt"),
+        store=many_label_store.store_config("all_gt"),
         augment=VIEWS,
         report=ReportOptions(
             columns={"f1": "test.f1"},
@@ -417,46 +429,46 @@ def test_a_sweep_chooses_by_f1_of_the_holdout_and_a_report_shows_it(taught):
 
     assert "test.f1" in result.summary
     assert [row["arm"] for row in values["selection"]["candidates"]] == ["labels", "e2kd", "e2kd"]
-    assert values["teacher"]["f1"] == taught.result.f1["test"]
-    (of_all_gt,) = (p for p in values["passes"] if p["name"] == taught.passes["all_gt"])
+    assert values["teacher"]["f1"] == many_label_store.result.f1["test"]
+    (of_all_gt,) = (p for p in values["passes"] if p["name"] == many_label_store.passes["all_gt"])
     assert (of_all_gt["explainer"], of_all_gt["map"]) == ("gradcam, all_gt", "2x1x6x6 float16")
     html = Path(result_of_report.html).read_text()
     kinds = ("EPG: e2kd above labels", "EPG: labels above e2kd")
     assert all(f"<b>{kind}</b>" in html for kind in kinds)
     assert "classes of images, the first" in html
-    own = {row["key"]: row["labels"] for row in taught.store.index.to_pylist()}
+    own = {row["key"]: row["labels"] for row in many_label_store.store.index.to_pylist()}
     assert {case["kind"] for case in values["cases"]} <= set(kinds)
     assert all(CLASSES.index(case["class"]) in own[case["key"]] for case in values["cases"])
     with pytest.raises(ConfigError, match=r"no student has test\.accuracy.*report\.columns=\{f1"):
         report.run(replace(config, report=ReportOptions()))
 
 
-# ---- what is refused -----------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (LabelsConfig(), r"this store has many: set method\.loss=bce"),
-        (KDConfig(), r"many labels a record: set method\.logits=mld"),
-        (E2KDConfig(lambda_ce=1.0), r"many labels a record: set method\.logits=mld"),
+        (LabelsConfig(), r"this store have many labels; set method\.loss=bce"),
+        (KDConfig(), r"many labels; set method\.logits=mld"),
+        (E2KDConfig(lambda_ce=1.0), r"many labels; set method\.logits=mld"),
     ],
 )
-def test_a_method_for_one_label_says_what_to_set(taught, method, message):
+def test_a_method_for_one_label_says_what_to_set(many_label_store, method, message):
     with pytest.raises(ConfigError, match=message):
-        distill.run(distill_config(taught, "top1", method=method))
+        distill.run(many_label_config(many_label_store, "top1", method=method))
 
 
-def test_a_network_of_other_outputs_is_refused(taught):
+def test_a_network_of_other_outputs_is_refused(many_label_store):
     student = replace(MODEL, classes=7)
 
     with pytest.raises(ConfigError, match=r"classes=7 is not the 4"):
-        distill.run(distill_config(taught, "top1", student=student))
+        distill.run(many_label_config(many_label_store, "top1", student=student))
 
 
-def test_labels_of_a_teacher_of_other_classes_cannot_be_explained(taught):
+def test_labels_of_a_teacher_of_other_classes_cannot_be_explained(many_label_store):
     teacher = replace(MODEL, classes=7, weights="random")
-    config = replace(taught.config, teacher=teacher, explainer=CHOICES["all_gt"])
+    config = replace(many_label_store.config, teacher=teacher, explainer=CHOICES["all_gt"])
 
     with pytest.raises(ConfigError, match=r"the teacher's 7 classes are not the 4 of the data"):
         precompute.run(config)

@@ -1,4 +1,4 @@
-"""Photographs of every shape, from their files to the maps under a student's views."""
+"""Photographs of all aspect ratios, from their files to the maps in a student's views."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +23,14 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.output import GapLinear
 from pipeline.store.reader import Store
 from stages import precompute, report
-from tests.conftest import precompute_config
+from tests.support.paths import SHARED_DATA
+from tests.support.stores import precompute_config
 
-PHOTOS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "photos"
+PHOTOS = SHARED_DATA / "photos"
 SPOT = (-0.3, 0.4)
-"""x and y, in the frame that the teacher sees."""
+"""Coordinates x and y in the teacher's input frame."""
 GRID, SIGMA = 64, 1.2
-"""Cells a side of the stand-in's map, and the spot's standard deviation in cells."""
+"""Side of the map in cells, and standard deviation of the spot in cells."""
 VIEWS = AugmentOptions(
     size=224,
     operations=(
@@ -41,7 +42,7 @@ VIEWS = AugmentOptions(
 
 
 class SpotTeacher(Classifier):
-    """Says nothing, and looks at one place."""
+    """Teacher with constant logits whose map is a spot at a fixed position."""
 
     def __init__(self, *_):
         super().__init__()
@@ -61,8 +62,8 @@ class SpotTeacher(Classifier):
 
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
-    """A folder with the narrowest and the widest of the real photographs, or of their sizes."""
+def photo_folder(tmp_path_factory):
+    """Folder with the narrowest and the widest of the real photographs, or with gray images of such sizes."""
     folder = tmp_path_factory.mktemp("shapes")
     sizes = {}
     for path in sorted(PHOTOS.glob("*/*.jpg")):
@@ -89,11 +90,11 @@ def photo_config(folder, store, teacher, **options):
 
 @pytest.mark.parametrize("frame", ["full", "center_crop"])
 def test_a_spot_lies_where_the_matrix_sends_it_on_the_narrowest_and_the_widest_photograph(
-    tmp_path, monkeypatch, shapes, frame
+    tmp_path, monkeypatch, photo_folder, frame
 ):
     monkeypatch.setattr(annotate, "build_model", SpotTeacher)
     teacher = CifarModelConfig(name="resnet8", weights="random", frame=frame, input_size=GRID)
-    precompute.run(photo_config(shapes, tmp_path / "store", teacher))
+    precompute.run(photo_config(photo_folder, tmp_path / "store", teacher))
     store = Store(tmp_path / "store")
     dataset = StoreDataset(store, np.arange(2), store.open_passes())
     aspects = dataset.aspects
@@ -103,17 +104,17 @@ def test_a_spot_lies_where_the_matrix_sends_it_on_the_narrowest_and_the_widest_p
     for record in range(2):
         schedule = ViewSchedule(VIEWS, store.size, seed=record, one_aspect=False)
         matrices = schedule.views(0, 0, aspects[record].expand(2048))
-        one = dataset.__getitems__([record] * len(matrices))
-        batch = replace(one, canonical_from_view=matrices)
-        (stored,) = batch.targets
+        (map_from_canonical,) = dataset.__getitems__([record]).targets[0].map_from_canonical
         spot = torch.tensor([*SPOT, 1.0])
-        map_from_view = stored.map_from_canonical @ matrices
+        map_from_view = map_from_canonical @ matrices
         expected = (torch.linalg.inv(map_from_view) @ spot)[:, :2]
         spread = torch.linalg.inv(map_from_view)[:, :2, :2].norm(dim=(1, 2)) * 2 * SIGMA / GRID
         whole = (expected.abs().amax(dim=1) + 4 * spread < 1).nonzero()[:200, 0]
         assert len(whole) == 200, "too few draws show the whole spot"
 
-        maps = view_maps(batch, stored, (224, 224))[whole, 0, 0]
+        shown = dataset.__getitems__([record] * len(whole))
+        batch = replace(shown, canonical_from_view=matrices[whole])
+        maps = view_maps(batch, batch.targets[0], (224, 224))[:, 0, 0]
 
         places = (2 * torch.arange(224) + 1) / 224 - 1
         mass = maps.sum(dim=(1, 2))
@@ -123,23 +124,23 @@ def test_a_spot_lies_where_the_matrix_sends_it_on_the_narrowest_and_the_widest_p
         distance = (center / mass[:, None] - expected[whole]).norm(dim=1)
         assert distance.max() < 0.02
         checked += len(whole)
-        # Negative control: a map that forgets the photograph's proportions misses by more.
+        # Negative control: a map that ignores the photograph's proportions misses by more.
         naive = (torch.linalg.inv(square_views(record)) @ spot)[:, :2][whole]
         assert (center / mass[:, None] - naive).norm(dim=1).mean() > 0.02
     assert checked == 400
 
 
 def square_views(seed):
-    """The same draws for photographs that were square."""
+    """Views of the same draws for square photographs."""
     schedule = ViewSchedule(VIEWS, (256, 256), seed=seed, one_aspect=False)
     return schedule.views(0, 0, torch.ones(2048))
 
 
-def test_several_teachers_lie_in_one_store_and_on_one_contact_sheet(tmp_path, shapes):
+def test_several_teachers_lie_in_one_store_and_on_one_contact_sheet(tmp_path, photo_folder):
     folder = tmp_path / "store"
     for name, size in (("resnet8", 32), ("resnet14", 24)):
         teacher = CifarModelConfig(name=name, weights="random", input_size=size)
-        precompute.run(photo_config(shapes, folder, teacher))
+        precompute.run(photo_config(photo_folder, folder, teacher))
 
     result = report.run(
         ReportConfig(
@@ -155,7 +156,7 @@ def test_several_teachers_lie_in_one_store_and_on_one_contact_sheet(tmp_path, sh
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photographs of ../shared/data are not here")
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="needs the photographs of ../shared/data")
 @pytest.mark.parametrize(
     ("name", "grid"), [("resnet50", 7), ("convnext_tiny", 7), ("vit_b_16", 14)]
 )

@@ -1,6 +1,6 @@
-"""The recipes of conf/experiment/: their commands compose, and their arms train, on small data of the same shape.
+"""Recipes of conf/experiment/: their commands compose, and their arms train on small data of the same shape.
 
-What a recipe says of the paper (networks, losses, grids, schedules) is kept; sizes and times are cut.
+The networks, losses, grids and schedules of a recipe are kept. Sizes and durations are reduced.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import json
 import re
 import shlex
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import CONF, compose
+from pipeline.config.compose import CONF
 from pipeline.config.data import DemoDataConfig, ImageFolderDataConfig, ImageTableDataConfig
 from pipeline.config.file_data import DataConfig
 from pipeline.config.methods import LabelsConfig
@@ -27,7 +26,8 @@ from pipeline.config.points import iter_points, knows_option, point_words
 from pipeline.models.providers import build_model
 from pipeline.store.reader import Store
 from stages import distill, evaluate, precompute, teach
-from tests.conftest import TINY_DATA
+from tests.support.composition import composed_of
+from tests.support.stores import TINY_DATA
 
 FOLDERS = ("e2kd", "ked", "interpretability", "unicam")
 EVERY_RECIPE = sorted(
@@ -40,7 +40,7 @@ TEACHERS = ["table4_teacher", "table5_sun_teacher"]
 """Recipes without students."""
 TRAINED = [recipe for recipe in RECIPES if recipe not in TEACHERS]
 SIDE = 64
-"""Of the views; five stages of stride 2 leave 2x2."""
+"""Side of the views in pixels, which five stages of stride 2 reduce to 2x2 cells."""
 FRAME = 72
 
 
@@ -51,22 +51,17 @@ def header(recipe: str) -> str:
 
 
 def commands(recipe: str) -> list[list[str]]:
-    """The words after `python -m`, command by command."""
+    """Words after `python -m` of each command in a recipe's header."""
     joined = re.sub(r" \\\n# +", " ", header(recipe))
     return [shlex.split(line) for line in re.findall(r"^#   python -m (.*)$", joined, re.M)]
 
 
-# ---- what is written -----------------------------------------------------------------------------
-
-
-@cache
-def composed_of(verb: str, *words: str) -> dict:
-    return compose(verb, words)
+# ---- commands and options ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("recipe", EVERY_RECIPE)
 def test_every_command_of_a_recipe_composes(recipe):
-    """Their options exist and fit each other; no file is looked at."""
+    """All options exist and are consistent. No file is read."""
     typed = commands(recipe)
 
     assert typed
@@ -75,25 +70,13 @@ def test_every_command_of_a_recipe_composes(recipe):
         build_verb_config(verb, composed_of(verb, *words))
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_says_what_it_needs_what_was_reported_and_what_is_open(recipe):
-    text = header(recipe)
-
-    assert text.startswith(f"# @package _global_\n# e2KD, {title_of(recipe)}")
-    for word in ("# Data ", "Left open by the paper, and our choice: "):
-        assert word in text
-    assert "# Reported" in text or recipe in TEACHERS
-    assert composed_of("sweep", f"experiment=e2kd/{recipe}")["run"] == f"e2kd/{recipe}"
-
-
-def title_of(recipe: str) -> str:
-    """Of the paper's table or figure: `Table B1` of tableb1_baselines."""
-    name, number = re.match(r"(table|figure|waterbirds)(b?\d?)", recipe).groups()
-    return f"{name.title()} {number.upper()}".strip()
+@pytest.mark.parametrize("recipe", EVERY_RECIPE)
+def test_a_recipe_writes_into_a_run_of_its_own(recipe):
+    assert composed_of("sweep", f"experiment={recipe}")["run"] == recipe
 
 
 def test_the_grids_are_the_papers():
-    """As the supplement lists them."""
+    """Compare the grids with those of the supplement."""
 
     def grid(recipe):
         return composed_of("sweep", f"experiment=e2kd/{recipe}")["grid"]
@@ -113,7 +96,7 @@ def test_the_grids_are_the_papers():
 
 
 def test_the_optimizers_are_the_papers():
-    """As the supplement and the released code have them."""
+    """Compare the optimizers with those of the supplement and the released code."""
 
     def student(recipe, arm):
         experiment = f"experiment=e2kd/{recipe}"
@@ -158,15 +141,12 @@ STUDY = sorted(n for n in EVERY_RECIPE if n.startswith(("interpretability/", "un
 
 @pytest.mark.parametrize("recipe", STUDY)
 def test_every_arm_of_a_study_composes(recipe):
-    """Their modes and views fit their methods."""
+    """Check that modes and views fit the methods."""
     experiment = f"experiment={recipe}"
     composed = composed_of("sweep", experiment)
 
-    assert composed["run"] == recipe
-    for word in ("# Data ", "Left open by the paper, and our choice: "):
-        assert word in header(recipe)
     kinds = {arm.rstrip("0123456789"): arm for arm in composed["arms"]}
-    for arm in kinds.values():  # students of one kind differ in their network or tau alone
+    for arm in kinds.values():  # students of one kind differ only in their network or tau
         overrides = composed["arms"][arm]
         student = build_verb_config("distill", composed_of("sweep", experiment, *overrides))
         assert (student.mode == "live") == (student.teacher.kind != "none")
@@ -197,11 +177,13 @@ def test_the_studys_schedules_and_weights_are_those_of_its_code():
     assert taus == [1, 2, 4, 8]
 
 
-# ---- what is trained -----------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 
-def write_images(folder: Path, splits: tuple[str, ...], classes: int = 3, each: int = 6) -> None:
-    """ImageNet's layout: noise of differing proportions."""
+def write_image_folders(
+    folder: Path, splits: tuple[str, ...], classes: int = 3, each: int = 6
+) -> None:
+    """Write noise images of various aspect ratios in ImageNet's layout."""
     generator = np.random.default_rng(0)
     for split in splits:
         for label in range(classes):
@@ -212,9 +194,9 @@ def write_images(folder: Path, splits: tuple[str, ...], classes: int = 3, each: 
                 Image.fromarray(pixels).save(path / f"{number}.png")
 
 
-def write_table(folder: Path, *, many: bool) -> None:
-    """Waterbirds' metadata, or (many labels a record) a table of VOC's shape; boxes in both."""
-    write_images(folder, ("images",), classes=2, each=18)
+def write_metadata(folder: Path, *, many: bool) -> None:
+    """Write the metadata of Waterbirds, or with `many` a table in the form of VOC. Both contain boxes."""
+    write_image_folders(folder, ("images",), classes=2, each=18)
     rows = ["img_filename,y,place,split,boxes,labels"]
     boxes = [{"x0": 8, "y0": 4, "x1": 60, "y1": 50}]
     for number, path in enumerate(sorted(folder.glob("images/*/*.png"))):
@@ -229,10 +211,10 @@ def write_table(folder: Path, *, many: bool) -> None:
 
 
 def small_data(recipe: str, folder: Path) -> DataConfig:
-    """Data of the recipe's shape, written into `folder`."""
+    """Write small data of the recipe's shape into `folder`, and return its config."""
     if recipe.startswith(("waterbirds", "table4")):
         many = recipe.startswith("table4")
-        write_table(folder, many=many)
+        write_metadata(folder, many=many)
         return ImageTableDataConfig(
             path=str(folder / "metadata_boxes.csv"),
             image="img_filename",
@@ -244,24 +226,24 @@ def small_data(recipe: str, folder: Path) -> DataConfig:
             group=() if many else ("y", "place"),
             boxes="boxes",
         )
-    write_images(folder, ("train", "val"))
+    write_image_folders(folder, ("train", "val"))
     return ImageFolderDataConfig(path=str(folder))
 
 
-def pack(words: list[str], data: DataConfig) -> None:
-    """A small store of the recipe's pass, or of images alone."""
+def pack_recipe(words: list[str], data: DataConfig) -> None:
+    """Write a small store with the recipe's pass, or of images alone if `words` has no teacher."""
     size = [] if isinstance(data, DemoDataConfig) else [f"store.image_size={FRAME}"]
     small = [*words, *size, "store.shard_size=16", "executor=serial"]
-    config = build_verb_config("precompute", compose("precompute", small))
+    config = build_verb_config("precompute", composed_of("precompute", *small))
     precompute.run(replace(config, data=data))
 
 
 def small_teacher(words: list[str], classes: int, path: Path) -> list[str]:
-    """A file of random weights of the recipe's own teacher, and the words that let its records differ.
+    """Write random weights of the recipe's teacher, and return options that make its logits differ between records.
 
-    The logits of an untrained B-cos network hardly depend on the image: as float16 they would be one constant.
+    The logits of an untrained B-cos network hardly depend on the image and would be constant in float16.
     """
-    config = build_verb_config("precompute", compose("precompute", words)).teacher
+    config = build_verb_config("precompute", composed_of("precompute", *words)).teacher
     model = build_model(replace(config, weights="random"), classes).eval()
     save_file(model.network.state_dict(), path)
     if config.kind != "bcos":
@@ -284,27 +266,28 @@ def test_every_arm_of_a_recipe_trains_for_two_steps_and_is_evaluated(recipe, tmp
         f"store.path={tmp_path}/store",
     ]
     classes = 2 if recipe.startswith(("waterbirds", "table4")) else 3
-    if recipe.startswith("table5"):  # the teacher's classes are of another set
+    if recipe.startswith("table5"):  # the teacher's classes belong to another set
         base.append("teacher.classes=5")
         classes = 5
     base += small_teacher(base, classes, weights)
-    pack(base, small_data(recipe, tmp_path / "data"))
+    pack_recipe(base, small_data(recipe, tmp_path / "data"))
     splits = {shard.split for shard in Store(tmp_path / "store").manifest.shards}
     reported = "test" if "test" in splits else "val"
     words = [*base, f"augment.size={SIDE}", f"evaluate.splits=[{reported}]"]
     if recipe.startswith("table5"):
-        words.append("evaluate.store=null")  # test_several_teachers.py evaluates there
-    sweep = build_verb_config("sweep", compose("sweep", words))
+        # Evaluation on the other store is tested in test_several_teachers.py.
+        words.append("evaluate.store=null")
+    sweep = build_verb_config("sweep", composed_of("sweep", *words))
 
     for arm, overrides in sweep.arms.items():
         arm_words = [*words, *overrides]
-        known = compose("sweep", arm_words)
+        known = composed_of("sweep", *arm_words)
         points = [
             point
             for point in iter_points({o: v[-1:] for o, v in sweep.grid.items()})
             if all(knows_option(known, option) for option in point)
         ]
-        composed = compose("sweep", [*arm_words, *point_words(points[0] if points else {})])
+        composed = composed_of("sweep", *arm_words, *point_words(points[0] if points else {}))
         student = build_verb_config("distill", composed)
         assert (student.mode == "live") == (student.teacher.kind != "none")
         trainer = replace(
@@ -324,7 +307,7 @@ def test_every_arm_of_a_recipe_trains_for_two_steps_and_is_evaluated(recipe, tmp
         metrics = evaluate.run(replace(evaluated, evaluate=options)).splits[reported]
 
         assert result.trained_epochs == 1
-        if not recipe.startswith("table5"):  # whose labels here are of other classes
+        if not recipe.startswith("table5"):  # the labels of table5 belong to other classes
             assert 0 <= metrics["f1" if recipe.startswith("table4") else "accuracy"] <= 1
         if options.group_sets:
             assert 0 <= metrics["ood_accuracy"] <= 1
@@ -344,10 +327,10 @@ def test_every_teacher_of_a_recipe_trains_from_where_it_starts(recipe, tmp_path)
     start = tmp_path / "imagenet.safetensors"
     base = [f"experiment=e2kd/{recipe}", f"store.path={tmp_path}/store"]
     small_teacher(base, 7, start)
-    pack([*base, "teacher=none"], small_data(recipe, tmp_path / "data"))
+    pack_recipe([*base, "teacher=none"], small_data(recipe, tmp_path / "data"))
 
     evaluated_on = "val" if recipe.startswith("table5") else "test"
-    taught = build_verb_config("teach", compose("teach", base))
+    taught = build_verb_config("teach", composed_of("teach", *base))
     teaching = replace(
         taught.teaching,
         start=str(start) if taught.teaching.start else None,
@@ -370,19 +353,19 @@ def test_every_teacher_of_a_recipe_trains_from_where_it_starts(recipe, tmp_path)
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_arm_of_the_small_study_trains_for_an_epoch_and_is_evaluated(tmp_path):
-    """On the demo's digits at CIFAR-10's size: one store serves frozen, replayed and live students."""
+    """Frozen, replayed and live students share one store of demo digits at CIFAR-10's size."""
     weights = tmp_path / "teacher.safetensors"
     words = [
         "experiment=interpretability/cifar10_arms",
         *(f"store.path={tmp_path}/store", f"teacher.weights={weights}", "subset.shots=2"),
-        "teacher.name=resnet8",  # random weights of 56 layers give logits beyond float16
+        "teacher.name=resnet8",  # the logits of 56 layers with random weights exceed float16
     ]
     small_teacher(words, 10, weights)
-    pack(words, replace(TINY_DATA, image_size=32, max_digit_size=24, train_digits=100))
+    pack_recipe(words, replace(TINY_DATA, image_size=32, max_digit_size=24, train_digits=100))
     arms = composed_of("sweep", *words)["arms"]
 
     for arm, overrides in arms.items():
-        composed = compose("sweep", [*words, *overrides])
+        composed = composed_of("sweep", *words, *overrides)
         student = build_verb_config("distill", composed)
         size = 8 * student.views.per_step
         trainer = replace(student.trainer, epochs=1, warmup_epochs=0, batch_size=size)

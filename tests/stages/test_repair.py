@@ -1,4 +1,4 @@
-"""What precompute does about files that are gone, have moved or are not what they were."""
+"""Repair by precompute: files that are missing, were moved or have changed."""
 
 import errno
 import logging
@@ -21,9 +21,9 @@ from pipeline.store.manifest import ManifestError, StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from stages import precompute, verify
-from tests.conftest import precompute_config
-from tests.pipeline.store.test_corruption import PAYLOADS, build, read_everything, write_tars
-from tests.pipeline.store.test_round_trip import tree_bytes
+from tests.support.store_kinds import EVERY_PAYLOAD, build_store, read_everything, write_tars
+from tests.support.stores import precompute_config
+from tests.support.trees import tree_bytes
 
 LOST = {
     "images/train-000000.tar": 16,
@@ -44,7 +44,7 @@ def test_a_published_store_gets_its_own_lost_file_back(tmp_path, frozen, lost, h
     folder = Store(store).pass_folders()[0] if of_pass else store
     path = folder / lost.removesuffix(" in the pass")
     if how == "cut" and path.suffix in (".json", ".parquet"):
-        pytest.skip("a small file that is cut is found by its digest, and deleted by hand")
+        pytest.skip("a truncated small file is detected by its digest and must be deleted by hand")
     path.unlink() if how == "gone" else path.write_bytes(path.read_bytes()[:-1])
 
     result = precompute.run(config)
@@ -71,14 +71,14 @@ def test_what_killed_processes_left_is_gone_when_a_store_is_published(tmp_path, 
     assert any("left by a process that was killed" in problem for problem in verify_store(store))
 
 
-# ---- tars of somebody else -----------------------------------------------------------------------
+# ---- referenced tars -----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def referenced(tmp_path, tiny_teacher):
-    """A store over tars in tmp_path/tars, its config and what it gives."""
-    path = build("referenced tars", tmp_path, tiny_teacher)
-    config = precompute_config(path, tiny_teacher, annotate=PAYLOADS)
+    """Store that refers to tars in tmp_path/tars, its config and its values."""
+    path = build_store("referenced tars", tmp_path, tiny_teacher)
+    config = precompute_config(path, tiny_teacher, annotate=EVERY_PAYLOAD)
     return path, config, read_everything(path)
 
 
@@ -118,7 +118,7 @@ def test_nobody_is_told_to_delete_their_own_tar(referenced, tmp_path):
     (line,) = [line for line in str(error.value).split("\n") if str(tar) in line]
     assert "restore it" in line
     assert "delete it" not in line
-    assert "yours to restore" in str(error.value)
+    assert "restore a file outside the store yourself" in str(error.value)
 
 
 def test_a_tar_of_other_images_in_the_same_layout_is_noticed_when_read(referenced, tmp_path):
@@ -139,7 +139,7 @@ def test_a_tar_of_other_images_in_the_same_layout_is_noticed_when_read(reference
         precompute.run(moved_config(config, tmp_path / "tars"))
 
 
-# ---- what the operating system refuses -----------------------------------------------------------
+# ---- errors of the operating system --------------------------------------------------------------
 
 
 def test_a_store_that_may_only_be_read_is_still_found_complete(frozen, monkeypatch):
@@ -170,7 +170,7 @@ def test_a_folder_that_cannot_be_synced_is_an_error_unless_there_is_no_such_thin
     tmp_path, monkeypatch, error
 ):
     def refused(descriptor, real=os.fsync):
-        if os.path.isdir(f"/proc/self/fd/{descriptor}"):  # noqa: PTH112, a descriptor
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):  # noqa: PTH112, the path of a descriptor
             raise OSError(error, os.strerror(error))
         real(descriptor)
 
@@ -201,7 +201,7 @@ def test_a_folder_that_is_taken_away_while_a_file_is_written_is_one_error(tmp_pa
         write_atomically(tmp_path / "store" / "file", b"data")
 
 
-# ---- what a repair must keep ---------------------------------------------------------------------
+# ---- preserved by a repair -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

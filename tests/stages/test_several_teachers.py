@@ -1,4 +1,4 @@
-"""Several teachers of one student, records held out of training, and the frames in which all are evaluated."""
+"""Several teachers of one student, records held out of training, and evaluation frames."""
 
 import itertools
 from dataclasses import replace
@@ -30,15 +30,15 @@ from pipeline.store.reader import Store
 from pipeline.training.state import Training, build_optimizer
 from pipeline.training.step import batch_loss
 from stages import distill, evaluate, precompute
-from tests.conftest import precompute_config
+from tests.support.stores import precompute_config
 
 FIRST = CifarModelConfig(name="resnet8", width=4, weights="random")
 SECOND = CifarModelConfig(name="resnet14", width=4, weights="random")
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory):
-    """A store with the passes of two teachers, the first's name before the second's."""
+def two_teachers(tmp_path_factory):
+    """Store with the passes of two teachers, in alphabetical order."""
     path = tmp_path_factory.mktemp("taught") / "store"
     for teacher in (FIRST, SECOND):
         precompute.run(precompute_config(path, teacher))
@@ -50,7 +50,7 @@ def names_of(store):
     return by_kind["resnet8"], by_kind["resnet14"]
 
 
-def student_config(store, teachers, **options):
+def student_of_teachers(store, teachers, **options):
     return DistillConfig(
         store=StoreOptions(path=str(store.path), teacher=teachers),
         student=replace(FIRST, weights=None),
@@ -63,7 +63,7 @@ def student_config(store, teachers, **options):
     )
 
 
-def loss_of(store, names, weights=()):
+def batch_loss_of(store, names, weights=()):
     torch.manual_seed(0)
     model = build_model(replace(FIRST, weights=None), 10)
     method = E2KDConfig(tau=2.0, lambda_map=3.0, lambda_ce=0.5, teacher_weights=weights)
@@ -78,38 +78,43 @@ def loss_of(store, names, weights=()):
 
 
 @pytest.mark.parametrize("weights", [(0.3, 0.7), (1.0, 0.0), ()])
-def test_the_loss_of_two_teachers_is_the_weighted_sum_of_each_one_s(taught, weights):
-    first, second = (loss_of(taught, [name]) for name in names_of(taught))
+def test_the_loss_of_two_teachers_is_the_weighted_sum_of_each_one_s(two_teachers, weights):
+    first, second = (batch_loss_of(two_teachers, [name]) for name in names_of(two_teachers))
     assert not torch.allclose(first.total, second.total)
 
-    both = loss_of(taught, names_of(taught), weights)
+    both = batch_loss_of(two_teachers, names_of(two_teachers), weights)
 
     a, b = weights or (0.5, 0.5)
     torch.testing.assert_close(both.total, a * first.total + b * second.total)
     for name, term in both.terms.items():
         torch.testing.assert_close(term, a * first.terms[name] + b * second.terms[name])
-    torch.testing.assert_close(both.terms["ce"], first.terms["ce"])  # labels count once
+    # The label term is counted once.
+    torch.testing.assert_close(both.terms["ce"], first.terms["ce"])
 
 
-def test_a_student_of_two_teachers_is_trained_and_says_whose_it_is(taught):
-    names = names_of(taught)
+def test_a_student_of_two_teachers_is_trained_and_says_whose_it_is(two_teachers):
+    names = names_of(two_teachers)
     method = E2KDConfig(teacher_weights=(0.25, 0.75))
 
-    distill.run(student_config(taught, names, method=method))
+    distill.run(student_of_teachers(two_teachers, names, method=method))
 
     assert read_description(RUNS / "student" / "distill").teachers == names
     evaluated = evaluate.run(
         EvaluateConfig(
-            store=StoreOptions(path=str(taught.path)), evaluate=EvaluateOptions(), run="student"
+            store=StoreOptions(path=str(two_teachers.path)),
+            evaluate=EvaluateOptions(),
+            run="student",
         )
     )
     assert "agreement" in evaluated.splits["test"]
 
 
-def test_teachers_that_do_not_fit_together_are_refused(taught, tmp_path):
-    names = names_of(taught)
+def test_teachers_that_do_not_fit_together_are_refused(two_teachers, tmp_path):
+    names = names_of(two_teachers)
     with pytest.raises(ConfigError, match="one weight for each of the 2 passes"):
-        distill.run(student_config(taught, names, method=E2KDConfig(teacher_weights=(1.0,))))
+        distill.run(
+            student_of_teachers(two_teachers, names, method=E2KDConfig(teacher_weights=(1.0,)))
+        )
     with pytest.raises(ConfigError, match="must be >= 0 and sum to 1"):
         E2KDConfig(teacher_weights=(0.5, 0.6))
 
@@ -117,7 +122,7 @@ def test_teachers_that_do_not_fit_together_are_refused(taught, tmp_path):
     for teacher in (FIRST, replace(SECOND, classes=12)):
         precompute.run(precompute_config(path, teacher))
     with pytest.raises(StoreMismatchError, match=r"differ in num_classes: .* has 10, .* has 12"):
-        distill.run(student_config(Store(path), names_of(Store(path)), run="other"))
+        distill.run(student_of_teachers(Store(path), names_of(Store(path)), run="other"))
 
 
 def test_a_teacher_of_other_classes_leaves_the_data_s_labels_unused(tmp_path):
@@ -126,7 +131,7 @@ def test_a_teacher_of_other_classes_leaves_the_data_s_labels_unused(tmp_path):
     store = Store(path)
     names = [folder.name for folder in store.pass_folders()]
 
-    distill.run(student_config(store, names))
+    distill.run(student_of_teachers(store, names))
 
     config = EvaluateConfig(
         store=StoreOptions(path=str(path)), evaluate=EvaluateOptions(num_pictures=2), run="student"
@@ -136,38 +141,40 @@ def test_a_teacher_of_other_classes_leaves_the_data_s_labels_unused(tmp_path):
     assert np.isnan(evaluated["teacher_accuracy"])
     assert 0 <= evaluated["agreement"] <= 1
     with pytest.raises(ConfigError, match="none of the records has a label"):
-        distill.run(student_config(store, names, method=E2KDConfig(lambda_ce=1.0), run="labeled"))
-    # A student of the data's own classes is evaluated without that teacher.
-    distill.run(student_config(store, (), method=LabelsConfig(), run="labels"))
+        distill.run(
+            student_of_teachers(store, names, method=E2KDConfig(lambda_ce=1.0), run="labeled")
+        )
+    # A student with the classes of the data is evaluated without that teacher.
+    distill.run(student_of_teachers(store, (), method=LabelsConfig(), run="labels"))
     assert "agreement" not in evaluate.run(replace(config, run="labels")).splits["test"]
 
 
-# ---- held out ------------------------------------------------------------------------------------
+# ---- held-out records ----------------------------------------------------------------------------
 
 
-def test_what_was_held_out_is_evaluated_as_a_split_of_its_own(taught):
+def test_what_was_held_out_is_evaluated_as_a_split_of_its_own(two_teachers):
     subset = SubsetOptions(holdout=1, seed=3)
-    distill.run(student_config(taught, names_of(taught)[:1], subset=subset))
+    distill.run(student_of_teachers(two_teachers, names_of(two_teachers)[:1], subset=subset))
 
     config = EvaluateConfig(
-        store=StoreOptions(path=str(taught.path)),
+        store=StoreOptions(path=str(two_teachers.path)),
         evaluate=EvaluateOptions(splits=("holdout", "train")),
         run="student",
     )
     splits = evaluate.run(config).splits
 
-    held_out = select_holdout_rows(taught.index, "train", subset)
+    held_out = select_holdout_rows(two_teachers.index, "train", subset)
     assert splits["holdout"]["records"] == len(held_out) == 10
-    assert splits["train"]["records"] == len(rows_of_split(taught.index, "train"))
+    assert splits["train"]["records"] == len(rows_of_split(two_teachers.index, "train"))
 
 
-def test_nothing_held_out_cannot_be_evaluated(taught):
-    distill.run(student_config(taught, names_of(taught)[:1]))
+def test_nothing_held_out_cannot_be_evaluated(two_teachers):
+    distill.run(student_of_teachers(two_teachers, names_of(two_teachers)[:1]))
 
     with pytest.raises(ConfigError, match=r"subset\.holdout=0"):
         evaluate.run(
             EvaluateConfig(
-                store=StoreOptions(path=str(taught.path)),
+                store=StoreOptions(path=str(two_teachers.path)),
                 evaluate=EvaluateOptions(splits=("holdout",)),
                 run="student",
             )
@@ -177,13 +184,13 @@ def test_nothing_held_out_cannot_be_evaluated(taught):
 # ---- frames and precision ------------------------------------------------------------------------
 
 
-def test_auto_evaluates_the_whole_frame_where_it_is_the_student_s_input(taught):
-    distill.run(student_config(taught, names_of(taught)[:1]))
+def test_auto_evaluates_the_whole_frame_where_it_is_the_student_s_input(two_teachers):
+    distill.run(student_of_teachers(two_teachers, names_of(two_teachers)[:1]))
     found = {}
 
     for frame in ("auto", "full", "center_crop"):
         config = EvaluateConfig(
-            store=StoreOptions(path=str(taught.path)),
+            store=StoreOptions(path=str(two_teachers.path)),
             evaluate=EvaluateOptions(frame=frame, num_pictures=0),
             run="student",
         )
@@ -192,7 +199,7 @@ def test_auto_evaluates_the_whole_frame_where_it_is_the_student_s_input(taught):
 
     assert found["auto"] == found["full"]
     assert found["center_crop"] != found["full"]
-    # Of a square frame the crop shows 7/8: what lies at its edge cannot be pointed at any more.
+    # The crop contains 7/8 of a square frame, so boxes at its edge are cut.
     assert 0 <= found["center_crop"]["epg"] <= 1
     assert found["center_crop"]["teacher_epg"] != found["full"]["teacher_epg"]
 
@@ -214,11 +221,11 @@ def test_half_precision_is_another_pass_close_to_the_full_one(tmp_path):
     assert 0 < error.max() < 0.05 * np.abs(exact["logits"]).max()
 
 
-# ---- another set's images ------------------------------------------------------------------------
+# ---- images of another set -----------------------------------------------------------------------
 
 
 def other_images(folder: Path) -> ImageFolderDataConfig:
-    """Noise in three classes, which no digit is of."""
+    """Write noise images of three classes that are unrelated to the digits."""
     generator = np.random.default_rng(0)
     for split, label, number in itertools.product(("train", "test"), "abc", range(8)):
         path = folder / split / label / f"{number}.png"
@@ -228,13 +235,13 @@ def other_images(folder: Path) -> ImageFolderDataConfig:
 
 
 def test_data_free_transfer_learns_on_other_images_and_is_evaluated_on_the_teachers_own(
-    taught, tmp_path
+    two_teachers, tmp_path
 ):
     path = tmp_path / "noise"
     teacher = replace(FIRST, classes=10)
     precompute.run(precompute_config(path, teacher, data=other_images(tmp_path / "images")))
     (name,) = (folder.name for folder in Store(path).pass_folders())
-    distill.run(student_config(Store(path), (name,)))
+    distill.run(student_of_teachers(Store(path), (name,)))
 
     def evaluator(**options):
         return evaluate.run(
@@ -245,15 +252,15 @@ def test_data_free_transfer_learns_on_other_images_and_is_evaluated_on_the_teach
             )
         )
 
-    own = evaluator(store=str(taught.path)).splits["test"]
+    own = evaluator(store=str(two_teachers.path)).splits["test"]
 
-    assert own["records"] == len(rows_of_split(taught.index, "test"))
+    assert own["records"] == len(rows_of_split(two_teachers.index, "test"))
     assert 0 <= own["accuracy"] <= 1
-    assert 0 <= own["agreement"] <= 1  # with the same teacher's pass there
+    assert 0 <= own["agreement"] <= 1  # the other store has a pass of the same teacher
     assert own["teacher_accuracy"] > 0
-    with pytest.raises(ConfigError, match="is another; name a split of that one"):
-        evaluator(store=str(taught.path), splits=("holdout",))
+    with pytest.raises(ConfigError, match="is a different store; name a split of that store"):
+        evaluator(store=str(two_teachers.path), splits=("holdout",))
     packed = precompute_config(tmp_path / "packed")
     precompute.run(packed)
-    with pytest.raises(StoreMismatchError, match="holds no canonical pass of the teacher of"):
+    with pytest.raises(StoreMismatchError, match="has no canonical pass of the teacher of"):
         evaluator(store=packed.store.path)

@@ -1,4 +1,4 @@
-"""A table from packing to the report: the same stages as images, a teacher of columns, and chimeras of rows."""
+"""Tables from packing to the report: all stages, a teacher whose superfeatures are columns, and chimeras of rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.config.methods import E2KDConfig, KDConfig, KEDConfig, LabelsConfi
 from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
 from pipeline.config.runs import RUNS
 from pipeline.config.store import PassOptions, StoreOptions, SubsetOptions
-from pipeline.config.table_data import SklearnedableDataConfig
+from pipeline.config.table_data import SklearnTableDataConfig
 from pipeline.config.teaching import GuidedTeachingConfig, LabelTeachingConfig
 from pipeline.config.training import OptimizerOptions
 from pipeline.config.verbs import EvaluateConfig, TeachConfig, VerifyConfig
@@ -47,11 +47,11 @@ from pipeline.training.distill_job import Distillation
 from pipeline.training.metric_log import read_metrics
 from pipeline.training.transforms import StepInputs
 from stages import distill, evaluate, precompute, report, sweep, teach, verify
-from tests.conftest import Frozen, precompute_config
-from tests.stages.test_flow import TRAINER
+from tests.support.runs import TRAINER
+from tests.support.stores import Frozen, precompute_config
 
 M = 5
-DATA = SklearnedableDataConfig(name="breast_cancer")
+DATA = SklearnTableDataConfig(name="breast_cancer")
 BOX = AdditiveModelConfig(name="mlp", superfeatures=1, width=16)
 PARTS = AdditiveModelConfig(name="mlp", superfeatures=M, width=8, depth=2)
 PASS = PassOptions(batch_size=64, payloads=("logits", "superfeature_logits"))
@@ -61,7 +61,7 @@ SHORT = replace(TRAINER, epochs=2, batch_size=64)
 EACH = Intermediates(superfeatures=True)
 
 
-def teach_config(path, teacher, run, **options):
+def table_teach_config(path, teacher, run, **options):
     trainer = replace(SHORT, epochs=12)
     return TeachConfig(
         store=StoreOptions(path=str(path)),
@@ -73,19 +73,19 @@ def teach_config(path, teacher, run, **options):
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory):
-    """A store of 569 rows, a black box and a teacher of random groups trained on it, and the teacher's pass."""
+def taught_table(tmp_path_factory):
+    """Store of 569 rows with a black box, a teacher of random groups, both trained on it, and the teacher's pass."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("table")
         patch.chdir(folder)
         path = folder / "store"
         precompute.run(precompute_config(path, data=DATA, shard_size=128))
-        box = teach.run(teach_config(path, BOX, "box"))
+        box = teach.run(table_teach_config(path, BOX, "box"))
         groups = build_partition(replace(PARTS, columns=30, partition_control="random"))
         (folder / "partition").mkdir()
         save_file({"assignments": groups.assignments}, folder / "partition" / PARTITION_NAME)
         teacher = replace(PARTS, partition=str(folder / "partition"))
-        parts = teach.run(teach_config(path, teacher, "parts"))
+        parts = teach.run(table_teach_config(path, teacher, "parts"))
         assert min(box.accuracy["test"], parts.accuracy["test"]) > 0.93
         config = precompute_config(
             path,
@@ -99,16 +99,16 @@ def taught(tmp_path_factory):
         return Frozen(Store(path), config)
 
 
-def student(taught, **options):
-    """On the teacher's partition, fitted to the store."""
+def student_config(taught_table, **options):
+    """Options of a student on the teacher's partition, for the store."""
     return DistillConfig(
-        store=StoreOptions(path=str(taught.store.path)),
+        store=StoreOptions(path=str(taught_table.store.path)),
         optimizer=OptimizerOptions(),
         trainer=SHORT,
         subset=options.pop("subset", SubsetOptions()),
         augment=options.pop("augment", STILL),
         **{
-            "student": replace(taught.config.teacher, weights=None, width=4),
+            "student": replace(taught_table.config.teacher, weights=None, width=4),
             "method": KEDConfig(),
             "run": "one",
             **options,
@@ -116,12 +116,14 @@ def student(taught, **options):
     )
 
 
-def teacher_model(taught):
-    return freeze(build_model(resolve_network(taught.config.teacher, taught.store, "teacher"), 2))
+def teacher_model(taught_table):
+    return freeze(
+        build_model(resolve_network(taught_table.config.teacher, taught_table.store, "teacher"), 2)
+    )
 
 
-def batch_of(taught, records=64):
-    store = taught.store
+def row_batch(taught_table, records=64):
+    store = taught_table.store
     dataset = StoreDataset(
         store,
         rows_of_split(store.index, "train"),
@@ -134,12 +136,12 @@ def batch_of(taught, records=64):
 # ---- the teacher and its pass --------------------------------------------------------------------
 
 
-def test_a_second_command_asks_the_teacher_nothing_and_all_verifies(taught):
-    again = precompute.run(taught.config)
+def test_a_second_command_asks_the_teacher_nothing_and_all_verifies(taught_table):
+    again = precompute.run(taught_table.config)
 
     assert again == precompute.PrecomputeResult(packed_records=0, teacher_records=0)
-    assert list(verify_store(taught.store.path)) == []
-    (teacher,) = taught.store.open_passes()
+    assert list(verify_store(taught_table.store.path)) == []
+    (teacher,) = taught_table.store.open_passes()
     assert teacher.manifest.teacher["architecture"]["columns"] == 30
     assert teacher.manifest.teacher["preprocessing"] == {}
     assert [spec.name for spec in teacher.manifest.fields] == [
@@ -149,19 +151,19 @@ def test_a_second_command_asks_the_teacher_nothing_and_all_verifies(taught):
     ]
 
 
-def test_a_network_keeps_the_moments_of_its_training_split(taught):
-    in_training = np.array([s == "train" for s in taught.store.index["split"].to_pylist()])
-    keys = np.array(taught.store.index["key"].to_pylist())[in_training]
+def test_a_network_keeps_the_moments_of_its_training_split(taught_table):
+    in_training = np.array([s == "train" for s in taught_table.store.index["split"].to_pylist()])
+    keys = np.array(taught_table.store.index["key"].to_pylist())[in_training]
     rows = load_breast_cancer().data[[int(key.removeprefix("row-")) for key in keys]]
-    weights = load_file(taught.config.teacher.weights)
+    weights = load_file(taught_table.config.teacher.weights)
 
     np.testing.assert_allclose(weights["normalize.mean"], rows.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(weights["normalize.std"], rows.std(axis=0), rtol=1e-5)
 
 
-def test_what_is_read_is_what_the_teacher_said_of_the_row(taught):
-    batch = batch_of(taught)
-    model = teacher_model(taught).double()
+def test_what_is_read_is_what_the_teacher_said_of_the_row(taught_table):
+    batch = row_batch(taught_table)
+    model = teacher_model(taught_table).double()
 
     said = model(batch.inputs.double(), EACH)
 
@@ -175,10 +177,10 @@ def test_what_is_read_is_what_the_teacher_said_of_the_row(taught):
     assert torch.allclose(said.superfeature_logits.sum(dim=1), said.logits, atol=1e-12)
 
 
-def test_a_coarser_level_of_the_pass_is_the_sum_of_its_groups(taught):
-    (teacher,) = taught.store.open_passes()
-    partition = network_partition(teacher_model(taught))
-    batch = batch_of(taught)
+def test_a_coarser_level_of_the_pass_is_the_sum_of_its_groups(taught_table):
+    (teacher,) = taught_table.store.open_passes()
+    partition = network_partition(teacher_model(taught_table))
+    batch = row_batch(taught_table)
     fine = batch.targets[0].intermediates["superfeature_logits"]
 
     for number in range(1, M + 1):
@@ -190,11 +192,11 @@ def test_a_coarser_level_of_the_pass_is_the_sum_of_its_groups(taught):
     assert torch.allclose(whole, class_centered(batch.targets[0].logits), atol=2e-2)
 
 
-def test_a_chimera_of_rows_is_what_its_donors_are_for_the_teacher(taught):
-    config = student(taught, method=KEDConfig(chimera_fraction=0.5))
-    plan = Distillation(config=resolve_distill(config, taught.store), folder=RUNS).plan()
+def test_a_chimera_of_rows_is_what_its_donors_are_for_the_teacher(taught_table):
+    config = student_config(taught_table, method=KEDConfig(chimera_fraction=0.5))
+    plan = Distillation(config=resolve_distill(config, taught_table.store), folder=RUNS).plan()
     batch = plan.dataset.__getitems__(list(range(64)))
-    model = teacher_model(taught).double()
+    model = teacher_model(taught_table).double()
     inputs = StepInputs(images=batch.inputs, labels=((1.0, batch.labels),))
 
     torch.manual_seed(0)
@@ -216,7 +218,8 @@ def test_a_chimera_of_rows_is_what_its_donors_are_for_the_teacher(taught):
     own = model(batch.inputs.double(), EACH).superfeature_logits
     said = model(mixed.double(), EACH).superfeature_logits[64:]
     assert torch.allclose(said, own[donors, torch.arange(M)], rtol=0, atol=1e-12)
-    assert not torch.allclose(said[0], own[int(donors[0, 0])], atol=1e-3)  # it is no record
+    # The chimera is not a record.
+    assert not torch.allclose(said[0], own[int(donors[0, 0])], atol=1e-3)
     scale = said.abs().max()
     stored = promised.intermediates["superfeature_logits"][64:]
     assert (stored - class_centered(said)).abs().max() < 2e-3 * scale
@@ -238,10 +241,10 @@ def test_a_chimera_of_rows_is_what_its_donors_are_for_the_teacher(taught):
         ("live", {"mode": "live", "method": KEDConfig(rho=1.0)}),
     ],
 )
-def test_students_of_every_kind_train_and_are_evaluated(taught, name, options):
+def test_students_of_every_kind_train_and_are_evaluated(taught_table, name, options):
     if name == "live":
-        options = options | {"teacher": taught.config.teacher}
-    config = student(taught, run=name, **options)
+        options = options | {"teacher": taught_table.config.teacher}
+    config = student_config(taught_table, run=name, **options)
 
     first = distill.run(config)
     splits = ("test", "holdout") if name == "shots" else ("test",)
@@ -262,12 +265,13 @@ def test_students_of_every_kind_train_and_are_evaluated(taught, name, options):
     assert not (RUNS / name / "evaluate" / "pictures.safetensors").exists()
     model, trained = load_model(RUNS / name / "distill")
     assert (trained.config.columns, trained.input_size) == (30, (1, 30))
-    taught_by = load_file(taught.config.teacher.weights)
-    assert torch.equal(model.normalize.mean, taught_by["normalize.mean"])  # of all shots' split
+    taught_by = load_file(taught_table.config.teacher.weights)
+    # The moments are those of the whole training split, not of the shots.
+    assert torch.equal(model.normalize.mean, taught_by["normalize.mean"])
 
 
-def test_a_student_that_goes_on_is_the_student_that_never_stopped(taught):
-    whole = student(taught, run="whole", method=KEDConfig(chimera_fraction=0.5))
+def test_a_student_that_goes_on_is_the_student_that_never_stopped(taught_table):
+    whole = student_config(taught_table, run="whole", method=KEDConfig(chimera_fraction=0.5))
     half = replace(whole, run="half", trainer=replace(SHORT, epochs=1, schedule="constant"))
     distill.run(replace(whole, trainer=replace(SHORT, schedule="constant")))
     distill.run(half)
@@ -280,10 +284,10 @@ def test_a_student_that_goes_on_is_the_student_that_never_stopped(taught):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_scaled_rows_are_what_the_networks_learn_from(taught):
-    """Negative control: on the numbers themselves the same network is wrong."""
-    rows = torch.cat([b.inputs for b in iter_batches(batch_dataset(taught), 256)])
-    model = teacher_model(taught)
+def test_scaled_rows_are_what_the_networks_learn_from(taught_table):
+    """Negative control: on unscaled rows the same network is inaccurate."""
+    rows = torch.cat([b.inputs for b in iter_batches(batch_dataset(taught_table), 256)])
+    model = teacher_model(taught_table)
 
     scaled = model.normalize(rows)
 
@@ -291,27 +295,27 @@ def test_scaled_rows_are_what_the_networks_learn_from(taught):
     assert scaled.mean(dim=0).abs().max() < 1e-3
     assert torch.allclose(scaled.std(dim=0, correction=0), torch.ones(30), atol=1e-3)
     model.normalize.set_moments(torch.zeros(30), torch.ones(30))
-    right = (model(rows).logits.argmax(dim=1) == batch_labels(taught)).float().mean()
+    right = (model(rows).logits.argmax(dim=1) == batch_labels(taught_table)).float().mean()
     assert right < 0.9
 
 
-def batch_dataset(taught):
-    return StoreDataset(taught.store, rows_of_split(taught.store.index, "train"))
+def batch_dataset(taught_table):
+    return StoreDataset(taught_table.store, rows_of_split(taught_table.store.index, "train"))
 
 
-def batch_labels(taught):
-    return torch.cat([batch.labels for batch in iter_batches(batch_dataset(taught), 256)])
+def batch_labels(taught_table):
+    return torch.cat([batch.labels for batch in iter_batches(batch_dataset(taught_table), 256)])
 
 
-def test_a_sweep_and_its_report_show_what_a_table_has(taught):
+def test_a_sweep_and_its_report_show_what_a_table_has(taught_table):
     words = [
-        *(f"store.path={taught.store.path}", "run=arms", "executor=serial", "seeds=[0]"),
+        *(f"store.path={taught_table.store.path}", "run=arms", "executor=serial", "seeds=[0]"),
         *("student=additive", "student.name=mlp", f"student.superfeatures={M}", "augment=none"),
-        *(f"student.partition={taught.config.teacher.partition}", "student.width=4"),
+        *(f"student.partition={taught_table.config.teacher.partition}", "student.width=4"),
         *("trainer.epochs=1", "arms={kd: ['method=kd'], ked: ['method=ked']}"),
     ]
     result = sweep.run(build_verb_config("sweep", compose("sweep", words)), words)
-    shown = ["run=arms", f"store.path={taught.store.path}", "report.candidate=ked"]
+    shown = ["run=arms", f"store.path={taught_table.store.path}", "report.candidate=ked"]
 
     written = report.run(build_verb_config("report", compose("report", shown)))
 
@@ -321,7 +325,7 @@ def test_a_sweep_and_its_report_show_what_a_table_has(taught):
     assert "<code>mean radius</code>" in page
     assert "Bytes of rows" in page
     assert not any(
-        words in page for words in ("Where they look", "Case by case", "own proportions")
+        words in page for words in ("Explanation maps", "Case by case", "original aspect ratio")
     )
     values = json.loads((RUNS / "arms" / "report.json").read_text())
     assert {row["method"] for row in values["runs"]} == {"kd", "ked"}
@@ -329,7 +333,7 @@ def test_a_sweep_and_its_report_show_what_a_table_has(taught):
     assert written.paired_difference.startswith("ked - kd in accuracy")
 
 
-# ---- refusals ------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 CROP = OperationConfig(kind="pad_crop")
 ROWS = r"holds rows of a table with 30 columns"
@@ -338,11 +342,11 @@ ROWS = r"holds rows of a table with 30 columns"
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": E2KDConfig()}, rf"method=e2kd .*{ROWS}: choose one of method=labels, kd, ked"),
-        ({"mode": "replay", "method": KDConfig()}, rf"mode=replay .*{ROWS}: set mode=frozen"),
+        ({"method": E2KDConfig()}, rf"method=e2kd .*{ROWS}; choose one of method=labels, kd, ked"),
+        ({"mode": "replay", "method": KDConfig()}, rf"mode=replay .*{ROWS}; set mode=frozen"),
         (
             {"augment": AugmentOptions(operations=(CROP,)), "method": KDConfig()},
-            rf"augment.operations=\['pad_crop'\] changes images, and .*{ROWS}.*set augment=none",
+            rf"augment.operations=\['pad_crop'\] changes images, but .*{ROWS}.*set augment=none",
         ),
         ({"augment": AugmentOptions(size=8)}, r"augment.size=8 changes images.*set augment=none"),
         (
@@ -351,7 +355,7 @@ ROWS = r"holds rows of a table with 30 columns"
         ),
         (
             {"student": CifarModelConfig(name="resnet8"), "method": KDConfig()},
-            rf"student=cifar student.name=resnet8 .*{ROWS}: set student=additive student.name=mlp",
+            rf"student=cifar student.name=resnet8 .*{ROWS}; set student=additive student.name=mlp",
         ),
         (
             {"student": replace(PARTS, name="conv"), "method": KDConfig()},
@@ -359,12 +363,12 @@ ROWS = r"holds rows of a table with 30 columns"
         ),
         (
             {"student": replace(PARTS, columns=7)},
-            rf"student.columns=7, and .*{ROWS}: leave it null",
+            rf"student.columns=7, but .*{ROWS}; set it to null",
         ),
-        ({"student": replace(PARTS, input_size=8)}, r"student.input_size=8 .* are of images"),
+        ({"student": replace(PARTS, input_size=8)}, r"student.input_size=8 .* are for images"),
         (
             {"student": replace(PARTS, superfeatures=31)},
-            r"superfeatures=31 of 30 features.*lower it$",
+            r"superfeatures=31 with 30 features.*lower it$",
         ),
         (
             {"trainer": replace(SHORT, channels_last=True)},
@@ -372,8 +376,8 @@ ROWS = r"holds rows of a table with 30 columns"
         ),
     ],
 )
-def test_options_of_images_are_refused_with_the_way_out(taught, options, message):
-    config = replace(student(taught), **options)
+def test_options_of_images_are_refused_with_the_way_out(taught_table, options, message):
+    config = replace(student_config(taught_table), **options)
 
     with pytest.raises(ConfigError, match=message):
         distill.run(config)
@@ -384,65 +388,72 @@ def test_options_of_images_are_refused_with_the_way_out(taught, options, message
     [
         (
             {"annotate": PassOptions()},
-            rf"annotate.payloads names map, .*{ROWS}: set annotate.payloads=\[logits\]",
+            rf"annotate.payloads names map, .*{ROWS}; set annotate.payloads=\[logits\]",
         ),
         (
             {"annotate": PassOptions(payloads=("logits", "attention", "class_maps"))},
-            r"names attention, class_maps, which say",
+            r"names attention, class_maps, which need",
         ),
-        ({"views": RandomViewsConfig(), "augment": FLIP}, r"views=random moves images.*canonical"),
+        (
+            {"views": RandomViewsConfig(), "augment": FLIP},
+            r"views=random transforms images.*canonical",
+        ),
         (
             {"teacher": CifarModelConfig(name="resnet8", weights="random")},
             r"teacher=cifar teacher.name=resnet8 takes images",
         ),
     ],
 )
-def test_passes_over_images_are_refused(taught, options, message):
+def test_passes_over_images_are_refused(taught_table, options, message):
     with pytest.raises(ConfigError, match=message):
-        precompute.run(replace(taught.config, **options))
+        precompute.run(replace(taught_table.config, **options))
 
 
-def test_other_verbs_refuse_what_is_about_images(taught):
-    store = StoreOptions(path=str(taught.store.path))
+def test_other_verbs_refuse_what_is_about_images(taught_table):
+    store = StoreOptions(path=str(taught_table.store.path))
     flipped = LabelTeachingConfig(trainer=SHORT, augment=FLIP)
     for teaching, message in (
         (GuidedTeachingConfig(trainer=SHORT, augment=STILL), r"teaching=guided .* teaching=labels"),
         (flipped, r"teaching.augment.operations=.*set augment@teaching.augment=none"),
     ):
         with pytest.raises(ConfigError, match=message):
-            teach.run(replace(teach_config(store.path, PARTS, "no"), teaching=teaching))
+            teach.run(replace(table_teach_config(store.path, PARTS, "no"), teaching=teaching))
     options = VerifyConfig(
-        store=store, teacher=taught.config.teacher, equivariance=True, explainer=BcosWeightsConfig()
+        store=store,
+        teacher=taught_table.config.teacher,
+        equivariance=True,
+        explainer=BcosWeightsConfig(),
     )
-    with pytest.raises(ConfigError, match=r"equivariance=true is about images.*verify it without"):
+    with pytest.raises(ConfigError, match=r"equivariance=true needs images.*set it to false"):
         verify.run(options)
-    distill.run(student(taught))
+    distill.run(student_config(taught_table))
     evaluated = EvaluateConfig(
         store=store, evaluate=EvaluateOptions(shift=ShiftOptions(pixels=2)), run="one"
     )
-    with pytest.raises(
-        ConfigError, match=r"evaluate.shift.pixels=2 is about images.*set it to null"
-    ):
+    with pytest.raises(ConfigError, match=r"evaluate.shift.pixels=2 needs images.*set it to null"):
         evaluate.run(evaluated)
 
 
 def test_a_perceptron_on_images_needs_their_size(frozen):
     config = replace(
-        student(frozen, student=BOX, method=LabelsConfig()),
+        student_config(frozen, student=BOX, method=LabelsConfig()),
         store=StoreOptions(path=str(frozen.store.path)),
     )
 
     for columns, message in (
-        (None, r"student.name=mlp is built for images.*input_size"),
-        (30, r"student.columns=30 takes rows of a table, and .*store holds images: leave it null"),
+        (None, r"student.name=mlp needs the size of its images.*input_size"),
+        (
+            30,
+            r"student.columns=30 is for rows of a table, but .*store holds images; set it to null",
+        ),
     ):
         with pytest.raises(ConfigError, match=message):
             distill.run(replace(config, student=replace(BOX, columns=columns)))
 
 
-def test_a_student_of_rows_is_not_evaluated_on_images(taught, frozen):
-    distill.run(student(taught, method=LabelsConfig()))
+def test_a_student_of_rows_is_not_evaluated_on_images(taught_table, frozen):
+    distill.run(student_config(taught_table, method=LabelsConfig()))
     elsewhere = StoreOptions(path=str(frozen.store.path))
 
-    with pytest.raises(ConfigError, match=r"student.columns=30 takes rows.*choose another store"):
+    with pytest.raises(ConfigError, match=r"student.columns=30 is for rows.*choose another store"):
         evaluate.run(EvaluateConfig(store=elsewhere, evaluate=EvaluateOptions(), run="one"))

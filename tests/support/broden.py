@@ -1,4 +1,4 @@
-"""A drawn set of concepts as Broden has it on disk."""
+"""Drawn concepts in the file layout of Broden."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.sources.digits import encode_png
 
 
 def write_broden(concepts: DrawnConcepts, folder: Path) -> None:
-    """The set as Broden lies on disk, for `broden.BrodenFolder`."""
+    """Write the concepts in Broden's layout, as `broden.BrodenFolder` reads it."""
     make_folder(folder / IMAGES)
     covered = np.zeros(len(concepts.labels.names))
     rows = []
@@ -41,7 +41,7 @@ def write_broden(concepts: DrawnConcepts, folder: Path) -> None:
 def _write_picture(
     picture: ConceptImage, name: str, labels: Labels, folder: Path
 ) -> dict[str, Any]:
-    """Its row of the index."""
+    """Write one image with its labels, and return its row of the index."""
     entries: dict[str, list[str]] = {category: [] for category in labels.categories}
     for place, layer in enumerate(picture.layers):
         file = f"{name}_{place}.png"

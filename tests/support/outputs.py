@@ -1,4 +1,4 @@
-"""Outputs of networks that no network made."""
+"""Outputs of networks, assembled from given tensors."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def student_output(
     view_index: Tensor | None = None,
     **intermediates: Any,
 ) -> StudentOutput:
-    """The student's side of a step, with the intermediates of ModelOutput by name."""
+    """Student's output of a step. `intermediates` are fields of ModelOutput by name."""
     features = torch.zeros(len(logits), 1, 1, 1)
     return StudentOutput(
         output=ModelOutput(logits=logits, features=features, **intermediates),

@@ -1,4 +1,4 @@
-"""The payloads that options name."""
+"""Construction of the payloads that options name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.config.store import PAYLOADS, PassOptions
 
 
 def build_payloads(config: PassOptions, explainer: ExplainerConfig) -> list[Payload]:
-    """One for each of `annotate.payloads`, in that order."""
+    """Build one payload for each of `annotate.payloads`, in that order."""
     return [
         pkgutil.resolve_name(PAYLOADS[name].implementation)(config, explainer)
         for name in config.payloads

@@ -1,4 +1,4 @@
-"""Explanations of the classes that `explainer.explained_classes` names, at their native grid."""
+"""Explanation maps of the classes that `explainer.explained_classes` selects, on their native grid."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pipeline.store.codecs import encode_maxabs, lowest_cosine
 
 
 class MapPayload:
-    """map [E, A, h, w], max-abs 1; map_scale f32 [E]; explained_class i32 [E].
+    """Fields map [E, A, h, w] with maximum absolute value 1, map_scale f32 [E] and explained_class i32 [E].
 
-    The classes are chosen by the float32 logits and are stored: rounded logits may tie. Where a record
-    has fewer than E, NO_CLASS and a map of zeros stand in the last places.
+    The classes are selected by the float32 logits and stored, because rounded logits may tie. If a record has fewer
+    than E classes, the last entries are NO_CLASS with a map of zeros.
     """
 
     intermediates = NO_INTERMEDIATES

@@ -1,4 +1,4 @@
-"""Payloads of intermediates that have places: stages' attention and class maps."""
+"""Payloads of spatial intermediates: attention of the stages, and class maps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.store.codecs import encode_maxabs, lowest_cosine
 
 
 class _SpatialPayload(ABC):
-    """Fields [..., h, w] f16, max-abs 1 over places, with <field>_scale f32 [...] ([1] for one map a record)."""
+    """Base for fields [..., h, w] f16 with spatial maximum 1, and <field>_scale f32 [...] ([1] for a single map)."""
 
     intermediates: ClassVar[Intermediates]
 
@@ -68,11 +68,11 @@ class _SpatialPayload(ABC):
 
     @abstractmethod
     def values(self, output: ModelOutput) -> dict[str, Tensor]:
-        """The fields before they are encoded."""
+        """Compute the fields before encoding."""
 
 
 class AttentionPayload(_SpatialPayload):
-    """attention_<stage> [h, w] of each stage: attention transfer's Q, 8 kB a record for a ResNet at 224 pixels."""
+    """Fields attention_<stage> [h, w]: Q of attention transfer, 8 kB per record for a ResNet at 224 pixels."""
 
     intermediates = Intermediates(stages=True)
 
@@ -81,7 +81,7 @@ class AttentionPayload(_SpatialPayload):
 
 
 class ClassMapPayload(_SpatialPayload):
-    """cat [K, r, r]: the maps of all classes, pooled to annotate.class_map_size cells a side."""
+    """Field class_maps [K, r, r]: the maps of all classes, pooled to annotate.class_map_size cells per side."""
 
     intermediates = Intermediates(class_maps=True)
 

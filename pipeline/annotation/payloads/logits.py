@@ -1,4 +1,4 @@
-"""Raw logits, never probabilities: the temperature is the student's choice."""
+"""Raw logits instead of probabilities, so that the student can choose the temperature."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.models.output import NO_INTERMEDIATES, ModelOutput
 
 
 class LogitsPayload:
-    """logits f16 [K]."""
+    """Field logits f16 [K]."""
 
     intermediates = NO_INTERMEDIATES
 
@@ -28,6 +28,6 @@ class LogitsPayload:
         ]
 
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
-        with np.errstate(over="ignore"):  # the annotator names a record whose logits do not fit
+        with np.errstate(over="ignore"):  # the annotator reports records whose logits overflow
             stored = output.logits.detach().cpu().numpy().astype("float16")
         return EncodedFields({"logits": stored}, {})

@@ -1,4 +1,4 @@
-"""What a payload takes and gives."""
+"""The interface of a payload."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from pipeline.models.output import Intermediates, ModelOutput
 
 
 class BatchInfo(NamedTuple):
-    """What the index says of the n records of a batch."""
+    """Keys and labels of the n records of a batch, from the index."""
 
     keys: Sequence[str]
     labels: Tensor
-    """As of Batch."""
+    """Labels in the form of Batch."""
 
 
 class EncodedFields(NamedTuple):
-    """One payload of a batch of n records, as stored."""
+    """Stored form of one payload for a batch of n records."""
 
     values: dict[str, NDArray[np.generic]]
-    """field -> [n, *shape] of its FieldSpec."""
+    """Field -> [n, *shape] of its FieldSpec."""
     fidelity: dict[str, float]
-    """Of each lossy field: the lowest cosine between a record's values and their stored form."""
+    """Lowest cosine between a record's values and their stored form, for each lossy field."""
 
 
 class Payload(Protocol):
-    """One kind of thing that a teacher says about an input."""
+    """One kind of teacher output to store."""
 
     @property
     def intermediates(self) -> Intermediates:
-        """What it reads of a forward pass beside logits and features."""
+        """Intermediates of a forward pass that it needs in addition to logits and features."""
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
-        """The fields it stores, given an example output."""
+        """Return the fields that it stores, given an example output."""
 
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
-        """The fields' values for a batch; of each record they depend on that record alone."""
+        """Encode the fields of a batch. The values of a record depend on that record only."""

@@ -1,4 +1,4 @@
-"""The pooled feature before the teacher's classifier, for losses that bring a projection of their own."""
+"""Pooled feature before the teacher's classifier, for losses with a separate projection."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.store.codecs import lowest_cosine
 
 
 class FeaturePayload:
-    """feature f16 [d]; it has no place in the frame, so a view that moves keeps it."""
+    """Field pooled f16 [d], which has no spatial position and is not changed by a view's transform."""
 
     intermediates = Intermediates(pooled=True)
 
@@ -32,7 +32,7 @@ class FeaturePayload:
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
         assert output.pooled is not None
         values = output.pooled.detach().cpu().numpy()
-        with np.errstate(over="ignore", invalid="ignore"):  # the annotator names what does not fit
+        with np.errstate(over="ignore", invalid="ignore"):  # the annotator reports overflows
             stored = values.astype("float16")
             fidelity = lowest_cosine(values, stored)
         return EncodedFields({"pooled": stored}, {"pooled": fidelity})

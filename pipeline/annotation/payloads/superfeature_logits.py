@@ -1,4 +1,4 @@
-"""What each superfeature of an additive teacher says, at its finest level: coarser ones are sums of it."""
+"""Logits of each superfeature of an additive teacher at its finest level, of which coarser levels are sums."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from pipeline.store.codecs import encode_maxabs, lowest_cosine
 
 
 class SuperfeaturePayload:
-    """superfeature_logits [M, K], class-centered, max-abs 1 over classes; superfeature_logits_scale f32 [M].
+    """Fields superfeature_logits [M, K], class-centered with maximum absolute value 1 over classes, and
+    superfeature_logits_scale f32 [M].
 
-    It has no place in the frame, so nothing moves it along with a view.
+    They have no spatial position, so they cannot be transformed with a view.
     """
 
     intermediates = Intermediates(superfeatures=True)

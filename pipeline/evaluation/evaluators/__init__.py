@@ -1,5 +1,5 @@
-"""One evaluator a module or folder: each looks at one split of a frozen network and gives its numbers.
+"""Evaluators, one per module or folder: each evaluates a frozen network on one split and returns its metrics.
 
-The forward pass that several share belongs to evaluation/forward.py.
+The forward pass that several of them share is in evaluation/forward.py.
 Read first: build.py, then class_similarity.py.
 """

@@ -1,4 +1,4 @@
-"""Accuracy, by group too, and agreement with the teacher."""
+"""Accuracy, overall and by group, and agreement with the teacher."""
 
 from __future__ import annotations
 

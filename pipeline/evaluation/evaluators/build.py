@@ -1,4 +1,4 @@
-"""Evaluators by name, each imported when it is first asked for."""
+"""Evaluators by name, each imported when it is first used."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from pipeline.evaluation.evaluators.evaluator import Evaluator
 
 
 def evaluator_named(name: str) -> Evaluator:
-    """The evaluator of that name in config.evaluators.EVALUATORS."""
+    """Return the evaluator of that name in config.evaluators.EVALUATORS."""
     evaluator: Evaluator = resolve_implementation(EVALUATORS[name])
     return evaluator

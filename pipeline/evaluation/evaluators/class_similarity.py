@@ -1,8 +1,9 @@
-"""Does a student know which classes are alike? What soft targets may teach beside the labels (Han et al. 2023).
+"""Class similarity in a student's predictions, which soft targets convey in addition to labels (Han et al. 2023).
 
-P[c, k] = mean over the records of class c of softmax_tau(z)_k. Off its diagonal it says which classes a network takes
-for which; its Spearman correlation with the teacher's, or with a given similarity of classes, says how much of that a
-student has. Label smoothing erases it. Logits are all that is needed: the teacher's are those of its stored pass.
+P[c, k] = mean over the records of class c of softmax_tau(z)_k. Its off-diagonal entries show which classes a network
+confuses. Their Spearman correlation with those of the teacher, or with a given class similarity, measures how much of
+this structure a student has. Label smoothing erases it. Only logits are needed, and the teacher's are read from its
+stored pass.
 
 Shape letters: B batch, K classes.
 """
@@ -33,18 +34,18 @@ _OPTION = f"evaluate.{NAME}.similarity"
 
 @dataclass(frozen=True)
 class PredictionSums:
-    """Over some records with labels; sums over parts of a split add up."""
+    """Sums over labeled records, which can be added over the parts of a split."""
 
     entropy: float
-    """Of softmax_tau, in nats."""
+    """Sum of the entropies of softmax_tau, in nats."""
     probabilities: Tensor
-    """f64 [K, K]: row c sums over records of class c."""
+    """Sums of softmax_tau, f64 [K, K]: row c over the records of class c."""
     records: Tensor
-    """i64 [K]: of each class."""
+    """Number of records of each class, i64 [K]."""
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor, tau: float) -> PredictionSums:
-        """Of raw logits [B, K] and labels i64 [B]; records without a label are left out."""
+        """Compute from raw logits [B, K] and labels i64 [B], leaving out records without a label."""
         there = labels != NO_LABEL
         log_p = F.log_softmax(logits[there].double() / tau, dim=1)
         p, classes = log_p.exp(), labels[there]
@@ -64,19 +65,19 @@ class PredictionSums:
 
     @property
     def mean_entropy(self) -> float:
-        """In nats; log K where a network says nothing."""
+        """Mean entropy in nats, log K for uniform predictions."""
         return self.entropy / int(self.records.sum())
 
     @property
     def matrix(self) -> Tensor:
-        """P, f64 [K, K]; a row of nan for a class without records."""
+        """Matrix P, f64 [K, K], with a row of nan for a class without records."""
         return self.probabilities / self.records[:, None]
 
 
 def off_diagonal_spearman(first: Tensor, second: Tensor) -> float | None:
-    """Of two matrices [K, K] off their diagonals, where both are defined; None where either does not vary.
+    """Spearman correlation of the off-diagonal entries of two matrices [K, K], where both are defined.
 
-    Equal values share the mean of their ranks.
+    The result is None if either is constant. Equal values share the mean of their ranks.
     """
     wanted = ~torch.eye(len(first), dtype=torch.bool)
     wanted &= ~(first.isnan() | second.isnan())
@@ -90,14 +91,14 @@ def off_diagonal_spearman(first: Tensor, second: Tensor) -> float | None:
 
 
 def check_class_similarity(context: EvaluationContext) -> Mapping[str, str]:
-    """ConfigError unless there are labels, and something to compare with; the file that is read."""
+    """Raise ConfigError unless there are labels and something to compare with, and return the file that is read."""
     require_one_label(context, NAME)
     path = context.options.class_similarity.similarity
     if path is None:
         require(
             len(context.dataset.passes) > 0,
-            f"evaluators={NAME} compares with the teacher's own class means, and there is no teacher pass: run "
-            f"stages.precompute with a teacher, or name a matrix or superclasses with {_OPTION}=",
+            f"evaluators={NAME} compares with the teacher's class means, but there is no teacher pass; run "
+            f"stages.precompute with a teacher, or name a file with a matrix or superclasses with {_OPTION}=",
         )
         return {}
     read_similarity(Path(path), len(context.store.manifest.classes))
@@ -105,9 +106,12 @@ def check_class_similarity(context: EvaluationContext) -> Mapping[str, str]:
 
 
 def evaluate_class_similarity(context: EvaluationContext) -> dict[str, Any]:
-    """entropy in nats, of a record's softmax_tau, and spearman.teacher, spearman.given: of the off-diagonal class
-    means with those of the first teacher pass, and with evaluate.class_similarity.similarity; teacher_entropy and
-    teacher_spearman.given are the teacher's own.
+    """Evaluate the class similarity of the predictions.
+
+    entropy           mean entropy of a record's softmax_tau, in nats
+    spearman.teacher  correlation of the off-diagonal class means with those of the first teacher pass
+    spearman.given    correlation of the off-diagonal class means with evaluate.class_similarity.similarity
+    teacher_entropy, teacher_spearman.given  the same for the teacher
     """
     options, predictions = context.options.class_similarity, context.predictions
     own = PredictionSums.of(predictions.logits, predictions.labels, options.tau)
@@ -132,19 +136,23 @@ def evaluate_class_similarity(context: EvaluationContext) -> dict[str, Any]:
 
 
 def read_similarity(path: Path, classes: int) -> Tensor:
-    """f64 [K, K] of a matrix (.npy), or of a text file with the superclass of each class in a line: 1 where equal."""
+    """Read a class similarity f64 [K, K] from a matrix (.npy) or from a text file with one superclass per class.
+
+    The text file has one line per class, in label order. The similarity of two classes is 1 if their lines are equal,
+    0 otherwise.
+    """
     require(path.is_file(), f"{_OPTION}={path} does not exist; correct it, or set it to null")
     if path.suffix == ".npy":
         try:
             matrix = np.load(path, allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise ConfigError(
-                f"{_OPTION}={path} cannot be read: {error}; save a matrix of numbers"
+                f"{_OPTION}={path} cannot be read ({error}); save a matrix of numbers with numpy.save"
             ) from error
         require(
             matrix.shape == (classes, classes) and matrix.dtype.kind in "biuf",
-            f"{_OPTION}={path} has {matrix.dtype} {matrix.shape}, where {classes} classes want numbers "
-            f"({classes}, {classes}); correct the file",
+            f"{_OPTION}={path} has dtype {matrix.dtype} and shape {matrix.shape}, but {classes} classes need numbers "
+            f"of shape ({classes}, {classes}); correct the file",
         )
         require(
             bool(np.isfinite(matrix).all()),
@@ -155,8 +163,8 @@ def read_similarity(path: Path, classes: int) -> Tensor:
     lines = [line.strip() for line in (names[:-1] if names[-1] == "" else names)]
     require(
         len(lines) == classes and all(lines),
-        f"{_OPTION}={path} has {len(lines)} lines ({lines.count('')} of them empty), where {classes} classes want one "
-        "superclass each, in label order; correct the file, or give a .npy matrix",
+        f"{_OPTION}={path} has {len(lines)} lines ({lines.count('')} of them empty), but {classes} classes need one "
+        "superclass each, in label order; correct the file, or name a .npy matrix",
     )
     return torch.tensor([[float(a == b) for b in lines] for a in lines], dtype=torch.float64)
 
@@ -166,14 +174,14 @@ EVALUATOR = Evaluator(
     check_class_similarity,
     Page(
         "Classes",
-        "Does it know which classes are alike?",
-        "Off the diagonal, class means of the softened answers say which classes a network takes for which: their"
-        " rank correlation with the teacher's, and the mean entropy of an answer, in nats. Smoothed labels erase "
-        "what soft targets teach here.",
+        "Similarity of classes",
+        "The off-diagonal class means of the softened predictions show which classes a network confuses. Reported are"
+        " their rank correlation with the teacher's and the mean entropy of a prediction, in nats. Label smoothing "
+        "erases this similarity, which soft targets convey.",
         (
             Quantity("spearman", "Rank correlation of the class means", MORE),
-            Quantity("entropy", "Entropy of an answer"),
-            Quantity("teacher_entropy", "Entropy of the teacher's answer", is_main=False),
+            Quantity("entropy", "Entropy of a prediction"),
+            Quantity("teacher_entropy", "Entropy of the teacher's prediction", is_main=False),
         ),
     ),
 )

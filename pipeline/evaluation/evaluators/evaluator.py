@@ -1,4 +1,4 @@
-"""What an evaluator consists of: how it runs, what it checks before, and how the report shows its quantities."""
+"""The interface of an evaluator: how it runs, what it checks first, and how the report shows its quantities."""
 
 from __future__ import annotations
 
@@ -12,41 +12,42 @@ if TYPE_CHECKING:
 
 
 class Quantity(NamedTuple):
-    """A quantity of an evaluator, how its numbers are read, and the table that the report makes of it."""
+    """A quantity of an evaluator: its metric and its table in the report."""
 
     name: str
-    """<quantity>, or <quantity>.<part>; a number, or numbers by name below it."""
+    """Name <quantity> or <quantity>.<part> of a number, or of a mapping from names to numbers."""
     caption: str
     metric: Metric = PLAIN
     plot: str = ""
-    """line: its numbers over their names, a curve an arm; bar: side by side; empty: none."""
+    """Kind of plot: "line" (one curve per arm over the names of the numbers), "bar" (arms side by side) or none."""
     is_main: bool = True
-    """Whether the table is shown at once; the others unfold."""
+    """True if the table is always visible, False if it is collapsed."""
 
 
 class Page(NamedTuple):
-    """The report's section of an evaluator."""
+    """Section of an evaluator in the report."""
 
     short: str
     title: str
     introduction: str
     quantities: tuple[Quantity, ...]
     per_split: bool = True
-    """False of an evaluator whose numbers are the same for every split."""
+    """False for an evaluator whose numbers are the same for every split."""
 
 
 def needs_nothing_else(context: EvaluationContext) -> Mapping[str, str]:
-    """The check of an evaluator that has everything it needs."""
+    """Check of an evaluator without requirements."""
     return {}
 
 
 class Evaluator(NamedTuple):
-    """A member of the family."""
+    """An evaluator of one split."""
 
     run: Callable[[EvaluationContext], Mapping[str, Any]]
-    """The numbers of one split, JSON; what is large goes to files in context.folder."""
+    """Function that computes the metrics of one split as JSON values, and writes large results to context.folder."""
     check: Callable[[EvaluationContext], Mapping[str, str]] = needs_nothing_else
-    """Before anything is computed: ConfigError, saying what it needs and how to give it, where that is not there;
-    path -> sha256 of the files that it reads beside the model, the store and the passes (another student)."""
+    """Function called before anything is computed. It raises ConfigError if a requirement is missing, and returns
+    path -> sha256 of the files that the evaluator reads in addition to the model, the store and the passes (such as
+    another student)."""
     page: Page | None = None
-    """None where the report shows its numbers elsewhere."""
+    """Section in the report, None if the report shows the numbers elsewhere."""

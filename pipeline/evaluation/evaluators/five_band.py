@@ -1,15 +1,21 @@
-"""Five-band scores: does an explanation mark the part that makes the class, the rest of the object, and no more?
+"""Five-band scores of explanations against masks of two levels (Tjoa and Guan; Han et al. 2023).
 
-(Tjoa and Guan; Han et al. 2023.) A map divided by its highest absolute value falls into five bands,
+A map is divided by its highest absolute value and split into five bands,
 
     -2: x <= -0.7,   -1: (-0.7, -0.3],   0: (-0.3, 0.3],   1: (0.3, 0.7],   2: x > 0.7
 
-and is compared with the truth: 2 on the part that makes the class, 1 on the rest of the object, 0 elsewhere. Of every
-pixel TP: both the same band, not 0; FP: marked, and wrongly; TN: both 0; FN: not marked where it should be. The soft
-score moves the thresholds toward 0 and keeps the best step, and the mean over steps.
+and compared with the ground truth: 2 on the part that determines the class, 1 on the rest of the object, 0 elsewhere.
+Each pixel is one of
 
-A map of zeros is already right on the whole background, so accuracy never stands without recall, precision and FPR. A
-GradCAM, after its ReLU, has no band below 0. Shape letters: B batch, H W the evaluated view, S steps.
+    TP  both in the same band, which is not 0
+    FP  marked, and in the wrong band
+    TN  both 0
+    FN  not marked, but in the object
+
+The soft score moves the thresholds toward 0 in steps, and reports the best step and the mean over steps.
+
+A map of zeros is correct on the whole background, so accuracy is always reported with recall, precision and FPR. A
+GradCAM map, after its ReLU, has no band below 0. Shape letters: B batch, H W the evaluated view, S steps.
 """
 
 from __future__ import annotations
@@ -36,33 +42,36 @@ NAME = "five_band"
 _LOW, _HIGH = 0.3, 0.7
 _DECIMALS = 9
 _THRESHOLDS = {"legacy": (11, 0.02), "v2": (56, 0.005)}
-"""Steps, and by how much each moves both thresholds."""
+"""Schedule -> number of steps, and the amount by which each step moves both thresholds."""
 _SCORES = ("accuracy", "recall", "precision", "fpr")
 _PART = 2
-"""Of a mask: what makes the class."""
+"""Level of a mask on the part that determines the class."""
 _CHECKED = 64
-"""Masks that are looked at before anything is computed."""
+"""Number of masks that are checked before anything is computed."""
 
 
 # ---- scores --------------------------------------------------------------------------------------
 
 
 def steps_of(thresholds: str) -> list[float]:
-    """How far each step of a schedule moves the thresholds toward 0; the first is the hard score."""
+    """Offsets by which the steps of a schedule move the thresholds toward 0. The first is 0, the hard score."""
     count, width = _THRESHOLDS[thresholds]
     return [width * step for step in range(count)]
 
 
 def normalize(maps: Tensor) -> Tensor:
-    """Maps [B, H, W] divided by their highest absolute value, f64; a map of zeros stays."""
+    """Divide maps [B, H, W] by their highest absolute value, in f64. A map of zeros is unchanged."""
     wide = maps.double()
     highest = wide.abs().amax(dim=(1, 2), keepdim=True)
     return wide / torch.where(highest > 0, highest, 1.0)
 
 
 def bands_of(maps: Tensor, moved: float = 0.0) -> Tensor:
-    """i64 in -2 to 2 of normalized maps, with thresholds moved toward 0; a threshold belongs to the band below."""
-    # Rounded, as 0.3 - 0.2 is less than 0.1 in floats, and a pixel of 0.1 belongs to the band below.
+    """Bands of normalized maps, i64 from -2 to 2, with the thresholds moved toward 0.
+
+    A value equal to a threshold belongs to the band below it.
+    """
+    # Rounding is needed because 0.3 - 0.2 < 0.1 in floats, and a pixel of 0.1 belongs to the band below.
     low, high = round(_LOW - moved, _DECIMALS), round(_HIGH - moved, _DECIMALS)
     thresholds = torch.tensor([-high, -low, low, high], dtype=maps.dtype, device=maps.device)
     return torch.bucketize(maps, thresholds) - 2
@@ -70,19 +79,19 @@ def bands_of(maps: Tensor, moved: float = 0.0) -> Tensor:
 
 @dataclass(frozen=True)
 class BandCounts:
-    """Pixels of each kind at each step; counts of parts of a split add up exactly."""
+    """Pixel counts of each kind at each step, which can be added over the parts of a split."""
 
     counts: Tensor
-    """i64 [S, 4]: TP, FP, TN, FN."""
+    """Numbers of pixels i64 [S, 4]: TP, FP, TN, FN."""
     background: int = 0
-    """Pixels of which the truth is 0."""
+    """Number of pixels whose ground truth is 0."""
     records: int = 0
     silent: int = 0
-    """Records whose map is all zero."""
+    """Number of records whose map is all zero."""
 
     @classmethod
     def of(cls, maps: Tensor, truth: Tensor, steps: Sequence[float]) -> BandCounts:
-        """Of maps [B, H, W] of any positive scale and bands i64 [B, H, W] of the truth."""
+        """Count maps [B, H, W] of any positive scale against the bands i64 [B, H, W] of the ground truth."""
         scaled = normalize(maps)
         counts = []
         for moved in steps:
@@ -104,7 +113,7 @@ class BandCounts:
 
     @property
     def scores(self) -> dict[str, Tensor]:
-        """f64 [S] each, over all pixels; 0 where there is nothing to divide by."""
+        """Scores over all pixels, f64 [S] each, 0 if the denominator is 0."""
         tp, fp, tn, fn = self.counts.double().T
         shares = ((tp + tn, fp + fn), (tp, fn), (tp, fp), (fp, tn))
         return {
@@ -114,7 +123,7 @@ class BandCounts:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Each score by hard, best (the step of the highest accuracy) and mean, and what they are to be read with."""
+        """Hard, best (at the step of highest accuracy) and mean value of each score, with the context to read them."""
         scores = self.scores
         best = int(scores["accuracy"].argmax())
         return {
@@ -136,12 +145,12 @@ class BandCounts:
 
 
 def check_five_band(context: EvaluationContext) -> Mapping[str, str]:
-    """ConfigError unless the split has masks of two levels."""
+    """Raise ConfigError unless the split has masks of two levels."""
     require_images(context.store, f"evaluators={NAME}", "leave it out of evaluators")
     if not bool((context.dataset.columns["mask_size"] > 0).any()):
         raise ConfigError(
-            f"evaluators={NAME} needs masks of two levels (1 the object, 2 the part that makes its class), and "
-            f"{context.split} has none; evaluate students of a store of data=cells"
+            f"evaluators={NAME} needs masks of two levels (1 the object, 2 the part that determines its class), but "
+            f"{context.split} has no masks; evaluate students of a store of data=cells"
         )
     first = context.dataset.__getitems__(list(range(min(_CHECKED, len(context.dataset)))))
     _require_levels(context, first)
@@ -153,15 +162,17 @@ def _require_levels(context: EvaluationContext, batch: Batch) -> None:
     highest = int(batch.masks.max())
     require(
         highest <= _PART,
-        f"evaluators={NAME} needs masks of two levels (1 the object, 2 the part that makes its class), and {context.split} "
-        f"has one with {highest}; evaluate students of a store of data=cells",
+        f"evaluators={NAME} needs masks of two levels (1 the object, 2 the part that determines its class), but "
+        f"{context.split} has one with {highest}; evaluate students of a store of data=cells",
     )
 
 
 def evaluate_five_band(context: EvaluationContext) -> dict[str, Any]:
-    """accuracy, recall, precision and fpr over all pixels, each by hard, best and mean (over the soft score's steps),
-    of the subject's own explanation of the class that it predicts; background_fraction is the accuracy of a map of
-    zeros, zero_map_fraction how many of its maps are that.
+    """Evaluate the model's explanation of its predicted class.
+
+    accuracy, recall, precision, fpr  over all pixels, each as hard, best and mean (over the steps of the soft score)
+    background_fraction               accuracy of a map of zeros
+    zero_map_fraction                 fraction of maps that are all zero
     """
     steps = steps_of(context.options.five_band.thresholds)
     total = BandCounts(torch.zeros(len(steps), 4, dtype=torch.int64))
@@ -174,7 +185,7 @@ def evaluate_five_band(context: EvaluationContext) -> dict[str, Any]:
 
 @torch.no_grad()
 def _explanations(context: EvaluationContext, batch: Batch) -> Tensor:
-    """[B, H, W], of the predicted classes; signed where the explainer is."""
+    """Maps [B, H, W] of the predicted classes, signed if the explainer is."""
     model = context.model
     output = forward_to_explain(model.network, view_images(batch, model.input_size))
     predicted = torch.full_like(output.logits[:, 0], NO_CLASS, dtype=torch.int64)
@@ -182,7 +193,7 @@ def _explanations(context: EvaluationContext, batch: Batch) -> Tensor:
 
 
 def truth_bands(batch: Batch, size: tuple[int, int]) -> Tensor:
-    """Masks of two levels as bands in the batch's view: i64 [B, H, W] at (height, width) `size`."""
+    """Convert masks of two levels to bands in the batch's view: i64 [B, H, W] at (height, width) `size`."""
     assert batch.masks is not None
     levels = [batch.masks >= level for level in (1, _PART)]
     if batch.canonical_from_view is not None or size != tuple(batch.masks.shape[-2:]):
@@ -195,12 +206,12 @@ EVALUATOR = Evaluator(
     check_five_band,
     Page(
         "Five bands",
-        "Does it mark the part that makes the class?",
-        "Explanations in five bands against the truth (Tjoa and Guan): hard thresholds, the best of softer ones, "
-        "and the mean over them. A map of zeros has the background's share as its accuracy, so read recall and "
-        "FPR beside it.",
+        "Explanations against masks of the decisive part",
+        "Explanations in five bands compared with the ground truth (Tjoa and Guan): at the hard thresholds, at the "
+        "best of the softer ones, and the mean over all of them. The accuracy of a map of zeros is the share of the "
+        "background, so read it together with recall and FPR.",
         (
-            Quantity("accuracy", "Accuracy of pixels", PER_CENT, "bar"),
+            Quantity("accuracy", "Pixel accuracy", PER_CENT, "bar"),
             Quantity("recall", "Recall", PER_CENT, "bar"),
             Quantity("precision", "Precision", PER_CENT, is_main=False),
             Quantity("fpr", "False positive rate", LESS_PER_CENT, "bar"),

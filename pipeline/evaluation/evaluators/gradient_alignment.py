@@ -1,13 +1,14 @@
-"""Do the gradients of the loss look like the object? (Han et al. 2023, section 5, in numbers.)
+"""Alignment of the loss gradients with the object, a quantitative form of Han et al. 2023, section 5.
 
-Three quantities of gradients with respect to the image x, in [0, 1], normalization included:
+Three quantities of the gradients with respect to the image x in [0, 1], so through the network's normalization:
 
     mask_energy       sum over the object of |g| / sum of |g|, minus the object's share of the view; g = d CE / d x,
-                      |.| summed over channels. 0 is chance, 1 - area the most.
+                      |.| summed over channels. Chance is 0, the maximum is 1 - area.
     margin_alignment  |<x, grad m(x)>| / ||grad m(x)||, m = highest logit - second highest (Etmann et al. 2019)
     map_cosine        cosine of |g|, averaged over the cells of the teacher's stored map, with that map's positive part
 
-Two backward passes a record. Shape letters: B batch, K classes, H W the evaluated view, h w the stored map's grid.
+They take two backward passes per record. Shape letters: B batch, K classes, H W the evaluated view, h w the grid of
+the stored map.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ NAME = "gradient_alignment"
 
 
 def check_gradient_alignment(context: EvaluationContext) -> Mapping[str, str]:
-    """ConfigError unless the records are images with one label each."""
+    """Raise ConfigError unless the records are images with one label each."""
     require_images(context.store, f"evaluators={NAME}", "leave it out of evaluators")
     require_one_label(context, NAME)
     return {}
 
 
 def evaluate_gradient_alignment(context: EvaluationContext) -> dict[str, Any]:
-    """mask_energy (where records have evaluate.region), margin_alignment and map_cosine (where the first teacher
-    pass has maps): means over the records where each is defined, and <name>_records.
+    """Compute mask_energy (if records have evaluate.region), margin_alignment and map_cosine (if the first teacher
+    pass has maps), as means over the records where each is defined, and <name>_records.
     """
     number = context.options.gradient_alignment.records
     chosen = None
@@ -57,7 +58,7 @@ def evaluate_gradient_alignment(context: EvaluationContext) -> dict[str, Any]:
 
 
 def _batch_alignment(context: EvaluationContext, batch: Batch) -> dict[str, Tensor]:
-    """[B] each; nan where it is not defined."""
+    """Quantities of a batch, [B] each, nan where undefined."""
     model, size = context.model, context.model.input_size
     images = view_images(batch, size)
     score, labels = model.network, batch.labels
@@ -86,7 +87,7 @@ def _batch_alignment(context: EvaluationContext, batch: Batch) -> dict[str, Tens
 
 
 def input_gradient(images: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
-    """d score_b / d x_b of a score [B] of images [B, C, H, W], whose records do not see each other."""
+    """Compute d score_b / d x_b for images [B, C, H, W], whose scores [B] must not depend on other records."""
     with torch.enable_grad():
         x = images.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(score(x).sum(), x)
@@ -94,18 +95,18 @@ def input_gradient(images: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def margin(logits: Tensor) -> Tensor:
-    """Highest logit minus the second highest, [B], of [B, K]."""
+    """Highest minus second highest of the logits [B, K]: [B]."""
     highest = logits.topk(2, dim=1).values
     return highest[:, 0] - highest[:, 1]
 
 
 def energy(gradients: Tensor) -> Tensor:
-    """|g| summed over channels: [B, C, H, W] -> f64 [B, H, W]."""
+    """Sum |g| over channels: [B, C, H, W] -> f64 [B, H, W]."""
     return gradients.double().abs().sum(dim=1)
 
 
 def mask_energy(gradients: Tensor, regions: Tensor) -> Tensor:
-    """Share of |g| on the object minus the object's share of the view, f64 [B]; nan without object or gradient.
+    """Share of |g| on the object minus the object's share of the view, f64 [B], nan without object or gradient.
 
     gradients  [B, C, H, W]
     regions    bool [B, H, W]
@@ -117,14 +118,14 @@ def mask_energy(gradients: Tensor, regions: Tensor) -> Tensor:
 
 
 def margin_alignment(images: Tensor, gradients: Tensor) -> Tensor:
-    """|<x, g>| / ||g||, f64 [B], of images and gradients [B, C, H, W]; nan without a gradient."""
+    """Compute |<x, g>| / ||g||, f64 [B], of images and gradients [B, C, H, W], nan without a gradient."""
     x, g = images.double().flatten(1), gradients.double().flatten(1)
     alignment: Tensor = (x * g).sum(dim=1).abs() / g.norm(dim=1)
     return alignment
 
 
 def energy_cosine(gradients: Tensor, maps: Tensor) -> Tensor:
-    """Cosine of |g|, averaged over the maps' cells, with the positive part of maps [B, h, w]; nan where either is zero.
+    """Cosine of |g|, averaged over the maps' cells, with the positive part of maps [B, h, w], nan if either is zero.
 
     gradients  [B, C, H, W]
     """
@@ -141,13 +142,13 @@ EVALUATOR = Evaluator(
     check_gradient_alignment,
     Page(
         "Gradients",
-        "Do its gradients look like the object?",
-        "Gradients of the loss with respect to the image (Han et al. 2023): their energy on the object above the "
-        "object's share of the view (0 is chance), how far the margin's gradient lines up with the image, and the"
+        "Alignment of gradients with the object",
+        "Gradients of the loss with respect to the image (Han et al. 2023): their energy on the object minus the "
+        "object's share of the view (chance is 0), the alignment of the margin's gradient with the image, and the"
         " cosine of the gradient's magnitude with the teacher's stored map.",
         (
-            Quantity("mask_energy", "Energy on the object, above its area", MORE),
-            Quantity("margin_alignment", "Alignment of image and margin's gradient", MORE),
+            Quantity("mask_energy", "Energy on the object, minus its area", MORE),
+            Quantity("margin_alignment", "Alignment of the image with the margin's gradient", MORE),
             Quantity("map_cosine", "Cosine with the teacher's map", MORE),
         ),
     ),

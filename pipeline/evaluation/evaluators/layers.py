@@ -1,9 +1,9 @@
-"""The layers of a network by name, from the finest to the deepest, and which of two networks' belong together.
+"""Layers of a network by name, from the finest to the deepest, and the pairing of two networks' layers.
 
-    layer1, layer2, ...   the ends of its stages, where those are known here (models/output.py)
-    features              the explained layer, of networks whose stages are not (VGG, a ViT)
-    pooled                the average over places of the deepest of them
-    logits                of networks that show neither (an additive perceptron, a B-cos ViT)
+    layer1, layer2, ...   ends of the stages, if they are known (models/output.py)
+    features              the explained layer, for networks whose stages are not known (VGG, a ViT)
+    pooled                spatial average of the deepest of these layers
+    logits                for networks that have neither (an additive perceptron, a B-cos ViT)
 
 Shape letters: B records, C channels, h w grid.
 """
@@ -25,10 +25,10 @@ _LOGITS = "logits"
 
 
 def activations(model: Classifier, images: Tensor) -> dict[str, Tensor]:
-    """What each layer but `pooled` says of images [B, 3, H, W]: [B, C, h, w]; logits are [B, K]."""
+    """Activations [B, C, h, w] of each layer except `pooled` for images [B, 3, H, W], or logits [B, K]."""
     try:
         output = model(images, Intermediates(stages=True))
-    except ConfigError:  # its stages are not known here
+    except ConfigError:  # the stages of this network are not known
         output = model(images)
     if output.stages:
         stages = enumerate(output.stages, start=1)
@@ -39,26 +39,29 @@ def activations(model: Classifier, images: Tensor) -> dict[str, Tensor]:
 
 
 def layer_features(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Features [B, p] of every layer, the activations flattened, with `pooled`."""
+    """Features [B, p] of every layer: the flattened activations, and `pooled`."""
     features = {name: values.flatten(1) for name, values in found.items()}
     deepest = list(found.values())[-1]
     return features if deepest.dim() == 2 else features | {POOLED: pool(deepest)}
 
 
 def pool(activation: Tensor) -> Tensor:
-    """Averages over places, [B, C]."""
+    """Average an activation [B, C, h, w] over space: [B, C]."""
     return activation.mean(dim=(2, 3))
 
 
 @torch.no_grad()
 def layer_names(model: EvaluatedModel) -> list[str]:
-    """Of a network, from the finest layer to the deepest; one blank image is asked."""
+    """Names of a network's layers from the finest to the deepest, found by a forward pass of one blank image."""
     blank = torch.zeros(1, 3, *model.input_size, device=model.device)
     return list(layer_features(activations(model.network, blank)))
 
 
 def pair_layers(own: Sequence[str], others: Sequence[str]) -> dict[str, str]:
-    """Layers of one network -> those of another, from the deepest; the finer ones of the longer are left out."""
+    """Pair layers of one network with those of another, starting at the deepest.
+
+    If one network has more layers, its finest ones are left out.
+    """
     paired = zip(reversed(own), reversed(others), strict=False)
     return dict(reversed(list(paired)))
 
@@ -66,7 +69,7 @@ def pair_layers(own: Sequence[str], others: Sequence[str]) -> dict[str, str]:
 def check_layers(
     option: str, named: Mapping[str, str], own: Sequence[str], others: Sequence[str]
 ) -> None:
-    """ConfigError where an option names a layer that either network does not show."""
+    """Raise ConfigError if an option names a layer that a network does not have."""
     for title, names, known in (
         ("the student", named.keys(), own),
         ("the teacher", named.values(), others),
@@ -74,5 +77,5 @@ def check_layers(
         for name in names:
             if name not in known:
                 raise ConfigError(
-                    f"{option} names {name}, which {title} does not show; it shows: {', '.join(known)}"
+                    f"{option} names {name}, which {title} does not have; its layers are: {', '.join(known)}"
                 )

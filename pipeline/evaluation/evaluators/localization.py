@@ -22,7 +22,7 @@ def _check_localization(context: EvaluationContext) -> Mapping[str, str]:
     if context.has_regions or context.has_maps:
         return {}
     needs = (
-        f"{context.split} has no {context.options.region} and no maps of a teacher to compare with: localization needs "
+        f"{context.split} has no {context.options.region} and no teacher maps to compare with; localization needs "
         "boxes or masks from the data (evaluate.region), or a pass with annotate.payloads=[logits,map]"
     )
     if context.config.evaluators is not None:

@@ -1,8 +1,9 @@
-"""A fixed, class-balanced set of a split's records: the same whoever is evaluated, however the records are ordered.
+"""A fixed, class-balanced set of a split's records, independent of the evaluated model and of the record order.
 
-What compares features with labels needs several records of a class: records of as many classes are all equally far
-apart, and say nothing. Where a part of the set has not room for LEAST_OF_A_CLASS records of every class, it holds
-that many of some classes, drawn at random; what is found is then conditional on these.
+A comparison of features with labels needs several records per class: if all records have different classes, their
+labels are all equally far apart and carry no information. If a block of the set has no room for LEAST_OF_A_CLASS
+records of every class, it contains that many of some classes, drawn at random. The results are then conditional on
+these classes.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from pipeline.loading.geometry import evaluation_view, view_images
 from pipeline.loading.loader import move_batch
 
 LEAST_OF_A_CLASS = 4
-"""Records of each class in a part of a set."""
+"""Minimum number of records of each class in a block."""
 
 
 @dataclass(frozen=True)
 class ProbeSet:
-    """Positions in the dataset, in blocks of records that are compared with each other."""
+    """Positions of records in the dataset, in blocks within which records are compared."""
 
     blocks: tuple[NDArray[np.int64], ...]
     keys_sha256: str
-    """Of the keys in their order."""
+    """Hash of the record keys in their order."""
 
     classes: int = 0
-    """Classes that its records have; the set says nothing of others."""
+    """Number of classes among its records."""
 
     @property
     def num_records(self) -> int:
@@ -52,10 +53,10 @@ def probe_set(
     *seed: object,
     classes_differ: bool = False,
 ) -> ProbeSet:
-    """The first `records` of a balanced order, in near-equal blocks of at most `block_records`.
+    """Select the first `records` of a balanced order, in near-equal blocks of at most `block_records`.
 
-    seed            parts of what the order is drawn from
-    classes_differ  classes are compared by embeddings, so that a block may have one record of each
+    seed            parts of the seed that the order is drawn from
+    classes_differ  classes are compared by embeddings, so a block may contain one record of each
     """
     order = balanced_positions(dataset, *seed)
     count = -(-min(records, len(order)) // block_records)
@@ -75,12 +76,15 @@ def class_blocks(
     *seed: object,
     least: int = LEAST_OF_A_CLASS,
 ) -> list[NDArray[np.int64]] | None:
-    """Blocks of about these sizes with `least` records of each of their classes; None where all classes fit into each.
+    """Blocks of about these sizes with `least` records of each of their classes, or None if none are needed.
 
-    order  balanced; the records of a class are taken in its order
-    Classes take turns, in an order drawn from `seed`, so that a block has others than the one before it as far as
-    there are any. Classes of one record are left out, fewer records of a class that has fewer are taken, and blocks
-    come to an end where less than half of one can be filled. Records of many classes are all equally good, and None.
+    None means that all classes fit into each block, or that records have many labels.
+
+    Classes take turns in an order drawn from `seed`, so that consecutive blocks have different classes if possible.
+    Classes with one record are left out, and a class with fewer than `least` records contributes all of them. Blocks
+    end when less than half of the next one could be filled.
+
+    order  balanced positions; the records of a class are taken in this order
     """
     labels = dataset.columns["label"][order]
     known = np.unique(labels)
@@ -107,9 +111,9 @@ def class_blocks(
 
 
 def balanced_positions(dataset: StoreDataset, *seed: object) -> NDArray[np.int64]:
-    """Positions of all records with labels, the classes taking turns, each permuted by (seed, class).
+    """Order the positions of all labeled records so that classes take turns, each class permuted by (seed, class).
 
-    Any consecutive part is as balanced as the classes' sizes allow; a record of many classes comes once.
+    Any consecutive part is as balanced as the class sizes allow. A record with many classes occurs once.
     """
     keys = np.asarray(dataset.keys.to_pylist())
     members = {}
@@ -144,32 +148,32 @@ def _by_class(dataset: StoreDataset) -> dict[int, NDArray[np.int64]]:
 def check_probes(
     evaluator: str, dataset: StoreDataset, split: str, least: int, embeddings: str | None = None
 ) -> None:
-    """ConfigError unless the split has labels of two classes and as many records as it takes at least.
+    """Raise ConfigError unless the split has labels of two classes and at least `least` records.
 
-    evaluator       for the message
-    embeddings  option of the evaluator by which classes differ more or less; without it, two classes need two records
-                each, or all records are equally far apart
+    evaluator   name of the evaluator, for the message
+    embeddings  name of the option for class embeddings; if given, two classes need two records each, because without
+                embeddings the labels of records of different classes are all equally far apart
     """
     classes = _by_class(dataset)
     labeled = len(np.unique(np.concatenate(list(classes.values())))) if classes else 0
     if len(classes) < 2 or labeled < least:
         raise ConfigError(
-            f"evaluators={evaluator} compares with labels, and {split} has {labeled} labeled records in {len(classes)} "
-            f"class(es); it takes at least {least} in 2: name another of the store's splits in evaluate.splits"
+            f"evaluators={evaluator} compares with labels, but {split} has {labeled} labeled records in {len(classes)} "
+            f"class(es), and at least {least} in 2 classes are needed; name another split in evaluate.splits"
         )
     repeated = sum(len(members) > 1 for members in classes.values())
     if embeddings is not None and dataset.label_lists is None and repeated < 2:
         raise ConfigError(
-            f"evaluators={evaluator} compares with labels, and of {len(classes)} classes {split} has several records of "
-            f"{repeated}: all labels are equally far apart, and nothing can be said; name another of the store's "
-            f"splits in evaluate.splits, or give the classes' embeddings as {embeddings}"
+            f"evaluators={evaluator} compares with labels, but {repeated} of the {len(classes)} classes of {split} "
+            "have more than one record, and at least 2 must; name another split in evaluate.splits, or set class "
+            f"embeddings with {embeddings}"
         )
 
 
 def iter_views(
     model: EvaluatedModel, dataset: StoreDataset, positions: Sequence[int], options: EvaluateOptions
 ) -> Iterator[Tensor]:
-    """Images f32 [b, 3, H, W] of these positions in the subject's evaluated view, on its device."""
+    """Iterate over images f32 [b, 3, H, W] of these positions in the model's evaluation view, on its device."""
     for start in range(0, len(positions), options.batch_size):
         rows = list(positions[start : start + options.batch_size])
         batch = move_batch(dataset.__getitems__(rows), model.device)
@@ -178,6 +182,6 @@ def iter_views(
 
 
 def multi_hot_labels(dataset: StoreDataset, positions: Sequence[int]) -> Tensor:
-    """Labels of records, hot f32 [n, K]; no image is read."""
+    """Multi-hot labels f32 [n, K] of records, without reading images."""
     num_classes = len(dataset.store.manifest.classes)
     return multi_hot(dataset.labels_at(np.asarray(positions, np.int64)), num_classes)

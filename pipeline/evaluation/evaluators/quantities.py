@@ -1,4 +1,4 @@
-"""The quantities of all evaluators by which students can be compared, as `numbers_of` names them."""
+"""Quantities of all evaluators by which students can be compared, with the names that `numbers_of` produces."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pipeline.evaluation.metrics import METRICS, Metric
 
 
 def metric_of(name: str) -> Metric | None:
-    """How a metric is read; None where it is not known which value is better.
+    """Return the Metric of a name, or None if neither direction is better.
 
-    name  accuracy, or <evaluator>.<quantity>, or either with the name of a part after it
+    name  accuracy, or <evaluator>.<quantity>, or either followed by the name of a part
     """
     if name in METRICS:
         return METRICS[name]
@@ -22,19 +22,19 @@ def metric_of(name: str) -> Metric | None:
 
 
 def comparable_quantities(evaluator: str) -> dict[str, Metric]:
-    """The quantities of an evaluator of which more or less is better."""
+    """Quantities of an evaluator for which higher or lower is better."""
     page = evaluator_named(evaluator).page
     quantities = () if page is None else page.quantities
     return {q.name: q.metric for q in quantities if q.metric.higher_is_better is not None}
 
 
 def comparable_metrics() -> list[str]:
-    """Every name that `metric_of` knows, without parts."""
+    """All names that `metric_of` accepts, without parts."""
     names = [f"{e}.{q}" for e in EVALUATORS for q in comparable_quantities(e)]
     return [*METRICS, *names]
 
 
 def evaluators_of(name: str) -> tuple[str, ...] | None:
-    """The evaluator of a metric, as the option `evaluators` names it; None for those of every evaluation."""
+    """Evaluator of a metric, as a value of the option `evaluators`, or None for a metric of every evaluation."""
     evaluator = name.partition(".")[0]
     return (evaluator,) if evaluator in EVALUATORS and "." in name else None

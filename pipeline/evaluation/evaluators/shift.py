@@ -1,9 +1,9 @@
-"""How an explanation moves when the image does (e2KD, Figure 5): the shift-equivariance curve.
+"""Shift-equivariance curve of explanations (e2KD, Figure 5).
 
-A window of the frame is moved by T pixels along the diagonal, so that its content moves by as much, and the
-explanation of the class that was predicted without a shift is compared with itself on what both windows
-show. A network whose explanation moves along with the content has a curve of ones; one that cuts its input
-into patches of 16 pixels, or that pools with strides, comes back to one at the multiples of those.
+A window of the frame is moved by T pixels along the diagonal, so its content moves by the same amount. The explanation
+of the class predicted without a shift is computed in both windows, and the two maps are compared on their overlap. If
+a network's explanation moves with the content, the curve is constantly 1. If a network cuts its input into patches of
+16 pixels, or pools with strides, the curve returns to 1 at multiples of these.
 """
 
 from __future__ import annotations
@@ -39,14 +39,13 @@ def shift_curves(
     """Mean cosine at each shift of 0 to `max_shift` pixels, by kind of map.
 
     map            the explanation itself: GradCAM upsampled to the input, or W of a B-cos network
-    contribution   of a B-cos network, the sum over channels of W x
+    contribution   B-cos networks only: the sum over channels of W x
 
-    The windows have the subject's input size and the frame's own pixels: a frame of 256 has room to move a
-    window of 224 by 32. Where a frame has no room, what comes in from outside is black. Pairs of which either
-    map is zero are left out.
+    The windows have the model's input size at the frame's resolution: a frame of 256 has room to move a window of 224
+    by 32. If a frame has no room, the area outside is black. Pairs in which either map is zero are left out.
 
-    max_shift  >= 1 and below the input's sides
-    records    of the dataset, drawn by a fixed seed; fewer where it has fewer
+    max_shift  >= 1 and less than the input's sides
+    records    maximum number of records, drawn with a fixed seed
     """
     check_shift("evaluate.shift.pixels", max_shift, model.input_size)
     chosen = _chosen(len(dataset), records)
@@ -61,21 +60,21 @@ def shift_curves(
 
 
 class ShiftedPair(NamedTuple):
-    """What a network sees in a window and in the moved one."""
+    """Images and maps of the unmoved and of the moved window."""
 
     images: Tensor
-    """f32 [2, B, 3, h, w]: unmoved and moved, like `maps`."""
+    """Images f32 [2, B, 3, h, w]: unmoved and moved, like `maps`."""
     maps: Tensor
-    """[2, B, h, w] at the input's resolution, of a B-cos network its contributions."""
+    """Maps [2, B, h, w] at the input's resolution, for a B-cos network its contributions."""
     cosine: Tensor
-    """[B], on what both windows show; nan where either map is zero."""
+    """Cosine [B] on the overlap of both windows, nan if either map is zero."""
 
 
 @torch.no_grad()
 def shifted_maps(
     model: EvaluatedModel, frames: Tensor, shift: int, explained: Tensor
 ) -> ShiftedPair:
-    """Frames u8 [B, 3, H, W] in both windows, and the explanations of the given classes [B]."""
+    """Crop frames u8 [B, 3, H, W] to both windows, and explain the given classes [B] in each."""
     images = [window(frames, model.input_size, moved, shift) for moved in (0, shift)]
     shown = []
     for seen in images:
@@ -88,7 +87,7 @@ def shifted_maps(
 
 
 def _batch_curves(model: EvaluatedModel, frames: Tensor, max_shift: int) -> dict[str, Tensor]:
-    """Cosines [max_shift + 1, B] by kind of map; nan where a map is zero."""
+    """Cosines [max_shift + 1, B] by kind of map, nan where a map is zero."""
     output = forward_to_explain(model.network, window(frames, model.input_size, 0, max_shift))
     explained = output.logits.argmax(dim=1, keepdim=True)
     unmoved = _maps(model, output, explained)
@@ -103,10 +102,10 @@ def _batch_curves(model: EvaluatedModel, frames: Tensor, max_shift: int) -> dict
 
 
 def window(frames: Tensor, size: tuple[int, int], shift: int, max_shift: int) -> Tensor:
-    """Frames [B, 3, H, W] as seen through a window of (height, width) `size`: f32 [B, 3, h, w] in [0, 1].
+    """Crop frames [B, 3, H, W] to a window of (height, width) `size`: f32 [B, 3, h, w] in [0, 1].
 
-    The content of the window moves by `shift` pixels down and to the right. With room for `max_shift` all
-    windows lie in the frame, around its middle; otherwise the unmoved one does.
+    The content of the window moves by `shift` pixels down and to the right. If there is room for `max_shift`, all
+    windows are inside the frame, around its center. Otherwise only the unmoved one is.
     """
     wide = max(size)  # black on every side, enough for any window
     black = F.pad(frames, (max_shift, wide, max_shift, wide))
@@ -116,7 +115,7 @@ def window(frames: Tensor, size: tuple[int, int], shift: int, max_shift: int) ->
 
 
 def window_view(frame: tuple[int, int], size: tuple[int, int], max_shift: int) -> Tensor:
-    """`canonical_from_view` of the unmoved window of (height, width) `size` in a `frame`: f32 [3, 3]."""
+    """Compute `canonical_from_view` f32 [3, 3] of the unmoved window of (height, width) `size` in a `frame`."""
     scales, centers = [], []
     for full, seen, start in zip(frame, size, _corner(frame, size, max_shift), strict=True):
         scales.append(seen / full)
@@ -133,7 +132,7 @@ def _corner(frame: tuple[int, int], size: tuple[int, int], max_shift: int) -> li
 
 
 def overlap_cosine(unmoved: Tensor, moved: Tensor, shift: int) -> tuple[Tensor, Tensor]:
-    """Cosine on what both windows show, and whether neither map is zero there; [B] each.
+    """Cosine of two maps on the overlap of both windows, and True where neither map is zero there, [B] each.
 
     unmoved, moved  [B, A, h, w] at the input's resolution
     """
@@ -148,11 +147,11 @@ def overlap_cosine(unmoved: Tensor, moved: Tensor, shift: int) -> tuple[Tensor, 
 
 
 def check_shift(option: str, shift: int, size: tuple[int, int]) -> None:
-    """ConfigError where nothing of an input of (height, width) `size` stays in sight."""
+    """Raise ConfigError if the shift moves an input of (height, width) `size` completely out of view."""
     if shift >= min(size):
         raise ConfigError(
-            f"{option}={shift} moves all of the student's input of {size[0]}x{size[1]} pixels away; "
-            "take less than its side"
+            f"{option}={shift} moves all of the student's input of {size[0]}x{size[1]} pixels out of view; "
+            "choose a shift smaller than its sides"
         )
 
 
@@ -162,7 +161,7 @@ def _chosen(count: int, records: int) -> list[int]:
 
 
 def _maps(model: EvaluatedModel, output: ModelOutput, explained: Tensor) -> dict[str, Tensor]:
-    """[B, A, h, w] each, at the input's resolution."""
+    """Maps [B, A, h, w] by kind, at the input's resolution."""
     maps = model.maps(output, explained)
     shown = {"map": maps[:, 0]}
     if is_bcos_weights(maps):
@@ -192,7 +191,7 @@ def _shift(context: EvaluationContext) -> dict[str, Any]:
 def _check_shift(context: EvaluationContext) -> Mapping[str, str]:
     if context.options.shift.pixels is None:
         raise ConfigError(
-            "evaluators=shift needs evaluate.shift.pixels, in pixels, as in evaluate.shift.pixels=32"
+            "evaluators=shift needs evaluate.shift.pixels; set it, for example evaluate.shift.pixels=32"
         )
     require_images(
         context.store, f"evaluate.shift.pixels={context.options.shift.pixels}", "set it to null"

@@ -1,6 +1,6 @@
-"""How far a student says of each superfeature what its teacher says: mean KL(q_m teacher || q_m student) (KED).
+"""Fidelity of a student to its teacher for each superfeature: mean KL(q_m teacher || q_m student) (KED).
 
-q_m = softmax(z_m), each superfeature's own answer. The teacher's are those that its pass has stored.
+q_m = softmax(z_m) is the prediction of superfeature m. The teacher's predictions are read from its stored pass.
 Shape letters: B batch, M superfeatures of the level that is compared, K classes.
 """
 
@@ -35,17 +35,17 @@ PAYLOAD = "superfeature_logits"
 
 @dataclass(frozen=True, kw_only=True)
 class FidelitySums:
-    """Over some records; sums over parts of a split add up."""
+    """Sums over some records, which can be added over the parts of a split."""
 
     kl: Tensor
-    """f64 [M], in nats."""
+    """Sum of the KL divergences, f64 [M], in nats."""
     agreement: Tensor
-    """f64 [M]: records of which both say the same class of that superfeature."""
+    """Number of records on which both networks' superfeature predicts the same class, f64 [M]."""
     records: int
 
     @classmethod
     def of(cls, teacher: Tensor, student: Tensor) -> FidelitySums:
-        """Of superfeature logits [B, M, K], raw or class-centered."""
+        """Compute from superfeature logits [B, M, K], raw or class-centered."""
         log_p, log_q = (F.log_softmax(logits.double(), dim=2) for logits in (teacher, student))
         kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=2)
         same = teacher.argmax(dim=2) == student.argmax(dim=2)
@@ -60,7 +60,7 @@ class FidelitySums:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """number, and kl and agreement as means over records and superfeatures, kl also by superfeature."""
+        """Number of superfeatures, means of kl and agreement over records and superfeatures, and kl by superfeature."""
         kl, agreement = self.kl / self.records, self.agreement / self.records
         return {
             "number": len(kl),
@@ -71,13 +71,13 @@ class FidelitySums:
 
 
 def check_superfeatures(context: EvaluationContext) -> Mapping[str, str]:
-    """ConfigError unless student and teacher pass have superfeatures in common."""
+    """Raise ConfigError unless student and teacher pass have superfeatures in common."""
     _levels(context)
     return {}
 
 
 def evaluate_superfeatures(context: EvaluationContext) -> dict[str, Any]:
-    """`FidelitySum.metrics` of the split, at the finest level that both have."""
+    """Compute `FidelitySums.metrics` of the split at the finest level that both networks have."""
     number, of_student, of_teacher = _levels(context)
     store, rows = context.store, context.dataset.rows
     dataset = StoreDataset(store, rows, context.dataset.passes[:1], payload=PAYLOAD)
@@ -99,19 +99,19 @@ def evaluate_superfeatures(context: EvaluationContext) -> dict[str, Any]:
 
 
 def _levels(context: EvaluationContext) -> tuple[int, Tensor, Tensor]:
-    """How many superfeatures are compared, and which each of the student's and of the teacher's belongs to."""
+    """Number of compared superfeatures, and the one to which each of the student's and the teacher's belongs."""
     network = context.model.network
     if not isinstance(network, AdditiveClassifier):
         raise ConfigError(
-            f"evaluators=superfeatures asks what a network says of each superfeature, and {type(network.network).__name__} "
+            f"evaluators=superfeatures needs a network with superfeatures, but {type(network.network).__name__} "
             "has none; it evaluates students of student=additive"
         )
     passes = context.dataset.passes
     taught = pass_hierarchy(passes[0]) if passes else None
     if taught is None:
         raise ConfigError(
-            "evaluators=superfeatures compares with a teacher pass that holds superfeatures: run stages.precompute "
-            "teacher=additive with annotate.payloads=[logits,superfeature_logits], and name its pass with store.teacher="
+            "evaluators=superfeatures needs a teacher pass with superfeatures; run stages.precompute "
+            "teacher=additive annotate.payloads=[logits,superfeature_logits], and name its pass with store.teacher="
         )
     student = hierarchy_of(network.partition)
     number = min(student.most, taught.most)
@@ -124,8 +124,9 @@ EVALUATOR = Evaluator(
     check_superfeatures,
     Page(
         "Superfeatures",
-        "What it says of each superfeature",
-        "Mean KL of each superfeature's own answer to the teacher's, in nats, and how often both name the same class.",
+        "Fidelity of each superfeature",
+        "Mean KL of each superfeature's prediction to the teacher's, in nats, and how often both predict the same "
+        "class.",
         (
             Quantity("kl", "KL, mean over superfeatures", LESS),
             Quantity("agreement", "Agreement, mean over superfeatures", PER_CENT),

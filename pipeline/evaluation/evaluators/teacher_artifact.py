@@ -1,4 +1,4 @@
-"""Cache of a teacher's activations and distances in the store, so that the next student needs no teacher network."""
+"""Cache of a teacher's activations and distances in the store, so that later students need no teacher network."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pipeline.store.artifacts import Artifact
 
 
 def teacher_artifact(context: EvaluationContext, kind: str, **made_from: Any) -> Artifact:
-    """The artifact of the context's teacher on its store's records.
+    """Return the artifact of the context's teacher on the records of its store.
 
-    made_from  what else changes the numbers, as JSON: which records in which order
+    made_from  everything else that determines the numbers, as JSON: the records and their order
     """
     described = context.networks.described_teacher
     made_from |= {
-        # It runs in float32, whatever its pass did.
+        # Evaluators run the teacher in float32, independent of its pass.
         "teacher": {name: value for name, value in described.items() if name != "dtype"},
         "store": context.store.manifest.fingerprint,
         "frame": context.options.frame,

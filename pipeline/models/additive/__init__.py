@@ -1,5 +1,5 @@
-"""Networks whose logits are a sum over superfeatures (KED), and the partitions that define those.
+"""Networks whose logits are a sum over superfeatures (KED), and the partitions that define the superfeatures.
 
-The search for a partition belongs to pipeline/training/superfeatures.
+The search for a partition is in pipeline/training/superfeatures.
 Read first: network.py, then partition.py.
 """

@@ -1,7 +1,8 @@
-"""Chimeras: inputs whose superfeatures come from different records, and what the teacher says of them.
+"""Chimeras: inputs whose superfeatures come from different records, and the teacher's logits for them.
 
-Where subnets see nothing but their own part of the input, the logits of a superfeature are its donor's, exactly:
-a chimera costs no call of the teacher. Through a trunk, whose cells see their surroundings, they are not.
+If each subnet receives only its own part of the input, the logits of a superfeature are exactly those of its donor, so
+a chimera needs no forward pass of the teacher. This does not hold for a trunk, whose cells depend on their
+surroundings.
 Shape letters: B batch, n chimeras, M superfeatures, K classes, d features.
 """
 
@@ -12,12 +13,12 @@ from torch import Tensor
 
 
 def draw_donors(number: int, records: int, superfeatures: int, device: torch.device) -> Tensor:
-    """Of each superfeature of `number` chimeras the record it comes from, i64 [n, M], by torch's generator."""
+    """Draw the donor record of each superfeature of `number` chimeras, i64 [n, M], with torch's global generator."""
     return torch.randint(records, (number, superfeatures), device=device)
 
 
 def mix_rows(superfeature_logits: Tensor, donors: Tensor) -> Tensor:
-    """[B, M, K] and donors i64 [n, M] -> [n, M, K]: of each superfeature its donor's."""
+    """Select the logits of each superfeature from its donor: [B, M, K] and donors i64 [n, M] -> [n, M, K]."""
     places = torch.arange(donors.shape[1], device=donors.device)
     return superfeature_logits[donors, places]
 
@@ -25,12 +26,12 @@ def mix_rows(superfeature_logits: Tensor, donors: Tensor) -> Tensor:
 def mix_inputs(
     inputs: Tensor, assignment: Tensor, donors: Tensor, grid: tuple[int, int] | None
 ) -> Tensor:
-    """[B, ...] -> [n, ...]: of each feature its superfeature's donor's.
+    """Compose inputs [B, ...] -> [n, ...], with each feature taken from the donor of its superfeature.
 
-    inputs      [B, C, H, W], its sides multiples of the grid's, or table rows [B, d]
+    inputs      [B, C, H, W] with sides that are multiples of the grid's, or table rows [B, d]
     assignment  i64 [d]: the superfeature of each cell or column
     donors      i64 [n, M]: the record of each superfeature
-    grid        (rows, columns) of the cells; None for a table
+    grid        (rows, columns) of the cells, None for a table
     """
     donor_of_feature = donors[:, assignment.to(donors.device)]  # [n, d]
     if grid is None:
@@ -41,7 +42,7 @@ def mix_inputs(
 
 
 def spread_cells(cells: Tensor, size: tuple[int, int]) -> Tensor:
-    """[..., rows, columns] -> [..., height, width]: each pixel has its cell's value."""
+    """Expand cells [..., rows, columns] to pixels [..., height, width] with the value of their cell."""
     rows, columns = cells.shape[-2:]
     return cells.repeat_interleave(size[0] // rows, dim=-2).repeat_interleave(
         size[1] // columns, dim=-1

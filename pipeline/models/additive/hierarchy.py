@@ -1,7 +1,7 @@
-"""The levels of a partition, as a teacher pass keeps them, and the exact way from a finer level to a coarser one.
+"""The levels of a partition, as stored in a teacher pass, and the exact conversion from a finer to a coarser level.
 
-Logits of superfeatures add, so a coarser superfeature's are the sum of those it unites: what was stored at the
-finest level serves all of them. Shape letters: B batch, M superfeatures, K classes.
+Logits of superfeatures are additive: those of a coarser superfeature are the sum of those it unites. Logits stored at
+the finest level are therefore sufficient for all levels. Shape letters: B batch, M superfeatures, K classes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pipeline.store.reader import TeacherPass
 
 
 def coarsen(logits: Tensor, coarsening: Tensor, number: int) -> Tensor:
-    """[B, M, K] summed to the `number` superfeatures of a coarser level: [B, number, K], float32 or wider.
+    """Sum logits [B, M, K] over the `number` superfeatures of a coarser level: [B, number, K], float32 or wider.
 
-    coarsening  i64 [M]: which of them each of the finest belongs to
+    coarsening  i64 [M]: the superfeature of the coarser level for each of the finest ones
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
     coarse = wide.new_zeros(len(wide), number, wide.shape[2])
@@ -29,38 +29,38 @@ def coarsen(logits: Tensor, coarsening: Tensor, number: int) -> Tensor:
 
 
 def class_centered(logits: Tensor) -> Tensor:
-    """Logits minus their mean over classes, the last dimension: no softmax and no KL sees the difference."""
+    """Subtract the mean over classes, the last dimension, from logits, which does not change softmax or KL."""
     return logits - logits.mean(dim=-1, keepdim=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One number of superfeatures."""
+    """The level with a given number of superfeatures."""
 
     coarsening: tuple[int, ...]
-    """Which of them each of the finest belongs to."""
+    """Superfeature of this level for each of the finest ones."""
     sha256: str
-    """Of its groups, whatever finer levels there are: equal ones compare superfeature by superfeature."""
+    """Hash of its groups, independent of finer levels. Levels with equal hashes can be compared."""
 
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """All levels of a partition, the first of one superfeature."""
+    """All levels of a partition, starting with one superfeature."""
 
     levels: tuple[Level, ...]
 
     @property
     def most(self) -> int:
-        """M of the finest level."""
+        """Number M of superfeatures of the finest level."""
         return len(self.levels)
 
     def coarsening(self, number: int) -> Tensor:
-        """To `number` superfeatures: i64 [M]."""
+        """Superfeature of the level with `number` superfeatures for each of the finest ones, i64 [M]."""
         return torch.tensor(self.levels[number - 1].coarsening)
 
 
 def hierarchy_of(partition: Partition) -> Hierarchy:
-    """Its levels, without its features."""
+    """Return the levels of a partition, without its features."""
     numbers = range(1, partition.most + 1)
     return Hierarchy(
         tuple(
@@ -74,7 +74,7 @@ def hierarchy_of(partition: Partition) -> Hierarchy:
 
 
 def describe_partition(partition: Partition) -> dict[str, Any]:
-    """What a teacher pass's manifest says of it; `pass_hierarchy` reads it."""
+    """Describe a partition for the manifest of a teacher pass, as read by `pass_hierarchy`."""
     levels = hierarchy_of(partition).levels
     return {
         "partition_sha256": partition.sha256,
@@ -85,7 +85,7 @@ def describe_partition(partition: Partition) -> dict[str, Any]:
 
 
 def pass_hierarchy(teacher: TeacherPass) -> Hierarchy | None:
-    """The levels of superfeatures at which a pass's superfeature_logits can be read; None where it holds none."""
+    """Return the levels at which a pass's superfeature_logits can be read, or None if it has none."""
     described = teacher.manifest.hierarchy
     if described is None:
         return None
@@ -98,31 +98,31 @@ def pass_hierarchy(teacher: TeacherPass) -> Hierarchy | None:
 
 
 def require_same_level(student: Hierarchy, teacher: Hierarchy, number: int, name: str) -> None:
-    """ConfigError unless both divide their features alike into `number` superfeatures.
+    """Raise ConfigError unless both divide their features into the same `number` superfeatures.
 
-    name  of the teacher, for messages
+    name  name of the teacher, for messages
     """
     require(
         number <= student.most,
-        f"method.superfeatures={number} is finer than the student's {student.most} superfeatures; lower it, or raise "
+        f"method.superfeatures={number} is finer than the student's {student.most} superfeatures; lower it or raise "
         "student.superfeatures",
     )
     require(
         number <= teacher.most,
         f"{name} has {teacher.most} superfeatures, fewer than the {number} that are compared; set "
-        f"method.superfeatures={teacher.most} (the student's are then united) or student.superfeatures={teacher.most}, "
-        "or teach with a finer teacher",
+        f"method.superfeatures={teacher.most} (which unites the student's) or student.superfeatures={teacher.most}, "
+        "or use a finer teacher",
     )
     require(
         student.levels[number - 1].sha256 == teacher.levels[number - 1].sha256,
-        f"the student and {name} divide their features differently into {number} superfeatures: give both the same "
-        "student.partition and teacher.partition (or their partition_control and partition_seed) and the same grid, or "
+        f"the student and {name} divide their features differently into {number} superfeatures; set student.partition "
+        "and teacher.partition (or their partition_control and partition_seed) and their grids to the same values, or "
         "set method.superfeatures to a level that they share, such as 1",
     )
 
 
 def _sha256(grid: tuple[int, int] | None, assignment: Tensor) -> str:
-    # One superfeature is the whole, however it is cut: all networks share that level.
+    # The level with one superfeature is the whole input, which all networks share.
     if int(assignment.max()) == 0:
         return hashlib.sha256(b"whole").hexdigest()
     digest = hashlib.sha256(f"{grid}\n".encode())

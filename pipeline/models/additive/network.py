@@ -2,7 +2,7 @@
 
     logits = sum_m z_m(x restricted to S_m),    softmax(logits) = prod_m softmax(z_m), normalized
 
-The partition into superfeatures lies with the weights, all its levels, so that a file of weights is whole.
+The partition into superfeatures is stored with the weights, with all its levels, so a weights file is self-contained.
 Shape letters: B batch, M superfeatures, K classes, d features (cells of an image or a trunk, row by row, or columns
 of a table), C channels of a feature.
 """
@@ -28,12 +28,12 @@ from pipeline.models.output import Normalize, Stage, Standardize, Superfeatures,
 
 
 def build_additive(config: AdditiveModelConfig, outputs: int) -> AdditiveClassifier:
-    """The network of that name, freshly initialized."""
+    """Build the named network, newly initialized."""
     return _NETWORKS[config.name](config, outputs)
 
 
 class AdditiveClassifier(Classifier):
-    """What the three have in common: the partition, and a prediction that is a sum."""
+    """Base of the three networks: the partition, and a prediction that is a sum."""
 
     assignments: Tensor
 
@@ -45,17 +45,17 @@ class AdditiveClassifier(Classifier):
 
     @property
     def network(self) -> AdditiveClassifier:
-        """Itself."""
+        """The network itself."""
         return self
 
     @property
     def head(self) -> None:
-        """None: a mask stands before the average."""
+        """None, because a mask is applied before the average."""
         return None
 
     @property
     def partition(self) -> Partition:
-        """That of its weights."""
+        """Partition stored with the weights."""
         return Partition(assignments=self.assignments.cpu(), grid=self.grid)
 
     @abstractmethod
@@ -66,7 +66,7 @@ class AdditiveClassifier(Classifier):
 
 
 class SubnetLinear(nn.Module):
-    """M linear layers in one: [B, M, in] -> [B, M, out]."""
+    """Batch of M linear layers: [B, M, in] -> [B, M, out]."""
 
     def __init__(self, subnets: int, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -78,10 +78,13 @@ class SubnetLinear(nn.Module):
 
 
 class SubnetTail(nn.Module):
-    """From each subnet's first hidden layer [B, M, width], after its activation, to its logits."""
+    """Layers from each subnet's first hidden layer [B, M, width], after its activation, to its logits."""
 
     def __init__(self, config: AdditiveModelConfig, layers: int, outputs: int) -> None:
-        """layers: hidden ones that are still to come"""
+        """Build the tail.
+
+        layers  number of remaining hidden layers
+        """
         super().__init__()
         subnets, width = config.superfeatures, config.width
         self.hidden = nn.ModuleList(SubnetLinear(subnets, width, width) for _ in range(layers))
@@ -97,7 +100,7 @@ class SubnetTail(nn.Module):
 
 
 class _InputClassifier(AdditiveClassifier):
-    """Superfeatures are parts of the input, of which a subnet sees its own alone; features are the input itself."""
+    """Base of networks whose superfeatures are parts of the input, one per subnet. Features are the input itself."""
 
     explainer = "superfeatures"
     normalize: Normalize | Standardize
@@ -116,11 +119,11 @@ class _InputClassifier(AdditiveClassifier):
 
 
 class AdditiveMlp(_InputClassifier):
-    """A multilayer perceptron on each superfeature, all in one batched product a layer; with one superfeature a plain
-    perceptron of all features.
+    """A multilayer perceptron on each superfeature, computed with one batched product per layer.
 
-    The first layer's weight is kept by feature, [d, C, width], so that a file fits whatever the groups' sizes; it is
-    gathered into [M, largest group * C, width], its padding masked.
+    With one superfeature it is a plain perceptron on all features. The first layer's weight is stored by feature,
+    [d, C, width], so that its shape does not depend on the group sizes. It is gathered into
+    [M, largest group * C, width], with its padding masked.
     """
 
     places: Tensor
@@ -129,7 +132,8 @@ class AdditiveMlp(_InputClassifier):
     def __init__(self, config: AdditiveModelConfig, num_classes: int) -> None:
         require(
             not config.infers_columns_from_store,
-            "name=mlp is built for images of one size; set input_size to its side in pixels, or columns of a table",
+            "name=mlp needs the size of its inputs; set input_size to the images' side in pixels, or columns to the "
+            "number of columns of a table",
         )
         super().__init__(config)
         self.columns = config.columns
@@ -150,22 +154,22 @@ class AdditiveMlp(_InputClassifier):
         self.register_load_state_dict_post_hook(_place_features)  # type: ignore[no-untyped-call]
 
     def place_features(self) -> None:
-        """Where each group's features lie: places i64 [M, largest group], taken bool of the same shape."""
+        """Compute the feature indices of each group: places i64 [M, largest group], taken bool of the same shape."""
         groups = [(self.assignments[-1] == m).nonzero()[:, 0] for m in range(len(self.assignments))]
         self.places = nn.utils.rnn.pad_sequence(groups, batch_first=True)
         sizes = torch.tensor([len(group) for group in groups], device=self.places.device)
         self.taken = torch.arange(self.places.shape[1], device=sizes.device) < sizes[:, None]
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
-        """Normalized images as they are; standardized rows of a table [B, d] as [B, 1, 1, d]."""
+        """Return normalized images, or standardized rows of a table [B, d] as [B, 1, 1, d]."""
         if self.columns is None:
             assert self.side is not None
             require_size("AdditiveMlp", images, (self.side, self.side))
             return super().forward_trunk(images)
         require(
             images.ndim == 2 and images.shape[1] == self.columns,
-            f"columns={self.columns} takes rows of a table [B, {self.columns}], got {list(images.shape)}; set columns "
-            "to their number, or to null for images",
+            f"columns={self.columns} needs rows of a table [B, {self.columns}], got {list(images.shape)}; set columns "
+            "to the number of columns, or to null for images",
         )
         return self.normalize(images)[:, None, None], None
 
@@ -176,7 +180,7 @@ class AdditiveMlp(_InputClassifier):
         return self.tail(F.relu(x))  # type: ignore[no-any-return]
 
     def _by_feature(self, features: Tensor) -> Tensor:
-        """[B, C, H, W] as [B, d, values of a cell]; [B, 1, 1, d] as [B, d, 1]."""
+        """Reshape [B, C, H, W] to [B, d, values of a cell], or [B, 1, 1, d] to [B, d, 1]."""
         if self.grid is None:
             return features[:, 0, 0, :, None]
         rows, columns = self.grid
@@ -186,7 +190,7 @@ class AdditiveMlp(_InputClassifier):
 
 
 def _place_features(network: AdditiveMlp, _: object) -> None:
-    """After a load, which may have brought another partition."""
+    """Update feature indices after a load, which may have changed the partition."""
     network.place_features()
 
 
@@ -209,7 +213,7 @@ class AdditiveConv(_InputClassifier):
                 bias=False,
             )
             nn.init.kaiming_normal_(conv.weight)
-            # Its statistics are by channel, and a channel is one subnet's.
+            # Batch statistics are per channel, and each channel belongs to one subnet.
             norm = nn.BatchNorm2d(subnets * config.width)
             self.convolutions.append(nn.Sequential(conv, norm, nn.ReLU()))
             channels = config.width
@@ -221,7 +225,7 @@ class AdditiveConv(_InputClassifier):
         if size[0] % self.grid[0] or size[1] % self.grid[1]:
             raise ConfigError(
                 f"grid={list(self.grid)} does not divide an input of {size[0]}x{size[1]} pixels; choose a divisor, or "
-                "set augment.size (of a teacher input_size)"
+                "set augment.size (or input_size of a teacher)"
             )
         subnets = len(self.assignments)
         cells = self.assignments[-1].view(self.grid)
@@ -237,9 +241,9 @@ class AdditiveConv(_InputClassifier):
 
 
 class AdditiveTrunk(AdditiveClassifier):
-    """One ResNet for all, and M heads on the cells of its last stage: 1x1 convolution, masked average, linear.
+    """One shared ResNet, and M heads on the cells of its last stage: 1x1 convolution, masked average, linear.
 
-    Cells see their surroundings, so what is explained are cells of the trunk, not pixels.
+    Cells depend on their surroundings, so the explained features are cells of the trunk, not pixels.
     """
 
     def __init__(self, config: AdditiveModelConfig, num_classes: int) -> None:
@@ -261,7 +265,7 @@ class AdditiveTrunk(AdditiveClassifier):
         return stages, features, context
 
     def forward_superfeatures(self, features: Tensor) -> Superfeatures:
-        # Each cell passes its own superfeature's convolution alone: what others make of it is masked anyway.
+        # Each cell only needs the convolution of its own superfeature, because the others are masked.
         group = self.assignments[-1]
         x = features.flatten(2).transpose(1, 2)  # [B, d, C]
         x = torch.einsum("bdc,dch->bdh", x, self.cells.weight[group]) + self.cells.bias[group]
@@ -275,7 +279,7 @@ class AdditiveTrunk(AdditiveClassifier):
         if found != self.grid:
             raise ConfigError(
                 f"grid={self.grid} of name=trunk must be that of its last stage, {found[0]}x{found[1]} cells for this "
-                f"input: set grid=[{found[0]},{found[1]}], or another augment.size, stem_stride (or input_size)"
+                f"input; set grid=[{found[0]},{found[1]}], or another augment.size, input_size or stem_stride"
             )
 
 
@@ -287,11 +291,12 @@ _NETWORKS: dict[str, Callable[[AdditiveModelConfig, int], AdditiveClassifier]] =
 
 
 def network_partition(model: Any) -> Partition:
-    """Of an additive network; ConfigError of any other."""
+    """Return the partition of an additive network, or raise ConfigError for any other."""
     if not isinstance(model, AdditiveClassifier):
         raise ConfigError(
-            f"{type(model.network).__name__} has no superfeatures, which method=ked and the payload superfeature_logits compare: "
-            "set teacher=additive (or leave superfeature_logits out of annotate.payloads), or choose another method"
+            f"{type(model.network).__name__} has no superfeatures, which method=ked and the payload "
+            "superfeature_logits need; set teacher=additive, leave superfeature_logits out of annotate.payloads, or "
+            "choose another method"
         )
     return model.partition
 

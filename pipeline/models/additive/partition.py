@@ -1,4 +1,4 @@
-"""The nested partition of input features into superfeatures: found, contiguous, or a random control.
+"""The nested partition of input features into superfeatures: found by a search, contiguous, or a random control.
 
 Shape letters: d features (a table's columns, an image's cells row by row, or the cells of a trunk), M superfeatures.
 """
@@ -21,36 +21,36 @@ from pipeline.store.manifest import MANIFEST_NAME
 
 @dataclass(frozen=True, kw_only=True)
 class Partition:
-    """A partition for every number of superfeatures up to M, each inside the next finer one."""
+    """Nested partitions into every number of superfeatures up to M, each uniting groups of the next finer one."""
 
     assignments: Tensor
-    """i64 [M, d]: row m - 1 says which of m superfeatures, 0 to m - 1, each feature belongs to."""
+    """Superfeature of each feature, i64 [M, d]. Row m - 1 contains the partition into superfeatures 0 to m - 1."""
     grid: tuple[int, int] | None = None
-    """(rows, columns) of the features where they are cells of an image or of a trunk; None for a table."""
+    """(rows, columns) of the features if they are cells of an image or of a trunk, None for a table."""
 
     def __post_init__(self) -> None:
         for number, assignment in enumerate(self.assignments, start=1):
             if not torch.equal(torch.unique(assignment), torch.arange(number)):
-                raise ValueError(f"{number} superfeatures need each at least one feature")
+                raise ValueError(f"each of {number} superfeatures needs at least one feature")
         for finer, coarser in zip(self.assignments[1:], self.assignments[:-1], strict=True):
             if torch.unique(torch.stack([finer, coarser]), dim=1).shape[1] != int(finer.max()) + 1:
                 raise ValueError("a coarser partition must unite groups of the finer one")
 
     @property
     def most(self) -> int:
-        """M of the finest partition."""
+        """Number M of superfeatures of the finest partition."""
         return len(self.assignments)
 
     def assignment(self, number: int) -> Tensor:
-        """Of `number` superfeatures: i64 [d]."""
+        """Partition into `number` superfeatures: i64 [d]."""
         if not 1 <= number <= self.most:
             raise ConfigError(
-                f"a partition into {number} superfeatures is not there; choose 1 to {self.most}"
+                f"the partition has no level of {number} superfeatures; choose 1 to {self.most}"
             )
         return self.assignments[number - 1]
 
     def coarsening(self, number: int) -> Tensor:
-        """Which of `number` superfeatures each of the finest ones belongs to: i64 [M]."""
+        """Superfeature among `number` for each of the finest ones: i64 [M]."""
         coarse = self.assignment(number)
         of_finest = torch.empty(self.most, dtype=torch.int64)
         of_finest[self.assignments[-1]] = coarse
@@ -58,18 +58,18 @@ class Partition:
 
     @property
     def sha256(self) -> str:
-        """Of what it says, whoever found it."""
+        """Hash of the partition, independent of its origin."""
         digest = hashlib.sha256(f"{self.grid} {tuple(self.assignments.shape)}\n".encode())
         digest.update(self.assignments.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 
 PARTITION_NAME = "partition.safetensors"
-"""Of superfeatures that a run found, all levels; network options partition=<the run's folder> read it."""
+"""File with all levels of the partition that a run found, as read by the network option partition=<run folder>."""
 
 
 def random_partition(like: Partition, seed: int = 0) -> Partition:
-    """Groups of the same sizes, nested the same way, of features drawn at random."""
+    """Permute the features at random, which keeps group sizes and nesting."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "random partition"))
     order = torch.randperm(like.assignments.shape[1], generator=generator)
     return Partition(assignments=like.assignments[:, order], grid=like.grid)
@@ -78,12 +78,12 @@ def random_partition(like: Partition, seed: int = 0) -> Partition:
 def contiguous_partition(
     number: int, num_features: int, grid: tuple[int, int] | None = None
 ) -> Partition:
-    """`number` groups of neighbors: rectangles of the grid, or runs of a table's columns.
+    """Divide features into `number` groups of neighbors: rectangles of the grid, or runs of a table's columns.
 
-    From the whole on, the largest rectangle (of equal ones the first) is cut across its longer side.
+    Starting from the whole, the largest rectangle (the first of equal ones) is cut across its longer side.
     """
     if number > num_features:
-        raise ValueError(f"{num_features} features have no {number} groups")
+        raise ValueError(f"{num_features} features cannot be divided into {number} groups")
     blocks = [torch.arange(num_features).view(grid or (1, num_features))]
     assignments = torch.zeros(number, num_features, dtype=torch.int64)
     for level in range(1, number):
@@ -98,9 +98,9 @@ def contiguous_partition(
 
 
 def build_partition(config: AdditiveModelConfig) -> Partition:
-    """M levels over the config's features; ConfigError where its file does not fit.
+    """Build M levels over the config's features. Raises ConfigError if its partition file does not fit.
 
-    Where weights are named they hold the partition, whose file is then not read.
+    If weights are named, they contain the partition, and the partition file is not read.
     """
     grid = None if config.columns else config.grid
     is_named = config.partition is not None and config.weights in (None, "random")
@@ -115,32 +115,34 @@ def build_partition(config: AdditiveModelConfig) -> Partition:
 
 
 def _read_assignments(path: Path, config: AdditiveModelConfig) -> Tensor:
-    """i64 [M, d] of an artifact that may have finer levels, too."""
+    """Read assignments i64 [M, d] from an artifact, which may have finer levels in addition."""
     from safetensors.torch import load_file
 
     file = path / PARTITION_NAME if path.is_dir() else path
     if (path / MANIFEST_NAME).is_file():
-        load_artifact(path, "stages.teach with teaching=ked")  # ManifestError where it is damaged
+        load_artifact(
+            path, "stages.teach with teaching=ked"
+        )  # raises ManifestError if it is damaged
     if not file.is_file():
         raise ConfigError(
-            f"partition={path} holds no {PARTITION_NAME}; find a partition first, correct the path, or set "
-            "partition=null for contiguous blocks (the weights of a trained network hold its own)"
+            f"partition={path} holds no {PARTITION_NAME}; find a partition with stages.teach, correct the path, or set "
+            "partition=null for contiguous blocks (the weights of a trained network include its partition)"
         )
     tensors = load_file(file)
     require(
         "assignments" in tensors and tensors["assignments"].dtype == torch.int64,
-        f"{file} holds no i64 tensor `assignments`, which a partition consists of; correct partition=",
+        f"{file} holds no i64 tensor `assignments` and is not a partition; correct partition=",
     )
     assignments = tensors["assignments"]
     most, features = assignments.shape
     require(
         features == config.features,
-        f"{file} groups {features} features, and the network has {config.features}: set grid=[rows, columns] (or "
-        "columns= of a table) to the partition's own",
+        f"{file} groups {features} features, but the network has {config.features}; set grid=[rows, columns] (or "
+        "columns= for a table) to that of the partition",
     )
     require(
         config.superfeatures <= most,
-        f"{file} has up to {most} superfeatures, not superfeatures={config.superfeatures}; lower it, or find a finer "
-        "partition",
+        f"{file} has up to {most} superfeatures, fewer than superfeatures={config.superfeatures}; lower it or find a "
+        "finer partition",
     )
     return assignments[: config.superfeatures]

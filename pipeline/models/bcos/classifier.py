@@ -1,4 +1,4 @@
-"""B-cos networks by name, as classifiers whose explained layer is the six-channel input itself."""
+"""B-cos networks by name, as classifiers whose explained layer is the six-channel input."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ _WIDTH, _SMALL_WIDTH = 64, 16
 
 
 class BcosClassifier(Classifier):
-    """Features are [B, 6, H, W]: the pixels and their inverse; the head is the whole network."""
+    """A B-cos network, whose features [B, 6, H, W] are the pixels and their inverse and whose head is all of it."""
 
     explainer = "bcos_weights"
 
     def __init__(self, network: nn.Module, mode: ExplanationMode) -> None:
-        """network  [B, 6, H, W] -> logits [B, K]
-        mode     the one that all its layers share
+        """Wrap a network.
+
+        network  [B, 6, H, W] -> logits [B, K]
+        mode     the explanation mode that all its layers share
         """
         super().__init__()
         self.inner = network
@@ -47,16 +49,16 @@ class BcosClassifier(Classifier):
 
     @property
     def network(self) -> nn.Module:
-        """Its state dict has the names of the published B-cos v2 checkpoints."""
+        """Network whose state dict has the names of the published B-cos v2 checkpoints."""
         return self.inner
 
     @property
     def head(self) -> None:
-        """Known to autograd only."""
+        """None, because the head must be differentiated by autograd."""
         return None
 
     def forward_trunk(self, images: Tensor) -> tuple[Tensor, None]:
-        """The input as it is explained; a gradient can be asked of it where gradients are recorded."""
+        """Compute the explained input, which requires a gradient if gradients are enabled."""
         encoded = add_inverse(images)
         if torch.is_grad_enabled() and not encoded.requires_grad:
             encoded.requires_grad_()
@@ -69,14 +71,14 @@ class BcosClassifier(Classifier):
     def forward(
         self, images: Tensor, intermediates: Intermediates = NO_INTERMEDIATES
     ) -> ModelOutput:
-        """One pass; what lies inside is found between the explained layer, the input, and the logits."""
+        """Compute logits, features and requested intermediates, which come after the explained layer, in one pass."""
         if intermediates == NO_INTERMEDIATES:
             return super().forward(images)
         if not isinstance(self.inner, (BcosResNet, BcosDenseNet)):
             raise ConfigError(
-                "a B-cos ViT has neither stages nor class maps, as its classifier follows the average of its "
-                "tokens: choose another method or payload than those that look inside (at, cat_kd, review_kd, ft, "
-                "crd, sskd; at, cat, feature), or a B-cos ResNet or DenseNet"
+                "a B-cos ViT has neither stages nor class maps, which method=at, cat_kd, review_kd, ft, crd and sskd "
+                "and the payloads attention, class_maps and pooled need; choose another method or payload, or a B-cos "
+                "ResNet or DenseNet"
             )
         features, _ = self.forward_trunk(images)
         if intermediates.superfeatures:
@@ -92,7 +94,7 @@ class BcosClassifier(Classifier):
 
 
 def build_bcos(config: BcosModelConfig, outputs: int) -> BcosClassifier:
-    """The network of that name, freshly initialized."""
+    """Build the named network, newly initialized."""
     mode = ExplanationMode()
     return BcosClassifier(_build_network(config, outputs, BcosSettings(mode, config.b)), mode)
 
@@ -103,7 +105,7 @@ def _build_network(config: BcosModelConfig, outputs: int, shared: BcosSettings) 
         bias = -math.log(outputs - 1) if outputs > 1 else 0.0
     logit_layer = LogitLayer(config.logit_temperature, bias)
     if config.is_vit:
-        # The published names say "0." for the network, beside a logit layer without parameters.
+        # In the published names the network has the prefix "0.", and the logit layer has no parameters.
         return nn.Sequential(BcosSimpleVit(shared, _vit_shape(config), outputs), logit_layer)
     small_stem = config.is_cifar_resnet if config.stem is None else config.stem == "small"
     if config.name in _DENSENETS:
@@ -131,7 +133,7 @@ def _vit_shape(config: BcosModelConfig) -> VitShape:
 
 
 def _published(config: BcosModelConfig) -> PretrainedInfo:
-    """The published B-cos v2 networks, which a user fetches; pixels enter as they are."""
+    """Return facts about the published B-cos v2 networks, which users download. Pixels are not normalized."""
     return PretrainedInfo(
         name="v2",
         classes=1000,

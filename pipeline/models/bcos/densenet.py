@@ -1,4 +1,4 @@
-"""B-cos DenseNets: no ReLU, no bias, average for max pooling, and the classifier before the global pool.
+"""B-cos DenseNets: no ReLU, no bias, average instead of max pooling, and the classifier before the global pool.
 
 Parameter names are those of the published B-cos v2 checkpoints.
 """
@@ -20,11 +20,11 @@ from pipeline.models.bcos.layers import (
 from pipeline.models.bcos.resnet import stem_conv, stem_pool
 
 _BOTTLENECK = 4
-"""Channels of a layer's 1x1 convolution, in growths."""
+"""Channels of a layer's 1x1 convolution, in multiples of the growth."""
 
 
 class DenseLayer(nn.Module):
-    """[B, C, h, w] -> [B, C + growth, h, w]: what came in, and what is new."""
+    """Dense layer [B, C, h, w] -> [B, C + growth, h, w]: its input concatenated with new channels."""
 
     def __init__(self, shared: BcosSettings, in_channels: int, growth: int) -> None:
         super().__init__()
@@ -39,18 +39,18 @@ class DenseLayer(nn.Module):
 
 
 class DenseNetShape(NamedTuple):
-    """What tells one DenseNet from another."""
+    """Parameters of a DenseNet architecture."""
 
     layers: tuple[int, ...]
-    """Of each block."""
+    """Number of layers of each block."""
     growth: int
-    """Channels that a layer adds; the stem has twice as many."""
+    """Number of channels that a layer adds. The stem has twice as many."""
     small_stem: bool
-    """3x3 at full resolution, for small images; else 7x7 with stride 2 and a pool."""
+    """True for a 3x3 stem at full resolution, for small images, False for a 7x7 stem with stride 2 and a pool."""
 
 
 class BcosDenseNet(nn.Module):
-    """[B, 6, H, W] -> logits [B, K]."""
+    """DenseNet [B, 6, H, W] -> logits [B, K]."""
 
     def __init__(
         self, shared: BcosSettings, shape: DenseNetShape, num_classes: int, logit_layer: LogitLayer
@@ -81,7 +81,7 @@ class BcosDenseNet(nn.Module):
         return logits
 
     def forward_intermediates(self, x: Tensor) -> ClassMapOutput:
-        """The same pass, with what lies between: the dense blocks, the last after its norm."""
+        """Compute logits, class maps and the outputs of the dense blocks, the last one after its norm."""
         stages = []
         for name, layer in self.features.named_children():
             x = layer(x)
@@ -92,7 +92,7 @@ class BcosDenseNet(nn.Module):
 
 
 def _transition(shared: BcosSettings, channels: int) -> nn.Sequential:
-    """Half the channels at half the resolution."""
+    """Build a transition to half the channels at half the resolution."""
     transition = nn.Sequential()
     transition.add_module("norm", UncenteredBatchNorm2d(shared, channels))
     transition.add_module("conv", BcosConv2d(shared, channels, channels // 2, 1))

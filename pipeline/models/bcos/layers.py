@@ -1,12 +1,12 @@
 """B-cos layers (Boehle et al. 2022, 2024), with explanations that can be trained on.
 
-Every layer is a linear map whose factor depends on its input, y = s(x) * (W x). The explanation of a
-logit is its gradient with all factors s held still (e2KD, section 4: "dynamic weights"). Holding them by
-`detach` gives the same explanation and a wrong gradient of a loss on it, so here the factor stays in the
-graph and its operation leaves it out of one backward pass: the one inside `ExplanationMode`.
+Every layer is a linear map with a factor that depends on its input, y = s(x) * (W x). The explanation of a logit is
+its gradient with all factors s held constant (e2KD, section 4: "dynamic weights"). Holding them constant with
+`detach` results in the same explanation, but in a wrong gradient of a loss on it. The factor therefore stays in the
+graph, and its operation omits it in one backward pass only: the one inside `ExplanationMode`.
 
-Norms and variances are float32 at least, whatever the precision of the pass: squares overflow float16.
-Submodules carry the names of the published B-cos v2 checkpoints (`linear` holds a layer's weight).
+Norms and variances are computed in float32 or wider in any precision, because squares overflow float16. Submodules
+have the names of the published B-cos v2 checkpoints (`linear` contains a layer's weight).
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from torch import Tensor, nn
 from pipeline.models.output import to_float32
 
 _CONV_EPS = 1e-6
-"""Added to a patch's squared norm."""
+"""Constant added to a patch's squared norm."""
 _LINEAR_EPS = 1e-12
-"""Added to a token's norm, outside the root."""
+"""Constant added to a token's norm, outside the root."""
 _COSINE_EPS = 1e-6
-"""Added to |cos| before it is raised to B - 1; none is needed for B = 2."""
+"""Constant added to |cos| before it is raised to B - 1, not needed for B = 2."""
 _NORM_EPS = 1e-5
-"""Added to variances."""
+"""Constant added to variances."""
 
 
 class ExplanationMode:
-    """A model's switch, read by its operations when they are differentiated; shared by all its layers."""
+    """Switch of a model, shared by all its layers and read by its operations when they are differentiated."""
 
     def __init__(self) -> None:
         self.is_on = False
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Factors are constants of the gradients taken inside; off again whatever happens."""
+        """Treat factors as constants in gradients computed inside the context."""
         if self.is_on:
-            raise RuntimeError("explanation mode is on already; it does not nest")
+            raise RuntimeError("explanation mode is already on and cannot be nested")
         self.is_on = True
         try:
             yield
@@ -50,14 +50,14 @@ class ExplanationMode:
             self.is_on = False
 
     def guard(self, network: nn.Module) -> None:
-        """Make a gradient that reaches a parameter inside the mode an error: it would be a wrong one."""
+        """Raise an error if a gradient reaches a parameter inside the mode, because it would be wrong."""
         for parameter in network.parameters():
             parameter.register_hook(self._refuse)  # type: ignore[no-untyped-call]
 
     def _refuse(self, gradient: Tensor) -> Tensor:
         if self.is_on:
             raise RuntimeError(
-                "a loss was back-propagated inside explanation mode, where the factors of B-cos layers have no "
+                "a loss was back-propagated inside explanation mode, in which the factors of B-cos layers have no "
                 "gradient; leave the mode before loss.backward()"
             )
         return gradient
@@ -65,18 +65,18 @@ class ExplanationMode:
 
 @dataclass(frozen=True)
 class BcosSettings:
-    """What all layers of one network have in common."""
+    """Settings shared by all layers of a network."""
 
     mode: ExplanationMode = field(default_factory=ExplanationMode)
     b: float = 2.0
-    """The exponent B: how much a layer's output is suppressed where weight and input disagree; >= 1."""
+    """Exponent B >= 1, which controls how strongly an output is suppressed if weight and input are not aligned."""
 
 
 # ---- operations ----------------------------------------------------------------------------------
 
 
 class _Scale(torch.autograd.Function):
-    """factor * x; inside explanation mode the factor has no gradient."""
+    """Product factor * x, where the factor has no gradient inside explanation mode."""
 
     @staticmethod
     def forward(ctx: Any, factor: Tensor, x: Tensor, mode: ExplanationMode) -> Tensor:
@@ -96,7 +96,7 @@ class _Scale(torch.autograd.Function):
 
 
 class _AttentionProduct(torch.autograd.Function):
-    """attention @ values; inside explanation mode the attention has no gradient."""
+    """Product attention @ values, where the attention has no gradient inside explanation mode."""
 
     @staticmethod
     def forward(ctx: Any, attention: Tensor, values: Tensor, mode: ExplanationMode) -> Tensor:
@@ -116,27 +116,27 @@ class _AttentionProduct(torch.autograd.Function):
 
 
 def scale(factor: Tensor, x: Tensor, mode: ExplanationMode) -> Tensor:
-    """factor * x, broadcast; differentiable twice."""
+    """Compute factor * x with broadcasting, differentiable twice."""
     scaled: Tensor = _Scale.apply(factor, x, mode)
     return scaled
 
 
 def attend(attention: Tensor, values: Tensor, mode: ExplanationMode) -> Tensor:
-    """attention [..., n, n] @ values [..., n, d]; differentiable twice, with no n * n * d tensor."""
+    """Compute attention [..., n, n] @ values [..., n, d], differentiable twice, without an n * n * d tensor."""
     attended: Tensor = _AttentionProduct.apply(attention, values, mode)
     return attended
 
 
 def add_inverse(images: Tensor) -> Tensor:
-    """[r, g, b, 1 - r, 1 - g, 1 - b] of images in [0, 1]: [B, 3, H, W] -> [B, 6, H, W]."""
+    """Encode images in [0, 1] as [r, g, b, 1 - r, 1 - g, 1 - b]: [B, 3, H, W] -> [B, 6, H, W]."""
     return torch.cat([images, 1 - images], dim=1)
 
 
 def _align(out: Tensor, norm: Tensor, shared: BcosSettings) -> Tensor:
-    """|cos|^(B - 1) * out, cos = out / norm the cosine between a unit weight and the input (section 3.1).
+    """Compute |cos|^(B - 1) * out, where cos = out / norm is the cosine of a unit weight and the input (section 3.1).
 
-    out   w_hat x, of any floating type; the result's too
-    norm  ||x||, float32 at least; broadcasts to `out`
+    out   w_hat x, of any floating dtype, which is also that of the result
+    norm  ||x||, float32 or wider, broadcastable to `out`
     """
     if shared.b == 1:
         return out
@@ -151,8 +151,8 @@ def _align(out: Tensor, norm: Tensor, shared: BcosSettings) -> Tensor:
 class BcosConv2d(nn.Module):
     """Convolution with unit-norm kernels, each output scaled by its cosine with the patch.
 
-    [B, in_channels, H, W] -> [B, out_channels, h, w]; no bias. The norm of a patch is that of the
-    group's channels and counts the zeros that padding adds.
+    [B, in_channels, H, W] -> [B, out_channels, h, w], without a bias. The norm of a patch is that of the group's
+    channels, and includes the zeros of the padding.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class BcosConv2d(nn.Module):
         return _align(out, self._patch_norm(x), self.shared)
 
     def _patch_norm(self, x: Tensor) -> Tensor:
-        """[B, 1, h, w], or [B, out_channels, h, w] where there are groups."""
+        """Norms of the patches, [B, 1, h, w], or [B, out_channels, h, w] with groups."""
         conv = self.linear
         by_group = to_float32(x).square().view(x.shape[0], conv.groups, -1, *x.shape[2:])
         sums = F.avg_pool2d(
@@ -193,7 +193,7 @@ class BcosConv2d(nn.Module):
 
 
 class BcosLinear(nn.Module):
-    """The same on the last dimension: [..., in_features] -> [..., out_features]; no bias."""
+    """B-cos linear layer on the last dimension, [..., in_features] -> [..., out_features], without a bias."""
 
     def __init__(self, shared: BcosSettings, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -204,16 +204,16 @@ class BcosLinear(nn.Module):
         weight = self.linear.weight
         out = F.linear(x, weight / weight.norm(dim=1, keepdim=True))
         squares = to_float32(x).square().sum(dim=-1, keepdim=True)
-        # A root has no gradient at zero; there the output is 0 whatever it is divided by.
+        # A square root has no gradient at zero, where the output is 0 for any divisor.
         norm = torch.where(squares > 0, squares, 1.0).sqrt() + _LINEAR_EPS
         return _align(out, norm, self.shared)
 
 
 class UncenteredBatchNorm2d(nn.Module):
-    """y = weight * x / sqrt(var + eps), var the biased variance about the mean, which is never subtracted.
+    """Batch norm y = weight * x / sqrt(var + eps) with the biased variance about the mean, which is not subtracted.
 
-    In training mode over the batch and all positions, and the running variance follows with momentum
-    0.1. `running_mean` stays 0; it is there for the names of published checkpoints.
+    In training mode the variance is that over the batch and all positions, and the running variance is updated with
+    momentum 0.1. `running_mean` stays 0 and exists only for the names of published checkpoints.
     """
 
     momentum = 0.1
@@ -231,7 +231,7 @@ class UncenteredBatchNorm2d(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> the same."""
+        """Normalize [B, C, H, W], keeping the shape."""
         if self.training:
             var = to_float32(x).var(dim=(0, 2, 3), correction=0)
             with torch.no_grad():
@@ -244,10 +244,10 @@ class UncenteredBatchNorm2d(nn.Module):
 
 
 class CenteredNorm(nn.Module):
-    """y = weight * (x - mean) / sqrt(var + eps) of each example, without a bias; 1 / sqrt is the factor.
+    """Norm y = weight * (x - mean) / sqrt(var + eps) of each example, without a bias, where 1 / sqrt is the factor.
 
-    Of tokens [..., C] over their last dimension (LayerNorm), or of feature maps [B, C, H, W] over all
-    three others (GroupNorm with one group).
+    It normalizes tokens [..., C] over their last dimension (LayerNorm), or feature maps [B, C, H, W] over the last
+    three dimensions (GroupNorm with one group).
     """
 
     def __init__(self, shared: BcosSettings, channels: int, *, of_maps: bool = False) -> None:
@@ -268,20 +268,20 @@ class CenteredNorm(nn.Module):
 
 
 class ClassMapOutput(NamedTuple):
-    """A pass through a network whose classifier comes before the global pool."""
+    """Output of a network whose classifier comes before the global pool."""
 
     logits: Tensor
-    """[B, K]."""
+    """Logits [B, K]."""
     stages: list[Tensor]
-    """[B, C, h, w] each; nothing follows that could be called an activation."""
+    """Stages [B, C, h, w], which have no activation function at their end."""
     class_maps: Tensor
-    """[B, K, h, w]: their average is the logits without the bias."""
+    """Class maps [B, K, h, w], whose spatial average is the logits without the bias."""
 
 
 class LogitLayer(nn.Module):
-    """Logits = raw / temperature + bias, the bias of all classes alike; float32 at least.
+    """Logits = raw / temperature + bias, with the same bias for all classes, in float32 or wider.
 
-    Raw logits of a fresh network are far smaller than the bias, beside which bfloat16 would lose them.
+    The raw logits of a new network are much smaller than the bias, so their sum in bfloat16 would lose them.
     """
 
     def __init__(self, temperature: float, bias: float) -> None:
@@ -293,6 +293,6 @@ class LogitLayer(nn.Module):
         return to_float32(raw) / self.temperature + self.bias
 
     def inside(self, stages: list[Tensor], raw_maps: Tensor) -> ClassMapOutput:
-        """What a pass gives whose classifier's maps are `raw_maps` [B, K, h, w]."""
+        """Build the output from the stages and the classifier's maps `raw_maps` [B, K, h, w]."""
         logits = self.forward(raw_maps.mean(dim=(2, 3)))
         return ClassMapOutput(logits, stages, to_float32(raw_maps) / self.temperature)

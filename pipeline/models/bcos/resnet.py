@@ -1,7 +1,7 @@
-"""B-cos ResNets: no ReLU, no bias, average for max pooling, and the classifier before the global pool.
+"""B-cos ResNets: no ReLU, no bias, average instead of max pooling, and the classifier before the global pool.
 
-Parameter names are those of the published B-cos v2 checkpoints, which are torchvision's with each
-convolution's weight under `linear`.
+Parameter names are those of the published B-cos v2 checkpoints: torchvision's names, with the weight of each
+convolution under `linear`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.models.bcos.layers import (
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside the shortcut."""
+    """Two 3x3 convolutions and a shortcut."""
 
     expansion = 1
 
@@ -39,7 +39,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 with the stride (v1.5), 1x1 to four times the channels."""
+    """Convolutions 1x1, 3x3 with the stride (v1.5) and 1x1 to four times the channels, and a shortcut."""
 
     expansion = 4
 
@@ -71,19 +71,19 @@ def _shortcut(shared: BcosSettings, in_channels: int, out_channels: int, stride:
 
 
 class ResNetShape(NamedTuple):
-    """What tells one ResNet from another."""
+    """Parameters of a ResNet architecture."""
 
     block: type[BasicBlock | Bottleneck]
     blocks: tuple[int, ...]
-    """Of each stage; a stage doubles the channels and, but for the first, halves the resolution."""
+    """Number of blocks of each stage. Each stage after the first doubles the channels and halves the resolution."""
     width: int
     """Channels of the first stage."""
     small_stem: bool
-    """3x3 at full resolution, for small images; else 7x7 with stride 2 and a pool."""
+    """True for a 3x3 stem at full resolution, for small images, False for a 7x7 stem with stride 2 and a pool."""
 
 
 class BcosResNet(nn.Module):
-    """[B, 6, H, W] -> logits [B, K]."""
+    """ResNet [B, 6, H, W] -> logits [B, K]."""
 
     def __init__(
         self, shared: BcosSettings, shape: ResNetShape, num_classes: int, logit_layer: LogitLayer
@@ -114,7 +114,7 @@ class BcosResNet(nn.Module):
         return logits
 
     def forward_intermediates(self, x: Tensor) -> ClassMapOutput:
-        """The same pass, with what lies between."""
+        """Compute logits, class maps and the outputs of the stages."""
         x, stages = self.pool(self.bn1(self.conv1(x))), []
         for name in self.stages:
             x = self.get_submodule(name)(x)
@@ -123,12 +123,12 @@ class BcosResNet(nn.Module):
 
 
 def stem_conv(shared: BcosSettings, channels: int, *, small: bool) -> BcosConv2d:
-    """The first layer of a network for images of 224 pixels, or of about 32."""
+    """Build the first layer of a network for images of 224 pixels, or of about 32 if `small`."""
     if small:
         return BcosConv2d(shared, 6, channels, 3, padding=1)
     return BcosConv2d(shared, 6, channels, 7, stride=2, padding=3)
 
 
 def stem_pool(*, small: bool) -> nn.Module:
-    """What follows it: an average over 3x3 that halves the resolution, padded with zeros that count."""
+    """Build the stem's pool: a 3x3 average that halves the resolution and includes zero padding, or the identity."""
     return nn.Identity() if small else nn.AvgPool2d(3, stride=2, padding=1)

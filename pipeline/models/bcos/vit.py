@@ -1,7 +1,7 @@
-"""B-cos SimpleViTs (Beyer et al. 2022 made B-cos): no class token, no bias, no activation.
+"""B-cos SimpleViTs (B-cos form of Beyer et al. 2022): no class token, no bias, no activation.
 
-Parameter names are those of the published B-cos v2 checkpoints. The position embedding is an input of
-its own: what a logit owes to it is in no pixel (e2KD: sum of W x over pixels is not the logit).
+Parameter names are those of the published B-cos v2 checkpoints. The position embedding is a separate input, whose
+contribution to a logit belongs to no pixel (e2KD: the sum of W x over pixels is not the logit).
 
 Shape letters: B batch, n tokens, d their width, p side of a patch.
 """
@@ -18,14 +18,14 @@ from pipeline.models.bcos.layers import BcosConv2d, BcosLinear, BcosSettings, Ce
 
 HEAD_WIDTH = 64
 _MLP_WIDTH = 4
-"""In token widths."""
+"""Width of the hidden layer of an MLP, in multiples of the token width."""
 _PERIOD = 10_000
 
 
 def position_embedding(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
     """Fixed 2-D sines and cosines, f32 [rows * columns, width]: a quarter each of sin x, cos x, sin y, cos y.
 
-    device  where it is made, as a copy would make the device wait
+    device  device to compute on, because a copy would require a synchronization
     """
     place = torch.arange(rows * columns, device=device)[:, None]
     frequencies = _PERIOD ** -(torch.arange(width // 4, device=device) / (width // 4 - 1))
@@ -35,7 +35,7 @@ def position_embedding(rows: int, columns: int, width: int, device: torch.device
 
 
 class Attention(nn.Module):
-    """x -> to_out(softmax(q k' / sqrt(64)) v): the softmax is a factor, values and output are linear."""
+    """Attention x -> to_out(softmax(q k' / sqrt(64)) v), with the softmax as factor and linear values and output."""
 
     def __init__(self, shared: BcosSettings, width: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Attention(nn.Module):
         self.to_out = BcosLinear(shared, width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, n, d] -> the same."""
+        """Apply attention to tokens [B, n, d], keeping the shape."""
         heads = self.to_qkv(self.norm(x)).view(*x.shape[:2], 3, -1, HEAD_WIDTH)
         # [B, n, 3, heads, 64] -> three times [B, heads, n, 64]
         queries, keys, values = heads.permute(2, 0, 3, 1, 4).unbind()
@@ -56,7 +56,7 @@ class Attention(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Attention and two B-cos layers, each beside a shortcut."""
+    """Attention and an MLP of two B-cos layers, each with a shortcut."""
 
     def __init__(self, shared: BcosSettings, width: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """[B, 6, H, W] -> tokens [B, n, d], one for each p x p patch, of the image or of a stem's output."""
+    """Embedding [B, 6, H, W] -> tokens [B, n, d], one for each p x p patch of the image or of a stem's output."""
 
     def __init__(self, shared: BcosSettings, shape: VitShape) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class PatchEmbedding(nn.Module):
             self.conv_stem.append(CenteredNorm(shared, width, of_maps=True))
             self.conv_stem.append(
                 nn.Identity()
-            )  # where others have a ReLU; published names count it
+            )  # placeholder for the ReLU of other networks, counted in the published names
             channels = width
         self.linear = BcosLinear(shared, channels * self.patch**2, shape.width)
 
@@ -94,8 +94,8 @@ class PatchEmbedding(nn.Module):
         x, p = self.conv_stem(x), self.patch
         if x.shape[2] % p or x.shape[3] % p:
             raise ConfigError(
-                f"a B-cos ViT takes images that its patches of {p} pixels tile, got {x.shape[2]}x{x.shape[3]}: "
-                "set teacher.input_size, or augment.size for a student, to a multiple"
+                f"a B-cos ViT needs an input whose sides are multiples of its patches of {p} pixels, got "
+                f"{x.shape[2]}x{x.shape[3]}; set teacher.input_size, or augment.size for a student, to a multiple"
             )
         batch, channels, height, width = x.shape
         patches = x.reshape(batch, channels, height // p, p, width // p, p)
@@ -103,24 +103,24 @@ class PatchEmbedding(nn.Module):
         return tokens
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """(rows, columns) of the tokens of an image."""
+        """Grid (rows, columns) of the tokens of an image."""
         for _ in range(len(self.conv_stem) // 3):
             height, width = (height + 1) // 2, (width + 1) // 2
         return height // self.patch, width // self.patch
 
 
 class VitShape(NamedTuple):
-    """What tells one ViT from another."""
+    """Parameters of a ViT architecture."""
 
     width: int
     depth: int
     patch: int
     stem: tuple[int, ...] = ()
-    """Channels of the convolutions before the patches, each of stride 2."""
+    """Channels of the convolutions before the patches, each with stride 2."""
 
 
 class BcosSimpleVit(nn.Module):
-    """[B, 6, H, W] -> raw logits [B, K], from the average of the tokens."""
+    """SimpleViT [B, 6, H, W] -> raw logits [B, K], computed from the average of the tokens."""
 
     def __init__(self, shared: BcosSettings, shape: VitShape, num_classes: int) -> None:
         super().__init__()
@@ -137,11 +137,11 @@ class BcosSimpleVit(nn.Module):
         return self.classify(self.to_patch_embedding(x) + self.positions(x))
 
     def positions(self, x: Tensor) -> Tensor:
-        """The position embedding [n, d] of images [B, 6, H, W]."""
+        """Compute the position embedding [n, d] of images [B, 6, H, W]."""
         rows, columns = self.to_patch_embedding.grid(x.shape[2], x.shape[3])
         return position_embedding(rows, columns, self.width, x.device).to(x.dtype)
 
     def classify(self, tokens: Tensor) -> Tensor:
-        """Raw logits [B, K] of tokens [B, n, d]."""
+        """Compute raw logits [B, K] from tokens [B, n, d]."""
         raw: Tensor = self.linear_head(self.transformer(tokens).mean(dim=1))
         return raw

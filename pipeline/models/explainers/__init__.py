@@ -1,5 +1,5 @@
-"""Explainers: from a network and its output to maps of chosen classes.
+"""Explainers: functions from a network and its output to explanation maps of chosen classes.
 
-What is compared with these maps belongs to pipeline/losses and pipeline/evaluation.
+Comparisons of these maps are in pipeline/losses and pipeline/evaluation.
 Read first: explain.py, then gradcam.py.
 """

@@ -1,9 +1,9 @@
-"""The weights W of a B-cos network's input (Boehle et al. 2022): what its layers' linear maps multiply to.
+"""The weights W on a B-cos network's input (Boehle et al. 2022), the product of its layers' linear maps.
 
-    W_c(x) = dz_c / dx with every factor of the layers held still,    sum W_c(x) x = z_c - bias
+    W_c(x) = dz_c / dx with every factor of the layers held constant,    sum W_c(x) x = z_c - bias
 
-so W is the whole of a logit, split over six channels of each pixel (of a ViT, all but what its position
-embedding adds). e2KD compares W itself; M = sum over channels of W x says where a logit comes from.
+W decomposes the whole logit over six channels of each pixel (for a ViT, except the contribution of its position
+embedding). e2KD compares W itself. M = sum over channels of W x localizes the contributions to a logit.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.output import ModelOutput, to_float32
 
 _LIFT = 2.0**12
-"""Raises the gradient of a float16 pass above what that type rounds to zero; exact in every other."""
+"""Power of two that scales the gradient of a float16 pass above its underflow, and is exact in every other dtype."""
 _CHANNELS = 6
 _TINY = 1e-12
 _OPAQUE_QUANTILE = 0.995
-"""Of the norms of W: at it and above, a picture is opaque."""
+"""Quantile of the norms of W at and above which a picture is opaque."""
 
 
 def bcos_weights(model: Classifier, output: ModelOutput, explained_class: Tensor) -> Tensor:
-    """W of the given classes, float32 or wider; with a graph to the parameters where they are trained.
+    """Compute W of the given classes, float32 or wider, with a graph to the parameters if they are trained.
 
-    output           of `model`, with or without its graph; one forward pass serves logits and W
-    explained_class  i64 [B, E]; a negative entry gives a zero map
+    output           output of `model`, with or without its graph, so one forward pass is enough for logits and W
+    explained_class  i64 [B, E], where a negative entry results in a zero map
     returns          [B, E, 6, H, W], signed
     """
     if not isinstance(model, BcosClassifier):
         raise ConfigError(
             f"explainer=bcos_weights explains B-cos networks (teacher=bcos, student=bcos), not "
-            f"{type(model.network).__name__}; set explainer={model.explainer}, or make both networks B-cos"
+            f"{type(model.network).__name__}; set explainer={model.explainer}, or choose B-cos networks for both"
         )
     features, logits = output.features, output.logits
     if torch.is_inference_mode_enabled() or features.is_inference():
         raise RuntimeError(
-            "the weights of a B-cos network are a gradient, which inference_mode forbids; use torch.no_grad()"
+            "explainer=bcos_weights computes a gradient, which inference_mode forbids; use torch.no_grad()"
         )
     trained = torch.is_grad_enabled() and any(p.requires_grad for p in model.parameters())
     with torch.enable_grad():
         if not (features.requires_grad and logits.requires_grad):
-            # Nothing was recorded (a frozen teacher, an evaluation): once more, in the parameters' precision.
+            # No graph was recorded (a frozen teacher, an evaluation), so run again in the parameters' precision.
             features = features.detach().to(next(model.parameters()).dtype).requires_grad_()
             with torch.autocast(features.device.type, enabled=False):
                 logits = model.forward_head(features, None)
@@ -62,18 +62,18 @@ def bcos_weights(model: Classifier, output: ModelOutput, explained_class: Tensor
 
 
 def bcos_contributions(model: Classifier, output: ModelOutput, explained_class: Tensor) -> Tensor:
-    """`contribution_map` of `bcos_weights`, with a graph to the parameters where they are trained."""
+    """Compute `contribution_map` of `bcos_weights`, with a graph to the parameters if they are trained."""
     maps = bcos_weights(model, output, explained_class)
     return contribution_map(maps, output.features.detach())
 
 
 def is_bcos_weights(maps: Tensor) -> bool:
-    """Whether maps [B, E, A, h, w] are W: no other explanation has six channels."""
+    """Return whether maps [B, E, A, h, w] are B-cos weights W, the only explanation with six channels."""
     return maps.shape[2] == _CHANNELS
 
 
 def contribution_map(maps: Tensor, features: Tensor) -> Tensor:
-    """M = sum over channels of W x: how much each place adds to the logit (from which it may take away).
+    """Compute M = sum over channels of W x, the signed contribution of each position to the logit.
 
     maps      W [B, E, 6, H, W]
     features  x [B, 6, H, W]
@@ -83,13 +83,13 @@ def contribution_map(maps: Tensor, features: Tensor) -> Tensor:
 
 
 def color_picture(maps: Tensor, features: Tensor, smooth: int = 0) -> Tensor:
-    """W as a picture in [0, 1], RGBA [B, E, H, W, 4]: the colors that it looks for, where they are found.
+    """Render W as a picture in [0, 1], RGBA [B, E, H, W, 4], with the colors that W responds to.
 
-    A place is transparent where it speaks against the class, and opaque where W is strongest.
+    A position is transparent if its contribution is negative, and opaque where W is largest.
 
     maps      W [B, E, 6, H, W]
     features  x [B, 6, H, W]
-    smooth    odd side in pixels of the average over opacities; 0 does none
+    smooth    odd side in pixels of the box filter over opacities, 0 to disable
     """
     against = contribution_map(maps, features).squeeze(2) < 0  # [B, E, H, W]
     positive = (maps / (maps.abs().amax(dim=2, keepdim=True) + _TINY)).clamp(min=0)

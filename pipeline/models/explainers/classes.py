@@ -1,6 +1,6 @@
-"""Which classes of a record a teacher explains (`explainer.explained_classes`), stored or live.
+"""Selection of the classes that a teacher explains (`explainer.explained_classes`), stored or live.
 
-Every choice depends on the record alone: its logits, its labels, its key.
+The selection depends only on the record: its logits, its labels and its key.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from pipeline.store.index import max_labels
 from pipeline.store.reader import Store
 
 ClassChoice = Callable[[Any, Tensor, Tensor, Sequence[str]], Tensor]
-"""(explainer config, logits [B, K], labels as of Batch, keys) -> i64 [B, E], NO_CLASS after the last one."""
+"""(explainer config, logits [B, K], labels in the form of Batch, keys) -> i64 [B, E], NO_CLASS after the last one."""
 
 
 def explained_classes(
     config: ExplainerConfig, logits: Tensor, labels: Tensor, keys: Sequence[str]
 ) -> Tensor:
-    """The classes that a teacher with these logits [B, K] explains: i64 [B, E], NO_CLASS after the last one.
+    """Select the classes that a teacher with these logits [B, K] explains: i64 [B, E], NO_CLASS after the last one.
 
-    Of several the one with the highest logit comes first; a record without labels has none of its own to
-    explain. Nothing waits for the device.
+    Several classes are ordered by descending logit. For a record without labels, choices by label select none. The
+    function does not synchronize with the device.
     """
     return CLASS_CHOICES[config.explained_classes](config, logits.detach(), labels, keys)
 
@@ -57,7 +57,7 @@ def _sample_gt(
     count = own.sum(dim=1)
     seeds = torch.tensor([derive_seed(config.seed, "explained class", key) for key in keys])
     if logits.is_cuda:
-        seeds = seeds.pin_memory()  # from pageable memory the copy would wait for the device
+        seeds = seeds.pin_memory()  # a copy from pageable memory would synchronize with the device
     drawn = seeds.to(logits.device, non_blocking=True) % count.clamp(min=1)
     chosen = own & (own.cumsum(dim=1) == drawn[:, None] + 1)
     return torch.where(count > 0, chosen.byte().argmax(dim=1), NO_CLASS)[:, None]
@@ -72,27 +72,27 @@ CLASS_CHOICES: dict[str, ClassChoice] = {
 
 
 def resolve_explainer(config: ExplainerConfig, store: Store, num_classes: int) -> ExplainerConfig:
-    """The options with E filled in, for a teacher of `num_classes` outputs that looks at a store's records.
+    """Return the options with E filled in, for a teacher with `num_classes` outputs on a store's records.
 
-    Raises ConfigError where the store cannot say what is asked for.
+    Raises ConfigError if the store lacks the labels that the choice needs.
     """
     chosen = f"explainer.explained_classes={config.explained_classes}"
     if config.explained_classes in ("all_gt", "sample_gt"):
         classes = len(store.manifest.classes)
         require(
             num_classes == classes,
-            f"{chosen} reads labels, and the teacher's {num_classes} classes are not the {classes} of the data; "
+            f"{chosen} needs labels, but the teacher's {num_classes} classes are not the {classes} of the data; "
             "set explainer.explained_classes=top1",
         )
         most = max_labels(store.index)
         require(
             most > 0,
-            f"{chosen} reads labels, and {store.path} has none; set explainer.explained_classes=top1",
+            f"{chosen} needs labels, but {store.path} has none; set explainer.explained_classes=top1",
         )
         if config.explained_classes == "all_gt" and config.max_classes is None:
             return replace(config, max_classes=min(most, num_classes))
     require(
         config.max_classes is None or config.max_classes <= num_classes,
-        f"explainer.max_classes={config.max_classes}, but the teacher has {num_classes} classes; set at most that",
+        f"explainer.max_classes={config.max_classes} must be <= {num_classes}, the number of the teacher's classes",
     )
     return config

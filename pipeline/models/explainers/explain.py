@@ -1,4 +1,4 @@
-"""Explanations of a model's logits: differentiable, and the same code for teacher and student."""
+"""Differentiable explanations of a model's logits, with the same code for teacher and student."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ ATTRIBUTIONS: dict[str, Explainer] = {
     **EXPLAINERS,
     "bcos_weights": bcos_contributions,
 }
-"""What each place says for or against a class, [B, E, 1, h, w]: what can be compared with a region."""
+"""Explainers whose maps [B, E, 1, h, w] are contributions for or against a class, comparable with a region."""
 
 DEFAULT_EXPLAINER = "gradcam"
-"""Of a student that learned from labels alone and is compared with no teacher."""
+"""Explainer of a student that is trained on labels only and not compared with a teacher."""
 
 
 def forward_to_explain(
     model: Classifier, images: Tensor, intermediates: Intermediates = NO_INTERMEDIATES
 ) -> ModelOutput:
-    """One forward pass of a frozen model for both its logits and its maps, also inside no_grad.
+    """Run one forward pass of a model for both its logits and its maps, also inside no_grad.
 
-    It is recorded where a map is a gradient of the input, which would otherwise cost a second pass. The
-    logits then carry the graph with them: detach what is kept.
+    The graph is recorded if maps are gradients with respect to the input, which would otherwise need a second pass. In
+    that case the logits hold the graph, so detach the tensors that are kept.
 
-    images  f32 [B, 3, H, W] in [0, 1]
-    inner   what else is asked of the pass
+    images         f32 [B, 3, H, W] in [0, 1]
+    intermediates  additional outputs of the pass
     """
     recorded = torch.is_grad_enabled() or model.explainer == "bcos_weights"
     with torch.set_grad_enabled(recorded):

@@ -1,14 +1,14 @@
-"""GradCAM (Selvaraju et al. 2017) by what lies between the features A [B, C, h, w] and the logits z.
+"""GradCAM (Selvaraju et al. 2017) from the head between the features A [B, C, h, w] and the logits z.
 
     alpha_k = mean_ij dz_c / dA_k,    map = relu(sum_k alpha_k A_k)
 
-Where the head sees A through its average g alone, dz_c / dA is h_c(g) / (h w) at every place, and
+If the head depends on A only through its average g, dz_c / dA is h_c(g) / (h w) at every position, and
 
     map = relu(sum_k h_k A_k) / (h w)
 
-needs no second backward pass: h is W[c] for a linear head, and a function of g for a layer norm before
-it. Every other head is differentiated by autograd, and the head alone: the trunk's graph is touched only
-where a student's own gradients ask for it.
+needs no second backward pass: h is W[c] for a linear head, and a function of g if a layer norm precedes it. Every
+other head is differentiated by autograd. Only the head is differentiated, so the trunk's graph is used only for the
+gradients of a student.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from pipeline.models.output import GapLinear, GapNormLinear, ModelOutput
 
 
 def gradcam(model: Classifier, output: ModelOutput, explained_class: Tensor) -> Tensor:
-    """Maps of the given classes at the features' own grid, computed in float32 or wider.
+    """Compute maps of the given classes on the features' grid, in float32 or wider.
 
-    output           of `model`, with or without its graph
-    explained_class  i64 [B, E]; a negative entry gives a zero map
+    output           output of `model`, with or without its graph
+    explained_class  i64 [B, E], where a negative entry results in a zero map
     returns          [B, E, 1, h, w], >= 0
     """
     if model.explainer != "gradcam":
         raise ConfigError(
-            f"explainer=gradcam explains a layer's features, of which {type(model.network).__name__} has none "
-            f"but its input; set explainer={model.explainer}"
+            f"explainer=gradcam explains the features of a layer, but those of {type(model.network).__name__} are its "
+            f"input; set explainer={model.explainer}"
         )
     with torch.autocast(output.features.device.type, enabled=False):
         features = _widen(output.features)
@@ -46,14 +46,14 @@ def gradcam(model: Classifier, output: ModelOutput, explained_class: Tensor) -> 
 
 
 def gradcam_from_head(features: Tensor, weight: Tensor, explained_class: Tensor) -> Tensor:
-    """The closed form of a linear head from features [B, C, h, w], weight [K, C], classes [B, E]."""
+    """Compute the closed form for a linear head from features [B, C, h, w], weight [K, C] and classes [B, E]."""
     return _weighted_maps(features, weight[explained_class.clamp(min=0)], explained_class)
 
 
 def norm_class_weight(
     features: Tensor, norm: nn.LayerNorm, linear: nn.Linear, explained_class: Tensor
 ) -> Tensor:
-    """dz_c / dg [B, E, C] of z = linear(norm(g)), g the features' average; differentiable in all of them."""
+    """Compute dz_c / dg [B, E, C] of z = linear(norm(g)), g the features' average, differentiable in all inputs."""
     average = features.mean(dim=(2, 3))[:, None]  # [B, 1, C]
     scale = (average.var(dim=2, keepdim=True, correction=0) + norm.eps).sqrt()
     normalized = (average - average.mean(dim=2, keepdim=True)) / scale
@@ -67,14 +67,13 @@ def norm_class_weight(
 def _autograd_class_weight(
     model: Classifier, output: ModelOutput, explained_class: Tensor
 ) -> Tensor:
-    """h w times alpha, [B, E, C], by differentiating the head.
+    """Compute h w times alpha, [B, E, C], by differentiating the head.
 
-    Where nothing asks for gradients (a frozen teacher, an evaluation) the head runs once more, from
-    features without a history.
+    If no gradients are recorded (a frozen teacher, an evaluation), the head runs again on detached features.
     """
     if torch.is_inference_mode_enabled() or output.features.is_inference():
         raise RuntimeError(
-            "GradCAM of this head differentiates it, which inference_mode forbids; use torch.no_grad()"
+            "GradCAM differentiates this head, which inference_mode forbids; use torch.no_grad()"
         )
     create_graph = torch.is_grad_enabled() and output.logits.requires_grad
     features, logits = output.features, output.logits
@@ -95,12 +94,12 @@ def _autograd_class_weight(
 
 
 def _weighted_maps(features: Tensor, class_weight: Tensor, explained_class: Tensor) -> Tensor:
-    """relu(sum_k class_weight_k features_k) / (h w) [B, E, 1, h, w], zero where a class is negative."""
+    """Compute relu(sum_k class_weight_k features_k) / (h w) [B, E, 1, h, w], zero where a class is negative."""
     h, w = features.shape[-2:]
     maps = torch.einsum("bec,bchw->behw", class_weight, features).relu() / (h * w)
     return (maps * (explained_class >= 0)[:, :, None, None]).unsqueeze(2)
 
 
 def _widen(tensor: Tensor) -> Tensor:
-    """Half precision as float32; the same tensor otherwise."""
+    """Convert half precision to float32. Other tensors are returned as they are."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

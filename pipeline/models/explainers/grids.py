@@ -1,4 +1,4 @@
-"""Whether explanations have cells enough to say where a network looks."""
+"""Checks that the grids of explanation maps have enough cells to localize."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _MOST_TIMES_COARSER = 4
 
 @torch.no_grad()
 def map_grid(model: Classifier, input_size: Grid) -> Grid:
-    """The grid of a network's explanations of images of (height, width) `input_size`.
+    """Grid of a network's explanations for images of (height, width) `input_size`.
 
-    That of its features for GradCAM, that of the input for the weights of a B-cos network.
+    It is the grid of the features for GradCAM, and that of the input for B-cos weights.
     """
     if model.explainer != "gradcam":
         return input_size
@@ -33,24 +33,24 @@ def map_grid(model: Classifier, input_size: Grid) -> Grid:
 
 
 def require_places(grid: Grid, input_size: Grid, whose: str, recovery_hint: str) -> None:
-    """ConfigError for a grid of one cell, which is the same map wherever a network looks.
+    """Raise ConfigError for a grid of one cell, which cannot localize.
 
-    whose, recovery_hint  for the message
+    whose, recovery_hint  parts of the message
     """
     if max(grid) == 1:
         raise ConfigError(
-            f"{whose} are a grid of 1x1 cells on images of {input_size[0]}x{input_size[1]} pixels, and one cell "
-            f"cannot say where anything is: {recovery_hint}, or leave explanations out with method.lambda_map=0"
+            f"{whose} have a grid of 1x1 cells on images of {input_size[0]}x{input_size[1]} pixels, and one cell "
+            f"cannot localize anything; {recovery_hint}, or disable explanations with method.lambda_map=0"
         )
 
 
 def warn_of_coarse_grid(student: Grid, teacher: Grid) -> None:
-    """Log a warning where one grid is more than four times coarser than the other."""
+    """Log a warning if one grid is more than four times coarser than the other."""
     ratios = [a / b for a, b in zip(student, teacher, strict=True)]
     if max(*ratios, *(1 / ratio for ratio in ratios)) > _MOST_TIMES_COARSER:
         logger.warning(
-            "explanations of the student are a grid of %dx%d cells, the teacher's of %dx%d: the coarser one decides "
-            "how much the student can learn from them; see augment.size and the networks' strides",
+            "explanations of the student have a grid of %dx%d cells, those of the teacher %dx%d; the coarser grid "
+            "limits how much the student can learn from them, see augment.size and the networks' strides",
             *student,
             *teacher,
         )

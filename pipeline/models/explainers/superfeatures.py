@@ -1,7 +1,7 @@
-"""What each superfeature of an additive network adds to a class: its own logit, class-centered.
+"""Contribution of each superfeature of an additive network to a class: its logit, class-centered.
 
-In an additive game that is the Shapley value of the superfeature, so nothing is sampled (KED). A superfeature's
-share is spread evenly over its cells.
+In an additive game this is the exact Shapley value of the superfeature, so no sampling is needed (KED). The
+contribution of a superfeature is divided evenly over its cells.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pipeline.models.output import ModelOutput
 def superfeature_contributions(
     model: Classifier, output: ModelOutput, explained_class: Tensor
 ) -> Tensor:
-    """Maps of the given classes on the grid of the model's features, signed, float32 or wider.
+    """Compute signed maps of the given classes on the grid of the model's features, float32 or wider.
 
-    output           of `model`; where it has no superfeatures, they are computed from its features
-    explained_class  i64 [B, E]; a negative entry gives a zero map
-    returns          [B, E, 1, rows, columns], a table's columns in one row
+    output           output of `model`, whose features are used if it has no superfeatures
+    explained_class  i64 [B, E], where a negative entry results in a zero map
+    returns          [B, E, 1, rows, columns], with a table's columns in one row
     """
     if not isinstance(model, AdditiveClassifier):
         raise ConfigError(
             f"explainer=superfeatures explains additive networks (teacher=additive, student=additive), not "
-            f"{type(model.network).__name__}; set explainer={model.explainer}, or make both networks additive"
+            f"{type(model.network).__name__}; set explainer={model.explainer}, or choose additive networks for both"
         )
     logits = output.superfeature_logits
     if logits is None:

@@ -1,4 +1,4 @@
-"""The columns of a CSV or Parquet file, as text or as numbers: the same from both.
+"""Columns of a CSV or Parquet file, as text or as numbers, equal for both formats.
 
 Shape letters: N rows.
 """
@@ -31,28 +31,28 @@ _EMPTY = ("", "nan")
 
 @dataclass(frozen=True)
 class TableColumns:
-    """A table in memory."""
+    """Table in memory."""
 
     path: Path
     table: pa.Table
-    """Of a CSV every cell is text."""
+    """Cells of the table; those of a CSV are all text."""
 
     @property
     def names(self) -> list[str]:
-        """In the file's order."""
+        """Column names in the file's order."""
         names: list[str] = self.table.column_names
         return names
 
     def require(self, columns: dict[str, str]) -> None:
-        """ConfigError unless they are there; option -> the column that it names."""
+        """Raise ConfigError unless the columns exist; `columns` maps each option to the column that it names."""
         require_columns(self.path, columns, self.names)
 
     def texts(self, column: str) -> list[str | None]:
-        """Every cell as text, a whole number without its point; None where it is empty."""
+        """Return every cell as text, a whole number without its decimal point; None for an empty cell."""
         return [to_name(value) for value in self.table[column].to_pylist()]
 
     def numbers(self, column: str) -> NDArray[np.float64]:
-        """Every cell as a number, [N]; nan where it is empty or none."""
+        """Return every cell as a number, [N]; nan for an empty cell or one that is not a number."""
         values = self.table[column]
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)
@@ -62,7 +62,7 @@ class TableColumns:
             texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, kind), texts)
             try:
                 values = texts.cast(pa.float64())
-            except pa.ArrowInvalid:  # at least one is no number
+            except pa.ArrowInvalid:  # at least one is not a number
                 return np.array([_number(text) for text in texts.to_pylist()], np.float64)
         elif not (
             pa.types.is_integer(kind)
@@ -75,25 +75,25 @@ class TableColumns:
         return numbers
 
     def error_message(self, row: int, column: str) -> str:
-        """What is wrong with a cell that is no finite float32; rows count from 0 here, from 1 in what is said."""
+        """Describe why a cell is not a finite float32; `row` counts from 0, the message counts from 1."""
         cell: Any = self.table[column][row].as_py()
         number = _number(str(cell)) if cell is not None else np.nan
-        what = f"{str(cell)!r} is no number"
+        what = f"{str(cell)!r} is not a number"
         if cell is None or str(cell).strip().lower() in _EMPTY:
             what = "is empty or NaN"
         elif np.isinf(number):
             what = "is infinite"
         elif np.isfinite(number):
-            what = f"{number:g} is beyond what float32 can hold"
+            what = f"{number:g} is beyond the range of float32"
         return f"row {row + 1}, column {column}: {what}"
 
     def error(self, row: int, column: str, error_message: str) -> ConfigError:
-        """To be raised: where in the table something is wrong."""
+        """Return the exception to raise for an invalid cell, with its position in the table."""
         return ConfigError(f"{self.path}, row {row + 1}, column {column}: {error_message}")
 
 
 def read_columns(path: Path) -> TableColumns:
-    """All of a .csv or .parquet file."""
+    """Read a whole .csv or .parquet file."""
     readers = {".csv": _read_csv, ".parquet": _read_parquet}
     if path.suffix.lower() not in readers:
         raise ConfigError(f"data.path={path} must end in .csv or .parquet")
@@ -103,7 +103,7 @@ def read_columns(path: Path) -> TableColumns:
         raise ConfigError(f"data.path={path} cannot be read: {error}") from error
     twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
     if twice:
-        raise ConfigError(f"data.path={path} has two columns of the name {twice[0]}; rename one")
+        raise ConfigError(f"data.path={path} has two columns named {twice[0]}; rename one of them")
     if table.num_rows == 0:
         raise ConfigError(f"data.path={path} has no rows")
     return TableColumns(path, table)
@@ -128,13 +128,13 @@ def _read_parquet(path: Path) -> pa.Table:
 
 
 def to_name(value: Any) -> str | None:
-    """A cell as a class, a category or a split: 3, 3.0 and "3.0" are one; None where it is empty."""
+    """Convert a cell to a class, category or split: 3, 3.0 and "3.0" are equal; None for an empty cell."""
     text = to_text(value)
     return None if text is None else re.sub(r"^([+-]?[0-9]+)\.0+$", r"\1", text)
 
 
 def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Whole numbers by their size, anything else by its letters."""
+    """Sort distinct names, numerically if all are whole numbers, else alphabetically."""
     distinct = sorted(set(names))
     numbers = [to_number(name) for name in distinct]
     if all(number is not None for number in numbers):

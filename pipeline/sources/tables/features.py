@@ -1,4 +1,4 @@
-"""From a table's columns to what a store holds of each row: numbers, and categories as zeros and ones.
+"""Conversion of a table's columns to the stored values: numbers, and categories as zeros and ones.
 
 Shape letters: N rows, d columns of the store.
 """
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger("permafrost.sources")
 
 MAX_CATEGORIES = 1000
-"""Values of a categorical column; one with more is rather an identifier."""
+"""Largest number of values of a categorical column; a column with more is probably an identifier."""
 
 
 class Features(NamedTuple):
-    """What is stored."""
+    """Stored columns and values."""
 
     columns: tuple[str, ...]
-    """The numeric ones, then <column>=<value> of each category."""
+    """Names of the numeric columns, then <column>=<value> for each category."""
     values: NDArray[np.float32]
     """[N, d]."""
     complaints: dict[int, str]
-    """Of each row that cannot be stored, from 0: its first cell that is no finite number."""
+    """First invalid cell of each row that cannot be stored, by row number from 0."""
 
 
 def table_features(
     table: TableColumns, config: TableDataConfig, in_training: NDArray[np.bool_]
 ) -> Features:
-    """The columns that the options choose.
+    """Select and convert the columns that the options choose.
 
-    in_training  [N]: the rows whose categories count
+    in_training  [N]: the rows whose categories are used
     """
     numbers = _numeric_columns(table, config)
     if config.log1p != ALL_COLUMNS:
@@ -67,7 +67,7 @@ def table_features(
 def _numeric_columns(
     table: TableColumns, config: TableDataConfig
 ) -> dict[str, NDArray[np.float32]]:
-    """By name, [N] each."""
+    """Return the numeric columns by name, [N] each."""
     if config.features:
         return {name: _narrow(table.numbers(name)) for name in config.features}
     named = {config.label, config.split, config.key, *config.exclude, *config.categorical}
@@ -81,17 +81,17 @@ def _numeric_columns(
         else:
             columns[name] = _narrow(numbers)
     if left_out:
-        logger.info("%s: left out, as they hold no numbers: %s", table.path, ", ".join(left_out))
+        logger.info("%s: left out columns without numbers: %s", table.path, ", ".join(left_out))
     if not columns and not config.categorical:
         raise ConfigError(
-            f"data.path={table.path} has no column of numbers beside those that options name; name the columns to "
-            "store with data.features or data.categorical"
+            f"data.path={table.path} has no column of numbers in addition to those that options name; name the "
+            "columns to store with data.features or data.categorical"
         )
     return columns
 
 
 def _narrow(numbers: NDArray[np.float64]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, and complained about
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite and are reported
         return numbers.astype(np.float32)
 
 
@@ -107,12 +107,12 @@ def _log1p(column: NDArray[np.float32]) -> NDArray[np.float32]:
 def _categories(
     table: TableColumns, name: str, in_training: NDArray[np.bool_]
 ) -> dict[str, NDArray[np.float32]]:
-    """Value -> 0 or 1 of each row, [N]."""
+    """Map each value of a categorical column to 0 or 1 per row, [N]."""
     texts = np.array(table.texts(name), dtype=object)
     known = sorted_names(text for text in texts[in_training] if text is not None)
     require(
         0 < len(known) <= MAX_CATEGORIES,
-        f"data.categorical names {name}, which has {len(known)} values in split {TRAIN} of {table.path}; a category "
-        f"has 1 to {MAX_CATEGORIES}: leave the column out by data.exclude, or check the split",
+        f"data.categorical names {name}, which has {len(known)} values in split {TRAIN} of {table.path} but "
+        f"must have 1 to {MAX_CATEGORIES}: leave the column out with data.exclude, or check the split",
     )
     return {category: (texts == category).astype(np.float32) for category in known}

@@ -1,4 +1,4 @@
-"""The rows of a CSV or Parquet file: cells as text, and errors that name the row."""
+"""Rows of a CSV or Parquet file: cells as text, and errors that name the row."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table."""
+    """Row of the table."""
 
     table: Path
     number: int
-    """From 1; the header does not count."""
+    """Row number from 1, without the header."""
     cells: dict[str, Any]
-    """By column: text in a CSV, values in Parquet."""
+    """Cell of each column: text in a CSV, values in Parquet."""
 
     def text(self, column: str) -> str | None:
-        """The cell as text; None where it is empty."""
+        """Return the cell as text, or None if it is empty."""
         return to_text(self.cells[column])
 
     def required(self, column: str) -> str:
-        """The cell as text; an error where it is empty."""
+        """Return the cell as text; raise ConfigError if it is empty."""
         text = self.text(column)
         if text is None:
             raise self.error(column, "is empty")
         return text
 
     def error(self, column: str, error_message: str) -> ConfigError:
-        """To be raised: where in the table something is wrong."""
+        """Return the exception to raise for an invalid cell, with its position in the table."""
         return ConfigError(f"{self.table}, row {self.number}, column {column}: {error_message}")
 
 
 def to_text(value: Any) -> str | None:
-    """A cell as text, the same for a number that pandas made a float; None where it is empty."""
+    """Convert a cell to text, also a number that pandas converted to float; None if it is empty."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, float) and value.is_integer():
@@ -54,18 +54,18 @@ def to_text(value: Any) -> str | None:
 
 
 def to_number(text: str) -> int | None:
-    """A whole number of at most 18 digits, written 3 or 3.0."""
+    """Parse a whole number of at most 18 digits, written 3 or 3.0; None for other text."""
     match = re.fullmatch(r"([+-]?[0-9]{1,18})(\.0*)?", text)
     return int(match[1]) if match else None
 
 
 def is_all_digits(text: str) -> bool:
-    """Whether a text looks like a whole number, of however many digits."""
+    """Return whether a text looks like a whole number, with any number of digits."""
     return re.fullmatch(r"[+-]?[0-9]+(\.0*)?", text) is not None
 
 
 def read_rows(path: Path, columns: dict[str, str]) -> Iterator[Row]:
-    """The rows of a CSV or Parquet file with the wanted columns only.
+    """Yield the rows of a CSV or Parquet file with the wanted columns only.
 
     columns  option -> the column that it names
     """
@@ -104,9 +104,9 @@ def _read_parquet(path: Path, columns: dict[str, str]) -> Iterator[Row]:
 
 
 def require_columns(path: Path, columns: dict[str, str], there: list[str]) -> None:
-    """ConfigError unless each option's column is there."""
+    """Raise ConfigError unless each option's column exists."""
     for option, column in columns.items():
         if column not in there:
             raise ConfigError(
-                f"data.{option}={column} is no column of {path}; it has: {', '.join(there)}"
+                f"data.{option}={column} is not a column of {path}; it has: {', '.join(there)}"
             )

@@ -1,5 +1,5 @@
-"""The search for superfeatures (KED, Algorithm 1): dependency, grouping and the artifact that keeps the result.
+"""Search for superfeatures (KED, Algorithm 1): dependency, grouping and the artifact that stores the result.
 
-The partition itself belongs to pipeline/models/additive.
+The partition itself is in pipeline/models/additive.
 Read first: search.py.
 """

@@ -1,4 +1,4 @@
-"""The partition that a search found, as an artifact of its store, with W and the facts of the search.
+"""The partition found by a search, as an artifact of its store, with W and the facts of the search.
 
 Shape letters: d features, M superfeatures.
 """
@@ -27,12 +27,12 @@ _MADE_BY = "stages.teach with teaching=ked"
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionFacts:
-    """The artifact's description."""
+    """Description of the artifact."""
 
     grid: tuple[int, int] | None
     records: int
     split_half: float | None
-    """Spearman's correlation of two halves of the records; None where they cannot be compared."""
+    """Spearman correlation of two halves of the records, None if they cannot be compared."""
     seed: int
     neighbors: int
     resolution: float
@@ -42,31 +42,31 @@ class PartitionFacts:
     dependency_sha256: str
     partition_sha256: str
     made_with: dict[str, str]
-    """Versions of the libraries whose algorithms decide the groups; outside the fingerprint, for people."""
+    """Versions of the libraries that determine the groups, for information only and not part of the fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedPartition:
-    """The content of the artifact's folder."""
+    """Content of the artifact's folder."""
 
     made_from: dict[str, Any]
     facts: PartitionFacts
     partition: Partition
     dependency: Tensor
-    """W as measured: f64 [d, d]."""
+    """Measured matrix W, f64 [d, d]."""
 
 
 def partition_artifact(store: Path, made_from: dict[str, Any], options: dict[str, Any]) -> Artifact:
-    """The artifact of a search.
+    """Return the artifact of a search.
 
     made_from  the network, the records and the probes
-    options    of the measurement and of the grouping
+    options    options of the measurement and of the grouping
     """
     return Artifact(store, "partition", {**made_from, "options": options}, _MADE_BY)
 
 
 def save_partition(artifact: Artifact, grouping: Grouping, measured: DependencySums) -> None:
-    """Commit what was found; an artifact that is there already stays, since passes name its digest."""
+    """Write the result. An existing artifact is kept, because passes refer to its digest."""
     partition, split_half = grouping.partition, measured.split_half
     facts = PartitionFacts(
         grid=partition.grid,
@@ -87,7 +87,7 @@ def save_partition(artifact: Artifact, grouping: Grouping, measured: DependencyS
 
 
 def load_partition(folder: Path) -> SavedPartition:
-    """The partition and W of an artifact's folder, checked byte by byte."""
+    """Load the partition and W from an artifact's folder, with a check of every byte."""
     manifest, tensors = load_artifact(folder, _MADE_BY)
     facts = from_dict(PartitionFacts, manifest.description)
     return SavedPartition(
@@ -99,5 +99,5 @@ def load_partition(folder: Path) -> SavedPartition:
 
 
 def _sha256(matrix: Tensor) -> str:
-    """SHA-256 of its values, row by row."""
+    """SHA-256 of the matrix values, row by row."""
     return hashlib.sha256(matrix.to(torch.float64).contiguous().numpy().tobytes()).hexdigest()

@@ -1,6 +1,6 @@
-"""Second derivatives of one record's logits along probe directions, in three ways.
+"""Second derivatives of one record's logits along probe directions, by three methods.
 
-Shape letters: d features, K classes, R draws of signs, n rows of one pass (a draw and a feature each).
+Shape letters: d features, K classes, R draws of signs, n rows of one pass (one draw and one feature each).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.training.superfeatures.probes import Probes
 
 Network = Callable[[Tensor], Tensor]
-"""Inputs [B, *shape] -> logits [B, K], never probabilities; each record's alone decide its logits."""
+"""Inputs [B, *shape] -> logits [B, K], not probabilities. The logits of a record depend on that record only."""
 
 PIECEWISE_LINEAR = (
     nn.ReLU,
@@ -48,7 +48,7 @@ _PIECEWISE_LINEAR_STEPS = (
     "Max",
     "Amax",
 )
-"""How autograd's steps begin that are called without a module."""
+"""Prefixes of the names of autograd nodes created by functional calls."""
 
 
 def squared_curvature(
@@ -60,11 +60,11 @@ def squared_curvature(
     step: float | None,
     directions_per_pass: int,
 ) -> Tensor:
-    """sum_c (d^2 g_c / dP_i dP_j)^2 of one input [*shape], estimated with random signs: f64 [d, d] on the CPU.
+    """Estimate sum_c (d^2 g_c / dP_i dP_j)^2 of one input [*shape] with random signs: f64 [d, d] on the CPU.
 
-    signs                +-1 [R, K], minus their mean where g is centered over classes
-    step                 of central differences of gradients; None for the exact second derivative
-    directions_per_pass  bounds the memory: so many inputs (twice as many with a step) pass the network together
+    signs                +-1 [R, K], minus their mean if g is centered over classes
+    step                 step of central differences of gradients, None for the exact second derivative
+    directions_per_pass  number of inputs per forward pass (twice as many with a step), which limits the memory
     """
     steps, members = probes.steps(record), probes.members(record)
     num_features = probes.num_features
@@ -81,12 +81,12 @@ def squared_curvature(
 
 
 def _passes(rows: int, directions_per_pass: int) -> int:
-    """How many times the network is asked, about as many rows each time."""
+    """Number of forward passes, with about the same number of rows each."""
     return max(1, -(-rows // directions_per_pass))
 
 
 def _moved(probes: Probes, steps: Tensor, members: Tensor, features: Tensor) -> Tensor:
-    """One step along each of some features: [n, *shape]."""
+    """Displacements [n, *shape] by one step along each of some features."""
     belongs = members.T[features.to(members.device)].view(-1, *probes.feature_of.shape)
     return belongs * steps
 
@@ -103,17 +103,17 @@ def _differences(
 
 
 def _hessian_rows(network: Network, record: Tensor, directions: Tensor, weights: Tensor) -> Tensor:
-    """The same at the limit of a small step: [n, *shape].
+    """Exact derivatives of the gradient of each row's weighted logits along its direction: [n, *shape].
 
-    By a second reverse pass: PyTorch compiles its forward-over-reverse rules, GELU's among them, for ten
-    seconds when they are first used, and has none for some operations.
+    They are computed by a second backward pass. PyTorch takes ten seconds to compile its forward-over-reverse rules,
+    such as that of GELU, on first use, and has none for some operations.
     """
     places = record.expand_as(directions).clone().requires_grad_()
     with torch.enable_grad():
         total = (network(places) * weights).sum()
         (gradient,) = torch.autograd.grad(total, places, create_graph=True)
         along = (gradient * directions).sum()
-    if not along.requires_grad:  # a network that is linear
+    if not along.requires_grad:  # the network is linear
         return torch.zeros_like(directions)
     return torch.autograd.grad(along, places, materialize_grads=True)[0]
 
@@ -127,15 +127,15 @@ def squared_ablations(
     centered: bool,
     directions_per_pass: int,
 ) -> Tensor:
-    """The same by mixed differences of two steps back, without a gradient: zero on the diagonal.
+    """Estimate the squared curvature by mixed differences of backward steps, without gradients, zero on the diagonal.
 
-    Passes give every class at once, so that no signs are drawn; there is one for each pair of features.
+    Each pair of features takes one forward pass, which returns the logits of all classes, so no signs are needed.
     """
     steps, members = probes.steps(record), probes.members(record)
     first, second = torch.combinations(torch.arange(probes.num_features)).T
 
     def without(*features: Tensor) -> Tensor:
-        """Logits [n, K] with the n-th of each features a step back."""
+        """Logits [n, K] after one step back along the n-th feature of each argument."""
         answers = []
         for rows in zip(
             *(f.chunk(_passes(len(f), directions_per_pass)) for f in features), strict=True
@@ -158,9 +158,9 @@ def squared_ablations(
 def refuse_piecewise_linear(
     network: Network, record: Tensor, modules: nn.Module | None = None
 ) -> None:
-    """Raise ConfigError where second derivatives are zero, or undefined, because a part has corners.
+    """Raise ConfigError if a part of the network is piecewise linear, with zero or undefined second derivatives.
 
-    modules  what `network` calls, for their names; None for the network itself, where it is one
+    modules  module that `network` calls, for the names of its parts, or None if `network` is a module itself
     """
     owner = network if modules is None and isinstance(network, nn.Module) else modules
     found = [
@@ -174,14 +174,14 @@ def refuse_piecewise_linear(
     if found:
         more = f" (+{len(found) - 4} more)" if len(found) > 4 else ""
         raise ConfigError(
-            f"derivative=hvp: {', '.join(found[:4])}{more}: the exact second derivative of what is "
-            "piecewise linear says nothing on dependence; choose derivative=fd, which is right for every "
-            "activation, or give a copy of the network with smooth ones (Softplus, average pooling)"
+            f"derivative=hvp does not support {', '.join(found[:4])}{more}, because exact second derivatives of "
+            "piecewise linear functions do not measure dependence; choose derivative=fd, which supports every "
+            "activation, or use a copy of the network with smooth ones (Softplus, average pooling)"
         )
 
 
 def _piecewise_linear_steps(logits: Tensor) -> list[str]:
-    """Autograd's names of them in the computation of the logits, sorted."""
+    """Sorted names of the piecewise linear autograd nodes in the computation of the logits."""
     found, seen, waiting = set(), set(), [logits.grad_fn]
     while waiting:
         node = waiting.pop()

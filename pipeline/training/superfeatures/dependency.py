@@ -1,8 +1,8 @@
-"""How much each pair of features depends on one another in a frozen network's logits (KED, Algorithm 1).
+"""Dependency of each pair of features in the logits of a frozen network (KED, Algorithm 1).
 
-W_ij = sqrt(mean over records of sum_c (d^2 g_c / dP_i dP_j)^2), g_c a class-centered logit, P_i a probe
-direction of one standard deviation's length. Of logits, never of probabilities or a loss: those mix
-what the network keeps apart.
+W_ij = sqrt(mean over records of sum_c (d^2 g_c / dP_i dP_j)^2), where g_c is a class-centered logit and P_i a probe
+direction with the length of one standard deviation. It uses logits, because probabilities and losses introduce
+dependencies that the network does not have.
 
 Shape letters: d features, K classes, R draws of signs.
 """
@@ -29,26 +29,26 @@ from pipeline.training.superfeatures.curvature import (
 from pipeline.training.superfeatures.probes import Probes
 
 ENOUGH = 0.9
-"""Rank correlation of two halves of the records from which on there are enough of them."""
+"""Rank correlation of two halves of the records above which the number of records is sufficient."""
 
 Derivative = Literal["fd", "hvp", "ablate"]
 
 Batches = Iterable[tuple[Sequence[str], Tensor]]
-"""Keys and inputs [B, *shape]."""
+"""Batches of keys and inputs [B, *shape]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DependencySums:
-    """Over some records; sums over ranks or shards add up to the sum over all of them."""
+    """Sums over some records, which can be added over ranks or shards."""
 
     squares: Tensor
-    """f64 [2, d, d]: of each half of the records, which a record's key decides."""
+    """Sums f64 [2, d, d] over each half of the records. A record's key determines its half."""
     records: Tensor
-    """i64 [2]: their number in each half."""
+    """Number of records in each half, i64 [2]."""
 
     @classmethod
     def empty(cls, num_features: int) -> DependencySums:
-        """Over no record."""
+        """Sums over no records."""
         return cls(
             squares=torch.zeros(2, num_features, num_features, dtype=torch.float64),
             records=torch.zeros(2, dtype=torch.int64),
@@ -61,25 +61,25 @@ class DependencySums:
 
     @property
     def num_records(self) -> int:
-        """In both halves."""
+        """Number of records in both halves."""
         return int(self.records.sum())
 
     @property
     def matrix(self) -> Tensor:
-        """W: f64 [d, d], as measured: row i is the direction that was moved."""
+        """Measured matrix W, f64 [d, d]. Row i belongs to the direction of the displacement."""
         if self.num_records == 0:
             raise ValueError("no record was measured")
         matrix = (self.squares.sum(dim=0) / self.num_records).sqrt()
         if not matrix.isfinite().all():
             raise ConfigError(
-                "the dependency matrix is not finite: a logit overflows, or is not defined, a step away "
-                "from some record; take a smaller step"
+                "the dependency matrix is not finite, because a logit overflows or is undefined one step away "
+                "from a record; lower teaching.step"
             )
         return matrix
 
     @property
     def split_half(self) -> float:
-        """Spearman's correlation of the two halves' off-diagonals; nan where they cannot be compared."""
+        """Spearman correlation of the off-diagonal entries of both halves, nan if they cannot be compared."""
         first, second = (_off_diagonal(symmetric(half.sqrt())) for half in self.squares)
         if not self.records.all() or first.numel() < 2:
             return float("nan")
@@ -88,7 +88,7 @@ class DependencySums:
 
     @property
     def needs_more_records(self) -> bool:
-        """Whether two halves of them do not agree yet: then double their number."""
+        """True if the two halves do not agree, so that more records are needed."""
         return not self.split_half >= ENOUGH
 
 
@@ -105,27 +105,30 @@ def measure_dependency(
     directions_per_pass: int = 64,
     modules: nn.Module | None = None,
 ) -> DependencySums:
-    """The sum over the records of all batches, each record by itself.
+    """Measure the dependency sums over the records of all batches, one record at a time.
 
-    A record's part depends on its key, its input and the seed alone, so neither order nor batches nor the
-    number of processes change more than the last bits of a sum in float64.
+    The contribution of a record depends only on its key, its input and the seed. Record order, batches and the number
+    of processes therefore change at most the last bits of a float64 sum.
 
-    network     frozen, in eval mode; `lambda images: model(images).logits` for a network of images, `lambda
+    network     frozen, in eval mode: `lambda images: model(images).logits` for a network on images, `lambda
                 features: model.forward_head(features, None)` for the cells of a trunk
-    derivative  fd: central differences of gradients, for every activation; hvp: exact, for smooth networks;
-                ablate: differences of logits a step back, without a gradient, d^2 / 2 passes a record
-    step        of fd and ablate, in units of the probes'
-    draws       of signs a record: more say more of one record, where records are few
-    centered     False for logits that share no softmax (many labels a record)
-    modules     what `network` calls, where it is no module itself; must be in eval mode
+    derivative  fd      central differences of gradients, for every activation
+                hvp     exact, for smooth networks
+                ablate  differences of logits after steps back, without gradients, d^2 / 2 passes per record
+    step        step of fd and ablate, in units of the probes' steps
+    draws       draws of signs per record, for a more precise estimate if there are few records
+    centered    False for logits that do not share a softmax (many labels per record)
+    modules     module that `network` calls if it is not a module itself, in eval mode
     """
     owner = network if modules is None and isinstance(network, nn.Module) else modules
     if owner is not None and any(module.training for module in owner.modules()):
-        raise ConfigError("dependency is measured on a frozen network; call freeze(model) first")
+        raise ConfigError(
+            "dependency must be measured on a frozen network; call freeze(model) first"
+        )
     total, num_classes = DependencySums.empty(probes.num_features), 0
     for keys, inputs in batches:
         for key, record in zip(keys, to_float32(inputs), strict=True):
-            # Half precision has too few digits for the difference of two gradients.
+            # The difference of two gradients needs more digits than half precision has.
             with torch.autocast(record.device.type, enabled=False):
                 if num_classes == 0:
                     num_classes = _num_classes(network, record, centered)
@@ -156,22 +159,22 @@ def measure_dependency(
 
 
 def symmetric(dependency: Tensor) -> Tensor:
-    """[d, d] the same in both directions, and without the features' own curvature."""
+    """Symmetrize a dependency matrix [d, d] and set its diagonal, the features' own curvature, to 0."""
     both = (dependency + dependency.T) / 2
     return both - both.diag().diag()
 
 
 def _num_classes(network: Network, record: Tensor, centered: bool) -> int:
-    """K."""
+    """Number K of classes."""
     with torch.no_grad():
         num_classes = network(record[None]).shape[1]
     if centered and num_classes == 1:
-        raise ConfigError("a single logit cannot be centered over classes; use centered=False")
+        raise ConfigError("a single logit cannot be centered over classes; set centered=False")
     return num_classes
 
 
 def _signs(shape: tuple[int, int], centered: bool, seed: int, key: str) -> Tensor:
-    """+-1 for each class of a record, f64 [R, K]; minus their mean, which centers the logits."""
+    """Random signs +-1 for each class of a record, f64 [R, K], minus their mean to center the logits."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "class projection", key))
     signs = 2.0 * torch.randint(0, 2, shape, generator=generator).double() - 1
     return signs - signs.mean(dim=1, keepdim=True) if centered else signs

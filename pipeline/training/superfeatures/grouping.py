@@ -1,6 +1,6 @@
-"""From a dependency matrix to a nested partition: Louvain's communities, mergers down to one, and splits.
+"""Grouping of features to a nested partition by their dependency: Louvain communities, their mergers and splits.
 
-Shape letters: d features, n of them that are not null, M superfeatures.
+Shape letters: d features, n features that are not null, M superfeatures.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from pipeline.training.superfeatures.dependency import symmetric
 logger = logging.getLogger("permafrost.superfeatures")
 
 NULL_SHARE = 1e-6
-"""Of the largest row sum: below it a feature depends on none."""
+"""Fraction of the largest row sum below which a feature counts as null, that is, independent of all others."""
 _STARTS = 5
-"""Runs of Louvain's algorithm, of which the best counts."""
+"""Number of runs of Louvain's algorithm, of which the best is used."""
 _FINER = 1.25
-"""Factor on the resolution while there are too few communities."""
+"""Factor by which the resolution is raised while there are too few communities."""
 _FEWEST_NEIGHBORS = 4
 _DECIMALS = 12
-"""Of weights over the largest one, and of gains: what the order of a sum changes breaks no tie."""
+"""Decimals of normalized weights and gains, so that the summation order does not break ties."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grouping:
-    """A partition and how it was found."""
+    """A partition and the facts of its search."""
 
     partition: Partition
     seed: int
     neighbors: int
-    """k: edges that each feature keeps, besides those by which others keep it."""
+    """Number k of strongest edges kept for each feature. An edge is kept if either of its features keeps it."""
     resolution: float
-    """Of Louvain's algorithm when it had found enough communities."""
+    """Resolution at which Louvain's algorithm found enough communities."""
     communities: int
-    """How many these were."""
+    """Number of communities found at that resolution."""
     modularity: tuple[float, ...]
-    """On the sparsified graph at resolution 1, of the partition into 1, 2, ... M superfeatures."""
+    """Modularity of the partitions into 1, 2, ... M superfeatures, on the sparsified graph at resolution 1."""
     null_features: tuple[int, ...]
-    """Attached to the superfeature of their nearest feature, not clustered."""
+    """Features that were not clustered, but assigned to the superfeature of their nearest feature."""
 
 
 def group_features(
@@ -61,16 +61,16 @@ def group_features(
     neighbors: int | None = None,
     resolution: float = 1.0,
 ) -> Grouping:
-    """The nested partition into 1 to `levels` superfeatures, made for `number` of them.
+    """Group features into a nested partition with 1 to `levels` superfeatures, optimized for `number` of them.
 
-    Louvain's algorithm looks for `number` communities; coarser levels merge them, finer ones split them. So the
-    levels up to `number` are the same whatever `levels` is.
+    Louvain's algorithm searches for `number` communities. Coarser levels merge them, finer levels split them, so the
+    levels up to `number` do not depend on `levels`.
 
-    levels       None is `number`
-    dependency   f64 [d, d]; its diagonal, a feature's own curvature, is not read
-    grid         (rows, columns) of the features; a null feature joins the nearest one there
-    correlation  of a table's features [d, d]; a null feature joins the one of the largest |correlation|
-    neighbors   None is max(4, n / 8); n - 1 keeps every edge, on which Louvain's algorithm finds little
+    dependency   f64 [d, d], whose diagonal, the features' own curvature, is not read
+    levels       None means `number`
+    grid         (rows, columns) of the features, on which a null feature joins the nearest one
+    correlation  [d, d] of a table's features, by which a null feature joins the one with the largest |correlation|
+    neighbors    None means max(4, n / 8). With n - 1 every edge is kept, and Louvain's algorithm finds little
     """
     weights = symmetric(dependency.double().cpu()).numpy()
     live = _live(weights)
@@ -79,9 +79,9 @@ def group_features(
     _check(number, live, weights)
     _check(most, live, weights)
     if most < number:
-        raise ValueError(f"{most} levels do not reach {number} superfeatures")
+        raise ValueError(f"levels={most} must be >= number={number}")
     if grid is not None and grid[0] * grid[1] != len(weights):
-        raise ValueError(f"a grid of {grid} has not the {len(weights)} features of the matrix")
+        raise ValueError(f"the grid {grid} does not have the {len(weights)} features of the matrix")
     k = max(_FEWEST_NEIGHBORS, len(live) // 8) if neighbors is None else neighbors
     graph = sparsify((weights / weights.max())[np.ix_(live, live)].round(_DECIMALS), k)
     communities, found_at = _communities(graph, number, seed, resolution)
@@ -110,7 +110,7 @@ def group_features(
 
 
 def count_dependent(dependency: Tensor) -> int:
-    """Features of f64 [d, d] that are not null: at most so many superfeatures can be found."""
+    """Number of features of a dependency matrix f64 [d, d] that are not null, the maximum number of superfeatures."""
     return len(_live(symmetric(dependency.double().cpu()).numpy()))
 
 
@@ -120,7 +120,7 @@ def _live(weights: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def sparsify(weights: NDArray[np.float64], neighbors: int) -> NDArray[np.float64]:
-    """Each node's strongest edges, and those by which others keep it; of equal ones those to the lowest nodes."""
+    """Keep an edge if it is among the strongest of either node. Of equal edges, those to the lowest nodes are kept."""
     strongest = np.argsort(-weights, axis=1, kind="stable")[:, :neighbors]
     kept = np.zeros(weights.shape, dtype=bool)
     np.put_along_axis(kept, strongest, True, axis=1)
@@ -130,20 +130,21 @@ def sparsify(weights: NDArray[np.float64], neighbors: int) -> NDArray[np.float64
 def _check(number: int, live: NDArray[np.int64], weights: NDArray[np.float64]) -> None:
     if len(live) == 0:
         raise ConfigError(
-            f"none of the {len(weights)} features depends on another, so that nothing groups them: logits "
-            "are linear in the cells before a global average pooling (probe pixel blocks, or cut the trunk "
-            "earlier), and exact second derivatives of a network of ReLUs are zero (use derivative=fd)"
+            f"none of the {len(weights)} features depends on another, so they cannot be grouped; if a global average "
+            "pooling makes logits linear in the cells, probe pixel blocks or cut the trunk earlier; if the network "
+            "has ReLUs, use derivative=fd, because its exact second derivatives are zero"
         )
     if not 1 <= number <= len(live):
         raise ConfigError(
-            f"{number} superfeatures of {len(live)} features that depend on others; choose 1 to {len(live)}"
+            f"{number} superfeatures are not possible with {len(live)} features that depend on others; choose 1 to "
+            f"{len(live)}"
         )
 
 
 def _communities(
     graph: NDArray[np.float64], number: int, seed: int, resolution: float
 ) -> tuple[NDArray[np.int64], float]:
-    """At least `number` communities, i64 [n], and the resolution at which there are so many."""
+    """Find at least `number` communities, i64 [n], and the resolution at which they were found."""
     while True:
         best = _louvain(graph, seed, resolution)
         if best.max() + 1 >= number:
@@ -152,7 +153,7 @@ def _communities(
 
 
 def _louvain(graph: NDArray[np.float64], seed: int, resolution: float) -> NDArray[np.int64]:
-    """The best of several runs, i64 [n]; nodes without an edge are communities of their own."""
+    """Best communities of several runs, i64 [n]. A node without edges is a separate community."""
     if not graph.any():
         return np.arange(len(graph))
     nodes = networkx.Graph()
@@ -170,17 +171,17 @@ def _louvain(graph: NDArray[np.float64], seed: int, resolution: float) -> NDArra
         for start in range(_STARTS)
     ]
     assignments = [_assignment(sets, len(graph)) for sets in found]
-    # The first of equally good ones: max keeps it.
+    # Of equally good ones, max returns the first.
     return max(assignments, key=lambda a: round(_modularity(graph, a, resolution), _DECIMALS))
 
 
 def _splits(
     graph: NDArray[np.float64], coarse: NDArray[np.int64], number: int, seed: int
 ) -> list[NDArray[np.int64]]:
-    """Levels of one community more each, up to `number`, that split those of `coarse`: i64 [n] each.
+    """Split the communities of `coarse` in levels with one more community each, up to `number`: i64 [n] each.
 
-    Louvain's algorithm divides each community by itself, at the resolution at which there are enough parts in
-    all; mergers within communities give the levels between.
+    Louvain's algorithm divides each community separately, at the first resolution with enough parts in total. Mergers
+    within communities produce the intermediate levels.
     """
     resolution = 1.0
     groups = [np.flatnonzero(coarse == group) for group in range(int(coarse.max()) + 1)]
@@ -199,7 +200,7 @@ def _splits(
 
 
 def _assignment(sets: list[set[int]], num_nodes: int) -> NDArray[np.int64]:
-    """Communities as sets -> i64 [n], numbered by their lowest node."""
+    """Convert communities from sets to i64 [n], numbered by their lowest node."""
     assignment = np.empty(num_nodes, dtype=np.int64)
     for community, members in enumerate(sets):
         assignment[sorted(members)] = community
@@ -211,9 +212,9 @@ def _mergers(
     communities: NDArray[np.int64],
     within: NDArray[np.int64] | None = None,
 ) -> list[NDArray[np.int64]]:
-    """Into 1, 2, ... communities, i64 [n] each: from the last one down, the merger of largest gain.
+    """Levels of 1, 2, ... communities, i64 [n] each, made by repeatedly merging the pair with the largest gain.
 
-    within  coarser communities that are kept apart: the first level is theirs
+    within  coarser communities that are not merged with each other, and are the first level
     """
     levels = [communities]
     fewest = 1 if within is None else int(within.max()) + 1
@@ -227,14 +228,14 @@ def _mergers(
             owner = np.empty(number, np.int64)
             owner[levels[0]] = within
             gain[owner[:, None] != owner] = -np.inf
-        # argmax gives the first of equal gains: that of the lowest communities.
+        # Of equal gains, argmax returns the first, that of the lowest communities.
         low, high = divmod(int(gain.round(_DECIMALS).argmax()), number)
         levels.insert(0, _numbered(np.where(levels[0] == high, low, levels[0])))
     return levels
 
 
 def _between(graph: NDArray[np.float64], assignment: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Weight between each two communities, on the diagonal twice that within one."""
+    """Total weight between each pair of communities, with twice the weight within a community on the diagonal."""
     member = np.eye(int(assignment.max()) + 1)[assignment]
     between: NDArray[np.float64] = member.T @ graph @ member
     return between
@@ -253,23 +254,23 @@ def _nearest(
     grid: tuple[int, int] | None,
     correlation: Tensor | None,
 ) -> NDArray[np.int64]:
-    """For each null feature the feature whose superfeature it joins; of equally near ones the lowest."""
+    """Feature whose superfeature each null feature joins, the lowest of equally near ones."""
     if grid is not None:
         places = np.stack(np.unravel_index(np.arange(grid[0] * grid[1]), grid), axis=1)
         near = -np.square(places[null][:, None] - places[live][None]).sum(axis=2)
     elif correlation is not None:
-        # A constant column has no correlation with any other.
+        # The correlation of a constant column with any other is undefined.
         near = correlation.double().cpu().nan_to_num(nan=0.0).abs().numpy()[np.ix_(null, live)]
     else:
         raise ValueError(
-            f"features {null.tolist()} of the table depend on none; give the correlation of its columns"
+            f"features {null.tolist()} of the table do not depend on others; pass the correlation of its columns"
         )
     nearest: NDArray[np.int64] = live[near.argmax(axis=1)]
     return nearest
 
 
 def _numbered(assignment: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The same groups, numbered by their lowest feature."""
+    """Renumber groups by their lowest feature."""
     _, first, place = np.unique(assignment, return_index=True, return_inverse=True)
     return np.take(first.argsort().argsort(), place)
 
@@ -279,8 +280,8 @@ def _warn_of_small_groups(finest: NDArray[np.int64], number: int) -> None:
     small = sizes[sizes < len(finest) / (8 * number)]
     if len(small):
         logger.warning(
-            "%d of %d superfeatures have fewer than %.1f features (%s); fewer superfeatures, or more "
-            "neighbors, give groups of more equal sizes",
+            "%d of %d superfeatures have fewer than %.1f features (%s); lower teacher.superfeatures or raise "
+            "teaching.neighbors for groups of more equal sizes",
             len(small),
             number,
             len(finest) / (8 * number),

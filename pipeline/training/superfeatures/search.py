@@ -1,4 +1,4 @@
-"""Superfeatures of a black box: what its logits say of a store's records, grouped and saved (KED, Algorithm 1).
+"""Search for the superfeatures of a black box: measure, group and save dependencies of features (KED, Algorithm 1).
 
 Shape letters: d features.
 """
@@ -43,7 +43,7 @@ from pipeline.training.superfeatures.probes import (
 logger = logging.getLogger("permafrost.superfeatures")
 
 _BATCH_SIZE = 64
-"""Records read together; each is measured by itself."""
+"""Number of records read together. Each is measured separately."""
 _MEASURED_BY = (
     "records",
     "max_records",
@@ -54,39 +54,39 @@ _MEASURED_BY = (
     "resolution",
     "grouping_seed",
 )
-"""Options of teaching=ked that decide a partition."""
+"""Options of teaching=ked that determine a partition."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartitionSearch:
-    """All that decides a partition of an image's blocks or a table's columns, and where it is kept."""
+    """Inputs that determine a partition of image blocks or table columns, and the artifact that stores it."""
 
     store: Store
     black_box: ModelConfig
     teacher: AdditiveModelConfig
-    """Whose features are grouped: blocks of the image, as many as `grid` has (in trunk mode those that its cells
-    look at), or the columns of a table."""
+    """Teacher whose features are grouped: the blocks of the image in its `grid` (in trunk mode those that its cells
+    cover), or the columns of a table."""
     teaching: KEDTeachingConfig
     input_size: tuple[int, int]
     """(height, width) of the teacher's view."""
 
     @property
     def folder(self) -> Path:
-        """<store>/artifacts/partition-<fp8>."""
+        """Folder <store>/artifacts/partition-<fp8>."""
         return self._artifact.folder
 
     def run(self, distributed: DistributedContext, device: torch.device) -> Path:
-        """Measure, each rank its share of the records, and save the partition; its folder.
+        """Measure dependencies with the records divided over ranks, save the partition, and return its folder.
 
-        One that is there already is kept. Neither the number of ranks nor the batches change more than the last
-        bits of the sum, which grouping rounds away.
+        An existing partition is kept. The number of ranks and the batches change at most the last bits of the sum,
+        which the grouping rounds away.
         """
         exists = torch.tensor(float(self._artifact.exists))
         if not distributed.sum(exists):
             measured = self._measure(distributed, device)
             if distributed.is_first:
                 self._group(measured)
-            distributed.sum(exists)  # the others wait for the first
+            distributed.sum(exists)  # barrier: the other ranks wait for the first
         return self.folder
 
     @cached_property
@@ -95,7 +95,7 @@ class PartitionSearch:
 
     @cached_property
     def _made_from(self) -> dict[str, Any]:
-        """Reads the whole file of weights for its digest."""
+        """Description of the inputs. Its computation reads the whole file of weights for the digest."""
         return {
             "store": self.store.manifest.fingerprint,
             "split": self.teaching.split,
@@ -140,7 +140,7 @@ class PartitionSearch:
                 squares=distributed.sum(part.squares), records=distributed.sum(part.records)
             )
             logger.info(
-                "dependency of %d features in %d records, agreement of two halves %.3f",
+                "dependency of %d features in %d records, rank correlation of two halves %.3f",
                 probes.num_features,
                 total.num_records,
                 total.split_half,
@@ -151,8 +151,8 @@ class PartitionSearch:
             start, stop = stop, limit
         if total.needs_more_records:
             logger.warning(
-                "two halves of %d records agree on dependencies by %.3f only: the groups may differ with other "
-                "records; raise teaching.max_records or teaching.draws",
+                "the rank correlation of dependencies between two halves of %d records is only %.3f, so the groups may "
+                "differ with other records; raise teaching.max_records or teaching.draws",
                 total.num_records,
                 total.split_half,
             )
@@ -181,7 +181,7 @@ class PartitionSearch:
     def _inputs(
         self, rows: NDArray[np.int64], device: torch.device
     ) -> Iterator[tuple[Sequence[str], Tensor]]:
-        """Keys, and images as the black box sees them or rows of a table."""
+        """Iterate over keys and inputs of the black box (images or rows of a table)."""
         size = self._probed_size()
         if len(rows) == 0:
             return
@@ -190,7 +190,7 @@ class PartitionSearch:
             yield batch.keys, view_images(seen, size)
 
     def _correlation(self) -> Tensor:
-        """Of a table's columns over the first records: f64 [d, d]."""
+        """Correlation of a table's columns over the first records: f64 [d, d]."""
         order = balanced_order(self.store.index, self.teaching.split, self.teaching.grouping_seed)
         rows = [v for _, v in self._inputs(order[: self.teaching.records], torch.device("cpu"))]
         return torch.corrcoef(torch.cat(rows).double().T)
@@ -201,7 +201,7 @@ class PartitionSearch:
         require(
             teacher.superfeatures <= dependent or dependent == 0,
             f"teacher.superfeatures={teacher.superfeatures}, but only {dependent} of {teacher.features} features "
-            "depend on others in the black box's logits; lower it, or (of images) take a finer teacher.grid",
+            "depend on others in the black box's logits; lower it, or (for images) set a finer teacher.grid",
         )
         grouping = group_features(
             measured.matrix,
@@ -215,7 +215,7 @@ class PartitionSearch:
         )
         save_partition(self._artifact, grouping, measured)
         logger.info(
-            "%d communities, modularity %.3f at %d superfeatures, %d features without a dependency: %s",
+            "%d communities, modularity %.3f with %d superfeatures, %d features without dependencies: %s",
             grouping.communities,
             grouping.modularity[teacher.superfeatures - 1],
             teacher.superfeatures,

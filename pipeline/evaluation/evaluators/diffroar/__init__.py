@@ -1,4 +1,4 @@
-"""DiffROAR: retraining on inputs whose most or least attributed pixels are masked.
+"""DiffROAR: retraining on images in which the most or least attributed pixels are masked.
 
 Read first: evaluator.py.
 """

@@ -1,13 +1,13 @@
-"""DiffROAR: do the coordinates that an attribution calls important tell more than those it calls unimportant?
+"""DiffROAR: predictive power of the highest attributed coordinates minus that of the lowest attributed ones.
 
-    PredPower(A, k)  accuracy of a probe trained from nothing on images of which only a fraction k of the coordinates is
-                     kept, all others set to the mean of the training images, and asked about test images kept likewise
+    PredPower(A, k)  accuracy of a probe trained from scratch on images of which only a fraction k of the coordinates is
+                     kept, all others set to the mean of the training images, and tested on images masked the same way
     DiffROAR(A, k) = PredPower(the top k kept) - PredPower(the bottom k kept)
 
-(Shah et al. 2021; Hooker et al. 2019 for retraining.) Above 0 is good, a random order is around 0, and for k = 0 and
-k = 1 both are the same. The attribution is the input gradient of the logit of the class that the subject predicts, on
-training and test images alike: with the true class, the positions alone could tell the label. What they tell is asked
-of a probe that sees nothing else (mask_only).
+(Shah et al. 2021; Hooker et al. 2019 for retraining.) Values above 0 are good, a random order gives about 0, and for
+k = 0 and k = 1 both terms are equal. The attribution is the input gradient of the logit of the predicted class, on
+both training and test images: with the true class, the positions alone could reveal the label. A probe that receives
+only the positions (mask_only) measures how much they reveal.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ NAME = "diffroar"
 
 
 def check_diffroar(context: EvaluationContext) -> Mapping[str, str]:
-    """ConfigError unless there are images to train on beside those that are evaluated, with one label each."""
+    """Raise ConfigError unless there are images with one label each to train on besides the evaluated ones."""
     require_images(context.store, f"evaluators={NAME}", "leave it out of evaluators")
     require_one_label(context, NAME)
     split = context.options.diffroar.train_split
     require(
         len(_training_rows(context)) > 1,
-        f"evaluate.{NAME}.train_split={split} has no labeled records beside those of {context.split}, and a probe is "
-        "trained on others than it is asked about; name another split",
+        f"evaluate.{NAME}.train_split={split} has no labeled records other than those of {context.split}, and a probe "
+        "must not be tested on its training records; name another split",
     )
     return {}
 
 
 def evaluate_diffroar(context: EvaluationContext) -> dict[str, Any]:
-    """`compare` of the subject on some of the split's records."""
+    """Run `compare` for the evaluated model on some of the split's records."""
     options = context.options.diffroar
     train = _ranked(context, _training_rows(context))
     test = _ranked(context, _test_rows(context))
@@ -75,12 +75,18 @@ def compare(
     options: DiffroarOptions,
     classes: int,
 ) -> dict[str, Any]:
-    """difference (DiffROAR), its standard deviation sd over all pairs of runs, power.top and power.bottom, each by the
-    fraction kept, in per cent; mean of DiffROAR over the fractions; mask_only, the accuracy of a probe that sees the
-    top's places and nothing else; unmasked, and chance, the most frequent class of the test records.
+    """Train the probes and compute DiffROAR.
 
-    A power that mask_only reaches says as much of places as of what is seen there: where an object's form is its
-    class, the outline of the places is enough.
+    difference             DiffROAR, by the fraction kept in per cent, as are sd, power and mask_only
+    sd                     standard deviation of DiffROAR over all pairs of runs
+    power.top, .bottom     predictive power of the top and bottom coordinates
+    mean                   mean of DiffROAR over the fractions
+    mask_only              accuracy of a probe that receives only the positions of the top coordinates
+    unmasked               accuracy of a probe that receives the whole images
+    chance                 share of the most frequent class of the test records
+
+    A predictive power that mask_only reaches may come from the positions instead of the pixel values: if the shape of
+    an object determines its class, the outline of the positions is sufficient.
     """
     fill = float(torch.mean(train.images, dtype=torch.float64)) / 255
     parts = ("top", "bottom")
@@ -121,7 +127,7 @@ def compare(
 
 
 def _training_rows(context: EvaluationContext) -> NDArray[np.int64]:
-    """Rows of the index: labeled, of all classes alike, and none that is evaluated."""
+    """Rows of the index to train on: labeled, balanced over classes, and not among the evaluated records."""
     options = context.options.diffroar
     rows = balanced_order(context.store.index, options.train_split, seed=0)
     labels = context.store.index["label"].to_numpy()[rows]
@@ -137,7 +143,7 @@ def _test_rows(context: EvaluationContext) -> NDArray[np.int64]:
 
 
 def _ranked(context: EvaluationContext, rows: NDArray[np.int64]) -> RankedImages:
-    """The records, on the subject's device, with the ranks of the subject's attributions."""
+    """Load records with the ranks of the model's attributions, on the model's device."""
     model = context.model
     images, ranks, labels = [], [], []
     for batch in replace(context, dataset=StoreDataset(context.store, rows)).iter_batches():
@@ -156,10 +162,10 @@ EVALUATOR = Evaluator(
     check_diffroar,
     Page(
         "DiffROAR",
-        "Do its gradients name what matters?",
+        "Predictive power of the gradients' order",
         "Predictive power of the pixels with the highest gradients minus that of those with the lowest, by the "
-        "share that is kept (Shah et al. 2021): above 0 gradients name what a network trained anew can use. The "
-        "mask alone should predict no class.",
+        "share that is kept (Shah et al. 2021). Above 0, the gradients select pixels that a retrained network can "
+        "use. The mask alone should not predict the class.",
         (
             Quantity(
                 "difference",
@@ -168,8 +174,8 @@ EVALUATOR = Evaluator(
                 "line",
             ),
             Quantity("mean", "DiffROAR, mean over the shares", MORE),
-            Quantity("mask_only", "Accuracy of a probe that sees the places alone", is_main=False),
-            Quantity("unmasked", "Accuracy of a probe that sees all", is_main=False),
+            Quantity("mask_only", "Accuracy of a probe on the mask alone", is_main=False),
+            Quantity("unmasked", "Accuracy of a probe on whole images", is_main=False),
             Quantity("chance", "Share of the most frequent class", is_main=False),
         ),
     ),

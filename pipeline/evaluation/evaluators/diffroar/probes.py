@@ -1,7 +1,7 @@
-"""Small networks that are trained from nothing on a part of each image, to see what that part tells.
+"""Small networks trained from scratch on a part of each image, to measure the information in that part.
 
-Every subject's masks are evaluated by the same probe, so that only the masks differ. Shape letters: N images, C channels,
-H W their size, G 1 or C groups of coordinates that are ranked (a pixel, or each of its channels), K classes.
+All evaluated models use the same probe, so only their masks differ. Shape letters: N images, C channels, H W their
+size, G 1 or C groups of ranked coordinates (a pixel, or each of its channels), K classes.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from pipeline.core.seeds import derive_seed
 
 Part = Literal["top", "bottom"]
 BuildProbe = Callable[[int], nn.Module]
-"""Number of classes -> a network that has not learned anything."""
+"""Function from the number of classes to an untrained network."""
 
 
 @dataclass(frozen=True)
 class RankedImages:
-    """Images, and how much each of their coordinates matters to somebody."""
+    """Images with the rank of each coordinate by attribution."""
 
     images: Tensor
-    """u8 [N, C, H, W]."""
+    """Images u8 [N, C, H, W]."""
     ranks: Tensor
-    """i32 [N, G, H, W]: 0 is what matters most, n - 1 what matters least."""
+    """Ranks i32 [N, G, H, W] of the n = G H W coordinates: 0 is the most important, n - 1 the least important."""
     labels: Tensor
-    """i64 [N]."""
+    """Labels i64 [N]."""
 
     def select(self, rows: Tensor, part: Part, fraction: float) -> Tensor:
-        """The `fraction` of coordinates that matter most, or least: bool [rows, G, H, W]."""
+        """Select the `fraction` of most ("top") or least ("bottom") important coordinates: bool [rows, G, H, W]."""
         ranks = self.ranks[rows]
         total = ranks[0].numel()
         count = round(fraction * total)
@@ -42,7 +42,7 @@ class RankedImages:
 
 
 def rank(attributions: Tensor) -> Tensor:
-    """Ranks of |attributions| [N, G, H, W] in each image, i32, 0 for the highest; ties in an order drawn once."""
+    """Rank |attributions| [N, G, H, W] within each image, i32, 0 for the highest. Ties follow a fixed random order."""
     strength = attributions.abs().flatten(1)
     generator = torch.Generator().manual_seed(derive_seed(0, "ties of ranks"))
     drawn = torch.randperm(strength.shape[1], generator=generator).to(strength.device)
@@ -53,7 +53,7 @@ def rank(attributions: Tensor) -> Tensor:
 
 
 def keep_part(part: Part, fraction: float, fill: float) -> Callable[[RankedImages, Tensor], Tensor]:
-    """Images of which all but that part of the coordinates is `fill`: f32 [rows, C, H, W]."""
+    """Build a function to images in which all other coordinates are set to `fill`: f32 [rows, C, H, W]."""
 
     def inputs(ranked: RankedImages, rows: Tensor) -> Tensor:
         kept = ranked.select(rows, part, fraction)
@@ -63,7 +63,7 @@ def keep_part(part: Part, fraction: float, fill: float) -> Callable[[RankedImage
 
 
 def mask_of_part(part: Part, fraction: float) -> Callable[[RankedImages, Tensor], Tensor]:
-    """The places of that part alone, as 0 and 1, and nothing of the image: f32 [rows, C, H, W]."""
+    """Build a function to the positions of that part as 0 and 1, without the image: f32 [rows, C, H, W]."""
 
     def inputs(ranked: RankedImages, rows: Tensor) -> Tensor:
         kept = ranked.select(rows, part, fraction).float()
@@ -73,7 +73,7 @@ def mask_of_part(part: Part, fraction: float) -> Callable[[RankedImages, Tensor]
 
 
 def build_probe(width: int) -> BuildProbe:
-    """Three convolutions that halve the image each, and a linear layer on their average."""
+    """Three convolutions that each halve the image, and a linear layer on their spatial average."""
 
     def build(classes: int) -> nn.Module:
         layers: list[nn.Module] = []
@@ -101,7 +101,7 @@ def predictive_power(
     seed: int,
     classes: int,
 ) -> float:
-    """Accuracy on test of a network trained on train, both seen through `inputs`; a function of the seed."""
+    """Accuracy on `test` of a probe trained on `train`, both transformed by `inputs`. Deterministic for a seed."""
     device = train.images.device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -115,7 +115,7 @@ def predictive_power(
         order = torch.randperm(len(train.labels), generator=generator).to(device)
         for rows in _cut(order, options.batch_size):
             if len(rows) < 2:
-                continue  # a batch norm learns nothing from one record
+                continue  # batch norm cannot train on one record
             with torch.enable_grad():
                 loss = F.cross_entropy(probe(inputs(train, rows)), train.labels[rows])
                 optimizer.zero_grad()

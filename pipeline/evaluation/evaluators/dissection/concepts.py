@@ -1,4 +1,4 @@
-"""A set of images with concepts: what dissection reads, whatever it comes from.
+"""The interface of a set of images labeled with concepts, as dissection reads it.
 
 Shape letters: L label images of one picture, s t their height and width, C labels of the set (0 is none).
 """
@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 NO_CONCEPT = 0
-"""The label of a pixel that has none."""
+"""Label of a pixel without a concept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConceptImage:
-    """One picture and what is known of it."""
+    """One picture and its labels."""
 
     image: Tensor
-    """u8 [3, H, W]."""
+    """Picture u8 [3, H, W]."""
     layers: NDArray[np.int32]
-    """[L, s, t]: labels of pixels; a category may have several images, and a pixel several labels."""
+    """Pixel labels [L, s, t]. A category may have several label images, and a pixel several labels."""
     whole: tuple[int, ...] = ()
-    """Labels of the image as a whole: each counts for all its s t pixels."""
+    """Labels of the whole image, each of which counts for all its s t pixels."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,20 @@ class Labels:
     """The concepts of a set."""
 
     names: tuple[str, ...]
-    """[C], by label; the first is that of no concept."""
+    """Names [C] by label. The first stands for no concept."""
     categories: tuple[str, ...]
     category_of: tuple[int, ...]
-    """[C]: place in `categories` of the one in which the label covers most."""
+    """Index [C] into `categories` of the category in which the label's coverage is highest."""
 
 
 class ConceptSet(Protocol):
-    """Pictures by their number; reading one is a function of the number alone."""
+    """Pictures by their number. A picture depends only on its number."""
 
     @property
     def labels(self) -> Labels:
-        """Its concepts."""
+        """Concepts of the set."""
 
     def __len__(self) -> int: ...
 
     def read(self, number: int, *, with_labels: bool = True) -> ConceptImage:
-        """One picture; without its labels where they are not needed, as they may be files of their own."""
+        """Read one picture. Without labels, separate label files are not read."""

@@ -1,8 +1,8 @@
-"""A small set of concepts that is drawn, for tests and where no Broden is at hand.
+"""A small synthetic concept set, for tests and as the default if no Broden folder is given.
 
-On a picture lie two shapes. Categories: object (circle, square, triangle: pixels, one label image a shape), color
-(pixels), texture (plain, striped, checkered: pixels) and scene (meadow, night, sand: the whole picture, by the color
-of its ground). Pictures are drawn from (seed, number) alone. Label images have half the pictures' side, as in Broden.
+A picture shows two shapes. The categories are object (circle, square, triangle: pixels, one label image per shape),
+color (pixels), texture (plain, striped, checkered: pixels) and scene (meadow, night, sand: the whole picture, by its
+background color). Pictures depend only on (seed, number). Label images have half the pictures' side, as in Broden.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _BY_CATEGORY = {
 }
 _SHAPES = 2
 _DARK = 0.45
-"""What the dark places of a texture keep of its color."""
+"""Factor on the color in the dark parts of a texture."""
 
 
 class DrawnConcepts:
-    """`count` pictures of `side` pixels."""
+    """A set of `count` pictures of `side` x `side` pixels."""
 
     def __init__(self, count: int, side: int, seed: int = 0) -> None:
-        """side  even"""
+        """Configure the set; `side` must be even."""
         self.count, self.side, self.seed = count, side, seed
         named = [(name, place) for place, c in enumerate(_BY_CATEGORY) for name in _BY_CATEGORY[c]]
         self.labels = Labels(
@@ -50,7 +50,7 @@ class DrawnConcepts:
         return self.count
 
     def read(self, number: int, *, with_labels: bool = True) -> ConceptImage:
-        """One picture, drawn."""
+        """Draw one picture."""
         generator = np.random.default_rng([self.seed, number])
         scene = str(generator.choice(list(_SCENES)))
         picture = np.broadcast_to(np.array(_SCENES[scene]), (self.side, self.side, 3)).copy()
@@ -68,7 +68,7 @@ class DrawnConcepts:
     def _add_shape(
         self, picture: NDArray[np.float64], generator: np.random.Generator, center: float
     ) -> list[NDArray[np.int32]]:
-        """Paint one shape; its label images for color, object and texture, each [side / 2, side / 2]."""
+        """Paint one shape, and return its label images for color, object and texture, each [side / 2, side / 2]."""
         shape, texture = (str(generator.choice(names)) for names in (_OBJECTS, _TEXTURES))
         color = str(generator.choice(list(_COLORS)))
         radius = generator.uniform(0.13, 0.22)
@@ -99,7 +99,7 @@ def _inside(
 
 
 def _dark(texture: str, side: int) -> NDArray[np.bool_]:
-    """Where a texture is dark, bool [side, side]."""
+    """Mask of the dark parts of a texture, bool [side, side]."""
     width = max(1, side // 16)
     row, column = np.indices((side, side)) // width % 2
     if texture == "striped":

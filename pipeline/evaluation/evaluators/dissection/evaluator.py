@@ -1,8 +1,8 @@
-"""How many units of a layer detect a concept that people have a name for (Bau et al. 2017; Han et al. 2023).
+"""Network dissection: units of a layer that detect a human-interpretable concept (Bau et al. 2017; Han et al. 2023).
 
-Two passes over a set of concepts, which has nothing to do with the store: the first finds each unit's threshold, the
-second counts pixels. Units are the channels of one stage. Shape letters: B images, U units,
-C labels, h w the stage's grid, H W the subject's input.
+It makes two passes over a concept set, which is independent of the store: the first finds each unit's threshold, the
+second counts pixels. Units are the channels of one stage. Shape letters: B images, U units, C labels, h w the stage's
+grid, H W the input of the evaluated model.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from pipeline.models.resolve import require_images
 NAME = "dissection"
 _DRAWN, _SIDE = 400, 64
 _LEGACY_MEAN, _LEGACY_STD = (124.69 / 255, 118.69 / 255, 109.54 / 255), 0.224
-"""Of the published code; its order of channels is RGB."""
+"""Normalization of the published code, with channels in RGB order."""
 
 
 @dataclass(frozen=True)
 class DissectionResult:
-    """What two passes found."""
+    """Results of both passes."""
 
     labels: Labels
     iou: Tensor
-    """f64 [U, C]."""
+    """IoU f64 [U, C] of each unit with each label."""
     thresholds: Tensor
-    """f32 [U]."""
+    """Thresholds f32 [U]."""
     top: TopImages
     images: int
 
@@ -60,7 +60,7 @@ class DissectionResult:
 
 
 def check_dissection(context: EvaluationContext) -> Mapping[str, str]:
-    """ConfigError where there are no concepts, or no such stage; the set's tables."""
+    """Raise ConfigError if the concept set or the stage does not exist, and return the set's tables."""
     options = context.options.dissection
     require_images(context.store, f"evaluators={NAME}", "leave it out of evaluators")
     concepts = open_concepts(options)
@@ -70,13 +70,23 @@ def check_dissection(context: EvaluationContext) -> Mapping[str, str]:
 
 
 def evaluate_dissection(context: EvaluationContext) -> dict[str, Any]:
-    """units, detectors (of evaluate.dissection.iou or more), unique_concepts among them, mean_iou of each unit with
-    its best concept; detectors and concepts by category; the best units by name in top_units. The same for all
-    splits, as none is looked at.
+    """Dissect the evaluated model. The results are the same for all splits, because none is read.
 
-    Writes dissection-<split>.safetensors: thresholds f32 [U]; unit_iou f32 and unit_concept i64 [U] (a number of
-    label.csv, or of drawn.py); of the top units in their order shown_units i64 [n], the images that excite them most,
-    shown_frames u8 [n, m, 3, H, W], and where they fire there, shown_masks u8 [n, m, H, W], 0 or 1.
+    units                 number of units
+    detectors             number of units whose IoU with a concept is at least evaluate.dissection.iou
+    unique_concepts       number of different concepts among the detectors
+    mean_iou              mean IoU of each unit with its best concept
+    detectors_by_category, concepts_by_category  detectors and unique concepts by category
+    top_units             the best units with their concepts
+
+    Writes dissection-<split>.safetensors:
+
+    thresholds            f32 [U]
+    unit_iou              f32 [U]
+    unit_concept          i64 [U], a number of label.csv or of drawn.py
+    shown_units           i64 [n], the top units in their order
+    shown_frames          u8 [n, m, 3, H, W], the images that activate them most
+    shown_masks           u8 [n, m, H, W], 1 where the unit is active in that image
     """
     options = context.options.dissection
     found = _dissect_once(context.model, options, context.options.batch_size)
@@ -114,12 +124,12 @@ def evaluate_dissection(context: EvaluationContext) -> dict[str, Any]:
 def _dissect_once(
     model: EvaluatedModel, options: DissectionOptions, batch_size: int
 ) -> DissectionResult:
-    """`dissect`, once for all splits of an evaluation."""
+    """Run `dissect` once for all splits of an evaluation."""
     return dissect(model, open_concepts(options), options, batch_size)
 
 
 def open_concepts(options: DissectionOptions) -> ConceptSet:
-    """The set that evaluate.dissection.path names."""
+    """Open the concept set of evaluate.dissection.path, or the synthetic one."""
     if options.path is None:
         return DrawnConcepts(options.images or _DRAWN, _SIDE)
     return BrodenFolder(Path(options.path), options.images)
@@ -132,7 +142,7 @@ def open_concepts(options: DissectionOptions) -> ConceptSet:
 def dissect(
     model: EvaluatedModel, concepts: ConceptSet, options: DissectionOptions, batch_size: int
 ) -> DissectionResult:
-    """IoU of every unit with every concept."""
+    """Compute the IoU of every unit with every concept."""
     blank = units_of(model, _blank(model, options), options.stage)
     _, units, h, w = blank.shape
     keep = kept_of(options.quantile, len(concepts) * h * w)
@@ -169,7 +179,7 @@ def _passes(
     *,
     with_labels: bool = True,
 ) -> Iterator[tuple[list[int], list[ConceptImage], Tensor]]:
-    """Numbers of images, the images and their activations [B, U, h, w], batch by batch."""
+    """Iterate over batches of image numbers, images and their activations [B, U, h, w]."""
     for start in range(0, len(concepts), batch_size):
         numbers = list(range(start, min(start + batch_size, len(concepts))))
         pictures = [concepts.read(number, with_labels=with_labels) for number in numbers]
@@ -179,26 +189,24 @@ def _passes(
 
 @torch.no_grad()
 def units_of(model: EvaluatedModel, images: Tensor, stage: int | None) -> Tensor:
-    """The channels of a stage, from 1, or of the deepest: [B, U, h, w] of images [B, 3, H, W]."""
+    """Channels [B, U, h, w] of a stage, counted from 1, or of the deepest stage, for images [B, 3, H, W]."""
     found = activations(model.network, images)
     names = [name for name, values in found.items() if values.dim() == 4]
     name = f"layer{stage}" if stage is not None else (names[-1] if names else "")
     if name not in names:
         known = (
-            f"it has stages 1 to {len(names)}"
-            if "layer1" in names
-            else "its stages are not known here"
+            f"it has stages 1 to {len(names)}" if "layer1" in names else "its stages are not known"
         )
         way = "set it to one of them, or to null" if names else f"leave {NAME} out of evaluators"
         raise ConfigError(
-            f"evaluate.{NAME}.stage={stage}: {type(model.network.network).__name__} does not show such a layer with "
-            f"places; {known}: {way}"
+            f"evaluate.{NAME}.stage={stage}: {type(model.network.network).__name__} has no such layer with a spatial "
+            f"grid; {known}; {way}"
         )
     return found[name]
 
 
 def model_inputs(model: EvaluatedModel, pictures: Sequence[ConceptImage]) -> Tensor:
-    """The pictures, whole, at the subject's input size: f32 [B, 3, H, W] in [0, 1]."""
+    """Resize whole pictures to the model's input size: f32 [B, 3, H, W] in [0, 1]."""
     resized = []
     for picture in pictures:
         image = picture.image[None].to(model.device).float() / 255
@@ -219,13 +227,13 @@ def _blank(model: EvaluatedModel, options: DissectionOptions) -> Tensor:
 def _legacy_normalization(
     model: EvaluatedModel, images: Tensor, options: DissectionOptions
 ) -> Tensor:
-    """With evaluate.dissection.legacy_norm what the network's own normalization turns into the published code's."""
+    """Transform images so that the network's own normalization becomes that of the published code (legacy_norm)."""
     if not options.legacy_norm:
         return images
     own = [module for module in model.network.modules() if isinstance(module, Normalize)]
     if not own:
         raise ConfigError(
-            f"evaluate.{NAME}.legacy_norm=true replaces a network's normalization, and "
+            f"evaluate.{NAME}.legacy_norm=true replaces a network's normalization, but "
             f"{type(model.network.network).__name__} has none; set it to false"
         )
     mean = images.new_tensor(_LEGACY_MEAN).view(-1, 1, 1)
@@ -269,12 +277,12 @@ EVALUATOR = Evaluator(
     check_dissection,
     Page(
         "Concepts",
-        "Concepts that single units detect",
-        "Network dissection (Bau et al. 2017): a unit detects a concept where its highest activations, over all "
-        "images, overlap the concept's pixels by IoU >= 0.05.",
+        "Concepts detected by single units",
+        "Network dissection (Bau et al. 2017): a unit detects a concept if its highest activations, over all "
+        "images, overlap the concept's pixels with IoU >= 0.05.",
         (
             Quantity("detectors", "Units that detect a concept", COUNT),
-            Quantity("unique_concepts", "Different concepts among them", COUNT),
+            Quantity("unique_concepts", "Unique concepts among them", COUNT),
             Quantity("detectors_by_category", "Detectors by category", COUNT, "bar"),
             Quantity(
                 "mean_iou", "Mean IoU of each unit with its best concept", MORE, is_main=False

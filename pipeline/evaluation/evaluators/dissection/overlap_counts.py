@@ -1,15 +1,16 @@
-"""Pixels where units fire and where concepts are, counted over a whole set (Bau et al. 2017, as their code counts).
+"""Pixel counts of active units and concepts over a whole set, as in the code of Bau et al. 2017.
 
     IoU[k, c] = inter[k, c] / (act[k, cat(c)] + lab[c] - inter[k, c] + 1e-10)
 
-    inter[k, c]    pixels where unit k fires and label c is
+    inter[k, c]    pixels with label c where unit k is active
     lab[c]         pixels with label c; an image-level label counts for all pixels of its image
-    act[k, cat]    pixels where unit k fires, in images where one of these carries a label of the category (mask), or
-                   where any pixel does (image), as the paper's text has it
+    act[k, cat]    pixels where unit k is active, over the images in which one of these pixels has a label of the
+                   category (mask), or in which any pixel has one (image), as in the paper's text
 
-A pixel that has one label in several label images has it once. The blog of Han et al. writes an IoU an image, and
-interpolates the thresholded map; their code does neither, and this follows it. Counts are integers, so parts of a set
-add up exactly. Shape letters: U units, C labels, G categories, L label images, s t their height and width.
+A pixel with the same label in several label images counts once. The blog of Han et al. defines an IoU per image and
+interpolates the thresholded map. Their code does neither, and this module follows the code. Counts are integers, so
+the parts of a set add up exactly. Shape letters: U units, C labels, G categories, L label images, s t their height
+and width.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ Presence = Literal["mask", "image"]
 
 
 def firing_mask(activations: Tensor, thresholds: Tensor, size: tuple[int, int]) -> Tensor:
-    """Where units fire, bool [U, s, t] at (height, width) `size`: upsampled bilinearly, then strictly above.
+    """Masks of active units, bool [U, s, t] at (height, width) `size`.
 
-    A unit that is 0 almost everywhere has the threshold 0, and does not fire where it is 0.
+    Activations are upsampled bilinearly, and a unit is active where they are strictly above its threshold. A unit that
+    is 0 almost everywhere has the threshold 0, and is not active where it is 0.
 
     activations  [U, h, w] of one image
     thresholds   [U]
@@ -42,18 +44,18 @@ def firing_mask(activations: Tensor, thresholds: Tensor, size: tuple[int, int]) 
 
 @dataclass(frozen=True)
 class OverlapCounts:
-    """Over some images; all i64."""
+    """Counts over some images, all i64."""
 
     inter: Tensor
-    """[U, C]."""
+    """Pixels [U, C] of each unit and label."""
     lab: Tensor
-    """[C]."""
+    """Pixels [C] of each label."""
     act: Tensor
-    """[U, G]."""
+    """Pixels [U, G] of each unit and category."""
 
     @classmethod
     def zeros(cls, units: int, labels: Labels) -> OverlapCounts:
-        """Of no image."""
+        """Counts of an empty set."""
         count, categories = len(labels.names), len(labels.categories)
         return cls(
             torch.zeros(units, count, dtype=torch.int64),
@@ -71,13 +73,13 @@ class OverlapCounts:
     ) -> None:
         """Add one image, in place.
 
-        masks   bool [U, s, t], where units fire
+        masks   bool [U, s, t], masks of active units
         layers  i64 [L, s, t], labels of pixels
         whole   labels of the image
         """
         present, there = _labeled(layers, whole)
         fired = masks.flatten(1)
-        # Whole numbers below 2^24, as of an image's pixels, are exact in float32.
+        # The counts within one image are below 2^24, so they are exact in float32.
         counts = fired.float() @ there.float().T  # [U, present]
         categories = [labels.category_of[label] for label in present]
         of_category = counts.new_zeros(len(present), len(labels.categories))
@@ -91,7 +93,7 @@ class OverlapCounts:
         return OverlapCounts(self.inter + other.inter, self.lab + other.lab, self.act + other.act)
 
     def iou(self, labels: Labels) -> Tensor:
-        """f64 [U, C]; 0 of no concept."""
+        """Compute the IoU f64 [U, C], 0 for the label of no concept."""
         inter = self.inter.double()
         act = self.act.double()[:, list(labels.category_of)]
         iou = inter / (act + self.lab.double() - inter + _EPS)
@@ -100,7 +102,7 @@ class OverlapCounts:
 
 
 def _labeled(layers: Tensor, whole: tuple[int, ...]) -> tuple[list[int], Tensor]:
-    """The labels of an image, and where each is: bool [labels, s t]."""
+    """Labels of an image and the mask of each: bool [labels, s t]."""
     present = sorted({*torch.unique(layers).tolist(), *whole} - {NO_CONCEPT})
     pixels = layers.flatten(1)
     everywhere = torch.ones(pixels.shape[1], dtype=torch.bool, device=layers.device)

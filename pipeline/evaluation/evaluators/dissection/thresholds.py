@@ -1,9 +1,9 @@
-"""The activation above which a unit fires: exact, in one pass, in memory that knows no number of images.
+"""Exact activation thresholds of units, computed in one pass.
 
     T_k = the smallest activation of unit k with P(a_k > T_k) <= quantile
 
-over all images and places. It is the (m + 1)-th largest of the N activations, m = floor(quantile N); so the m + 1
-largest are kept of what has been seen, and those of two parts are the largest of both.
+over all images and positions. It is the (m + 1)-th largest of the N activations, with m = floor(quantile N). The m + 1
+largest activations seen so far are therefore kept, and those of two parts merge into the largest of both.
 
 Shape letters: B images, U units, h w grid, n activations kept.
 """
@@ -17,25 +17,25 @@ import torch
 from torch import Tensor
 
 _ROUNDING = 1e-9
-"""Of quantile N, which is a whole number where it looks like one."""
+"""Tolerance on quantile N, against rounding errors just below a whole number."""
 
 
 def kept_of(quantile: float, activations: int) -> int:
-    """m + 1: how many of each unit's activations must be kept to know its threshold."""
+    """Number m + 1 of activations per unit that must be kept to determine its threshold."""
     return math.floor(quantile * activations + _ROUNDING) + 1
 
 
 @dataclass(frozen=True)
 class LargestActivations:
-    """Of each unit, over some images; those of parts merge into those of the whole."""
+    """Largest activations of each unit over some images, which can be merged over parts."""
 
     values: Tensor
-    """[U, n], in descending order; n <= keep."""
+    """Activations [U, n] in descending order, n <= keep."""
     keep: int
 
     @classmethod
     def of(cls, activations: Tensor, keep: int) -> LargestActivations:
-        """Of activations [B, U, h, w]."""
+        """Select from activations [B, U, h, w]."""
         flat = activations.transpose(0, 1).flatten(1)
         return cls(flat.topk(min(keep, flat.shape[1]), dim=1).values, keep)
 
@@ -45,23 +45,23 @@ class LargestActivations:
 
     @property
     def thresholds(self) -> Tensor:
-        """[U]."""
+        """Thresholds [U]."""
         return self.values[:, -1]
 
 
 @dataclass(frozen=True)
 class TopImages:
-    """The images in which each unit is most active, by their highest activation; parts merge."""
+    """The images with the highest maximal activation of each unit, which can be merged over parts."""
 
     values: Tensor
-    """[U, n], in descending order."""
+    """Maximal activations [U, n] in descending order."""
     numbers: Tensor
-    """i64 [U, n]: of the images."""
+    """Numbers of the images, i64 [U, n]."""
     keep: int
 
     @classmethod
     def of(cls, activations: Tensor, numbers: Tensor, keep: int) -> TopImages:
-        """Of activations [B, U, h, w] and the images' numbers i64 [B]."""
+        """Select from activations [B, U, h, w] of images with numbers i64 [B]."""
         highest = activations.amax(dim=(2, 3)).T
         return cls(highest, numbers.expand_as(highest), keep)._cut()
 

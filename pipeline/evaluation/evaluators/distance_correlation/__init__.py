@@ -1,4 +1,4 @@
-"""Feature similarity and relevance scores (FSS, RS): distance correlation of two networks' features.
+"""Feature similarity and relevance scores (FSS, RS) by distance correlation of two networks' features.
 
 Read first: evaluator.py, then estimators.py.
 """

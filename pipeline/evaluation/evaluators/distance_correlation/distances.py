@@ -1,7 +1,7 @@
-"""Distances between records by a network's layers; a teacher's are kept in the store, so that it is asked once.
+"""Distances between records in the layers of a network. A teacher's are cached in the store and computed once.
 
-In <store>/artifacts/distances-<fp8>/ the tensors are "<layer>/<block>", condensed, float64. The form is `plain`
-features, or each record's divided by their length (`unit`); each has an artifact of its own.
+The tensors in <store>/artifacts/distances-<fp8>/ are named "<layer>/<block>", condensed, float64. The form is `plain`
+(features as they are) or `unit` (features of each record divided by their norm), with a separate artifact each.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pipeline.store.artifacts import Artifact
 
 Form = Literal["plain", "unit"]
 Distances = dict[str, list["Tensor"]]
-"""Layer, from the finest to the deepest -> condensed distances f64 [n (n - 1) / 2], a block each."""
+"""Layer, from the finest to the deepest -> condensed distances f64 [n (n - 1) / 2] of each block."""
 
 
 @torch.no_grad()
 def network_distances(
     context: EvaluationContext, model: EvaluatedModel, probes: ProbeSet, forms: Sequence[Form]
 ) -> dict[Form, Distances]:
-    """Of each form, asked of the network itself; a block's features lie in memory together."""
+    """Compute the distances of each form by running the network. All features of a block are held in memory."""
     found: dict[Form, Distances] = {form: {} for form in forms}
     for block in probes.blocks:
         parts: dict[str, list[Tensor]] = {}
@@ -50,12 +50,12 @@ def network_distances(
 def has_teacher_distances(
     context: EvaluationContext, probes: ProbeSet, forms: Sequence[Form]
 ) -> bool:
-    """Whether the store holds the teacher's distances of these records."""
+    """Return whether the store contains the teacher's distances of these records."""
     return all(_artifact(context, probes, form).exists for form in forms)
 
 
 def teacher_layers(context: EvaluationContext, probes: ProbeSet, form: Form) -> list[str]:
-    """The teacher's layers, from what the store holds or from the network."""
+    """Names of the teacher's layers, from the artifact in the store or from the network."""
     artifact = _artifact(context, probes, form)
     if artifact.exists:
         return list(artifact.description["layers"])
@@ -65,7 +65,7 @@ def teacher_layers(context: EvaluationContext, probes: ProbeSet, form: Form) -> 
 def teacher_distances(
     context: EvaluationContext, probes: ProbeSet, forms: Sequence[Form]
 ) -> dict[Form, Distances]:
-    """Of each form, from the store; the network is asked for those that are not there, and they are kept."""
+    """Load the distances of each form from the store. Missing ones are computed with the network and stored."""
     missing = [form for form in forms if not _artifact(context, probes, form).exists]
     asked: dict[Form, Distances] = {}
     if missing:

@@ -1,17 +1,17 @@
-"""Bias-corrected distance correlation, and what of it is left when another is taken away (UniCAM, B.1).
+"""Bias-corrected distance correlation, and its semi-partial form given another network's features (UniCAM, B.1).
 
-Of features X [n, p], U-centering turns the distances a_ij = |x_i - x_j| into
+U-centering transforms the distances a_ij = |x_i - x_j| of features X [n, p] into
 
     A~_ij = a_ij - a_i. / (n - 2) - a_.j / (n - 2) + a_.. / ((n - 1) (n - 2)),      A~_ii = 0
     <A~, B~> = 1 / (n (n - 3)) sum_(i != j) A~_ij B~_ij
     R*(A, B) = <A~, B~> / sqrt(<A~, A~> <B~, B~>),                       0 where either norm is 0
 
-which estimates the squared distance correlation without bias, and may be negative. Taking B away leaves
-A~ - <A~, B~> / <B~, B~> B~, whose correlation with a third matrix G needs no more than three R* (eq. B1):
+R* is based on an unbiased estimate of the squared distance correlation, and may be negative. Removing B leaves the
+residual A~ - <A~, B~> / <B~, B~> B~, whose correlation with a third matrix G depends only on three R* (eq. B1):
 
     RS(A | B; G) = (R*_AG - R*_AB R*_BG) / sqrt(1 - R*_AB^2)
 
-Everything is float64. Distances are condensed: [n (n - 1) / 2], the pairs i < j row by row.
+All computations are in float64. Distances are condensed: [n (n - 1) / 2], the pairs i < j row by row.
 Shape letters: n records, p values of a feature, m named distance matrices.
 """
 
@@ -26,15 +26,15 @@ import torch
 from torch import Tensor
 
 MIN_RECORDS = 4
-"""Below, the unbiased inner product does not exist."""
+"""Minimum number of records for which the unbiased inner product is defined."""
 SAME = 1e-6
-"""Of 1 - R*^2: what two computations of the same features may differ by. Below it nothing is left of either."""
+"""Minimum of 1 - R*^2. Two computations of the same features may differ by less, so below it the residual is 0."""
 DEGENERATE = 1e-20
-"""Of the mean squared distance: what rounding leaves of U-centered distances that are all equal."""
+"""Fraction of the mean squared distance below which U-centered distances are rounding errors of equal distances."""
 _COLUMNS = 4096
 _PERMUTATIONS_AT_ONCE = 64
 _PAIRS_AT_ONCE = 2**25
-"""Of records, which bound the memory of permutations: about 0.4 GB."""
+"""Number of pairs of records processed at once, which limits the memory of permutations to about 0.4 GB."""
 _ROUNDING = 1e-14
 
 
@@ -44,13 +44,13 @@ _ROUNDING = 1e-14
 def centered_gram(
     features: Tensor, lengths: Tensor | None = None, columns: int = _COLUMNS
 ) -> Tensor:
-    """Inner products of records about their mean, f64 [n, n].
+    """Inner products of centered records, f64 [n, n].
 
-    Those of parts of the columns add up to it, so that each part may lie on another rank.
+    The results for parts of the columns add up to the whole, so each part may be on a different rank.
 
     features  [n, p], of any float dtype
-    lengths   f64 [n, 1] that the records are divided by; None leaves them
-    columns   that are widened to float64 at a time
+    lengths   f64 [n, 1] by which the records are divided, None to leave them as they are
+    columns   number of columns converted to float64 at a time
     """
     gram = torch.zeros(len(features), len(features), dtype=torch.float64, device=features.device)
     for start in range(0, features.shape[1], columns):
@@ -62,19 +62,19 @@ def centered_gram(
 
 
 def distances_of_gram(gram: Tensor) -> Tensor:
-    """Condensed Euclidean distances of the records whose inner products [n, n] these are."""
+    """Compute condensed Euclidean distances of records from their inner products [n, n]."""
     rows, columns = _pairs(len(gram), gram.device)
     norms = gram.diagonal()
     scale = norms[rows] + norms[columns]
     squared = scale - 2 * gram[rows, columns]
-    # What rounding leaves of two equal records would be 1e-8 of their length after the root.
+    # For two equal records, the rounding error would be 1e-8 of their norm after the square root.
     return torch.where(squared > _ROUNDING * scale, squared, 0.0).sqrt()
 
 
 def feature_distances(features: Tensor, *, l2norm: bool = False) -> Tensor:
-    """Condensed Euclidean distances of features [n, p].
+    """Compute condensed Euclidean distances of features [n, p].
 
-    l2norm  divides each record's features by their length first
+    l2norm  divide the features of each record by their norm first
     """
     lengths = None
     if l2norm:
@@ -84,12 +84,12 @@ def feature_distances(features: Tensor, *, l2norm: bool = False) -> Tensor:
 
 
 def num_records(condensed: Tensor) -> int:
-    """n of condensed distances."""
+    """Number n of records of condensed distances."""
     return (1 + math.isqrt(1 + 8 * len(condensed))) // 2
 
 
 def square(condensed: Tensor) -> Tensor:
-    """Condensed values as a symmetric matrix [n, n] with a zero diagonal."""
+    """Expand condensed values to a symmetric matrix [n, n] with a zero diagonal."""
     n = num_records(condensed)
     rows, columns = _pairs(n, condensed.device)
     matrix = condensed.new_zeros(n, n).index_put((rows, columns), condensed)
@@ -105,8 +105,10 @@ def _pairs(n: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def u_centered(condensed: Tensor) -> Tensor:
-    """A~ of condensed distances, condensed; differentiable. Zero where all distances are equal but for rounding:
-    records that are all equally far apart, such as one of each class, say nothing.
+    """U-center condensed distances to condensed A~, differentiably.
+
+    The result is zero if all distances are equal up to rounding, because records that are all equally far apart, such
+    as one of each class, carry no information.
     """
     n = num_records(condensed)
     if n < MIN_RECORDS:
@@ -121,7 +123,7 @@ def u_centered(condensed: Tensor) -> Tensor:
 
 
 def v_centered(condensed: Tensor) -> Tensor:
-    """Both triangles and the diagonal of distances centered about their means, flat [n * n]: the biased form."""
+    """Double-center distances by their means, flattened [n * n] with both triangles and the diagonal (biased form)."""
     matrix = square(condensed)
     means = matrix.mean(dim=1)
     centered: Tensor = (matrix - means[:, None] - means + means.mean()).flatten()
@@ -129,20 +131,20 @@ def v_centered(condensed: Tensor) -> Tensor:
 
 
 def inner(one: Tensor, other: Tensor) -> Tensor:
-    """<A~, B~> of two condensed, U-centered matrices; of stacks of them [m, pairs] all against all, [m, m]."""
+    """Compute <A~, B~> of two condensed, U-centered matrices, or [m, m] for all pairs of two stacks [m, pairs]."""
     n = num_records(one[0] if one.dim() == 2 else one)
     return 2 * (one @ other.T if one.dim() == 2 else one @ other) / (n * (n - 3))
 
 
 def correlation(ab: Tensor, aa: Tensor, bb: Tensor) -> Tensor:
-    """R* of the three inner products; 0 where either norm is 0."""
+    """Compute R* from the three inner products, 0 if either norm is 0."""
     if not (aa > 0 and bb > 0):
         return torch.zeros_like(ab)
     return ab / (aa * bb).sqrt()
 
 
 def semi_partial(ag: Tensor, ab: Tensor, bg: Tensor) -> Tensor:
-    """RS(A | B; G) of three R* (eq. B1); 0 where B leaves nothing of A."""
+    """Compute RS(A | B; G) from three R* (eq. B1), 0 if the residual of A given B is 0."""
     left = 1 - ab**2
     if left < SAME:
         return torch.zeros_like(ag)
@@ -151,23 +153,23 @@ def semi_partial(ag: Tensor, ab: Tensor, bg: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class InnerProducts:
-    """The inner products of every pair of m named distance matrices, summed over blocks of records.
+    """Inner products of every pair of m named distance matrices, summed over blocks of records.
 
-    For R* and RS the sums come first and the ratio once: a mean of the blocks' ratios would be biased.
+    R* and RS are ratios of these sums, because a mean of the blocks' ratios would be biased.
     """
 
     names: tuple[str, ...]
     sums: Tensor
-    """f64 [m, m]."""
+    """Sums of the inner products, f64 [m, m]."""
     records: int
     freedom: int
     """Sum over blocks of n (n - 3) / 2."""
     blocks: int = 1
     permuted: Tensor | None = None
-    """f64 [m, P]: inner products with the last matrix when its records are permuted within each block, P times;
-    None where nobody asked for permutations."""
+    """Inner products f64 [m, P] with the last matrix after each of P permutations of its records within each block,
+    None without permutations."""
     without: Tensor | None = None
-    """f64 [m, m, records]: the sums without each record, for the jackknife; None likewise."""
+    """Sums f64 [m, m, records] without each record, for the jackknife, None without permutations."""
 
     @classmethod
     def from_distances(
@@ -178,10 +180,10 @@ class InnerProducts:
         permutations: int = 0,
         seed: int = 0,
     ) -> InnerProducts:
-        """Of one block's condensed distances by name.
+        """Compute the inner products of one block from its condensed distances by name.
 
-        biased        the V-statistic in place of the unbiased inner product
-        permutations  of the records of the last matrix, for p-values, drawn from `seed`
+        biased        use the V-statistic instead of the unbiased inner product
+        permutations  number of permutations of the last matrix's records, for p-values, drawn from `seed`
         """
         n = num_records(next(iter(distances.values())))
         center = v_centered if biased else u_centered
@@ -200,9 +202,9 @@ class InnerProducts:
         )
 
     def merge(self, other: InnerProducts) -> InnerProducts:
-        """Both parts' blocks together."""
+        """Merge the blocks of both parts."""
         if self.names != other.names:
-            raise ValueError(f"inner products of {self.names} and of {other.names} do not add up")
+            raise ValueError(f"inner products of {self.names} and {other.names} cannot be merged")
         return InnerProducts(
             self.names,
             self.sums + other.sums,
@@ -220,12 +222,12 @@ class InnerProducts:
         )
 
     def correlation(self, a: str, b: str) -> Tensor:
-        """R*(A, B), a 0-dimensional f64."""
+        """Compute R*(A, B), a 0-dimensional f64."""
         i, j = (self.names.index(name) for name in (a, b))
         return correlation(self.sums[i, j], self.sums[i, i], self.sums[j, j])
 
     def semi_partial(self, a: str, given: str, target: str) -> Tensor:
-        """RS(A | given; target)."""
+        """Compute RS(A | given; target)."""
         return semi_partial(
             self.correlation(a, target),
             self.correlation(a, given),
@@ -233,17 +235,17 @@ class InnerProducts:
         )
 
     def partial(self, a: str, given: str, target: str) -> Tensor:
-        """The full partial distance correlation: `given` is taken away from the target, too."""
+        """Compute the partial distance correlation, in which `given` is also removed from the target."""
         left = 1 - self.correlation(given, target) ** 2
         semi = self.semi_partial(a, given, target)
         return torch.zeros_like(semi) if left < SAME else semi / left.sqrt()
 
     def residual_p(self, a: str, given: str) -> float:
-        """p-value of RS(A | given; G) = 0 against RS > 0, with G the last matrix, the labels.
+        """Compute the p-value of RS(A | given; G) = 0 against RS > 0, with G the last matrix, the labels.
 
-        The larger one of two. By permutations of G it is right where G has nothing to do with A and `given`, and too
-        small where it has. There RS is a smooth function of means over records, and its jackknife error over records
-        (Efron and Stein 1981) and Student's t are right, which without any dependence are too large.
+        It is the larger of two p-values. The one by permutations of G is correct if G is independent of A and `given`,
+        and too small otherwise. If they are dependent, RS is a smooth function of means over records, so the jackknife
+        error over records (Efron and Stein 1981) with Student's t is correct. Without dependence it is too large.
         """
         permuted = self.permutation_p(a, given)
         assert self.without is not None
@@ -265,14 +267,14 @@ class InnerProducts:
         return max(permuted, float(t.sf(float(rs[0] / error), records - 1)))
 
     def permutation_p(self, a: str, given: str | None = None) -> float:
-        """p-value of R*(A, G), or of RS(A | given; G), with G the last matrix, the labels: the share of permutations
-        of its records with as high an inner product, the one that was seen counted among them.
+        """Compute the p-value of R*(A, G), or of RS(A | given; G), with G the last matrix, the labels.
 
-        It holds for labels of few classes, too, where they have nothing to do with A, nor with `given`; for RS see
+        It is the share of permutations of G's records with at least the observed inner product, including the observed
+        one. It is also valid for labels of few classes, if they are independent of A and of `given`. For RS see
         `residual_p`. The smallest possible value is 1 / (P + 1).
         """
         if self.permuted is None:
-            raise ValueError("these inner products were taken without permutations")
+            raise ValueError("these inner products were computed without permutations")
         i = self.names.index(a)
         seen, null, scale = self.sums[i, -1], self.permuted[i], self.sums[i, i]
         if given is not None:
@@ -283,13 +285,17 @@ class InnerProducts:
             seen, null = seen - share * self.sums[j, -1], null - share * self.permuted[j]
         if not (scale > 0 and self.sums[-1, -1] > 0):
             return 1.0
-        least = seen - 1e-12 * (scale * self.sums[-1, -1]).sqrt()  # ties are those of rounding
+        least = (
+            seen - 1e-12 * (scale * self.sums[-1, -1]).sqrt()
+        )  # treats rounding differences as ties
         return (int((null >= least).sum()) + 1) / (len(null) + 1)
 
     def p_value(self, r_star: Tensor) -> float:
-        """Of an R* of these records under independence: T = sqrt(v - 1) R* / sqrt(1 - R*^2) is Student's t with
-        v - 1 degrees of freedom, v = n (n - 3) / 2 (Szekely and Rizzo 2013); one-sided. For features of high
-        dimension only: of labels of few classes it is too small (see `permutation_p`).
+        """Compute the one-sided p-value of an R* of these records under independence.
+
+        T = sqrt(v - 1) R* / sqrt(1 - R*^2) follows Student's t with v - 1 degrees of freedom, v = n (n - 3) / 2
+        (Szekely and Rizzo 2013). This is valid for high-dimensional features only. For labels of few classes the value
+        is too small (see `permutation_p`).
         """
         from scipy.stats import t
 
@@ -302,10 +308,10 @@ class InnerProducts:
 
 
 def _without_each(stacked: Tensor, sums: Tensor, n: int) -> Tensor:
-    """[m, m, n]: inner products of U-centered matrices [m, pairs] without each of their n records.
+    """Inner products [m, m, n] of U-centered matrices [m, pairs] without each of their n records.
 
-    With rows that sum to zero, leaving out record k takes 2 c_k from the sum of products over pairs, c_k its own row's,
-    and centering what is left anew takes 2 c_k / ((n - 3) (n - 4)) from the mean.
+    The rows sum to zero. Leaving out record k therefore subtracts 2 c_k from the sum of products over pairs, where c_k
+    is the sum of products in row k, and centering the rest again subtracts 2 c_k / ((n - 3) (n - 4)) from the mean.
     """
     if n <= MIN_RECORDS:
         return sums[..., None].expand(-1, -1, n).clone()
@@ -317,7 +323,7 @@ def _without_each(stacked: Tensor, sums: Tensor, n: int) -> Tensor:
 
 
 def _permuted(stacked: Tensor, n: int, permutations: int, seed: int) -> Tensor:
-    """[m, P]: inner products of U-centered matrices [m, pairs] with the last one, its n records permuted P times."""
+    """Inner products [m, P] of U-centered matrices [m, pairs] with the last one, its n records permuted P times."""
     generator = np.random.default_rng(seed)
     rows, columns = _pairs(n, stacked.device)
     last = square(stacked[-1])
@@ -333,7 +339,7 @@ def _permuted(stacked: Tensor, n: int, permutations: int, seed: int) -> Tensor:
 
 
 def merge_blocks(parts: Sequence[InnerProducts]) -> InnerProducts:
-    """All blocks together."""
+    """Merge all blocks."""
     first, *others = parts
     for part in others:
         first = first.merge(part)
@@ -344,10 +350,10 @@ def merge_blocks(parts: Sequence[InnerProducts]) -> InnerProducts:
 
 
 def label_features(hot: Tensor, embeddings: Tensor | None = None) -> Tensor:
-    """What the labels of records are compared by, f64 [n, K] or [n, e].
+    """Features of the records' labels, f64 [n, K] or [n, e].
 
     hot         [n, K], 1 for each class of a record
-    embeddings  [K, e]; a record of many classes has their mean. None: the classes themselves, one-hot
+    embeddings  [K, e], averaged for a record with many classes, or None to use `hot` itself
     """
     hot = hot.double()
     if embeddings is None:

@@ -1,16 +1,16 @@
-"""The evaluator `distance_correlation`: what of a teacher's features a student has, and what it left (UniCAM's FSS and RS).
+"""Evaluator `distance_correlation`: shared and residual features of student and teacher (UniCAM's FSS and RS).
 
-For each of the student's layers and the teacher's layer that belongs to it, over a fixed set of records:
+For each layer of the student and the paired layer of the teacher, over a fixed set of records:
 
     fss            R*(teacher, student)
     relevance      R*(x, labels) of each network
     rs             RS(x | given; labels), semi-partial, of each pair of networks x_given_y
-    pdcor          the same with `given` taken away from the labels, too
+    pdcor          the same with `given` also removed from the labels
     progression    R*(layer, the network's deepest layer)
-    fss_p          the probability of as high a value under independence, by the t-test for high dimensions
-    relevance_p    the same by permutations of the labels
-    rs_p           the probability of as high an RS where there is none, by permutations and by the jackknife
-    fss_biased     the released code's V-statistic on features of unit length; for parity only
+    fss_p          p-value of fss under independence, by the t-test for high dimensions
+    relevance_p    p-value of relevance under independence, by permutations of the labels
+    rs_p           p-value of rs if the true value is 0, by permutations and by the jackknife
+    fss_biased     V-statistic of the released code on features of unit norm, for parity only
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _LABELS = "labels"
 
 
 def check_distances(context: EvaluationContext) -> Mapping[str, str]:
-    """Labels, the teacher's distances or the teacher, the baseline, the layers and the embeddings are there."""
+    """Check labels, the teacher's distances or network, the baseline, the layers and the embeddings."""
     options = context.options.distance_correlation
     option = f"evaluate.{NAME}.embeddings" if options.embeddings is None else None
     check_probes(NAME, context.dataset, context.split, MIN_RECORDS, option)
@@ -81,7 +81,7 @@ def check_distances(context: EvaluationContext) -> Mapping[str, str]:
 
 
 def evaluate_distances(context: EvaluationContext) -> dict[str, Any]:
-    """The numbers above, by layer of the student."""
+    """Compute the numbers in the module's docstring, by layer of the student."""
     options = context.options.distance_correlation
     probes = _probes(context)
     forms = _forms(options)
@@ -125,7 +125,7 @@ def _residuals(
     layers: Mapping[str, Mapping[str, str]],
     options: DistanceCorrelationOptions,
 ) -> dict[str, Any]:
-    """rs, rs_p and pdcor: x_given_y -> the student's layer -> value."""
+    """Compute rs, rs_p and pdcor: x_given_y -> layer of the student -> value."""
     numbers: dict[str, dict[str, dict[str, float]]] = {"rs": {}, "rs_p": {}, "pdcor": {}}
     for x, given in wanted_pairs(options.pairs, options.baseline):
         name = f"{x}_given_{given}"
@@ -145,13 +145,13 @@ def _residuals(
 
 
 def _networks(options: DistanceCorrelationOptions) -> list[str]:
-    """That the pairs name; the student always, first."""
+    """Networks that the pairs name, always including the student, which comes first."""
     pairs = wanted_pairs(options.pairs, options.baseline)
     return list(dict.fromkeys(["student", *(name for pair in pairs for name in pair)]))
 
 
 def _forms(options: DistanceCorrelationOptions) -> list[Form]:
-    """The one that all numbers but fss_biased are of comes first."""
+    """Forms of the features. All numbers except fss_biased use the first."""
     forms: list[Form] = ["unit" if options.l2norm else "plain"]
     return [*forms, "unit"] if options.biased and not options.l2norm else forms
 
@@ -168,9 +168,9 @@ def _probes(context: EvaluationContext) -> ProbeSet:
     )
     if min(map(len, probes.blocks), default=0) < MIN_RECORDS:
         raise ConfigError(
-            f"evaluators={NAME} has blocks of fewer than {MIN_RECORDS} records of several of a class: raise "
-            f"evaluate.{NAME}.probe_records={options.probe_records}, name another of the store's splits in "
-            f"evaluate.splits, or give the classes' embeddings as evaluate.{NAME}.embeddings"
+            f"evaluators={NAME} has blocks with fewer than {MIN_RECORDS} records of classes that repeat; raise "
+            f"evaluate.{NAME}.probe_records={options.probe_records}, name another split in evaluate.splits, or set "
+            f"class embeddings with evaluate.{NAME}.embeddings"
         )
     return probes
 
@@ -191,7 +191,7 @@ def _distances_of(
 def _paired(
     networks: Mapping[str, Distances], explicit: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
-    """The student's layer -> network -> the layer of it that belongs there."""
+    """Layer of the student -> network -> its paired layer."""
     own = list(networks["student"])
     layers = {layer: {"student": layer} for layer in own}
     for name, distances in networks.items():
@@ -209,9 +209,9 @@ def _table(
     permutations: int = 0,
     seed: int = 0,
 ) -> InnerProducts:
-    """Of every layer of every network as <network>.<layer>, and last of the labels; all blocks together.
+    """Inner products of every layer of every network, named <network>.<layer>, and of the labels, over all blocks.
 
-    labels  by block; without any it is the biased form
+    labels  distances of the labels by block, or [] for the biased form without labels
     """
     named = {
         f"{name}.{layer}": blocks
@@ -245,23 +245,25 @@ def _label_distances(context: EvaluationContext, probes: ProbeSet) -> list[Tenso
 
 
 def _embeddings(context: EvaluationContext) -> Tensor | None:
-    """f64 [K, e] of the option; None where it is not set."""
+    """Class embeddings f64 [K, e] of the option, None if it is not set."""
     path = context.options.distance_correlation.embeddings
     if path is None:
         return None
     option = f"evaluate.{NAME}.embeddings={path}"
     if not Path(path).is_file():
-        raise ConfigError(f"{option} does not exist; correct the path, or null for one-hot")
+        raise ConfigError(
+            f"{option} does not exist; correct the path, or set it to null for one-hot"
+        )
     try:
         values = np.load(path, allow_pickle=False)
     except ValueError as error:
         raise ConfigError(
-            f"{option} is no .npy file of numbers ({error}); write it by numpy.save"
+            f"{option} is not a .npy file of numbers ({error}); write it with numpy.save"
         ) from error
     num_classes = len(context.store.manifest.classes)
     if values.ndim != 2 or len(values) != num_classes:
         raise ConfigError(
-            f"{option} has shape {values.shape}; give each of the {num_classes} classes an embedding, in their order"
+            f"{option} has shape {values.shape}; it must have one row for each of the {num_classes} classes, in order"
         )
     return torch.from_numpy(values).double()
 
@@ -271,35 +273,35 @@ EVALUATOR = Evaluator(
     check_distances,
     Page(
         "Distilled",
-        "What was distilled, and what was left",
-        "Bias-corrected squared distance correlation of features: 1 is the same up to rotation, shift and scale, "
-        "and independent features lie around 0. FSS compares the student with its teacher; RS asks how much of "
-        "what one network knows of the labels is left when the other's features are taken away (UniCAM, eq. B1).",
+        "Distilled and residual features",
+        "Bias-corrected squared distance correlation of features: 1 means equal up to rotation, shift and scale, "
+        "and independent features are around 0. FSS compares the student with its teacher. RS is the relevance of "
+        "one network's features to the labels that remains after removing the other's features (UniCAM, eq. B1).",
         (
             Quantity("fss", "FSS: teacher against student, by layer of the student", MORE, "line"),
             Quantity(
-                "rs.teacher_given_student", "RS: of the teacher, not in the student", LESS, "line"
+                "rs.teacher_given_student", "RS: in the teacher, not in the student", LESS, "line"
             ),
             Quantity(
                 "rs.student_given_baseline",
-                "RS: of the student beyond the baseline, so distilled",
+                "RS: in the student beyond the baseline (distilled)",
                 MORE,
                 "line",
             ),
             Quantity(
-                "rs.student_given_teacher", "RS: of the student, not in the teacher", is_main=False
+                "rs.student_given_teacher", "RS: in the student, not in the teacher", is_main=False
             ),
             Quantity(
                 "rs.baseline_given_student",
-                "RS: of the baseline, not in the student",
+                "RS: in the baseline, not in the student",
                 is_main=False,
             ),
             Quantity("relevance", "Relevance: features against labels", MORE, is_main=False),
             Quantity("progression", "Progression: each layer against the deepest", is_main=False),
-            Quantity("fss_p", "FSS: probability under independence", is_main=False),
+            Quantity("fss_p", "FSS: p-value under independence", is_main=False),
             Quantity(
                 "fss_biased",
-                "The released code's V-statistic, which goes to 1 whatever the networks are",
+                "V-statistic of the released code, which tends to 1 for any two networks",
                 is_main=False,
             ),
         ),

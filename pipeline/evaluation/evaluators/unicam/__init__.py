@@ -1,5 +1,5 @@
-"""UniCAM maps: where a student's features explain what its teacher's leave (and the reverse).
+"""UniCAM maps of the features that one network has beyond another, such as a student beyond its teacher.
 
-Distances and partial correlation belong to evaluators/distance_correlation.
+Distances and partial correlation are in evaluators/distance_correlation.
 Read first: evaluator.py.
 """

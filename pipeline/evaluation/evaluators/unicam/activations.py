@@ -1,7 +1,7 @@
-"""What one network says of a few explained records and of the banks that they are compared with, depth by depth.
+"""Activations of a network for a few explained records and for the banks that they are compared with, by depth.
 
-Depth 1 is the average of the deepest layer over places, depth 2 that layer at every place, depth 3 the one before.
-A teacher's views are kept in the store, in <store>/artifacts/activations-<fp8>/.
+Depth 1 is the spatial average of the deepest layer, depth 2 that layer at every position, depth 3 the layer before it.
+A teacher's activations are cached in the store, in <store>/artifacts/activations-<fp8>/.
 
 Shape letters: n records, r of them explained, p values of a feature, C channels, h w grid.
 """
@@ -36,48 +36,48 @@ _POOLED_DEPTH = 1
 
 @dataclass(frozen=True)
 class ProbeSplit:
-    """Which records are explained, and against which."""
+    """The explained records and the banks that they are compared with."""
 
     positions: NDArray[np.int64]
-    """In the context's dataset, of all of them, the explained ones first."""
+    """Positions of all records in the context's dataset, the explained ones first."""
     explained: int
-    """r."""
+    """Number r of explained records."""
     banks: tuple[NDArray[np.int64], ...]
-    """Places among `positions`."""
+    """Indices into `positions` of each bank's records."""
     bank_sha256: tuple[str, ...]
-    """Of each bank's keys in their order."""
+    """Hash of each bank's record keys in their order."""
     classes: int = 0
-    """Classes that the banks have; the maps say nothing of others."""
+    """Number of classes in the banks. The maps are not informative about other classes."""
 
 
 @dataclass(frozen=True)
 class NetworkActivations:
-    """By depth."""
+    """Activations of one network by depth."""
 
     features: dict[int, Tensor]
-    """f32 [n, p], of all records."""
+    """Features f32 [n, p] of all records."""
     grids: dict[int, Tensor]
-    """f32 [r, C, h, w], of the explained ones: what lies before the average at depth 1, the layer itself below."""
+    """Activations f32 [r, C, h, w] of the explained records: at depth 1 the input of the average, else the layer."""
 
 
 def feature_of(depth: int, grids: Tensor) -> Tensor:
-    """Features [B, p] of activations [B, C, h, w]."""
+    """Compute features [B, p] from activations [B, C, h, w]."""
     return pool(grids) if depth == _POOLED_DEPTH else grids.flatten(1)
 
 
 def check_depths(option: str, model: EvaluatedModel, depths: Sequence[int], title: str) -> None:
-    """ConfigError where the network has no grid of places, or not as many layers.
+    """Raise ConfigError if the network has no spatial layer, or fewer layers than required.
 
-    title  of the network, for the message
+    title  name of the network, for the message
     """
     layers = layer_names(model)
     if POOLED not in layers:
         raise ConfigError(
-            f"evaluators=unicam shows a layer's places, and {title} shows none but its input's; choose another network"
+            f"evaluators=unicam needs a layer with a spatial grid, but {title} has none; choose another network"
         )
     if max(depths) > len(layers):
         raise ConfigError(
-            f"{option}={list(depths)}: {title} has {len(layers)} depths, which are {', '.join(reversed(layers))}"
+            f"{option}={list(depths)}: {title} has {len(layers)} depths: {', '.join(reversed(layers))}"
         )
 
 
@@ -88,7 +88,7 @@ def collect_activations(
     probe_split: ProbeSplit,
     depths: Sequence[int],
 ) -> NetworkActivations:
-    """Asked of the network itself."""
+    """Compute the activations by running the network."""
     features: dict[int, list[Tensor]] = {depth: [] for depth in depths}
     grids: dict[int, list[Tensor]] = {depth: [] for depth in depths}
     done = 0
@@ -97,7 +97,10 @@ def collect_activations(
     ):
         found = activations(model.network, images)
         by_layer = list(layer_features(found).values())
-        shown = [*found.values(), list(found.values())[-1]]  # before the average
+        shown = [
+            *found.values(),
+            list(found.values())[-1],
+        ]  # depth 1 explains the input of the average
         for depth in depths:
             features[depth].append(by_layer[-depth].cpu())
             grids[depth].append(shown[-depth][: max(probe_split.explained - done, 0)].cpu())
@@ -114,14 +117,14 @@ def collect_activations(
 def has_teacher_views(
     context: EvaluationContext, probe_split: ProbeSplit, depths: Sequence[int]
 ) -> bool:
-    """Whether the store holds the teacher's."""
+    """Return whether the store contains the teacher's activations."""
     return _artifact(context, probe_split, depths).exists
 
 
 def teacher_views(
     context: EvaluationContext, probe_split: ProbeSplit, depths: Sequence[int]
 ) -> NetworkActivations:
-    """From the store; where they are not there the network is asked, and they are kept."""
+    """Load the teacher's activations from the store, or compute them with the network and store them."""
     artifact = _artifact(context, probe_split, depths)
     if not artifact.exists:
         views = collect_activations(context, context.networks.teacher, probe_split, depths)

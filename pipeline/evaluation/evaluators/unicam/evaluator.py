@@ -1,14 +1,14 @@
-"""The evaluator `unicam`: maps of what one network knows beyond another, for a few records of a split (unicam.py).
+"""Evaluator `unicam`: maps of the features of one network beyond another, for a few records of a split (maps.py).
 
-unicam-<split>.safetensors in the evaluation's folder has, for each <x>_given_<y>/depth<d>,
+unicam-<split>.safetensors in the evaluation's folder contains, for each <x>_given_<y>/depth<d>,
 
     objective f32 [r]            J, the mean over banks
-    <reduction>/map f16 [r, h, w]  the mean over banks on x's own grid, signed, divided by its highest absolute value
-    <reduction>/min, max f32 [r]   of the map before that division
-    <reduction>/empty bool [r]     nothing in it is positive
-    <reduction>/reliability f32 [r]  mean cosine of the maps of two banks; nan with one
+    <reduction>/map f16 [r, h, w]  mean over banks on the grid of x, signed, divided by its highest absolute value
+    <reduction>/min, max f32 [r]   extremes of the map before that division
+    <reduction>/empty bool [r]     true if nothing in the map is positive
+    <reduction>/reliability f32 [r]  mean cosine of the maps of two banks, nan with one bank
 
-and in its header the records' keys, the banks' hashes and the networks that were compared. metrics.json has the means.
+and in its header the record keys, the banks' hashes and the compared networks. metrics.json contains the means.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ from pipeline.evaluation.evaluators.unicam.maps import REDUCTIONS, Bank, explain
 from pipeline.evaluation.metrics import LESS, MORE
 
 NAME = "unicam"
-_EMBEDDINGS = "evaluate.distance_correlation.embeddings of evaluators=distance_correlation, which needs no bank"
+_EMBEDDINGS = "evaluate.distance_correlation.embeddings (for evaluators=distance_correlation, which needs no bank)"
 
 
 def check_unicam(context: EvaluationContext) -> Mapping[str, str]:
-    """Labels, the teacher's activations or the teacher, the baseline and the depths are there."""
+    """Check labels, the teacher's activations or network, the baseline and the depths."""
     options = context.options.unicam
     check_probes(NAME, context.dataset, context.split, MIN_RECORDS * options.banks, _EMBEDDINGS)
     names = _networks(options)
@@ -74,7 +74,7 @@ def check_unicam(context: EvaluationContext) -> Mapping[str, str]:
 
 
 def evaluate_unicam(context: EvaluationContext) -> dict[str, Any]:
-    """Writes the maps; means over the explained records by pair, depth and reduction."""
+    """Write the maps, and return means over the explained records by pair, depth and reduction."""
     options = context.options.unicam
     probe_split = _probe_split(context)
     views = {name: _views_of(name, context, probe_split) for name in _networks(options)}
@@ -105,7 +105,7 @@ def _explain(
     labels: Tensor,
     options: UnicamOptions,
 ) -> dict[str, Tensor]:
-    """The tensors of one pair at one depth."""
+    """Compute the tensors of one pair at one depth."""
     every = (x.features[depth], given.features[depth], labels)
     banks = [Bank.of(*(values[bank] for values in every)) for bank in probe_split.banks]
     objectives: list[float] = []
@@ -132,13 +132,13 @@ def _explain(
 
 
 def _others(bank: Bank, members: NDArray[np.int64], place: int) -> Bank:
-    """The bank without the explained record, where that is one of its members."""
+    """Return the bank without the explained record, if that is one of its members."""
     own = np.flatnonzero(members == place)
     return bank.without(int(own[0])) if len(own) else bank
 
 
 def _packed(of_records: list[list[Tensor]]) -> dict[str, Tensor]:
-    """Maps [h, w] of each record against each bank, as the file has them."""
+    """Convert the maps [h, w] of each record and bank to the tensors of the file."""
     means = torch.stack([torch.stack(maps).mean(dim=0) for maps in of_records])
     low, high = means.amin(dim=(1, 2)), means.amax(dim=(1, 2))
     scale = torch.maximum(low.abs(), high.abs())
@@ -168,15 +168,15 @@ def _probe_split(context: EvaluationContext) -> ProbeSplit:
     size = min(options.bank_records, len(order) // options.banks)
     least = LEAST_OF_A_CLASS * options.banks
     blocks = class_blocks(dataset, order, [size * options.banks], options.seed, NAME, least=least)
-    if blocks is not None:  # all banks, and the explained records, have the same classes
+    if blocks is not None:  # all banks and the explained records use the same classes
         labels = dataset.columns["label"]
         drawn_labels = labels[np.concatenate([np.empty(0, np.int64), *blocks])]
         explained, order = (o[np.isin(labels[o], drawn_labels)] for o in (explained, order))
         size = min(options.bank_records, len(order) // options.banks)
     if size < MIN_RECORDS:
         raise ConfigError(
-            f"evaluators={NAME} has banks of {size} records of several of a class, and {MIN_RECORDS} are the fewest: "
-            f"lower evaluate.{NAME}.banks, or name another of the store's splits in evaluate.splits"
+            f"evaluators={NAME} has banks of {size} records of classes that repeat, but needs at least {MIN_RECORDS}; "
+            f"lower evaluate.{NAME}.banks, or name another split in evaluate.splits"
         )
     explained = explained[: options.records]
     drawn = [order[number * size : (number + 1) * size] for number in range(options.banks)]
@@ -236,7 +236,7 @@ def _write(
 
 
 def _means(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """objective, empty_fraction, reliability and reliability_min: pair -> depth -> (reduction ->) value."""
+    """Means objective, empty_fraction, reliability and reliability_min: pair -> depth -> (reduction ->) value."""
     means: dict[str, Any] = {}
     for path, values in tensors.items():
         pair, depth, *rest = path.split("/")
@@ -258,18 +258,18 @@ EVALUATOR = Evaluator(
     check_unicam,
     Page(
         "UniCAM",
-        "Where the distilled and the residual features lie",
-        "Maps of relevance to the labels that one network has and another has not (UniCAM), each record against "
-        "fixed banks of others; reliability is the cosine of the maps of two banks.",
+        "Maps of distilled and residual features",
+        "Maps of the relevance to the labels that one network has and another lacks (UniCAM), each record compared "
+        "with fixed banks of other records. Reliability is the cosine of the maps of two banks.",
         (
             Quantity(
                 "objective",
-                "J: relevance left of the first network without the second",
+                "J: relevance of the first network that remains without the second",
                 is_main=False,
             ),
             Quantity("reliability", "Reliability: cosine between banks", MORE),
             Quantity(
-                "empty_fraction", "Share of maps in which nothing is positive", LESS, is_main=False
+                "empty_fraction", "Share of maps without a positive value", LESS, is_main=False
             ),
         ),
     ),

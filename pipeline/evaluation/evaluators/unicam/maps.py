@@ -1,15 +1,16 @@
-"""UniCAM: where in an image lies what one network knows of the labels and another does not.
+"""UniCAM: maps of the image regions in which one network has label-relevant features that another lacks.
 
-The objective is no logit but RS(x | given; labels) of a batch (distance_correlation.py), and the map of a record
+The objective J is not a logit but RS(x | given; labels) of a batch (distance_correlation/estimators.py). The map of a
+record is
 
     CAM        sum_k mean_uv(dJ/dF_k) F_k
     HiResCAM   sum_k dJ/dF_k F_k
 
-with F [C, h, w] its activation at the explained layer of x. `given` and the labels are constants. J does not change
-when all features move or scale together, so a batch's maps are relative to the batch: half of the evidence is
-negative, and another batch gives another map. Each record is therefore explained against a fixed, class-balanced
-bank, batch = the record and the bank; the derivative by its own features is the same, and of the distances only its
-own row is new. Maps are signed; a picture shows their positive part.
+where F [C, h, w] is its activation at the explained layer of x. `given` and the labels are constants. J is invariant
+to a common shift or scale of all features, so the maps of a batch are relative to the batch: half of the evidence is
+negative, and another batch results in another map. Each record is therefore explained against a fixed, class-balanced
+bank, with the record and the bank as the batch. The derivative with respect to its features is the same, and only its
+own row of distances has to be computed. Maps are signed, and pictures show their positive part.
 
 Shape letters: m records of the bank, p values of a feature, C channels, h w grid.
 """
@@ -34,9 +35,9 @@ from pipeline.evaluation.evaluators.distance_correlation.estimators import (
 
 
 def relevance_left(x: Tensor, given: Tensor, labels: Tensor) -> Tensor:
-    """J = RS(x | given; labels) of condensed distances, a 0-dimensional f64; differentiable in x.
+    """Compute J = RS(x | given; labels) of condensed distances, a 0-dimensional f64, differentiable in x.
 
-    Where nothing of x is left, a constant 0.
+    If the residual of x is 0, the result is a constant 0.
     """
     a, b, g = (u_centered(distances) for distances in (x, given, labels))
     aa, bb, gg = (inner(values, values) for values in (a, b, g))
@@ -48,7 +49,7 @@ def relevance_left(x: Tensor, given: Tensor, labels: Tensor) -> Tensor:
 
 
 def row_distances(feature: Tensor, others: Tensor) -> Tensor:
-    """Distances f64 [m] of one feature [p] from others [m, p]; the derivative at an equal one is 0."""
+    """Distances f64 [m] of one feature [p] from others [m, p]. The derivative at an equal feature is 0."""
     found: Tensor = torch.cdist(
         feature[None].double(),
         others.double(),
@@ -59,37 +60,37 @@ def row_distances(feature: Tensor, others: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Bank:
-    """Condensed distances within a bank, and what a record's own are measured from."""
+    """Condensed distances within a bank, and its features, from which a record's distances are computed."""
 
     features: Tensor
-    """[m, p], at x's layer."""
+    """Features [m, p] at the layer of x."""
     given_features: Tensor
-    """[m, q], at the layer of `given`."""
+    """Features [m, q] at the layer of `given`."""
     label_features: Tensor
-    """[m, e]."""
+    """Label features [m, e]."""
     x: Tensor
     given: Tensor
     labels: Tensor
 
     @classmethod
     def of(cls, features: Tensor, given_features: Tensor, label_features: Tensor) -> Bank:
-        """With its distances."""
+        """Build a bank from its features, and compute its distances."""
         every = (features, given_features, label_features)
         return cls(*every, *(feature_distances(values) for values in every))
 
     def without(self, place: int) -> Bank:
-        """Of the other m - 1 records: one that is in the bank itself is explained against these."""
+        """Bank of the other m - 1 records, used to explain a record that is itself in the bank."""
         kept = torch.arange(len(self.features)) != place
         return Bank.of(self.features[kept], self.given_features[kept], self.label_features[kept])
 
 
 class UnicamGradient(NamedTuple):
-    """What UniCAM says of one record against one bank."""
+    """Objective and gradient of one record against one bank."""
 
     objective: float
-    """J."""
+    """Objective J."""
     gradient: Tensor
-    """dJ/dF, f64 [C, h, w]; zero where nothing of x is left."""
+    """Gradient dJ/dF, f64 [C, h, w], zero if the residual of x is 0."""
 
 
 def explain_record(
@@ -99,16 +100,16 @@ def explain_record(
     label_feature: Tensor,
     bank: Bank,
 ) -> UnicamGradient:
-    """J of the batch {record} + bank, and its derivative by the record's activation.
+    """Compute J of the batch {record} + bank, and its derivative with respect to the record's activation.
 
-    activation     [C, h, w] of x's explained layer
-    feature_of     activations [1, C, h, w] -> features [1, p] that are compared, as the bank's
-    given_feature  [q], label_feature [e]: the record's own
+    activation     [C, h, w] of the explained layer of x
+    feature_of     activations [1, C, h, w] -> features [1, p], as compared with the bank's
+    given_feature  [q], label_feature [e]: those of the record
     """
     with torch.enable_grad():
         leaf = activation.detach().double().requires_grad_()
         own = row_distances(feature_of(leaf[None])[0], bank.features)
-        # The pairs of the first of n records come first, then those of the others.
+        # The record is the first of the batch: in condensed form its pairs come first, then those of the bank.
         objective = relevance_left(
             torch.cat([own, bank.x]),
             torch.cat([row_distances(given_feature, bank.given_features), bank.given]),
@@ -124,13 +125,13 @@ def explain_record(
 
 
 def cam(activation: Tensor, gradient: Tensor) -> Tensor:
-    """Signed f64 [h, w]: channels by their mean derivative (Selvaraju et al. 2017)."""
+    """Signed map f64 [h, w] with channels weighted by their mean derivative (Selvaraju et al. 2017)."""
     weights = gradient.mean(dim=(-2, -1))
     return torch.einsum("c,chw->hw", weights, activation.double())
 
 
 def hirescam(activation: Tensor, gradient: Tensor) -> Tensor:
-    """Signed f64 [h, w]: channels by their derivative at each place (Draelos and Carin 2020)."""
+    """Signed map f64 [h, w] with channels weighted by their derivative at each position (Draelos and Carin 2020)."""
     return (gradient * activation.double()).sum(dim=0)
 
 
@@ -138,7 +139,7 @@ REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cam": cam, "hiresc
 
 
 def reliability(maps: Sequence[Tensor]) -> float:
-    """Mean cosine of a record's maps [h, w] against each pair of banks; nan with one bank, or where a map is zero."""
+    """Mean cosine of a record's maps [h, w] over pairs of banks, nan with one bank or if a map is zero."""
     flat = torch.stack([values.flatten() for values in maps])
     if len(flat) < 2 or not flat.any(dim=1).all():
         return float("nan")

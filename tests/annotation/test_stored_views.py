@@ -1,0 +1,398 @@
+"""Stored views: the student gets the views that the teacher annotated, each with its own targets."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pipeline.annotation.annotator import TeacherAnnotator
+from pipeline.annotation.payloads.payload import BatchInfo
+from pipeline.annotation.stored_views import plan_stored_views, rotations
+from pipeline.config.augment import AugmentOptions, OperationConfig
+from pipeline.config.methods import E2KDConfig, LabelsConfig
+from pipeline.config.runs import RUNS
+from pipeline.config.store import SubsetOptions
+from pipeline.config.verbs import VerifyConfig
+from pipeline.config.views import CanonicalViewsConfig, RandomViewsConfig, RotationsViewsConfig
+from pipeline.core.errors import ConfigError
+from pipeline.evaluation.equivariance import measure_equivariance
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import view_images, view_targets, warp
+from pipeline.loading.loader import TrainLoader
+from pipeline.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
+from pipeline.loading.selection import rows_of_split, select_training_rows
+from pipeline.models.explainers.gradcam import gradcam
+from pipeline.models.providers import build_model, freeze
+from pipeline.models.saved import load_model
+from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.reader import Store
+from pipeline.store.verification import verify_store
+from stages import distill, evaluate, precompute, verify
+from tests.support.runs import TRAINER, distill_config, evaluate_config
+from tests.support.stores import Frozen, precompute_config
+from tests.support.trees import tree_bytes
+
+VIEWS = RandomViewsConfig(count=3, seed=1)
+AUGMENT = AugmentOptions(
+    operations=(
+        OperationConfig(kind="pad_crop", padding=3),
+        OperationConfig(kind="horizontal_flip"),
+    )
+)
+
+
+def with_views(config, **options):
+    return replace(config, **{"views": VIEWS, "augment": AUGMENT, **options})
+
+
+@pytest.fixture(scope="module")
+def replayed(tmp_path_factory, tiny_teacher):
+    """A store with a canonical pass and one of three views."""
+    config = with_views(precompute_config(tmp_path_factory.mktemp("views") / "store", tiny_teacher))
+    result = precompute.run(config)
+    assert result.teacher_records == 72 + 3 * 40
+    return Frozen(Store(Path(config.store.path)), config)
+
+
+def replay_loader(replayed, **options):
+    (teacher,) = replayed.store.open_passes(stored_views=True)
+    dataset = StoreDataset(replayed.store, rows_of_split(replayed.store.index, "train"), [teacher])
+    return TrainLoader(dataset, None, batch_size=12, seed=0, **options)
+
+
+# ---- the pass ------------------------------------------------------------------------------------
+
+
+def test_the_canonical_pass_is_that_of_a_store_without_views(replayed, frozen):
+    (canonical,) = replayed.store.open_passes()
+    (views,) = replayed.store.open_passes(stored_views=True)
+
+    assert canonical.name == frozen.store.open_passes()[0].name
+    assert canonical.num_views == 1
+    assert (views.num_views, views.manifest.selection["split"]) == (3, "train")
+    assert {shard.name.rsplit("-", 1)[0] for shard in views.manifest.shards} == {"train"}
+    assert list(verify_store(replayed.store.path)) == []
+
+
+def test_again_nothing_is_computed_and_other_views_are_another_pass(replayed, tmp_path):
+    assert precompute.run(replayed.config).teacher_records == 0
+
+    store = tmp_path / "store"
+    config = replace(replayed.config, store=replace(replayed.config.store, path=str(store)))
+    names = []
+    for options in (
+        {},
+        {"views": replace(VIEWS, seed=2)},
+        {"views": replace(VIEWS, count=2)},
+        {"augment": AugmentOptions(operations=AUGMENT.operations[:1])},
+        {"subset": SubsetOptions(shots=1)},
+        {"views": RotationsViewsConfig()},
+    ):
+        precompute.run(replace(config, **options))
+        names.append(len(Store(store).pass_folders(stored_views=True)))
+    assert names == [1, 2, 3, 4, 5, 6]
+    assert len(Store(store).pass_folders()) == 1
+
+
+def test_both_backends_hold_the_same_views(replayed, tmp_path, tiny_teacher):
+    config = with_views(precompute_config(tmp_path / "s", tiny_teacher, backend="webdataset"))
+    precompute.run(config)
+    passes = [
+        store.open_passes(stored_views=True)[0] for store in (replayed.store, Store(tmp_path / "s"))
+    ]
+
+    for shard in replayed.store.manifest.shards:
+        if shard.split == "train":
+            zarr, tars = (teacher.read_shard(shard) for teacher in passes)
+            assert zarr.keys() == tars.keys()
+            assert all(np.array_equal(zarr[name], tars[name]) for name in zarr)
+
+
+def test_a_killed_pass_of_views_is_finished_to_the_same_bytes(replayed, tmp_path, monkeypatch):
+    config = replace(
+        replayed.config, store=replace(replayed.config.store, path=str(tmp_path / "s"))
+    )
+    annotate, calls = TeacherAnnotator.annotate, []
+
+    def dying(self, batches, keys, views=None):
+        calls.append(views)
+        if len([v for v in calls if v is not None]) == 2:
+            raise KeyboardInterrupt
+        return annotate(self, batches, keys, views)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TeacherAnnotator, "annotate", dying)
+        with pytest.raises(KeyboardInterrupt):
+            precompute.run(config)
+    assert Store(tmp_path / "s").pass_folders(stored_views=True) == []
+
+    assert 0 < precompute.run(config).teacher_records < 3 * 40
+    assert tree_bytes(tmp_path / "s") == tree_bytes(replayed.store.path)
+
+
+def test_a_subset_costs_its_own_bytes_and_has_the_views_of_the_whole(replayed, tmp_path):
+    subset = SubsetOptions(shots=1)
+    config = replace(
+        replayed.config,
+        store=replace(replayed.config.store, path=str(tmp_path / "s")),
+        subset=subset,
+    )
+    assert precompute.run(config).teacher_records == 72 + 3 * 10
+    (few,), (whole,) = (
+        store.open_passes(stored_views=True) for store in (Store(tmp_path / "s"), replayed.store)
+    )
+
+    rows = select_training_rows(replayed.store.index, "train", subset)
+    assert sum(shard.rows for shard in few.manifest.shards) == len(rows) == 10
+    for shard in replayed.store.manifest.shards:
+        places, all_places = few.rows_of(shard), whole.rows_of(shard)
+        if (places < 0).all():
+            continue
+        some, every = few.read_shard(shard), whole.read_shard(shard)
+        for row in np.flatnonzero(places >= 0):
+            for name in some:
+                one, other = some[name][places[row]], every[name][all_places[row]]
+                assert np.allclose(one.astype(float), other.astype(float), rtol=1e-2, atol=1e-5)
+            assert np.array_equal(
+                some["canonical_from_view"][places[row]],
+                every["canonical_from_view"][all_places[row]],
+            )
+    with pytest.raises(StoreMismatchError, match="does not cover 30 of the run's 40 records"):
+        StoreDataset(few.store, rows_of_split(few.store.index, "train"), [few])
+
+
+# ---- replay --------------------------------------------------------------------------------------
+
+
+def test_a_replayed_batch_is_what_the_teacher_saw_and_said_bit_for_bit(replayed):
+    config = replayed.config
+    annotator = TeacherAnnotator(
+        config.teacher, 10, config.explainer, config.annotate, replayed.store.size
+    )
+    for batch in replay_loader(replayed).epoch(0):
+        (targets,) = view_targets(batch, (4, 4))
+        images = view_images(batch, replayed.store.size)
+        for index in range(len(images)):
+            one = slice(index, index + 1)
+            records = BatchInfo(batch.keys[one], batch.labels[one])
+            again = annotator._annotate_inputs(images[one], records)
+            top1 = again.values["explained_class"][0]
+            assert targets.explained_class[index].numpy() == top1
+            assert np.allclose(
+                targets.logits[index], again.values["logits"][0], rtol=1e-2, atol=1e-3
+            )
+            assert np.allclose(targets.maps[index], again.values["map"][0].astype("f4"), atol=5e-3)
+
+
+def test_a_stored_map_of_a_view_is_not_warped_again(replayed):
+    batch = next(iter(replay_loader(replayed).epoch(0)))
+    (targets,) = view_targets(batch, (4, 4))
+
+    assert batch.targets[0].map_from_canonical is None
+    assert torch.equal(targets.maps, batch.targets[0].maps)
+    coarse = view_targets(batch, (2, 2))[0].maps
+    assert torch.allclose(
+        coarse, torch.nn.functional.avg_pool2d(targets.maps[:, 0], 2)[:, None], atol=1e-6
+    )
+
+
+def test_views_of_one_record_differ_and_targets_go_with_them(replayed):
+    stream = replay_loader(replayed, views_per_step=3)
+    batch = next(iter(stream.epoch(0)))
+
+    assert batch.keys[0] == batch.keys[1] == batch.keys[2] != batch.keys[3]
+    assert sorted(batch.view_index[:3].tolist()) == [0, 1, 2]
+    assert torch.equal(batch.inputs[0], batch.inputs[2])
+    logits = batch.targets[0].logits
+    assert not torch.equal(logits[0], logits[1])
+    images = view_images(batch, replayed.store.size)
+    assert not torch.equal(images[0], images[1])
+
+
+def test_every_view_has_its_turn_once_before_any_comes_again():
+    shards = np.repeat(np.arange(5), 8)
+    seen = {}
+    for epoch in range(8):
+        batches = ReplayBatchSampler(EpochOrder(shards, 0), 8, num_views=4, per_step=1)
+        batches.set_position(epoch, 0)
+        for position, view in (pair for batch in batches for pair in batch):
+            seen.setdefault(position, []).append(view)
+
+    assert len(seen) == 40
+    for views in seen.values():
+        assert sorted(views[:4]) == sorted(views[4:]) == [0, 1, 2, 3]
+    # The order of the views differs between records.
+    assert len({views[0] for views in seen.values()}) == 4
+
+
+def test_ranks_share_the_pairs_of_one_process_and_a_later_step_continues():
+    shards = np.repeat(np.arange(5), 8)
+
+    def pairs(first_step=0, **ranks):
+        batches = ReplayBatchSampler(EpochOrder(shards, 0), 8, num_views=4, per_step=2, **ranks)
+        batches.set_position(1, first_step)
+        return list(batches)
+
+    whole = pairs()
+    halves = [pairs(rank=rank, world_size=2) for rank in range(2)]
+    assert [a + b for a, b in zip(*halves, strict=True)] == whole
+    assert pairs(first_step=3) == whole[3:]
+    assert len(whole) == GlobalBatchSampler(EpochOrder(shards, 0), 4).num_steps == 10
+
+
+def test_rotations_turn_exactly():
+    image = torch.rand(1, 3, 8, 8)
+
+    for quarter, matrix in enumerate(rotations()):
+        turned = warp(image, matrix[None].float(), (8, 8))
+        assert torch.allclose(turned, torch.rot90(image, quarter, (2, 3)), atol=1e-5)
+
+
+# ---- a student -----------------------------------------------------------------------------------
+
+
+def test_a_student_of_stored_views_resumes_and_is_evaluated_by_the_canonical_pass(
+    replayed, monkeypatch
+):
+    options = {"mode": "replay", "views": CanonicalViewsConfig(per_step=2), "trainer": TRAINER}
+    views = replace(VIEWS, count=4)
+    store = Path.cwd() / "store"
+    config = replace(
+        replayed.config, store=replace(replayed.config.store, path=str(store)), views=views
+    )
+    precompute.run(config)
+    frozen = Frozen(Store(store), config)
+
+    distill.run(distill_config(frozen, run="replay", **options))
+
+    _, trained = load_model(RUNS / "replay" / "distill")
+    assert trained.teachers == (Store(store).open_passes()[0].name,)
+    metrics = evaluate.run(evaluate_config(frozen, run="replay")).splits
+    assert 0 <= metrics["test"]["agreement"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "replay", "views": CanonicalViewsConfig(per_step=3)}, r"views\.per_step=3"),
+        (
+            {"mode": "replay", "method": E2KDConfig(map_control="unaugmented")},
+            "needs the canonical map",
+        ),
+        ({"mode": "replay", "method": LabelsConfig()}, "method=labels uses no teacher"),
+    ],
+)
+def test_what_a_replayed_run_cannot_be_is_said(replayed, options, message):
+    with pytest.raises(ConfigError, match=message):
+        distill.run(distill_config(replayed, **options))
+
+
+def test_a_store_without_stored_views_says_how_to_make_them(frozen):
+    with pytest.raises(
+        StoreMismatchError, match=r"no teacher pass of stored views; .* views=random"
+    ):
+        distill.run(distill_config(frozen, mode="replay"))
+
+
+def test_views_per_step_must_divide_the_views_of_a_record(replayed):
+    with pytest.raises(ConfigError, match=r"views\.per_step=2 does not divide the 3 stored views"):
+        distill.run(distill_config(replayed, mode="replay", views=CanonicalViewsConfig(per_step=2)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"teacher_frame": "center_crop"}, "set teacher.frame=full"),
+        (
+            {"augment": AugmentOptions()},
+            "views=random draws from augment.operations, which is empty",
+        ),
+    ],
+)
+def test_views_that_cannot_be_drawn_are_refused(replayed, options, message):
+    if frame := options.pop("teacher_frame", None):
+        options = {"teacher": replace(replayed.config.teacher, frame=frame)}
+    with pytest.raises(ConfigError, match=message):
+        replace(replayed.config, **options)
+
+
+def test_views_of_a_record_do_not_depend_on_who_is_selected_with_it(replayed):
+    store = replayed.store
+    whole = plan_stored_views(store, VIEWS, AUGMENT, "train", SubsetOptions())
+    few = plan_stored_views(store, VIEWS, AUGMENT, "train", SubsetOptions(shots=1))
+
+    for shard in store.manifest.shards:
+        if shard.name in few.rows:
+            every = whole.matrices(store, shard)
+            assert torch.equal(few.matrices(store, shard), every[few.rows[shard.name]])
+    assert not torch.equal(every[:, 0], every[:, 1])
+
+
+# ---- cost of freezing ----------------------------------------------------------------------------
+
+
+def test_equivariance_finds_what_moves_a_teachers_answers(frozen):
+    """A CIFAR ResNet with zero padding is exact for unmoved images and inexact for flipped or rotated ones."""
+    config = frozen.config.teacher
+    store = frozen.store
+    dataset = StoreDataset(store, rows_of_split(store.index, "train"), store.open_passes())
+    operations = (
+        OperationConfig(kind="horizontal_flip", p=0.0),  # measured as if always applied
+        OperationConfig(kind="rotation", degrees=90),
+    )
+
+    measured = measure_equivariance(
+        freeze(build_model(config, 10)), gradcam, store.size, dataset, operations
+    )
+
+    assert list(measured) == ["none", "horizontal_flip", "rotation"]
+    still, flipped, turned = measured.values()
+    assert still["map_cosine"] > 0.9999
+    assert still["logits_kl"] < 1e-5
+    assert still["top1_agreement"] == 1
+    for moved in (flipped, turned):
+        assert moved["map_cosine"] < still["map_cosine"] - 0.01
+        assert moved["logits_kl"] > 10 * still["logits_kl"]
+
+
+def test_verify_prints_equivariance_of_the_teacher_that_the_store_knows(frozen):
+    config = VerifyConfig(
+        store=frozen.config.store,
+        teacher=frozen.config.teacher,
+        augment=AUGMENT,
+        equivariance=True,
+        equivariance_records=16,
+    )
+
+    lines = verify.run(config).equivariance.strip().splitlines()
+
+    assert [line.split()[0] for line in lines] == ["none", "pad_crop", "horizontal_flip"]
+    with pytest.raises(StoreMismatchError, match="contains no pass of this teacher"):
+        verify.run(replace(config, teacher=replace(config.teacher, weights="random")))
+    with pytest.raises(ConfigError, match="name it with teacher="):
+        VerifyConfig(store=frozen.config.store, equivariance=True)
+
+
+def test_of_several_passes_of_stored_views_the_count_chooses(replayed, tmp_path):
+    config = replace(
+        replayed.config, store=replace(replayed.config.store, path=str(tmp_path / "s"))
+    )
+    for count in (2, 4):
+        precompute.run(replace(config, views=replace(VIEWS, count=count)))
+    frozen = Frozen(Store(tmp_path / "s"), config)
+    options = {"mode": "replay", "trainer": replace(TRAINER, epochs=1)}
+
+    distill.run(distill_config(frozen, run="four", views=replace(VIEWS, count=4), **options))
+
+    held = yaml.safe_load((RUNS / "four" / "distill" / "config.yaml").read_text())["inputs"]
+    folders = frozen.store.pass_folders(stored_views=True)
+    passes = [frozen.store.open_pass(folder.name, stored_views=True) for folder in folders]
+    (wanted,) = (teacher for teacher in passes if teacher.num_views == 4)
+    assert held[f"teacher {wanted.name}"] == wanted.manifest.fingerprint
+    with pytest.raises(
+        StoreMismatchError, match=r"contains 0 passes with views.count=3 .*\(2 views\)"
+    ):
+        distill.run(distill_config(frozen, run="three", views=VIEWS, **options))

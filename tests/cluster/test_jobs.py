@@ -1,0 +1,80 @@
+"""Jobs that are submitted to a running Ray head, which neither they nor the client started."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.config.builder import build_verb_config
+from pipeline.config.compose import compose
+from pipeline.models.saved import load_model
+from stages import precompute
+from tests.support.paths import ROOT
+from tests.support.ray_nodes import RAY, node_environment, ray_nodes
+from tests.support.trees import tree_bytes
+
+PRECOMPUTE = [
+    *("data.image_size=16", "data.min_digit_size=8", "data.max_digit_size=12"),
+    *("data.test_digits=10", "data.train_digits=40", "data.teacher_digits=12"),
+    *("data.teacher_placements=1", "data.test_placements=1", "store.shard_size=16"),
+    *("teacher.name=resnet8", "teacher.width=4", "teacher.weights=random", "annotate.batch_size=8"),
+    "annotate.payloads=[logits, map]",  # with a space, which requires quoting
+]
+
+
+@pytest.fixture(scope="module")
+def head():
+    with ray_nodes() as nodes:
+        nodes.start_head("--num-cpus=2", dashboard=True)
+        yield nodes.dashboard
+
+
+def submit(head, folder, verb, *words):
+    return subprocess.run(
+        [
+            *(RAY, "job", "submit", "--address", head, "--working-dir", str(ROOT), "--"),
+            *(sys.executable, "-m", f"stages.{verb}", *words),
+        ],
+        cwd=folder,
+        env=node_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_submitted_job_writes_what_a_serial_run_writes_and_a_student_learns_from_it(
+    head, tmp_path
+):
+    store = tmp_path / "store"
+    paths = [f"store.path={store}", f"run={tmp_path / 'run'}"]
+    serial = compose("precompute", [*PRECOMPUTE, f"store.path={tmp_path / 's'}", "executor=serial"])
+    precompute.run(build_verb_config("precompute", serial))
+
+    done = submit(head, tmp_path, "precompute", "cluster=existing", *paths, *PRECOMPUTE)
+
+    assert done.returncode == 0, done.stdout
+    assert "teacher_records: 72" in done.stdout
+    assert tree_bytes(store) == tree_bytes(tmp_path / "s")
+
+    options = ["method=kd", "trainer.epochs=1", "student.name=resnet8", "student.width=4"]
+    ranks = ["trainer.ranks=2", "cluster.cpus_per_rank=0.5", "trainer.batch_size=8"]
+    done = submit(head, tmp_path, "distill", "cluster=existing", *paths, *options, *ranks)
+
+    assert done.returncode == 0, done.stdout
+    _, trained = load_model(tmp_path / "run" / "distill")
+    assert trained.config.width == 4
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_job_that_fails_says_so_with_the_line_and_the_exit_code_of_its_stage(head, tmp_path):
+    done = submit(head, tmp_path, "precompute", "cluster=existing", "store.path=stores/here")
+
+    assert done.returncode == 1
+    assert "Job entrypoint command failed with exit code 2" in done.stdout
+    assert "store.path=stores/here is relative" in done.stdout
+    assert "Traceback" not in done.stdout

@@ -1,0 +1,101 @@
+"""Runs on Ray, whose results equal those of serial runs. All tests share one session, in which nothing is killed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from pipeline.cluster.data import RayDataExecutor
+from pipeline.config.cluster import LocalClusterConfig
+from pipeline.config.runs import RUNS
+from pipeline.core.tasks import ShardError, ShardResult
+from pipeline.models.saved import load_model
+from stages import distill, precompute, sweep
+from tests.support.runs import TWO_RANKS, TWO_RANKS_CLUSTER, distill_config, logged_lines
+from tests.support.stores import precompute_config
+from tests.support.sweeps import read_sweep, run_sweep, sweep_words
+from tests.support.trees import tree_bytes
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.mark.parametrize("actors", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_ray_and_serial_write_the_same_bytes(tmp_path, frozen, actors):
+    config = precompute_config(
+        tmp_path / "store",
+        frozen.config.teacher,
+        executor="ray",
+        cluster=LocalClusterConfig(actors=actors, cpus_per_actor=0.5),
+    )
+
+    result = precompute.run(config)
+
+    assert (result.packed_records, result.teacher_records) == (72, 72)
+    assert tree_bytes(tmp_path / "store") == tree_bytes(frozen.store.path)
+
+
+@dataclass
+class FailOnOdd:
+    """Task that fails on odd shards, by an exception or by ending its process."""
+
+    needs_gpu = False
+
+    def __call__(self, shard):
+        if shard == 1:
+            raise ValueError(f"shard {shard} is odd")
+        if shard == 3:
+            raise SystemExit(1)
+        return ShardResult(name=str(shard), records=shard, seconds=0.0)
+
+
+def test_a_failing_shard_lets_the_others_finish_and_is_reported():
+    results = RayDataExecutor(LocalClusterConfig(cpus_per_actor=0.5))(FailOnOdd(), range(5))
+
+    finished = [next(results).name for _ in range(3)]
+
+    assert sorted(finished) == ["0", "2", "4"]
+    with pytest.raises(ShardError, match="2 of 5 shards failed"):
+        next(results)
+
+
+def student_bytes(run):
+    return {
+        row["arm"]: (RUNS / row["run"] / "distill" / "model.safetensors").read_bytes()
+        for row in read_sweep(run)["runs"]
+    }
+
+
+def test_ray_trains_the_same_students_and_finishes_those_that_do_not_fail(frozen, monkeypatch):
+    arms = "arms={kd: ['method=kd'], bad: ['method=kd', 'trainer.batch_size=4096'], e2kd: []}"
+    messages = []
+    for executor in ("serial", "ray"):
+        base = sweep_words(
+            frozen, arms, f"executor={executor}", "cluster.cpus_per_student=0.5", run=executor
+        )
+        with pytest.raises(sweep.SweepError) as error:
+            run_sweep(base)
+        messages.append(str(error.value).replace(f"/{executor}/", "//").partition("|")[0])
+        assert "1 of 3 students failed" in messages[-1]
+
+    assert set(student_bytes("ray")) == {"kd", "e2kd"}
+    assert student_bytes("ray") == student_bytes("serial")
+    assert messages[0].partition("batch_size")[2] == messages[1].partition("batch_size")[2] != ""
+
+
+def test_two_ranks_train_a_student_and_leave_a_finished_run(frozen, monkeypatch):
+    config = distill_config(frozen, run="both", trainer=TWO_RANKS, cluster=TWO_RANKS_CLUSTER)
+
+    result = distill.run(config)
+
+    assert result.trained_epochs == 3
+    assert [line["step"] for line in logged_lines("both")] == [2, 3, 5, 6, 8, 9, 10, 12, 14, 15]
+    assert load_model(RUNS / "both" / "distill")[1].teachers == (
+        frozen.store.pass_folders()[0].name,
+    )
+    # A finished run is detected without starting a rank.
+    monkeypatch.setattr(
+        "pipeline.cluster.train.ray_session", lambda *_: pytest.fail("a session was opened")
+    )
+    assert distill.run(config).trained_epochs == 0
+    assert distill.run(replace(config, trainer=replace(TWO_RANKS, ranks=1))).trained_epochs == 0

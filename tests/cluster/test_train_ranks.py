@@ -1,0 +1,169 @@
+"""Students trained by several ranks of Ray Train: killed ranks, killed drivers and other numbers of ranks."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from pipeline.cluster.train import RanksError, train_on_ranks
+from pipeline.config.runs import RUNS
+from pipeline.core.errors import UserError
+from pipeline.losses.e2kd import E2KDLoss
+from pipeline.training.distill_job import Distillation
+from pipeline.training.metric_log import read_metrics
+from tests.support.paths import ROOT
+from tests.support.runs import (
+    TWO_RANKS,
+    TWO_RANKS_CLUSTER,
+    assert_equal_states,
+    distill_config,
+    logged_lines,
+    weights_of,
+)
+
+
+class DeadlyLoss(E2KDLoss):
+    """Loss that kills the second rank once, at its 9th step, in the middle of the second of three epochs."""
+
+    def __init__(self, config, marker):
+        super().__init__(config)
+        self.marker = marker
+        self.steps = 0
+
+    def forward(self, student, targets, labels):
+        self.steps += 1
+        if self.steps == 9 and dist.get_rank() == 1 and not self.marker.exists():
+            self.marker.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(student, targets, labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KilledOnce(Distillation):
+    """Distillation in which one rank is killed once."""
+
+    marker: Path
+
+    def plan(self):
+        plan = super().plan()
+        return replace(plan, loss=DeadlyLoss(plan.loss.config, self.marker))
+
+
+class RefusingLoss(E2KDLoss):
+    """Loss that raises a UserError in the second rank only, while the first waits for it."""
+
+    def forward(self, student, targets, labels):
+        if dist.is_initialized() and dist.get_rank() == 1:
+            raise UserError("this record is not what it was")
+        return super().forward(student, targets, labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused(Distillation):
+    """Distillation in which one rank fails."""
+
+    def plan(self):
+        plan = super().plan()
+        return replace(plan, loss=RefusingLoss(plan.loss.config))
+
+
+def job(frozen, run, kind=Distillation, **options):
+    config = distill_config(frozen, run=run, trainer=TWO_RANKS)
+    folder = (RUNS / run / "distill").absolute()
+    folder.mkdir(parents=True)
+    return kind(config=config, folder=folder, **options)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_rank_changes_nothing(frozen, tmp_path):
+    epochs = []
+    train_on_ranks(
+        job(frozen, "whole"), TWO_RANKS_CLUSTER, lambda epoch, line: epochs.append(epoch)
+    )
+    marker = tmp_path / "killed"
+
+    train_on_ranks(
+        job(frozen, "killed", KilledOnce, marker=marker), TWO_RANKS_CLUSTER, lambda *_: None
+    )
+
+    assert epochs == [1, 2, 3]
+    killed = int(marker.read_text())  # the rank was killed
+    assert not Path(f"/proc/{killed}").exists()
+    assert_equal_states(weights_of("killed"), weights_of("whole"))
+    assert logged_lines("killed") == logged_lines("whole")
+    assert {path.name for path in (RUNS / "killed" / "distill").iterdir()} >= {
+        "model.safetensors",
+        "model.json",
+    }
+    assert not (RUNS / "killed" / "distill" / ".ray_train").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_error_of_one_rank_is_one_line_and_is_not_tried_again(frozen):
+    with pytest.raises(RanksError, match=r"^this record is not what it was$"):
+        train_on_ranks(job(frozen, "refused", Refused), TWO_RANKS_CLUSTER, lambda *_: None)
+
+
+# ---- a killed driver -----------------------------------------------------------------------------
+
+
+def distill_command(frozen, run, *more):
+    teacher = frozen.config.teacher
+    return [
+        *(sys.executable, "-m", "stages.distill", f"store.path={frozen.store.path}", f"run={run}"),
+        *(
+            f"student.name={teacher.name}",
+            f"student.width={teacher.width}",
+            "cluster.cpus_per_rank=0.5",
+        ),
+        *("trainer.epochs=40", "trainer.batch_size=8", "trainer.num_threads=1"),
+        *("trainer.checkpoint_every_steps=3", *more),
+    ]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("then", [2, 1])
+def test_a_killed_driver_is_taken_up_again_by_any_number_of_ranks(frozen, tmp_path, then):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    options = {"cwd": tmp_path, "env": environment}
+    process = subprocess.Popen(
+        distill_command(frozen, "killed", "trainer.ranks=2"), start_new_session=True, **options
+    )
+    folder = tmp_path / "runs" / "killed" / "distill"
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoint.pt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+    process.kill()
+    process.wait()
+    assert not (folder / "model.json").exists()  # the training was not finished
+    time.sleep(6)  # wait for the ranks, which end with their driver
+
+    for run, ranks in (("killed", then), ("whole", 2)):
+        subprocess.run(
+            distill_command(frozen, run, f"trainer.ranks={ranks}"),
+            check=True,
+            timeout=240,
+            **options,
+        )
+    killed, whole = (
+        [line["step"] for line in read_lines(tmp_path, run)] for run in ("killed", "whole")
+    )
+    assert killed == whole
+    if then == 2:
+        assert_equal_states(weights_of("killed"), weights_of("whole"))
+
+
+def read_lines(folder, run):
+    return list(read_metrics(folder / "runs" / run / "distill"))

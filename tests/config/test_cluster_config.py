@@ -1,0 +1,303 @@
+"""Cluster options: their limits, the meaning of paths on each kind of cluster, and connecting to Ray."""
+
+import json
+import os
+import signal
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.cluster.session import ClusterError, ray_session
+from pipeline.config.builder import build_verb_config
+from pipeline.config.cluster import ExistingClusterConfig, KubeRayClusterConfig, LocalClusterConfig
+from pipeline.config.compose import compose
+from pipeline.config.paths import place_paths, with_absolute_paths
+from pipeline.core.errors import ConfigError
+from tests.support.paths import ROOT
+
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+KUBERAY = ["cluster=kuberay", "cluster.image=image", "cluster.volume_claim=claim"]
+
+
+# ---- options -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (LocalClusterConfig, {"actors": 0}, "cluster.actors must be >= 1, got 0"),
+        (LocalClusterConfig, {"max_restarts": -1}, "cluster.max_restarts must be >= 0, got -1"),
+        (ExistingClusterConfig, {"gpus_per_rank": -1.0}, "cluster.gpus_per_rank must be >= 0"),
+        (ExistingClusterConfig, {"address": "ray://head:10001"}, "submit a job"),
+        (ExistingClusterConfig, {"address": "local"}, "cluster.address=local must be auto or"),
+        (KubeRayClusterConfig, {"image": ""}, "cluster.image is empty"),
+        (KubeRayClusterConfig, {"volume_claim": ""}, "cluster.volume_claim is empty"),
+        (KubeRayClusterConfig, {"mount_path": "mnt"}, "cluster.mount_path must be an absolute"),
+        (
+            KubeRayClusterConfig,
+            {"name": "Permafrost"},
+            "cluster.name must be at most 47 lower-case",
+        ),
+        (KubeRayClusterConfig, {"name": "p" * 48}, "at most 47"),
+        (KubeRayClusterConfig, {"max_workers": 0}, "min_workers <= workers <= max_workers"),
+        (KubeRayClusterConfig, {"worker_memory": "8 GB"}, "cluster.worker_memory must be"),
+        (KubeRayClusterConfig, {"worker_gpus": -1}, "cluster.worker_gpus must be >= 0, got -1"),
+        (KubeRayClusterConfig, {"active_deadline_seconds": 0}, "active_deadline_seconds must be"),
+        (KubeRayClusterConfig, {"working_dir": "code.zip"}, "cluster.working_dir must be"),
+    ],
+)
+def test_an_impossible_option_is_an_error_that_names_it(kind, options, message):
+    needed = {"image": "i", "volume_claim": "c"} if kind is KubeRayClusterConfig else {}
+
+    with pytest.raises(ConfigError) as caught:
+        kind(**{**needed, **options})
+
+    assert message in str(caught.value)
+
+
+# ---- paths ---------------------------------------------------------------------------------------
+
+
+def placed(verb, *words):
+    return place_paths(build_verb_config(verb, compose(verb, words)))
+
+
+SHARED = ["store.path=/shared/store", "run=/shared/run", "teacher.weights=/shared/w.pth"]
+
+
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("store.path=stores/demo", "store.path=stores/demo"),
+        ("run=mine", "run=mine"),
+        ("teacher.weights=w.pth", "teacher.weights=w.pth"),
+        ("data.path=photos", "data.path=photos"),
+    ],
+)
+def test_in_a_job_a_relative_path_is_refused_with_the_way_out(monkeypatch, word, named):
+    monkeypatch.setenv(JOB, "{}")
+
+    with pytest.raises(ConfigError, match="absolute path on storage that all nodes share") as error:
+        placed("precompute", "data=image_folder", "data.path=/shared/photos", *SHARED, word)
+
+    assert str(error.value).startswith(f"{named} is relative")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data=demo"],
+        ["data=image_folder", "data.path=/shared/photos"],
+        # No cache is needed, as nothing is downloaded.
+        ["data=webdataset", "data.path=/shared/tars"],
+        ["data=demo", "teacher.weights=random"],
+        ["data=demo", "teacher=none"],
+    ],
+)
+def test_in_a_job_absolute_paths_and_words_that_are_no_paths_will_do(monkeypatch, words):
+    monkeypatch.setenv(JOB, "{}")
+    shared = [word for word in SHARED if "teacher=none" not in words or "weights" not in word]
+
+    config = placed("precompute", *shared, *words)
+
+    assert config.store.path == "/shared/store"
+
+
+def test_in_a_job_the_files_of_an_evaluator_are_checked_and_the_teacher_where_it_is_asked(
+    monkeypatch,
+):
+    monkeypatch.setenv(JOB, "{}")
+    words = ["store.path=/shared/store", "run=/shared/run", "teacher.weights=w.pth"]
+
+    placed("evaluate", *words)  # accuracy and localization need no teacher network
+
+    with pytest.raises(ConfigError, match=r"teacher\.weights=w\.pth is relative"):
+        placed("evaluate", *words, "evaluators=[unicam]")
+    with pytest.raises(
+        ConfigError, match=r"evaluate\.distance_correlation\.embeddings=e\.npy is rel"
+    ):
+        placed("evaluate", *words, "evaluate.distance_correlation.embeddings=e.npy")
+
+
+def test_a_nested_file_becomes_absolute(monkeypatch):
+    config = build_verb_config(
+        "evaluate", compose("evaluate", ["evaluate.distance_correlation.embeddings=e.npy"])
+    )
+
+    options = with_absolute_paths(config).evaluate
+
+    assert options.distance_correlation.embeddings == str(Path("e.npy").absolute())
+    assert options.distance_correlation.probe_records == 512
+
+
+def test_in_a_job_a_stage_without_a_cluster_is_checked_too(monkeypatch):
+    monkeypatch.setenv(JOB, "{}")
+
+    with pytest.raises(ConfigError, match="stores/demo is relative"):
+        placed("verify", "store.path=stores/demo")
+
+
+def test_what_a_pod_writes_lies_on_the_volume():
+    with pytest.raises(ConfigError, match="would be lost with its pod"):
+        placed("precompute", *KUBERAY, *SHARED)
+
+    mounted = placed("precompute", *KUBERAY, "cluster.mount_path=/shared", *SHARED)
+    assert mounted.run == "/shared/run"
+
+
+def test_beside_a_head_relative_paths_are_those_of_the_drivers_folder(tmp_path):
+    words = ["data=image_folder", "data.path=photos", "store.path=s", "teacher.weights=pretrained"]
+
+    config = placed("precompute", "cluster=existing", *words)
+
+    assert config.data.path == str(tmp_path / "photos")
+    assert config.store.path == str(tmp_path / "s")
+    assert config.teacher.weights == "pretrained"
+    # Relative paths stay as they are on this machine.
+    assert placed("precompute", *words).data.path == "photos"
+
+
+# ---- joining Ray ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Arguments of the calls of ray.init, in an environment that is restored after the test."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    for name in ("RAY_AUTH_MODE", "RAY_ADDRESS", "RAY_USAGE_STATS_ENABLED", JOB):
+        os.environ.pop(name, None)
+    import ray
+
+    made = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: made.append(options))
+    monkeypatch.setattr(ray, "shutdown", lambda: made.append("shutdown"))
+    return made
+
+
+def test_an_existing_cluster_is_joined_without_resources_and_is_sent_the_packages(calls):
+    with ray_session(ExistingClusterConfig(threads_per_actor=3), 8):
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+
+    joined, end = calls
+    assert end == "shutdown"
+    assert set(joined) == {"address", "logging_level", "log_to_driver", "runtime_env"}
+    assert joined["address"] == "auto"
+    runtime = joined["runtime_env"]
+    assert runtime["py_modules"] == [str(ROOT / "pipeline"), str(ROOT / "stages")]
+    assert runtime["env_vars"]["OMP_NUM_THREADS"] == "3"
+    assert "PYTHONPATH" not in runtime["env_vars"]
+
+
+@pytest.mark.parametrize(
+    "config", [ExistingClusterConfig(), KubeRayClusterConfig(image="i", volume_claim="c")]
+)
+def test_a_job_has_brought_the_code_and_its_own_variables_win(calls, config):
+    job = {"runtime_env": {"working_dir": "gcs://x.zip", "env_vars": {"OMP_NUM_THREADS": "7"}}}
+    os.environ[JOB] = json.dumps(job)
+
+    with ray_session(config, 1):
+        pass
+
+    assert set(calls[0]["runtime_env"]) == {"env_vars"}
+    # Ray would reject a second value of a variable that the job sets.
+    assert "OMP_NUM_THREADS" not in calls[0]["runtime_env"]["env_vars"]
+    assert calls[0]["runtime_env"]["env_vars"]["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_a_local_ray_is_made_large_enough_and_has_what_the_options_say(calls):
+    with ray_session(LocalClusterConfig(dashboard=True, usage_statistics=True), 100):
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+
+    assert calls[0]["address"] == "local"
+    assert calls[0]["num_cpus"] == 101
+    assert calls[0]["include_dashboard"] is True
+    assert str(ROOT) in calls[0]["runtime_env"]["env_vars"]["PYTHONPATH"]
+
+
+def test_what_the_environment_says_about_authentication_wins(calls):
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+
+    with ray_session(ExistingClusterConfig(), 1):
+        assert os.environ["RAY_AUTH_MODE"] == "disabled"
+
+
+def test_rays_handler_of_sigterm_is_replaced_by_ours(calls, monkeypatch):
+    import ray
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(
+        ray, "init", lambda **_: signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    )
+
+    with ray_session(ExistingClusterConfig(), 1):
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("variable", [True, False])
+def test_a_head_that_nobody_listens_at_is_one_clear_error_at_once(calls, variable):
+    from tests.support.ray_nodes import free_port
+
+    address = f"127.0.0.1:{free_port()}"
+    if variable:
+        os.environ["RAY_ADDRESS"] = address
+    config = ExistingClusterConfig() if variable else ExistingClusterConfig(address=address)
+
+    with (
+        pytest.raises(
+            ClusterError, match=f"cluster.address={config.address} \\(.*refused\\); start"
+        ),
+        ray_session(config, 1),
+    ):
+        pass
+
+    assert calls == []
+
+
+def test_what_ray_itself_complains_about_is_said_in_one_line(calls, monkeypatch):
+    import ray
+
+    def refuse(**_):
+        raise RuntimeError("Version mismatch:\n  2.9\n  2.60.")
+
+    monkeypatch.setattr(ray, "init", refuse)
+
+    with (
+        pytest.raises(ClusterError, match=r"Version mismatch: 2.9 2.60\); start one"),
+        ray_session(ExistingClusterConfig(), 1),
+    ):
+        pass
+
+
+# ---- upload of a job -----------------------------------------------------------------------------
+
+
+def test_a_job_takes_the_code_along_and_neither_data_nor_results(tmp_path):
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.runtime_env.packaging import create_package
+
+    folder = tmp_path / "checkout"
+    kept = ["pipeline/a.py", "stages/b.py", "conf/data/demo.yaml", "pipeline/store/files.py"]
+    left = ["data/x.tar", "runs/r/model.safetensors", "stores/s/manifest.json", "tests/t.py"]
+    left += [".venv/bin/python", ".git/config", "pipeline/__pycache__/a.pyc"]
+    for name in [*kept, *left]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    for name in (".gitignore", ".rayignore"):
+        (folder / name).write_text((ROOT / name).read_text())
+
+    package = tmp_path / "package.zip"
+    create_package(
+        str(folder),
+        package,
+        include_gitignore=True,
+        include_parent_dir=False,
+        excludes=get_runtime_env_default_excludes(),
+    )
+
+    files = {name for name in zipfile.ZipFile(package).namelist() if not name.endswith("/")}
+    assert files == {*kept, ".gitignore", ".rayignore"}

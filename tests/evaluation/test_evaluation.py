@@ -1,0 +1,435 @@
+"""Evaluators on maps, boxes and logits with hand-computed scores."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.config.evaluation import EvaluateOptions
+from pipeline.core.records import NO_GROUP, NO_LABEL
+from pipeline.evaluation.agreement import (
+    accuracy,
+    agreement,
+    f1,
+    kl_to_teacher,
+    label_scores,
+    teacher_scores,
+)
+from pipeline.evaluation.forward import EvaluatedModel, predict_records
+from pipeline.evaluation.localization import (
+    energy_pointing_game,
+    localization_iou,
+    upsample,
+)
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import view_images
+from pipeline.loading.regions import box_regions
+from pipeline.models.explainers.gradcam import gradcam
+from pipeline.models.providers import build_model, freeze
+
+THRESHOLD = 0.05
+
+
+def box(label: int, x0: int, y0: int, x1: int, y1: int, size: tuple[int, int]) -> list[float]:
+    """Row of `boxes` that covers whole pixels of an (H, W) frame, in canonical coordinates."""
+    height, width = size
+    return [label, 2 * x0 / width - 1, 2 * y0 / height - 1, 2 * x1 / width - 1, 2 * y1 / height - 1]
+
+
+def region(rows: slice, columns: slice, size: tuple[int, int] = (4, 4)) -> torch.Tensor:
+    """Mask bool [1, H, W] that is true on these pixels."""
+    mask = torch.zeros(1, *size, dtype=torch.bool)
+    mask[0, rows, columns] = True
+    return mask
+
+
+def top1_logits(*classes: int) -> torch.Tensor:
+    """Logits [N, 3] whose predicted classes are the given ones."""
+    return 4.0 * F.one_hot(torch.tensor(classes), 3).double()
+
+
+def random_map(seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(1, 8, 8, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def test_epg_of_a_uniform_map_is_the_regions_share_of_the_area():
+    maps = torch.full((1, 4, 4), 0.3, dtype=torch.float64)
+
+    score = energy_pointing_game(maps, region(slice(0, 2), slice(1, 4)))
+
+    assert score.item() == pytest.approx(6 / 16, rel=0, abs=1e-9)
+
+
+def test_epg_of_a_map_inside_its_region_is_one():
+    maps = torch.zeros(1, 4, 4, dtype=torch.float64)
+    maps[0, 1, 1:3] = torch.tensor([0.2, 5.0], dtype=torch.float64)
+
+    score = energy_pointing_game(maps, region(slice(1, 2), slice(1, 3)))
+
+    assert score.item() == pytest.approx(1.0, rel=0, abs=1e-9)
+
+
+def test_epg_ignores_negative_attributions():
+    maps = torch.tensor([[[3.0, -7.0], [1.0, -100.0]]], dtype=torch.float64)
+
+    score = energy_pointing_game(maps, region(slice(0, 1), slice(0, 2), size=(2, 2)))
+
+    assert score.item() == pytest.approx(3 / 4, rel=0, abs=1e-9)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e-9])
+def test_epg_of_a_map_without_positive_mass_is_zero(value):
+    maps = torch.full((1, 4, 4), value, dtype=torch.float64)
+
+    score = energy_pointing_game(maps, region(slice(0, 4), slice(0, 4)))
+
+    assert score.item() == 0
+
+
+def test_epg_counts_the_overlap_of_two_boxes_once():
+    size = (4, 4)
+    boxes = [torch.tensor([box(7, 0, 0, 3, 2, size), box(7, 1, 0, 4, 2, size)])]
+    maps = torch.ones(1, *size, dtype=torch.float64)
+
+    score = energy_pointing_game(maps, box_regions(boxes, torch.tensor([7]), size))
+
+    assert score.item() == pytest.approx(8 / 16, rel=0, abs=1e-9)
+
+
+def test_epg_evaluates_each_record_by_its_own_region():
+    maps = torch.ones(2, 4, 4, dtype=torch.float64)
+    regions = torch.cat([region(slice(0, 1), slice(0, 4)), region(slice(0, 4), slice(0, 4))])
+
+    scores = energy_pointing_game(maps, regions)
+
+    torch.testing.assert_close(scores, torch.tensor([0.25, 1.0]).double(), rtol=0, atol=1e-9)
+
+
+def test_iou_of_the_regions_indicator_is_one():
+    regions = region(slice(0, 2), slice(1, 4))
+
+    score = localization_iou(0.2 * regions.double(), regions, THRESHOLD)
+
+    assert score.item() == 1
+
+
+def test_iou_matches_hand_computation():
+    # Above the threshold: 1, 2 and 10.
+    maps = torch.tensor([[[0.0, 1.0], [2.0, 10.0]]], dtype=torch.float64)
+    regions = torch.tensor([[[True, True], [True, False]]])
+
+    score = localization_iou(maps, regions, THRESHOLD)
+
+    assert score.item() == pytest.approx(2 / 4)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0.05, 0.5), (0.0501, 1.0)])
+def test_iou_threshold_is_strict(value, expected):
+    maps = torch.tensor([[[0.0, 0.0, value, 1.0]]], dtype=torch.float64)
+    regions = torch.tensor([[[False, False, True, True]]])
+
+    score = localization_iou(maps, regions, THRESHOLD)
+
+    assert score.item() == expected
+
+
+def test_iou_scales_the_map_from_its_own_lowest_value():
+    maps = torch.tensor([[[5.0, 5.0, 5.25, 15.0]]], dtype=torch.float64)  # scaled: 0, 0, 0.025, 1
+    regions = torch.tensor([[[False, False, False, True]]])
+
+    score = localization_iou(maps, regions, THRESHOLD)
+
+    assert score.item() == 1
+
+
+def test_iou_ignores_negative_attributions():
+    maps = torch.tensor([[[-1000.0, 0.0, 1.0, 10.0]]], dtype=torch.float64)
+    regions = torch.tensor([[[False, False, True, True]]])
+
+    score = localization_iou(maps, regions, THRESHOLD)
+
+    assert score.item() == 1
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 3.0, 1e12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_iou_ignores_a_positive_scale(scale, dtype):
+    maps = random_map(0, dtype)
+    regions = region(slice(2, 6), slice(1, 7), size=(8, 8))
+    expected = localization_iou(maps, regions, threshold=0.5).item()
+
+    score = localization_iou(maps * scale, regions, threshold=0.5)
+
+    assert 0 < expected < 1
+    assert score.item() == expected
+
+
+def test_iou_of_a_constant_positive_map_is_the_regions_share_of_the_area():
+    maps = torch.full((1, 4, 4), 0.3)
+
+    score = localization_iou(maps, region(slice(0, 2), slice(1, 3)), THRESHOLD)
+
+    assert score.item() == 4 / 16
+
+
+def test_iou_of_a_zero_map_is_zero_with_and_without_a_region():
+    maps = torch.zeros(2, 4, 4)
+    regions = torch.cat([region(slice(0, 2), slice(0, 2)), region(slice(0, 0), slice(0, 0))])
+
+    scores = localization_iou(maps, regions, THRESHOLD)
+
+    assert scores.tolist() == [0, 0]
+
+
+def test_box_regions_cover_the_union_of_overlapping_boxes():
+    size = (4, 6)
+    boxes = [torch.tensor([box(2, 0, 0, 4, 2, size), box(2, 3, 1, 6, 3, size)])]
+
+    regions = box_regions(boxes, torch.tensor([2]), size)
+
+    expected = torch.tensor(
+        [
+            [
+                [1, 1, 1, 1, 0, 0],
+                [1, 1, 1, 1, 1, 1],
+                [0, 0, 0, 1, 1, 1],
+                [0, 0, 0, 0, 0, 0],
+            ]
+        ]
+    )
+    assert torch.equal(regions, expected.bool())
+
+
+def test_box_regions_cover_only_boxes_of_the_records_own_label():
+    size = (4, 4)
+    both = torch.tensor([box(0, 0, 0, 2, 2, size), box(1, 2, 2, 4, 4, size)])
+    labels = torch.tensor([0, 1, 5, NO_LABEL])
+
+    regions = box_regions([both, both, both, torch.zeros(0, 5)], labels, size)
+
+    expected = torch.zeros(4, *size, dtype=torch.bool)
+    expected[0, 0:2, 0:2] = True
+    expected[1, 2:4, 2:4] = True
+    assert torch.equal(regions, expected)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (37, 53), (224, 199)])
+def test_box_regions_start_and_end_at_exact_pixel_edges(size):
+    height, width = size
+    columns = [(x0, x1) for x0 in range(width) for x1 in {x0 + 1, width}]
+    rows = [(y0, y1) for y0 in range(height) for y1 in {y0 + 1, height}]
+    # The box of each record is limited along one axis and covers the whole of the other.
+    corners = [(x0, 0, x1, height) for x0, x1 in columns] + [(0, y0, width, y1) for y0, y1 in rows]
+    boxes = [torch.tensor([box(0, *corner, size)]) for corner in corners]
+
+    regions = box_regions(boxes, torch.zeros(len(boxes), dtype=torch.long), size)
+
+    for found, (x0, y0, x1, y1) in zip(regions, corners, strict=True):
+        assert found.sum() == (x1 - x0) * (y1 - y0)
+        assert found[y0:y1, x0:x1].all()
+
+
+def test_box_regions_cut_corners_down_to_whole_pixels_and_to_the_frame():
+    boxes = [torch.tensor([[0, -1.5, -0.3, 0.2, 1.7]])]  # edges at pixels -1, 1.4, 2.4 and 5.4 of 4
+
+    regions = box_regions(boxes, torch.tensor([0]), (4, 4))
+
+    assert torch.equal(regions, region(slice(1, 4), slice(0, 2)))
+
+
+def test_upsample_is_bilinear_with_half_pixel_centers():
+    maps = torch.tensor([[[0.0, 1.0]]])
+
+    upsampled = upsample(maps, (1, 4))
+
+    assert torch.equal(upsampled, torch.tensor([[[0.0, 0.25, 0.75, 1.0]]]))
+
+
+def test_accuracy_is_the_share_of_labeled_records_that_are_right():
+    logits = top1_logits(0, 1, 2, 0)
+
+    assert accuracy(logits, torch.tensor([0, 1, 0, NO_LABEL])) == 2 / 3
+    assert math.isnan(accuracy(logits, torch.full((4,), NO_LABEL)))
+
+
+def test_agreement_is_symmetric_and_matches_hand_computation():
+    student_logits, teacher_logits = top1_logits(0, 1, 2, 2), top1_logits(0, 1, 2, 1)
+
+    assert agreement(student_logits, teacher_logits) == 3 / 4
+    assert agreement(teacher_logits, student_logits) == 3 / 4
+
+
+def test_agreement_of_equal_logits_is_one_however_wrong_they_are():
+    logits, labels = top1_logits(0, 1, 2), torch.tensor([1, 2, 0])
+
+    assert agreement(logits, logits.clone()) == 1
+    assert accuracy(logits, labels) == 0
+
+
+def test_agreement_of_different_classes_is_zero_although_the_student_is_right():
+    student_logits, teacher_logits = top1_logits(0, 1), top1_logits(1, 2)
+    labels = torch.tensor([0, 1])
+
+    assert agreement(student_logits, teacher_logits) == 0
+    assert accuracy(student_logits, labels) == 1
+
+
+def test_kl_to_teacher_matches_hand_computation():
+    student_logits = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]], dtype=torch.float64)
+    teacher_logits = torch.tensor([[0.0, 0.0], [7.0, 7.0]], dtype=torch.float64)
+
+    kl = kl_to_teacher(student_logits, teacher_logits)
+
+    # KL((1/2, 1/2) || (3/4, 1/4)) of the first record; the second has equal probabilities.
+    expected = (0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)) / 2
+    assert kl == pytest.approx(expected, abs=1e-12)
+
+
+def test_groups_are_scored_alone_and_in_sets_by_records_and_by_groups():
+    """Groups 1 and 2 of Waterbirds are out of distribution. The last record has no group, the fourth no label."""
+    logits = top1_logits(0, 0, 1, 1, 1, 0, 0, 1)
+    labels = torch.tensor([0, 1, 1, NO_LABEL, 0, 0, 0, 1])
+    groups = torch.tensor([0, 0, 1, 1, 2, 2, 2, NO_GROUP])
+    sets = {"id": (0, 3), "ood": (1, 2), "absent": (7,)}
+
+    scores = label_scores(logits, labels, groups, sets)
+
+    assert scores["group_accuracy"] == {"0": 1 / 2, "1": 1, "2": 2 / 3}
+    assert scores["worst_group_accuracy"] == 1 / 2
+    assert (scores["id_accuracy"], scores["id_mean_group_accuracy"]) == (1 / 2, 1 / 2)
+    assert scores["ood_accuracy"] == 3 / 4
+    assert scores["ood_mean_group_accuracy"] == pytest.approx(5 / 6, abs=1e-12)
+    assert scores["accuracy"] == 5 / 7
+    assert not any(name.startswith("absent") for name in scores)
+
+
+def test_agreement_of_groups_needs_no_labels():
+    teacher, student = top1_logits(0, 0, 1, 1), top1_logits(0, 1, 1, 1)
+    labels = torch.full((4,), NO_LABEL)
+    groups = torch.tensor([0, 1, 1, 1])
+
+    scores = teacher_scores(student, teacher, labels, groups, {"ood": (1, 2)})
+
+    assert scores["group_agreement"] == {"0": 1, "1": 2 / 3}
+    assert scores["ood_agreement"] == scores["ood_mean_group_agreement"] == 2 / 3
+
+
+def test_without_groups_there_are_no_scores_of_any():
+    nowhere = torch.full((2,), NO_GROUP)
+
+    scores = label_scores(top1_logits(0, 1), torch.tensor([0, 1]), nowhere, {"id": (0, 3)})
+
+    assert scores == {"accuracy": 1, "group_accuracy": {}}
+
+
+# ---- many labels per record ----------------------------------------------------------------------
+
+
+def random_sets(seed: int, records: int = 50, classes: int = 6) -> tuple[torch.Tensor, ...]:
+    """Logits f64 [N, K] and labels f32 [N, K]. A few records have no labels."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(records, classes, generator=generator, dtype=torch.float64)
+    labels = (torch.rand(records, classes, generator=generator) < 0.3).float()
+    return logits, labels
+
+
+def test_f1_matches_hand_computation():
+    logits = torch.tensor([[1.0, 1.0, -1.0], [-1.0, -1.0, -1.0], [5.0, -2.0, -3.0]])
+    labels = torch.tensor([[1.0, 0, 1], [0, 1, 0], [0, 0, 0]])
+
+    score = f1(logits, labels)
+
+    # One true positive, one false positive, two false negatives. The labels of the last record are unknown.
+    assert score == pytest.approx(2 * 1 / (2 * 1 + 1 + 2), rel=0, abs=1e-15)
+
+
+@pytest.mark.parametrize(("logit", "expected"), [(0.0, 1.0), (-1e-300, 0.0)])
+def test_f1_counts_a_class_from_logit_zero_upwards(logit, expected):
+    logits = torch.tensor([[logit, -1.0]], dtype=torch.float64)
+
+    assert f1(logits, torch.tensor([[1.0, 0.0]])) == expected
+
+
+def test_f1_equals_scikit_learns_micro_average_over_labeled_records():
+    from sklearn.metrics import f1_score
+
+    logits, labels = random_sets(0)
+    counted = labels.any(dim=1)
+    assert not counted.all()
+
+    score = f1(logits, labels)
+
+    theirs = f1_score(labels[counted].numpy(), (logits[counted] >= 0).numpy(), average="micro")
+    assert score == pytest.approx(theirs, rel=0, abs=1e-12)
+    macro = f1_score(labels[counted].numpy(), (logits[counted] >= 0).numpy(), average="macro")
+    assert abs(score - macro) > 1e-4  # control: the macro average differs
+
+
+def test_f1_of_nothing_is_not_a_number():
+    assert math.isnan(f1(torch.full((2, 3), -1.0), torch.zeros(2, 3)))
+
+
+def test_agreement_of_many_labels_is_that_of_the_sets_of_positive_classes():
+    one, other = random_sets(1)[0], random_sets(2)[0]
+    other[:20] = one[:20] * 3  # equal signs, other values
+    same = ((one >= 0) == (other >= 0)).all(dim=1).double().mean().item()
+
+    assert agreement(one, other, many=True) == agreement(other, one, many=True) == same
+    assert 0.4 <= same < 0.6
+    assert agreement(one, one.clone(), many=True) == 1
+    tied = torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 2.0]])
+    assert (agreement(*tied, many=True), agreement(*tied)) == (1, 0)
+
+
+def test_kl_to_teacher_of_many_labels_is_the_sum_of_bernoulli_divergences():
+    student_logits = torch.zeros(1, 2, dtype=torch.float64)
+    teacher_logits = torch.tensor([[math.log(3.0), 0.0]], dtype=torch.float64)
+
+    kl = kl_to_teacher(student_logits, teacher_logits, many=True)
+
+    assert kl == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), abs=1e-7)
+
+
+def test_the_scores_of_a_set_are_those_that_its_labels_allow():
+    logits, labels = random_sets(0)
+    groups = torch.full((50,), NO_GROUP)
+    one_each = torch.arange(50) % 6
+
+    assert set(label_scores(logits, labels, groups)) == {"f1"}
+    assert set(label_scores(logits, one_each, groups)) == {"accuracy", "group_accuracy"}
+    agreement_of_itself = {"agreement": 1, "kl_to_teacher": 0}
+    of_many = teacher_scores(logits, logits.clone(), labels, groups)
+    assert of_many == agreement_of_itself | {"teacher_f1": f1(logits, labels)}
+    of_one = teacher_scores(logits, logits.clone(), one_each, groups)
+    teacher = {"teacher_accuracy": accuracy(logits, one_each), "group_agreement": {}}
+    assert of_one == agreement_of_itself | teacher
+
+
+def test_localization_is_measured_at_the_networks_input_and_not_at_the_frame(frozen):
+    """Whole frames of 16 pixels (evaluate.frame=full), evaluated by a network with inputs of 24 pixels."""
+    network = freeze(build_model(frozen.config.teacher, 10))
+    dataset = StoreDataset(frozen.store, np.arange(24), with_regions=True)
+    options = EvaluateOptions(frame="full", region="boxes")
+
+    predictions = predict_records(
+        EvaluatedModel(network=network, input_size=(24, 24)), dataset, options
+    )
+
+    batch = dataset.__getitems__(list(range(24)))
+    images = view_images(batch, (24, 24))
+    with torch.no_grad():
+        output = network(images)
+    maps = gradcam(network, output, batch.labels[:, None])[:, 0, 0]
+
+    def expected(side):
+        regions = box_regions(batch.boxes, batch.labels, (side, side))
+        return energy_pointing_game(upsample(maps, (side, side)), regions)
+
+    torch.testing.assert_close(predictions.epg[:, 0], expected(24), rtol=0, atol=1e-6)
+    # control: the result at the frame's size differs
+    assert (expected(24) - expected(16)).abs().max() > 1e-3

@@ -1,0 +1,295 @@
+"""Evaluators of an evaluation: alone, together, added later, and rejected."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from pipeline.cli import main
+from pipeline.config.builder import build_verb_config
+from pipeline.config.compose import compose
+from pipeline.config.evaluation import EvaluateOptions
+from pipeline.config.evaluators import EVALUATORS, ShiftOptions
+from pipeline.config.runs import RUNS, identity, to_plain_dict
+from pipeline.config.store import PassOptions, StoreOptions
+from pipeline.config.verbs import EvaluateConfig, EvaluationRun
+from pipeline.core.errors import ConfigError
+from pipeline.evaluation import forward as evaluator
+from pipeline.evaluation.context import EvaluationContext
+from pipeline.evaluation.evaluators.build import evaluator_named
+from pipeline.evaluation.evaluators.evaluator import Evaluator
+from pipeline.evaluation.evaluators.quantities import evaluators_of, metric_of
+from pipeline.evaluation.metrics import METRICS, numbers_of
+from pipeline.models.providers import build_model
+from pipeline.report.columns import columns_of
+from pipeline.report.results import load_results
+from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.reader import Store
+from stages import evaluate, precompute
+from tests.support.runs import evaluation_of, save_student
+from tests.support.stores import precompute_config
+from tests.support.sweeps import read_sweep, run_sweep
+
+
+@pytest.fixture
+def student(frozen):
+    """Finished run `one`: an untrained student of the frozen pass."""
+    return save_student(frozen, "one")
+
+
+def test_the_family_and_the_names_that_the_option_takes_agree():
+    for name in EVALUATORS:
+        assert isinstance(evaluator_named(name), Evaluator)
+
+
+def test_an_unknown_evaluator_is_refused_with_those_that_there_are():
+    with pytest.raises(
+        ConfigError, match=r"evaluators must be among accuracy, localization, .*; got beauty"
+    ):
+        build_verb_config("evaluate", compose("evaluate", ["evaluators=[beauty]"]))
+    with pytest.raises(
+        ConfigError, match="evaluators lists an evaluator twice: accuracy, accuracy"
+    ):
+        EvaluateConfig(
+            store=StoreOptions(path="s"),
+            evaluate=EvaluateOptions(),
+            evaluators=("accuracy", "accuracy"),
+        )
+
+
+def test_the_two_first_evaluators_part_what_one_pass_finds(frozen, student):
+    both = evaluate.run(evaluation_of(frozen)).splits
+    parts = [
+        evaluate.run(evaluation_of(frozen, evaluators=(name,)), f"only-{name}").splits
+        for name in ("accuracy", "localization")
+    ]
+
+    for split, metrics in both.items():
+        assert parts[0][split] | parts[1][split] == metrics
+        assert set(parts[0][split]) & set(parts[1][split]) == {"records"}
+        assert {"epg", "iou", "map_cosine"} <= set(parts[1][split])
+
+
+def test_accuracy_alone_computes_no_map(frozen, student, monkeypatch):
+    monkeypatch.setattr(
+        evaluator.EvaluatedModel, "maps", lambda *_: pytest.fail("a map was computed")
+    )
+
+    evaluate.run(evaluation_of(frozen, evaluators=("accuracy",)))
+
+    table = pd.read_parquet(RUNS / "one" / "evaluate" / "records.parquet")
+    assert table.correct.notna().all()
+    assert table.epg.str[0].isna().all()
+
+
+def test_a_younger_evaluator_lies_below_its_name_and_is_done_once(frozen, student, monkeypatch):
+    options = {"shift": ShiftOptions(pixels=2, records=4)}
+    first = evaluate.run(evaluation_of(frozen, ("accuracy",), **options)).splits
+    assert set(first["test"]["shift"]) == {"map"}
+    path = RUNS / "one" / "evaluate" / "metrics.json"
+    assert list(json.loads(path.read_text())["evaluators"]) == ["accuracy", "shift"]
+
+    monkeypatch.setattr(
+        "pipeline.evaluation.evaluators.shift.shift_curves",
+        lambda *_, **__: pytest.fail("evaluated again"),
+    )
+    second = evaluate.run(evaluation_of(frozen, ("localization", "shift"), **options)).splits
+
+    for split, metrics in second.items():
+        assert metrics.items() >= first[split].items()
+        assert "epg" in metrics
+
+
+def test_an_evaluator_that_lacks_something_says_so_before_any_evaluator_begins(
+    frozen, student, monkeypatch
+):
+    monkeypatch.setattr(evaluator, "_predict_batch", lambda *_, **__: pytest.fail("it began"))
+    with pytest.raises(ConfigError, match=r"evaluators=shift needs evaluate\.shift\.pixels"):
+        evaluate.run(evaluation_of(frozen, ("accuracy", "shift")))
+
+
+def test_localization_with_nothing_to_look_at_is_refused_by_name_and_silent_by_default(
+    tmp_path, tiny_teacher, frozen, monkeypatch
+):
+    store = tmp_path / "store"
+    annotate = PassOptions(payloads=("logits",))
+    precompute.run(precompute_config(store, tiny_teacher, annotate=annotate))
+    bare = replace(frozen, store=Store(store))
+    save_student(bare, "one")
+    # The boxes suffice.
+    assert "epg" in evaluate.run(evaluation_of(bare, ("localization",))).splits["test"]
+    with monkeypatch.context() as patch:
+        patch.setattr(EvaluationContext, "has_regions", False)
+        with pytest.raises(
+            ConfigError, match=r"evaluators=localization, but test has no boxes and no teacher maps"
+        ):
+            evaluate.run(evaluation_of(bare, ("localization",)), "again")
+        metrics = evaluate.run(evaluation_of(bare), "again").splits["test"]
+    assert "accuracy" in metrics
+
+
+# ---- the teacher network -------------------------------------------------------------------------
+
+
+def test_the_teacher_evaluated_agrees_with_its_own_pass_beside_any_student(frozen, student):
+    evaluate.run(evaluation_of(frozen))
+    result = evaluate.run(evaluation_of(frozen, model="teacher", teacher=frozen.config.teacher))
+
+    assert "evaluate-teacher" in result.metrics
+    for metrics in result.splits.values():
+        assert metrics["agreement"] == 1
+        assert metrics["kl_to_teacher"] == pytest.approx(0, abs=1e-5)
+        assert metrics["map_cosine"] == pytest.approx(1, abs=1e-5)
+        assert metrics["accuracy"] == metrics["teacher_accuracy"]
+
+
+def test_a_teacher_that_did_not_make_the_pass_is_refused(frozen, student, tmp_path):
+    from safetensors.torch import save_file
+
+    other = tmp_path / "other.safetensors"
+    torch.manual_seed(9)
+    save_file(build_model(replace(frozen.config.teacher, weights=None), 10).state_dict(), other)
+    teacher = replace(frozen.config.teacher, weights=str(other))
+
+    with pytest.raises(
+        StoreMismatchError, match=r"not the network that made resnet8-.*weights_sha256"
+    ):
+        evaluate.run(evaluation_of(frozen, model="teacher", teacher=teacher))
+    with pytest.raises(ConfigError, match=r"model=teacher needs the network.*teacher\.weights="):
+        evaluate.run(evaluation_of(frozen, model="teacher"))
+
+
+# ---- names and identities ------------------------------------------------------------------------
+
+
+def test_evaluators_and_their_network_make_no_other_run(frozen):
+    one = evaluation_of(frozen)
+    other = evaluation_of(frozen, ("shift",), teacher=frozen.config.teacher)
+
+    assert identity(to_plain_dict(one.shared), EvaluationRun) == identity(
+        to_plain_dict(other.shared), EvaluationRun
+    )
+    assert set(to_plain_dict(one.shared)) == {"store", "evaluate", "run"}
+
+
+def test_options_of_evaluators_come_through_hydra():
+    words = [
+        "evaluators=[distance_correlation,unicam]",
+        "evaluate.distance_correlation.layers={layer3: layer4}",
+        "evaluate.unicam.pairs=[[student,baseline]]",
+        "evaluate.unicam.baseline=kd",
+        "teacher.weights=w.pth",
+    ]
+    config = build_verb_config("evaluate", compose("evaluate", words))
+
+    assert config.evaluate.distance_correlation.layers == {"layer3": "layer4"}
+    assert config.evaluate.unicam.pairs == (("student", "baseline"),)
+    assert config.teacher.weights == "w.pth"
+    only = build_verb_config("evaluate", compose("evaluate", words[1:]))
+    assert only.teacher.kind == "none"  # no evaluator reads it
+
+
+def test_shifts_may_be_asked_for_later_and_are_then_of_one_width(frozen, student):
+    evaluate.run(evaluation_of(frozen, splits=("test",)))
+    shifted = {"splits": ("test",), "shift": ShiftOptions(pixels=2, records=4)}
+
+    found = evaluate.run(evaluation_of(frozen, **shifted)).splits["test"]
+
+    assert len(found["shift"]["map"]) == 3
+    assert "accuracy" in found
+    with pytest.raises(ConfigError, match=r"shift\.pixels=2, but this one has 3"):
+        evaluate.run(
+            evaluation_of(frozen, **{**shifted, "shift": ShiftOptions(pixels=3, records=4)})
+        )
+
+
+def test_a_teacher_that_is_typed_for_evaluators_who_do_not_ask_it_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["evaluate", "evaluators=[accuracy]", "teacher.weights=w.pth"])
+
+    with pytest.raises(SystemExit) as ended:
+        main("evaluate", evaluate.run, evaluate.__doc__)
+
+    assert ended.value.code == 2
+    assert "reads teacher.weights=w.pth with model=teacher and for the evaluators distance" in (
+        capsys.readouterr().err
+    )
+
+
+def many_student_words(frozen, store):
+    return [
+        f"store.path={store}", "student.name=resnet8", "student.width=4", "teacher.name=resnet8",
+        "teacher.width=4", f"teacher.weights={frozen.config.teacher.weights}", "augment.operations=[]",
+        "trainer.epochs=1", "trainer.batch_size=8", "arms={kd: ['method=kd']}", "seeds=[0]",
+        "executor=serial", "evaluate.splits=[train]", "run=many",
+    ]  # fmt: skip
+
+
+def test_a_baseline_that_names_an_arm_is_its_student_of_the_same_seed(frozen, tmp_path):
+    store = shutil.copytree(frozen.store.path, tmp_path / "store")
+    words = [
+        *many_student_words(frozen, store), "arms={kd: ['method=kd'], labels: ['method=labels']}",
+        "seeds=[0,1]", "evaluators=[distance_correlation]", "evaluate.distance_correlation.baseline=labels",
+    ]  # fmt: skip
+
+    run_sweep(words)
+
+    rows = {(row["arm"], row["seed"]): row["run"] for row in read_sweep("many")["runs"]}
+    for (arm, seed), run in rows.items():
+        found = json.loads((RUNS / run / "evaluate" / "metrics.json").read_text())
+        (weights,) = found["evaluators"]["distance_correlation"]["files"] or [None]
+        pairs = found["splits"]["train"]["distance_correlation"]["rs"]
+        assert ("student_given_baseline" in pairs) == (arm == "kd")
+        if arm == "kd":
+            assert Path(weights) == RUNS / rows["labels", seed] / "distill" / "model.safetensors"
+    with pytest.raises(ConfigError, match="baseline=labels names an arm with 2 students"):
+        run_sweep([*words, "grid={method.label_smoothing: [0.0, 0.1]}"])
+
+
+def test_one_more_evaluator_of_a_sweep_trains_nobody_again_and_is_reported(frozen, tmp_path):
+    store = shutil.copytree(frozen.store.path, tmp_path / "store")
+    words = many_student_words(frozen, store)
+    one = run_sweep(words)
+    students = [row["run"] for row in read_sweep("many")["runs"]]
+    more = [*words, "evaluators=[accuracy,distance_correlation]"]
+
+    two, three = run_sweep(more), run_sweep(more)
+
+    assert [result.finished_now for result in (one, two, three)] == [1, 1, 0]
+    assert [row["run"] for row in read_sweep("many")["runs"]] == students
+    (result,) = load_results("many")
+    source = "train.distance_correlation.fss.layer3"
+    found = result.metrics["train"]["distance_correlation"]["fss"]["layer3"]
+    assert result.find(source) == result.find(source.replace("train", "all")) == found
+    assert result.find("train.unicam.objective") is None
+    with pytest.raises(
+        ConfigError, match=r"no student has train\.unicam\.objective.*train\.accuracy"
+    ):
+        columns_of({"unicam": "train.unicam.objective"}, [result])
+    with pytest.raises(ConfigError, match=r"distance_correlation\.seed=0, but this one has 1"):
+        run_sweep([*more, "evaluate.distance_correlation.seed=1"])
+
+
+def test_a_point_is_chosen_by_an_evaluator_that_is_asked_for_it_alone():
+    assert evaluators_of("distance_correlation.fss.layer3") == ("distance_correlation",)
+    assert evaluators_of("accuracy") is None
+    assert metric_of("distance_correlation.fss.layer3").higher_is_better
+    assert not metric_of("distance_correlation.rs.teacher_given_student.pooled").higher_is_better
+    assert metric_of("distance_correlation.rs.student_given_teacher.pooled") is None
+    assert metric_of("accuracy") is METRICS["accuracy"]
+
+
+def test_a_quantity_is_read_alike_alone_and_by_part():
+    for name in ("superfeatures.kl", "five_band.fpr", "five_band.fpr.best"):
+        assert metric_of(name).higher_is_better is False
+    assert metric_of("class_similarity.spearman.teacher").higher_is_better
+    assert metric_of("superfeatures.klaus") is None
+
+
+def test_nested_numbers_have_dotted_names():
+    metrics = {"accuracy": 0.5, "fss": {"a": {"layer1": 1, "ok": True}, "curve": [1, 2]}}
+
+    assert numbers_of(metrics) == {"accuracy": 0.5, "fss.a.layer1": 1}

@@ -1,0 +1,436 @@
+"""Pixel augmentation after the warp: drawn from the seed alone, and equal for the student and a live teacher."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import RandAugment
+
+from pipeline.config.augment import AugmentOptions
+from pipeline.config.evaluation import EvaluateOptions
+from pipeline.config.methods import E2KDConfig, KDConfig, LabelsConfig
+from pipeline.config.runs import RUNS
+from pipeline.config.store import StoreOptions
+from pipeline.config.teaching import LabelTeachingConfig
+from pipeline.config.verbs import TeachConfig
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import NO_LABEL, PixelAugment
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import view_images
+from pipeline.loading.loader import TrainLoader, move_batch
+from pipeline.loading.pixels import PixelAugmentSchedule, change_pixels, mix, randaugment
+from pipeline.loading.selection import rows_of_split
+from pipeline.loading.views import ViewSchedule
+from pipeline.models.explainers.gradcam import gradcam
+from pipeline.models.providers import freeze
+from pipeline.training.live_targets import LiveTeacher
+from pipeline.training.metric_log import read_metrics
+from pipeline.training.step import batch_loss
+from stages import distill, teach
+from tests.support.batches import (
+    FLIP,
+    FRAME,
+    NUM_CLASSES,
+    build_batch,
+    random_batch,
+    random_frames,
+    random_targets,
+    tiny_model,
+)
+from tests.support.runs import PAD_CROP, TRAINER, assert_equal_states, distill_config, weights_of
+from tests.support.trainings import build_training
+
+MIXED = AugmentOptions(mixup_alpha=1.0)
+BOTH = AugmentOptions(mixup_alpha=1.0, randaugment=10)
+
+
+def smooth_float_image(seed=0, size=32):
+    coarse = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)[0]
+
+
+def frozen_loader(frozen, pixel_augment, *, batch_size=8, **options):
+    dataset = StoreDataset(frozen.store, rows_of_split(frozen.store.index, "train"))
+    views = ViewSchedule(PAD_CROP, frozen.store.size, 5)
+    return TrainLoader(dataset, views, pixel_augment, batch_size=batch_size, seed=5, **options)
+
+
+# ---- draws ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 4.0])
+def test_the_shares_of_many_steps_are_distributed_as_beta(alpha):
+    schedule = PixelAugmentSchedule(AugmentOptions(mixup_alpha=alpha), seed=0)
+
+    drawn = [schedule.draw(0, step, 0, 8).mixup_lambda for step in range(4000)]
+
+    shares = torch.tensor(drawn, dtype=torch.float64)
+    assert all(type(share) is float for share in drawn)
+    assert 0 <= shares.min() <= shares.max() <= 1
+    assert shares.mean().item() == pytest.approx(1 / 2, abs=0.03)
+    assert shares.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.08)
+
+
+def test_a_share_is_a_function_of_seed_epoch_and_step():
+    def share(seed, epoch, step, start=0, count=8):
+        schedule = PixelAugmentSchedule(MIXED, seed)
+        return schedule.draw(epoch, step, start, count).mixup_lambda
+
+    first = share(0, 2, 5)
+
+    assert share(0, 2, 5, start=40, count=4) == first  # independent of the rank's slice
+    assert first not in (share(1, 2, 5), share(0, 3, 5), share(0, 2, 6))
+
+
+def test_a_records_seed_is_a_function_of_seed_epoch_and_position():
+    def seeds(seed, epoch, step, start, count):
+        schedule = PixelAugmentSchedule(AugmentOptions(randaugment=9), seed)
+        return schedule.draw(epoch, step, start, count).seeds
+
+    whole = seeds(0, 2, 0, 0, 32)
+
+    assert len(set(whole)) == 32
+    assert seeds(0, 2, 3, 8, 4) == whole[8:12]  # independent of step and batch size
+    assert not set(whole) & {*seeds(1, 2, 0, 0, 32), *seeds(0, 3, 0, 0, 32)}
+
+
+def test_without_options_nothing_is_drawn():
+    assert PixelAugmentSchedule(PAD_CROP, seed=0).draw(0, 0, 0, 8) is None
+
+
+def test_ranks_and_restarts_draw_the_same(frozen):
+    schedule = PixelAugmentSchedule(BOTH, seed=5)
+    wanted = [batch.pixel_augment for batch in frozen_loader(frozen, schedule).epoch(1)]
+    assert len({pixel_augment.mixup_lambda for pixel_augment in wanted}) == len(wanted) == 5
+
+    ranks = [
+        [b.pixel_augment for b in frozen_loader(frozen, schedule, rank=rank, world_size=2).epoch(1)]
+        for rank in range(2)
+    ]
+    for whole, *slices in zip(wanted, *ranks, strict=True):
+        assert [part.mixup_lambda for part in slices] == [whole.mixup_lambda] * 2
+        assert slices[0].seeds + slices[1].seeds == whole.seeds
+        assert {part.magnitude for part in slices} == {10}
+    again = frozen_loader(frozen, PixelAugmentSchedule(BOTH, seed=5))
+    assert [batch.pixel_augment for batch in again.epoch(1, first_step=2)] == wanted[2:]
+
+
+def test_a_record_keeps_its_randaugment_whatever_the_batch_size(frozen):
+    schedule = PixelAugmentSchedule(AugmentOptions(randaugment=10), seed=5)
+    found = {}
+
+    for batch_size in (8, 20):
+        for batch in frozen_loader(frozen, schedule, batch_size=batch_size).epoch(1):
+            images = view_images(batch, FRAME)
+            for key, image in zip(batch.keys, images, strict=True):
+                assert torch.equal(found.setdefault(key, image), image)
+
+    assert len(found) == 40
+
+
+def test_what_is_drawn_goes_to_the_device_with_its_batch():
+    batch = replace(random_batch(0), pixel_augment=PixelAugment(magnitude=3, seeds=(1, 2, 3, 4)))
+
+    moved = move_batch(batch, torch.device("meta"))
+
+    assert moved.inputs.is_meta
+    assert moved.pixel_augment == batch.pixel_augment
+
+
+# ---- pixels --------------------------------------------------------------------------------------
+
+
+def test_a_mixture_is_made_of_each_image_and_the_one_before_it():
+    images = torch.tensor([0.0, 0.4, 1.0]).view(3, 1, 1, 1).expand(3, 3, 2, 2)
+
+    mixed = mix(images, 0.75)
+
+    expected = torch.tensor([0.25 * 1.0, 0.75 * 0.4, 0.75 * 1.0 + 0.25 * 0.4]).view(3, 1, 1, 1)
+    assert torch.allclose(mixed, expected.expand(3, 3, 2, 2))
+
+
+@pytest.mark.parametrize("operation", list(RandAugment._AUGMENTATION_SPACE))
+def test_every_operation_on_floats_is_torchvisions_on_bytes(operation, monkeypatch):
+    space = {operation: RandAugment._AUGMENTATION_SPACE[operation]}
+    monkeypatch.setattr(RandAugment, "_AUGMENTATION_SPACE", space)
+    pixels = (255 * smooth_float_image()).round()
+
+    for magnitude in (5, 10, 30):
+        for seed in range(3):  # covers both signs
+            (changed,) = randaugment(pixels[None] / 255, magnitude, (seed,))
+            torch.default_generator.manual_seed(seed)
+            wanted = RandAugment(
+                num_ops=2, magnitude=magnitude, interpolation=InterpolationMode.BILINEAR
+            )(pixels.to(torch.uint8))
+
+            levels = (255 * changed - wanted).abs()
+            assert 0 <= changed.min() <= changed.max() <= 1
+            # Bytes are rounded down after each of the two operations. A pixel that crosses a threshold by this
+            # may differ by a whole step of an operation.
+            assert (levels > 4).float().mean() < 0.02
+
+
+def test_one_operation_on_floats_is_within_two_levels_of_bytes():
+    pixels = (255 * smooth_float_image()).round()
+
+    for operation, (magnitudes, _) in RandAugment._AUGMENTATION_SPACE.items():
+        of_bins = magnitudes(31, 32, 32)
+        magnitude = 0.0 if of_bins is None else float(of_bins[10])
+        found, wanted = (
+            RandAugment()._apply_image_or_video_transform(
+                image, operation, magnitude, "nearest", {}
+            )
+            for image in (pixels / 255, pixels.to(torch.uint8))
+        )
+        assert (255 * found - wanted).abs().max() < 2, operation
+
+
+def test_randaugment_differs_between_records_and_the_magnitude_matters():
+    images = smooth_float_image().expand(16, 3, 32, 32)
+    seeds = tuple(range(16))
+
+    weak, strong = randaugment(images, 3, seeds), randaugment(images, 30, seeds)
+
+    assert torch.equal(randaugment(images, 3, seeds), weak)
+    assert len({image.numpy().tobytes() for image in weak}) > 8
+    assert (strong - images).abs().mean() > 2 * (weak - images).abs().mean()
+
+
+def test_equal_seeds_are_the_same_operations_at_another_size():
+    # Compare a whole image with the same image, augmented at twice the size and averaged back.
+    small = torch.stack([smooth_float_image(seed, 32) for seed in range(8)])
+    large = F.interpolate(small, (64, 64), mode="bilinear", align_corners=False)
+
+    def distance(one, other):
+        return (F.avg_pool2d(one, 2) - other).abs().mean()
+
+    same = distance(randaugment(large, 10, range(8)), randaugment(small, 10, range(8)))
+    others = distance(randaugment(large, 10, range(8)), randaugment(small, 10, range(8, 16)))
+    assert same < 0.25 * others
+
+
+def test_the_generators_are_left_as_they_were():
+    torch.manual_seed(3)
+    wanted = torch.rand(4)
+    torch.manual_seed(3)
+
+    randaugment(smooth_float_image()[None], 10, (7,))
+
+    assert torch.equal(torch.rand(4), wanted)
+
+
+def test_randaugment_comes_first_then_mixup_and_both_after_the_warp():
+    pixel_augment = PixelAugment(magnitude=10, seeds=(1, 2, 3, 4), mixup_lambda=0.3)
+    batch = build_batch(random_frames(0), random_targets(0), FLIP)
+
+    found = view_images(replace(batch, pixel_augment=pixel_augment), FRAME)
+
+    changed = randaugment(view_images(batch, FRAME), 10, (1, 2, 3, 4))
+    assert torch.equal(found, 0.3 * changed + 0.7 * changed.roll(1, dims=0))
+    assert torch.equal(change_pixels(view_images(batch, FRAME), pixel_augment), found)
+
+
+# ---- training steps ------------------------------------------------------------------------------
+
+
+def mixed_batch(share, labels=None):
+    batch = replace(random_batch(0), pixel_augment=PixelAugment(mixup_lambda=share))
+    return batch if labels is None else replace(batch, labels=labels)
+
+
+def mixed_logits(training, share):
+    """Logits of the student on mixtures that are computed in the test."""
+    images = view_images(random_batch(0), FRAME)
+    return training.model(share * images + (1 - share) * images.roll(1, dims=0)).logits
+
+
+def test_a_mixed_step_on_labels_is_the_mean_of_two_cross_entropies_by_their_shares():
+    training = build_training(0, LabelsConfig())
+    labels = torch.tensor([0, 1, 2, 0])
+
+    terms = batch_loss(training, mixed_batch(0.3, labels), FRAME)
+
+    log_probs = mixed_logits(training, 0.3).log_softmax(dim=1)
+    own = -log_probs[range(4), labels]
+    partners = -log_probs[range(4), [0, 0, 1, 2]]
+    assert terms.total.item() == pytest.approx((0.3 * own + 0.7 * partners).mean().item(), rel=1e-5)
+    assert terms.terms.keys() == {"ce"}
+
+
+@pytest.mark.parametrize("off_label", [0.0, 1 / NUM_CLASSES])
+def test_a_mixed_step_on_many_labels_is_bce_with_the_mixed_target(off_label):
+    method = LabelsConfig(loss="bce_offlabel" if off_label else "bce")
+    training = build_training(0, method)
+    hot = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 1, 1]]).float()
+
+    total = batch_loss(training, mixed_batch(0.3, hot), FRAME).total
+
+    targets = hot.clamp(min=off_label)
+    targets = 0.3 * targets + 0.7 * targets.roll(1, dims=0)
+    expected = F.binary_cross_entropy_with_logits(mixed_logits(training, 0.3), targets)
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_label_that_is_not_known_weighs_nothing_in_either_place():
+    training = build_training(0, LabelsConfig())
+    labels = torch.tensor([0, NO_LABEL, 2, 1])
+
+    total = batch_loss(training, mixed_batch(0.3, labels), FRAME).total
+
+    log_probs = mixed_logits(training, 0.3).log_softmax(dim=1)
+    own = log_probs[0, 0] + log_probs[2, 2] + log_probs[3, 1]
+    partners = log_probs[1, 0] + log_probs[3, 2] + log_probs[0, 1]
+    assert total.item() == pytest.approx(-(0.3 * own + 0.7 * partners).item() / 3, rel=1e-5)
+
+
+def live_training(method, size=FRAME):
+    training = build_training(0, method)
+    training.targets = LiveTeacher("teacher", freeze(tiny_model(1)), gradcam, size)
+    return training
+
+
+def test_a_live_teacher_speaks_of_the_very_mixtures_that_its_student_sees():
+    method = KDConfig(tau=2.0, lambda_ce=0.5)
+    training = live_training(method)
+    batch = mixed_batch(0.3)
+
+    terms = batch_loss(training, batch, FRAME)
+
+    images = view_images(random_batch(0), FRAME)
+    mixed = 0.3 * images + 0.7 * images.roll(1, dims=0)
+    (targets,) = training.targets(batch, (4, 4), with_maps=False)
+    taught = training.targets.model(mixed).logits
+    assert torch.allclose(targets.logits, taught, atol=1e-5)
+    learned = mixed_logits(training, 0.3)
+    kd = 4 * F.kl_div(
+        F.log_softmax(learned / 2, 1), F.softmax(taught / 2, 1), reduction="batchmean"
+    )
+    ce = 0.3 * F.cross_entropy(learned, batch.labels) + 0.7 * F.cross_entropy(
+        learned, batch.labels.roll(1)
+    )
+    assert terms.terms["kd"].item() == pytest.approx(kd.item(), rel=1e-4)
+    assert terms.total.item() == pytest.approx((kd + 0.5 * ce).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", [LabelsConfig(), KDConfig(), E2KDConfig(lambda_ce=1.0)])
+def test_student_and_teacher_are_shown_the_same_images_each_at_its_size(method):
+    shown = {}
+    training = live_training(method, size=(32, 32))
+    for name, model in (("student", training.model), ("teacher", training.targets.model)):
+        model.register_forward_pre_hook(lambda m, args, name=name: shown.update({name: args[0]}))
+    pixel_augment = PixelAugment(magnitude=10, seeds=(1, 2, 3, 4), mixup_lambda=0.4)
+    batch = replace(random_batch(0), pixel_augment=pixel_augment)
+
+    batch_loss(training, batch, FRAME)
+
+    assert torch.equal(shown["student"], view_images(batch, FRAME))
+    if "teacher" in shown:
+        assert torch.equal(shown["teacher"], view_images(batch, (32, 32)))
+    assert ("teacher" in shown) == (method.kind != "labels")
+
+
+def test_a_share_of_one_mixes_nothing():
+    for method in (LabelsConfig(), E2KDConfig(lambda_ce=1.0)):
+        training = live_training(method)
+
+        mixed, plain_ = (
+            batch_loss(training, batch, FRAME).total
+            for batch in (mixed_batch(1.0), random_batch(0))
+        )
+
+        assert mixed.item() == pytest.approx(plain_.item(), rel=1e-6)
+
+
+# ---- whole runs ----------------------------------------------------------------------------------
+
+
+def test_a_live_student_of_mixtures_trains_resumes_and_is_another(frozen, monkeypatch):
+    options = {
+        "mode": "live",
+        "teacher": frozen.config.teacher,
+        "trainer": replace(TRAINER, epochs=2, checkpoint_every_steps=3),
+    }
+    for run, augment in (
+        ("plain", PAD_CROP),
+        ("mixed", replace(BOTH, operations=PAD_CROP.operations)),
+    ):
+        distill.run(replace(distill_config(frozen, run=run, **options), augment=augment))
+
+    lines = list(read_metrics(RUNS / "mixed" / "distill"))
+    assert {"kd", "map"} <= set(lines[0])
+    assert not torch.equal(
+        weights_of("plain")["linear.weight"], weights_of("mixed")["linear.weight"]
+    )
+
+    class Killed(BaseException):
+        pass
+
+    def die(batch, device):
+        deaths.append(None)
+        if len(deaths) == 5:
+            raise Killed
+        return move_batch(batch, device)
+
+    deaths = []
+    killed = replace(distill_config(frozen, run="killed", **options), augment=augment)
+    monkeypatch.setattr("pipeline.training.loop.move_batch", die)
+    with pytest.raises(Killed):
+        distill.run(killed)
+    distill.run(killed)
+    assert_equal_states(weights_of("killed"), weights_of("mixed"))
+
+
+def test_a_student_on_labels_mixes_whatever_the_mode(frozen):
+    config = distill_config(
+        frozen, method=LabelsConfig(), trainer=replace(TRAINER, epochs=1), run="labels"
+    )
+
+    assert distill.run(replace(config, augment=BOTH)).trained_epochs == 1
+
+
+def test_a_teacher_is_taught_on_mixtures_and_evaluated_on_images(frozen, monkeypatch):
+    evaluated = []
+    monkeypatch.setattr(
+        "pipeline.evaluation.forward.view_images",
+        lambda batch, size: evaluated.append(batch.pixel_augment) or view_images(batch, size),
+    )
+    config = TeachConfig(
+        store=StoreOptions(path=str(frozen.store.path)),
+        teacher=replace(frozen.config.teacher, weights=None),
+        teaching=LabelTeachingConfig(
+            split="teacher", trainer=replace(TRAINER, epochs=1, batch_size=4), augment=BOTH
+        ),
+        evaluate=EvaluateOptions(splits=("test",)),
+        run="t",
+    )
+
+    assert 0 <= teach.run(config).accuracy["test"] <= 1
+    assert set(evaluated) == {None}
+
+
+def test_a_rank_of_one_record_has_nothing_to_mix_it_with(frozen):
+    few = replace(TRAINER, batch_size=2, ranks=2)
+    config = distill_config(frozen, method=LabelsConfig(), trainer=few)
+
+    with pytest.raises(ConfigError, match=r"mixup_alpha=1\.0: trainer\.batch_size=2 .* raise it"):
+        replace(config, augment=MIXED)
+    with pytest.raises(ConfigError, match=r"mixup_alpha=1\.0: trainer\.batch_size=1 "):
+        LabelTeachingConfig(trainer=replace(TRAINER, batch_size=1), augment=MIXED)
+
+
+def test_geometric_operations_blend_pixels_as_the_papers_code_does(monkeypatch):
+    """Control: torchvision's default of the nearest pixel yields another image."""
+    space = {"Rotate": RandAugment._AUGMENTATION_SPACE["Rotate"]}
+    monkeypatch.setattr(RandAugment, "_AUGMENTATION_SPACE", space)
+    image = smooth_float_image()
+    (changed,) = randaugment(image[None], 10, (0,))
+
+    found = {}
+    for mode in (InterpolationMode.BILINEAR, InterpolationMode.NEAREST):
+        torch.default_generator.manual_seed(0)
+        found[mode] = RandAugment(magnitude=10, interpolation=mode)(image)
+
+    torch.testing.assert_close(changed, found[InterpolationMode.BILINEAR], rtol=0, atol=1e-6)
+    assert (changed - found[InterpolationMode.NEAREST]).abs().max() > 0.01

@@ -1,0 +1,352 @@
+"""AT, CAT-KD and ReviewKD in training: gradients, the losses' parameters, and mismatches."""
+
+from __future__ import annotations
+
+import copy
+import io
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.config.methods import (
+    ATConfig,
+    CatKDConfig,
+    FeatureKDConfig,
+    LabelsConfig,
+    ReviewKDConfig,
+)
+from pipeline.config.models import BcosModelConfig
+from pipeline.config.training import OptimizerOptions
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import StoredTargets, Targets
+from pipeline.loading.geometry import view_targets
+from pipeline.losses.build import build_loss
+from pipeline.losses.kd import kd_loss
+from pipeline.losses.labels import bce_loss, cross_entropy_loss, off_label_bce_loss
+from pipeline.losses.review_kd import review_levels
+from pipeline.models.output import NO_INTERMEDIATES
+from pipeline.training.state import ComputeSettings, Training, build_optimizer
+from pipeline.training.step import batch_loss, train_step
+from tests.support.batches import FRAME, NUM_CLASSES, live_batch, random_frames
+from tests.support.live_trainings import (
+    STUDENT,
+    gaussian_maps,
+    live_teacher,
+    seeded_model,
+    training_with_live_teacher,
+)
+from tests.support.outputs import student_output
+from tests.support.trainings import assert_same_state
+
+BCOS = BcosModelConfig(name="resnet8", width=4)
+
+
+METHODS = [ATConfig, CatKDConfig, ReviewKDConfig]
+
+
+TERMS = {"at": "at", "cat_kd": "cat", "review_kd": "review"}
+
+
+def take_live_steps(training: Training, seeds: range) -> None:
+    for seed in seeds:
+        train_step(training, live_batch(seed), FRAME, clip_norm=1.0)
+        training.global_step += 1
+
+
+def own_term(training: Training, seed: int = 0) -> Tensor:
+    terms = batch_loss(training, live_batch(seed), FRAME).terms
+    return terms[TERMS[training.loss.config.kind]]
+
+
+def reached(training: Training) -> set[str]:
+    """Modules of the student that receive a gradient from the method's term."""
+    names = dict(training.model.named_parameters())
+    gradients = torch.autograd.grad(
+        own_term(training), list(names.values()), allow_unused=True, materialize_grads=True
+    )
+    return {name.split(".")[0] for name, grad in zip(names, gradients, strict=True) if grad.any()}
+
+
+# ---- all three methods ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [STUDENT, BCOS], ids=["relu", "bcos"])
+@pytest.mark.parametrize("method", [ATConfig, CatKDConfig])
+def test_a_student_that_is_its_own_teacher_has_a_term_of_exactly_zero(method, config):
+    training = training_with_live_teacher(method(), student=config, seed=3, config=config)
+    training.model.load_state_dict(training.targets.model.state_dict())
+    training.model.eval()
+
+    assert own_term(training).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (ATConfig(), {"layer1", "layer2", "layer3"}),
+        (ATConfig(stages=(1,)), {"layer1"}),
+        (ATConfig(stages=(2,)), {"layer1", "layer2"}),
+        (CatKDConfig(), {"layer1", "layer2", "layer3", "linear"}),
+        (ReviewKDConfig(), {"layer1", "layer2", "layer3"}),
+    ],
+    ids=["at", "attention_1", "attention_2", "cat_kd", "review_kd"],
+)
+def test_gradients_reach_the_stages_that_are_compared(method, expected):
+    assert reached(training_with_live_teacher(method)) == expected | {"conv1", "bn1"}
+
+
+def test_the_finest_level_of_review_teaches_the_deepest_stage_too():
+    training = training_with_live_teacher(ReviewKDConfig())
+    loss = training.loss.eval()
+    output = training.model.eval()(random_frames(0).float() / 255, loss.needs.intermediates)
+    deeper = None
+    for fusion, level in reversed(
+        list(zip(loss.fusions, review_levels(output.stages), strict=True))
+    ):
+        finest, deeper = fusion(level, deeper, level.shape[-2:])
+
+    deepest = training.model.layer3[0].conv2.weight
+    (gradient,) = torch.autograd.grad(finest.square().sum(), deepest)
+
+    assert finest.shape[-2:] == FRAME
+    assert gradient.any()
+
+
+@pytest.mark.parametrize("label_loss", ["ce", "bce_offlabel"])
+@pytest.mark.parametrize("config", METHODS)
+def test_without_their_term_they_are_the_supervised_loss_bit_for_bit(config, label_loss):
+    method = config(label_loss=label_loss, **{f"lambda_{TERMS[config().kind]}": 0.0})
+    labels = training_with_live_teacher(LabelsConfig(loss=label_loss))
+    training = training_with_live_teacher(method)
+    assert training.loss.needs.intermediates == NO_INTERMEDIATES
+    assert training.loss.needs.payload is None
+
+    take_live_steps(labels, range(3))
+    take_live_steps(training, range(3))
+
+    assert list(training.loss.parameters()) == []
+    assert_same_state(training, labels)
+
+
+def batch_terms(method: FeatureKDConfig) -> Any:
+    training = training_with_live_teacher(method)
+    training.model.eval()
+    return batch_loss(training, live_batch(0), FRAME)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_labels_logits_and_the_own_term_are_weighed_by_their_options(method):
+    term = TERMS[method().kind]
+    labels = torch.arange(4) % NUM_CLASSES
+    own = batch_terms(method(lambda_ce=0.0, lambda_kd=1.0)).terms[term]
+    student = seeded_model(STUDENT, 0).eval()(random_frames(0).float() / 255)
+    (taught,) = live_teacher()(live_batch(0), (4, 4), with_maps=False)
+
+    terms = batch_terms(method(lambda_ce=0.5, lambda_kd=3.0, tau=2.0, **{f"lambda_{term}": 7.0}))
+
+    ce = cross_entropy_loss(student.logits, labels)
+    kd = kd_loss(student.logits, taught.logits, tau=2.0)
+    assert set(terms.terms) == {"ce", "kd", term}
+    assert own > 0
+    assert terms.terms[term].item() == pytest.approx(own.item())
+    assert terms.total.item() == pytest.approx((0.5 * ce + 3 * kd + 7 * own).item(), rel=1e-5)
+
+
+def test_several_teachers_are_weighed_and_the_labels_count_once():
+    def stored(seed: int) -> StoredTargets:
+        attention = gaussian_maps(seed, 4, 4, 4).square().float()
+        return StoredTargets(
+            teacher=str(seed),
+            logits=torch.zeros(4, NUM_CLASSES),
+            intermediates={"attention_3": attention},
+        )
+
+    training = training_with_live_teacher(ATConfig(stages=(3,)))
+    training.targets = view_targets
+    training.model.eval()
+
+    def terms(teachers: list[StoredTargets], *weights: float) -> Any:
+        training.teacher_weights = weights
+        batch = replace(live_batch(0), targets=tuple(teachers))
+        return batch_loss(training, batch, FRAME).terms
+
+    first, second = terms([stored(0)]), terms([stored(1)])
+    both = terms([stored(0), stored(1)], 0.25, 0.75)
+
+    assert first["at"] != second["at"]
+    mean = 0.25 * first["at"] + 0.75 * second["at"]
+    assert both["at"].item() == pytest.approx(mean.item(), rel=1e-6)
+    assert both["ce"].item() == pytest.approx(first["ce"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_label_term_of_bcos_students_is_the_off_label_bce(method):
+    student = seeded_model(STUDENT, 0).eval()(random_frames(0).float() / 255)
+
+    terms = batch_terms(method(label_loss="bce_offlabel")).terms
+
+    expected = off_label_bce_loss(student.logits, torch.arange(4) % NUM_CLASSES)
+    assert "ce" not in terms
+    assert terms["bce"].item() == pytest.approx(expected.item())
+
+
+def test_the_defaults_are_the_papers_baselines():
+    assert [(m().lambda_ce, m().lambda_kd, m().label_loss) for m in METHODS] == [(1, 0, "ce")] * 3
+    assert (ATConfig().lambda_at, ATConfig().stages) == (1000, ())
+    cat = CatKDConfig()
+    assert (cat.lambda_cat, cat.resolution, cat.normalize) == (1, 2, False)
+    assert ReviewKDConfig().lambda_review == 1
+
+
+def test_resolution_and_normalize_of_cat_kd_change_its_term():
+    plain, coarse, unit = (
+        own_term(training_with_live_teacher(CatKDConfig(**options))).item()
+        for options in ({}, {"resolution": 1}, {"normalize": True})
+    )
+
+    assert len({plain, coarse, unit}) == 3
+    assert coarse < plain  # averages are closer than the values themselves
+    assert unit < 4 / 4  # two unit vectors of four cells
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("label_loss", ["ce", "bce_offlabel"])
+def test_bcos_networks_learn_by_them(method, label_loss):
+    training = training_with_live_teacher(
+        method(label_loss=label_loss), student=BCOS, config=BcosModelConfig(name="resnet8", width=8)
+    )
+    before = own_term(training).item()
+
+    take_live_steps(training, range(3))
+
+    assert before > 0
+    assert own_term(training).isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in training.model.parameters())
+    assert all(p.grad is not None for p in training.loss.parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_terms_are_float32_in_half_precision_and_near_those_in_full(method):
+    full = own_term(training_with_live_teacher(method()))
+    half_training = training_with_live_teacher(method())
+    half_training.compute_settings = ComputeSettings(precision=torch.bfloat16)
+
+    half = own_term(half_training)
+
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(full.item(), rel=0.1)
+    assert half.item() != full.item()
+
+
+# ---- parameters of a loss ------------------------------------------------------------------------
+
+
+def test_a_step_trains_the_fusions_and_clips_them_with_the_student():
+    training = training_with_live_teacher(ReviewKDConfig())
+    before = copy.deepcopy(training.loss.state_dict())
+    sgd = build_optimizer(
+        OptimizerOptions(kind="sgd", lr=1.0, momentum=0.0, weight_decay=0.0),
+        [*training.model.parameters(), *training.loss.parameters()],
+    )
+    training.optimizer = sgd
+    parameters = [*training.model.parameters(), *training.loss.parameters()]
+    start = [p.detach().clone() for p in parameters]
+
+    train_step(training, live_batch(0), FRAME, clip_norm=1e-3)
+
+    moved = torch.stack(
+        [(p.detach() - s).square().sum() for p, s in zip(parameters, start, strict=True)]
+    )
+    assert moved.sum().sqrt().item() == pytest.approx(1e-3, rel=1e-2)
+    for name, tensor in training.loss.named_parameters():
+        assert not torch.equal(tensor, before[name]), name
+
+
+def test_training_with_fusions_continues_bit_for_bit():
+    method = ReviewKDConfig(lambda_kd=1.0)
+    uninterrupted, first = training_with_live_teacher(method), training_with_live_teacher(method)
+    take_live_steps(uninterrupted, range(6))
+    take_live_steps(first, range(3))
+    buffer = io.BytesIO()
+    torch.save(first.state(), buffer)
+    buffer.seek(0)
+
+    resumed = training_with_live_teacher(method, seed=5)
+    resumed.load_state(torch.load(buffer, weights_only=True))
+    take_live_steps(resumed, range(3, 6))
+
+    assert_same_state(resumed, uninterrupted)
+    assert len(uninterrupted.loss.state_dict()) > 0
+    for name, tensor in uninterrupted.loss.state_dict().items():
+        assert torch.equal(resumed.loss.state_dict()[name], tensor), name
+
+
+# ---- mismatches ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (ATConfig(), r"student has 3 stages, the teacher 4.*method\.stages=\[1, 2, 3\]"),
+        (ATConfig(stages=(2, 4)), r"method\.stages=\[2, 4\]: the student has 3"),
+        (ReviewKDConfig(), r"the student has 3 stages, the teacher 4; choose networks"),
+    ],
+    ids=["at", "attention_4", "review_kd"],
+)
+def test_networks_of_other_stages_are_refused_before_training(method, message):
+    teacher = BcosModelConfig(name="resnet18", width=4, stem="small")
+
+    with pytest.raises(ConfigError, match=message):
+        training_with_live_teacher(method, config=teacher)
+
+
+def test_stages_that_both_networks_have_can_be_chosen():
+    teacher = BcosModelConfig(name="resnet18", width=4, stem="small")
+
+    assert own_term(training_with_live_teacher(ATConfig(stages=(2, 3)), config=teacher)) > 0
+
+
+def test_class_maps_coarser_than_they_are_compared_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"resolution=5 is finer .* 4x4 cells.*annotate\.class_map_size"
+    ):
+        training_with_live_teacher(CatKDConfig(resolution=5))
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        *[(m, {"lambda_ce": 0.0}, r"lambda_ce or method\.lambda_kd above 0") for m in METHODS],
+        *[(m, {"tau": 0.0}, r"method\.tau must be > 0") for m in METHODS],
+        (ATConfig, {"lambda_at": -1.0}, r"method\.lambda_at must be >= 0, got -1"),
+        (ATConfig, {"stages": (0,)}, r"method\.stages must list stages from 1"),
+        (ATConfig, {"stages": (2, 2)}, r"each once, got \[2, 2\]"),
+        (CatKDConfig, {"lambda_cat": -1.0}, r"method\.lambda_cat must be >= 0"),
+        (CatKDConfig, {"resolution": 0}, r"method\.resolution must be >= 1, got 0"),
+        (ReviewKDConfig, {"lambda_review": -1.0}, r"method\.lambda_review must be >= 0"),
+    ],
+)
+def test_options_out_of_range_say_so(method, options, message):
+    with pytest.raises(ConfigError, match=message):
+        method(**options)
+
+
+@pytest.mark.parametrize("label_loss", ["ce", "bce_offlabel"])
+def test_many_labels_a_record_have_a_supervised_term_of_their_own(label_loss):
+    loss = build_loss(CatKDConfig(lambda_cat=0.0, label_loss=label_loss))
+    logits, labels = torch.randn(3, 4), torch.tensor([[1.0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
+    targets = Targets(teacher="any", logits=torch.zeros(3, 4))
+
+    terms = loss(student_output(logits=logits), targets, labels).terms
+
+    wanted = off_label_bce_loss if label_loss == "bce_offlabel" else bce_loss
+    assert terms == {"bce": wanted(logits, labels)}
+
+
+def test_soft_targets_beside_a_baseline_are_refused_for_many_labels():
+    build_loss(ATConfig()).check_labels(many=True)
+    with pytest.raises(ConfigError, match=r"method\.lambda_kd=0\.5 compares one distribution"):
+        build_loss(ATConfig(lambda_kd=0.5)).check_labels(many=True)

@@ -1,0 +1,372 @@
+"""GradCAM of heads without a closed form, and its closed form by hand."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from pipeline.annotation.payloads.explanation_map import MapPayload
+from pipeline.annotation.payloads.payload import BatchInfo
+from pipeline.config.explainers import GradCamConfig
+from pipeline.config.methods import E2KDConfig
+from pipeline.config.models import CifarModelConfig, TorchvisionModelConfig
+from pipeline.config.store import PassOptions
+from pipeline.config.training import OptimizerOptions
+from pipeline.core.records import NO_CLASS, Batch, StoredTargets
+from pipeline.loading.geometry import view_targets
+from pipeline.losses.e2kd import E2KDLoss
+from pipeline.models.cifar import CifarResNet
+from pipeline.models.classifier import Classifier
+from pipeline.models.explainers.gradcam import gradcam, gradcam_from_head
+from pipeline.models.output import GapLinear, Normalize
+from pipeline.models.providers import freeze
+from pipeline.models.timm import TimmClassifier
+from pipeline.models.torchvision import TorchvisionClassifier
+from pipeline.models.torchvision_vit import TorchvisionVit
+from pipeline.training.state import Training, build_optimizer
+from pipeline.training.step import batch_loss
+from tests.support.gradcam import (
+    NUM_CLASSES,
+    autograd_gradcam,
+    largest_relative_difference,
+    randomize_head,
+    timm_vit,
+    torchvision_model,
+)
+from tests.support.outputs import student_output
+from tests.support.tensors import random_images
+
+FRAME = (16, 16)
+
+
+def torchvision_vit() -> Classifier:
+    torch.manual_seed(0)
+    network = torchvision.models.VisionTransformer(
+        image_size=32,
+        patch_size=8,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=16,
+        mlp_dim=32,
+        num_classes=NUM_CLASSES,
+    )
+    randomize_head(network.heads.head)
+    return TorchvisionVit(TorchvisionModelConfig(name="vit"), network).eval()
+
+
+def small_vgg() -> Classifier:
+    """VGG's structure with one convolution and a narrow classifier."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+    network = torchvision.models.VGG(nn.Identity(), num_classes=1, init_weights=False)
+    network.features = trunk
+    network.classifier = nn.Sequential(
+        nn.Linear(8 * 49, 16), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(16, NUM_CLASSES)
+    )
+    return TorchvisionClassifier(TorchvisionModelConfig(name="vgg"), network).eval()
+
+
+AUTOGRAD_MODELS = {
+    "vgg": small_vgg,
+    "squeezenet": lambda: torchvision_model("squeezenet1_1").eval(),
+    "mobilenet_v3": lambda: torchvision_model("mobilenet_v3_small").eval(),
+    "torchvision_vit": torchvision_vit,
+    "timm_vit": timm_vit,
+    "timm_vit_map": lambda: timm_vit("map"),
+    "timm_vit_registers": lambda: timm_vit(reg_tokens=2, init_values=0.5, qk_norm=True),
+}
+
+
+def model_with_top1(seed: int, *, top1: int | None = None) -> CifarResNet:
+    """Network that predicts class `top1` for every input, by a bias, which does not affect GradCAM."""
+    torch.manual_seed(seed)
+    model = CifarResNet(CifarModelConfig(name="resnet8", width=4), NUM_CLASSES)
+    if top1 is not None:
+        model.linear.bias.data[top1] = 100.0
+    return model.eval()
+
+
+def same_frames(records: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (records, 3, *FRAME), generator=generator, dtype=torch.uint8)
+
+
+def map_term_of_class(student: CifarResNet, batch: Batch, loss: E2KDLoss, explained: int) -> Tensor:
+    """Map term of the loss for the student's maps of one class."""
+    output = student(batch.inputs.float() / 255)
+    explained_class = torch.full((len(batch.inputs), 1), explained)
+    maps = gradcam_from_head(output.features, student.linear.weight, explained_class)
+    (targets,) = view_targets(batch, (output.features.shape[-2], output.features.shape[-1]))
+    student = student_output(logits=output.logits, maps=maps, input_size=FRAME)
+    return loss(student, targets, batch.labels).terms["map"]
+
+
+# ---- heads without a closed form -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [torchvision_vit, timm_vit], ids=["torchvision", "timm"])
+def test_a_class_token_sees_the_patches_at_the_last_blocks_input_only(build):
+    model = build()
+    images = random_images(32)
+    output = model(images)
+    network = model.network
+    if build is torchvision_vit:
+        x = network._process_input(model.normalize(images))
+        x = torch.cat([network.class_token.expand(2, -1, -1), x], dim=1)
+        tokens = network.encoder.layers(x + network.encoder.pos_embedding)
+        logits = network.heads(network.encoder.ln(tokens)[:, 0])
+    else:
+        x = network._pos_embed(network.patch_embed(model.normalize(images)))
+        tokens = network.blocks(x)
+        logits = network.forward_head(network.norm(tokens))
+
+    (at_output,) = torch.autograd.grad(logits[:, 3].sum(), tokens)
+    (at_input,) = torch.autograd.grad(output.logits[:, 3].sum(), output.features)
+
+    assert torch.allclose(logits, output.logits, atol=1e-6)
+    assert (at_output[:, 1:] == 0).all()
+    assert at_output[:, 0].count_nonzero() > 0
+    assert (at_input != 0).all()
+
+
+def test_fused_attention_has_no_second_derivative_and_the_head_avoids_it():
+    query = torch.rand(1, 1, 4, 8, requires_grad=True)
+    fused = F.scaled_dot_product_attention(query, query, query)
+    (gradient,) = torch.autograd.grad(fused.square().sum(), query, create_graph=True)
+    with pytest.raises(RuntimeError, match="not implemented"):
+        gradient.sum().backward()
+
+    for model in (torchvision_vit(), timm_vit()):
+        maps = gradcam(model, model(random_images(32)), torch.tensor([[3], [1]]))
+        maps.sum().backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", list(AUTOGRAD_MODELS))
+def test_second_order_gradients_match_finite_differences(name):
+    model = AUTOGRAD_MODELS[name]().double().eval()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, 32, 32, generator=generator).double()
+    explained_class = torch.tensor([[3], [1]])
+    parameters = list(model.parameters())
+    directions = [
+        torch.randn(p.shape, generator=generator).double() * p.detach().abs().mean()
+        for p in parameters
+    ]
+    maps = gradcam(model, model(images), explained_class)
+    weights = torch.rand(maps.shape, generator=generator).double()
+
+    gradients = torch.autograd.grad((weights * maps).sum(), parameters, materialize_grads=True)
+
+    step = 1e-6
+    values = []
+    with torch.no_grad():
+        for sign in (1, -2):
+            for parameter, direction in zip(parameters, directions, strict=True):
+                parameter += sign * step * direction
+            values.append((weights * gradcam(model, model(images), explained_class)).sum())
+    numeric = (values[0] - values[1]) / (2 * step)
+    analytic = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
+    assert model.head is None
+    assert maps.count_nonzero() > 0
+    assert abs(numeric) > 1e-12
+    assert float(analytic) == pytest.approx(float(numeric), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", list(AUTOGRAD_MODELS))
+def test_several_classes_are_explained_one_by_one(name):
+    model = AUTOGRAD_MODELS[name]()
+    output = model(random_images(32))
+    explained_class = torch.tensor([[3, 7], [1, 9]])
+    expected = autograd_gradcam(output.features, output.logits, explained_class)
+
+    maps = gradcam(model, output, explained_class)
+
+    assert expected.count_nonzero() > 0
+    assert largest_relative_difference(maps, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("name", list(AUTOGRAD_MODELS))
+def test_a_frozen_models_trunk_gets_no_graph_and_its_maps_are_the_students(name):
+    model = AUTOGRAD_MODELS[name]()
+    images = random_images(32)
+    explained_class = torch.tensor([[3, NO_CLASS], [1, 0]])
+    expected = gradcam(model, model(images), explained_class)
+    freeze(model)
+    with torch.no_grad():
+        output = model(images)
+
+    maps = gradcam(model, output, explained_class)
+
+    assert expected.requires_grad
+    assert expected.count_nonzero() > 0
+    assert not maps.requires_grad
+    assert not output.features.requires_grad
+    assert maps[0, 1].count_nonzero() == 0
+    assert largest_relative_difference(maps, expected) <= 1e-5
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_student_with_a_frozen_trunk_still_gets_its_heads_gradient():
+    model = small_vgg()
+    model.network.features.requires_grad_(False)
+    images = random_images(32)
+
+    gradcam(model, model(images), torch.tensor([[3], [1]])).sum().backward()
+
+    last = model.network.classifier[-1]
+    assert last.weight.grad.count_nonzero() > 0
+    assert all(parameter.grad is None for parameter in model.network.features.parameters())
+
+
+def test_inference_mode_is_refused_where_the_head_must_be_differentiated():
+    model = small_vgg()
+
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"use torch\.no_grad"):
+        gradcam(model, model(random_images(32, 1)), torch.tensor([[3]]))
+
+
+def test_an_active_dropout_is_part_of_the_gradient():
+    model = torchvision_model("mobilenet_v2")
+    images = random_images(64, 4)
+    explained_class = torch.tensor([[3], [1], [0], [2]])
+    assert isinstance(model.eval().head, GapLinear)
+    output = model.train()(images)
+    expected = autograd_gradcam(output.features, output.logits, explained_class)
+
+    maps = gradcam(model, output, explained_class)
+
+    undropped = gradcam_from_head(
+        output.features, model.network.classifier[1].weight, explained_class
+    )
+    assert model.head is None
+    assert largest_relative_difference(maps, expected) <= 1e-5
+    assert largest_relative_difference(undropped, expected) > 1e-3
+
+
+def test_a_timm_head_with_dropout_is_left_to_autograd_in_training():
+    network = timm.create_model("resnet10t", num_classes=NUM_CLASSES, drop_rate=0.2)
+    model = TimmClassifier("resnet10t", Normalize((0.5,) * 3, (0.5,) * 3), network)
+
+    assert isinstance(model.eval().head, GapLinear)
+    assert model.train().head is None
+
+
+@pytest.mark.parametrize("build", [lambda: torchvision_model("resnet18"), small_vgg, timm_vit])
+def test_maps_under_autocast_are_float32_and_keep_their_graph(build):
+    model = build().eval()
+    images = random_images(32)
+    explained_class = torch.tensor([[3], [1]])
+    expected = gradcam(model, model(images), explained_class).flatten()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(images)
+        maps = gradcam(model, output, explained_class)
+        with torch.no_grad():
+            without_graph = gradcam(model, model(images), explained_class)
+    maps.sum().backward()
+
+    assert output.features.dtype == torch.bfloat16 or build is timm_vit
+    assert maps.dtype == without_graph.dtype == torch.float32
+    for found in (maps, without_graph):
+        assert F.cosine_similarity(found.flatten(), expected, dim=0) > 0.98
+    assert any(parameter.grad is not None for parameter in model.parameters())
+
+
+# ---- the closed form by hand ---------------------------------------------------------------------
+
+
+def test_gradcam_of_a_cifar_resnet_equals_autograd_gradcam():
+    model = model_with_top1(0).double()
+    output = model(same_frames(3).double() / 255)
+    explained_class = torch.tensor([[0, 1], [2, 3], [4, 5]])
+    expected = autograd_gradcam(output.features, output.logits, explained_class)
+
+    maps = gradcam(model, output, explained_class)
+
+    assert maps.shape == (3, 2, 1, 4, 4)
+    assert expected.count_nonzero() > 0
+    assert largest_relative_difference(maps, expected) <= 1e-10
+
+
+def test_gradcam_matches_a_hand_computed_map():
+    features = torch.tensor([[[[1.0, 2.0]], [[3.0, 1.0]]]])  # two channels of 1 x 2 cells
+    weight = torch.tensor([[0.0, 0.0], [1.0, -1.0]])
+
+    maps = gradcam_from_head(features, weight, torch.tensor([[1]]))
+
+    # relu((1 - 3, 2 - 1)) / 2
+    assert torch.equal(maps, torch.tensor([[[[[0.0, 0.5]]]]]))
+
+
+def test_negative_class_gives_a_zero_map_and_leaves_its_neighbor_alone():
+    features = torch.ones(2, 3, 4, 4)
+    weight = torch.ones(5, 3)
+    explained_class = torch.tensor([[NO_CLASS, 0], [2, NO_CLASS]])
+
+    maps = gradcam_from_head(features, weight, explained_class)
+
+    expected = torch.zeros(2, 2, 1, 4, 4)
+    expected[0, 1] = expected[1, 0] = 3 / 16
+    assert torch.equal(maps, expected)
+
+
+@pytest.mark.parametrize("without_grad", [torch.no_grad, torch.inference_mode])
+def test_gradcam_without_grad_equals_gradcam_with_grad(without_grad):
+    model = model_with_top1(0)
+    images = same_frames(3).float() / 255
+    explained_class = torch.tensor([[0], [1], [2]])
+    expected = gradcam(model, model(images), explained_class)
+
+    with without_grad():
+        maps = gradcam(model, model(images), explained_class)
+
+    assert expected.requires_grad
+    assert expected.count_nonzero() > 0
+    assert torch.equal(maps, expected)
+
+
+def test_explained_class_in_a_step_is_the_teachers_top1():
+    label, student_top1, teacher_top1 = 0, 1, 2
+    teacher, student = (
+        freeze(model_with_top1(1, top1=teacher_top1)),
+        model_with_top1(2, top1=student_top1),
+    )
+    inputs = same_frames(3)
+    teacher_output = teacher(inputs.float() / 255)
+    records = BatchInfo(("a", "b", "c"), torch.full((3,), label))
+    payload = MapPayload(PassOptions(), GradCamConfig())
+    stored = payload.encode(teacher, teacher_output, records).values
+    targets = StoredTargets(
+        teacher="teacher",
+        logits=teacher_output.logits,
+        explained_class=torch.from_numpy(stored["explained_class"]).long(),
+        maps=torch.from_numpy(stored["map"]).float(),
+        map_from_canonical=torch.eye(3).expand(3, 3, 3),
+    )
+    batch = Batch(
+        keys=("a", "b", "c"),
+        record_index=torch.arange(3),
+        inputs=inputs,
+        canonical_from_view=None,
+        view_index=torch.zeros(3, dtype=torch.long),
+        original_size=torch.full((3, 2), 32.0),
+        labels=torch.full((3,), label),
+        groups=torch.full((3,), -1),
+        targets=(targets,),
+    )
+    loss = E2KDLoss(E2KDConfig())
+    optimizer = build_optimizer(OptimizerOptions(), list(student.parameters()))
+
+    terms = batch_loss(Training(model=student, loss=loss, optimizer=optimizer), batch, FRAME)
+
+    assert targets.explained_class.flatten().tolist() == [teacher_top1] * 3
+    assert (student(inputs.float() / 255).logits.argmax(dim=1) == student_top1).all()
+    assert terms.statistics["valid_map_fraction"] > 0
+    assert torch.equal(terms.terms["map"], map_term_of_class(student, batch, loss, teacher_top1))
+    for other in (label, student_top1):
+        assert not torch.equal(terms.terms["map"], map_term_of_class(student, batch, loss, other))

@@ -1,0 +1,177 @@
+"""Networks of every provider: logits, names and sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config.models import (
+    CifarModelConfig,
+    TimmModelConfig,
+    TorchvisionModelConfig,
+)
+from pipeline.core.errors import ConfigError
+from pipeline.models.classifier import Classifier
+from pipeline.models.explainers.gradcam import gradcam
+from pipeline.models.providers import (
+    build_model,
+    freeze,
+    model_normalization,
+    teacher_input_size,
+)
+from tests.support.networks import NUM_CLASSES, timm_config, torchvision_config
+from tests.support.runs import assert_equal_states
+from tests.support.tensors import random_images
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def randomize_logits(model: Classifier) -> None:
+    """Randomize heads that are initialized with zeros, whose logits would always be equal."""
+    for name, parameter in model.network.named_parameters():
+        if "head" in name and parameter.count_nonzero() == 0:
+            nn.init.normal_(parameter)
+
+
+# ---- one forward pass ----------------------------------------------------------------------------
+
+TORCHVISION_NAMES = (
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5"),
+    *("mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5"),
+    *("squeezenet1_1", "swin_t", "swin_v2_t", "vit_b_32", "inception_v3"),
+)
+
+
+TIMM_NAMES = (
+    *("resnet10t", "densenet121", "convnext_atto", "mobilenetv3_small_050", "resnetv2_18"),
+    *("swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"),
+)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(
+            torchvision_config(name, input_size=64 if name == "vit_b_32" else None)
+            for name in TORCHVISION_NAMES
+        ),
+        *(
+            timm_config(name, input_size=64 if "vit" in name or "deit" in name else None)
+            for name in TIMM_NAMES
+        ),
+    ],
+    ids=lambda config: f"{config.kind}-{config.name}",
+)
+def test_logits_are_the_untouched_networks_and_features_survive_the_head(config):
+    model = build_model(config, NUM_CLASSES).eval()
+    randomize_logits(model)
+    mean, std = model_normalization(config)
+    side = {"inception_v3": 96, "swin_tiny_patch4_window7_224": 224}.get(config.name, 64)
+    images = random_images(side)
+    with torch.no_grad():
+        normalized = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+        expected = model.network(normalized)
+
+        logits, features, *_ = model(images)
+
+        again, _ = model.forward_trunk(images)
+        maps = gradcam(model, model(images), torch.tensor([[0, -1], [1, 2]]))
+    assert logits.shape == (2, NUM_CLASSES)
+    assert features.ndim == 4
+    assert expected.count_nonzero() > 0
+    assert torch.allclose(logits, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    assert torch.equal(features, again)
+    assert maps.shape == (2, 2, 1, *features.shape[-2:])
+    assert (maps >= 0).all()
+
+
+def test_features_of_a_densenet_are_those_after_the_last_relu():
+    model = build_model(torchvision_config("densenet121"), NUM_CLASSES).eval()
+    with torch.no_grad():
+        output = model(random_images(64))
+        before = model.network.features(model.normalize(random_images(64)))
+
+    assert (before < 0).any()
+    assert torch.equal(output.features, before.relu())
+
+
+def test_a_step_on_a_student_leaves_a_frozen_teacher_alone():
+    teacher = freeze(build_model(torchvision_config("resnet18"), NUM_CLASSES))
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    student = build_model(torchvision_config("resnet18", weights=None), NUM_CLASSES).train()
+    images, explained_class = random_images(64), torch.tensor([[0], [1]])
+
+    teacher_maps = gradcam(teacher, teacher(images), explained_class)
+    student_maps = gradcam(student, student(images), explained_class)
+    (teacher_maps - student_maps).square().sum().backward()
+
+    assert not teacher_maps.requires_grad
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+    assert any(parameter.grad is not None for parameter in student.parameters())
+    assert_equal_states(teacher.state_dict(), before)
+
+
+# ---- names and sizes -----------------------------------------------------------------------------
+
+
+def test_an_unknown_name_lists_close_ones():
+    with pytest.raises(ConfigError, match=r"torchvision has no classifier 'resnet19'.*resnet18"):
+        build_model(TorchvisionModelConfig(name="resnet19"), NUM_CLASSES)
+    with pytest.raises(ConfigError, match=r"timm has no model 'resnet_18'.*resnet18"):
+        build_model(TimmModelConfig(name="resnet_18"), NUM_CLASSES)
+    with pytest.raises(ConfigError, match=r"timm has no weights 'resnet18\.no'.*resnet18\.a1_in1k"):
+        build_model(TimmModelConfig(name="resnet18.no"), NUM_CLASSES)
+
+
+def test_a_detector_of_torchvision_is_no_classifier():
+    with pytest.raises(ConfigError, match="no classifier 'fasterrcnn_resnet50_fpn'"):
+        build_model(TorchvisionModelConfig(name="fasterrcnn_resnet50_fpn"), NUM_CLASSES)
+
+
+def test_a_token_model_that_cannot_be_explained_says_what_can():
+    model = build_model(timm_config("levit_128s"), NUM_CLASSES)
+
+    with pytest.raises(ConfigError, match=r"levit_128s is not supported.*VisionTransformer"):
+        model(random_images(224))
+
+
+def test_images_of_a_size_that_a_transformer_does_not_take_are_refused():
+    model = build_model(timm_config("vit_tiny_patch16_224", input_size=64), NUM_CLASSES)
+
+    with pytest.raises(
+        ConfigError, match=r"takes images of 64x64 pixels, got 32x32.*augment\.size"
+    ):
+        model(random_images(32))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (CifarModelConfig(weights="some.th"), None),
+        (CifarModelConfig(weights="some.th", input_size=32), 32),
+        (TorchvisionModelConfig(name="resnet18", weights="some.pth"), None),
+        (TorchvisionModelConfig(name="resnet18", weights="pretrained"), 224),
+        (TorchvisionModelConfig(name="resnet18", weights="pretrained", input_size=96), 96),
+        (TorchvisionModelConfig(name="inception_v3", weights="pretrained"), 299),
+        (TorchvisionModelConfig(name="vit_b_16", weights="some.pth"), 224),
+        (TimmModelConfig(name="resnet18", weights="random"), None),
+        (TimmModelConfig(name="resnet18.a1_in1k", weights="pretrained"), 224),
+        (TimmModelConfig(name="vit_medium_patch16_gap_240", weights="random"), 240),
+    ],
+)
+def test_a_teachers_input_size_is_its_providers_where_that_decides(config, expected):
+    assert teacher_input_size(config) == expected
+
+
+def test_null_mean_and_std_of_timm_are_the_models_own():
+    config = TimmModelConfig(name="inception_v3")
+
+    assert model_normalization(config) == ((0.5,) * 3, (0.5,) * 3)
+    assert model_normalization(TorchvisionModelConfig()) == tuple(IMAGENET.values())
+
+
+def test_classes_of_the_config_come_before_those_of_the_data():
+    model = build_model(torchvision_config("resnet18", classes=3), NUM_CLASSES)
+
+    assert model.network.fc.out_features == 3

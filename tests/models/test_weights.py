@@ -1,0 +1,370 @@
+"""Weights of networks: files, published names, saved models and descriptions."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+import urllib.error
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.models._api import WeightsEnum
+
+from pipeline.config.models import (
+    BcosModelConfig,
+    CifarModelConfig,
+    TimmModelConfig,
+    TorchvisionModelConfig,
+)
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import sha256_file
+from pipeline.models.classifier import Classifier, WeightsError
+from pipeline.models.explainers.gradcam import gradcam
+from pipeline.models.fingerprint import describe_teacher
+from pipeline.models.providers import (
+    build_model,
+    freeze,
+    model_normalization,
+    published,
+)
+from pipeline.models.saved import TrainedModel, load_model, save_model
+from pipeline.models.weights import load_weights
+from tests.support.networks import NUM_CLASSES, timm_config, torchvision_config
+from tests.support.paths import SHARED_DATA
+from tests.support.runs import assert_equal_states
+from tests.support.tensors import random_images
+
+DATA = SHARED_DATA
+
+
+needs_data = pytest.mark.skipif(
+    not DATA.exists(), reason=f"real images and published weights are not in {DATA}"
+)
+
+
+# ---- weights -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CifarModelConfig(name="resnet8", weights="random"),
+        torchvision_config("shufflenet_v2_x0_5"),
+        timm_config("resnet10t"),
+    ],
+    ids=lambda config: config.kind,
+)
+def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone(config):
+    torch.manual_seed(1)
+    first = build_model(config, NUM_CLASSES).state_dict()
+    drawn = torch.rand(3)
+    torch.manual_seed(2)
+    second = build_model(config, NUM_CLASSES).state_dict()
+    torch.manual_seed(1)
+
+    assert_equal_states(first, second)
+    assert torch.equal(drawn, torch.rand(3))
+
+
+def test_fresh_weights_differ():
+    one, other = (build_model(TimmModelConfig(name="resnet10t"), 2) for _ in range(2))
+
+    assert not torch.equal(one.network.fc.weight, other.network.fc.weight)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_plain_torchvision_file_loads_unchanged(tmp_path, suffix):
+    network = torchvision.models.resnet18(num_classes=NUM_CLASSES)
+    path = tmp_path / f"weights{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(network.state_dict(), path)
+
+    model = build_model(torchvision_config("resnet18", weights=str(path)), NUM_CLASSES)
+
+    assert_equal_states(model.network.state_dict(), network.state_dict())
+
+
+def old_densenet_name(name: str) -> str:
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", name)
+
+
+def old_vit_name(name: str) -> str:
+    return name.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2.")
+
+
+@pytest.mark.parametrize(
+    ("name", "old_name", "beside"),
+    [
+        ("densenet121", old_densenet_name, {}),
+        ("vit_b_32", old_vit_name, {}),
+        ("googlenet", str, {"aux1.fc1.weight": torch.ones(2)}),
+        ("mnasnet0_5", str, {}),
+    ],
+)
+def test_the_names_of_torchvisions_older_files_are_understood(tmp_path, name, old_name, beside):
+    config = torchvision_config(name, input_size=32 if name == "vit_b_32" else None)
+    state = build_model(config, NUM_CLASSES).network.state_dict()
+    published_state = {
+        old_name(n): tensor for n, tensor in state.items() if "num_batches_tracked" not in n
+    }
+    torch.save(published_state | beside, tmp_path / "weights.pth")
+    fresh = build_model(torchvision_config(name, weights=None, input_size=config.input_size), 7)
+
+    load_weights(fresh, tmp_path / "weights.pth")
+
+    assert_equal_states(fresh.network.state_dict(), state)
+
+
+def test_weights_of_another_network_list_the_keys(tmp_path):
+    state = torchvision.models.resnet18(num_classes=5).state_dict()
+    state["extra"] = state.pop("conv1.weight")
+    save_file(state, tmp_path / "weights.safetensors")
+
+    with pytest.raises(
+        WeightsError,
+        match=r"does not fit ResNet; missing: conv1\.weight; unexpected: extra; "
+        r"wrong shape: fc\.bias \(5,\) instead of \(7,\), fc\.weight",
+    ):
+        build_model(
+            torchvision_config("resnet18", weights=str(tmp_path / "weights.safetensors")), 7
+        )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CifarModelConfig(name="resnet8", width=4),
+        BcosModelConfig(name="resnet8", width=4),
+        torchvision_config("convnext_tiny", weights=None),
+    ],
+    ids=lambda config: config.kind,
+)
+def test_training_may_start_from_a_file_of_other_classes_with_a_last_layer_of_its_own(
+    tmp_path, config
+):
+    state = build_model(config, 5).network.state_dict()
+    path = tmp_path / "weights.safetensors"
+    save_file(state, path)
+    start = replace(config, weights=str(path))
+
+    trunk = build_model(start, 7, may_replace_head=True).network.state_dict()
+
+    fresh = {name for name in trunk if not torch.equal(trunk[name], state[name])}
+    assert {trunk[name].shape[0] for name in fresh} == {7}
+    assert len(fresh) == (1 if config.kind == "bcos" else 2)
+    with pytest.raises(WeightsError, match="wrong shape"):
+        build_model(start, 7)
+
+
+def test_a_file_of_another_network_is_refused_whatever_its_classes(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(build_model(CifarModelConfig(name="resnet8", width=5), 5).state_dict(), path)
+    config = CifarModelConfig(name="resnet8", width=7, weights=str(path))
+
+    with pytest.raises(WeightsError, match=r"wrong shape: .*conv1\.weight"):
+        build_model(config, 7, may_replace_head=True)
+
+
+@pytest.mark.parametrize("content", [nn.Linear(2, 2), {"epoch": 3}, torch.ones(2)])
+def test_a_torch_file_without_a_plain_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "weights.pth")
+    model = build_model(CifarModelConfig(name="resnet8"), NUM_CLASSES)
+
+    with pytest.raises(WeightsError, match=r"weights\.pth .*contains .*state_dict\(\)"):
+        load_weights(model, tmp_path / "weights.pth")
+
+
+def test_no_weights_are_published_for_cifar():
+    with pytest.raises(ConfigError, match=r"weights=pretrained: nothing is published.*name a file"):
+        build_model(CifarModelConfig(weights="pretrained"), NUM_CLASSES)
+
+
+def test_published_torchvision_weights_load_with_a_fresh_head_for_other_classes(monkeypatch):
+    state = torchvision.models.resnet18().state_dict()
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda self, *args, **kwargs: state)
+    config = torchvision_config("resnet18", weights="pretrained")
+
+    whole = build_model(config, 1000).network.state_dict()
+    trunk = build_model(config, NUM_CLASSES).network.state_dict()
+
+    assert_equal_states(whole, state)
+    assert trunk["fc.weight"].shape == (NUM_CLASSES, 512)
+    for name in ("fc.weight", "fc.bias"):
+        del trunk[name], state[name]
+    assert_equal_states(trunk, state)
+
+
+def test_weights_that_cannot_be_fetched_say_the_way_out(monkeypatch):
+    def fail(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", fail)
+    monkeypatch.setattr(timm, "create_model", fail)
+
+    for config in (
+        torchvision_config("resnet18", weights="pretrained"),
+        timm_config("resnet18", weights="pretrained"),
+    ):
+        with pytest.raises(WeightsError, match=r"resnet18.*no route to host.*to a local file"):
+            build_model(config, 1000)
+
+
+def test_a_local_hub_folder_of_timm_loads_offline(tmp_path):
+    network = timm.create_model("resnet10t", num_classes=5).eval()
+    timm.models.save_for_hf(
+        network,
+        str(tmp_path / "hub"),
+        model_config={"pretrained_cfg": {"mean": (0.1, 0.2, 0.3), "num_classes": 5}},
+        safe_serialization=True,
+    )
+    config = TimmModelConfig(name=f"local-dir:{tmp_path / 'hub'}", weights="pretrained")
+
+    model = build_model(config, 5)
+    other_head = build_model(config, NUM_CLASSES)
+
+    assert_equal_states(model.network.state_dict(), network.state_dict())
+    assert published(config).classes == 5
+    assert model_normalization(config)[0] == (0.1, 0.2, 0.3)
+    assert torch.allclose(model.normalize.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
+    assert other_head.network.fc.out_features == NUM_CLASSES
+    assert torch.equal(other_head.network.conv1[0].weight, network.conv1[0].weight)
+
+
+# ---- saved files ---------------------------------------------------------------------------------
+
+
+def save_trained(config, model: Classifier, folder: Path) -> None:
+    trained = TrainedModel(config=config, num_classes=NUM_CLASSES, input_size=(64, 64))
+    save_model(folder, model, trained)
+
+
+def test_a_torchvision_students_file_loads_with_plain_torchvision(tmp_path):
+    config = TorchvisionModelConfig(name="resnet18")
+    model = build_model(config, NUM_CLASSES).eval()
+
+    save_trained(config, model, tmp_path)
+
+    plain = torchvision.models.resnet18(num_classes=NUM_CLASSES).eval()
+    plain.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    again, _ = load_model(tmp_path)
+    images = random_images(64)
+    with torch.no_grad():
+        assert torch.equal(plain(model.normalize(images)), model(images).logits)
+        assert torch.equal(again(images).logits, model(images).logits)
+    assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TimmModelConfig(name="resnet10t", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)),
+        TimmModelConfig(name="vit_tiny_patch16_224", input_size=64),
+    ],
+    ids=lambda config: config.name,
+)
+def test_a_timm_student_is_exported_as_timms_hub_has_it(tmp_path, config):
+    model = build_model(config, NUM_CLASSES).eval()
+    images = random_images(64)
+
+    save_trained(config, model, tmp_path)
+
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).eval()
+    settings = loaded.pretrained_cfg
+    mean, std = (torch.tensor(settings[name]).view(3, 1, 1) for name in ("mean", "std"))
+    again, _ = load_model(tmp_path)
+    with torch.no_grad():
+        expected = model(images).logits
+        assert torch.allclose(loaded((images - mean) / std), expected, atol=1e-5)
+        assert torch.equal(again(images).logits, expected)
+    assert loaded.num_classes == NUM_CLASSES
+    assert settings["input_size"] == (3, 64, 64)
+    written = json.loads((tmp_path / "export/config.json").read_text())
+    assert written["num_classes"] == NUM_CLASSES
+
+
+# ---- a teacher's description ---------------------------------------------------------------------
+
+
+def test_a_teacher_is_described_by_its_numbers_and_not_by_where_they_lie(tmp_path):
+    random = timm_config("resnet10t", input_size=48, frame="center_crop")
+    path = tmp_path / "weights.safetensors"
+    save_file(build_model(random, NUM_CLASSES).network.state_dict(), path)
+    from_file = timm_config("resnet10t", weights=str(path))
+
+    description = describe_teacher(random, NUM_CLASSES, "bfloat16")
+
+    assert description == describe_teacher(random, NUM_CLASSES, "bfloat16")
+    assert description["architecture"] == {"kind": "timm", "name": "resnet10t"}
+    assert description["classes"] == NUM_CLASSES
+    assert description["frame"] == "center_crop"
+    assert description["dtype"] == "bfloat16"
+    mean, std = model_normalization(random)
+    assert description["preprocessing"] == {"mean": mean, "std": std, "input_size": 48}
+    assert len(description["weights_sha256"]) == 64
+    assert description["weights_sha256"] != describe_teacher(random, 8)["weights_sha256"]
+    assert describe_teacher(from_file, NUM_CLASSES)["weights_sha256"] == sha256_file(path)
+    assert describe_teacher(from_file, NUM_CLASSES)["preprocessing"]["input_size"] is None
+
+
+def test_an_untrained_teacher_must_be_asked_for():
+    with pytest.raises(ConfigError, match=r"teacher\.weights is not set.*teacher\.weights=random"):
+        describe_teacher(TorchvisionModelConfig(), NUM_CLASSES)
+
+
+def test_a_published_teacher_of_other_classes_is_refused():
+    with pytest.raises(ConfigError, match=r"has 1000 outputs, but 7 .*teacher\.classes=1000"):
+        describe_teacher(TorchvisionModelConfig(weights="pretrained"), NUM_CLASSES)
+
+
+# ---- real weights --------------------------------------------------------------------------------
+
+
+def read_test_images(count: int) -> tuple[list[str], Tensor]:
+    """Read the keys and images in [0, 1] of the first records of CIFAR-10's test set."""
+    keys, images = [], []
+    with tarfile.open(DATA / "cifar10/test-000000.tar") as archive:
+        for member in archive:
+            if member.name.endswith(".jpg") and len(keys) < count:
+                content = bytearray(archive.extractfile(member).read())
+                encoded = torch.frombuffer(content, dtype=torch.uint8)
+                keys.append(Path(member.name).stem)
+                images.append(torchvision.io.decode_jpeg(encoded))
+    return keys, torch.stack(images).float() / 255
+
+
+@needs_data
+@pytest.mark.parametrize("file", ["resnet20-12fca82f.th", "resnet56-4bfd9763.th"])
+def test_published_cifar_files_load_unchanged(file):
+    path = DATA / "weights" / file
+    expected = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+
+    model = build_model(CifarModelConfig(name=file.split("-")[0], weights=str(path)), 10)
+
+    for name, tensor in model.network.state_dict().items():
+        assert torch.equal(tensor, expected.get(f"module.{name}", tensor)), name
+
+
+@needs_data
+def test_resnet56_gives_the_logits_and_maps_that_were_computed_elsewhere():
+    golden = np.load(DATA / "golden/resnet56_cifar10_test512.npz")
+    weights = DATA / "weights/resnet56-4bfd9763.th"
+    model = freeze(build_model(CifarModelConfig(name="resnet56", weights=str(weights)), 10))
+    keys, images = read_test_images(64)
+
+    with torch.no_grad():
+        output = model(images)
+        maps = gradcam(model, output, output.logits.argmax(dim=1, keepdim=True))[:, 0, 0]
+
+    expected = torch.from_numpy(golden["cam"][:64])
+    assert keys == golden["key"][:64].tolist()
+    assert np.abs(output.logits.numpy() - golden["logits"][:64]).max() < 1e-3
+    assert (F.cosine_similarity(maps.flatten(1), expected.flatten(1)) > 0.99999).all()
+    assert torch.allclose(maps * maps[0].numel(), expected, atol=1e-3)

@@ -1,0 +1,198 @@
+"""Cases in the report of a small sweep: pictures, their contents, and missing inputs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.config.report import ReportOptions
+from pipeline.config.runs import RUNS
+from pipeline.config.store import StoreOptions
+from pipeline.config.verbs import ReportConfig
+from pipeline.core.errors import ConfigError
+from pipeline.evaluation.record_table import RECORDS_NAME
+from pipeline.report import case_pictures
+from stages import report
+from tests.support.html_page import Page
+from tests.support.runs import PAD_CROP
+from tests.support.sweeps import TWO_ARMS, read_sweep, run_sweep, sweep_words
+
+SPLITS = ["test", "test_swapped"]
+
+
+@pytest.fixture(scope="module")
+def swept(frozen, tmp_path_factory) -> Path:
+    """Folder in which a sweep of two arms has run."""
+    folder = tmp_path_factory.mktemp("swept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_sweep(sweep_words(frozen, TWO_ARMS, f"evaluate.splits=[{','.join(SPLITS)}]"))
+    return folder
+
+
+@pytest.fixture
+def no_other_pictures(monkeypatch):
+    """Omit the pictures of the page that other tests cover."""
+    monkeypatch.setattr("pipeline.report.figures.training_curves", lambda lines: "")
+    monkeypatch.setattr("pipeline.report.pictures.map_grid", lambda pictures, classes: "")
+
+
+@pytest.fixture
+def rows(monkeypatch, no_other_pictures):
+    """Rows of every grid of cases, collected instead of drawn."""
+    drawn = []
+
+    def draw(rows, side):
+        drawn.append(rows)
+        return f"data:image/png;base64,{len(drawn)}"
+
+    monkeypatch.setattr(case_pictures, "picture_grid", draw)
+    return drawn
+
+
+def case_report(frozen, **options):
+    config = ReportConfig(
+        store=StoreOptions(path=str(frozen.store.path)),
+        augment=PAD_CROP,
+        report=ReportOptions(contact_records=0, **{"cases": 4, **options}),
+        run="grid",
+    )
+    result = report.run(config)
+    return json.loads(Path(result.json).read_text()), Path(result.html).read_text()
+
+
+def test_the_page_shows_cases_of_both_students(frozen, swept, monkeypatch):
+    monkeypatch.chdir(swept)
+
+    values, html = case_report(frozen, case_shift=3)
+
+    page = Page(html)
+    assert page.open == []
+    section = html[html.index(">Case by case</h2>") : html.index(">Training</h2>")]
+    assert re.findall("<h3>Split (.*)</h3>", section) == SPLITS
+    for title in ("e2kd right, kd wrong", "kd right, e2kd wrong", "e2kd and kd agree"):
+        assert section.count(f"<b>{title}</b>") == 2
+    shown = [image for image in page.all("img") if image["alt"].startswith("Split ")]
+    kinds = {(case["split"], case["kind"]) for case in values["cases"]}
+    # One more per split, of moved images.
+    assert len(shown) == len(kinds) + len({split for split, _ in kinds})
+    assert all(image["src"].startswith("data:image/png;base64,") for image in shown)
+    assert "http" not in re.sub('src="data:[^"]*"', "", html)  # self-contained
+    index = {row["key"]: row for row in frozen.store.index.to_pylist()}
+    for case in values["cases"]:
+        assert index[case["key"]]["split"] == case["split"]
+        assert str(index[case["key"]]["label"]) == case["class"]
+
+
+def test_a_case_has_what_its_row_of_the_table_says(frozen, swept, monkeypatch, rows):
+    monkeypatch.chdir(swept)
+    values, _ = case_report(frozen)
+
+    runs = {
+        row["arm"]: RUNS / row["run"] / "evaluate" / RECORDS_NAME for row in read_sweep()["runs"]
+    }
+    tables = {arm: pd.read_parquet(path).set_index("key") for arm, path in runs.items()}
+    cases = iter(values["cases"])
+    for image, teacher, *students in rows:
+        assert [row.title for row in (image, teacher, *students)] == [
+            "image",
+            "teacher",
+            "kd",
+            "e2kd",
+        ]
+        for column, case in zip(range(len(image.pictures)), cases, strict=False):
+            assert image.captions[column] == case["class"]
+            assert image.notes[column] == f"group {case['group']}"
+            for student in students:
+                row = tables[student.title].loc[case["key"]]
+                assert student.captions[column] == str(row.predictions[0])
+                assert student.wrong[column] != row.correct
+                epg, iou = (f"{100 * row[name][0]:.0f}" for name in ("epg", "iou"))
+                assert student.notes[column].splitlines()[0] == f"EPG {epg}  IoU {iou}"
+                if row.explained[0] == row.labels[0]:
+                    assert student.notes[column].endswith(f"cosine {row.map_cosine[0]:.2f}")
+                    assert teacher.notes[column] == f"EPG {100 * row.teacher_epg[0]:.0f}"
+                else:
+                    assert "cosine" not in student.notes[column]
+                    assert teacher.notes[column] == f"map of {row.explained[0]}"
+    assert next(cases, None) is None
+
+
+def test_the_box_of_the_class_is_drawn_around_its_pixels(frozen, swept, monkeypatch, rows):
+    monkeypatch.chdir(swept)
+    values, _ = case_report(frozen)
+    boxes = {row["key"]: row["boxes"] for row in frozen.store.index.to_pylist()}
+    cases = iter(values["cases"])
+
+    for drawn in rows:
+        for column, case in zip(range(len(drawn[0].pictures)), cases, strict=False):
+            (box,) = boxes[case["key"]]
+            x0, y0, x1, y1 = (round((box[c] + 1) * 8) for c in ("x0", "y0", "x1", "y1"))
+            edge = np.zeros((16, 16), bool)
+            edge[y0:y1, x0:x1] = True
+            edge[y0 + 1 : y1 - 1, x0 + 1 : x1 - 1] = False
+            for row in drawn:
+                green = (row.pictures[column] == [0.0, 0.65, 0.2]).all(axis=2)
+                assert (green == edge).all()
+
+
+def test_the_first_cases_are_shown_moved(frozen, swept, monkeypatch, rows):
+    monkeypatch.chdir(swept)
+
+    case_report(frozen, case_shift=3)
+
+    moved = [grid for grid in rows if len(grid) == 7]
+    assert len(moved) == len(SPLITS)
+    for image, shifted, teacher, *students in moved:
+        assert [row.title for row in students] == ["kd", "kd, moved", "e2kd", "e2kd, moved"]
+        assert (shifted.title, teacher.title) == ("moved by 3", "teacher")
+        assert all(note.startswith("cosine ") for note in students[1].notes + students[3].notes)
+        for before, after in zip(image.pictures, shifted.pictures, strict=True):
+            assert (after[3:, 3:] == before[:-3, :-3]).all()
+            assert not after[:3].any()
+    with pytest.raises(ConfigError, match=r"report\.case_shift=16 moves all of .*16x16"):
+        case_report(frozen, case_shift=16)
+
+
+def test_a_run_without_the_table_has_a_page_without_cases(
+    frozen, swept, monkeypatch, caplog, no_other_pictures
+):
+    monkeypatch.chdir(swept)
+    table = RUNS / read_sweep()["runs"][0]["run"] / "evaluate" / RECORDS_NAME
+    kept = table.read_bytes()
+    table.unlink()
+    caplog.set_level(logging.INFO, "permafrost.report")
+
+    values, html = case_report(frozen)
+
+    table.write_bytes(kept)
+    (line,) = [r.getMessage() for r in caplog.records if "no cases" in r.getMessage()]
+    assert (
+        f"{table} does not exist; delete the folder {table.parent} and run stages.sweep again"
+        in line
+    )
+    assert "Case by case" not in html
+    assert "cases" not in values
+    assert "Case by case" not in case_report(frozen, cases=0)[1]
+
+
+def test_students_that_were_evaluated_otherwise_are_not_compared(
+    frozen, swept, monkeypatch, caplog, no_other_pictures
+):
+    monkeypatch.chdir(swept)
+    config = RUNS / read_sweep()["runs"][0]["run"] / "evaluate" / "config.yaml"
+    kept = config.read_text()
+    config.write_text(kept.replace("iou_threshold: 0.05", "iou_threshold: 0.5"))
+    caplog.set_level(logging.INFO, "permafrost.report")
+
+    _, html = case_report(frozen)
+
+    config.write_text(kept)
+    assert "were not evaluated in the same way" in caplog.text
+    assert "Case by case" not in html

@@ -1,0 +1,241 @@
+"""Image folders: keys, classes and files."""
+
+import hashlib
+import os
+import random
+import re
+from urllib.parse import unquote
+
+import pytest
+
+from pipeline.core.errors import ConfigError, UserError
+from pipeline.sources.build import build_source
+from pipeline.sources.keys import escape_key
+from pipeline.store.planning import MAX_KEY_BYTES, plan_shards
+from tests.support.image_sets import (
+    by_key,
+    folder_config,
+    write_images,
+)
+from tests.support.paths import ROOT
+
+SHARED = ROOT.parent / "shared/data"
+
+
+# ---- keys ----------------------------------------------------------------------------------------
+
+ODD_PATHS = [
+    "cat/a.jpg",
+    "cat/a jpg",
+    "cat/a%2Ejpg",
+    "cat/a~b-c_d.jpg",
+    "Katze/Müller ß.png",
+    "猫/写真.jpg",
+    "cat\\a.jpg",
+    "cat/a..jpg",
+    "-/_.jpg",
+    "CAT/a.jpg",
+]
+
+
+def random_paths(count=2000):
+    generator = random.Random(0)
+    alphabet = "abcXYZ019-_./%~ +éß猫\\\U0001f600"
+    return ["".join(generator.choices(alphabet, k=generator.randint(1, 40))) for _ in range(count)]
+
+
+def test_a_key_has_only_safe_characters_and_gives_the_path_back():
+    for path in [*ODD_PATHS, *random_paths()]:
+        key = escape_key(path)
+        if len(key) <= MAX_KEY_BYTES and not re.search(r"-[0-9a-f]{32}$", key):
+            assert unquote(key) == path
+        assert re.fullmatch(r"([A-Za-z0-9_-]|%[0-9A-F]{2})+", key)
+        assert len(key.encode()) <= MAX_KEY_BYTES
+
+
+def test_different_paths_have_different_keys():
+    paths = {*ODD_PATHS, *random_paths(), *(f"{'long/' * 60}{i}.jpg" for i in range(50))}
+
+    assert len({escape_key(path) for path in paths}) == len(paths)
+
+
+@pytest.mark.parametrize("length", range(140, 210))
+def test_a_long_key_keeps_its_head_whole_and_ends_in_the_hash_of_all(length):
+    path = "a" * (length - 100) + "/é" * 40
+    full = path.replace("/", "%2F").replace("é", "%C3%A9")
+    key = escape_key(path)
+    head, digest = key[:-33], key[-32:]
+
+    assert full.startswith(head)
+    assert 147 < len(head) <= 150
+    assert not re.search(r"%.?$", head)
+    assert digest == hashlib.blake2b(full.encode(), digest_size=16).hexdigest()
+
+
+def test_the_longest_key_that_fits_is_kept():
+    assert escape_key("a" * 200) == "a" * 200
+    assert len(escape_key("a" * 201)) == 183
+
+
+def test_a_file_name_that_is_no_text_is_refused():
+    with pytest.raises(ConfigError, match="is not UTF-8; rename"):
+        escape_key(os.fsdecode(b"cat/\xff.jpg"))
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Folder of two classes with nested folders, various file names, and files that are not images."""
+    root = tmp_path / "set"
+    written = write_images(root, "cat/1.jpg", "cat/deep/er/2.JPEG", "dog/1.jpg", "dog/3.png")
+    for path in ("cat/notes.txt", "cat/.hidden.jpg", "dog/Thumbs.db", ".git/x.jpg", "README.md"):
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / path).write_bytes(b"no image")
+    return root, written
+
+
+def test_a_folder_gives_its_images_with_their_classes(image_folder):
+    root, written = image_folder
+    source = build_source(folder_config(root))
+    records = by_key(source)
+
+    assert source.classes == ("cat", "dog")
+    assert set(records) == set(written)
+    assert {path: record.label for path, record in records.items()} == {
+        path: int(path.startswith("dog")) for path in written
+    }
+    assert {record.split for record in records.values()} == {"train"}
+    for path, record in records.items():
+        content = source.read(record)
+        assert content.image == written[path]
+        assert content.suffix == ("png" if path.endswith("png") else "jpg")
+        assert content.mask is None
+
+
+def test_a_class_file_gives_the_order(image_folder, tmp_path):
+    root, _ = image_folder
+    (tmp_path / "classes.txt").write_text("dog\nbird\ncat\n")
+    source = build_source(folder_config(root, classes=str(tmp_path / "classes.txt")))
+
+    assert source.classes == ("dog", "bird", "cat")
+    assert {record.label for record in source.records()} == {0, 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cat\n", "lacks the class folder 'dog'"),
+        ("cat\ndog\ncat\n", "lists the class 'cat' 2 times"),
+        ("\n", "is empty"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_class_file_that_does_not_fit_is_refused(image_folder, tmp_path, text, message):
+    root, _ = image_folder
+    if text is not None:
+        (tmp_path / "classes.txt").write_text(text)
+
+    with pytest.raises(ConfigError, match=f"data.classes=.*{message}"):
+        build_source(folder_config(root, classes=str(tmp_path / "classes.txt"))).records()
+
+
+def test_folders_named_after_splits_are_splits(tmp_path):
+    write_images(tmp_path, "train/cat/1.jpg", "train/dog/1.jpg", "valid/dog/2.jpg")
+    source = build_source(folder_config(tmp_path))
+
+    assert source.classes == ("cat", "dog")
+    assert {path: (r.split, r.label) for path, r in by_key(source).items()} == {
+        "train/cat/1.jpg": ("train", 0),
+        "train/dog/1.jpg": ("train", 1),
+        "valid/dog/2.jpg": ("valid", 1),
+    }
+
+
+def test_one_folder_with_another_name_makes_all_of_them_classes(tmp_path):
+    write_images(tmp_path, "train/1.jpg", "plane/1.jpg")
+
+    assert build_source(folder_config(tmp_path)).classes == ("plane", "train")
+
+
+def test_splits_can_be_named_and_folders_left_out(tmp_path):
+    write_images(tmp_path, "raw/a/cat/1.jpg", "b/cat/1.jpg", "rest/1.jpg", "loose.jpg")
+    source = build_source(folder_config(tmp_path, splits={"raw/a": "train", "b": "evaluator"}))
+
+    assert {path: record.split for path, record in by_key(source).items()} == {
+        "raw/a/cat/1.jpg": "train",
+        "b/cat/1.jpg": "evaluator",
+    }
+
+
+@pytest.mark.parametrize(
+    ("paths", "options", "message"),
+    [
+        (["1.jpg", "cat/1.jpg"], {}, "outside of any class folder, such as 1.jpg"),
+        (["train/1.jpg", "test/cat/1.jpg"], {}, "such as train/1.jpg; .*data.splits"),
+        (["train/cat/1.jpg", "1.jpg"], {}, "such as 1.jpg"),
+        (["readme.txt"], {}, "has no class folders in it; expected <path>/<class>"),
+        (["train/readme.txt"], {}, "has no class folders in train"),
+        (["cat/readme.txt"], {}, "class folders but no images"),
+        (["cat/1.jpg"], {"splits": {"dog": "train"}}, "the folder 'dog', but .* contains: cat"),
+        (["a/cat/1.jpg"], {"splits": {"a": "x/y"}}, r"data.splits.a='x/y' must have only"),
+        (["test/cat/1.jpg"], {"test_fraction": 0.5}, "already have a split test"),
+    ],
+)
+def test_a_folder_of_another_shape_is_refused_with_the_way_out(tmp_path, paths, options, message):
+    write_images(tmp_path, *paths)
+
+    with pytest.raises(ConfigError, match=message):
+        build_source(folder_config(tmp_path, **options)).records()
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere cannot be read: No such file.*data\.path"):
+        build_source(folder_config(tmp_path / "nowhere")).records()
+
+
+def test_the_test_fraction_depends_on_each_key_alone(tmp_path):
+    write_images(tmp_path / "few", *(f"cat/{i}.jpg" for i in range(100)))
+    write_images(tmp_path / "more", *(f"cat/{i}.jpg" for i in range(200)))
+
+    def test_split(name, fraction):
+        records = build_source(folder_config(tmp_path / name, test_fraction=fraction)).records()
+        return {record.key for record in records if record.split == "test"}
+
+    few, more = test_split("few", 0.3), test_split("more", 0.3)
+    assert few <= more
+    assert 40 < len(more) < 80
+    assert few <= test_split("few", 0.5)
+    assert few == {key for key in more if int(unquote(key)[4:-4]) < 100}
+
+
+def test_a_file_that_changed_since_it_was_listed_is_not_read(image_folder):
+    root, _ = image_folder
+    source = build_source(folder_config(root))
+    record = by_key(source)["cat/1.jpg"]
+
+    (root / "cat/1.jpg").write_bytes(b"shorter")
+    with pytest.raises(UserError, match="when it was listed and has 7 now"):
+        source.read(record)
+    (root / "cat/1.jpg").unlink()
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        source.read(record)
+
+
+def test_a_dangling_link_is_named(image_folder):
+    root, _ = image_folder
+    (root / "cat/9.jpg").symlink_to(root / "gone.jpg")
+
+    with pytest.raises(ConfigError, match=r"9\.jpg is a link to a file that is missing"):
+        build_source(folder_config(root)).records()
+
+
+def test_two_hundred_photographs_of_two_hundred_classes():
+    if not (SHARED / "photos").is_dir():
+        pytest.skip("needs the photographs of ../shared/data/photos")
+    source = build_source(folder_config(SHARED / "photos"))
+    records = source.records()
+
+    assert len(source.classes) == 200
+    assert sorted(record.label for record in records) == list(range(200))
+    plan_shards(records, 64, 0)
+    for record in records[:5]:
+        assert source.read(record).image == (SHARED / "photos" / record.content[0]).read_bytes()

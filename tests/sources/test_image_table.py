@@ -1,0 +1,288 @@
+"""Tables of images: labels, splits, groups, boxes and masks."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import NO_GROUP, NO_LABEL, Box
+from pipeline.sources.build import build_source
+from pipeline.sources.masks import to_mask_png
+from pipeline.store.pixels import ImageError
+from tests.support.image_sets import (
+    WATERBIRDS,
+    WATERBIRDS_OPTIONS,
+    by_key,
+    image_bytes,
+    image_table_config,
+    pixels_of,
+    write_images,
+    write_table,
+)
+
+
+def test_the_metadata_of_waterbirds_is_read_unchanged(waterbirds):
+    root, written = waterbirds
+    source = build_source(image_table_config(root / "metadata.csv", **WATERBIRDS_OPTIONS))
+    records = by_key(source)
+
+    assert source.classes == ("0", "1")
+    assert [(r.label, r.group, r.split) for r in map(records.get, WATERBIRDS["img_filename"])] == [
+        (0, 0, "train"),
+        (1, 2, "val"),
+        (1, 3, "test"),
+        (0, 1, "train"),
+    ]
+    for path, record in records.items():
+        assert source.read(record).image == written[path]
+        assert not record.boxes
+        assert not record.boxes_in_pixels
+
+
+def test_csv_and_parquet_give_the_same_records(waterbirds):
+    root, _ = waterbirds
+    write_table(root / "metadata.parquet", WATERBIRDS | {"y": [0.0, 1.0, 1.0, 0.0]})
+    one, other = (
+        build_source(image_table_config(root / f"metadata.{suffix}", **WATERBIRDS_OPTIONS))
+        for suffix in ("csv", "parquet")
+    )
+
+    assert one.records() == other.records()
+    assert one.classes == other.classes
+
+
+@pytest.fixture(params=["csv", "parquet"])
+def make_table(request, tmp_path):
+    """Function that writes a table of three images, a.jpg, b.jpg and c.png, and builds its source."""
+    write_images(tmp_path, "a.jpg", "b.jpg", "c.png")
+
+    def build(columns=None, *, classes=None, **options):
+        columns = {"path": ["a.jpg", "b.jpg", "c.png"], "label": ["x", "y", "x"]} | (columns or {})
+        write_table(tmp_path / f"table.{request.param}", columns)
+        if classes is not None:
+            (tmp_path / "classes.txt").write_text("\n".join(classes))
+            options["classes"] = str(tmp_path / "classes.txt")
+        return build_source(image_table_config(tmp_path / f"table.{request.param}", **options))
+
+    return build
+
+
+def labels_by_path(source):
+    return {path: record.label for path, record in by_key(source).items()}
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "names", "labels"),
+    [
+        (["dog", "cat", "dog"], None, ("cat", "dog"), [1, 0, 1]),
+        (["dog", "cat", "dog"], ["dog", "bird", "cat"], ("dog", "bird", "cat"), [0, 2, 0]),
+        ([2, 0, 2], None, ("0", "1", "2"), [2, 0, 2]),
+        ([10, 9, 10], None, tuple(map(str, range(11))), [10, 9, 10]),
+        ([1, 0, 1], ["cat", "dog"], ("cat", "dog"), [1, 0, 1]),
+        (["7", "3", "7"], ["7", "3"], ("7", "3"), [0, 1, 0]),
+        (["dog", None, "cat"], None, ("cat", "dog"), [1, -1, 0]),
+        ([1, None, 0], None, ("0", "1"), [1, -1, 0]),
+        ([1, -1, 0], None, ("0", "1"), [1, -1, 0]),
+    ],
+)
+def test_labels_are_names_or_numbers(make_table, values, classes, names, labels):
+    source = make_table({"label": values}, classes=classes)
+
+    assert source.classes == names
+    assert list(labels_by_path(source).values()) == labels
+
+
+def test_a_table_without_labels(make_table):
+    source = make_table(label=None)
+
+    assert source.classes == ()
+    assert set(labels_by_path(source).values()) == {NO_LABEL}
+
+
+def test_many_labels_a_record(make_table):
+    tags = [["dog", "cat"], [], ["dog", "dog"]]
+    source = make_table({"tags": tags}, label=None, labels="tags")
+    records = by_key(source).values()
+
+    assert source.classes == ("cat", "dog")
+    assert [record.label for record in records] == [NO_LABEL] * 3
+    assert [record.labels for record in records] == [(0, 1), (), (1,)]
+
+
+def test_groups_number_the_combinations_the_first_column_slowest(make_table):
+    columns = {"where": ["sea", "land", "sky"], "year": [3, 0, None]}
+    both = make_table(columns, group=("where", "year"))
+    one = make_table(columns, group=("where",))
+
+    assert [record.group for record in both.records()] == [1 * 4 + 3, 0, NO_GROUP]
+    assert [record.group for record in one.records()] == [1, 0, 2]
+
+
+def test_more_groups_than_an_index_can_number_are_refused(make_table):
+    source = make_table({"a": [0, 1, 10**9], "b": [0, 1, 2]}, group=("a", "b"))
+
+    with pytest.raises(ConfigError, match=r"data\.group=\['a', 'b'\] results in more than"):
+        source.records()
+
+
+def test_boxes_are_in_pixels_and_have_the_records_label_or_their_own(make_table):
+    boxes = [
+        [{"x0": 1, "y0": 2, "x1": 3.5, "y1": 4}],
+        [],
+        [{"x0": 0, "y0": 0, "x1": 1, "y1": 1, "label": "y"}],
+    ]
+    records = list(by_key(make_table({"boxes": boxes}, boxes="boxes")).values())
+
+    assert records[0].boxes == (Box(label=0, x0=1, y0=2, x1=3.5, y1=4),)
+    assert records[1].boxes == ()
+    assert records[2].boxes == (Box(label=1, x0=0, y0=0, x1=1, y1=1),)
+    assert [record.boxes_in_pixels for record in records] == [True, False, True]
+
+
+def test_masks_come_as_gray_png_and_may_be_absent(make_table, tmp_path):
+    indices = np.array([[0, 1], [2, 255]], dtype=np.uint8)
+    mask = Image.fromarray(indices)
+    mask.save(tmp_path / "gray.png")
+    mask.putpalette(bytes(range(256)) * 3)
+    mask.save(tmp_path / "palette.png")
+    source = make_table({"mask": ["gray.png", None, "palette.png"]}, mask="mask")
+    contents = [source.read(record) for record in source.records()]
+
+    assert contents[0].mask == (tmp_path / "gray.png").read_bytes()
+    assert contents[1].mask is None
+    assert contents[2].mask != (tmp_path / "palette.png").read_bytes()
+    assert np.array_equal(pixels_of(contents[2].mask), indices)
+    assert contents[2].suffix == "png"
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        (
+            {},
+            {"image": "file"},
+            r"data.image=file is not a column of .*table.*; it has: path, label",
+        ),
+        ({}, {"group": ("label", "place")}, r"data.group.*=place is not a column"),
+        ({"path": ["a.jpg", "", "c.png"]}, {}, "row 2, column path: is empty"),
+        ({"path": ["a.jpg", "b.txt", "c.png"]}, {}, "row 2, column path: 'b.txt' is not an image"),
+        (
+            {"path": ["a.jpg", "./a.jpg", "c.png"]},
+            {},
+            "row 2, .*a.jpg is already the image of row 1",
+        ),
+        ({"path": ["a.jpg", "/b.jpg", "c.png"]}, {}, "row 2, .*/b.jpg is not in data.root"),
+        ({"part": ["train", "test", None]}, {"split": "part"}, "row 3, column part: is empty"),
+        ({"part": ["x", "y", "a/b"]}, {"split": "part"}, "row 3, .*'a/b' must have only letters"),
+        (
+            {"part": ["0", "1", "2"]},
+            {"split": "part", "split_names": {"0": "train", "1": "val"}},
+            "row 3, column part: data.split_names has no '2'; it has: 0, 1",
+        ),
+        ({}, {"classes": ["x"]}, "row 2, column label: 'y' is not one of the 1 classes"),
+        (
+            {"label": [0, 1, 2]},
+            {"classes": ["x", "z"]},
+            "row 3, column label: '2' is not one of the 2",
+        ),
+        ({"label": [0, 1, -2]}, {}, "row 3, column label: '-2' is not one"),
+        (
+            {"b": [[{"x0": 3, "y0": 0, "x1": 3, "y1": 9}], [], []]},
+            {"boxes": "b"},
+            "row 1, column b: the box 3, 0, 3, 9 has no area",
+        ),
+        (
+            {"b": [[{"x0": 3, "y0": 0, "x1": 4}], [], []]},
+            {"boxes": "b"},
+            "row 1, column b: expected a list of {x0, y0, x1, y1}",
+        ),
+        (
+            {"b": [[{"x0": 0, "y0": 0, "x1": 4, "y1": 4, "label": "q"}], [], []]},
+            {"boxes": "b"},
+            "row 1, column b: 'q' is not one",
+        ),
+    ],
+)
+def test_an_error_in_a_row_names_the_row_and_the_column(make_table, columns, options, message):
+    source = make_table(columns, **options)
+
+    with pytest.raises(ConfigError, match=message):
+        source.records()
+
+
+def test_missing_files_are_counted_and_the_first_are_named(tmp_path):
+    write_images(tmp_path, "a.jpg")
+    names = ["a.jpg", *(f"gone_{i}.jpg" for i in range(7))]
+    write_table(tmp_path / "table.csv", {"path": names})
+
+    with pytest.raises(
+        ConfigError, match=r"7 files .*row 2: gone_0\.jpg; .*gone_4\.jpg; and 2 more"
+    ):
+        build_source(image_table_config(tmp_path / "table.csv", label=None)).records()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("table.txt", "path\n", "must end in .csv or .parquet"),
+        ("table.csv", None, "cannot be read"),
+        ("table.parquet", "no parquet", "cannot be read"),
+        ("table.csv", "path,label\n", "has no rows"),
+        ("table.csv", "path,label\na.jpg\n", "row 1: 1 cells, but the header has 2"),
+    ],
+)
+def test_a_file_that_is_no_table_is_named(tmp_path, name, text, message):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+
+    with pytest.raises(ConfigError, match=message):
+        build_source(image_table_config(tmp_path / name)).records()
+
+
+def test_paths_may_be_absolute_below_the_root_and_the_root_elsewhere(tmp_path):
+    write_images(tmp_path / "images", "cat/a.jpg", "b.jpg")
+    paths = [str(tmp_path / "images/cat/a.jpg"), "./b.jpg"]
+    write_table(tmp_path / "table.csv", {"path": paths})
+    source = build_source(
+        image_table_config(tmp_path / "table.csv", root=str(tmp_path / "images"), label=None)
+    )
+
+    assert set(by_key(source)) == {"cat/a.jpg", "b.jpg"}
+
+
+def test_a_table_can_be_split(tmp_path):
+    names = [f"{i}.jpg" for i in range(50)]
+    write_images(tmp_path, *names)
+    write_table(tmp_path / "table.csv", {"path": names, "label": [i % 2 for i in range(50)]})
+    records = build_source(image_table_config(tmp_path / "table.csv", test_fraction=0.5)).records()
+
+    assert {record.split for record in records} == {"train", "test"}
+
+
+@pytest.mark.parametrize("mode", ["1", "LA", "RGB", "RGBA", "I;16"])
+def test_a_mask_of_any_kind_keeps_its_values(mode):
+    values = np.array([[0, 255], [255, 0]], dtype=np.uint8)
+    if mode == "I;16":
+        mask = Image.fromarray(values.astype(np.uint16))
+    else:
+        mask = Image.fromarray(values).convert("RGB" if mode == "RGBA" else mode).convert(mode)
+    buffer = io.BytesIO()
+    mask.save(buffer, format="PNG")
+    png = to_mask_png(buffer.getvalue(), "m.png")
+
+    assert np.array_equal(pixels_of(png), values)
+    assert Image.open(io.BytesIO(png)).mode == "L"
+
+
+def test_a_mask_that_would_lose_something_is_refused():
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[0, 300]], dtype=np.uint16)).save(buffer, format="PNG")
+
+    with pytest.raises(ImageError, match=r"m\.png cannot be used: it has colors"):
+        to_mask_png(image_bytes(kind="PNG"), "m.png")
+    with pytest.raises(ImageError, match="do not fit into one byte"):
+        to_mask_png(buffer.getvalue(), "m.png")
+    with pytest.raises(ImageError, match=r"m\.png cannot be used"):
+        to_mask_png(b"no image", "m.png")

@@ -1,0 +1,393 @@
+"""Tars written elsewhere: listed without changes, and never unpickled."""
+
+import io
+import re
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import NO_GROUP, NO_LABEL, Box
+from pipeline.loading.dataset import StoreDataset
+from pipeline.sources.build import build_source
+from pipeline.sources.tars import expand_range, split_of_tar
+from pipeline.store.pixels import ImageError
+from pipeline.store.reader import Store
+from stages import precompute
+from tests.support.images import png, write_tar
+from tests.support.stores import precompute_config
+from tests.support.tars import samples, tar_config
+
+
+def mask_png(seed=0):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 3, (8, 10), dtype=np.uint8)).save(
+        buffer, "PNG"
+    )
+    return buffer.getvalue()
+
+
+def list_one(path, **options):
+    source = build_source(tar_config(path, **options))
+    (record,) = source.records()
+    return source, record
+
+
+# ---- listing -------------------------------------------------------------------------------------
+
+
+def test_every_sample_of_every_tar_is_a_record_with_its_bytes(tmp_path):
+    for name, number in {"train-000000": 5, "train-000001": 3, "val-000000": 2}.items():
+        write_tar(tmp_path / f"{name}.tar", samples(number, first=100 * len(name) + number * 10))
+    source = build_source(tar_config(tmp_path))
+    records = source.records()
+
+    assert len(records) == len({record.key for record in records}) == 10
+    assert [record.split for record in records] == ["train"] * 8 + ["val"] * 2
+    assert source.classes == ("0", "1", "2")
+    for record in records:
+        index = int(record.key.split("-")[-1])
+        content = source.read(record)
+        assert record.key == f"{record.split}-{index:04d}"
+        assert record.label == index % 3
+        assert content.image == png(index)
+        assert (content.suffix, content.mask, content.mask_offset) == ("png", None, -1)
+        tar = tmp_path / source.where(record).split(" at byte ")[0]
+        at = int(source.where(record).split(" at byte ")[1])
+        assert tar.read_bytes()[at:][: len(content.image)] == content.image
+        assert content.offset == at
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train-000000.tar", "train"),
+        ("imagenet-val_03.tar", "imagenet-val"),
+        ("test12.tar", "test"),
+        ("cifar10-000000.tar", "cifar10"),
+        ("train.tar", "train"),
+        ("000017.tar", "train"),
+        ("shard-a.tar", "train"),
+    ],
+)
+def test_a_split_is_what_stands_before_the_number(name, split):
+    assert split_of_tar(name) == split
+
+
+def test_a_split_may_be_given(tmp_path):
+    _, record = list_one(write_tar(tmp_path / "x-01.tar", samples(1)), split="evaluator")
+
+    assert (record.split, record.key) == ("evaluator", "evaluator-0000")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "keys"),
+    [
+        ("split", ["train-0000", "val-0000"]),
+        ("shard", ["train-000000-0000", "val-000003-0000"]),
+    ],
+)
+def test_a_key_prefix_makes_keys_unique(tmp_path, prefix, keys):
+    write_tar(tmp_path / "train-000000.tar", samples(1))
+    write_tar(tmp_path / "val-000003.tar", samples(1))
+
+    records = build_source(tar_config(tmp_path, key_prefix=prefix)).records()
+
+    assert [record.key for record in records] == keys
+
+
+def test_keys_that_come_twice_are_refused_with_the_option_that_helps(tmp_path):
+    write_tar(tmp_path / "train-000000.tar", samples(2))
+    write_tar(tmp_path / "train-000001.tar", samples(1))
+
+    with pytest.raises(
+        ConfigError, match=r"1 sample keys are not unique.*'train-0000'.*key_prefix=shard"
+    ):
+        build_source(tar_config(tmp_path)).records()
+    assert len(build_source(tar_config(tmp_path, key_prefix="shard")).records()) == 3
+
+
+def test_ranges_globs_and_folders_name_the_same_tars(tmp_path):
+    for number in range(4):
+        write_tar(tmp_path / f"train-{number:03d}.tar", samples(1, first=number))
+    (tmp_path / "notes.txt").write_text("no tar")
+
+    found = [
+        list(build_source(tar_config(tmp_path / path)).tars)
+        for path in ("", "train-*.tar", "train-{000..003}.tar")
+    ]
+
+    assert found == [[f"train-{number:03d}.tar" for number in range(4)]] * 3
+    assert expand_range("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
+
+
+@pytest.mark.parametrize("name", ["*.tar", "train-{000..001}.tar", "train-000.tar", ""])
+def test_braces_of_a_folder_are_part_of_its_name(tmp_path, name):
+    folder = tmp_path / "set{1,2}"
+    for number in range(2):
+        write_tar(folder / f"train-{number:03d}.tar", samples(1, first=number))
+
+    found = list(build_source(tar_config(folder / name)).tars)
+
+    assert found == ["train-000.tar", "train-001.tar"][: 1 if name == "train-000.tar" else 2]
+    assert expand_range("a{1.tar") == ["a{1.tar"]
+
+
+def test_members_that_webdataset_would_take_for_its_own_are_passed_over(tmp_path):
+    own = {"0.__bad__": b"x", "0.__key__": b"x", "pt": b"x", "0.": b"x"}
+    write_tar(tmp_path / "train-0.tar", {**own, **samples(1)})
+
+    assert len(build_source(tar_config(tmp_path)).records()) == 1
+
+
+@pytest.mark.parametrize("path", ["", "train-*.tar", "train-{000..003}.tar", "nowhere"])
+def test_a_path_without_tars_is_refused(tmp_path, path):
+    with pytest.raises(ConfigError, match=r"names no \.tar; set it to a folder, a glob or a \{"):
+        build_source(tar_config(tmp_path / path)).records()
+
+
+def test_a_missing_tar_of_a_range_is_not_passed_over(tmp_path):
+    for number in (0, 2):
+        write_tar(tmp_path / f"train-{number:03d}.tar", samples(1, first=number))
+
+    with pytest.raises(ConfigError, match=r"names .*train-001\.tar, which does not exist"):
+        build_source(tar_config(tmp_path / "train-{000..002}.tar")).records()
+
+
+# ---- labels and annotations ----------------------------------------------------------------------
+
+
+def test_a_json_gives_label_labels_group_and_boxes(tmp_path):
+    values = {
+        "label": 2,
+        "labels": [2, 0],
+        "group": 5,
+        "boxes": [
+            {"x0": 1, "y0": 2, "x1": 5.5, "y1": 8},
+            {"label": 0, "x0": 0, "y0": 0, "x1": 10, "y1": 8},
+        ],
+    }
+    path = write_tar(tmp_path / "a.tar", {"s.png": png(), "s.json": values})
+    _, record = list_one(path)
+
+    assert (record.label, record.labels, record.group) == (2, (2, 0), 5)
+    assert record.boxes_in_pixels
+    assert record.boxes == (
+        Box(label=2, x0=1, y0=2, x1=5.5, y1=8),
+        Box(label=0, x0=0, y0=0, x1=10, y1=8),
+    )
+
+    precompute.run(precompute_config(tmp_path / "store", data=tar_config(path)))
+    store = Store(tmp_path / "store")
+    batch = StoreDataset(store, np.arange(1), with_regions=True).__getitems__([0])
+    # Width 10 and height 8: 2 x / 10 - 1, 2 y / 8 - 1.
+    expected = torch.tensor([[2, -0.8, -0.5, 0.1, 1], [0, -1, -1, 1, 1]])
+    torch.testing.assert_close(batch.boxes[0], expected)
+    assert store.manifest.multi_label
+
+
+@pytest.mark.parametrize("where", ["option", "beside"])
+@pytest.mark.parametrize("member", ["cls", "json"])
+def test_a_label_may_be_a_name_of_the_class_file(tmp_path, where, member):
+    value = "dog\n" if member == "cls" else {"species": "dog"}
+    write_tar(tmp_path / "tars/a.tar", {"s.png": png(), f"s.{member}": value})
+    names = tmp_path / ("tars/classes.txt" if where == "beside" else "names.txt")
+    names.write_text("cat\ndog\n")
+    options = {} if where == "beside" else {"classes": str(names)}
+
+    source, record = list_one(tmp_path / "tars", label_key="species", **options)
+
+    assert source.classes == ("cat", "dog")
+    assert record.label == 1
+
+
+@pytest.mark.parametrize("name", ["bird", "--5", "²", "1.0", ""])
+def test_a_label_that_is_no_class_is_named(tmp_path, name):
+    path = write_tar(tmp_path / "a.tar", {"s.png": png(), "s.cls": name})
+
+    with pytest.raises(
+        ConfigError, match=rf"a\.tar: s has label {name!r}.*set data\.classes to the file"
+    ):
+        build_source(tar_config(path)).records()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "{",
+        "[1, 2]",
+        "7",
+        {"boxes": [{"x0": 1}]},
+        {"boxes": 3},
+        {"labels": 3},
+        {"group": "a"},
+        {"group": None},
+    ],
+)
+def test_a_json_of_another_shape_is_named(tmp_path, values):
+    path = write_tar(tmp_path / "a.tar", {"s.png": png(), "s.json": values})
+
+    with pytest.raises(ConfigError, match=r"a\.tar: s\.json cannot be read"):
+        build_source(tar_config(path)).records()
+
+
+def test_a_sample_without_annotation_has_no_label(tmp_path):
+    _, record = list_one(write_tar(tmp_path / "a.tar", {"s.png": png(), "s.txt": "a caption"}))
+
+    assert (record.label, record.group, record.labels, record.boxes) == (NO_LABEL, NO_GROUP, (), ())
+
+
+@pytest.mark.parametrize("reference", ["always", "never"])
+def test_a_mask_belongs_to_its_image(tmp_path, reference):
+    members = {"s.png": png(), "s.mask.png": mask_png(), "s.cls": "0"}
+    path = write_tar(tmp_path / "a.tar", members)
+    source, record = list_one(path)
+    content = source.read(record)
+    assert (content.image, content.mask) == (png(), mask_png())
+
+    precompute.run(
+        precompute_config(tmp_path / "store", data=tar_config(path, reference=reference))
+    )
+    store = Store(tmp_path / "store")
+    batch = StoreDataset(store, np.arange(1), with_regions=True).__getitems__([0])
+    expected = np.asarray(Image.open(io.BytesIO(mask_png())))
+    np.testing.assert_array_equal(batch.masks[0, 0].numpy(), expected)
+
+
+# ---- rejected tars -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"s.cls": "1"}, r"sample 's' has 0 images among its members cls"),
+        ({"s.png": b"", "s.jpg": b""}, r"sample 's' has 2 images among its members png, jpg"),
+    ],
+)
+def test_a_sample_needs_exactly_one_image(tmp_path, members, message):
+    write_tar(tmp_path / "a.tar", samples(1) | members)
+
+    with pytest.raises(ConfigError, match=message):
+        build_source(tar_config(tmp_path)).records()
+
+
+@pytest.mark.parametrize("suffix", ["pyd", "pickle", "pkl", "pth", "pt", "PKL", "logits.pth"])
+def test_pickled_members_are_refused_by_name(tmp_path, suffix):
+    path = write_tar(tmp_path / "a.tar", {"s.png": png(), f"s.{suffix}": b"cos\nsystem\n"})
+
+    with pytest.raises(
+        ConfigError, match=rf"a\.tar contains s\.{re.escape(suffix)}, which only pickle"
+    ):
+        build_source(tar_config(path)).records()
+
+
+def test_a_command_is_no_path():
+    with pytest.raises(ConfigError, match="would run a command"):
+        tar_config("pipe:cat a.tar")
+
+
+def test_a_member_that_comes_twice_is_named(tmp_path):
+    path = write_tar(tmp_path / "a.tar", {"s.png": png()})
+    with tarfile.open(path, "a") as tar:
+        member = tarfile.TarInfo("s.png")
+        tar.addfile(member)
+
+    with pytest.raises(ConfigError, match=r"contains s\.png twice"):
+        build_source(tar_config(path)).records()
+
+
+def test_a_compressed_tar_is_refused_with_a_way_out(tmp_path):
+    write_tar(tmp_path / "a.tar.gz", samples(2), mode="w:gz")
+
+    with pytest.raises(ConfigError, match=r"unpack \.tar\.gz and \.tar\.zst first"):
+        build_source(tar_config(tmp_path)).records()
+    (tmp_path / "a.tar.gz").rename(tmp_path / "a.tar")
+    with pytest.raises(ConfigError, match=r"a\.tar cannot be read as an uncompressed tar"):
+        build_source(tar_config(tmp_path)).records()
+
+
+def test_a_cut_tar_never_loses_samples_in_silence(tmp_path):
+    whole = write_tar(tmp_path / "whole.tar", samples(3)).read_bytes()
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        tar.getmembers()
+        end = tar.offset
+    cut = tmp_path / "cut.tar"
+    listed = []
+
+    for length in range(0, len(whole), 256):
+        cut.write_bytes(whole[:length])
+        try:
+            listed.append((length, len(build_source(tar_config(cut)).records())))
+        except ConfigError as error:
+            assert "cut.tar" in str(error)  # noqa: PT017, since most lengths raise
+
+    assert {number for _, number in listed} == {3}
+    assert min(length for length, _ in listed) == end + tarfile.BLOCKSIZE
+
+
+def test_a_damaged_header_never_loses_samples_in_silence(tmp_path):
+    path = write_tar(tmp_path / "a.tar", samples(3))
+    data = bytearray(path.read_bytes())
+    at = data.find(b"0001.cls")
+    data[at] ^= 1
+    path.write_bytes(data)
+
+    with pytest.raises(ConfigError, match="no end mark"):
+        build_source(tar_config(path)).records()
+
+
+def test_tars_that_were_put_together_never_lose_samples_in_silence(tmp_path):
+    first, second = (write_tar(tmp_path / n, samples(2, first=f)) for n, f in (("a", 0), ("b", 5)))
+    (tmp_path / "both.tar").write_bytes(first.read_bytes() + second.read_bytes())
+
+    with pytest.raises(ConfigError, match="concatenated from several"):
+        build_source(tar_config(tmp_path)).records()
+
+
+def test_a_tar_that_shrinks_after_it_was_listed_is_an_error_and_no_garbage(tmp_path):
+    source, record = list_one(write_tar(tmp_path / "a.tar", {"s.png": png()}))
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:600])
+
+    with pytest.raises(ImageError, match=r"a\.tar ends before byte"):
+        source.read(record)
+
+
+# ---- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("cat/1", "train-cat%2F1"),
+        ("Katze/Müller ß", "train-Katze%2FM%C3%BCller%20%C3%9F"),
+        ("猫", "train-%E7%8C%AB"),
+        ("d" * 90 + "/" + "n" * 95, "train-" + "d" * 90 + "%2F" + "n" * 95),
+        ("./here/1", "train-%2E%2Fhere%2F1"),
+    ],
+)
+def test_long_and_foreign_names_are_escaped_and_read(tmp_path, kind, name, key):
+    path = write_tar(tmp_path / "a.tar", {f"{name}.png": png(), f"{name}.cls": "1"}, kind)
+    source, record = list_one(path)
+
+    assert record.key == key
+    assert record.label == 1
+    assert source.read(record).image == png()
+
+
+def test_folders_and_hidden_files_are_no_samples(tmp_path):
+    path = write_tar(
+        tmp_path / "a.tar",
+        {".DS_Store": b"x", "d/.hidden.png": b"x", "README": b"x", "s.png": png()},
+    )
+    with tarfile.open(path, "a") as tar:
+        folder = tarfile.TarInfo("folder.png")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+
+    _, record = list_one(path)
+
+    assert record.key == "train-s"

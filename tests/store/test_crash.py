@@ -1,0 +1,208 @@
+"""Crashes after any file operation: a file is then old, new or absent, and never partial."""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.annotation.shard_tasks import AnnotateShard
+from pipeline.config.store import PassOptions
+from pipeline.core import files
+from pipeline.store.manifest import ManifestError
+from pipeline.store.reader import Store
+from pipeline.store.verification import verify_store
+from stages import precompute
+from tests.support.stores import precompute_config
+from tests.support.trees import tree_bytes
+
+OPERATIONS = ("open", "write", "fsync", "close", "replace", "unlink", "mkdir")
+
+
+class Stopped(BaseException):
+    """Simulated end of the process, which no handler may catch."""
+
+
+class StoppingOs:
+    """Replacement of `os` whose operations all fail after the first n, as after a power cut."""
+
+    path = os.path
+    O_WRONLY, O_CREAT, O_EXCL, O_RDONLY = os.O_WRONLY, os.O_CREAT, os.O_EXCL, os.O_RDONLY
+
+    def __init__(self, stop_after):
+        self.left = stop_after
+        self.stopped = False
+
+    def __getattr__(self, name):
+        assert name in OPERATIONS, f"unexpected operation {name}"
+
+        def operation(*args):
+            if self.left == 0:
+                self.stopped = True
+                raise Stopped
+            self.left -= 1
+            return getattr(os, name)(*args)
+
+        return operation
+
+
+EVERY_POINT = pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 3])
+"""Step between crash points. With 3, `make test` still covers every kind, as a commit has eight operations."""
+
+
+def stop_everywhere(monkeypatch, action, check, every=1):
+    """Run `action` with a crash after 0, 1, 2, ... times `every` operations, and `check` after each crash."""
+    points = 0
+    while True:
+        stopping = StoppingOs(points)
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "os", stopping)
+            with contextlib.suppress(Stopped):
+                action(points)
+        if not stopping.stopped:
+            return points
+        check(points)
+        points += every
+
+
+def test_a_file_is_old_or_new_at_every_point(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+
+    def replace_file(_):
+        path.write_bytes(b"old")
+        files.write_atomically(path, b"new")
+
+    points = stop_everywhere(
+        monkeypatch, replace_file, lambda _: assert_one_of(path, (b"old", b"new"))
+    )
+
+    # Open, write, fsync, close and replace of the file; open, fsync and close of the folder.
+    assert points == 8
+    assert path.read_bytes() == b"new"
+
+
+def test_a_new_file_is_absent_or_whole_at_every_point(tmp_path, monkeypatch):
+    def write(point):
+        files.write_atomically(tmp_path / str(point) / "deep" / "file", b"new")
+
+    def check(point):
+        path = tmp_path / str(point) / "deep" / "file"
+        assert not path.exists() or path.read_bytes() == b"new"
+
+    # Two folders are added: each is made, and its parent is opened, synced and closed.
+    assert stop_everywhere(monkeypatch, write, check) == 8 + 2 * 4
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path):
+    def fail_halfway():
+        with files.open_atomically(tmp_path / "file") as file:
+            file.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@EVERY_POINT
+def test_stopping_anywhere_while_packing_loses_nothing(tmp_path, monkeypatch, every):
+    precompute.run(packing(tmp_path / "expected"))
+    expected = tree_bytes(tmp_path / "expected")
+
+    def pack(point):
+        precompute.run(packing(tmp_path / str(point)))
+
+    def check(point):
+        store = tmp_path / str(point)
+        assert finished(store) <= expected.items()
+        # The crash came after the rename, so the store is complete.
+        if (store / "manifest.json").exists():
+            assert dict(finished(store)) == expected
+        else:
+            with pytest.raises(ManifestError):
+                Store(store)
+        precompute.run(packing(store))
+        assert tree_bytes(store) == expected
+
+    points = stop_everywhere(monkeypatch, pack, check, every)
+
+    assert points >= 4 * (8 + 8) + 8 + 8  # tars and receipts of four shards, index and manifest
+
+
+@EVERY_POINT
+def test_stopping_anywhere_in_a_teacher_pass_loses_nothing(
+    tmp_path, monkeypatch, tiny_teacher, every
+):
+    packed = tmp_path / "packed"
+    precompute.run(packing(packed))
+    precompute.run(packing(shutil.copytree(packed, tmp_path / "expected"), tiny_teacher))
+    expected = tree_bytes(tmp_path / "expected")
+    computed = count_computed_shards(monkeypatch)
+
+    def annotate(point):
+        store = shutil.copytree(packed, tmp_path / str(point))
+        precompute.run(packing(store, tiny_teacher))
+
+    def check(point):
+        store = tmp_path / str(point)
+        assert finished(store) <= expected.items()
+        published = Store(store).pass_folders()
+        assert not published or dict(finished(store)) == expected
+        missing = 4 - len(list(store.glob("teachers/*/receipts/*.parquet")))
+        computed.clear()
+        precompute.run(packing(store, tiny_teacher))
+        assert len(computed) == missing
+        assert tree_bytes(store) == expected
+
+    points = stop_everywhere(monkeypatch, annotate, check, every)
+
+    # Array and group, chunks and receipts of four shards, manifest.
+    assert points >= 2 * 8 + 4 * (8 + 8) + 8
+
+
+def test_leftovers_of_a_stopped_commit_are_swept_by_the_next_run(tmp_path, monkeypatch):
+    store = tmp_path / "store"
+    with monkeypatch.context() as patch:
+        # Three folders are made with 4 operations each, then a tar is opened, written and synced.
+        patch.setattr(files, "os", StoppingOs(3 * 4 + 3))
+        with pytest.raises(Stopped):
+            precompute.run(precompute_config(store))
+    assert any(files.PARTIAL_SUFFIX in path.name for path in store.rglob(".*"))
+
+    precompute.run(precompute_config(store))
+
+    assert not any(files.PARTIAL_SUFFIX in path.name for path in store.rglob(".*"))
+    assert list(verify_store(store)) == []
+
+
+def finished(store: Path):
+    """Files with their final names."""
+    return {
+        (name, data)
+        for name, data in tree_bytes(store).items()
+        if not name.endswith(files.PARTIAL_SUFFIX)
+    }
+
+
+def packing(store, teacher=None):
+    """Options of a precompute with few file operations: four shards, one per split, and logits only."""
+    annotate = PassOptions(payloads=("logits",), batch_size=64)
+    return precompute_config(store, teacher, shard_size=64, annotate=annotate)
+
+
+def count_computed_shards(monkeypatch):
+    computed = []
+    original = AnnotateShard.__call__
+
+    def counting(self, shard):
+        computed.append(shard.name)
+        return original(self, shard)
+
+    monkeypatch.setattr(AnnotateShard, "__call__", counting)
+    return computed
+
+
+def assert_one_of(path, allowed):
+    assert path.read_bytes() in allowed

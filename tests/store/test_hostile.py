@@ -1,0 +1,269 @@
+"""Stores with malicious, correctly signed manifests: no code runs, no reader hangs, and each error is one line."""
+
+import copy
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config.store import StoreOptions
+from pipeline.config.verbs import VerifyConfig
+from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_file
+from pipeline.store.manifest import ManifestError
+from pipeline.store.reader import Store
+from pipeline.store.verification import verify_store
+from stages import verify
+from tests.support.store_kinds import build_store, equal_tensors, read_everything
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory, tiny_teacher):
+    """Undamaged store and its values."""
+    path = build_store("zarr", tmp_path_factory.mktemp("sound"), tiny_teacher)
+    return path, read_everything(path)
+
+
+@pytest.fixture
+def store(sound, tmp_path):
+    return shutil.copytree(sound[0], tmp_path / "store")
+
+
+def load(folder: Path) -> dict:
+    values = json.loads((folder / "manifest.json").read_text())
+    del values["self_sha256"]
+    return values
+
+
+def sign(folder: Path, values) -> None:
+    """Write a manifest with the correct digest of its text."""
+    text = json.dumps(values, indent=1, sort_keys=True) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    opening, _, rest = text.partition("\n")
+    (folder / "manifest.json").write_text(f'{opening}\n "self_sha256": "{digest}",\n{rest}')
+
+
+def pass_folder(store: Path) -> Path:
+    (folder,) = (store / "teachers").iterdir()
+    return folder
+
+
+def assert_refused(store: Path, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        read_everything(store)
+    assert any(match in problem for problem in verify_store(store)) or list(verify_store(store))
+
+
+# ---- code ----------------------------------------------------------------------------------------
+
+
+class Payload:
+    """Object that makes a folder when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def test_an_array_that_names_pickle_runs_nothing(store, tmp_path):
+    """Zarr's second format lets metadata name the codec numcodecs.Pickle, which ran code up to numcodecs 0.16.5."""
+    marker = tmp_path / "ran"
+    folder = pass_folder(store)
+    array = folder / "fields.zarr" / "logits"
+    values = load(folder)
+    shutil.rmtree(array)
+    array.mkdir()
+    metadata = {
+        **{
+            "zarr_format": 2,
+            "shape": [16 * len(values["shards"]), 1, 10],
+            "chunks": [16, 1, 10],
+            "dtype": "|O",
+        },
+        **{"compressor": None, "fill_value": 0, "order": "C"},
+        "filters": [{"id": "vlen-utf8"}, {"id": "pickle", "protocol": 5}],
+    }
+    (array / ".zarray").write_text(json.dumps(metadata))
+    payload = pickle.dumps(Payload(marker))
+    for number in range(len(values["shards"])):
+        (array / f"{number}.0.0").write_bytes(payload)
+    values["files"] = {n: d for n, d in values["files"].items() if "/logits/" not in n}
+    values["files"]["fields.zarr/logits/.zarray"] = sha256_file(array / ".zarray")
+    for number, shard in enumerate(values["shards"]):
+        for entry in shard["files"]:
+            if "/logits/" in entry["path"]:
+                path = f"fields.zarr/logits/{number}.0.0"
+                digest = sha256_file(folder / path)
+                entry |= {"path": path, "bytes": len(payload), "sha256": digest}
+    sign(folder, values)
+
+    assert_refused(store, "does not list the files of its fields")
+    with pytest.raises(verify.DamagedStoreError):
+        verify.run(VerifyConfig(store=StoreOptions(path=str(store))))
+    assert not marker.exists()
+    pickle.loads(payload)  # noqa: S301, control: unpickling the payload runs its code
+    assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("codecs", [{"name": "numcodecs.pickle"}, {"name": "crc32c"}]),
+        ("codecs", [{"name": "bytes", "configuration": {"endian": "big"}}, {"name": "crc32c"}]),
+        ("shape", [8000, 1, 10]),
+        ("data_type", "float32"),
+        ("fill_value", 0.0),
+        ("storage_transformers", [{"name": "anything"}]),
+        ("chunk_key_encoding", {"name": "v2", "configuration": {"separator": "/"}}),
+        ("anything_else", 1),
+    ],
+)
+def test_metadata_that_describe_another_array_are_refused(store, entry, value):
+    folder = pass_folder(store)
+    path = folder / "fields.zarr" / "logits" / "zarr.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {entry: value}))
+    values = load(folder)
+    values["files"]["fields.zarr/logits/zarr.json"] = sha256_file(path)
+    sign(folder, values)
+
+    assert_refused(store, entry)
+
+
+def test_metadata_that_another_release_writes_otherwise_are_accepted(store, sound):
+    folder = pass_folder(store)
+    path = folder / "fields.zarr" / "logits" / "zarr.json"
+    values = json.loads(path.read_text())
+    del values["storage_transformers"]
+    path.write_text(json.dumps(values, sort_keys=True, indent=7))
+    manifest = load(folder)
+    manifest["files"]["fields.zarr/logits/zarr.json"] = sha256_file(path)
+    sign(folder, manifest)
+
+    assert equal_tensors(read_everything(store), sound[1])
+    assert list(verify_store(store)) == []
+
+
+# ---- paths ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../outside.tar", "images/../../outside.tar", ""])
+def test_a_path_that_leaves_the_store_is_refused(store, path):
+    shutil.copy(store / "images" / "train-000000.tar", store.parent / "outside.tar")
+    values = load(store)
+    values["shards"][2]["path"] = path
+    sign(store, values)
+
+    assert_refused(store, "leaves the folder")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop"])
+def test_what_is_no_regular_file_is_refused_and_never_waited_for(store, kind):
+    path = store / "images" / "train-000000.tar"
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path)
+
+    assert_refused(store, str(path))
+
+
+@pytest.mark.timeout(20)
+def test_a_manifest_that_is_a_pipe_is_refused(store):
+    (store / "manifest.json").unlink()
+    os.mkfifo(store / "manifest.json")
+
+    assert_refused(store, "not a regular file")
+
+
+def test_a_referenced_tar_may_be_anywhere_but_must_be_a_regular_file(store):
+    values = load(store)
+    values["shards"][2] |= {"path": "/dev/zero", "referenced": True}
+    sign(store, values)
+
+    assert_refused(store, "/dev/zero")
+
+
+# ---- values --------------------------------------------------------------------------------------
+
+VALUES = (None, -1, 10**18, 1.5, True, "", "x" * 70, [], ["x"], {}, {"x": 1}, ...)
+"""Replacements of an entry, where `...` removes it."""
+
+
+def places(values, depth=4, before=()):
+    """Iterate over the paths to the entries of nested JSON. Only the first entry of a list is included."""
+    if depth and isinstance(values, (dict, list)) and values:
+        for name in values if isinstance(values, dict) else (0,):
+            yield (*before, name)
+            yield from places(values[name], depth - 1, (*before, name))
+
+
+def with_entry(values, place, value):
+    changed = copy.deepcopy(values)
+    inner = changed
+    for name in place[:-1]:
+        inner = inner[name]
+    if value is ...:
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = value
+    return changed
+
+
+@pytest.mark.parametrize("of_pass", [False, True])
+@pytest.mark.parametrize("contexts", [30, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.timeout(900)
+def test_no_value_of_a_signed_manifest_ends_in_a_traceback(of_pass, contexts, store, sound):
+    folder = pass_folder(store) if of_pass else store
+    values = load(folder)
+    random = np.random.default_rng(int(of_pass))
+    every = list(places(values))
+    outcomes = Counter()
+    for _ in range(contexts):
+        place = every[random.integers(len(every))]
+        value = VALUES[random.integers(len(VALUES))]
+        sign(folder, with_entry(values, place, value))
+        try:
+            same = equal_tensors(read_everything(store), sound[1])
+            outcomes["same values" if same else f"other values: {place} = {value!r}"] += 1
+        except UserError as error:
+            outcomes["refused" if "\n" not in str(error) else f"long: {error}"] += 1
+        except Exception as error:
+            outcomes[f"raw: {place} = {value!r}: {error!r}"] += 1
+        problems = list(verify_store(store))
+        outcomes["verify ends"] += 1
+        assert all("\n" not in problem for problem in problems)
+
+    assert set(outcomes) <= {"same values", "refused", "verify ends"}, outcomes
+    assert outcomes["refused"] > contexts / 4
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "{}", '{"schema": 1}', "[" * 100_000, "\xff"])
+def test_a_manifest_that_is_no_mapping_of_entries_is_refused(store, text):
+    (store / "manifest.json").write_bytes(text.encode("latin-1"))
+
+    with pytest.raises(ManifestError, match="manifest"):
+        Store(store)
+
+
+def test_signed_json_that_nests_too_deep_or_is_a_list_is_refused(store):
+    for body in ("[" * 100_000, "{\n[]"):
+        digest = hashlib.sha256(body.encode()).hexdigest()
+        first, _, rest = body.partition("\n")
+        text = f'{first}\n "self_sha256": "{digest}",' + (f"\n{rest}" if rest else "")
+        (store / "manifest.json").write_text(text)
+        with pytest.raises(ManifestError, match=r"not valid JSON|damaged"):
+            Store(store)

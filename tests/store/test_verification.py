@@ -1,0 +1,133 @@
+"""Verification of a store: every damage is found and located."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from pipeline.config.store import StoreOptions
+from pipeline.config.verbs import VerifyConfig
+from pipeline.store.manifest import (
+    ManifestError,
+    read_pass_manifest,
+    read_store_manifest,
+    write_manifest,
+)
+from pipeline.store.reader import Store
+from pipeline.store.verification import verify_store
+from stages import precompute, verify
+from tests.support.stores import precompute_config
+from tests.support.trees import all_files
+
+
+@pytest.fixture
+def copy(frozen, tmp_path):
+    return shutil.copytree(frozen.store.path, tmp_path / "copy")
+
+
+def test_a_sound_store_has_no_problems(frozen):
+    result = verify.run(VerifyConfig(store=StoreOptions(path=str(frozen.store.path))))
+
+    assert (result.verified_records, result.verified_passes) == (72, 1)
+
+
+@pytest.mark.parametrize("backend", ["zarr", "webdataset"])
+def test_one_flipped_byte_in_any_file_is_found_and_the_file_is_named(
+    tmp_path, tiny_teacher, backend
+):
+    store = tmp_path / "store"
+    precompute.run(precompute_config(store, tiny_teacher, backend=backend))
+    checked = 0
+
+    for path in all_files(store):
+        original = path.read_bytes()
+        for offset in {0, len(original) // 2, len(original) - 1}:
+            damaged = bytearray(original)
+            damaged[offset] ^= 0x01
+            path.write_bytes(damaged)
+            problems = list(verify_store(store))
+            assert any(str(path) in problem for problem in problems), (path, offset, problems)
+            checked += 1
+        path.write_bytes(original)
+
+    assert checked > 60
+    assert list(verify_store(store)) == []
+
+
+@pytest.mark.parametrize("suffix", ["tar", "parquet", "json", "0"])
+def test_a_missing_or_cut_file_is_named(copy, suffix):
+    for path in [p for p in all_files(copy) if p.name.split(".")[-1] == suffix]:
+        original = path.read_bytes()
+        path.unlink()
+        assert any(
+            str(path) in problem or str(path.parent) in problem for problem in verify_store(copy)
+        )
+        path.write_bytes(original[:-1])
+        assert any(str(path) in problem for problem in verify_store(copy))
+        path.write_bytes(original)
+    assert list(verify_store(copy)) == []
+
+
+def test_a_file_that_no_manifest_knows_is_named(copy):
+    stray = copy / "images" / "stray.tar"
+    stray.write_bytes(b"")
+
+    assert list(verify_store(copy)) == [f"{stray} is not in any manifest"]
+
+
+def test_values_out_of_range_name_field_record_and_shard(copy, frozen):
+    """A chunk with an invalid class and correct digests, which only the range check can detect."""
+    store = Store(copy)
+    teacher = store.open_passes()[0]
+    shard = store.manifest.shards[1]
+    values = {name: array.copy() for name, array in teacher.read_shard(shard).items()}
+    values["explained_class"][3] = 10
+    position = list(store.manifest.shards).index(shard)
+    written = teacher.fields.write_shard(position, shard.name, store.shard_keys(shard), values)
+    manifest = read_pass_manifest(teacher.folder)
+    shards = tuple(
+        replace(s, files=written.files) if s.name == shard.name else s for s in manifest.shards
+    )
+    write_manifest(teacher.folder, replace(manifest, shards=shards))
+
+    problems = list(verify_store(copy))
+
+    key = store.shard_keys(shard)[3]
+    assert problems == [
+        f"{teacher.name}: field explained_class of record {key} (shard {shard.name}) is out of range"
+    ]
+
+
+def test_an_unfinished_pass_is_a_problem(copy):
+    teacher = Store(copy).open_passes()[0]
+    (teacher.folder / "manifest.json").unlink()
+
+    assert [str(teacher.folder) in problem for problem in verify_store(copy)] == [True]
+
+
+def test_the_stage_fails_with_every_problem_listed(copy):
+    (copy / "index.parquet").unlink()
+    (copy / "images" / "train-000000.tar").unlink()
+
+    with pytest.raises(verify.DamagedStoreError) as error:
+        verify.run(VerifyConfig(store=StoreOptions(path=str(copy))))
+
+    assert "index.parquet is missing" in str(error.value)
+    assert "train-000000.tar is missing" in str(error.value)
+
+
+def test_a_shard_without_its_receipt_is_not_read(copy):
+    teacher = Store(copy).open_passes()[0]
+    (teacher.folder / "receipts" / "train-000000.parquet").unlink()
+    shard = next(s for s in teacher.store.manifest.shards if s.name == "train-000000")
+
+    with pytest.raises(ManifestError, match=r"train-000000\.parquet is missing"):
+        teacher.read_shard(shard)
+
+
+def test_a_newer_schema_is_refused_in_words(copy):
+    manifest = read_store_manifest(copy)
+    write_manifest(copy, replace(manifest, schema=2))
+
+    with pytest.raises(ManifestError, match="schema 2"):
+        Store(copy)

@@ -1,0 +1,35 @@
+"""Small, reproducible images."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import numpy as np
+from PIL import Image
+
+
+def png(seed=0, height=8, width=10):
+    decoded = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(decoded).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_tar(path, members, kind=tarfile.PAX_FORMAT, mode="w"):
+    """Write a tar of {name: bytes, text or JSON}."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode, format=kind) as tar:
+        for name, data in members.items():
+            if not isinstance(data, (bytes, str)):
+                data = json.dumps(data)
+            data = data.encode() if isinstance(data, str) else data
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def decoded(data):
+    return np.asarray(Image.open(io.BytesIO(data)))

@@ -1,0 +1,100 @@
+"""Short runs on a small store: configurations and results."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from pipeline.config.augment import AugmentOptions, OperationConfig
+from pipeline.config.cluster import LocalClusterConfig
+from pipeline.config.distillation import DistillConfig
+from pipeline.config.evaluation import EvaluateOptions
+from pipeline.config.methods import E2KDConfig
+from pipeline.config.runs import RUNS
+from pipeline.config.store import StoreOptions, SubsetOptions
+from pipeline.config.training import OptimizerOptions, TrainerOptions
+from pipeline.config.verbs import (
+    EvaluateConfig,
+)
+from pipeline.models.providers import build_model
+from pipeline.models.saved import TrainedModel, load_model, save_model
+from pipeline.training.metric_log import read_metrics
+
+PAD_CROP = AugmentOptions(operations=(OperationConfig(kind="pad_crop", padding=2),))
+
+
+TWO_RANKS = TrainerOptions(
+    epochs=3, batch_size=8, ranks=2, num_threads=1, log_every_steps=2, checkpoint_every_steps=3
+)
+TWO_RANKS_CLUSTER = LocalClusterConfig(cpus_per_rank=0.5)
+TRAINER = TrainerOptions(epochs=3, batch_size=8, num_threads=1, log_every_steps=2)
+
+
+def distill_config(frozen, **options):
+    return DistillConfig(
+        store=StoreOptions(path=str(frozen.store.path)),
+        student=replace(frozen.config.teacher, weights=None),
+        method=options.pop("method", E2KDConfig(tau=4.0)),
+        augment=PAD_CROP,
+        optimizer=OptimizerOptions(),
+        trainer=options.pop("trainer", TRAINER),
+        subset=SubsetOptions(),
+        run=options.pop("run", "one"),
+        **options,
+    )
+
+
+def evaluate_config(frozen, run="one", **options):
+    return EvaluateConfig(
+        store=StoreOptions(path=str(frozen.store.path)),
+        evaluate=EvaluateOptions(
+            splits=options.pop("splits", ("test", "test_swapped")), num_pictures=4, **options
+        ),
+        run=run,
+    )
+
+
+def weights_of(run):
+    return load_model(RUNS / run / "distill")[0].state_dict()
+
+
+def assert_equal_states(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def save_student(frozen, run, seed=5):
+    config = replace(frozen.config.teacher, weights=None)
+    torch.manual_seed(seed)
+    folder = RUNS / run / "distill"
+    folder.mkdir(parents=True)
+    save_model(
+        folder,
+        build_model(config, 10),
+        TrainedModel(
+            config=config,
+            num_classes=10,
+            input_size=(16, 16),
+            teachers=(frozen.store.pass_folders()[0].name,),
+        ),
+    )
+    return folder
+
+
+def evaluation_of(frozen, evaluators=None, run="one", **options):
+    outer = {name: options.pop(name) for name in ("model", "teacher") if name in options}
+    options = {"splits": ("test", "test_swapped"), "num_pictures": 0, **options}
+    return EvaluateConfig(
+        store=StoreOptions(path=str(frozen.store.path)),
+        evaluate=EvaluateOptions(**options),
+        evaluators=evaluators,
+        run=run,
+        **outer,
+    )
+
+
+def logged_lines(run):
+    """Lines of metrics.jsonl without records_per_second, the only value that depends on time."""
+    lines = list(read_metrics(RUNS / run / "distill"))
+    return [{k: v for k, v in line.items() if k != "records_per_second"} for line in lines]

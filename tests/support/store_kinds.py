@@ -1,0 +1,101 @@
+"""Small stores of every kind, and all values that are read from them."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.config.augment import AugmentOptions, OperationConfig
+from pipeline.config.data import WebDatasetDataConfig
+from pipeline.config.store import PassOptions
+from pipeline.config.views import RandomViewsConfig
+from pipeline.loading.dataset import StoreDataset, iter_batches
+from pipeline.sources.demo import DemoSource
+from pipeline.store.reader import Store
+from stages import precompute
+from tests.support.stores import TINY_DATA, precompute_config
+
+EVERY_PAYLOAD = PassOptions(
+    batch_size=8, payloads=("logits", "map", "attention", "class_maps", "pooled")
+)
+
+
+INTERMEDIATES = ("attention", "class_maps", "pooled")
+
+
+def write_tars(folder: Path) -> WebDatasetDataConfig:
+    """Write the tiny set as two tars of 36 records each, which a store can reference."""
+    source = DemoSource(TINY_DATA)
+    records = source.records()
+    for number in range(2):
+        folder.mkdir(exist_ok=True)
+        with tarfile.open(folder / f"train-{number:06d}.tar", "w") as tar:
+            for record in records[number::2]:
+                content = source.read(record)
+                for suffix, data in (
+                    (content.suffix, content.image),
+                    ("cls", str(record.label).encode()),
+                    ("mask.png", content.mask),
+                ):
+                    member = tarfile.TarInfo(f"{record.key}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    return WebDatasetDataConfig(path=str(folder), reference="always")
+
+
+def build_store(kind: str, folder: Path, teacher) -> Path:
+    """Write a store of that kind with a canonical pass to folder/store, next to the files that it references."""
+    config = precompute_config(folder / "store", teacher, annotate=EVERY_PAYLOAD)
+    if kind in ("jpeg95", "raw"):
+        config = replace(config, store=replace(config.store, format=kind))
+    if kind == "webdataset":
+        config = replace(config, store=replace(config.store, backend="webdataset"))
+    if kind == "stored views":
+        views = RandomViewsConfig(count=2)
+        config = replace(
+            config,
+            views=views,
+            augment=AugmentOptions(operations=(OperationConfig(kind="horizontal_flip"),)),
+        )
+    if kind == "referenced tars":
+        config = replace(config, data=write_tars(folder / "tars"))
+    precompute.run(config)
+    return folder / "store"
+
+
+def read_everything(path: Path, kind: str = "zarr") -> list[torch.Tensor]:
+    """All tensors that training or evaluation reads from a store, as a flat list."""
+    read: list[torch.Tensor] = []
+    store = Store(path)
+    for stored_views in (False, True):
+        if stored_views and "views" not in kind:
+            continue
+        passes = store.open_passes(stored_views=stored_views)
+        covered = store.index["split"].to_numpy() == "train"
+        rows = np.flatnonzero(covered) if stored_views else np.arange(store.index.num_rows)
+        for payload in INTERMEDIATES:
+            dataset = StoreDataset(store, rows, passes, with_regions=True, payload=payload)
+            if stored_views:
+                positions = [(at, at % 2) for at in range(len(rows))]
+                batches = [dataset.__getitems__(positions)]
+            else:
+                batches = list(iter_batches(dataset, 24))
+            for batch in batches:
+                (targets,) = batch.targets
+                read += [batch.inputs, batch.labels, batch.groups, batch.masks, *batch.boxes]
+                read += [targets.logits, targets.maps, targets.explained_class]
+                read += [targets.intermediates[name] for name in sorted(targets.intermediates)]
+                if batch.canonical_from_view is not None:
+                    read.append(batch.canonical_from_view)
+    return read
+
+
+def equal_tensors(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return len(one) == len(other) and all(
+        a.shape == b.shape and torch.equal(a, b) for a, b in zip(one, other, strict=True)
+    )

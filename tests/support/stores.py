@@ -1,0 +1,84 @@
+"""Small stores: configurations, a finished store, and helpers to read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config.cluster import LocalClusterConfig
+from pipeline.config.data import DemoDataConfig
+from pipeline.config.explainers import GradCamConfig
+from pipeline.config.models import NoModelConfig
+from pipeline.config.store import PassOptions, StoreOptions
+from pipeline.config.verbs import PrecomputeConfig
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.selection import rows_of_split
+from pipeline.store.fields import StoredShard
+from pipeline.store.frames import FrameBatch, ShardFrames
+from pipeline.store.reader import Store
+
+TINY_DATA = DemoDataConfig(
+    image_size=16,
+    min_digit_size=8,
+    max_digit_size=12,
+    test_digits=10,
+    train_digits=40,
+    teacher_digits=12,
+    teacher_placements=1,
+    test_placements=1,
+)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Store with one teacher pass, and the config that made it."""
+
+    store: Store
+    config: PrecomputeConfig
+
+
+def precompute_config(store: Path, teacher=None, **options) -> PrecomputeConfig:
+    """Options of a serial precompute of the tiny set: 72 records in shards of 16."""
+    store_options = {
+        name: options.pop(name)
+        for name in ("backend", "shard_size", "image_size", "format", "path")
+        if name in options
+    }
+    return PrecomputeConfig(
+        data=options.pop("data", TINY_DATA),
+        store=StoreOptions(path=str(store), **{"shard_size": 16, **store_options}),
+        teacher=teacher or NoModelConfig(),
+        **{
+            "explainer": GradCamConfig(),
+            "annotate": PassOptions(batch_size=8),
+            "cluster": LocalClusterConfig(),
+            "executor": "serial",
+            **options,
+        },
+    )
+
+
+def frame_batches(store: Store, shard, batch_size: int = 64) -> list[FrameBatch]:
+    """Frames of a shard in batches."""
+    frames = ShardFrames(store, shard)
+    starts = range(0, shard.records, batch_size)
+    return [frames.read(start, min(start + batch_size, shard.records)) for start in starts]
+
+
+def stored_shard(position, name, keys, written):
+    """Shard as described by the manifest and the receipt of a pass."""
+    return StoredShard(
+        position=position,
+        name=name,
+        keys=keys,
+        files={entry.path: entry for entry in written.files},
+        chunk_crc32c=np.array(written.chunk_crc32c, np.uint32).reshape(len(keys), -1),
+    )
+
+
+def train_dataset(frozen, payload="pooled", **options):
+    store = frozen.store
+    passes = store.open_passes(**options)
+    return StoreDataset(store, rows_of_split(store.index, "train"), passes, payload=payload)

@@ -1,0 +1,34 @@
+"""A sweep of tiny students."""
+
+from __future__ import annotations
+
+import json
+
+from pipeline.config.builder import build_verb_config
+from pipeline.config.compose import compose
+from pipeline.config.runs import RUNS
+from stages import sweep
+
+TINY = (
+    *("student.name=resnet8", "student.width=4"),
+    *("trainer.epochs=1", "trainer.batch_size=8", "seeds=[0]", "evaluate.num_pictures=1"),
+)
+
+
+TWO_ARMS = "arms={kd: ['method=kd'], e2kd: ['method=e2kd']}"
+
+
+def sweep_words(frozen, *more, run="grid"):
+    return [f"store.path={frozen.store.path}", f"run={run}", *TINY, "executor=serial", *more]
+
+
+def sweep_config(base):
+    return build_verb_config("sweep", compose("sweep", base))
+
+
+def run_sweep(base):
+    return sweep.run(sweep_config(base), base)
+
+
+def read_sweep(run="grid"):
+    return json.loads((RUNS / run / "sweep.json").read_text())

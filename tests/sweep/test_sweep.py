@@ -1,0 +1,382 @@
+"""Sweeps: grids, selection of points, and the splits that each step may read."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.report import ReportOptions
+from pipeline.config.runs import RUNS
+from pipeline.config.store import StoreOptions
+from pipeline.config.verbs import ReportConfig
+from pipeline.core.errors import ConfigError
+from pipeline.evaluation.metrics import METRICS
+from pipeline.sweep.plan import plan_students
+from stages import report, sweep
+from tests.support.processes import descendants, environment, status, title, wait_until
+from tests.support.runs import PAD_CROP
+from tests.support.sweeps import TWO_ARMS, read_sweep, run_sweep, sweep_config, sweep_words
+
+
+def planned(frozen, *more):
+    base = sweep_words(frozen, *more)
+    return [(s.arm, s.point) for s in plan_students(sweep_config(base), base)]
+
+
+@pytest.fixture
+def evaluations(monkeypatch):
+    """Replace training and evaluation by a table of values by (split, tau), and return the evaluated (split, run)."""
+    values = {
+        ("holdout", 1): 0.9,
+        ("holdout", 5): 0.6,
+        ("test", 1): 0.2,
+        ("test", 5): 0.8,
+    }
+    taus, evaluated = {}, []
+
+    def train(config, on_epoch):
+        taus[config.run] = config.method.tau
+
+    def evaluator(config, name):
+        evaluated.extend((split, config.run) for split in config.evaluate.splits)
+        tau = taus[config.run]
+        metrics = {
+            split: {
+                "records": 10,
+                "accuracy": values[split, tau],
+                "kl_to_teacher": values[split, tau],
+            }
+            for split in config.evaluate.splits
+        }
+        path = RUNS / config.run / name / "metrics.json"
+        path.parent.mkdir(parents=True)
+        done = {
+            evaluator: {"options": {}, "files": {}} for evaluator in config.requested_evaluators
+        }
+        path.write_text(json.dumps({"evaluators": done, "splits": metrics}))
+
+    monkeypatch.setattr(sweep.distill, "run", train)
+    monkeypatch.setattr(sweep.evaluate, "run", evaluator)
+    return evaluated
+
+
+# ---- the grid ------------------------------------------------------------------------------------
+
+
+def test_every_arm_takes_the_options_of_the_grid_that_its_method_knows(frozen):
+    points = planned(
+        frozen,
+        "arms={labels: ['method=labels'], kd: ['method=kd'], e2kd: ['method=e2kd']}",
+        "grid={method.tau: [1, 5], method.lambda_map: [2, 3]}",
+    )
+
+    assert [point for arm, point in points if arm == "labels"] == [{}]
+    assert [point for arm, point in points if arm == "kd"] == [{"method.tau": 1}, {"method.tau": 5}]
+    assert [point for arm, point in points if arm == "e2kd"] == [
+        {"method.tau": tau, "method.lambda_map": weight} for tau in (1, 5) for weight in (2, 3)
+    ]
+
+
+def test_a_choice_of_group_decides_which_options_are_known(frozen):
+    points = planned(
+        frozen, "arms={a: []}", "grid={method.tau: [1, 5], method: [labels, kd], split: [train]}"
+    )
+
+    assert [point for _, point in points] == [
+        {"method": "labels", "split": "train"},
+        {"method": "kd", "split": "train", "method.tau": 1},
+        {"method": "kd", "split": "train", "method.tau": 5},
+    ]
+
+
+def test_the_grid_reaches_the_student_and_is_stronger_than_its_arm(frozen):
+    base = sweep_words(
+        frozen,
+        "arms={kd: ['method=kd', 'method.tau=9']}",
+        "grid={method.tau: [1, 5]}",
+        "seeds=[3,4]",
+    )
+
+    students = plan_students(sweep_config(base), base)
+
+    assert [(s.distill.seed, s.distill.method.tau) for s in students] == [
+        (3, 1.0), (3, 5.0), (4, 1.0), (4, 5.0),
+    ]  # fmt: skip
+    assert len({student.name for student in students}) == 4
+
+
+def test_without_a_grid_a_student_is_called_what_it_always_was(frozen):
+    """Names are hashes of configs, so students that were finished before grids existed stay finished."""
+    plain, chosen = (
+        plan_students(sweep_config(base), base)
+        for base in (
+            sweep_words(frozen, TWO_ARMS, "subset.holdout=1"),
+            sweep_words(
+                frozen, TWO_ARMS, "subset.holdout=1", "select=holdout.accuracy", "parallel=7"
+            ),
+        )
+    )
+
+    assert [student.name for student in plain] == [student.name for student in chosen]
+
+
+def test_a_grid_that_is_typed_replaces_another():
+    first, second = "grid={method.tau: [1, 5]}", "grid={optimizer.lr: [1e-3]}"
+
+    assert sweep_config([TWO_ARMS, first, second]).grid == {"optimizer.lr": (0.001,)}
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("{method.tua: [1]}", r"no arm has the option method\.tua"),
+        (
+            "{evaluate.frame: [full]}",
+            r"evaluate\.frame is not an option of a student; .*method, augment",
+        ),
+        ("{seed: [1, 2]}", "grid: seed is not an option of a student"),
+        ("{method.tau: []}", r"grid\.method\.tau is empty"),
+        ("{method.tau: 5}", r"grid\.method\.tau must be a list, got 5"),
+        ("{method.tau: [1, 5, 1.0]}", r"grid\.method\.tau lists a value twice: \[1, 5, 1\.0\]"),
+        ("{method.tau: [1, '1']}", r"two points result in the same student of arm kd"),
+        ("{method.tau: [-1]}", r"method\.tau must be > 0"),
+        ("{optimizer: [adamx]}", "did you mean adam"),
+    ],
+)
+def test_a_mistake_in_the_grid_is_found_before_anything_is_trained(frozen, grid, message):
+    with pytest.raises(ConfigError, match=message):
+        planned(frozen, TWO_ARMS, f"grid={grid}")
+
+
+# ---- choosing ------------------------------------------------------------------------------------
+
+
+SEARCH = (TWO_ARMS, "grid={method.tau: [1, 5]}", "subset.holdout=1", "seeds=[0,1]")
+
+
+def test_the_best_on_the_holdout_is_chosen_whatever_the_test_split_would_say(frozen, evaluations):
+    result = run_sweep(sweep_words(frozen, *SEARCH, "select=holdout.accuracy"))
+
+    table = read_sweep()
+    assert [(row["arm"], row["seed"], row["point"]) for row in table["runs"]] == [
+        (arm, seed, {"method.tau": 1}) for seed in (0, 1) for arm in ("kd", "e2kd")
+    ]
+    assert (table["select"], len(table["candidates"])) == ("holdout.accuracy", 8)
+    assert {(c["point"]["method.tau"], c["value"], c["chosen"]) for c in table["candidates"]} == {
+        (1, 0.9, True),
+        (5, 0.6, False),
+    }
+    assert [run for split, run in evaluations if split == "test"] == [
+        r["run"] for r in table["runs"]
+    ]
+    assert (result.students, result.finished_now) == (8, 8)
+    assert [line.split() for line in result.summary.splitlines()[1:]] == [
+        ["arm", "seeds", "holdout.accuracy", "test.accuracy"],
+        ["kd", "tau=1", "2", "90.0", "+-", "0.0", "20.0", "+-", "0.0"],
+        ["e2kd", "tau=1", "2", "90.0", "+-", "0.0", "20.0", "+-", "0.0"],
+    ]
+
+
+def test_where_lower_is_better_the_lowest_is_chosen(frozen, evaluations):
+    run_sweep(sweep_words(frozen, *SEARCH, "select=holdout.kl_to_teacher"))
+
+    assert {row["point"]["method.tau"] for row in read_sweep()["runs"]} == {5}
+
+
+def test_a_search_goes_on_where_it_stopped_and_evaluators_nothing_twice(
+    frozen, evaluations, monkeypatch
+):
+    base = sweep_words(frozen, *SEARCH, "select=holdout.accuracy")
+    evaluator, left = sweep.evaluate.run, [3]
+
+    def interrupted(config, name):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        evaluator(config, name)
+
+    monkeypatch.setattr(sweep.evaluate, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(base)
+    monkeypatch.setattr(sweep.evaluate, "run", evaluator)
+    assert len(evaluations) == 3
+
+    # Of the three students that were evaluated before, two are chosen and now evaluated on test.
+    assert run_sweep(base).finished_now == 8 - 3 + 2
+    assert run_sweep(base).finished_now == 0
+    assert len(evaluations) == len(set(evaluations)) == 8 + 4
+
+
+def test_an_arm_with_a_failed_student_is_not_chosen_from(frozen, evaluations, monkeypatch):
+    train = sweep.distill.run
+
+    def failing(config, on_epoch):
+        if config.method.kind == "e2kd" and config.method.tau == 5 and config.seed == 1:
+            raise ValueError("out of luck")
+        train(config, on_epoch)
+
+    monkeypatch.setattr(sweep.distill, "run", failing)
+    base = sweep_words(frozen, *SEARCH, "select=holdout.accuracy")
+
+    with pytest.raises(sweep.SweepError, match=r"1 of 8 students failed.*e2kd-seed1.*out of luck"):
+        run_sweep(base)
+
+    assert {row["arm"] for row in read_sweep()["runs"]} == {"kd"}
+    assert not [run for split, run in evaluations if split == "test" and "e2kd" in run]
+    monkeypatch.setattr(sweep.distill, "run", train)
+    run_sweep(base)
+    assert {row["arm"] for row in read_sweep()["runs"]} == {"kd", "e2kd"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["select=holdout.accuracy"],
+            r"subset\.holdout=0 holds out no records.*subset\.holdout=10",
+        ),
+        (["select=test.accuracy"], r"test is one of evaluate\.splits"),
+        (["select=train.accuracy"], r"students are trained on train.*subset\.holdout=10"),
+        (["select=validation.accuracy"], "no split 'validation'; its splits are: .*test_swapped"),
+        (["select=test_swapped.acuracy"], "names an unknown metric; choose one of accuracy, "),
+        (
+            ["select=holdout"],
+            r"select must be <split>\.<metric>, as in holdout\.accuracy; got holdout",
+        ),
+        (["trainer.ranks=2", "executor=ray"], "trainer.ranks=2 in arm kd: .*executor=serial"),
+        (["parallel=0"], "parallel must be >= 1 or null, got 0"),
+    ],
+)
+def test_a_selection_that_cannot_be_is_refused_before_anything_is_trained(
+    frozen, evaluations, options, message
+):
+    with pytest.raises(ConfigError, match=message):
+        run_sweep(sweep_words(frozen, TWO_ARMS, *options))
+    assert not evaluations
+
+
+def test_a_metric_that_the_evaluation_does_not_have_is_named(frozen, evaluations):
+    with pytest.raises(
+        ConfigError, match=r"has no agreement; choose one of accuracy, kl_to_teacher"
+    ):
+        run_sweep(sweep_words(frozen, *SEARCH, "select=holdout.agreement"))
+
+
+# ---- real students -------------------------------------------------------------------------------
+
+
+def sweep_report(frozen, run="grid", **options):
+    config = ReportConfig(
+        store=StoreOptions(path=str(frozen.store.path)),
+        augment=PAD_CROP,
+        report=ReportOptions(
+            columns={"accuracy": "test.accuracy"}, contact_records=0, cases=0, **options
+        ),
+        run=run,
+    )
+    result = report.run(config)
+    return json.loads(Path(result.json).read_text()), Path(result.html).read_text()
+
+
+def test_students_are_searched_chosen_evaluated_and_reported(frozen):
+    base = sweep_words(
+        frozen, TWO_ARMS, "grid={method.lambda_map: [1, 20]}", "subset.holdout=1",
+        "select=holdout.accuracy", "evaluate.splits=[test]",
+    )  # fmt: skip
+
+    run_sweep(base)
+    values, html = sweep_report(frozen)
+
+    candidates = read_sweep()["candidates"]
+    assert len(candidates) == 3
+    for candidate in candidates:
+        folder = RUNS / candidate["run"]
+        evaluated = json.loads((folder / "select" / "holdout" / "metrics.json").read_text())[
+            "splits"
+        ]
+        assert list(evaluated) == ["holdout"]
+        assert evaluated["holdout"]["records"] == 10
+        assert evaluated["holdout"]["accuracy"] == candidate["value"]
+        assert (folder / "evaluate").exists() == candidate["chosen"]
+        assert set(METRICS) - {"f1"} <= set(evaluated["holdout"])
+    # Without a label, as each arm has one point.
+    assert [row["method"] for row in values["runs"]] == ["kd", "e2kd"]
+    assert [row["arm"] for row in values["selection"]["candidates"]] == ["kd", "e2kd", "e2kd"]
+    assert ">Selection</h2>" in html
+    assert html.count("<td>chosen</td>") == 2
+    assert html.count("data:image/") == 3  # the selection, maps, curves
+
+
+def test_without_a_selection_a_report_keeps_points_apart(frozen, evaluations, monkeypatch):
+    run_sweep(sweep_words(frozen, *SEARCH))
+    monkeypatch.setattr("pipeline.report.page._metric_lines", lambda results: {})
+    monkeypatch.setattr("pipeline.report.figures.training_curves", lambda lines: "")
+
+    values, html = sweep_report(frozen)
+    named, _ = sweep_report(frozen, candidate="e2kd tau=5", baseline="kd tau=1")
+
+    assert {row["method"]: row["accuracy"] for row in values["runs"]} == {
+        "kd tau=1": 0.2, "kd tau=5": 0.8, "e2kd tau=1": 0.2, "e2kd tau=5": 0.8,
+    }  # fmt: skip
+    assert "paired_difference" not in values
+    assert ">Selection</h2>" not in html
+    assert named["paired_difference"]["mean"] == pytest.approx(0.6)
+
+
+def start_sweep(base, folder):
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "stages.sweep", *base, "executor=ray"],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def logged_steps(folder):
+    """Number of lines that a training has logged."""
+    path = folder / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def students_of(driver):
+    return [p for p in descendants(driver.pid) if title(p).startswith("ray::grid/students/")]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_student_ends_as_if_nothing_had_happened_whoever_is_killed(frozen, tmp_path):
+    base = sweep_words(frozen, "arms={e2kd: []}", "trainer.epochs=40", "trainer.log_every_steps=1")
+    run_sweep(base)
+    expected = RUNS / read_sweep()["runs"][0]["run"] / "distill"
+    folder = tmp_path / "disturbed" / expected
+
+    driver = start_sweep(base, tmp_path / "disturbed")
+    wait_until(lambda: logged_steps(folder) > 10, driver)
+    (student,) = students_of(driver)
+    driver.send_signal(signal.SIGTERM)
+    _, errors = driver.communicate(timeout=60)
+    assert (driver.returncode, "Traceback" in errors) == (143, False), errors
+    wait_until(lambda: not title(student))
+    steps = logged_steps(folder)
+    assert not (folder / "model.json").exists()  # the training was not finished
+
+    driver = start_sweep(base, tmp_path / "disturbed")
+    wait_until(lambda: logged_steps(folder) > steps + 10, driver)
+    (student,) = students_of(driver)
+    os.kill(student, signal.SIGSTOP)
+    wait_until(lambda: status(student) == "T")
+    assert not (folder / "model.json").exists()
+    os.kill(student, signal.SIGKILL)
+    output, errors = driver.communicate(timeout=240)
+
+    assert driver.returncode == 0, errors
+    assert "finished_now: 1" in output
+    for name in ("model.safetensors", "model.json"):
+        assert (folder / name).read_bytes() == (expected / name).read_bytes()

@@ -1,0 +1,36 @@
+"""Adaptive gradient clipping, the option trainer.agc."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.config.methods import KDConfig
+from pipeline.config.training import TrainerOptions
+from pipeline.core.errors import ConfigError
+from pipeline.training.step import train_step
+from tests.support.batches import FRAME, random_batch
+from tests.support.trainings import build_training
+
+
+def test_a_step_with_agc_moves_no_unit_further_than_its_share():
+    training = build_training(0, KDConfig(), kind="sgd", lr=1.0, momentum=0.0, weight_decay=0.0)
+    before = [parameter.detach().clone() for parameter in training.model.parameters()]
+
+    train_step(training, random_batch(0), FRAME, clip_norm=None, agc=1e-5)
+
+    moved = 0.0
+    for start, parameter in zip(before, training.model.parameters(), strict=True):
+        if start.ndim == 4:
+            norms = start.flatten(1).norm(dim=1).clamp(min=1e-3)
+            moves = (parameter.detach() - start).flatten(1).norm(dim=1)
+            assert (moves <= 1.1e-5 * norms + 1e-7).all()
+            moved = max(moved, float(moves.max()))
+    assert moved > 0
+
+
+def test_agc_takes_the_place_of_the_norm():
+    assert TrainerOptions(clip_norm=None, agc=0.01).agc == 0.01
+    with pytest.raises(ConfigError, match=r"trainer\.agc=0\.01 replaces.*clip_norm=null"):
+        TrainerOptions(agc=0.01)
+    with pytest.raises(ConfigError, match=r"trainer\.agc must be > 0 or null, got 0"):
+        TrainerOptions(clip_norm=None, agc=0.0)

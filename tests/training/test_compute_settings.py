@@ -1,0 +1,269 @@
+"""Precision, compilation and memory format, which change the computation of a step but not its result."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline.config.explainers import GradCamConfig
+from pipeline.config.methods import E2KDConfig, KDConfig
+from pipeline.config.models import BcosModelConfig, CifarModelConfig, TimmModelConfig
+from pipeline.config.training import OptimizerOptions
+from pipeline.core.errors import ConfigError
+from pipeline.core.records import PixelAugment
+from pipeline.losses.build import build_loss
+from pipeline.models.explainers.explain import EXPLAINERS
+from pipeline.models.explainers.gradcam import gradcam
+from pipeline.models.providers import build_model, freeze
+from pipeline.training.live_targets import LiveTeacher
+from pipeline.training.metric_log import StepLog
+from pipeline.training.state import ComputeSettings, Training, build_optimizer
+from pipeline.training.step import batch_loss, train_step
+from tests.support.batches import (
+    FRAME,
+    NUM_CLASSES,
+    build_batch,
+    random_batch,
+    random_frames,
+    random_targets,
+    tiny_model,
+)
+from tests.support.trainings import HostReads
+
+METHOD = E2KDConfig(tau=4.0, lambda_ce=1.0, lambda_map=5.0)
+
+
+def training_with(compute_settings, seed=0, **optimizer):
+    model = tiny_model(seed)
+    half = compute_settings.precision == torch.float16
+    return Training(
+        model=model,
+        loss=build_loss(METHOD),
+        optimizer=build_optimizer(
+            OptimizerOptions(**optimizer), list(model.parameters()), fused=half
+        ),
+        compute_settings=compute_settings,
+    )
+
+
+def gradient(training, batch):
+    training.model.eval()
+    training.forward.eval()
+    loss = batch_loss(training, batch, FRAME).total
+    parts = torch.autograd.grad(loss, list(training.model.parameters()))
+    return torch.cat([part.flatten() for part in parts])
+
+
+@pytest.mark.parametrize(
+    ("compute_settings", "tolerance"),
+    [
+        (ComputeSettings(channels_last=True), 1e-5),
+        (ComputeSettings(precision=torch.bfloat16), 0.1),
+        (ComputeSettings(precision=torch.float16), 0.02),
+    ],
+    ids=["channels_last", "bfloat16", "float16"],
+)
+def test_other_numerics_have_the_same_gradient_up_to_their_rounding(compute_settings, tolerance):
+    wanted = gradient(training_with(ComputeSettings()), random_batch(0))
+
+    found = gradient(training_with(compute_settings), random_batch(0))
+
+    assert found.dtype == torch.float32
+    assert (found - wanted).norm() < tolerance * wanted.norm()
+    assert not torch.equal(found, wanted)  # control: the computation differs
+
+
+def test_mixed_precision_keeps_parameters_loss_and_maps_in_float32(monkeypatch):
+    training = training_with(ComputeSettings(precision=torch.bfloat16))
+    seen = []
+    monkeypatch.setattr(
+        type(training.loss), "forward", spy(type(training.loss).forward, seen), raising=True
+    )
+    features = []
+    training.model.register_forward_hook(lambda m, i, output: features.append(output.features))
+
+    terms = train_step(training, random_batch(0), FRAME, clip_norm=1.0)
+
+    (student,) = seen
+    assert features[0].dtype == torch.bfloat16
+    assert student.logits.dtype == student.maps.dtype == terms.total.dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in training.model.parameters())
+
+
+def spy(forward, seen):
+    def spied(self, student, targets, labels):
+        seen.append(student)
+        return forward(self, student, targets, labels)
+
+    return spied
+
+
+def test_float16_scales_its_loss_and_skips_a_step_of_infinite_gradients():
+    training = training_with(ComputeSettings(precision=torch.float16), kind="sgd")
+    assert training.scaler.get_scale() == 2**16
+    broken = build_batch(random_frames(0), random_targets(0), None)
+    broken.targets[0].logits[0, 0] = torch.inf
+    before = [p.detach().clone() for p in training.model.parameters()]
+
+    train_step(training, broken, FRAME, clip_norm=1.0)
+
+    assert all(torch.equal(p, b) for p, b in zip(training.model.parameters(), before, strict=True))
+    assert training.scaler.get_scale() == 2**15
+    for seed in range(8):  # the scale decreases until the gradients are finite
+        train_step(training, random_batch(seed), FRAME, clip_norm=1.0)
+    assert not all(
+        torch.equal(p, b) for p, b in zip(training.model.parameters(), before, strict=True)
+    )
+
+
+def test_the_scale_of_float16_goes_into_the_checkpoint():
+    training = training_with(ComputeSettings(precision=torch.float16))
+    train_step(training, random_batch(0), FRAME, clip_norm=1.0)
+    training.scaler.update(2.0**7)
+    resumed = training_with(ComputeSettings(precision=torch.float16), seed=1)
+
+    resumed.load_state(training.state())
+
+    assert resumed.scaler.get_scale() == 2**7
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_step_reads_nothing_back_from_the_device(precision, kind):
+    training = training_with(ComputeSettings(precision=precision), kind=kind)
+    log = StepLog(write=lambda line: None, every_steps=1000)
+    # The first step creates caches and moments.
+    train_step(training, random_batch(0), FRAME, clip_norm=1.0)
+
+    with HostReads(training.optimizer) as reads:
+        terms = train_step(training, random_batch(1), FRAME, clip_norm=1.0)
+        log.add(training, terms, records=4)
+
+    assert reads.found == []
+    with HostReads(training.optimizer) as reads:
+        log.flush(training)
+        terms.total.item()
+    assert len(reads.found) >= 1  # control: reads are detected
+
+
+@pytest.mark.parametrize("choice", ["top1", "topk", "all_gt", "sample_gt"])
+def test_a_live_step_of_many_labels_reads_nothing_back_either(choice):
+    count = 2 if choice in ("topk", "all_gt") else None
+    explainer = GradCamConfig(explained_classes=choice, max_classes=count)
+    training = training_with(ComputeSettings())
+    training.loss = build_loss(replace(METHOD, logits="mld", normalize_by="valid"))
+    training.targets = LiveTeacher(
+        "live", freeze(tiny_model(1)), gradcam, FRAME, explainer=explainer
+    )
+    labels = (torch.arange(4)[:, None] + torch.arange(NUM_CLASSES)) % 2
+    batches = [replace(random_batch(seed), labels=labels.float()) for seed in range(2)]
+    train_step(training, batches[0], FRAME, clip_norm=1.0)
+
+    with HostReads(training.optimizer) as reads:
+        terms = train_step(training, batches[1], FRAME, clip_norm=1.0)
+
+    assert reads.found == []
+    assert set(terms.terms) == {"kd", "bce", "map"}
+
+
+def test_a_live_step_on_mixtures_reads_nothing_back_either():
+    training = training_with(ComputeSettings())
+    training.targets = LiveTeacher("live", freeze(tiny_model(1)), gradcam, FRAME)
+    batches = [
+        replace(random_batch(seed), pixel_augment=PixelAugment(mixup_lambda=0.3))
+        for seed in range(2)
+    ]
+    train_step(training, batches[0], FRAME, clip_norm=1.0)
+
+    with HostReads(training.optimizer) as reads:
+        terms = train_step(training, batches[1], FRAME, clip_norm=1.0)
+
+    assert reads.found == []
+    assert set(terms.terms) == {"kd", "ce", "map"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_step_on_a_gpu_never_waits(precision):
+    from pipeline.loading.loader import move_batch
+
+    device = torch.device("cuda")
+    model = tiny_model(0).to(device)
+    training = Training(
+        model=model,
+        loss=build_loss(METHOD).to(device),
+        optimizer=build_optimizer(
+            OptimizerOptions(), list(model.parameters()), fused=precision == torch.float16
+        ),
+        compute_settings=ComputeSettings(precision=precision),
+    )
+    train_step(training, move_batch(random_batch(0), device), FRAME, clip_norm=1.0)
+
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train_step(training, move_batch(random_batch(1), device), FRAME, clip_norm=1.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_student_whose_explanation_is_differentiated_twice_is_not_compiled():
+    vit = TimmModelConfig(name="vit_tiny_patch16_224", input_size=32)
+    model = build_model(vit, NUM_CLASSES)
+    parts = {
+        "model": model,
+        "optimizer": build_optimizer(OptimizerOptions(), list(model.parameters())),
+        "compute_settings": ComputeSettings(compile=True),
+    }
+
+    with pytest.raises(ConfigError, match=r"trainer\.compile=true.*differentiated twice"):
+        Training(loss=build_loss(METHOD), **parts)
+    Training(loss=build_loss(KDConfig()), **parts)  # without maps, no second derivative is needed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+def test_a_compiled_student_takes_the_same_step():
+    plain, compiled = (
+        training_with(ComputeSettings()),
+        training_with(ComputeSettings(compile=True)),
+    )
+
+    for seed in range(3):
+        terms = [
+            train_step(training, random_batch(seed), FRAME, clip_norm=1.0)
+            for training in (plain, compiled)
+        ]
+        assert terms[1].total.item() == pytest.approx(terms[0].total.item(), rel=1e-4)
+
+    assert compiled.forward is not compiled.model
+    # Checkpoints and exports do not depend on compilation.
+    assert compiled.state()["model"].keys() == plain.state()["model"].keys()
+
+
+@pytest.mark.parametrize("kind", ["gradcam", "bcos_weights"])
+def test_explanations_of_the_half_precision_graph_are_close_to_those_of_float32(kind):
+    """GradCAM of a linear head uses float32 weights on half-precision features. W is a gradient of that graph."""
+    config = (
+        BcosModelConfig(name="resnet18")
+        if kind == "bcos_weights"
+        else CifarModelConfig(name="resnet8", width=8)
+    )
+    torch.manual_seed(0)
+    model = build_model(config, NUM_CLASSES).eval()
+    images = torch.rand(4, 3, 64, 64)
+    classes = torch.arange(4)[:, None] % NUM_CLASSES
+
+    def explain(precision):
+        mixed = precision != torch.float32
+        with torch.autocast("cpu", dtype=precision, enabled=mixed):
+            output = model(images)
+        output = output._replace(logits=output.logits.float())
+        return EXPLAINERS[kind](model, output, classes).flatten(2)
+
+    wanted, found = explain(torch.float32), explain(torch.bfloat16)
+
+    cosine = torch.nn.functional.cosine_similarity(wanted, found, dim=2)
+    assert found.dtype == torch.float32
+    assert not torch.equal(wanted, found)
+    assert cosine.min() > 0.99

@@ -1,0 +1,186 @@
+"""Live teachers: their targets equal the stored ones, computed on the student's view."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.annotation.annotator import TeacherAnnotator
+from pipeline.config.augment import AugmentOptions, OperationConfig
+from pipeline.config.builder import build_verb_config
+from pipeline.config.compose import compose
+from pipeline.config.methods import E2KDConfig
+from pipeline.config.runs import RUNS
+from pipeline.config.store import PassOptions
+from pipeline.config.training import OptimizerOptions
+from pipeline.core.errors import ConfigError
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import view_images, view_targets
+from pipeline.loading.loader import TrainLoader
+from pipeline.loading.selection import rows_of_split
+from pipeline.loading.views import ViewSchedule
+from pipeline.losses.build import build_loss
+from pipeline.models.explainers.gradcam import gradcam
+from pipeline.models.providers import build_model, freeze
+from pipeline.models.saved import load_model
+from pipeline.store.reader import Store
+from pipeline.training.live_targets import LiveTeacher
+from pipeline.training.state import Training, build_optimizer
+from pipeline.training.step import batch_loss
+from stages import distill, evaluate
+from tests.support.runs import TRAINER, distill_config, evaluate_config
+
+SIZE = (16, 16)
+
+
+@pytest.fixture
+def live(frozen):
+    config = frozen.config.teacher
+    return LiveTeacher(config.name, freeze(build_model(config, 10)), gradcam, SIZE)
+
+
+def live_batch_of(frozen, operations=()):
+    store = frozen.store
+    dataset = StoreDataset(store, rows_of_split(store.index, "train"), store.open_passes())
+    views = ViewSchedule(AugmentOptions(operations=operations), store.size, seed=0)
+    return next(iter(TrainLoader(dataset, views, batch_size=16, seed=0).epoch(0)))
+
+
+def cosines(one, other):
+    return F.cosine_similarity(one.flatten(1), other.flatten(1))
+
+
+def test_on_the_whole_frame_live_targets_are_the_stored_ones(frozen, live):
+    batch = live_batch_of(frozen)
+
+    (asked,) = live(batch, (4, 4))
+    (stored,) = view_targets(batch, (4, 4))
+
+    assert torch.equal(asked.explained_class, stored.explained_class)
+    assert (asked.logits - stored.logits).abs().max() < 1e-2 * asked.logits.abs().max()
+    assert asked.map_valid.any()
+    assert torch.equal(asked.map_valid, stored.map_valid)
+    assert cosines(asked.maps, stored.maps)[asked.map_valid[:, 0]].min() > 0.999
+
+
+def test_a_frozen_and_a_live_step_without_views_have_the_same_gradient(frozen, live):
+    """Property 30 on a store, whose logits and maps are float16."""
+    batch = live_batch_of(frozen)
+    torch.manual_seed(1)
+    student = build_model(replace(frozen.config.teacher, weights=None), 10).eval()
+    parameters = list(student.parameters())
+    gradients = []
+    for targets in (view_targets, live):
+        training = Training(
+            model=student,
+            loss=build_loss(E2KDConfig(lambda_map=5.0)),
+            optimizer=build_optimizer(OptimizerOptions(), parameters),
+            targets=targets,
+        )
+        loss = batch_loss(training, batch, SIZE).total
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]))
+
+    frozen_gradient, live_gradient = gradients
+    assert (frozen_gradient - live_gradient).norm() < 1e-2 * live_gradient.norm()
+
+
+def test_a_live_teacher_sees_the_students_view(frozen, live):
+    batch = live_batch_of(frozen, (OperationConfig(kind="horizontal_flip", p=1.0),))
+
+    (asked,) = live(batch, (4, 4))
+
+    flipped = batch.inputs.flip(-1).float() / 255
+    output = live.model(flipped)
+    assert torch.allclose(asked.logits, output.logits, atol=1e-4)
+    wanted = gradcam(live.model, output, asked.explained_class)
+    assert cosines(asked.maps, wanted)[asked.map_valid[:, 0]].min() > 0.9999
+    (stored,) = view_targets(batch, (4, 4))
+    # The stored logits are those of the unflipped image.
+    assert (asked.logits - stored.logits).abs().max() > 0.05
+
+
+def test_a_live_teacher_of_another_size_fetches_its_own_pixels_and_its_map_lands_on_the_students_grid(
+    frozen,
+):
+    config = frozen.config.teacher
+    teacher = LiveTeacher("big", freeze(build_model(config, 10)), gradcam, (32, 32))
+    batch = live_batch_of(frozen, (OperationConfig(kind="pad_crop", padding=3),))
+
+    (asked,) = teacher(batch, (4, 4))
+
+    output = teacher.model(view_images(batch, (32, 32)))
+    assert torch.equal(asked.logits, output.logits)
+    maps = gradcam(teacher.model, output, asked.explained_class)
+    assert maps.shape[-2:] == (8, 8)
+    # Bilinear sampling midway between four cells is their mean.
+    pooled = F.avg_pool2d(maps[:, 0], 2)
+    assert torch.allclose(asked.maps[:, 0], pooled, atol=1e-5 * float(maps.max()))
+
+
+def test_the_shuffled_control_gives_a_neighbors_map(frozen, live):
+    batch = live_batch_of(frozen)
+
+    (right,), (wrong,) = live(batch, (4, 4)), live(batch, (4, 4), "shuffled")
+
+    assert torch.equal(wrong.maps, right.maps.roll(1, dims=0))
+    assert torch.equal(wrong.logits, right.logits)
+
+
+def test_no_map_is_computed_where_the_loss_needs_none(frozen, live, monkeypatch):
+    monkeypatch.setattr(live, "explain", None)
+
+    (asked,) = live(live_batch_of(frozen), (4, 4), with_maps=False)
+
+    assert asked.maps is None
+
+
+def test_a_live_student_needs_no_pass_and_is_not_the_frozen_one(frozen, monkeypatch):
+    options = {"mode": "live", "teacher": frozen.config.teacher, "trainer": TRAINER}
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "open_passes", lambda *_: pytest.fail("a pass was opened"))
+        distill.run(distill_config(frozen, run="live", **options))
+
+    folder = (RUNS / "live" / "distill").absolute()
+    assert load_model(folder)[1].teachers == ()
+    inputs = (folder / "config.yaml").read_text()
+    assert "live teacher:" in inputs
+
+
+def test_a_live_student_is_evaluated_against_the_stores_pass(frozen):
+    options = {"mode": "live", "teacher": frozen.config.teacher, "trainer": TRAINER}
+    distill.run(distill_config(frozen, run="live", **options))
+
+    metrics = evaluate.run(evaluate_config(frozen, run="live")).splits
+
+    assert 0 <= metrics["test"]["agreement"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["teacher=none"], "mode=live needs the teacher network"),
+        (["method=labels"], "method=labels uses no teacher"),
+        (["teacher.frame=center_crop"], "a live teacher receives the student's view"),
+        (["method.teacher_weights=[1.0]"], "mode=live has one teacher"),
+        (["method.map_control=unaugmented"], "needs the canonical map"),
+    ],
+)
+def test_what_a_live_run_cannot_be_is_said(words, message):
+    with pytest.raises(ConfigError, match=message):
+        build_verb_config("distill", compose("distill", ["mode=live", *words]))
+
+
+def test_teachers_maps_do_not_depend_on_who_asks(frozen, live):
+    """The annotator and the live teacher compute the same explanation."""
+    config = frozen.config
+    annotator = TeacherAnnotator(
+        config.teacher, 10, config.explainer, PassOptions(map_dtype="float32"), SIZE
+    )
+    batch = live_batch_of(frozen)
+    output = annotator._forward(batch.inputs.float() / 255)
+
+    (asked,) = live(batch, (4, 4))
+
+    assert torch.equal(asked.logits, output.logits)
+    assert torch.equal(asked.maps, gradcam(annotator.model, output, asked.explained_class))
