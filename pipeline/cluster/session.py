@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import secrets
+import shlex
 import signal
 import socket
+import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,7 +93,9 @@ def _start(config: LocalClusterConfig, cpus: float) -> None:
         runtime_env={
             # Actors must be able to import this package from any working directory of the driver.
             "env_vars": _actor_environment(config)
-            | {"PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
+            | {"PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])},
+            # Ray puts it into a shell command as it is, so a space in the path would end it.
+            "py_executable": shlex.quote(sys.executable),
         },
     )
 

@@ -219,6 +219,15 @@ def test_a_local_ray_is_made_large_enough_and_has_what_the_options_say(calls):
     assert str(ROOT) in calls[0]["runtime_env"]["env_vars"]["PYTHONPATH"]
 
 
+def test_workers_of_a_local_ray_start_from_a_path_with_a_space(calls, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/my projects/permafrost/.venv/bin/python")
+
+    with ray_session(LocalClusterConfig(), 1):
+        pass
+
+    assert calls[0]["runtime_env"]["py_executable"] == "'/my projects/permafrost/.venv/bin/python'"
+
+
 def test_what_the_environment_says_about_authentication_wins(calls):
     os.environ["RAY_AUTH_MODE"] = "disabled"
 
