@@ -6,6 +6,7 @@ An override may name only sections that the verb reads. An experiment may set an
 from __future__ import annotations
 
 import difflib
+import re
 from copy import deepcopy
 from functools import cache, lru_cache
 from pathlib import Path
@@ -20,6 +21,8 @@ from pipeline.core.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from omegaconf import DictConfig
+
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -31,31 +34,64 @@ _GROUPS = {"store": "zarr", "trainer": "default", "optimizer": "adamw", "augment
 
 def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Compose all sections as plain values: defaults, then the experiment, then `overrides`."""
-    for word in overrides:
-        _check_word(verb, word)
-    return deepcopy(_compose(tuple(overrides)))
-
-
-@lru_cache(maxsize=256)
-def _compose(overrides: tuple[str, ...]) -> dict[str, Any]:
-    """Values of all sections, whatever verb reads them. A composition takes Hydra a tenth of a second."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    GlobalHydra.instance().clear()
-    _register_defaults()
+    for word in overrides:
+        _check_word(verb, word)
+    set_values = [word for word in overrides if _sets_a_value(word)]
     try:
-        with initialize_config_dir(version_base=None, config_dir=str(CONF)):
-            composed = hydra_compose("config", overrides=_replacing_mappings(overrides))
+        composed = deepcopy(_compose_groups(tuple(w for w in overrides if w not in set_values)))
+        if not _apply(composed, _replacing_mappings(set_values)):
+            composed = _compose(_replacing_mappings(overrides))
         values = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(overrides, error)) from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    """Compose all sections with Hydra, which takes about a tenth of a second."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    _register_defaults()
+    with initialize_config_dir(version_base=None, config_dir=str(CONF)):
+        composed: DictConfig = hydra_compose("config", overrides=list(overrides))
+    return composed
+
+
+@lru_cache(maxsize=64)
+def _compose_groups(overrides: tuple[str, ...]) -> DictConfig:
+    """Composition of an experiment and members of groups, shared by all points of a sweep that set values only."""
+    return _compose(overrides)
+
+
+def _sets_a_value(word: str) -> bool:
+    """Return whether an override sets one value, such as trainer.epochs=3, rather than choose a group's member."""
+    key = word.partition("=")[0]
+    return re.fullmatch(r"[a-z_]+(\.\w+)*", key) is not None and not group_members(key)
+
+
+def _apply(composed: DictConfig, overrides: list[str]) -> bool:
+    """Set values in a composed config as Hydra would, or return False to leave the words, and their errors, to it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        for override in OverridesParser.create().parse_overrides(overrides):
+            if override.is_sweep_override():
+                return False
+            OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
+    except (HydraException, OmegaConfBaseException):
+        return False
+    return True
 
 
 @cache

@@ -1,0 +1,50 @@
+"""Composition of words and conf/: the same values as Hydra's own, whichever words were composed before."""
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+
+from pipeline.config.compose import CONF, compose
+from pipeline.core.errors import ConfigError
+
+WORDS = {
+    "a value": ["experiment=demo", "method.tau=4"],
+    "the last of two": ["experiment=demo", "trainer.epochs=3", "trainer.epochs=5"],
+    "a value before its group": ["method.tau=4", "method=kd", "experiment=demo"],
+    "a list": ["experiment=e2kd/table1", "seeds=[1,2]", "evaluate.splits=[test]"],
+    "a mapping within a section": ["evaluate.group_sets={a: [1]}", "experiment=demo"],
+    "text with spaces": ["experiment=demo", "report.title='a b'", "store.path='/x y'"],
+    "null": ["experiment=demo", "subset.shots=null"],
+    "a new key": ["experiment=demo", "+report.columns.f1=test.f1"],
+}
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+def test_values_are_hydras(words):
+    composed = compose("sweep" if "report" not in "".join(words) else "report", words)
+
+    with initialize_config_dir(version_base=None, config_dir=str(CONF)):
+        expected = OmegaConf.to_container(hydra_compose("config", overrides=words), resolve=True)
+    assert composed == expected
+
+
+def test_a_composition_is_the_callers_own():
+    compose("sweep", ["experiment=demo"])["seeds"].append(99)
+
+    assert 99 not in compose("sweep", ["experiment=demo"])["seeds"]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("method.tua=4", "unknown option method.tua"),
+        ("method.tau=[", "cannot read 'method.tau=\\['"),
+        ("seeds=1,2", "1,2"),
+    ],
+)
+def test_errors_are_those_of_the_whole_composition(word, message):
+    compose("sweep", ["experiment=demo"])
+
+    with pytest.raises(ConfigError, match=message):
+        compose("sweep", ["experiment=demo", word])
