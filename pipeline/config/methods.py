@@ -173,8 +173,8 @@ class KEDConfig(SoftTargetsConfig):
     hard_weight: Literal["complement", "one"] = "complement"
     """Weight of the label term: 1 - lambda_ked, or 1. The paper does not specify it."""
     rho: Annotated[float, Ge(0)] = 0.0
-    """Weight of the hint (FitNets); 0 disables it. The specification's value is 100. The hint is the mean
-    squared difference of the subnets' last hidden layers, after a linear map of the student's. It needs
+    """Weight of the hint (FitNets); 0 disables it. KED publishes no value; 100 is a start. The hint is the
+    mean squared difference of the subnets' last hidden layers, after a linear map of the student's. It needs
     mode=live, because no store contains hidden layers."""
     superfeatures: Annotated[int | None, Ge(1)] = None
     """Level of both hierarchies that is compared, in superfeatures; null takes the student's finest."""
