@@ -29,6 +29,8 @@ _ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "900",
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's log files contain the rest
+    # Ray's own 15 leaves workers a thirtieth of a core that another process uses, and a run seems to hang.
+    "RAY_worker_niceness": "0",
 }
 # Read in the worker processes.
 _ACTOR_ENVIRONMENT = {

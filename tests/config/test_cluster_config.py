@@ -166,7 +166,10 @@ def test_beside_a_head_relative_paths_are_those_of_the_drivers_folder(tmp_path):
 def calls(monkeypatch):
     """Arguments of the calls of ray.init, in an environment that is restored after the test."""
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    for name in ("RAY_AUTH_MODE", "RAY_ADDRESS", "RAY_USAGE_STATS_ENABLED", JOB):
+    for name in (
+        *("RAY_AUTH_MODE", "RAY_ADDRESS", "RAY_USAGE_STATS_ENABLED"),
+        *("RAY_worker_niceness", JOB),
+    ):
         os.environ.pop(name, None)
     import ray
 
@@ -212,6 +215,7 @@ def test_a_local_ray_is_made_large_enough_and_has_what_the_options_say(calls):
         assert os.environ["RAY_AUTH_MODE"] == "token"
         assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
         assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+        assert os.environ["RAY_worker_niceness"] == "0"
 
     assert calls[0]["address"] == "local"
     assert calls[0]["num_cpus"] == 101
