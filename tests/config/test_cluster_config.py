@@ -215,7 +215,7 @@ def test_a_local_ray_is_made_large_enough_and_has_what_the_options_say(calls):
         assert os.environ["RAY_AUTH_MODE"] == "token"
         assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
         assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
-        assert os.environ["RAY_worker_niceness"] == "0"
+        assert os.environ["RAY_worker_niceness"] == "0"  # noqa: SIM112  # Ray spells it so
 
     assert calls[0]["address"] == "local"
     assert calls[0]["num_cpus"] == 101
