@@ -39,9 +39,8 @@ def main(
     received: list[int] = []
 
     def terminate(number: int, frame: object) -> None:
-        received.append(
-            number
-        )  # Ray turns an exception raised inside its calls into a KeyboardInterrupt
+        # Ray turns an exception raised inside its calls into a KeyboardInterrupt.
+        received.append(number)
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)

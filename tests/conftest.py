@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_finish():
-    """Exclude imported objects from garbage collection, which saves a third of the time of composing options."""
+    """Exclude imported objects from garbage collection: composing options allocates much and triggers it often."""
     gc.collect()
     gc.freeze()
 

@@ -27,7 +27,7 @@ def run_on_ranks(function, *arguments, ranks=2):
     The processes are forked from a server that imports torch and the training once for all tests.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["kornia", "pipeline.training.run", "pipeline.models.providers", function.__module__]
+        ["kornia", "pipeline.training.run", "pipeline.models.providers"]
     )
     torch.multiprocessing.start_processes(
         function, arguments, nprocs=ranks, start_method="forkserver"
