@@ -52,7 +52,7 @@ teach verify distill evaluate sweep report:
 	@$(PY) -m stages.$@ $(if $(strip $(ARGS)),$(ARGS),$(DEMO_$@) experiment=demo)
 
 submit render: VERB ?= $(error VERB is missing; name a stage: make $@ VERB=precompute)
-submit: install ## run VERB as a job on the Ray head at ADDRESS (docs/cluster.md)
+submit: install ## run VERB as a job on the Ray head at ADDRESS (docs/howto/cluster.md)
 	@$(dir $(PY))ray job submit --address $(ADDRESS) --working-dir . -- python -m stages.$(VERB) \
 		$(if $(filter $(CLUSTER_STAGES),$(VERB)),cluster=existing) $(ARGS)
 

@@ -1,4 +1,4 @@
-"""docs/store-format.md: its example runs unchanged, and its tables list every column."""
+"""docs/reference/store-format.md: its example runs unchanged, and its tables list every column."""
 
 import json
 import re

@@ -119,7 +119,7 @@ def _connect(config: ClusterConfig) -> None:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ClusterError(
             f"no Ray cluster could be joined at cluster.address={address} ({reason}); "
-            "start one (ray start --head), correct cluster.address, or see docs/cluster.md for its token"
+            "start one (ray start --head), correct cluster.address, or see docs/howto/cluster.md for its token"
         ) from error
 
 

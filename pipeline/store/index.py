@@ -59,7 +59,7 @@ RECEIPT_SCHEMA = pa.schema(
         }.items()
     ]
 )
-"""Columns of an image shard's receipt, as described in docs/store-format.md."""
+"""Columns of an image shard's receipt, as described in docs/reference/store-format.md."""
 
 INDEX_SCHEMA = RECEIPT_SCHEMA.append(pa.field("array_row", pa.int64(), nullable=False))
 """Columns of index.parquet: those of the receipts, and each record's row in the arrays of canonical passes."""

@@ -1,4 +1,4 @@
-"""Properties of every source, and the commands of docs/datasets.md."""
+"""Properties of every source, and the commands of docs/howto/datasets.md."""
 
 import json
 import pickle

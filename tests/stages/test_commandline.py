@@ -265,7 +265,7 @@ def test_arms_that_are_typed_replace_an_experiments():
 
 
 def readme_commands():
-    """Stage commands of the README and docs/cluster.md, one line each."""
+    """Stage commands of the README and docs/howto/cluster.md, one line each."""
     pages = (ROOT / "README.md", ROOT / "docs" / "cluster.md")
     text = "\n".join(page.read_text() for page in pages).replace("\\\n", " ")
     return [

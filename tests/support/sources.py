@@ -26,4 +26,4 @@ def code_blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
-PAGE = (ROOT / "docs/datasets.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/howto/datasets.md").read_text(encoding="utf-8")
