@@ -1,0 +1,471 @@
+"""Tables of the pages, from the committed results.
+
+python -m docs.tables       fills the tables between `<!-- table: NAME -->` and `<!-- end -->` in README.md and docs/
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from tests.benchmarks.table import RESULTS, load, markdown
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = ROOT / "conf" / "experiment"
+MARK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+Run = dict[str, Any]
+
+
+def results_of(experiment: str) -> dict[str, Any]:
+    """Read the committed results of an experiment."""
+    values: dict[str, Any] = json.loads((EXPERIMENTS / f"{experiment}.results.json").read_text())
+    return values
+
+
+def runs_of(experiment: str, arm: str) -> list[Run]:
+    """Runs of one arm, in the order of their seeds."""
+    runs = [run for run in results_of(experiment)["runs"] if run["method"] == arm]
+    if not runs:
+        raise KeyError(f"{experiment} has no arm {arm}")
+    return sorted(runs, key=lambda run: run["seed"])
+
+
+# ---- cells ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text of a cell, and the number by which its column is compared."""
+
+    text: str
+    number: float | None = None
+
+    @property
+    def bold(self) -> str:
+        return f"**{self.text}**"
+
+
+def rounded(value: Decimal, digits: int) -> Decimal:
+    """Round as by hand: a 5 is rounded up."""
+    return value.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+
+
+def numbers_of(runs: Sequence[Run], metric: str, scale: float = 100) -> list[Decimal]:
+    """Values of a metric, exactly as they are written in the results."""
+    return [Decimal(str(run[metric])) * Decimal(str(scale)) for run in runs]
+
+
+def spread(runs: Sequence[Run], metric: str, scale: float = 100, digits: int = 1) -> Cell:
+    """Mean and sample standard deviation over the runs."""
+    values = numbers_of(runs, metric, scale)
+    middle, width = rounded(mean(values), digits), rounded(stdev(values), digits)
+    return Cell(f"{middle} &plusmn; {width}", float(middle))
+
+
+def average(runs: Sequence[Run], metric: str, scale: float = 100, digits: int = 1) -> Cell:
+    """Mean over the runs."""
+    value = rounded(mean(numbers_of(runs, metric, scale)), digits)
+    return Cell(str(value), float(value))
+
+
+def single(value: float, scale: float = 1, digits: int = 2) -> Cell:
+    """One number."""
+    return Cell(str(rounded(Decimal(str(value)) * Decimal(str(scale)), digits)))
+
+
+def by_seed(runs: Sequence[Run], metric: str) -> Cell:
+    """Value of each run in per cent."""
+    return Cell(", ".join(single(run[metric], 100, 1).text for run in runs))
+
+
+def table(header: Sequence[str], rows: Iterable[tuple[str, Sequence[Cell]]]) -> str:
+    """Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for label, cells in rows:
+        texts = [label, *(cell.text for cell in cells)]
+        lines.append("| " + " | ".join(texts) + " |")
+    return "\n".join(re.sub(r"  +", " ", line) for line in lines) + "\n"
+
+
+Rows = list[tuple[str, list[Cell]]]
+
+
+def with_best(rows: Rows, columns: Sequence[int], best: Callable[..., float] = max) -> Rows:
+    """Mark the best cells of some columns."""
+    for column in columns:
+        numbers = [cells[column].number for _, cells in rows]
+        highest = best(number for number in numbers if number is not None)
+        for _, cells in rows:
+            if cells[column].number == highest:
+                cells[column] = Cell(cells[column].bold, highest)
+    return rows
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+SHOTS = "cifar10_50shots"
+SHOTS_ARMS = {
+    "labels": "labels only",
+    "kd": "frozen KD",
+    "e2kd": "frozen e2KD",
+    "e2kd_unaugmented": "frozen e2KD, maps not moved with the image",
+    "e2kd_shuffled": "frozen e2KD, maps shuffled",
+}
+
+
+def cifar10_50shots() -> str:
+    """Students of CIFAR-10 with 50 images a class, seed by seed."""
+    rows = []
+    for arm, label in SHOTS_ARMS.items():
+        runs = runs_of(SHOTS, arm)
+        seeds = [single(run["accuracy"], 100, 1) for run in runs]
+        rows.append((label, [*seeds, spread(runs, "accuracy"), spread(runs, "agreement")]))
+    header = ("test accuracy, %", "seed 0", "seed 1", "seed 2", "mean", "agreement with the teacher")
+    return table(header, with_best(rows, [3]))
+
+
+def cifar10_50shots_short() -> str:
+    """The same without the seeds."""
+    rows = []
+    for arm, label in SHOTS_ARMS.items():
+        runs = runs_of(SHOTS, arm)
+        rows.append((label, [spread(runs, "accuracy"), spread(runs, "agreement")]))
+    header = ("%, three seeds", "test accuracy", "agreement with the teacher")
+    return table(header, with_best(rows, [0, 1]))
+
+
+def cifar10_modes() -> str:
+    """Frozen, replayed and live targets with GradCAM."""
+    views = {
+        item["views"]: f"{item['bytes']:,.0f}"
+        for item in reversed(results_of("cifar10_replay")["passes"])
+    }
+    # KD reads no maps, so its bytes are those of the other fields.
+    arms = [
+        ("frozen KD", "cifar10_live", "kd", "20"),
+        ("live KD", "cifar10_live", "kd_live", ""),
+        ("replayed KD, V = 16", "cifar10_replay", "kd_v16", "1,331"),
+        ("frozen e2KD", "cifar10_live", "e2kd", views["1 canonical"]),
+        ("replayed e2KD, V = 1", "cifar10_replay", "e2kd_v1", views["1 random"]),
+        ("replayed e2KD, V = 4", "cifar10_replay", "e2kd_v4", views["4 random"]),
+        ("replayed e2KD, V = 16", "cifar10_replay", "e2kd_v16", views["16 random"]),
+        ("live e2KD", "cifar10_live", "e2kd_live", ""),
+    ]
+    rows = []
+    for label, experiment, arm, size in arms:
+        runs = runs_of(experiment, arm)
+        seeds = [single(run["accuracy"], 100, 1) for run in runs]
+        own = [spread(runs, "accuracy"), spread(runs, "agreement"), average(runs, "seconds", 1, 0)]
+        rows.append((label, [*seeds, *own, Cell(size)]))
+    header = ("test accuracy, %", "seed 0", "seed 1", "seed 2", "mean", "agreement")
+    return table(
+        (*header, "seconds a student", "bytes a record"),
+        with_best(rows, [3]),
+    )
+
+
+def cifar10_bcos() -> str:
+    """Frozen, replayed and live targets of B-cos networks."""
+    arms = {
+        "labels": "labels only",
+        "kd": "frozen KD",
+        "kd_live": "live KD",
+        "e2kd": "frozen e2KD",
+        "e2kd_v4": "replayed e2KD, V = 4",
+        "e2kd_v16": "replayed e2KD, V = 16",
+        "e2kd_live": "live e2KD",
+        "e2kd_unaugmented": "frozen e2KD, maps not moved with the image",
+        "e2kd_shuffled": "frozen e2KD, maps shuffled",
+    }
+    rows = []
+    for arm, label in arms.items():
+        runs = runs_of("cifar10_bcos", arm)
+        own = [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
+        own += [average(runs, "map_cosine", 1, 2), average(runs, "seconds", 1, 0)]
+        rows.append((label, own))
+    header = ("test, %", "accuracy by seed", "accuracy", "agreement", "map cosine")
+    return table((*header, "seconds a student"), with_best(rows, [1, 2]))
+
+
+def cifar10_baselines() -> str:
+    """Baselines of e2KD."""
+    arms = [
+        ("labels only", SHOTS, "labels"),
+        ("frozen KD", SHOTS, "kd"),
+        ("frozen e2KD", SHOTS, "e2kd"),
+        ("frozen AT, with labels", "cifar10_baselines", "at"),
+        ("frozen CAT-KD, with labels", "cifar10_baselines", "cat_kd"),
+        ("ReviewKD, live, with labels, a third of the epochs", "cifar10_baselines", "review_kd"),
+    ]
+    rows = []
+    for label, experiment, arm in arms:
+        runs = runs_of(experiment, arm)
+        own = [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
+        rows.append((label, own))
+    return table(("test accuracy, %", "by seed", "mean", "agreement"), rows)
+
+
+def cifar10_datafree() -> str:
+    """Students that never saw their teacher's images."""
+    rows = []
+    for arm, label in (("kd", "frozen KD"), ("e2kd", "frozen e2KD")):
+        runs = runs_of("cifar10_datafree", arm)
+        own = [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
+        rows.append((label, own))
+    header = ("trained on 5,760 images of digits on photographs", "accuracy by seed")
+    return table((*header, "accuracy", "agreement"), with_best(rows, [1]))
+
+
+def cifar10_vit() -> str:
+    """Shift curves of a ViT."""
+    curves = results_of("cifar10_vit")["shift_curves"]
+    rows = [
+        (f"{kind}, frozen {label}", [single(value) for value in curves[arm][name][1:]])
+        for name, kind in (("map", "W"), ("contribution", "contributions"))
+        for arm, label in (("kd", "KD"), ("e2kd", "e2KD"))
+    ]
+    return table(("", *map(str, range(1, 9))), rows)
+
+
+def demo_guided() -> str:
+    """Guided teachers of the demo and their students."""
+    teachers = results_of("demo_guided")["teachers"]
+    rows: Rows = []
+    for name, title, ending in (
+        ("plain", "plain teacher", ""),
+        ("epg", "teacher guided by energy", "_epg"),
+        ("iou", "teacher guided by L1", "_iou"),
+    ):
+        of = teachers[name]
+        names = ("epg", "iou", "accuracy", "accuracy_swapped")
+        rows.append((title, [single(of[metric], 100, 1) for metric in names]))
+        for arm, label in (("kd", "KD"), ("e2kd", "e2KD")):
+            runs = runs_of("demo_guided", arm + ending)
+            metrics = ("epg", "iou", "accuracy_in_distribution", "accuracy_swapped")
+            cells = [spread(runs, metric) for metric in metrics]
+            if arm == "e2kd" and ending:
+                cells[0] = Cell(cells[0].bold)
+            rows.append((f"its students, frozen {label}", cells))
+    header = ("", "EPG", "IoU", "accuracy, as in training", "photographs swapped")
+    return table(header, rows)
+
+
+def ked_cifar10_teachers() -> str:
+    """Teachers by the groups of their superfeatures."""
+    sizes = (2, 4, 8, 16)
+
+    def runs(arm: str, number: int) -> list[Run]:
+        return runs_of("ked/cifar10_teachers", f"{arm} superfeatures={number}")
+
+    rows: Rows = [
+        (label, [spread(runs(arm, number), "accuracy") for number in sizes])
+        for arm, label in (("found", "found (Algorithm 1)"), ("contiguous", "contiguous blocks"))
+    ]
+    rows = with_best(rows, range(4))
+    draws = [
+        ", ".join(average(runs(f"random_{draw}", number), "accuracy").text for draw in (0, 1))
+        for number in sizes
+    ]
+    rows.append(("random, two draws", [Cell(text) for text in draws]))
+    return table(("test accuracy, % (M superfeatures)", *map(str, sizes)), rows)
+
+
+KED_ARMS = {
+    "labels": "labels",
+    "kd": "KD",
+    "kd_chimeras": "KD + chimeras",
+    "ked": "KED",
+    "ked_mu1": "KED, mu = 1",
+    "ked_chimeras": "KED + chimeras",
+    "ked_shuffled": "KED, explanations of other records",
+    "ked_noise": "KED, noise in their place",
+}
+
+
+def _by_shots(experiment: str, shots: Sequence[int], title: str, arms: dict[str, str]) -> str:
+    rows: Rows = [
+        (label, [spread(runs_of(experiment, f"{arm} shots={n}"), "accuracy") for n in shots])
+        for arm, label in arms.items()
+    ]
+    return table((title, *map(str, shots)), with_best(rows, range(len(shots))))
+
+
+def ked_digits() -> str:
+    """Students of digits by the number of images."""
+    title = "test accuracy, % (images a class)"
+    return _by_shots("ked/digits", (2, 5, 10, 25), title, KED_ARMS)
+
+
+def ked_cifar10() -> str:
+    """Students of CIFAR-10 by the number of images."""
+    title = "test accuracy, % (images a class)"
+    return _by_shots("ked/cifar10", (25, 100), title, KED_ARMS)
+
+
+def ked_digits_levels() -> str:
+    """Students by their number of superfeatures."""
+    sizes = (1, 2, 4, 8)
+    rows: Rows = [
+        (
+            label,
+            [
+                spread(runs_of("ked/digits_levels", f"{arm} superfeatures={n}"), "accuracy")
+                for n in sizes
+            ],
+        )
+        for arm, label in (("kd", "KD"), ("ked", "KED"))
+    ]
+    return table(("test accuracy, % (superfeatures)", *map(str, sizes)), rows)
+
+
+def ked_cifar10_trunk() -> str:
+    """KED against e2KD."""
+    arms = {
+        "labels": "labels",
+        "kd": "KD",
+        "e2kd": "e2KD, lambda 1",
+        "e2kd_map5": "e2KD, lambda 5",
+        "ked": "KED",
+    }
+    rows: Rows = []
+    for arm, label in arms.items():
+        runs = runs_of("ked/cifar10_trunk", arm)
+        own = [spread(runs, "accuracy"), spread(runs, "agreement")]
+        own += [average(runs, "map_cosine", 1, 2), average(runs, "superfeature_kl", 1, 2)]
+        rows.append((label, own))
+    rows = with_best(with_best(rows, [0, 1, 2]), [3], min)
+    header = ("", "test accuracy, %", "agreement, %", "cosine of the maps")
+    return table((*header, "KL of the superfeatures"), rows)
+
+
+COLUMN_ARMS = {
+    "labels": "labels",
+    "kd": "KD",
+    "ked": "KED",
+    "ked_chimeras": "KED + chimeras",
+    "ked_shuffled": "KED, explanations of other rows",
+    "ked_noise": "KED, noise in their place",
+}
+
+
+def ked_wine() -> str:
+    """Students of wine by the number of rows."""
+    return _by_shots("ked/wine", (2, 5, 10), "test accuracy, % (rows a class)", COLUMN_ARMS)
+
+
+def ked_breast_cancer() -> str:
+    """Students of breast cancer by the number of rows."""
+    return _by_shots("ked/breast_cancer", (5, 20), "test accuracy, % (rows a class)", COLUMN_ARMS)
+
+
+STUDY_ARMS = {
+    "labels": "labels",
+    "smoothed": "smoothed labels",
+    "kd": "KD",
+    "e2kd": "e2KD",
+}
+
+
+def _by_arm(experiment: str, metrics: Sequence[tuple[Any, ...]], title: str) -> str:
+    """Table with one row per metric: (name, label, scale, digits, best, teacher's text)."""
+    rows: Rows = []
+    for name, label, scale, digits, best, teacher in metrics:
+        cells = [spread(runs_of(experiment, arm), name, scale, digits) for arm in STUDY_ARMS]
+        if best is not None:
+            wanted = best(cell.number for cell in cells)
+            cells = [Cell(cell.bold) if cell.number == wanted else cell for cell in cells]
+        rows.append((label, [*cells, Cell(teacher)]))
+    return table((title, *STUDY_ARMS.values(), "teacher"), rows)
+
+
+def cifar10_evaluators() -> str:
+    """Students of CIFAR-10 with every evaluator."""
+    of = results_of("cifar10_evaluators")["teacher"]
+    metrics = (
+        ("accuracy", "test accuracy, %", 100, 1, max, single(of["accuracy"], 100, 1).text),
+        ("fss", "FSS", 1, 3, max, f"{of['fss']:.0f}"),
+        ("left_of_teacher", "RS, left of the teacher", 1, 3, min, f"{of['left_of_teacher']:.0f}"),
+        (
+            "class_similarity",
+            "class similarity, correlation with the teacher's",
+            *(1, 2, max),
+            f"{of['class_similarity']:.0f}",
+        ),
+        ("map_cosine", "cosine of maps with the teacher's", 1, 2, max, "1"),
+        (
+            "detectors",
+            "units of 64 that detect a concept",
+            *(1, 1, None),
+            f"{of['detectors']:.0f}",
+        ),
+    )
+    return _by_arm("cifar10_evaluators", metrics, "")
+
+
+def cells() -> str:
+    """Students of drawn cells."""
+    of = results_of("cells")["teacher"]
+
+    def teacher(name: str) -> str:
+        return single(of[name], 100, 1).text
+
+    label = "gradient's energy on the cell, above its area"
+    metrics = (
+        ("accuracy", "test accuracy", 100, 1, max, teacher("accuracy")),
+        ("five_band_recall", "five bands: recall", 100, 1, max, teacher("five_band_recall")),
+        ("five_band_fpr", "five bands: false positive rate", 100, 1, min, teacher("five_band_fpr")),
+        ("mask_energy", label, 100, 1, max, teacher("mask_energy")),
+    )
+    return _by_arm("cells", metrics, "%")
+
+
+def bench() -> str:
+    """Ratios that `make bench` measured."""
+    return markdown(load(RESULTS))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    function.__name__: function
+    for function in (
+        cifar10_50shots,
+        cifar10_50shots_short,
+        cifar10_modes,
+        cifar10_bcos,
+        cifar10_baselines,
+        cifar10_datafree,
+        cifar10_vit,
+        demo_guided,
+        ked_cifar10_teachers,
+        ked_digits,
+        ked_digits_levels,
+        ked_cifar10,
+        ked_cifar10_trunk,
+        ked_wine,
+        ked_breast_cancer,
+        cifar10_evaluators,
+        cells,
+        bench,
+    )
+}
+
+
+def with_tables(page: str) -> str:
+    """Return a page with its tables filled."""
+    return MARK.sub(lambda found: found[1] + TABLES[found[2]]() + found[4], page)
+
+
+def pages() -> list[Path]:
+    """Pages that may have tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+if __name__ == "__main__":
+    for path in pages():
+        path.write_text(with_tables(path.read_text()))
