@@ -458,7 +458,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 def with_tables(page: str) -> str:
     """Return a page with its tables filled."""
-    return MARK.sub(lambda found: found[1] + TABLES[found[2]]() + found[4], page)
+    return MARK.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n{found[4]}", page)
 
 
 def pages() -> list[Path]:
