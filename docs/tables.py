@@ -127,7 +127,14 @@ def cifar10_50shots() -> str:
         runs = runs_of(SHOTS, arm)
         seeds = [single(run["accuracy"], 100, 1) for run in runs]
         rows.append((label, [*seeds, spread(runs, "accuracy"), spread(runs, "agreement")]))
-    header = ("test accuracy, %", "seed 0", "seed 1", "seed 2", "mean", "agreement with the teacher")
+    header = (
+        "test accuracy, %",
+        "seed 0",
+        "seed 1",
+        "seed 2",
+        "mean",
+        "agreement with the teacher",
+    )
     return table(header, with_best(rows, [3]))
 
 

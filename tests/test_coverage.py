@@ -1,4 +1,4 @@
-"""The README's tables of the papers' options and tests: every entry exists, and every option is listed."""
+"""Tables of the papers' options and tests (docs/papers/): every entry exists, and every option is listed."""
 
 import re
 from dataclasses import fields
@@ -11,10 +11,11 @@ from pipeline.config.verbs import FAMILIES
 from tests.support.composition import composed_of
 from tests.support.paths import ROOT
 
-PAGE = (ROOT / "README.md").read_text()
+PAGES = sorted((ROOT / "docs" / "papers").glob("*.md"))
 TABLES = [
     part.split("<!-- end of options and tests -->")[0]
-    for part in PAGE.split("<!-- options and tests -->")[1:]
+    for page in PAGES
+    for part in page.read_text().split("<!-- options and tests -->")[1:]
 ]
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
@@ -31,11 +32,12 @@ OPTIONS = [option for row in ROWS for option in re.findall(r"`([^`]+)`", row[1])
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
 def test_a_row_names_a_test_that_is_there(row):
-    file, name = re.fullmatch(r"`(\w+\.py)::(\w+)`", row[2]).groups()
+    file, name, link = re.fullmatch(r"\[`(\w+\.py)::(\w+)`\]\((.+)\)", row[2]).groups()
 
     (path,) = ROOT.glob(f"tests/**/{file}")
 
     assert f"def {name}(" in path.read_text()
+    assert link == f"../../{path.relative_to(ROOT).as_posix()}"
 
 
 @pytest.mark.parametrize("option", OPTIONS)

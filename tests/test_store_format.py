@@ -17,7 +17,7 @@ from pipeline.store.reader import Store
 from stages import precompute
 from tests.support.stores import precompute_config
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs" / "store-format.md").read_text()
+PAGE = (Path(__file__).resolve().parent.parent / "docs/reference/store-format.md").read_text()
 (EXAMPLE,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
 

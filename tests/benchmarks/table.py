@@ -1,7 +1,4 @@
-"""The figures as a Markdown table, and the README's copy of it.
-
-python -m tests.benchmarks.table       writes the figures of results.json into README.md
-"""
+"""The figures as a Markdown table, which `python -m docs.tables` writes into docs/results/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -11,10 +8,8 @@ from pathlib import Path
 
 from tests.benchmarks.figures import Figure
 
-ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_name("results.json")
 """Figures of the last run that was recorded in the repository."""
-BEGIN, END = "<!-- figures of make bench -->\n", "<!-- end of figures -->"
 TITLES = {
     "precompute_vs_bare_loop": "precompute (ResNet-20, GradCAM, commits), speed against a bare decode + forward loop",
     "gradcam_vs_logits": "precompute with GradCAM, cost against logits alone",
@@ -55,15 +50,3 @@ def _interval(figure: Figure) -> str:
 def load(path: Path) -> list[Figure]:
     """Read the figures that a run wrote."""
     return [Figure(**line) for line in json.loads(path.read_text())]
-
-
-def with_table(readme: str, figures: Sequence[Figure]) -> str:
-    """Return the README with its table replaced."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return before + BEGIN + markdown(figures) + END + after
-
-
-if __name__ == "__main__":
-    page = ROOT / "README.md"
-    page.write_text(with_table(page.read_text(), load(RESULTS)))

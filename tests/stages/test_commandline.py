@@ -1,8 +1,7 @@
-"""Command line: options, errors, help and documented commands."""
+"""Command line: options, errors and help."""
 
 import re
 import runpy
-import shlex
 import subprocess
 import sys
 
@@ -17,7 +16,6 @@ from pipeline.config.models import NoModelConfig
 from pipeline.config.reference import options_page
 from pipeline.config.verbs import VERBS
 from pipeline.core.errors import ConfigError
-from stages import render
 from tests.support.paths import ROOT
 
 
@@ -262,25 +260,6 @@ def test_arms_that_are_typed_replace_an_experiments():
     config = build_config("sweep", "experiment=demo", "arms={one: ['method=kd']}", "seeds=[4]")
 
     assert config.arms == {"one": ("method=kd",)}
-
-
-def readme_commands():
-    """Stage commands of the README and docs/howto/cluster.md, one line each."""
-    pages = (ROOT / "README.md", ROOT / "docs" / "cluster.md")
-    text = "\n".join(page.read_text() for page in pages).replace("\\\n", " ")
-    return [
-        line.split("#")[0].split(">")[0].strip()
-        for line in text.splitlines()
-        if line.startswith("    python -m stages.")
-    ]
-
-
-@pytest.mark.parametrize("command", readme_commands())
-def test_every_command_of_the_readme_composes(command):
-    _, _, module, *words = shlex.split(command)
-    verb = module.removeprefix("stages.")
-
-    assert (render.configure(words) if verb == "render" else build_config(verb, *words)) is not None
 
 
 def test_numbers_in_scientific_notation_are_numbers():

@@ -19,11 +19,13 @@ def fingerprint(config):
 
 def documented_config(command_part):
     (command,) = [c for c in "".join(code_blocks("bash")).splitlines() if command_part in c]
-    return build_verb_config("precompute", compose("precompute", shlex.split(command)[3:])).data
+    return build_verb_config("precompute", compose("precompute", shlex.split(command)[2:])).data
 
 
 def code_blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
+    """Code blocks of the catalog, with continued lines joined."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
+    return [re.sub(r" \\\n\s*", " ", block) for block in blocks]
 
 
 PAGE = (ROOT / "docs/howto/datasets.md").read_text(encoding="utf-8")

@@ -1,0 +1,180 @@
+"""Commands of the pages: each is composed, executed, or marked with what it needs."""
+
+import runpy
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.config.compose import section_names, section_of
+from pipeline.config.models import TorchvisionModelConfig
+from pipeline.models.providers import build_model
+from tests.support.commands import UnknownCommandError, check, lines_of, verb_and_words
+from tests.support.pages import PAGES, blocks_of
+from tests.support.paths import ROOT
+
+SHELL = [block for page in PAGES for block in blocks_of(page) if block.language in ("bash", "")]
+COMMANDS = [(block, command) for block in SHELL for command in lines_of(block.code)]
+LANGUAGES = {"bash", "python", "text"}
+
+
+def block_with(page, text):
+    """Block of a page that contains a text."""
+    (found,) = (block for block in blocks_of(ROOT / page, "bash") if text in block.code)
+    return found
+
+
+@pytest.mark.parametrize(("block", "command"), COMMANDS, ids=str)
+def test_a_command_of_a_page_could_begin(block, command):
+    try:
+        check(command)
+    except UnknownCommandError:
+        if block.needs is None:
+            raise
+
+
+def test_every_block_states_its_language():
+    unnamed = [
+        str(block) for page in PAGES for block in blocks_of(page) if block.language not in LANGUAGES
+    ]
+
+    assert unnamed == []
+
+
+def test_no_page_has_an_indented_block():
+    """Such a block is not checked."""
+    wrong = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for block in blocks_of(page):
+            text = text.replace(block.code, "")
+        lines = text.splitlines()
+        wrong += [
+            f"{page.name}: {line}"
+            for before, line in pairwise(lines)
+            if line.startswith("    ") and before == ""
+        ]
+
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["permafrost distil", "make everything", "rm -rf stores", "python -m docs.nothing"],
+)
+def test_a_command_that_nobody_knows_is_an_error(command):
+    with pytest.raises(UnknownCommandError):
+        check(command)
+
+
+def test_a_loop_is_written_out_and_comments_are_left_out():
+    code = "for v in 1 4; do permafrost a views.count=$v; done  # twice\n# nothing\nmake \\\n  b\n"
+
+    assert list(lines_of(code)) == [
+        "permafrost a views.count=1",
+        "permafrost a views.count=4",
+        "make b",
+    ]
+
+
+# ---- executed ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_block(monkeypatch, capsys):
+    """Function that executes the stages of a block, with further options that make them small."""
+
+    def run(block, *small):
+        for command in lines_of(block.code):
+            verb, words = verb_and_words(command)
+            names = section_names(verb)
+            words += [word for word in small if section_of(word) in names]
+            monkeypatch.setattr("sys.argv", [verb, *words])
+            code = 0
+            try:
+                runpy.run_path(str(ROOT / "stages" / f"{verb}.py"), run_name="__main__")
+            except SystemExit as end:
+                code = end.code
+            assert not code, f"{command}\n{capsys.readouterr().err}"
+
+    return run
+
+
+def write_photos(folder):
+    generator = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        for number in range(12):
+            path = folder / name / f"{number:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 255, (72, 80, 3), dtype=np.uint8)).save(path)
+
+
+SMALL = (
+    *(
+        "executor=serial",
+        "store.image_size=64",
+        "teacher.input_size=64",
+        "augment.size=64",
+        "annotate.batch_size=8",
+    ),
+    *("trainer.epochs=1", "trainer.batch_size=4", "trainer.num_threads=1", "report.cases=2"),
+)
+
+
+def test_the_four_commands_for_own_data_fit_together(tmp_path, run_block):
+    write_photos(tmp_path / "photos")
+    torch.manual_seed(0)
+    torch.save(
+        build_model(TorchvisionModelConfig(name="resnet50"), 2).network.state_dict(), "resnet50.pth"
+    )
+    block = block_with("README.md", "run=photos")
+
+    run_block(block, *SMALL)
+
+    assert "e2kd" in (tmp_path / "runs/photos/distill/config.yaml").read_text()
+    assert (tmp_path / "runs/photos/evaluate/metrics.json").exists()
+    assert (tmp_path / "runs/photos/report.html").exists()
+
+
+def test_the_readme_and_the_first_steps_have_the_same_commands():
+    for page in ("README.md", "docs/getting-started.md"):
+        assert "data.test_fraction" in block_with(page, "permafrost report run=photos").code
+    readme, steps = (
+        list(lines_of(block_with(page, "permafrost report run=photos").code))
+        for page in ("README.md", "docs/getting-started.md")
+    )
+
+    assert readme == steps
+
+
+@pytest.mark.slow
+def test_the_stages_of_a_table_run_as_they_are_printed(tmp_path, run_block):
+    run_block(block_with("docs/howto/tables.md", "data.name=breast_cancer"), "executor=serial")
+
+    assert (tmp_path / "runs/breast-cancer/arms/report.html").exists()
+
+
+TINY_DEMO = (
+    *("executor=serial", "trainer.epochs=1", "teaching.trainer.epochs=1", "seeds=[0]"),
+    *("data.image_size=16", "data.min_digit_size=8", "data.max_digit_size=12"),
+    *("data.test_digits=20", "data.train_digits=200", "data.teacher_digits=40"),
+    *("trainer.num_threads=1", "teaching.trainer.num_threads=1", "report.cases=2"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_steps_of_the_demo_and_what_builds_on_it_run(tmp_path, run_block):
+    page = "docs/getting-started.md"
+
+    run_block(block_with(page, "permafrost verify experiment=demo"), *TINY_DEMO)
+    run_block(block_with(page, "run=my-student"), *TINY_DEMO)
+    run_block(block_with("docs/concepts/frozen-replay-live.md", "mode=replay"), *TINY_DEMO)
+    run_block(block_with("docs/concepts/frozen-replay-live.md", "mode=live"), *TINY_DEMO)
+    run_block(block_with("docs/howto/evaluate.md", "evaluators=[accuracy"), *TINY_DEMO)
+    run_block(block_with("docs/howto/report.md", "run=taus"), *TINY_DEMO)
+
+    assert (tmp_path / "runs/demo/report.html").exists()
+    assert (tmp_path / "runs/replayed/distill/model.safetensors").exists()

@@ -1,0 +1,42 @@
+"""Tables of the pages: those with a name are what the committed results say."""
+
+import re
+
+import pytest
+
+from docs.tables import MARK, TABLES, pages, rounded, with_tables
+from tests.support.paths import ROOT
+
+NAMED = [page for page in pages() if MARK.search(page.read_text())]
+
+
+@pytest.mark.parametrize("page", NAMED, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_tables_of_a_page_are_those_of_the_results(page):
+    text = page.read_text()
+
+    assert with_tables(text) == text, "python -m docs.tables"
+
+
+def test_every_table_is_on_a_page():
+    named = [name for page in NAMED for _, name, _, _ in MARK.findall(page.read_text())]
+
+    assert sorted(named) == sorted(TABLES)
+
+
+def test_a_five_is_rounded_up():
+    from decimal import Decimal
+
+    assert [str(rounded(Decimal(text), 1)) for text in ("36.25", "52.349", "6.05")] == [
+        "36.3",
+        "52.3",
+        "6.1",
+    ]
+
+
+def test_every_committed_result_has_a_table():
+    source = (ROOT / "docs" / "tables.py").read_text()
+    without = {"ked/digits_teachers"}  # in a sentence
+
+    for path in (ROOT / "conf" / "experiment").rglob("*.results.json"):
+        name = path.relative_to(ROOT / "conf/experiment").as_posix().removesuffix(".results.json")
+        assert name in without or re.search(rf'"{name}[" ]', source), name
