@@ -14,7 +14,7 @@ STAGES := precompute teach verify distill evaluate sweep report
 # Stages with a section cluster.
 CLUSTER_STAGES := precompute teach distill sweep
 ADDRESS ?= http://127.0.0.1:8265
-.PHONY: help install demo submit render test test-all bench lint format lock clean $(STAGES)
+.PHONY: help install demo submit render test test-all bench docs lint format lock clean $(STAGES)
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -65,8 +65,18 @@ test: install ## run the tests in JOBS=3 processes: 4 to 5 minutes on 2 cores
 test-all: install ## run the tests, including the slow ones
 	@$(PYTEST) -m "slow or not slow" $(ARGS)
 
-bench: install ## measure the ratios of the README, about 10 minutes; ARGS="stream bytes" selects some
+bench: install ## measure the ratios of docs/results/benchmarks.md, about 10 minutes; ARGS="stream bytes" selects some
 	@$(PY) -m tests.benchmarks $(ARGS)
+
+docs: install .venv/.docs-installed ## write the generated pages, check all links, and build the site in site/
+	@$(PY) -m pipeline.config.reference > docs/reference/options.md
+	@$(PY) -m docs.tables
+	@$(PY) -m docs.links
+	@$(PY) -m docs.site "$$(git config --get remote.origin.url)"
+	@$(dir $(PY))zensical build --strict
+
+.venv/.docs-installed: pyproject.toml .venv/.installed
+	@PATH="$$PWD/.venv/bin:$$PATH" uv pip install -q --python $(PY) -r pyproject.toml --extra docs && touch $@
 
 lint: install ## run ruff and mypy
 	@$(PY) -m ruff check .
@@ -81,5 +91,5 @@ lock: ## update the pinned packages from pyproject.toml
 	uv pip compile -q --universal --no-emit-index-url --python-version 3.11 --extra dev \
 		--no-annotate --no-header --generate-hashes --upgrade pyproject.toml -o requirements.lock
 
-clean: ## remove runs and stores (not .venv)
-	rm -rf runs stores
+clean: ## remove runs, stores and the site (not .venv)
+	rm -rf runs stores build site

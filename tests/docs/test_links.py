@@ -1,26 +1,15 @@
-"""Links between pages and to files of the repository."""
+"""Links between pages and to files of the repository, and the site that is made of the pages."""
 
-import re
+import tomllib
+import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from tests.support.pages import PAGES, anchors_of, without_code
+from docs import site
+from docs.links import PAGES, anchors_of, file_of, links_of, problems_of
 from tests.support.paths import ROOT
 
-LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)", re.S)
-
-
-def problems_of(page):
-    """Iterate over the links of a page that lead nowhere."""
-    for target in LINK.findall(without_code(page.read_text(encoding="utf-8"))):
-        if "://" in target or target.startswith("mailto:"):
-            continue
-        path, _, anchor = target.partition("#")
-        file = (page.parent / path).resolve() if path else page
-        if not file.exists() or not file.is_relative_to(ROOT):
-            yield f"{target}: no such file"
-        elif anchor and file.suffix == ".md" and anchor not in anchors_of(file):
-            yield f"{target}: no such heading"
+DOCS = ROOT / "docs"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -28,33 +17,77 @@ def test_every_link_of_a_page_leads_somewhere(page):
     assert list(problems_of(page)) == []
 
 
-def test_every_page_of_docs_is_reached_from_the_index():
-    index = ROOT / "docs" / "index.md"
-    found, waiting = set(), [index]
-    while waiting:
-        page = waiting.pop()
-        if page in found:
-            continue
-        found.add(page)
-        for target in LINK.findall(without_code(page.read_text(encoding="utf-8"))):
-            file = (page.parent / target.partition("#")[0]).resolve()
-            if file.suffix == ".md" and file.is_relative_to(ROOT / "docs"):
-                waiting.append(file)
-
-    assert found == {page for page in PAGES if page.is_relative_to(ROOT / "docs")}
-
-
-def test_a_dead_link_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.docs.test_links.ROOT", tmp_path)
+def test_a_dead_link_is_found(tmp_path):
     (tmp_path / "other.md").write_text("# Other page\n")
     page = tmp_path / "page.md"
     page.write_text("[a](other.md#other-page) [b](gone.md) [c](other.md#gone) `[d](code.md)`\n")
 
-    assert list(problems_of(page)) == ["gone.md: no such file", "other.md#gone: no such heading"]
+    assert list(problems_of(page, tmp_path)) == [
+        "gone.md: no such file",
+        "other.md#gone: no such heading",
+    ]
 
 
-def test_lines_of_the_readme_fit():
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+def test_an_anchor_is_named_as_github_names_it(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# The `store`'s files, 2\n## Two\n## Two\n```text\n# no heading\n```\n")
+
+    assert anchors_of(page) == {"the-stores-files-2", "two", "two-1"}
+
+
+def test_every_page_is_reached_from_the_index():
+    found, waiting = set(), [DOCS / "index.md"]
+    while waiting:
+        page = waiting.pop()
+        if page not in found:
+            found.add(page)
+            linked = [file_of(page, target) for target in links_of(page)]
+            waiting += [file for file in linked if file.suffix == ".md" and DOCS in file.parents]
+
+    assert found == {page for page in PAGES if DOCS in page.parents}
+
+
+def test_every_page_is_in_the_sites_navigation():
+    nav = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
+    named = [page for section in nav for pages in section.values() for page in pages]
+
+    assert sorted(named) == sorted(
+        page.relative_to(DOCS).as_posix() for page in PAGES if DOCS in page.parents
+    )
+
+
+@pytest.mark.parametrize(
+    ("remote", "address"),
+    [
+        ("git@host.org:owner/name.git", "https://host.org/owner/name"),
+        ("https://host.org/owner/name", "https://host.org/owner/name"),
+        ("/a/folder", ""),
+    ],
+)
+def test_a_remote_has_an_address_in_a_browser(remote, address):
+    assert site.web_address(remote) == address
+
+
+def test_links_out_of_the_pages_lead_into_the_repository():
+    page = DOCS / "development" / "architecture.md"
+
+    linked, plain = site.for_site(page, "https://host/name"), site.for_site(page, "")
+
+    assert "(https://host/name/blob/HEAD/pipeline/losses/e2kd.py)" in linked
+    assert "(https://host/name/tree/HEAD/pipeline/config)" in linked
+    assert "../../pipeline" not in plain
+    assert "(../howto/add-a-loss.md)" in plain
+
+
+def test_the_figure_is_an_image_with_a_title():
+    figure = ElementTree.parse(DOCS / "figures" / "overview.svg").getroot()
+
+    assert figure.tag.endswith("svg")
+    assert figure.find("{http://www.w3.org/2000/svg}title").text
+
+
+def test_the_readme_is_short():
+    lines = (ROOT / "README.md").read_text().splitlines()
 
     assert len(lines) <= 180
     assert max(map(len, lines)) <= 120

@@ -1,4 +1,4 @@
-"""Markdown pages of the repository: their code blocks, links and anchors."""
+"""Code blocks of the Markdown pages of the repository."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from docs.links import FENCE, PAGES
 from tests.support.paths import ROOT
 
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-_FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^ *```$", re.M | re.S)
+__all__ = ["PAGES", "Block", "blocks_of"]
 _MARK = re.compile(r"<!-- needs: (.+?) -->\s*$")
 
 
@@ -31,8 +31,8 @@ class Block:
 
 def blocks_of(page: Path, language: str | None = None) -> Iterator[Block]:
     """Iterate over the code blocks of a page."""
-    text = page.read_text(encoding="utf-8")
-    for found in _FENCE.finditer(text):
+    text = page.read_text()
+    for found in FENCE.finditer(text):
         mark = _MARK.search(text[: found.start()])
         block = Block(
             page=page,
@@ -43,22 +43,3 @@ def blocks_of(page: Path, language: str | None = None) -> Iterator[Block]:
         )
         if language in (None, block.language):
             yield block
-
-
-def without_code(text: str) -> str:
-    """Return a page without code blocks and inline code."""
-    return re.sub(r"`[^`]*`", "", _FENCE.sub("", text))
-
-
-def anchors_of(page: Path) -> set[str]:
-    """Anchors of the headings of a page, as GitHub names them."""
-    found: dict[str, int] = {}
-    anchors = set()
-    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
-    for heading in re.findall(r"^#+ (.+)$", text, re.M):
-        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").strip().lower()
-        name = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
-        number = found.get(name, 0)
-        found[name] = number + 1
-        anchors.add(f"{name}-{number}" if number else name)
-    return anchors

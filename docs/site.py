@@ -1,0 +1,62 @@
+"""Source of the site: the pages, with links to files of the repository that a reader of the site can follow.
+
+python -m docs.site [repository address]       writes build/docs for Zensical
+
+A link to a file outside docs/ becomes a link into the repository. Without an address it becomes plain text.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from docs.links import FENCE, LINK, ROOT, file_of
+
+DOCS = ROOT / "docs"
+TARGET = ROOT / "build" / "docs"
+
+
+def web_address(remote: str) -> str:
+    """Address of a repository in a browser, from that of a git remote; empty if there is none."""
+    found = re.fullmatch(r"(?:https://|ssh://git@|git@)([\w.-]+)[:/](.+?)(?:\.git)?/?", remote)
+    return f"https://{found[1]}/{found[2]}" if found else ""
+
+
+def for_site(page: Path, repository: str) -> str:
+    """Content of a page on the site."""
+
+    def replaced(found: re.Match[str]) -> str:
+        target = found["target"]
+        file = file_of(page, target)
+        if "://" in target or file.is_relative_to(DOCS):
+            return found[0]
+        if not repository:
+            return found["text"][1:-1]
+        kind = "tree" if file.is_dir() else "blob"
+        return f"{found['text']}({repository}/{kind}/HEAD/{file.relative_to(ROOT).as_posix()})"
+
+    text = page.read_text()
+    parts, end = [], 0
+    for block in FENCE.finditer(text):
+        parts += [LINK.sub(replaced, text[end : block.start()]), block[0]]
+        end = block.end()
+    return "".join([*parts, LINK.sub(replaced, text[end:])])
+
+
+def write(repository: str) -> None:
+    """Write the source of the site."""
+    shutil.rmtree(TARGET, ignore_errors=True)
+    for path in DOCS.rglob("*"):
+        target = TARGET / path.relative_to(DOCS)
+        if path.suffix == ".md":
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(for_site(path, repository))
+        elif path.suffix == ".svg":
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+
+
+if __name__ == "__main__":
+    write(web_address(sys.argv[1]) if len(sys.argv) > 1 else "")
