@@ -2,7 +2,7 @@
 
 python -m docs.site [repository address]       writes build/docs for Zensical
 
-A link to a file outside docs/ becomes a link into the repository. Without an address it becomes plain text.
+A link to a file that is not on the site becomes a link into the repository. Without an address it becomes plain text.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from docs.links import FENCE, LINK, ROOT, file_of
 
 DOCS = ROOT / "docs"
 TARGET = ROOT / "build" / "docs"
+COPIED = (".md", ".svg")
+"""Kinds of files on the site."""
 
 
 def web_address(remote: str) -> str:
@@ -30,7 +32,7 @@ def for_site(page: Path, repository: str) -> str:
     def replaced(found: re.Match[str]) -> str:
         target = found["target"]
         file = file_of(page, target)
-        if "://" in target or file.is_relative_to(DOCS):
+        if "://" in target or (file.is_relative_to(DOCS) and file.suffix in COPIED):
             return found[0]
         if not repository:
             return found["text"][1:-1]

@@ -60,6 +60,13 @@ def test_no_page_has_an_indented_block():
     assert wrong == []
 
 
+def test_every_python_block_is_executed():
+    """tests/sources/test_sources.py executes those of the data sets, tests/test_store_format.py that of the format."""
+    blocks = [block.page.name for page in PAGES for block in blocks_of(page, "python")]
+
+    assert sorted(blocks) == ["datasets.md", "datasets.md", "store-format.md"]
+
+
 @pytest.mark.parametrize(
     "command",
     ["permafrost distil", "make everything", "rm -rf stores", "python -m docs.nothing"],
