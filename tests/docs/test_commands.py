@@ -170,7 +170,7 @@ def test_the_stages_of_a_table_run_as_they_are_printed(tmp_path, run_block):
 TINY_DEMO = (
     *("executor=serial", "trainer.epochs=1", "teaching.trainer.epochs=1", "seeds=[0]"),
     *("data.image_size=16", "data.min_digit_size=8", "data.max_digit_size=12"),
-    *("data.test_digits=20", "data.train_digits=200", "data.teacher_digits=40"),
+    *("data.test_digits=30", "data.train_digits=200", "data.teacher_digits=40"),
     *("trainer.num_threads=1", "teaching.trainer.num_threads=1", "report.cases=2"),
 )
 
