@@ -23,7 +23,7 @@ class Block:
     language: str
     code: str
     needs: str | None
-    """What is missing here, from a comment `<!-- needs: ... -->` right above the block."""
+    """Missing data or hardware, from a comment `<!-- needs: ... -->` right above the block."""
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
