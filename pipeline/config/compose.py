@@ -6,11 +6,14 @@ An override may name only sections that the verb reads. An experiment may set an
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 from copy import deepcopy
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from pipeline.config.options import Options, Role, options_of, plain_defaults, to_plain
 from pipeline.config.store import StoreOptions
@@ -24,9 +27,13 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+"""Folder of the YAML files: inside the package in a wheel, beside it in a checkout."""
 
 
+_FILE_PREFIX = "file-"
+"""Prefix of the names under which an experiment's file outside conf/ is registered."""
 _SWEPT_VERBS = ("distill", "evaluate")
 _GROUPS = {"store": "zarr", "trainer": "default", "optimizer": "adamw", "augment": "pad_crop"}
 """Groups whose members all share one class, and the default member of each."""
@@ -40,6 +47,7 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
 
     for word in overrides:
         _check_word(verb, word)
+    overrides = [_with_registered_file(word) for word in overrides]
     set_values = [word for word in overrides if _sets_a_value(word)]
     try:
         composed = deepcopy(_compose_groups(tuple(w for w in overrides if w not in set_values)))
@@ -50,6 +58,27 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(_explain(overrides, error)) from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def _with_registered_file(word: str) -> str:
+    """Register the file of experiment=<path>.yaml with Hydra, and return the word with its registered name."""
+    key, _, value = word.partition("=")
+    if key != "experiment" or not value.endswith((".yaml", ".yml")):
+        return word
+    try:
+        text = Path(value).read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"experiment={value} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"experiment={value}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"experiment={value} must be a mapping of sections to options")
+    from hydra.core.config_store import ConfigStore
+
+    name = _FILE_PREFIX + hashlib.sha256(text.encode()).hexdigest()
+    ConfigStore.instance().store(group="experiment", name=name, node=values, package="_global_")
+    return f"experiment={name}"
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
@@ -190,7 +219,7 @@ def _explain(overrides: Sequence[str], error: Exception) -> str:
         key, _, value = word.lstrip("+~").partition("=")
         options = group_members(key.split("@")[0])
         if options:
-            if value not in options:
+            if value not in options and not value.startswith(_FILE_PREFIX):
                 hint = _suggest(value, options)
                 return f"{key}={value} does not exist{hint}; choose one of: {', '.join(options)}"
         elif f"Could not override '{key}'" in str(error):

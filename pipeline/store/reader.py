@@ -254,6 +254,13 @@ class TeacherPass:
         return int(self.manifest.teacher["classes"])
 
     @property
+    def bytes_per_record(self) -> float:
+        """Mean number of bytes of one record with all its views."""
+        files = [entry for shard in self.manifest.shards for entry in shard.files]
+        records = sum(shard.rows for shard in self.manifest.shards)
+        return sum(entry.bytes for entry in files) / max(records, 1)
+
+    @property
     def explainer(self) -> str | None:
         """Kind of the explainer that produced its maps; None without maps."""
         kind: str | None = self.manifest.explainer.get("kind")

@@ -36,8 +36,8 @@ class StepLog:
     """Number of steps in which each term was present. A guided term is not present in every step."""
     steps: int = 0
     records: int = 0
-    last_total: float = math.nan
-    """Total loss of the last written line."""
+    last: dict[str, float] = field(default_factory=dict)
+    """The last written line."""
     started: float = field(default_factory=time.monotonic)
 
     def add(self, training: Training, terms: LossTerms, records: int) -> None:
@@ -67,7 +67,6 @@ class StepLog:
                 f"the loss is {line['total']} at step {training.global_step} (epoch {training.epoch}); "
                 "lower optimizer.lr or set trainer.clip_norm"
             )
-        self.last_total = line["total"]
         seconds = time.monotonic() - self.started
         line |= {
             "step": training.global_step,
@@ -76,9 +75,17 @@ class StepLog:
             "records_per_second": self.records * training.distributed.world_size / seconds,
         }
         self.write(line)
+        self.last = line
         self.sums, self.counts = defaultdict(float), defaultdict(int)
         self.steps = self.records = 0
         self.started = time.monotonic()
+
+    def describe_last(self) -> str:
+        """Describe the last written line: its loss and, if it has one, its training accuracy."""
+        text = f"loss {self.last.get('total', math.nan):.3f}"
+        if "training_accuracy" in self.last:
+            text += f", training accuracy {self.last['training_accuracy']:.3f}"
+        return text
 
 
 class MetricWriter:
