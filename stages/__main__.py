@@ -9,6 +9,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+_FOLDER = Path(__file__).parent
 VERBS = ("precompute", "teach", "verify", "distill", "evaluate", "sweep", "report", "render")
 """Verbs in the order in which they are used."""
 
@@ -22,7 +23,7 @@ def main() -> None:
         print(f"permafrost {version('permafrost')}")
     elif verb in VERBS:
         sys.argv = [f"permafrost {verb}", *words]
-        runpy.run_module(f"stages.{verb}", run_name="__main__")
+        runpy.run_path(str(_FOLDER / f"{verb}.py"), run_name="__main__")
     else:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
@@ -47,7 +48,7 @@ def overview() -> str:
 
 
 def _summary(verb: str) -> str:
-    source = (Path(__file__).parent / f"{verb}.py").read_text(encoding="utf-8")
+    source = (_FOLDER / f"{verb}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 

@@ -142,6 +142,8 @@ def _watch_raylet() -> None:
     import ray._private.worker as ray_worker
 
     node = ray_worker.global_worker.node
+    if node is None:  # Ray runs elsewhere
+        return
     (raylet,) = node.all_processes["raylet"]
     process = raylet.process
 

@@ -88,7 +88,7 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    _register_defaults()
+    _register_defaults(overrides)
     with initialize_config_dir(version_base=None, config_dir=str(CONF)):
         composed: DictConfig = hydra_compose("config", overrides=list(overrides))
     return composed
@@ -123,21 +123,50 @@ def _apply(composed: DictConfig, overrides: list[str]) -> bool:
     return True
 
 
+def _register_defaults(overrides: Sequence[str]) -> None:
+    """Register with Hydra the defaults of the dataclasses that a composition may name.
+
+    An experiment may name any member of a family. Without one, only the default members and those of the overrides are
+    registered, as each takes two milliseconds of every command.
+    """
+    _register_sections()
+    words = dict(word.partition("=")[::2] for word in overrides)
+    for group, members in FAMILIES.items():
+        named = {_default_members()[group], words.get(group)}
+        for kind in members:
+            if "experiment" in words or kind in named:
+                _register_member(group, kind)
+
+
 @cache
-def _register_defaults() -> None:
-    """Register the defaults of the dataclasses with Hydra: the members of every family, and all other sections."""
+def _default_members() -> dict[str, str]:
+    """Default member of each group, from conf/config.yaml."""
+    entries = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
+    return {
+        group: name for entry in entries if isinstance(entry, dict) for group, name in entry.items()
+    }
+
+
+@cache
+def _register_member(group: str, kind: str) -> None:
+    """Register a member of a family with Hydra."""
+    from hydra.core.config_store import ConfigStore
+
+    node = plain_defaults(FAMILIES[group][kind]) | {"kind": kind}
+    nested = [name for name in node if name in _GROUPS]  # in a teacher's own training
+    if nested:
+        choices = [{f"/{name}@{name}": _GROUPS[name]} for name in nested]
+        own = {name: value for name, value in node.items() if name not in nested}
+        node = {"defaults": [*choices, "_self_"], **own}
+    ConfigStore.instance().store(group=group, name=kind, node=node)
+
+
+@cache
+def _register_sections() -> None:
+    """Register all sections outside families with Hydra."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
-    for group, members in FAMILIES.items():
-        for kind, cls in members.items():
-            node = plain_defaults(cls) | {"kind": kind}
-            nested = [name for name in node if name in _GROUPS]  # in a teacher's own training
-            if nested:
-                choices = [{f"/{name}@{name}": _GROUPS[name]} for name in nested]
-                own = {name: value for name, value in node.items() if name not in nested}
-                node = {"defaults": [*choices, "_self_"], **own}
-            store.store(group=group, name=kind, node=node)
     store.store(group="store", name=_GROUPS["store"], node=plain_defaults(StoreOptions))
     store.store(group="trainer", name=_GROUPS["trainer"], node=plain_defaults(TrainerOptions))
     store.store(name="defaults", node=_section_defaults())
