@@ -14,6 +14,7 @@ from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose, section_names, section_of, sections
 from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.paths import place_paths
+from pipeline.config.plugins import load_plugins
 from pipeline.config.runs import RUNS, save_config, to_plain_dict, to_yaml
 from pipeline.core.errors import ConfigError, UserError
 
@@ -49,6 +50,7 @@ def main(
         level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
     try:
+        load_plugins()
         if {"-h", "--help"} & set(words):
             asked = [w for w in words if section_of(w) in (*section_names(verb), "experiment")]
             print(_help(verb, doc or "", asked))

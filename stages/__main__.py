@@ -6,8 +6,9 @@ import ast
 import difflib
 import runpy
 import sys
-from importlib.metadata import version
 from pathlib import Path
+
+from pipeline import __version__
 
 _FOLDER = Path(__file__).parent
 VERBS = ("precompute", "teach", "verify", "distill", "evaluate", "sweep", "report", "render")
@@ -20,7 +21,7 @@ def main() -> None:
     if verb in ("-h", "--help"):
         print(overview())
     elif verb == "--version":
-        print(f"permafrost {version('permafrost')}")
+        print(f"permafrost {__version__}")
     elif verb in VERBS:
         sys.argv = [f"permafrost {verb}", *words]
         runpy.run_path(str(_FOLDER / f"{verb}.py"), run_name="__main__")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pipeline import __version__
 from pipeline.annotation.annotator import TeacherAnnotator
 from pipeline.annotation.fingerprint import describe_pass, fingerprint_pass
 from pipeline.annotation.shard_tasks import AnnotateShard
@@ -105,8 +106,11 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
         _teacher_partition(config, config.teacher, num_classes),
     )
     fingerprint = fingerprint_pass(description)
-    name = f"{escape_key(config.teacher.name)}-{fingerprint[:SHORT]}"
+    name = f"{escape_key(config.annotate.name or config.teacher.name)}-{fingerprint[:SHORT]}"
     folder = store.path / TEACHERS_FOLDER / name
+    # A pass keeps the name that it was given when it was begun.
+    begun = sorted(folder.parent.glob(f"*-{fingerprint[:SHORT]}"))
+    folder = begun[0] if begun else folder
     shards = [shard for shard in store.manifest.shards if views is None or shard.name in views.rows]
     return PassPlan(
         store=store,
@@ -158,11 +162,28 @@ def annotate_pass(plan: PassPlan, config: PrecomputeConfig, map_shards: MapShard
     )
     annotated, seconds = run_shards("teacher", map_shards, task, plan.missing)
     save_cost(RUNS / config.run / "precompute", seconds, annotated)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     publish_pass(
-        plan.folder, plan.shards, plan.description, plan.fingerprint, specs, shared_files, device
+        plan.folder,
+        plan.shards,
+        plan.description,
+        plan.fingerprint,
+        specs,
+        shared_files,
+        _made_with(plan.teacher),
     )
     return annotated * plan.num_views
+
+
+def _made_with(teacher: ModelConfig) -> dict[str, str]:
+    """Versions, device and name of the weights. A path is shortened to its last parts, which are not a machine's."""
+    weights = "/".join(Path(str(teacher.weights)).parts[-3:])
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "permafrost": __version__,
+        "torch": torch.__version__,
+        "device": device,
+        "weights": weights,
+    }
 
 
 def _teacher_partition(

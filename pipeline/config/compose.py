@@ -235,9 +235,10 @@ def _check_word(verb: str, word: str) -> None:
     section = section_of(word)
     names = [*section_names(verb), "experiment"]
     if section not in names:
-        raise ConfigError(
-            f"{verb} takes no {section}={_suggest(section, names)}; it takes: {', '.join(names)}"
-        )
+        hint = _suggest(section, names)
+        if verb == "teach" and section in _GROUPS:
+            hint = f" (did you mean teaching.{section}?)"
+        raise ConfigError(f"{verb} takes no {section}={hint}; it takes: {', '.join(names)}")
 
 
 def _explain(overrides: Sequence[str], error: Exception) -> str:

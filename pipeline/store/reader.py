@@ -106,13 +106,14 @@ class Store:
         return [folder for folder in folders if not (folder / MANIFEST_NAME).exists()]
 
     def open_pass(self, name: str, *, stored_views: bool = False) -> TeacherPass:
-        """Open the pass whose folder is `name`, or ends with those 8 digits."""
+        """Open the pass whose folder is `name`, or the only one with that name before or after the last hyphen."""
         folders = self.pass_folders(stored_views=stored_views)
-        found = [f for f in folders if name in (f.name, f.name.rsplit("-", 1)[-1])]
+        found = [f for f in folders if name in (f.name, *f.name.rsplit("-", 1))]
         if len(found) != 1:
             names = ", ".join(folder.name for folder in folders) or "none"
             raise StoreMismatchError(
-                f"{self.path} has no {_kind(stored_views)} {name!r}; set store.teacher to one of: {names}"
+                f"{self.path} has {'several' if found else 'no'} {_kind(stored_views)} {name!r}; set store.teacher to "
+                f"one of: {names}"
             )
         return TeacherPass(self, found[0])
 
