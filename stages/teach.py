@@ -102,7 +102,7 @@ def _announce(config: TeachConfig, store: Store) -> None:
     """Log what this call will train, and on what."""
     teaching = config.teaching
     logger.info(
-        "teacher %s %s, teaching=%s, from %s weights: %s records of split %s in %s, %d epochs, into %s",
+        "teacher %s %s, teaching=%s, from %s weights: %s records of split %s in %s, trainer.epochs=%d, into %s",
         config.teacher.kind,
         config.teacher.name,
         teaching.kind,
