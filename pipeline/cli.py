@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import sys
+import time
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose, section_names, section_of, sections
 from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.paths import place_paths
+from pipeline.config.plugins import load_plugins
 from pipeline.config.runs import RUNS, save_config, to_plain_dict, to_yaml
 from pipeline.core.errors import ConfigError, UserError
 
@@ -48,6 +50,7 @@ def main(
         level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
     try:
+        load_plugins()
         if {"-h", "--help"} & set(words):
             asked = [w for w in words if section_of(w) in (*section_names(verb), "experiment")]
             print(_help(verb, doc or "", asked))
@@ -61,6 +64,7 @@ def main(
             )
             print(to_yaml(values), end="")
             return
+        started = time.monotonic()
         if configure is not None:
             _print_result(run(configure(words)))
             return
@@ -70,7 +74,7 @@ def main(
         _check_teacher_words(verb, words, composed, config)
         if "run" in composed and verb in ("precompute", "sweep", "report"):
             save_config(RUNS / composed["run"] / f"{verb}.yaml", sections(verb, composed))
-        _print_result(run(config))
+        _print_result(run(config), time.monotonic() - started)
     except ConfigError as error:
         sys.exit(_print_error(verb, error, 2))
     except UserError as error:
@@ -124,11 +128,16 @@ def _help(verb: str, doc: str, words: Sequence[str] = ()) -> str:
     )
 
 
-def _print_result(result: Any) -> None:
-    if is_dataclass(result) and not isinstance(result, type):
-        for name, value in asdict(result).items():
-            if value not in ("", {}):
-                print(f"{name}: {json.dumps(value) if isinstance(value, dict) else value}")
+def _print_result(result: Any, seconds: float | None = None) -> None:
+    """Print a line per value of the result, then the time, if it was measured, and the next command."""
+    if not is_dataclass(result) or isinstance(result, type):
+        return
+    values = result.printed() if hasattr(result, "printed") else asdict(result)
+    after = values.pop("next", "")
+    values["seconds"] = "" if seconds is None else f"{seconds:.1f}"
+    for name, value in {**values, "next": after}.items():
+        if value not in ("", {}):
+            print(f"{name}: {json.dumps(value) if isinstance(value, dict) else value}")
 
 
 def _print_error(verb: str, error: Exception | str, code: int) -> int:

@@ -1,10 +1,10 @@
 """Train one student from a store, without running a teacher unless mode=live.
 
-    python -m stages.distill experiment=demo
-    python -m stages.distill store.path=stores/demo run=my-student student=cifar student.name=resnet8 \\
+    permafrost distill experiment=demo
+    permafrost distill store.path=stores/demo run=my-student student=cifar student.name=resnet8 \\
         method=e2kd method.tau=4 method.lambda_map=3
-    python -m stages.distill experiment=demo run=two-ranks trainer.ranks=2
-    python -m stages.distill experiment=demo run=reference mode=live
+    permafrost distill experiment=demo run=two-ranks trainer.ranks=2
+    permafrost distill experiment=demo run=reference mode=live
 
 Reads   <store.path> and one teacher pass in it (named by `store.teacher=` if there are several), or the teacher's
         weights with mode=live
@@ -14,6 +14,7 @@ Rerun   the same command resumes from the last checkpoint, with any trainer.rank
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from pipeline.cluster.executors import run_training
 from pipeline.config.paths import with_absolute_paths
 from pipeline.config.runs import open_run
 from pipeline.core.progress import show_epochs
+from pipeline.loading.selection import select_training_rows
 from pipeline.models.resolve import resolve_distill
 from pipeline.models.saved import is_finished
 from pipeline.store.reader import Store
@@ -34,12 +36,19 @@ if TYPE_CHECKING:
     from pipeline.config.distillation import DistillConfig
 
 
+logger = logging.getLogger("permafrost.distill")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistillResult:
     """Folder of the student, and the number of epochs trained by this call, 0 if it was already finished."""
 
     student: str
     trained_epochs: int
+    last_epoch: str = ""
+    """Mean loss and, on labeled records, mean training accuracy of the last epoch."""
+    records_per_second: str = ""
+    next: str = ""
 
 
 def run(config: DistillConfig, on_epoch: Callable[[int, str], None] | None = None) -> DistillResult:
@@ -49,14 +58,48 @@ def run(config: DistillConfig, on_epoch: Callable[[int, str], None] | None = Non
     inputs = fingerprint_inputs(config, store, open_passes(config, store))
     folder = open_run("distill", config.run, config, inputs)
     if is_finished(folder):
-        return DistillResult(student=str(folder), trained_epochs=0)
+        logger.info("%s is finished", folder)
+        return DistillResult(student=str(folder), trained_epochs=0, next=_next_command(config))
     job = Distillation(config=with_absolute_paths(config), folder=folder.absolute())
-    if on_epoch is not None:
-        epochs = run_training(job, config.cluster, on_epoch)
+    if on_epoch is not None:  # a student of a sweep, which has its own progress
+        epochs = run_training(job, config.cluster, on_epoch).epochs
+        return DistillResult(student=str(folder), trained_epochs=epochs)
+    _announce(config, store)
+    with show_epochs("distill", config.trainer.epochs) as show:
+        progress = run_training(job, config.cluster, show)
+    return DistillResult(
+        student=str(folder),
+        trained_epochs=progress.epochs,
+        last_epoch=progress.last_line,
+        records_per_second=progress.rate(folder),
+        next=_next_command(config),
+    )
+
+
+def _announce(config: DistillConfig, store: Store) -> None:
+    """Log what this call will train, and on what."""
+    passes = open_passes(config, store)
+    if config.mode == "live":
+        teacher = f"live teacher {config.teacher.name}"
     else:
-        with show_epochs("distill", config.trainer.epochs) as show:
-            epochs = run_training(job, config.cluster, show)
-    return DistillResult(student=str(folder), trained_epochs=epochs)
+        teacher = f"{config.mode} targets of {', '.join(p.name for p in passes)}"
+    rows = select_training_rows(store.index, config.split, config.subset)
+    logger.info(
+        "student %s %s, method=%s, %s: %s records of split %s in %s, trainer.epochs=%d, into %s",
+        config.student.kind,
+        config.student.name,
+        config.method.kind,
+        teacher if config.method.needs_teacher else "no teacher",
+        f"{len(rows):,}",
+        config.split,
+        config.store.path,
+        config.trainer.epochs,
+        config.run,
+    )
+
+
+def _next_command(config: DistillConfig) -> str:
+    return f"permafrost evaluate store.path={config.store.path} run={config.run}"
 
 
 if __name__ == "__main__":

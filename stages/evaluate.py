@@ -1,10 +1,10 @@
 """Evaluate a finished student, or its teacher: accuracy, agreement with the teacher and localization.
 
-    python -m stages.evaluate experiment=demo
-    python -m stages.evaluate store.path=stores/demo run=my-student evaluate.splits=[test]
-    python -m stages.evaluate experiment=demo evaluators=[accuracy,localization,shift] evaluate.shift.pixels=4
-    python -m stages.evaluate experiment=demo model=teacher
-    python -m stages.evaluate store.path=stores/other-images run=transferred evaluate.store=stores/teachers-own
+    permafrost evaluate experiment=demo
+    permafrost evaluate store.path=stores/demo run=my-student evaluate.splits=[test]
+    permafrost evaluate experiment=demo evaluators=[accuracy,localization,shift] evaluate.shift.pixels=4
+    permafrost evaluate experiment=demo model=teacher
+    permafrost evaluate store.path=stores/other-images run=transferred evaluate.store=stores/teachers-own
 
 Reads   runs/<run>/distill/ and <store.path>, including its teacher passes; the teacher's network (teacher=,
         teacher.weights=) is needed only by some evaluators and with model=teacher
@@ -14,11 +14,13 @@ Rerun   each evaluator is a unit of work, and finished evaluators are skipped
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import main
 from pipeline.config.runs import open_run
+from pipeline.core.text import align_columns
 from pipeline.evaluation.baselines import named_baselines, with_baselines
 from pipeline.evaluation.inputs import open_student, open_teacher
 from pipeline.evaluation.results import (
@@ -30,6 +32,8 @@ from pipeline.evaluation.results import (
 if TYPE_CHECKING:
     from pipeline.config.verbs import EvaluateConfig
 
+logger = logging.getLogger("permafrost.evaluate")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateResult:
@@ -37,6 +41,27 @@ class EvaluateResult:
 
     metrics: str
     splits: dict[str, dict[str, Any]]
+    next: str = ""
+
+    def printed(self) -> dict[str, str]:
+        """Values for the terminal: the file, and a table of the numbers that are not nested, a column per split."""
+        names = {
+            name: None
+            for metrics in self.splits.values()
+            for name, value in metrics.items()
+            if isinstance(value, (int, float))
+        }
+        rows = [["", *self.splits]]
+        for name in names:
+            values = [metrics.get(name) for metrics in self.splits.values()]
+            rows.append([name, *(_shown(value) for value in values)])
+        return {"metrics": self.metrics, "results": "\n" + align_columns(rows), "next": self.next}
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def run(config: EvaluateConfig, name: str = "evaluate") -> EvaluateResult:
@@ -56,12 +81,26 @@ def run(config: EvaluateConfig, name: str = "evaluate") -> EvaluateResult:
     }
     folder = open_run(name, config.run, config.shared, fingerprints)
     missing = missing_evaluators(folder, config)
+    if name in ("evaluate", "evaluate-teacher"):  # not one of a sweep's selections
+        logger.info(
+            "%s of run %s on split %s of %s: %s; %s",
+            config.model,
+            config.run,
+            ", ".join(config.evaluate.splits),
+            config.evaluate.store or config.store.path,
+            f"runs {', '.join(missing)}" if missing else "nothing to run",
+            f"into {folder}",
+        )
     if missing:
         from pipeline.evaluation.run import run_evaluators  # imports torch
 
         run_evaluators(config, inputs, folder, missing)
     splits = read_results(folder)["splits"]
-    return EvaluateResult(metrics=str(folder / METRICS_NAME), splits=splits)
+    return EvaluateResult(
+        metrics=str(folder / METRICS_NAME),
+        splits=splits,
+        next=f"permafrost report store.path={config.store.path} run={config.run}",
+    )
 
 
 if __name__ == "__main__":

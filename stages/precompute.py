@@ -1,59 +1,124 @@
 """Pack inputs into a store, and store the logits and explanations of a frozen teacher once.
 
-    python -m stages.precompute experiment=demo teacher=none      (packs only)
-    python -m stages.precompute experiment=demo
-    python -m stages.precompute store.path=stores/demo teacher=cifar teacher.name=resnet20 \\
-        teacher.weights=runs/my-teacher/teach/model.safetensors executor=serial
+    permafrost precompute experiment=demo teacher=none      (packs only)
+    permafrost precompute experiment=demo
+    permafrost precompute store.path=stores/demo teacher=cifar teacher.name=resnet20 \\
+        teacher.weights=runs/my-teacher/teach/model.safetensors      (a pass on a finished store needs no data=)
 
-Reads   the data and the teacher's weights
+Reads   the data, unless the store is finished and data=none, and the teacher's weights
 Writes  <store.path>: image shards, index, manifest; teachers/<name>-<fingerprint>/
 Rerun   the same command computes only what is missing
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cli import main
-from pipeline.cluster.executors import build_executor
+from pipeline.cluster.executors import choose_executor, open_executor
+from pipeline.config.file_data import NoDataConfig
 from pipeline.config.models import NoModelConfig
+from pipeline.core.errors import ConfigError
+from pipeline.core.progress import say_if_slow
 from pipeline.models.resolve import resolve_precompute
 from pipeline.sources.build import build_source, plan_source
 from pipeline.store.lock import lock_folder
-from pipeline.store.pack import pack
+from pipeline.store.manifest import MANIFEST_NAME
+from pipeline.store.pack import PackPlan, pack, plan_pack
 from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
     from pipeline.config.verbs import PrecomputeConfig
+
+logger = logging.getLogger("permafrost.precompute")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeResult:
     """Amount of work of this call, zero if nothing was missing."""
 
+    store: str
     packed_records: int
     teacher_records: int
     """Number of forward passes, where a record counts once for each of its views."""
+    passes: str = ""
+    """Names of the passes that this call finished or found finished, and their bytes per record."""
+    records_per_second: str = ""
+    next: str = ""
 
 
 def run(config: PrecomputeConfig) -> PrecomputeResult:
     """Pack missing shards, run the teacher on missing shards, and publish."""
     path = Path(config.store.path).absolute()
+    _check_has_records(config, path)
+    started = time.monotonic()
     with lock_folder(path):
-        map_shards = build_executor(config.executor, config.cluster)
-        source = build_source(config.data)
+        plan = None if isinstance(config.data, NoDataConfig) else _plan_pack(config, path)
+        records = Store(path).index.num_rows if plan is None else plan.num_records
+        executor = choose_executor(config.executor, config.cluster, records)
+        _announce(config, plan, records, executor)
+        annotated = 0
+        passes: list[str] = []
+        with open_executor(executor, config.cluster) as map_shards:
+            packed = 0 if plan is None else pack(plan, config, map_shards)
+            if not isinstance(config.teacher, NoModelConfig):
+                from pipeline.annotation.teacher_pass import annotate_passes  # imports torch
+
+                store = Store(path)
+                annotated, passes = annotate_passes(
+                    resolve_precompute(config, store), store, map_shards
+                )
+    done = packed + annotated
+    return PrecomputeResult(
+        store=config.store.path,
+        packed_records=packed,
+        teacher_records=annotated,
+        passes=", ".join(passes),
+        records_per_second=f"{done / (time.monotonic() - started):,.0f}" if done else "",
+        next=_next_command(config),
+    )
+
+
+def _check_has_records(config: PrecomputeConfig, path: Path) -> None:
+    """Raise ConfigError if neither the options nor a finished store provide records."""
+    if isinstance(config.data, NoDataConfig) and not (path / MANIFEST_NAME).exists():
+        raise ConfigError(
+            f"store.path={config.store.path} holds no finished store; name the data to pack with data=, as in "
+            "data=image_folder data.path=photos, or correct store.path"
+        )
+
+
+def _plan_pack(config: PrecomputeConfig, path: Path) -> PackPlan:
+    source = build_source(config.data)
+    with say_if_slow(logger, f"listing the records of data={config.data.kind} ..."):
         records = source.records()
         plans = plan_source(source, records, config.store)
-        packed = pack(config, path, source, records, plans, map_shards)
-        if isinstance(config.teacher, NoModelConfig):
-            return PrecomputeResult(packed_records=packed, teacher_records=0)
-        from pipeline.annotation.teacher_pass import annotate_passes  # imports torch
+        return plan_pack(config, path, source, records, plans)
 
-        store = Store(path)
-        annotated = annotate_passes(resolve_precompute(config, store), store, map_shards)
-    return PrecomputeResult(packed_records=packed, teacher_records=annotated)
+
+def _announce(config: PrecomputeConfig, plan: PackPlan | None, records: int, executor: str) -> None:
+    """Log what this call will do, and on what."""
+    held = f"{records:,} records, finished" if plan is None else plan.describe()
+    teacher = "no teacher"
+    if not isinstance(config.teacher, NoModelConfig):
+        payloads = ", ".join(config.annotate.payloads)
+        teacher = f"teacher {config.teacher.kind} {config.teacher.name} ({payloads})"
+    reason = ""
+    if config.executor == "auto":
+        reason = " (a small store needs no Ray)" if executor == "serial" else " (on Ray)"
+    logger.info(
+        "store %s: %s; %s; executor=%s%s", config.store.path, held, teacher, executor, reason
+    )
+
+
+def _next_command(config: PrecomputeConfig) -> str:
+    if isinstance(config.teacher, NoModelConfig):
+        return f"permafrost teach store.path={config.store.path} run=my-teacher"
+    return f"permafrost distill store.path={config.store.path} run=my-student"
 
 
 if __name__ == "__main__":

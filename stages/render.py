@@ -1,8 +1,8 @@
 """Write the KubeRay manifest of a job that runs another stage.
 
-    python -m stages.render verb=precompute cluster=kuberay cluster.image=registry/permafrost:1 \\
+    permafrost render verb=precompute cluster=kuberay cluster.image=registry/permafrost:1 \\
         cluster.volume_claim=shared store.path=/mnt/permafrost/stores/demo run=/mnt/permafrost/runs/demo teacher=none
-    python -m stages.render verb=verify cluster=kuberay cluster.image=registry/permafrost:1 \\
+    permafrost render verb=verify cluster=kuberay cluster.image=registry/permafrost:1 \\
         cluster.volume_claim=shared store.path=/mnt/permafrost/stores/demo output=verify.yaml
 
 Reads   only the options of the cluster and of the stage, and checks both

@@ -1,8 +1,8 @@
 """Summarize a store, and a sweep on it if there is one, in one self-contained HTML page and one JSON file.
 
-    python -m stages.report experiment=demo
-    python -m stages.report store.path=stores/photos run=photos augment=resized_crop_flip
-    python -m stages.report store.path=stores/demo run=taus report.baseline=t1 report.candidate=t4
+    permafrost report experiment=demo
+    permafrost report store.path=stores/photos run=photos augment=resized_crop_flip
+    permafrost report store.path=stores/demo run=taus report.baseline=t1 report.candidate=t4
 
 Reads   <store.path>; runs/<run>/sweep.json if it exists, and the runs it lists; for the cases, the weights and
         records.parquet of two students

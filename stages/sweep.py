@@ -1,10 +1,10 @@
 """Distill and evaluate many students from one store: every arm with every seed, several in parallel.
 
-    python -m stages.sweep experiment=demo
-    python -m stages.sweep experiment=demo seeds=[5,6,7] parallel=4 cluster.gpus_per_student=0.25
-    python -m stages.sweep store.path=stores/demo run=taus executor=serial \\
+    permafrost sweep experiment=demo
+    permafrost sweep experiment=demo seeds=[5,6,7] parallel=4 cluster.gpus_per_student=0.25
+    permafrost sweep store.path=stores/demo run=taus executor=serial \\
         "arms={t1: ['method.tau=1'], t4: ['method.tau=4']}"
-    python -m stages.sweep experiment=demo run=search subset.holdout=10 select=holdout.accuracy \\
+    permafrost sweep experiment=demo run=search subset.holdout=10 select=holdout.accuracy \\
         "grid={method.tau: [1, 4], method.lambda_map: [1, 5, 10]}"
 
 An arm uses the options of `grid` that its method has. With `select`, all students are evaluated on that split, and
@@ -19,13 +19,14 @@ Rerun   a run's id is the hash of its config and of its inputs, so finished runs
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.annotation.threads import torch_threads
 from pipeline.cli import main
-from pipeline.cluster.executors import build_task_runner
+from pipeline.cluster.executors import build_task_runner, choose_task_runner
 from pipeline.config.runs import RUNS
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_atomically
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 
     from pipeline.config.verbs import SweepConfig
     from pipeline.sweep.student import StudentRun
+
+
+logger = logging.getLogger("permafrost.sweep")
 
 
 class SweepError(UserError, RuntimeError):
@@ -73,12 +77,24 @@ class SweepResult:
     table: str
     summary: str
     """Text table of mean and standard deviation over seeds."""
+    next: str = ""
 
 
 def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
     """Finish every student for each arm, point and seed, with the command-line overrides `base`."""
     students = plan_students(config, base)
-    run_tasks = build_task_runner(config.executor, config.cluster, config.parallel)
+    missing = sum(not student.final_run().is_done for student in students)
+    executor = choose_task_runner(config.executor, config.cluster, missing, config.parallel)
+    logger.info(
+        "%d students (%d arms, %d seeds) from %s, of which %d are finished; executor=%s",
+        len(students),
+        len(config.arms),
+        len(config.seeds),
+        students[0].distill.store.path,
+        len(students) - missing,
+        executor,
+    )
+    run_tasks = build_task_runner(executor, config.cluster, config.parallel)
     runner = StudentRunner(run_tasks, StudentTask)
     values: dict[str, Any] = {}
     reported = students
@@ -104,6 +120,7 @@ def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
         finished_now=len(runner.done),
         table=str(table),
         summary="\n" + summary_table(config.run),
+        next=f"permafrost report store.path={students[0].distill.store.path} run={config.run}",
     )
 
 

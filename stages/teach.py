@@ -1,9 +1,9 @@
 """Train a teacher on a store's labels.
 
-    python -m stages.teach experiment=demo
-    python -m stages.teach store.path=stores/demo run=my-teacher teacher=cifar teacher.name=resnet20 \\
+    permafrost teach experiment=demo
+    permafrost teach store.path=stores/demo run=my-teacher teacher=cifar teacher.name=resnet20 \\
         teaching.split=train teaching.trainer.epochs=30
-    python -m stages.teach store.path=stores/digits run=explaining teaching=ked teacher=additive \\
+    permafrost teach store.path=stores/digits run=explaining teaching=ked teacher=additive \\
         black_box=cifar black_box.name=resnet8 black_box.weights=runs/black-box/teach/model.safetensors
 
 teaching=ked first finds the superfeatures of a trained network (KED, Algorithm 1), and then trains a network with
@@ -18,17 +18,19 @@ Rerun   the same command resumes from the last checkpoint, and does not change a
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cli import main
-from pipeline.cluster.executors import run_training
+from pipeline.cluster.executors import TrainingProgress, run_training
 from pipeline.config.models import is_published
 from pipeline.config.paths import with_absolute_paths
 from pipeline.config.runs import open_run
 from pipeline.core.files import write_atomically
 from pipeline.core.progress import show_epochs
+from pipeline.loading.selection import rows_of_split
 from pipeline.models.resolve import resolve_teach
 from pipeline.models.saved import MODEL_NAME, is_finished
 from pipeline.store.reader import Store
@@ -36,6 +38,9 @@ from pipeline.training.teach_job import Teaching, check_splits, fingerprint_inpu
 
 if TYPE_CHECKING:
     from pipeline.config.verbs import TeachConfig
+
+
+logger = logging.getLogger("permafrost.teach")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,10 @@ class TeachResult:
     """Accuracy by split of evaluate.splits, empty if records have many labels."""
     f1: dict[str, float]
     """F1 by split of evaluate.splits, empty if records have one label."""
+    last_epoch: str = ""
+    """Mean loss and training accuracy of the last epoch, if this call trained."""
+    records_per_second: str = ""
+    next: str = ""
 
 
 def run(config: TeachConfig) -> TeachResult:
@@ -59,10 +68,14 @@ def run(config: TeachConfig) -> TeachResult:
     inputs = fingerprint_inputs(config, store)
     folder = open_run("teach", config.run, config, inputs)
     check_splits(config, store)
+    progress = TrainingProgress()
     if not is_finished(folder):
+        _announce(config, store)
         job = Teaching(config=with_absolute_paths(config), folder=folder.absolute())
         with show_epochs("teach", config.teaching.trainer.epochs) as show:
-            run_training(job, config.cluster, show)
+            progress = run_training(job, config.cluster, show)
+    else:
+        logger.info("%s is finished", folder)
     metrics_path = folder / "metrics.json"
     if not metrics_path.exists():
         from pipeline.evaluation.forward import evaluate_model  # imports torch
@@ -74,7 +87,37 @@ def run(config: TeachConfig) -> TeachResult:
         {split: metrics[name] for split, metrics in splits.items() if name in metrics}
         for name in ("accuracy", "f1")
     )
-    return TeachResult(weights=str(folder / MODEL_NAME), accuracy=accuracy, f1=f1)
+    weights = str(folder / MODEL_NAME)
+    return TeachResult(
+        weights=weights,
+        accuracy=accuracy,
+        f1=f1,
+        last_epoch=progress.last_line,
+        records_per_second=progress.rate(folder),
+        next=_next_command(config, weights),
+    )
+
+
+def _announce(config: TeachConfig, store: Store) -> None:
+    """Log what this call will train, and on what."""
+    teaching = config.teaching
+    logger.info(
+        "teacher %s %s, teaching=%s, from %s weights: %s records of split %s in %s, trainer.epochs=%d, into %s",
+        config.teacher.kind,
+        config.teacher.name,
+        teaching.kind,
+        config.teacher.weights or "random",
+        f"{len(rows_of_split(store.index, teaching.split)):,}",
+        teaching.split,
+        config.store.path,
+        teaching.trainer.epochs,
+        config.run,
+    )
+
+
+def _next_command(config: TeachConfig, weights: str) -> str:
+    words = f"store.path={config.store.path} teacher={config.teacher.kind} teacher.name={config.teacher.name}"
+    return f"permafrost precompute {words} teacher.weights={weights}"
 
 
 if __name__ == "__main__":

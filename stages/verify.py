@@ -1,8 +1,8 @@
 """Check every byte, count, key and value of a store against its manifests.
 
-    python -m stages.verify experiment=demo
-    python -m stages.verify store.path=stores/demo
-    python -m stages.verify experiment=demo equivariance=true
+    permafrost verify experiment=demo
+    permafrost verify store.path=stores/demo
+    permafrost verify experiment=demo equivariance=true
 
 With equivariance=true the teacher also runs on views of some records, one kind of augmentation at a time. The
 differences from the stored targets, with maps transformed accordingly, are the error of frozen targets.
@@ -13,6 +13,7 @@ Writes  nothing; prints a line for each problem, with exit code 1 if there is an
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,11 +21,14 @@ from typing import TYPE_CHECKING
 from pipeline.cli import main
 from pipeline.config.models import NoModelConfig
 from pipeline.core.errors import UserError
+from pipeline.core.text import format_bytes
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 
 if TYPE_CHECKING:
     from pipeline.config.verbs import VerifyConfig
+
+logger = logging.getLogger("permafrost.verify")
 
 
 class DamagedStoreError(UserError):
@@ -37,6 +41,7 @@ class VerifyResult:
 
     verified_records: int
     verified_passes: int
+    verified_bytes: str
     equivariance: str = ""
     """Text with one line per kind of operation."""
 
@@ -44,6 +49,8 @@ class VerifyResult:
 def run(config: VerifyConfig) -> VerifyResult:
     """Check the whole store. Raises DamagedStoreError, which lists every problem."""
     path = Path(config.store.path)
+    size = _size(path)
+    logger.info("%s: reading all of its %s files, %s", path, f"{size[0]:,}", format_bytes(size[1]))
     problems = list(verify_store(path))
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
@@ -62,8 +69,15 @@ def run(config: VerifyConfig) -> VerifyResult:
     return VerifyResult(
         verified_records=store.index.num_rows,
         verified_passes=len(passes),
+        verified_bytes=format_bytes(size[1]),
         equivariance=equivariance,
     )
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Return the number of files below a folder and their bytes."""
+    sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
+    return len(sizes), sum(sizes)
 
 
 if __name__ == "__main__":

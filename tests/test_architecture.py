@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
-from pipeline.cluster.executors import build_executor
 from pipeline.config.builder import build_verb_config
-from pipeline.config.cluster import KubeRayClusterConfig, LocalClusterConfig
+from pipeline.config.cluster import KubeRayClusterConfig
 from pipeline.config.compose import CONF, compose, group_members
 from pipeline.config.options import options_of, resolve_implementation
 from pipeline.config.store import PAYLOADS
@@ -238,14 +237,13 @@ def test_help_and_a_repeated_command_do_not_wait_for_torch_or_ray():
 def test_the_serial_executor_imports_no_ray():
     loaded = modules_loaded_by(
         "import stages.precompute\n"
-        "from pipeline.cluster.executors import build_executor, build_task_runner\n"
+        "from pipeline.cluster.executors import build_task_runner, open_executor\n"
         "from pipeline.config.cluster import LocalClusterConfig\n"
-        "build_executor('serial', LocalClusterConfig())\n"
+        "open_executor('serial', LocalClusterConfig()).__enter__()\n"
         "list(build_task_runner('serial', LocalClusterConfig())([], print))"
     )
 
     assert "ray" not in loaded
-    assert build_executor("serial", LocalClusterConfig()) is not None
 
 
 def test_importing_any_module_does_nothing():

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pipeline import __version__
 from pipeline.annotation.annotator import TeacherAnnotator
 from pipeline.annotation.fingerprint import describe_pass, fingerprint_pass
 from pipeline.annotation.shard_tasks import AnnotateShard
@@ -60,6 +61,11 @@ class PassPlan:
         """Number of views per record, with one forward pass each."""
         return 1 if self.views is None else self.views.count
 
+    def summary(self) -> str:
+        """Name of the finished pass, and its bytes per record."""
+        stored = self.store.open_pass(self.folder.name, stored_views=self.views is not None)
+        return f"{self.folder.name} ({stored.bytes_per_record:,.0f} bytes a record)"
+
     @property
     def rows_per_chunk(self) -> int:
         """Maximum number of records of a shard in this pass."""
@@ -68,16 +74,21 @@ class PassPlan:
         return max(map(len, self.views.rows.values()))
 
 
-def annotate_passes(config: PrecomputeConfig, store: Store, map_shards: MapShards) -> int:
+def annotate_passes(
+    config: PrecomputeConfig, store: Store, map_shards: MapShards
+) -> tuple[int, list[str]]:
     """Finish and publish the canonical pass and, if `views=` requests one, the pass of stored views.
 
-    Returns the number of forward passes of this call, where a record counts once for each of its views.
+    Returns the number of forward passes of this call, where a record counts once for each of its views, and the names
+    of the passes with their bytes per record.
     """
-    annotated = annotate_pass(plan_pass(config, store), config, map_shards)
+    plans = [plan_pass(config, store)]
+    annotated = annotate_pass(plans[0], config, map_shards)
     if config.views.kind != "canonical":
         views = plan_stored_views(store, config.views, config.augment, config.split, config.subset)
-        annotated += annotate_pass(plan_pass(config, store, views), config, map_shards)
-    return annotated
+        plans.append(plan_pass(config, store, views))
+        annotated += annotate_pass(plans[1], config, map_shards)
+    return annotated, [plan.summary() for plan in plans]
 
 
 def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None = None) -> PassPlan:
@@ -95,8 +106,11 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
         _teacher_partition(config, config.teacher, num_classes),
     )
     fingerprint = fingerprint_pass(description)
-    name = f"{escape_key(config.teacher.name)}-{fingerprint[:SHORT]}"
+    name = f"{escape_key(config.annotate.name or config.teacher.name)}-{fingerprint[:SHORT]}"
     folder = store.path / TEACHERS_FOLDER / name
+    # A pass keeps the name that it was given when it was begun.
+    begun = sorted(folder.parent.glob(f"*-{fingerprint[:SHORT]}"))
+    folder = begun[0] if begun else folder
     shards = [shard for shard in store.manifest.shards if views is None or shard.name in views.rows]
     return PassPlan(
         store=store,
@@ -120,6 +134,14 @@ def annotate_pass(plan: PassPlan, config: PrecomputeConfig, map_shards: MapShard
     specs = TeacherAnnotator(
         plan.teacher, plan.num_classes, plan.explainer, config.annotate, plan.store.size
     ).fields(stored_views=plan.views is not None)
+    logger.info(
+        "teacher %s: %s of %d shards, %s already done, into %s",
+        plan.teacher.name,
+        ", ".join(spec.name for spec in specs),
+        len(plan.shards),
+        len(plan.shards) - len(plan.missing),
+        plan.folder.relative_to(plan.store.path.parent),
+    )
     remove_partial_files(plan.folder)
     fields = BACKENDS[config.store.backend](
         plan.folder, tuple(specs), len(plan.shards), plan.rows_per_chunk, plan.num_views
@@ -140,11 +162,28 @@ def annotate_pass(plan: PassPlan, config: PrecomputeConfig, map_shards: MapShard
     )
     annotated, seconds = run_shards("teacher", map_shards, task, plan.missing)
     save_cost(RUNS / config.run / "precompute", seconds, annotated)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     publish_pass(
-        plan.folder, plan.shards, plan.description, plan.fingerprint, specs, shared_files, device
+        plan.folder,
+        plan.shards,
+        plan.description,
+        plan.fingerprint,
+        specs,
+        shared_files,
+        _made_with(plan.teacher),
     )
     return annotated * plan.num_views
+
+
+def _made_with(teacher: ModelConfig) -> dict[str, str]:
+    """Versions, device and name of the weights. A path is shortened to its last parts, which are not a machine's."""
+    weights = "/".join(Path(str(teacher.weights)).parts[-3:])
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "permafrost": __version__,
+        "torch": torch.__version__,
+        "device": device,
+        "weights": weights,
+    }
 
 
 def _teacher_partition(

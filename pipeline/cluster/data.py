@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import traceback
 import warnings
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +47,17 @@ def _failed(error: str) -> dict[str, Any]:
 
 
 class RayDataExecutor:
-    """Implementation of MapShards on an actor pool."""
+    """Implementation of MapShards on an actor pool. As a context it keeps one Ray session for all of its calls."""
 
     def __init__(self, config: ClusterConfig) -> None:
         self.config = config
+        self._session = ExitStack()
+
+    def __enter__(self) -> RayDataExecutor:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._session.close()
 
     def __call__(self, task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
         """Iterate over results as they finish. Raises ShardError after the last one if any shard failed or was lost."""
@@ -57,13 +65,14 @@ class RayDataExecutor:
             return
         errors: list[str] = []
         finished = 0
-        with ray_session(self.config, self.config.actors * self.config.cpus_per_actor):
-            for row in self._dataset(task, shards).iter_rows():
-                if error := row.pop("error"):
-                    errors.append(error)
-                else:
-                    finished += 1
-                    yield ShardResult(**row)
+        cpus = self.config.actors * self.config.cpus_per_actor
+        self._session.enter_context(ray_session(self.config, cpus))
+        for row in self._dataset(task, shards).iter_rows():
+            if error := row.pop("error"):
+                errors.append(error)
+            else:
+                finished += 1
+                yield ShardResult(**row)
         if errors:
             raise ShardError(
                 f"{len(errors)} of {len(shards)} shards failed, the first with: {errors[0]}"

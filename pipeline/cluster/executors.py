@@ -1,4 +1,4 @@
-"""Selection of executors and task runners, on Ray or serial.
+"""Selection of executors and task runners, on Ray or serial, which `executor=auto` leaves to the work's size.
 
 An executor maps a picklable task over shards and yields results as they finish, in any order. On Ray a failed task
 does not stop the others, and the first failure is raised when all are done. The serial executor stops at the first
@@ -9,36 +9,79 @@ Independent tasks run in parallel. Each ends in an outcome, which may be an erro
 
 from __future__ import annotations
 
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.config.cluster import SMALL_STORE
+from pipeline.config.runs import read_cost
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pipeline.config.cluster import ClusterConfig, Executor
     from pipeline.core.tasks import MapShards, RunTasks
     from pipeline.training.run import TrainingJob
 
 
-def build_executor(executor: Executor, cluster: ClusterConfig) -> MapShards:
-    """Build the executor that `executor=` names."""
+def choose_executor(executor: Executor, cluster: ClusterConfig, records: int) -> Executor:
+    """Return the executor of a pass over `records`, which is `executor` itself unless it is auto."""
+    if executor != "auto":
+        return executor
+    is_small = cluster.kind == "local" and cluster.actors == 1 and records <= SMALL_STORE
+    return "serial" if is_small else "ray"
+
+
+def choose_task_runner(
+    executor: Executor, cluster: ClusterConfig, tasks: int, parallel: int | None
+) -> Executor:
+    """Return the executor of `tasks` independent tasks, which is `executor` itself unless it is auto."""
+    if executor != "auto":
+        return executor
+    is_alone = tasks <= 1 or parallel == 1 or os.cpu_count() == 1
+    return "serial" if cluster.kind == "local" and is_alone else "ray"
+
+
+@contextmanager
+def open_executor(executor: Executor, cluster: ClusterConfig) -> Iterator[MapShards]:
+    """Provide the executor, whose Ray is started by its first work and kept until the block ends."""
     if executor == "serial":
         from pipeline.cluster.serial import map_shards_serially
 
-        return map_shards_serially
+        yield map_shards_serially
+        return
     from pipeline.cluster.data import RayDataExecutor
 
-    return RayDataExecutor(cluster)
+    with RayDataExecutor(cluster) as map_shards:
+        yield map_shards
+
+
+@dataclass(kw_only=True)
+class TrainingProgress:
+    """Progress of one call of a training."""
+
+    epochs: int = 0
+    """Number of epochs trained by this call."""
+    last_line: str = ""
+    """Line of progress of the last epoch."""
+
+    def rate(self, folder: Path) -> str:
+        """Records per second over all calls of the run, empty if this call did nothing."""
+        cost = read_cost(folder) if self.epochs else None
+        return f"{cost['records'] / cost['seconds']:,.0f}" if cost and cost["seconds"] else ""
 
 
 def run_training(
     job: TrainingJob, cluster: ClusterConfig, on_epoch: Callable[[int, str], None]
-) -> int:
-    """Finish a training in this process or on `trainer.ranks` of Ray Train, and return the epochs of this call."""
-    epochs = 0
+) -> TrainingProgress:
+    """Finish a training in this process or on `trainer.ranks` of Ray Train, and return the progress of this call."""
+    progress = TrainingProgress()
 
     def count(epoch: int, line: str) -> None:
-        nonlocal epochs
-        epochs += 1
+        progress.epochs += 1
+        progress.last_line = line
         on_epoch(epoch, line)
 
     if job.trainer.ranks == 1:
@@ -49,7 +92,7 @@ def run_training(
         from pipeline.cluster.train import train_on_ranks
 
         train_on_ranks(job, cluster, count)
-    return epochs
+    return progress
 
 
 # ---- parallel tasks ------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,15 @@ _ACTOR_ENVIRONMENT = {
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+_STARTS = 2
+"""Number of attempts to start a local Ray, which times out on a busy machine."""
+_POLL_SECONDS = 0.05
+
+logger = logging.getLogger("permafrost.ray")
+
+
 class ClusterError(UserError, RuntimeError):
-    """Error for a cluster that cannot be reached."""
+    """Error for a cluster that cannot be started or reached."""
 
 
 @contextmanager
@@ -61,6 +69,7 @@ def ray_session(config: ClusterConfig, cpus: float) -> Iterator[None]:
     on_terminate = signal.getsignal(signal.SIGTERM)
     if isinstance(config, LocalClusterConfig):
         _start(config, cpus)
+        _watch_raylet()
     else:
         _connect(config)
     # Ray replaces the handler of SIGTERM with one that exits without a message.
@@ -83,6 +92,32 @@ def _driver_environment(config: ClusterConfig) -> dict[str, str]:
 
 
 def _start(config: LocalClusterConfig, cpus: float) -> None:
+    """Start a local Ray, with a second attempt if the first fails. Raises ClusterError if both fail."""
+    import ray
+
+    for attempt in range(1, _STARTS + 1):
+        logger.info(
+            "starting Ray on this machine, which takes 5 to 60 seconds; the next lines are those of the work ..."
+            if attempt == 1
+            else "starting Ray once more ..."
+        )
+        started = time.monotonic()
+        try:
+            _init(config, cpus)
+            return
+        except Exception as error:  # Ray raises its base class where a node does not start in time
+            ray.shutdown()
+            seconds = time.monotonic() - started
+            reason = " ".join(str(error).split())[:200].rstrip(".")
+            failure = error
+            logger.warning("Ray did not start: %s (after %.0f s)", reason, seconds)
+    raise ClusterError(
+        f"Ray did not start in {_STARTS} attempts ({reason}); nothing is lost. Run the same command again on a less "
+        "busy machine, or without Ray: executor=serial for precompute and sweep, trainer.ranks=1 for teach and distill"
+    ) from failure
+
+
+def _init(config: LocalClusterConfig, cpus: float) -> None:
     import ray
 
     ray.init(
@@ -100,6 +135,30 @@ def _start(config: LocalClusterConfig, cpus: float) -> None:
             "py_executable": shlex.quote(sys.executable),
         },
     )
+
+
+def _watch_raylet() -> None:
+    """Say that Ray's raylet has ended, in a thread, because Ray then ends this process without an exception."""
+    import ray._private.worker as ray_worker
+
+    node = ray_worker.global_worker.node
+    if node is None:  # Ray runs elsewhere
+        return
+    (raylet,) = node.all_processes["raylet"]
+    process = raylet.process
+
+    def watch() -> None:
+        while process.poll() is None:
+            time.sleep(_POLL_SECONDS)
+        if ray_worker.global_worker.node is node:  # not shut down by this process
+            print(
+                f"permafrost: error: Ray's raylet (process {process.pid}) ended with status {process.returncode}; it "
+                "was killed, or the machine ran out of memory. The same command resumes where it stopped",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    threading.Thread(target=watch, name="raylet-watch", daemon=True).start()
 
 
 def _connect(config: ClusterConfig) -> None:

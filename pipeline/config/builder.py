@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import MISSING
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pipeline.config.models import NoModelConfig
 from pipeline.config.options import Options, check_limits, options_of
 from pipeline.config.verbs import FAMILIES, VERBS
 from pipeline.core.errors import ConfigError
@@ -86,7 +85,7 @@ def _build_kind(section: str, hint: Any, value: dict[str, Any]) -> Any:
     if kind not in kinds:
         raise ConfigError(f"{section}={kind} is not allowed here; choose one of {', '.join(kinds)}")
     if kind == "none":
-        return NoModelConfig()  # an experiment may describe the teacher for other stages
+        return members[kind]()  # an experiment may describe the teacher for other stages
     return build_config(members[kind], value, section)
 
 

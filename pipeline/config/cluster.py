@@ -188,7 +188,9 @@ class KubeRayClusterConfig(WorkConfig):
 
 
 ClusterConfig = LocalClusterConfig | ExistingClusterConfig | KubeRayClusterConfig
-Executor = Literal["ray", "serial"]
+Executor = Literal["auto", "ray", "serial"]
+SMALL_STORE = 10_000
+"""Number of records up to which executor=auto does not start Ray for a pass, as Ray takes 10 to 60 s to start."""
 
 CLUSTERS: dict[str, type[WorkConfig]] = {
     cls.kind: cls for cls in (LocalClusterConfig, ExistingClusterConfig, KubeRayClusterConfig)

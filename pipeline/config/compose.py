@@ -6,11 +6,14 @@ An override may name only sections that the verb reads. An experiment may set an
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 from copy import deepcopy
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from pipeline.config.options import Options, Role, options_of, plain_defaults, to_plain
 from pipeline.config.store import StoreOptions
@@ -24,9 +27,13 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+"""Folder of the YAML files: inside the package in a wheel, beside it in a checkout."""
 
 
+_FILE_PREFIX = "file-"
+"""Prefix of the names under which an experiment's file outside conf/ is registered."""
 _SWEPT_VERBS = ("distill", "evaluate")
 _GROUPS = {"store": "zarr", "trainer": "default", "optimizer": "adamw", "augment": "pad_crop"}
 """Groups whose members all share one class, and the default member of each."""
@@ -40,6 +47,7 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
 
     for word in overrides:
         _check_word(verb, word)
+    overrides = [_with_registered_file(word) for word in overrides]
     set_values = [word for word in overrides if _sets_a_value(word)]
     try:
         composed = deepcopy(_compose_groups(tuple(w for w in overrides if w not in set_values)))
@@ -52,6 +60,27 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+def _with_registered_file(word: str) -> str:
+    """Register the file of experiment=<path>.yaml with Hydra, and return the word with its registered name."""
+    key, _, value = word.partition("=")
+    if key != "experiment" or not value.endswith((".yaml", ".yml")):
+        return word
+    try:
+        text = Path(value).read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"experiment={value} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"experiment={value}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"experiment={value} must be a mapping of sections to options")
+    from hydra.core.config_store import ConfigStore
+
+    name = _FILE_PREFIX + hashlib.sha256(text.encode()).hexdigest()
+    ConfigStore.instance().store(group="experiment", name=name, node=values, package="_global_")
+    return f"experiment={name}"
+
+
 def _compose(overrides: Sequence[str]) -> DictConfig:
     """Compose all sections with Hydra, which takes about a tenth of a second."""
     from hydra import compose as hydra_compose
@@ -59,7 +88,7 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    _register_defaults()
+    _register_defaults(overrides)
     with initialize_config_dir(version_base=None, config_dir=str(CONF)):
         composed: DictConfig = hydra_compose("config", overrides=list(overrides))
     return composed
@@ -94,21 +123,50 @@ def _apply(composed: DictConfig, overrides: list[str]) -> bool:
     return True
 
 
+def _register_defaults(overrides: Sequence[str]) -> None:
+    """Register with Hydra the defaults of the dataclasses that a composition may name.
+
+    An experiment may name any member of a family. Without one, only the default members and those of the overrides are
+    registered, as each takes two milliseconds of every command.
+    """
+    _register_sections()
+    words = dict(word.partition("=")[::2] for word in overrides)
+    for group, members in FAMILIES.items():
+        named = {_default_members()[group], words.get(group)}
+        for kind in members:
+            if "experiment" in words or kind in named:
+                _register_member(group, kind)
+
+
 @cache
-def _register_defaults() -> None:
-    """Register the defaults of the dataclasses with Hydra: the members of every family, and all other sections."""
+def _default_members() -> dict[str, str]:
+    """Default member of each group, from conf/config.yaml."""
+    entries = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
+    return {
+        group: name for entry in entries if isinstance(entry, dict) for group, name in entry.items()
+    }
+
+
+@cache
+def _register_member(group: str, kind: str) -> None:
+    """Register a member of a family with Hydra."""
+    from hydra.core.config_store import ConfigStore
+
+    node = plain_defaults(FAMILIES[group][kind]) | {"kind": kind}
+    nested = [name for name in node if name in _GROUPS]  # in a teacher's own training
+    if nested:
+        choices = [{f"/{name}@{name}": _GROUPS[name]} for name in nested]
+        own = {name: value for name, value in node.items() if name not in nested}
+        node = {"defaults": [*choices, "_self_"], **own}
+    ConfigStore.instance().store(group=group, name=kind, node=node)
+
+
+@cache
+def _register_sections() -> None:
+    """Register all sections outside families with Hydra."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
-    for group, members in FAMILIES.items():
-        for kind, cls in members.items():
-            node = plain_defaults(cls) | {"kind": kind}
-            nested = [name for name in node if name in _GROUPS]  # in a teacher's own training
-            if nested:
-                choices = [{f"/{name}@{name}": _GROUPS[name]} for name in nested]
-                own = {name: value for name, value in node.items() if name not in nested}
-                node = {"defaults": [*choices, "_self_"], **own}
-            store.store(group=group, name=kind, node=node)
     store.store(group="store", name=_GROUPS["store"], node=plain_defaults(StoreOptions))
     store.store(group="trainer", name=_GROUPS["trainer"], node=plain_defaults(TrainerOptions))
     store.store(name="defaults", node=_section_defaults())
@@ -177,9 +235,10 @@ def _check_word(verb: str, word: str) -> None:
     section = section_of(word)
     names = [*section_names(verb), "experiment"]
     if section not in names:
-        raise ConfigError(
-            f"{verb} takes no {section}={_suggest(section, names)}; it takes: {', '.join(names)}"
-        )
+        hint = _suggest(section, names)
+        if verb == "teach" and section in _GROUPS:
+            hint = f" (did you mean teaching.{section}?)"
+        raise ConfigError(f"{verb} takes no {section}={hint}; it takes: {', '.join(names)}")
 
 
 def _explain(overrides: Sequence[str], error: Exception) -> str:
@@ -190,7 +249,7 @@ def _explain(overrides: Sequence[str], error: Exception) -> str:
         key, _, value = word.lstrip("+~").partition("=")
         options = group_members(key.split("@")[0])
         if options:
-            if value not in options:
+            if value not in options and not value.startswith(_FILE_PREFIX):
                 hint = _suggest(value, options)
                 return f"{key}={value} does not exist{hint}; choose one of: {', '.join(options)}"
         elif f"Could not override '{key}'" in str(error):

@@ -30,6 +30,13 @@ class DataConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NoDataConfig(DataConfig):
+    """The records of a finished store. Nothing is packed."""
+
+    kind: Literal["none"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileDataConfig(DataConfig):
     """Options of every source that reads the user's files."""
 
@@ -37,8 +44,18 @@ class FileDataConfig(DataConfig):
     """Treatment of an image that cannot be decoded, or of a row with values that are not finite. stop: end the
     run. skip: list it in the store's manifest. With data=tiny_imagenet, skip also accepts images without boxes
     if their class has no file of boxes."""
+    only_classes: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
+    """Names of the classes to keep, in label order; empty keeps all. Images are then packed, also those of tars that
+    could be used in place."""
     max_skipped: Annotated[int, Ge(0), Role.OUTSIDE_DATASET] = 100
     """Largest number of skipped records; more of them end the run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            len(set(self.only_classes)) == len(self.only_classes),
+            f"data.only_classes names a class twice: {list(self.only_classes)}",
+        )
 
     def _require_path(self, path: str, what: str) -> None:
         require(path != "", f"data.path is empty; set it to {what}")

@@ -76,6 +76,8 @@ class PassOptions(Options):
 
     section: ClassVar[str] = "annotate"
 
+    name: str | None = None
+    """Name of a new pass, before its fingerprint, which `store.teacher=` accepts; null takes the teacher's name."""
     payloads: tuple[str, ...] = ("logits", "map")
     """Payloads to store. logits: the logits. map: the explanation map. attention: activation energy of each
     stage, for method=at. class_maps: maps of all classes, for method=cat_kd. pooled: the pooled feature before

@@ -20,7 +20,7 @@ from pipeline.config.distillation import DistillConfig
 from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.explainers import EXPLAINERS, ExplainerConfig, GradCamConfig
-from pipeline.config.file_data import DataConfig
+from pipeline.config.file_data import DataConfig, NoDataConfig
 from pipeline.config.methods import METHODS
 from pipeline.config.models import MODELS, AdditiveModelConfig, ModelConfig, NoModelConfig
 from pipeline.config.options import Option, Options, Role
@@ -55,8 +55,9 @@ class PrecomputeConfig(Options):
     subset: SubsetOptions = field(default_factory=SubsetOptions)
     split: str = "train"
     """Split that a pass of stored views covers."""
-    executor: Executor = "ray"
-    """Executor of the work: Ray, or this process alone (serial)."""
+    executor: Executor = "auto"
+    """Executor of the work: Ray, or this process alone (serial). auto: serial for at most 10,000 records with
+    cluster=local and cluster.actors=1, Ray otherwise."""
     run: str = "untitled"
     """Folder below runs/, shared by all stages; an absolute path is taken as it is (required on a cluster)."""
 
@@ -226,8 +227,9 @@ class SweepConfig(Options):
     another of the store."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; every arm is trained once per seed."""
-    executor: Executor = "ray"
-    """Executor of the work: Ray, or this process alone (serial)."""
+    executor: Executor = "auto"
+    """Executor of the work: Ray, or this process alone (serial). auto: serial with cluster=local if only one
+    student is missing, if parallel=1 or if this machine has one CPU; Ray otherwise."""
     parallel: Annotated[int | None, Ge(1)] = None
     """Largest number of students that Ray trains in parallel, one thread each. null: the number that
     cluster.cpus_per_student and cluster.gpus_per_student allow."""
@@ -291,7 +293,7 @@ class RenderConfig(Options):
 
 
 FAMILIES: dict[str, Mapping[str, type[Options]]] = {
-    "data": SOURCES,
+    "data": {"none": NoDataConfig, **SOURCES},
     "teacher": {"none": NoModelConfig, **MODELS},
     "black_box": {"none": NoModelConfig, **MODELS},
     "student": MODELS,

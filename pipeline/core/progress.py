@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,18 @@ class ProgressLines:
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         """Set the text that is logged after the count."""
         self.postfix = text
+
+
+@contextmanager
+def say_if_slow(logger: logging.Logger, text: str, seconds: float = 3.0) -> Iterator[None]:
+    """Log `text` if the block takes longer than `seconds`, so that no stage is silent for long."""
+    timer = threading.Timer(seconds, logger.info, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

@@ -24,7 +24,10 @@ def rows_of_split(index: pa.Table, split: str) -> NDArray[np.int64]:
     rows = np.flatnonzero(splits == split)
     if len(rows) == 0:
         known = ", ".join(sorted(set(splits.tolist())))
-        raise ConfigError(f"the store has no split {split!r}; its splits are: {known}")
+        hint = "name one of them"
+        if split == "test":
+            hint += " (evaluate.splits=), or pack the data with data.test_fraction=0.1, which makes a split test"
+        raise ConfigError(f"the store has no split {split!r}; its splits are: {known}; {hint}")
     return rows
 
 

@@ -106,10 +106,16 @@ def read_description(folder: Path) -> TrainedModel:
     if not is_finished(folder):
         raise ConfigError(f"{folder} holds no finished model; run its stage first, or correct run=")
     values = json.loads((folder / DESCRIPTION_NAME).read_text())
+    kind = values["model"]["kind"]
+    if kind not in MODELS:
+        raise ConfigError(
+            f"{folder / DESCRIPTION_NAME} names a network of kind {kind}, which is not among "
+            f"{', '.join(MODELS)}; name the plug-in that adds it in PERMAFROST_PLUGINS"
+        )
     return TrainedModel(
         # The trained weights, with any partition, are next to the description, so the original files are not needed.
         config=build_config(
-            MODELS[values["model"]["kind"]],
+            MODELS[kind],
             values["model"] | {name: None for name in _BESIDE if name in values["model"]},
             DESCRIPTION_NAME,
         ),

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from pipeline.config.file_data import FileDataConfig
 from pipeline.config.options import resolve_implementation
+from pipeline.sources.class_subset import ClassSubset
 from pipeline.store.planning import check_keys, plan_shards
 
 if TYPE_CHECKING:
@@ -38,4 +40,6 @@ def plan_source(source: Source, records: list[Record], config: StoreOptions) -> 
 def build_source(config: DataConfig) -> Source:
     """Build the source that `data=` names."""
     source: Source = resolve_implementation(type(config))(config)
+    if isinstance(config, FileDataConfig) and config.only_classes:
+        return ClassSubset(source, config.only_classes)
     return source

@@ -215,7 +215,8 @@ class PassManifest:
     """Coarsening and sha256 of each level of superfeature_logits (models/additive/hierarchy.py); None without
     this field."""
     made_with: dict[str, str] = field(default_factory=dict)
-    """Library versions and device, for information only; not covered by the fingerprint."""
+    """Versions, device and name of the weights, for information only; not covered by the fingerprint. It has no time,
+    as a pass depends on its inputs alone."""
     schema: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

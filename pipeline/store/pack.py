@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -81,15 +82,42 @@ def fingerprint_dataset(config: DataConfig, revision: int, records: list[Record]
     return digest.hexdigest()
 
 
-def pack(
+@dataclass(frozen=True, kw_only=True)
+class PackPlan:
+    """The plan of a store: its source, all of its shards and those that are missing."""
+
+    path: Path
+    source: Source
+    dataset: DatasetIdentity
+    packing: Packing
+    shards: list[ShardPlan]
+    missing: list[ShardPlan]
+
+    @property
+    def num_records(self) -> int:
+        """Number of records of the source."""
+        return sum(len(shard.records) for shard in self.shards)
+
+    def describe(self) -> str:
+        """Describe the store and what of it is missing, in one line."""
+        splits: Counter[str] = Counter()
+        for shard in self.shards:
+            splits[shard.split] += len(shard.records)
+        counts = ", ".join(f"{split} {count:,}" for split, count in splits.items())
+        return (
+            f"{self.num_records:,} records ({counts}) of {len(self.source.classes):,} classes in "
+            f"{len(self.shards):,} shards, of which {len(self.shards) - len(self.missing):,} are packed"
+        )
+
+
+def plan_pack(
     config: PrecomputeConfig,
     path: Path,
     source: Source,
     records: list[Record],
     plans: list[ShardPlan],
-    map_shards: MapShards,
-) -> int:
-    """Write the shards that the store at `path` lacks and publish it; return the number of records packed now.
+) -> PackPlan:
+    """Compare the store at `path` with the records of the source.
 
     records, plans  all records and plans of the source, from `sources.plan_source`
     Raises StoreMismatchError if the store contains other data or was planned with other options.
@@ -100,27 +128,35 @@ def pack(
     )
     size = config.store.image_size
     missing = missing_image_shards(path, plans, dataset, packing, source.classes, size)
-    if not missing and not needs_publishing(path):
+    return PackPlan(
+        path=path, source=source, dataset=dataset, packing=packing, shards=plans, missing=missing
+    )
+
+
+def pack(plan: PackPlan, config: PrecomputeConfig, map_shards: MapShards) -> int:
+    """Write the shards that the store lacks and publish it; return the number of records packed now."""
+    path = plan.path
+    if not plan.missing and not needs_publishing(path):
         return 0
     remove_partial_files(path)
     published = published_store(path)
     task = PackShard(
         store=path,
-        source=source,
-        packing=packing,
-        dataset_fingerprint=dataset.fingerprint,
+        source=plan.source,
+        packing=plan.packing,
+        dataset_fingerprint=plan.dataset.fingerprint,
         published={} if published is None else {s.name: s.sha256 for s in published.shards},
     )
-    packed, _ = run_shards("pack", map_shards, task, missing)
-    in_place = any(plan.reference for plan in plans)
+    packed, _ = run_shards("pack", map_shards, task, plan.missing)
+    in_place = any(shard.reference for shard in plan.shards)
     manifest = publish_store(
         path,
-        plans,
-        dataset,
-        classes=source.classes,
-        packing=packing,
-        image_size=size,
-        rows_per_shard=max(len(plan.records) for plan in plans)
+        plan.shards,
+        plan.dataset,
+        classes=plan.source.classes,
+        packing=plan.packing,
+        image_size=config.store.image_size,
+        rows_per_shard=max(len(shard.records) for shard in plan.shards)
         if in_place
         else config.store.shard_size,
         max_skipped=config.data.max_skipped if isinstance(config.data, FileDataConfig) else 0,

@@ -226,6 +226,12 @@ def _frame_size(index: pa.Table, image_size: int | None) -> tuple[int, int]:
     return sizes["height"][0].as_py(), sizes["width"][0].as_py()
 
 
+_OTHER_DATA = (
+    "leave out data= to run a teacher on the store's own records, restore the data options, or choose another "
+    "store.path"
+)
+
+
 def _check_published(
     store: Path,
     plans: Sequence[ShardPlan],
@@ -238,14 +244,12 @@ def _check_published(
     if manifest.classes != classes:
         raise StoreMismatchError(
             f"{store} contains {len(manifest.classes)} classes ({', '.join(manifest.classes[:3])}, ...), but the "
-            f"config describes {len(classes)} ({', '.join(classes[:3])}, ...); restore data.classes, "
-            "or choose another store.path"
+            f"data options describe {len(classes)} ({', '.join(classes[:3])}, ...); {_OTHER_DATA}"
         )
     if manifest.dataset != dataset:
         raise StoreMismatchError(
             f"{store} contains data {manifest.dataset.name}-{manifest.dataset.fingerprint[:8]}, but the "
-            f"config describes {dataset.name}-{dataset.fingerprint[:8]}; choose another store.path, or restore "
-            "the data options"
+            f"data options describe {dataset.name}-{dataset.fingerprint[:8]}; {_OTHER_DATA}"
         )
     skipped = {entry["key"] for entry in manifest.skipped}
     planned = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +79,7 @@ def publish_pass(
     fingerprint: str,
     specs: Sequence[FieldSpec],
     shared_files: dict[str, str],
-    device: str,
+    made_with: dict[str, str],
 ) -> PassManifest:
     """Combine the receipts and write the pass's manifest.
 
@@ -122,7 +121,7 @@ def publish_pass(
         shards=tuple(entries),
         files=files,
         fidelity=fidelity,
-        made_with={"torch": importlib.metadata.version("torch"), "device": device},
+        made_with=made_with,
     )
     write_manifest(folder, manifest)
     return manifest

@@ -106,13 +106,14 @@ class Store:
         return [folder for folder in folders if not (folder / MANIFEST_NAME).exists()]
 
     def open_pass(self, name: str, *, stored_views: bool = False) -> TeacherPass:
-        """Open the pass whose folder is `name`, or ends with those 8 digits."""
+        """Open the pass whose folder is `name`, or the only one with that name before or after the last hyphen."""
         folders = self.pass_folders(stored_views=stored_views)
-        found = [f for f in folders if name in (f.name, f.name.rsplit("-", 1)[-1])]
+        found = [f for f in folders if name in (f.name, *f.name.rsplit("-", 1))]
         if len(found) != 1:
             names = ", ".join(folder.name for folder in folders) or "none"
             raise StoreMismatchError(
-                f"{self.path} has no {_kind(stored_views)} {name!r}; set store.teacher to one of: {names}"
+                f"{self.path} has {'several' if found else 'no'} {_kind(stored_views)} {name!r}; set store.teacher to "
+                f"one of: {names}"
             )
         return TeacherPass(self, found[0])
 
@@ -252,6 +253,13 @@ class TeacherPass:
     def num_classes(self) -> int:
         """Number of the teacher's classes, which may differ from the classes of the data."""
         return int(self.manifest.teacher["classes"])
+
+    @property
+    def bytes_per_record(self) -> float:
+        """Mean number of bytes of one record with all its views."""
+        files = [entry for shard in self.manifest.shards for entry in shard.files]
+        records = sum(shard.rows for shard in self.manifest.shards)
+        return sum(entry.bytes for entry in files) / max(records, 1)
 
     @property
     def explainer(self) -> str | None:

@@ -74,7 +74,7 @@ def fit(
             ):
                 save_checkpoint(training, folder)
             if training.distributed.is_first:
-                on_epoch(training.epoch, f"loss {log.last_total:.3f}")
+                on_epoch(training.epoch, log.describe_last())
 
 
 def _is_nth(count: int, interval: int | None) -> bool:

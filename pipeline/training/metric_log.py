@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections import defaultdict
@@ -15,8 +16,11 @@ from torch import Tensor
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_atomically
+from pipeline.core.progress import SECONDS_PER_LINE
 from pipeline.losses.base import LossTerms
 from pipeline.training.state import Training
+
+logger = logging.getLogger("permafrost.training")
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -36,9 +40,11 @@ class StepLog:
     """Number of steps in which each term was present. A guided term is not present in every step."""
     steps: int = 0
     records: int = 0
-    last_total: float = math.nan
-    """Total loss of the last written line."""
+    last: dict[str, float] = field(default_factory=dict)
+    """The last written line."""
     started: float = field(default_factory=time.monotonic)
+    said: float = field(default_factory=time.monotonic)
+    """Time of the last line on the terminal."""
 
     def add(self, training: Training, terms: LossTerms, records: int) -> None:
         """Add a finished step, and write a line after every `every_steps` steps.
@@ -67,7 +73,6 @@ class StepLog:
                 f"the loss is {line['total']} at step {training.global_step} (epoch {training.epoch}); "
                 "lower optimizer.lr or set trainer.clip_norm"
             )
-        self.last_total = line["total"]
         seconds = time.monotonic() - self.started
         line |= {
             "step": training.global_step,
@@ -76,9 +81,31 @@ class StepLog:
             "records_per_second": self.records * training.distributed.world_size / seconds,
         }
         self.write(line)
+        self.last = line
+        self._say(training)
         self.sums, self.counts = defaultdict(float), defaultdict(int)
         self.steps = self.records = 0
         self.started = time.monotonic()
+
+    def _say(self, training: Training) -> None:
+        """Log the position of a long epoch, whose end may be hours away."""
+        if training.distributed.is_first and time.monotonic() - self.said >= SECONDS_PER_LINE:
+            self.said = time.monotonic()
+            rate = f"{self.last['records_per_second']:,.0f} records/s"
+            logger.info(
+                "epoch %d, step %d: %s, %s",
+                training.epoch,
+                training.step,
+                self.describe_last(),
+                rate,
+            )
+
+    def describe_last(self) -> str:
+        """Describe the last written line: its loss and, if it has one, its training accuracy."""
+        text = f"loss {self.last.get('total', math.nan):.3f}"
+        if "training_accuracy" in self.last:
+            text += f", training accuracy {self.last['training_accuracy']:.3f}"
+        return text
 
 
 class MetricWriter:

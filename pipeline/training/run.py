@@ -243,6 +243,7 @@ def _build_training(plan: TrainingSpec, distributed: DistributedContext) -> Trai
         seed=plan.seed,
         compute_settings=compute_settings,
         distributed=distributed,
+        has_labels=plan.dataset.has_labels and bool(plan.class_names),
     )
 
 

@@ -63,6 +63,8 @@ class Training:
     """Seed of the random draws within a step, such as dropout masks."""
     compute_settings: ComputeSettings = field(default_factory=ComputeSettings)
     distributed: DistributedContext = field(default_factory=DistributedContext)
+    has_labels: bool = False
+    """True to log the training accuracy, which needs records with labels of the model's classes."""
     epoch: int = 0
     step: int = 0
     """Next step of the epoch."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.records import Batch, Guidance, Targets
+from pipeline.core.records import NO_LABEL, Batch, Guidance, Targets
 from pipeline.loading.geometry import view_images
 from pipeline.losses.base import DistillationLoss, LossTerms, StudentOutput, weighted_sum
 from pipeline.models.output import Intermediates, ModelOutput
@@ -54,8 +56,10 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
     for transform in training.transforms:
         inputs = transform(inputs, batch)
     output = _forward(training, inputs.images, needs.intermediates)
+    accuracy = _training_accuracy(training, output, inputs)
     if not needs.targets:
-        return _loss_of(training.loss, StudentOutput(output=output), None, inputs)
+        own = _loss_of(training.loss, StudentOutput(output=output), None, inputs)
+        return replace(own, statistics=own.statistics | accuracy)
     grid = (output.features.shape[-2], output.features.shape[-1])
     needs_maps = needs.maps_in(training.global_step)
     terms = []
@@ -74,7 +78,23 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
             view_index=batch.view_index,
         )
         terms.append(_loss_of(training.loss, student, targets, inputs))
-    return weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))
+    total = weighted_sum(terms, training.teacher_weights or [1 / len(terms)] * len(terms))
+    return replace(total, statistics=total.statistics | accuracy)
+
+
+def _training_accuracy(
+    training: Training, output: ModelOutput, inputs: StepInputs
+) -> dict[str, Tensor]:
+    """Share of the batch's labeled records that are classified correctly; empty if it has no meaning.
+
+    Mixed images, images made of parts of several records, and records with many labels have none.
+    """
+    labels = inputs.labels[0][1]
+    if not training.has_labels or len(inputs.labels) > 1 or inputs.on_targets or labels.dim() > 1:
+        return {}
+    known = labels != NO_LABEL
+    right = (output.logits.detach().argmax(dim=1) == labels) & known
+    return {"training_accuracy": right.sum() / known.sum().clamp(min=1)}
 
 
 def _loss_of(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from pipeline.cluster.data import RayDataExecutor
 from pipeline.config.cluster import LocalClusterConfig
 from pipeline.config.models import CifarModelConfig
-from pipeline.core.tasks import ShardResult, ShardTask
+from pipeline.core.tasks import ShardResult
 from pipeline.models.providers import build_model, freeze
 from pipeline.store.frames import decode_frame
 from pipeline.store.reader import Store
@@ -114,21 +115,18 @@ def gap_figure(folder: Path) -> list[Figure]:
     pack(tars, store)
     log = folder / "times"
     config = precompute_config(tars, store, teacher=TEACHER, executor="ray")
-    original = precompute.build_executor
+    original = precompute.open_executor
 
-    def timed(executor: Any, cluster: Any) -> Any:
-        ray = RayDataExecutor(LocalClusterConfig())
+    @contextmanager
+    def timed(executor: Any, cluster: Any) -> Iterator[Any]:
+        with RayDataExecutor(LocalClusterConfig()) as ray:
+            yield lambda task, shards: ray(TimedTask(task, log), shards)
 
-        def map_shards(task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
-            return ray(TimedTask(task, log), shards)
-
-        return map_shards
-
-    precompute.build_executor = timed
+    precompute.open_executor = timed
     try:
         precompute.run(config)
     finally:
-        precompute.build_executor = original
+        precompute.open_executor = original
     times = sorted(tuple(map(float, line.split())) for line in log.read_text().splitlines())
     assert len(times) == len(Store(store).manifest.shards)
     gaps = [after[0] - before[1] for before, after in pairwise(times)]

@@ -7,8 +7,42 @@ import pytest
 import torch
 
 from pipeline.annotation.shard_tasks import AnnotateShard
+from pipeline.cluster.executors import choose_executor, choose_task_runner
+from pipeline.config.cluster import SMALL_STORE, ExistingClusterConfig, LocalClusterConfig
 from pipeline.store.frames import ShardFrames
 from tests.support.stores import frame_batches
+
+NAMED = ExistingClusterConfig()
+
+
+@pytest.mark.parametrize(
+    ("executor", "cluster", "records", "chosen"),
+    [
+        ("auto", LocalClusterConfig(), SMALL_STORE, "serial"),
+        ("auto", LocalClusterConfig(), SMALL_STORE + 1, "ray"),
+        ("auto", LocalClusterConfig(actors=2), 1, "ray"),
+        ("auto", NAMED, 1, "ray"),
+        ("ray", LocalClusterConfig(), 1, "ray"),
+        ("serial", NAMED, SMALL_STORE + 1, "serial"),
+    ],
+)
+def test_a_small_pass_without_a_named_cluster_is_serial(executor, cluster, records, chosen):
+    assert choose_executor(executor, cluster, records) == chosen
+
+
+@pytest.mark.parametrize(
+    ("cluster", "tasks", "parallel", "chosen"),
+    [
+        (LocalClusterConfig(), 1, None, "serial"),
+        (LocalClusterConfig(), 5, 1, "serial"),
+        (LocalClusterConfig(), 2, None, "ray"),
+        (NAMED, 1, None, "ray"),
+    ],
+)
+def test_one_task_without_a_named_cluster_is_serial(monkeypatch, cluster, tasks, parallel, chosen):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+
+    assert choose_task_runner("auto", cluster, tasks, parallel) == chosen
 
 
 def annotation(frozen, folder, **options):

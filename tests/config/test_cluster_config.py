@@ -223,6 +223,44 @@ def test_a_local_ray_is_made_large_enough_and_has_what_the_options_say(calls):
     assert str(ROOT) in calls[0]["runtime_env"]["env_vars"]["PYTHONPATH"]
 
 
+def test_a_ray_that_does_not_start_is_started_once_more(calls, monkeypatch, caplog):
+    import ray
+
+    init, attempts = ray.init, []
+
+    def slow_at_first(**options):
+        attempts.append(options)
+        if len(attempts) == 1:
+            raise Exception("The current node timed out during startup. This could happen because")
+        return init(**options)
+
+    monkeypatch.setattr(ray, "init", slow_at_first)
+    with caplog.at_level("INFO"), ray_session(LocalClusterConfig(), 1):
+        pass
+
+    assert len(attempts) == 2
+    assert "starting Ray" in caplog.messages[0]
+    assert "Ray did not start: The current node timed out" in caplog.messages[1]
+
+
+def test_a_ray_that_does_not_start_twice_is_one_line_with_the_ways_out(calls, monkeypatch):
+    import ray
+
+    def fail(**options):
+        raise Exception("The current node timed out during startup.\nThis could happen")
+
+    monkeypatch.setattr(ray, "init", fail)
+
+    with (
+        pytest.raises(
+            ClusterError, match=r"2 attempts.*executor=serial.*trainer\.ranks=1"
+        ) as error,
+        ray_session(LocalClusterConfig(), 1),
+    ):
+        pass
+    assert "\n" not in str(error.value)
+
+
 def test_workers_of_a_local_ray_start_from_a_path_with_a_space(calls, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/my projects/permafrost/.venv/bin/python")
 

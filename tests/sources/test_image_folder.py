@@ -120,6 +120,26 @@ def test_a_class_file_gives_the_order(image_folder, tmp_path):
     assert {record.label for record in source.records()} == {0, 2}
 
 
+def test_only_some_classes_are_kept_in_the_order_given(tmp_path):
+    write_images(tmp_path, "ant/1.jpg", "bee/1.jpg", "cat/1.jpg", "cat/2.jpg")
+    source = build_source(folder_config(tmp_path, only_classes=("cat", "ant")))
+
+    assert source.classes == ("cat", "ant")
+    assert {path: record.label for path, record in by_key(source).items()} == {
+        "cat/1.jpg": 0,
+        "cat/2.jpg": 0,
+        "ant/1.jpg": 1,
+    }
+    assert all(source.read(record).image for record in source.records())
+
+
+def test_a_class_to_keep_that_the_data_lack_is_named(image_folder):
+    root, _ = image_folder
+
+    with pytest.raises(ConfigError, match=r"no class dgo \(did you mean dog\?\); they have 2: cat"):
+        build_source(folder_config(root, only_classes=("dgo",)))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

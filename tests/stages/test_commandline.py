@@ -16,6 +16,8 @@ from pipeline.config.models import NoModelConfig
 from pipeline.config.reference import options_page
 from pipeline.config.verbs import VERBS
 from pipeline.core.errors import ConfigError
+from stages.__main__ import VERBS as VERB_ORDER
+from stages.__main__ import main as console_main
 from tests.support.paths import ROOT
 
 
@@ -112,10 +114,14 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
         ("distill", ["tau"], "options are written key=value"),
         ("distill", ["method.tau=[1"], "method.tau"),
         ("distill", ["experiment=demoo"], r"did you mean demo\?"),
-        ("precompute", ["executor=spark"], "executor must be one of ray, serial"),
+        ("precompute", ["executor=spark"], "executor must be one of auto, ray, serial"),
         ("precompute", ["store.path=s3://bucket/x"], "local or mounted folder"),
         ("precompute", ["annotate.payloads=[map]"], "must contain logits"),
-        ("precompute", ["data.test_digits=1790", "data.train_digits=100"], "1797 digits"),
+        (
+            "precompute",
+            ["data=demo", "data.test_digits=1790", "data.train_digits=100"],
+            "1797 digits",
+        ),
         (
             "distill",
             ["student.frame=center_crop"],
@@ -271,7 +277,7 @@ def test_help_shows_the_command_the_groups_and_every_option(verb, permafrost):
     code, output, _ = permafrost(verb, "--help")
 
     assert code == 0
-    assert f"python -m stages.{verb}" in output
+    assert f"permafrost {verb}" in output
     for section in sections(verb, compose(verb, [])):
         assert re.search(rf"\n  {section}[.=]", output)
 
@@ -311,3 +317,92 @@ def test_a_missing_store_is_named_and_exit_code_1(permafrost):
     assert code == 1
     assert "nowhere/manifest.json does not exist; run stages.precompute" in errors
     assert "Traceback" not in errors
+
+
+# ---- the console command -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def console(monkeypatch, capsys):
+    """The console command, run in this process: exit status, standard output and standard error."""
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["permafrost", *words])
+        code = 0
+        try:
+            console_main()
+        except SystemExit as end:
+            code = end.code or 0
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_console_command_lists_every_verb_and_runs_it(console):
+    _, overview, _ = console()
+    code, shown, _ = console("distill", "--cfg", "job", "method.tau=3")
+
+    assert [line.split()[0] for line in overview.splitlines() if line.startswith("  ")][1:] == [
+        *VERB_ORDER
+    ]
+    assert set(VERB_ORDER) == set(VERBS)
+    assert code == 0
+    assert yaml.safe_load(shown)["method"]["tau"] == 3
+
+
+def test_a_verb_that_is_not_there_is_one_line_and_exit_code_2(console):
+    code, _, errors = console("distil")
+
+    assert code == 2
+    assert errors.startswith(
+        "permafrost: error: there is no verb distil (did you mean distill?); choose"
+    )
+
+
+# ---- experiments outside the project -------------------------------------------------------------
+
+
+def write_experiment(path, text):
+    path.write_text(text)
+    return f"experiment={path}"
+
+
+def test_an_experiment_may_be_any_file(tmp_path):
+    word = write_experiment(
+        tmp_path / "mine.yaml",
+        "defaults:\n  - override /method: kd\nmethod: {tau: 7}\nstudent: {name: resnet14}\n",
+    )
+
+    config = build_config("distill", word, "method.lambda_ce=0.5")
+
+    assert (config.method.kind, config.method.tau, config.method.lambda_ce) == ("kd", 7, 0.5)
+    assert config.student.name == "resnet14"
+
+
+def test_an_experiment_file_that_changed_is_read_again(tmp_path):
+    path = tmp_path / "mine.yaml"
+
+    taus = [
+        build_config("distill", write_experiment(path, f"method: {{tau: {tau}}}")).method.tau
+        for tau in (2, 3)
+    ]
+
+    assert taus == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "mine.yaml cannot be read: No such file"),
+        ("method: {tau: ", "mine.yaml: .*line 1"),
+        ("- a\n", "must be a mapping of sections"),
+        ("method: {tua: 3}", "unknown option method.tua"),
+        ("defaults:\n  - override /method: kdd", "kdd"),
+    ],
+)
+def test_an_experiment_file_that_is_wrong_is_named(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "mine.yaml").write_text(text)
+
+    with pytest.raises(ConfigError, match=message):
+        build_config("distill", f"experiment={tmp_path / 'mine.yaml'}")

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import resource
+import runpy
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +17,75 @@ from tests.support.paths import ROOT
 
 def environment():
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def fork_server():
+    """Multiprocessing context whose processes are forked from one that has imported torch and the pipeline.
+
+    Importing them takes three seconds of a core in every new interpreter.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            *("kornia", "torchvision.io", "webdataset"),
+            *(
+                "pipeline.training.run",
+                "pipeline.models.providers",
+                "pipeline.annotation.teacher_pass",
+            ),
+        ]
+    )
+    return context
+
+
+class StageProcess:
+    """Stage in a forked process of its own session, with the interface of `subprocess.Popen`.
+
+    file_limit  largest size of a file in bytes that the process may write, None without a limit
+    """
+
+    def __init__(self, verb, words, folder, file_limit=None):
+        self._outputs = [folder / f".{verb}-{time.monotonic_ns()}-{name}" for name in "oe"]
+        self._process = fork_server().Process(
+            target=_run_stage, args=(verb, words, folder, self._outputs, file_limit)
+        )
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self):
+        return self._process.exitcode
+
+    def poll(self):
+        return self._process.exitcode
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def wait(self, timeout):
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(str(self._process), timeout)
+        return self.returncode
+
+    def communicate(self, timeout=None):
+        """Wait for the end, and return standard output and standard error."""
+        self.wait(timeout)
+        return tuple(path.read_text() for path in self._outputs)
+
+
+def _run_stage(verb, words, folder, outputs, file_limit):
+    os.setsid()
+    os.chdir(folder)
+    # Children of a shell's background job would ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream, path in zip((sys.stdout, sys.stderr), outputs, strict=True):
+        opened = os.open(path, os.O_WRONLY | os.O_CREAT)
+        os.dup2(opened, stream.fileno())
+    if file_limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    sys.argv = [verb, *words]
+    runpy.run_module(f"stages.{verb}", run_name="__main__")
 
 
 def descendants(pid):

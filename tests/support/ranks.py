@@ -1,11 +1,12 @@
 """Processes that train as ranks of one process group."""
 
-import multiprocessing
 import os
 import sys
 
 import torch.distributed as dist
 import torch.multiprocessing
+
+from tests.support.processes import fork_server
 
 
 def leave_group() -> None:
@@ -26,9 +27,7 @@ def run_on_ranks(function, *arguments, ranks=2):
 
     The processes are forked from a server that imports torch and the training once for all tests.
     """
-    multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["kornia", "pipeline.training.run", "pipeline.models.providers"]
-    )
+    fork_server()
     torch.multiprocessing.start_processes(
         function, arguments, nprocs=ranks, start_method="forkserver"
     )

@@ -1,0 +1,71 @@
+"""Some classes of a source (`data.only_classes=`): the records of these classes, with labels in the given order."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pipeline.core.errors import ConfigError, require
+
+if TYPE_CHECKING:
+    from pipeline.core.records import Content, Record, Source
+
+
+class ClassSubset:
+    """The records of some classes of a source. Records without a label and boxes of other classes are left out."""
+
+    def __init__(self, source: Source, classes: tuple[str, ...]) -> None:
+        for name in classes:
+            if name not in source.classes:
+                close = difflib.get_close_matches(name, source.classes, n=1)
+                hint = f" (did you mean {close[0]}?)" if close else ""
+                raise ConfigError(
+                    f"data.only_classes: the data have no class {name}{hint}; they have {len(source.classes)}: "
+                    f"{', '.join(source.classes[:10])}, ..."
+                )
+        self.source = source
+        self.classes = classes
+        self.name = source.name
+        self.revision = source.revision
+
+    @property
+    def frame_size(self) -> tuple[int, int] | None:
+        """(height, width) of all images; None where sizes differ or are unknown."""
+        return self.source.frame_size
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """Names of a table's columns; None where records are images."""
+        return self.source.columns
+
+    def records(self) -> list[Record]:
+        """Return the records of the classes. Raises ConfigError if records have several labels."""
+        new_labels = {
+            label: self.classes.index(name)
+            for label, name in enumerate(self.source.classes)
+            if name in self.classes
+        }
+        kept = []
+        for record in self.source.records():
+            require(
+                not record.labels,
+                f"data.only_classes={list(self.classes)} needs records with one label, but {record.key} has several; "
+                "leave data.only_classes empty",
+            )
+            if record.label in new_labels:
+                boxes = tuple(
+                    replace(box, label=new_labels[box.label])
+                    for box in record.boxes
+                    if box.label in new_labels
+                )
+                kept.append(replace(record, label=new_labels[record.label], boxes=boxes))
+        return kept
+
+    def read(self, record: Record) -> Content:
+        """Return the bytes of a record."""
+        return self.source.read(record)
+
+    def where(self, record: Record) -> str:
+        """Return the location of a record for messages."""
+        return self.source.where(record)

@@ -1,0 +1,57 @@
+"""Command line of the project: `permafrost <verb> [key=value ...]`, equal to `python -m stages.<verb> ...`."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import runpy
+import sys
+from pathlib import Path
+
+from pipeline import __version__
+
+_FOLDER = Path(__file__).parent
+VERBS = ("precompute", "teach", "verify", "distill", "evaluate", "sweep", "report", "render")
+"""Verbs in the order in which they are used."""
+
+
+def main() -> None:
+    """Run the stage that the first word names. Exit codes are those of the stage, and 2 for an unknown verb."""
+    verb, *words = sys.argv[1:] or ["--help"]
+    if verb in ("-h", "--help"):
+        print(overview())
+    elif verb == "--version":
+        print(f"permafrost {__version__}")
+    elif verb in VERBS:
+        sys.argv = [f"permafrost {verb}", *words]
+        runpy.run_path(str(_FOLDER / f"{verb}.py"), run_name="__main__")
+    else:
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        print(
+            f"permafrost: error: there is no verb {verb}{hint}; choose one of: {', '.join(VERBS)}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+def overview() -> str:
+    """Return the help text: each verb with the first line of its module's docstring, without importing it."""
+    lines = [f"  {verb:<11} {_summary(verb)}" for verb in VERBS]
+    return "\n".join(
+        [
+            "Run the teachers once, distil many students.\n",
+            "  permafrost <verb> [key=value ...]\n",
+            *lines,
+            "\npermafrost <verb> --help explains a verb and lists its options with their values.",
+        ]
+    )
+
+
+def _summary(verb: str) -> str:
+    source = (_FOLDER / f"{verb}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+
+
+if __name__ == "__main__":
+    main()
