@@ -1,7 +1,6 @@
 """Plug-ins: a method and a network of the user's own module, trained, evaluated and loaded again."""
 
 import sys
-import textwrap
 
 import pytest
 
@@ -14,62 +13,37 @@ from pipeline.config.runs import RUNS
 from pipeline.core.errors import ConfigError
 from pipeline.models.saved import read_description
 from stages import distill, evaluate
+from tests.support.pages import blocks_of
+from tests.support.paths import ROOT
 
-PLUGIN = """
-    from dataclasses import dataclass
-    from typing import ClassVar, Literal
+NETWORK = """
 
-    import torch.nn.functional as F
-
-    from pipeline.config.methods import METHODS, SoftTargetsConfig
-    from pipeline.config.models import MODELS, CifarModelConfig
-    from pipeline.losses.base import DistillationLoss, Needs, Term
+from pipeline.config.models import MODELS, CifarModelConfig
 
 
-    @dataclass(frozen=True, kw_only=True)
-    class SquaredErrorConfig(SoftTargetsConfig):
-        implementation: ClassVar[str] = "my_plugin:SquaredError"
-
-        kind: Literal["squared_error"] = "squared_error"
-        scale: float = 1.0
+@dataclass(frozen=True, kw_only=True)
+class NarrowConfig(CifarModelConfig):
+    kind: Literal["narrow"] = "narrow"
+    width: int = 4
 
 
-    class SquaredError(DistillationLoss):
-        def __init__(self, config):
-            super().__init__()
-            self.config = config
-
-        @property
-        def needs(self):
-            return Needs(targets=True)
-
-        def terms(self, student, targets, labels):
-            yield Term("kd", self.config.scale, lambda: F.mse_loss(student.logits, targets.logits))
-
-
-    @dataclass(frozen=True, kw_only=True)
-    class NarrowConfig(CifarModelConfig):
-        kind: Literal["narrow"] = "narrow"
-        width: int = 4
-
-
-    METHODS["squared_error"] = SquaredErrorConfig
-    MODELS["narrow"] = NarrowConfig
+MODELS["narrow"] = NarrowConfig
 """
 
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """Module my_plugin in a folder of the import path, which is forgotten after the test."""
-    (tmp_path / "my_plugin.py").write_text(textwrap.dedent(PLUGIN))
+    """Module my_losses of the page, with a network, in a folder of the import path; it is forgotten after the test."""
+    (block,) = blocks_of(ROOT / "docs" / "howto" / "plug-ins.md", "python")
+    (tmp_path / "my_losses.py").write_text(block.code + NETWORK)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PERMAFROST_PLUGINS", "my_plugin")
+    monkeypatch.setenv("PERMAFROST_PLUGINS", "my_losses")
     before = dict(METHODS), dict(MODELS)
     yield
     for family, members in zip((METHODS, MODELS), before, strict=True):
         family.clear()
         family.update(members)
-    sys.modules.pop("my_plugin", None)
+    sys.modules.pop("my_losses", None)
 
 
 def test_a_method_and_a_network_of_a_plugin_are_options_like_any_other(plugin, frozen):

@@ -15,7 +15,14 @@ from tests.support.commands import UnknownCommandError, check, lines_of, verb_an
 from tests.support.pages import PAGES, blocks_of
 from tests.support.paths import ROOT
 
-SHELL = [block for page in PAGES for block in blocks_of(page) if block.language in ("bash", "")]
+PLUG_IN = "a module of your own"
+"""Mark of the blocks whose options exist with a plug-in only; tests/config/test_plugins.py uses that plug-in."""
+SHELL = [
+    block
+    for page in PAGES
+    for block in blocks_of(page)
+    if block.language in ("bash", "") and block.needs != PLUG_IN
+]
 COMMANDS = [(block, command) for block in SHELL for command in lines_of(block.code)]
 LANGUAGES = {"bash", "python", "text"}
 
@@ -61,10 +68,28 @@ def test_no_page_has_an_indented_block():
 
 
 def test_every_python_block_is_executed():
-    """tests/sources/test_sources.py executes those of the data sets, tests/test_store_format.py that of the format."""
+    """Each is executed: by this module, tests/sources, tests/config/test_plugins.py or tests/test_store_format.py."""
     blocks = [block.page.name for page in PAGES for block in blocks_of(page, "python")]
 
-    assert sorted(blocks) == ["datasets.md", "datasets.md", "store-format.md"]
+    assert sorted(blocks) == [
+        *("datasets.md", "datasets.md", "own-loop.md", "plug-ins.md", "store-format.md")
+    ]
+
+
+def test_the_loop_of_the_page_learns_maps_and_logits(frozen):
+    (block,) = blocks_of(ROOT / "docs/howto/own-loop.md", "python")
+    (teacher,) = frozen.store.open_passes()
+    values = {"store": frozen.store.path, "name": teacher.name}
+    losses = []
+
+    code = block.code.replace("optimizer.step()", "optimizer.step(); losses.append(loss.item())")
+
+    torch.manual_seed(0)
+    exec(code, values | {"losses": losses})
+
+    assert len(losses) > 3
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize(
