@@ -72,7 +72,7 @@ def _best(
         if len(means) > 2
         else ""
     )
-    return f"{opening}, and differs from {second}, the second: {_interval(column, found)}.{among}"
+    return f"{opening}: {_interval(column, found)} against {second}, the second best.{among}"
 
 
 def _pair(rows: Sequence[Row], column: Column, pair: tuple[str, str]) -> str:

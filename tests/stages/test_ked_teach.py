@@ -207,7 +207,6 @@ def test_a_report_of_the_store_shows_its_superfeatures(digits_folder, monkeypatc
         store=StoreOptions(path=str(digits_folder[0] / "store")),
         augment=STILL,
         report=ReportOptions(contact_records=0),
-        run="report",
     )
     page = Path(report.run(config).html).read_text()
 
