@@ -78,7 +78,7 @@ def _best(
 def _pair(rows: Sequence[Row], column: Column, pair: tuple[str, str]) -> str:
     candidate, baseline = pair
     found = list(differences(rows, candidate, baseline, column.name).values())
-    opening = f"{candidate} − {baseline} in {_named(column)}"  # noqa: RUF001, a minus sign
+    opening = f"{candidate} - {baseline} in {_named(column)}"
     if len(found) == 1:
         return f"{opening}: {column.difference(found[0])} ({ONE_SEED})."
     verdict = "" if excludes_zero(confidence_interval(found)) else ", which is not conclusive"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from pipeline.config.verbs import ReportConfig
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation.record_table import RECORDS_NAME
 from pipeline.report import case_pictures
+from pipeline.report.tiles import DISPLAYED_PIXELS
+from pipeline.store.manifest import read_store_manifest
 from stages import report
 from tests.report.conftest import SPLITS
 from tests.support.html_page import Page
@@ -185,3 +188,48 @@ def test_students_that_were_evaluated_otherwise_are_not_compared(
     config.write_text(kept)
     assert "were not evaluated in the same way" in caplog.text
     assert "Case by case" not in html
+
+
+HOSTILE = (
+    r"cost $5 \frac{ $", "<b>bold</b>", "x" * 200, "two\nlines", '"quoted" & \'so\'',
+    "\u05e9\u05dc\u05d5\u05dd", "</script><script>alert(1)</script>", "{{ 7 * 7 }}", "$", "_",
+)  # fmt: skip
+
+
+def test_any_class_name_is_shown_as_it_is(frozen, swept, monkeypatch):
+    monkeypatch.chdir(swept)
+    read = read_store_manifest
+    monkeypatch.setattr(
+        "pipeline.store.reader.read_store_manifest",
+        lambda folder: replace(read(folder), classes=HOSTILE),
+    )
+
+    values, html = case_report(frozen, contact_records=8)
+
+    page = Page(html)
+    assert page.open == []
+    assert len(page.all("script")) == 1
+    assert page.all("b") == Page(html.replace("<b>bold</b>", "")).all("b")
+    captions = {span["title"] for span in page.all("span") if span.get("dir") and span.get("title")}
+    assert {case["class"] for case in values["cases"]} <= captions <= set(HOSTILE)
+
+
+def test_a_page_with_the_default_pictures_is_small(frozen, swept, monkeypatch):
+    monkeypatch.chdir(swept)
+
+    _, html = case_report(frozen, cases=8, contact_records=8)
+
+    assert html.count('<img src="data:image/webp;base64,') > 100
+    assert len(html.encode()) < 500_000
+
+
+def test_all_tiles_have_one_displayed_size(frozen, swept, monkeypatch):
+    monkeypatch.chdir(swept)
+
+    _, html = case_report(frozen, contact_records=8)
+
+    images = [i for i in Page(html).all("img") if i["src"].startswith("data:image/webp")]
+    assert len({int(i["width"]) for i in images}) > 1  # maps of 16 pixels, views of 112
+    (style,) = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    assert re.findall(r"\.zoom img \{ [^}]*width: (\d+)px", style) == [str(DISPLAYED_PIXELS)]
+    assert html.count('<button type="button" class="zoom"><img') == len(images)
