@@ -6,6 +6,7 @@ and every value that differs from what these give. They are stated only if they 
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 from functools import cache
@@ -111,7 +112,14 @@ def _words(verb: str, values: dict[str, Any], base: list[str]) -> list[str]:
         if is_group and (known.get(name) or {}).get("kind") != kind:
             words.append(f"{name}={kind}")
     known = sections(verb, compose(verb, words))
-    return [*words, *point_words(dict(_different(values, known)))]
+    return [*words, *(_word(option, value) for option, value in _different(values, known))]
+
+
+def _word(option: str, value: Any) -> str:
+    """Write an override, without quotes around a name or a path."""
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_/.][\w./:-]*", value):
+        return f"{option}={value}"
+    return point_words({option: value})[0]
 
 
 def _different(values: Any, known: Any, path: str = "") -> Iterator[tuple[str, Any]]:

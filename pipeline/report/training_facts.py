@@ -168,7 +168,7 @@ def describe_network(config: Mapping[str, Any]) -> str:
     """Name a network in words: provider, name, and its other options if they are not empty."""
     shown = {
         name: value
-        for name, value in config.items()
+        for name, value in sorted(config.items())
         if name not in ("kind", "name", "weights", "sha256", "mean", "std", "classes", "frame")
         and value not in (None, "none")
     }

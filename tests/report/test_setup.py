@@ -42,7 +42,7 @@ def test_options_that_differ_are_marked_and_the_others_are_stated_once(frozen, s
     assert facts.shared["Epochs"] == "1"
     assert facts.shared["Batch size"] == "8"
     assert facts.shared["Learning rate"] == "0.003"
-    assert facts.shared["Student's network"] == "resnet8 (cifar, width 4, stem stride 1)"
+    assert facts.shared["Student's network"] == "resnet8 (cifar, stem stride 1, width 4)"
     assert facts.shared["Training records"] == "40 (all of split train)"
     assert facts.shared["Seeds"] == "0 (1 seed)"
     marked = {
@@ -63,7 +63,7 @@ def test_the_data_and_the_teacher_are_described(frozen):
 
     assert "72 records, 10 classes, frame of 16x16 pixels" in data["Data"]
     assert data["Splits"] == "teacher 12, test 10, test_swapped 10, train 40"
-    assert teacher["Network"] == "resnet8 (cifar, width 4, stem stride 1)"
+    assert teacher["Network"] == "resnet8 (cifar, stem stride 1, width 4)"
     assert teacher["Parameters"] == "5,098"
     assert re.fullmatch(r"sha256 [0-9a-f]{64}", teacher["Weights"])
     assert teacher["Maps"] == "gradcam of top1"
