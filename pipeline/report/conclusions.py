@@ -57,6 +57,10 @@ def _best(
 ) -> str:
     """Compare the arm with the best mean with the second best."""
     best, second = ranked[:2]
+    if means[best] == means[second]:
+        return (
+            f"{best} and {second} have the same mean {_named(column)}, {column.value(means[best])}."
+        )
     found = list(differences(rows, best, second, column.name).values())
     rank = "highest" if column.metric.higher_is_better else "lowest"
     opening = f"{best} has the {rank} mean {_named(column)}, {column.value(means[best])}"

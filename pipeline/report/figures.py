@@ -145,7 +145,7 @@ def bar_plot(names: Sequence[str], values: Mapping[str, Sequence[float]], ylabel
 @_styled
 def measured_plot(arms: Mapping[str, Measured], xlabel: str, ylabel: str) -> str:
     """Plot one point per arm with its standard deviation, if it is known."""
-    figure, axis = _axes(1.3 * _WIDTH, 1.1 * _HEIGHT)
+    figure, axis = _axes()
     for arm, found in arms.items():
         axis.errorbar(
             [found.x], [found.mean], yerr=found.sd, label=_label(arm), marker="o", ms=5, capsize=3

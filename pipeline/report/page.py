@@ -21,6 +21,7 @@ from pipeline.store.reader import Store, TeacherPass
 
 _MEAN_AND_SPREAD = "Mean and standard deviation over seeds. The best mean of each column is marked."
 _MEAN = f"Mean over seeds, with the standard deviation of arms with several ({ONE_SEED})."
+_VALUE = f"Values of a single seed ({ONE_SEED})."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,13 +151,20 @@ def _result_tables(page: Page) -> dict[str, Any]:
         "paired_column": page.paired,
         "columns": page.columns,
         "meanings": meanings(page.columns, values["chance"]),
-        "mean_caption": _MEAN_AND_SPREAD if all(a["seeds"] > 1 for a in summary) else _MEAN,
+        "mean_caption": _mean_caption([arm["seeds"] for arm in summary]),
         "teacher": values["teacher"],
         "chance": values["chance"],
         "summary": summary,
         "rows": values["runs"],
         "result_plots": [plot for plot in plots if plot is not None],
     }
+
+
+def _mean_caption(seeds: Sequence[int]) -> str:
+    """Say what the cells of the main table are, given the number of seeds of each arm."""
+    if max(seeds) == 1:
+        return _VALUE
+    return _MEAN_AND_SPREAD if min(seeds) > 1 else _MEAN
 
 
 def _setup(page: Page) -> dict[str, Any]:

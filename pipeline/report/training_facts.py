@@ -78,7 +78,9 @@ def training_facts(results: Sequence[StudentResult], store: Store) -> TrainingFa
         first.setdefault(result.label, result)
     counts: dict[str, str] = {}
     options = {label: _options(result, store, counts) for label, result in first.items()}
-    names = list(dict.fromkeys(name for of_arm in options.values() for name in of_arm))
+    names = [
+        n for n in dict.fromkeys(n for o in options.values() for n in o) if _is_set(n, options)
+    ]
     differing = [name for name in names if _differs(name, options)]
     columns = [n for n in differing if n.startswith("method.")]
     columns += [n for n in names if n.startswith("method.") and n not in columns]
@@ -108,6 +110,10 @@ def describe_data(store: Store) -> dict[str, str]:
         "Data": f"{manifest.dataset.name}: {records:,} records, {len(manifest.classes):,} classes, {kind}",
         "Splits": ", ".join(f"{split} {number:,}" for split, number in sorted(splits.items())),
     }
+
+
+def _is_set(name: str, options: Mapping[str, Mapping[str, str]]) -> bool:
+    return any(of_arm.get(name, "null") not in ("null", "[]") for of_arm in options.values())
 
 
 def _differs(name: str, options: Mapping[str, Mapping[str, str]]) -> bool:

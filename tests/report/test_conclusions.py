@@ -62,6 +62,12 @@ def test_one_seed_is_not_conclusive_however_large_the_lead():
     assert reason == "but the order is not conclusive (1 seed: no spread known)."
 
 
+def test_equal_means_have_no_order():
+    (best,) = sentences(rows_of(kd=(0.5,), e2kd=(0.5,)))
+
+    assert best == "kd and e2kd have the same mean accuracy, 50.0 %."
+
+
 def test_the_pair_has_its_own_sentence_if_it_is_not_the_two_best():
     rows = rows_of(labels=(0.9, 0.9), kd=(0.5, 0.5), e2kd=(0.6, 0.7))
 
