@@ -1,4 +1,4 @@
-"""What was trained on what: the options of every arm, those that differ apart from those that all arms share."""
+"""Options of every arm of a report: those in which arms differ, and those that all arms share."""
 
 from __future__ import annotations
 

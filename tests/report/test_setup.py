@@ -14,6 +14,8 @@ from pipeline.config.report import ReportOptions
 from pipeline.config.runs import RUNS, to_plain_dict
 from pipeline.config.store import StoreOptions
 from pipeline.config.verbs import ReportConfig
+from pipeline.models.cost import count_parameters
+from pipeline.models.providers import build_model
 from pipeline.report.commands import commands_of
 from pipeline.report.known_runs import UnknownRunError
 from pipeline.report.provenance import describe_teachers
@@ -64,7 +66,8 @@ def test_the_data_and_the_teacher_are_described(frozen):
     assert "72 records, 10 classes, frame of 16x16 pixels" in data["Data"]
     assert data["Splits"] == "teacher 12, test 10, test_swapped 10, train 40"
     assert teacher["Network"] == "resnet8 (cifar, stem stride 1, width 4)"
-    assert teacher["Parameters"] == "5,098"
+    network = build_model(frozen.config.teacher, 10).network
+    assert teacher["Parameters"] == f"{count_parameters(network):,}"
     assert re.fullmatch(r"sha256 [0-9a-f]{64}", teacher["Weights"])
     assert teacher["Maps"] == "gradcam of top1"
 
