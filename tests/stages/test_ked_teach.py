@@ -212,7 +212,7 @@ def test_a_report_of_the_store_shows_its_superfeatures(digits_folder, monkeypatc
 
     name = search_of(digits_folder).folder.name
     assert f"<b>{name}</b>" in page
-    assert f'alt="Groups of {name} and its dependency matrix"' in page
+    assert f'aria-label="Groups of {name} and its dependency matrix"' in page
 
 
 @pytest.mark.parametrize(
