@@ -15,9 +15,10 @@ from typing import Any
 
 import yaml
 
+from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import CONF, compose, group_members, sections
 from pipeline.config.points import point_words
-from pipeline.config.runs import CONFIG_NAME, RUNS
+from pipeline.config.runs import CONFIG_NAME, RUNS, to_plain_dict
 from pipeline.core.errors import UserError
 from pipeline.loading.selection import HOLDOUT
 from pipeline.models.saved import read_description
@@ -53,7 +54,7 @@ def commands_of(run: str) -> list[str]:
     for verb in _VERBS:
         path = _config_path(run, verb)
         if path is not None:
-            words = _equivalent_words(verb, yaml.safe_load(path.read_text()))
+            words = _equivalent_words(verb, yaml.safe_load(path.read_text()), path)
             found.append(
                 f"permafrost {verb}  # options: {path}"
                 if words is None
@@ -68,14 +69,26 @@ def _config_path(run: str, verb: str) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
-def _equivalent_words(verb: str, values: dict[str, Any]) -> list[str] | None:
-    """Return the shortest words found that compose to these values, None if there are none."""
+def _compose(verb: str, words: list[str], *, is_built: bool) -> dict[str, Any]:
+    """Compose words to plain values.
+
+    is_built  with the defaults of all options, as next to results; otherwise as written by the command line
+    """
+    composed = compose(verb, words)
+    if is_built:
+        return to_plain_dict(build_verb_config(verb, composed))
+    return sections(verb, composed)
+
+
+def _equivalent_words(verb: str, values: dict[str, Any], path: Path) -> list[str] | None:
+    """Return the shortest words found that compose to the values of a file, None if there are none."""
+    is_built = path.name == CONFIG_NAME
     values = {name: value for name, value in values.items() if name != "inputs"}
     candidates = []
     for base in _bases(values):
         try:
-            words = _words(verb, values, base)
-            composed = sections(verb, compose(verb, words))
+            words = _words(verb, values, base, is_built=is_built)
+            composed = _compose(verb, words, is_built=is_built)
         except UserError:  # an option of another version
             continue
         if not list(_different(values, composed)):
@@ -102,16 +115,16 @@ def _experiments() -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def _words(verb: str, values: dict[str, Any], base: list[str]) -> list[str]:
+def _words(verb: str, values: dict[str, Any], base: list[str], *, is_built: bool) -> list[str]:
     """Return the base with the members of groups and the values that differ from it."""
     words = list(base)
-    known = sections(verb, compose(verb, words))
+    known = _compose(verb, words, is_built=is_built)
     for name, value in values.items():
         kind = value.get("kind") if isinstance(value, dict) else None
         is_group = kind in group_members(name) and name not in ("optimizer",)
         if is_group and (known.get(name) or {}).get("kind") != kind:
             words.append(f"{name}={kind}")
-    known = sections(verb, compose(verb, words))
+    known = _compose(verb, words, is_built=is_built)
     return [*words, *(_word(option, value) for option, value in _different(values, known))]
 
 

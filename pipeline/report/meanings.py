@@ -56,5 +56,5 @@ def _of_evaluator(metric: str, column: Column) -> str:
     page = evaluator_named(evaluator).page if evaluator in EVALUATORS else None
     for quantity in page.quantities if page else ():
         if f"{name}.".startswith(f"{quantity.name}."):
-            return f"{column.name.replace('_', ' ').capitalize()}: {quantity.meaning}"
+            return f"Column {column.name.replace('_', ' ')}: {quantity.meaning}"
     return ""

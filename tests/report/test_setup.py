@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose, sections
 from pipeline.config.report import ReportOptions
 from pipeline.config.runs import RUNS, to_plain_dict
@@ -104,6 +106,19 @@ def test_a_command_is_found_again_from_its_config(verb, words, command):
     (found,) = commands_of(values["run"])
 
     assert sorted(found.split()) == sorted(command.split())
+
+
+def test_the_command_of_a_finished_student_is_found_from_the_config_next_to_its_weights(frozen):
+    config = distill_config(frozen, run="alone")
+    distill.run(config, on_epoch=lambda epoch, line: None)
+
+    (command,) = commands_of("alone")
+
+    words = shlex.split(command)
+    assert words[:2] == ["permafrost", "distill"]
+    again = build_verb_config("distill", compose("distill", words[2:]))
+    assert to_plain_dict(again) == to_plain_dict(config)
+    assert not [word for word in words if word.startswith("teacher")]  # refused without mode=live
 
 
 def test_a_config_of_another_version_is_named_instead_of_a_wrong_command():
