@@ -1,12 +1,12 @@
-"""Summarize a store, and a sweep on it if there is one, in one self-contained HTML page and one JSON file.
+"""Summarize a store, and a sweep or a student on it if there is one, in one self-contained HTML page.
 
     permafrost report experiment=demo
     permafrost report store.path=stores/photos run=photos augment=resized_crop_flip
     permafrost report store.path=stores/demo run=taus report.baseline=t1 report.candidate=t4
 
-Reads   <store.path>; runs/<run>/sweep.json if it exists, and the runs it lists; for the cases, the weights and
-        records.parquet of two students
-Writes  runs/<run>/report.html and runs/<run>/report.json
+Reads   <store.path>; runs/<run>/sweep.json and the runs it lists, or runs/<run>/distill and evaluate of one student;
+        for the cases, the weights and records.parquet of two students
+Writes  runs/<run>/report.html, report.json with its numbers, and report.csv with one row per student
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import main
 from pipeline.config.points import point_label
+from pipeline.config.report import ReportOptions
 from pipeline.config.runs import RUNS
 from pipeline.core.files import write_atomically
-from pipeline.report.columns import columns_of, student_rows, teacher_row
-from pipeline.report.passes import describe_passes
-from pipeline.report.results import (
-    load_results,
-    load_selection,
-    load_teacher,
-    paired_difference,
+from pipeline.report.columns import (
+    chance_row,
+    columns_of,
+    paired_column,
+    student_rows,
+    teacher_row,
 )
+from pipeline.report.comparison import ONE_SEED, paired_difference, seeds_in_words
+from pipeline.report.conclusions import conclusions
+from pipeline.report.passes import describe_passes
+from pipeline.report.results import load_results, load_selection, load_teacher
 from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
-    from pipeline.config.report import ReportOptions
     from pipeline.config.verbs import ReportConfig
     from pipeline.report.case_pictures import SplitCases
     from pipeline.report.columns import Column
@@ -47,73 +50,130 @@ class ReportResult:
 
     html: str
     json: str
+    csv: str
+    """Numbers of every student, empty if none was evaluated."""
     paired_difference: str
+    summary: str
+    """Sentences at the top of the page."""
     next: str
-    """Suggested next command, empty if the config names none."""
+    """Suggested next command: the evaluation of a student without results, or the one that the config names."""
 
 
 def run(config: ReportConfig) -> ReportResult:
-    """Write both files from finished runs, without training or evaluating anything."""
-    from pipeline.report.networks import network_rows
-    from pipeline.report.page import render_page
+    """Write the files from finished runs, without training or evaluating anything."""
+    from pipeline.report.csv_file import student_csv
+    from pipeline.report.page import Page, render_page
 
     results = load_results(config.run, config.report.runs)
+    evaluated = [result for result in results if result.metrics]
     teacher = load_teacher(config.run)
     store = Store(Path(config.store.path))
-    options = config.report
-    values: dict[str, Any] = {"passes": describe_passes(store)}
-    headline = ""
-    columns: list[Column] = []
-    if results:
-        columns = columns_of(options.columns, results)
-        rows = student_rows(results, columns)
-        values |= {
-            "teacher": teacher_row(results, columns, teacher),
-            "runs": rows,
-            "networks": network_rows(results),
-        }
-        if _has_one_point_an_arm(results, options):
-            paired = paired_difference(
-                rows, options.candidate, options.baseline, options.paired_column
-            )
-            values["paired_difference"] = paired
-            column = next(column for column in columns if column.name == options.paired_column)
-            headline = (
-                f"{options.candidate} - {options.baseline} in {options.paired_column}: "
-                f"{column.difference(paired['mean'])} (sd {column.text(paired['sd'])})"
-            )
-    cases = _cases(config, results)
-    if cases:
-        values["cases"] = [case for split in cases for case in split.chosen]
     selection = load_selection(config.run)
-    if selection is not None:
-        values["selection"] = _selection_values(selection)
-    folder = RUNS / config.run
-    write_atomically(folder / "report.json", json.dumps(values, indent=1).encode())
-    html = render_page(
-        config,
-        store,
-        results,
-        values,
+    columns = columns_of(config.report.columns, evaluated) if evaluated else []
+    if evaluated:
+        config.report.check_paired([column.name for column in columns])
+    paired = paired_column(config.report.paired_column, columns)
+    cases = _cases(config, evaluated)
+    values: dict[str, Any] = {
+        "passes": describe_passes(store),
+        **(_student_values(config, results, store) if results else {}),
+        **(_result_values(config.report, evaluated, columns, paired, teacher) if paired else {}),
+        **({"cases": [case for split in cases for case in split.chosen]} if cases else {}),
+        **({"selection": _selection_values(selection)} if selection else {}),
+    }
+    page = Page(
+        config=config,
+        store=store,
+        results=results,
+        values=values,
         columns=columns,
+        paired=paired,
         teacher=teacher,
         selection=selection,
         cases=cases,
     )
-    write_atomically(folder / "report.html", html.encode())
+    contents = {"html": render_page(page), "json": json.dumps(values, indent=1)}
+    if paired:
+        contents["csv"] = student_csv(values["runs"], columns)
+    files = {kind: RUNS / config.run / f"report.{kind}" for kind in contents}
+    for kind, content in contents.items():
+        write_atomically(files[kind], content.encode())
     return ReportResult(
-        html=str(folder / "report.html"),
-        json=str(folder / "report.json"),
-        paired_difference=headline,
-        next=options.next_command,
+        html=str(files["html"]),
+        json=str(files["json"]),
+        csv=str(files.get("csv", "")),
+        paired_difference=_headline(config.report, values, paired) if paired else "",
+        summary=" ".join(values.get("summary", [])),
+        next=values.get("unevaluated", {}).get("command", config.report.next_command),
     )
 
 
-def _has_one_point_an_arm(results: list[StudentResult], options: ReportOptions) -> bool:
+def _student_values(
+    config: ReportConfig, results: list[StudentResult], store: Store
+) -> dict[str, Any]:
+    """Networks of the students, and the command that evaluates one without results."""
+    from pipeline.report.commands import evaluate_command
+    from pipeline.report.networks import network_rows
+
+    values: dict[str, Any] = {"networks": network_rows(results)}
+    missing = next((result for result in results if not result.metrics), None)
+    if missing is not None:
+        command = evaluate_command(config.run, store, missing.folder / "distill")
+        logger.info("%s was not evaluated yet; run: %s", missing.folder, command)
+        values["unevaluated"] = {"label": missing.label, "command": command}
+    return values
+
+
+def _result_values(
+    options: ReportOptions,
+    results: list[StudentResult],
+    columns: list[Column],
+    paired: Column,
+    teacher: StudentResult | None,
+) -> dict[str, Any]:
+    """Rows of teacher, chance and students, and their comparison."""
+    rows = student_rows(results, columns)
+    values: dict[str, Any] = {
+        "teacher": teacher_row(results, columns, teacher),
+        "chance": chance_row(results, columns),
+        "runs": rows,
+    }
+    if _has_a_pair(results, options):
+        values["paired_difference"] = paired_difference(
+            rows, options.candidate, options.baseline, paired.name
+        )
+    values["summary"] = conclusions(
+        rows,
+        paired,
+        (options.candidate, options.baseline),
+        teacher=values["teacher"],
+        chance=values["chance"],
+    )
+    return values
+
+
+def _headline(options: ReportOptions, values: dict[str, Any], column: Column) -> str:
+    """Paired difference in one line, empty if there is none."""
+    if "paired_difference" not in values:
+        return ""
+    found = values["paired_difference"]
+    opening = f"{options.candidate} - {options.baseline} in {column.name}: {column.difference(found['mean'])}"
+    if found["interval"] is None:
+        return f"{opening} ({ONE_SEED})"
+    low, high = (column.difference(bound, unit=False) for bound in found["interval"])
+    return (
+        f"{opening} (sd {column.text(found['sd'])}, 95 % interval {low} to {high}, "
+        f"{seeds_in_words(len(found['per_seed']))})"
+    )
+
+
+def _has_a_pair(results: list[StudentResult], options: ReportOptions) -> bool:
     """Return whether candidate and baseline can be compared, because an arm with several points is not one method."""
     several = {result.arm for result in results if result.label != result.arm}
-    if not several & {options.candidate, options.baseline}:
-        return True
+    pair = {options.candidate, options.baseline}
+    if not pair & several:
+        is_default = pair == {ReportOptions.candidate, ReportOptions.baseline}
+        return not is_default or pair <= {result.label for result in results}
     logger.info(
         "no paired difference, because %s has several points of the grid; sweep with select=, or name one "
         "point of each arm, as in report.candidate='%s'",

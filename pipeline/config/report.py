@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
@@ -20,8 +21,9 @@ class ReportOptions(Options):
     title: str = "Distillation report"
     """Title of the page."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Mapping from column name to metric; empty takes accuracy and agreement of split test. A metric is
-    <split>.<metric> of evaluate, <split>.<evaluator>.<metric>, or all.<metric> for the mean over splits."""
+    """Mapping from column name to metric; empty takes accuracy (or F1), agreement, EPG and IoU of every evaluated
+    split, as far as they were measured. A metric is <split>.<metric> of evaluate, <split>.<evaluator>.<metric>, or
+    all.<metric> for the mean over splits."""
     runs: tuple[str, ...] = ()
     """Other runs to compare with `run`: sweeps, or runs of one student."""
     baseline: str = "kd"
@@ -29,8 +31,9 @@ class ReportOptions(Options):
     candidate: str = "e2kd"
     """Arm of the sweep that is compared with the baseline; the paired difference is candidate - baseline, seed
     by seed."""
-    paired_column: str = "accuracy"
-    """Column of the paired difference, one of `columns`."""
+    paired_column: str | None = None
+    """Column of the summary and of the paired difference, one of `columns`; null takes accuracy if it is a column,
+    and the first column otherwise."""
     next_command: str = ""
     """Command to suggest as the next step, printed last."""
     contact_records: Annotated[int, Ge(0)] = 8
@@ -46,9 +49,13 @@ class ReportOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.columns:
-            object.__setattr__(self, "columns", {n: f"test.{n}" for n in ("accuracy", "agreement")})
+        if self.columns and self.paired_column is not None:
+            self.check_paired(self.columns)
+
+    def check_paired(self, columns: Collection[str]) -> None:
+        """Raise ConfigError unless paired_column is null or one of these columns."""
         require(
-            self.paired_column in self.columns,
-            f"report.paired_column={self.paired_column} is not one of report.columns: {', '.join(self.columns)}",
+            self.paired_column is None or self.paired_column in columns,
+            f"report.paired_column={self.paired_column} is not one of report.columns: {', '.join(columns)}; choose one "
+            "of them, or leave it null",
         )

@@ -21,6 +21,17 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(dim=1) == labels)[known].double().mean())
 
 
+def majority_share(labels: Tensor) -> float | None:
+    """Share of the most frequent label among labeled records, None for records with many labels or without any.
+
+    labels  in the form of Batch
+    """
+    if has_many(labels):
+        return None
+    counts = labels[labels != NO_LABEL].bincount()
+    return float(counts.max() / counts.sum()) if len(counts) else None
+
+
 def f1(logits: Tensor, labels: Tensor) -> float:
     """Micro F1 over all (record, class) pairs, 2 TP / (2 TP + FP + FN), where a class is positive if its logit is >= 0.
 

@@ -16,6 +16,7 @@ from pipeline.core.records import NO_CLASS, Batch, StoredTargets, Targets
 from pipeline.evaluation.localization import (
     energy_pointing_game,
     localization_iou,
+    uniform_score,
     upsample,
 )
 from pipeline.evaluation.predictions import Predictions, join, metrics_of
@@ -119,7 +120,7 @@ def _predict_batch(
     scores = []
     for classes in classes_of(batch.labels).T:
         nowhere = output.logits.new_full((len(classes),), float("nan"))
-        scores.append((nowhere, nowhere))
+        scores.append((nowhere, nowhere, nowhere))
         if not localize or batch.is_table:
             continue
         regions = regions_of(batch, classes, options.region, size)
@@ -128,7 +129,7 @@ def _predict_batch(
             continue
         maps = attribution_of(maps_of(model, output, classes), batch)
         scores[-1] = _localize(maps, regions, no_region, options)
-    epg, iou = (torch.stack(values, dim=1) for values in zip(*scores, strict=True))
+    epg, iou, epg_uniform = (torch.stack(values, dim=1) for values in zip(*scores, strict=True))
     cosine = teacher_logits = explained = teacher_epg = None
     if batch.targets:
         if batch.targets[0].maps is not None and localize:
@@ -145,6 +146,7 @@ def _predict_batch(
         groups=batch.groups.cpu(),
         epg=epg.cpu(),
         iou=iou.cpu(),
+        epg_uniform=epg_uniform.cpu(),
         teacher_logits=teacher_logits,
         explained_class=None if explained is None else explained.cpu(),
         teacher_epg=teacher_epg,
@@ -154,12 +156,20 @@ def _predict_batch(
 
 def _localize(
     maps: Tensor, regions: Tensor, no_region: Tensor, options: EvaluateOptions
-) -> tuple[Tensor, Tensor]:
-    """EPG and IoU of maps [n, h, w] and regions bool [n, H, W]: each [n], nan for records without a region."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """EPG and IoU of maps [n, h, w] and regions bool [n, H, W], and EPG of uniform maps.
+
+    Each is [n], nan for records without a region.
+    """
     upsampled = upsample(maps, (regions.shape[-2], regions.shape[-1]))
     epg = energy_pointing_game(upsampled, regions)
     iou = localization_iou(upsampled, regions, options.iou_threshold)
-    return epg.masked_fill(no_region, float("nan")), iou.masked_fill(no_region, float("nan"))
+    nowhere = float("nan")
+    return (
+        epg.masked_fill(no_region, nowhere),
+        iou.masked_fill(no_region, nowhere),
+        uniform_score(regions).masked_fill(no_region, nowhere),
+    )
 
 
 def _teacher_epg(

@@ -24,6 +24,14 @@ def energy_pointing_game(maps: Tensor, regions: Tensor) -> Tensor:
     return torch.where(total < MIN_ENERGY, 0.0, inside / total.clamp(min=MIN_ENERGY))
 
 
+def uniform_score(regions: Tensor) -> Tensor:
+    """EPG and IoU of a uniform map, the chance level of both: the share of the area inside each region, [n].
+
+    regions  bool [n, H, W]
+    """
+    return regions.float().mean(dim=(1, 2))
+
+
 def localization_iou(maps: Tensor, regions: Tensor, threshold: float) -> Tensor:
     """Intersection over union of each region and {map scaled to [0, 1] > threshold}, [n].
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.evaluation.agreement import label_scores, teacher_scores
+from pipeline.evaluation.agreement import label_scores, majority_share, teacher_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,8 @@ class Predictions:
     """EPG [n, E] of the record's own classes (labels.classes_of), nan where it has no such class or no region."""
     iou: Tensor
     """IoU, in the same form as `epg`."""
+    epg_uniform: Tensor
+    """EPG of a uniform map (localization.uniform_score), in the same form as `epg`."""
     teacher_logits: Tensor | None = None
     explained_class: Tensor | None = None
     """Explained classes i64 [n, P], padded with NO_CLASS. This and the fields below are None without stored maps."""
@@ -51,6 +53,7 @@ def join(parts: Sequence[Predictions]) -> Predictions:
         groups=torch.cat([part.groups for part in parts]),
         epg=_padded([part.epg for part in parts]),
         iou=_padded([part.iou for part in parts]),
+        epg_uniform=_padded([part.epg_uniform for part in parts]),
         teacher_logits=_all([part.teacher_logits for part in parts]),
         explained_class=_all([part.explained_class for part in parts]),
         teacher_epg=_all([part.teacher_epg for part in parts]),
@@ -74,21 +77,29 @@ def label_metrics(
 ) -> dict[str, Any]:
     """Accuracy and agreement with the teacher, as means over the records, fractions in [0, 1].
 
+    majority_accuracy is that of predicting the most frequent label for every record: the chance level of accuracy.
+
     group_sets  as in EvaluateOptions
     """
     logits, labels, groups = predictions.logits, predictions.labels, predictions.groups
     metrics = label_scores(logits, labels, groups, group_sets)
+    if (majority := majority_share(labels)) is not None:
+        metrics["majority_accuracy"] = majority
     if predictions.teacher_logits is not None:
         metrics |= teacher_scores(logits, predictions.teacher_logits, labels, groups, group_sets)
     return metrics
 
 
 def localization_metrics(predictions: Predictions) -> dict[str, Any]:
-    """EPG, IoU and map cosine, as means over all defined entries, fractions in [0, 1]."""
+    """EPG, IoU and map cosine, as means over all defined entries, fractions in [0, 1].
+
+    epg_uniform is the EPG (and IoU) of a uniform map on the same regions: the chance level of both.
+    """
     metrics: dict[str, Any] = {}
     places = {
         "epg": predictions.epg,
         "iou": predictions.iou,
+        "epg_uniform": predictions.epg_uniform,
         "teacher_epg": predictions.teacher_epg,
     }
     for name, values in places.items():

@@ -20,19 +20,15 @@ from pipeline.loading.regions import regions_of
 from pipeline.report.case_pair import Arm, CasePair
 from pipeline.report.cases import MEASURE_WORDS, Case, CaseKind, Row, choose_cases, value_of
 from pipeline.report.pictures import (
-    PictureRow,
     class_names,
     contributions,
     draw_outline,
     explained_rows,
     overlays,
-    picture_grid,
 )
+from pipeline.report.tiles import PictureRow, TileRow, picture_grid
 
 _SHIFTED_CASES = 4
-_SIDE = 1.5
-"""Side of a picture in inches."""
-_LONGEST_NAME = 22
 
 
 class CaseFigure(NamedTuple):
@@ -41,9 +37,8 @@ class CaseFigure(NamedTuple):
     title: str
     found: int
     shown: int
-    picture: str = ""
-    """PNG as a data URI, empty if no case is shown."""
-    alt: str = ""
+    grid: Sequence[TileRow] = ()
+    """Pictures, empty if no case is shown."""
 
 
 class SplitCases(NamedTuple):
@@ -145,7 +140,7 @@ def _figure(pair: CasePair, kind: CaseKind, batch: Batch) -> CaseFigure:
     images = PictureRow(
         "image",
         _draw_outline(list(candidate.frames), candidate.regions),
-        _names(pair, labels.numpy()),
+        class_names(labels.numpy(), pair.classes),
     )
     rows = [images._replace(notes=[_group(case) for case in cases])]
     if candidate.teacher_arrays:
@@ -161,9 +156,7 @@ def _figure(pair: CasePair, kind: CaseKind, batch: Batch) -> CaseFigure:
         kind.title,
         kind.found,
         len(cases),
-        picture_grid(rows, _SIDE),
-        f"{kind.title}: {len(cases)} images with the maps of the teacher, {pair.baseline.name} and "
-        f"{pair.candidate.name}",
+        picture_grid(rows),
     )
 
 
@@ -176,7 +169,9 @@ def _shifted_figure(pair: CasePair, cases: Sequence[Case], batch: Batch, shift: 
         shifted = shifted_maps(arm.model, batch.inputs, shift, labels)
         frames = (shifted.images * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
         if arm is pair.baseline:
-            rows += [PictureRow("image", list(frames[0]), _names(pair, labels.numpy()))]
+            rows += [
+                PictureRow("image", list(frames[0]), class_names(labels.numpy(), pair.classes))
+            ]
             rows += [PictureRow(f"moved by {shift}", list(frames[1]))]
             rows += _unmoved_teacher(pair, batch, labels, shift, frames[0])
         draw = contributions if arm.model.network.explainer == "bcos_weights" else None
@@ -190,9 +185,7 @@ def _shifted_figure(pair: CasePair, cases: Sequence[Case], batch: Batch, shift: 
         f"Moved by {shift} pixels",
         len(cases),
         len(cases),
-        picture_grid(rows, _SIDE),
-        f"{len(cases)} images and the maps of {pair.baseline.name} and {pair.candidate.name}, before and after a shift "
-        f"of {shift} pixels along the diagonal",
+        picture_grid(rows),
     )
 
 
@@ -216,8 +209,8 @@ def _unmoved_teacher(
 def _explained(
     pair: CasePair, title: str, seen: _Seen, arrays: dict[str, NDArray[Any]], notes: list[str]
 ) -> list[PictureRow]:
-    names = [_short(name) for name in pair.classes]
-    first, *more = explained_rows(title, seen.frames, arrays, seen.arrays["labels"], names)
+    labels = seen.arrays["labels"]
+    first, *more = explained_rows(title, seen.frames, arrays, labels, pair.classes)
     first = first._replace(pictures=_draw_outline(first.pictures, seen.regions), notes=notes)
     return [first, *more]
 
@@ -230,14 +223,6 @@ def _draw_outline(
     ]
 
 
-def _names(pair: CasePair, labels: NDArray[Any]) -> list[str]:
-    return [_short(name) for name in class_names(labels, pair.classes)]
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 2] + ".."
-
-
 def _group(case: Case) -> str:
     group = case.candidate["group"]
     return f"group {group}" if group != NO_GROUP else ""
@@ -247,7 +232,7 @@ def _teacher_notes(
     pair: CasePair, cases: Sequence[Case], explained: NDArray[np.int64]
 ) -> list[str]:
     """EPG of each of the teacher's maps, or the name of its class if that is another one."""
-    others = _names(pair, explained)
+    others = class_names(explained, pair.classes)
     return [
         _worth("EPG", value_of(case.candidate, "teacher_epg", case.label))
         if label == case.label

@@ -10,7 +10,13 @@ from typing import Any
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation.evaluators.quantities import metric_of
 from pipeline.evaluation.metrics import Metric
-from pipeline.report.results import StudentResult, summarize
+from pipeline.report.comparison import summarize
+from pipeline.report.results import StudentResult
+
+DEFAULT_METRICS = ("accuracy", "f1", "agreement", "epg", "iou")
+"""Metrics that a report and the summary of a sweep show without being asked."""
+CHANCE = {"accuracy": "majority_accuracy", "epg": "epg_uniform", "iou": "epg_uniform"}
+"""Metric that is the chance level of another one: of a constant prediction, or of a uniform map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +51,15 @@ class Column:
         metric = self.metric
         return f"{metric.scale * value:.{1 if metric.scale == 100 else metric.digits}f}"
 
+    def value(self, value: float) -> str:
+        """Format a value with its unit."""
+        return self.text(value) + (" %" if self.metric.scale == 100 else "")
+
+    def spread(self, summary: Mapping[str, Any]) -> str:
+        """Format mean and standard deviation, or the mean alone for one seed."""
+        found = self.text(summary["mean"])
+        return found if summary["sd"] is None else f"{found} ± {self.text(summary['sd'])}"
+
     def difference(self, value: float, *, unit: bool = True) -> str:
         """Format a difference of two values, with its sign."""
         metric = self.metric
@@ -54,7 +69,12 @@ class Column:
 
 
 def columns_of(sources: Mapping[str, str], results: Sequence[StudentResult]) -> list[Column]:
-    """Build one column for each source. Raises ConfigError if no student has a value for a source."""
+    """Build one column for each source, or the default ones.
+
+    Raises ConfigError if no student has a value for a source.
+    """
+    if not sources:
+        return default_columns(results)
     columns = [Column(name=name, source=source) for name, source in sources.items()]
     for column in columns:
         if all(result.find(column.source) is None for result in results):
@@ -64,6 +84,33 @@ def columns_of(sources: Mapping[str, str], results: Sequence[StudentResult]) -> 
                 "report.columns={f1: test.f1} report.paired_column=f1, among: " + ", ".join(known)
             )
     return columns
+
+
+def default_columns(results: Sequence[StudentResult]) -> list[Column]:
+    """Build the columns of everything in DEFAULT_METRICS that was measured, split by split.
+
+    The columns of the first split (test, if it was evaluated) have the names of their metrics, those of the others
+    end with the name of their split.
+    """
+    splits = list(dict.fromkeys(split for result in results for split in result.metrics))
+    splits.sort(key=lambda split: split != "test")
+    return [
+        Column(
+            name=metric if split == splits[0] else f"{metric}_{split}", source=f"{split}.{metric}"
+        )
+        for split in splits
+        for metric in DEFAULT_METRICS
+        if any(result.find(f"{split}.{metric}") is not None for result in results)
+    ]
+
+
+def paired_column(name: str | None, columns: Sequence[Column]) -> Column | None:
+    """Return the column by which arms are compared.
+
+    name  report.paired_column; None is accuracy if it is a column, and otherwise the first column
+    """
+    wanted = name or "accuracy"
+    return next((column for column in columns if column.name == wanted), next(iter(columns), None))
 
 
 def student_rows(
@@ -98,12 +145,26 @@ def teacher_row(
     return row
 
 
+def chance_row(results: Sequence[StudentResult], columns: Sequence[Column]) -> dict[str, float]:
+    """Collect the chance level of each column that has one, as the students' evaluations contain it."""
+    row = {}
+    for column in columns:
+        split, _, metric = column.source.partition(".")
+        levels = [
+            result.find(f"{split}.{CHANCE[metric]}") for result in results if metric in CHANCE
+        ]
+        known = [level for level in levels if level is not None]
+        if known:
+            row[column.name] = known[0]
+    return row
+
+
 def arm_summary(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]
 ) -> list[dict[str, Any]]:
     """Build one row per arm: mean and standard deviation of each column over seeds, and whether the mean is the best.
 
-    The entry is None if a student of the arm has no value.
+    The entry is None if a student of the arm has no value. No mean is the best while an arm has one seed only.
     """
     by_arm = defaultdict(list)
     for row in rows:
@@ -118,7 +179,9 @@ def arm_summary(
         means = [arm[column.name]["mean"] for arm in summary if arm[column.name]]
         direction = column.metric.higher_is_better
         best = (max if direction else min)(means, default=None)
-        marked = direction is not None and len(means) > 1
+        compared = [arm for arm in summary if arm[column.name]]
+        several_seeds = all(arm["seeds"] > 1 for arm in compared)
+        marked = direction is not None and len(means) > 1 and several_seeds
         for arm in summary:
             if arm[column.name]:
                 arm[column.name]["best"] = marked and arm[column.name]["mean"] == best

@@ -18,13 +18,8 @@ from pipeline.loading.geometry import view_images, view_maps
 from pipeline.loading.views import ViewSchedule
 from pipeline.models.bcos.layers import add_inverse
 from pipeline.models.explainers.bcos_weights import color_picture, is_bcos_weights
-from pipeline.report.pictures import (
-    PictureRow,
-    class_names,
-    composite_on_white,
-    overlays,
-    picture_grid,
-)
+from pipeline.report.pictures import class_names, composite_on_white, overlays
+from pipeline.report.tiles import PictureRow, TileRow, picture_grid
 from pipeline.store.reader import Store, TeacherPass
 
 VIEW_SIZE = (112, 112)
@@ -38,8 +33,8 @@ def contact_sheet(
     *,
     num_records: int,
     num_views: int,
-) -> str:
-    """Render a PNG as a data URI, with records spread over the store in columns.
+) -> list[TileRow]:
+    """Show records spread over the store in columns.
 
     Whole images are shown in their original aspect ratio, views as the student's input.
     """

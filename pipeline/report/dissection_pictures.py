@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.report.evaluator_sections import Figure
-from pipeline.report.pictures import PictureRow, draw_outline, picture_grid
+from pipeline.report.evaluator_sections import PictureFigure
+from pipeline.report.pictures import draw_outline
 from pipeline.report.results import StudentResult
+from pipeline.report.tiles import PictureRow, picture_grid
 
 EVALUATOR_NAME = "dissection"
 _UNITS = 6
@@ -15,7 +16,7 @@ _UNITS = 6
 
 def dissection_figures(
     results: Sequence[StudentResult], teacher: StudentResult | None
-) -> list[Figure]:
+) -> list[PictureFigure]:
     """Build a figure with one row per network: the teacher, if it was evaluated, and the first seed's students."""
     networks = [(teacher, "evaluate-teacher")] if teacher else []
     networks += [(result, "evaluate") for result in results if result.seed == results[0].seed]
@@ -29,12 +30,10 @@ def dissection_figures(
     if not rows:
         return []
     return [
-        Figure(
-            picture_grid(rows, side=1.5),
-            "Best units of each network: an image, the region where the unit is active, and the concept it detects",
+        PictureFigure(
+            picture_grid(rows),
             "The best units of each network (first seed): the image that activates each unit most, with the active "
             "region outlined in green, and the concept with the largest overlap, with its IoU over the whole set.",
-            is_picture=True,
         )
     ]
 

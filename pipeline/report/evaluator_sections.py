@@ -15,28 +15,27 @@ from pipeline.evaluation.evaluators.build import evaluator_named
 from pipeline.evaluation.evaluators.evaluator import Page, Quantity
 from pipeline.evaluation.metrics import numbers_of
 from pipeline.report.columns import Column, arm_summary, student_rows
-from pipeline.report.figures import bar_plot, line_plot
+from pipeline.report.figures import Plot, bar_plot, line_plot
 from pipeline.report.results import StudentResult
+from pipeline.report.tiles import TileRow
 
 
 class Table(NamedTuple):
     """Table of one quantity on one split."""
 
     caption: str
+    meaning: str
+    """One sentence about the numbers."""
     columns: list[Column]
     rows: list[dict[str, Any]]
     is_main: bool = True
 
 
-class Figure(NamedTuple):
-    """A plot in the page."""
+class PictureFigure(NamedTuple):
+    """A grid of pictures."""
 
-    source: str
-    """Picture as a data URI."""
-    alt: str
-    caption: str = ""
-    is_picture: bool = False
-    """True for a grid of pictures, which uses the full width of the page."""
+    grid: list[TileRow]
+    caption: str
 
 
 class Section(NamedTuple):
@@ -47,13 +46,14 @@ class Section(NamedTuple):
     title: str
     introduction: str
     tables: list[Table]
-    figures: list[Figure]
+    plots: list[Plot]
+    pictures: list[PictureFigure]
 
 
 def evaluator_sections(
     results: list[StudentResult],
     teacher: StudentResult | None,
-    pictures: Mapping[str, list[Figure]] = MappingProxyType({}),
+    pictures: Mapping[str, list[PictureFigure]] = MappingProxyType({}),
 ) -> list[Section]:
     """Build the sections of evaluators with results for any network on any split.
 
@@ -72,8 +72,7 @@ def evaluator_sections(
         if page is not None:
             looked = looked if page.per_split else looked[:1]
             section = _section(evaluator, page, looked, results, teacher)
-            section.figures.extend(pictures.get(evaluator, []))
-            sections.append(section)
+            sections.append(section._replace(pictures=pictures.get(evaluator, [])))
     return sections
 
 
@@ -84,7 +83,7 @@ def _section(
     results: list[StudentResult],
     teacher: StudentResult | None,
 ) -> Section:
-    tables, figures = [], []
+    tables, plots = [], []
     for split in splits:
         for quantity in page.quantities:
             columns = _columns(
@@ -97,10 +96,10 @@ def _section(
                 own = arm_summary(student_rows([teacher], columns), columns)
                 rows = [row for row in own if any(row[c.name] for c in columns)] + rows
             caption = quantity.caption + (f"; split {split}" if page.per_split else "")
-            tables.append(Table(caption, columns, rows, quantity.is_main))
+            tables.append(Table(caption, quantity.meaning, columns, rows, quantity.is_main))
             if quantity.plot and (len(columns) > 1 or quantity.plot == "bar"):
-                figures.append(_figure(quantity, caption, columns, rows, teacher))
-    return Section(evaluator, page.short, page.title, page.introduction, tables, figures)
+                plots.append(_plot(quantity, caption, columns, rows, teacher))
+    return Section(evaluator, page.short, page.title, page.introduction, tables, plots, [])
 
 
 def _columns(
@@ -126,13 +125,13 @@ def _columns(
     ]
 
 
-def _figure(
+def _plot(
     quantity: Quantity,
     caption: str,
     columns: list[Column],
     rows: list[dict[str, Any]],
     teacher: StudentResult | None,
-) -> Figure:
+) -> Plot:
     scale = quantity.metric.scale
     nothing = [float("nan")] * len(columns)
     values = {} if teacher is None else {teacher.label: nothing}  # keeps the color of each arm
@@ -143,6 +142,6 @@ def _figure(
         for row in rows
     }
     plot = line_plot if quantity.plot == "line" else bar_plot
-    return Figure(
-        plot([c.name for c in columns], values), f"{caption}, one color per method", caption
-    )
+    unit = "%" if scale == 100 else ""
+    source = plot([c.name for c in columns], values, unit)
+    return Plot(source, f"{caption}, one color per method", caption)

@@ -1,144 +1,202 @@
-"""Plots as data URIs, so that the page is self-contained."""
+"""Plots as SVG data URIs, so that the page is self-contained.
+
+Each plot has one pair of axes and is shown at its own size (style.css.j2), so text has the size that is set here: 9
+points are 12 pixels of the page. Names are shown as they are, never parsed as formulas.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.config.points import point_label
 from pipeline.report.results import Candidate, ModelSelection
 
+_WIDTH, _HEIGHT = 3.6, 2.5
+"""Size of a plot in inches: 346 by 240 pixels, which fits a phone."""
+_STYLE = {
+    "text.parse_math": False,
+    "svg.hashsalt": "permafrost",  # the same plot has the same bytes
+    **dict.fromkeys(("font.size", "axes.labelsize", "legend.fontsize"), 9.0),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 9.0),
+    "axes.titlesize": 10.0,
+}
+_TERMS = ("total", "kd", "map", "ce", "bce")
+"""Terms of a loss that are plotted."""
+_MOST_POINTS = 300
+"""Largest number of points of a curve; of a longer one, evenly spaced points are drawn."""
+_LONGEST_NAME = 40
+P = ParamSpec("P")
+R = TypeVar("R")
 
-def training_curves(lines: Mapping[str, list[list[dict[str, float]]]]) -> str:
-    """Plot each loss term over the steps as SVG, with one curve per arm (the mean over its seeds).
+
+class Plot(NamedTuple):
+    """A plot of the page."""
+
+    source: str
+    """SVG as a data URI."""
+    alt: str
+    caption: str = ""
+
+
+class Measured(NamedTuple):
+    """An arm's mean of a quantity at a place of the x axis."""
+
+    x: float
+    mean: float
+    sd: float | None
+
+
+def _styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Draw with the sizes and without formulas, whatever the settings of the process are."""
+
+    @wraps(draw)
+    def styled(*args: P.args, **options: P.kwargs) -> R:
+        from matplotlib import rc_context
+
+        with rc_context(_STYLE):  # type: ignore[arg-type]
+            return draw(*args, **options)
+
+    return styled
+
+
+def training_curves(lines: Mapping[str, list[list[dict[str, float]]]]) -> list[Plot]:
+    """Plot each loss term over the steps, with one curve per arm (the mean over its seeds).
 
     lines  arm -> metrics.jsonl lines of each of its students
     """
-    from matplotlib.figure import Figure
+    return [_loss_curve(lines, name) for name in _TERMS if _has(lines, name)]
 
-    names = [name for name in ("total", "kd", "map", "ce", "bce") if _has(lines, name)]
-    figure = Figure(figsize=(3.2 * len(names), 2.6), layout="constrained")
-    for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for arm, students in lines.items():
-            runs = [
-                [(line["step"], line[name]) for line in run if name in line] for run in students
-            ]
-            runs = [run for run in runs if run]
-            if runs:
-                length = min(map(len, runs))
-                values = np.array([[value for _, value in run[:length]] for run in runs])
-                axis.plot(
-                    [step for step, _ in runs[0][:length]], values.mean(axis=0), label=arm, lw=1
-                )
-        axis.set_title(name, fontsize=9)
-        axis.set_xlabel("step", fontsize=8)
-        axis.tick_params(labelsize=7)
-    figure.legend(
-        *figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8
+
+@_styled
+def _loss_curve(lines: Mapping[str, list[list[dict[str, float]]]], name: str) -> Plot:
+    figure, axis = _axes()
+    for arm, students in lines.items():
+        runs = [[(line["step"], line[name]) for line in run if name in line] for run in students]
+        runs = [run for run in runs if run]
+        if runs:
+            length = min(map(len, runs))
+            kept = np.unique(np.linspace(0, length - 1, min(length, _MOST_POINTS)).astype(int))
+            values = np.array([[value for _, value in run[:length]] for run in runs])
+            steps = np.array([step for step, _ in runs[0][:length]])
+            axis.plot(steps[kept], values.mean(axis=0)[kept], label=_label(arm), lw=1)
+    axis.set_xlabel("step")
+    axis.set_title(name)
+    return Plot(
+        _finish(figure, axis), f"Loss term {name} over the training steps, one curve per arm"
     )
-    return data_uri(figure, "svg")
 
 
-def shift_plot(curves: Mapping[str, Mapping[str, list[list[float]]]]) -> str:
-    """Plot the shift-equivariance cosine over the shift as SVG, with one curve per arm (the mean over its seeds).
+def shift_plots(split: str, curves: Mapping[str, Mapping[str, list[list[float]]]]) -> list[Plot]:
+    """Plot the shift-equivariance cosine over the shift, with one curve per arm (the mean over its seeds).
 
     curves  kind of map -> arm -> cosine at 0, 1, 2, ... pixels of each of its students
     """
-    from matplotlib.figure import Figure
+    return [_shift_plot(split, kind, arms) for kind, arms in curves.items()]
 
-    figure = Figure(figsize=(5.2 * len(curves), 3), layout="constrained")
-    axes = figure.subplots(1, len(curves), squeeze=False)[0]
-    for axis, (kind, arms) in zip(axes, curves.items(), strict=True):
-        for arm, students in arms.items():
-            axis.plot(np.array(students).mean(axis=0), label=arm, lw=1.2, marker=".", ms=4)
-        axis.set_title(kind, fontsize=9)
-        axis.set_xlabel("shift in pixels", fontsize=8)
-        axis.tick_params(labelsize=7)
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8
+
+@_styled
+def _shift_plot(split: str, kind: str, arms: Mapping[str, list[list[float]]]) -> Plot:
+    figure, axis = _axes()
+    for arm, students in arms.items():
+        axis.plot(np.array(students).mean(axis=0), label=_label(arm), lw=1.2, marker=".", ms=4)
+    axis.set_title(kind)
+    axis.set_xlabel("shift in pixels")
+    axis.set_ylabel("cosine")
+    return Plot(
+        _finish(figure, axis),
+        f"Cosine of {kind} over the shift in pixels, one curve per arm, on split {split}",
+        f"{kind}, split {split}",
     )
-    return data_uri(figure, "svg")
 
 
-def line_plot(names: Sequence[str], values: Mapping[str, Sequence[float]]) -> str:
-    """Plot one curve per arm over ordered names, such as layers, as SVG. A nan leaves a gap."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(1.3 * len(names) + 3.5, 2.8), layout="constrained")
-    axis = figure.subplots()
+@_styled
+def line_plot(names: Sequence[str], values: Mapping[str, Sequence[float]], ylabel: str = "") -> str:
+    """Plot one curve per arm over ordered names, such as layers. A nan leaves a gap."""
+    figure, axis = _axes(max(_WIDTH, 0.7 * len(names) + 1.2))
     for arm, of_arm in values.items():
-        axis.plot(range(len(names)), of_arm, label=arm, lw=1.3, marker="o", ms=4)
-    axis.set_xticks(range(len(names)), names)
+        axis.plot(range(len(names)), of_arm, label=_label(arm), lw=1.3, marker="o", ms=4)
+    axis.set_xticks(range(len(names)), names, **_slanted(names))
     axis.axhline(0, color="gray", lw=0.6)
-    axis.tick_params(labelsize=7.5)
-    figure.legend(
-        *axis.get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8
-    )
-    return data_uri(figure, "svg")
+    axis.set_ylabel(ylabel)
+    return _finish(figure, axis)
 
 
-def bar_plot(names: Sequence[str], values: Mapping[str, Sequence[float]]) -> str:
-    """Plot bars of all arms for each name, as SVG."""
-    from matplotlib.figure import Figure
-
+@_styled
+def bar_plot(names: Sequence[str], values: Mapping[str, Sequence[float]], ylabel: str = "") -> str:
+    """Plot bars of all arms for each name."""
     width = 0.8 / max(len(values), 1)
-    figure = Figure(
-        figsize=(max(4.0, 0.22 * len(names) * len(values) + 2.5), 2.8), layout="constrained"
-    )
-    axis = figure.subplots()
+    figure, axis = _axes(max(_WIDTH, 0.16 * len(names) * len(values) + 1.2))
     for number, (arm, of_arm) in enumerate(values.items()):
         places = np.arange(len(names)) + (number - (len(values) - 1) / 2) * width
-        axis.bar(places, of_arm, width, label=arm)
-    axis.set_xticks(range(len(names)), names)
-    axis.tick_params(labelsize=7.5)
-    figure.legend(
-        *axis.get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8
-    )
-    return data_uri(figure, "svg")
+        axis.bar(places, of_arm, width, label=_label(arm))
+    axis.set_xticks(range(len(names)), names, **_slanted(names))
+    axis.set_ylabel(ylabel)
+    return _finish(figure, axis)
 
 
+@_styled
+def measured_plot(arms: Mapping[str, Measured], xlabel: str, ylabel: str) -> str:
+    """Plot one point per arm with its standard deviation, if it is known."""
+    figure, axis = _axes()
+    for arm, found in arms.items():
+        axis.errorbar(
+            [found.x], [found.mean], yerr=found.sd, label=_label(arm), marker="o", ms=5, capsize=3
+        )
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    axis.margins(x=0.1)
+    return _finish(figure, axis)
+
+
+@_styled
 def selection_plot(selection: ModelSelection) -> str:
-    """Plot the metric of every candidate over its points as SVG, with one curve per arm and standard deviations.
+    """Plot the metric of every candidate over its points, with one curve per arm and standard deviations.
 
     A single numeric option is the x axis. Otherwise each point has a separate position.
     """
-    from matplotlib.figure import Figure
-
     candidates, scale = selection.candidates, selection.metric.scale
     x_of, option = _places(candidates)
-    figure = Figure(figsize=(7.5, 3.4), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _axes(max(1.6 * _WIDTH, 0.5 * len(x_of)), 1.25 * _HEIGHT)
     for number, arm in enumerate(dict.fromkeys(candidate.arm for candidate in candidates)):
         points = [candidate for candidate in candidates if candidate.arm == arm]
-        mean = [scale * candidate.summary["mean"] for candidate in points]
-        sd = [scale * candidate.summary["sd"] for candidate in points]
-        color = f"C{number % 10}"
-        if point_label(points[0].point) not in x_of:  # an arm without options is a horizontal line
-            axis.axhline(mean[0], label=arm, color=color, ls="--", lw=1)
-            axis.axhspan(mean[0] - sd[0], mean[0] + sd[0], color=color, alpha=0.12, lw=0)
-            continue
-        places = [x_of[point_label(candidate.point)] for candidate in points]
-        axis.errorbar(places, mean, yerr=sd, label=arm, color=color, marker="o", ms=4, capsize=3)
-        for place, value, candidate in zip(places, mean, points, strict=True):
-            if candidate.chosen:
-                axis.plot([place], [value], "o", ms=11, mfc="none", color=color)
+        _draw_candidates(axis, points, x_of, scale, f"C{number % 10}")
     if option is None:
-        axis.set_xticks(list(x_of.values()), list(x_of), rotation=30, ha="right")
+        axis.set_xticks(list(x_of.values()), list(map(_label, x_of)), rotation=30, ha="right")
     else:
-        axis.set_xlabel(option, fontsize=8)
+        axis.set_xlabel(option)
         places = sorted(x_of.values())
         if places[0] > 0 and places[-1] > 10 * places[0]:
             axis.set_xscale("log")
         axis.set_xticks(places, [f"{place:g}" for place in places])
         axis.minorticks_off()
-    axis.set_ylabel(selection.select + (", %" if scale == 100 else ""), fontsize=8)
-    axis.tick_params(labelsize=7)
-    figure.legend(loc="outside upper center", ncols=5, fontsize=8)
-    return data_uri(figure, "svg")
+    axis.set_ylabel(selection.select + (", %" if scale == 100 else ""))
+    return _finish(figure, axis)
+
+
+def _draw_candidates(
+    axis: Axes, points: Sequence[Candidate], x_of: Mapping[str, float], scale: float, color: str
+) -> None:
+    """Draw the points of one arm, circled where chosen. An arm without options is a horizontal line."""
+    arm = _label(points[0].arm)
+    mean = [scale * candidate.summary["mean"] for candidate in points]
+    sd = [scale * (candidate.summary["sd"] or 0) for candidate in points]
+    if point_label(points[0].point) not in x_of:
+        axis.axhline(mean[0], label=arm, color=color, ls="--", lw=1)
+        axis.axhspan(mean[0] - sd[0], mean[0] + sd[0], color=color, alpha=0.12, lw=0)
+        return
+    places = [x_of[point_label(candidate.point)] for candidate in points]
+    axis.errorbar(places, mean, yerr=sd, label=arm, color=color, marker="o", ms=4, capsize=3)
+    for place, value, candidate in zip(places, mean, points, strict=True):
+        if candidate.chosen:
+            axis.plot([place], [value], "o", ms=11, mfc="none", color=color)
 
 
 def _places(candidates: Sequence[Candidate]) -> tuple[dict[str, float], str | None]:
@@ -156,28 +214,31 @@ def _has(lines: Mapping[str, list[list[dict[str, float]]]], name: str) -> bool:
     return any(name in line for students in lines.values() for run in students for line in run)
 
 
-def _show_text_as_it_is(figure: Figure) -> None:
-    """Disable TeX for text such as class names with dollar signs, except labels of logarithmic axes, which are TeX."""
-    from matplotlib.text import Text
-
-    formulas = {
-        label
-        for axis in figure.axes
-        if axis.get_xscale() == "log"
-        for label in axis.get_xticklabels()
-    }
-    for text in figure.findobj(Text):
-        if text not in formulas:
-            text.set_parse_math(False)
+def _label(name: str) -> str:
+    """Shorten a name to one line of a legend, which would leave out a name with a leading underscore."""
+    line = " ".join(name.split())
+    line = line if len(line) <= _LONGEST_NAME else f"{line[: _LONGEST_NAME - 2]}.."
+    return f" {line}" if line.startswith("_") else line
 
 
-def data_uri(figure: Figure, kind: str) -> str:
-    """Encode a figure as a data URI.
+def _slanted(names: Sequence[str]) -> dict[str, Any]:
+    """Options of tick labels that would overlap if they were level."""
+    return {"rotation": 30, "ha": "right"} if max(map(len, names), default=0) > 8 else {}
 
-    kind  svg or png
-    """
-    _show_text_as_it_is(figure)
+
+def _axes(width: float = _WIDTH, height: float = _HEIGHT) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _finish(figure: Figure, axis: Axes) -> str:
+    """Add the legend above the axes, in as many columns as fit, and encode the plot as a data URI."""
+    handles, labels = axis.get_legend_handles_labels()
+    width, height = figure.get_size_inches()
+    columns = max(1, int(width / (0.45 + 0.085 * max(map(len, labels), default=1))))
+    if labels:
+        figure.set_size_inches(width, height + 0.2 * -(-len(labels) // columns))
+        figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=110)
-    mime = {"svg": "image/svg+xml", "png": "image/png"}[kind]
-    return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -4,109 +4,187 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from pipeline.config.report import ReportOptions
 from pipeline.config.runs import RUNS, read_cost
 from pipeline.config.verbs import ReportConfig
 from pipeline.models.saved import read_description
 from pipeline.report.case_pictures import SplitCases
 from pipeline.report.columns import Column, arm_summary
-from pipeline.report.evaluator_sections import Figure, evaluator_sections
+from pipeline.report.comparison import ONE_SEED
+from pipeline.report.evaluator_sections import PictureFigure, evaluator_sections
 from pipeline.report.results import ModelSelection, StudentResult, over_the_grid
 from pipeline.store.reader import Store, TeacherPass
 
+_MEAN_AND_SPREAD = "Mean and standard deviation over seeds. The best mean of each column is marked."
+_MEAN = f"Mean over seeds, with the standard deviation of arms with several ({ONE_SEED})."
+_VALUE = f"Values of a single seed ({ONE_SEED})."
 
-def render_page(
-    config: ReportConfig,
-    store: Store,
-    results: list[StudentResult],
-    values: dict[str, Any],
-    *,
-    columns: Sequence[Column],
-    teacher: StudentResult | None,
-    selection: ModelSelection | None,
-    cases: list[SplitCases],
-) -> str:
-    """Render the HTML page.
 
-    values  content of report.json
-    """
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """Content of a page."""
+
+    config: ReportConfig
+    store: Store
+    results: list[StudentResult]
+    """All students, also one that was not evaluated yet."""
+    values: dict[str, Any]
+    """Content of report.json."""
+    columns: Sequence[Column]
+    paired: Column | None
+    """Column by which arms are compared."""
+    teacher: StudentResult | None
+    selection: ModelSelection | None
+    cases: list[SplitCases]
+
+    @property
+    def options(self) -> ReportOptions:
+        """Section `report` of the config."""
+        return self.config.report
+
+
+def render_page(page: Page) -> str:
+    """Render the HTML page."""
     import jinja2
 
-    from pipeline.report.contact_sheet import contact_sheet
-    from pipeline.report.superfeatures import partition_rows
+    from pipeline.report.security import content_policy
 
-    options = config.report
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline", "report"),
         autoescape=True,
         trim_blocks=True,
     )
     environment.filters["words"] = lambda name: name.replace("_", " ")
+    style, script = (
+        environment.get_template(name).render() for name in ("style.css.j2", "script.js.j2")
+    )
+    return environment.get_template("page.html.j2").render(
+        title=page.options.title,
+        policy=content_policy(style, script),
+        style=style,
+        script=script,
+        **_store_sections(page),
+        **(_student_sections(page) if page.results else {}),
+    )
+
+
+def _store_sections(page: Page) -> dict[str, Any]:
+    """Sections of the store and its passes."""
+    from pipeline.report.contact_sheet import contact_sheet
+    from pipeline.report.provenance import describe_writing
+    from pipeline.report.superfeatures import partition_rows
+
+    config, store = page.config, page.store
     passes = _open_passes(config, store)
-    sheet = ""
-    if options.contact_records and not store.is_table:
+    sheet = None
+    if page.options.contact_records and not store.is_table:
         sheet = contact_sheet(
             store,
             passes,
             config.augment,
-            num_records=options.contact_records,
-            num_views=options.contact_views,
+            num_records=page.options.contact_records,
+            num_views=page.options.contact_views,
         )
-    return environment.get_template("page.html.j2").render(
-        title=options.title,
-        store=config.store.path,
-        passes=values["passes"],
-        contact_sheet=sheet,
-        table=store.manifest.columns,
-        ledger=_ledger(config.run, store, passes, results),
-        **(_students(config, store, results, values, columns) if results else {}),
-        evaluator_sections=evaluator_sections(
-            results, teacher, _evaluator_pictures(results, teacher, store)
-        ),
-        cases=cases,
-        partitions=partition_rows(store),
-        selection=values.get("selection"),
-        **(_selection_figure(selection) if selection else {}),
-        grid_plot=_grid_plot(config, results, columns),
-    )
+    return {
+        "store": config.store.path,
+        "written": describe_writing(),
+        "passes": page.values["passes"],
+        "contact_sheet": sheet,
+        "columns_of_table": store.manifest.columns,
+        "partitions": partition_rows(store),
+        "ledger": _ledger(config.run, store, passes, page.results),
+    }
 
 
-def _students(
-    config: ReportConfig,
-    store: Store,
-    results: list[StudentResult],
-    values: dict[str, Any],
-    columns: Sequence[Column],
-) -> dict[str, Any]:
-    from pipeline.report.figures import shift_plot, training_curves
+def _student_sections(page: Page) -> dict[str, Any]:
+    """Sections of the students, of which those with results are empty if none was evaluated."""
+    from pipeline.report.figures import shift_plots, training_curves
     from pipeline.report.pictures import map_grid
 
-    options = config.report
+    results, values = page.results, page.values
     seeds = list(dict.fromkeys(result.seed for result in results))
     pictures = _pictures([result for result in results if result.seed == seeds[0]])
     return {
+        **_result_tables(page),
+        **_setup(page),
         "seeds": seeds,
-        "candidate": options.candidate,
-        "baseline": options.baseline,
-        "paired": values.get("paired_difference"),
-        "paired_column": next(c for c in columns if c.name == options.paired_column),
-        "columns": columns,
-        "teacher": values["teacher"],
-        "summary": arm_summary(values["runs"], columns),
-        "rows": values["runs"],
+        "candidate": page.options.candidate,
+        "baseline": page.options.baseline,
+        "unevaluated": values.get("unevaluated"),
         "networks": values["networks"],
-        "maps": map_grid(pictures, store.manifest.classes) if pictures else "",
+        "maps": map_grid(pictures, page.store.manifest.classes) if pictures else None,
         "in_colors": any("colors" in tensors for tensors in pictures.values()),
+        "cases": page.cases,
         "curves": training_curves(_metric_lines(results)),
-        "shifts": {split: shift_plot(curves) for split, curves in _shift_curves(results).items()},
+        "shifts": [
+            plot
+            for split, curves in _shift_curves(results).items()
+            for plot in shift_plots(split, curves)
+        ],
+        "evaluator_sections": evaluator_sections(
+            results, page.teacher, _evaluator_pictures(results, page.teacher, page.store)
+        ),
+        **(_selection(page.selection, values) if page.selection else {}),
+    }
+
+
+def _result_tables(page: Page) -> dict[str, Any]:
+    """Main table, its sentences and the plots below it."""
+    from pipeline.report.meanings import meanings
+    from pipeline.report.stored_bytes import bytes_by_arm, bytes_plot
+
+    values = page.values
+    if page.paired is None:
+        return {}
+    summary = arm_summary(values["runs"], page.columns)
+    plots = [
+        _grid_plot(page.results, page.paired),
+        bytes_plot(summary, page.paired, bytes_by_arm(page.results, page.store)),
+    ]
+    return {
+        "conclusions": values["summary"],
+        "paired": values.get("paired_difference"),
+        "paired_column": page.paired,
+        "columns": page.columns,
+        "meanings": meanings(page.columns, values["chance"]),
+        "mean_caption": _mean_caption([arm["seeds"] for arm in summary]),
+        "teacher": values["teacher"],
+        "chance": values["chance"],
+        "summary": summary,
+        "rows": values["runs"],
+        "result_plots": [plot for plot in plots if plot is not None],
+    }
+
+
+def _mean_caption(seeds: Sequence[int]) -> str:
+    """Say what the cells of the main table are, given the number of seeds of each arm."""
+    if max(seeds) == 1:
+        return _VALUE
+    return _MEAN_AND_SPREAD if min(seeds) > 1 else _MEAN
+
+
+def _setup(page: Page) -> dict[str, Any]:
+    """Section on what was trained on what."""
+    from pipeline.report.commands import commands_of
+    from pipeline.report.provenance import describe_teachers
+    from pipeline.report.training_facts import describe_data, training_facts
+
+    facts = training_facts(page.results, page.store)
+    passes = _open_passes(page.config, page.store)
+    return {
+        "setup": facts._replace(shared=describe_data(page.store) | facts.shared),
+        "teachers": describe_teachers(page.config.run, passes),
+        "commands": commands_of(page.config.run),
     }
 
 
 def _evaluator_pictures(
     results: list[StudentResult], teacher: StudentResult | None, store: Store
-) -> dict[str, list[Figure]]:
+) -> dict[str, list[PictureFigure]]:
     """Picture figures by evaluator, for evaluators that write pictures."""
     from pipeline.report.dissection_pictures import dissection_figures
     from pipeline.report.unicam_pictures import unicam_figures
@@ -117,21 +195,32 @@ def _evaluator_pictures(
     }
 
 
-def _selection_figure(selection: ModelSelection) -> dict[str, Any]:
-    from pipeline.report.figures import selection_plot
+def _selection(selection: ModelSelection, values: dict[str, Any]) -> dict[str, Any]:
+    from pipeline.report.figures import Plot, selection_plot
 
-    return {"selection_scale": selection.metric.scale, "selection_plot": selection_plot(selection)}
+    return {
+        "selection": values["selection"],
+        "selection_scale": selection.metric.scale,
+        "selection_plot": Plot(
+            selection_plot(selection),
+            "The selection metric over the points of the grid, one curve per arm",
+        ),
+    }
 
 
-def _grid_plot(
-    config: ReportConfig, results: list[StudentResult], columns: Sequence[Column]
-) -> str:
-    """Plot report.paired_column over the options of the grid, empty if every arm has a single point."""
-    from pipeline.report.figures import selection_plot
+def _grid_plot(results: list[StudentResult], column: Column) -> Any:
+    """Plot a column over the options of the grid, None if every arm has a single point."""
+    from pipeline.report.figures import Plot, selection_plot
 
-    paired = [column for column in columns if column.name == config.report.paired_column]
-    grid = over_the_grid(results, paired[0].source) if paired else None
-    return selection_plot(grid) if grid is not None else ""
+    grid = over_the_grid(results, column.source)
+    if grid is None:
+        return None
+    name = column.name.replace("_", " ")
+    return Plot(
+        selection_plot(grid),
+        f"{name} over the options of the grid, one curve per arm",
+        f"{column.title} over the options of the grid, mean and standard deviation over seeds",
+    )
 
 
 def _open_passes(config: ReportConfig, store: Store) -> list[TeacherPass]:

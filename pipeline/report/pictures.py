@@ -1,14 +1,14 @@
-"""Grids of images and maps as PNG data URIs, with records in columns."""
+"""Pictures of images and maps, and their rows in a grid with records in columns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.report.figures import data_uri
+from pipeline.report.tiles import PictureRow, TileRow, picture_grid
 
 _STRONG_QUANTILE = 0.995
 """Quantile of the absolute contributions at and above which a position is fully red or blue."""
@@ -17,50 +17,8 @@ _STRONG_QUANTILE = 0.995
 _EDGE = np.array([0.0, 0.65, 0.2])
 
 
-class PictureRow(NamedTuple):
-    """A row of a grid, whose lists have one entry per record or are empty."""
-
-    title: str
-    pictures: Sequence[NDArray[Any]]
-    """Pictures [height, width, 3]: u8, or float in [0, 1]."""
-    captions: Sequence[str] = ()
-    """Captions above the pictures."""
-    wrong: Sequence[bool] = ()
-    """True for captions in red."""
-    aspects: Sequence[float] = ()
-    """Displayed aspect ratios width / height, or empty for square pixels."""
-    notes: Sequence[str] = ()
-    """Notes below the pictures."""
-
-
-def picture_grid(rows: Sequence[PictureRow], side: float = 1.25) -> str:
-    """Render the rows below each other.
-
-    side  side of a picture in inches
-    """
-    from matplotlib.figure import Figure
-
-    columns = len(rows[0].pictures)
-    figure = Figure(figsize=(side * columns + 1.2, side * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for axis_row, row in zip(axes, rows, strict=True):
-        axis_row[0].set_ylabel(row.title, fontsize=8)
-        for column, (axis, picture) in enumerate(zip(axis_row, row.pictures, strict=True)):
-            axis.imshow(picture)
-            if row.aspects:
-                axis.set_aspect(picture.shape[1] / picture.shape[0] / row.aspects[column])
-            if row.captions:
-                color = "crimson" if row.wrong and row.wrong[column] else "black"
-                axis.set_title(row.captions[column], fontsize=7.5, color=color, pad=2)
-            if row.notes:
-                axis.set_xlabel(row.notes[column], fontsize=7, color="dimgray", labelpad=2)
-            axis.set_xticks([])
-            axis.set_yticks([])
-    return data_uri(figure, "png")
-
-
-def map_grid(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> str:
-    """Render images, the teacher's maps and those of one student per arm, with predictions above.
+def map_grid(pictures: Mapping[str, Mapping[str, Any]], classes: Sequence[str]) -> list[TileRow]:
+    """Show images, the teacher's maps and those of one student per arm, with predictions above.
 
     pictures  arm -> tensors written by evaluate: frames, labels, predictions, maps, optionally colors, and those of the
               teacher under names that start with teacher_

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import yaml
@@ -20,6 +19,9 @@ from pipeline.core.errors import ConfigError
 from pipeline.evaluation.evaluators.quantities import metric_of
 from pipeline.evaluation.metrics import Metric, numbers_of
 from pipeline.evaluation.results import METRICS_NAME
+from pipeline.models.saved import is_finished
+from pipeline.report.comparison import summarize
+from pipeline.report.known_runs import check_run
 
 SWEEP_NAME = "sweep.json"
 ALL_SPLITS = "all"
@@ -39,7 +41,7 @@ class StudentResult:
     seed: int
     folder: Path
     metrics: dict[str, dict[str, Any]]
-    """Metrics by split, as written by evaluate."""
+    """Metrics by split, as written by evaluate; empty for a student that was not evaluated yet."""
 
     @cached_property
     def numbers(self) -> dict[str, dict[str, float]]:
@@ -66,16 +68,23 @@ class StudentResult:
 
 
 def load_results(run: str, others: Sequence[str] = ()) -> list[StudentResult]:
-    """Load the students of runs/<run>/sweep.json in its order, then those of other runs, or [] without a sweep.
+    """Load the students of a run in the order of its sweep, then those of other runs, or [] if there are none.
+
+    A student that was distilled without a sweep may not have been evaluated yet; then its metrics are empty.
 
     others  sweeps, or runs of one student each; an arm whose name is already used is prefixed with the name of its run
     """
-    if not others and not (RUNS / run / SWEEP_NAME).exists():
+    results: list[StudentResult] = []
+    if (RUNS / run / SWEEP_NAME).exists():
+        results = _of_run(run)
+    elif is_finished(RUNS / run / "distill"):
+        results = [_load_student(run, must_be_evaluated=False)]
+    elif not others:
+        check_run(run)
         logger.info(
-            "%s does not exist, so the report shows only the store", RUNS / run / SWEEP_NAME
+            "%s has neither a sweep nor a finished student, so the report shows only the store",
+            RUNS / run,
         )
-        return []
-    results = _of_run(run) if (RUNS / run / SWEEP_NAME).exists() else []
     for other in others:
         known = {result.label for result in results}
         for result in _of_run(other):
@@ -98,11 +107,19 @@ def load_teacher(run: str) -> StudentResult | None:
     )
 
 
+def _load_student(run: str, *, must_be_evaluated: bool) -> StudentResult:
+    """Load a student that was distilled without a sweep."""
+    seed = yaml.safe_load(_config_of(run).read_text())["seed"]
+    row = {"arm": run, "run": run, "seed": seed, "point": {}}
+    if not must_be_evaluated and not (RUNS / run / "evaluate" / METRICS_NAME).exists():
+        return StudentResult(arm=run, label=run, seed=seed, folder=RUNS / run, metrics={})
+    return _load_result(row, several=False)
+
+
 def _of_run(run: str) -> list[StudentResult]:
     path = RUNS / run / SWEEP_NAME
     if not path.exists():
-        seed = yaml.safe_load(_config_of(run).read_text())["seed"]
-        return [_load_result({"arm": run, "run": run, "seed": seed, "point": {}}, several=False)]
+        return [_load_student(run, must_be_evaluated=True)]
     rows = json.loads(path.read_text())["runs"]
     points = defaultdict(set)
     for row in rows:
@@ -147,7 +164,7 @@ class Candidate:
     chosen: bool
 
     @property
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, Any]:
         """Mean and standard deviation over seeds."""
         return summarize(self.values)
 
@@ -210,27 +227,3 @@ def over_the_grid(results: Sequence[StudentResult], source: str) -> ModelSelecti
         for key, found in values.items()
     ]
     return ModelSelection(select=source, candidates=candidates)
-
-
-def summarize(values: Sequence[float]) -> dict[str, float]:
-    """Compute mean and sample standard deviation (0 for one value)."""
-    return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else 0.0}
-
-
-def paired_difference(
-    rows: Sequence[Mapping[str, Any]], candidate: str, baseline: str, column: str
-) -> dict[str, Any]:
-    """Compute candidate - baseline in `column` for each seed that both have."""
-    values = {(row["method"], row["seed"]): row[column] for row in rows if row[column] is not None}
-    seeds = sorted({seed for method, seed in values if method == candidate})
-    per_seed = {
-        str(seed): values[candidate, seed] - values[baseline, seed]
-        for seed in seeds
-        if (baseline, seed) in values
-    }
-    if not per_seed:
-        known = ", ".join(sorted({str(row["method"]) for row in rows}))
-        raise ConfigError(
-            f"report.candidate={candidate} and report.baseline={baseline} share no seed; choose two of: {known}"
-        )
-    return summarize(list(per_seed.values())) | {"per_seed": per_seed}

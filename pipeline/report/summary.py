@@ -5,50 +5,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.config.points import point_label
-from pipeline.report.columns import Column, arm_summary, student_rows
-from pipeline.report.results import StudentResult, load_results, load_selection, summarize
-
-_SHOWN = ("accuracy", "f1", "agreement")
+from pipeline.report.columns import (
+    Column,
+    arm_summary,
+    chance_row,
+    default_columns,
+    student_rows,
+)
+from pipeline.report.comparison import ONE_SEED, summarize
+from pipeline.report.results import load_results, load_selection
 
 
 def summary_table(run: str) -> str:
-    """Format one row per arm (and point): mean +- standard deviation over seeds, in per cent."""
+    """Format one row per arm (and point), mean +- standard deviation over seeds in per cent, and the chance levels."""
     results = load_results(run)
-    columns = [Column(name=source, source=source) for source in _sources(results)]
+    columns = [Column(name=c.source, source=c.source) for c in default_columns(results)]
     points = {result.label: result.arm for result in results}
     selection = load_selection(run)
     chosen = {c.arm: c for c in selection.candidates if c.chosen} if selection else {}
     selected = [selection.select] if selection else []
     table = [["arm", "seeds", *selected, *(column.name for column in columns)]]
-    for arm in arm_summary(student_rows(results, columns), columns):
+    arms = arm_summary(student_rows(results, columns), columns)
+    for arm in arms:
         row = [arm["method"], str(arm["seeds"])]
         if selection is not None:
             candidate = chosen[points[arm["method"]]]
             row[0] = f"{row[0]} {point_label(candidate.point)}".strip()
             known = Column(name="", source=f"all.{selection.select}", known=selection.metric)
-            row.append(_spread(known, summarize(candidate.values), len(candidate.values)))
-        row += [_spread(column, arm[column.name], arm["seeds"]) for column in columns]
+            row.append(_spread(known, summarize(candidate.values)))
+        row += ["-" if arm[c.name] is None else _spread(c, arm[c.name]) for c in columns]
         table.append(row)
-    return _aligned(table)
+    chance = chance_row(results, columns)
+    if chance:
+        levels = [
+            column.text(chance[c]) if (c := column.name) in chance else "-" for column in columns
+        ]
+        table.append(["chance", "", *("" for _ in selected), *levels])
+    one_seed = [f"({ONE_SEED})"] if any(arm["seeds"] == 1 for arm in arms) else []
+    return "\n".join([_aligned(table), *one_seed])
 
 
-def _sources(results: Sequence[StudentResult]) -> list[str]:
-    """Sources <split>.<metric> for which at least one student has a value."""
-    found = {
-        f"{split}.{name}": None
-        for result in results
-        for split, metrics in result.metrics.items()
-        for name in _SHOWN
-        if name in metrics
-    }
-    return list(found)
-
-
-def _spread(column: Column, summary: dict[str, float] | None, seeds: int) -> str:
-    if summary is None:
-        return "-"
-    mean, sd = (column.text(summary[name]) for name in ("mean", "sd"))
-    return f"{mean} +- {sd}" if seeds > 1 else mean
+def _spread(column: Column, summary: dict[str, float | None]) -> str:
+    return column.spread(summary).replace("±", "+-")
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.models.additive.partition import Partition
-from pipeline.report.pictures import PictureRow, picture_grid
+from pipeline.report.tiles import PictureRow, TileRow, picture_grid
 from pipeline.store.manifest import MANIFEST_NAME
 from pipeline.store.reader import Store
 from pipeline.training.superfeatures.artifact import load_partition
@@ -63,8 +63,8 @@ def superfeature_figure(
     dependency: Tensor,
     numbers: Sequence[int] | None = None,
     image: NDArray[Any] | None = None,
-) -> str:
-    """Render groups, and below them the matrix in their order, for some numbers of superfeatures: PNG as a data URI.
+) -> list[TileRow]:
+    """Show groups, and below them the matrix in their order, for some numbers of superfeatures.
 
     dependency  [d, d]
     numbers     numbers of superfeatures, None for 2, 4, 8 and 16 below the finest level, and the finest level
@@ -81,8 +81,7 @@ def superfeature_figure(
         [
             PictureRow("groups", groups, captions, aspects=[aspect] * len(groups)),
             PictureRow("dependency", matrices),
-        ],
-        side=1.9,
+        ]
     )
 
 

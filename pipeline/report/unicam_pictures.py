@@ -17,9 +17,10 @@ from torch import Tensor
 from pipeline.evaluation.forward import EvaluatedModel, open_split
 from pipeline.evaluation.pictures import picture_maps
 from pipeline.models.saved import load_model
-from pipeline.report.evaluator_sections import Figure
-from pipeline.report.pictures import PictureRow, class_names, overlays, picture_grid
+from pipeline.report.evaluator_sections import PictureFigure
+from pipeline.report.pictures import class_names, overlays
 from pipeline.report.results import StudentResult
+from pipeline.report.tiles import PictureRow, picture_grid
 from pipeline.store.reader import Store
 
 EVALUATOR_NAME = "unicam"
@@ -32,7 +33,7 @@ _PAIRS = {
 _REDUCTIONS = ("cam", "hirescam")
 
 
-def unicam_figures(results: list[StudentResult], store: Store) -> list[Figure]:
+def unicam_figures(results: list[StudentResult], store: Store) -> list[PictureFigure]:
     """Build one figure per evaluated split, none if the students' files do not exist."""
     if not results:
         return []
@@ -52,7 +53,7 @@ def unicam_figures(results: list[StudentResult], store: Store) -> list[Figure]:
     return figures
 
 
-def _figure(files: list[tuple[StudentResult, Path]], split: str, store: Store) -> Figure:
+def _figure(files: list[tuple[StudentResult, Path]], split: str, store: Store) -> PictureFigure:
     rows: list[PictureRow] = []
     for result, path in files:
         tensors, header = _read(path)
@@ -67,13 +68,11 @@ def _figure(files: list[tuple[StudentResult, Path]], split: str, store: Store) -
                 rows.append(PictureRow("teacher", overlays(frames, shown["teacher_maps"].numpy())))
         rows.append(PictureRow(result.label, overlays(frames, shown["maps"].numpy())))
         rows += _residual_rows(tensors, frames)
-    return Figure(
+    return PictureFigure(
         picture_grid(rows),
-        f"Images of split {split} with maps of the teacher, of students, and of distilled and residual features",
         f"Split {split}: each student's own map of the true class, and below it the features it has beyond the "
         "baseline (distilled), beyond the teacher, and those that only the teacher has. Red increases the relevance "
         "to the labels.",
-        is_picture=True,
     )
 
 

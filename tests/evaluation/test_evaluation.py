@@ -17,14 +17,17 @@ from pipeline.evaluation.agreement import (
     f1,
     kl_to_teacher,
     label_scores,
+    majority_share,
     teacher_scores,
 )
 from pipeline.evaluation.forward import EvaluatedModel, predict_records
 from pipeline.evaluation.localization import (
     energy_pointing_game,
     localization_iou,
+    uniform_score,
     upsample,
 )
+from pipeline.evaluation.predictions import metrics_of
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_images
 from pipeline.loading.regions import box_regions
@@ -408,6 +411,33 @@ def test_the_scores_of_a_set_are_those_that_its_labels_allow():
     of_one = teacher_scores(logits, logits.clone(), one_each, groups)
     teacher = {"teacher_accuracy": accuracy(logits, one_each), "group_agreement": {}}
     assert of_one == agreement_of_itself | teacher
+
+
+def test_the_chance_level_of_epg_and_iou_is_that_of_a_uniform_map(frozen):
+    network = freeze(build_model(frozen.config.teacher, 10))
+    dataset = StoreDataset(frozen.store, np.arange(24), with_regions=True)
+    batch = dataset.__getitems__(list(range(24)))
+    regions = box_regions(batch.boxes, batch.labels, (16, 16))
+    uniform = torch.full((24, 16, 16), 0.3)
+
+    metrics = metrics_of(
+        predict_records(
+            EvaluatedModel(network=network, input_size=(16, 16)), dataset, EvaluateOptions()
+        )
+    )
+
+    expected = energy_pointing_game(uniform, regions)
+    torch.testing.assert_close(uniform_score(regions), expected)
+    torch.testing.assert_close(localization_iou(uniform, regions, THRESHOLD), expected)
+    assert metrics["epg_uniform"] == pytest.approx(float(expected.mean()), abs=1e-6)
+    assert 0.1 < metrics["epg_uniform"] < 0.9
+    assert metrics["majority_accuracy"] == batch.labels.bincount().max() / 24
+
+
+def test_the_chance_level_of_accuracy_is_that_of_the_most_frequent_known_label():
+    assert majority_share(torch.tensor([2, 0, 2, NO_LABEL, 1])) == 0.5
+    assert majority_share(torch.tensor([NO_LABEL])) is None
+    assert majority_share(torch.eye(3)) is None  # many labels
 
 
 def test_localization_is_measured_at_the_networks_input_and_not_at_the_frame(frozen):

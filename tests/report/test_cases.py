@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,29 +19,20 @@ from pipeline.config.verbs import ReportConfig
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation.record_table import RECORDS_NAME
 from pipeline.report import case_pictures
+from pipeline.report.tiles import DISPLAYED_PIXELS
+from pipeline.store.manifest import read_store_manifest
 from stages import report
+from tests.report.conftest import SPLITS
 from tests.support.html_page import Page
 from tests.support.runs import PAD_CROP
-from tests.support.sweeps import TWO_ARMS, read_sweep, run_sweep, sweep_words
-
-SPLITS = ["test", "test_swapped"]
-
-
-@pytest.fixture(scope="module")
-def swept(frozen, tmp_path_factory) -> Path:
-    """Folder in which a sweep of two arms has run."""
-    folder = tmp_path_factory.mktemp("swept")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        run_sweep(sweep_words(frozen, TWO_ARMS, f"evaluate.splits=[{','.join(SPLITS)}]"))
-    return folder
+from tests.support.sweeps import read_sweep
 
 
 @pytest.fixture
 def no_other_pictures(monkeypatch):
     """Omit the pictures of the page that other tests cover."""
-    monkeypatch.setattr("pipeline.report.figures.training_curves", lambda lines: "")
-    monkeypatch.setattr("pipeline.report.pictures.map_grid", lambda pictures, classes: "")
+    monkeypatch.setattr("pipeline.report.figures.training_curves", lambda lines: [])
+    monkeypatch.setattr("pipeline.report.pictures.map_grid", lambda pictures, classes: [])
 
 
 @pytest.fixture
@@ -48,9 +40,9 @@ def rows(monkeypatch, no_other_pictures):
     """Rows of every grid of cases, collected instead of drawn."""
     drawn = []
 
-    def draw(rows, side):
+    def draw(rows):
         drawn.append(rows)
-        return f"data:image/png;base64,{len(drawn)}"
+        return []
 
     monkeypatch.setattr(case_pictures, "picture_grid", draw)
     return drawn
@@ -60,7 +52,7 @@ def case_report(frozen, **options):
     config = ReportConfig(
         store=StoreOptions(path=str(frozen.store.path)),
         augment=PAD_CROP,
-        report=ReportOptions(contact_records=0, **{"cases": 4, **options}),
+        report=ReportOptions(**{"contact_records": 0, "cases": 4, **options}),
         run="grid",
     )
     result = report.run(config)
@@ -75,15 +67,15 @@ def test_the_page_shows_cases_of_both_students(frozen, swept, monkeypatch):
     page = Page(html)
     assert page.open == []
     section = html[html.index(">Case by case</h2>") : html.index(">Training</h2>")]
+    regions = [r["aria-label"] for r in page.all("div") if r.get("class") == "scroll tiles"]
     assert re.findall("<h3>Split (.*)</h3>", section) == SPLITS
     for title in ("e2kd right, kd wrong", "kd right, e2kd wrong", "e2kd and kd agree"):
         assert section.count(f"<b>{title}</b>") == 2
-    shown = [image for image in page.all("img") if image["alt"].startswith("Split ")]
+    shown = [label for label in regions if label.startswith("Split ")]
     kinds = {(case["split"], case["kind"]) for case in values["cases"]}
     # One more per split, of moved images.
     assert len(shown) == len(kinds) + len({split for split, _ in kinds})
-    assert all(image["src"].startswith("data:image/png;base64,") for image in shown)
-    assert "http" not in re.sub('src="data:[^"]*"', "", html)  # self-contained
+    assert "http:" not in re.sub('src="data:[^"]*"', "", html)  # self-contained
     index = {row["key"]: row for row in frozen.store.index.to_pylist()}
     for case in values["cases"]:
         assert index[case["key"]]["split"] == case["split"]
@@ -196,3 +188,48 @@ def test_students_that_were_evaluated_otherwise_are_not_compared(
     config.write_text(kept)
     assert "were not evaluated in the same way" in caplog.text
     assert "Case by case" not in html
+
+
+HOSTILE = (
+    r"cost $5 \frac{ $", "<b>bold</b>", "x" * 200, "two\nlines", '"quoted" & \'so\'',
+    "\u05e9\u05dc\u05d5\u05dd", "</script><script>alert(1)</script>", "{{ 7 * 7 }}", "$", "_",
+)  # fmt: skip
+
+
+def test_any_class_name_is_shown_as_it_is(frozen, swept, monkeypatch):
+    monkeypatch.chdir(swept)
+    read = read_store_manifest
+    monkeypatch.setattr(
+        "pipeline.store.reader.read_store_manifest",
+        lambda folder: replace(read(folder), classes=HOSTILE),
+    )
+
+    values, html = case_report(frozen, contact_records=8)
+
+    page = Page(html)
+    assert page.open == []
+    assert len(page.all("script")) == 1
+    assert page.all("b") == Page(html.replace("<b>bold</b>", "")).all("b")
+    captions = {span["title"] for span in page.all("span") if span.get("dir") and span.get("title")}
+    assert {case["class"] for case in values["cases"]} <= captions <= set(HOSTILE)
+
+
+def test_a_page_with_the_default_pictures_is_small(frozen, swept, monkeypatch):
+    monkeypatch.chdir(swept)
+
+    _, html = case_report(frozen, cases=8, contact_records=8)
+
+    assert html.count('<img src="data:image/webp;base64,') > 60
+    assert len(html.encode()) < 500_000
+
+
+def test_all_tiles_have_one_displayed_size(frozen, swept, monkeypatch):
+    monkeypatch.chdir(swept)
+
+    _, html = case_report(frozen, contact_records=8)
+
+    images = [i for i in Page(html).all("img") if i["src"].startswith("data:image/webp")]
+    assert len({int(i["width"]) for i in images}) > 1  # maps of 16 pixels, views of 112
+    (style,) = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    assert re.findall(r"\.zoom img \{ [^}]*width: (\d+)px", style) == [str(DISPLAYED_PIXELS)]
+    assert html.count('<button type="button" class="zoom"><img') == len(images)

@@ -37,12 +37,12 @@ def test_each_quantity_is_a_table_of_means_over_seeds():
     assert [column.name for column in fss.columns] == ["layer1", "pooled"]
     kd, e2kd = fss.rows
     assert (kd["method"], kd["seeds"], kd["pooled"]["mean"]) == ("kd", 2, 0.5)
-    assert kd["layer1"]["best"]
-    assert e2kd["pooled"]["best"]
-    assert not kd["pooled"]["best"]
+    assert (kd["layer1"]["best"], e2kd["pooled"]["sd"]) == (False, None)
+    assert fss.meaning.startswith("Similarity of the student's features to the teacher's")
+    assert not e2kd["pooled"]["best"]  # a single seed is no better than others
     assert [row["pooled"] and row["pooled"]["mean"] for row in rs.rows] == [None, 0.3]
     assert not rs.rows[1]["pooled"]["best"]  # no other value to compare with
-    assert [figure.source[:19] for figure in section.figures] == ["data:image/svg+xml;"]
+    assert [plot.source[:19] for plot in section.plots] == ["data:image/svg+xml;"]
 
 
 def test_a_evaluated_teacher_stands_first_and_is_not_ranked():

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import hashlib
 import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import MappingProxyType
+from urllib.parse import unquote
 
 import pytest
 
@@ -23,7 +28,7 @@ METHODS = {"labels": (0.2, 0.3), "kd": (0.5, 0.7), "e2kd": (0.6, 0.9)}
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
-def write_sweep(run="sweep", methods=METHODS, evaluator=True):
+def write_sweep(run="sweep", methods=METHODS, evaluator=True, extra=MappingProxyType({})):
     """Write the results of two students per arm as a sweep does, without their networks."""
     rows = []
     for arm, values in methods.items():
@@ -32,7 +37,7 @@ def write_sweep(run="sweep", methods=METHODS, evaluator=True):
             folder = RUNS / student
             (folder / "distill").mkdir(parents=True)
             (folder / "evaluate").mkdir()
-            metrics = {"records": 10, "accuracy": value, "agreement": value / 2}
+            metrics = {"records": 10, "accuracy": value, "agreement": value / 2, **extra}
             if evaluator:
                 metrics["distance_correlation"] = {"fss": {"layer1": value, "pooled": value / 3}}
             (folder / "evaluate/metrics.json").write_text(json.dumps({"splits": {"test": metrics}}))
@@ -137,14 +142,112 @@ def test_a_column_that_some_have_leaves_the_others_open(frozen):
     assert '<td data-value="">&ndash;</td>' in html.read_text()
 
 
+def digest_of(text: str) -> str:
+    """Source of a policy that allows this text as a script or a style."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def test_the_policy_allows_the_page_s_own_style_and_script_and_nothing_else(page):
+    html = page.read_text()
+    (policy,) = (
+        meta["content"] for meta in Page(html).all("meta")
+        if meta.get("http-equiv") == "Content-Security-Policy"
+    )  # fmt: skip
+    (style,) = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+
+    assert rules == {
+        "default-src": "'none'",
+        "style-src": digest_of(style),
+        "script-src": digest_of(script),
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    assert html.index("Content-Security-Policy") < html.index("<style>")
+
+
+def test_no_tag_has_a_style_or_a_handler_that_the_policy_would_block(page):
+    tags = Page(page.read_text()).tags
+
+    blocked = [
+        (tag, name) for tag, attributes in tags for name in attributes
+        if name == "style" or name.startswith("on") or name in ("srcset", "srcdoc", "action")
+    ]  # fmt: skip
+    links = [attributes["href"] for tag, attributes in tags if "href" in attributes]
+
+    assert blocked == []
+    assert all(link.startswith("#") for link in links)
+
+
+def test_every_table_has_a_sentence_above_it_and_a_name_for_its_file(page):
+    html = page.read_text()
+    tables = re.findall(
+        r'(.{0,400})<table class="(?:sortable|facts)" data-file="(\w*)"', html, re.S
+    )
+
+    assert {"results", "options", "runs", "passes", "networks", "setup", "cost"} <= {
+        name for _, name in tables
+    } | {"networks", "options"}
+    for before, name in tables:
+        assert 'class="meaning"' in before or name == "teacher", name
+
+
+def test_one_seed_has_no_spread_no_best_and_no_conclusion(frozen, capsys):
+    write_sweep(methods={arm: values[:1] for arm, values in METHODS.items()})
+
+    html, values = page_and_values(frozen)
+
+    text = html.read_text()
+    assert "1 seed: no spread known" in text
+    assert "not conclusive" in values["summary"][0]
+    assert 'class="best"' not in text
+    assert "&plusmn;" not in text
+    assert "standard deviation 0.0" not in text
+    assert values["paired_difference"]["sd"] is None
+    assert values["paired_difference"]["interval"] is None
+
+
+def test_epg_alone_is_the_paired_column_and_its_chance_level_is_stated(frozen):
+    extra = {"epg": 0.6, "iou": 0.4, "epg_uniform": 0.507, "majority_accuracy": 0.1}
+    write_sweep(extra=extra)
+
+    alone, values = page_and_values(frozen, columns={"epg": "test.epg"})
+    by_default, shown = page_and_values(frozen)
+
+    assert "a uniform map would have 50.7 %" in alone.read_text()
+    assert values["chance"] == {"epg": 0.507}
+    assert values["paired_difference"]["mean"] == 0
+    assert list(shown["runs"][0]) == ["method", "seed", "accuracy", "agreement", "epg", "iou"]
+    assert shown["chance"] == {"accuracy": 0.1, "epg": 0.507, "iou": 0.507}
+    assert '<tr class="level"><th scope="row">chance</th>' in by_default.read_text()
+    with pytest.raises(
+        ConfigError, match=r"paired_column=f1 is not one of report\.columns: accura"
+    ):
+        page_and_values(frozen, paired_column="f1")
+
+
+def test_the_numbers_of_every_student_are_a_csv_file(page):
+    with page.with_name("report.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    assert [(row["method"], row["seed"]) for row in rows[:2]] == [("labels", "0"), ("labels", "1")]
+    assert [float(row["accuracy"]) for row in rows] == [0.2, 0.3, 0.5, 0.7, 0.6, 0.9]
+
+
 # ---- in a browser --------------------------------------------------------------------------------
 
 
 def in_browser(page: Path, script: str) -> tuple[str, str]:
     """Run a script at the end of the page, and return the page's tags and the console output."""
     scripted = page.with_name("scripted.html")
+    added = f"{{ {script} }}"
     scripted.write_text(
-        page.read_text().replace("</body>", f"<script>{{ {script} }}</script></body>")
+        page.read_text()
+        .replace("script-src &#39;", f"script-src {digest_of(added)} &#39;")
+        .replace("</body>", f"<script>{added}</script></body>")
     )
     ran = subprocess.run(
         [
@@ -175,6 +278,44 @@ def test_a_click_sorts_and_a_word_filters_without_a_complaint(page):
     assert re.findall(r'data-method="(\w+)"', results) == ["e2kd", "kd", "labels"]
     assert re.findall(r'data-method="(\w+)" hidden', results) == ["labels"]
     assert "8 of 12 rows" in dom
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_tables_can_be_saved_and_pictures_enlarged_and_closed_by_keyboard(page):
+    script = """
+      const first = document.querySelector('.zoom'), dialog = document.getElementById('enlarged');
+      first.click();
+      document.body.dataset.opened = `${dialog.open} ${dialog.querySelector('img').alt === first.firstChild.alt}`;
+      dialog.querySelector('button').click();
+      document.body.dataset.closed = dialog.open;
+      document.body.dataset.focusable = first.tabIndex;
+    """
+
+    dom, console = in_browser(page, script)
+
+    assert console == ""
+    assert 'data-opened="true true"' in dom
+    assert 'data-closed="false"' in dom
+    assert 'data-focusable="0"' in dom
+    (link,) = re.findall(r'download="results.csv" href="data:text/csv;charset=utf-8,([^"]*)"', dom)
+    header, *arms = unquote(link).splitlines()
+    assert header == "method,seeds,accuracy,accuracy_sd,agreement,agreement_sd"
+    assert [line.split(",")[:3] for line in arms] == [
+        ["labels", "2", "0.25"], ["kd", "2", "0.6"], ["e2kd", "2", "0.75"],
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_the_policy_stops_what_is_not_the_page_s_own(page):
+    strange = page.with_name("strange.html")
+    strange.write_text(
+        page.read_text().replace("</body>", "<script>document.title = 'taken'</script></body>")
+    )
+
+    dom, console = in_browser(strange, "1;")
+
+    assert "violates the following Content Security Policy" in console
+    assert "<title>taken</title>" not in dom
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium")

@@ -1,21 +1,16 @@
 """Pictures of maps in the report."""
 
-import base64
-import io
-
 import numpy as np
 import pytest
 import torch
 
 from pipeline.report.pictures import (
-    PictureRow,
     class_names,
     composite_on_white,
     contributions,
     draw_outline,
     map_grid,
     overlays,
-    picture_grid,
 )
 
 
@@ -66,28 +61,11 @@ def test_a_transparent_color_is_the_page():
     assert picture[0, 1].tolist() == [1, 0, 0]
 
 
-def decoded_uri(uri: str) -> np.ndarray:
-    from PIL import Image
-
-    assert uri.startswith("data:image/png;base64,")
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB"))
-
-
-def test_a_grid_shows_every_picture():
-    reds = [np.full((4, 4, 3), [1.0, 0, 0])] * 3
-    greens = [np.full((4, 4, 3), [0, 1.0, 0])] * 3
-
-    page = decoded_uri(picture_grid([PictureRow("a", reds), PictureRow("b", greens, ["x"] * 3)]))
-
-    shares = [np.mean((page == color).all(axis=2)) for color in ([255, 0, 0], [0, 255, 0])]
-    assert min(shares) > 0.15
-
-
 @pytest.mark.parametrize("colored", [False, True])
 def test_a_b_cos_network_has_a_row_of_colors_more(colored, monkeypatch):
     shown = []
     monkeypatch.setattr(
-        "pipeline.report.pictures.picture_grid", lambda rows: shown.extend(rows) or ""
+        "pipeline.report.pictures.picture_grid", lambda rows: shown.extend(rows) or []
     )
     arm = {
         "frames": torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
@@ -121,7 +99,7 @@ def test_records_are_called_by_their_label_or_by_all_of_them():
 def test_a_prediction_of_many_labels_is_wrong_where_one_of_them_is(monkeypatch):
     shown = []
     monkeypatch.setattr(
-        "pipeline.report.pictures.picture_grid", lambda rows: shown.extend(rows) or ""
+        "pipeline.report.pictures.picture_grid", lambda rows: shown.extend(rows) or []
     )
     arm = {
         "frames": torch.zeros(2, 3, 8, 8, dtype=torch.uint8),

@@ -28,7 +28,7 @@ from pipeline.models.providers import build_model, name_weights
 from pipeline.models.saved import TrainedModel, save_model
 from pipeline.models.weights import load_weights, read_state_dict
 from pipeline.report.figures import training_curves
-from pipeline.report.pictures import PictureRow, picture_grid
+from pipeline.report.tiles import PictureRow, picture_grid
 from pipeline.sources.build import build_source
 from pipeline.store.journal import ShardJournal
 from pipeline.store.pixels import ImageError, inspect_image

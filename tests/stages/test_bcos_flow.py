@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -190,7 +191,10 @@ def test_the_report_shows_contributions_and_colors(bcos_store):
     html = Path(result.html).read_text()
     assert "red for positive and blue for negative contributions" in html
     # Maps, cases of one kind, cases under shifts, contact sheet.
-    assert html.count("data:image/png") == 4
+    figures = re.findall(r'class="scroll tiles" role="region" aria-label="([^"]*)"', html)
+    assert figures[0] == "Explanation maps"
+    assert [name.partition(":")[0] for name in figures[1:-1]] == ["Split test"] * 2
+    assert figures[-1].startswith("Images and maps, as stored")
     stored = json.loads(Path(result.json).read_text())["passes"]
     assert [entry["map"] for entry in stored] == ["6x16x16 float16"]
     assert stored[0]["raw_bytes"] == 6 * 16 * 16 * 4

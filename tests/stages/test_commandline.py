@@ -138,7 +138,11 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
         ("distill", ["method.teacher_weights=[0.5,0.6]"], "sum to 1"),
         ("sweep", [], "arms is empty"),
         ("sweep", ["experiment=demo", "seeds=[]"], "seeds is empty"),
-        ("report", ["report.paired_column=f1"], "accuracy, agreement"),
+        (
+            "report",
+            ["report.columns={epg: test.epg}", "report.paired_column=f1"],
+            "one of report.columns: epg",
+        ),
     ],
 )
 def test_a_mistake_says_what_is_allowed(verb, words, message):

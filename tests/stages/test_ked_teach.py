@@ -207,13 +207,12 @@ def test_a_report_of_the_store_shows_its_superfeatures(digits_folder, monkeypatc
         store=StoreOptions(path=str(digits_folder[0] / "store")),
         augment=STILL,
         report=ReportOptions(contact_records=0),
-        run="report",
     )
     page = Path(report.run(config).html).read_text()
 
     name = search_of(digits_folder).folder.name
     assert f"<b>{name}</b>" in page
-    assert f'alt="Groups of {name} and its dependency matrix"' in page
+    assert f'aria-label="Groups of {name} and its dependency matrix"' in page
 
 
 @pytest.mark.parametrize(

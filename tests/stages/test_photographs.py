@@ -143,16 +143,14 @@ def test_several_teachers_lie_in_one_store_and_on_one_contact_sheet(tmp_path, ph
         precompute.run(photo_config(photo_folder, folder, teacher))
 
     result = report.run(
-        ReportConfig(
-            store=StoreOptions(path=str(folder)), augment=VIEWS, report=ReportOptions(), run="sheet"
-        )
+        ReportConfig(store=StoreOptions(path=str(folder)), augment=VIEWS, report=ReportOptions())
     )
 
     page = Path(result.html).read_text()
     names = [path.name for path in Store(folder).pass_folders()]
     assert len(names) == 2
     assert all(name in page for name in names)
-    assert "data:image/png;base64," in page
+    assert page.count('<img src="data:image/webp;base64,') == 2 * (1 + 2) * (1 + 2)
 
 
 @pytest.mark.slow

@@ -1,10 +1,22 @@
-"""Tags of an HTML page."""
+"""Tags and pictures of an HTML page."""
 
 from __future__ import annotations
 
+import base64
+import io
 from html.parser import HTMLParser
 
+import numpy as np
+from PIL import Image
+
 VOID = ("meta", "br", "input", "img")
+
+
+def decoded(uri: str) -> np.ndarray:
+    """Pixels [height, width, 3] of a picture in the page."""
+    head, content = uri.split(",")
+    assert head == "data:image/webp;base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB"))
 
 
 class Page(HTMLParser):

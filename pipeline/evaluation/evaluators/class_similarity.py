@@ -179,9 +179,23 @@ EVALUATOR = Evaluator(
         " their rank correlation with the teacher's and the mean entropy of a prediction, in nats. Label smoothing "
         "erases this similarity, which soft targets convey.",
         (
-            Quantity("spearman", "Rank correlation of the class means", MORE),
-            Quantity("entropy", "Entropy of a prediction"),
-            Quantity("teacher_entropy", "Entropy of the teacher's prediction", is_main=False),
+            Quantity(
+                "spearman",
+                "Rank correlation of the class means",
+                "Rank correlation with the teacher's class means: 1 is the same order, 0 is no relation.",
+                MORE,
+            ),
+            Quantity(
+                "entropy",
+                "Entropy of a prediction",
+                "Mean entropy of a softened prediction in nats; 0 is certainty about one class.",
+            ),
+            Quantity(
+                "teacher_entropy",
+                "Entropy of the teacher's prediction",
+                "The same entropy of the teacher's predictions, to compare with.",
+                is_main=False,
+            ),
         ),
     ),
 )

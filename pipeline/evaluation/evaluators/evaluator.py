@@ -17,6 +17,8 @@ class Quantity(NamedTuple):
     name: str
     """Name <quantity> or <quantity>.<part> of a number, or of a mapping from names to numbers."""
     caption: str
+    meaning: str
+    """One sentence that says what the numbers are, for the report."""
     metric: Metric = PLAIN
     plot: str = ""
     """Kind of plot: "line" (one curve per arm over the names of the numbers), "bar" (arms side by side) or none."""

@@ -211,10 +211,34 @@ EVALUATOR = Evaluator(
         "best of the softer ones, and the mean over all of them. The accuracy of a map of zeros is the share of the "
         "background, so read it together with recall and FPR.",
         (
-            Quantity("accuracy", "Pixel accuracy", PER_CENT, "bar"),
-            Quantity("recall", "Recall", PER_CENT, "bar"),
-            Quantity("precision", "Precision", PER_CENT, is_main=False),
-            Quantity("fpr", "False positive rate", LESS_PER_CENT, "bar"),
+            Quantity(
+                "accuracy",
+                "Pixel accuracy",
+                "Share of pixels that are right; a map of zeros reaches the share of the background.",
+                PER_CENT,
+                "bar",
+            ),
+            Quantity(
+                "recall",
+                "Recall",
+                "Share of the decisive pixels that the explanation marks; a map of zeros has 0.",
+                PER_CENT,
+                "bar",
+            ),
+            Quantity(
+                "precision",
+                "Precision",
+                "Share of the marked pixels that are decisive.",
+                PER_CENT,
+                is_main=False,
+            ),
+            Quantity(
+                "fpr",
+                "False positive rate",
+                "Share of the background that the explanation marks; a map of zeros has 0.",
+                LESS_PER_CENT,
+                "bar",
+            ),
         ),
     ),
 )

@@ -147,9 +147,24 @@ EVALUATOR = Evaluator(
         "object's share of the view (chance is 0), the alignment of the margin's gradient with the image, and the"
         " cosine of the gradient's magnitude with the teacher's stored map.",
         (
-            Quantity("mask_energy", "Energy on the object, minus its area", MORE),
-            Quantity("margin_alignment", "Alignment of the image with the margin's gradient", MORE),
-            Quantity("map_cosine", "Cosine with the teacher's map", MORE),
+            Quantity(
+                "mask_energy",
+                "Energy on the object, minus its area",
+                "Share of the energy on the object minus its share of the view; a uniform gradient has 0.",
+                MORE,
+            ),
+            Quantity(
+                "margin_alignment",
+                "Alignment of the image with the margin's gradient",
+                "Length of the image's projection on the gradient of the margin between the two highest logits.",
+                MORE,
+            ),
+            Quantity(
+                "map_cosine",
+                "Cosine with the teacher's map",
+                "Cosine of the gradient's magnitude with the teacher's stored map; 1 is the same map.",
+                MORE,
+            ),
         ),
     ),
 )

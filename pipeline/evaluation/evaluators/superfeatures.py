@@ -128,9 +128,26 @@ EVALUATOR = Evaluator(
         "Mean KL of each superfeature's prediction to the teacher's, in nats, and how often both predict the same "
         "class.",
         (
-            Quantity("kl", "KL, mean over superfeatures", LESS),
-            Quantity("agreement", "Agreement, mean over superfeatures", PER_CENT),
-            Quantity("kl_by_superfeature", "KL by superfeature", LESS, "bar", is_main=False),
+            Quantity(
+                "kl",
+                "KL, mean over superfeatures",
+                "Divergence from the teacher's prediction by each superfeature, in nats; 0 is equality.",
+                LESS,
+            ),
+            Quantity(
+                "agreement",
+                "Agreement, mean over superfeatures",
+                "Share of records for which a superfeature has the same prediction in both networks.",
+                PER_CENT,
+            ),
+            Quantity(
+                "kl_by_superfeature",
+                "KL by superfeature",
+                "The same divergence for each superfeature, in nats.",
+                LESS,
+                "bar",
+                is_main=False,
+            ),
         ),
     ),
 )

@@ -170,13 +170,34 @@ EVALUATOR = Evaluator(
             Quantity(
                 "difference",
                 "DiffROAR by the share of pixels that is kept, in per cent",
+                "Accuracy with the top pixels minus accuracy with the bottom pixels; 0 is a random order.",
                 MORE,
                 "line",
             ),
-            Quantity("mean", "DiffROAR, mean over the shares", MORE),
-            Quantity("mask_only", "Accuracy of a probe on the mask alone", is_main=False),
-            Quantity("unmasked", "Accuracy of a probe on whole images", is_main=False),
-            Quantity("chance", "Share of the most frequent class", is_main=False),
+            Quantity(
+                "mean",
+                "DiffROAR, mean over the shares",
+                "Mean of these differences over all shares; 0 is a random order.",
+                MORE,
+            ),
+            Quantity(
+                "mask_only",
+                "Accuracy of a probe on the mask alone",
+                "Accuracy of a probe that sees the kept positions only; above chance, they reveal the class.",
+                is_main=False,
+            ),
+            Quantity(
+                "unmasked",
+                "Accuracy of a probe on whole images",
+                "Accuracy of the same probe network without a mask: the most that a masked image can reach.",
+                is_main=False,
+            ),
+            Quantity(
+                "chance",
+                "Share of the most frequent class",
+                "Accuracy of always predicting the most frequent class: the chance level of the probes.",
+                is_main=False,
+            ),
         ),
     ),
 )

@@ -281,11 +281,31 @@ EVALUATOR = Evaluator(
         "Network dissection (Bau et al. 2017): a unit detects a concept if its highest activations, over all "
         "images, overlap the concept's pixels with IoU >= 0.05.",
         (
-            Quantity("detectors", "Units that detect a concept", COUNT),
-            Quantity("unique_concepts", "Unique concepts among them", COUNT),
-            Quantity("detectors_by_category", "Detectors by category", COUNT, "bar"),
             Quantity(
-                "mean_iou", "Mean IoU of each unit with its best concept", MORE, is_main=False
+                "detectors",
+                "Units that detect a concept",
+                "Number of units whose strongest activations overlap some concept with IoU of at least 0.05.",
+                COUNT,
+            ),
+            Quantity(
+                "unique_concepts",
+                "Unique concepts among them",
+                "Number of different concepts that these units detect.",
+                COUNT,
+            ),
+            Quantity(
+                "detectors_by_category",
+                "Detectors by category",
+                "Number of detecting units by the category of their best concept.",
+                COUNT,
+                "bar",
+            ),
+            Quantity(
+                "mean_iou",
+                "Mean IoU of each unit with its best concept",
+                "Overlap of each unit with its best concept, averaged over all units; 1 is a perfect detector.",
+                MORE,
+                is_main=False,
             ),
         ),
         per_split=False,

@@ -278,30 +278,62 @@ EVALUATOR = Evaluator(
         "and independent features are around 0. FSS compares the student with its teacher. RS is the relevance of "
         "one network's features to the labels that remains after removing the other's features (UniCAM, eq. B1).",
         (
-            Quantity("fss", "FSS: teacher against student, by layer of the student", MORE, "line"),
             Quantity(
-                "rs.teacher_given_student", "RS: in the teacher, not in the student", LESS, "line"
-            ),
-            Quantity(
-                "rs.student_given_baseline",
-                "RS: in the student beyond the baseline (distilled)",
+                "fss",
+                "FSS: teacher against student, by layer of the student",
+                "Similarity of the student's features to the teacher's: equal ones have 1, independent ones about 0.",
                 MORE,
                 "line",
             ),
             Quantity(
-                "rs.student_given_teacher", "RS: in the student, not in the teacher", is_main=False
+                "rs.teacher_given_student",
+                "RS: in the teacher, not in the student",
+                "Relevance to the labels of what the teacher's features contain and the student's lack; 0 is nothing.",
+                LESS,
+                "line",
+            ),
+            Quantity(
+                "rs.student_given_baseline",
+                "RS: in the student beyond the baseline (distilled)",
+                "Relevance to the labels of what the student's features contain and the baseline's lack; 0 is nothing.",
+                MORE,
+                "line",
+            ),
+            Quantity(
+                "rs.student_given_teacher",
+                "RS: in the student, not in the teacher",
+                "Relevance to the labels of what the student's features contain and the teacher's lack; 0 is nothing.",
+                is_main=False,
             ),
             Quantity(
                 "rs.baseline_given_student",
                 "RS: in the baseline, not in the student",
+                "Relevance to the labels of what the baseline's features contain and the student's lack; 0 is nothing.",
                 is_main=False,
             ),
-            Quantity("relevance", "Relevance: features against labels", MORE, is_main=False),
-            Quantity("progression", "Progression: each layer against the deepest", is_main=False),
-            Quantity("fss_p", "FSS: p-value under independence", is_main=False),
+            Quantity(
+                "relevance",
+                "Relevance: features against labels",
+                "Distance correlation of the features with the labels; features that ignore the labels have about 0.",
+                MORE,
+                is_main=False,
+            ),
+            Quantity(
+                "progression",
+                "Progression: each layer against the deepest",
+                "Similarity of each layer's features to those of the same network's deepest layer, which has 1.",
+                is_main=False,
+            ),
+            Quantity(
+                "fss_p",
+                "FSS: p-value under independence",
+                "Probability of an FSS at least this large if the features of both networks were independent.",
+                is_main=False,
+            ),
             Quantity(
                 "fss_biased",
                 "V-statistic of the released code, which tends to 1 for any two networks",
+                "FSS without bias correction, large for unrelated networks too; for comparison with the paper only.",
                 is_main=False,
             ),
         ),

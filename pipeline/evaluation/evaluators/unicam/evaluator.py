@@ -265,11 +265,21 @@ EVALUATOR = Evaluator(
             Quantity(
                 "objective",
                 "J: relevance of the first network that remains without the second",
+                "Relevance to the labels of the first network's features without the second's; 0 is nothing.",
                 is_main=False,
             ),
-            Quantity("reliability", "Reliability: cosine between banks", MORE),
             Quantity(
-                "empty_fraction", "Share of maps without a positive value", LESS, is_main=False
+                "reliability",
+                "Reliability: cosine between banks",
+                "Cosine of the maps from two banks of records: 1 if the choice of records does not matter.",
+                MORE,
+            ),
+            Quantity(
+                "empty_fraction",
+                "Share of maps without a positive value",
+                "Share of maps in which no place increases the relevance, between 0 and 1.",
+                LESS,
+                is_main=False,
             ),
         ),
     ),

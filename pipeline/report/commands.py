@@ -1,0 +1,144 @@
+"""Commands that are equivalent to those that made a run, from the configs that its folder contains.
+
+A config does not contain the words that were typed. The words are found again: an experiment, the members of groups,
+and every value that differs from what these give. They are stated only if they compose to the same config.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config.builder import build_verb_config
+from pipeline.config.compose import CONF, compose, group_members, sections
+from pipeline.config.points import point_words
+from pipeline.config.runs import CONFIG_NAME, RUNS, to_plain_dict
+from pipeline.core.errors import UserError
+from pipeline.loading.selection import HOLDOUT
+from pipeline.models.saved import read_description
+from pipeline.store.reader import Store
+
+_VERBS = ("teach", "precompute", "sweep", "distill", "evaluate", "report")
+"""Verbs in the order in which a run uses them."""
+_WHOLE = ("arms", "grid", "columns", "group_sets")
+"""Options whose value is one mapping."""
+_EMPTY: tuple[Any, ...] = ({}, [], None)
+"""Values of an option that is not set, as YAML and dataclasses write it."""
+_EVALUATED_SPLITS = ("test", "val", "validation", "valid", "holdout", "train")
+"""Splits on which a student may be evaluated, in order of preference."""
+
+
+def evaluate_command(run: str, store: Store, folder: Path) -> str:
+    """Return the command that evaluates a student that was not evaluated yet.
+
+    folder  folder of the trained student
+    """
+    splits = set(store.index["split"].to_pylist())
+    if read_description(folder).subset.holdout:
+        splits.add(HOLDOUT)
+    chosen = next((split for split in _EVALUATED_SPLITS if split in splits), min(splits))
+    words = [f"store.path={store.path}", f"run={run}"]
+    words += [] if chosen == "test" else [f"evaluate.splits=[{chosen}]"]
+    return " ".join(["permafrost evaluate", *map(shlex.quote, words)])
+
+
+def commands_of(run: str) -> list[str]:
+    """Return one command per verb whose config the run has, in the order of their use."""
+    found = []
+    for verb in _VERBS:
+        path = _config_path(run, verb)
+        if path is not None:
+            words = _equivalent_words(verb, yaml.safe_load(path.read_text()), path)
+            found.append(
+                f"permafrost {verb}  # options: {path}"
+                if words is None
+                else " ".join([f"permafrost {verb}", *map(shlex.quote, words)])
+            )
+    return found
+
+
+def _config_path(run: str, verb: str) -> Path | None:
+    """Return the file of a verb's config: next to its results, or in the run's folder."""
+    paths = (RUNS / run / f"{verb}.yaml", RUNS / run / verb / CONFIG_NAME)
+    return next((path for path in paths if path.exists()), None)
+
+
+def _compose(verb: str, words: list[str], *, is_built: bool) -> dict[str, Any]:
+    """Compose words to plain values.
+
+    is_built  with the defaults of all options, as next to results; otherwise as written by the command line
+    """
+    composed = compose(verb, words)
+    if is_built:
+        return to_plain_dict(build_verb_config(verb, composed))
+    return sections(verb, composed)
+
+
+def _equivalent_words(verb: str, values: dict[str, Any], path: Path) -> list[str] | None:
+    """Return the shortest words found that compose to the values of a file, None if there are none."""
+    is_built = path.name == CONFIG_NAME
+    values = {name: value for name, value in values.items() if name != "inputs"}
+    candidates = []
+    for base in _bases(values):
+        try:
+            words = _words(verb, values, base, is_built=is_built)
+            composed = _compose(verb, words, is_built=is_built)
+        except UserError:  # an option of another version
+            continue
+        if not list(_different(values, composed)):
+            candidates.append(words)
+    return min(candidates, key=lambda words: len(" ".join(words)), default=None)
+
+
+def _bases(values: dict[str, Any]) -> Iterator[list[str]]:
+    """Iterate over the experiments that the values may come from, then no experiment."""
+    for name, experiment in _experiments():
+        if experiment.get("run") == values.get("run") or (
+            "arms" in values and list(experiment.get("arms") or ()) == list(values["arms"] or ())
+        ):
+            yield [f"experiment={name}"]
+    yield []
+
+
+@cache
+def _experiments() -> list[tuple[str, dict[str, Any]]]:
+    folder = CONF / "experiment"
+    return [
+        (path.relative_to(folder).with_suffix("").as_posix(), yaml.safe_load(path.read_text()))
+        for path in sorted(folder.rglob("*.yaml"))
+    ]
+
+
+def _words(verb: str, values: dict[str, Any], base: list[str], *, is_built: bool) -> list[str]:
+    """Return the base with the members of groups and the values that differ from it."""
+    words = list(base)
+    known = _compose(verb, words, is_built=is_built)
+    for name, value in values.items():
+        kind = value.get("kind") if isinstance(value, dict) else None
+        is_group = kind in group_members(name) and name not in ("optimizer",)
+        if is_group and (known.get(name) or {}).get("kind") != kind:
+            words.append(f"{name}={kind}")
+    known = _compose(verb, words, is_built=is_built)
+    return [*words, *(_word(option, value) for option, value in _different(values, known))]
+
+
+def _word(option: str, value: Any) -> str:
+    """Write an override, without quotes around a name or a path."""
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z_/.][\w./:-]*", value):
+        return f"{option}={value}"
+    return point_words({option: value})[0]
+
+
+def _different(values: Any, known: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Iterate over the options, by their dotted names, whose values differ."""
+    if isinstance(values, dict) and isinstance(known, dict) and path.split(".")[-1] not in _WHOLE:
+        for name, value in values.items():
+            yield from _different(value, known.get(name), f"{path}.{name}" if path else name)
+    elif values != known and not (values in _EMPTY and known in _EMPTY):
+        yield path, values

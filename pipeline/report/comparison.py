@@ -1,0 +1,89 @@
+"""Comparison of arms over seeds: means, paired differences and their intervals.
+
+One seed has no spread, so nothing is concluded from it. With several, two arms are compared seed by seed, and a
+difference counts if its 95 % confidence interval (Student's t) excludes 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from statistics import mean, stdev
+from typing import Any
+
+from pipeline.core.errors import ConfigError
+
+Row = Mapping[str, Any]
+"""Row of a student: method, seed and the value of each column."""
+ONE_SEED = "1 seed: no spread known"
+_CONFIDENCE = 0.95
+
+
+def summarize(values: Sequence[float]) -> dict[str, Any]:
+    """Compute mean, and sample standard deviation or None for a single value."""
+    return {"mean": mean(values), "sd": stdev(values) if len(values) > 1 else None}
+
+
+def confidence_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Compute the 95 % interval of the mean by Student's t, None for a single value."""
+    if len(values) < 2:
+        return None
+    from scipy.stats import t
+
+    half = t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1) * stdev(values) / sqrt(len(values))
+    return float(mean(values) - half), float(mean(values) + half)
+
+
+def excludes_zero(interval: Sequence[float] | None) -> bool:
+    """Return whether a difference with this interval is conclusive."""
+    return interval is not None and (interval[0] > 0 or interval[1] < 0)
+
+
+def paired_difference(
+    rows: Sequence[Row], candidate: str, baseline: str, column: str
+) -> dict[str, Any]:
+    """Compute candidate - baseline in `column` for each seed that both have.
+
+    mean, sd, interval  over the seeds; sd and interval are None for one seed
+    per_seed            seed -> difference
+    """
+    per_seed = differences(rows, candidate, baseline, column)
+    if not per_seed:
+        known = ", ".join(sorted({str(row["method"]) for row in rows}))
+        raise ConfigError(
+            f"report.candidate={candidate} and report.baseline={baseline} share no seed; choose two of: {known}"
+        )
+    values = list(per_seed.values())
+    interval = confidence_interval(values)
+    return summarize(values) | {
+        "interval": None if interval is None else list(interval),
+        "per_seed": per_seed,
+    }
+
+
+def differences(
+    rows: Sequence[Row], candidate: str, baseline: str, column: str
+) -> dict[str, float]:
+    """Compute candidate - baseline by seed, for the seeds for which both have a value."""
+    values = {(row["method"], row["seed"]): row[column] for row in rows if row[column] is not None}
+    seeds = sorted({seed for method, seed in values if method == candidate})
+    return {
+        str(seed): values[candidate, seed] - values[baseline, seed]
+        for seed in seeds
+        if (baseline, seed) in values
+    }
+
+
+def seeds_in_words(number: int) -> str:
+    """Format a number of seeds."""
+    return f"{number} seed{'s' if number > 1 else ''}"
+
+
+def means_by_arm(rows: Sequence[Row], column: str) -> dict[str, float]:
+    """Compute the mean of each arm of which every student has a value."""
+    values: dict[str, list[float | None]] = {}
+    for row in rows:
+        values.setdefault(row["method"], []).append(row[column])
+    return {
+        arm: mean(v for v in of if v is not None) for arm, of in values.items() if None not in of
+    }

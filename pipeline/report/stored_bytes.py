@@ -1,0 +1,107 @@
+"""Bytes per record that each arm needs of the stored targets, and its accuracy against them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pipeline.config.builder import build_config
+from pipeline.config.methods import METHODS
+from pipeline.config.runs import CONFIG_NAME
+from pipeline.core.errors import UserError
+from pipeline.losses.base import Needs
+from pipeline.losses.build import build_loss
+from pipeline.report.columns import Column
+from pipeline.report.figures import Measured, Plot, measured_plot
+from pipeline.report.results import StudentResult
+from pipeline.store.reader import Store, TeacherPass
+from pipeline.store.zarr_fields import FIELDS_FOLDER
+
+_OF_MAPS = ("map", "map_scale", "explained_class")
+
+
+def bytes_by_arm(results: Sequence[StudentResult], store: Store) -> dict[str, float]:
+    """Compute the bytes per record of the fields that each arm's loss needs; arms of other stores are left out."""
+    found: dict[str, float] = {}
+    for result in results:
+        if result.label not in found and (number := _bytes_of(result, store)) is not None:
+            found[result.label] = number
+    return found
+
+
+def bytes_plot(
+    summary: Sequence[Mapping[str, Any]], column: Column, needed: Mapping[str, float]
+) -> Plot | None:
+    """Plot a column's mean over the bytes per record, None if all arms need equally many.
+
+    summary  rows of columns.arm_summary
+    needed   result of `bytes_by_arm`
+    """
+    scale = column.metric.scale
+    arms = {
+        row["method"]: Measured(
+            needed[row["method"]],
+            scale * row[column.name]["mean"],
+            None if row[column.name]["sd"] is None else scale * row[column.name]["sd"],
+        )
+        for row in summary
+        if row["method"] in needed and row[column.name]
+    }
+    if len({round(found.x, 3) for found in arms.values()}) < 2:
+        return None
+    source = measured_plot(arms, "stored targets, bytes per record", column.title)
+    name = column.name.replace("_", " ")
+    return Plot(
+        source,
+        f"{name} over the bytes of stored targets per record, one point per arm",
+        f"{column.title} against the bytes per record of the stored targets that an arm's loss uses",
+    )
+
+
+def _bytes_of(result: StudentResult, store: Store) -> float | None:
+    path = result.folder / "distill" / CONFIG_NAME
+    config = yaml.safe_load(path.read_text()) if path.exists() else {}
+    inputs = config.get("inputs", {})
+    if inputs.get("store") != store.manifest.fingerprint:
+        return None
+    names = [name.removeprefix("teacher ") for name in inputs if name.startswith("teacher ")]
+    stored_views = config.get("mode") == "replay"
+    try:
+        method = config["method"]
+        needs = build_loss(build_config(METHODS[method["kind"]], method, "method")).needs
+        passes = [store.open_pass(name, stored_views=stored_views) for name in names]
+    except (KeyError, UserError):  # options of another version, or a pass that was removed
+        return None
+    return sum(_bytes_needed(teacher, needs) for teacher in passes)
+
+
+def _bytes_needed(teacher: TeacherPass, needs: Needs) -> float:
+    names = {"logits"}
+    if needs.maps_every is not None:
+        names |= set(_OF_MAPS)
+    if needs.payload is not None:
+        fields = teacher.fields_of(needs.payload)
+        names |= {*fields, *(f"{name}_scale" for name in fields)}
+    return sum(
+        _bytes_of_field(teacher, spec.name, math.prod(spec.shape) * np.dtype(spec.dtype).itemsize)
+        for spec in teacher.manifest.fields
+        if spec.name in names
+    )
+
+
+def _bytes_of_field(teacher: TeacherPass, name: str, value_bytes: int) -> float:
+    """Bytes per record of a field with all its views: on disk, or of its values if its file has other fields too."""
+    shards = teacher.manifest.shards
+    on_disk = sum(
+        entry.bytes
+        for shard in shards
+        for entry in shard.files
+        if entry.path.startswith(f"{FIELDS_FOLDER}/{name}/")
+    )
+    if on_disk:
+        return on_disk / sum(shard.rows for shard in shards)
+    return float(teacher.num_views * value_bytes)

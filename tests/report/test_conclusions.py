@@ -1,0 +1,100 @@
+"""Sentences at the top of a report: nothing is concluded from one seed or from an interval that contains 0."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.report.columns import Column
+from pipeline.report.comparison import confidence_interval, paired_difference, summarize
+from pipeline.report.conclusions import conclusions
+
+ACCURACY = Column(name="accuracy", source="test.accuracy")
+KL = Column(name="kl", source="test.kl_to_teacher")
+PAIR = ("e2kd", "kd")
+
+
+def rows_of(column="accuracy", **arms):
+    return [
+        {"method": arm, "seed": seed, column: value}
+        for arm, values in arms.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def sentences(rows, column=ACCURACY, pair=PAIR, teacher=None, chance=None):
+    return conclusions(rows, column, pair, teacher=teacher or {}, chance=chance or {})
+
+
+def test_the_interval_is_that_of_student_s_t():
+    low, high = confidence_interval([1.0, 2.0, 3.0])
+
+    assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-5)
+    assert confidence_interval([1.0]) is None
+    assert summarize([1.0]) == {"mean": 1.0, "sd": None}
+
+
+def test_a_lead_whose_interval_excludes_zero_is_stated_with_its_size():
+    rows = rows_of(labels=(0.20, 0.22, 0.21), kd=(0.50, 0.52, 0.51), e2kd=(0.60, 0.63, 0.61))
+
+    best, levels = sentences(rows, teacher={"accuracy": 0.9}, chance={"accuracy": 0.1})
+
+    assert best.startswith(
+        "e2kd has the highest mean accuracy, 61.3 %: +10.3 points on average (95 % interval "
+    )
+    assert (
+        "3 seeds) against kd, the second best. This interval does not account for the choice among 3 arms."
+        in best
+    )
+    assert levels == "The teacher has 90.0 % and chance is 10.0 %."
+
+
+def test_a_lead_within_the_noise_is_not_conclusive():
+    (best,) = sentences(rows_of(kd=(0.5, 0.6, 0.4), e2kd=(0.6, 0.5, 0.5)))
+
+    assert "its lead over kd is not conclusive: +3.3 points on average (95 % interval -" in best
+
+
+def test_one_seed_is_not_conclusive_however_large_the_lead():
+    (best,) = sentences(rows_of(kd=(0.1,), e2kd=(0.9,)))
+
+    opening, _, reason = best.partition(", before kd, ")
+    assert opening == "e2kd has the highest mean accuracy, 90.0 %"
+    assert reason == "but the order is not conclusive (1 seed: no spread known)."
+
+
+def test_equal_means_have_no_order():
+    (best,) = sentences(rows_of(kd=(0.5,), e2kd=(0.5,)))
+
+    assert best == "kd and e2kd have the same mean accuracy, 50.0 %."
+
+
+def test_the_pair_has_its_own_sentence_if_it_is_not_the_two_best():
+    rows = rows_of(labels=(0.9, 0.9), kd=(0.5, 0.5), e2kd=(0.6, 0.7))
+
+    _, pair = sentences(rows)
+
+    assert "e2kd - kd in accuracy: +15.0 points on average" in pair
+    assert pair.endswith(", which is not conclusive.")
+
+
+def test_where_lower_is_better_the_lowest_is_best():
+    (best,) = sentences(rows_of("kl", kd=(0.5, 0.51, 0.5), e2kd=(0.2, 0.22, 0.2)), KL)
+
+    assert best.startswith("e2kd has the lowest mean kl, 0.207: -0.297 on average")
+
+
+def test_a_student_alone_is_compared_with_nobody():
+    (alone,) = sentences(rows_of(photos=(0.63,)))
+
+    assert (
+        alone
+        == "photos: accuracy 63.0 % (1 seed: no spread known), without another arm to compare it with."
+    )
+
+
+def test_a_paired_difference_of_one_seed_has_no_spread():
+    one = paired_difference(rows_of(kd=(0.1,), e2kd=(0.3,)), *PAIR, "accuracy")
+    two = paired_difference(rows_of(kd=(0.1, 0.1), e2kd=(0.3, 0.2)), *PAIR, "accuracy")
+
+    assert (one["sd"], one["interval"]) == (None, None)
+    assert two["interval"][0] < two["mean"] < two["interval"][1]

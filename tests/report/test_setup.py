@@ -1,0 +1,219 @@
+"""Section on what was trained on what: options by arm, commands, teachers, and the bytes that an arm needs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config.builder import build_verb_config
+from pipeline.config.compose import compose, sections
+from pipeline.config.report import ReportOptions
+from pipeline.config.runs import RUNS, to_plain_dict
+from pipeline.config.store import StoreOptions
+from pipeline.config.verbs import ReportConfig
+from pipeline.models.cost import count_parameters
+from pipeline.models.providers import build_model
+from pipeline.report.commands import commands_of
+from pipeline.report.known_runs import UnknownRunError
+from pipeline.report.provenance import describe_teachers
+from pipeline.report.results import load_results
+from pipeline.report.stored_bytes import bytes_by_arm, bytes_plot
+from pipeline.report.training_facts import describe_augmentation, describe_data, training_facts
+from stages import distill, evaluate, report
+from tests.support.runs import PAD_CROP, distill_config, evaluate_config
+
+
+def report_of(frozen, run, **options):
+    config = ReportConfig(
+        store=StoreOptions(path=str(frozen.store.path)),
+        augment=PAD_CROP,
+        report=ReportOptions(**{"contact_records": 0, "cases": 0, **options}),
+        run=run,
+    )
+    return report.run(config)
+
+
+def test_options_that_differ_are_marked_and_the_others_are_stated_once(frozen, swept, monkeypatch):
+    monkeypatch.chdir(swept)
+
+    facts = training_facts(load_results("grid"), frozen.store)
+
+    assert facts.shared["Epochs"] == "1"
+    assert facts.shared["Batch size"] == "8"
+    assert facts.shared["Learning rate"] == "0.003"
+    assert facts.shared["Student's network"] == "resnet8 (cifar, stem stride 1, width 4)"
+    assert facts.shared["Training records"] == "40 (all of split train)"
+    assert facts.shared["Seeds"] == "0 (1 seed)"
+    marked = {
+        name: [arm.cells[place].differs for arm in facts.arms]
+        for place, name in enumerate(facts.columns)
+    }
+    values = {arm.method: dict(zip(facts.columns, arm.cells, strict=True)) for arm in facts.arms}
+    assert [name for name, cells in marked.items() if any(cells)] == ["method.kind"]
+    assert values["e2kd"]["method.kind"].text == "e2kd"
+    assert values["e2kd"]["method.lambda_map"].text == "1"
+    assert values["kd"]["method.lambda_map"].text == ""
+    assert all(name.startswith("method.") for name in facts.columns)
+
+
+def test_the_data_and_the_teacher_are_described(frozen):
+    data = describe_data(frozen.store)
+    (teacher,) = describe_teachers("nowhere", frozen.store.open_passes())
+
+    assert "72 records, 10 classes, frame of 16x16 pixels" in data["Data"]
+    assert data["Splits"] == "teacher 12, test 10, test_swapped 10, train 40"
+    assert teacher["Network"] == "resnet8 (cifar, stem stride 1, width 4)"
+    network = build_model(frozen.config.teacher, 10).network
+    assert teacher["Parameters"] == f"{count_parameters(network):,}"
+    assert re.fullmatch(r"sha256 [0-9a-f]{64}", teacher["Weights"])
+    assert teacher["Maps"] == "gradcam of top1"
+
+
+def test_an_augmentation_states_the_options_that_its_operations_read():
+    assert describe_augmentation(to_plain_dict(PAD_CROP)) == "pad crop padding 2"
+    assert describe_augmentation({"operations": [], "size": None}) == "none"
+    assert describe_augmentation({"operations": [{"kind": "rotation", "p": 0.5, "degrees": 15.0, "padding": 4}],
+                                  "mixup_alpha": 1.0}) == "rotation p 0.5 degrees 15, mixup alpha 1"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "command"),
+    [
+        ("sweep", ["experiment=demo"], "permafrost sweep experiment=demo"),
+        (
+            "sweep",
+            ["experiment=demo", "seeds=[5,6]", "trainer.epochs=2"],
+            "permafrost sweep experiment=demo trainer.epochs=2 'seeds=[5, 6]'",
+        ),
+        (
+            "precompute",
+            ["store.path=stores/x", "run=photos", "teacher=timm", "teacher.name=resnet50d"],
+            "permafrost precompute teacher=timm store.path=stores/x teacher.name=resnet50d run=photos",
+        ),
+    ],
+)
+def test_a_command_is_found_again_from_its_config(verb, words, command):
+    values = sections(verb, compose(verb, words))
+    path = RUNS / values["run"] / f"{verb}.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(yaml.safe_dump(values))
+
+    (found,) = commands_of(values["run"])
+
+    assert sorted(found.split()) == sorted(command.split())
+
+
+def test_the_command_of_a_finished_student_is_found_from_the_config_next_to_its_weights(frozen):
+    config = distill_config(frozen, run="alone")
+    distill.run(config, on_epoch=lambda epoch, line: None)
+
+    (command,) = commands_of("alone")
+
+    words = shlex.split(command)
+    assert words[:2] == ["permafrost", "distill"]
+    again = build_verb_config("distill", compose("distill", words[2:]))
+    assert to_plain_dict(again) == to_plain_dict(config)
+    assert not [word for word in words if word.startswith("teacher")]  # refused without mode=live
+
+
+def test_a_config_of_another_version_is_named_instead_of_a_wrong_command():
+    values = sections("sweep", compose("sweep", ["experiment=demo"]))
+    values["trainer"]["of_another_version"] = 3
+    path = RUNS / "demo/sweep.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(yaml.safe_dump(values))
+
+    assert commands_of("demo") == ["permafrost sweep  # options: runs/demo/sweep.yaml"]
+
+
+def test_an_arm_needs_the_bytes_of_the_fields_that_its_loss_reads(frozen, swept, monkeypatch):
+    monkeypatch.chdir(swept)
+    results = load_results("grid")
+
+    needed = bytes_by_arm(results, frozen.store)
+
+    (teacher,) = frozen.store.open_passes()
+    sizes = {}
+    for shard in teacher.manifest.shards:
+        for entry in shard.files:
+            field = entry.path.split("/")[1]
+            sizes[field] = sizes.get(field, 0) + entry.bytes / 72
+    maps = sum(sizes[field] for field in sizes if field in ("map", "map_scale", "explained_class"))
+    assert needed["kd"] == pytest.approx(sizes["logits"])
+    assert needed["e2kd"] == pytest.approx(sizes["logits"] + maps)
+    assert maps > 0
+
+
+def test_accuracy_is_plotted_against_bytes_only_where_arms_need_different_ones():
+    from pipeline.report.columns import Column
+
+    column = Column(name="accuracy", source="test.accuracy")
+    summary = [
+        {"method": arm, "accuracy": {"mean": 0.5, "sd": None}} for arm in ("labels", "kd", "other")
+    ]
+
+    plot = bytes_plot(summary, column, {"labels": 0.0, "kd": 40.0})
+
+    assert plot is not None
+    assert plot.alt == "accuracy over the bytes of stored targets per record, one point per arm"
+    assert bytes_plot(summary, column, {"labels": 40.0, "kd": 40.0}) is None
+    assert bytes_plot(summary, column, {}) is None
+
+
+# ---- a student without a sweep -------------------------------------------------------------------
+
+
+def test_a_student_that_was_distilled_alone_is_reported(frozen):
+    distill.run(distill_config(frozen, run="alone"), on_epoch=lambda epoch, line: None)
+
+    before = report_of(frozen, "alone")
+    evaluate.run(evaluate_config(frozen, run="alone", splits=("test",)))
+    after = report_of(frozen, "alone")
+
+    command = f"permafrost evaluate store.path={frozen.store.path} run=alone"
+    assert before.next == command
+    assert before.csv == ""
+    assert after.next == ""
+    values = json.loads(Path(after.json).read_text())
+    (row,) = values["runs"]
+    assert row["method"] == "alone"
+    assert {"accuracy", "agreement", "epg", "iou"} <= set(row)
+    assert "1 seed: no spread known" in values["summary"][0]
+    html = Path(after.html).read_text()
+    assert "Not evaluated yet" not in html
+    assert '<tr data-method="alone">' in html
+
+
+def test_a_student_without_results_has_a_page_that_says_how_to_get_them(frozen):
+    distill.run(distill_config(frozen, run="alone"), on_epoch=lambda epoch, line: None)
+
+    html = Path(report_of(frozen, "alone").html).read_text()
+
+    assert "Not evaluated yet" in html
+    assert f"permafrost evaluate store.path={frozen.store.path} run=alone" in html
+    assert ">Training</h2>" in html
+    assert ">What was trained on what</h2>" in html
+    assert ">Results</h2>" not in html
+
+
+def test_a_run_that_does_not_exist_is_an_error_that_names_those_that_do(frozen):
+    (RUNS / "photos/distill").mkdir(parents=True)
+    (RUNS / "fotos").mkdir()
+    (RUNS / "fotos/report.yaml").write_text("")  # as the command line writes it first
+
+    with pytest.raises(UnknownRunError, match=r"runs/fotos does not exist.* are: photos; correct"):
+        report_of(frozen, "fotos")
+
+    assert not (RUNS / "fotos").exists()
+
+
+def test_a_report_of_the_store_alone_needs_no_run(frozen):
+    html = Path(report_of(frozen, "untitled").html).read_text()
+
+    assert ">Teacher passes</h2>" in html
+    assert ">Results</h2>" not in html
