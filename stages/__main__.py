@@ -8,7 +8,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from pipeline import __version__
+from pipeline.config.version import __version__
 
 _FOLDER = Path(__file__).parent
 VERBS = ("precompute", "teach", "verify", "distill", "evaluate", "sweep", "report", "render")

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import main
 from pipeline.config.runs import open_run
-from pipeline.core.text import align_columns
 from pipeline.evaluation.baselines import named_baselines, with_baselines
 from pipeline.evaluation.inputs import open_student, open_teacher
 from pipeline.evaluation.results import (
@@ -28,6 +27,7 @@ from pipeline.evaluation.results import (
     missing_evaluators,
     read_results,
 )
+from pipeline.report.summary import align_columns
 
 if TYPE_CHECKING:
     from pipeline.config.verbs import EvaluateConfig

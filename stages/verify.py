@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 from pipeline.cli import main
 from pipeline.config.models import NoModelConfig
 from pipeline.core.errors import UserError
-from pipeline.core.text import format_bytes
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 
@@ -50,7 +49,7 @@ def run(config: VerifyConfig) -> VerifyResult:
     """Check the whole store. Raises DamagedStoreError, which lists every problem."""
     path = Path(config.store.path)
     size = _size(path)
-    logger.info("%s: reading all of its %s files, %s", path, f"{size[0]:,}", format_bytes(size[1]))
+    logger.info("%s: reading all of its %s files, %s", path, f"{size[0]:,}", _format_bytes(size[1]))
     problems = list(verify_store(path))
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
@@ -69,7 +68,7 @@ def run(config: VerifyConfig) -> VerifyResult:
     return VerifyResult(
         verified_records=store.index.num_rows,
         verified_passes=len(passes),
-        verified_bytes=format_bytes(size[1]),
+        verified_bytes=_format_bytes(size[1]),
         equivariance=equivariance,
     )
 
@@ -78,6 +77,15 @@ def _size(path: Path) -> tuple[int, int]:
     """Return the number of files below a folder and their bytes."""
     sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
     return len(sizes), sum(sizes)
+
+
+def _format_bytes(count: float) -> str:
+    """Format a number of bytes with a binary unit."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from pipeline import __version__
 from pipeline.annotation.annotator import TeacherAnnotator
 from pipeline.annotation.fingerprint import describe_pass, fingerprint_pass
 from pipeline.annotation.shard_tasks import AnnotateShard
@@ -18,6 +17,7 @@ from pipeline.config.explainers import ExplainerConfig
 from pipeline.config.models import ModelConfig, NoModelConfig
 from pipeline.config.runs import RUNS, save_cost
 from pipeline.config.verbs import PrecomputeConfig
+from pipeline.config.version import __version__
 from pipeline.core.files import SHORT, remove_partial_files
 from pipeline.core.tasks import MapShards, run_shards
 from pipeline.models.additive.network import network_partition

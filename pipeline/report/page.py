@@ -177,7 +177,7 @@ def _setup(page: Page) -> dict[str, Any]:
     passes = _open_passes(page.config, page.store)
     return {
         "setup": facts._replace(shared=describe_data(page.store) | facts.shared),
-        "teachers": describe_teachers(page.config.run, passes),
+        "teachers": describe_teachers(passes),
         "commands": commands_of(page.config.run),
     }
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-
-import yaml
 
 from pipeline.config.builder import build_config
 from pipeline.config.models import MODELS
-from pipeline.config.runs import RUNS
+from pipeline.config.version import __version__
 from pipeline.core.errors import UserError
 from pipeline.models.cost import count_parameters
 from pipeline.models.providers import build_model
@@ -18,25 +15,26 @@ from pipeline.report.training_facts import describe_network
 from pipeline.store.reader import TeacherPass
 
 
-def describe_teachers(run: str, passes: list[TeacherPass]) -> list[dict[str, str]]:
+def describe_teachers(passes: list[TeacherPass]) -> list[dict[str, str]]:
     """Describe the network of every pass: its name, size, weights and explainer."""
-    return [_describe_teacher(run, teacher) for teacher in passes]
+    return [_describe_teacher(teacher) for teacher in passes]
 
 
-def _describe_teacher(run: str, teacher: TeacherPass) -> dict[str, str]:
+def _describe_teacher(teacher: TeacherPass) -> dict[str, str]:
     described = teacher.manifest.teacher
     facts = {"Pass": teacher.name, "Network": describe_network(described.get("architecture", {}))}
     parameters = _parameters(described)
     if parameters is not None:
         facts["Parameters"] = f"{parameters:,}"
-    weights = [_weights_file(run, described), f"sha256 {described.get('weights_sha256')}"]
+    made_with = dict(teacher.manifest.made_with)
+    weights = [made_with.pop("weights", ""), f"sha256 {described.get('weights_sha256')}"]
     facts["Weights"] = ", ".join(filter(None, weights))
     if teacher.explainer is not None:
         explained = teacher.manifest.explainer.get("explained_classes")
         facts["Maps"] = f"{teacher.explainer} of {explained}"
-    if teacher.manifest.made_with:
-        made_with = teacher.manifest.made_with.items()
-        facts["Computed with"] = ", ".join(f"{name} {value}" for name, value in made_with)
+    if made_with:
+        listed = (f"{name} {value}" for name, value in made_with.items())
+        facts["Computed with"] = ", ".join(listed)
     return facts
 
 
@@ -53,23 +51,7 @@ def _parameters(described: dict[str, Any]) -> int | None:
         return None
 
 
-def _weights_file(run: str, described: dict[str, Any]) -> str:
-    """Name of published weights, or of the file that the last precompute of the run named for this network."""
-    if "weights" in described:
-        return str(described["weights"])
-    path = RUNS / run / "precompute.yaml"
-    teacher = (yaml.safe_load(path.read_text()) if path.exists() else {}).get("teacher") or {}
-    architecture = described.get("architecture", {})
-    if all(teacher.get(name) == architecture.get(name) for name in ("kind", "name")):
-        return str(teacher.get("weights") or "")
-    return ""
-
-
 def describe_writing() -> str:
     """Say when the report is written, and by which version."""
-    try:
-        release = version("permafrost")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        release = "of a checkout"
     now = datetime.now(UTC)
-    return f"{now:%Y-%m-%d %H:%M} UTC by permafrost {release}"
+    return f"{now:%Y-%m-%d %H:%M} UTC by permafrost {__version__}"

@@ -42,14 +42,15 @@ def summary_table(run: str) -> str:
         ]
         table.append(["chance", "", *("" for _ in selected), *levels])
     one_seed = [f"({ONE_SEED})"] if any(arm["seeds"] == 1 for arm in arms) else []
-    return "\n".join([_aligned(table), *one_seed])
+    return "\n".join([align_columns(table), *one_seed])
 
 
 def _spread(column: Column, summary: dict[str, float | None]) -> str:
     return column.spread(summary).replace("±", "+-")
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def align_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Align the cells of a table with spaces, one line per row."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))

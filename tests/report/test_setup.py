@@ -63,7 +63,7 @@ def test_options_that_differ_are_marked_and_the_others_are_stated_once(frozen, s
 
 def test_the_data_and_the_teacher_are_described(frozen):
     data = describe_data(frozen.store)
-    (teacher,) = describe_teachers("nowhere", frozen.store.open_passes())
+    (teacher,) = describe_teachers(frozen.store.open_passes())
 
     assert "72 records, 10 classes, frame of 16x16 pixels" in data["Data"]
     assert data["Splits"] == "teacher 12, test 10, test_swapped 10, train 40"
