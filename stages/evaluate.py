@@ -15,12 +15,17 @@ Rerun   each evaluator is a unit of work, and finished evaluators are skipped
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import main
 from pipeline.config.runs import open_run
-from pipeline.evaluation.baselines import named_baselines, with_baselines
+from pipeline.evaluation.baselines import (
+    named_baselines,
+    with_baselines,
+    without_unknown_arms,
+)
 from pipeline.evaluation.inputs import open_student, open_teacher
 from pipeline.evaluation.results import (
     METRICS_NAME,
@@ -104,4 +109,4 @@ def run(config: EvaluateConfig, name: str = "evaluate") -> EvaluateResult:
 
 
 if __name__ == "__main__":
-    main("evaluate", run, __doc__)
+    main("evaluate", lambda config: run(without_unknown_arms(config, sys.argv[1:])), __doc__)

@@ -19,6 +19,7 @@ from pipeline.config.store import PassOptions, StoreOptions
 from pipeline.config.verbs import EvaluateConfig, EvaluationRun
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation import forward as evaluator
+from pipeline.evaluation.baselines import without_unknown_arms
 from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.evaluators.build import evaluator_named
 from pipeline.evaluation.evaluators.evaluator import Evaluator
@@ -226,6 +227,20 @@ def many_student_words(frozen, store):
         "trainer.epochs=1", "trainer.batch_size=8", "arms={kd: ['method=kd']}", "seeds=[0]",
         "executor=serial", "evaluate.splits=[train]", "run=many",
     ]  # fmt: skip
+
+
+def test_a_single_student_is_not_compared_with_an_arm_of_its_experiments_sweep(caplog):
+    words = ["experiment=demo", "run=my-student"]
+    config = build_verb_config("evaluate", compose("evaluate", words))
+    assert config.evaluate.distance_correlation.baseline == "labels"
+
+    with caplog.at_level("INFO"):
+        alone = without_unknown_arms(config, words)
+    typed = without_unknown_arms(config, ["evaluate.distance_correlation.baseline=labels"])
+
+    assert alone.evaluate.distance_correlation.baseline is None
+    assert "baseline=labels is left out" in caplog.text
+    assert typed is config
 
 
 def test_a_baseline_that_names_an_arm_is_its_student_of_the_same_seed(frozen, tmp_path):
