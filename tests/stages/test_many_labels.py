@@ -279,7 +279,7 @@ def test_a_student_learns_from_many_labels_and_is_evaluated(
     lines = (RUNS / "student" / "distill" / "metrics.jsonl").read_text().splitlines()
     assert terms | {"total"} <= set(json.loads(lines[-1]))
     assert {
-        "records", "f1", "epg", "iou", "agreement", "kl_to_teacher", "teacher_f1", "teacher_epg",
+        "records", "f1", "epg", "iou", "epg_uniform", "agreement", "kl_to_teacher", "teacher_f1", "teacher_epg",
         "map_cosine", "valid_map_fraction",
     } == set(metrics)  # fmt: skip
     assert metrics["teacher_f1"] == many_label_store.result.f1["test"]
