@@ -175,8 +175,9 @@ def annotate_pass(plan: PassPlan, config: PrecomputeConfig, map_shards: MapShard
 
 
 def _made_with(teacher: ModelConfig) -> dict[str, str]:
-    """Versions, device and name of the weights. A path is shortened to its last parts, which are not a machine's."""
-    weights = "/".join(Path(str(teacher.weights)).parts[-3:])
+    """Versions, device and weights: a relative path as it was typed, or the name of a file elsewhere."""
+    path = Path(str(teacher.weights))
+    weights = path.name if path.is_absolute() else path.as_posix()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "permafrost": __version__,

@@ -70,7 +70,7 @@ def test_the_data_and_the_teacher_are_described(frozen):
     assert teacher["Network"] == "resnet8 (cifar, stem stride 1, width 4)"
     network = build_model(frozen.config.teacher, 10).network
     assert teacher["Parameters"] == f"{count_parameters(network):,}"
-    assert re.fullmatch(r"sha256 [0-9a-f]{64}", teacher["Weights"])
+    assert re.fullmatch(r"model.safetensors, sha256 [0-9a-f]{64}", teacher["Weights"])
     assert teacher["Maps"] == "gradcam of top1"
 
 

@@ -357,7 +357,7 @@ def test_a_journal_of_random_bytes_is_read(tmp_path):
 @pytest.mark.parametrize("words", [["store.path=/dev/null"], ["store.path=/proc/x/y"]])
 def test_a_place_where_nothing_can_be_written_is_one_line(tmp_path, words):
     done = subprocess.run(
-        [sys.executable, "-m", "stages.precompute", "teacher=none", "executor=serial", *words],
+        [sys.executable, "-m", "stages.precompute", "data=demo", "teacher=none", *words],
         cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
         capture_output=True,

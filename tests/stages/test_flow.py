@@ -47,9 +47,9 @@ from tests.support.trees import tree_bytes
 
 
 def test_a_second_precompute_computes_nothing(frozen):
-    assert precompute.run(frozen.config) == precompute.PrecomputeResult(
-        packed_records=0, teacher_records=0
-    )
+    again = precompute.run(frozen.config)
+
+    assert (again.packed_records, again.teacher_records) == (0, 0)
 
 
 def test_a_second_teacher_adds_a_folder_and_touches_no_image(tmp_path, tiny_teacher):
@@ -195,7 +195,12 @@ def test_a_teacher_is_trained_from_a_store_that_holds_none(tmp_path):
 
     assert 0 <= result.accuracy["test"] <= 1
     weights = Path(result.weights).read_bytes()
-    assert teach.run(config) == result
+    again = teach.run(config)
+    assert (again.weights, again.accuracy, again.last_epoch) == (
+        result.weights,
+        result.accuracy,
+        "",
+    )
     assert Path(result.weights).read_bytes() == weights
     frozen_config = precompute_config(store, replace(distill_model(), weights=result.weights))
     assert precompute.run(frozen_config).teacher_records == 72

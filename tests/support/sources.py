@@ -23,9 +23,12 @@ def documented_config(command_part):
 
 
 def code_blocks(language):
-    """Code blocks of the catalog, with continued lines joined."""
+    """Code blocks of the pages on data sets and tables, with continued lines joined."""
     blocks = re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
     return [re.sub(r" \\\n\s*", " ", block) for block in blocks]
 
 
-PAGE = (ROOT / "docs/howto/datasets.md").read_text(encoding="utf-8")
+PAGE = "\n".join(
+    (ROOT / "docs" / "howto" / name).read_text(encoding="utf-8")
+    for name in ("datasets.md", "tables.md")
+)
