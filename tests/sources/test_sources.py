@@ -33,7 +33,7 @@ from tests.support.image_sets import (
     write_table,
     write_voc,
 )
-from tests.support.sources import PAGE, code_blocks, documented_config, fingerprint
+from tests.support.sources import code_blocks, documented_config, fingerprint, page_text
 
 # ---- properties of every source ------------------------------------------------------------------
 
@@ -164,8 +164,8 @@ def test_every_command_of_the_catalog_has_a_store_of_its_own(command):
 def test_the_catalog_names_every_source_and_every_set_of_torchvision():
     from pipeline.sources.torchvision_sets import SETS
 
-    assert all(f"`{kind}`" in PAGE for kind in SOURCES)
-    assert all(f"data.name={name} " in PAGE for name in SETS)
+    assert all(f"`{kind}`" in page_text() for kind in SOURCES)
+    assert all(f"data.name={name} " in page_text() for name in SETS)
 
 
 def test_the_catalog_adds_cubs_boxes_to_waterbirds(waterbirds, monkeypatch):

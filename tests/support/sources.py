@@ -17,18 +17,18 @@ def fingerprint(config):
     return fingerprint_dataset(config, source.revision, source.records())
 
 
-def documented_config(command_part):
-    (command,) = [c for c in "".join(code_blocks("bash")).splitlines() if command_part in c]
+def documented_config(command_part, page="datasets.md"):
+    """Data options of the only command of a how-to page that contains a text."""
+    (command,) = [c for c in "".join(code_blocks("bash", page)).splitlines() if command_part in c]
     return build_verb_config("precompute", compose("precompute", shlex.split(command)[2:])).data
 
 
-def code_blocks(language):
-    """Code blocks of the pages on data sets and tables, with continued lines joined."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
+def code_blocks(language, page="datasets.md"):
+    """Code blocks of a how-to page, with continued lines joined."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", page_text(page), flags=re.DOTALL)
     return [re.sub(r" \\\n\s*", " ", block) for block in blocks]
 
 
-PAGE = "\n".join(
-    (ROOT / "docs" / "howto" / name).read_text(encoding="utf-8")
-    for name in ("datasets.md", "tables.md")
-)
+def page_text(page="datasets.md"):
+    """Text of a how-to page."""
+    return (ROOT / "docs" / "howto" / page).read_text(encoding="utf-8")
