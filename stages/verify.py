@@ -55,8 +55,8 @@ def run(config: VerifyConfig) -> VerifyResult:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise DamagedStoreError(
             f"{len(problems)} problem(s) in {path}:\n{listed}\n"
-            "to repair a file of the store, delete it and run stages.precompute again (for a folder of artifacts/, the "
-            "stage that made it); restore a file outside the store yourself"
+            "to repair a file of the store, delete it and run permafrost precompute again (for a folder of artifacts/, "
+            "the stage that made it); restore a file outside the store yourself"
         )
     store = Store(path)
     equivariance = ""

@@ -83,7 +83,7 @@ class ExistingClusterConfig(WorkConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class KubeRayClusterConfig(WorkConfig):
-    """A Ray cluster that KubeRay creates for one job and then removes; `stages.render` writes its manifest."""
+    """A Ray cluster that KubeRay creates for one job and then removes; `render` writes its manifest."""
 
     minimal: ClassVar[tuple[str, ...]] = (
         "cluster.image=registry/image",

@@ -32,6 +32,8 @@ CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if pa
 """Folder of the YAML files: inside the package in a wheel, beside it in a checkout."""
 
 
+_PLAIN = re.compile(r"[\w./:@%+*?|$ \\-]*", re.ASCII)
+"""Values that Hydra's grammar accepts without quotes."""
 _FILE_PREFIX = "file-"
 """Prefix of the names under which an experiment's file outside conf/ is registered."""
 _SWEPT_VERBS = ("distill", "evaluate")
@@ -47,7 +49,7 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
 
     for word in overrides:
         _check_word(verb, word)
-    overrides = [_with_registered_file(word) for word in overrides]
+    overrides = [_quoted(_with_registered_file(word)) for word in overrides]
     set_values = [word for word in overrides if _sets_a_value(word)]
     try:
         composed = deepcopy(_compose_groups(tuple(w for w in overrides if w not in set_values)))
@@ -58,6 +60,16 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(_explain(overrides, error)) from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def _quoted(word: str) -> str:
+    """Quote a text such as a path with parentheses, which Hydra's grammar rejects; lists and mappings stay as typed."""
+    key, equals, value = word.partition("=")
+    if not equals or value[:1] in ("[", "{", "'", '"') or "${" in value or _PLAIN.fullmatch(value):
+        return word
+    # A backslash is an escape before a quote only, such as the closing one.
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
+    return f"{key}='{escaped}'"
 
 
 def _with_registered_file(word: str) -> str:

@@ -1,4 +1,4 @@
-"""Config of `stages.distill`, and the combinations of its options that are allowed."""
+"""Config of `distill`, and the combinations of its options that are allowed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pipeline.core.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(Options):
-    """Sections that `stages.distill` reads: a store and no data, and a teacher only with mode=live."""
+    """Sections that `distill` reads: a store and no data, and a teacher only with mode=live."""
 
     store: StoreOptions
     student: ModelConfig

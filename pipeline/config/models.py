@@ -284,8 +284,8 @@ class AdditiveModelConfig(ModelConfig):
         )
         require(
             not is_published(self.weights),
-            "weights=pretrained: no weights are published for kind additive; train a network with stages.teach and set "
-            "weights= to its model.safetensors",
+            "weights=pretrained: no weights are published for kind additive; train a network with permafrost teach and "
+            "set weights= to its model.safetensors",
         )
         if self.name == "mlp" and self.columns is None and self.input_size is not None:
             require(

@@ -38,7 +38,7 @@ DEFAULT_EVALUATORS = ("accuracy", "localization")
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeConfig(Options):
-    """Sections that `stages.precompute` reads.
+    """Sections that `precompute` reads.
 
     `augment`, `split` and `subset` determine the views and records of a pass of stored views. The
     canonical pass always covers all records.
@@ -79,7 +79,7 @@ class PrecomputeConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class TeachConfig(Options):
-    """Sections that `stages.teach` reads; `teacher` is the network to train on a store's labels."""
+    """Sections that `teach` reads; `teacher` is the network to train on a store's labels."""
 
     store: StoreOptions
     teacher: ModelConfig
@@ -132,7 +132,7 @@ class TeachConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig(Options):
-    """Sections that `stages.verify` reads; all except `store` are read with equivariance=true only."""
+    """Sections that `verify` reads; all except `store` are read with equivariance=true only."""
 
     store: StoreOptions
     teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
@@ -166,7 +166,7 @@ class EvaluationRun(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(EvaluationRun):
-    """Sections that `stages.evaluate` reads; the student is the one of `run`."""
+    """Sections that `evaluate` reads; the student is the one of `run`."""
 
     evaluators: tuple[str, ...] | None = None
     """Evaluators to run; null is accuracy and, if there are regions or a teacher's maps, localization. Each is
@@ -214,7 +214,7 @@ class EvaluateConfig(EvaluationRun):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig(Options):
-    """Sections that `stages.sweep` reads in addition to those of distill and evaluate."""
+    """Sections that `sweep` reads in addition to those of distill and evaluate."""
 
     arms: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Mapping from an arm's name to its overrides of the distill options."""
@@ -268,7 +268,7 @@ class SweepConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(Options):
-    """Sections that `stages.report` reads."""
+    """Sections that `report` reads."""
 
     store: StoreOptions
     augment: AugmentOptions
@@ -279,7 +279,7 @@ class ReportConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class RenderConfig(Options):
-    """Sections that `stages.render` reads; all other words are those of the verb that the job runs."""
+    """Sections that `render` reads; all other words are those of the verb that the job runs."""
 
     cluster: KubeRayClusterConfig
     verb: Literal["precompute", "teach", "verify", "distill", "evaluate", "sweep", "report"] = (

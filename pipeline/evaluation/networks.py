@@ -68,7 +68,8 @@ class Networks:
         folder = _student_folder(run)
         if not is_finished(folder):
             raise ConfigError(
-                f"{option}={run}: {folder} holds no finished student; run stages.distill run={run}, or name another run"
+                f"{option}={run}: {folder} holds no finished student; run permafrost distill run={run}, "
+                "or name another run"
             )
         return {str(folder / MODEL_NAME): sha256_file(folder / MODEL_NAME)}
 

@@ -104,7 +104,7 @@ class StoreDataset(Dataset[Batch]):
         if len(missing):
             raise StoreMismatchError(
                 f"{teacher.folder} does not cover {len(missing)} of the run's {len(rows)} records, the first "
-                f"{self.keys[missing[0]]}; run stages.precompute with this run's split and subset options"
+                f"{self.keys[missing[0]]}; run permafrost precompute with this run's split and subset options"
             )
         return rows
 

@@ -73,7 +73,7 @@ class LabelsLoss(DistillationLoss):
         require(
             not many or self.config.loss != "ce",
             "loss=ce needs one label per record, but records of this store have many labels; set method.loss=bce "
-            "(teaching.loss=bce for stages.teach)",
+            "(teaching.loss=bce for permafrost teach)",
         )
 
     def terms(

@@ -105,7 +105,7 @@ class SSKDLoss(FeatureKDLoss):
         if sampler != "rotations":
             raise ConfigError(
                 f"{dataset.passes[0].name} has views={sampler}, but method=sskd needs the four rotations; run "
-                "stages.precompute with views=rotations annotate.payloads=[logits,pooled] and name its pass with "
+                "permafrost precompute with views=rotations annotate.payloads=[logits,pooled] and name its pass with "
                 "store.teacher="
             )
 

@@ -33,7 +33,7 @@ def describe_teacher(
 
     if config.weights is None:
         raise ConfigError(
-            f"{section}.weights is not set, so the network is untrained; train one with stages.teach and name its "
+            f"{section}.weights is not set, so the network is untrained; train one with permafrost teach and name its "
             f"model.safetensors, or set {section}.weights=random to use an untrained network on purpose"
         )
     config = name_weights(config)
@@ -51,7 +51,7 @@ def describe_teacher(
         path = Path(config.weights)
         if not path.is_file():
             raise ConfigError(
-                f"{section}.weights={path} does not exist; train the network with stages.teach, or correct the path"
+                f"{section}.weights={path} does not exist; train the network with permafrost teach, or correct the path"
             )
         weights_sha256 = sha256_file(path)
     elsewhere: tuple[str, ...] = ("classes", "mean", "std", "input_size", "frame")

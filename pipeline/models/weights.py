@@ -101,7 +101,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a weights file by name, on the CPU."""
     if not path.is_file():
         raise ConfigError(
-            f"weights file {path} does not exist; train a network with stages.teach or correct the path"
+            f"weights file {path} does not exist; train a network with permafrost teach or correct the path"
         )
     try:
         if path.suffix == ".safetensors":

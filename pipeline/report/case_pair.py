@@ -77,7 +77,7 @@ def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePai
     ):
         logger.info(
             "no cases: %s and %s were not evaluated in the same way on the records of %s; delete both folders and run "
-            "stages.sweep again",
+            "permafrost sweep again",
             *(result.folder / "evaluate" for result in pair),
             store.path,
         )
@@ -112,12 +112,12 @@ def _is_there(result: StudentResult) -> bool:
     weights = result.folder / "distill" / MODEL_NAME
     if not table.exists():
         logger.info(
-            "no cases: %s does not exist; delete the folder %s and run stages.sweep again",
+            "no cases: %s does not exist; delete the folder %s and run permafrost sweep again",
             table,
             table.parent,
         )
     elif not weights.exists():
-        logger.info("no cases: %s does not exist; run stages.sweep again", weights)
+        logger.info("no cases: %s does not exist; run permafrost sweep again", weights)
     return table.exists() and weights.exists()
 
 

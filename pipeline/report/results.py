@@ -140,7 +140,7 @@ def _load_result(row: dict[str, Any], several: bool) -> StudentResult:
     path = RUNS / row["run"] / "evaluate" / METRICS_NAME
     if not path.exists():
         raise ConfigError(
-            f"{path} does not exist; run stages.sweep (or stages.evaluate for a single student) again"
+            f"{path} does not exist; run permafrost sweep (or permafrost evaluate for a single student) again"
         )
     metrics = json.loads(path.read_text())["splits"]
     return StudentResult(

@@ -51,10 +51,10 @@ def _other_body(
         }[version]
         found_shape, is_fortran, found_dtype = read_header(file)
     except (ValueError, KeyError, SyntaxError, RecursionError, MemoryError) as error:
-        raise ManifestError(f"{where} cannot be read as npy; run stages.verify") from error
+        raise ManifestError(f"{where} cannot be read as npy; run permafrost verify") from error
     if (found_dtype, tuple(found_shape)) != (dtype, shape) or (is_fortran and len(shape) > 1):
         raise ManifestError(
-            f"{where} is {found_dtype} {list(found_shape)} instead of {dtype} {list(shape)}; run stages.verify"
+            f"{where} is {found_dtype} {list(found_shape)} instead of {dtype} {list(shape)}; run permafrost verify"
         )
     return memoryview(data)[file.tell() :]
 

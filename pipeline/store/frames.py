@@ -42,7 +42,9 @@ def decode_input(data: bytes, store: Store, where: str) -> Tensor:
     except MemoryError:
         raise
     except Exception as error:  # decoders raise many types of exceptions for damaged bytes
-        raise ManifestError(f"{where} cannot be decoded ({error}); run stages.verify") from error
+        raise ManifestError(
+            f"{where} cannot be decoded ({error}); run permafrost verify"
+        ) from error
 
 
 def decode_frame(data: bytes, size: tuple[int, int]) -> Tensor:

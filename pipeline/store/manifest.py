@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-REPAIR = "run stages.precompute again, which writes missing files"
+REPAIR = "run permafrost precompute again, which writes missing files"
 """Advice for a missing file of the store."""
-REWRITE = "delete it and run stages.precompute again, which writes missing files"
+REWRITE = "delete it and run permafrost precompute again, which writes missing files"
 """Advice for a damaged file of the store."""
 CANONICAL_VIEW = "canonical"
 """Sampler of a pass over each record's whole frame, once."""
@@ -281,7 +281,7 @@ def read_pass_manifest(folder: Path) -> PassManifest:
     return read_manifest(PassManifest, folder)
 
 
-def read_manifest(cls: type[M], folder: Path, made_by: str = "stages.precompute") -> M:
+def read_manifest(cls: type[M], folder: Path, made_by: str = "permafrost precompute") -> M:
     """Read the manifest of a folder as its dataclass; raise ManifestError for wrong digests, types and ranges.
 
     made_by  the command that creates such a folder, for messages
@@ -297,7 +297,7 @@ def read_manifest(cls: type[M], folder: Path, made_by: str = "stages.precompute"
         ) from error
 
 
-def read_checked(path: Path, made_by: str = "stages.precompute") -> dict[str, Any]:
+def read_checked(path: Path, made_by: str = "permafrost precompute") -> dict[str, Any]:
     """Read a manifest's entries, checked against its own digest and this version's schema number."""
     if not path.exists():
         raise ManifestError(f"{path} does not exist; run {made_by} to create or finish it")
@@ -309,7 +309,7 @@ def read_checked(path: Path, made_by: str = "stages.precompute") -> dict[str, An
     found = hashlib.sha256(body).hexdigest()
     if claimed != found or not claims[0].endswith(b'",'):
         raise ManifestError(
-            f"{path} is damaged: its text has sha256 {found[:12]}, but it lists {claimed[:12]!r}; if stages.verify "
+            f"{path} is damaged: its text has sha256 {found[:12]}, but it lists {claimed[:12]!r}; if permafrost verify "
             f"finds all other files intact, delete it and run {made_by} to write it again"
         )
     try:

@@ -129,7 +129,8 @@ class Store:
                 f" ({', '.join(unfinished)} missing: that pass is unfinished)" if unfinished else ""
             )
             raise StoreMismatchError(
-                f"{self.path} has no {_kind(stored_views)}{hint}; run stages.precompute with a teacher {how}".rstrip()
+                f"{self.path} has no {_kind(stored_views)}{hint}; "
+                f"run permafrost precompute with a teacher {how}".rstrip()
             )
         if not names and len(folders) > 1:
             raise StoreMismatchError(
@@ -150,7 +151,7 @@ class Store:
             ):
                 return TeacherPass(self, folder)
         raise StoreMismatchError(
-            f"{self.path} has no canonical pass of the teacher of {replayed.name}; run stages.precompute with it"
+            f"{self.path} has no canonical pass of the teacher of {replayed.name}; run permafrost precompute with it"
         )
 
 
@@ -171,7 +172,7 @@ def _check_index(path: Path, index: pa.Table, manifest: StoreManifest) -> None:
     records = [shard.records for shard in manifest.shards]
     if index.num_rows != sum(records):
         raise ManifestError(
-            f"{path} has {index.num_rows} rows, but the manifest lists {sum(records)} records; run stages.verify"
+            f"{path} has {index.num_rows} rows, but the manifest lists {sum(records)} records; run permafrost verify"
         )
     starts = np.repeat(np.cumsum([0, *records[:-1]]), records)
     rows = np.arange(index.num_rows) - starts
@@ -191,7 +192,7 @@ def _check_index(path: Path, index: pa.Table, manifest: StoreManifest) -> None:
     wrong = [name for name, is_sound in sound.items() if not is_sound]
     if wrong:
         raise ManifestError(
-            f"{path} has values in {', '.join(wrong)} that contradict its manifest; run stages.verify"
+            f"{path} has values in {', '.join(wrong)} that contradict its manifest; run permafrost verify"
         )
 
 
@@ -214,20 +215,20 @@ class TeacherPass:
         if self.manifest.dataset_fingerprint != expected:
             raise StoreMismatchError(
                 f"{folder} was computed on data {self.manifest.dataset_fingerprint[:12]}, but the store contains "
-                f"{expected[:12]}; remove the folder and run stages.precompute again"
+                f"{expected[:12]}; remove the folder and run permafrost precompute again"
             )
         rows = [(shard.name, shard.records, shard.keys_sha256) for shard in store.manifest.shards]
         held = [(shard.name, shard.rows, shard.keys_sha256) for shard in self.manifest.shards]
         if self.manifest.store_fingerprint != store.manifest.fingerprint:
             raise StoreMismatchError(
                 f"{folder} was computed on other shards of the same data, or on other frames; "
-                "remove the folder and run stages.precompute again"
+                "remove the folder and run permafrost precompute again"
             )
         self._check_files()
         if held != rows and self.manifest.selection is None:
             raise StoreMismatchError(
                 f"{folder} was computed on other shards of the same data; "
-                "remove the folder and run stages.precompute again"
+                "remove the folder and run permafrost precompute again"
             )
 
     def _check_files(self) -> None:
@@ -241,7 +242,7 @@ class TeacherPass:
         if odd:
             raise ManifestError(
                 f"{self.folder / MANIFEST_NAME} does not list the files of its fields: {', '.join(odd[:3])}; "
-                "remove the folder and run stages.precompute again"
+                "remove the folder and run permafrost precompute again"
             )
 
     @property
@@ -334,7 +335,8 @@ class TeacherPass:
         keys = self.shard_keys(shard)
         if len(keys) != entry.rows:
             raise ManifestError(
-                f"{self.folder}: shard {shard.name} has {entry.rows} rows for {len(keys)} records; run stages.verify"
+                f"{self.folder}: shard {shard.name} has {entry.rows} rows for {len(keys)} records; "
+                "run permafrost verify"
             )
         described = StoredShard(
             position=position,
@@ -347,7 +349,7 @@ class TeacherPass:
         checksums = self._receipt(shard)["chunk_crc32c"].combine_chunks()
         flat = checksums.flatten().to_numpy(zero_copy_only=False)
         if keys and len(flat) % len(keys):
-            raise ManifestError(f"{receipt} has uneven rows; run stages.verify")
+            raise ManifestError(f"{receipt} has uneven rows; run permafrost verify")
         shape = (len(keys), -1) if keys else (0, self.fields.inner_chunks_of_a_row())
         return replace(described, chunk_crc32c=flat.reshape(shape))
 
@@ -355,7 +357,9 @@ class TeacherPass:
         path = receipt_path(self.folder, shard.name)
         name = path.relative_to(self.folder).as_posix()
         if name not in self.manifest.files:
-            raise ManifestError(f"{self.folder / MANIFEST_NAME} has no {name}; run stages.verify")
+            raise ManifestError(
+                f"{self.folder / MANIFEST_NAME} has no {name}; run permafrost verify"
+            )
         _check_digest(path, self.manifest.files[name])
         return read_receipt(path, PASS_RECEIPT_SCHEMA)[0]
 

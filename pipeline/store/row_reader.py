@@ -30,7 +30,7 @@ _BLOSC_SIZE = slice(4, 8)
 _BLOSC_BYTES = slice(12, 16)
 """Position in Blosc's header of the number of bytes after compression."""
 _COMPRESSION_OVERHEAD = 4096
-REREAD = "run stages.verify to list every damaged file"
+REREAD = "run permafrost verify to list every damaged file"
 
 
 class Rows(Protocol):

@@ -84,7 +84,7 @@ class WebDatasetFields(PassFields):
             for row, key in zip(array, shard.keys, strict=True):
                 member = f"{key}.{spec.name}.npy"
                 if member not in places:
-                    raise ManifestError(f"{path} has no member {member}; run stages.verify")
+                    raise ManifestError(f"{path} has no member {member}; run permafrost verify")
                 offset, size = places[member]
                 row[...] = decode_npy(
                     data[offset : offset + size], spec.dtype, shape, f"{path}: {member}"
@@ -100,5 +100,5 @@ def _list_members(data: bytes, path: Path) -> dict[str, tuple[int, int]]:
             return {m.name: (m.offset_data, m.size) for m in tar if m.isreg()}
     except (OSError, ValueError, OverflowError, tarfile.TarError) as error:
         raise ManifestError(
-            f"{path} cannot be read as a tar ({error}); run stages.verify"
+            f"{path} cannot be read as a tar ({error}); run permafrost verify"
         ) from error

@@ -57,7 +57,7 @@ def recovery_hint(shard: ShardEntry, ours: str) -> str:
     if not shard.referenced:
         return ours
     return (
-        "it is not the store's own file: restore it, or, if the tars have moved, run stages.precompute "
+        "it is not the store's own file: restore it, or, if the tars have moved, run permafrost precompute "
         "with data.path=<their folder>"
     )
 
@@ -93,7 +93,7 @@ class ShardBytes:
         if not 0 <= offset <= offset + size <= self.shard.bytes:
             raise ManifestError(
                 f"{self.path} (shard {self.shard.name}, record {key}): the index lists bytes {offset} to "
-                f"{offset + size} of {self.shard.bytes}; run stages.verify"
+                f"{offset + size} of {self.shard.bytes}; run permafrost verify"
             )
         try:
             data = os.pread(self._file.fileno(), size, offset)

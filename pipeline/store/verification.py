@@ -63,7 +63,7 @@ def verify_store(path: Path) -> Iterator[str]:
             yield from _verify_index(store)
     for folder in sorted((path / TEACHERS_FOLDER).glob("*/")):
         if not (folder / MANIFEST_NAME).exists():
-            yield f"{folder / MANIFEST_NAME} is missing: the pass is unfinished; run stages.precompute again"
+            yield f"{folder / MANIFEST_NAME} is missing: the pass is unfinished; run permafrost precompute again"
         elif store is not None:
             yield from _verify_pass(store, folder, rows_too=sound)
         else:

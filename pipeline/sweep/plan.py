@@ -54,7 +54,8 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
             )
             require(
                 evaluate.model == "student",
-                "model=teacher is not supported in a sweep; evaluate the teacher with stages.evaluate model=teacher",
+                "model=teacher is not supported in a sweep; evaluate the teacher with "
+                "permafrost evaluate model=teacher",
             )
             if config.select is not None:
                 check_selection(config.select, trained, evaluate)

@@ -169,12 +169,12 @@ def _check_passes(config: DistillConfig, passes: list[TeacherPass], needs: Needs
         if needs.maps_in(0) and teacher.explainer is None:
             raise StoreMismatchError(
                 f"{teacher.folder} holds no maps, but method={config.method.kind} needs them; "
-                "run stages.precompute with annotate.payloads=[logits,map]"
+                "run permafrost precompute with annotate.payloads=[logits,map]"
             )
         if needs.payload is not None and not teacher.fields_of(needs.payload):
             raise StoreMismatchError(
                 f"{teacher.folder} holds no payload {needs.payload}, but method={config.method.kind} needs it; run "
-                f"stages.precompute with annotate.payloads=[logits,map,{needs.payload}] and name its pass with "
+                f"permafrost precompute with annotate.payloads=[logits,map,{needs.payload}] and name its pass with "
                 "store.teacher=, or run the teacher in the loop with mode=live"
             )
         for what in ("num_classes", "explainer", "views"):

@@ -40,7 +40,6 @@ def test_a_composition_is_the_callers_own():
     [
         ("method.tua=4", "unknown option method.tua"),
         ("method.tau=[", "cannot read 'method.tau=\\['"),
-        ("seeds=1,2", "1,2"),
     ],
 )
 def test_errors_are_those_of_the_whole_composition(word, message):

@@ -179,7 +179,7 @@ def test_cost_counts_parameters_exactly_and_products_once():
         ({"name": "conv", "columns": 3}, r"columns=3 is an option of name=mlp.*leave it null"),
         ({"name": "mlp", "input_size": 18}, r"does not divide input_size=18; choose a divisor"),
         ({"trunk": "resnet9"}, r"resnet8, resnet14"),
-        ({"weights": "pretrained"}, r"weights=pretrained.*train a network with stages.teach"),
+        ({"weights": "pretrained"}, r"weights=pretrained.*train a network with permafrost teach"),
     ],
 )
 def test_options_that_make_no_network_are_refused(options, message):

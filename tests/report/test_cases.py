@@ -166,7 +166,7 @@ def test_a_run_without_the_table_has_a_page_without_cases(
     table.write_bytes(kept)
     (line,) = [r.getMessage() for r in caplog.records if "no cases" in r.getMessage()]
     assert (
-        f"{table} does not exist; delete the folder {table.parent} and run stages.sweep again"
+        f"{table} does not exist; delete the folder {table.parent} and run permafrost sweep again"
         in line
     )
     assert "Case by case" not in html

@@ -138,6 +138,7 @@ def test_a_teacher_is_typed_for_live_students_only(monkeypatch, capsys):
         ("distill", ["method.teacher_weights=[0.5,0.6]"], "sum to 1"),
         ("sweep", [], "arms is empty"),
         ("sweep", ["experiment=demo", "seeds=[]"], "seeds is empty"),
+        ("sweep", ["experiment=demo", "seeds=1,2"], "seeds must be a list, got '1,2'"),
         (
             "report",
             ["report.columns={epg: test.epg}", "report.paired_column=f1"],
@@ -272,6 +273,17 @@ def test_arms_that_are_typed_replace_an_experiments():
     assert config.arms == {"one": ("method=kd",)}
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("my photos (2024)", "été/日本", "it's $5, a=b", "a\\'b", "back\\slash (1)", "ends (\\"),
+        *("#1", "a,b", "~/x", "C:\\x", "plain/path-1.0"),
+    ],
+)
+def test_a_path_is_taken_as_the_shell_passes_it(path):
+    assert build_config("precompute", "data=image_folder", f"data.path={path}").data.path == path
+
+
 def test_numbers_in_scientific_notation_are_numbers():
     assert build_config("distill", "optimizer.lr=1e-3").optimizer.lr == 0.001
 
@@ -319,7 +331,7 @@ def test_a_missing_store_is_named_and_exit_code_1(permafrost):
     code, _, errors = permafrost("verify", "store.path=nowhere")
 
     assert code == 1
-    assert "nowhere/manifest.json does not exist; run stages.precompute" in errors
+    assert "nowhere/manifest.json does not exist; run permafrost precompute" in errors
     assert "Traceback" not in errors
 
 

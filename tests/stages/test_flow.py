@@ -97,7 +97,7 @@ def test_an_unfinished_store_of_other_data_is_never_mixed(tmp_path):
 
 def test_a_teacher_without_weights_is_refused_with_the_way_out(frozen):
     config = replace(frozen.config, teacher=replace(frozen.config.teacher, weights=None))
-    with pytest.raises(ConfigError, match=r"teacher\.weights is not set.*stages\.teach"):
+    with pytest.raises(ConfigError, match=r"teacher\.weights is not set.*permafrost teach"):
         precompute.run(config)
 
     config = replace(frozen.config, teacher=replace(frozen.config.teacher, weights="gone.pt"))

@@ -92,7 +92,7 @@ def test_tars_that_moved_are_pointed_to_anew_and_no_teacher_is_asked(referenced,
     path, config, sound = referenced
     (tmp_path / "tars").rename(tmp_path / "elsewhere")
 
-    with pytest.raises(ManifestError, match=r"run stages\.precompute with data\.path"):
+    with pytest.raises(ManifestError, match=r"run permafrost precompute with data\.path"):
         read_everything(path)
     result = precompute.run(
         replace(moved_config(config, tmp_path / "elsewhere"), teacher=config.teacher)

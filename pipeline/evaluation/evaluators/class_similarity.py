@@ -98,7 +98,7 @@ def check_class_similarity(context: EvaluationContext) -> Mapping[str, str]:
         require(
             len(context.dataset.passes) > 0,
             f"evaluators={NAME} compares with the teacher's class means, but there is no teacher pass; run "
-            f"stages.precompute with a teacher, or name a file with a matrix or superclasses with {_OPTION}=",
+            f"permafrost precompute with a teacher, or name a file with a matrix or superclasses with {_OPTION}=",
         )
         return {}
     read_similarity(Path(path), len(context.store.manifest.classes))

@@ -110,7 +110,7 @@ def _levels(context: EvaluationContext) -> tuple[int, Tensor, Tensor]:
     taught = pass_hierarchy(passes[0]) if passes else None
     if taught is None:
         raise ConfigError(
-            "evaluators=superfeatures needs a teacher pass with superfeatures; run stages.precompute "
+            "evaluators=superfeatures needs a teacher pass with superfeatures; run permafrost precompute "
             "teacher=additive annotate.payloads=[logits,superfeature_logits], and name its pass with store.teacher="
         )
     student = hierarchy_of(network.partition)

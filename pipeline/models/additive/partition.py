@@ -121,12 +121,12 @@ def _read_assignments(path: Path, config: AdditiveModelConfig) -> Tensor:
     file = path / PARTITION_NAME if path.is_dir() else path
     if (path / MANIFEST_NAME).is_file():
         load_artifact(
-            path, "stages.teach with teaching=ked"
+            path, "permafrost teach with teaching=ked"
         )  # raises ManifestError if it is damaged
     if not file.is_file():
         raise ConfigError(
-            f"partition={path} holds no {PARTITION_NAME}; find a partition with stages.teach, correct the path, or set "
-            "partition=null for contiguous blocks (the weights of a trained network include its partition)"
+            f"partition={path} holds no {PARTITION_NAME}; find a partition with permafrost teach, correct the path, or "
+            "set partition=null for contiguous blocks (the weights of a trained network include its partition)"
         )
     tensors = load_file(file)
     require(

@@ -22,7 +22,7 @@ from pipeline.store.entries import from_dict
 from pipeline.training.superfeatures.dependency import DependencySums
 from pipeline.training.superfeatures.grouping import Grouping
 
-_MADE_BY = "stages.teach with teaching=ked"
+_MADE_BY = "permafrost teach with teaching=ked"
 
 
 @dataclass(frozen=True, kw_only=True)
