@@ -229,7 +229,7 @@ def test_a_single_label_is_a_set_of_one(loss):
     ("method", "message"),
     [
         (LabelsConfig(), r"loss=ce needs one label per record.*set method\.loss=bce"),
-        (LabelTeachingConfig(), r"teaching\.loss=bce for stages\.teach"),
+        (LabelTeachingConfig(), r"teaching\.loss=bce for permafrost teach"),
         (KDConfig(), r"method\.logits=softmax.*set method\.logits=mld"),
         (E2KDConfig(), r"method\.logits=softmax.*set method\.logits=mld"),
     ],
