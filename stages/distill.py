@@ -85,7 +85,7 @@ def _announce(config: DistillConfig, store: Store) -> None:
         teacher = f"{config.mode} targets of {', '.join(p.name for p in passes)}"
     rows = select_training_rows(store.index, config.split, config.subset)
     logger.info(
-        "student %s %s, method=%s, %s: %s records of split %s in %s, trainer.epochs=%d, into %s",
+        "student %s %s, method=%s, %s: %s records of split %s in %s, trainer.epochs=%d, into runs/%s",
         config.student.kind,
         config.student.name,
         config.method.kind,

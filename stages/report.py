@@ -66,6 +66,13 @@ def run(config: ReportConfig) -> ReportResult:
 
     results = load_results(config.run, config.report.runs)
     evaluated = [result for result in results if result.metrics]
+    logger.info(
+        "report of %s and of run %s: %d students, %d of them evaluated",
+        config.store.path,
+        config.run,
+        len(results),
+        len(evaluated),
+    )
     teacher = load_teacher(config.run)
     store = Store(Path(config.store.path))
     selection = load_selection(config.run)

@@ -86,13 +86,14 @@ def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
     missing = sum(not student.final_run().is_done for student in students)
     executor = choose_task_runner(config.executor, config.cluster, missing, config.parallel)
     logger.info(
-        "%d students (%d arms, %d seeds) from %s, of which %d are finished; executor=%s",
+        "%d students (%d arms, %d seeds) from %s, of which %d are finished; executor=%s%s",
         len(students),
         len(config.arms),
         len(config.seeds),
         students[0].distill.store.path,
         len(students) - missing,
         executor,
+        _reason(config.executor, executor),
     )
     run_tasks = build_task_runner(executor, config.cluster, config.parallel)
     runner = StudentRunner(run_tasks, StudentTask)
@@ -122,6 +123,13 @@ def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
         summary="\n" + summary_table(config.run),
         next=f"permafrost report store.path={students[0].distill.store.path} run={config.run}",
     )
+
+
+def _reason(asked: str, executor: str) -> str:
+    """Say why executor=auto is what it is."""
+    if asked != "auto":
+        return ""
+    return " (several students at once)" if executor == "ray" else " (one student at a time)"
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING
 from pipeline.cli import main
 from pipeline.cluster.executors import TrainingProgress, run_training
 from pipeline.config.models import is_published
+from pipeline.config.options import plain_defaults
 from pipeline.config.paths import with_absolute_paths
-from pipeline.config.runs import open_run
+from pipeline.config.runs import open_run, to_plain_dict
 from pipeline.core.files import write_atomically
 from pipeline.core.progress import show_epochs
 from pipeline.loading.selection import rows_of_split
@@ -102,7 +103,7 @@ def _announce(config: TeachConfig, store: Store) -> None:
     """Log what this call will train, and on what."""
     teaching = config.teaching
     logger.info(
-        "teacher %s %s, teaching=%s, from %s weights: %s records of split %s in %s, trainer.epochs=%d, into %s",
+        "teacher %s %s, teaching=%s, from %s weights: %s records of split %s in %s, trainer.epochs=%d, into runs/%s",
         config.teacher.kind,
         config.teacher.name,
         teaching.kind,
@@ -116,8 +117,18 @@ def _announce(config: TeachConfig, store: Store) -> None:
 
 
 def _next_command(config: TeachConfig, weights: str) -> str:
-    words = f"store.path={config.store.path} teacher={config.teacher.kind} teacher.name={config.teacher.name}"
-    return f"permafrost precompute {words} teacher.weights={weights}"
+    chosen = replace(config.teacher, weights=weights)
+    if config.teaching.augment.size is not None and chosen.input_size is None:
+        chosen = replace(chosen, input_size=config.teaching.augment.size)
+    defaults = plain_defaults(type(chosen))
+    words = [
+        f"teacher.{name}={value}"
+        for name, value in to_plain_dict(chosen).items()
+        if name != "kind" and (name == "name" or value != defaults[name])
+    ]
+    return " ".join(
+        [f"permafrost precompute store.path={config.store.path} teacher={chosen.kind}", *words]
+    )
 
 
 if __name__ == "__main__":

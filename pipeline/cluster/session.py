@@ -97,7 +97,7 @@ def _start(config: LocalClusterConfig, cpus: float) -> None:
 
     for attempt in range(1, _STARTS + 1):
         logger.info(
-            "starting Ray on this machine, which takes 5 to 60 seconds; the next lines are those of the work ..."
+            "starting Ray on this machine, which takes 5 to 60 seconds ..."
             if attempt == 1
             else "starting Ray once more ..."
         )

@@ -70,7 +70,7 @@ def show_epochs(title: str, epochs: int) -> Iterator[Callable[[int, str], None]]
     with progress(title, total=epochs, unit="epoch") as bar:
 
         def on_epoch(epoch: int, line: str) -> None:
+            bar.set_postfix_str(line, refresh=False)
             bar.update(1)
-            bar.set_postfix_str(line)
 
         yield on_epoch

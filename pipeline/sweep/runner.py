@@ -37,8 +37,9 @@ class StudentRunner:
         with progress("sweep", total=total, unit="epoch") as bar:
 
             def show(name: str, line: str) -> None:
+                state = f"{finished}/{len(missing)} students; {Path(name).name} {line}"
+                bar.set_postfix_str(state, refresh=False)
                 bar.update(1)
-                bar.set_postfix_str(f"{finished}/{len(missing)} students; {Path(name).name} {line}")
 
             tasks = [self.build_task(run) for run in missing.values()]
             for outcome in self.run_tasks(tasks, show):
