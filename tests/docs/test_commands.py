@@ -14,6 +14,7 @@ from pipeline.models.providers import build_model
 from tests.support.commands import UnknownCommandError, check, lines_of, verb_and_words
 from tests.support.pages import PAGES, blocks_of
 from tests.support.paths import ROOT
+from tests.support.runs import save_student
 
 PLUG_IN = "a module of your own"
 """Mark of the blocks whose options exist with a plug-in only; tests/config/test_plugins.py uses that plug-in."""
@@ -72,12 +73,19 @@ def test_every_python_block_is_executed():
     blocks = [block.page.name for page in PAGES for block in blocks_of(page, "python")]
 
     assert sorted(blocks) == [
-        *("datasets.md", "datasets.md", "own-loop.md", "plug-ins.md", "store-format.md")
+        *(
+            "datasets.md",
+            "datasets.md",
+            "own-loop.md",
+            "own-loop.md",
+            "plug-ins.md",
+            "store-format.md",
+        )
     ]
 
 
 def test_the_loop_of_the_page_learns_maps_and_logits(frozen):
-    (block,) = blocks_of(ROOT / "docs/howto/own-loop.md", "python")
+    block, _ = blocks_of(ROOT / "docs/howto/own-loop.md", "python")
     (teacher,) = frozen.store.open_passes()
     values = {"store": frozen.store.path, "name": teacher.name}
     losses = []
@@ -90,6 +98,15 @@ def test_the_loop_of_the_page_learns_maps_and_logits(frozen):
     assert len(losses) > 3
     assert np.isfinite(losses).all()
     assert losses[-1] < losses[0]
+
+
+def test_a_student_is_loaded_as_the_page_says(frozen):
+    _, block = blocks_of(ROOT / "docs/howto/own-loop.md", "python")
+    values = {"torch": torch, "student": str(save_student(frozen, "student"))}
+
+    exec(block.code, values)
+
+    assert values["predicted"].shape == (4,)
 
 
 @pytest.mark.parametrize(
