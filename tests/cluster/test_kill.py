@@ -269,6 +269,22 @@ def test_ctrl_c_on_ray_is_one_clear_line_and_the_next_run_goes_on(world):
     assert_same_store(world, "ctrl-c")
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_raylet_that_is_killed_is_named_and_the_next_run_goes_on(world):
+    process = start_precompute(world, "raylet", executor="ray")
+    wait_until(lambda: receipts(world / "raylet"), process, seconds=200)
+    (raylet,) = [pid for pid in descendants(process.pid) if "/raylet/raylet " in title(pid)]
+    os.kill(raylet, signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+
+    assert process.returncode == 1
+    assert f"Ray's raylet (process {raylet}) ended with status -9" in errors
+    assert "The same command resumes where it stopped" in errors
+    run(world, "raylet")
+    assert_same_store(world, "raylet")
+
+
 def lose(node):
     """Kill a node and all its processes at once, as a power cut does."""
     below = descendants(node.pid)
