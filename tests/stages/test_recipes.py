@@ -51,9 +51,9 @@ def header(recipe: str) -> str:
 
 
 def commands(recipe: str) -> list[list[str]]:
-    """Words after `python -m` of each command in a recipe's header."""
+    """Words after `permafrost` of each command in a recipe's header."""
     joined = re.sub(r" \\\n# +", " ", header(recipe))
-    return [shlex.split(line) for line in re.findall(r"^#   python -m (.*)$", joined, re.M)]
+    return [shlex.split(line) for line in re.findall(r"^#   permafrost (.*)$", joined, re.M)]
 
 
 # ---- commands and options ------------------------------------------------------------------------
@@ -65,8 +65,7 @@ def test_every_command_of_a_recipe_composes(recipe):
     typed = commands(recipe)
 
     assert typed
-    for stage, *words in typed:
-        verb = stage.removeprefix("stages.")
+    for verb, *words in typed:
         build_verb_config(verb, composed_of(verb, *words))
 
 
