@@ -51,30 +51,7 @@ def main(
     )
     try:
         load_plugins()
-        if {"-h", "--help"} & set(words):
-            asked = [w for w in words if section_of(w) in (*section_names(verb), "experiment")]
-            print(_help(verb, doc or "", asked))
-            return
-        if words[:1] == ["--cfg"]:
-            shown = words[2:]
-            values = (
-                to_plain_dict(configure(shown))
-                if configure
-                else sections(verb, compose(verb, shown))
-            )
-            print(to_yaml(values), end="")
-            return
-        started = time.monotonic()
-        if configure is not None:
-            _print_result(run(configure(words)))
-            return
-        composed = compose(verb, words)
-        _check_live_words(verb, words, composed)
-        config = place_paths(build_verb_config(verb, composed))
-        _check_teacher_words(verb, words, composed, config)
-        if "run" in composed and verb in ("precompute", "sweep", "report"):
-            save_config(RUNS / composed["run"] / f"{verb}.yaml", sections(verb, composed))
-        _print_result(run(config), time.monotonic() - started)
+        _run_words(verb, run, doc or "", configure, words)
     except ConfigError as error:
         sys.exit(_print_error(verb, error, 2))
     except UserError as error:
@@ -88,6 +65,38 @@ def main(
             f"permafrost {verb}: {how}; the same command resumes where it stopped", file=sys.stderr
         )
         sys.exit(code)
+
+
+def _run_words(
+    verb: str,
+    run: Callable[[Any], Any],
+    doc: str,
+    configure: Callable[[Sequence[str]], Any] | None,
+    words: Sequence[str],
+) -> None:
+    """Show the help or the config if the words ask for it, otherwise run the stage and print its result."""
+    if {"-h", "--help"} & set(words):
+        asked = [w for w in words if section_of(w) in (*section_names(verb), "experiment")]
+        print(_help(verb, doc, asked))
+        return
+    if words[:1] == ["--cfg"]:
+        shown = words[2:]
+        values = (
+            to_plain_dict(configure(shown)) if configure else sections(verb, compose(verb, shown))
+        )
+        print(to_yaml(values), end="")
+        return
+    started = time.monotonic()
+    if configure is not None:
+        _print_result(run(configure(words)))
+        return
+    composed = compose(verb, words)
+    _check_live_words(verb, words, composed)
+    config = place_paths(build_verb_config(verb, composed))
+    _check_teacher_words(verb, words, composed, config)
+    if "run" in composed and verb in ("precompute", "sweep", "report"):
+        save_config(RUNS / composed["run"] / f"{verb}.yaml", sections(verb, composed))
+    _print_result(run(config), time.monotonic() - started)
 
 
 def _check_live_words(verb: str, words: Sequence[str], composed: dict[str, Any]) -> None:
