@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,12 @@ from pipeline.report.columns import (
 from pipeline.report.comparison import ONE_SEED, paired_difference, seeds_in_words
 from pipeline.report.conclusions import conclusions
 from pipeline.report.passes import describe_passes
-from pipeline.report.results import load_results, load_selection, load_teacher
+from pipeline.report.results import (
+    SWEEP_NAME,
+    load_results,
+    load_selection,
+    load_teacher,
+)
 from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
@@ -76,6 +81,7 @@ def run(config: ReportConfig) -> ReportResult:
     teacher = load_teacher(config.run)
     store = Store(Path(config.store.path))
     selection = load_selection(config.run)
+    config = replace(config, report=_without_unknown_columns(config, evaluated))
     columns = columns_of(config.report.columns, evaluated) if evaluated else []
     if evaluated:
         config.report.check_paired([column.name for column in columns])
@@ -113,6 +119,22 @@ def run(config: ReportConfig) -> ReportResult:
         summary=" ".join(values.get("summary", [])),
         next=values.get("unevaluated", {}).get("command", config.report.next_command),
     )
+
+
+def _without_unknown_columns(config: ReportConfig, results: list[StudentResult]) -> ReportOptions:
+    """Return the options without the columns that a student outside a sweep does not have.
+
+    An experiment names the columns of its sweep, whose evaluators a single student may not have been given.
+    """
+    options = config.report
+    if (RUNS / config.run / SWEEP_NAME).exists() or len(results) != 1:
+        return options
+    kept = {name: s for name, s in options.columns.items() if results[0].find(s) is not None}
+    if missing := [source for name, source in options.columns.items() if name not in kept]:
+        logger.info("without the columns %s, which were not evaluated", ", ".join(missing))
+    is_missing = options.paired_column in options.columns and options.paired_column not in kept
+    paired = None if is_missing else options.paired_column
+    return replace(options, columns=kept, paired_column=paired)
 
 
 def _student_values(

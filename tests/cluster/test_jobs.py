@@ -14,6 +14,7 @@ from tests.support.ray_nodes import RAY, node_environment, ray_nodes
 from tests.support.trees import tree_bytes
 
 PRECOMPUTE = [
+    "data=demo",
     *("data.image_size=16", "data.min_digit_size=8", "data.max_digit_size=12"),
     *("data.test_digits=10", "data.train_digits=40", "data.teacher_digits=12"),
     *("data.teacher_placements=1", "data.test_placements=1", "store.shard_size=16"),

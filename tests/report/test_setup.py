@@ -25,7 +25,7 @@ from pipeline.report.results import load_results
 from pipeline.report.stored_bytes import bytes_by_arm, bytes_plot
 from pipeline.report.training_facts import describe_augmentation, describe_data, training_facts
 from stages import distill, evaluate, report
-from tests.support.runs import PAD_CROP, distill_config, evaluate_config
+from tests.support.runs import PAD_CROP, distill_config, evaluate_config, save_student
 
 
 def report_of(frozen, run, **options):
@@ -187,6 +187,20 @@ def test_a_student_that_was_distilled_alone_is_reported(frozen):
     html = Path(after.html).read_text()
     assert "Not evaluated yet" not in html
     assert '<tr data-method="alone">' in html
+
+
+def test_a_student_alone_is_shown_without_the_columns_that_it_was_not_evaluated_for(frozen, caplog):
+    save_student(frozen, "alone")
+    evaluate.run(evaluate_config(frozen, run="alone", splits=("test",)))
+    columns = {"right": "test.accuracy", "energy": "all.gradient_alignment.mask_energy"}
+
+    with caplog.at_level("INFO"):
+        found = report_of(frozen, "alone", columns=columns, paired_column="energy")
+
+    (row,) = json.loads(Path(found.json).read_text())["runs"]
+    assert "right" in row
+    assert "energy" not in row
+    assert "without the columns all.gradient_alignment.mask_energy" in caplog.text
 
 
 def test_a_student_without_results_has_a_page_that_says_how_to_get_them(frozen):
