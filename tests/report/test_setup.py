@@ -25,7 +25,7 @@ from pipeline.report.results import load_results
 from pipeline.report.stored_bytes import bytes_by_arm, bytes_plot
 from pipeline.report.training_facts import describe_augmentation, describe_data, training_facts
 from stages import distill, evaluate, report
-from tests.support.runs import PAD_CROP, distill_config, evaluate_config, save_student
+from tests.support.runs import PAD_CROP, distill_config, evaluate_config
 
 
 def report_of(frozen, run, **options):
@@ -190,7 +190,7 @@ def test_a_student_that_was_distilled_alone_is_reported(frozen):
 
 
 def test_a_student_alone_is_shown_without_the_columns_that_it_was_not_evaluated_for(frozen, caplog):
-    save_student(frozen, "alone")
+    distill.run(distill_config(frozen, run="alone"), on_epoch=lambda epoch, line: None)
     evaluate.run(evaluate_config(frozen, run="alone", splits=("test",)))
     columns = {"right": "test.accuracy", "energy": "all.gradient_alignment.mask_energy"}
 
