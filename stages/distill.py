@@ -27,6 +27,7 @@ from pipeline.core.progress import show_epochs
 from pipeline.loading.selection import select_training_rows
 from pipeline.models.resolve import resolve_distill
 from pipeline.models.saved import is_finished
+from pipeline.report.commands import evaluate_command
 from pipeline.store.reader import Store
 from pipeline.training.distill_job import Distillation, fingerprint_inputs, open_passes
 
@@ -59,7 +60,8 @@ def run(config: DistillConfig, on_epoch: Callable[[int, str], None] | None = Non
     folder = open_run("distill", config.run, config, inputs)
     if is_finished(folder):
         logger.info("%s is finished", folder)
-        return DistillResult(student=str(folder), trained_epochs=0, next=_next_command(config))
+        command = evaluate_command(config.run, store, folder)
+        return DistillResult(student=str(folder), trained_epochs=0, next=command)
     job = Distillation(config=with_absolute_paths(config), folder=folder.absolute())
     if on_epoch is not None:  # a student of a sweep, which has its own progress
         epochs = run_training(job, config.cluster, on_epoch).epochs
@@ -72,7 +74,7 @@ def run(config: DistillConfig, on_epoch: Callable[[int, str], None] | None = Non
         trained_epochs=progress.epochs,
         last_epoch=progress.last_line,
         records_per_second=progress.rate(folder),
-        next=_next_command(config),
+        next=evaluate_command(config.run, store, folder),
     )
 
 
@@ -96,10 +98,6 @@ def _announce(config: DistillConfig, store: Store) -> None:
         config.trainer.epochs,
         config.run,
     )
-
-
-def _next_command(config: DistillConfig) -> str:
-    return f"permafrost evaluate store.path={config.store.path} run={config.run}"
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ class EpochOrder:
 
         shard_of_record  [n]: the shard of each position of the selection
         """
-        self.by_shard = [
-            np.flatnonzero(shard_of_record == shard) for shard in np.unique(shard_of_record)
-        ]
+        by_shard = np.argsort(shard_of_record, kind="stable")
+        _, starts = np.unique(shard_of_record[by_shard], return_index=True)
+        self.by_shard = np.split(by_shard, starts[1:])
         self.seed = seed
         self.window = window
 

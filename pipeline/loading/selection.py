@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.config.store import SubsetOptions
@@ -20,10 +21,9 @@ HOLDOUT = "holdout"
 
 def rows_of_split(index: pa.Table, split: str) -> NDArray[np.int64]:
     """Rows of the index that belong to `split`, in the index's order."""
-    splits = np.asarray(index["split"].to_pylist())
-    rows = np.flatnonzero(splits == split)
+    rows: NDArray[np.int64] = np.flatnonzero(pc.equal(index["split"], split).to_numpy())
     if len(rows) == 0:
-        known = ", ".join(sorted(set(splits.tolist())))
+        known = ", ".join(sorted(pc.unique(index["split"]).to_pylist()))
         hint = "name one of them"
         if split == "test":
             hint += " (evaluate.splits=), or pack the data with data.test_fraction=0.1, which makes a split test"

@@ -39,7 +39,7 @@ def evaluate_command(run: str, store: Store, folder: Path) -> str:
 
     folder  folder of the trained student
     """
-    splits = set(store.index["split"].to_pylist())
+    splits = {shard.split for shard in store.manifest.shards}
     if read_description(folder).subset.holdout:
         splits.add(HOLDOUT)
     chosen = next((split for split in _EVALUATED_SPLITS if split in splits), min(splits))

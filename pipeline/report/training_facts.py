@@ -101,8 +101,10 @@ def training_facts(results: Sequence[StudentResult], store: Store) -> TrainingFa
 
 def describe_data(store: Store) -> dict[str, str]:
     """Describe the records of a store: number, classes, splits and size."""
-    splits = Counter(store.index["split"].to_pylist())
     manifest = store.manifest
+    splits: Counter[str] = Counter()
+    for shard in manifest.shards:
+        splits[shard.split] += shard.records
     records = sum(splits.values())
     size = "x".join(map(str, reversed(store.size)))
     kind = f"{store.size[1]} columns" if store.is_table else f"frame of {size} pixels"
