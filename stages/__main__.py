@@ -18,13 +18,17 @@ VERBS = ("precompute", "teach", "verify", "distill", "evaluate", "sweep", "repor
 def main() -> None:
     """Run the stage that the first word names. Exit codes are those of the stage, and 2 for an unknown verb."""
     verb, *words = sys.argv[1:] or ["--help"]
-    if verb in ("-h", "--help"):
+    if verb in ("-h", "--help", "help"):
         print(overview())
     elif verb == "--version":
         print(f"permafrost {__version__}")
     elif verb in VERBS:
         sys.argv = [f"permafrost {verb}", *words]
-        runpy.run_path(str(_FOLDER / f"{verb}.py"), run_name="__main__")
+        try:
+            runpy.run_path(str(_FOLDER / f"{verb}.py"), run_name="__main__")
+        except KeyboardInterrupt:  # while the stage is imported; later it ends by itself
+            print(f"permafrost {verb}: interrupted", file=sys.stderr)
+            sys.exit(130)
     else:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
@@ -40,7 +44,7 @@ def overview() -> str:
     lines = [f"  {verb:<11} {_summary(verb)}" for verb in VERBS]
     return "\n".join(
         [
-            "Run the teachers once, distil many students.\n",
+            "Run the teachers once, distill many students.\n",
             "  permafrost <verb> [key=value ...]\n",
             *lines,
             "\npermafrost <verb> --help explains a verb and lists its options with their values.",

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from pipeline.cli import main
 from pipeline.cluster.executors import run_training
 from pipeline.config.paths import with_absolute_paths
-from pipeline.config.runs import open_run
+from pipeline.config.runs import CHECKPOINT_NAME, CONTINUED, open_run
 from pipeline.core.progress import show_epochs
 from pipeline.loading.selection import select_training_rows
 from pipeline.models.resolve import resolve_distill
@@ -66,7 +66,7 @@ def run(config: DistillConfig, on_epoch: Callable[[int, str], None] | None = Non
     if on_epoch is not None:  # a student of a sweep, which has its own progress
         epochs = run_training(job, config.cluster, on_epoch).epochs
         return DistillResult(student=str(folder), trained_epochs=epochs)
-    _announce(config, store)
+    _announce(config, store, folder)
     with show_epochs("distill", config.trainer.epochs) as show:
         progress = run_training(job, config.cluster, show)
     return DistillResult(
@@ -78,7 +78,7 @@ def run(config: DistillConfig, on_epoch: Callable[[int, str], None] | None = Non
     )
 
 
-def _announce(config: DistillConfig, store: Store) -> None:
+def _announce(config: DistillConfig, store: Store, folder: Path) -> None:
     """Log what this call will train, and on what."""
     passes = open_passes(config, store)
     if config.mode == "live":
@@ -87,7 +87,7 @@ def _announce(config: DistillConfig, store: Store) -> None:
         teacher = f"{config.mode} targets of {', '.join(p.name for p in passes)}"
     rows = select_training_rows(store.index, config.split, config.subset)
     logger.info(
-        "student %s %s, method=%s, %s: %s records of split %s in %s, trainer.epochs=%d, into runs/%s",
+        "student %s %s, method=%s, %s: %s records of split %s in %s, trainer.epochs=%d, into %s%s",
         config.student.kind,
         config.student.name,
         config.method.kind,
@@ -96,7 +96,8 @@ def _announce(config: DistillConfig, store: Store) -> None:
         config.split,
         config.store.path,
         config.trainer.epochs,
-        config.run,
+        folder,
+        CONTINUED if (folder / CHECKPOINT_NAME).exists() else "",
     )
 
 

@@ -25,6 +25,7 @@ from pipeline.config.models import NoModelConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.progress import say_if_slow
 from pipeline.models.resolve import resolve_precompute
+from pipeline.report.commands import distill_command, teach_command
 from pipeline.sources.build import build_source, plan_source
 from pipeline.store.lock import lock_folder
 from pipeline.store.manifest import MANIFEST_NAME
@@ -42,6 +43,8 @@ class PrecomputeResult:
     """Amount of work of this call, zero if nothing was missing."""
 
     store: str
+    frame: str
+    """Size of the canonical frame in pixels, or number of columns."""
     packed_records: int
     teacher_records: int
     """Number of forward passes, where a record counts once for each of its views."""
@@ -75,12 +78,18 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
     done = packed + annotated
     return PrecomputeResult(
         store=config.store.path,
+        frame=_frame(Store(path)),
         packed_records=packed,
         teacher_records=annotated,
         passes=", ".join(passes),
         records_per_second=f"{done / (time.monotonic() - started):,.0f}" if done else "",
-        next=_next_command(config),
+        next=_next_command(config, path),
     )
+
+
+def _frame(store: Store) -> str:
+    height, width = store.size
+    return f"{width} columns" if store.is_table else f"{width}x{height} (store.image_size)"
 
 
 def _check_has_records(config: PrecomputeConfig, path: Path) -> None:
@@ -115,10 +124,12 @@ def _announce(config: PrecomputeConfig, plan: PackPlan | None, records: int, exe
     )
 
 
-def _next_command(config: PrecomputeConfig) -> str:
+def _next_command(config: PrecomputeConfig, path: Path) -> str:
+    store = Store(path)
+    store.path = Path(config.store.path)  # as it was typed
     if isinstance(config.teacher, NoModelConfig):
-        return f"permafrost teach store.path={config.store.path} run=my-teacher"
-    return f"permafrost distill store.path={config.store.path} run=my-student"
+        return teach_command(store, "my-teacher")
+    return distill_command(store, "my-student")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose, section_of, sections
 from pipeline.config.paths import require_shared_paths
 from pipeline.config.verbs import VERBS, RenderConfig
+from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_atomically
 
 if TYPE_CHECKING:
@@ -56,6 +57,13 @@ def run(config: RenderConfig) -> RenderResult:
 
 def configure(words: Sequence[str]) -> RenderConfig:
     """Build the config from command-line words. Raises ConfigError also for options that the job's stage rejects."""
+    verbs = [verb for verb in VERBS if verb != "render"]
+    for word in words:
+        name, _, value = word.partition("=")
+        if name == "verb" and value not in verbs:
+            raise ConfigError(f"verb={value} does not exist; choose one of: {', '.join(verbs)}")
+    if not any(word.startswith("cluster=") for word in words):
+        words = ["cluster=kuberay", *words]  # the only one that a manifest can describe
     shared = [word for word in words if section_of(word) in ("cluster", "experiment")]
     own = [word for word in words if section_of(word) in _OWN_SECTIONS]
     values = sections("render", compose("render", [*own, *shared]))

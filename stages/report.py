@@ -66,10 +66,10 @@ class ReportResult:
 
 def run(config: ReportConfig) -> ReportResult:
     """Write the files from finished runs, without training or evaluating anything."""
-    from pipeline.report.csv_file import student_csv
+    results = load_results(config.run, config.report.runs)
+    from pipeline.report.csv_file import student_csv  # these import torch and matplotlib
     from pipeline.report.page import Page, render_page
 
-    results = load_results(config.run, config.report.runs)
     evaluated = [result for result in results if result.metrics]
     logger.info(
         "report of %s and of run %s: %d students, %d of them evaluated",

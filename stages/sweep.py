@@ -86,7 +86,7 @@ def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
     missing = sum(not student.final_run().is_done for student in students)
     executor = choose_task_runner(config.executor, config.cluster, missing, config.parallel)
     logger.info(
-        "%d students (%d arms, %d seeds) from %s, of which %d are finished; executor=%s%s",
+        "%d students (arms: %d, seeds: %d) from %s, of which %d are finished; executor=%s%s",
         len(students),
         len(config.arms),
         len(config.seeds),

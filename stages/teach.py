@@ -28,7 +28,7 @@ from pipeline.cluster.executors import TrainingProgress, run_training
 from pipeline.config.models import is_published
 from pipeline.config.options import plain_defaults
 from pipeline.config.paths import with_absolute_paths
-from pipeline.config.runs import open_run, to_plain_dict
+from pipeline.config.runs import CHECKPOINT_NAME, CONTINUED, open_run, to_plain_dict
 from pipeline.core.files import write_atomically
 from pipeline.core.progress import show_epochs
 from pipeline.loading.selection import rows_of_split
@@ -71,7 +71,7 @@ def run(config: TeachConfig) -> TeachResult:
     check_splits(config, store)
     progress = TrainingProgress()
     if not is_finished(folder):
-        _announce(config, store)
+        _announce(config, store, folder)
         job = Teaching(config=with_absolute_paths(config), folder=folder.absolute())
         with show_epochs("teach", config.teaching.trainer.epochs) as show:
             progress = run_training(job, config.cluster, show)
@@ -85,7 +85,7 @@ def run(config: TeachConfig) -> TeachResult:
         write_atomically(metrics_path, json.dumps({"splits": splits}, indent=1).encode())
     splits = json.loads(metrics_path.read_text())["splits"]
     accuracy, f1 = (
-        {split: metrics[name] for split, metrics in splits.items() if name in metrics}
+        {split: round(metrics[name], 4) for split, metrics in splits.items() if name in metrics}
         for name in ("accuracy", "f1")
     )
     weights = str(folder / MODEL_NAME)
@@ -99,11 +99,11 @@ def run(config: TeachConfig) -> TeachResult:
     )
 
 
-def _announce(config: TeachConfig, store: Store) -> None:
+def _announce(config: TeachConfig, store: Store, folder: Path) -> None:
     """Log what this call will train, and on what."""
     teaching = config.teaching
     logger.info(
-        "teacher %s %s, teaching=%s, from %s weights: %s records of split %s in %s, trainer.epochs=%d, into runs/%s",
+        "teacher %s %s, teaching=%s, from %s weights: %s records of split %s in %s, trainer.epochs=%d, into %s%s",
         config.teacher.kind,
         config.teacher.name,
         teaching.kind,
@@ -112,7 +112,8 @@ def _announce(config: TeachConfig, store: Store) -> None:
         teaching.split,
         config.store.path,
         teaching.trainer.epochs,
-        config.run,
+        folder,
+        CONTINUED if (folder / CHECKPOINT_NAME).exists() else "",
     )
 
 
@@ -126,6 +127,9 @@ def _next_command(config: TeachConfig, weights: str) -> str:
         for name, value in to_plain_dict(chosen).items()
         if name != "kind" and (name == "name" or value != defaults[name])
     ]
+    if Store(Path(config.store.path)).is_table:
+        payloads = "logits,superfeature_logits" if chosen.kind == "additive" else "logits"
+        words.append(f"annotate.payloads=[{payloads}]")
     return " ".join(
         [f"permafrost precompute store.path={config.store.path} teacher={chosen.kind}", *words]
     )

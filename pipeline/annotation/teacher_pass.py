@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline.config.models import ModelConfig, NoModelConfig
 from pipeline.config.runs import RUNS, save_cost
 from pipeline.config.verbs import PrecomputeConfig
 from pipeline.config.version import __version__
+from pipeline.core.errors import shorten
 from pipeline.core.files import SHORT, remove_partial_files
 from pipeline.core.tasks import MapShards, run_shards
 from pipeline.models.additive.network import network_partition
@@ -25,6 +27,7 @@ from pipeline.models.additive.partition import Partition
 from pipeline.models.explainers.classes import resolve_explainer
 from pipeline.models.fingerprint import describe_teacher
 from pipeline.models.providers import build_model
+from pipeline.models.saved import DESCRIPTION_NAME
 from pipeline.sources.keys import escape_key
 from pipeline.store.backends import BACKENDS
 from pipeline.store.manifest import ShardEntry
@@ -96,6 +99,7 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
     assert not isinstance(config.teacher, NoModelConfig)
     num_classes = len(store.manifest.classes)
     explainer = resolve_explainer(config.explainer, store, config.teacher.classes or num_classes)
+    _warn_of_other_classes(config.teacher, store)
     description = describe_pass(
         store.manifest,
         describe_teacher(config.teacher, num_classes, config.annotate.precision),
@@ -172,6 +176,21 @@ def annotate_pass(plan: PassPlan, config: PrecomputeConfig, map_shards: MapShard
         _made_with(plan.teacher),
     )
     return annotated * plan.num_views
+
+
+def _warn_of_other_classes(teacher: ModelConfig, store: Store) -> None:
+    """Log a warning if the weights are those of a network that was trained here on other classes."""
+    path = Path(str(teacher.weights)).parent / DESCRIPTION_NAME
+    if teacher.classes is not None or not path.is_file():
+        return
+    classes = json.loads(path.read_text()).get("classes") or list(store.manifest.classes)
+    if tuple(classes) != store.manifest.classes:
+        logger.warning(
+            "the teacher was trained on the classes %s, but the store has %s; output k is taken for the k-th class of "
+            "the store",
+            shorten(classes, 5),
+            shorten(store.manifest.classes, 5),
+        )
 
 
 def _made_with(teacher: ModelConfig) -> dict[str, str]:

@@ -125,14 +125,33 @@ def _apply(composed: DictConfig, overrides: list[str]) -> bool:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    parser = OverridesParser.create()
     try:
-        for override in OverridesParser.create().parse_overrides(overrides):
-            if override.is_sweep_override():
-                return False
-            OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
+        for word in overrides:
+            try:
+                override = parser.parse_override(word)
+                if override.is_sweep_override():
+                    return False
+                key, value = override.key_or_group, override.value()
+            except HydraException:
+                key, value = word.partition("=")[0], _flow_of(word)
+            OmegaConf.update(composed, key, value, merge=True)
     except (HydraException, OmegaConfBaseException):
         return False
     return True
+
+
+def _flow_of(word: str) -> list[Any] | dict[str, Any]:
+    """Read a list or mapping as YAML, with characters outside Hydra's grammar. Raises HydraException otherwise."""
+    from hydra.errors import HydraException
+
+    try:
+        value = yaml.safe_load(word.partition("=")[2])
+    except yaml.YAMLError as error:
+        raise HydraException(str(error)) from error
+    if not isinstance(value, (list, dict)):
+        raise HydraException(f"{word} is neither a list nor a mapping")
+    return value
 
 
 def _register_defaults(overrides: Sequence[str]) -> None:

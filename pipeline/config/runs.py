@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 _RESULTS = ("checkpoint.pt", "model.json", "metrics.json")
 CONFIG_NAME = "config.yaml"
+CHECKPOINT_NAME = "checkpoint.pt"
+CONTINUED = ", from its checkpoint"
+"""Words of the first line of a training that was interrupted."""
 COST_NAME = "cost.json"
 
 
@@ -38,9 +41,13 @@ def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> Pa
         existing = identity(yaml.safe_load(path.read_text()), type(config))
         wanted = identity(values, type(config))
         if existing != wanted:
+            way_out = "choose another run=, or delete that folder"
+            if verb.startswith("evaluate"):
+                way_out = (
+                    "delete that folder to evaluate again (the student is in another one and stays)"
+                )
             raise ConfigError(
-                f"{folder} contains a run with {_first_difference(existing, wanted)}; "
-                "choose another run=, or delete that folder"
+                f"{folder} contains a run with {_first_difference(existing, wanted)}; {way_out}"
             )
     else:
         save_config(path, values)

@@ -1,5 +1,7 @@
 """Base classes of the errors that a user can fix, and checks of option values."""
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """Error that a user can fix. Its message names the problem, its location and the remedy.
@@ -14,6 +16,12 @@ class RecordError(UserError, ValueError):
 
 class ConfigError(UserError, ValueError):
     """Invalid value of an option. The message names the option, its value and the remedy."""
+
+
+def shorten(names: Sequence[str], most: int = 10) -> str:
+    """List up to `most` names for a message."""
+    shown = ", ".join(repr(name) for name in names[:most])
+    return f"{shown}, ..." if len(names) > most else shown
 
 
 def require(condition: bool, message: str) -> None:

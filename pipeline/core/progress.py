@@ -1,4 +1,4 @@
-"""Progress: a tqdm bar on a terminal, a log line at most every 30 seconds elsewhere."""
+"""Progress: a tqdm bar on a terminal, a log line at most every 10 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("permafrost.progress")
 
-SECONDS_PER_LINE = 30.0
+SECONDS_PER_LINE = 10.0
 
 
 class ProgressLines:
-    """Stand-in for a tqdm bar on outputs that are not terminals: at most one log line every 30 seconds."""
+    """Stand-in for a tqdm bar on outputs that are not terminals: at most one log line every 10 seconds."""
 
     def __init__(self, title: str, total: int, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit

@@ -65,7 +65,12 @@ def load_weights(model: Classifier, path: Path, *, new_outputs: int | None = Non
     ]
     if problems:
         name = type(model.network).__name__
-        raise WeightsError(f"{path} does not fit {name}; " + "; ".join(problems))
+        raise WeightsError(
+            f"{path} does not fit {name}; "
+            + "; ".join(problems)
+            + ". Correct weights=, or name= and the other "
+            "options of the network (a model.json beside the weights lists them)"
+        )
     _require_values(path, state)
     # Updating keeps the layout versions in the metadata of the network's own state dict.
     expected.update(state)

@@ -34,6 +34,36 @@ _EVALUATED_SPLITS = ("test", "val", "validation", "valid", "holdout", "train")
 """Splits on which a student may be evaluated, in order of preference."""
 
 
+def teach_command(store: Store, run: str) -> str:
+    """Return a command that trains a teacher on a store: its kind of records, labels and splits."""
+    words = [f"store.path={store.path}", f"run={run}"]
+    if store.is_table:
+        words += ["teacher=additive", "teacher.name=mlp", "augment@teaching.augment=none"]
+    if store.manifest.multi_label:
+        words.append("teaching.loss=bce")
+    words += _split_words({shard.split for shard in store.manifest.shards})
+    return " ".join(["permafrost teach", *map(shlex.quote, words)])
+
+
+def distill_command(store: Store, run: str) -> str:
+    """Return a command that trains a student on the last pass of a store."""
+    words = [f"store.path={store.path}", f"run={run}"]
+    if store.is_table:
+        words += ["method=kd", "student=additive", "student.name=mlp", "augment=none"]
+    if store.manifest.multi_label:
+        words.append("method.logits=mld")
+    folders = store.pass_folders()
+    if len(folders) > 1:
+        words.append(f"store.teacher={folders[-1].name}")
+    return " ".join(["permafrost distill", *map(shlex.quote, words)])
+
+
+def _split_words(splits: set[str]) -> list[str]:
+    """Words that choose a split to evaluate, none for the default."""
+    chosen = next((split for split in _EVALUATED_SPLITS if split in splits), min(splits))
+    return [] if chosen == "test" else [f"evaluate.splits=[{chosen}]"]
+
+
 def evaluate_command(run: str, store: Store, folder: Path) -> str:
     """Return the command that evaluates a student that was not evaluated yet.
 
@@ -42,9 +72,7 @@ def evaluate_command(run: str, store: Store, folder: Path) -> str:
     splits = {shard.split for shard in store.manifest.shards}
     if read_description(folder).subset.holdout:
         splits.add(HOLDOUT)
-    chosen = next((split for split in _EVALUATED_SPLITS if split in splits), min(splits))
-    words = [f"store.path={store.path}", f"run={run}"]
-    words += [] if chosen == "test" else [f"evaluate.splits=[{chosen}]"]
+    words = [f"store.path={store.path}", f"run={run}", *_split_words(splits)]
     return " ".join(["permafrost evaluate", *map(shlex.quote, words)])
 
 

@@ -47,9 +47,15 @@ def paired_difference(
     mean, sd, interval  over the seeds; sd and interval are None for one seed
     per_seed            seed -> difference
     """
+    arms = {str(row["method"]) for row in rows}
+    known = ", ".join(sorted(arms))
+    for option, arm in (("candidate", candidate), ("baseline", baseline)):
+        if arm not in arms:
+            raise ConfigError(
+                f"report.{option}={arm} is not an arm of this run; choose one of: {known}"
+            )
     per_seed = differences(rows, candidate, baseline, column)
     if not per_seed:
-        known = ", ".join(sorted({str(row["method"]) for row in rows}))
         raise ConfigError(
             f"report.candidate={candidate} and report.baseline={baseline} share no seed; choose two of: {known}"
         )

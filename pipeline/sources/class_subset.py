@@ -6,7 +6,7 @@ import difflib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.core.errors import ConfigError, require
+from pipeline.core.errors import ConfigError, require, shorten
 
 if TYPE_CHECKING:
     from pipeline.core.records import Content, Record, Source
@@ -21,8 +21,8 @@ class ClassSubset:
                 close = difflib.get_close_matches(name, source.classes, n=1)
                 hint = f" (did you mean {close[0]}?)" if close else ""
                 raise ConfigError(
-                    f"data.only_classes: the data have no class {name}{hint}; they have {len(source.classes)}: "
-                    f"{', '.join(source.classes[:10])}, ..."
+                    f"data.only_classes: there is no class {name!r}{hint} among the {len(source.classes)} of the "
+                    f"data: {shorten(source.classes)}"
                 )
         self.source = source
         self.classes = classes

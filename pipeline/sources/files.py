@@ -41,6 +41,11 @@ def sub_folders(folder: Path) -> list[str]:
     return sorted(e.name for e in _scan(folder) if e.is_dir() and not e.name.startswith("."))
 
 
+def hidden_folders(folder: Path) -> list[str]:
+    """Return the sorted names of the folders in `folder` that begin with a dot and are left out."""
+    return sorted(e.name for e in _scan(folder) if e.is_dir() and e.name.startswith("."))
+
+
 def first_image(folder: Path) -> str | None:
     """Return the name of an image directly in `folder`, or None."""
     images = (e.name for e in _scan(folder) if is_image_name(e.name) and e.is_file())

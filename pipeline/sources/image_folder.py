@@ -6,6 +6,7 @@ folder and store can be compared name by name.
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +14,21 @@ from typing import TYPE_CHECKING
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Content, Record
 from pipeline.sources.classes import load_class_names
-from pipeline.sources.files import first_image, image_suffix, iter_images, read_file, sub_folders
+from pipeline.sources.files import (
+    first_image,
+    hidden_folders,
+    image_suffix,
+    iter_images,
+    read_file,
+    sub_folders,
+)
 from pipeline.sources.keys import escape_key
 from pipeline.sources.splits import TRAIN, is_split_name, split_off_test
 
 if TYPE_CHECKING:
     from pipeline.config.data import ImageFolderDataConfig
+
+logger = logging.getLogger("permafrost.precompute")
 
 SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "test"})
 
@@ -69,7 +79,20 @@ class ImageFolderSource:
                 f"data.path={self.config.path} has class folders but no images in them; "
                 "expected <path>/<class>/<image> or <path>/<split>/<class>/<image>"
             )
+        self._warn_of_absent_classes(records)
         return split_off_test(records, self.config.test_fraction)
+
+    def _warn_of_absent_classes(self, records: list[Record]) -> None:
+        """Name the classes without images, and the folders that are left out because they begin with a dot."""
+        found = {record.label for record in records}
+        empty = [name for label, name in enumerate(self.classes) if label not in found]
+        if empty:
+            logger.warning("classes without images: %s", ", ".join(empty[:10]))
+        hidden = [
+            _join(f, name) for f in self._split_folders() for name in hidden_folders(self._root / f)
+        ]
+        if hidden:
+            logger.warning("folders that begin with a dot are left out: %s", ", ".join(hidden[:10]))
 
     def read(self, record: Record) -> Content:
         """Return the file unchanged."""

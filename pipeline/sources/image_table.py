@@ -60,7 +60,11 @@ class ImageTableSource:
     def __init__(self, config: ImageTableDataConfig) -> None:
         self.config = config
         self._table = Path(config.path).absolute()
-        self._root = self._table.parent if config.root is None else Path(config.root).absolute()
+        self._root = (
+            self._table.parent
+            if config.root is None
+            else Path(os.path.normpath(Path(config.root).absolute()))
+        )
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -316,7 +320,8 @@ class _Files:
             more = len(self._missing) - NAMED_MISSING_FILES
             raise ConfigError(
                 f"{len(self._missing)} files in the table are not in {self._root}: {named}"
-                f"{f'; and {more} more' if more > 0 else ''}; correct data.root or the table"
+                f"{f'; and {more} more' if more > 0 else ''}; correct data.root or the table "
+                "(data.on_error=skip is for images that cannot be decoded)"
             )
 
     def _relative(self, row: Row, column: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.errors import shorten
 from pipeline.core.files import remove_partial_files, sha256_file, sha256_keys
 from pipeline.store.entries import EntryError, from_dict
 from pipeline.store.index import (
@@ -243,8 +244,8 @@ def _check_published(
     manifest = read_store_manifest(store)
     if manifest.classes != classes:
         raise StoreMismatchError(
-            f"{store} contains {len(manifest.classes)} classes ({', '.join(manifest.classes[:3])}, ...), but the "
-            f"data options describe {len(classes)} ({', '.join(classes[:3])}, ...); {_OTHER_DATA}"
+            f"{store} contains {len(manifest.classes)} classes ({shorten(manifest.classes, 3)}), but the data options "
+            f"describe {len(classes)} ({shorten(classes, 3)}); {_OTHER_DATA}"
         )
     if manifest.dataset != dataset:
         raise StoreMismatchError(

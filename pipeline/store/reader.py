@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +38,6 @@ from pipeline.store.manifest import (
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
-    from pathlib import Path
 
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -50,9 +50,9 @@ TEACHERS_FOLDER = "teachers"
 class Store:
     """Images, their index and the teacher passes over them."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.manifest: StoreManifest = read_store_manifest(path)
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest: StoreManifest = read_store_manifest(self.path)
 
     @cached_property
     def index(self) -> pa.Table:

@@ -15,6 +15,7 @@ from pipeline.core.errors import ConfigError, require
 from pipeline.core.files import sha256_json
 from pipeline.evaluation.baselines import named_baselines, with_baselines
 from pipeline.evaluation.inputs import open_evaluation_store
+from pipeline.loading.selection import HOLDOUT
 from pipeline.models.resolve import resolve_distill
 from pipeline.store.reader import Store
 from pipeline.sweep.select import check_selection
@@ -57,6 +58,7 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
                 "model=teacher is not supported in a sweep; evaluate the teacher with "
                 "permafrost evaluate model=teacher",
             )
+            _check_splits(evaluate)
             if config.select is not None:
                 check_selection(config.select, trained, evaluate)
             planned.append((arm, point, trained, evaluate, _fingerprints(trained, evaluate)))
@@ -78,6 +80,18 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
             f"{point_label(student.point)}; name each value once",
         )
     return [_with_baselines(student, students) for student in students]
+
+
+def _check_splits(evaluate: EvaluateConfig) -> None:
+    """Raise ConfigError if a split to evaluate is not in the store, before any student is trained."""
+    path = Path(evaluate.evaluate.store or evaluate.store.path)
+    splits = {shard.split for shard in Store(path).manifest.shards}
+    for split in evaluate.evaluate.splits:
+        require(
+            split in splits or split == HOLDOUT,
+            f"evaluate.splits names {split}, but the splits of {path} are: {', '.join(sorted(splits))}; name one of "
+            "them, or pack the data with data.test_fraction=0.1, which makes a split test",
+        )
 
 
 def _with_baselines(student: Student, students: Sequence[Student]) -> Student:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 
+from pipeline.config.runs import CHECKPOINT_NAME
 from pipeline.core.files import write_atomically
 from pipeline.training.state import Training
-
-CHECKPOINT_NAME = "checkpoint.pt"
 
 
 def save_checkpoint(training: Training, folder: Path) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from pipeline.config.runs import CHECKPOINT_NAME
 from pipeline.config.training import TrainerOptions
 from pipeline.loading.loader import TrainLoader, move_batch
 from pipeline.models.classifier import Classifier
 from pipeline.training.auxiliary_phase import pretrain_loss
-from pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint, save_checkpoint
+from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.metric_log import MetricWriter, StepLog
 from pipeline.training.optim import check_warmup, learning_rate
 from pipeline.training.state import Training

@@ -29,6 +29,11 @@ SEVERAL = [
 ]
 
 
+def test_a_verb_that_is_not_there_is_named_before_anything_else():
+    with pytest.raises(ConfigError, match=r"verb=distil does not exist; choose one of: precompute"):
+        render.configure(["verb=distil"])
+
+
 def manifest_of(tmp_path, *words):
     """Render a manifest, and return the contents of its file."""
     path = tmp_path / "job.yaml"

@@ -120,6 +120,20 @@ def test_a_class_file_gives_the_order(image_folder, tmp_path):
     assert {record.label for record in source.records()} == {0, 2}
 
 
+def test_classes_without_images_and_hidden_folders_are_named(tmp_path, caplog):
+    write_images(tmp_path, "ant/1.jpg", ".bee/1.jpg", "cat/readme.txt")
+    source = build_source(folder_config(tmp_path))
+
+    with caplog.at_level("WARNING"):
+        assert set(by_key(source)) == {"ant/1.jpg"}
+
+    assert source.classes == ("ant", "cat")
+    assert caplog.messages == [
+        "classes without images: cat",
+        "folders that begin with a dot are left out: .bee",
+    ]
+
+
 def test_only_some_classes_are_kept_in_the_order_given(tmp_path):
     write_images(tmp_path, "ant/1.jpg", "bee/1.jpg", "cat/1.jpg", "cat/2.jpg")
     source = build_source(folder_config(tmp_path, only_classes=("cat", "ant")))
@@ -136,7 +150,9 @@ def test_only_some_classes_are_kept_in_the_order_given(tmp_path):
 def test_a_class_to_keep_that_the_data_lack_is_named(image_folder):
     root, _ = image_folder
 
-    with pytest.raises(ConfigError, match=r"no class dgo \(did you mean dog\?\); they have 2: cat"):
+    with pytest.raises(
+        ConfigError, match=r"no class 'dgo' \(did you mean dog\?\) among the 2 of the data: 'cat'"
+    ):
         build_source(folder_config(root, only_classes=("dgo",)))
 
 

@@ -284,6 +284,17 @@ def test_a_path_is_taken_as_the_shell_passes_it(path):
     assert build_config("precompute", "data=image_folder", f"data.path={path}").data.path == path
 
 
+def test_lists_and_mappings_may_contain_any_letters():
+    config = build_config(
+        "precompute",
+        *("data=image_table", "data.path=x.csv", "data.split_names={train: train, prüfung: test}"),
+        "data.only_classes=[weiß,rot (2)]",
+    )
+
+    assert config.data.split_names == {"train": "train", "prüfung": "test"}
+    assert config.data.only_classes == ("weiß", "rot (2)")
+
+
 def test_numbers_in_scientific_notation_are_numbers():
     assert build_config("distill", "optimizer.lr=1e-3").optimizer.lr == 0.001
 

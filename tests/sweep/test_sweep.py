@@ -248,6 +248,7 @@ def test_an_arm_with_a_failed_student_is_not_chosen_from(frozen, evaluations, mo
             r"select must be <split>\.<metric>, as in holdout\.accuracy; got holdout",
         ),
         (["trainer.ranks=2", "executor=ray"], "trainer.ranks=2 in arm kd: .*executor=serial"),
+        (["evaluate.splits=[val]"], "evaluate.splits names val, but the splits of .*test_swapped"),
         (["parallel=0"], "parallel must be >= 1 or null, got 0"),
     ],
 )
