@@ -146,7 +146,12 @@ def _print_result(result: Any, seconds: float | None = None) -> None:
     values["seconds"] = "" if seconds is None else f"{seconds:.1f}"
     for name, value in {**values, "next": after}.items():
         if value not in ("", {}):
-            print(f"{name}: {json.dumps(value) if isinstance(value, dict) else value}")
+            print(f"{name}: {_in_line(value) if isinstance(value, dict) else value}")
+
+
+def _in_line(values: dict[str, Any]) -> str:
+    """Format numbers by name as JSON with four digits."""
+    return json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()})
 
 
 def _print_error(verb: str, error: Exception | str, code: int) -> int:

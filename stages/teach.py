@@ -85,7 +85,7 @@ def run(config: TeachConfig) -> TeachResult:
         write_atomically(metrics_path, json.dumps({"splits": splits}, indent=1).encode())
     splits = json.loads(metrics_path.read_text())["splits"]
     accuracy, f1 = (
-        {split: round(metrics[name], 4) for split, metrics in splits.items() if name in metrics}
+        {split: metrics[name] for split, metrics in splits.items() if name in metrics}
         for name in ("accuracy", "f1")
     )
     weights = str(folder / MODEL_NAME)
