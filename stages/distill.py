@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING
 from pipeline.cli import main
 from pipeline.cluster.executors import run_training
 from pipeline.config.paths import with_absolute_paths
-from pipeline.config.runs import CHECKPOINT_NAME, CONTINUED, open_run
+from pipeline.config.runs import CHECKPOINT_NAME, CONTINUED, open_run, to_plain_dict
 from pipeline.core.progress import show_epochs
-from pipeline.loading.selection import select_training_rows
 from pipeline.models.resolve import resolve_distill
 from pipeline.models.saved import is_finished
 from pipeline.report.commands import evaluate_command
@@ -85,15 +84,15 @@ def _announce(config: DistillConfig, store: Store, folder: Path) -> None:
         teacher = f"live teacher {config.teacher.name}"
     else:
         teacher = f"{config.mode} targets of {', '.join(p.name for p in passes)}"
-    rows = select_training_rows(store.index, config.split, config.subset)
+    subset = {k: v for k, v in to_plain_dict(config.subset).items() if v and k != "seed"}
     logger.info(
         "student %s %s, method=%s, %s: %s records of split %s in %s, trainer.epochs=%d, into %s%s",
         config.student.kind,
         config.student.name,
         config.method.kind,
         teacher if config.method.needs_teacher else "no teacher",
-        f"{len(rows):,}",
-        config.split,
+        f"{store.num_records(config.split):,}",
+        config.split + "".join(f", subset.{name}={value}" for name, value in subset.items()),
         config.store.path,
         config.trainer.epochs,
         folder,

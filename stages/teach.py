@@ -31,7 +31,6 @@ from pipeline.config.paths import with_absolute_paths
 from pipeline.config.runs import CHECKPOINT_NAME, CONTINUED, open_run, to_plain_dict
 from pipeline.core.files import write_atomically
 from pipeline.core.progress import show_epochs
-from pipeline.loading.selection import rows_of_split
 from pipeline.models.resolve import resolve_teach
 from pipeline.models.saved import MODEL_NAME, is_finished
 from pipeline.store.reader import Store
@@ -108,7 +107,7 @@ def _announce(config: TeachConfig, store: Store, folder: Path) -> None:
         config.teacher.name,
         teaching.kind,
         config.teacher.weights or "random",
-        f"{len(rows_of_split(store.index, teaching.split)):,}",
+        f"{store.num_records(teaching.split):,}",
         teaching.split,
         config.store.path,
         teaching.trainer.epochs,
