@@ -42,7 +42,8 @@ class FileDataConfig(DataConfig):
 
     on_error: Annotated[Literal["stop", "skip"], Role.OUTSIDE_DATASET] = "stop"
     """Treatment of an image that cannot be decoded, or of a row with values that are not finite. stop: end the
-    run. skip: list it in the store's manifest. With data=tiny_imagenet, skip also accepts images without boxes
+    run. skip: list it in the store's manifest. With data=image_table, skip also leaves out rows whose file is
+    missing, with a warning. With data=tiny_imagenet, skip also accepts images without boxes
     if their class has no file of boxes."""
     only_classes: Annotated[tuple[str, ...], Role.OUTSIDE_DATASET] = ()
     """Names of the classes to keep, in label order; empty keeps all. Images are then packed, also those of tars that

@@ -13,6 +13,7 @@ the same records. An empty cell (null, NaN) is an unknown value, as is the label
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import posixpath
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pipeline.config.data import ImageTableDataConfig
+
+logger = logging.getLogger("permafrost.precompute")
 
 NAMED_MISSING_FILES = 5
 """Number of missing files that an error names; the others are only counted."""
@@ -60,11 +63,7 @@ class ImageTableSource:
     def __init__(self, config: ImageTableDataConfig) -> None:
         self.config = config
         self._table = Path(config.path).absolute()
-        self._root = (
-            self._table.parent
-            if config.root is None
-            else Path(os.path.normpath(Path(config.root).absolute()))
-        )
+        self._root = self._table.parent if config.root is None else Path(config.root).absolute()
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -78,7 +77,8 @@ class ImageTableSource:
         records = [
             self._record(row, groups, files) for row in read_rows(self._table, self._columns())
         ]
-        files.require_all_there()
+        if missing := files.missing_paths(self.config):
+            records = [record for record in records if missing.isdisjoint(record.content[::2])]
         if not records:
             raise ConfigError(f"data.path={self._table} has no rows")
         return split_off_test(records, self.config.test_fraction)
@@ -294,7 +294,8 @@ class _Files:
 
     def __init__(self, root: Path) -> None:
         self._root = str(root)
-        self._missing: list[str] = []
+        self._prefix = f"{posixpath.normpath(root)}/"
+        self._missing: list[tuple[int, str]] = []
         self._row_of_image: dict[str, int] = {}
 
     def add_image(self, row: Row, column: str) -> tuple[str, int]:
@@ -306,29 +307,42 @@ class _Files:
         return path, size
 
     def add(self, row: Row, column: str) -> tuple[str, int]:
-        """Return (path below the root, bytes); a missing file is recorded for `require_all_there`."""
+        """Return (path below the root, bytes); a missing file is recorded for `missing_paths`."""
         path = self._relative(row, column)
         try:
             return path, os.stat(f"{self._root}/{path}").st_size  # noqa: PTH116, once per image
         except (OSError, ValueError):  # a path with a NUL is a ValueError
-            self._missing.append(f"row {row.number}: {path}")
+            self._missing.append((row.number, path))
             return path, 0
 
-    def require_all_there(self) -> None:
-        if self._missing:
-            named = "; ".join(self._missing[:NAMED_MISSING_FILES])
-            more = len(self._missing) - NAMED_MISSING_FILES
+    def missing_paths(self, config: ImageTableDataConfig) -> set[str]:
+        """Return the missing files, whose rows data.on_error=skip leaves out with a warning.
+
+        Raises ConfigError if files are missing otherwise, or if they are more than data.max_skipped.
+        """
+        if not self._missing:
+            return set()
+        named = "; ".join(f"row {row}: {path}" for row, path in self._missing[:NAMED_MISSING_FILES])
+        more = len(self._missing) - NAMED_MISSING_FILES
+        named += f"; and {more} more" if more > 0 else ""
+        found = f"{len(self._missing)} files in the table are not in {self._root}: {named}"
+        if config.on_error == "stop":
             raise ConfigError(
-                f"{len(self._missing)} files in the table are not in {self._root}: {named}"
-                f"{f'; and {more} more' if more > 0 else ''}; correct data.root or the table "
-                "(data.on_error=skip is for images that cannot be decoded)"
+                f"{found}; correct data.root or the table, or leave such rows out with data.on_error=skip"
             )
+        if len({row for row, _ in self._missing}) > config.max_skipped:
+            raise ConfigError(
+                f"{found}; these are more rows than data.max_skipped={config.max_skipped}, so correct data.root or the "
+                "table"
+            )
+        logger.warning("%s; their rows are left out", found)
+        return {path for _, path in self._missing}
 
     def _relative(self, row: Row, column: str) -> str:
         text = row.required(column)
         path = posixpath.normpath(text)
         if posixpath.isabs(path):
-            path = path.removeprefix(f"{self._root}/")
+            path = path.removeprefix(self._prefix)
         if posixpath.isabs(path):
             raise row.error(
                 column,

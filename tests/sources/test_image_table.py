@@ -1,6 +1,7 @@
 """Tables of images: labels, splits, groups, boxes and masks."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -221,6 +222,29 @@ def test_missing_files_are_counted_and_the_first_are_named(tmp_path):
         ConfigError, match=r"7 files .*row 2: gone_0\.jpg; .*gone_4\.jpg; and 2 more"
     ):
         build_source(image_table_config(tmp_path / "table.csv", label=None)).records()
+
+
+def test_rows_of_missing_files_are_left_out_where_errors_are_skipped(tmp_path, caplog):
+    write_images(tmp_path, "a.jpg", "b.jpg")
+    write_table(tmp_path / "table.csv", {"path": ["gone.jpg", "a.jpg", "b.jpg", "gone_2.jpg"]})
+    config = image_table_config(tmp_path / "table.csv", label=None, on_error="skip")
+
+    with caplog.at_level("WARNING"):
+        assert set(by_key(build_source(config))) == {"a.jpg", "b.jpg"}
+
+    assert "2 files in the table are not in" in caplog.text
+    assert "row 1: gone.jpg; row 4: gone_2.jpg" in caplog.text
+    with pytest.raises(ConfigError, match=r"more rows than data\.max_skipped=1"):
+        build_source(replace(config, max_skipped=1)).records()
+
+
+def test_absolute_paths_are_below_a_root_that_is_written_with_dots(tmp_path):
+    write_images(tmp_path, "a.jpg")
+    (tmp_path / "elsewhere").mkdir()
+    write_table(tmp_path / "table.csv", {"path": [str(tmp_path / "a.jpg")]})
+    path = tmp_path / "elsewhere" / ".." / "table.csv"
+
+    assert set(by_key(build_source(image_table_config(path, label=None)))) == {"a.jpg"}
 
 
 @pytest.mark.parametrize(
