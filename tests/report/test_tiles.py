@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.report.tiles import PictureRow, picture_grid
-from tests.support.html_page import decoded
+from tests.support.html_page import pixels_of_uri
 
 NAMES = [r"cost $5 \frac{ $", '<b>"bold"</b>', "x" * 200, "two\nlines", "\u05e9\u05dc\u05d5\u05dd"]
 
@@ -21,7 +21,7 @@ def test_a_small_picture_keeps_every_pixel():
     (row,) = picture_grid([PictureRow("image", [picture])])
 
     (tile,) = row.tiles
-    assert (decoded(tile.source) == picture).all()
+    assert (pixels_of_uri(tile.source) == picture).all()
     assert (tile.width, tile.height, tile.is_enlarged) == (32, 32, True)
 
 
@@ -33,7 +33,7 @@ def test_a_large_picture_is_compressed_and_no_larger_than_its_enlarged_form(side
     (row,) = picture_grid([PictureRow("image", [picture])])
 
     (tile,) = row.tiles
-    found = decoded(tile.source)
+    found = pixels_of_uri(tile.source)
     assert max(found.shape) in (stored, side if side < stored else stored)
     assert len(tile.source) < 20_000
     corner = found[-1, 0] / 255

@@ -12,7 +12,7 @@ from PIL import Image
 VOID = ("meta", "br", "input", "img")
 
 
-def decoded(uri: str) -> np.ndarray:
+def pixels_of_uri(uri: str) -> np.ndarray:
     """Pixels [height, width, 3] of a picture in the page."""
     head, content = uri.split(",")
     assert head == "data:image/webp;base64"

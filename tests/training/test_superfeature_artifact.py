@@ -21,7 +21,7 @@ from pipeline.training.superfeatures.artifact import (
 )
 from pipeline.training.superfeatures.dependency import symmetric
 from pipeline.training.superfeatures.grouping import group_features
-from tests.support.html_page import decoded
+from tests.support.html_page import pixels_of_uri
 from tests.support.superfeatures import (
     MADE_FROM,
     OPTIONS,
@@ -136,7 +136,7 @@ def test_the_figure_has_the_colors_of_all_groups(grid):
 
     assert [tile.caption for tile in groups.tiles] == ["2 superfeatures", "3 superfeatures"]
     assert len(dependency.tiles) == 2
-    pixels = decoded(groups.tiles[-1].source)
+    pixels = pixels_of_uri(groups.tiles[-1].source)
     for color in group_picture(np.arange(3), None)[0]:
         assert (np.abs(pixels - 255 * color).max(axis=2) <= 2).any()
 
