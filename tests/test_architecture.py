@@ -9,8 +9,9 @@ import pytest
 
 from pipeline.config.builder import build_verb_config
 from pipeline.config.cluster import KubeRayClusterConfig
-from pipeline.config.compose import CONF, compose, group_members
+from pipeline.config.compose import compose, group_members
 from pipeline.config.options import options_of, resolve_implementation
+from pipeline.config.registration import CONF
 from pipeline.config.store import PAYLOADS
 from pipeline.config.verbs import FAMILIES, VERBS
 from pipeline.models.explainers.explain import EXPLAINERS

@@ -6,18 +6,21 @@ An override may name only sections that the verb reads. An experiment may set an
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
 from copy import deepcopy
-from functools import cache, lru_cache
-from pathlib import Path
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline.config.options import Options, Role, options_of, plain_defaults, to_plain
-from pipeline.config.store import StoreOptions
-from pipeline.config.training import TrainerOptions
+from pipeline.config.options import Role, options_of
+from pipeline.config.registration import (
+    CONF,
+    FILE_PREFIX,
+    GROUPS,
+    register_defaults,
+    with_registered_file,
+)
 from pipeline.config.verbs import FAMILIES, VERBS
 from pipeline.core.errors import ConfigError
 
@@ -27,18 +30,9 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
-"""Folder of the YAML files: inside the package in a wheel, beside it in a checkout."""
-
-
 _PLAIN = re.compile(r"[\w./:@%+*?|$ \\-]*", re.ASCII)
 """Values that Hydra's grammar accepts without quotes."""
-_FILE_PREFIX = "file-"
-"""Prefix of the names under which an experiment's file outside conf/ is registered."""
 _SWEPT_VERBS = ("distill", "evaluate")
-_GROUPS = {"store": "zarr", "trainer": "default", "optimizer": "adamw", "augment": "pad_crop"}
-"""Groups whose members all share one class, and the default member of each."""
 
 
 def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -49,7 +43,7 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
 
     for word in overrides:
         _check_word(verb, word)
-    overrides = [_quoted(_with_registered_file(word)) for word in overrides]
+    overrides = [_quoted(with_registered_file(word)) for word in overrides]
     set_values = [word for word in overrides if _sets_a_value(word)]
     try:
         composed = deepcopy(_compose_groups(tuple(w for w in overrides if w not in set_values)))
@@ -72,27 +66,6 @@ def _quoted(word: str) -> str:
     return f"{key}='{escaped}'"
 
 
-def _with_registered_file(word: str) -> str:
-    """Register the file of experiment=<path>.yaml with Hydra, and return the word with its registered name."""
-    key, _, value = word.partition("=")
-    if key != "experiment" or not value.endswith((".yaml", ".yml")):
-        return word
-    try:
-        text = Path(value).read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-    except OSError as error:
-        raise ConfigError(f"experiment={value} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"experiment={value}: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"experiment={value} must be a mapping of sections to options")
-    from hydra.core.config_store import ConfigStore
-
-    name = _FILE_PREFIX + hashlib.sha256(text.encode()).hexdigest()
-    ConfigStore.instance().store(group="experiment", name=name, node=values, package="_global_")
-    return f"experiment={name}"
-
-
 def _compose(overrides: Sequence[str]) -> DictConfig:
     """Compose all sections with Hydra, which takes about a tenth of a second."""
     from hydra import compose as hydra_compose
@@ -100,7 +73,7 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    _register_defaults(overrides)
+    register_defaults(overrides)
     with initialize_config_dir(version_base=None, config_dir=str(CONF)):
         composed: DictConfig = hydra_compose("config", overrides=list(overrides))
     return composed
@@ -130,8 +103,6 @@ def _apply(composed: DictConfig, overrides: list[str]) -> bool:
         for word in overrides:
             try:
                 override = parser.parse_override(word)
-                if override.is_sweep_override():
-                    return False
                 key, value = override.key_or_group, override.value()
             except HydraException:
                 key, value = word.partition("=")[0], _flow_of(word)
@@ -154,76 +125,11 @@ def _flow_of(word: str) -> list[Any] | dict[str, Any]:
     return value
 
 
-def _register_defaults(overrides: Sequence[str]) -> None:
-    """Register with Hydra the defaults of the dataclasses that a composition may name.
-
-    An experiment may name any member of a family. Without one, only the default members and those of the overrides are
-    registered, as each takes two milliseconds of every command.
-    """
-    _register_sections()
-    words = dict(word.partition("=")[::2] for word in overrides)
-    for group, members in FAMILIES.items():
-        named = {_default_members()[group], words.get(group)}
-        for kind in members:
-            if "experiment" in words or kind in named:
-                _register_member(group, kind)
-
-
-@cache
-def _default_members() -> dict[str, str]:
-    """Default member of each group, from conf/config.yaml."""
-    entries = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
-    return {
-        group: name for entry in entries if isinstance(entry, dict) for group, name in entry.items()
-    }
-
-
-@cache
-def _register_member(group: str, kind: str) -> None:
-    """Register a member of a family with Hydra."""
-    from hydra.core.config_store import ConfigStore
-
-    node = plain_defaults(FAMILIES[group][kind]) | {"kind": kind}
-    nested = [name for name in node if name in _GROUPS]  # in a teacher's own training
-    if nested:
-        choices = [{f"/{name}@{name}": _GROUPS[name]} for name in nested]
-        own = {name: value for name, value in node.items() if name not in nested}
-        node = {"defaults": [*choices, "_self_"], **own}
-    ConfigStore.instance().store(group=group, name=kind, node=node)
-
-
-@cache
-def _register_sections() -> None:
-    """Register all sections outside families with Hydra."""
-    from hydra.core.config_store import ConfigStore
-
-    store = ConfigStore.instance()
-    store.store(group="store", name=_GROUPS["store"], node=plain_defaults(StoreOptions))
-    store.store(group="trainer", name=_GROUPS["trainer"], node=plain_defaults(TrainerOptions))
-    store.store(name="defaults", node=_section_defaults())
-
-
-def _section_defaults() -> dict[str, Any]:
-    """Default values of the sections and options of all verbs that belong to no group."""
-    values: dict[str, Any] = {}
-    for cls in VERBS.values():
-        for option in options_of(cls):
-            if option.name in FAMILIES or option.name in _GROUPS:
-                continue
-            if Role.SET_BY_STAGE in option.roles:
-                continue
-            if isinstance(option.hint, type) and issubclass(option.hint, Options):
-                values[option.name] = plain_defaults(option.hint)
-            else:
-                values[option.name] = to_plain(option.default)
-    return values
-
-
 def group_members(group: str) -> list[str]:
     """Member names of a group, such as the methods of `method=`; empty if there is no such group."""
     files = CONF / group
     named = {p.relative_to(files).with_suffix("").as_posix() for p in files.rglob("*.yaml")}
-    own = {_GROUPS[group]} if group in _GROUPS else set()
+    own = {GROUPS[group]} if group in GROUPS else set()
     return sorted({*named, *own, *FAMILIES.get(group, ())}) if group else []
 
 
@@ -267,7 +173,7 @@ def _check_word(verb: str, word: str) -> None:
     names = [*section_names(verb), "experiment"]
     if section not in names:
         hint = _suggest(section, names)
-        if verb == "teach" and section in _GROUPS:
+        if verb == "teach" and section in GROUPS:
             hint = f" (did you mean teaching.{section}?)"
         raise ConfigError(f"{verb} takes no {section}={hint}; it takes: {', '.join(names)}")
 
@@ -280,7 +186,7 @@ def _explain(overrides: Sequence[str], error: Exception) -> str:
         key, _, value = word.lstrip("+~").partition("=")
         options = group_members(key.split("@")[0])
         if options:
-            if value not in options and not value.startswith(_FILE_PREFIX):
+            if value not in options and not value.startswith(FILE_PREFIX):
                 hint = _suggest(value, options)
                 return f"{key}={value} does not exist{hint}; choose one of: {', '.join(options)}"
         elif f"Could not override '{key}'" in str(error):

@@ -16,8 +16,9 @@ from typing import Any
 import yaml
 
 from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import CONF, compose, group_members, sections
+from pipeline.config.compose import compose, group_members, sections
 from pipeline.config.points import point_words
+from pipeline.config.registration import CONF
 from pipeline.config.runs import CONFIG_NAME, RUNS, to_plain_dict
 from pipeline.core.errors import UserError
 from pipeline.loading.selection import HOLDOUT

@@ -5,7 +5,8 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from pipeline.config.compose import CONF, compose
+from pipeline.config.compose import compose
+from pipeline.config.registration import CONF
 from pipeline.core.errors import ConfigError
 
 WORDS = {

@@ -18,11 +18,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import CONF
 from pipeline.config.data import DemoDataConfig, ImageFolderDataConfig, ImageTableDataConfig
 from pipeline.config.file_data import DataConfig
 from pipeline.config.methods import LabelsConfig
 from pipeline.config.points import iter_points, knows_option, point_words
+from pipeline.config.registration import CONF
 from pipeline.models.providers import build_model
 from pipeline.store.reader import Store
 from stages import distill, evaluate, precompute, teach
