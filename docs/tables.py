@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
+from docs.cells import (
+    Cell,
+    Rows,
+    Run,
+    average,
+    by_seed,
+    single,
+    spread,
+    table,
+    with_best,
+)
 from tests.benchmarks.table import RESULTS, load, markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "conf" / "experiment"
 MARK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-
-Run = dict[str, Any]
 
 
 def results_of(experiment: str) -> dict[str, Any]:
@@ -35,77 +41,6 @@ def runs_of(experiment: str, arm: str) -> list[Run]:
     if not runs:
         raise KeyError(f"{experiment} has no arm {arm}")
     return sorted(runs, key=lambda run: run["seed"])
-
-
-# ---- cells ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Text of a cell, and the number by which its column is compared."""
-
-    text: str
-    number: float | None = None
-
-    @property
-    def bold(self) -> str:
-        return f"**{self.text}**"
-
-
-def rounded(value: Decimal, digits: int) -> Decimal:
-    """Round as by hand: a 5 is rounded up."""
-    return value.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
-
-
-def numbers_of(runs: Sequence[Run], metric: str, scale: float = 100) -> list[Decimal]:
-    """Values of a metric, exactly as they are written in the results."""
-    return [Decimal(str(run[metric])) * Decimal(str(scale)) for run in runs]
-
-
-def spread(runs: Sequence[Run], metric: str, scale: float = 100, digits: int = 1) -> Cell:
-    """Mean and sample standard deviation over the runs."""
-    values = numbers_of(runs, metric, scale)
-    middle, width = rounded(mean(values), digits), rounded(stdev(values), digits)
-    return Cell(f"{middle} &plusmn; {width}", float(middle))
-
-
-def average(runs: Sequence[Run], metric: str, scale: float = 100, digits: int = 1) -> Cell:
-    """Mean over the runs."""
-    value = rounded(mean(numbers_of(runs, metric, scale)), digits)
-    return Cell(str(value), float(value))
-
-
-def single(value: float, scale: float = 1, digits: int = 2) -> Cell:
-    """One number."""
-    return Cell(str(rounded(Decimal(str(value)) * Decimal(str(scale)), digits)))
-
-
-def by_seed(runs: Sequence[Run], metric: str) -> Cell:
-    """Value of each run in per cent."""
-    return Cell(", ".join(single(run[metric], 100, 1).text for run in runs))
-
-
-def table(header: Sequence[str], rows: Iterable[tuple[str, Sequence[Cell]]]) -> str:
-    """Markdown table."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for label, cells in rows:
-        texts = [label, *(cell.text for cell in cells)]
-        lines.append("| " + " | ".join(texts) + " |")
-    return "\n".join(re.sub(r"  +", " ", line) for line in lines) + "\n"
-
-
-Rows = list[tuple[str, list[Cell]]]
-
-
-def with_best(rows: Rows, columns: Sequence[int], best: Callable[..., float] = max) -> Rows:
-    """Mark the best cells of some columns."""
-    for column in columns:
-        numbers = [cells[column].number for _, cells in rows]
-        highest = best(number for number in numbers if number is not None)
-        for _, cells in rows:
-            if cells[column].number == highest:
-                cells[column] = Cell(cells[column].bold, highest)
-    return rows
 
 
 # ---- tables --------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from docs.tables import MARK, TABLES, pages, rounded, with_tables
+from docs.cells import rounded
+from docs.tables import MARK, TABLES, pages, with_tables
 from tests.support.paths import ROOT
 
 NAMED = [page for page in pages() if MARK.search(page.read_text())]

@@ -1,0 +1,81 @@
+"""Cells of the generated tables: numbers as they are written, their spread, and the Markdown of a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+from statistics import mean, stdev
+from typing import Any
+
+Run = dict[str, Any]
+"""Values of one student in a file of results."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text of a cell, and the number by which its column is compared."""
+
+    text: str
+    number: float | None = None
+
+    @property
+    def bold(self) -> str:
+        return f"**{self.text}**"
+
+
+def rounded(value: Decimal, digits: int) -> Decimal:
+    """Round as by hand: a 5 is rounded up."""
+    return value.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+
+
+def numbers_of(runs: Sequence[Run], metric: str, scale: float = 100) -> list[Decimal]:
+    """Values of a metric, exactly as they are written in the results."""
+    return [Decimal(str(run[metric])) * Decimal(str(scale)) for run in runs]
+
+
+def spread(runs: Sequence[Run], metric: str, scale: float = 100, digits: int = 1) -> Cell:
+    """Mean and sample standard deviation over the runs."""
+    values = numbers_of(runs, metric, scale)
+    middle, width = rounded(mean(values), digits), rounded(stdev(values), digits)
+    return Cell(f"{middle} &plusmn; {width}", float(middle))
+
+
+def average(runs: Sequence[Run], metric: str, scale: float = 100, digits: int = 1) -> Cell:
+    """Mean over the runs."""
+    value = rounded(mean(numbers_of(runs, metric, scale)), digits)
+    return Cell(str(value), float(value))
+
+
+def single(value: float, scale: float = 1, digits: int = 2) -> Cell:
+    """One number."""
+    return Cell(str(rounded(Decimal(str(value)) * Decimal(str(scale)), digits)))
+
+
+def by_seed(runs: Sequence[Run], metric: str) -> Cell:
+    """Value of each run in per cent."""
+    return Cell(", ".join(single(run[metric], 100, 1).text for run in runs))
+
+
+def table(header: Sequence[str], rows: Iterable[tuple[str, Sequence[Cell]]]) -> str:
+    """Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for label, cells in rows:
+        texts = [label, *(cell.text for cell in cells)]
+        lines.append("| " + " | ".join(texts) + " |")
+    return "\n".join(re.sub(r"  +", " ", line) for line in lines) + "\n"
+
+
+Rows = list[tuple[str, list[Cell]]]
+
+
+def with_best(rows: Rows, columns: Sequence[int], best: Callable[..., float] = max) -> Rows:
+    """Mark the best cells of some columns."""
+    for column in columns:
+        numbers = [cells[column].number for _, cells in rows]
+        highest = best(number for number in numbers if number is not None)
+        for _, cells in rows:
+            if cells[column].number == highest:
+                cells[column] = Cell(cells[column].bold, highest)
+    return rows
