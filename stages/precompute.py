@@ -61,7 +61,7 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
     started = time.monotonic()
     with lock_folder(path):
         plan = None if isinstance(config.data, NoDataConfig) else _plan_pack(config, path)
-        records = Store(path).index.num_rows if plan is None else plan.num_records
+        records = Store(path).num_records() if plan is None else plan.num_records
         executor = choose_executor(config.executor, config.cluster, records)
         _announce(config, plan, records, executor)
         annotated = 0
@@ -76,14 +76,17 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
                     resolve_precompute(config, store), store, map_shards
                 )
     done = packed + annotated
+    finished = Store(config.store.path)  # with its path as it was typed
     return PrecomputeResult(
         store=config.store.path,
-        frame=_frame(Store(path)),
+        frame=_frame(finished),
         packed_records=packed,
         teacher_records=annotated,
         passes=", ".join(passes),
         records_per_second=f"{done / (time.monotonic() - started):,.0f}" if done else "",
-        next=_next_command(config, path),
+        next=distill_command(finished, "my-student")
+        if passes
+        else teach_command(finished, "my-teacher"),
     )
 
 
@@ -122,14 +125,6 @@ def _announce(config: PrecomputeConfig, plan: PackPlan | None, records: int, exe
     logger.info(
         "store %s: %s; %s; executor=%s%s", config.store.path, held, teacher, executor, reason
     )
-
-
-def _next_command(config: PrecomputeConfig, path: Path) -> str:
-    store = Store(path)
-    store.path = Path(config.store.path)  # as it was typed
-    if isinstance(config.teacher, NoModelConfig):
-        return teach_command(store, "my-teacher")
-    return distill_command(store, "my-student")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,10 @@ class SweepResult:
 def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
     """Finish every student for each arm, point and seed, with the command-line overrides `base`."""
     students = plan_students(config, base)
-    missing = sum(not student.final_run().is_done for student in students)
+    first = [student.final_run() for student in students]
+    if config.select is not None:
+        first = [student.selection_run(*split_and_metric(config.select)) for student in students]
+    missing = sum(not run.is_done for run in first)
     executor = choose_task_runner(config.executor, config.cluster, missing, config.parallel)
     logger.info(
         "%d students (arms: %d, seeds: %d) from %s, of which %d are finished; executor=%s%s",

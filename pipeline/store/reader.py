@@ -90,9 +90,9 @@ class Store:
             return 1, len(self.manifest.columns or ())
         return canonical.height, canonical.width
 
-    def num_records(self, split: str) -> int:
-        """Number of records of a split, from the manifest alone."""
-        return sum(shard.records for shard in self.manifest.shards if shard.split == split)
+    def num_records(self, split: str | None = None) -> int:
+        """Number of records of a split, or of all, from the manifest alone."""
+        return sum(s.records for s in self.manifest.shards if split in (None, s.split))
 
     def pass_folders(self, *, stored_views: bool = False) -> list[Path]:
         """Return the folders of the published teacher passes, sorted by name.
