@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.config.version import __version__
 
 _FOLDER = Path(__file__).parent
-VERBS = ("precompute", "teach", "verify", "distill", "evaluate", "sweep", "report", "render")
+VERBS = ("precompute", "teach", "verify", "distill", "evaluate", "sweep", "report", "migrate", "render")
 """Verbs in the order in which they are used."""
 
 

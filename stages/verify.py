@@ -66,7 +66,7 @@ def run(config: VerifyConfig) -> VerifyResult:
         equivariance = teacher_equivariance(config, store, config.teacher)
     passes = [*store.pass_folders(), *store.pass_folders(stored_views=True)]
     return VerifyResult(
-        verified_records=store.index.num_rows,
+        verified_records=store.num_records(),
         verified_passes=len(passes),
         verified_bytes=_format_bytes(size[1]),
         equivariance=equivariance,
@@ -75,8 +75,11 @@ def run(config: VerifyConfig) -> VerifyResult:
 
 def _size(path: Path) -> tuple[int, int]:
     """Return the number of files below a folder and their bytes."""
-    sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
-    return len(sizes), sum(sizes)
+    files = total = 0
+    for file in path.rglob("*"):
+        if file.is_file():
+            files, total = files + 1, total + file.stat().st_size
+    return files, total
 
 
 def _format_bytes(count: float) -> str:

@@ -57,7 +57,7 @@ def test_the_example_is_eight_lines_and_right(uneven):
 
     assert done.returncode == 0, done.stderr
     printed, read = json.loads(done.stdout), np.load("read.npz")
-    index = {row["key"]: row for row in store.index.to_pylist()}
+    index = {row["key"]: row for row in store.index.table().to_pylist()}
     shards = {shard.name: teacher.read_shard(shard) for shard in store.manifest.shards}
     right = []
     for key, logits, maps in zip(read["keys"], read["logits"], read["maps"], strict=True):
@@ -76,7 +76,7 @@ def test_rows_of_the_arrays_are_not_rows_of_the_index_and_padding_says_so(uneven
     store = Store(uneven)
     (teacher,) = store.open_passes()
     arrays = zarr.open_group(teacher.folder / "fields.zarr", mode="r")
-    array_row = store.index["array_row"].to_numpy()
+    array_row = store.index.table()["array_row"].to_numpy()
     padding = np.setdiff1d(np.arange(arrays["logits"].shape[0]), array_row)
 
     assert (array_row != np.arange(len(array_row))).any()
@@ -97,8 +97,8 @@ def test_the_page_names_every_column_of_the_index():
 
 
 def test_boxes_say_their_unit(frozen):
-    import pyarrow.parquet as pq
+    import pyarrow as pa
 
-    field = pq.read_schema(frozen.store.path / "index.parquet").field("boxes")
+    field = pa.ipc.open_file(frozen.store.path / "index.arrow").schema.field("boxes")
 
     assert b"-1 and 1" in field.metadata[b"unit"]

@@ -30,11 +30,11 @@ from pipeline.core.files import sha256_keys
 from pipeline.core.tasks import ShardResult
 from pipeline.store.fields import PassFields
 from pipeline.store.frames import FrameBatch, ShardFrames
-from pipeline.store.index import PASS_RECEIPT_SCHEMA, receipt_path, write_table
 from pipeline.store.journal import ShardJournal
-from pipeline.store.manifest import ShardEntry
 from pipeline.store.publish_pass import CONSTANT_LOGITS, ConstantLogitsError
 from pipeline.store.reader import Store
+from pipeline.store.receipts import PASS_RECEIPT_SCHEMA, receipt_path, write_receipt
+from pipeline.store.shards import ShardEntry
 
 _TOO_MANY_TO_AGREE = 32
 """Number of records whose logits cannot be equal by chance. Smaller shards are compared over the whole pass."""
@@ -60,9 +60,10 @@ class AnnotateShard:
 
     def __call__(self, shard: ShardEntry) -> ShardResult:
         started = time.monotonic()
-        keys, views = self._store.shard_keys(shard), None
+        number = self._store.shards.numbers[shard.name]
+        keys, views = self._store.index.shard_keys(number), None
         if self.views is not None:
-            keys = [keys[row] for row in self.views.rows[shard.name]]
+            keys = [keys[row] for row in self.views.rows_of(self._store, shard)]
             views = self.views.matrices(self._store, shard)
         # The number of threads may change the last bits of a sum, so it is fixed.
         with torch_threads(self.num_threads), ShardJournal(self.folder, shard.name) as journal:
@@ -73,7 +74,7 @@ class AnnotateShard:
             position = self._position(shard)
             written = self.fields.write_shard(position, shard.name, keys, values)
             first = position * self.fields.rows_per_shard
-            write_table(
+            write_receipt(
                 receipt_path(self.folder, shard.name),
                 pa.Table.from_pydict(
                     {
@@ -127,13 +128,13 @@ class AnnotateShard:
 
     def _rows(self, shard: ShardEntry) -> NDArray[np.int64] | None:
         """Rows of the shard that the pass covers, None for all."""
-        return None if self.views is None else self.views.rows[shard.name]
+        return None if self.views is None else self.views.rows_of(self._store, shard)
 
     def _position(self, shard: ShardEntry) -> int:
         """Position of the shard among those that the pass covers."""
         if self.views is not None:
-            return list(self.views.rows).index(shard.name)
-        return self._store.manifest.shards.index(shard)
+            return self.views.position(self._store, shard)
+        return self._store.shards.numbers[shard.name]
 
     @cached_property
     def _store(self) -> Store:

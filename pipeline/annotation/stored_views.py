@@ -22,8 +22,9 @@ from pipeline.config.views import AnyViewsConfig, RotationsViewsConfig
 from pipeline.core.seeds import derive_seed
 from pipeline.loading.selection import select_training_rows
 from pipeline.loading.views import ViewSchedule
-from pipeline.store.manifest import ShardEntry
+from pipeline.store.index import Rows
 from pipeline.store.reader import Store
+from pipeline.store.shards import ShardEntry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,23 @@ class StoredViews:
     augment: AugmentOptions
     split: str
     subset: SubsetOptions
-    rows: dict[str, NDArray[np.int64]]
-    """Name of a shard -> its covered rows, ascending. Shards without covered rows are left out."""
+    rows: Rows
+    """Covered rows of the index, ascending."""
+    shards: NDArray[np.int64]
+    """Numbers of the shards with covered rows, ascending."""
+
+    def rows_of(self, store: Store, shard: ShardEntry) -> NDArray[np.int64]:
+        """Return the covered rows of a shard, counted from its beginning, ascending."""
+        here = store.rows_of_shard(store.shards.numbers[shard.name])
+        if isinstance(self.rows, range):
+            covered = np.arange(max(here.start, self.rows.start), min(here.stop, self.rows.stop))
+            return covered - here.start
+        first, last = np.searchsorted(self.rows, [here.start, here.stop])
+        return self.rows[first:last] - here.start
+
+    def position(self, store: Store, shard: ShardEntry) -> int:
+        """Return the position of a shard among those with covered rows."""
+        return int(np.searchsorted(self.shards, store.shards.numbers[shard.name]))
 
     @property
     def count(self) -> int:
@@ -58,11 +74,12 @@ class StoredViews:
 
         Views are drawn for all records of the shard, so those of a record do not depend on the selection.
         """
-        rows = torch.from_numpy(self.rows[shard.name])
+        rows = torch.from_numpy(self.rows_of(store, shard))
         if isinstance(self.config, RotationsViewsConfig):
             return rotations().expand(len(rows), -1, -1, -1).float()
-        index = store.index.slice(store.first_rows[shard.name], shard.records)
-        heights, widths = (torch.tensor(index[n].to_pylist()) for n in ("height", "width"))
+        here = store.rows_of_shard(store.shards.numbers[shard.name])
+        sizes = store.index.take(("height", "width"), here)
+        heights, widths = (torch.tensor(sizes[n].tolist()) for n in ("height", "width"))
         aspects = widths / heights
         height, width = store.size
         schedule = ViewSchedule(
@@ -81,13 +98,16 @@ def plan_stored_views(
 ) -> StoredViews:
     """Plan the stored views of a split's selection."""
     selected = select_training_rows(store.index, split, subset)
-    rows = {}
-    for shard in store.manifest.shards:
-        first = store.first_rows[shard.name]
-        here = selected[(selected >= first) & (selected < first + shard.records)] - first
-        if len(here):
-            rows[shard.name] = here
-    return StoredViews(config=config, augment=augment, split=split, subset=subset, rows=rows)
+    starts = store.shards.starts
+    numbers = store.index.shards_of(selected)
+    return StoredViews(
+        config=config,
+        augment=augment,
+        split=split,
+        subset=subset,
+        rows=selected,
+        shards=numbers[starts[numbers + 1] > starts[numbers]],
+    )
 
 
 def rotations() -> Tensor:

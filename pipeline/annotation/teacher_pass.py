@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,11 @@ from pipeline.models.providers import build_model
 from pipeline.models.saved import DESCRIPTION_NAME
 from pipeline.sources.keys import escape_key
 from pipeline.store.backends import BACKENDS
-from pipeline.store.manifest import ShardEntry
+from pipeline.store.manifest import TEACHERS_FOLDER
 from pipeline.store.publish import needs_publishing
 from pipeline.store.publish_pass import missing_pass_shards, publish_pass
-from pipeline.store.reader import TEACHERS_FOLDER, Store
+from pipeline.store.reader import Store
+from pipeline.store.shards import ShardEntry
 
 logger = logging.getLogger("permafrost.precompute")
 
@@ -49,7 +51,7 @@ class PassPlan:
     """Description in the pass's manifest, covered by the fingerprint."""
     fingerprint: str
     folder: Path
-    shards: list[ShardEntry]
+    shards: Sequence[ShardEntry]
     missing: list[ShardEntry]
     views: StoredViews | None
     """Stored views, None for the canonical view of every record."""
@@ -74,7 +76,8 @@ class PassPlan:
         """Maximum number of records of a shard in this pass."""
         if self.views is None:
             return self.store.manifest.rows_per_shard
-        return max(map(len, self.views.rows.values()))
+        rows = (self.views.rows_of(self.store, shard) for shard in self.shards)
+        return max(map(len, rows))
 
 
 def annotate_passes(
@@ -115,7 +118,7 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
     # A pass keeps the name that it was given when it was begun.
     begun = sorted(folder.parent.glob(f"*-{fingerprint[:SHORT]}"))
     folder = begun[0] if begun else folder
-    shards = [shard for shard in store.manifest.shards if views is None or shard.name in views.rows]
+    shards = store.shards if views is None else [store.shards[n] for n in views.shards.tolist()]
     return PassPlan(
         store=store,
         teacher=config.teacher,

@@ -131,6 +131,13 @@ class TeachConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MigrateConfig(Options):
+    """Section that `migrate` reads."""
+
+    store: StoreOptions
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerifyConfig(Options):
     """Sections that `verify` reads; all except `store` are read with equivariance=true only."""
 
@@ -309,6 +316,7 @@ VERBS: dict[str, type[Any]] = {
     "precompute": PrecomputeConfig,
     "teach": TeachConfig,
     "verify": VerifyConfig,
+    "migrate": MigrateConfig,
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,
     "sweep": SweepConfig,

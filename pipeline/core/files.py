@@ -87,7 +87,7 @@ def open_atomically(path: Path) -> Iterator[HashingFile]:
     try:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
     try:
         file = HashingFile(descriptor)
         try:
@@ -103,13 +103,13 @@ def open_atomically(path: Path) -> Iterator[HashingFile]:
             if os.path.exists(partial):
                 os.unlink(partial)
         if isinstance(error, OSError) and not isinstance(error, UserError):
-            raise _write_error(path, error) from error
+            raise write_error(path, error) from error
         raise
     _fsync_folder(path.parent)
 
 
-def _write_error(path: Path, error: OSError) -> FileError:
-    """Return the error to raise when `path` could not be written."""
+def write_error(path: Path, error: OSError) -> FileError:
+    """Return the error to raise if `path` could not be written."""
     if error.errno in _NO_SPACE:
         return NoSpaceError(
             f"no room to write {path} ({error.strerror}). Finished files are kept. Free some space and run "
@@ -144,8 +144,17 @@ def make_folder(path: Path) -> None:
             f"{path} is not a folder. Choose another path, or move that file away"
         ) from None
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
     _fsync_folder(path.parent)
+
+
+def rename_durably(path: Path, new: Path) -> None:
+    """Rename a finished file within its folder, replacing a file of the new name."""
+    try:
+        os.replace(path, new)
+    except OSError as error:
+        raise write_error(new, error) from error
+    _fsync_folder(new.parent)
 
 
 def remove_partial_files(folder: Path) -> int:
@@ -165,7 +174,7 @@ def _fsync_folder(folder: Path) -> None:
             os.close(descriptor)
     except OSError as error:
         if error.errno not in _FOLDERS_WITHOUT_FSYNC:
-            raise _write_error(folder, error) from error
+            raise write_error(folder, error) from error
 
 
 def open_regular(path: Path) -> io.FileIO:

@@ -9,15 +9,15 @@ E largest number of classes of one record.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from pipeline.core.records import NO_CLASS, NO_LABEL
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -39,11 +39,17 @@ def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
     return hot.scatter_(1, labels.clamp(min=0)[:, None], known(labels)[:, None].float())
 
 
-def multi_hot_of_lists(lists: Sequence[Sequence[int]], num_classes: int) -> Tensor:
-    """Convert lists of classes, such as the column `labels` of the index, to f32 [B, K]."""
-    hot = torch.zeros(len(lists), num_classes)
-    for row, classes in zip(hot, lists, strict=True):
-        row[list(classes)] = 1
+def multi_hot_of_lists(
+    classes: NDArray[np.integer[Any]], lengths: NDArray[np.integer[Any]], num_classes: int
+) -> Tensor:
+    """Convert lists of classes, such as the column `labels` of the index, to f32 [B, K].
+
+    classes  the lists, one after another
+    lengths  length of each list, [B]
+    """
+    hot = torch.zeros(len(lengths), num_classes)
+    owners = np.repeat(np.arange(len(lengths)), lengths)
+    hot[torch.from_numpy(owners), torch.from_numpy(classes.astype(np.int64))] = 1
     return hot
 
 

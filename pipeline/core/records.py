@@ -186,6 +186,12 @@ class Batch:
     """Pixel augmentation after the warp. None applies none, as in every evaluation."""
 
     @property
+    def aspects(self) -> Tensor:
+        """Width / height of the original images, f64 [B]; 1 for rows of a table."""
+        height, width = self.original_size.double().unbind(dim=1)
+        return width / height
+
+    @property
     def is_table(self) -> bool:
         """True if the inputs are the rows of a table."""
         return self.inputs.ndim == 2

@@ -69,9 +69,8 @@ class EvaluationContext:
     def has_regions(self) -> bool:
         """True if any record has a region of the kind evaluate.region."""
         if self.options.region == "masks":
-            return bool((self.dataset.columns["mask_size"] > 0).any())
-        boxes = self.store.index["boxes"].take(self.dataset.rows)
-        return any(len(of_record) > 0 for of_record in boxes.to_pylist())
+            return self.dataset.has_masks
+        return self.dataset.has_boxes
 
     @property
     def has_maps(self) -> bool:

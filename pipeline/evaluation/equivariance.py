@@ -31,7 +31,7 @@ from pipeline.models.explainers.explain import EXPLAINERS, Explainer, forward_to
 from pipeline.models.fingerprint import describe_teacher
 from pipeline.models.providers import build_model, freeze, teacher_input_size
 from pipeline.models.resolve import require_images
-from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ def teacher_equivariance(config: VerifyConfig, store: Store, teacher: ModelConfi
             + ", ".join(t.name for t in passes)
         )
     rows = rows_of_split(store.index, config.split)
-    chosen = np.sort(np.random.default_rng(0).permutation(rows)[: config.equivariance_records])
+    chosen = np.sort(
+        np.random.default_rng(0).permutation(np.asarray(rows))[: config.equivariance_records]
+    )
     side = teacher_input_size(teacher)
     measured = measure_equivariance(
         freeze(build_model(teacher, num_classes)).to(resolve_device("device", "auto")),
@@ -99,8 +101,7 @@ def measure_equivariance(
     """
     alone: dict[str, tuple[OperationConfig, ...]] = {UNMOVED: ()}
     alone |= {operation.kind: (replace(operation, p=1.0),) for operation in operations}
-    height, width = dataset.store.size
-    one_aspect = bool((dataset.aspects == width / height).all())
+    one_aspect = dataset.has_frame_aspect
     schedules = {
         kind: ViewSchedule(
             AugmentOptions(operations=drawn), dataset.store.size, seed, one_aspect=one_aspect
@@ -111,7 +112,7 @@ def measure_equivariance(
     device = next(model.parameters()).device
     for number, batch in enumerate(iter_batches(dataset, _BATCH)):  # each image is decoded once
         for kind, schedule in schedules.items():
-            views = schedule.views(0, number * _BATCH, dataset.aspects[batch.record_index])
+            views = schedule.views(0, number * _BATCH, batch.aspects)
             seen = move_batch(replace(batch, canonical_from_view=views), device)
             parts[kind].append(_compare(model, explain, input_size, seen))
     measured = {}

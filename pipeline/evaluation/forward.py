@@ -33,6 +33,7 @@ from pipeline.models.explainers.bcos_weights import contribution_map, is_bcos_we
 from pipeline.models.explainers.explain import EXPLAINERS, forward_to_explain
 from pipeline.models.output import ModelOutput
 from pipeline.models.saved import TrainedModel, load_model
+from pipeline.store.index import Rows
 from pipeline.store.reader import Store, TeacherPass
 
 
@@ -58,10 +59,11 @@ def open_split(
     store: Store, passes: Sequence[TeacherPass], split: str, trained: TrainedModel
 ) -> StoreDataset:
     """Open the records of one of evaluate.splits for the evaluation of a trained model."""
-    if split == HOLDOUT:
-        rows = select_holdout_rows(store.index, trained.split, trained.subset)
-    else:
-        rows = rows_of_split(store.index, split)
+    rows: Rows = (
+        select_holdout_rows(store.index, trained.split, trained.subset)
+        if split == HOLDOUT
+        else rows_of_split(store.index, split)
+    )
     return StoreDataset(store, rows, passes, with_regions=True, num_classes=trained.num_classes)
 
 

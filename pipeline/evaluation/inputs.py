@@ -16,7 +16,7 @@ from pipeline.core.files import sha256_file, sha256_json
 from pipeline.loading.selection import HOLDOUT
 from pipeline.models.resolve import resolve_network
 from pipeline.models.saved import TrainedModel, load_model, read_description
-from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from pipeline.models.devices import resolve_device
 from pipeline.models.fingerprint import describe_teacher
 from pipeline.models.providers import build_model, freeze, teacher_input_size
 from pipeline.models.saved import MODEL_NAME, is_finished, load_model
-from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store, TeacherPass
 
 

@@ -20,7 +20,7 @@ from pipeline.evaluation.networks import Networks
 from pipeline.evaluation.pictures import PICTURES_NAME, picture_maps
 from pipeline.evaluation.record_table import RECORDS_NAME, record_table
 from pipeline.evaluation.results import add_result, options_of, read_results
-from pipeline.store.index import write_table
+from pipeline.store.parquet import write_table
 
 
 def run_evaluators(

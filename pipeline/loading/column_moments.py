@@ -20,9 +20,8 @@ def column_moments(store: Store, split: str) -> tuple[Tensor, Tensor]:
     Moments of batches are merged (Chan et al. 1979), which is accurate for columns with a large mean and small spread.
     """
     count, mean, squares = 0, torch.zeros(()), torch.zeros(())
-    for shard in store.manifest.shards:
-        if shard.split != split or not shard.records:
-            continue
+    for number in store.shards.splits[split].tolist():
+        shard = store.shards[number]
         frames = ShardFrames(store, shard)
         for start in range(0, shard.records, _BATCH):
             rows = frames.read(start, min(start + _BATCH, shard.records)).frames.double()  # [n, d]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from pipeline.core.labels import multi_hot_of_lists
 from pipeline.core.records import NO_LABEL, VIEW_FIELD, Batch, FieldSpec, StoredTargets
 from pipeline.loading.geometry import center_crop
 from pipeline.store.codecs import decode_unit
 from pipeline.store.fields import Values
-from pipeline.store.frames import decode_input, decode_mask
-from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.file_entry import StoreMismatchError
+from pipeline.store.frames import decode_input, decode_mask, labels_of_rows
+from pipeline.store.index import Rows as IndexRows
 from pipeline.store.reader import Store, TeacherPass
 from pipeline.store.row_reader import Rows, SelectedRows
 from pipeline.store.tars import ShardBytes
@@ -32,12 +32,15 @@ _OPEN_SHARDS = 64
 """Maximum number of open files, far below the limit of a process."""
 _ALWAYS_READ = ("logits", "map", "explained_class", VIEW_FIELD.name)
 """Fields of a pass that are always read. Fields of other payloads are read on request."""
+_BLOCK = 2**18
+"""Records whose values are held at once when a whole selection is looked through."""
+Columns = dict[str, NDArray[Any]]
+"""Columns of the index for the records of a batch, and the numbers of their shards."""
 _INDEX_COLUMNS = (
     "offset",
     "size",
     "mask_offset",
     "mask_size",
-    "label",
     "group",
     "row",
     "height",
@@ -56,14 +59,14 @@ class StoreDataset(Dataset[Batch]):
     def __init__(
         self,
         store: Store,
-        rows: NDArray[np.int64],
+        rows: IndexRows,
         passes: Sequence[TeacherPass] = (),
         *,
         with_regions: bool = False,
         num_classes: int | None = None,
         payload: str | None = None,
     ) -> None:
-        """Select rows of a store's index.
+        """Select rows of a store's index: a range where possible, which needs no memory, or any row numbers.
 
         with_regions  also read masks and boxes, for evaluation
         num_classes   number of outputs of the network that uses the labels, None for the classes of the data
@@ -75,44 +78,76 @@ class StoreDataset(Dataset[Batch]):
         self.passes = tuple(passes)
         self.with_regions = with_regions
         self.intermediate_fields = [t.fields_of(payload) if payload else [] for t in self.passes]
-        index = store.index
-        self.columns: dict[str, NDArray[Any]] = {
-            name: index[name].to_numpy()[rows] for name in _INDEX_COLUMNS
-        }
-        self.label_lists = index["labels"].take(rows) if store.manifest.multi_label else None
         outputs = {t.num_classes for t in self.passes} | ({num_classes} if num_classes else set())
-        if outputs - {len(store.manifest.classes)}:
-            # The teacher's classes are not those of the data, so labels have no meaning for its student.
-            self.columns["label"] = np.full(len(rows), NO_LABEL)
-            self.label_lists = None
-        self.keys = index["key"].take(rows)
-        starts = np.asarray(list(store.first_rows.values()))
-        self.shard = np.searchsorted(starts, rows, side="right") - 1
-        self.pass_rows = [self._pass_rows(teacher) for teacher in self.passes]
+        self.labels_apply = not outputs - {len(store.manifest.classes)}
+        """False if the teacher's classes are not those of the data, so labels have no meaning for its student."""
+        for teacher in self.passes:
+            self._require_covered(teacher)
         self._start_caches()
 
-    def _pass_rows(self, teacher: TeacherPass) -> NDArray[np.int64]:
-        """Row of each record in its shard of a pass, [n]."""
+    def _require_covered(self, teacher: TeacherPass) -> None:
+        """Raise StoreMismatchError unless a pass covers every record of the selection."""
         if teacher.manifest.selection is None:
-            return self.columns["row"]
-        rows = np.empty(len(self.rows), np.int64)
-        for number in np.unique(self.shard):
-            here = self.shard == number
-            entry = self.store.manifest.shards[number]
-            rows[here] = teacher.rows_of(entry)[self.columns["row"][here]]
-        missing = np.flatnonzero(rows < 0)
-        if len(missing):
+            return
+        missing, first = 0, ""
+        for number in self.store.index.shards_of(self.rows).tolist():
+            entry = self.store.shards[number]
+            if teacher.covers_shard(entry):
+                continue
+            rows = self.rows_in_shard(number)
+            uncovered = rows[teacher.rows_of(entry)[rows] < 0]
+            if len(uncovered) and not missing:
+                start = self.store.rows_of_shard(number).start
+                (first,) = self.store.index.keys(uncovered[:1] + start)
+            missing += len(uncovered)
+        if missing:
             raise StoreMismatchError(
-                f"{teacher.folder} does not cover {len(missing)} of the run's {len(rows)} records, the first "
-                f"{self.keys[missing[0]]}; run permafrost precompute with this run's split and subset options"
+                f"{teacher.folder} does not cover {missing} of the run's {len(self.rows)} records, the first "
+                f"{first}; run permafrost precompute with this run's split and subset options"
             )
-        return rows
+
+    def rows_at(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows of the index at these positions of the selection."""
+        return at + self.rows.start if isinstance(self.rows, range) else self.rows[at]
+
+    def rows_in_shard(self, number: int) -> NDArray[np.int64]:
+        """Return the selected rows of a shard, counted from its beginning, ascending."""
+        here = self.store.rows_of_shard(number)
+        if isinstance(self.rows, range):
+            return (
+                np.arange(max(self.rows.start, here.start), min(self.rows.stop, here.stop))
+                - here.start
+            )
+        rows = self._ascending_rows
+        return (
+            rows[np.searchsorted(rows, here.start) : np.searchsorted(rows, here.stop)] - here.start
+        )
+
+    @cached_property
+    def _ascending_rows(self) -> NDArray[np.int64]:
+        assert not isinstance(self.rows, range)
+        return self.rows if (self.rows[1:] > self.rows[:-1]).all() else np.unique(self.rows)
+
+    def first_positions(self) -> NDArray[np.int64]:
+        """Return the position at which the records of each shard begin, and their number at the end: [shards + 1].
+
+        Raises ValueError if the rows are not ascending; the order of an epoch is defined for ascending rows.
+        """
+        starts = self.store.shards.starts
+        if isinstance(self.rows, range):
+            return np.clip(starts, self.rows.start, self.rows.stop) - self.rows.start
+        if self._ascending_rows is not self.rows:
+            raise ValueError("the rows of a training must be ascending")
+        return np.searchsorted(self.rows, starts)
 
     def _start_caches(self) -> None:
         self._bytes = lru_cache(maxsize=_OPEN_SHARDS)(self._open_shard)
         per_pass = _CACHED_SHARDS
         if sum(map(self._field_bytes, self.passes)) * len(self.rows) <= _KEPT_BYTES:
-            per_pass = len(self.store.manifest.shards)
+            per_pass = len(self.store.shards)
+        self._stored_rows = lru_cache(maxsize=per_pass * max(1, len(self.passes)))(
+            self._open_stored_rows
+        )
         self._values = lru_cache(maxsize=per_pass * max(1, len(self.passes)))(self._open_values)
 
     @staticmethod
@@ -125,22 +160,81 @@ class StoreDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def aspects(self, positions: Sequence[int] | None = None) -> torch.Tensor:
+        """Read width / height of original images, f64 [n], 1 for rows of a table; None reads all of them."""
+        rows = self.rows if positions is None else self.rows_at(np.asarray(positions, np.int64))
+        sizes = self.store.index.take(("width", "height"), rows)
+        return torch.from_numpy(sizes["width"] / sizes["height"])
+
     @property
-    def aspects(self) -> torch.Tensor:
-        """Width / height of every record's original image, f64 [n], 1 for rows of a table."""
-        return torch.from_numpy(self.columns["width"] / self.columns["height"])
+    def has_frame_aspect(self) -> bool:
+        """True if all original images have the aspect ratio of the canonical frame."""
+        height, width = self.store.size
+        return all(bool((self.aspects(block) == width / height).all()) for block in self._blocks())
 
     @property
     def has_many_labels(self) -> bool:
         """True if records have many labels, so that labels of a batch are f32 [B, K]."""
-        return self.label_lists is not None
+        return self.store.manifest.multi_label and self.labels_apply
 
     @property
     def has_labels(self) -> bool:
         """True if any record has a label among the classes of the network."""
-        if self.label_lists is not None:
-            return any(self.label_lists.to_pylist())
-        return bool((self.columns["label"] != NO_LABEL).any())
+        if not self.labels_apply:
+            return False
+        for block in self._blocks():
+            rows = self.rows_at(np.asarray(block))
+            if self.has_many_labels:
+                if self.store.index.list_lengths("labels", rows).any():
+                    return True
+            elif (self.store.index.values("label", rows) != NO_LABEL).any():
+                return True
+        return False
+
+    def _blocks(self) -> Iterator[range]:
+        """Iterate over the positions of the selection in blocks of limited size."""
+        for start in range(0, len(self), _BLOCK):
+            yield range(start, min(start + _BLOCK, len(self)))
+
+    @cached_property
+    def label_numbers(self) -> NDArray[np.integer[Any]]:
+        """Label of every record, [n], NO_LABEL where unknown; of a range a read-only view of the mapped index."""
+        if not self.labels_apply:
+            return np.broadcast_to(np.int64(NO_LABEL), (len(self),))
+        return self.store.index.values("label", self.rows)
+
+    def label_lists(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return the labels of all records of a multi-label store, one after another, and their number per record."""
+        return self.store.index.label_lists(self.rows)
+
+    def keys_at(self, positions: Sequence[int] | NDArray[np.int64] | None = None) -> list[str]:
+        """Return the keys at these positions; None returns all of them."""
+        if positions is None:
+            return self.store.index.keys(self.rows)
+        return self.store.index.keys(self.rows_at(np.asarray(positions, np.int64)))
+
+    def positions_of(self, keys: Iterable[str]) -> dict[str, int]:
+        """Find the positions of the given keys; keys that no selected record has are left out."""
+        wanted = set(keys)
+        rows = self.rows
+        if isinstance(rows, range):
+            found = self.store.index.rows_of_keys(wanted, rows)
+            return {key: row - rows.start for key, row in found.items()}
+        return {key: place for place, key in enumerate(self.keys_at()) if key in wanted}
+
+    @property
+    def has_masks(self) -> bool:
+        """True if any record has a mask."""
+        index = self.store.index
+        rows = (self.rows_at(np.asarray(block)) for block in self._blocks())
+        return any(bool(index.values("mask_size", here).any()) for here in rows)
+
+    @property
+    def has_boxes(self) -> bool:
+        """True if any record has a box."""
+        index = self.store.index
+        rows = (self.rows_at(np.asarray(block)) for block in self._blocks())
+        return any(bool(index.list_lengths("boxes", here).any()) for here in rows)
 
     def __getitem__(self, position: int) -> Batch:
         return self.__getitems__([position])
@@ -153,50 +247,59 @@ class StoreDataset(Dataset[Batch]):
         pairs = np.asarray(positions).reshape(len(positions), -1)
         at = pairs[:, 0]
         views = pairs[:, 1] if pairs.shape[1] == 2 else None
-        values = [self._gather(number, at, views) for number in range(len(self.passes))]
+        rows = self.rows_at(at)
+        columns = self.store.index.take(_INDEX_COLUMNS, rows)
+        columns["shard"] = self.store.index.shard_numbers(rows)
+        keys = self.store.index.keys(rows)
+        values = [self._gather(number, columns, views) for number in range(len(self.passes))]
         canonical_from_view = None
         if views is not None:  # all passes of a run have the same views
             canonical_from_view = torch.from_numpy(values[0][VIEW_FIELD.name])
-        keys: list[str] = self.keys.take(at).to_pylist()
         return Batch(
             keys=tuple(keys),
             record_index=torch.from_numpy(at),
-            inputs=self._inputs(at, keys),
+            inputs=self._inputs(at, columns, keys),
             canonical_from_view=canonical_from_view,
             view_index=torch.full((len(at),), -1) if views is None else torch.from_numpy(views),
             original_size=torch.from_numpy(
-                np.stack([self.columns["height"][at], self.columns["width"][at]], axis=1)
+                np.stack([columns["height"], columns["width"]], axis=1)
             ).float(),
             labels=self.labels_at(at),
-            groups=torch.from_numpy(self.columns["group"][at].astype(np.int64)),
-            masks=self._masks(at, keys) if self.with_regions and not self.store.is_table else None,
-            boxes=self._boxes(at) if self.with_regions else (),
+            groups=torch.from_numpy(columns["group"].astype(np.int64)),
+            masks=self._masks(columns, keys)
+            if self.with_regions and not self.store.is_table
+            else None,
+            boxes=self._boxes(rows) if self.with_regions else (),
             targets=tuple(
-                self._targets(number, of_teacher, at, replayed=views is not None)
+                self._targets(number, of_teacher, columns, replayed=views is not None)
                 for number, of_teacher in enumerate(values)
             ),
         )
 
     def labels_at(self, at: NDArray[np.int64]) -> torch.Tensor:
         """Read the labels of these positions without reading images: i64 [n], or f32 [n, K] for many labels."""
-        if self.label_lists is not None:
-            lists = self.label_lists.take(at).to_pylist()
-            return multi_hot_of_lists(lists, len(self.store.manifest.classes))
-        return torch.from_numpy(self.columns["label"][at].astype(np.int64))
+        if not self.labels_apply:
+            return torch.full((len(at),), NO_LABEL)
+        return labels_of_rows(self.store, self.rows_at(at))
 
     def intermediates_at(self, at: NDArray[np.int64]) -> list[dict[str, torch.Tensor]]:
         """Read the intermediates of every pass for these positions, in the first stored view, but no images."""
+        rows = self.rows_at(at)
+        columns = self.store.index.take(("row", "height", "width"), rows)
+        columns["shard"] = self.store.index.shard_numbers(rows)
         return [
-            self._targets(number, self._gather(number, at, None), at, replayed=False).intermediates
+            self._targets(
+                number, self._gather(number, columns, None), columns, replayed=False
+            ).intermediates
             for number in range(len(self.passes))
         ]
 
-    def _inputs(self, at: NDArray[np.int64], keys: Sequence[str]) -> torch.Tensor:
+    def _inputs(self, at: NDArray[np.int64], columns: Columns, keys: Sequence[str]) -> torch.Tensor:
         """Decode frames u8 [n, 3, H, W] or table rows f32 [n, d], each record once even if it occurs several times."""
-        once, first, place = np.unique(at, return_index=True, return_inverse=True)
-        columns = (self.columns[name][once].tolist() for name in ("offset", "size", "image_crc32c"))
+        _, first, place = np.unique(at, return_index=True, return_inverse=True)
+        names = ("shard", "offset", "size", "image_crc32c")
         inputs = []
-        places = zip(first, self.shard[once].tolist(), *columns, strict=True)
+        places = zip(first, *(columns[name][first].tolist() for name in names), strict=True)
         for number, shard, offset, size, crc32c in places:
             file, key = self._bytes(shard), keys[number]
             data = file.read(offset, size, crc32c, key)
@@ -204,7 +307,7 @@ class StoreDataset(Dataset[Batch]):
         return torch.stack([inputs[number] for number in place])
 
     def _targets(
-        self, number: int, values: Values, at: NDArray[np.int64], *, replayed: bool
+        self, number: int, values: Values, columns: Columns, *, replayed: bool
     ) -> StoredTargets:
         teacher = self.passes[number]
         targets = StoredTargets(
@@ -221,7 +324,9 @@ class StoreDataset(Dataset[Batch]):
         )
         spatial = [spec for spec in teacher.manifest.fields if spec.frame is not None]
         if spatial and not replayed:  # all fields of a teacher have the same frame
-            targets = replace(targets, map_from_canonical=self._map_from_canonical(spatial[0], at))
+            targets = replace(
+                targets, map_from_canonical=self._map_from_canonical(spatial[0], columns)
+            )
         if "map" not in values:
             return targets
         return replace(
@@ -230,62 +335,59 @@ class StoreDataset(Dataset[Batch]):
             maps=torch.from_numpy(decode_unit(values["map"])),
         )
 
-    def _map_from_canonical(self, spec: FieldSpec, at: NDArray[np.int64]) -> torch.Tensor:
+    def _map_from_canonical(self, spec: FieldSpec, columns: Columns) -> torch.Tensor:
         """Transform of each map's grid in its canonical frame: f32 [n, 3, 3]."""
         if spec.frame != "center_crop":
-            return torch.eye(3).expand(len(at), 3, 3)
+            return torch.eye(3).expand(len(columns["height"]), 3, 3)
         assert spec.crop_fraction is not None
-        heights, widths = (
-            torch.from_numpy(self.columns[n][at]).float() for n in ("height", "width")
-        )
+        heights, widths = (torch.from_numpy(columns[name]).float() for name in ("height", "width"))
         map_from_canonical: torch.Tensor = torch.linalg.inv(
             center_crop(heights, widths, spec.crop_fraction)
         )
         return map_from_canonical
 
-    def _gather(
-        self, number: int, at: NDArray[np.int64], views: NDArray[np.int64] | None
-    ) -> Values:
-        """Read fields [n, *shape] of the given views (None for the canonical one), in the order of `at`."""
-        shards, rows = self.shard[at], self.pass_rows[number][at]
-        views = np.zeros(len(at), np.int64) if views is None else views
+    def _gather(self, number: int, columns: Columns, views: NDArray[np.int64] | None) -> Values:
+        """Read fields [n, *shape] of the given views (None for the canonical one), in the order of the columns."""
+        shards, rows = columns["shard"], columns["row"]
+        views = np.zeros(len(rows), np.int64) if views is None else views
         gathered: Values = {}
-        for shard in np.unique(shards):
+        for shard in np.unique(shards).tolist():
             here = shards == shard
-            for name, array in self._values(number, int(shard)).items():
+            stored = self._stored_rows(number, shard)
+            places = rows[here] if stored is None else stored[rows[here]]
+            for name, array in self._values(number, shard).items():
                 if name not in gathered:
-                    gathered[name] = np.empty((len(at), *array.shape[2:]), array.dtype)
-                gathered[name][here] = array[rows[here], views[here]]
+                    gathered[name] = np.empty((len(rows), *array.shape[2:]), array.dtype)
+                gathered[name][here] = array[places, views[here]]
         return gathered
 
-    def _masks(self, at: NDArray[np.int64], keys: Sequence[str]) -> torch.Tensor:
+    def _masks(self, columns: Columns, keys: Sequence[str]) -> torch.Tensor:
         """Read masks u8 [n, 1, H, W], all background for records without a mask."""
-        masks = torch.zeros(len(at), 1, *self.store.size, dtype=torch.uint8)
-        names = ("mask_offset", "mask_size", "mask_crc32c")
-        columns = [self.shard[at].tolist(), *(self.columns[n][at].tolist() for n in names)]
-        places = zip(masks, keys, *columns, strict=True)
+        masks = torch.zeros(len(keys), 1, *self.store.size, dtype=torch.uint8)
+        names = ("shard", "mask_offset", "mask_size", "mask_crc32c")
+        places = zip(masks, keys, *(columns[name].tolist() for name in names), strict=True)
         for mask, key, shard, offset, size, crc32c in places:
             if offset >= 0:
                 data = self._bytes(shard).read(offset, size, crc32c, key)
                 mask[:] = decode_mask(data, self.store.size)
         return masks
 
-    def _boxes(self, at: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
-        names = ("label", "x0", "y0", "x1", "y1")
-        boxes = self.store.index["boxes"].take(self.rows[at]).to_pylist()
-        return tuple(
-            torch.tensor([[box[n] for n in names] for box in b]).reshape(-1, 5) for b in boxes
-        )
+    def _boxes(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
+        boxes, lengths = self.store.index.boxes(rows)
+        boxes_of: tuple[torch.Tensor, ...] = torch.split(torch.from_numpy(boxes), lengths.tolist())
+        return boxes_of
 
     def _open_shard(self, shard: int) -> ShardBytes:
-        return ShardBytes(self.store.path, self.store.manifest.shards[shard])
+        return ShardBytes(self.store.path, self.store.shards[shard])
 
     def _open_values(self, number: int, shard: int) -> dict[str, Rows]:
         """Open a shard's fields: large ones stay on disk, of the others only this selection's rows are kept."""
         names = self.intermediate_fields[number]
         wanted = {*_ALWAYS_READ, *names, *(f"{name}_scale" for name in names)}
-        fields = self.passes[number].open_shard(self.store.manifest.shards[shard], wanted)
-        needed = np.unique(self.pass_rows[number][self.shard == shard])
+        fields = self.passes[number].open_shard(self.store.shards[shard], wanted)
+        stored, needed = self._stored_rows(number, shard), self.rows_in_shard(shard)
+        if stored is not None:
+            needed = np.unique(stored[needed])
         return {
             name: SelectedRows(rows, needed)
             if isinstance(rows, np.ndarray) and len(needed) < len(rows)
@@ -293,9 +395,17 @@ class StoreDataset(Dataset[Batch]):
             for name, rows in fields.items()
         }
 
+    def _open_stored_rows(self, number: int, shard: int) -> NDArray[np.int64] | None:
+        """Row in a pass of each of a shard's records; None if the pass has the shard's own rows."""
+        teacher = self.passes[number]
+        if teacher.manifest.selection is None:
+            return None
+        return teacher.rows_of(self.store.shards[shard])
+
     def __getstate__(self) -> dict[str, Any]:
-        # Each loader process opens its own files.
-        return {k: v for k, v in self.__dict__.items() if k not in ("_bytes", "_values")}
+        # A loader process receives paths and the selection; it maps the index and opens files itself.
+        opened = ("_bytes", "_values", "_stored_rows", "label_numbers")
+        return {k: v for k, v in self.__dict__.items() if k not in opened}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

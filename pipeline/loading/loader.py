@@ -38,7 +38,7 @@ class TrainLoader:
         pixel_augment   schedule of pixel augmentation, None for none
         views_per_step  number of views of one record per step, if they are replayed
         """
-        order = EpochOrder(dataset.shard, seed)
+        order = EpochOrder(dataset.first_positions(), seed)
         ranks = {"rank": rank, "world_size": world_size}
         self.batches: GlobalBatchSampler | ReplayBatchSampler = (
             GlobalBatchSampler(order, batch_size, **ranks)
@@ -49,7 +49,6 @@ class TrainLoader:
         )
         self.views = views
         self.pixel_augment = pixel_augment
-        self.aspects = dataset.aspects
         self.loader: DataLoader[Batch] = DataLoader(
             dataset,
             batch_sampler=cast("Any", self.batches),
@@ -73,8 +72,8 @@ class TrainLoader:
                 yield batch
                 continue
             start = self.batches.first_position(step)
-            aspects = self.aspects[batch.record_index]
-            batch = replace(batch, canonical_from_view=self.views.views(epoch, start, aspects))
+            drawn_views = self.views.views(epoch, start, batch.aspects)
+            batch = replace(batch, canonical_from_view=drawn_views)
             if self.pixel_augment is not None:
                 drawn = self.pixel_augment.draw(epoch, step, start, len(batch.keys))
                 batch = replace(batch, pixel_augment=drawn)

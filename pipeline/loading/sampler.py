@@ -1,8 +1,8 @@
 """Samplers: the order of an epoch is a pure function of (seed, epoch), divided into global batches for any world size.
 
-Shards are permuted, then records within windows of WINDOW_SHARDS shards, so memory and a node's cache do not grow with
-the store. Every record occurs at most once per epoch. The last partial global batch is dropped, which affects other
-records in each epoch.
+Shards are permuted, then records within windows of WINDOW_SHARDS shards, so a rank's memory and a node's cache do not
+grow with the store. Every record occurs at most once per epoch. The last partial global batch is dropped, which
+affects other records in each epoch.
 """
 
 from __future__ import annotations
@@ -16,32 +16,46 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.seeds import derive_seed
 
 WINDOW_SHARDS = 16
+_DRAWN_AT_ONCE = 2**18
 
 
 class EpochOrder:
-    """Positions of a selection in the order of each epoch."""
+    """Positions of a selection in the order of each epoch, one window of shards at a time."""
 
     def __init__(
-        self, shard_of_record: NDArray[np.int64], seed: int, window: int = WINDOW_SHARDS
+        self, first_positions: NDArray[np.int64], seed: int, window: int = WINDOW_SHARDS
     ) -> None:
-        """Group the positions of the selection by shard.
+        """Describe the shards of a selection whose records are in the order of the store.
 
-        shard_of_record  [n]: the shard of each position of the selection
+        first_positions  position at which the records of each shard begin, and the number of all: [shards + 1]
         """
-        by_shard = np.argsort(shard_of_record, kind="stable")
-        _, starts = np.unique(shard_of_record[by_shard], return_index=True)
-        self.by_shard = np.split(by_shard, starts[1:])
+        sizes = np.diff(first_positions)
+        self._starts = first_positions[:-1][sizes > 0]
+        self._sizes = sizes[sizes > 0]
+        self.num_records = int(sizes.sum())
         self.seed = seed
         self.window = window
 
-    def positions(self, epoch: int) -> NDArray[np.int64]:
-        """Order of an epoch, with every position of the selection once, [n]."""
+    def windows(self, epoch: int, first: int = 0) -> Iterator[NDArray[np.int64]]:
+        """Iterate over the order of an epoch, with every position of the selection once, window by window.
+
+        first  place in the order from which positions are returned; the windows before it are only drawn, which takes
+               time but no memory
+        """
         generator = np.random.default_rng(derive_seed(self.seed, "order", epoch))
-        shards = [self.by_shard[i] for i in generator.permutation(len(self.by_shard))]
-        windows = (
-            shards[start : start + self.window] for start in range(0, len(shards), self.window)
-        )
-        return np.concatenate([generator.permutation(np.concatenate(window)) for window in windows])
+        shards = generator.permutation(len(self._sizes))
+        begin = 0
+        for start in range(0, len(shards), self.window):
+            members = shards[start : start + self.window]
+            sizes = self._sizes[members]
+            offsets = np.cumsum(sizes) - sizes
+            drawn = generator.permutation(int(sizes.sum()))
+            end = begin + len(drawn)
+            if end > first:
+                shard = np.searchsorted(offsets, drawn, side="right") - 1
+                positions = self._starts[members[shard]] + drawn - offsets[shard]
+                yield positions[max(first - begin, 0) :]
+            begin = end
 
 
 class GlobalBatchSampler:
@@ -54,7 +68,7 @@ class GlobalBatchSampler:
 
         batch_size  number of records of a global batch, of which each rank takes a contiguous slice
         """
-        num_records = sum(map(len, order.by_shard))
+        num_records = order.num_records
         if batch_size % world_size:
             raise ConfigError(
                 f"trainer.batch_size={batch_size} must be a multiple of {world_size}, the number of ranks"
@@ -79,10 +93,15 @@ class GlobalBatchSampler:
         return self.num_steps - self.first_step
 
     def __iter__(self) -> Iterator[list[int]]:
-        positions = self.order.positions(self.epoch)
-        for step in range(self.first_step, self.num_steps):
-            start = self.first_position(step)
-            yield positions[start : start + self.batch_size // self.world_size].tolist()
+        taken = self.first_step * self.batch_size
+        share = self.batch_size // self.world_size
+        rest = np.empty(0, np.int64)
+        for window in self.order.windows(self.epoch, taken):
+            rest = np.concatenate([rest, window])
+            while len(rest) >= self.batch_size:
+                own = rest[self.rank * share : (self.rank + 1) * share]
+                yield own.tolist()
+                rest = rest[self.batch_size :]
 
     def first_position(self, step: int) -> int:
         """Start of this rank's slice of a step in the epoch's order."""
@@ -109,7 +128,11 @@ class ReplayBatchSampler:
         self.records = GlobalBatchSampler(order, batch_size // per_step, **ranks)
         self.num_views, self.per_step = num_views, per_step
         generator = np.random.default_rng(derive_seed(order.seed, "replay"))
-        self.starts = generator.integers(num_views, size=sum(map(len, order.by_shard)))
+        # One byte a record for up to 256 views. Drawing in blocks gives the numbers of a single draw.
+        self.starts = np.empty(order.num_records, np.min_scalar_type(num_views - 1))
+        for start in range(0, order.num_records, _DRAWN_AT_ONCE):
+            block = self.starts[start : start + _DRAWN_AT_ONCE]
+            block[:] = generator.integers(num_views, size=len(block))
 
     @property
     def num_steps(self) -> int:
@@ -131,7 +154,7 @@ class ReplayBatchSampler:
         turn = self.records.epoch * self.per_step
         for positions in self.records:
             yield [
-                (position, int(self.starts[position] + turn + number) % self.num_views)
+                (position, (int(self.starts[position]) + turn + number) % self.num_views)
                 for position in positions
                 for number in range(self.per_step)
             ]

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.config.store import SubsetOptions
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import NO_LABEL
 from pipeline.core.seeds import derive_seed
-from pipeline.store.index import has_many_labels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.config.store import SubsetOptions
+    from pipeline.store.index import RecordIndex, Rows
 
 HOLDOUT = "holdout"
 """Name of the split of records that subset.holdout excluded from training."""
 
 
-def rows_of_split(index: pa.Table, split: str) -> NDArray[np.int64]:
-    """Rows of the index that belong to `split`, in the index's order."""
-    rows: NDArray[np.int64] = np.flatnonzero(pc.equal(index["split"], split).to_numpy())
-    if len(rows) == 0:
-        known = ", ".join(sorted(pc.unique(index["split"]).to_pylist()))
+def rows_of_split(index: RecordIndex, split: str) -> Rows:
+    """Return the rows of the index that belong to `split`, a range if its shards follow each other."""
+    numbers = index.shards.splits.get(split, np.empty(0, np.int64))
+    starts = index.shards.starts
+    if not (starts[numbers + 1] > starts[numbers]).any():
+        records = index.shards.records_of_splits()
+        known = ", ".join(sorted(name for name, number in records.items() if number))
         hint = "name one of them"
         if split == "test":
             hint += " (evaluate.splits=), or pack the data with data.test_fraction=0.1, which makes a split test"
         raise ConfigError(f"the store has no split {split!r}; its splits are: {known}; {hint}")
-    return rows
+    if numbers[-1] - numbers[0] == len(numbers) - 1:
+        return range(int(starts[numbers[0]]), int(starts[numbers[-1] + 1]))
+    return np.concatenate([np.arange(starts[n], starts[n + 1]) for n in numbers])
 
 
-def select_training_rows(index: pa.Table, split: str, subset: SubsetOptions) -> NDArray[np.int64]:
-    """Select the rows of a split that `subset` describes, in the order of the index.
+def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> Rows:
+    """Select the rows of a split that `subset` describes, ascending.
 
     Each class is permuted by (subset.seed, class). The first `holdout` records are held out, and the next `shots` are
     selected. Selections with more shots therefore contain those with fewer, and the selection is independent of
@@ -41,49 +47,65 @@ def select_training_rows(index: pa.Table, split: str, subset: SubsetOptions) -> 
     """
     if subset.shots is None and subset.holdout == 0:
         return rows_of_split(index, split)
-    classes = list(_permuted_classes(index, split, subset))
-    kept_out = np.zeros(index.num_rows, bool)
-    for _, members in classes:
-        kept_out[members[: subset.holdout]] = True
+    held_out = _held_out(index, split, subset) if subset.holdout else np.empty(0, np.int64)
+    if subset.shots is None:
+        return _without(np.asarray(rows_of_split(index, split)), held_out)
     chosen = []
-    for label, members in classes:
-        remaining = members[~kept_out[members]]
-        if subset.shots is not None and len(remaining) < subset.shots:
+    for label, members in _permuted_classes(index, split, subset):
+        members = _without(members, held_out)
+        if len(members) < subset.shots:
             raise ConfigError(
                 f"subset.shots={subset.shots}, but class {label} of split {split!r} has "
-                f"{len(remaining)} records after the holdout"
+                f"{len(members)} records after the holdout"
             )
-        chosen.append(remaining[: subset.shots])
+        chosen.append(members[: subset.shots])
     return np.unique(np.concatenate(chosen))
 
 
-def balanced_order(index: pa.Table, split: str, seed: int) -> NDArray[np.int64]:
+def balanced_order(index: RecordIndex, split: str, seed: int) -> NDArray[np.int64]:
     """Order all rows of a split so that every prefix has nearly the same number of records of each class.
 
     The order depends only on the keys and the seed. Records without a label, or with many, count as one class.
     """
     rows = rows_of_split(index, split)
-    labels = index["label"].to_numpy()[rows]
-    keys = np.asarray(index["key"].to_pylist())[rows]
+    labels = index.values("label", rows)
     turns = np.empty(len(rows), np.int64)
-    for label in map(int, np.unique(labels)):
-        members = np.flatnonzero(labels == label)
-        members = members[np.argsort(keys[members])]
+    for label, members in members_of_classes(labels, np.arange(len(rows))).items():
+        members = members[np.argsort(_keys(index, _at(rows, members)))]
         random = np.random.default_rng(derive_seed(seed, "balanced order", label))
         turns[random.permutation(members)] = np.arange(len(members))
-    return rows[np.lexsort((labels, turns))]
+    return _at(rows, np.lexsort((labels, turns)))
 
 
-def select_holdout_rows(index: pa.Table, split: str, subset: SubsetOptions) -> NDArray[np.int64]:
+def select_holdout_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> NDArray[np.int64]:
     """Select the rows that `select_training_rows` holds out, independent of the shots, in the order of the index."""
     if subset.holdout == 0:
         raise ConfigError("subset.holdout=0 holds out no records; set it to a number per class")
+    return _held_out(index, split, subset)
+
+
+def members_of_classes(
+    labels: NDArray[np.integer[Any]], owners: NDArray[np.int64]
+) -> dict[int, NDArray[np.int64]]:
+    """Group the owners of labels by label: each class's owners, ascending, in the order of the classes.
+
+    labels  any labels, [n]
+    owners  what has each label, [n]; an owner may have several labels, or one of them twice
+    """
+    order = np.argsort(labels, kind="stable")
+    known, starts = np.unique(labels[order], return_index=True)
+    groups = np.split(owners[order], starts[1:]) if len(known) else []
+    return {int(label): np.unique(group) for label, group in zip(known, groups, strict=True)}
+
+
+def _held_out(index: RecordIndex, split: str, subset: SubsetOptions) -> NDArray[np.int64]:
+    """Rows of the first `holdout` records of each class, ascending."""
     chosen = [members[: subset.holdout] for _, members in _permuted_classes(index, split, subset)]
     return np.unique(np.concatenate(chosen))
 
 
 def _permuted_classes(
-    index: pa.Table, split: str, subset: SubsetOptions
+    index: RecordIndex, split: str, subset: SubsetOptions
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Iterate over the classes of a split with their rows, permuted by (subset.seed, class)."""
     rows = rows_of_split(index, split)
@@ -92,27 +114,41 @@ def _permuted_classes(
         raise ConfigError(
             f"subset.shots and subset.holdout need labels, but split {split!r} has unlabeled records"
         )
-    keys = np.asarray(index["key"].to_pylist())[rows]
-    for label in map(int, np.unique(labels)):
-        members = np.unique(owners[labels == label])
-        members = members[np.argsort(keys[members])]
+    for label, members in members_of_classes(labels, owners).items():
+        members = members[np.argsort(_keys(index, _at(rows, members)))]
         if len(members) < subset.holdout:
             raise ConfigError(
                 f"subset.holdout={subset.holdout}, but class {label} of split {split!r} has "
                 f"{len(members)} records"
             )
         seed = derive_seed(subset.seed, "subset", label)
-        yield label, rows[np.random.default_rng(seed).permutation(members)]
+        yield label, _at(rows, np.random.default_rng(seed).permutation(members))
 
 
 def _labels_of(
-    index: pa.Table, rows: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    index: RecordIndex, rows: Rows
+) -> tuple[NDArray[np.integer[Any]], NDArray[np.int64]]:
     """Return every known label of these rows, and the position among them of the row with that label."""
-    if has_many_labels(index):
-        lists = index["labels"].take(rows).to_pylist()
-        owners = np.repeat(np.arange(len(lists)), [len(labels) for labels in lists])
-        return np.array([label for labels in lists for label in labels], np.int64), owners
-    labels = index["label"].to_numpy()[rows]
+    if index.has_many_labels:
+        labels, lengths = index.label_lists(rows)
+        return labels, np.repeat(np.arange(len(lengths)), lengths)
+    labels = index.values("label", rows)
     known = np.flatnonzero(labels != NO_LABEL)
     return labels[known], known
+
+
+def _without(rows: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the rows that are not among `others`, which are ascending, in their order."""
+    if len(others) == 0:
+        return rows
+    places = np.minimum(np.searchsorted(others, rows), len(others) - 1)
+    remaining: NDArray[np.int64] = rows[others[places] != rows]
+    return remaining
+
+
+def _keys(index: RecordIndex, rows: NDArray[np.int64]) -> NDArray[np.str_]:
+    return np.asarray(index.keys(rows))
+
+
+def _at(rows: Rows, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    return positions + rows.start if isinstance(rows, range) else rows[positions]

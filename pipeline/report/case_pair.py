@@ -20,7 +20,7 @@ from pipeline.loading.dataset import StoreDataset
 from pipeline.models.saved import MODEL_NAME, load_model, read_description
 from pipeline.report.cases import Row
 from pipeline.report.results import StudentResult
-from pipeline.store.index import read_table
+from pipeline.store.parquet import read_table
 from pipeline.store.reader import Store
 
 _EVALUATION_OPTIONS = ("store", "splits", "frame", "region", "iou_threshold")

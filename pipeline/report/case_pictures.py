@@ -72,9 +72,9 @@ def _split_cases(pair: CasePair, split: str, options: ReportOptions) -> SplitCas
         options.cases,
         many=many,
     )
-    position = {key: number for number, key in enumerate(dataset.keys.to_pylist())}
 
     def read(cases: Sequence[Case]) -> Batch:
+        position = dataset.positions_of(case.key for case in cases)
         return dataset.__getitems__([position[case.key] for case in cases])
 
     moved = [case for kind in choice.kinds for case in kind.cases][:_SHIFTED_CASES]

@@ -42,7 +42,7 @@ def teach_command(store: Store, run: str) -> str:
         words += ["teacher=additive", "teacher.name=mlp", "augment@teaching.augment=none"]
     if store.manifest.multi_label:
         words.append("teaching.loss=bce")
-    words += _split_words({shard.split for shard in store.manifest.shards})
+    words += _split_words(set(store.manifest.records))
     return " ".join(["permafrost teach", *map(shlex.quote, words)])
 
 
@@ -70,7 +70,7 @@ def evaluate_command(run: str, store: Store, folder: Path) -> str:
 
     folder  folder of the trained student
     """
-    splits = {shard.split for shard in store.manifest.shards}
+    splits = set(store.manifest.records)
     if read_description(folder).subset.holdout:
         splits.add(HOLDOUT)
     words = [f"store.path={store.path}", f"run={run}", *_split_words(splits)]

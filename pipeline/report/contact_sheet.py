@@ -38,16 +38,16 @@ def contact_sheet(
 
     Whole images are shown in their original aspect ratio, views as the student's input.
     """
-    rows = np.linspace(0, store.index.num_rows - 1, min(num_records, store.index.num_rows))
+    rows = np.linspace(0, store.num_records() - 1, min(num_records, store.num_records()))
     dataset = StoreDataset(store, np.unique(rows.astype(np.int64)), passes)
     batch = dataset.__getitems__(list(range(len(dataset))))
-    one_aspect = bool((dataset.aspects == store.size[1] / store.size[0]).all())
+    one_aspect = dataset.has_frame_aspect
     schedule = ViewSchedule(augment, store.size, seed=0, one_aspect=one_aspect)
     names = class_names(batch.labels.numpy(), store.manifest.classes)
-    aspects = dataset.aspects.tolist()
-    pictures = _rows(batch, "image", names, aspects)
+    aspects = dataset.aspects()
+    pictures = _rows(batch, "image", names, aspects.tolist())
     for view in range(num_views):
-        matrices = schedule.views(epoch=view, start=0, aspects=dataset.aspects)
+        matrices = schedule.views(epoch=view, start=0, aspects=aspects)
         if matrices is not None:
             moved = replace(batch, canonical_from_view=matrices)
             pictures += _rows(moved, f"view {view + 1}", [""] * len(names), [1.0] * len(names))

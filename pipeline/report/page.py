@@ -263,8 +263,8 @@ def _shift_curves(
 def _ledger(
     run: str, store: Store, passes: list[TeacherPass], results: list[StudentResult]
 ) -> dict[str, str]:
-    records = store.index.num_rows
-    inputs = sum(shard.bytes for shard in store.manifest.shards)
+    records = store.num_records()
+    inputs = store.shards.total_bytes
     folders = [result.folder / "distill" for result in results]
     costs = {folder: cost for folder in folders if (cost := read_cost(folder))}
     noun, failed = ("rows", "stored") if store.is_table else ("images", "decoded")
@@ -277,7 +277,7 @@ def _ledger(
         seconds = mean(cost["seconds"] for cost in costs.values())
         ledger["Mean seconds per student"] = f"{seconds:.1f}"
     if passes:
-        stored = sum(e.bytes for t in passes for shard in t.manifest.shards for e in shard.files)
+        stored = sum(teacher.shards.total_bytes for teacher in passes)
         taught = [folder for folder in costs if read_description(folder).teachers]
         live = sum(costs[folder]["records"] for folder in taught)
         forwards = records * len(passes)

@@ -28,13 +28,12 @@ def _describe(teacher: TeacherPass) -> dict[str, Any]:
     map_bytes                                  if the backend stores maps in separate files
     """
     manifest = teacher.manifest
-    files = [entry for shard in manifest.shards for entry in shard.files]
-    records = sum(shard.rows for shard in manifest.shards)
+    records = teacher.shards.num_rows
     row = {
         "name": teacher.name,
         "views": f"{teacher.num_views} {teacher.views['sampler']}",
         "records": records,
-        "bytes": sum(entry.bytes for entry in files) / records,
+        "bytes": teacher.bytes_per_record,
     }
     specs = {spec.name: spec for spec in manifest.fields}
     if (logits := specs.get("superfeature_logits")) is not None:
@@ -42,7 +41,7 @@ def _describe(teacher: TeacherPass) -> dict[str, Any]:
     spec = specs.get("map")
     if spec is None:
         return row
-    of_maps = [e.bytes for e in files if e.path.startswith(f"{FIELDS_FOLDER}/{spec.name}/")]
+    of_maps = teacher.shards.bytes_below(f"{FIELDS_FOLDER}/{spec.name}/")
     shape = spec.shape if spec.shape[0] > 1 else spec.shape[1:]
     explained = manifest.explainer["explained_classes"]
     row |= {
@@ -53,4 +52,4 @@ def _describe(teacher: TeacherPass) -> dict[str, Any]:
         "raw_bytes": int(teacher.num_views * np.prod(spec.shape) * np.dtype(np.float32).itemsize),
         "fidelity": manifest.fidelity[spec.name],
     }
-    return row | ({"map_bytes": sum(of_maps) / records} if of_maps else {})
+    return row | ({"map_bytes": of_maps / records} if of_maps else {})

@@ -95,13 +95,7 @@ def _bytes_needed(teacher: TeacherPass, needs: Needs) -> float:
 
 def _bytes_of_field(teacher: TeacherPass, name: str, value_bytes: int) -> float:
     """Bytes per record of a field with all its views: on disk, or of its values if its file has other fields too."""
-    shards = teacher.manifest.shards
-    on_disk = sum(
-        entry.bytes
-        for shard in shards
-        for entry in shard.files
-        if entry.path.startswith(f"{FIELDS_FOLDER}/{name}/")
-    )
+    on_disk = teacher.shards.bytes_below(f"{FIELDS_FOLDER}/{name}/")
     if on_disk:
-        return on_disk / sum(shard.rows for shard in shards)
+        return on_disk / teacher.shards.num_rows
     return float(teacher.num_views * value_bytes)

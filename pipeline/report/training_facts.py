@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from pipeline.config.distillation import DistillConfig
 from pipeline.config.runs import CONFIG_NAME, identity
 from pipeline.config.store import SubsetOptions
 from pipeline.core.errors import UserError
-from pipeline.loading.selection import rows_of_split, select_training_rows
+from pipeline.loading.selection import select_training_rows
 from pipeline.report.comparison import seeds_in_words
 from pipeline.report.results import StudentResult
 from pipeline.store.reader import Store
@@ -102,10 +101,8 @@ def training_facts(results: Sequence[StudentResult], store: Store) -> TrainingFa
 def describe_data(store: Store) -> dict[str, str]:
     """Describe the records of a store: number, classes, splits and size."""
     manifest = store.manifest
-    splits: Counter[str] = Counter()
-    for shard in manifest.shards:
-        splits[shard.split] += shard.records
-    records = sum(splits.values())
+    splits = manifest.records
+    records = store.num_records()
     size = "x".join(map(str, reversed(store.size)))
     kind = f"{store.size[1]} columns" if store.is_table else f"frame of {size} pixels"
     return {
@@ -162,7 +159,7 @@ def _training_records(store: Store, split: str, subset: Mapping[str, Any]) -> st
     try:
         options = build_config(SubsetOptions, dict(subset), "subset")
         chosen = len(select_training_rows(store.index, split, options))
-        whole = len(rows_of_split(store.index, split))
+        whole = store.num_records(split)
     except UserError:
         return f"split {split}"
     if chosen == whole:

@@ -105,7 +105,7 @@ def _explained(
     network, trained = load_model(result.folder / "distill")
     names = trained.teachers or tuple(folder.name for folder in store.pass_folders()[:1])
     dataset = open_split(store, store.open_passes(names), split, trained)
-    place = {key: position for position, key in enumerate(dataset.keys.to_pylist())}
+    place = dataset.positions_of(header["keys"])
     positions = [place[key] for key in header["keys"]]
     model = EvaluatedModel(network=network, input_size=trained.input_size)
     return picture_maps(model, dataset, positions, header["frame"])

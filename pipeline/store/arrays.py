@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.store.manifest import ManifestError
+from pipeline.store.file_entry import ManifestError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

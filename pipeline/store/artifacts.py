@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.files import SHORT, make_folder, sha256_json, write_atomically
+from pipeline.store.file_entry import ManifestError
 from pipeline.store.lock import LockedError, lock_folder
 from pipeline.store.manifest import (
     MANIFEST_NAME,
-    SCHEMA_VERSION,
-    ManifestError,
     read_manifest,
     write_manifest,
 )
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ARTIFACTS_FOLDER = "artifacts"
+ARTIFACT_SCHEMA = 1
 _POLL_SECONDS = 0.05
 
 
@@ -44,7 +44,7 @@ class ArtifactManifest:
     """Facts about the result, defined by its kind."""
     files: dict[str, str]
     """SHA-256 of each file."""
-    schema: int = SCHEMA_VERSION
+    schema: int = ARTIFACT_SCHEMA
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ class Artifact:
     @property
     def description(self) -> dict[str, Any]:
         """Description of an existing artifact."""
-        return read_manifest(ArtifactManifest, self.folder, self.made_by).description
+        return read_manifest(
+            ArtifactManifest, self.folder, self.made_by, ARTIFACT_SCHEMA
+        ).description
 
     def save(
         self, tensors: Mapping[str, Tensor], description: dict[str, Any], *, wait: bool = False
@@ -118,7 +120,7 @@ def load_artifact(folder: Path, made_by: str) -> tuple[ArtifactManifest, dict[st
     """
     from safetensors.torch import load
 
-    manifest = read_manifest(ArtifactManifest, folder, made_by)
+    manifest = read_manifest(ArtifactManifest, folder, made_by, ARTIFACT_SCHEMA)
     repair = f"delete its folder and run {made_by}"
     name = _file_name(manifest.kind)
     path = folder / name

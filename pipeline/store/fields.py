@@ -10,7 +10,7 @@ import google_crc32c
 import numpy as np
 
 from pipeline.core.files import read_regular
-from pipeline.store.manifest import REPAIR, REWRITE, FileEntry, ManifestError
+from pipeline.store.file_entry import REPAIR, REWRITE, FileEntry, ManifestError
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence

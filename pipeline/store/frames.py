@@ -11,17 +11,17 @@ from torch import Tensor
 
 from pipeline.core.labels import multi_hot_of_lists
 from pipeline.store.arrays import decode_npy
-from pipeline.store.manifest import ManifestError
+from pipeline.store.file_entry import ManifestError
 from pipeline.store.pixels import decode_rgb, open_image
 from pipeline.store.table_rows import decode_row
 from pipeline.store.tars import ShardBytes
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from numpy.typing import NDArray
 
-    from pipeline.store.manifest import ShardEntry
+    from pipeline.store.index import Rows
     from pipeline.store.reader import Store
+    from pipeline.store.shards import ShardEntry
 
 
 def decode_input(data: bytes, store: Store, where: str) -> Tensor:
@@ -93,27 +93,36 @@ class ShardFrames:
         self, store: Store, shard: ShardEntry, rows: NDArray[np.int64] | None = None
     ) -> None:
         """rows  rows of the shard, ascending; None takes all"""
-        records = store.index.slice(store.first_rows[shard.name], shard.records)
-        self._rows = records if rows is None else records.take(rows)
+        here = store.rows_of_shard(store.shards.numbers[shard.name])
+        index, taken = store.index, here if rows is None else here.start + rows
+        self._columns = index.take(("offset", "size", "image_crc32c", "height", "width"), taken)
+        self._keys = index.keys(taken)
+        self._rows = taken
         self._bytes = ShardBytes(store.path, shard)
         self._store = store
 
     def read(self, start: int, stop: int) -> FrameBatch:
         """Read the frames of the rows start .. stop."""
-        rows = self._rows.slice(start, stop - start)
-        places = (rows[name].to_pylist() for name in ("offset", "size", "image_crc32c", "key"))
+        columns = {name: column[start:stop] for name, column in self._columns.items()}
+        places = zip(
+            *(columns[name].tolist() for name in ("offset", "size", "image_crc32c")),
+            self._keys[start:stop],
+            strict=True,
+        )
         inputs = [
             decode_input(self._bytes.read(*place), self._store, f"{self._bytes.path}: {place[-1]}")
-            for place in zip(*places, strict=True)
+            for place in places
         ]
         heights, widths = (
-            torch.tensor(rows[name].to_pylist(), dtype=torch.float32)
-            for name in ("height", "width")
+            torch.tensor(columns[name], dtype=torch.float32) for name in ("height", "width")
         )
-        return FrameBatch(torch.stack(inputs), heights, widths, self._labels(rows))
+        labels = labels_of_rows(self._store, self._rows[start:stop])
+        return FrameBatch(torch.stack(inputs), heights, widths, labels)
 
-    def _labels(self, rows: pa.Table) -> Tensor:
-        manifest = self._store.manifest
-        if manifest.multi_label:
-            return multi_hot_of_lists(rows["labels"].to_pylist(), len(manifest.classes))
-        return torch.tensor(rows["label"].to_pylist())
+
+def labels_of_rows(store: Store, rows: Rows) -> Tensor:
+    """Read the labels of rows of the index: i64 [n], or f32 [n, K] in a store with several labels per record."""
+    if store.manifest.multi_label:
+        labels, lengths = store.index.label_lists(rows)
+        return multi_hot_of_lists(labels, lengths, len(store.manifest.classes))
+    return torch.from_numpy(store.index.values("label", rows).astype(np.int64))

@@ -1,48 +1,52 @@
-"""Index of a store and receipts of its shards, as Parquet tables.
+"""Index of a store: one row per record in two Arrow files, which all processes of a machine share.
 
-A receipt is a shard's part of the index. Its file's metadata lists the bytes that it covers and a digest of the
-receipt's own content. Manifests are written from receipts, so a flipped bit in a receipt must be detected.
+`index.arrow` has the columns that training reads, `keys.arrow` the keys and SHA-256 digests. Each is an Arrow IPC file
+of a single record batch. Every column is therefore one contiguous piece of the file, which is mapped into memory as a
+NumPy array without a copy: opening takes no time, a process holds no private memory for the rows, and it reads from
+disk only what it uses. Files of many small batches lose all three (docs/decisions/store.md has the figures).
+
+Nothing reads the whole file before its first use, so a digest of the file is no protection. The table of shards has a
+CRC-32C for each shard and column, and a digest of each shard's keys. They are compared when rows of the shard are
+first read. `permafrost verify` compares the digests of both files as well.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import google_crc32c
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from pipeline.core.files import canonical_json, read_regular, write_atomically
+from pipeline.core.files import open_regular, sha256_keys
 from pipeline.core.records import NO_LABEL
-from pipeline.store.manifest import REPAIR, ManifestError
+from pipeline.store.file_entry import REPAIR, REWRITE, FileEntry, ManifestError
+from pipeline.store.receipts import BOX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from numpy.typing import NDArray
+    from pipeline.store.manifest import StoreManifest
 
-    from pipeline.core.records import Record
-
-_BOX = pa.struct(
-    [("label", pa.int32())] + [(corner, pa.float32()) for corner in ("x0", "y0", "x1", "y1")]
-)
-
+INDEX_NAME = "index.arrow"
+KEYS_NAME = "keys.arrow"
 _BOXES_UNIT = "normalized canonical coordinates: the outer edges of the frame are -1 and 1"
 
-RECEIPT_SCHEMA = pa.schema(
+Rows = range | NDArray[np.int64]
+"""Rows of the index: a range, or any array of row numbers."""
+
+INDEX_SCHEMA = pa.schema(
     [
-        pa.field(name, dtype, nullable=False)
-        for name, dtype in {
-            "key": pa.string(),
-            "split": pa.string(),
-            "shard": pa.string(),
+        pa.field(name, kind, nullable=False)
+        for name, kind in {
+            "split": pa.dictionary(pa.int16(), pa.string()),
+            "shard": pa.dictionary(pa.int32(), pa.string()),
             "row": pa.int32(),
+            "array_row": pa.int64(),
             "offset": pa.int64(),
             "size": pa.int64(),
             "mask_offset": pa.int64(),
@@ -50,203 +54,293 @@ RECEIPT_SCHEMA = pa.schema(
             "height": pa.int32(),
             "width": pa.int32(),
             "label": pa.int32(),
-            "labels": pa.list_(pa.int32()),
             "group": pa.int32(),
-            "boxes": pa.list_(_BOX),
-            "image_sha256": pa.string(),
             "image_crc32c": pa.uint32(),
             "mask_crc32c": pa.uint32(),
+            "labels": pa.large_list(pa.int32()),
         }.items()
     ]
+    + [pa.field("boxes", pa.large_list(BOX), nullable=False, metadata={"unit": _BOXES_UNIT})]
 )
-"""Columns of an image shard's receipt, as described in docs/reference/store-format.md."""
+"""Columns of index.arrow, as described in docs/reference/store-format.md."""
 
-INDEX_SCHEMA = RECEIPT_SCHEMA.append(pa.field("array_row", pa.int64(), nullable=False))
-"""Columns of index.parquet: those of the receipts, and each record's row in the arrays of canonical passes."""
-
-PASS_RECEIPT_SCHEMA = pa.schema(
+KEYS_SCHEMA = pa.schema(
     [
-        pa.field(name, dtype, nullable=False)
-        for name, dtype in {
-            "key": pa.string(),
-            "row": pa.int32(),
-            "array_row": pa.int64(),
-            "chunk_crc32c": pa.list_(pa.uint32()),
-        }.items()
+        pa.field("key", pa.large_string(), nullable=False),
+        pa.field("image_sha256", pa.binary(32), nullable=False),
     ]
 )
-"""Columns of a pass's receipt: each record's row in the shard and in the arrays, and the CRC-32C of the inner chunks
-that contain it, view by view and field by field, for fields that are divided into inner chunks."""
+"""Columns of keys.arrow."""
 
-RECEIPTS_FOLDER = "receipts"
-
-_METADATA_KEY = b"permafrost"
-_DIGEST_KEY = "content_sha256"
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexRow:
-    """Location of one record's bytes, and its description."""
-
-    record: Record
-    shard: str
-    row: int
-    offset: int
-    size: int
-    mask_offset: int
-    """Offset of the mask; -1 without a mask."""
-    mask_size: int
-    height: int
-    """Height of the original image, `width` likewise."""
-    width: int
-    image_sha256: str
-    image_crc32c: int
-    """CRC-32C (Castagnoli) of the stored bytes, checked whenever they are read; `mask_crc32c` likewise, 0
-    without a mask."""
-    mask_crc32c: int
-
-    def values(self) -> dict[str, Any]:
-        """Return the row as the index stores it."""
-        own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "record"}
-        known = ("key", "split", "label", "labels", "group")
-        described = {name: getattr(self.record, name) for name in known}
-        return own | described | {"boxes": [asdict(box) for box in self.record.boxes]}
+CHECKED_COLUMNS = tuple(INDEX_SCHEMA.names[2:])
+"""Columns with a checksum in the table of shards, in its order. The other two follow from that table itself."""
+LIST_COLUMNS = ("labels", "boxes")
+BOX_FIELDS = tuple(field.name for field in BOX)
 
 
-def receipt_path(folder: Path, shard: str) -> Path:
-    """Return the path of a shard's receipt in a store or a pass."""
-    return folder / RECEIPTS_FOLDER / f"{shard}.parquet"
+def open_batch(path: Path, file: FileEntry, schema: pa.Schema) -> pa.RecordBatch:
+    """Map the single record batch of an Arrow file into memory.
 
-
-def receipt_table(rows: list[IndexRow]) -> pa.Table:
-    """Convert rows to a table of RECEIPT_SCHEMA."""
-    return pa.Table.from_pylist([row.values() for row in rows], schema=RECEIPT_SCHEMA)
-
-
-def index_table(receipts: list[pa.Table], rows_per_shard: int) -> pa.Table:
-    """Concatenate the receipts of all shards, in their order, to a table of INDEX_SCHEMA.
-
-    rows_per_shard  rows of an array that each shard has
-    """
-    numbers = np.repeat(np.arange(len(receipts)), [receipt.num_rows for receipt in receipts])
-    rows = pa.concat_tables(receipts).replace_schema_metadata(None)
-    array_row = numbers * rows_per_shard + rows["row"].to_numpy()
-    index = rows.append_column(INDEX_SCHEMA.field("array_row"), pa.array(array_row, pa.int64()))
-    boxes = INDEX_SCHEMA.get_field_index("boxes")
-    described = index.schema.field(boxes).with_metadata({"unit": _BOXES_UNIT})
-    return index.cast(index.schema.set(boxes, described))
-
-
-def has_many_labels(index: pa.Table) -> bool:
-    """Return whether any record lists its classes in `labels`; `label` is then not read."""
-    return _longest_list(index) > 0
-
-
-def max_labels(index: pa.Table) -> int:
-    """Return the largest number of labels of a record; 0 if no record has any."""
-    labeled = bool((index["label"].to_numpy() != NO_LABEL).any())
-    return max(_longest_list(index), int(labeled))
-
-
-def _longest_list(index: pa.Table) -> int:
-    return pc.max(pc.list_value_length(index["labels"])).as_py() or 0
-
-
-def write_table(path: Path, table: pa.Table, metadata: dict[str, Any] | None = None) -> str:
-    """Write a Parquet file atomically and return its SHA-256.
-
-    metadata  for a receipt: JSON values for the footer, to which the receipt's digest is added
-    The same table and metadata give the same bytes with the same version of pyarrow.
-    """
-    if metadata is not None:
-        sealed = {**metadata, _DIGEST_KEY: _digest(table, metadata)}
-        text = json.dumps(sealed, sort_keys=True)
-        table = table.replace_schema_metadata({_METADATA_KEY: text.encode()})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return write_atomically(path, buffer.getvalue())
-
-
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read a table of the given schema; raise ManifestError if the file contains anything else.
-
-    It is read by this thread alone. If a process ends while Arrow's threads are still being started, they abort it
-    with SIGABRT ("terminate called without an active exception"), as observed in one of 20 runs on a busy machine.
+    Raises ManifestError if the file is missing, or has another size or other columns than its manifest says.
     """
     try:
-        source = pa.BufferReader(read_regular(path))
-        table = pq.ParquetFile(source, pre_buffer=False).read(use_threads=False)
+        with open_regular(path) as opened:
+            found = opened.seek(0, 2)
     except FileNotFoundError:
         raise ManifestError(f"{path} is missing; {REPAIR}") from None
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise ManifestError(f"{path} cannot be read as Parquet ({error})") from error
-    if not table.schema.equals(schema, check_metadata=False):
-        raise ManifestError(f"{path} does not have the columns of this version")
-    required = [field.name for field in schema if not field.nullable]
-    if any(_null_count(chunk) for name in required for chunk in table[name].chunks):
-        raise ManifestError(f"{path} has empty cells")
-    return table.combine_chunks()
-
-
-def read_receipt(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]:
-    """Read a receipt written by `write_table` and its metadata, checked against the digest that it contains."""
-    table = read_table(path, schema)
-    stored = (table.schema.metadata or {}).get(_METADATA_KEY, b"{}")
-    table = table.replace_schema_metadata(None)
-    try:
-        metadata = json.loads(stored)
-        claimed = metadata.pop(_DIGEST_KEY)
-        found = _digest(table, metadata)
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RecursionError,
-        pa.ArrowException,
-    ) as error:
-        raise ManifestError(f"{path} is damaged: its metadata cannot be read") from error
-    if found != claimed:
+    if found != file.bytes:
         raise ManifestError(
-            f"{path} is damaged: its content has sha256 {found[:12]}, but it lists {str(claimed)[:12]!r}"
+            f"{path} is damaged: it has {found} bytes, but its manifest lists {file.bytes}; {REWRITE}"
         )
-    return table, metadata
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        batch = reader.get_batch(0)
+        batch.validate()
+    except (pa.ArrowException, OSError, ValueError, IndexError, MemoryError) as error:
+        raise ManifestError(
+            f"{path} is damaged: it cannot be read as Arrow ({error}); {REWRITE}"
+        ) from error
+    if reader.num_record_batches != 1 or not batch.schema.equals(schema):
+        raise ManifestError(f"{path} does not have the columns of this version")
+    return batch
 
 
-def _digest(table: pa.Table, metadata: dict[str, Any]) -> str:
-    """Return the SHA-256 of a table's values and metadata, independent of the pyarrow version."""
-    digest = hashlib.sha256(canonical_json(metadata))
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        digest.update(f"\n{name}\n".encode())
-        for values in _flat_values(column.combine_chunks()):
-            digest.update(values)
-    return digest.hexdigest()
+def checksum(parts: Iterator[NDArray[Any]]) -> int:
+    """Return the CRC-32C of the values of a column's rows."""
+    crc = 0
+    for part in parts:
+        crc = google_crc32c.extend(crc, part.tobytes())
+    return crc
 
 
-def _flat_values(array: pa.Array) -> Iterator[bytes]:
-    """Yield the values of an array without nulls, and the lengths of its texts and lists, as bytes."""
-    if pa.types.is_list(array.type):
-        yield _bytes(pc.list_value_length(array))
-        yield from _flat_values(array.flatten())
-    elif pa.types.is_struct(array.type):
-        for field in array.flatten():
-            yield from _flat_values(field)
-    elif pa.types.is_string(array.type):
-        yield _bytes(pc.binary_length(array))
-        yield "".join(array.to_pylist()).encode()
-    else:
-        yield _bytes(array)
+class RecordIndex:
+    """Rows of a store's index, mapped into memory and checked shard by shard when they are first read."""
 
+    def __init__(self, folder: Path, manifest: StoreManifest) -> None:
+        self.shards = manifest.shards
+        self._path = folder / manifest.index.path
+        self._keys_path = folder / manifest.keys.path
+        self._manifest = manifest
+        self._sound = np.zeros((len(self.shards), len(CHECKED_COLUMNS) + 1), bool)
 
-def _null_count(array: pa.Array) -> int:
-    """Count the nulls of an array and of its nested arrays."""
-    nested = pa.types.is_list(array.type) or pa.types.is_struct(array.type)
-    parts = array.flatten() if nested else []
-    if isinstance(parts, pa.Array):  # a list; a struct is flattened to a list of its fields
-        parts = [parts]
-    return int(array.null_count + sum(map(_null_count, parts)))
+    @cached_property
+    def num_rows(self) -> int:
+        """Number of records."""
+        return int(self.shards.starts[-1])
 
+    @property
+    def has_many_labels(self) -> bool:
+        """True if records list their classes in `labels`; `label` is then not read."""
+        return self._manifest.multi_label
 
-def _bytes(numbers: pa.Array) -> bytes:
-    values: NDArray[Any] = numbers.to_numpy(zero_copy_only=False)
-    return values.astype(values.dtype.newbyteorder("<")).tobytes()
+    @cached_property
+    def _columns(self) -> dict[str, pa.Array]:
+        batch = open_batch(self._path, self._manifest.index, INDEX_SCHEMA)
+        self._require_rows(self._path, batch)
+        return dict(zip(batch.schema.names, batch.columns, strict=True))
+
+    @cached_property
+    def _numbers(self) -> dict[str, NDArray[Any]]:
+        """Columns of numbers as arrays that lie in the mapped file."""
+        return {
+            name: self._columns[name].to_numpy()
+            for name in CHECKED_COLUMNS
+            if name not in LIST_COLUMNS
+        }
+
+    @cached_property
+    def _lists(self) -> dict[str, tuple[NDArray[np.int64], tuple[NDArray[Any], ...]]]:
+        """Offsets and values of the columns of lists; a list of structures has one array for each field."""
+        lists = {}
+        for name in LIST_COLUMNS:
+            column = self._columns[name]
+            values = column.values
+            parts = values.flatten() if pa.types.is_struct(values.type) else [values]
+            lists[name] = column.offsets.to_numpy(), tuple(part.to_numpy() for part in parts)
+        return lists
+
+    @cached_property
+    def _keys(self) -> tuple[NDArray[np.int64], pa.Buffer]:
+        batch = open_batch(self._keys_path, self._manifest.keys, KEYS_SCHEMA)
+        self._require_rows(self._keys_path, batch)
+        _, offsets, text = batch.column(0).buffers()
+        whole = np.frombuffer(offsets, np.int64, self.num_rows + 1) if self.num_rows else [0]
+        return np.asarray(whole), text if text is not None else pa.py_buffer(b"")
+
+    def _require_rows(self, path: Path, batch: pa.RecordBatch) -> None:
+        if batch.num_rows != self.num_rows:
+            raise ManifestError(
+                f"{path} has {batch.num_rows} rows, but the manifest lists {self.num_rows} records; "
+                "run permafrost verify"
+            )
+
+    # ---- reading -------------------------------------------------------------------------------------
+
+    def shard_numbers(self, rows: Rows) -> NDArray[np.int64]:
+        """Return the number of each row's shard."""
+        numbers: NDArray[np.int64] = np.searchsorted(self.shards.starts, rows, side="right") - 1
+        return numbers
+
+    def shards_of(self, rows: Rows) -> NDArray[np.int64]:
+        """Return the numbers of the shards that contain the rows, ascending."""
+        if isinstance(rows, range):
+            if not rows:
+                return np.empty(0, np.int64)
+            first, last = self.shard_numbers(np.array([rows[0], rows[-1]]))
+            return np.arange(first, last + 1)
+        return np.unique(self.shard_numbers(rows))
+
+    def values(self, name: str, rows: Rows) -> NDArray[Any]:
+        """Return a column of numbers for these rows; of a range a view of the mapped file, which is read-only."""
+        return self.take((name,), rows)[name]
+
+    def take(self, names: tuple[str, ...], rows: Rows) -> dict[str, NDArray[Any]]:
+        """Return several columns of numbers for these rows."""
+        self.require_sound(self.shards_of(rows), names)
+        where: Any = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
+        return {name: self._numbers[name][where] for name in names}
+
+    def label_lists(self, rows: Rows) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return the labels of these rows, one after another, and the number of labels of each row."""
+        (values,), lengths = self._take_lists("labels", rows)
+        return values, lengths
+
+    def boxes(self, rows: Rows) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return boxes, f32 [n, 5] with label, x0, y0, x1, y1, one row after another, and their number per row."""
+        values, lengths = self._take_lists("boxes", rows)
+        return np.stack([value.astype(np.float32) for value in values], axis=1), lengths
+
+    def list_lengths(self, name: str, rows: Rows) -> NDArray[np.int64]:
+        """Return the lengths of the lists of a column, `labels` or `boxes`."""
+        self.require_sound(self.shards_of(rows), (name,))
+        offsets, _ = self._lists[name]
+        at: Any = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
+        after: Any = slice(rows.start + 1, rows.stop + 1) if isinstance(rows, range) else rows + 1
+        lengths: NDArray[np.int64] = offsets[after] - offsets[at]
+        return lengths
+
+    def most_labels(self) -> int:
+        """Return the largest number of labels of a record; 0 if no record has any."""
+        rows = range(self.num_rows)
+        if self._manifest.multi_label:
+            return int(self.list_lengths("labels", rows).max(initial=0))
+        return int((self.values("label", rows) != NO_LABEL).any())
+
+    def _take_lists(
+        self, name: str, rows: Rows
+    ) -> tuple[tuple[NDArray[Any], ...], NDArray[np.int64]]:
+        lengths = self.list_lengths(name, rows)
+        offsets, values = self._lists[name]
+        if isinstance(rows, range):
+            first, last = (offsets[rows.start], offsets[rows.stop]) if rows else (0, 0)
+            return tuple(value[first:last] for value in values), lengths
+        ends = np.cumsum(lengths)
+        total = int(ends[-1]) if len(ends) else 0
+        at = np.repeat(offsets[rows] - (ends - lengths), lengths) + np.arange(total)
+        return tuple(value[at] for value in values), lengths
+
+    def keys(self, rows: Rows) -> list[str]:
+        """Return the keys of these rows."""
+        unchecked = self.shards_of(rows)
+        for number in unchecked[~self._sound[unchecked, -1]].tolist():
+            self.shard_keys(number)
+        offsets, text = self._keys
+        return [text[offsets[row] : offsets[row + 1]].to_pybytes().decode() for row in rows]
+
+    def shard_keys(self, number: int) -> list[str]:
+        """Return the keys of a shard in its order, compared with their digest."""
+        start, stop = self.shards.starts[number : number + 2].tolist()
+        offsets, text = self._keys
+        ends = offsets[start : stop + 1]
+        keys: list[str] = []
+        try:
+            if (np.diff(ends) < 0).any() or ends[0] < 0 or ends[-1] > text.size:
+                raise ValueError("its texts overlap")
+            data = text[ends[0] : ends[-1]].to_pybytes()
+            bounds = (ends - ends[0]).tolist()
+            keys = [data[a:b].decode() for a, b in pairwise(bounds)]
+        except ValueError as error:
+            raise self._damaged(self._keys_path, "key", number) from error
+        if sha256_keys(keys) != self.shards.table["keys_sha256"][number].as_py():
+            raise self._damaged(self._keys_path, "key", number)
+        self._sound[number, -1] = True
+        return keys
+
+    def rows_of_keys(self, wanted: set[str], rows: range) -> dict[str, int]:
+        """Find the rows of a range that have the wanted keys; keys that no row has are left out."""
+        found: dict[str, int] = {}
+        for number in self.shards_of(rows).tolist():
+            if len(found) == len(wanted):
+                break
+            start = int(self.shards.starts[number])
+            keys = enumerate(self.shard_keys(number), start=start)
+            found |= {key: row for row, key in keys if key in wanted and row in rows}
+        return found
+
+    def image_sha256(self, number: int) -> list[str]:
+        """Return the SHA-256 of each image of a shard, in its order; only `permafrost verify` compares them."""
+        start, stop = self.shards.starts[number : number + 2].tolist()
+        batch = open_batch(self._keys_path, self._manifest.keys, KEYS_SCHEMA)
+        return [digest.hex() for digest in batch.column(1).slice(start, stop - start).to_pylist()]
+
+    def table(self) -> pa.Table:
+        """Return both files as one Arrow table that lies in the mapped files. Its values are not checked."""
+        keys = open_batch(self._keys_path, self._manifest.keys, KEYS_SCHEMA)
+        columns = dict(zip(KEYS_SCHEMA.names, keys.columns, strict=True)) | self._columns
+        return pa.table(columns)
+
+    # ---- checks --------------------------------------------------------------------------------------
+
+    def require_sound(self, numbers: NDArray[np.int64], names: tuple[str, ...]) -> None:
+        """Raise ManifestError unless these columns have their checksums, and possible values, in these shards."""
+        for name in names:
+            place = CHECKED_COLUMNS.index(name)
+            for number in numbers[~self._sound[numbers, place]].tolist():
+                self._check(name, place, number)
+                self._sound[number, place] = True
+
+    def _check(self, name: str, place: int, number: int) -> None:
+        start, stop = self.shards.starts[number : number + 2].tolist()
+        expected = self.shards.index_crc32c
+        if expected.shape[1] != len(CHECKED_COLUMNS):
+            raise ManifestError(f"{self.shards.path} does not have a checksum for each column")
+        parts = list(self._parts(name, start, stop, number))
+        if checksum(iter(parts)) != expected[number, place]:
+            raise self._damaged(self._path, name, number)
+        if not self._is_possible(name, parts[-1], number):
+            raise ManifestError(
+                f"{self._path} has values in {name} (shard {self.shards[number].name}) that contradict its manifest; "
+                "run permafrost verify"
+            )
+
+    def _parts(self, name: str, start: int, stop: int, number: int) -> Iterator[NDArray[Any]]:
+        if name not in LIST_COLUMNS:
+            yield self._numbers[name][start:stop]
+            return
+        offsets, values = self._lists[name]
+        ends = offsets[start : stop + 1]
+        lengths = np.diff(ends)
+        if (lengths < 0).any() or ends[0] < 0 or ends[-1] > len(values[0]):
+            raise self._damaged(self._path, name, number)
+        yield lengths
+        for value in values:
+            yield value[ends[0] : ends[-1]]
+
+    def _is_possible(self, name: str, values: NDArray[Any], number: int) -> bool:
+        """Return whether a shard's values of a column agree with the manifest."""
+        manifest = self._manifest
+        if name in ("row", "array_row"):
+            first = number * manifest.rows_per_shard if name == "array_row" else 0
+            return np.array_equal(values, np.arange(first, first + len(values)))
+        if name == "label":
+            return bool(((values >= NO_LABEL) & (values < len(manifest.classes))).all())
+        if name == "labels":
+            known = bool(((values >= 0) & (values < len(manifest.classes))).all())
+            return known and (manifest.multi_label or len(values) == 0)
+        return True
+
+    def _damaged(self, path: Path, column: str, number: int) -> ManifestError:
+        return ManifestError(
+            f"{path} is damaged: column {column} of shard {self.shards[number].name} is not what its manifest lists; "
+            f"{REWRITE}"
+        )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import make_folder
-from pipeline.store.index import RECEIPTS_FOLDER
+from pipeline.store.receipts import RECEIPTS_FOLDER
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,114 +1,46 @@
 """Manifest of a store or of a teacher pass: the JSON that makes it valid, written last.
 
 `self_sha256` covers the manifest's own text without that line, and the manifest covers every other file of its
-folder, so a flipped byte anywhere is detected. A digest does not authenticate the author of a manifest. Its entries
-are therefore checked for type and range, and its paths may not leave the folder.
+folder, most of them through its table of shards, so a flipped byte anywhere is detected. A digest does not authenticate
+the author of a manifest. Its entries are therefore checked for type and range, and its paths may not leave the folder.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from dataclasses import asdict, dataclass, field
-from pathlib import PurePosixPath
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pipeline.core.errors import UserError
-from pipeline.core.files import read_regular, sha256_json, write_atomically
+from pipeline.core.files import canonical_json, read_regular, write_atomically
 from pipeline.core.records import FieldSpec  # noqa: TC001, read at run time by from_dict
 from pipeline.store.entries import EntryError, from_dict
+from pipeline.store.file_entry import (
+    NAME,
+    FileEntry,
+    ManifestError,
+    require_digest,
+    require_entry,
+    require_inside,
+)
 from pipeline.store.pixels import MAX_PIXELS
+from pipeline.store.shards import PassShardTable, ShardTable, SkippedTable, TableFile
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterable
 
     from _typeshed import DataclassInstance
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Schema of stores and passes. Schema 1 had the shards in the manifest and the index as Parquet (migration.py)."""
 MANIFEST_NAME = "manifest.json"
-REPAIR = "run permafrost precompute again, which writes missing files"
-"""Advice for a missing file of the store."""
-REWRITE = "delete it and run permafrost precompute again, which writes missing files"
-"""Advice for a damaged file of the store."""
+TEACHERS_FOLDER = "teachers"
 CANONICAL_VIEW = "canonical"
 """Sampler of a pass over each record's whole frame, once."""
 SAMPLERS = (CANONICAL_VIEW, "random", "rotations")
 _SELF_LINE = ' "self_sha256": "'
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 M = TypeVar("M")
-
-
-class ManifestError(UserError, ValueError):
-    """Store, or a part of it, that is damaged, incomplete or of another version."""
-
-
-class StoreMismatchError(UserError, ValueError):
-    """Store that is intact but does not match the config."""
-
-
-def _require(condition: bool, error_message: str) -> None:
-    if not condition:
-        raise EntryError(error_message)
-
-
-def _require_inside(path: str) -> None:
-    """Raise EntryError unless a path stays in the folder that it is relative to."""
-    pure = PurePosixPath(path)
-    _require(
-        bool(path) and not pure.is_absolute() and ".." not in pure.parts and "\0" not in path,
-        f"the path {path!r} leaves the folder",
-    )
-
-
-def _require_digest(digest: str) -> None:
-    _require(_DIGEST.fullmatch(digest) is not None, f"{digest[:80]!r} is not a SHA-256")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileEntry:
-    """File of the manifest's folder."""
-
-    path: str
-    """Path relative to the manifest's folder."""
-    bytes: int
-    sha256: str
-    crc32c: int = 0
-    """CRC-32C (Castagnoli), checked by readers of the whole file. It covers all of a tar. For a Zarr chunk it
-    excludes the checksum at its end (with it, every sound chunk has the same CRC-32C)."""
-
-    def __post_init__(self) -> None:
-        _require_inside(self.path)
-        _require_digest(self.sha256)
-        _require(self.bytes >= 0, f"{self.path} has {self.bytes} bytes")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardEntry:
-    """Image shard."""
-
-    name: str
-    split: str
-    records: int
-    path: str
-    """Path relative to the store, or absolute for a referenced tar."""
-    bytes: int
-    sha256: str
-    keys_sha256: str
-    referenced: bool = False
-    """True if the file is not the store's own but an external tar, indexed in place."""
-
-    def __post_init__(self) -> None:
-        _require(_NAME.fullmatch(self.name) is not None, f"{self.name[:80]!r} is not a shard name")
-        _require(min(self.records, self.bytes) >= 0, f"shard {self.name} has a negative size")
-        _require_digest(self.sha256)
-        _require_digest(self.keys_sha256)
-        if self.referenced:
-            absolute = PurePosixPath(self.path).is_absolute() and "\0" not in self.path
-            _require(absolute, f"the referenced tar {self.path!r} is not an absolute path")
-        else:
-            _require_inside(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +54,7 @@ class CanonicalFrame:
 
     def __post_init__(self) -> None:
         fits = min(self.height, self.width) >= 1 and self.height * self.width <= MAX_PIXELS
-        _require(fits, f"a frame of {self.height}x{self.width} pixels is not possible")
+        require_entry(fits, f"a frame of {self.height}x{self.width} pixels is not possible")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,19 +67,22 @@ class DatasetIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreManifest:
-    """Content of <store>/manifest.json."""
+    """Content of <store>/manifest.json. Its size does not depend on the number of records or shards."""
 
     dataset: DatasetIdentity
     classes: tuple[str, ...]
     canonical: CanonicalFrame | None
     """Canonical frame; None for a table."""
+    records: dict[str, int]
+    """Number of records of each split."""
     rows_per_shard: int
     """Rows of each shard in a teacher's arrays, including unused ones."""
-    shards: tuple[ShardEntry, ...]
+    fingerprint: str
+    """SHA-256 of the records, their frame (or columns) and their shards, used by passes and runs."""
+    shards: ShardTable
     index: FileEntry
-    files: dict[str, str]
-    """SHA-256 by path of every other file except the shards."""
-    skipped: tuple[dict[str, str], ...] = ()
+    keys: FileEntry
+    skipped: SkippedTable
     kind: Literal["image", "table"] = "image"
     columns: tuple[str, ...] | None = None
     """Names of a table's columns; None if records are images."""
@@ -155,41 +90,32 @@ class StoreManifest:
     schema: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        check_files(self.files)
-        _require(
+        require_digest(self.fingerprint)
+        require_entry(
             (self.canonical is None) == (self.columns is not None), "kind and canonical disagree"
         )
-        most = max((shard.records for shard in self.shards), default=0)
-        _require(
-            self.rows_per_shard >= max(1, most),
-            f"rows_per_shard={self.rows_per_shard} is too small",
-        )
-        names = [shard.name for shard in self.shards]
-        _require(len(set(names)) == len(names), "two shards have the same name")
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the records, their frame (or columns) and their shards, used by passes and the sampler."""
-        form: dict[str, Any] = {"columns": self.columns}
-        if self.canonical is not None:
-            form = {"canonical": asdict(self.canonical)}
-        plan = [[shard.name, shard.keys_sha256] for shard in self.shards]
-        return sha256_json({"dataset": self.dataset.fingerprint, "plan": plan, **form})
+        require_entry(min(self.records.values(), default=0) >= 0, f"records are {self.records!r}")
+        require_entry(self.rows_per_shard >= 1, f"rows_per_shard={self.rows_per_shard}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class PassShard:
-    """Shard of a teacher pass: the rows of one image shard, field by field."""
+def fingerprint_store(
+    dataset: DatasetIdentity,
+    canonical: CanonicalFrame | None,
+    columns: tuple[str, ...] | None,
+    shards: Iterable[tuple[str, str]],
+) -> str:
+    """Return the SHA-256 of the records, their frame (or columns) and their shards.
 
-    name: str
-    rows: int
-    keys_sha256: str
-    files: tuple[FileEntry, ...]
-
-    def __post_init__(self) -> None:
-        _require(_NAME.fullmatch(self.name) is not None, f"{self.name[:80]!r} is not a shard name")
-        _require(self.rows >= 0, f"shard {self.name} has {self.rows} rows")
-        _require_digest(self.keys_sha256)
+    shards  name and keys_sha256 of each shard
+    """
+    # Digest of {"canonical": ..., "dataset": ..., "plan": [...]} without holding that text in memory.
+    form = {"columns": columns} if canonical is None else {"canonical": asdict(canonical)}
+    start = canonical_json({**form, "dataset": dataset.fingerprint})
+    digest = hashlib.sha256(start[:-1] + b',"plan":[')
+    for place, shard in enumerate(shards):
+        digest.update((b"," if place else b"") + canonical_json(shard))
+    digest.update(b"]}")
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,8 +131,9 @@ class PassManifest:
     explainer: dict[str, Any]
     fields: tuple[FieldSpec, ...]
     backend: Literal["zarr", "webdataset"]
-    shards: tuple[PassShard, ...]
+    shards: PassShardTable
     files: dict[str, str]
+    """SHA-256 by path of the files that all shards share."""
     fidelity: dict[str, float] = field(default_factory=dict)
     """Lowest cosine between a record's values and their stored form, for each lossy field."""
     selection: dict[str, Any] | None = None
@@ -222,83 +149,114 @@ class PassManifest:
     def __post_init__(self) -> None:
         check_files(self.files)
         names = [spec.name for spec in self.fields]
-        _require(len(set(names)) == len(names), "two fields have the same name")
+        require_entry(len(set(names)) == len(names), "two fields have the same name")
         for spec in self.fields:
-            _require(
-                _NAME.fullmatch(spec.name) is not None, f"{spec.name[:80]!r} is not a field name"
+            require_entry(
+                NAME.fullmatch(spec.name) is not None, f"{spec.name[:80]!r} is not a field name"
             )
-            _require(min(spec.shape, default=1) >= 0, f"field {spec.name} has shape {spec.shape}")
+            require_entry(
+                min(spec.shape, default=1) >= 0, f"field {spec.name} has shape {spec.shape}"
+            )
         for section, name, kind in (
             (self.views, "count", int),
             (self.views, "sampler", str),
             (self.teacher, "classes", int),
         ):
-            _require(type(section.get(name)) is kind, f"{name} is {section.get(name)!r}")
+            require_entry(type(section.get(name)) is kind, f"{name} is {section.get(name)!r}")
         count, sampler = self.views["count"], self.views["sampler"]
-        _require(count >= 1, f"views.count is {count}")
-        _require(sampler in SAMPLERS, f"views.sampler is {sampler[:80]!r}")
-        _require(
+        require_entry(count >= 1, f"views.count is {count}")
+        require_entry(sampler in SAMPLERS, f"views.sampler is {sampler[:80]!r}")
+        require_entry(
             sampler != CANONICAL_VIEW or count == 1, f"{count} canonical views are not possible"
         )
-        _require(self.teacher["classes"] >= 1, f"teacher.classes is {self.teacher['classes']}")
+        require_entry(self.teacher["classes"] >= 1, f"teacher.classes is {self.teacher['classes']}")
         shapes = {spec.name: spec.shape for spec in self.fields}
-        _require(
+        require_entry(
             shapes.get("logits") == (self.teacher["classes"],),
             f"logits have shape {shapes.get('logits')} for {self.teacher['classes']} classes",
         )
         explainer = self.explainer.get("kind")
-        _require(
+        require_entry(
             explainer is None or isinstance(explainer, str), f"explainer.kind is {explainer!r}"
         )
 
 
 def check_files(files: Any) -> dict[str, str]:
     """Return a manifest's `files`; raise EntryError unless they map paths inside the folder to digests."""
-    _require(isinstance(files, dict), f"files is a {type(files).__name__}")
+    require_entry(isinstance(files, dict), f"files is a {type(files).__name__}")
     for path, digest in files.items():
-        _require_inside(path)
-        _require(isinstance(digest, str), f"{path} has digest {digest!r}")
-        _require_digest(digest)
+        require_inside(path)
+        require_entry(isinstance(digest, str), f"{path} has digest {digest!r}")
+        require_digest(digest)
     return dict(files)
 
 
 def write_manifest(folder: Path, manifest: DataclassInstance) -> None:
     """Write the manifest, which makes the folder's contents valid for readers."""
-    values = asdict(manifest)
+    values = {spec.name: _plain(getattr(manifest, spec.name)) for spec in fields(manifest)}
     text = json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n"
     opening, rest = text.split("\n", 1)
     digest = hashlib.sha256(text.encode()).hexdigest()
     write_atomically(folder / MANIFEST_NAME, f'{opening}\n{_SELF_LINE}{digest}",\n{rest}'.encode())
 
 
+def _plain(value: Any) -> Any:
+    """Return the JSON value of a manifest's entry."""
+    if isinstance(value, TableFile):
+        return None if value.file is None else asdict(value.file)
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
 def read_store_manifest(folder: Path) -> StoreManifest:
-    """Read a store's manifest, checked against its own digest."""
-    return read_manifest(StoreManifest, folder)
+    """Read a store's manifest, checked against its own digest. The table of shards is read when it is needed."""
+    return _read_with_tables(StoreManifest, folder, {"shards": ShardTable, "skipped": SkippedTable})
 
 
 def read_pass_manifest(folder: Path) -> PassManifest:
-    """Read a teacher pass's manifest, checked against its own digest."""
-    return read_manifest(PassManifest, folder)
+    """Read a teacher pass's manifest, checked against its own digest. The table of shards is read when it is needed."""
+    return _read_with_tables(PassManifest, folder, {"shards": PassShardTable})
 
 
-def read_manifest(cls: type[M], folder: Path, made_by: str = "permafrost precompute") -> M:
+def _read_with_tables(cls: type[M], folder: Path, tables: dict[str, type[TableFile[Any]]]) -> M:
+    path = folder / MANIFEST_NAME
+    values = read_checked(path)
+    try:
+        for name, table in tables.items():
+            file = values.get(name)
+            entry = None if file is None else from_dict(FileEntry, file, name)
+            require_entry(entry is not None or table is SkippedTable, f"{name} is missing")
+            values[name] = table(folder, entry)
+        return from_dict(cls, values)
+    except EntryError as error:
+        raise _other_version(path, error) from error
+
+
+def read_manifest(cls: type[M], folder: Path, made_by: str, schema: int) -> M:
     """Read the manifest of a folder as its dataclass; raise ManifestError for wrong digests, types and ranges.
 
     made_by  the command that creates such a folder, for messages
     """
     path = folder / MANIFEST_NAME
-    values = read_checked(path, made_by)
+    values = read_checked(path, made_by, schema)
     try:
         return from_dict(cls, values)
     except EntryError as error:
-        raise ManifestError(
-            f"{path} is not a manifest of this version: {error}; use the permafrost version that wrote it, "
-            "or create the store again"
-        ) from error
+        raise _other_version(path, error) from error
 
 
-def read_checked(path: Path, made_by: str = "permafrost precompute") -> dict[str, Any]:
-    """Read a manifest's entries, checked against its own digest and this version's schema number."""
+def _other_version(path: Path, error: EntryError) -> ManifestError:
+    return ManifestError(
+        f"{path} is not a manifest of this version: {error}; use the permafrost version that wrote it, "
+        "or create the store again"
+    )
+
+
+def read_checked(
+    path: Path, made_by: str = "permafrost precompute", schema: int = SCHEMA_VERSION
+) -> dict[str, Any]:
+    """Read a manifest's entries, checked against its own digest and the number of the schema."""
     if not path.exists():
         raise ManifestError(f"{path} does not exist; run {made_by} to create or finish it")
     raw = read_regular(path)
@@ -318,9 +276,21 @@ def read_checked(path: Path, made_by: str = "permafrost precompute") -> dict[str
         raise ManifestError(f"{path} is not valid JSON ({error})") from error
     if not isinstance(values, dict):
         raise ManifestError(f"{path} is a {type(values).__name__}, not a mapping")
-    if values.get("schema") != SCHEMA_VERSION:
+    found_schema = values.get("schema")
+    if found_schema == 1 < schema:
         raise ManifestError(
-            f"{path} has schema {values.get('schema')!r}, but this version reads schema {SCHEMA_VERSION}; "
+            f"{path} has schema 1, but this version reads schema {schema}; run permafrost migrate "
+            f"store.path={_store_of(path)}, which leaves images and arrays as they are"
+        )
+    if found_schema != schema:
+        raise ManifestError(
+            f"{path} has schema {found_schema!r}, but this version reads schema {schema}; "
             "use the permafrost version that wrote it"
         )
     return values
+
+
+def _store_of(manifest: Path) -> Path:
+    """Return the folder of the store that a manifest, its own or a pass's, belongs to."""
+    folder = manifest.parent
+    return folder.parents[1] if folder.parent.name == TEACHERS_FOLDER else folder

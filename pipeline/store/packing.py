@@ -16,10 +16,11 @@ import google_crc32c
 from pipeline.core.errors import RecordError
 from pipeline.core.files import open_atomically, sha256_file, sha256_keys
 from pipeline.core.records import NO_LABEL, NO_SIZE
-from pipeline.store.index import IndexRow, receipt_path, receipt_table, write_table
+from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.journal import ShardJournal
-from pipeline.store.manifest import ShardEntry, StoreMismatchError
 from pipeline.store.pixels import ImageError, decode_rgb, encode_frame, inspect_image
+from pipeline.store.receipts import IndexRow, receipt_path, receipt_table, write_receipt
+from pipeline.store.shards import ShardEntry
 from pipeline.store.table_rows import RowError
 from pipeline.store.tars import TarShard
 
@@ -114,7 +115,7 @@ def write_image_shard(
             referenced=plan.reference is not None,
             **file,
         )
-        write_table(
+        write_receipt(
             receipt_path(store, plan.name),
             receipt_table(rows),
             {

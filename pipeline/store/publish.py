@@ -7,40 +7,44 @@ bytes are the same.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.core.errors import shorten
-from pipeline.core.files import remove_partial_files, sha256_file, sha256_keys
-from pipeline.store.entries import EntryError, from_dict
-from pipeline.store.index import (
-    RECEIPT_SCHEMA,
-    RECEIPTS_FOLDER,
-    has_many_labels,
-    index_table,
-    read_receipt,
-    receipt_path,
-    write_table,
+from pipeline.core.files import (
+    remove_partial_files,
+    sha256_file,
+    sha256_keys,
 )
+from pipeline.store.entries import EntryError, from_dict
+from pipeline.store.file_entry import REWRITE, ManifestError, StoreMismatchError
 from pipeline.store.journal import JOURNAL_SUFFIX
 from pipeline.store.manifest import (
     MANIFEST_NAME,
-    REWRITE,
     CanonicalFrame,
     DatasetIdentity,
-    FileEntry,
-    ManifestError,
-    ShardEntry,
     StoreManifest,
-    StoreMismatchError,
+    fingerprint_store,
     read_checked,
     read_store_manifest,
     write_manifest,
 )
 from pipeline.store.packing import IMAGES_FOLDER, require_same_shard
+from pipeline.store.receipts import (
+    RECEIPT_SCHEMA,
+    RECEIPTS_FOLDER,
+    read_receipt,
+    receipt_path,
+)
+from pipeline.store.shards import (
+    ShardEntry,
+)
+from pipeline.store.store_tables import StoreTablesWriter, remove_other_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     import pyarrow as pa
 
@@ -49,7 +53,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("permafrost.store")
 
-INDEX_NAME = "index.parquet"
 DEFAULT_FRAME_SIZE = (256, 256)
 """Default (height, width) for photographs of various sizes; standard crops of 224 pixels are taken from it
 without aliasing."""
@@ -83,8 +86,11 @@ def needs_publishing(folder: Path) -> bool:
     if not (folder / MANIFEST_NAME).exists():
         return True
     values = read_checked(folder / MANIFEST_NAME)
-    paths = [*values["files"], *([values["index"]["path"]] if "index" in values else [])]
-    return not all((folder / path).is_file() for path in paths)
+    tables = [values[name] for name in ("shards", "index", "keys", "skipped") if values.get(name)]
+    return not (
+        all((folder / path).is_file() for path in values.get("files", ()))
+        and all(has_size(folder / table["path"], table["bytes"]) for table in tables)
+    )
 
 
 def _is_whole(store: Path, shard: ShardEntry, plan: ShardPlan) -> bool:
@@ -120,38 +126,25 @@ def publish_store(
     max_skipped     largest number of records that could not be packed; more raise ImageError, or RowError
     Raises StoreMismatchError if the store was published before and a shard has other bytes now.
     """
-    tables, entries, files, skipped = [], [], {}, list[dict[str, str]]()
-    for plan in plans:
-        path = receipt_path(store, plan.name)
-        table, entry, lost = _read_image_receipt(path, plan)
-        tables.append(table)
-        entries.append(entry)
-        skipped += lost
-        files[path.relative_to(store).as_posix()] = sha256_file(path)
     published = published_store(store)
+    digests: dict[str, str] = {}
     if published is not None:
         rows_per_shard = published.rows_per_shard
-        _require_same_bytes(store, published, entries)
-    if skipped and packing.on_error == "stop":
-        raise packing.failure(
-            f"an earlier run skipped {len(skipped)} {packing.content_name}; the first: {skipped[0]['reason']}. Run "
-            f"again with data.on_error=skip, or repair them and delete {store}"
-        )
-    if len(skipped) > max_skipped:
-        raise packing.failure(
-            f"{len(skipped)} {packing.content_name} cannot {packing.failed}, more than data.max_skipped={max_skipped}; "
-            f"the first: {skipped[0]['reason']}. Repair them and delete {store}, or raise data.max_skipped"
-        )
-    index = index_table(tables, rows_per_shard)
-    if index.num_rows == 0:
-        singular = packing.content_name.removesuffix("s")
-        raise packing.failure(
-            f"no {singular} can {packing.failed}; the first: {skipped[0]['reason']}"
-        )
+        digests = {shard.name: shard.sha256 for shard in published.shards}
+    sizes = set[tuple[int, int]]()
+    with StoreTablesWriter(store, rows_per_shard) as writer:
+        for plan in plans:
+            path = receipt_path(store, plan.name)
+            rows, entry, lost = _read_image_receipt(path, plan)
+            require_same_shard(store / entry.path, plan.name, entry.sha256, digests.get(plan.name))
+            writer.skip(lost)
+            writer.append(entry, rows, sha256_file(path))
+            sizes = _some_sizes(sizes, rows)
+        _check_skipped(writer, packing, max_skipped, store)
+        tables = writer.finish()
     frame = None
     if packing.columns is None:
-        frame = _frame(packing, index, image_size) if published is None else published.canonical
-    digest = write_table(store / INDEX_NAME, index)
+        frame = published.canonical if published else _frame(packing, sizes, image_size)
     for name in (IMAGES_FOLDER, RECEIPTS_FOLDER):
         remove_leftovers(store / name)
     manifest = StoreManifest(
@@ -160,15 +153,42 @@ def publish_store(
         canonical=frame,
         kind="image" if packing.columns is None else "table",
         columns=packing.columns,
-        multi_label=has_many_labels(index),
+        multi_label=tables.multi_label,
+        records=tables.shards.records_of_splits(),
         rows_per_shard=rows_per_shard,
-        shards=tuple(entries),
-        index=FileEntry(path=INDEX_NAME, bytes=(store / INDEX_NAME).stat().st_size, sha256=digest),
-        files=files,
-        skipped=tuple(skipped),
+        fingerprint=fingerprint_store(
+            dataset, frame, packing.columns, tables.shards.names_and_keys()
+        ),
+        shards=tables.shards,
+        index=tables.index,
+        keys=tables.keys,
+        skipped=tables.skipped,
     )
     write_manifest(store, manifest)
+    remove_other_tables(store, manifest)
     return manifest
+
+
+def _check_skipped(
+    writer: StoreTablesWriter, packing: Packing, max_skipped: int, store: Path
+) -> None:
+    """Raise ImageError, or RowError for a table, if records were left out against the options, or all of them."""
+    skipped, names = writer.num_skipped, packing.content_name
+    if skipped and packing.on_error == "stop":
+        raise packing.failure(
+            f"an earlier run skipped {skipped} {names}; the first: {writer.first_reason}. Run "
+            f"again with data.on_error=skip, or repair them and delete {store}"
+        )
+    if skipped > max_skipped:
+        raise packing.failure(
+            f"{skipped} {names} cannot {packing.failed}, more than data.max_skipped={max_skipped}; "
+            f"the first: {writer.first_reason}. Repair them and delete {store}, or raise data.max_skipped"
+        )
+    if writer.num_records == 0:
+        singular = names.removesuffix("s")
+        raise packing.failure(
+            f"no {singular} can {packing.failed}; the first: {writer.first_reason}"
+        )
 
 
 def _read_image_receipt(
@@ -203,28 +223,23 @@ def published_store(store: Path) -> StoreManifest | None:
     return read_store_manifest(store) if (store / MANIFEST_NAME).exists() else None
 
 
-def _require_same_bytes(
-    store: Path, published: StoreManifest, entries: Sequence[ShardEntry]
-) -> None:
-    """Raise StoreMismatchError unless every shard has the bytes that the store was published with."""
-    digests = {shard.name: shard.sha256 for shard in published.shards}
-    for entry in entries:
-        require_same_shard(store / entry.path, entry.name, entry.sha256, digests.get(entry.name))
-
-
-def _frame(packing: Packing, index: pa.Table, image_size: int | None) -> CanonicalFrame:
-    height, width = packing.size or _frame_size(index, image_size)
+def _frame(packing: Packing, sizes: set[tuple[int, int]], image_size: int | None) -> CanonicalFrame:
+    height, width = packing.size or _frame_size(sizes, image_size)
     return CanonicalFrame(height=height, width=width, format=packing.form)
 
 
-def _frame_size(index: pa.Table, image_size: int | None) -> tuple[int, int]:
+def _frame_size(sizes: set[tuple[int, int]], image_size: int | None) -> tuple[int, int]:
     if image_size is not None:
         return image_size, image_size
-    sizes = index.select(["height", "width"]).group_by(["height", "width"], use_threads=False)
-    sizes = sizes.aggregate([])
-    if sizes.num_rows > 1:
-        return DEFAULT_FRAME_SIZE
-    return sizes["height"][0].as_py(), sizes["width"][0].as_py()
+    return DEFAULT_FRAME_SIZE if len(sizes) > 1 else next(iter(sizes))
+
+
+def _some_sizes(sizes: set[tuple[int, int]], rows: pa.Table) -> set[tuple[int, int]]:
+    """Add the sizes of a shard's images, until there are two different ones."""
+    if len(sizes) > 1:
+        return sizes
+    pairs = np.stack([rows["height"].to_numpy(), rows["width"].to_numpy()], axis=1)
+    return sizes | {(int(height), int(width)) for height, width in np.unique(pairs, axis=0)[:2]}
 
 
 _OTHER_DATA = (

@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file, sha256_keys
-from pipeline.store.index import (
-    PASS_RECEIPT_SCHEMA,
-    read_receipt,
-    receipt_path,
+from pipeline.store.file_entry import REWRITE, FileEntry, ManifestError
+from pipeline.store.manifest import MANIFEST_NAME, PassManifest, read_pass_manifest, write_manifest
+from pipeline.store.parquet import write_rows
+from pipeline.store.publish import (
+    has_size,
+    read_metadata,
+    remove_leftovers,
 )
-from pipeline.store.manifest import (
-    MANIFEST_NAME,
-    REWRITE,
-    FileEntry,
-    ManifestError,
-    PassManifest,
+from pipeline.store.receipts import PASS_RECEIPT_SCHEMA, read_receipt, receipt_path
+from pipeline.store.shards import (
+    SHARDS_NAME,
     PassShard,
+    PassShardTable,
     ShardEntry,
-    read_pass_manifest,
-    write_manifest,
+    pass_shard_row,
 )
-from pipeline.store.publish import has_size, read_metadata, remove_leftovers
+from pipeline.store.store_tables import name_by_digest, remove_other_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,10 +53,11 @@ def missing_pass_shards(folder: Path, shards: Sequence[ShardEntry]) -> list[Shar
     receipt counts if the files that it lists exist.
     """
     if (folder / MANIFEST_NAME).exists():
-        held = {shard.name: shard.files for shard in read_pass_manifest(folder).shards}
-        return [
-            shard for shard in shards if not _has_files(folder, shard, held.get(shard.name, ()))
-        ]
+        held = read_pass_manifest(folder).shards
+        if held.names() == [shard.name for shard in shards]:
+            pairs = zip(shards, held, strict=True)
+            return [shard for shard, own in pairs if not _has_files(folder, shard, own.files)]
+        return list(shards)
     return [shard for shard in shards if not _is_annotated(folder, shard)]
 
 
@@ -85,43 +86,44 @@ def publish_pass(
 
     Raises ConstantLogitsError if the teacher produces the same logits for every record.
     """
-    entries, files, fidelity = [], dict(shared_files), dict[str, float]()
+    fidelity = dict[str, float]()
     same_logits = set[str | None]()
-    for shard in shards:
-        path = receipt_path(folder, shard.name)
-        table, metadata = read_receipt(path, PASS_RECEIPT_SCHEMA)
-        keys = sha256_keys(table["key"].to_pylist())
-        covers_all = description["selection"] is None
-        if keys != metadata["keys_sha256"] or (covers_all and keys != shard.keys_sha256):
-            raise ManifestError(
-                f"{path} does not have the records of shard {shard.name}; {REWRITE}"
-            )
-        if table.num_rows:
-            same_logits.add(metadata["constant_logits"])
-        files[path.relative_to(folder).as_posix()] = sha256_file(path)
-        for name, cosine in metadata["fidelity"].items():
-            fidelity[name] = min(cosine, fidelity.get(name, 1.0))
-        entries.append(
-            PassShard(
+    num_rows = 0
+    covers_all = description["selection"] is None
+    with write_rows(folder / SHARDS_NAME, PassShardTable.schema) as table:
+        for shard in shards:
+            path = receipt_path(folder, shard.name)
+            rows, metadata = read_receipt(path, PASS_RECEIPT_SCHEMA)
+            keys = sha256_keys(rows["key"].to_pylist())
+            if keys != metadata["keys_sha256"] or (covers_all and keys != shard.keys_sha256):
+                raise ManifestError(
+                    f"{path} does not have the records of shard {shard.name}; {REWRITE}"
+                )
+            if rows.num_rows:
+                same_logits.add(metadata["constant_logits"])
+            for name, cosine in metadata["fidelity"].items():
+                fidelity[name] = min(cosine, fidelity.get(name, 1.0))
+            entry = PassShard(
                 name=metadata["name"],
                 rows=metadata["rows"],
                 keys_sha256=metadata["keys_sha256"],
-                files=tuple(FileEntry(**entry) for entry in metadata["files"]),
+                files=tuple(FileEntry(**file) for file in metadata["files"]),
             )
-        )
-    rows = sum(entry.rows for entry in entries)
-    if len(same_logits) == 1 and None not in same_logits and rows >= _FEWEST_THAT_DIFFER:
-        raise ConstantLogitsError(CONSTANT_LOGITS)
+            num_rows += entry.rows
+            table.append(**pass_shard_row(entry, sha256_file(path)))
+        if len(same_logits) == 1 and None not in same_logits and num_rows >= _FEWEST_THAT_DIFFER:
+            raise ConstantLogitsError(CONSTANT_LOGITS)
     remove_leftovers(folder)
     known = {spec.name for spec in fields(PassManifest)}
     manifest = PassManifest(
         **{name: value for name, value in description.items() if name in known},
         fingerprint=fingerprint,
         fields=tuple(specs),
-        shards=tuple(entries),
-        files=files,
+        shards=PassShardTable(folder, name_by_digest(folder, table.file)),
+        files=dict(shared_files),
         fidelity=fidelity,
         made_with=made_with,
     )
     write_manifest(folder, manifest)
+    remove_other_tables(folder, manifest)
     return manifest

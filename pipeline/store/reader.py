@@ -1,4 +1,4 @@
-"""Reading of a finished store: checked manifests, the index in memory, shards opened on demand."""
+"""Reading of a finished store: checked manifests, the mapped index, shards opened on demand."""
 
 from __future__ import annotations
 
@@ -9,32 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.core.files import sha256_file
-from pipeline.core.records import NO_LABEL
 from pipeline.store.backends import BACKENDS
 from pipeline.store.fields import PassFields, StoredShard, Values
-from pipeline.store.index import (
-    INDEX_SCHEMA,
-    PASS_RECEIPT_SCHEMA,
-    RECEIPTS_FOLDER,
-    has_many_labels,
-    read_receipt,
-    read_table,
-    receipt_path,
-)
+from pipeline.store.file_entry import REPAIR, ManifestError, StoreMismatchError
+from pipeline.store.index import RecordIndex
 from pipeline.store.manifest import (
     CANONICAL_VIEW,
     MANIFEST_NAME,
-    REPAIR,
-    REWRITE,
-    ManifestError,
+    TEACHERS_FOLDER,
     PassManifest,
-    ShardEntry,
     StoreManifest,
-    StoreMismatchError,
     read_pass_manifest,
     read_store_manifest,
 )
+from pipeline.store.receipts import PASS_RECEIPT_SCHEMA, read_receipt, receipt_path
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -43,8 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.store.row_reader import Rows
-
-TEACHERS_FOLDER = "teachers"
+    from pipeline.store.shards import PassShardTable, ShardEntry, ShardTable
 
 
 class Store:
@@ -55,27 +42,26 @@ class Store:
         self.manifest: StoreManifest = read_store_manifest(self.path)
 
     @cached_property
-    def index(self) -> pa.Table:
-        """One row per record (index.INDEX_SCHEMA), in the order of the shards."""
-        path = self.path / self.manifest.index.path
-        _check_digest(path, self.manifest.index.sha256)
-        index = read_table(path, INDEX_SCHEMA)
-        _check_index(path, index, self.manifest)
-        return index
+    def shards(self) -> ShardTable:
+        """Image shards, in the order of the index."""
+        return self.manifest.shards
 
     @cached_property
-    def first_rows(self) -> dict[str, int]:
-        """Row of the index at which each shard begins."""
-        ends = np.cumsum([shard.records for shard in self.manifest.shards]).tolist()
-        starts = [0, *ends[:-1]]
-        return dict(zip((shard.name for shard in self.manifest.shards), starts, strict=True))
+    def index(self) -> RecordIndex:
+        """One row per record, in the order of the shards, mapped into memory."""
+        return RecordIndex(self.path, self.manifest)
 
-    def shard_keys(self, shard: ShardEntry) -> list[str]:
-        """Return the shard's keys in their order."""
-        keys: list[str] = (
-            self.index["key"].slice(self.first_rows[shard.name], shard.records).to_pylist()
-        )
-        return keys
+    def rows_of_shard(self, number: int) -> range:
+        """Return the rows of the index that a shard has."""
+        start, stop = self.shards.starts[number : number + 2].tolist()
+        return range(start, stop)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process maps the files itself, so it receives no rows.
+        return {"path": self.path, "manifest": self.manifest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
     @property
     def is_table(self) -> bool:
@@ -92,7 +78,8 @@ class Store:
 
     def num_records(self, split: str | None = None) -> int:
         """Number of records of a split, or of all, from the manifest alone."""
-        return sum(s.records for s in self.manifest.shards if split in (None, s.split))
+        records = self.manifest.records
+        return sum(records.values()) if split is None else records.get(split, 0)
 
     def pass_folders(self, *, stored_views: bool = False) -> list[Path]:
         """Return the folders of the published teacher passes, sorted by name.
@@ -159,47 +146,6 @@ class Store:
         )
 
 
-def _check_digest(path: Path, expected: str) -> None:
-    """Raise ManifestError unless a file exists and has that SHA-256."""
-    try:
-        found = sha256_file(path)
-    except FileNotFoundError:
-        raise ManifestError(f"{path} is missing; {REPAIR}") from None
-    if found != expected:
-        raise ManifestError(
-            f"{path} is damaged: it has sha256 {found[:12]}, but its manifest lists {expected[:12]}; {REWRITE}"
-        )
-
-
-def _check_index(path: Path, index: pa.Table, manifest: StoreManifest) -> None:
-    """Raise ManifestError unless the index has the shards' rows in order, and only labels of the classes."""
-    records = [shard.records for shard in manifest.shards]
-    if index.num_rows != sum(records):
-        raise ManifestError(
-            f"{path} has {index.num_rows} rows, but the manifest lists {sum(records)} records; run permafrost verify"
-        )
-    starts = np.repeat(np.cumsum([0, *records[:-1]]), records)
-    rows = np.arange(index.num_rows) - starts
-    numbers = np.repeat(np.arange(len(records)), records)
-    known = len(manifest.classes)
-    labels = index["label"].to_numpy()
-    many = index["labels"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    sound = {
-        "row": (index["row"].to_numpy() == rows).all(),
-        "array_row": (
-            index["array_row"].to_numpy() == numbers * manifest.rows_per_shard + rows
-        ).all(),
-        "label": ((labels >= NO_LABEL) & (labels < known)).all(),
-        "labels": ((many >= 0) & (many < known)).all()
-        and manifest.multi_label == has_many_labels(index),
-    }
-    wrong = [name for name, is_sound in sound.items() if not is_sound]
-    if wrong:
-        raise ManifestError(
-            f"{path} has values in {', '.join(wrong)} that contradict its manifest; run permafrost verify"
-        )
-
-
 def _has_stored_views(folder: Path) -> bool:
     return bool(read_pass_manifest(folder).views["sampler"] != CANONICAL_VIEW)
 
@@ -221,33 +167,30 @@ class TeacherPass:
                 f"{folder} was computed on data {self.manifest.dataset_fingerprint[:12]}, but the store contains "
                 f"{expected[:12]}; remove the folder and run permafrost precompute again"
             )
-        rows = [(shard.name, shard.records, shard.keys_sha256) for shard in store.manifest.shards]
-        held = [(shard.name, shard.rows, shard.keys_sha256) for shard in self.manifest.shards]
         if self.manifest.store_fingerprint != store.manifest.fingerprint:
             raise StoreMismatchError(
                 f"{folder} was computed on other shards of the same data, or on other frames; "
                 "remove the folder and run permafrost precompute again"
             )
-        self._check_files()
-        if held != rows and self.manifest.selection is None:
+        odd = sorted(set(self.fields.shared_files()) ^ set(self.manifest.files))
+        if odd:
+            raise self._other_files(odd)
+        if self.manifest.selection is None and not self.shards.covers(store.shards):
             raise StoreMismatchError(
                 f"{folder} was computed on other shards of the same data; "
                 "remove the folder and run permafrost precompute again"
             )
 
-    def _check_files(self) -> None:
-        """Raise ManifestError if the files in the manifest are not those of a pass with its fields."""
-        receipts = [f"{RECEIPTS_FOLDER}/{shard.name}.parquet" for shard in self.manifest.shards]
-        expected = {*self.fields.shared_files(), *receipts}
-        odd = sorted(expected ^ set(self.manifest.files))
-        for position, shard in enumerate(self.manifest.shards):
-            files = {file.path for file in shard.files}
-            odd += sorted(files ^ set(self.fields.shard_files(position, shard.name)))
-        if odd:
-            raise ManifestError(
-                f"{self.folder / MANIFEST_NAME} does not list the files of its fields: {', '.join(odd[:3])}; "
-                "remove the folder and run permafrost precompute again"
-            )
+    def _other_files(self, odd: list[str]) -> ManifestError:
+        return ManifestError(
+            f"{self.folder / MANIFEST_NAME} does not list the files of its fields: {', '.join(odd[:3])}; "
+            "remove the folder and run permafrost precompute again"
+        )
+
+    @property
+    def shards(self) -> PassShardTable:
+        """Shards that it covers, in the order of its arrays."""
+        return self.manifest.shards
 
     @property
     def name(self) -> str:
@@ -262,9 +205,7 @@ class TeacherPass:
     @property
     def bytes_per_record(self) -> float:
         """Mean number of bytes of one record with all its views."""
-        files = [entry for shard in self.manifest.shards for entry in shard.files]
-        records = sum(shard.rows for shard in self.manifest.shards)
-        return sum(entry.bytes for entry in files) / max(records, 1)
+        return self.shards.total_bytes / max(self.shards.num_rows, 1)
 
     @property
     def explainer(self) -> str | None:
@@ -285,19 +226,18 @@ class TeacherPass:
     @cached_property
     def fields(self) -> PassFields:
         """Backend that stores the fields."""
-        shards = self.manifest.shards
         most = self.store.manifest.rows_per_shard
         if self.manifest.selection is not None:
-            most = max((shard.rows for shard in shards), default=1)
+            most = max(self.shards.most_rows, 1)
         return BACKENDS[self.manifest.backend](
-            self.folder, self.manifest.fields, len(shards), most, self.num_views
+            self.folder, self.manifest.fields, len(self.shards), most, self.num_views
         )
 
     def shard_keys(self, shard: ShardEntry) -> list[str]:
         """Return the keys of the image shard's records that the pass covers, in the shard's order."""
         if self.manifest.selection is None:
-            return self.store.shard_keys(shard)
-        if shard.name not in self._positions:
+            return self.store.index.shard_keys(self.store.shards.numbers[shard.name])
+        if shard.name not in self.shards.numbers:
             return []
         keys: list[str] = self._receipt(shard)["key"].to_pylist()
         return keys
@@ -307,7 +247,15 @@ class TeacherPass:
         if self.manifest.selection is None:
             return np.arange(shard.records)
         covered = {key: row for row, key in enumerate(self.shard_keys(shard))}
-        return np.array([covered.get(key, -1) for key in self.store.shard_keys(shard)], np.int64)
+        keys = self.store.index.shard_keys(self.store.shards.numbers[shard.name])
+        return np.array([covered.get(key, -1) for key in keys], np.int64)
+
+    def covers_shard(self, shard: ShardEntry) -> bool:
+        """Return whether it covers every record of an image shard; reads no receipt."""
+        if self.manifest.selection is None:
+            return True
+        position = self.shards.numbers.get(shard.name)
+        return position is not None and self.shards[position].keys_sha256 == shard.keys_sha256
 
     def read_shard(self, shard: ShardEntry) -> Values:
         """Read every field of one shard: [covered records, V, *shape]."""
@@ -334,8 +282,13 @@ class TeacherPass:
         receipt = receipt_path(self.folder, shard.name)
         if not receipt.is_file():
             raise ManifestError(f"{receipt} is missing; {REPAIR}")
-        position = self._positions[shard.name]
-        entry = self.manifest.shards[position]
+        position = self.shards.numbers[shard.name]
+        entry = self.shards[position]
+        odd = {file.path for file in entry.files} ^ set(
+            self.fields.shard_files(position, shard.name)
+        )
+        if odd:
+            raise self._other_files(sorted(odd))
         keys = self.shard_keys(shard)
         if len(keys) != entry.rows:
             raise ManifestError(
@@ -358,15 +311,12 @@ class TeacherPass:
         return replace(described, chunk_crc32c=flat.reshape(shape))
 
     def _receipt(self, shard: ShardEntry) -> pa.Table:
-        path = receipt_path(self.folder, shard.name)
-        name = path.relative_to(self.folder).as_posix()
-        if name not in self.manifest.files:
-            raise ManifestError(
-                f"{self.folder / MANIFEST_NAME} has no {name}; run permafrost verify"
-            )
-        _check_digest(path, self.manifest.files[name])
-        return read_receipt(path, PASS_RECEIPT_SCHEMA)[0]
+        digest = self.shards.receipt_sha256(self.shards.numbers[shard.name])
+        return read_receipt(receipt_path(self.folder, shard.name), PASS_RECEIPT_SCHEMA, digest)[0]
 
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        return {shard.name: position for position, shard in enumerate(self.manifest.shards)}
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process reads the table of shards itself.
+        return {"store": self.store, "folder": self.folder, "manifest": self.manifest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)

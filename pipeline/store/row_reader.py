@@ -16,7 +16,7 @@ import numcodecs
 import numpy as np
 
 from pipeline.core.files import open_regular
-from pipeline.store.manifest import REPAIR, REWRITE, ManifestError
+from pipeline.store.file_entry import REPAIR, REWRITE, ManifestError
 
 if TYPE_CHECKING:
     from pathlib import Path

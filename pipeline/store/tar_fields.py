@@ -21,7 +21,7 @@ from pipeline.store.fields import (
     entry_of,
     read_entry,
 )
-from pipeline.store.manifest import FileEntry, ManifestError
+from pipeline.store.file_entry import FileEntry, ManifestError
 from pipeline.store.tars import TarShard
 
 if TYPE_CHECKING:

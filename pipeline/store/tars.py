@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import google_crc32c
 
 from pipeline.core.files import open_regular
-from pipeline.store.manifest import REPAIR, REWRITE, ManifestError
+from pipeline.store.file_entry import REPAIR, REWRITE, ManifestError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.core.files import HashingFile
-    from pipeline.store.manifest import ShardEntry
+    from pipeline.store.shards import ShardEntry
 
 
 class TarShard:

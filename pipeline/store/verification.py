@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from array import array
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.core.files import PARTIAL_SUFFIX, FileError, sha256_file, sha256_keys
 from pipeline.core.records import NO_CLASS
-from pipeline.store.artifacts import ARTIFACTS_FOLDER
+from pipeline.store.artifacts import ARTIFACT_SCHEMA, ARTIFACTS_FOLDER
 from pipeline.store.codecs import decode_unit
 from pipeline.store.entries import EntryError, from_dict
-from pipeline.store.index import RECEIPT_SCHEMA, RECEIPTS_FOLDER, read_receipt, receipt_path
+from pipeline.store.file_entry import ManifestError, StoreMismatchError
+from pipeline.store.index import CHECKED_COLUMNS
+from pipeline.store.index_writer import checksums_of
 from pipeline.store.journal import JOURNAL_SUFFIX
 from pipeline.store.lock import LOCK_NAME
 from pipeline.store.manifest import (
     MANIFEST_NAME,
-    ManifestError,
+    TEACHERS_FOLDER,
     PassManifest,
-    ShardEntry,
-    StoreMismatchError,
     check_files,
+    fingerprint_store,
     read_checked,
     read_pass_manifest,
 )
-from pipeline.store.reader import TEACHERS_FOLDER, Store, TeacherPass
+from pipeline.store.reader import Store, TeacherPass
+from pipeline.store.receipts import (
+    RECEIPT_SCHEMA,
+    RECEIPTS_FOLDER,
+    has_many_labels,
+    read_receipt,
+    receipt_path,
+)
+from pipeline.store.shards import ShardEntry
 from pipeline.store.tars import recovery_hint
-
-_OTHER_FOLDERS = (TEACHERS_FOLDER, ARTIFACTS_FOLDER)
+from pipeline.store.unique_keys import UniqueHashes
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -43,22 +55,22 @@ def verify_store(path: Path) -> Iterator[str]:
     """Yield every problem of a store and its passes, as one line that names the file, the shard or the record.
 
     If a manifest is damaged, the files that it covers are compared with the receipts, which have their own digests.
+    Memory grows with the number of shards, by a few bytes each, and not with the number of records.
     """
     try:
         store = Store(path)
+        _ = store.shards.table, len(store.manifest.skipped)
     except (ManifestError, StoreMismatchError, FileError) as error:
         yield str(error)
         yield from _verify_receipts(path)
         store = None
     sound = store is not None
     if store is not None:
-        manifest = store.manifest
-        described: dict[str, str | None] = {MANIFEST_NAME: None, **manifest.files}
-        described[manifest.index.path] = manifest.index.sha256
-        problems = list(_verify_shards(store))
-        problems += _verify_files(path, described, _own_shards(store), _OTHER_FOLDERS)
-        yield from problems
-        sound = not problems
+        num_problems = 0
+        for problem in _verify_own_files(store):
+            num_problems += 1
+            yield problem
+        sound = num_problems == 0
         if sound:
             yield from _verify_index(store)
     for folder in sorted((path / TEACHERS_FOLDER).glob("*/")):
@@ -72,13 +84,21 @@ def verify_store(path: Path) -> Iterator[str]:
         yield from _verify_artifact(folder)
 
 
-def _own_shards(store: Store) -> set[str]:
-    return {shard.path for shard in store.manifest.shards if not shard.referenced}
-
-
-def _verify_shards(store: Store) -> Iterator[str]:
-    for shard in store.manifest.shards:
+def _verify_own_files(store: Store) -> Iterator[str]:
+    """Check the files of a store without its passes and artifacts."""
+    manifest, known = store.manifest, _KnownFiles()
+    known.add(MANIFEST_NAME)
+    tables = (manifest.shards.file, manifest.index, manifest.keys, manifest.skipped.file)
+    for file in tables:
+        if file is not None:
+            yield from _verify_file(store.path, file.path, file.sha256, known)
+    for number, shard in enumerate(store.shards):
         yield from _verify_shard(store.path, shard)
+        if not shard.referenced:
+            known.add(shard.path)
+        receipt = receipt_path(store.path, shard.name).relative_to(store.path).as_posix()
+        yield from _verify_file(store.path, receipt, store.shards.receipt_sha256(number), known)
+    yield from _unknown_files(store.path, known, ignored=(TEACHERS_FOLDER, ARTIFACTS_FOLDER))
 
 
 def _verify_shard(path: Path, shard: ShardEntry) -> Iterator[str]:
@@ -95,28 +115,54 @@ def _verify_shard(path: Path, shard: ShardEntry) -> Iterator[str]:
             yield f"{path / shard.path} has sha256 {found[:12]}, but its manifest lists {shard.sha256[:12]}{hint}"
 
 
-def _verify_files(
-    folder: Path,
-    described: dict[str, str | None],
-    also_known: Container[str] = (),
-    ignored: tuple[str, ...] = (),
+class _KnownFiles:
+    """Paths that manifests list, as one number each."""
+
+    def __init__(self) -> None:
+        self._names = array("Q")
+        self._sorted: NDArray[np.uint64] | None = None
+
+    def add(self, name: str) -> None:
+        """Add a path relative to the folder."""
+        self._names.append(_hash(name))
+
+    def __contains__(self, name: str) -> bool:
+        if self._sorted is None or len(self._sorted) != len(self._names):
+            self._sorted = np.sort(np.array(self._names, np.uint64))
+        place = int(np.searchsorted(self._sorted, np.uint64(_hash(name))))
+        return place < len(self._sorted) and int(self._sorted[place]) == _hash(name)
+
+
+def _hash(text: str) -> int:
+    digest = hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _verify_file(folder: Path, name: str, digest: str, known: _KnownFiles) -> Iterator[str]:
+    """Compare a file with its digest, and count it as known."""
+    known.add(name)
+    if not (folder / name).is_file():
+        yield f"{folder / name} is missing"
+    elif (found := sha256_file(folder / name)) != digest:
+        yield f"{folder / name} has sha256 {found[:12]}, but its manifest lists {digest[:12]}"
+
+
+def _unknown_files(
+    folder: Path, known: _KnownFiles, ignored: tuple[str, ...] = ()
 ) -> Iterator[str]:
-    """Check that the folder contains exactly the described files, with their digests (None is not checked)."""
-    for name, digest in described.items():
-        if not (folder / name).is_file():
-            yield f"{folder / name} is missing"
-        elif digest is not None and (found := sha256_file(folder / name)) != digest:
-            yield f"{folder / name} has sha256 {found[:12]}, but its manifest lists {digest[:12]}"
-    for path in sorted(p for p in folder.rglob("*") if not p.is_dir()):
-        name = path.relative_to(folder).as_posix()
-        if name.partition("/")[0] in ignored or name in also_known:
-            continue
-        if name in (*described, LOCK_NAME):
-            continue
-        if name.endswith((PARTIAL_SUFFIX, JOURNAL_SUFFIX)):
-            yield f"{path} was left by a process that was killed; delete it"
-        else:
-            yield f"{path} is not in any manifest"
+    """Name the files that no manifest lists, outside of the ignored folders."""
+    for parent, folders, names in os.walk(folder):
+        at_top = parent == str(folder)
+        folders[:] = sorted(name for name in folders if not (at_top and name in ignored))
+        for file_name in sorted(names):
+            path = Path(parent) / file_name
+            name = path.relative_to(folder).as_posix()
+            if name in known or name == LOCK_NAME:
+                continue
+            if name.endswith((PARTIAL_SUFFIX, JOURNAL_SUFFIX)):
+                yield f"{path} was left by a process that was killed; delete it"
+            else:
+                yield f"{path} is not in any manifest"
 
 
 def _verify_receipts(path: Path) -> Iterator[str]:
@@ -140,13 +186,27 @@ def _verify_pass_files(folder: Path) -> Iterator[str]:
     except (ManifestError, FileError) as error:
         yield str(error)
     else:
-        yield from _verify_files(folder, _pass_files(manifest))
+        yield from _verify_files_of_pass(folder, manifest)
 
 
-def _pass_files(manifest: PassManifest) -> dict[str, str | None]:
-    described: dict[str, str | None] = {MANIFEST_NAME: None, **manifest.files}
-    entries = (entry for shard in manifest.shards for entry in shard.files)
-    return described | {entry.path: entry.sha256 for entry in entries}
+def _verify_files_of_pass(folder: Path, manifest: PassManifest) -> Iterator[str]:
+    known = _KnownFiles()
+    known.add(MANIFEST_NAME)
+    shards = manifest.shards
+    assert shards.file is not None
+    yield from _verify_file(folder, shards.file.path, shards.file.sha256, known)
+    for name, digest in manifest.files.items():
+        yield from _verify_file(folder, name, digest, known)
+    try:
+        for number, shard in enumerate(shards):
+            for file in shard.files:
+                yield from _verify_file(folder, file.path, file.sha256, known)
+            receipt = receipt_path(folder, shard.name).relative_to(folder).as_posix()
+            yield from _verify_file(folder, receipt, shards.receipt_sha256(number), known)
+    except ManifestError as error:
+        yield str(error)
+        return
+    yield from _unknown_files(folder, known)
 
 
 def _verify_artifact(folder: Path) -> Iterator[str]:
@@ -154,33 +214,55 @@ def _verify_artifact(folder: Path) -> Iterator[str]:
         yield f"{folder} has no manifest: the artifact is unfinished; delete it, and it is created again when needed"
         return
     try:
-        files = check_files(read_checked(folder / MANIFEST_NAME).get("files"))
+        manifest = read_checked(folder / MANIFEST_NAME, schema=ARTIFACT_SCHEMA)
+        files = check_files(manifest.get("files"))
     except (ManifestError, EntryError, FileError) as error:
         yield str(error) if str(folder) in str(error) else f"{folder / MANIFEST_NAME}: {error}"
         return
-    yield from _verify_files(folder, {MANIFEST_NAME: None, **files})
+    known = _KnownFiles()
+    known.add(MANIFEST_NAME)
+    for name, digest in files.items():
+        yield from _verify_file(folder, name, digest, known)
+    yield from _unknown_files(folder, known)
 
 
 def _verify_index(store: Store) -> Iterator[str]:
-    try:
-        index = store.index
-    except ManifestError as error:
-        yield str(error)
-        return
-    keys = index["key"].to_pylist()
-    if len(set(keys)) != len(keys):
-        yield f"{store.path}: the index contains a key twice"
-    for shard in store.manifest.shards:
-        rows = index.slice(store.first_rows[shard.name], shard.records)
-        if sha256_keys(rows["key"].to_pylist()) != shard.keys_sha256:
-            yield f"shard {shard.name}: the keys in the index do not match the manifest"
+    """Compare the index with the receipts, shard by shard, and the keys with each other."""
+    index, manifest = store.index, store.manifest
+    expected = fingerprint_store(
+        manifest.dataset, manifest.canonical, manifest.columns, store.shards.names_and_keys()
+    )
+    if expected != manifest.fingerprint:
+        yield f"{store.path / MANIFEST_NAME}: its fingerprint is not that of its shards"
+    if store.shards.records_of_splits() != manifest.records:
+        yield f"{store.path / MANIFEST_NAME}: its numbers of records are not those of its shards"
+    hashes = UniqueHashes(index.num_rows)
+    many_labels = False
+    for number, shard in enumerate(store.shards):
         try:
+            index.require_sound(np.array([number]), CHECKED_COLUMNS)
+            keys = index.shard_keys(number)
             receipt, _ = read_receipt(receipt_path(store.path, shard.name), RECEIPT_SCHEMA)
         except ManifestError as error:
             yield str(error)
             continue
-        if not receipt.equals(rows.select(RECEIPT_SCHEMA.names).cast(RECEIPT_SCHEMA)):
+        hashes.add(keys)
+        many_labels = many_labels or has_many_labels(receipt)
+        columns = {name: receipt[name].combine_chunks() for name in receipt.column_names}
+        first = number * manifest.rows_per_shard
+        columns["array_row"] = pa.array(np.arange(first, first + len(keys)), pa.int64())
+        same = (
+            columns["key"].to_pylist() == keys
+            and columns["image_sha256"].to_pylist() == index.image_sha256(number)
+            and set(columns["split"].to_pylist()) <= {shard.split}
+            and checksums_of(columns) == store.shards.index_crc32c[number].tolist()
+        )
+        if not same:
             yield f"shard {shard.name}: receipt and index differ"
+    if not hashes.are_unique():
+        yield f"{store.path}: the index contains a key twice"
+    if many_labels != manifest.multi_label:
+        yield f"{store.path / MANIFEST_NAME}: multi_label is {manifest.multi_label}"
 
 
 def _verify_pass(store: Store, folder: Path, rows_too: bool) -> Iterator[str]:
@@ -190,8 +272,10 @@ def _verify_pass(store: Store, folder: Path, rows_too: bool) -> Iterator[str]:
         yield str(error)
         return
     manifest = teacher.manifest
-    problems = list(_verify_files(folder, _pass_files(manifest)))
-    yield from problems
+    problems = 0
+    for problem in _verify_files_of_pass(folder, manifest):
+        problems += 1
+        yield problem
     if problems or not rows_too:
         return
     try:
@@ -199,20 +283,20 @@ def _verify_pass(store: Store, folder: Path, rows_too: bool) -> Iterator[str]:
     except ManifestError as error:
         yield str(error)
         return
-    by_name = {shard.name: shard for shard in manifest.shards}
-    for shard in store.manifest.shards:
-        entry = by_name.get(shard.name)
-        if entry is None and manifest.selection is not None:
+    for number, shard in enumerate(store.shards):
+        position = teacher.shards.numbers.get(shard.name)
+        if position is None and manifest.selection is not None:
             continue
         try:
             keys = teacher.shard_keys(shard)
+            own = store.index.shard_keys(number)
         except ManifestError as error:
             yield str(error)
             continue
-        known = set(keys) <= set(store.shard_keys(shard))
+        entry = None if position is None else teacher.shards[position]
         if (
             entry is None
-            or not known
+            or not set(keys) <= set(own)
             or (entry.rows, entry.keys_sha256) != (len(keys), sha256_keys(keys))
         ):
             yield f"{teacher.name}: shard {shard.name} does not have the records of the image shard"

@@ -29,7 +29,7 @@ from pipeline.store.fields import (
     entry_of,
     read_entry,
 )
-from pipeline.store.manifest import REPAIR, REWRITE, FileEntry, ManifestError
+from pipeline.store.file_entry import REPAIR, REWRITE, FileEntry, ManifestError
 from pipeline.store.row_reader import (
     CHECKSUM_BYTES,
     InnerChunkRows,

@@ -85,7 +85,7 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
 def _check_splits(evaluate: EvaluateConfig) -> None:
     """Raise ConfigError if a split to evaluate is not in the store, before any student is trained."""
     path = Path(evaluate.evaluate.store or evaluate.store.path)
-    splits = {shard.split for shard in Store(path).manifest.shards}
+    splits = set(Store(path).manifest.records)
     for split in evaluate.evaluate.splits:
         require(
             split in splits or split == HOLDOUT,

@@ -15,7 +15,7 @@ from pipeline.config.models import (
 )
 from pipeline.core.errors import ConfigError, require
 from pipeline.core.files import sha256_file, sha256_json
-from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store, TeacherPass
 
 if TYPE_CHECKING:

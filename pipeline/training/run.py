@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -273,7 +274,8 @@ def _check_map_grids(plan: TrainingSpec, model: Classifier, targets: TargetSourc
 def _learn_columns(model: Classifier, dataset: StoreDataset) -> None:
     """Set mean and spread of the columns, over the whole training split, in a network on a table."""
     if isinstance(model, AdditiveMlp) and isinstance(model.normalize, Standardize):
-        split = dataset.store.manifest.shards[int(dataset.shard[0])].split
+        (first,) = dataset.store.index.shard_numbers(dataset.rows_at(np.zeros(1, np.int64)))
+        split = dataset.store.shards[int(first)].split
         model.normalize.set_moments(*column_moments(dataset.store, split))
 
 
@@ -310,12 +312,16 @@ def _build_live_teacher(
     )
 
 
+_MEASURED_VIEWS = 256
+"""Views that are looked at for the warning of aliasing."""
+
+
 def _build_views(plan: TrainingSpec) -> ViewSchedule:
     height, width = plan.dataset.store.size
-    aspects = plan.dataset.aspects
-    one_aspect = bool((aspects == width / height).all())
+    one_aspect = plan.dataset.has_frame_aspect
     views = ViewSchedule(plan.augment, (height, width), plan.seed, one_aspect=one_aspect)
-    worst = worst_downscale(views, plan.input_size, aspects)
+    first = plan.dataset.aspects(range(min(_MEASURED_VIEWS, len(plan.dataset))))
+    worst = worst_downscale(views, plan.input_size, first)
     if worst > MAX_DOWNSCALE:
         logger.warning(
             "views downscale the canonical frame of %dx%d by a factor of up to %.1f and alias above %.1f; "
@@ -328,11 +334,11 @@ def _build_views(plan: TrainingSpec) -> ViewSchedule:
 
 
 def worst_downscale(views: ViewSchedule, input_size: tuple[int, int], aspects: Tensor) -> float:
-    """Largest number of canonical pixels per pixel of a view of (height, width) `input_size` among 256 views.
+    """Largest number of canonical pixels per pixel of a view of (height, width) `input_size`, one view per record.
 
-    aspects  [n]: width / height of the originals, of which the first 256 are used
+    aspects  [n]: width / height of the originals
     """
-    matrices = views.views(0, 0, aspects[:256])
+    matrices = views.views(0, 0, aspects)
     if matrices is None:
         matrices = torch.eye(3)[None]
     return float(downscale(matrices, views.size, input_size).max())

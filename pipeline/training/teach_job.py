@@ -162,7 +162,7 @@ def _exact_name(teacher: ModelConfig, start: str) -> str:
 
 def check_splits(config: TeachConfig, store: Store) -> None:
     """Raise ConfigError unless the store has the splits for training and evaluation."""
-    known = list(dict.fromkeys(shard.split for shard in store.manifest.shards))
+    known = list(store.manifest.records)
     for split in (config.teaching.split, *config.evaluate.splits):
         require(
             split in known, f"the store has no split {split!r}; its splits are: {', '.join(known)}"

@@ -12,8 +12,8 @@ from pipeline.config.runs import RUNS
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation.metrics import numbers_of
 from pipeline.store.artifacts import Artifact
+from pipeline.store.file_entry import ManifestError
 from pipeline.store.lock import lock_folder
-from pipeline.store.manifest import ManifestError
 from pipeline.store.verification import verify_store
 from stages import evaluate
 from tests.support.runs import evaluation_of

@@ -28,7 +28,7 @@ from pipeline.evaluation.metrics import METRICS, numbers_of
 from pipeline.models.providers import build_model
 from pipeline.report.columns import columns_of
 from pipeline.report.results import load_results
-from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store
 from stages import evaluate, precompute
 from tests.support.runs import evaluation_of, save_student

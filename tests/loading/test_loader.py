@@ -19,14 +19,14 @@ from pipeline.loading.selection import rows_of_split, select_holdout_rows, selec
 from pipeline.loading.views import ViewSchedule
 from pipeline.store.reader import Store, TeacherPass
 from stages import precompute
-from tests.support.stores import frame_batches, precompute_config
+from tests.support.stores import frame_batches, keys_of_shard, precompute_config
 
-SHARDS = np.repeat(np.arange(40), 25)  # 1,000 records in 40 shards of 25
+FIRST_POSITIONS = np.arange(41) * 25  # 1,000 records in 40 shards of 25
 
 
 def batches_of(epoch, *, batch_size=64, rank=0, world_size=1, seed=0, first_step=0):
     batches = GlobalBatchSampler(
-        EpochOrder(SHARDS, seed), batch_size, rank=rank, world_size=world_size
+        EpochOrder(FIRST_POSITIONS, seed), batch_size, rank=rank, world_size=world_size
     )
     batches.epoch, batches.first_step = epoch, first_step
     return list(batches)
@@ -68,16 +68,16 @@ def test_starting_at_a_step_continues_the_same_epoch():
 
 
 def test_memory_stays_flat_since_a_step_reads_one_window_of_shards():
-    order = EpochOrder(SHARDS, seed=0, window=4)
+    order = EpochOrder(FIRST_POSITIONS, seed=0, window=4)
 
-    positions = order.positions(0)
+    windows = list(order.windows(0))
 
-    for start in range(0, 1000, 100):
-        assert len(set(SHARDS[positions[start : start + 100]])) == 4
+    assert [len(window) for window in windows] == [100] * 10
+    assert all(len(set(window // 25)) == 4 for window in windows)
 
 
 def test_neighbors_in_the_store_do_not_stay_neighbors():
-    order = EpochOrder(SHARDS, seed=0).positions(0)
+    order = np.concatenate(list(EpochOrder(FIRST_POSITIONS, seed=0).windows(0)))
     place = np.argsort(order)
 
     # With windows of 16 of 40 shards, this is far above the 1/1000 of an unshuffled store.
@@ -86,16 +86,16 @@ def test_neighbors_in_the_store_do_not_stay_neighbors():
 
 def test_a_batch_larger_than_the_selection_or_uneven_over_ranks_is_refused():
     with pytest.raises(ConfigError, match="1000 records"):
-        GlobalBatchSampler(EpochOrder(SHARDS, 0), 1001)
+        GlobalBatchSampler(EpochOrder(FIRST_POSITIONS, 0), 1001)
     with pytest.raises(ConfigError, match="must be a multiple of 3"):
-        GlobalBatchSampler(EpochOrder(SHARDS, 0), 64, world_size=3)
+        GlobalBatchSampler(EpochOrder(FIRST_POSITIONS, 0), 64, world_size=3)
 
 
 # ---- selection -----------------------------------------------------------------------------------
 
 
 def labels_of(index, rows):
-    return index["label"].to_numpy()[rows]
+    return index.values("label", np.asarray(rows))
 
 
 def test_shots_are_class_balanced_nested_and_fixed_by_their_own_seed(frozen):
@@ -224,7 +224,7 @@ def targets_by_key(store):
     by_key = {}
     for shard in store.manifest.shards:
         values = teacher.read_shard(shard)
-        for row, key in enumerate(store.shard_keys(shard)):
+        for row, key in enumerate(keys_of_shard(store, shard)):
             by_key[key] = {name: array[row, 0] for name, array in values.items()}
     return by_key
 
@@ -234,7 +234,7 @@ def pixels_by_key(store):
         key: frame
         for shard in store.manifest.shards
         for batch in frame_batches(store, shard, shard.records)
-        for key, frame in zip(store.shard_keys(shard), batch.frames, strict=True)
+        for key, frame in zip(keys_of_shard(store, shard), batch.frames, strict=True)
     }
 
 
@@ -247,7 +247,11 @@ def test_image_logits_class_and_map_stay_together_under_any_selection_rank_and_r
     store = frozen.store
     expected, pixels = targets_by_key(store), pixels_by_key(store)
     labels = dict(
-        zip(store.index["key"].to_pylist(), store.index["label"].to_pylist(), strict=True)
+        zip(
+            store.index.table()["key"].to_pylist(),
+            store.index.table()["label"].to_pylist(),
+            strict=True,
+        )
     )
     rows = select_training_rows(store.index, "train", subset)
     seen = 0
@@ -267,7 +271,7 @@ def test_image_logits_class_and_map_stay_together_under_any_selection_rank_and_r
                 )
                 np.testing.assert_array_equal(targets.maps[i], stored["map"].astype(np.float32))
                 assert targets.explained_class[i].tolist() == stored["explained_class"].tolist()
-                assert store.index["key"][int(rows[batch.record_index[i]])].as_py() == key
+                assert store.index.table()["key"][int(rows[batch.record_index[i]])].as_py() == key
                 seen += 1
     assert seen == (len(rows) // 4 - 1) * 4
 
@@ -278,7 +282,7 @@ def test_evaluation_sees_every_record_exactly_once(frozen):
 
     keys = [key for batch in iter_batches(dataset, 7) for key in batch.keys]
 
-    assert sorted(keys) == sorted(frozen.store.index["key"].take(rows).to_pylist())
+    assert sorted(keys) == sorted(frozen.store.index.table()["key"].take(rows).to_pylist())
 
 
 def test_views_belong_to_positions_so_ranks_and_batch_sizes_change_nothing(frozen):

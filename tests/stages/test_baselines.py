@@ -32,7 +32,7 @@ from pipeline.models.explainers.gradcam import gradcam
 from pipeline.models.output import Intermediates
 from pipeline.models.providers import build_model, freeze
 from pipeline.models.saved import load_model
-from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from pipeline.store.zarr_fields import ZarrFields

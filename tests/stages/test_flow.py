@@ -26,7 +26,7 @@ from pipeline.loading.views import ViewSchedule
 from pipeline.models.classifier import WeightsError
 from pipeline.models.providers import build_model
 from pipeline.models.weights import load_weights
-from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.training import loop
 from pipeline.training import run as training_run
@@ -373,7 +373,7 @@ def test_the_table_of_an_evaluation_averages_to_its_metrics(frozen):
     assert table.key.tolist() == [
         row["key"]
         for split in result.splits
-        for row in frozen.store.index.to_pylist()
+        for row in frozen.store.index.table().to_pylist()
         if row["split"] == split
     ]
     for split, metrics in result.splits.items():

@@ -146,7 +146,7 @@ def test_records_are_doubled_until_two_halves_agree(digits_folder, monkeypatch, 
 def test_any_beginning_of_the_records_has_as_many_of_each_class(digits_folder):
     store = Store(digits_folder[0] / "store")
     order = balanced_order(store.index, "train", 0)
-    labels = store.index["label"].to_numpy()
+    labels = store.index.table()["label"].to_numpy()
 
     assert sorted(order) == sorted(set(order.tolist()))
     for number in (10, 200, 500):

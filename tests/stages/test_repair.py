@@ -16,19 +16,20 @@ from pipeline.config.store import StoreOptions
 from pipeline.config.verbs import VerifyConfig
 from pipeline.core.files import FileError, make_folder, write_atomically
 from pipeline.loading.dataset import StoreDataset, iter_batches
+from pipeline.store.file_entry import ManifestError, StoreMismatchError
 from pipeline.store.lock import LockedError, lock_folder
-from pipeline.store.manifest import ManifestError, StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from stages import precompute, verify
 from tests.support.store_kinds import EVERY_PAYLOAD, build_store, read_everything, write_tars
-from tests.support.stores import precompute_config
+from tests.support.stores import precompute_config, table_of_shard
 from tests.support.trees import tree_bytes
 
 LOST = {
     "images/train-000000.tar": 16,
     "receipts/train-000000.parquet": 16,
-    "index.parquet": 0,
+    "index.arrow": 0,
+    "keys.arrow": 0,
     "fields.zarr/map/c/1/0/0/0/0/0": 10,  # the second shard
     "fields.zarr/map/zarr.json": 0,
     "receipts/test-000000.parquet in the pass": 10,
@@ -126,7 +127,7 @@ def test_a_tar_of_other_images_in_the_same_layout_is_noticed_when_read(reference
     tar = tmp_path / "tars" / "train-000000.tar"
     store = Store(path)
     shard = next(s for s in store.manifest.shards if s.path == str(tar))
-    row = store.index.slice(store.first_rows[shard.name], 1).to_pylist()[0]
+    row = table_of_shard(store, shard).slice(0, 1).to_pylist()[0]
     data = bytearray(tar.read_bytes())
     data[row["offset"] + row["size"] - 20] ^= 1
     tar.write_bytes(data)
@@ -214,7 +215,7 @@ def test_a_repair_keeps_the_frame_and_the_places_that_passes_have_seen(
     config = precompute_config(store, tiny_teacher, image_size=8, shard_size=64)
     precompute.run(config)
     expected = tree_bytes(store)
-    (store / "index.parquet").unlink()
+    (store / "index.arrow").unlink()
     (store / "receipts" / "train-000000.parquet").unlink()
 
     precompute.run(precompute_config(store, **{"shard_size": 64, **options}))

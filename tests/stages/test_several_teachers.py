@@ -25,7 +25,7 @@ from pipeline.loading.selection import rows_of_split, select_holdout_rows
 from pipeline.losses.build import build_loss
 from pipeline.models.providers import build_model
 from pipeline.models.saved import read_description
-from pipeline.store.manifest import StoreMismatchError
+from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.training.state import Training, build_optimizer
 from pipeline.training.step import batch_loss

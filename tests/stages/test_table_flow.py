@@ -152,8 +152,10 @@ def test_a_second_command_asks_the_teacher_nothing_and_all_verifies(taught_table
 
 
 def test_a_network_keeps_the_moments_of_its_training_split(taught_table):
-    in_training = np.array([s == "train" for s in taught_table.store.index["split"].to_pylist()])
-    keys = np.array(taught_table.store.index["key"].to_pylist())[in_training]
+    in_training = np.array(
+        [s == "train" for s in taught_table.store.index.table()["split"].to_pylist()]
+    )
+    keys = np.array(taught_table.store.index.table()["key"].to_pylist())[in_training]
     rows = load_breast_cancer().data[[int(key.removeprefix("row-")) for key in keys]]
     weights = load_file(taught_table.config.teacher.weights)
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from pipeline.core.errors import UserError
-from pipeline.store.index import RECEIPT_SCHEMA, read_receipt
 from pipeline.store.reader import Store
+from pipeline.store.receipts import RECEIPT_SCHEMA, read_receipt
 from pipeline.store.verification import verify_store
 from stages import precompute
 from tests.support.store_kinds import build_store, equal_tensors, read_everything

@@ -10,7 +10,7 @@ import pytest
 from pipeline.annotation.shard_tasks import AnnotateShard
 from pipeline.config.store import PassOptions
 from pipeline.core import files
-from pipeline.store.manifest import ManifestError
+from pipeline.store.file_entry import ManifestError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from stages import precompute

@@ -16,7 +16,7 @@ from pipeline.config.store import StoreOptions
 from pipeline.config.verbs import VerifyConfig
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file
-from pipeline.store.manifest import ManifestError
+from pipeline.store.file_entry import ManifestError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from stages import verify

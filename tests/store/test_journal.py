@@ -16,7 +16,7 @@ from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from stages import precompute
 from tests.support.paths import ROOT
-from tests.support.stores import precompute_config
+from tests.support.stores import keys_of_shard, precompute_config
 from tests.support.trees import tree_bytes
 
 DEATH = 9
@@ -203,7 +203,7 @@ def images_of(frozen):
 
 def test_an_image_that_kills_its_reader_is_named_in_the_third_run(frozen, tmp_path):
     store = tmp_path / "store"
-    poison = frozen.store.shard_keys(frozen.store.manifest.shards[1])[5]
+    poison = keys_of_shard(frozen.store, frozen.store.manifest.shards[1])[5]
 
     *deaths, (code, error) = run_poisoned(store, poison, 3)
 
@@ -219,7 +219,7 @@ def test_a_death_that_does_not_come_again_leaves_no_trace(frozen, tmp_path):
     store = tmp_path / "store"
     shard = frozen.store.manifest.shards[0]
     make_folder(store)
-    die_at(store, frozen.store.shard_keys(shard)[-1], shard=shard.name)
+    die_at(store, keys_of_shard(frozen.store, shard)[-1], shard=shard.name)
 
     precompute.run(precompute_config(store))
 
@@ -240,7 +240,7 @@ def test_a_suspect_that_is_no_longer_in_the_data_is_forgotten(frozen, tmp_path):
 def test_a_record_that_kills_the_teacher_is_named_in_the_fourth_run(frozen, tmp_path, tiny_teacher):
     store = tmp_path / "store"
     shards = frozen.store.manifest.shards
-    poison = frozen.store.shard_keys(shards[1])[5]
+    poison = keys_of_shard(frozen.store, shards[1])[5]
     precompute.run(precompute_config(store))
 
     # The first death is in a batch of eight. After it, records are processed one by one.

@@ -19,15 +19,15 @@ from pipeline.config.data import ImageFolderDataConfig, ImageTableDataConfig
 from pipeline.core.files import open_atomically
 from pipeline.loading.dataset import StoreDataset
 from pipeline.sources.build import build_source, plan_source
+from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.frames import resize_frame
-from pipeline.store.manifest import StoreMismatchError
 from pipeline.store.pixels import ImageError, decode_rgb
 from pipeline.store.publish import DEFAULT_FRAME_SIZE
 from pipeline.store.reader import Store
 from pipeline.store.tars import TarShard
 from pipeline.store.verification import verify_store
 from stages import precompute
-from tests.support.stores import precompute_config
+from tests.support.stores import keys_of_shard, precompute_config
 from tests.support.trees import tree_bytes
 
 
@@ -121,7 +121,7 @@ def test_the_index_has_the_originals_upright_sizes_in_every_format(mixed, tmp_pa
     pack_small(mixed, tmp_path / "store", format=form)
     store = Store(tmp_path / "store")
 
-    sizes = {unquote(r["key"]): (r["height"], r["width"]) for r in store.index.to_pylist()}
+    sizes = {unquote(r["key"]): (r["height"], r["width"]) for r in store.index.table().to_pylist()}
 
     assert sizes == UPRIGHT_SIZES
     assert store.size == DEFAULT_FRAME_SIZE == (256, 256)
@@ -175,7 +175,7 @@ def test_original_members_are_the_files_bytes(mixed, tmp_path):
     store = Store(tmp_path / "store")
 
     dataset = whole_dataset(store)
-    for row in store.index.to_pylist():
+    for row in store.index.table().to_pylist():
         shard = [s.name for s in store.manifest.shards].index(row["shard"])
         data = dataset._open_shard(shard).read(
             row["offset"], row["size"], row["image_crc32c"], row["key"]
@@ -188,11 +188,13 @@ def test_stock_readers_open_every_format_without_importing_ours(mixed, tmp_path)
         pack_small(mixed, tmp_path / form, format=form, image_size=32)
     script = """
         import glob, io, sys
-        import numpy, pyarrow.parquet, webdataset
+        import numpy, pyarrow, webdataset
         from PIL import Image
 
         for form in ("original", "jpeg95", "raw"):
-            index = pyarrow.parquet.read_table(f"{sys.argv[1]}/{form}/index.parquet").to_pylist()
+            files = (f"{sys.argv[1]}/{form}/{name}.arrow" for name in ("keys", "index"))
+            rows = (pyarrow.ipc.open_file(file).read_all().to_pylist() for file in files)
+            index = [row | key for key, row in zip(*rows, strict=True)]
             labels = {row["key"]: row["label"] for row in index}
             urls = sorted(glob.glob(f"{sys.argv[1]}/{form}/images/*.tar"))
             samples = list(webdataset.WebDataset(urls, shardshuffle=False))
@@ -359,7 +361,7 @@ def test_a_skipped_image_is_listed_and_left_out_everywhere(
     assert [shard.records for shard in store.manifest.shards] == [4, 3, 4]
     expected = [r.key for plan in plans_of(equal_images, store.path) for r in plan.records]
     expected.remove(record.key)
-    assert store.index["key"].to_pylist() == expected
+    assert store.index.table()["key"].to_pylist() == expected
     assert list(verify_store(store.path)) == []
 
     again = pack_small(skipping, store.path, tiny_teacher)
@@ -371,7 +373,7 @@ def test_a_skipped_image_is_listed_and_left_out_everywhere(
         key: logits
         for shard in store.manifest.shards
         for key, logits in zip(
-            store.shard_keys(shard), passes[0].read_shard(shard)["logits"][:, 0], strict=True
+            keys_of_shard(store, shard), passes[0].read_shard(shard)["logits"][:, 0], strict=True
         )
     }
     assert batch.keys == tuple(expected)
@@ -404,7 +406,7 @@ def test_the_others_are_packed_as_if_the_skipped_image_had_never_been(tmp_path):
     (tmp_path / "set" / unquote(broken.key)).unlink()
     pack_small(data, tmp_path / "without", shard_size=16)
 
-    for name in ("images/train-000000.tar", "index.parquet"):
+    for name in ("images/train-000000.tar", "index.arrow", "keys.arrow"):
         assert (tmp_path / "skipping" / name).read_bytes() == (
             tmp_path / "without" / name
         ).read_bytes()

@@ -22,7 +22,14 @@ from pipeline.store.tars import ShardBytes
 from pipeline.store.zarr_fields import ZarrFields
 from stages import precompute
 from tests.support.paths import ROOT
-from tests.support.stores import TINY_DATA, frame_batches, precompute_config, stored_shard
+from tests.support.stores import (
+    TINY_DATA,
+    frame_batches,
+    keys_of_shard,
+    precompute_config,
+    stored_shard,
+    table_of_shard,
+)
 from tests.support.trees import tree_bytes
 
 
@@ -32,14 +39,14 @@ def test_every_image_and_mask_comes_back_byte_for_byte(frozen):
 
     for shard in store.manifest.shards:
         data = ShardBytes(store.path, shard)
-        for row in store.index.slice(store.first_rows[shard.name], shard.records).to_pylist():
+        for row in table_of_shard(store, shard).to_pylist():
             record, content = expected.pop(row["key"])
             key = row["key"]
             image = data.read(row["offset"], row["size"], row["image_crc32c"], key)
             assert image == content.image
             mask = data.read(row["mask_offset"], row["mask_size"], row["mask_crc32c"], key)
             assert mask == content.mask
-            assert row["image_sha256"] == hashlib.sha256(content.image).hexdigest()
+            assert row["image_sha256"] == hashlib.sha256(content.image).digest()
             assert (row["label"], row["group"], row["split"]) == (
                 record.label,
                 record.group,
@@ -58,7 +65,7 @@ def test_stored_targets_are_what_the_teacher_says_about_the_same_pixels(frozen):
 
     for shard in frozen.store.manifest.shards:
         batches = frame_batches(frozen.store, shard, config.annotate.batch_size)
-        values, _ = annotator.annotate(batches, frozen.store.shard_keys(shard))
+        values, _ = annotator.annotate(batches, keys_of_shard(frozen.store, shard))
         stored_shard = teacher.read_shard(shard)
         assert set(stored_shard) == {"logits", "map", "map_scale", "explained_class"}
         for name, array in stored_shard.items():
@@ -147,10 +154,14 @@ def test_stock_readers_open_everything_without_importing_ours(frozen, tmp_path, 
     precompute.run(precompute_config(tmp_path / "store", tiny_teacher, backend="webdataset"))
     script = """
         import glob, json, sys
-        import numpy, pyarrow.parquet, webdataset, zarr
+        import numpy, pyarrow, webdataset, zarr
 
         zarr_store, tar_store = sys.argv[1:]
-        index = pyarrow.parquet.read_table(f"{zarr_store}/index.parquet").to_pylist()
+        keys, index = (
+            pyarrow.ipc.open_file(f"{zarr_store}/{name}.arrow").read_all().to_pylist()
+            for name in ("keys", "index")
+        )
+        index = [{**row, **key} for row, key in zip(index, keys, strict=True)]
         labels = {row["key"]: row["label"] for row in index}
         urls = sorted(glob.glob(f"{zarr_store}/images/*.tar"))
         images = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
@@ -220,15 +231,19 @@ def test_reading_an_index_starts_no_thread_that_could_outlive_the_process(frozen
         import os, sys
         from pathlib import Path
         import pyarrow.parquet
-        from pipeline.store.index import INDEX_SCHEMA, RECEIPT_SCHEMA, read_receipt, read_table
+        from pipeline.store.receipts import RECEIPT_SCHEMA, read_receipt
+        from pipeline.store.reader import Store
 
         store = Path(sys.argv[1])
         before = set(os.listdir("/proc/self/task"))
-        read_table(store / "index.parquet", INDEX_SCHEMA)
+        index = Store(store).index
+        index.take(("label", "offset"), range(index.num_rows))
+        index.keys(range(index.num_rows))
         for path in store.glob("receipts/*.parquet"):
             read_receipt(path, RECEIPT_SCHEMA)
         assert set(os.listdir("/proc/self/task")) == before
-        pyarrow.parquet.read_table(store / "index.parquet")  # the control: stock reading starts some
+        receipt = next(store.glob("receipts/*.parquet"))
+        pyarrow.parquet.read_table(receipt)  # the control: stock reading starts some
         assert set(os.listdir("/proc/self/task")) > before
     """
 

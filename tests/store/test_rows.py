@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.core.records import FieldSpec
-from pipeline.store.manifest import ManifestError
+from pipeline.store.file_entry import ManifestError
 from pipeline.store.row_reader import InnerChunkRows, SelectedRows, decode_chunk
 from pipeline.store.tar_fields import WebDatasetFields
 from pipeline.store.zarr_fields import ZarrFields

@@ -18,8 +18,8 @@ from pipeline.core.errors import ConfigError
 from pipeline.loading.column_moments import column_moments
 from pipeline.loading.dataset import StoreDataset
 from pipeline.models.output import Standardize
+from pipeline.store.file_entry import ManifestError, StoreMismatchError
 from pipeline.store.frames import ShardFrames
-from pipeline.store.manifest import ManifestError, StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.store.table_rows import RowError, decode_row, encode_row
 from pipeline.store.verification import verify_store
@@ -73,8 +73,12 @@ def test_a_store_says_whether_it_holds_rows_or_images(wine, frozen):
     assert (manifest.kind, manifest.canonical) == ("table", None)
     assert manifest.columns == tuple(load_wine().feature_names)
     assert wine.size == (1, 13)
-    assert set(wine.index["height"].to_pylist()) == set(wine.index["width"].to_pylist()) == {-1}
-    assert set(wine.index["mask_offset"].to_pylist()) == {-1}
+    assert (
+        set(wine.index.table()["height"].to_pylist())
+        == set(wine.index.table()["width"].to_pylist())
+        == {-1}
+    )
+    assert set(wine.index.table()["mask_offset"].to_pylist()) == {-1}
     assert (frozen.store.manifest.kind, frozen.store.is_table) == ("image", False)
     assert frozen.store.manifest.columns is None
 
@@ -98,7 +102,7 @@ def test_a_store_of_rows_verifies_and_a_flipped_byte_is_found(tmp_path):
     assert list(verify_store(store.path)) == []
     shard = store.path / store.manifest.shards[0].path
     data = bytearray(shard.read_bytes())
-    data[store.index["offset"][0].as_py() + 130] ^= 1
+    data[store.index.table()["offset"][0].as_py() + 130] ^= 1
     shard.write_bytes(data)
 
     (problem,) = verify_store(store.path)
@@ -109,10 +113,12 @@ def test_a_store_of_rows_verifies_and_a_flipped_byte_is_found(tmp_path):
 def test_stock_readers_open_rows_without_importing_ours(wine):
     script = """
         import glob, io, sys
-        import numpy, pyarrow.parquet, webdataset
+        import numpy, pyarrow, webdataset
 
         (store,) = sys.argv[1:]
-        index = pyarrow.parquet.read_table(f"{store}/index.parquet").to_pylist()
+        files = (f"{store}/{name}.arrow" for name in ("keys", "index"))
+        rows = (pyarrow.ipc.open_file(file).read_all().to_pylist() for file in files)
+        index = [row | key for key, row in zip(*rows, strict=True)]
         labels = {row["key"]: row["label"] for row in index}
         urls = sorted(glob.glob(f"{store}/images/*.tar"))
         raw = list(webdataset.WebDataset(urls, shardshuffle=False))
@@ -252,7 +258,7 @@ def test_a_table_has_no_frames(tmp_path, options):
 
 def test_moments_are_those_of_the_whole_split_and_of_no_other(wine):
     batch = every_record(wine)
-    in_training = np.array([split == "train" for split in wine.index["split"].to_pylist()])
+    in_training = np.array([split == "train" for split in wine.index.table()["split"].to_pylist()])
     rows = batch.inputs.numpy().astype(np.float64)[in_training]
 
     mean, std = column_moments(wine, "train")

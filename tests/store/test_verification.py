@@ -7,16 +7,15 @@ import pytest
 
 from pipeline.config.store import StoreOptions
 from pipeline.config.verbs import VerifyConfig
-from pipeline.store.manifest import (
-    ManifestError,
-    read_pass_manifest,
-    read_store_manifest,
-    write_manifest,
-)
+from pipeline.store.file_entry import ManifestError
+from pipeline.store.manifest import read_pass_manifest, read_store_manifest, write_manifest
+from pipeline.store.parquet import write_rows
 from pipeline.store.reader import Store
+from pipeline.store.shards import SHARDS_NAME, PassShardTable, pass_shard_row
+from pipeline.store.store_tables import name_by_digest, remove_other_tables
 from pipeline.store.verification import verify_store
 from stages import precompute, verify
-from tests.support.stores import precompute_config
+from tests.support.stores import keys_of_shard, precompute_config
 from tests.support.trees import all_files
 
 
@@ -83,16 +82,21 @@ def test_values_out_of_range_name_field_record_and_shard(copy, frozen):
     values = {name: array.copy() for name, array in teacher.read_shard(shard).items()}
     values["explained_class"][3] = 10
     position = list(store.manifest.shards).index(shard)
-    written = teacher.fields.write_shard(position, shard.name, store.shard_keys(shard), values)
+    written = teacher.fields.write_shard(position, shard.name, keys_of_shard(store, shard), values)
     manifest = read_pass_manifest(teacher.folder)
-    shards = tuple(
-        replace(s, files=written.files) if s.name == shard.name else s for s in manifest.shards
-    )
-    write_manifest(teacher.folder, replace(manifest, shards=shards))
+    with write_rows(teacher.folder / SHARDS_NAME, PassShardTable.schema) as table:
+        for number, own in enumerate(manifest.shards):
+            files = written.files if own.name == shard.name else own.files
+            digest = manifest.shards.receipt_sha256(number)
+            table.append(**pass_shard_row(replace(own, files=files), digest))
+    shards = PassShardTable(teacher.folder, name_by_digest(teacher.folder, table.file))
+    manifest = replace(manifest, shards=shards)
+    write_manifest(teacher.folder, manifest)
+    remove_other_tables(teacher.folder, manifest)
 
     problems = list(verify_store(copy))
 
-    key = store.shard_keys(shard)[3]
+    key = keys_of_shard(store, shard)[3]
     assert problems == [
         f"{teacher.name}: field explained_class of record {key} (shard {shard.name}) is out of range"
     ]
@@ -106,13 +110,13 @@ def test_an_unfinished_pass_is_a_problem(copy):
 
 
 def test_the_stage_fails_with_every_problem_listed(copy):
-    (copy / "index.parquet").unlink()
+    (copy / "index.arrow").unlink()
     (copy / "images" / "train-000000.tar").unlink()
 
     with pytest.raises(verify.DamagedStoreError) as error:
         verify.run(VerifyConfig(store=StoreOptions(path=str(copy))))
 
-    assert "index.parquet is missing" in str(error.value)
+    assert "index.arrow is missing" in str(error.value)
     assert "train-000000.tar is missing" in str(error.value)
 
 

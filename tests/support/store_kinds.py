@@ -76,7 +76,7 @@ def read_everything(path: Path, kind: str = "zarr") -> list[torch.Tensor]:
         if stored_views and "views" not in kind:
             continue
         passes = store.open_passes(stored_views=stored_views)
-        covered = store.index["split"].to_numpy() == "train"
+        covered = store.index.table()["split"].to_numpy() == "train"
         rows = np.flatnonzero(covered) if stored_views else np.arange(store.index.num_rows)
         for payload in INTERMEDIATES:
             dataset = StoreDataset(store, rows, passes, with_regions=True, payload=payload)

@@ -82,3 +82,14 @@ def train_dataset(frozen, payload="pooled", **options):
     store = frozen.store
     passes = store.open_passes(**options)
     return StoreDataset(store, rows_of_split(store.index, "train"), passes, payload=payload)
+
+
+def table_of_shard(store, shard):
+    """Rows of the index of one shard, as an Arrow table."""
+    here = store.rows_of_shard(store.shards.numbers[shard.name])
+    return store.index.table().slice(here.start, len(here))
+
+
+def keys_of_shard(store, shard):
+    """Keys of one shard."""
+    return store.index.shard_keys(store.shards.numbers[shard.name])

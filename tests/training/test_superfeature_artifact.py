@@ -12,8 +12,8 @@ from pipeline.report.superfeatures import (
     group_picture,
     superfeature_figure,
 )
+from pipeline.store.file_entry import ManifestError
 from pipeline.store.lock import LOCK_NAME
-from pipeline.store.manifest import ManifestError
 from pipeline.training.superfeatures.artifact import (
     load_partition,
     partition_artifact,

@@ -147,7 +147,7 @@ class BandCounts:
 def check_five_band(context: EvaluationContext) -> Mapping[str, str]:
     """Raise ConfigError unless the split has masks of two levels."""
     require_images(context.store, f"evaluators={NAME}", "leave it out of evaluators")
-    if not bool((context.dataset.columns["mask_size"] > 0).any()):
+    if not context.dataset.has_masks:
         raise ConfigError(
             f"evaluators={NAME} needs masks of two levels (1 the object, 2 the part that determines its class), but "
             f"{context.split} has no masks; evaluate students of a store of data=cells"

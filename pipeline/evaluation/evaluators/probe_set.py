@@ -25,6 +25,7 @@ from pipeline.evaluation.forward import EvaluatedModel
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import evaluation_view, view_images
 from pipeline.loading.loader import move_batch
+from pipeline.loading.selection import members_of_classes
 
 LEAST_OF_A_CLASS = 4
 """Minimum number of records of each class in a block."""
@@ -66,7 +67,7 @@ def probe_set(
     chosen = np.concatenate([np.empty(0, np.int64), *blocks])
     members = _by_class(dataset).values()
     known = sum(np.isin(positions, chosen).any() for positions in members)
-    return ProbeSet(tuple(blocks), sha256_keys(dataset.keys.take(chosen).to_pylist()), int(known))
+    return ProbeSet(tuple(blocks), sha256_keys(dataset.keys_at(chosen)), int(known))
 
 
 def class_blocks(
@@ -86,9 +87,9 @@ def class_blocks(
 
     order  balanced positions; the records of a class are taken in this order
     """
-    labels = dataset.columns["label"][order]
+    labels = dataset.label_numbers[order]
     known = np.unique(labels)
-    if dataset.label_lists is not None or len(known) * least <= min(sizes, default=0):
+    if dataset.has_many_labels or len(known) * least <= min(sizes, default=0):
         return None
     generator = np.random.default_rng(derive_seed(*seed, "classes"))
     waiting = {int(label): order[labels == label] for label in generator.permutation(known)}
@@ -115,10 +116,9 @@ def balanced_positions(dataset: StoreDataset, *seed: object) -> NDArray[np.int64
 
     Any consecutive part is as balanced as the class sizes allow. A record with many classes occurs once.
     """
-    keys = np.asarray(dataset.keys.to_pylist())
     members = {}
     for label, positions in _by_class(dataset).items():
-        positions = positions[np.argsort(keys[positions])]
+        positions = positions[np.argsort(np.asarray(dataset.keys_at(positions)))]
         generator = np.random.default_rng(derive_seed(*seed, label))
         members[label] = list(generator.permutation(positions))
     order: list[int] = []
@@ -135,14 +135,11 @@ def balanced_positions(dataset: StoreDataset, *seed: object) -> NDArray[np.int64
 
 def _by_class(dataset: StoreDataset) -> dict[int, NDArray[np.int64]]:
     """Positions of the records of each class."""
-    if dataset.label_lists is not None:
-        lists = dataset.label_lists.to_pylist()
-        owners = np.repeat(np.arange(len(lists)), [len(labels) for labels in lists])
-        labels = np.array([label for labels in lists for label in labels], np.int64)
-    else:
-        owners = np.flatnonzero(dataset.columns["label"] != NO_LABEL)
-        labels = dataset.columns["label"][owners]
-    return {int(label): np.unique(owners[labels == label]) for label in np.unique(labels)}
+    if dataset.has_many_labels:
+        labels, lengths = dataset.label_lists()
+        return members_of_classes(labels, np.repeat(np.arange(len(lengths)), lengths))
+    owners = np.flatnonzero(dataset.label_numbers != NO_LABEL)
+    return members_of_classes(dataset.label_numbers[owners], owners)
 
 
 def check_probes(
@@ -162,7 +159,7 @@ def check_probes(
             f"class(es), and at least {least} in 2 classes are needed; name another split in evaluate.splits"
         )
     repeated = sum(len(members) > 1 for members in classes.values())
-    if embeddings is not None and dataset.label_lists is None and repeated < 2:
+    if embeddings is not None and not dataset.has_many_labels and repeated < 2:
         raise ConfigError(
             f"evaluators={evaluator} compares with labels, but {repeated} of the {len(classes)} classes of {split} "
             "have more than one record, and at least 2 must; name another split in evaluate.splits, or set class "

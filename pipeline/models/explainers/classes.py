@@ -17,7 +17,6 @@ from pipeline.core.errors import require
 from pipeline.core.labels import multi_hot
 from pipeline.core.records import NO_CLASS
 from pipeline.core.seeds import derive_seed
-from pipeline.store.index import max_labels
 from pipeline.store.reader import Store
 
 ClassChoice = Callable[[Any, Tensor, Tensor, Sequence[str]], Tensor]
@@ -84,7 +83,7 @@ def resolve_explainer(config: ExplainerConfig, store: Store, num_classes: int) -
             f"{chosen} needs labels, but the teacher's {num_classes} classes are not the {classes} of the data; "
             "set explainer.explained_classes=top1",
         )
-        most = max_labels(store.index)
+        most = store.index.most_labels()
         require(
             most > 0,
             f"{chosen} needs labels, but {store.path} has none; set explainer.explained_classes=top1",

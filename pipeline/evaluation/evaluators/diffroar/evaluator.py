@@ -130,14 +130,14 @@ def _training_rows(context: EvaluationContext) -> NDArray[np.int64]:
     """Rows of the index to train on: labeled, balanced over classes, and not among the evaluated records."""
     options = context.options.diffroar
     rows = balanced_order(context.store.index, options.train_split, seed=0)
-    labels = context.store.index["label"].to_numpy()[rows]
-    free = ~np.isin(rows, context.dataset.rows) & (labels != NO_LABEL)
+    labels = context.store.index.values("label", rows)
+    free = ~np.isin(rows, np.asarray(context.dataset.rows)) & (labels != NO_LABEL)
     return np.sort(rows[free][: options.train_records])
 
 
 def _test_rows(context: EvaluationContext) -> NDArray[np.int64]:
     options, dataset = context.options.diffroar, context.dataset
-    rows = dataset.rows[dataset.columns["label"] != NO_LABEL]
+    rows = np.asarray(dataset.rows)[dataset.label_numbers != NO_LABEL]
     drawn = np.random.default_rng(derive_seed(0, NAME)).permutation(len(rows))
     return np.sort(rows[drawn[: options.test_records]])
 

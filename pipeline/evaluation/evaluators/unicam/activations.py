@@ -145,7 +145,7 @@ def _artifact(
     return teacher_artifact(
         context,
         "activations",
-        keys_sha256=sha256_keys(context.dataset.keys.take(probe_split.positions).to_pylist()),
+        keys_sha256=sha256_keys(context.dataset.keys_at(probe_split.positions)),
         explained=probe_split.explained,
         depths=list(depths),
     )

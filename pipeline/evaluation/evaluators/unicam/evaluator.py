@@ -169,7 +169,7 @@ def _probe_split(context: EvaluationContext) -> ProbeSplit:
     least = LEAST_OF_A_CLASS * options.banks
     blocks = class_blocks(dataset, order, [size * options.banks], options.seed, NAME, least=least)
     if blocks is not None:  # all banks and the explained records use the same classes
-        labels = dataset.columns["label"]
+        labels = dataset.label_numbers
         drawn_labels = labels[np.concatenate([np.empty(0, np.int64), *blocks])]
         explained, order = (o[np.isin(labels[o], drawn_labels)] for o in (explained, order))
         size = min(options.bank_records, len(order) // options.banks)
@@ -187,9 +187,9 @@ def _probe_split(context: EvaluationContext) -> ProbeSplit:
         positions=positions,
         explained=len(explained),
         banks=tuple(np.array([places[position] for position in bank.tolist()]) for bank in drawn),
-        bank_sha256=tuple(sha256_keys(dataset.keys.take(bank).to_pylist()) for bank in drawn),
-        classes=len(np.unique(dataset.columns["label"][order]))
-        if dataset.label_lists is None
+        bank_sha256=tuple(sha256_keys(dataset.keys_at(bank)) for bank in drawn),
+        classes=len(np.unique(dataset.label_numbers[order]))
+        if not dataset.has_many_labels
         else len(context.store.manifest.classes),
     )
 
@@ -223,9 +223,7 @@ def _write(
             "baseline", options.baseline
         ).values()
     described = {
-        "keys": context.dataset.keys.take(
-            probe_split.positions[: probe_split.explained]
-        ).to_pylist(),
+        "keys": context.dataset.keys_at(probe_split.positions[: probe_split.explained]),
         "bank_sha256": list(probe_split.bank_sha256),
         "networks": compared,
         "frame": context.options.frame,

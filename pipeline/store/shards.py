@@ -1,0 +1,323 @@
+"""Shards of a store and of a teacher pass: their entries, and the Parquet tables that list them.
+
+A manifest names its table by digest, so the manifest has the same size for ten shards and for ten million. A table is
+read when it is first needed, and an entry becomes an object when it is asked for.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.store.entries import EntryError
+from pipeline.store.file_entry import (
+    FileEntry,
+    ManifestError,
+    require_digest,
+    require_entry,
+    require_inside,
+    require_shard_name,
+)
+from pipeline.store.parquet import read_table
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SHARDS_NAME = "shards.parquet"
+SKIPPED_NAME = "skipped.parquet"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """Image shard."""
+
+    name: str
+    split: str
+    records: int
+    path: str
+    """Path relative to the store, or absolute for a referenced tar."""
+    bytes: int
+    sha256: str
+    keys_sha256: str
+    referenced: bool = False
+    """True if the file is not the store's own but an external tar, indexed in place."""
+
+    def __post_init__(self) -> None:
+        require_shard_name(self.name)
+        require_entry(min(self.records, self.bytes) >= 0, f"shard {self.name} has a negative size")
+        require_digest(self.sha256)
+        require_digest(self.keys_sha256)
+        if self.referenced:
+            absolute = PurePosixPath(self.path).is_absolute() and "\0" not in self.path
+            require_entry(absolute, f"the referenced tar {self.path!r} is not an absolute path")
+        else:
+            require_inside(self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassShard:
+    """Shard of a teacher pass: the rows of one image shard, field by field."""
+
+    name: str
+    rows: int
+    keys_sha256: str
+    files: tuple[FileEntry, ...]
+
+    def __post_init__(self) -> None:
+        require_shard_name(self.name)
+        require_entry(self.rows >= 0, f"shard {self.name} has {self.rows} rows")
+        require_digest(self.keys_sha256)
+
+
+class TableFile(Sequence[T], Generic[T]):
+    """Rows of a Parquet file that a manifest names by its digest.
+
+    Raises ManifestError if the file is missing or damaged, or has a row that is not possible.
+    """
+
+    schema: ClassVar[pa.Schema]
+
+    def __init__(self, folder: Path, file: FileEntry | None) -> None:
+        """Name a file in its manifest's folder; None is a table without rows."""
+        self.folder = folder
+        self.file = file
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """All rows, read once."""
+        if self.file is None:
+            return self.schema.empty_table()
+        advice = (
+            f"delete {self.folder / 'manifest.json'} and run permafrost precompute again, which writes both again from "
+            "the receipts"
+        )
+        return read_table(self.path, self.schema, self.file.sha256, (advice, advice))
+
+    @property
+    def path(self) -> Path:
+        """Path of the file."""
+        assert self.file is not None
+        return self.folder / self.file.path
+
+    @abstractmethod
+    def _entry(self, row: dict[str, Any]) -> T:
+        """Convert one row of the table."""
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @overload
+    def __getitem__(self, number: int) -> T: ...
+    @overload
+    def __getitem__(self, number: slice) -> tuple[T, ...]: ...
+    def __getitem__(self, number: int | slice) -> T | tuple[T, ...]:
+        if isinstance(number, slice):
+            return tuple(self[each] for each in range(*number.indices(len(self))))
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        (row,) = self.table.slice(number % len(self), 1).to_pylist()
+        return self._checked(row)
+
+    def __iter__(self) -> Iterator[T]:
+        for batch in self.table.to_batches(max_chunksize=1024):
+            yield from map(self._checked, batch.to_pylist())
+
+    def _checked(self, row: dict[str, Any]) -> T:
+        try:
+            return self._entry(row)
+        except EntryError as error:
+            raise ManifestError(f"{self.path} is not a table of this version: {error}") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process reads the file itself.
+        return {"folder": self.folder, "file": self.file}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+def _schema(**columns: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+
+
+class ShardTable(TableFile[ShardEntry]):
+    """Image shards of a store, in the order of the index."""
+
+    schema = _schema(
+        name=pa.string(),
+        split=pa.string(),
+        records=pa.int64(),
+        path=pa.string(),
+        bytes=pa.int64(),
+        sha256=pa.string(),
+        keys_sha256=pa.string(),
+        referenced=pa.bool_(),
+        receipt_sha256=pa.string(),
+        index_crc32c=pa.list_(pa.uint32()),
+    )
+
+    def _entry(self, row: dict[str, Any]) -> ShardEntry:
+        return ShardEntry(**{spec.name: row[spec.name] for spec in fields(ShardEntry)})
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Row of the index at which each shard begins, and the number of all rows: [shards + 1]."""
+        counts = self.table["records"].to_numpy()
+        if (counts < 0).any():
+            raise ManifestError(f"{self.path} has a shard with a negative number of records")
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Number of each shard by its name."""
+        return _numbers(self)
+
+    @cached_property
+    def splits(self) -> dict[str, NDArray[np.int64]]:
+        """Numbers of the shards of each split, ascending, in the order of the first shards."""
+        encoded = self.table["split"].combine_chunks().dictionary_encode()
+        codes = encoded.indices.to_numpy()
+        return {
+            name: np.flatnonzero(codes == code)
+            for code, name in enumerate(encoded.dictionary.to_pylist())
+        }
+
+    @cached_property
+    def index_crc32c(self) -> NDArray[np.uint32]:
+        """CRC-32C of each shard's rows in each column of the index: [shards, columns]."""
+        column = self.table["index_crc32c"].combine_chunks()
+        flat: NDArray[np.uint32] = column.flatten().to_numpy(zero_copy_only=False)
+        lengths = pc.list_value_length(column)
+        if len(self) == 0 or pc.min(lengths) != pc.max(lengths):
+            raise ManifestError(f"{self.path} does not have a checksum for each column")
+        return flat.reshape(len(self), -1)
+
+    @property
+    def total_bytes(self) -> int:
+        """Number of bytes of all shards."""
+        return pc.sum(self.table["bytes"]).as_py() or 0
+
+    def records_of_splits(self) -> dict[str, int]:
+        """Return the number of records of each split."""
+        counts = np.diff(self.starts)
+        return {split: int(counts[numbers].sum()) for split, numbers in self.splits.items()}
+
+    def names_and_keys(self) -> Iterator[tuple[str, str]]:
+        """Iterate over the name and the digest of the keys of each shard, as the store's fingerprint covers them."""
+        for batch in self.table.select(["name", "keys_sha256"]).to_batches(max_chunksize=4096):
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+    def receipt_sha256(self, number: int) -> str:
+        """Return the SHA-256 of a shard's receipt."""
+        return str(self.table["receipt_sha256"][number].as_py())
+
+
+_FILES = pa.list_(
+    pa.struct(
+        [
+            pa.field(name, kind, nullable=False)
+            for name, kind in {
+                "path": pa.string(),
+                "bytes": pa.int64(),
+                "sha256": pa.string(),
+                "crc32c": pa.uint32(),
+            }.items()
+        ]
+    )
+)
+
+
+class PassShardTable(TableFile[PassShard]):
+    """Shards of a teacher pass, in the order of its arrays."""
+
+    schema = _schema(
+        name=pa.string(),
+        rows=pa.int64(),
+        keys_sha256=pa.string(),
+        receipt_sha256=pa.string(),
+        files=_FILES,
+    )
+
+    def _entry(self, row: dict[str, Any]) -> PassShard:
+        files = tuple(FileEntry(**file) for file in row["files"])
+        return PassShard(
+            name=row["name"], rows=row["rows"], keys_sha256=row["keys_sha256"], files=files
+        )
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Number of each shard by its name."""
+        return _numbers(self)
+
+    @property
+    def num_rows(self) -> int:
+        """Number of records of all shards."""
+        return pc.sum(self.table["rows"]).as_py() or 0
+
+    @property
+    def most_rows(self) -> int:
+        """Number of rows of the largest shard."""
+        return pc.max(self.table["rows"]).as_py() or 0
+
+    @property
+    def total_bytes(self) -> int:
+        """Number of bytes of all files."""
+        files = self.table["files"].combine_chunks().flatten()
+        return pc.sum(files.field("bytes")).as_py() or 0
+
+    def bytes_below(self, folder: str) -> int:
+        """Return the number of bytes of the files whose paths begin with `folder`."""
+        files = self.table["files"].combine_chunks().flatten()
+        inside = pc.starts_with(files.field("path"), folder)
+        return pc.sum(files.field("bytes").filter(inside)).as_py() or 0
+
+    def names(self) -> list[str]:
+        """Return the names of the shards."""
+        names: list[str] = self.table["name"].to_pylist()
+        return names
+
+    def covers(self, shards: ShardTable) -> bool:
+        """Return whether it has the records of all the given shards, in their order."""
+        own, others = self.table, shards.table
+        pairs = [("name", "name"), ("rows", "records"), ("keys_sha256", "keys_sha256")]
+        return len(self) == len(shards) and all(own[a].equals(others[b]) for a, b in pairs)
+
+    def receipt_sha256(self, number: int) -> str:
+        """Return the SHA-256 of a shard's receipt."""
+        return str(self.table["receipt_sha256"][number].as_py())
+
+
+class SkippedTable(TableFile[dict[str, str]]):
+    """Records that were left out of a store, with the reasons."""
+
+    schema = _schema(key=pa.string(), reason=pa.string())
+
+    def _entry(self, row: dict[str, Any]) -> dict[str, str]:
+        return row
+
+
+def shard_row(entry: ShardEntry, receipt_sha256: str, index_crc32c: list[int]) -> dict[str, Any]:
+    """Return a shard's row of a ShardTable."""
+    return asdict(entry) | {"receipt_sha256": receipt_sha256, "index_crc32c": index_crc32c}
+
+
+def pass_shard_row(entry: PassShard, receipt_sha256: str) -> dict[str, Any]:
+    """Return a shard's row of a PassShardTable."""
+    return asdict(entry) | {"receipt_sha256": receipt_sha256}
+
+
+def _numbers(table: TableFile[Any]) -> dict[str, int]:
+    names = table.table["name"].to_pylist()
+    numbers = {name: number for number, name in enumerate(names)}
+    if len(numbers) < len(names):
+        raise ManifestError(f"{table.path} has two shards with the same name")
+    return numbers

@@ -1,0 +1,121 @@
+"""Tables of a store that is published: its index, its shards and the records that were left out.
+
+They are written while one receipt after another is read, so memory does not grow with the number of records.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from pipeline.core.files import SHORT, rename_durably
+from pipeline.store.index_writer import IndexWriter
+from pipeline.store.parquet import write_rows
+from pipeline.store.receipts import has_many_labels
+from pipeline.store.shards import (
+    SHARDS_NAME,
+    SKIPPED_NAME,
+    ShardEntry,
+    ShardTable,
+    SkippedTable,
+    shard_row,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import pyarrow as pa
+
+    from pipeline.store.file_entry import FileEntry
+    from pipeline.store.manifest import PassManifest, StoreManifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreTables:
+    """Finished tables."""
+
+    shards: ShardTable
+    index: FileEntry
+    keys: FileEntry
+    skipped: SkippedTable
+    multi_label: bool
+
+
+class StoreTablesWriter:
+    """Tables in the making. Nothing of the store is replaced before `finish`."""
+
+    def __init__(self, store: Path, rows_per_shard: int) -> None:
+        """rows_per_shard  rows of each shard in the arrays of passes"""
+        self._store = store
+        self._rows_per_shard = rows_per_shard
+        self._stack = ExitStack()
+        self._multi_label = False
+        self.num_skipped = 0
+        self.first_reason = ""
+
+    def __enter__(self) -> StoreTablesWriter:
+        self._index = self._stack.enter_context(IndexWriter(self._store, self._rows_per_shard))
+        self._skipped = self._stack.enter_context(
+            write_rows(self._store / SKIPPED_NAME, SkippedTable.schema)
+        )
+        self._shards = self._stack.enter_context(
+            write_rows(self._store / SHARDS_NAME, ShardTable.schema)
+        )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.__exit__(*error)  # type: ignore[arg-type]
+
+    @property
+    def num_records(self) -> int:
+        """Number of records so far."""
+        return self._index.num_rows
+
+    def append(self, entry: ShardEntry, rows: pa.Table, receipt_sha256: str) -> None:
+        """Append a shard and the rows of its receipt."""
+        crcs = self._index.append(entry.name, entry.split, rows)
+        self._shards.append(**shard_row(entry, receipt_sha256, crcs))
+        self._multi_label = self._multi_label or has_many_labels(rows)
+
+    def skip(self, records: Iterable[dict[str, str]]) -> None:
+        """Append records that were left out, with `key` and `reason`."""
+        for record in records:
+            self.first_reason = self.first_reason or record["reason"]
+            self.num_skipped += 1
+            self._skipped.append(**record)
+
+    def finish(self) -> StoreTables:
+        """Commit the files; the manifest that names them is still to be written."""
+        index, keys = self._index.finish()
+        self._stack.close()
+        skipped = None
+        if self.num_skipped:
+            skipped = name_by_digest(self._store, self._skipped.file)
+        return StoreTables(
+            shards=ShardTable(self._store, name_by_digest(self._store, self._shards.file)),
+            index=index,
+            keys=keys,
+            skipped=SkippedTable(self._store, skipped),
+            multi_label=self._multi_label,
+        )
+
+
+def name_by_digest(folder: Path, file: FileEntry) -> FileEntry:
+    """Rename a written table to <stem>-<digits of its SHA-256>, so that it never replaces the one in use."""
+    path = PurePosixPath(file.path)
+    named = replace(file, path=f"{path.stem}-{file.sha256[:SHORT]}{path.suffix}")
+    rename_durably(folder / file.path, folder / named.path)
+    return named
+
+
+def remove_other_tables(folder: Path, manifest: StoreManifest | PassManifest) -> None:
+    """Remove the tables of earlier manifests of this folder."""
+    tables = [manifest.shards, getattr(manifest, "skipped", None)]
+    used = {table.file.path for table in tables if table is not None and table.file is not None}
+    for name in (SHARDS_NAME, SKIPPED_NAME):
+        stem, _, suffix = name.rpartition(".")
+        for path in folder.glob(f"{stem}*.{suffix}"):
+            if path.name not in used:
+                path.unlink(missing_ok=True)
