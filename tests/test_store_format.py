@@ -43,11 +43,11 @@ def uneven(tmp_path_factory, tiny_teacher) -> Path:
     return folder / "store"
 
 
-def test_the_example_is_eight_lines_and_right(uneven):
+def test_the_example_is_nine_lines_and_right(uneven):
     """The example prints the accuracy and reads the logits and maps of our reader."""
     store = Store(uneven)
     (teacher,) = store.open_passes()
-    assert len([line for line in EXAMPLE.split("\n") if line]) == 8
+    assert len([line for line in EXAMPLE.split("\n") if line]) == 9
     head = f"store, name = {str(uneven)!r}, {teacher.name!r}\n"
     check = "import numpy; numpy.savez('read.npz', logits=logits, maps=maps, keys=rows.key.to_numpy(str))"
 

@@ -42,8 +42,10 @@ class NoSpaceError(FileError):
 class HashingFile:
     """File opened for writing that keeps its length, SHA-256 and CRC-32C up to date and writes in large blocks."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, destination: Path) -> None:
         self._descriptor: int | None = descriptor
+        self.destination = destination
+        """Path at which the file will appear; a name may depend on the content and be set after it is written."""
         self._hash = hashlib.sha256()
         self._buffer = bytearray()
         self.bytes = 0
@@ -89,7 +91,7 @@ def open_atomically(path: Path) -> Iterator[HashingFile]:
     except OSError as error:
         raise write_error(path, error) from error
     try:
-        file = HashingFile(descriptor)
+        file = HashingFile(descriptor, path)
         try:
             yield file
             file.flush()
@@ -97,7 +99,7 @@ def open_atomically(path: Path) -> Iterator[HashingFile]:
         finally:
             file.detach()
             os.close(descriptor)
-        os.replace(partial, path)
+        os.replace(partial, file.destination)
     except BaseException as error:
         with suppress(OSError):  # the original error is more informative
             if os.path.exists(partial):
@@ -146,15 +148,6 @@ def make_folder(path: Path) -> None:
     except OSError as error:
         raise write_error(path, error) from error
     _fsync_folder(path.parent)
-
-
-def rename_durably(path: Path, new: Path) -> None:
-    """Rename a finished file within its folder, replacing a file of the new name."""
-    try:
-        os.replace(path, new)
-    except OSError as error:
-        raise write_error(new, error) from error
-    _fsync_folder(new.parent)
 
 
 def remove_partial_files(folder: Path) -> int:

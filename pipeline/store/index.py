@@ -12,6 +12,7 @@ first read. `permafrost verify` compares the digests of both files as well.
 
 from __future__ import annotations
 
+import mmap
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,8 @@ def open_batch(path: Path, file: FileEntry, schema: pa.Schema) -> pa.RecordBatch
     try:
         with open_regular(path) as opened:
             found = opened.seek(0, 2)
+            # Arrow's own memory map starts threads, which would abort a process that ends soon (parquet.py).
+            mapped = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) if found else b""
     except FileNotFoundError:
         raise ManifestError(f"{path} is missing; {REPAIR}") from None
     if found != file.bytes:
@@ -93,7 +96,8 @@ def open_batch(path: Path, file: FileEntry, schema: pa.Schema) -> pa.RecordBatch
             f"{path} is damaged: it has {found} bytes, but its manifest lists {file.bytes}; {REWRITE}"
         )
     try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        options = pa.ipc.IpcReadOptions(use_threads=False)
+        reader = pa.ipc.open_file(pa.py_buffer(mapped), options=options)
         batch = reader.get_batch(0)
         batch.validate()
     except (pa.ArrowException, OSError, ValueError, IndexError, MemoryError) as error:

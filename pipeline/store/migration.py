@@ -1,7 +1,8 @@
-"""Migration of a store of schema 1 to schema 2, from its manifests and receipts. No image and no array is read or written.
+"""Migration of a store from schema 1 to schema 2, from its manifests and receipts.
 
-Schema 1 had the shards in the manifests and the index as one Parquet file. The fingerprints of a store and of its passes
-do not depend on the schema, so runs, artifacts and the names of passes stay valid.
+No image and no array is read or written. Schema 1 had the shards in the manifests and the index as one Parquet file.
+The fingerprints of a store and of its passes do not depend on the schema, so runs, artifacts and the names of passes
+stay valid.
 
 Passes are migrated first and the store's manifest last, so a migration that was interrupted is finished by the same
 command.
@@ -37,7 +38,7 @@ from pipeline.store.shards import (
     ShardEntry,
     pass_shard_row,
 )
-from pipeline.store.store_tables import StoreTablesWriter, name_by_digest, remove_other_tables
+from pipeline.store.store_tables import StoreTablesWriter, remove_other_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -166,7 +167,7 @@ def _migrate_pass(folder: Path) -> None:
     }
     manifest = PassManifest(
         **kept,
-        shards=PassShardTable(folder, name_by_digest(folder, table.file)),
+        shards=PassShardTable(folder, table.file),
         files={name: digest for name, digest in old.files.items() if name not in receipts},
     )
     write_manifest(folder, manifest)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.core.files import open_atomically, read_regular, write_atomically
+from pipeline.core.files import SHORT, open_atomically, read_regular, write_atomically
 from pipeline.store.file_entry import REPAIR, REWRITE, FileEntry, ManifestError
 
 if TYPE_CHECKING:
@@ -57,7 +57,10 @@ class RowWriter:
 
 @contextmanager
 def write_rows(path: Path, schema: pa.Schema) -> Iterator[RowWriter]:
-    """Provide a writer of a Parquet file that appears at `path` when the block ends without an error."""
+    """Provide a writer of a Parquet file that appears when the block ends without an error.
+
+    Its name is <stem>-<digits of its SHA-256>, so that it never replaces a file that a manifest names.
+    """
     with open_atomically(path) as file:
         parquet = pq.ParquetWriter(arrow_sink(file), schema, compression="zstd")
         writer = RowWriter(
@@ -66,9 +69,9 @@ def write_rows(path: Path, schema: pa.Schema) -> Iterator[RowWriter]:
         yield writer
         writer.flush()
         parquet.close()
-        writer.file = FileEntry(
-            path=path.name, bytes=file.bytes, sha256=file.sha256, crc32c=file.crc32c
-        )
+        name = f"{path.stem}-{file.sha256[:SHORT]}{path.suffix}"
+        file.destination = path.with_name(name)
+        writer.file = FileEntry(path=name, bytes=file.bytes, sha256=file.sha256, crc32c=file.crc32c)
 
 
 def read_table(

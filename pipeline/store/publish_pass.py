@@ -23,7 +23,7 @@ from pipeline.store.shards import (
     ShardEntry,
     pass_shard_row,
 )
-from pipeline.store.store_tables import name_by_digest, remove_other_tables
+from pipeline.store.store_tables import remove_other_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,7 +119,7 @@ def publish_pass(
         **{name: value for name, value in description.items() if name in known},
         fingerprint=fingerprint,
         fields=tuple(specs),
-        shards=PassShardTable(folder, name_by_digest(folder, table.file)),
+        shards=PassShardTable(folder, table.file),
         files=dict(shared_files),
         fidelity=fidelity,
         made_with=made_with,

@@ -6,13 +6,11 @@ They are written while one receipt after another is read, so memory does not gro
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.core.files import SHORT, rename_durably
 from pipeline.store.index_writer import IndexWriter
-from pipeline.store.parquet import write_rows
+from pipeline.store.parquet import RowWriter, write_rows
 from pipeline.store.receipts import has_many_labels
 from pipeline.store.shards import (
     SHARDS_NAME,
@@ -25,6 +23,7 @@ from pipeline.store.shards import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     import pyarrow as pa
 
@@ -52,14 +51,12 @@ class StoreTablesWriter:
         self._rows_per_shard = rows_per_shard
         self._stack = ExitStack()
         self._multi_label = False
+        self._skipped: RowWriter | None = None
         self.num_skipped = 0
         self.first_reason = ""
 
     def __enter__(self) -> StoreTablesWriter:
         self._index = self._stack.enter_context(IndexWriter(self._store, self._rows_per_shard))
-        self._skipped = self._stack.enter_context(
-            write_rows(self._store / SKIPPED_NAME, SkippedTable.schema)
-        )
         self._shards = self._stack.enter_context(
             write_rows(self._store / SHARDS_NAME, ShardTable.schema)
         )
@@ -84,30 +81,23 @@ class StoreTablesWriter:
         for record in records:
             self.first_reason = self.first_reason or record["reason"]
             self.num_skipped += 1
+            if self._skipped is None:
+                self._skipped = self._stack.enter_context(
+                    write_rows(self._store / SKIPPED_NAME, SkippedTable.schema)
+                )
             self._skipped.append(**record)
 
     def finish(self) -> StoreTables:
         """Commit the files; the manifest that names them is still to be written."""
         index, keys = self._index.finish()
         self._stack.close()
-        skipped = None
-        if self.num_skipped:
-            skipped = name_by_digest(self._store, self._skipped.file)
         return StoreTables(
-            shards=ShardTable(self._store, name_by_digest(self._store, self._shards.file)),
+            shards=ShardTable(self._store, self._shards.file),
             index=index,
             keys=keys,
-            skipped=SkippedTable(self._store, skipped),
+            skipped=SkippedTable(self._store, self._skipped.file if self._skipped else None),
             multi_label=self._multi_label,
         )
-
-
-def name_by_digest(folder: Path, file: FileEntry) -> FileEntry:
-    """Rename a written table to <stem>-<digits of its SHA-256>, so that it never replaces the one in use."""
-    path = PurePosixPath(file.path)
-    named = replace(file, path=f"{path.stem}-{file.sha256[:SHORT]}{path.suffix}")
-    rename_durably(folder / file.path, folder / named.path)
-    return named
 
 
 def remove_other_tables(folder: Path, manifest: StoreManifest | PassManifest) -> None:

@@ -1,5 +1,6 @@
 """Labels in both forms, one label per record and many: the same functions give the same results."""
 
+import numpy as np
 import torch
 
 from pipeline.core.labels import (
@@ -26,7 +27,7 @@ def test_both_forms_say_whose_labels_are_known_and_which_they_are():
 
 
 def test_the_index_s_lists_become_rows_of_ones():
-    hot = multi_hot_of_lists([[2, 0], [], [1]], 3)
+    hot = multi_hot_of_lists(np.array([2, 0, 1]), np.array([2, 0, 1]), 3)
 
     assert hot.dtype == torch.float32
     assert torch.equal(hot, MANY)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
@@ -35,15 +34,18 @@ from pipeline.evaluation.forward import EvaluatedModel
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.selection import rows_of_split
 from pipeline.models.providers import build_model, freeze
+from tests.support.synthetic import store_of_rows
 
 
 def train_split(frozen, permutation=None):
     rows = rows_of_split(frozen.store.index, "train")
-    return StoreDataset(frozen.store, rows if permutation is None else rows[permutation])
+    return StoreDataset(
+        frozen.store, rows if permutation is None else np.asarray(rows)[permutation]
+    )
 
 
 def keys_at(dataset, positions):
-    return dataset.keys.take(positions).to_pylist()
+    return dataset.keys_at(positions)
 
 
 # ---- records -------------------------------------------------------------------------------------
@@ -54,7 +56,7 @@ def test_any_run_of_the_order_has_all_classes_alike(frozen):
     order = balanced_positions(dataset, 0, "probe")
 
     assert sorted(order.tolist()) == list(range(40))
-    labels = dataset.columns["label"]
+    labels = dataset.label_numbers
     sizes = np.bincount(labels, minlength=10)
     for start in range(0, 10 * int(sizes.min()), 10):
         assert len(set(labels[order[start : start + 10]])) == 10
@@ -85,9 +87,12 @@ def test_blocks_are_near_equal_and_balanced(frozen):
     assert probe_set(dataset, 1000, 512, 0, "probe").num_records == 40
 
 
-def test_a_record_of_many_classes_comes_once_and_its_classes_take_turns(frozen):
-    dataset = train_split(frozen)
-    dataset.label_lists = pa.array([[0, 1], [1], [1], [2], []] + [[0]] * 35)
+def test_a_record_of_many_classes_comes_once_and_its_classes_take_turns(tmp_path):
+    sets = [[0, 1], [1], [1], [2], []] + [[0]] * 35
+    store = store_of_rows(
+        tmp_path / "s", [(f"k{n:02d}", -1, labels) for n, labels in enumerate(sets)]
+    )
+    dataset = StoreDataset(store, rows_of_split(store.index, "train"))
 
     order = balanced_positions(dataset, 0, "probe")
 
@@ -100,12 +105,12 @@ def test_a_record_of_many_classes_comes_once_and_its_classes_take_turns(frozen):
 
 def test_records_without_labels_or_of_one_class_are_refused_with_the_split(frozen):
     dataset = train_split(frozen)
-    dataset.columns["label"] = np.zeros(40, np.int64)
+    dataset.label_numbers = np.zeros(40, np.int64)
     with pytest.raises(
         ConfigError, match=r"evaluators=x compares .* test has 40 labeled records in 1 class"
     ):
         check_probes("x", dataset, "test", 4)
-    dataset.columns["label"] = np.full(40, -1)
+    dataset.label_numbers = np.full(40, -1)
     with pytest.raises(ConfigError, match="test has 0 labeled records"):
         check_probes("x", dataset, "test", 4)
 
@@ -154,7 +159,7 @@ def test_layers_are_paired_from_the_deepest():
 def with_classes(frozen, labels):
     """Training split with the given labels, repeated as often as needed."""
     dataset = train_split(frozen)
-    dataset.columns["label"] = np.resize(np.asarray(labels), len(dataset)).astype(np.int64)
+    dataset.label_numbers = np.resize(np.asarray(labels), len(dataset)).astype(np.int64)
     return dataset
 
 
@@ -163,7 +168,7 @@ def test_a_block_without_room_for_all_classes_holds_four_records_of_some(frozen)
 
     probes = probe_set(dataset, 40, 16, 0, "probe")
 
-    labels = [dataset.columns["label"][block] for block in probes.blocks]
+    labels = [dataset.label_numbers[block] for block in probes.blocks]
     drawn = [set(of_block.tolist()) for of_block in labels]
     assert all(np.unique(of_block, return_counts=True)[1].min() >= 2 for of_block in labels)
     assert not drawn[0] & drawn[1]  # no class is in both blocks while unused classes remain
@@ -179,7 +184,7 @@ def test_a_few_classes_that_are_left_over_make_no_block_of_their_own(frozen):
 
     probes = probe_set(dataset, 40, 16, 0, "probe")
 
-    sizes = [len(np.unique(dataset.columns["label"][block])) for block in probes.blocks]
+    sizes = [len(np.unique(dataset.label_numbers[block])) for block in probes.blocks]
     assert min(sizes) >= 3
     assert len(probes.blocks) == 3
     assert probes.classes == 5
@@ -200,7 +205,7 @@ def test_relevance_of_many_classes_is_seen_where_each_has_several_records(frozen
     dataset = with_classes(frozen, np.arange(20))
     made = torch.randn(20, 16, generator=torch.Generator().manual_seed(0)).double()
     probes = probe_set(dataset, 16, 512, 0, "probe")
-    labels = dataset.columns["label"][np.concatenate(probes.blocks)]
+    labels = dataset.label_numbers[np.concatenate(probes.blocks)]
 
     hot = torch.nn.functional.one_hot(torch.from_numpy(labels), 20).double()
     noise = 0.1 * torch.randn(len(labels), 16, generator=torch.Generator().manual_seed(1))

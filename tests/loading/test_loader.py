@@ -1,10 +1,10 @@
 """Loader: records stay with their targets, and the order depends on (seed, epoch) alone."""
 
+import secrets
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
@@ -20,6 +20,7 @@ from pipeline.loading.views import ViewSchedule
 from pipeline.store.reader import Store, TeacherPass
 from stages import precompute
 from tests.support.stores import frame_batches, keys_of_shard, precompute_config
+from tests.support.synthetic import store_of_rows
 
 FIRST_POSITIONS = np.arange(41) * 25  # 1,000 records in 40 shards of 25
 
@@ -122,7 +123,7 @@ def test_held_out_records_are_never_trained_on(frozen):
     assert len(held_out) == len(np.unique(labels_of(index, sorted(everything))))
 
 
-def test_of_many_labels_a_record_counts_for_each_of_its_classes():
+def test_of_many_labels_a_record_counts_for_each_of_its_classes(index_of):
     generator = np.random.default_rng(0)
     sets = [sorted(generator.permutation(5)[: generator.integers(1, 4)]) for _ in range(60)]
     index = index_of([(f"k{n}", -1, labels) for n, labels in enumerate(sets)])
@@ -146,7 +147,7 @@ def test_of_many_labels_a_record_counts_for_each_of_its_classes():
         select_training_rows(index, "train", replace(subset, shots=50))
 
 
-def test_sets_of_one_label_are_chosen_as_single_labels_are():
+def test_sets_of_one_label_are_chosen_as_single_labels_are(index_of):
     labels = np.random.default_rng(0).integers(0, 4, 40).tolist()
     one = index_of([(f"k{n}", label, []) for n, label in enumerate(labels)])
     sets = index_of([(f"k{n}", -1, [label]) for n, label in enumerate(labels)])
@@ -160,7 +161,7 @@ def test_sets_of_one_label_are_chosen_as_single_labels_are():
         assert np.array_equal(select_training_rows(sets, "train", subset), chosen)
 
 
-def test_a_record_of_which_no_label_is_known_belongs_to_no_class():
+def test_a_record_of_which_no_label_is_known_belongs_to_no_class(index_of):
     for first in (("a", -1, []), ("a", -1, [0])):
         index = index_of([first, ("b", 1, []), ("c", 1, [])])
 
@@ -170,17 +171,14 @@ def test_a_record_of_which_no_label_is_known_belongs_to_no_class():
             select_training_rows(index, "train", SubsetOptions(shots=1))
 
 
-def index_of(rows):
-    """Columns of an index that decide the selection, from rows of (key, label, labels)."""
-    keys, labels, sets = zip(*rows, strict=True)
-    return pa.table(
-        {
-            "key": pa.array(keys),
-            "split": pa.array(["train"] * len(keys)),
-            "label": pa.array(labels, pa.int32()),
-            "labels": pa.array([list(map(int, s)) for s in sets], pa.list_(pa.int32())),
-        }
-    )
+@pytest.fixture
+def index_of(tmp_path):
+    """Function that makes an index of rows of (key, label, labels)."""
+
+    def write(rows):
+        return store_of_rows(tmp_path / secrets.token_hex(4), rows).index
+
+    return write
 
 
 def test_the_holdout_is_class_balanced_and_apart_from_training_whatever_the_shots(frozen):
@@ -282,7 +280,7 @@ def test_evaluation_sees_every_record_exactly_once(frozen):
 
     keys = [key for batch in iter_batches(dataset, 7) for key in batch.keys]
 
-    assert sorted(keys) == sorted(frozen.store.index.table()["key"].take(rows).to_pylist())
+    assert sorted(keys) == sorted(frozen.store.index.keys(rows))
 
 
 def test_views_belong_to_positions_so_ranks_and_batch_sizes_change_nothing(frozen):
@@ -354,7 +352,7 @@ def test_regions_are_read_on_demand(frozen):
 def test_files_held_open_are_bounded_whatever_the_number_of_shards(frozen, monkeypatch):
     monkeypatch.setattr(dataset_module, "_OPEN_SHARDS", 1)
     dataset = StoreDataset(frozen.store, rows_of_split(frozen.store.index, "train"))
-    assert len(set(dataset.shard)) > 2
+    assert len(dataset.store.index.shards_of(dataset.rows)) > 2
 
     def tars_open():
         links = (link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink())

@@ -168,7 +168,9 @@ def test_frames_in_place_and_packed_anew_are_the_same(tmp_path, tars):
     for key, frame in frames["always"].items():
         assert torch.equal(frame, frames["never"][key])
     hashes = [
-        dict(zip(*(store.index[n].to_pylist() for n in ("key", "image_sha256")), strict=True))
+        dict(
+            zip(*(store.index.table()[n].to_pylist() for n in ("key", "image_sha256")), strict=True)
+        )
         for store in stores
     ]
     assert hashes[0] == hashes[1]

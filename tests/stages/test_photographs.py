@@ -97,7 +97,7 @@ def test_a_spot_lies_where_the_matrix_sends_it_on_the_narrowest_and_the_widest_p
     precompute.run(photo_config(photo_folder, tmp_path / "store", teacher))
     store = Store(tmp_path / "store")
     dataset = StoreDataset(store, np.arange(2), store.open_passes())
-    aspects = dataset.aspects
+    aspects = dataset.aspects()
     assert aspects.min() < 1 < aspects.max()
     checked = 0
 

@@ -6,10 +6,15 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
+import textwrap
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline.config.store import StoreOptions
@@ -17,7 +22,9 @@ from pipeline.config.verbs import VerifyConfig
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file
 from pipeline.store.file_entry import ManifestError
+from pipeline.store.parquet import read_table, write_rows
 from pipeline.store.reader import Store
+from pipeline.store.shards import SHARDS_NAME, PassShardTable, ShardTable
 from pipeline.store.verification import verify_store
 from stages import verify
 from tests.support.store_kinds import build_store, equal_tensors, read_everything
@@ -47,6 +54,21 @@ def sign(folder: Path, values) -> None:
     digest = hashlib.sha256(text.encode()).hexdigest()
     opening, _, rest = text.partition("\n")
     (folder / "manifest.json").write_text(f'{opening}\n "self_sha256": "{digest}",\n{rest}')
+
+
+def load_shards(folder: Path, schema: pa.Schema) -> list[dict]:
+    """Rows of the table of shards."""
+    return read_table(folder / load(folder)["shards"]["path"], schema).to_pylist()
+
+
+def sign_shards(folder: Path, rows: list[dict], schema: pa.Schema, values=None) -> None:
+    """Write a table of shards, and the manifest that names it, with correct digests."""
+    values = values or load(folder)
+    (folder / values["shards"]["path"]).unlink()
+    with write_rows(folder / SHARDS_NAME, schema) as table:
+        for row in rows:
+            table.append(**row)
+    sign(folder, values | {"shards": asdict(table.file)})
 
 
 def pass_folder(store: Path) -> Path:
@@ -79,12 +101,13 @@ def test_an_array_that_names_pickle_runs_nothing(store, tmp_path):
     folder = pass_folder(store)
     array = folder / "fields.zarr" / "logits"
     values = load(folder)
+    shards = load_shards(folder, PassShardTable.schema)
     shutil.rmtree(array)
     array.mkdir()
     metadata = {
         **{
             "zarr_format": 2,
-            "shape": [16 * len(values["shards"]), 1, 10],
+            "shape": [16 * len(shards), 1, 10],
             "chunks": [16, 1, 10],
             "dtype": "|O",
         },
@@ -93,17 +116,17 @@ def test_an_array_that_names_pickle_runs_nothing(store, tmp_path):
     }
     (array / ".zarray").write_text(json.dumps(metadata))
     payload = pickle.dumps(Payload(marker))
-    for number in range(len(values["shards"])):
+    for number in range(len(shards)):
         (array / f"{number}.0.0").write_bytes(payload)
     values["files"] = {n: d for n, d in values["files"].items() if "/logits/" not in n}
     values["files"]["fields.zarr/logits/.zarray"] = sha256_file(array / ".zarray")
-    for number, shard in enumerate(values["shards"]):
+    for number, shard in enumerate(shards):
         for entry in shard["files"]:
             if "/logits/" in entry["path"]:
                 path = f"fields.zarr/logits/{number}.0.0"
                 digest = sha256_file(folder / path)
                 entry |= {"path": path, "bytes": len(payload), "sha256": digest}
-    sign(folder, values)
+    sign_shards(folder, shards, PassShardTable.schema, values)
 
     assert_refused(store, "does not list the files of its fields")
     with pytest.raises(verify.DamagedStoreError):
@@ -157,9 +180,9 @@ def test_metadata_that_another_release_writes_otherwise_are_accepted(store, soun
 @pytest.mark.parametrize("path", ["/etc/passwd", "../outside.tar", "images/../../outside.tar", ""])
 def test_a_path_that_leaves_the_store_is_refused(store, path):
     shutil.copy(store / "images" / "train-000000.tar", store.parent / "outside.tar")
-    values = load(store)
-    values["shards"][2]["path"] = path
-    sign(store, values)
+    shards = load_shards(store, ShardTable.schema)
+    shards[2]["path"] = path
+    sign_shards(store, shards, ShardTable.schema)
 
     assert_refused(store, "leaves the folder")
 
@@ -190,9 +213,9 @@ def test_a_manifest_that_is_a_pipe_is_refused(store):
 
 
 def test_a_referenced_tar_may_be_anywhere_but_must_be_a_regular_file(store):
-    values = load(store)
-    values["shards"][2] |= {"path": "/dev/zero", "referenced": True}
-    sign(store, values)
+    shards = load_shards(store, ShardTable.schema)
+    shards[2] |= {"path": "/dev/zero", "referenced": True}
+    sign_shards(store, shards, ShardTable.schema)
 
     assert_refused(store, "/dev/zero")
 
@@ -249,6 +272,76 @@ def test_no_value_of_a_signed_manifest_ends_in_a_traceback(of_pass, contexts, st
 
     assert set(outcomes) <= {"same values", "refused", "verify ends"}, outcomes
     assert outcomes["refused"] > contexts / 4
+
+
+@pytest.mark.parametrize("of_pass", [False, True])
+def test_no_row_of_a_signed_table_of_shards_ends_in_a_traceback(of_pass, store, sound):
+    folder = pass_folder(store) if of_pass else store
+    schema = PassShardTable.schema if of_pass else ShardTable.schema
+    shards = load_shards(folder, schema)
+    files = [{"path": "../x", "bytes": -1, "sha256": "x", "crc32c": 0}]
+    replacements = {"files": [[], files, files * 2], "index_crc32c": [[], [1], [0] * 14]}
+    outcomes = Counter()
+    for column in schema:
+        texts = ["", "x" * 70, "../x", shards[1].get(column.name)]
+        others = {pa.string(): texts, pa.int64(): [-1, 0, 3, 10**18], pa.bool_(): [True]}
+        for value in replacements.get(column.name) or others[column.type]:
+            sign_shards(folder, [shards[0] | {column.name: value}, *shards[1:]], schema)
+            try:
+                same = equal_tensors(read_everything(store), sound[1])
+                outcomes["same values" if same else f"other: {column.name} = {value!r}"] += 1
+            except UserError as error:
+                outcomes["refused" if "\n" not in str(error) else f"long: {error}"] += 1
+            except Exception as error:
+                outcomes[f"raw: {column.name} = {value!r}: {error!r}"] += 1
+            assert all("\n" not in problem for problem in verify_store(store))
+
+    assert set(outcomes) <= {"same values", "refused"}, outcomes
+    assert outcomes["refused"] > 5
+
+
+@pytest.mark.parametrize("name", ["index.arrow", "keys.arrow"])
+def test_no_flipped_bit_of_the_index_gives_other_values_or_ends_the_process(store, name):
+    """The files are mapped into memory, where a wrong offset could read beyond the end."""
+    script = """
+        import sys
+        from pathlib import Path
+        import numpy as np
+        from pipeline.core.errors import UserError
+        from pipeline.store.index import CHECKED_COLUMNS, LIST_COLUMNS
+        from pipeline.store.reader import Store
+
+        def values(store):
+            index, rows = Store(store).index, np.arange(Store(store).index.num_rows)
+            numbers = tuple(name for name in CHECKED_COLUMNS if name not in LIST_COLUMNS)
+            parts = [*index.take(numbers, rows).values(), *index.boxes(rows), *index.label_lists(rows)]
+            return [index.keys(rows), *(part.tolist() for part in parts)]
+
+        path = Path(sys.argv[1])
+        sound, file = values(path.parent), path.read_bytes()
+        random, refused, same = np.random.default_rng(0), 0, 0
+        for place in random.integers(len(file), size=400):
+            data = bytearray(file)
+            data[place] ^= 1 << int(random.integers(8))
+            path.write_bytes(data)
+            try:
+                assert values(path.parent) == sound, place
+                same += 1
+            except UserError as error:
+                assert path.name in str(error)
+                refused += 1
+        print(refused, same)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(store / name)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    refused, _same = map(int, done.stdout.split())
+    assert refused > 100
 
 
 @pytest.mark.parametrize("text", ["[]", "7", "{}", '{"schema": 1}', "[" * 100_000, "\xff"])

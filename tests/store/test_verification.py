@@ -12,7 +12,7 @@ from pipeline.store.manifest import read_pass_manifest, read_store_manifest, wri
 from pipeline.store.parquet import write_rows
 from pipeline.store.reader import Store
 from pipeline.store.shards import SHARDS_NAME, PassShardTable, pass_shard_row
-from pipeline.store.store_tables import name_by_digest, remove_other_tables
+from pipeline.store.store_tables import remove_other_tables
 from pipeline.store.verification import verify_store
 from stages import precompute, verify
 from tests.support.stores import keys_of_shard, precompute_config
@@ -89,7 +89,7 @@ def test_values_out_of_range_name_field_record_and_shard(copy, frozen):
             files = written.files if own.name == shard.name else own.files
             digest = manifest.shards.receipt_sha256(number)
             table.append(**pass_shard_row(replace(own, files=files), digest))
-    shards = PassShardTable(teacher.folder, name_by_digest(teacher.folder, table.file))
+    shards = PassShardTable(teacher.folder, table.file)
     manifest = replace(manifest, shards=shards)
     write_manifest(teacher.folder, manifest)
     remove_other_tables(teacher.folder, manifest)
@@ -131,7 +131,7 @@ def test_a_shard_without_its_receipt_is_not_read(copy):
 
 def test_a_newer_schema_is_refused_in_words(copy):
     manifest = read_store_manifest(copy)
-    write_manifest(copy, replace(manifest, schema=2))
+    write_manifest(copy, replace(manifest, schema=3))
 
-    with pytest.raises(ManifestError, match="schema 2"):
+    with pytest.raises(ManifestError, match="schema 3"):
         Store(copy)
