@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from pipeline.cli import main
 from pipeline.config.models import NoModelConfig
 from pipeline.core.errors import UserError
+from pipeline.core.files import iter_files
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 
@@ -76,7 +77,7 @@ def run(config: VerifyConfig) -> VerifyResult:
 def _size(path: Path) -> tuple[int, int]:
     """Return the number of files below a folder and their bytes."""
     files = total = 0
-    for file in path.rglob("*"):
+    for file in iter_files(path):
         if file.is_file():
             files, total = files + 1, total + file.stat().st_size
     return files, total

@@ -13,6 +13,7 @@ import os
 import secrets
 import stat
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import google_crc32c
@@ -22,7 +23,6 @@ from pipeline.core.errors import UserError
 if TYPE_CHECKING:
     import io
     from collections.abc import Iterator
-    from pathlib import Path
 
 PARTIAL_SUFFIX = ".partial"
 _BUFFER_BYTES = 2**20
@@ -150,12 +150,22 @@ def make_folder(path: Path) -> None:
     _fsync_folder(path.parent)
 
 
-def remove_partial_files(folder: Path) -> int:
-    """Remove the temporary files that interrupted commits left in `folder` and return their number."""
-    leftovers = list(folder.rglob(f".*{PARTIAL_SUFFIX}"))
-    for path in leftovers:
-        path.unlink(missing_ok=True)
-    return len(leftovers)
+def iter_files(folder: Path) -> Iterator[Path]:
+    """Iterate over all files below a folder, sorted within each folder. Memory does not grow with their number."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            yield Path(parent) / name
+
+
+def remove_partial_files(folder: Path, suffix: str = PARTIAL_SUFFIX) -> int:
+    """Remove the hidden files with this suffix that interrupted processes left below `folder`; return their number."""
+    number = 0
+    for path in iter_files(folder):
+        if path.name.startswith(".") and path.name.endswith(suffix):
+            path.unlink(missing_ok=True)
+            number += 1
+    return number
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -214,8 +214,7 @@ def _read_image_receipt(
 def remove_leftovers(folder: Path) -> None:
     """Remove the leftovers of killed processes, which are not needed once every shard is finished."""
     remove_partial_files(folder)
-    for path in folder.rglob(f".*{JOURNAL_SUFFIX}"):
-        path.unlink(missing_ok=True)
+    remove_partial_files(folder, JOURNAL_SUFFIX)
 
 
 def published_store(store: Path) -> StoreManifest | None:

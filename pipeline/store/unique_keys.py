@@ -11,13 +11,13 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_HASHES_PER_FILE = 2**20
-_MOST_FILES = 256
-"""Limit of open files; beyond 256 million keys, more than _HASHES_PER_FILE are sorted at once."""
+_HASHES_PER_FILE = 2**17
+_MOST_FILES = 400
+"""Limit of open files; beyond 52 million keys, more than _HASHES_PER_FILE are sorted at once."""
 
 
 class UniqueHashes:
-    """128-bit hashes of keys in temporary files, divided by their leading bits.
+    """128-bit hashes of keys in temporary files, divided by their remainders.
 
     Two different keys have the same hash with a probability of 1e-24 among 14 million.
     """

@@ -294,7 +294,7 @@ def _attributes(spec: FieldSpec) -> dict[str, Any]:
     }
     attributes["padding"] = str(_padding(spec.dtype))
     attributes["array_row"] = (
-        "column array_row of index.parquet, or of receipts/<shard>.parquet where the pass covers a selection"
+        "column array_row of index.arrow, or of receipts/<shard>.parquet where the pass covers a selection"
     )
     if spec.codec == "maxabs":
         attributes["scale"] = f"values times {spec.name}_scale are in the teacher's own units"

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks
     python -m tests.benchmarks stream bytes_vs_payload
+    python -m tests.benchmarks scale        (figures of scale.py, which are measured only if they are named)
 
 Writes runs/bench/bench.json and runs/bench/table.md, and prints the table. The ratio of a figure that
 misses its aim is not bold. The exit code stays 0, because a busy machine is not a failure.
@@ -24,6 +25,7 @@ os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 
 from collections.abc import Callable
 
+from tests.benchmarks import scale
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.memory import memory_figures
 from tests.benchmarks.precomputing import gap_figure, precompute_figures
@@ -58,6 +60,11 @@ def main(words: list[str]) -> None:
     """Measure the figures, write them to files and print the table."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
+    scale_words = [word for word in words if word.startswith("scale")]
+    if scale_words:
+        scale.main(scale_words)
+        if words == scale_words:
+            return
     figures: list[Figure] = []
     for measure, names in GROUPS.items():
         if words and not any(name.startswith(word) for word in words for name in names):

@@ -26,15 +26,22 @@ TINY = CifarModelConfig(name="resnet8", width=4, classes=CLASSES, weights="rando
 """Teacher of the figures that do not measure the teacher."""
 
 
-def write_tars(folder: Path, records: int, side: int) -> Path:
-    """Write `records` JPEGs of side x side pixels with their labels. Every tar contains all classes."""
+def write_tars(folder: Path, records: int, side: int, distinct: int | None = None) -> Path:
+    """Write `records` JPEGs of side x side pixels with their labels. Every tar contains all classes.
+
+    distinct  number of different images, which then repeat; None makes every image different
+    """
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
+    pool = [_jpeg(generator, side) for _ in range(distinct or 0)]
     for start in range(0, records, SHARD_RECORDS):
         name = folder / f"train-{start // SHARD_RECORDS:06d}.tar"
         with webdataset.TarWriter(str(name), mtime=0) as tar:
             for number in range(start, min(start + SHARD_RECORDS, records)):
-                sample = {"__key__": f"{number:08d}", "jpg": _jpeg(generator, side)}
+                sample = {
+                    "__key__": f"{number:08d}",
+                    "jpg": pool[number % distinct] if distinct else _jpeg(generator, side),
+                }
                 tar.write(sample | {"cls": str(number % CLASSES)})
     return folder
 
