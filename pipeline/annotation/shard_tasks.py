@@ -60,7 +60,7 @@ class AnnotateShard:
 
     def __call__(self, shard: ShardEntry) -> ShardResult:
         started = time.monotonic()
-        number = self._store.shards.numbers[shard.name]
+        number = self._store.shards.number_of(shard.name)
         keys, views = self._store.index.shard_keys(number), None
         if self.views is not None:
             keys = [keys[row] for row in self.views.rows_of(self._store, shard)]
@@ -134,7 +134,7 @@ class AnnotateShard:
         """Position of the shard among those that the pass covers."""
         if self.views is not None:
             return self.views.position(self._store, shard)
-        return self._store.shards.numbers[shard.name]
+        return self._store.shards.number_of(shard.name)
 
     @cached_property
     def _store(self) -> Store:

@@ -42,7 +42,7 @@ class StoredViews:
 
     def rows_of(self, store: Store, shard: ShardEntry) -> NDArray[np.int64]:
         """Return the covered rows of a shard, counted from its beginning, ascending."""
-        here = store.rows_of_shard(store.shards.numbers[shard.name])
+        here = store.rows_of_shard(store.shards.number_of(shard.name))
         if isinstance(self.rows, range):
             covered = np.arange(max(here.start, self.rows.start), min(here.stop, self.rows.stop))
             return covered - here.start
@@ -51,7 +51,7 @@ class StoredViews:
 
     def position(self, store: Store, shard: ShardEntry) -> int:
         """Return the position of a shard among those with covered rows."""
-        return int(np.searchsorted(self.shards, store.shards.numbers[shard.name]))
+        return int(np.searchsorted(self.shards, store.shards.number_of(shard.name)))
 
     @property
     def count(self) -> int:
@@ -77,7 +77,7 @@ class StoredViews:
         rows = torch.from_numpy(self.rows_of(store, shard))
         if isinstance(self.config, RotationsViewsConfig):
             return rotations().expand(len(rows), -1, -1, -1).float()
-        here = store.rows_of_shard(store.shards.numbers[shard.name])
+        here = store.rows_of_shard(store.shards.number_of(shard.name))
         sizes = store.index.take(("height", "width"), here)
         heights, widths = (torch.tensor(sizes[n].tolist()) for n in ("height", "width"))
         aspects = widths / heights

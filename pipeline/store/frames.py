@@ -93,7 +93,7 @@ class ShardFrames:
         self, store: Store, shard: ShardEntry, rows: NDArray[np.int64] | None = None
     ) -> None:
         """rows  rows of the shard, ascending; None takes all"""
-        here = store.rows_of_shard(store.shards.numbers[shard.name])
+        here = store.rows_of_shard(store.shards.number_of(shard.name))
         index, taken = store.index, here if rows is None else here.start + rows
         self._columns = index.take(("offset", "size", "image_crc32c", "height", "width"), taken)
         self._keys = index.keys(taken)

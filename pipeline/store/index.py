@@ -265,7 +265,7 @@ class RecordIndex:
             keys = [data[a:b].decode() for a, b in pairwise(bounds)]
         except ValueError as error:
             raise self._damaged(self._keys_path, "key", number) from error
-        if sha256_keys(keys) != self.shards.table["keys_sha256"][number].as_py():
+        if sha256_keys(keys) != self.shards.keys_sha256(number):
             raise self._damaged(self._keys_path, "key", number)
         self._sound[number, -1] = True
         return keys

@@ -236,8 +236,8 @@ class TeacherPass:
     def shard_keys(self, shard: ShardEntry) -> list[str]:
         """Return the keys of the image shard's records that the pass covers, in the shard's order."""
         if self.manifest.selection is None:
-            return self.store.index.shard_keys(self.store.shards.numbers[shard.name])
-        if shard.name not in self.shards.numbers:
+            return self.store.index.shard_keys(self.store.shards.number_of(shard.name))
+        if self.shards.number_of(shard.name) < 0:
             return []
         keys: list[str] = self._receipt(shard)["key"].to_pylist()
         return keys
@@ -247,15 +247,15 @@ class TeacherPass:
         if self.manifest.selection is None:
             return np.arange(shard.records)
         covered = {key: row for row, key in enumerate(self.shard_keys(shard))}
-        keys = self.store.index.shard_keys(self.store.shards.numbers[shard.name])
+        keys = self.store.index.shard_keys(self.store.shards.number_of(shard.name))
         return np.array([covered.get(key, -1) for key in keys], np.int64)
 
     def covers_shard(self, shard: ShardEntry) -> bool:
         """Return whether it covers every record of an image shard; reads no receipt."""
         if self.manifest.selection is None:
             return True
-        position = self.shards.numbers.get(shard.name)
-        return position is not None and self.shards[position].keys_sha256 == shard.keys_sha256
+        position = self.shards.number_of(shard.name)
+        return position >= 0 and self.shards[position].keys_sha256 == shard.keys_sha256
 
     def read_shard(self, shard: ShardEntry) -> Values:
         """Read every field of one shard: [covered records, V, *shape]."""
@@ -282,7 +282,7 @@ class TeacherPass:
         receipt = receipt_path(self.folder, shard.name)
         if not receipt.is_file():
             raise ManifestError(f"{receipt} is missing; {REPAIR}")
-        position = self.shards.numbers[shard.name]
+        position = self.shards.number_of(shard.name)
         entry = self.shards[position]
         odd = {file.path for file in entry.files} ^ set(
             self.fields.shard_files(position, shard.name)
@@ -311,7 +311,7 @@ class TeacherPass:
         return replace(described, chunk_crc32c=flat.reshape(shape))
 
     def _receipt(self, shard: ShardEntry) -> pa.Table:
-        digest = self.shards.receipt_sha256(self.shards.numbers[shard.name])
+        digest = self.shards.receipt_sha256(self.shards.number_of(shard.name))
         return read_receipt(receipt_path(self.folder, shard.name), PASS_RECEIPT_SCHEMA, digest)[0]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -100,13 +100,19 @@ class TableFile(Sequence[T], Generic[T]):
             f"delete {self.folder / 'manifest.json'} and run permafrost precompute again, which writes both again from "
             "the receipts"
         )
-        return read_table(self.path, self.schema, self.file.sha256, (advice, advice))
+        table = read_table(self.path, self.schema, self.file.sha256, (advice, advice))
+        self._check(table)
+        pa.default_memory_pool().release_unused()  # as much as the table itself remains of reading it
+        return table
 
     @property
     def path(self) -> Path:
         """Path of the file."""
         assert self.file is not None
         return self.folder / self.file.path
+
+    def _check(self, table: pa.Table) -> None:
+        """Raise ManifestError if the rows contradict each other."""
 
     @abstractmethod
     def _entry(self, row: dict[str, Any]) -> T:
@@ -145,11 +151,43 @@ class TableFile(Sequence[T], Generic[T]):
         self.__dict__.update(state)
 
 
+_SHA256 = pa.binary(32)
+
+
 def _schema(**columns: pa.DataType) -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
 
 
-class ShardTable(TableFile[ShardEntry]):
+class NamedShards(TableFile[T]):
+    """Table of shards with a name and the SHA-256 of a receipt."""
+
+    _last_found = -1
+
+    def number_of(self, name: str) -> int:
+        """Return the number of the shard with that name, -1 if there is none.
+
+        It is searched for in the table, as a dictionary of all names would need more memory than the table. The shard
+        after the last one that was found is tried first.
+        """
+        names = self.table["name"]
+        following = self._last_found + 1
+        if following < len(names) and names[following].as_py() == name:
+            self._last_found = following
+            return following
+        found = int(pc.index(names, name).as_py())
+        self._last_found = found if found >= 0 else self._last_found
+        return found
+
+    def receipt_sha256(self, number: int) -> str:
+        """Return the SHA-256 of a shard's receipt."""
+        return str(self.table["receipt_sha256"][number].as_py().hex())
+
+    def _check(self, table: pa.Table) -> None:
+        if pc.count_distinct(table["name"]).as_py() < table.num_rows:
+            raise ManifestError(f"{self.path} has two shards with the same name")
+
+
+class ShardTable(NamedShards[ShardEntry]):
     """Image shards of a store, in the order of the index."""
 
     schema = _schema(
@@ -158,15 +196,16 @@ class ShardTable(TableFile[ShardEntry]):
         records=pa.int64(),
         path=pa.string(),
         bytes=pa.int64(),
-        sha256=pa.string(),
-        keys_sha256=pa.string(),
+        sha256=_SHA256,
+        keys_sha256=_SHA256,
         referenced=pa.bool_(),
-        receipt_sha256=pa.string(),
+        receipt_sha256=_SHA256,
         index_crc32c=pa.list_(pa.uint32()),
     )
 
     def _entry(self, row: dict[str, Any]) -> ShardEntry:
-        return ShardEntry(**{spec.name: row[spec.name] for spec in fields(ShardEntry)})
+        digests = {name: row[name].hex() for name in ("sha256", "keys_sha256")}
+        return ShardEntry(**{spec.name: row[spec.name] for spec in fields(ShardEntry)} | digests)
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
@@ -175,11 +214,6 @@ class ShardTable(TableFile[ShardEntry]):
         if (counts < 0).any():
             raise ManifestError(f"{self.path} has a shard with a negative number of records")
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-
-    @cached_property
-    def numbers(self) -> dict[str, int]:
-        """Number of each shard by its name."""
-        return _numbers(self)
 
     @cached_property
     def splits(self) -> dict[str, NDArray[np.int64]]:
@@ -214,11 +248,12 @@ class ShardTable(TableFile[ShardEntry]):
     def names_and_keys(self) -> Iterator[tuple[str, str]]:
         """Iterate over the name and the digest of the keys of each shard, as the store's fingerprint covers them."""
         for batch in self.table.select(["name", "keys_sha256"]).to_batches(max_chunksize=4096):
-            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            names, digests = (column.to_pylist() for column in batch.columns)
+            yield from zip(names, map(bytes.hex, digests), strict=True)
 
-    def receipt_sha256(self, number: int) -> str:
-        """Return the SHA-256 of a shard's receipt."""
-        return str(self.table["receipt_sha256"][number].as_py())
+    def keys_sha256(self, number: int) -> str:
+        """Return the SHA-256 of a shard's keys."""
+        return str(self.table["keys_sha256"][number].as_py().hex())
 
 
 _FILES = pa.list_(
@@ -228,7 +263,7 @@ _FILES = pa.list_(
             for name, kind in {
                 "path": pa.string(),
                 "bytes": pa.int64(),
-                "sha256": pa.string(),
+                "sha256": _SHA256,
                 "crc32c": pa.uint32(),
             }.items()
         ]
@@ -236,27 +271,25 @@ _FILES = pa.list_(
 )
 
 
-class PassShardTable(TableFile[PassShard]):
+class PassShardTable(NamedShards[PassShard]):
     """Shards of a teacher pass, in the order of its arrays."""
 
     schema = _schema(
         name=pa.string(),
         rows=pa.int64(),
-        keys_sha256=pa.string(),
-        receipt_sha256=pa.string(),
+        keys_sha256=_SHA256,
+        receipt_sha256=_SHA256,
         files=_FILES,
     )
 
     def _entry(self, row: dict[str, Any]) -> PassShard:
-        files = tuple(FileEntry(**file) for file in row["files"])
+        files = (FileEntry(**file | {"sha256": file["sha256"].hex()}) for file in row["files"])
         return PassShard(
-            name=row["name"], rows=row["rows"], keys_sha256=row["keys_sha256"], files=files
+            name=row["name"],
+            rows=row["rows"],
+            keys_sha256=row["keys_sha256"].hex(),
+            files=tuple(files),
         )
-
-    @cached_property
-    def numbers(self) -> dict[str, int]:
-        """Number of each shard by its name."""
-        return _numbers(self)
 
     @property
     def num_rows(self) -> int:
@@ -291,10 +324,6 @@ class PassShardTable(TableFile[PassShard]):
         pairs = [("name", "name"), ("rows", "records"), ("keys_sha256", "keys_sha256")]
         return len(self) == len(shards) and all(own[a].equals(others[b]) for a, b in pairs)
 
-    def receipt_sha256(self, number: int) -> str:
-        """Return the SHA-256 of a shard's receipt."""
-        return str(self.table["receipt_sha256"][number].as_py())
-
 
 class SkippedTable(TableFile[dict[str, str]]):
     """Records that were left out of a store, with the reasons."""
@@ -307,17 +336,19 @@ class SkippedTable(TableFile[dict[str, str]]):
 
 def shard_row(entry: ShardEntry, receipt_sha256: str, index_crc32c: list[int]) -> dict[str, Any]:
     """Return a shard's row of a ShardTable."""
-    return asdict(entry) | {"receipt_sha256": receipt_sha256, "index_crc32c": index_crc32c}
+    row = asdict(entry) | {"receipt_sha256": receipt_sha256, "index_crc32c": index_crc32c}
+    return row | {name: bytes.fromhex(row[name]) for name in _DIGESTS if name in row}
 
 
 def pass_shard_row(entry: PassShard, receipt_sha256: str) -> dict[str, Any]:
     """Return a shard's row of a PassShardTable."""
-    return asdict(entry) | {"receipt_sha256": receipt_sha256}
+    row = asdict(entry) | {"receipt_sha256": receipt_sha256}
+    files = [file | {"sha256": bytes.fromhex(file["sha256"])} for file in row["files"]]
+    return (
+        row
+        | {name: bytes.fromhex(row[name]) for name in _DIGESTS if name in row}
+        | {"files": files}
+    )
 
 
-def _numbers(table: TableFile[Any]) -> dict[str, int]:
-    names = table.table["name"].to_pylist()
-    numbers = {name: number for number, name in enumerate(names)}
-    if len(numbers) < len(names):
-        raise ManifestError(f"{table.path} has two shards with the same name")
-    return numbers
+_DIGESTS = ("sha256", "keys_sha256", "receipt_sha256")

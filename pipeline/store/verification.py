@@ -286,8 +286,8 @@ def _verify_pass(store: Store, folder: Path, rows_too: bool) -> Iterator[str]:
         yield str(error)
         return
     for number, shard in enumerate(store.shards):
-        position = teacher.shards.numbers.get(shard.name)
-        if position is None and manifest.selection is not None:
+        position = teacher.shards.number_of(shard.name)
+        if position < 0 and manifest.selection is not None:
             continue
         try:
             keys = teacher.shard_keys(shard)
@@ -295,7 +295,7 @@ def _verify_pass(store: Store, folder: Path, rows_too: bool) -> Iterator[str]:
         except ManifestError as error:
             yield str(error)
             continue
-        entry = None if position is None else teacher.shards[position]
+        entry = None if position < 0 else teacher.shards[position]
         if (
             entry is None
             or not set(keys) <= set(own)

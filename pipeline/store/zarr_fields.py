@@ -326,6 +326,15 @@ def _codecs(spec: FieldSpec) -> list[dict[str, Any]]:
     return [*codecs, {"name": "crc32c"}]
 
 
+def _without_notes(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return metadata without the sentence about array_row, which differs between versions of this project."""
+    attributes = metadata.get("attributes")
+    if not isinstance(attributes, dict):
+        return metadata
+    kept = {name: value for name, value in attributes.items() if name != "array_row"}
+    return metadata | {"attributes": kept}
+
+
 def _check_metadata(path: Path, expected: dict[str, Any]) -> None:
     """Raise ManifestError unless a zarr.json has the expected entries, and no other entries that are not empty.
 
@@ -337,7 +346,8 @@ def _check_metadata(path: Path, expected: dict[str, Any]) -> None:
         raise ManifestError(f"{path} is missing; {REPAIR}") from None
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{path} is not valid JSON ({error}); {REWRITE}") from error
-    found = values if isinstance(values, dict) else {}
+    found = _without_notes(values if isinstance(values, dict) else {})
+    expected = _without_notes(expected)
     different = [
         name
         for name in sorted({*expected, *found})

@@ -61,7 +61,7 @@ def write_large_store(folder: Path, records: dict[str, int]) -> Store:
             path = f"images/{name}.tar"
             _link(template.path / "images/train-000000.tar", folder / path)
             entry = replace(
-                template.shards[template.shards.numbers["train-000000"]],
+                template.shards[template.shards.number_of("train-000000")],
                 **{"name": name, "split": split, "path": path, "keys_sha256": sha256_keys(keys)},
             )
             own_rows = _with_columns(
@@ -95,7 +95,7 @@ def write_large_store(folder: Path, records: dict[str, int]) -> Store:
 
 def _write_pass(store: Store, template: Store, folder: Path) -> None:
     (taught,) = template.open_passes()
-    number = template.shards.numbers["train-000000"]
+    number = template.shards.number_of("train-000000")
     source = taught.shards[number]
     backend = BACKENDS[taught.manifest.backend](
         folder, taught.manifest.fields, len(store.shards), SHARD_RECORDS, 1

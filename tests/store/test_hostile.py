@@ -124,7 +124,7 @@ def test_an_array_that_names_pickle_runs_nothing(store, tmp_path):
         for entry in shard["files"]:
             if "/logits/" in entry["path"]:
                 path = f"fields.zarr/logits/{number}.0.0"
-                digest = sha256_file(folder / path)
+                digest = bytes.fromhex(sha256_file(folder / path))
                 entry |= {"path": path, "bytes": len(payload), "sha256": digest}
     sign_shards(folder, shards, PassShardTable.schema, values)
 
@@ -279,12 +279,14 @@ def test_no_row_of_a_signed_table_of_shards_ends_in_a_traceback(of_pass, store, 
     folder = pass_folder(store) if of_pass else store
     schema = PassShardTable.schema if of_pass else ShardTable.schema
     shards = load_shards(folder, schema)
-    files = [{"path": "../x", "bytes": -1, "sha256": "x", "crc32c": 0}]
+    files = [{"path": "../x", "bytes": -1, "sha256": bytes(32), "crc32c": 0}]
     replacements = {"files": [[], files, files * 2], "index_crc32c": [[], [1], [0] * 14]}
     outcomes = Counter()
     for column in schema:
         texts = ["", "x" * 70, "../x", shards[1].get(column.name)]
-        others = {pa.string(): texts, pa.int64(): [-1, 0, 3, 10**18], pa.bool_(): [True]}
+        others = {pa.string(): texts, pa.int64(): [-1, 0, 3, 10**18], pa.bool_(): [True]} | {
+            pa.binary(32): [bytes(32)]
+        }
         for value in replacements.get(column.name) or others[column.type]:
             sign_shards(folder, [shards[0] | {column.name: value}, *shards[1:]], schema)
             try:

@@ -86,10 +86,10 @@ def train_dataset(frozen, payload="pooled", **options):
 
 def table_of_shard(store, shard):
     """Rows of the index of one shard, as an Arrow table."""
-    here = store.rows_of_shard(store.shards.numbers[shard.name])
+    here = store.rows_of_shard(store.shards.number_of(shard.name))
     return store.index.table().slice(here.start, len(here))
 
 
 def keys_of_shard(store, shard):
     """Keys of one shard."""
-    return store.index.shard_keys(store.shards.numbers[shard.name])
+    return store.index.shard_keys(store.shards.number_of(shard.name))
