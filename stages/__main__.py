@@ -11,7 +11,17 @@ from pathlib import Path
 from pipeline.config.version import __version__
 
 _FOLDER = Path(__file__).parent
-VERBS = ("precompute", "teach", "verify", "distill", "evaluate", "sweep", "report", "render")
+VERBS = (
+    "estimate",
+    "precompute",
+    "teach",
+    "verify",
+    "distill",
+    "evaluate",
+    "sweep",
+    "report",
+    "render",
+)
 """Verbs in the order in which they are used."""
 
 
