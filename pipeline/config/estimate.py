@@ -18,9 +18,10 @@ class EstimateOptions(Options):
     section: ClassVar[str] = "estimate"
 
     shards: Annotated[int, Ge(1)] = 3
-    """Number of shards to measure, drawn at random by store.seed; at least one is of `split`."""
+    """Number of shards to measure, drawn at random by store.seed; at least one is of `split`. If the data have
+    fewer, some are measured in parts of shard_records."""
     shard_records: Annotated[int | None, Ge(1)] = 128
-    """Largest number of records of each of these shards to measure; null takes all. A slow teacher needs few."""
+    """Largest number of records to measure of each of these shards; null takes all. A slow teacher needs few."""
     rounds: Annotated[int, Ge(1)] = 5
     """Number of steps to measure of a student with stored targets and, in turn, of one with a live teacher."""
     records: Annotated[int | None, Ge(1)] = None

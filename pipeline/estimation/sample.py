@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import count
 from math import ceil
 from pathlib import Path
 from time import monotonic
@@ -183,9 +184,9 @@ def sample_source(config: EstimateConfig, folder: Path) -> Sample:
     seconds = []
     for piece, plan in zip(pieces, chosen, strict=True):
         result = task(plan)
-        count = max(1, result.records)
+        packed_now = max(1, result.records)
         seconds.append(
-            _seconds_of_a_record(result.seconds, count, plan.reference, sizes[piece.shard])
+            _seconds_of_a_record(result.seconds, packed_now, plan.reference, sizes[piece.shard])
         )
     in_place = any(plan.reference for plan in plans)
     publish_store(
@@ -234,7 +235,10 @@ def _seconds_of_a_record(
 def _pieces(
     names: Sequence[str], splits: Sequence[str], sizes: Sequence[int], config: EstimateConfig
 ) -> list[_Piece]:
-    """Choose the records of the sample: a few of its first shard, then the following ones and those of the others."""
+    """Choose the records of the sample: a few of its first shard, then the following ones and those of the others.
+
+    Where there are too few shards, the next records of the same ones are measured as shards.
+    """
     most = config.estimate.shard_records
     shards = _draw(splits, config)
     require(
@@ -244,12 +248,17 @@ def _pieces(
     )
     few = max(1, min(_FEW, sizes[shards[0]] // 4))
     pieces = [_Piece(shard=shards[0], name=f"{names[shards[0]]}-first", first=0, count=few)]
-    for shard in shards:
-        first = few if shard == shards[0] else 0
-        count = sizes[shard] - first
-        if count:
-            count = count if most is None else min(count, most)
-            pieces.append(_Piece(shard=shard, name=names[shard], first=first, count=count))
+    taken = Counter({shards[0]: few})
+    for number in count(1):
+        for shard in shards:
+            left = sizes[shard] - taken[shard]
+            if left and len(pieces) <= config.estimate.shards:
+                size = left if most is None else min(left, most)
+                name = names[shard] if number == 1 else f"{names[shard]}-part-{number}"
+                pieces.append(_Piece(shard=shard, name=name, first=taken[shard], count=size))
+                taken[shard] += size
+        if len(pieces) > config.estimate.shards or all(taken[s] == sizes[s] for s in shards):
+            break
     return pieces
 
 

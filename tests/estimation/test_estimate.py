@@ -217,6 +217,19 @@ def test_tars_that_stay_where_they_are_take_no_bytes_in_the_store(tmp_path):
     assert found.bytes == pytest.approx(bytes_of(store.path), rel=0.05)
 
 
+def test_a_shard_is_measured_in_parts_if_there_are_too_few(tmp_path):
+    config = precompute_config(
+        tmp_path / "store", shard_size=512
+    )  # one shard for each of four splits
+    options = EstimateOptions(shards=6, shard_records=10)
+
+    found = estimate.run(estimate_config(config, estimate=options)).estimate
+
+    # train has 40 records, of which 8 are the warm-up; the test splits have 10 each and the teacher's 12
+    assert (found.shards, found.sample_shards) == (4, 6)
+    assert found.sample_records == 10 + 10 + 10 + 10 + 10 + 2
+
+
 def test_records_that_are_not_here_are_scaled_from_the_sample(made):
     config, before, _ = made
     options = EstimateOptions(shards=4, shard_records=40, rounds=1, records=1_000_000)
