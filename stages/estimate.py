@@ -1,4 +1,4 @@
-"""Estimate the bytes, the hours and the break-even of a store before it is made, from a sample of its records.
+"""Estimate the bytes and hours of a store before it is made, and when it pays, from a sample of its records.
 
     permafrost estimate experiment=demo
     permafrost estimate data=image_folder data.path=photos teacher=torchvision teacher.name=resnet50 \\
