@@ -23,7 +23,13 @@ from pipeline.core.files import sha256_file, sha256_keys
 from pipeline.core.seeds import derive_seed
 from pipeline.estimation.spread import Spread, spread_of
 from pipeline.sources.build import build_source, plan_source
-from pipeline.store.index import INDEX_SCHEMA, RECEIPT_SCHEMA, index_table, write_table
+from pipeline.store.index import (
+    INDEX_SCHEMA,
+    RECEIPT_SCHEMA,
+    has_many_labels,
+    index_table,
+    write_table,
+)
 from pipeline.store.manifest import FileEntry, ShardEntry, StoreMismatchError, write_manifest
 from pipeline.store.pack import PackShard, plan_pack
 from pipeline.store.planning import ShardPlan
@@ -119,10 +125,8 @@ def sample_finished(config: EstimateConfig, store: Store, folder: Path) -> Sampl
                 referenced=True,
             )
         )
-    folder.mkdir(parents=True)
-    digest = write_table(
-        folder / INDEX_NAME, index_table(tables, rows_per_shard=store.manifest.rows_per_shard)
-    )
+    index = index_table(tables, store.manifest.rows_per_shard)
+    digest = write_table(folder / INDEX_NAME, index)
     size = (folder / INDEX_NAME).stat().st_size
     write_manifest(
         folder,
@@ -131,6 +135,7 @@ def sample_finished(config: EstimateConfig, store: Store, folder: Path) -> Sampl
             shards=tuple(entries),
             index=FileEntry(path=INDEX_NAME, bytes=size, sha256=digest),
             files={},
+            multi_label=has_many_labels(index),
         ),
     )
     return Sample(

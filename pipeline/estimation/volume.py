@@ -20,7 +20,7 @@ from pipeline.store.manifest import MANIFEST_NAME
 from pipeline.store.zarr_fields import FIELDS_FOLDER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from pipeline.core.records import FieldSpec
     from pipeline.estimation.sample import Point, Sample, Whole
@@ -54,7 +54,7 @@ def image_part(sample: Sample) -> Part:
     points = [
         (shard.records, _tar_content(sample.store.path / shard.path)) for shard in sample.shards
     ]
-    return _tar_part(name, form, points, sample.whole.records, sample.whole.shards)
+    return _growing_part(name, form, points, sample.whole.records, sample.whole.shards)
 
 
 def index_part(sample: Sample) -> Part:
@@ -142,7 +142,7 @@ def _field_part(
     form = _form(spec, teacher.num_views)
     name = f"{prefix}{spec.name}"
     if manifest.selection is not None:  # its chunks are as large as the sample's largest shard
-        return _tar_part(name, form, [max(points)], covered, shards, _unchanged)
+        return _growing_part(name, form, [max(points)], covered, shards, in_tars=False)
     total = _on_a_line(points, covered, shards)
     in_a_shard = covered / shards
     by_shard = [
@@ -164,7 +164,7 @@ def _tar_parts(teacher: TeacherPass, prefix: str, covered: int, shards: int) -> 
         (shard.rows, sum(_tar_content(teacher.folder / file.path) for file in shard.files))
         for shard in teacher.manifest.shards[1:]
     ]
-    whole = _tar_part(f"{prefix}tars", "headers of the tars", points, covered, shards)
+    whole = _growing_part(f"{prefix}tars", "headers of the tars", points, covered, shards)
     values = [
         _even_part(
             f"{prefix}{spec.name}",
@@ -203,23 +203,20 @@ def _with_end(content: float) -> float:
     return ceil((content + 2 * tarfile.BLOCKSIZE) / tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
-def _unchanged(content: float) -> float:
-    return content
-
-
-def _tar_part(
+def _growing_part(
     name: str,
     form: str,
     points: Sequence[Point],
     records: int,
     shards: int,
-    end: Callable[[float], float] = _with_end,
+    *,
+    in_tars: bool = True,
 ) -> Part:
-    """Return a part whose content grows with the records, in one file per shard."""
+    """Return a part that grows with the records alone, but for the end of each shard's tar."""
     mean = sum(size for _, size in points) / max(1, sum(count for count, _ in points))
     by_shard = [size / count for count, size in points if count]
     in_a_shard = records / shards
-    full = end(mean * in_a_shard) / in_a_shard
+    full = _with_end(mean * in_a_shard) / in_a_shard if in_tars else mean
     return Part(
         name=name,
         form=form,
