@@ -10,9 +10,9 @@ JOBS ?= 3
 # The tests of a module run in one process, so their fixtures are made once. One thread per process avoids contention.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -q -n $(JOBS) --dist loadscope --no-loadscope-reorder
 DEMO_distill := method.tau=4 method.lambda_map=5
-STAGES := precompute teach verify distill evaluate sweep report migrate
+STAGES := estimate precompute teach verify distill evaluate sweep report migrate
 # Stages with a section cluster.
-CLUSTER_STAGES := precompute teach distill sweep
+CLUSTER_STAGES := estimate precompute teach distill sweep
 ADDRESS ?= http://127.0.0.1:8265
 .PHONY: help install demo submit render test test-all bench docs lint format lock clean $(STAGES)
 
@@ -41,6 +41,9 @@ ifeq ($(strip $(ARGS)),)
 else
 	@$(PY) -m stages.precompute $(ARGS)
 endif
+
+estimate: install ## estimate the bytes, hours and break-even of a store; without ARGS the demo's, packed only
+	@$(PY) -m stages.estimate $(if $(strip $(ARGS)),$(ARGS),experiment=demo teacher=none)
 
 teach: install ## train a teacher
 verify: install ## check every byte of a store

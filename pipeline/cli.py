@@ -94,7 +94,7 @@ def _run_words(
     _check_live_words(verb, words, composed)
     config = place_paths(build_verb_config(verb, composed))
     _check_teacher_words(verb, words, composed, config)
-    if "run" in composed and verb in ("precompute", "sweep", "report"):
+    if "run" in composed and verb in ("estimate", "precompute", "sweep", "report"):
         save_config(RUNS / composed["run"] / f"{verb}.yaml", sections(verb, composed))
     _print_result(run(config), time.monotonic() - started)
 

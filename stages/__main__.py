@@ -12,6 +12,7 @@ from pipeline.config.version import __version__
 
 _FOLDER = Path(__file__).parent
 VERBS = (
+    "estimate",
     "precompute",
     "teach",
     "verify",

@@ -45,7 +45,7 @@ def run(config: RenderConfig) -> RenderResult:
     manifest = rayjob_manifest(
         config.cluster,
         ["python", "-m", f"stages.{config.verb}", *config.words],
-        works_in_driver=not _reads_cluster(config.verb),
+        works_in_driver=config.verb == "estimate" or not _reads_cluster(config.verb),
     )
     text = yaml.safe_dump(manifest, sort_keys=False, width=1000)
     if config.output is None:

@@ -39,7 +39,7 @@ ORDER = (
     {"losses"},
     {"annotation", "evaluation"},
     {"training"},
-    {"cluster", "sweep", "report"},
+    {"estimation", "cluster", "sweep", "report"},
     {"stages"},
 )
 """Order of the rooms, each of which imports only earlier ones. cli imports core and config, for stages only."""

@@ -17,16 +17,18 @@ from pipeline.config.cluster import (
 )
 from pipeline.config.data import SOURCES
 from pipeline.config.distillation import DistillConfig
+from pipeline.config.estimate import EstimateOptions
 from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.explainers import EXPLAINERS, ExplainerConfig, GradCamConfig
 from pipeline.config.file_data import DataConfig, NoDataConfig
-from pipeline.config.methods import METHODS
+from pipeline.config.methods import METHODS, MethodConfig, Mode
 from pipeline.config.models import MODELS, AdditiveModelConfig, ModelConfig, NoModelConfig
 from pipeline.config.options import Option, Options, Role
 from pipeline.config.report import ReportOptions
 from pipeline.config.store import PassOptions, StoreOptions, SubsetOptions
 from pipeline.config.teaching import TEACHINGS, KEDTeachingConfig, TeachingConfig
+from pipeline.config.training import OptimizerOptions, TrainerOptions
 from pipeline.config.views import VIEWS, AnyViewsConfig, CanonicalViewsConfig
 from pipeline.core.errors import require
 
@@ -75,6 +77,19 @@ class PrecomputeConfig(Options):
             self.augment.refuse_pixel_options(
                 "a stored view consists of a matrix only; set views=canonical and distill with mode=live"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateConfig(PrecomputeConfig):
+    """Sections that `estimate` reads: those of precompute, and those of distill that describe a student."""
+
+    estimate: EstimateOptions = field(default_factory=EstimateOptions)
+    student: ModelConfig
+    method: MethodConfig
+    optimizer: OptimizerOptions
+    trainer: TrainerOptions
+    mode: Mode = "frozen"
+    """Origin of the student's targets, as in distill: frozen or replay. It is compared with mode=live."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,9 +304,9 @@ class RenderConfig(Options):
     """Sections that `render` reads; all other words are those of the verb that the job runs."""
 
     cluster: KubeRayClusterConfig
-    verb: Literal["precompute", "teach", "verify", "distill", "evaluate", "sweep", "report"] = (
-        "precompute"
-    )
+    verb: Literal[
+        "estimate", "precompute", "teach", "verify", "distill", "evaluate", "sweep", "report"
+    ] = "precompute"
     """Stage that the job runs."""
     words: Annotated[tuple[str, ...], Role.SET_BY_STAGE] = ()
     """Words of the verb, as they were typed."""
@@ -313,6 +328,7 @@ FAMILIES: dict[str, Mapping[str, type[Options]]] = {
 """Sections whose class is chosen by `kind`: section -> kind -> class."""
 
 VERBS: dict[str, type[Any]] = {
+    "estimate": EstimateConfig,
     "precompute": PrecomputeConfig,
     "teach": TeachConfig,
     "verify": VerifyConfig,

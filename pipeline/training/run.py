@@ -159,19 +159,8 @@ def train_to_end(
     """
     if plan.trainer.num_threads is not None:
         torch.set_num_threads(plan.trainer.num_threads)
-    _check_labels(plan)
-    training = _build_training(plan, distributed)
-    stream = TrainLoader(
-        plan.dataset,
-        None if plan.replays else _build_views(plan),
-        PixelAugmentSchedule(plan.augment, plan.seed),
-        batch_size=plan.trainer.batch_size,
-        seed=plan.seed,
-        loader_processes=plan.trainer.loader_processes,
-        views_per_step=plan.views_per_step,
-        rank=distributed.rank,
-        world_size=distributed.world_size,
-    )
+    training = build_training(plan, distributed)
+    stream = build_loader(plan, distributed)
     fit(
         training,
         stream,
@@ -201,7 +190,24 @@ def _check_labels(plan: TrainingSpec) -> None:
         )
 
 
-def _build_training(plan: TrainingSpec, distributed: DistributedContext) -> Training:
+def build_loader(plan: TrainingSpec, distributed: DistributedContext) -> TrainLoader:
+    """Build the loader of a rank's batches."""
+    return TrainLoader(
+        plan.dataset,
+        None if plan.replays else _build_views(plan),
+        PixelAugmentSchedule(plan.augment, plan.seed),
+        batch_size=plan.trainer.batch_size,
+        seed=plan.seed,
+        loader_processes=plan.trainer.loader_processes,
+        views_per_step=plan.views_per_step,
+        rank=distributed.rank,
+        world_size=distributed.world_size,
+    )
+
+
+def build_training(plan: TrainingSpec, distributed: DistributedContext) -> Training:
+    """Build the state of a training before its first step. Raises ConfigError if data, loss and network do not fit."""
+    _check_labels(plan)
     trainer = plan.trainer
     device = distributed.device or resolve_device("trainer.device", trainer.device)
     torch.manual_seed(derive_seed(plan.seed, "initialisation"))

@@ -30,7 +30,9 @@ SEVERAL = [
 
 
 def test_a_verb_that_is_not_there_is_named_before_anything_else():
-    with pytest.raises(ConfigError, match=r"verb=distil does not exist; choose one of: precompute"):
+    with pytest.raises(
+        ConfigError, match=r"verb=distil does not exist; choose one of: estimate, precompute"
+    ):
         render.configure(["verb=distil"])
 
 
@@ -104,6 +106,13 @@ def test_a_stage_that_computes_itself_is_sent_to_a_worker_without_words_of_the_c
     assert (spec["entrypointNumCpus"], spec["entrypointNumGpus"]) == (8, 1)
 
 
+def test_an_estimate_measures_on_a_worker(tmp_path):
+    spec = manifest_of(tmp_path, "verb=estimate", *PRECOMPUTE[1:], "cluster.worker_cpus=8")["spec"]
+
+    assert spec["entrypoint"].startswith("python -m stages.estimate ")
+    assert spec["entrypointNumCpus"] == 8
+
+
 def test_every_pod_has_the_volume_and_only_workers_have_gpus(tmp_path):
     cluster = manifest_of(tmp_path, *PRECOMPUTE, "cluster.worker_gpus=2", "cluster.workers=3")[
         "spec"
@@ -134,8 +143,8 @@ def test_ray_scales_where_the_numbers_of_workers_differ(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["verb=bake"], "verb=bake does not exist; choose one of: precompute"),
-        (["verb=render"], "verb=render does not exist; choose one of: precompute"),
+        (["verb=bake"], "verb=bake does not exist; choose one of: estimate, precompute"),
+        (["verb=render"], "verb=render does not exist; choose one of: estimate, precompute"),
         ([*PRECOMPUTE, "teacher.nmae=x"], "unknown option teacher.nmae"),
         ([*PRECOMPUTE, "method=kd"], "precompute takes no method="),
         ([*PRECOMPUTE, "store.shard_size=0"], "store.shard_size must be >= 1"),

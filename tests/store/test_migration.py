@@ -1,4 +1,4 @@
-"""Migration of a store that an earlier version wrote with schema 1: a canonical pass, stored views, and a pass in tars."""
+"""Migration of a store that an earlier version wrote with schema 1, with a canonical pass, stored views and tars."""
 
 import json
 import shutil

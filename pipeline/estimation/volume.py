@@ -1,0 +1,301 @@
+"""Bytes of a whole store by part, from the files of a sample.
+
+The first shard of the sample has fewer records than the others, so the files of both determine the bytes of a record
+and those of a shard. Uncompressed fields of a pass have the same bytes in every shard, with unused rows at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.store.manifest import MANIFEST_NAME
+from pipeline.store.parquet import write_table
+from pipeline.store.receipts import RECEIPTS_FOLDER, receipt_path
+from pipeline.store.zarr_fields import FIELDS_FOLDER
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.core.records import FieldSpec
+    from pipeline.estimation.sample import Point, Sample, Whole
+    from pipeline.store.reader import Store, TeacherPass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Bytes of one part of the store."""
+
+    name: str
+    form: str
+    """Format of the images, or dtype and shape of a field."""
+    bytes: int
+    bytes_per_record: float
+    lowest: float
+    """Bytes a record of the shard with the fewest; `highest` likewise."""
+    highest: float
+
+
+def image_part(sample: Sample) -> Part:
+    """Return the bytes of the images, those of external tars if they stay where they are, or of a table's rows."""
+    manifest = sample.store.manifest
+    name, form = "rows", "rows of a table"
+    if manifest.canonical is not None:
+        name, form = "images", str(manifest.canonical.format)
+    if sample.in_place:
+        form += ", in tars of their own"
+    if sample.images:
+        return _scaled_part(name, form, sample.images, sample)
+    points = [
+        (shard.records, _tar_content(sample.store.path / shard.path)) for shard in sample.shards
+    ]
+    return _growing_part(name, form, points, sample.whole.records, sample.whole.shards)
+
+
+def index_part(sample: Sample) -> Part:
+    """Return the bytes of the index, the receipts and the manifest of the images."""
+    name, form, whole = "index", "index, receipts, manifest", sample.whole
+    if sample.finished is not None:
+        manifest = sample.finished.manifest
+        names = [manifest.index.path, MANIFEST_NAME, *manifest.files]
+        held = sum((sample.finished.path / name).stat().st_size for name in names)
+        return _scaled_part(name, form, [(sample.finished.num_records(), held)], sample)
+    store = sample.store
+    receipts = [
+        (shard.records, receipt_path(store.path, shard.name).stat().st_size)
+        for shard in store.manifest.shards
+    ]
+    index = [_index_point(store, store.manifest.shards[0].records), _index_point(store)]
+    per_shard, constant = _manifest_bytes(store.path)
+    total = (
+        _on_a_line(receipts, whole.records, whole.shards)
+        + _on_a_line(index, whole.records, 1)
+        + per_shard * whole.shards
+        + constant
+    )
+    return _even_part(name, form, total, whole.records)
+
+
+def pass_parts(teacher: TeacherPass, whole: Whole) -> list[Part]:
+    """Return the bytes of a pass: those of its fields, and those of its receipts and manifest."""
+    manifest = teacher.manifest
+    covered, shards, prefix = whole.records, whole.shards, ""
+    if manifest.selection is not None:
+        covered, prefix = whole.trained, "views."
+        shards = ceil(whole.shards * covered / whole.records)
+    if manifest.backend == "zarr":
+        parts = [
+            _field_part(teacher, number, spec, prefix, covered, shards)
+            for number, spec in enumerate(manifest.fields)
+        ]
+    else:
+        parts = _tar_parts(teacher, prefix, covered, shards)
+    receipts = [
+        (shard.rows, receipt_path(teacher.folder, shard.name).stat().st_size)
+        for shard in manifest.shards
+    ]
+    per_shard, constant = _manifest_bytes(teacher.folder)
+    shared = [name for name in manifest.files if not name.startswith(f"{RECEIPTS_FOLDER}/")]
+    constant += sum((teacher.folder / name).stat().st_size for name in shared)
+    total = _on_a_line(receipts, covered, shards) + per_shard * shards + constant
+    rest = _even_part(f"{prefix}receipts", "receipts, manifest", total, covered)
+    return [*parts, rest]
+
+
+def other_forms(sample: Sample, passes: Sequence[TeacherPass]) -> dict[str, float]:
+    """Return the bytes a record of other options, as far as the shapes alone determine them, before compression."""
+    forms = {}
+    canonical = sample.store.manifest.canonical
+    if canonical is not None and canonical.format != "raw" and not sample.in_place:
+        forms["store.format=raw"] = float(canonical.height * canonical.width * 3)
+    dtypes = {
+        "map": ("map_dtype", ("float32", "float16", "int8")),
+        "superfeature_logits": ("superfeature_dtype", ("float16", "int8")),
+    }
+    for teacher in passes[:1]:
+        for spec in teacher.manifest.fields:
+            option, others = dtypes.get(spec.name, ("", ()))
+            for dtype in others:
+                if dtype != spec.dtype:
+                    forms[f"annotate.{option}={dtype}"] = float(_values_bytes(spec, dtype))
+    return forms
+
+
+# ---- fields --------------------------------------------------------------------------------------
+
+
+def _field_part(
+    teacher: TeacherPass, number: int, spec: FieldSpec, prefix: str, covered: int, shards: int
+) -> Part:
+    """Return the bytes of a field in files of its own."""
+    manifest = teacher.manifest
+    points = [(shard.rows, shard.files[number].bytes) for shard in manifest.shards]
+    assert all(
+        shard.files[number].path.startswith(f"{FIELDS_FOLDER}/{spec.name}/")
+        for shard in manifest.shards
+    )
+    form = _form(spec, teacher.num_views)
+    name = f"{prefix}{spec.name}"
+    if manifest.selection is not None:  # its chunks are as large as the sample's largest shard
+        return _growing_part(name, form, [max(points)], covered, shards, in_tars=False)
+    total = _on_a_line(points, covered, shards)
+    in_a_shard = covered / shards
+    by_shard = [
+        _on_a_line([points[0], point], in_a_shard, 1) / in_a_shard for point in points[1:] or points
+    ]
+    return Part(
+        name=name,
+        form=form,
+        bytes=round(total),
+        bytes_per_record=total / covered,
+        lowest=min(*by_shard, total / covered),
+        highest=max(*by_shard, total / covered),
+    )
+
+
+def _tar_parts(teacher: TeacherPass, prefix: str, covered: int, shards: int) -> list[Part]:
+    """Return the bytes of fields that share one tar per shard: those of their values, and the remainder."""
+    points = [
+        (shard.rows, sum(_tar_content(teacher.folder / file.path) for file in shard.files))
+        for shard in teacher.manifest.shards[1:]
+    ]
+    whole = _growing_part(f"{prefix}tars", "headers of the tars", points, covered, shards)
+    values = [
+        _even_part(
+            f"{prefix}{spec.name}",
+            _form(spec, teacher.num_views),
+            covered * teacher.num_views * _values_bytes(spec, spec.dtype),
+            covered,
+        )
+        for spec in teacher.manifest.fields
+    ]
+    rest = whole.bytes - sum(part.bytes for part in values)
+    return [*values, _even_part(whole.name, whole.form, rest, covered)]
+
+
+def _form(spec: FieldSpec, views: int) -> str:
+    shape = list(spec.shape) if views == 1 else [views, *spec.shape]
+    return f"{spec.dtype} {shape}"
+
+
+def _values_bytes(spec: FieldSpec, dtype: str) -> int:
+    """Return the bytes of one view of one record in a dtype."""
+    return int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def _tar_content(path: Path) -> int:
+    """Bytes of a tar's members and their headers, without the end of the file."""
+    with tarfile.open(path) as tar:
+        last = tar.getmembers()[-1]
+    return last.offset_data + -(-last.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _with_end(content: float) -> float:
+    """Size of a tar with that content: two empty blocks, then a multiple of tar's record."""
+    return ceil((content + 2 * tarfile.BLOCKSIZE) / tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+
+
+def _growing_part(
+    name: str,
+    form: str,
+    points: Sequence[Point],
+    records: int,
+    shards: int,
+    *,
+    in_tars: bool = True,
+) -> Part:
+    """Return a part that grows with the records alone, but for the end of each shard's tar."""
+    mean = sum(size for _, size in points) / max(1, sum(count for count, _ in points))
+    by_shard = [size / count for count, size in points if count]
+    in_a_shard = records / shards
+    full = _with_end(mean * in_a_shard) / in_a_shard if in_tars else mean
+    return Part(
+        name=name,
+        form=form,
+        bytes=round(full * records),
+        bytes_per_record=full,
+        lowest=min(by_shard) + full - mean,
+        highest=max(by_shard) + full - mean,
+    )
+
+
+def _index_point(store: Store, records: int | None = None) -> Point:
+    """Records and bytes of an index of the first records."""
+    rows = store.index if records is None else store.index.slice(0, records)
+    path = store.path / "part.parquet"
+    write_table(path, rows)
+    size = path.stat().st_size
+    path.unlink()
+    return rows.num_rows, size
+
+
+def _manifest_bytes(folder: Path) -> tuple[float, float]:
+    """Bytes of a manifest's text for each shard, and those of the remainder."""
+    path = folder / MANIFEST_NAME
+    values = json.loads(path.read_text())
+    shared = {
+        name: digest
+        for name, digest in values["files"].items()
+        if not name.startswith(f"{RECEIPTS_FOLDER}/")
+    }
+    without = values | {"shards": [], "files": shared}
+    of_shards = _text_bytes(values) - _text_bytes(without)
+    return of_shards / len(values["shards"]), path.stat().st_size - of_shards
+
+
+def _text_bytes(values: dict[str, Any]) -> int:
+    return len(json.dumps(values, indent=1, sort_keys=True))
+
+
+# ---- arithmetic ----------------------------------------------------------------------------------
+
+
+def _on_a_line(points: Sequence[Point], records: float, files: float) -> float:
+    """Return the bytes of `files` files with `records` records in all, by a line through the smallest and the others.
+
+    A line has at least no bytes a record and none a file. Files with equally many records are taken as they are.
+    """
+    few, few_bytes = points[0]
+    others = points[1:] or points
+    many = sum(count for count, _ in others) / len(others)
+    many_bytes = sum(size for _, size in others) / len(others)
+    slope = max(0.0, (many_bytes - few_bytes) / (many - few)) if many > few else 0.0
+    slope = min(slope, many_bytes / many)
+    return slope * records + (many_bytes - slope * many) * files
+
+
+def _scaled_part(name: str, form: str, held: Sequence[Point], sample: Sample) -> Part:
+    """Return a part of the data, whose bytes are known, in proportion to the records."""
+    records = sum(count for count, _ in held)
+    mean = sum(size for _, size in held) / records
+    by_shard = [size / count for count, size in held if count]
+    return Part(
+        name=name,
+        form=form,
+        bytes=round(mean * sample.whole.records),
+        bytes_per_record=mean,
+        lowest=min(by_shard),
+        highest=max(by_shard),
+    )
+
+
+def _even_part(name: str, form: str, total: float, records: int) -> Part:
+    """Return a part whose bytes a record do not vary."""
+    each = total / max(1, records)
+    return Part(
+        name=name,
+        form=form,
+        bytes=round(total),
+        bytes_per_record=each,
+        lowest=each,
+        highest=each,
+    )

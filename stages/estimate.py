@@ -1,0 +1,108 @@
+"""Estimate the bytes and hours of a store before it is made, and when it pays, from a sample of its records.
+
+    permafrost estimate experiment=demo
+    permafrost estimate data=image_folder data.path=photos teacher=torchvision teacher.name=resnet50 \\
+        teacher.weights=resnet50.pth teacher.input_size=224 estimate.records=1281167 estimate.workers=[1,8,64]
+    permafrost estimate store.path=stores/demo teacher=none
+
+It takes the options of precompute. A few shards are packed, annotated and trained on in a temporary folder. Each
+range in parentheses is the lowest and the highest of what was measured.
+
+Reads   the data, or only the store at <store.path> if it is finished, and the teacher's weights
+Writes  runs/<run>/estimate.json; nothing to <store.path>
+Rerun   the same command measures again, on the same records
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.cli import main
+from pipeline.config.file_data import NoDataConfig
+from pipeline.config.models import NoModelConfig
+from pipeline.config.runs import RUNS
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import write_atomically
+from pipeline.estimation.lines import plain_values, printed_lines
+from pipeline.store.manifest import MANIFEST_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.config.verbs import EstimateConfig
+    from pipeline.estimation.measurement import Estimate
+
+logger = logging.getLogger("permafrost.estimate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateResult:
+    """The estimate, its lines for the terminal, and the file that has it as JSON."""
+
+    estimate: Estimate
+    lines: dict[str, str] = field(default_factory=dict)
+    file: str = ""
+
+    def printed(self) -> dict[str, str]:
+        """Values for the terminal."""
+        return {**self.lines, "file": self.file}
+
+
+def run(config: EstimateConfig) -> EstimateResult:
+    """Measure a sample in a temporary folder, which is removed, and write the estimate."""
+    finished = (Path(config.store.path) / MANIFEST_NAME).exists()
+    if isinstance(config.data, NoDataConfig) and not finished:
+        raise ConfigError(
+            f"store.path={config.store.path} holds no finished store; name the data to estimate with data=, as in "
+            "data=image_folder data.path=photos, or correct store.path"
+        )
+    _announce(config, finished)
+    from pipeline.estimation.measurement import measure  # imports torch
+
+    with tempfile.TemporaryDirectory(prefix="permafrost-estimate-") as folder, _quiet():
+        estimate = measure(config, Path(folder))
+    path = RUNS / config.run / "estimate.json"
+    write_atomically(path, (json.dumps(plain_values(estimate), indent=1) + "\n").encode())
+    return EstimateResult(estimate=estimate, lines=printed_lines(estimate, config), file=str(path))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the parts of precompute from announcing their work, which is on a temporary store."""
+    precompute = logging.getLogger("permafrost.precompute")
+    before = precompute.level
+    precompute.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        precompute.setLevel(before)
+
+
+def _announce(config: EstimateConfig, finished: bool) -> None:
+    """Log what this call will measure, and on what."""
+    options = config.estimate
+    most = "all" if options.shard_records is None else f"at most {options.shard_records:,}"
+    teacher = "no teacher"
+    if not isinstance(config.teacher, NoModelConfig):
+        teacher = (
+            f"teacher {config.teacher.kind} {config.teacher.name} ({', '.join(config.annotate.payloads)}), then "
+            f"{options.rounds} steps of student {config.student.kind} {config.student.name}, "
+            f"method={config.method.kind}, with stored and with live targets"
+        )
+    logger.info(
+        "measuring %d shards, %s records of each, of %s; %s; in a temporary folder",
+        options.shards,
+        most,
+        f"the finished store {config.store.path}" if finished else f"data={config.data.kind}",
+        teacher,
+    )
+
+
+if __name__ == "__main__":
+    main("estimate", run, __doc__)

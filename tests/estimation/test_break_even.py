@@ -1,0 +1,56 @@
+"""Break-even of a store and a live teacher, by hand."""
+
+from math import inf
+
+import pytest
+
+from pipeline.estimation.break_even import BreakEven, break_even_epochs
+from pipeline.estimation.lines import format_bytes
+from pipeline.estimation.spread import Spread, spread_of
+
+
+def test_the_break_even_is_the_cost_over_what_an_epoch_saves():
+    """600 s to annotate, epochs of 1000 records: live 0.05 s a record, stored 0.02 s."""
+    annotation = Spread(median=600.0, lowest=540.0, highest=660.0)
+    saved = spread_of([0.03, 0.02, 0.04]).times(1000)  # 30 s, from 20 s to 40 s
+
+    epochs = break_even_epochs(annotation, saved)
+
+    assert epochs == BreakEven(median=20.0, lowest=13.5, highest=33.0)
+    assert epochs.in_students(40) == BreakEven(median=0.5, lowest=0.3375, highest=0.825)
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        ([-3.0, -2.0, -1.0], (inf, inf, inf)),
+        ([0.0, 0.0, 0.0], (inf, inf, inf)),
+        ([-1.0, 2.0, 4.0], (5.0, 2.5, inf)),
+        ([-2.0, -1.0, 5.0], (inf, 2.0, inf)),
+    ],
+)
+def test_a_teacher_that_costs_nothing_is_never_dearer(saved, expected):
+    epochs = break_even_epochs(spread_of([10.0]), spread_of(saved))
+
+    assert (epochs.median, epochs.lowest, epochs.highest) == expected
+
+
+def test_two_passes_cost_their_sum():
+    both = spread_of([1.0, 2.0, 4.0]).plus(spread_of([10.0, 30.0, 20.0]))
+
+    assert both == Spread(median=22.0, lowest=11.0, highest=34.0)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1_000, "1 kB"),
+        (147_600_000_000, "148 GB"),
+        (3.2e15, "3.2 PB"),
+        (4e18, "4,000 PB"),
+    ],
+)
+def test_bytes_have_a_decimal_unit(count, text):
+    assert format_bytes(count) == text

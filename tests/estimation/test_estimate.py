@@ -1,0 +1,309 @@
+"""Estimates next to the store that precompute then makes."""
+
+import json
+import math
+import tempfile
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config.builder import build_verb_config
+from pipeline.config.cells_data import CellsDataConfig
+from pipeline.config.compose import compose, section_names
+from pipeline.config.data import DemoDataConfig
+from pipeline.config.estimate import EstimateOptions
+from pipeline.config.file_data import NoDataConfig
+from pipeline.config.methods import E2KDConfig, LabelsConfig
+from pipeline.config.models import NoModelConfig
+from pipeline.config.store import PassOptions
+from pipeline.config.training import OptimizerOptions, TrainerOptions
+from pipeline.config.verbs import EstimateConfig
+from pipeline.config.views import RandomViewsConfig
+from pipeline.core.errors import ConfigError
+from pipeline.store.file_entry import StoreMismatchError
+from pipeline.store.reader import Store
+from stages import estimate, precompute
+from tests.support.images import write_tar
+from tests.support.runs import PAD_CROP
+from tests.support.stores import precompute_config
+from tests.support.tars import samples, tar_config
+
+DATA = DemoDataConfig(
+    image_size=16,
+    min_digit_size=8,
+    max_digit_size=12,
+    test_digits=50,
+    train_digits=300,
+    teacher_digits=200,
+    teacher_placements=1,
+    test_placements=1,
+)
+"""Six hundred records in four splits, most of which end with a shard that is not full."""
+
+
+def names(config):
+    return [spec.name for spec in fields(config)]
+
+
+def estimate_config(precompute, **options):
+    """Options of an estimate with the options of a precompute."""
+    own = {
+        "estimate": EstimateOptions(shards=4, shard_records=40, rounds=2),
+        "student": replace(precompute.teacher, weights=None)
+        if not isinstance(precompute.teacher, NoModelConfig)
+        else None,
+        "method": E2KDConfig(),
+        "optimizer": OptimizerOptions(),
+        "trainer": TrainerOptions(epochs=2, batch_size=8, num_threads=1),
+    }
+    shared = {name: getattr(precompute, name) for name in names(precompute)}
+    return EstimateConfig(**{**shared, "augment": PAD_CROP, **own, **options})
+
+
+def bytes_of(folder):
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def held(folder):
+    """Files of a folder with their sizes and times."""
+    return {
+        path: (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in Path(folder).rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def own_temporary_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["zarr", "webdataset"])
+def made(request, tmp_path_factory, tiny_teacher):
+    """Config, estimate before the store was made, and the store."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = precompute_config(
+        folder / "store",
+        tiny_teacher,
+        data=DATA,
+        shard_size=64,
+        backend=request.param,
+        run=str(folder / "run"),
+        annotate=PassOptions(batch_size=32),
+    )
+    before = estimate.run(estimate_config(config)).estimate
+    assert not (folder / "store").exists()
+    precompute.run(config)
+    return config, before, Store(folder / "store")
+
+
+def test_records_and_shards_are_those_of_the_store(made):
+    _, found, store = made
+
+    assert (found.records, found.shards) == (store.num_records(), len(store.manifest.shards))
+    assert (found.records, found.is_finished, found.is_scaled) == (600, False, False)
+    assert (found.sample_shards, found.sample_records) == (4, 156)  # one has 36 only
+
+
+def test_bytes_are_those_of_the_store_within_two_percent(made):
+    _, found, store = made
+    (teacher,) = store.open_passes()
+    parts = {part.name: part.bytes for part in found.parts}
+    images, whole_pass = bytes_of(store.path / "images"), bytes_of(teacher.folder)
+
+    assert found.bytes == pytest.approx(bytes_of(store.path), rel=0.02)
+    assert parts["images"] == pytest.approx(images, rel=0.02)
+    assert parts["index"] == pytest.approx(bytes_of(store.path) - images - whole_pass, rel=0.04)
+    fields = sum(
+        size for name, size in parts.items() if name not in ("images", "index", "receipts")
+    )
+    assert fields == pytest.approx(teacher.bytes_per_record * 600, rel=0.02)
+
+
+def test_fields_have_their_bytes_on_disk_or_in_a_tar_those_of_their_values(made):
+    _, found, store = made
+    (teacher,) = store.open_passes()
+    parts = {part.name: part for part in found.parts}
+
+    for spec in teacher.manifest.fields:
+        values = 600 * math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
+        on_disk = bytes_of(teacher.folder / "fields.zarr" / spec.name / "c")
+        assert parts[spec.name].bytes == (on_disk or values)
+    assert parts["map"].form == "float16 [1, 1, 4, 4]"
+    assert found.other_forms == {
+        "store.format=raw": 16 * 16 * 3,
+        "annotate.map_dtype=float32": 64.0,
+        "annotate.map_dtype=int8": 16.0,
+    }
+
+
+def test_a_finished_store_is_measured_without_its_data(made, own_temporary_folder):
+    config, before, store = made
+    files = held(store.path)
+
+    result = estimate.run(estimate_config(replace(config, data=NoDataConfig(), run="after")))
+    found = result.estimate
+
+    assert found.is_finished
+    assert found.packing is None
+    assert "is finished" in result.printed()["packing"]
+    assert (found.records, found.shards) == (before.records, before.shards)
+    parts = {part.name: part.bytes for part in found.parts}
+    assert parts["images"] == bytes_of(store.path / "images")
+    assert found.bytes == pytest.approx(bytes_of(store.path), rel=0.02)
+    assert held(store.path) == files
+    assert list(own_temporary_folder.iterdir()) == []
+
+
+def test_work_is_divided_among_workers_and_never_among_more_than_shards(made):
+    _, found, _ = made
+
+    for work in (found.packing, found.annotation):
+        assert work.seconds.median == pytest.approx(600 * work.seconds_per_record.median)
+        assert work.seconds.lowest <= work.seconds.median <= work.seconds.highest
+        assert work.hours[1] == pytest.approx(work.seconds.median / 3600)
+        assert work.hours[4] == pytest.approx(work.hours[1] / 4)
+        assert work.hours[16] == pytest.approx(work.hours[1] / found.shards)  # 12 shards
+
+
+def test_the_break_even_follows_from_what_was_measured(made):
+    _, found, store = made
+    training = found.training
+
+    assert (training.epochs, training.records) == (2, store.num_records("train"))
+    assert training.break_even_students.median == training.break_even_epochs.median / 2
+    assert min(training.stored.lowest, training.live.lowest) > 0
+
+
+def test_only_the_estimate_is_left(tmp_path, tiny_teacher, own_temporary_folder):
+    config = precompute_config(tmp_path / "store", tiny_teacher)
+    result = estimate.run(estimate_config(config, estimate=EstimateOptions(shards=1, rounds=1)))
+
+    assert not (tmp_path / "store").exists()
+    assert list(own_temporary_folder.iterdir()) == []
+    assert [path.name for path in Path("runs").rglob("*.*")] == ["estimate.json"]
+    values = json.loads(Path(result.file).read_text())
+    assert (values["records"], values["training"]["epochs"]) == (72, 2)
+
+
+def test_without_a_teacher_only_packing_is_estimated(tmp_path):
+    result = estimate.run(estimate_config(precompute_config(tmp_path / "store")))
+    found, lines = result.estimate, result.printed()
+
+    assert (found.annotation, found.training, found.no_training) == (None, None, "teacher=none")
+    assert [part.name for part in found.parts] == ["images", "index"]
+    assert lines["students"] == "not compared: teacher=none"
+    assert "annotation" not in lines
+
+
+def test_tars_that_stay_where_they_are_take_no_bytes_in_the_store(tmp_path):
+    tars = tmp_path / "tars"
+    write_tar(tars / "train-000000.tar", samples(400))
+    write_tar(tars / "test-000000.tar", samples(200, first=400))
+    config = precompute_config(tmp_path / "store", data=tar_config(tars))
+
+    found = estimate.run(estimate_config(config)).estimate
+    precompute.run(config)
+    store = Store(tmp_path / "store")
+
+    assert found.in_place
+    assert (found.records, found.shards) == (600, 2)
+    assert found.parts[0].bytes == bytes_of(tars) == sum(s.bytes for s in store.manifest.shards)
+    assert found.bytes == pytest.approx(bytes_of(store.path), rel=0.05)
+
+
+def test_a_shard_is_measured_in_parts_if_there_are_too_few(tmp_path):
+    config = precompute_config(
+        tmp_path / "store", shard_size=512
+    )  # one shard for each of four splits
+    options = EstimateOptions(shards=6, shard_records=10)
+
+    found = estimate.run(estimate_config(config, estimate=options)).estimate
+
+    # train has 40 records, of which 8 are the warm-up; the test splits have 10 each and the teacher's 12
+    assert (found.shards, found.sample_shards) == (4, 6)
+    assert found.sample_records == 10 + 10 + 10 + 10 + 10 + 2
+
+
+def test_records_that_are_not_here_are_scaled_from_the_sample(made):
+    config, before, _ = made
+    options = EstimateOptions(shards=4, shard_records=40, rounds=1, records=1_000_000)
+    teacherless = replace(config, teacher=NoModelConfig(), store=replace(config.store, path="none"))
+    found = estimate.run(estimate_config(teacherless, estimate=options)).estimate
+
+    assert (found.records, found.shards, found.is_scaled) == (1_000_000, 15_625, True)
+    images = [next(p for p in e.parts if p.name == "images") for e in (before, found)]
+    assert images[1].bytes_per_record == pytest.approx(images[0].bytes_per_record, rel=0.05)
+    assert images[1].bytes == pytest.approx(images[1].bytes_per_record * 1_000_000)
+
+
+def test_stored_views_cover_the_split_and_are_replayed(tmp_path, tiny_teacher):
+    config = precompute_config(
+        tmp_path / "store",
+        tiny_teacher,
+        views=RandomViewsConfig(count=2),
+        augment=PAD_CROP,
+    )
+    found = estimate.run(estimate_config(config, mode="replay")).estimate
+    precompute.run(config)
+    store = Store(tmp_path / "store")
+    (views,) = store.open_passes(stored_views=True)
+    parts = {part.name: part for part in found.parts}
+
+    assert parts["views.logits"].form == "float16 [2, 10]"
+    assert parts["views.logits"].bytes_per_record == pytest.approx(2 * 10 * 2, rel=0.1)
+    assert found.training.records == store.num_records("train") == 40
+    assert set(parts) >= {f"views.{spec.name}" for spec in views.manifest.fields}
+
+
+def test_a_student_that_cannot_be_compared_leaves_the_rest(tmp_path, tiny_teacher):
+    config = precompute_config(tmp_path / "store", tiny_teacher)
+    one = EstimateOptions(shards=1, rounds=1)
+
+    def reason(**options):
+        found = estimate.run(estimate_config(config, estimate=one, **options)).estimate
+        assert found.annotation is not None
+        return found.no_training
+
+    assert "method=labels uses no teacher" in reason(method=LabelsConfig())
+    assert "mode=live reads no stored targets" in reason(mode="live")
+    assert "fewer than trainer.batch_size=64" in reason(trainer=TrainerOptions())
+
+
+def test_without_data_a_store_must_be_finished(tmp_path, tiny_teacher):
+    config = precompute_config(tmp_path / "store", tiny_teacher, data=NoDataConfig())
+
+    with pytest.raises(ConfigError, match=r"holds no finished store; name the data .*data="):
+        estimate.run(estimate_config(config))
+
+
+def test_the_words_of_precompute_are_those_of_an_estimate():
+    words = (
+        *("data=webdataset", "data.path=tars", "store.format=jpeg95", "store.shard_size=1024"),
+        *("teacher=torchvision", "teacher.name=resnet50", "teacher.weights=w.pth", "views=random"),
+        *("annotate.map_dtype=int8", "cluster.actors=4", "executor=ray", "subset.shots=5"),
+    )
+    asked, made = (
+        build_verb_config(verb, compose(verb, words)) for verb in ("estimate", "precompute")
+    )
+
+    assert set(section_names("precompute")) <= set(section_names("estimate"))
+    assert all(getattr(asked, name) == getattr(made, name) for name in names(made))
+
+
+def test_a_finished_store_of_other_data_is_not_estimated_for_them(frozen):
+    other = replace(frozen.config, data=CellsDataConfig())
+
+    with pytest.raises(StoreMismatchError, match="finished store of demo, but data=cells; leave"):
+        estimate.run(estimate_config(other))
+
+
+@pytest.mark.parametrize("workers", ["[]", "[0]"])
+def test_numbers_of_workers_are_checked(workers):
+    with pytest.raises(ConfigError, match=r"estimate.workers=.* at least one number, each >= 1"):
+        build_verb_config("estimate", compose("estimate", [f"estimate.workers={workers}"]))
