@@ -21,11 +21,14 @@ from pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
     from pathlib import Path
 
 PARTIAL_SUFFIX = ".partial"
 _BUFFER_BYTES = 2**20
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FOLDERS_WITHOUT_FSYNC = (errno.EINVAL, errno.ENOTSUP)
 """Errors of file systems that do not support fsync of a folder, such as some network mounts."""
@@ -87,7 +90,7 @@ def open_atomically(path: Path) -> Iterator[HashingFile]:
     try:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
     try:
         file = HashingFile(descriptor)
         try:
@@ -103,12 +106,12 @@ def open_atomically(path: Path) -> Iterator[HashingFile]:
             if os.path.exists(partial):
                 os.unlink(partial)
         if isinstance(error, OSError) and not isinstance(error, UserError):
-            raise _write_error(path, error) from error
+            raise write_error(path, error) from error
         raise
     _fsync_folder(path.parent)
 
 
-def _write_error(path: Path, error: OSError) -> FileError:
+def write_error(path: Path, error: OSError) -> FileError:
     """Return the error to raise when `path` could not be written."""
     if error.errno in _NO_SPACE:
         return NoSpaceError(
@@ -144,13 +147,16 @@ def make_folder(path: Path) -> None:
             f"{path} is not a folder. Choose another path, or move that file away"
         ) from None
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
     _fsync_folder(path.parent)
 
 
-def remove_partial_files(folder: Path) -> int:
-    """Remove the temporary files that interrupted commits left in `folder` and return their number."""
-    leftovers = list(folder.rglob(f".*{PARTIAL_SUFFIX}"))
+def remove_partial_files(folder: Path, keep: Container[Path] = ()) -> int:
+    """Remove the temporary files that interrupted commits left in `folder` and return their number.
+
+    keep  temporary files of this process, which are still in use
+    """
+    leftovers = [path for path in folder.rglob(f".*{PARTIAL_SUFFIX}") if path not in keep]
     for path in leftovers:
         path.unlink(missing_ok=True)
     return len(leftovers)
@@ -165,7 +171,7 @@ def _fsync_folder(folder: Path) -> None:
             os.close(descriptor)
     except OSError as error:
         if error.errno not in _FOLDERS_WITHOUT_FSYNC:
-            raise _write_error(folder, error) from error
+            raise write_error(folder, error) from error
 
 
 def open_regular(path: Path) -> io.FileIO:
@@ -204,9 +210,7 @@ def sha256_file(path: Path) -> str:
 
 def canonical_json(value: Any) -> bytes:
     """Return the canonical text of a JSON value: sorted keys, no white space."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return _CANONICAL.encode(value).encode()
 
 
 def sha256_json(value: Any) -> str:
