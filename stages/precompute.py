@@ -5,7 +5,7 @@
     permafrost precompute store.path=stores/demo teacher=cifar teacher.name=resnet20 \\
         teacher.weights=runs/my-teacher/teach/model.safetensors      (a pass on a finished store needs no data=)
 
-Reads   the data, unless the store is finished and data=none, and the teacher's weights
+Reads   the data, unless the store is finished and the options are the same or data=none, and the teacher's weights
 Writes  <store.path>: image shards, index, manifest; teachers/<name>-<fingerprint>/
 Rerun   the same command computes only what is missing
 """
@@ -27,10 +27,12 @@ from pipeline.core.progress import say_if_slow
 from pipeline.models.resolve import resolve_precompute
 from pipeline.report.commands import distill_command, teach_command
 from pipeline.sources.build import build_source, classes_of, list_source, plan_source
+from pipeline.sources.origin import digest_origin
 from pipeline.sources.parts import BYTES_PER_RECORD, PartedSource
 from pipeline.store.listing import listing_files
 from pipeline.store.lock import lock_folder
 from pipeline.store.manifest import MANIFEST_NAME
+from pipeline.store.origin import find_finished, write_origin
 from pipeline.store.pack import PackPlan, pack, plan_pack
 from pipeline.store.reader import Store
 
@@ -66,11 +68,16 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
         packed = annotated = 0
         passes: list[str] = []
         with Executors(config.executor, config.cluster) as executors:
-            if isinstance(config.data, NoDataConfig):
+            digest = (
+                None
+                if isinstance(config.data, NoDataConfig)
+                else digest_origin(config.data, config.store)
+            )
+            if digest is None or _is_finished(config, path, digest):
                 records = Store(path).num_records()
                 _announce(config, f"{records:,} records, finished", executors.choose(records))
             else:
-                packed, records = _pack(config, path, executors)
+                packed, records = _pack(config, path, digest, executors)
             if not isinstance(config.teacher, NoModelConfig):
                 from pipeline.annotation.teacher_pass import annotate_passes  # imports torch
 
@@ -107,13 +114,27 @@ def _check_has_records(config: PrecomputeConfig, path: Path) -> None:
         )
 
 
-def _pack(config: PrecomputeConfig, path: Path, executors: Executors) -> tuple[int, int]:
+def _is_finished(config: PrecomputeConfig, path: Path, digest: str) -> bool:
+    """Return whether the store is finished, whole and made of the same data, as far as that shows without listing."""
+    if config.store.relist or find_finished(path, digest) is None:
+        return False
+    logger.info(
+        "the data were not listed again, because the options and files are those of the finished store; "
+        "store.relist=true lists and compares them"
+    )
+    return True
+
+
+def _pack(
+    config: PrecomputeConfig, path: Path, digest: str, executors: Executors
+) -> tuple[int, int]:
     """List the data, pack the missing shards and publish; return the numbers of packed and of all records."""
     with listing_files(path) as files:
         with say_if_slow(logger, f"listing the records of data={config.data.kind} ..."):
             plan = _plan_pack(config, path, files, executors)
         _announce(config, plan.describe(), executors.choose(plan.num_records))
         packed = pack(plan, config, executors.open(plan.num_records))
+    write_origin(path, digest, plan.dataset.fingerprint)
     return packed, plan.num_records
 
 
