@@ -24,6 +24,7 @@ from pipeline.store.manifest import (
     read_checked,
     read_pass_manifest,
 )
+from pipeline.store.origin import ORIGIN_NAME
 from pipeline.store.reader import TEACHERS_FOLDER, Store, TeacherPass
 from pipeline.store.tars import recovery_hint
 
@@ -111,7 +112,7 @@ def _verify_files(
         name = path.relative_to(folder).as_posix()
         if name.partition("/")[0] in ignored or name in also_known:
             continue
-        if name in (*described, LOCK_NAME):
+        if name in (*described, LOCK_NAME, ORIGIN_NAME):
             continue
         if name.endswith((PARTIAL_SUFFIX, JOURNAL_SUFFIX)):
             yield f"{path} was left by a process that was killed; delete it"
