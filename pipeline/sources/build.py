@@ -6,6 +6,7 @@ record, so any process may read any shard at any time.
 
 from __future__ import annotations
 
+import secrets
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 from pipeline.config.file_data import FileDataConfig
 from pipeline.config.options import resolve_implementation
 from pipeline.core.errors import ConfigError
+from pipeline.core.files import PARTIAL_SUFFIX
 from pipeline.core.tasks import ShardResult, run_shards
 from pipeline.sources.class_subset import ClassSubset, PartedClassSubset
 from pipeline.sources.parts import PartedSource
@@ -53,7 +55,10 @@ class ListPart:
         started = time.monotonic()
         number, name = part
         path = self.files.part(number)
-        records = write_listing(path, self.source.part_records(name), self.seed)
+        # A task that is taken for lost and started again elsewhere may still be writing.
+        own = path.with_suffix(f".{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
+        records = write_listing(own, self.source.part_records(name), self.seed)
+        own.replace(path)
         return ShardResult(name=name, records=records, seconds=time.monotonic() - started)
 
 

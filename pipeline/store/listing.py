@@ -35,6 +35,8 @@ BATCH_RECORDS = 65_536
 """Largest number of records in a batch of the file."""
 BATCH_BYTES = 2**25
 """Number of bytes of JSON above which a batch is written with fewer records."""
+_JOINED_RECORDS = 4096
+"""Number of records whose JSON is hashed at once."""
 _NAME = ".listing"
 _RANK_BYTES = 16
 _SCHEMA = pa.schema(
@@ -339,8 +341,8 @@ class Listing:
         """Yield the JSON of all records in the order of their keys, many at a time, separated by commas."""
         keys = pa.chunked_array([batch.column("key") for batch in self.batches], pa.string())
         order = pc.sort_indices(keys)  # UTF-8 sorts as code points do
-        for start in range(0, len(order), BATCH_RECORDS):
-            rows = order.slice(start, BATCH_RECORDS).to_numpy().astype(np.int64)
+        for start in range(0, len(order), _JOINED_RECORDS):
+            rows = order.slice(start, _JOINED_RECORDS).to_numpy().astype(np.int64)
             yield b",".join(self._select("json", rows))
         del order
         pa.default_memory_pool().release_unused()

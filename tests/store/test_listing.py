@@ -101,6 +101,7 @@ def assert_planned_as_in_memory(records, shard_size, seed):
 def small_blocks(monkeypatch):
     """Work on a few records at once, so that every boundary is crossed."""
     monkeypatch.setattr(listing, "BATCH_RECORDS", 7)
+    monkeypatch.setattr(listing, "_JOINED_RECORDS", 3)
     monkeypatch.setattr(planning, "_BLOCK", 5)
 
 
