@@ -66,18 +66,13 @@ class ListingFiles:
         """The listing itself."""
         return self.folder / f"{_NAME}.{self.token}{PARTIAL_SUFFIX}"
 
-    @property
-    def order(self) -> Path:
-        """Row numbers of the listing in the order of the shards, int64."""
-        return order_path(self.records)
-
     def part(self, number: int) -> Path:
         """Listing of one part of the source."""
         return self.folder / f"{_NAME}.{self.token}.{number:06d}{PARTIAL_SUFFIX}"
 
 
 def order_path(listing: Path) -> Path:
-    """Return the path of the row numbers of a listing in the order of its shards."""
+    """Return the path of the row numbers of a listing in the order of its shards, int64."""
     return listing.with_suffix(f".order{PARTIAL_SUFFIX}")
 
 
