@@ -5,7 +5,7 @@
     permafrost precompute store.path=stores/demo teacher=cifar teacher.name=resnet20 \\
         teacher.weights=runs/my-teacher/teach/model.safetensors      (a pass on a finished store needs no data=)
 
-Reads   the data, unless the store is finished and data=none, and the teacher's weights
+Reads   the data, unless the store is finished and the options are the same or data=none, and the teacher's weights
 Writes  <store.path>: image shards, index, manifest; teachers/<name>-<fingerprint>/
 Rerun   the same command computes only what is missing
 """
@@ -19,21 +19,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cli import main
-from pipeline.cluster.executors import choose_executor, open_executor
+from pipeline.cluster.executors import Executors
 from pipeline.config.file_data import NoDataConfig
 from pipeline.config.models import NoModelConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.progress import say_if_slow
 from pipeline.models.resolve import resolve_precompute
 from pipeline.report.commands import distill_command, teach_command
-from pipeline.sources.build import build_source, plan_source
+from pipeline.sources.build import build_source, classes_of, list_source, plan_source
+from pipeline.sources.origin import digest_origin
+from pipeline.sources.parts import BYTES_PER_RECORD, PartedSource
+from pipeline.store.listing import listing_files
 from pipeline.store.lock import lock_folder
 from pipeline.store.manifest import MANIFEST_NAME
+from pipeline.store.origin import find_finished, write_origin
 from pipeline.store.pack import PackPlan, pack, plan_pack
 from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
     from pipeline.config.verbs import PrecomputeConfig
+    from pipeline.store.listing import ListingFiles
 
 logger = logging.getLogger("permafrost.precompute")
 
@@ -60,20 +65,25 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
     _check_has_records(config, path)
     started = time.monotonic()
     with lock_folder(path):
-        plan = None if isinstance(config.data, NoDataConfig) else _plan_pack(config, path)
-        records = Store(path).num_records() if plan is None else plan.num_records
-        executor = choose_executor(config.executor, config.cluster, records)
-        _announce(config, plan, records, executor)
-        annotated = 0
+        packed = annotated = 0
         passes: list[str] = []
-        with open_executor(executor, config.cluster) as map_shards:
-            packed = 0 if plan is None else pack(plan, config, map_shards)
+        with Executors(config.executor, config.cluster) as executors:
+            digest = (
+                None
+                if isinstance(config.data, NoDataConfig)
+                else digest_origin(config.data, config.store)
+            )
+            if digest is None or _is_finished(config, path, digest):
+                records = Store(path).num_records()
+                _announce(config, f"{records:,} records, finished", executors.choose(records))
+            else:
+                packed, records = _pack(config, path, digest, executors)
             if not isinstance(config.teacher, NoModelConfig):
                 from pipeline.annotation.teacher_pass import annotate_passes  # imports torch
 
                 store = Store(path)
                 annotated, passes = annotate_passes(
-                    resolve_precompute(config, store), store, map_shards
+                    resolve_precompute(config, store), store, executors.open(records)
                 )
     done = packed + annotated
     finished = Store(config.store.path)  # with its path as it was typed
@@ -104,17 +114,44 @@ def _check_has_records(config: PrecomputeConfig, path: Path) -> None:
         )
 
 
-def _plan_pack(config: PrecomputeConfig, path: Path) -> PackPlan:
+def _is_finished(config: PrecomputeConfig, path: Path, digest: str) -> bool:
+    """Return whether the store is finished, whole and made of the same data, as far as that shows without listing."""
+    if config.store.relist or find_finished(path, digest) is None:
+        return False
+    logger.info(
+        "the data were not listed again, because the options and files are those of the finished store; "
+        "store.relist=true lists and compares them"
+    )
+    return True
+
+
+def _pack(
+    config: PrecomputeConfig, path: Path, digest: str, executors: Executors
+) -> tuple[int, int]:
+    """List the data, pack the missing shards and publish; return the numbers of packed and of all records."""
+    with listing_files(path) as files:
+        with say_if_slow(logger, f"listing the records of data={config.data.kind} ..."):
+            plan = _plan_pack(config, path, files, executors)
+        _announce(config, plan.describe(), executors.choose(plan.num_records))
+        packed = pack(plan, config, executors.open(plan.num_records))
+    write_origin(path, digest, plan.dataset.fingerprint)
+    return packed, plan.num_records
+
+
+def _plan_pack(
+    config: PrecomputeConfig, path: Path, files: ListingFiles, executors: Executors
+) -> PackPlan:
     source = build_source(config.data)
-    with say_if_slow(logger, f"listing the records of data={config.data.kind} ..."):
-        records = source.records()
-        plans = plan_source(source, records, config.store)
-        return plan_pack(config, path, source, records, plans)
+    guess = 0
+    if isinstance(source, PartedSource):
+        guess = sum(source.parts().values()) // BYTES_PER_RECORD
+    listing = list_source(source, files, config.store, executors.open(guess))
+    plans = plan_source(source, listing, config.store)
+    return plan_pack(config, path, source, classes_of(source, listing), listing, plans)
 
 
-def _announce(config: PrecomputeConfig, plan: PackPlan | None, records: int, executor: str) -> None:
+def _announce(config: PrecomputeConfig, held: str, executor: str) -> None:
     """Log what this call will do, and on what."""
-    held = f"{records:,} records, finished" if plan is None else plan.describe()
     teacher = "no teacher"
     if not isinstance(config.teacher, NoModelConfig):
         payloads = ", ".join(config.annotate.payloads)

@@ -10,7 +10,7 @@ Independent tasks run in parallel. Each ends in an outcome, which may be an erro
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +56,33 @@ def open_executor(executor: Executor, cluster: ClusterConfig) -> Iterator[MapSha
 
     with RayDataExecutor(cluster) as map_shards:
         yield map_shards
+
+
+class Executors:
+    """Executors of one command, each chosen by the size of its work and opened at most once. A context."""
+
+    def __init__(self, executor: Executor, cluster: ClusterConfig) -> None:
+        self._executor = executor
+        self._cluster = cluster
+        self._stack = ExitStack()
+        self._opened: dict[Executor, MapShards] = {}
+
+    def __enter__(self) -> Executors:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def choose(self, records: int) -> Executor:
+        """Return the name of the executor for work on so many records."""
+        return choose_executor(self._executor, self._cluster, records)
+
+    def open(self, records: int) -> MapShards:
+        """Return that executor, which is open until the context ends."""
+        name = self.choose(records)
+        if name not in self._opened:
+            self._opened[name] = self._stack.enter_context(open_executor(name, self._cluster))
+        return self._opened[name]
 
 
 @dataclass(kw_only=True)

@@ -32,6 +32,10 @@ class StoreOptions(Options):
     format: Annotated[Literal["original", "jpeg95", "raw"], Role.OUTSIDE_IDENTITY] = "original"
     """Format of the images: the original bytes of the files, or the frame as a JPEG of quality 95 or as raw
     pixels."""
+    relist: Annotated[bool, Role.OUTSIDE_IDENTITY] = False
+    """List the data and compare them with a finished store, also if the options and the places of the files are
+    those that it was made with. Without it, such a store is only checked for missing files: a file that was
+    overwritten may not be noticed."""
     teacher: tuple[str, ...] = ()
     """Teacher passes to read if the store holds several: folder names, or the 8 digits at their ends."""
 

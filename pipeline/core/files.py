@@ -22,10 +22,13 @@ from pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
 PARTIAL_SUFFIX = ".partial"
 _BUFFER_BYTES = 2**20
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FOLDERS_WITHOUT_FSYNC = (errno.EINVAL, errno.ENOTSUP)
 """Errors of file systems that do not support fsync of a folder, such as some network mounts."""
@@ -158,11 +161,17 @@ def iter_files(folder: Path) -> Iterator[Path]:
             yield Path(parent) / name
 
 
-def remove_partial_files(folder: Path, suffix: str = PARTIAL_SUFFIX) -> int:
-    """Remove the hidden files with this suffix that interrupted processes left below `folder`; return their number."""
+def remove_partial_files(
+    folder: Path, suffix: str = PARTIAL_SUFFIX, keep: Container[Path] = ()
+) -> int:
+    """Remove the hidden files that interrupted processes left below `folder`, and return their number.
+
+    suffix  ending of their names
+    keep    files of this process, which are still in use
+    """
     number = 0
     for path in iter_files(folder):
-        if path.name.startswith(".") and path.name.endswith(suffix):
+        if path.name.startswith(".") and path.name.endswith(suffix) and path not in keep:
             path.unlink(missing_ok=True)
             number += 1
     return number
@@ -216,9 +225,7 @@ def sha256_file(path: Path) -> str:
 
 def canonical_json(value: Any) -> bytes:
     """Return the canonical text of a JSON value: sorted keys, no white space."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return _CANONICAL.encode(value).encode()
 
 
 def sha256_json(value: Any) -> str:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 
@@ -56,7 +58,7 @@ class Record:
     """True if the boxes are in pixels of the original, upright image; packing normalizes them."""
     content: tuple[Any, ...] = ()
     """JSON values that the source needs to read the record (a seed, a relative path and its size). They are part
-    of the fingerprint and therefore never contain an absolute path."""
+    of the fingerprint and therefore never contain an absolute path. Lists arrive as tuples at the source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +228,8 @@ class Source(Protocol):
     def columns(self) -> tuple[str, ...] | None:
         """Names of a table's columns; None where records are images."""
 
-    def records(self) -> list[Record]:
-        """Return all records, in any order. Planning sorts them by key."""
+    def records(self) -> Iterator[Record]:
+        """Yield all records once, in any order, without a list of all of them. Planning orders them by key."""
 
     def read(self, record: Record) -> Content:
         """Return the bytes of a record."""

@@ -12,7 +12,7 @@ from itertools import count
 from math import ceil
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,23 +22,25 @@ from pipeline.core.errors import require
 from pipeline.core.files import sha256_file, sha256_keys
 from pipeline.core.seeds import derive_seed
 from pipeline.estimation.spread import Spread, spread_of
-from pipeline.sources.build import build_source, plan_source
-from pipeline.store.file_entry import FileEntry, StoreMismatchError
-from pipeline.store.index import INDEX_SCHEMA, has_many_labels, index_table
-from pipeline.store.manifest import write_manifest
-from pipeline.store.pack import PackShard, plan_pack
-from pipeline.store.parquet import write_table
-from pipeline.store.planning import ShardPlan
-from pipeline.store.publish import INDEX_NAME, publish_store
+from pipeline.sources.build import build_source, classes_of, list_source, plan_source
+from pipeline.store.file_entry import StoreMismatchError
+from pipeline.store.listing import listing_files
+from pipeline.store.manifest import DatasetIdentity, fingerprint_store, write_manifest
+from pipeline.store.pack import PackShard, derive_packing
+from pipeline.store.publish import publish_store
 from pipeline.store.reader import Store
-from pipeline.store.receipts import RECEIPT_SCHEMA
-from pipeline.store.shards import ShardEntry
+from pipeline.store.receipts import RECEIPT_SCHEMA, read_receipt, receipt_path
+from pipeline.store.store_tables import StoreTablesWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pipeline.config.store import SubsetOptions
     from pipeline.config.verbs import EstimateConfig
+    from pipeline.core.records import Source
+    from pipeline.core.tasks import ShardResult, ShardTask
+    from pipeline.store.listing import ListingFiles
+    from pipeline.store.shards import ShardEntry
 
 _FEW = 8
 """Largest number of records of the first shard of a sample."""
@@ -99,22 +101,23 @@ def sample_finished(config: EstimateConfig, store: Store, folder: Path) -> Sampl
     Raises StoreMismatchError if `data=` names a source of another kind, whose records are not listed.
     """
     _check_same_data(config, store)
-    shards = store.manifest.shards
+    shards = store.shards
     pieces = _pieces(
         [shard.name for shard in shards],
         [shard.split for shard in shards],
         [shard.records for shard in shards],
         config,
     )
-    entries, tables = [], []
-    for piece in pieces:
-        shard = shards[piece.shard]
-        rows = store.index.slice(store.first_rows[shard.name] + piece.first, piece.count)
-        place = rows.schema.get_field_index("row")
-        rows = rows.set_column(place, INDEX_SCHEMA.field("row"), pa.array(range(piece.count), "i4"))
-        tables.append(rows.select(RECEIPT_SCHEMA.names))
-        entries.append(
-            replace(
+    with StoreTablesWriter(folder, store.manifest.rows_per_shard) as writer:
+        for piece in pieces:
+            shard = shards[piece.shard]
+            path = receipt_path(store.path, shard.name)
+            receipt, _ = read_receipt(path, RECEIPT_SCHEMA)
+            rows = receipt.slice(piece.first, piece.count)
+            place = RECEIPT_SCHEMA.get_field_index("row")
+            numbers = pa.array(range(piece.count), pa.int32())
+            rows = rows.set_column(place, RECEIPT_SCHEMA.field("row"), numbers)
+            entry = replace(
                 shard,
                 name=piece.name,
                 records=piece.count,
@@ -122,18 +125,25 @@ def sample_finished(config: EstimateConfig, store: Store, folder: Path) -> Sampl
                 path=str((store.path / shard.path).absolute()),
                 referenced=True,
             )
-        )
-    index = index_table(tables, store.manifest.rows_per_shard)
-    digest = write_table(folder / INDEX_NAME, index)
-    size = (folder / INDEX_NAME).stat().st_size
+            writer.append(entry, rows, sha256_file(path))
+        tables = writer.finish()
+    manifest = store.manifest
     write_manifest(
         folder,
         replace(
-            store.manifest,
-            shards=tuple(entries),
-            index=FileEntry(path=INDEX_NAME, bytes=size, sha256=digest),
-            files={},
-            multi_label=has_many_labels(index),
+            manifest,
+            records=tables.shards.records_of_splits(),
+            fingerprint=fingerprint_store(
+                manifest.dataset,
+                manifest.canonical,
+                manifest.columns,
+                tables.shards.names_and_keys(),
+            ),
+            shards=tables.shards,
+            index=tables.index,
+            keys=tables.keys,
+            skipped=tables.skipped,
+            multi_label=tables.multi_label,
         ),
     )
     return Sample(
@@ -166,23 +176,29 @@ def _check_same_data(config: EstimateConfig, store: Store) -> None:
 def sample_source(config: EstimateConfig, folder: Path) -> Sample:
     """List the source, and pack some of its records as precompute would."""
     source = build_source(config.data)
-    records = list(source.records())
-    plans = plan_source(source, records, config.store)
-    sizes = [len(plan.records) for plan in plans]
+    with listing_files(folder) as files:
+        return _sample_listed(config, folder, source, files)
+
+
+def _sample_listed(
+    config: EstimateConfig, folder: Path, source: Source, files: ListingFiles
+) -> Sample:
+    listing = list_source(source, files, config.store, _in_this_process)
+    plans = plan_source(source, listing, config.store)
+    classes = classes_of(source, listing)
+    sizes = [plan.num_records for plan in plans]
     pieces = _pieces([plan.name for plan in plans], [plan.split for plan in plans], sizes, config)
     chosen = []
     for position, piece in enumerate(pieces):
         plan = plans[piece.shard]
-        part = plan.records[piece.first : piece.first + piece.count]
-        chosen.append(ShardPlan(position, piece.name, plan.split, part, plan.reference))
-    packed = plan_pack(
-        config, folder, source, [record for plan in chosen for record in plan.records], chosen
-    )
+        start = plan.start + piece.first
+        extent = {"start": start, "stop": start + piece.count}
+        chosen.append(replace(plan, position=position, name=piece.name, **extent))
+    keys = sha256_keys(key for plan in chosen for key in plan.keys)
+    dataset = DatasetIdentity(name=source.name, fingerprint=keys)
+    packing = derive_packing(config, source)
     task = PackShard(
-        store=folder,
-        source=source,
-        packing=packed.packing,
-        dataset_fingerprint=packed.dataset.fingerprint,
+        store=folder, source=source, packing=packing, dataset_fingerprint=dataset.fingerprint
     )
     seconds = []
     for piece, plan in zip(pieces, chosen, strict=True):
@@ -195,23 +211,25 @@ def sample_source(config: EstimateConfig, folder: Path) -> Sample:
     publish_store(
         folder,
         chosen,
-        packed.dataset,
-        classes=source.classes,
-        packing=packed.packing,
+        dataset,
+        classes=classes,
+        packing=packing,
         image_size=config.store.image_size,
         rows_per_shard=max(sizes) if in_place else config.store.shard_size,
         max_skipped=sum(piece.count for piece in pieces),
     )
-    splits = Counter(record.split for record in records)
+    splits = Counter[str]()
+    for plan in plans:
+        splits[plan.split] += plan.num_records
     return Sample(
         store=Store(folder),
         whole=_whole(
             config,
-            records=len(records),
+            records=listing.num_records,
             shards=len(plans),
             of_split=splits[config.split],
-            classes=len(source.classes),
-            shard_records=len(records) / len(plans) if in_place else config.store.shard_size,
+            classes=len(classes),
+            shard_records=listing.num_records / len(plans) if in_place else config.store.shard_size,
         ),
         in_place=in_place,
         images=tuple(
@@ -221,6 +239,10 @@ def sample_source(config: EstimateConfig, folder: Path) -> Sample:
         ),
         packing=spread_of(seconds[1:]),
     )
+
+
+def _in_this_process(task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
+    return map(task, shards)
 
 
 def _seconds_of_a_record(

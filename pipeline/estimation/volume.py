@@ -6,18 +6,19 @@ and those of a shard. Uncompressed fields of a pass have the same bytes in every
 
 from __future__ import annotations
 
-import json
 import tarfile
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.store.index import CHECKED_COLUMNS
+from pipeline.store.index_writer import IndexWriter
 from pipeline.store.manifest import MANIFEST_NAME
-from pipeline.store.parquet import write_table
-from pipeline.store.receipts import RECEIPTS_FOLDER, receipt_path
+from pipeline.store.receipts import RECEIPT_SCHEMA, read_receipt, receipt_path
 from pipeline.store.zarr_fields import FIELDS_FOLDER
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.core.records import FieldSpec
     from pipeline.estimation.sample import Point, Sample, Whole
     from pipeline.store.reader import Store, TeacherPass
+    from pipeline.store.shards import TableFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +64,15 @@ def index_part(sample: Sample) -> Part:
     """Return the bytes of the index, the receipts and the manifest of the images."""
     name, form, whole = "index", "index, receipts, manifest", sample.whole
     if sample.finished is not None:
-        manifest = sample.finished.manifest
-        names = [manifest.index.path, MANIFEST_NAME, *manifest.files]
-        held = sum((sample.finished.path / name).stat().st_size for name in names)
+        held = _held_by_index(sample.finished)
         return _scaled_part(name, form, [(sample.finished.num_records(), held)], sample)
     store = sample.store
     receipts = [
         (shard.records, receipt_path(store.path, shard.name).stat().st_size)
-        for shard in store.manifest.shards
+        for shard in store.shards
     ]
-    index = [_index_point(store, store.manifest.shards[0].records), _index_point(store)]
-    per_shard, constant = _manifest_bytes(store.path)
+    index = [_index_point(store, 1), _index_point(store, len(store.shards))]
+    per_shard, constant = _table_bytes(store.path, store.manifest.shards, _SHARD_BYTES)
     total = (
         _on_a_line(receipts, whole.records, whole.shards)
         + _on_a_line(index, whole.records, 1)
@@ -100,9 +100,9 @@ def pass_parts(teacher: TeacherPass, whole: Whole) -> list[Part]:
         (shard.rows, receipt_path(teacher.folder, shard.name).stat().st_size)
         for shard in manifest.shards
     ]
-    per_shard, constant = _manifest_bytes(teacher.folder)
-    shared = [name for name in manifest.files if not name.startswith(f"{RECEIPTS_FOLDER}/")]
-    constant += sum((teacher.folder / name).stat().st_size for name in shared)
+    fields_bytes = len(manifest.shards[0].files) * _FILE_BYTES + _PASS_SHARD_BYTES
+    per_shard, constant = _table_bytes(teacher.folder, manifest.shards, fields_bytes)
+    constant += sum((teacher.folder / name).stat().st_size for name in manifest.files)
     total = _on_a_line(receipts, covered, shards) + per_shard * shards + constant
     rest = _even_part(f"{prefix}receipts", "receipts, manifest", total, covered)
     return [*parts, rest]
@@ -228,32 +228,37 @@ def _growing_part(
     )
 
 
-def _index_point(store: Store, records: int | None = None) -> Point:
-    """Records and bytes of an index of the first records."""
-    rows = store.index if records is None else store.index.slice(0, records)
-    path = store.path / "part.parquet"
-    write_table(path, rows)
-    size = path.stat().st_size
-    path.unlink()
-    return rows.num_rows, size
+def _held_by_index(store: Store) -> int:
+    """Bytes of a finished store's index, receipts and manifest with its tables."""
+    manifest = store.manifest
+    tables = (manifest.index, manifest.keys, manifest.shards.file, manifest.skipped.file)
+    receipts = (receipt_path(store.path, shard.name).stat().st_size for shard in store.shards)
+    own = (store.path / MANIFEST_NAME).stat().st_size
+    return own + sum(table.bytes for table in tables if table is not None) + sum(receipts)
 
 
-def _manifest_bytes(folder: Path) -> tuple[float, float]:
-    """Bytes of a manifest's text for each shard, and those of the remainder."""
-    path = folder / MANIFEST_NAME
-    values = json.loads(path.read_text())
-    shared = {
-        name: digest
-        for name, digest in values["files"].items()
-        if not name.startswith(f"{RECEIPTS_FOLDER}/")
-    }
-    without = values | {"shards": [], "files": shared}
-    of_shards = _text_bytes(values) - _text_bytes(without)
-    return of_shards / len(values["shards"]), path.stat().st_size - of_shards
+def _index_point(store: Store, num_shards: int) -> Point:
+    """Records and bytes of an index of the first shards."""
+    with TemporaryDirectory() as folder, IndexWriter(Path(folder), 1) as writer:
+        for shard in store.shards[:num_shards]:
+            receipt, _ = read_receipt(receipt_path(store.path, shard.name), RECEIPT_SCHEMA)
+            writer.append(shard.name, shard.split, receipt)
+        index, keys = writer.finish()
+    return writer.num_records, index.bytes + keys.bytes
 
 
-def _text_bytes(values: dict[str, Any]) -> int:
-    return len(json.dumps(values, indent=1, sort_keys=True))
+_SHARD_BYTES = 3 * 32 + 4 * len(CHECKED_COLUMNS)
+"""Bytes of a row of a store's table of shards that do not compress: digests and checksums."""
+_PASS_SHARD_BYTES = 2 * 32
+_FILE_BYTES = 32 + 4
+"""The same for a row of a pass's table, and for each of its files."""
+
+
+def _table_bytes(folder: Path, table: TableFile[Any], per_shard: int) -> tuple[float, float]:
+    """Bytes of a table of shards for each shard, and those of the remainder with the manifest."""
+    assert table.file is not None
+    size = table.file.bytes + (folder / MANIFEST_NAME).stat().st_size
+    return per_shard, max(0, size - per_shard * len(table))
 
 
 # ---- arithmetic ----------------------------------------------------------------------------------

@@ -1,22 +1,32 @@
-"""Construction and planning of the source that the options name.
+"""Construction, listing and planning of the source that the options name.
 
-A source lists all its records at once and reads their bytes one by one. Reading is a pure function of the record, so
-any process may read any shard at any time.
+A source lists its records one after the other and reads their bytes one by one. Reading is a pure function of the
+record, so any process may read any shard at any time.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+import secrets
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from pipeline.config.file_data import FileDataConfig
 from pipeline.config.options import resolve_implementation
-from pipeline.sources.class_subset import ClassSubset
-from pipeline.store.planning import check_keys, plan_shards
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import PARTIAL_SUFFIX
+from pipeline.core.tasks import ShardResult, run_shards
+from pipeline.sources.class_subset import ClassSubset, PartedClassSubset
+from pipeline.sources.parts import PartedSource
+from pipeline.store.listing import Listing, join_listings, write_listing
+from pipeline.store.planning import RepeatedKeyError, check_keys, plan_shards
 
 if TYPE_CHECKING:
     from pipeline.config.file_data import DataConfig
     from pipeline.config.store import StoreOptions
-    from pipeline.core.records import Record, Source
+    from pipeline.core.records import Source
+    from pipeline.core.tasks import MapShards
+    from pipeline.store.listing import ListingFiles
     from pipeline.store.planning import ShardPlan
 
 
@@ -24,22 +34,77 @@ if TYPE_CHECKING:
 class InPlaceSource(Protocol):
     """Source whose files may serve as shards in place."""
 
-    def plan_in_place(self, form: str) -> list[ShardPlan] | None:
-        """Plan one shard per file; None if the records have to be packed again. `form` is store.format."""
+    def plan_in_place(self, form: str, listing: Listing) -> list[ShardPlan] | None:
+        """Plan one shard per file; None if the records have to be packed again.
+
+        form     store.format
+        listing  all records; listing.part_sizes has the number of records of each part
+        """
 
 
-def plan_source(source: Source, records: list[Record], config: StoreOptions) -> list[ShardPlan]:
+@dataclass(frozen=True, kw_only=True)
+class ListPart:
+    """Task that lists one part of a source: (number, name) -> a file with its records."""
+
+    needs_gpu: ClassVar[bool] = False
+    source: PartedSource
+    files: ListingFiles
+    seed: int
+
+    def __call__(self, part: tuple[int, str]) -> ShardResult:
+        started = time.monotonic()
+        number, name = part
+        path = self.files.part(number)
+        # A task that is taken for lost and started again elsewhere may still be writing.
+        own = path.with_suffix(f".{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
+        records = write_listing(own, self.source.part_records(name), self.seed)
+        own.replace(path)
+        return ShardResult(name=name, records=records, seconds=time.monotonic() - started)
+
+
+def list_source(
+    source: Source, files: ListingFiles, config: StoreOptions, map_shards: MapShards
+) -> Listing:
+    """Write all records of the source to a listing, in this process or part by part where `map_shards` runs."""
+    if not isinstance(source, PartedSource):
+        write_listing(files.records, source.records(), config.seed)
+        return Listing(files.records)
+    task = ListPart(source=source, files=files, seed=config.seed)
+    parts = list(enumerate(source.parts()))
+    run_shards("list", map_shards, task, parts)
+    return join_listings((files.part(number) for number, _ in parts), files.records)
+
+
+def classes_of(source: Source, listing: Listing) -> tuple[str, ...]:
+    """Return the class names in label order, without listing the parts of a source again."""
+    if isinstance(source, PartedSource):
+        return source.classes_up_to(listing.largest_label)
+    return source.classes
+
+
+def plan_source(source: Source, listing: Listing, config: StoreOptions) -> list[ShardPlan]:
     """Plan the source's shards: its own tars if they can be used in place, new ones otherwise."""
-    in_place = source.plan_in_place(config.format) if isinstance(source, InPlaceSource) else None
-    if in_place is not None:
-        check_keys([record.key for record in records])
+    try:
+        in_place = None
+        if isinstance(source, InPlaceSource):
+            in_place = source.plan_in_place(config.format, listing)
+        if in_place is None:
+            return plan_shards(listing, config.shard_size)
+        check_keys(listing)
         return in_place
-    return plan_shards(records, config.shard_size, config.seed)
+    except RepeatedKeyError as error:
+        if not isinstance(source, PartedSource):
+            raise
+        raise ConfigError(
+            f"{error.count} sample keys are not unique, such as {error.key!r}; "
+            f"make them unique with {source.unique_keys_option}"
+        ) from error
 
 
 def build_source(config: DataConfig) -> Source:
     """Build the source that `data=` names."""
     source: Source = resolve_implementation(type(config))(config)
     if isinstance(config, FileDataConfig) and config.only_classes:
-        return ClassSubset(source, config.only_classes)
+        subset = PartedClassSubset if isinstance(source, PartedSource) else ClassSubset
+        return subset(source, config.only_classes)
     return source

@@ -21,6 +21,8 @@ from pipeline.core.records import Box, Content, Record
 from pipeline.sources.digits import encode_png
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from pipeline.config.cells_data import CellsDataConfig
@@ -76,10 +78,10 @@ class CellsSource:
         self.config = config
         self.frame_size: tuple[int, int] | None = (config.image_size, config.image_size)
 
-    def records(self) -> list[Record]:
-        """Return all records; groups are the backgrounds, and boxes bound the whole cell."""
+    def records(self) -> Iterator[Record]:
+        """Yield all records; groups are the backgrounds, and boxes bound the whole cell."""
         counts = {"train": self.config.train_records, "test": self.config.test_records}
-        return [self._record(split, number) for split in SERIES for number in range(counts[split])]
+        return (self._record(split, number) for split in SERIES for number in range(counts[split]))
 
     def read(self, record: Record) -> Content:
         """Return frame and mask, both as PNG of `data.image_size` squared."""

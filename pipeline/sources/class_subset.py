@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pipeline.core.errors import ConfigError, require, shorten
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from pipeline.core.records import Content, Record, Source
+    from pipeline.sources.parts import PartedSource
 
 
 class ClassSubset:
@@ -39,15 +42,17 @@ class ClassSubset:
         """Names of a table's columns; None where records are images."""
         return self.source.columns
 
-    def records(self) -> list[Record]:
-        """Return the records of the classes. Raises ConfigError if records have several labels."""
+    def records(self) -> Iterator[Record]:
+        """Yield the records of the classes. Raises ConfigError if records have several labels."""
+        return self._kept(self.source.records())
+
+    def _kept(self, records: Iterable[Record]) -> Iterator[Record]:
         new_labels = {
             label: self.classes.index(name)
             for label, name in enumerate(self.source.classes)
             if name in self.classes
         }
-        kept = []
-        for record in self.source.records():
+        for record in records:
             require(
                 not record.labels,
                 f"data.only_classes={list(self.classes)} needs records with one label, but {record.key} has several; "
@@ -59,8 +64,7 @@ class ClassSubset:
                     for box in record.boxes
                     if box.label in new_labels
                 )
-                kept.append(replace(record, label=new_labels[record.label], boxes=boxes))
-        return kept
+                yield replace(record, label=new_labels[record.label], boxes=boxes)
 
     def read(self, record: Record) -> Content:
         """Return the bytes of a record."""
@@ -69,3 +73,28 @@ class ClassSubset:
     def where(self, record: Record) -> str:
         """Return the location of a record for messages."""
         return self.source.where(record)
+
+
+class PartedClassSubset(ClassSubset):
+    """The same for a source in parts, which stay parts."""
+
+    @property
+    def unique_keys_option(self) -> str:
+        """Option that makes equal keys in several parts different."""
+        return self._parted.unique_keys_option
+
+    def parts(self) -> dict[str, int]:
+        """Return the bytes of each part by its name."""
+        return self._parted.parts()
+
+    def part_records(self, part: str) -> Iterator[Record]:
+        """Yield the records of the classes in one part."""
+        return self._kept(self._parted.part_records(part))
+
+    def classes_up_to(self, largest_label: int) -> tuple[str, ...]:
+        """Return the chosen classes."""
+        return self.classes
+
+    @property
+    def _parted(self) -> PartedSource:
+        return cast("PartedSource", self.source)

@@ -26,6 +26,8 @@ from pipeline.core.records import Box, Content, Record
 from pipeline.sources.digits import encode_png, load_digit_images
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from pipeline.config.data import DemoDataConfig
@@ -69,8 +71,8 @@ class DemoSource:
         self.config = config
         self.frame_size: tuple[int, int] | None = (config.image_size, config.image_size)
 
-    def records(self) -> list[Record]:
-        """Return all records, with 2 * (digit is odd) + photograph as group and boxes around the digit's ink."""
+    def records(self) -> Iterator[Record]:
+        """Yield all records, with 2 * (digit is odd) + photograph as group and boxes around the digit's ink."""
         labels = load_digit_images()[1]
         order = np.random.default_rng([self.config.seed, 0]).permutation(len(labels))
         num_test, num_train = self.config.test_digits, self.config.train_digits
@@ -80,12 +82,12 @@ class DemoSource:
             "train": order[num_test : num_test + num_train],
             "teacher": order[num_test:][: self.config.teacher_digits],
         }
-        return [
+        return (
             self._record(split, int(digit), placement, int(labels[digit]))
             for split in SPLITS
             for digit in digits[split]
             for placement in range(self._placements(split))
-        ]
+        )
 
     def read(self, record: Record) -> Content:
         """Return the frame and the digit's mask, both as PNG of `data.image_size` squared."""

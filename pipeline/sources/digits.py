@@ -17,6 +17,8 @@ from pipeline.core.records import Content, Record
 from pipeline.sources.splits import TRAIN, split_off_test
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from pipeline.config.data import DigitsDataConfig
@@ -37,13 +39,13 @@ class DigitsSource:
     def __init__(self, config: DigitsDataConfig) -> None:
         self.config = config
 
-    def records(self) -> list[Record]:
-        """Return all records, in split train except for `data.test_fraction` of them."""
+    def records(self) -> Iterator[Record]:
+        """Yield all records, in split train except for `data.test_fraction` of them."""
         labels = load_digit_images()[1]
-        records = [
+        records = (
             Record(key=f"digit_{number:04d}", split=TRAIN, label=int(label), content=(number,))
             for number, label in enumerate(labels)
-        ]
+        )
         return split_off_test(records, self.config.test_fraction)
 
     def read(self, record: Record) -> Content:

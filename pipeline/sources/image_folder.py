@@ -26,6 +26,8 @@ from pipeline.sources.keys import escape_key
 from pipeline.sources.splits import TRAIN, is_split_name, split_off_test
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pipeline.config.data import ImageFolderDataConfig
 
 logger = logging.getLogger("permafrost.precompute")
@@ -60,31 +62,40 @@ class ImageFolderSource:
             )
         return names
 
-    def records(self) -> list[Record]:
-        """Return one record per image, labeled by its class folder."""
-        label_of = {name: label for label, name in enumerate(self.classes)}
-        records = [
-            Record(
-                key=escape_key(path),
-                split=split,
-                label=label_of[name],
-                content=(path, size),
-            )
-            for folder, split in self._split_folders().items()
+    def records(self) -> Iterator[Record]:
+        """Yield one record per image, labeled by its class folder."""
+        return split_off_test(self._images(), self.config.test_fraction)
+
+    def stamps(self) -> dict[str, int]:
+        """Return when images were last added to each class folder or removed from it, in nanoseconds."""
+        return {
+            (path := _join(folder, name)): (self._root / path).stat().st_mtime_ns
+            for folder in self._split_folders()
             for name in self._class_folders(folder)
-            for path, size in iter_images(self._root, _join(folder, name))
-        ]
-        if not records:
+        }
+
+    def _images(self) -> Iterator[Record]:
+        label_of = {name: label for label, name in enumerate(self.classes)}
+        found: set[int] = set()
+        for folder, split in self._split_folders().items():
+            for name in self._class_folders(folder):
+                for path, size in iter_images(self._root, _join(folder, name)):
+                    found.add(label_of[name])
+                    yield Record(
+                        key=escape_key(path),
+                        split=split,
+                        label=label_of[name],
+                        content=(path, size),
+                    )
+        if not found:
             raise ConfigError(
                 f"data.path={self.config.path} has class folders but no images in them; "
                 "expected <path>/<class>/<image> or <path>/<split>/<class>/<image>"
             )
-        self._warn_of_absent_classes(records)
-        return split_off_test(records, self.config.test_fraction)
+        self._warn_of_absent_classes(found)
 
-    def _warn_of_absent_classes(self, records: list[Record]) -> None:
+    def _warn_of_absent_classes(self, found: set[int]) -> None:
         """Name the classes without images, and the folders that are left out because they begin with a dot."""
-        found = {record.label for record in records}
         empty = [name for label, name in enumerate(self.classes) if label not in found]
         if empty:
             logger.warning("classes without images: %s", ", ".join(empty[:10]))

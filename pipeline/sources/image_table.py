@@ -30,7 +30,7 @@ from pipeline.sources.table_files import TableFiles
 from pipeline.sources.tables.rows import Row, is_all_digits, read_rows, to_number, to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from pipeline.config.data import ImageTableDataConfig
 
@@ -64,18 +64,25 @@ class ImageTableSource:
         """Lines of data.classes, the sorted names in the label column, or its numbers up to the largest."""
         return self._classes.names
 
-    def records(self) -> list[Record]:
-        """Return one record per row."""
+    def records(self) -> Iterator[Record]:
+        """Yield one record per row."""
+        return split_off_test(self._rows(), self.config.test_fraction)
+
+    def _rows(self) -> Iterator[Record]:
+        """Yield the records of rows whose files exist; raise ConfigError at the end for those that do not."""
         groups = self._group_columns()
         files = TableFiles(self._root)
-        records = [
-            self._record(row, groups, files) for row in read_rows(self._table, self._columns())
-        ]
-        if missing := files.missing_paths(self.config):
-            records = [record for record in records if missing.isdisjoint(record.content[::2])]
-        if not records:
+        is_empty = True
+        for row in read_rows(self._table, self._columns()):
+            missing = files.num_missing
+            record = self._record(row, groups, files)
+            if files.num_missing == missing:
+                is_empty = False
+                yield record
+        files.check_images(self._table, self.config.image)
+        files.check_missing(self.config)
+        if is_empty:
             raise ConfigError(f"data.path={self._table} has no rows")
-        return split_off_test(records, self.config.test_fraction)
 
     def read(self, record: Record) -> Content:
         """Return the image's file unchanged, and the mask's values as PNG."""

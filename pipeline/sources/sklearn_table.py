@@ -12,6 +12,8 @@ from pipeline.sources.rows import ROW_KEY, read_row, row_content
 from pipeline.sources.splits import TRAIN, split_off_test
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pipeline.config.table_data import SklearnTableDataConfig
 
 
@@ -35,10 +37,10 @@ class SklearnTableSource:
         """Names in scikit-learn."""
         return tuple(str(name) for name in self._load().feature_names)
 
-    def records(self) -> list[Record]:
-        """Return one record per row, with its number as the key."""
+    def records(self) -> Iterator[Record]:
+        """Yield one record per row, with its number as the key."""
         loaded = self._load()
-        records = [
+        records = (
             Record(
                 key=ROW_KEY.format(number),
                 split=TRAIN,
@@ -48,7 +50,7 @@ class SklearnTableSource:
             for number, (values, label) in enumerate(
                 zip(loaded.data.astype(np.float32), loaded.target, strict=True)
             )
-        ]
+        )
         return split_off_test(records, self.config.test_fraction)
 
     def read(self, record: Record) -> Content:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from pipeline.core.records import Record
 
@@ -39,23 +39,21 @@ def split_of(value: str, names: Mapping[str, str], error: Callable[[str], Config
     return split
 
 
-def split_off_test(records: Sequence[Record], fraction: float) -> list[Record]:
+def split_off_test(records: Iterable[Record], fraction: float) -> Iterator[Record]:
     """Move the records of split train whose key's hash falls below `fraction` to split test.
 
     This is a pure function of each key, so adding or removing records does not move others.
     """
     if fraction == 0:
-        return list(records)
-    if any(record.split == TEST for record in records):
-        raise ConfigError(
-            f"data.test_fraction={fraction}, but the data already have a split {TEST}; set data.test_fraction=0"
-        )
-    return [
-        replace(record, split=TEST)
-        if record.split == TRAIN and _position(record.key) < fraction
-        else record
-        for record in records
-    ]
+        yield from records
+        return
+    for record in records:
+        if record.split == TEST:
+            raise ConfigError(
+                f"data.test_fraction={fraction}, but the data already have a split {TEST}; set data.test_fraction=0"
+            )
+        is_test = record.split == TRAIN and _position(record.key) < fraction
+        yield replace(record, split=TEST) if is_test else record
 
 
 def _position(key: str) -> float:

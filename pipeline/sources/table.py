@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,27 +19,33 @@ import numpy as np
 from pipeline.core.records import NO_LABEL, Content, Record
 from pipeline.sources.classes import ClassIndex, load_class_names
 from pipeline.sources.keys import escape_key
+from pipeline.sources.repeats import Repeats
 from pipeline.sources.rows import ROW_KEY, bad_row_content, read_row, row_content
 from pipeline.sources.splits import TRAIN, split_of, split_off_test
-from pipeline.sources.tables.columns import TableColumns, read_columns, sorted_names
-from pipeline.sources.tables.features import table_features
+from pipeline.sources.tables.columns import TableColumns, read_columns, sorted_names, to_name
+from pipeline.sources.tables.features import Features, table_features
 from pipeline.sources.tables.rows import to_number
 from pipeline.store.table_rows import RowError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pipeline.config.table_data import TableDataConfig
 
 
-class _Listing(NamedTuple):
-    """Contents of the table."""
+class _Contents(NamedTuple):
+    """Table in memory, and what is computed from all of its rows."""
 
-    records: list[Record]
-    classes: tuple[str, ...]
-    columns: tuple[str, ...]
+    table: TableColumns
+    classes: ClassIndex
+    features: Features
 
 
 class TableSource:
-    """Source of a table's rows; records contain their values, so only the listing process reads the file."""
+    """Source of a table's rows; records contain their values, so only the listing process reads the file.
+
+    That process holds the columns of the whole table, but no object for each row.
+    """
 
     name = "table"
     revision = 1
@@ -51,16 +58,21 @@ class TableSource:
     @property
     def classes(self) -> tuple[str, ...]:
         """Lines of data.classes, or the sorted values of the label column."""
-        return self._listing.classes
+        return self._contents.classes.names
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the stored columns."""
-        return self._listing.columns
+        return self._contents.features.columns
 
-    def records(self) -> list[Record]:
-        """Return one record per row."""
-        return self._listing.records
+    def records(self) -> Iterator[Record]:
+        """Yield one record per row."""
+        table, classes, features = self._contents
+        for row, record in enumerate(self._without_values(table, classes)):
+            reason = features.complaints.get(row)
+            values = features.values[row]
+            content = row_content(values) if reason is None else bad_row_content(reason)
+            yield replace(record, content=content)
 
     def read(self, record: Record) -> Content:
         """Return the row; raise RowError if a cell is not a finite number (data.on_error=skip)."""
@@ -71,29 +83,18 @@ class TableSource:
         return str(self._table)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_listing"}
+        return {name: value for name, value in self.__dict__.items() if name != "_contents"}
 
-    # ---- listing ---------------------------------------------------------------------------------
+    # ---- contents --------------------------------------------------------------------------------
 
     @cached_property
-    def _listing(self) -> _Listing:
+    def _contents(self) -> _Contents:
         table = read_columns(self._table)
         table.require(self._columns())
-        labels = self._label_texts(table)
-        classes = self._classes(labels)
-        records = split_off_test(
-            [
-                Record(key=key, split=split, label=label)
-                for key, split, label in zip(
-                    self._keys(table),
-                    self._splits(table),
-                    self._labels(table, labels, classes),
-                    strict=True,
-                )
-            ],
-            self.config.test_fraction,
-        )
-        in_training = np.array([record.split == TRAIN for record in records])
+        classes = self._classes(table)
+        self._check_keys(table)
+        records = self._without_values(table, classes)
+        in_training = np.fromiter((record.split == TRAIN for record in records), np.bool_)
         features = table_features(table, self.config, in_training)
         if features.complaints and self.config.on_error == "stop":
             raise RowError(
@@ -101,17 +102,16 @@ class TableSource:
                 f"{features.complaints[min(features.complaints)]}; repair them, leave the column out with data.exclude "
                 "(data.categorical, if it is text), or skip such rows with data.on_error=skip"
             )
-        contents = [
-            bad_row_content(features.complaints[row])
-            if row in features.complaints
-            else row_content(values)
-            for row, values in enumerate(features.values)
-        ]
-        return _Listing(
-            [replace(r, content=content) for r, content in zip(records, contents, strict=True)],
-            classes.names,
-            features.columns,
+        return _Contents(table, classes, features)
+
+    def _without_values(self, table: TableColumns, classes: ClassIndex) -> Iterator[Record]:
+        """Yield the records without their content."""
+        columns = self._keys(table), self._splits(table), self._labels(table, classes)
+        records = (
+            Record(key=key, split=split, label=label)
+            for key, split, label in zip(*columns, strict=True)
         )
+        return split_off_test(records, self.config.test_fraction)
 
     def _columns(self) -> dict[str, str]:
         """Map each option to the column that it names."""
@@ -121,50 +121,56 @@ class TableSource:
             named |= {f"{option}[{i}]": name for i, name in enumerate(getattr(config, option))}
         return {option: column for option, column in named.items() if column is not None}
 
-    def _keys(self, table: TableColumns) -> list[str]:
+    def _keys(self, table: TableColumns) -> Iterator[str]:
         column = self.config.key
         if column is None:
-            return [ROW_KEY.format(number) for number in range(1, table.table.num_rows + 1)]
-        row_of: dict[str, int] = {}
+            yield from map(ROW_KEY.format, range(1, table.table.num_rows + 1))
+            return
         for row, text in enumerate(table.texts(column)):
             if text is None:
                 raise table.error(row, column, "is empty, but every record needs a key")
-            first = row_of.setdefault(escape_key(text), row)
-            if first != row:
-                raise table.error(row, column, f"{text!r} is already the key of row {first + 1}")
-        return list(row_of)
+            yield escape_key(text)
 
-    def _splits(self, table: TableColumns) -> list[str]:
+    def _check_keys(self, table: TableColumns) -> None:
+        """Raise ConfigError if two rows have the same key."""
+        column = self.config.key
+        if column is None:
+            return
+        repeats = Repeats()
+        for key in self._keys(table):
+            repeats.add(key)
+        for first, row in repeats.candidates():
+            text, again = (to_name(table.table[column][place].as_py()) for place in (first, row))
+            if text == again:
+                raise table.error(row, column, f"{text!r} is already the key of row {first + 1}")
+
+    def _splits(self, table: TableColumns) -> Iterator[str]:
         column = self.config.split
         if column is None:
-            return [TRAIN] * table.table.num_rows
-        splits = []
+            yield from repeat(TRAIN, table.table.num_rows)
+            return
         for row, text in enumerate(table.texts(column)):
             complain = partial(table.error, row, column)
             if text is None:
                 raise complain("is empty")
-            splits.append(split_of(text, self.config.split_names, complain))
-        return splits
+            yield split_of(text, self.config.split_names, complain)
 
-    def _label_texts(self, table: TableColumns) -> list[str | None]:
-        """Return the label of each row as text; None for an unlabeled row."""
+    def _label_texts(self, table: TableColumns) -> Iterator[str | None]:
+        """Yield the label of each row as text; None for an unlabeled row."""
         if self.config.label is None:
-            return [None] * table.table.num_rows
+            return repeat(None, table.table.num_rows)
         return table.texts(self.config.label)
 
-    def _classes(self, labels: list[str | None]) -> ClassIndex:
-        found = {text for text in labels if text is not None}
+    def _classes(self, table: TableColumns) -> ClassIndex:
+        found = {text for text in self._label_texts(table) if text is not None}
         if self.config.classes is None:
             return ClassIndex(sorted_names(found), is_numbered=False)
         names = load_class_names(self.config.classes)
         are_numbers = all(to_number(text) is not None for text in found)
         return ClassIndex(names, is_numbered=are_numbers and not found <= set(names))
 
-    def _labels(
-        self, table: TableColumns, texts: list[str | None], classes: ClassIndex
-    ) -> list[int]:
-        labels = []
-        for row, text in enumerate(texts):
+    def _labels(self, table: TableColumns, classes: ClassIndex) -> Iterator[int]:
+        for row, text in enumerate(self._label_texts(table)):
             label = NO_LABEL if text is None else classes.label(text)
             if label is None:
                 assert self.config.label is not None
@@ -173,5 +179,4 @@ class TableSource:
                     self.config.label,
                     f"{text!r} is not one of the {len(classes.names)} classes; correct it or data.classes",
                 )
-            labels.append(label)
-        return labels
+            yield label

@@ -45,9 +45,11 @@ class TinyImageNetSource:
         """Sorted WordNet ids."""
         return tuple(sorted(self._read_lines("wnids.txt")))
 
-    def records(self) -> list[Record]:
-        """Return every image; those of test/ have no label."""
-        return [*self._train_records(), *self._val_records(), *self._test_records()]
+    def records(self) -> Iterator[Record]:
+        """Yield every image; those of test/ have no label."""
+        yield from self._train_records()
+        yield from self._val_records()
+        yield from self._test_records()
 
     def read(self, record: Record) -> Content:
         """Return the file unchanged."""

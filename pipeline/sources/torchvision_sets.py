@@ -110,9 +110,9 @@ class TorchvisionSource:
         dataset = self._open("train")
         return tuple(dataset.wnids if self.name == "imagenet" else dataset.classes)
 
-    def records(self) -> list[Record]:
-        """Return every record of every split; the set is first downloaded and unpacked if that is allowed."""
-        records = [record for split in SETS[self.name].splits for record in self._list(split)]
+    def records(self) -> Iterator[Record]:
+        """Yield every record of every split; the set is first downloaded and unpacked if that is allowed."""
+        records = (record for split in SETS[self.name].splits for record in self._list(split))
         return split_off_test(records, self.config.test_fraction)
 
     def read(self, record: Record) -> Content:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.config.data import WebDatasetDataConfig
+    from pipeline.store.listing import Listing
 
 MASK_SUFFIX = "mask.png"
 
@@ -45,13 +46,14 @@ class WebDatasetSource:
     revision = 1
     frame_size: tuple[int, int] | None = None
     columns = None
+    unique_keys_option = "data.key_prefix=shard"
 
     def __init__(self, config: WebDatasetDataConfig) -> None:
         self.config = config
 
     def __getstate__(self) -> dict[str, Any]:
-        # Actors read by offset and do not need the listing.
-        return {"config": self.config, "tars": self.tars}
+        # Found once, by the driver: another process needs neither the folder nor the file of the class names.
+        return {"config": self.config, "tars": self.tars, "_names": self._names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -59,7 +61,7 @@ class WebDatasetSource:
     @cached_property
     def tars(self) -> dict[str, Path]:
         """Path of every tar by file name; those of an http(s) address are downloaded first."""
-        if self.config.path.startswith(("http://", "https://")):
+        if _is_address(self.config.path):
             folder = Path(self.config.cache)
             found = [download(url, folder) for url in expand_range(self.config.path)]
         else:
@@ -76,20 +78,46 @@ class WebDatasetSource:
         """Names in label order: from `data.classes`, from classes.txt next to the tars, or the numbers."""
         if self._names is not None:
             return self._names
-        labels = [label for record in self._listing for label in (record.label, *record.labels)]
-        return tuple(str(label) for label in range(max(labels, default=NO_LABEL) + 1))
+        labels = (label for record in self.records() for label in (record.label, *record.labels))
+        return self.classes_up_to(max(labels, default=NO_LABEL))
+
+    def classes_up_to(self, largest_label: int) -> tuple[str, ...]:
+        """Return the names from the file, or the numbers up to the largest label."""
+        if self._names is not None:
+            return self._names
+        return tuple(str(label) for label in range(largest_label + 1))
 
     @cached_property
     def _names(self) -> tuple[str, ...] | None:
         """Names from a file, which labels may use."""
-        beside = next(iter(self.tars.values())).parent / "classes.txt"
-        if self.config.classes is None and not beside.is_file():
+        if self.config.classes is None and not self._beside.is_file():
             return None
-        return load_class_names(self.config.classes or str(beside))
+        return load_class_names(self.config.classes or str(self._beside))
 
-    def records(self) -> list[Record]:
-        """Return one record per sample, in the order of the tars; its content is the position of its bytes."""
-        return self._listing
+    @property
+    def _beside(self) -> Path:
+        """File of class names next to the tars, which may be missing."""
+        return next(iter(self.tars.values())).parent / "classes.txt"
+
+    def records(self) -> Iterator[Record]:
+        """Yield one record per sample, in the order of the tars; its content is the position of its bytes."""
+        return (record for name in self.tars for record in self.part_records(name))
+
+    def parts(self) -> dict[str, int]:
+        """Return the bytes of every tar by file name."""
+        return {name: path.stat().st_size for name, path in self.tars.items()}
+
+    def stamps(self) -> dict[str, tuple[int, int]]:
+        """Return the bytes of every tar and of the class names, and when they were last changed.
+
+        Tars of an address have none, because they would have to be downloaded.
+        """
+        if _is_address(self.config.path):
+            return {}
+        stats = {name: path.stat() for name, path in self.tars.items()}
+        if self._beside.is_file():
+            stats[self._beside.name] = self._beside.stat()
+        return {name: (found.st_size, found.st_mtime_ns) for name, found in stats.items()}
 
     def read(self, record: Record) -> Content:
         """Return the sample's image, and its mask if it has one."""
@@ -108,24 +136,19 @@ class WebDatasetSource:
         name, _, (offset, _), _ = record.content
         return f"{self.tars[name]} at byte {offset}"
 
-    @cached_property
-    def _listing(self) -> list[Record]:
-        records = [record for name in self.tars for record in self._list_tar(name)]
-        repeated = [key for key, count in Counter(r.key for r in records).items() if count > 1]
-        if repeated:
-            raise ConfigError(
-                f"{len(repeated)} sample keys are not unique, such as {repeated[0]!r}; "
-                "make them unique with data.key_prefix=shard"
-            )
-        return records
-
-    def _list_tar(self, name: str) -> Iterator[Record]:
+    def _split(self, name: str) -> str:
+        """Return the split of a tar."""
         split = self.config.split or split_of_tar(name)
         if not is_split_name(split):
             raise ConfigError(
                 f"{self.tars[name]} would belong to split {split!r}, which must have only letters, digits, - and _; "
                 "set data.split, or rename the tar"
             )
+        return split
+
+    def part_records(self, part: str) -> Iterator[Record]:
+        """Yield the records of one tar."""
+        name, split = part, self._split(part)
         prefix = {"none": "", "split": f"{split}-", "shard": f"{Path(name).stem}-"}
         with self.tars[name].open("rb") as file:
             for sample, members in list_samples(self.tars[name]):
@@ -213,30 +236,35 @@ class WebDatasetSource:
             )
         return self._names.index(value)
 
-    def plan_in_place(self, form: str) -> list[ShardPlan] | None:
+    def plan_in_place(self, form: str, listing: Listing) -> list[ShardPlan] | None:
         """Plan one shard per tar, with its records in the tar's order; None if they have to be packed again.
 
-        form  store.format; re-encoded frames cannot be used in place
+        form     store.format; re-encoded frames cannot be used in place
+        listing  all records, with the tars as its parts
         """
         wanted = self.config.reference
         if wanted == "always" and form != "original":
             raise ConfigError(
                 f"data.reference=always keeps the images' bytes; store.format={form} does not"
             )
-        downloaded = self.config.path.startswith(("http://", "https://"))
+        downloaded = _is_address(self.config.path)
         if wanted == "never" or form != "original" or (wanted == "auto" and downloaded):
             return None
-        by_tar: dict[str, list[Record]] = {}
-        for record in self.records():
-            by_tar.setdefault(record.content[0], []).append(record)
+        stop = 0
+        rows: list[tuple[str, str, int, int]] = []
+        for name, size in zip(self.tars, listing.part_sizes, strict=True):
+            stop += size
+            if size:
+                rows.append((self._split(name), name, stop - size, stop))
         numbers = Counter[str]()
         plans: list[ShardPlan] = []
-        for name, records in sorted(by_tar.items(), key=lambda item: (item[1][0].split, item[0])):
-            split = records[0].split
+        for split, name, start, end in sorted(rows):
             shard = f"{split}-{numbers[split]:06d}"
             numbers[split] += 1
             path = self.tars[name].as_posix()
-            plans.append(ShardPlan(len(plans), shard, split, tuple(records), reference=path))
+            plans.append(
+                ShardPlan(len(plans), shard, split, start, end, listing.path, reference=path)
+            )
         unmixed = find_unmixed_shard(plans)
         if unmixed is None:
             return plans
@@ -246,6 +274,10 @@ class WebDatasetSource:
                 "student's batches: pack it again with data.reference=never"
             )
         return None
+
+
+def _is_address(path: str) -> bool:
+    return path.startswith(("http://", "https://"))
 
 
 def _list_of(values: dict[str, Any], name: str) -> list[Any]:

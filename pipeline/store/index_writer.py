@@ -47,7 +47,7 @@ class IndexWriter:
         self._ends = dict.fromkeys((*LIST_COLUMNS, "key"), 0)
         self._splits: dict[str, int] = {}
         self._shards: list[str] = []
-        self.num_rows = 0
+        self.num_records = 0
 
     def __enter__(self) -> IndexWriter:
         for name in (*LIST_COLUMNS, "key"):
@@ -60,7 +60,7 @@ class IndexWriter:
 
     def append(self, name: str, split: str, receipt: pa.Table) -> list[int]:
         """Append a shard's rows and return the CRC-32C of each of CHECKED_COLUMNS."""
-        number, rows = len(self._shards), receipt.num_rows
+        number, rows = len(self._shards), receipt.num_records
         self._shards.append(name)
         code = self._splits.setdefault(split, len(self._splits))
         self._append("split", np.full(rows, code, np.int16))
@@ -74,7 +74,7 @@ class IndexWriter:
             checksums.append(checksum(iter(parts)))
             self._append_column(column, parts)
         self._append_keys(columns["key"], columns["image_sha256"])
-        self.num_rows += rows
+        self.num_records += rows
         return checksums
 
     def finish(self) -> tuple[FileEntry, FileEntry]:
@@ -97,11 +97,11 @@ class IndexWriter:
                 columns.append(self._array(field.name, field.type))
         index = self._write(INDEX_NAME, columns, INDEX_SCHEMA)
         text = pa.LargeStringArray.from_buffers(
-            self.num_rows, self._mapped("key offsets"), self._mapped("key")
+            self.num_records, self._mapped("key offsets"), self._mapped("key")
         )
         digests = pa.FixedSizeBinaryArray.from_buffers(
             KEYS_SCHEMA.field("image_sha256").type,
-            self.num_rows,
+            self.num_records,
             [None, self._mapped("image_sha256")],
         )
         return index, self._write(KEYS_NAME, [text, digests], KEYS_SCHEMA)

@@ -6,16 +6,13 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.config.file_data import FileDataConfig
 from pipeline.core.errors import require
-from pipeline.core.files import (
-    canonical_json,
-    remove_partial_files,
-)
+from pipeline.core.files import canonical_json, remove_partial_files
 from pipeline.core.tasks import ShardResult, run_shards
 from pipeline.store.manifest import DatasetIdentity
 from pipeline.store.packing import Packing, write_image_shard
@@ -32,8 +29,9 @@ if TYPE_CHECKING:
 
     from pipeline.config.file_data import DataConfig
     from pipeline.config.verbs import PrecomputeConfig
-    from pipeline.core.records import Record, Source
+    from pipeline.core.records import Source
     from pipeline.core.tasks import MapShards
+    from pipeline.store.listing import Listing
     from pipeline.store.planning import ShardPlan
 
 logger = logging.getLogger("permafrost.precompute")
@@ -69,25 +67,30 @@ class PackShard:
         )
 
 
-def fingerprint_dataset(config: DataConfig, revision: int, records: list[Record]) -> str:
-    """Return the fingerprint of a source's options and code, and of every record that it lists, ordered by key.
+def fingerprint_dataset(config: DataConfig, revision: int, listing: Listing) -> str:
+    """Return the fingerprint of a source's options and code, and of every listed record, ordered by key.
 
     Options that locate the files are left out, so moved data keep their fingerprint.
     """
     # Digest of {"data": options, "records": [...], "revision": revision} without holding that text in memory.
     digest = hashlib.sha256(b'{"data":' + canonical_json(config.description) + b',"records":[')
-    for place, record in enumerate(sorted(records, key=lambda record: record.key)):
-        digest.update((b"," if place else b"") + canonical_json(asdict(record)))
+    for place, texts in enumerate(listing.json_by_key()):
+        digest.update(b"," if place else b"")
+        digest.update(texts)
     digest.update(b'],"revision":' + canonical_json(revision) + b"}")
     return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackPlan:
-    """The plan of a store: its source, all of its shards and those that are missing."""
+    """The plan of a store: its source, all of its shards and those that are missing.
+
+    The shards' records are in the listing, which must exist until they are packed.
+    """
 
     path: Path
     source: Source
+    classes: tuple[str, ...]
     dataset: DatasetIdentity
     packing: Packing
     shards: list[ShardPlan]
@@ -96,16 +99,16 @@ class PackPlan:
     @property
     def num_records(self) -> int:
         """Number of records of the source."""
-        return sum(len(shard.records) for shard in self.shards)
+        return sum(shard.num_records for shard in self.shards)
 
     def describe(self) -> str:
         """Describe the store and what of it is missing, in one line."""
         splits: Counter[str] = Counter()
         for shard in self.shards:
-            splits[shard.split] += len(shard.records)
+            splits[shard.split] += shard.num_records
         counts = ", ".join(f"{split} {count:,}" for split, count in splits.items())
         return (
-            f"{self.num_records:,} records ({counts}) of {len(self.source.classes):,} classes in "
+            f"{self.num_records:,} records ({counts}) of {len(self.classes):,} classes in "
             f"{len(self.shards):,} shards, of which {len(self.shards) - len(self.missing):,} are packed"
         )
 
@@ -114,22 +117,29 @@ def plan_pack(
     config: PrecomputeConfig,
     path: Path,
     source: Source,
-    records: list[Record],
+    classes: tuple[str, ...],
+    listing: Listing,
     plans: list[ShardPlan],
 ) -> PackPlan:
     """Compare the store at `path` with the records of the source.
 
-    records, plans  all records and plans of the source, from `sources.plan_source`
+    classes, listing, plans  of all records of the source, from pipeline/sources/build.py
     Raises StoreMismatchError if the store contains other data or was planned with other options.
     """
-    packing = _packing(config, source)
+    packing = derive_packing(config, source)
     dataset = DatasetIdentity(
-        name=source.name, fingerprint=fingerprint_dataset(config.data, source.revision, records)
+        name=source.name, fingerprint=fingerprint_dataset(config.data, source.revision, listing)
     )
     size = config.store.image_size
-    missing = missing_image_shards(path, plans, dataset, packing, source.classes, size)
+    missing = missing_image_shards(path, plans, dataset, packing, classes, size)
     return PackPlan(
-        path=path, source=source, dataset=dataset, packing=packing, shards=plans, missing=missing
+        path=path,
+        source=source,
+        classes=classes,
+        dataset=dataset,
+        packing=packing,
+        shards=plans,
+        missing=missing,
     )
 
 
@@ -138,7 +148,8 @@ def pack(plan: PackPlan, config: PrecomputeConfig, map_shards: MapShards) -> int
     path = plan.path
     if not plan.missing and not needs_publishing(path):
         return 0
-    remove_partial_files(path)
+    in_use = {file for shard in plan.shards for file in (shard.listing, shard.order) if file}
+    remove_partial_files(path, keep=in_use)
     published = published_store(path)
     task = PackShard(
         store=path,
@@ -153,10 +164,10 @@ def pack(plan: PackPlan, config: PrecomputeConfig, map_shards: MapShards) -> int
         path,
         plan.shards,
         plan.dataset,
-        classes=plan.source.classes,
+        classes=plan.classes,
         packing=plan.packing,
         image_size=config.store.image_size,
-        rows_per_shard=max(len(shard.records) for shard in plan.shards)
+        rows_per_shard=max(shard.num_records for shard in plan.shards)
         if in_place
         else config.store.shard_size,
         max_skipped=config.data.max_skipped if isinstance(config.data, FileDataConfig) else 0,
@@ -166,7 +177,7 @@ def pack(plan: PackPlan, config: PrecomputeConfig, map_shards: MapShards) -> int
     return packed
 
 
-def _packing(config: PrecomputeConfig, source: Source) -> Packing:
+def derive_packing(config: PrecomputeConfig, source: Source) -> Packing:
     """Derive the packing from the config; re-encoded frames need their size before the images are read."""
     on_error = config.data.on_error if isinstance(config.data, FileDataConfig) else "stop"
     side = config.store.image_size

@@ -97,14 +97,15 @@ def write_image_shard(
                change, before anything is replaced
     """
     skipped: list[dict[str, str]] = []
+    records = plan.records
     with ShardJournal(store, plan.name) as journal:
-        by_key = {record.key: record for record in plan.records}
+        by_key = {record.key: record for record in records}
         for key in journal.suspects:
             if key in by_key:  # the data and the plan may have changed since then
                 journal.at(key)
                 with suppress(RecordError):  # it is handled below, in its turn
                     pack_image(source, by_key[key], packing)
-        images = _packed_images(plan, source, packing, journal, skipped)
+        images = _packed_images(records, source, packing, journal, skipped)
         index = _index_in_place if plan.reference is not None else _write_tar
         rows, file = index(store, plan, images, published)
         entry = ShardEntry(
@@ -120,7 +121,7 @@ def write_image_shard(
             receipt_table(rows),
             {
                 "entry": asdict(entry),
-                "planned_keys_sha256": plan.keys_sha256,
+                "planned_keys_sha256": sha256_keys([record.key for record in records]),
                 "packing": packing.describe(),
                 "dataset_fingerprint": dataset_fingerprint,
                 "skipped": skipped,
@@ -165,13 +166,13 @@ def _check_mask(mask: bytes, height: int, width: int) -> None:
 
 
 def _packed_images(
-    plan: ShardPlan,
+    records: tuple[Record, ...],
     source: Source,
     packing: Packing,
     journal: ShardJournal,
     skipped: list[dict[str, str]],
 ) -> Iterator[PackedImage]:
-    for record in plan.records:
+    for record in records:
         journal.at(record.key)
         try:
             yield pack_image(source, record, packing)

@@ -77,7 +77,11 @@ def missing_image_shards(
     if (store / MANIFEST_NAME).exists():
         manifest = _check_published(store, plans, dataset, packing, classes, image_size)
         held = {shard.name: shard for shard in manifest.shards}
-        return [plan for plan in plans if not _is_whole(store, held[plan.name], plan)]
+        return [
+            plan
+            for plan in plans
+            if _is_moved(held[plan.name], plan) or not is_whole(store, held[plan.name])
+        ]
     return [plan for plan in plans if not _has_receipt(store, plan, dataset, packing)]
 
 
@@ -93,14 +97,14 @@ def needs_publishing(folder: Path) -> bool:
     )
 
 
-def _is_whole(store: Path, shard: ShardEntry, plan: ShardPlan) -> bool:
-    """Return whether a published shard's receipt and its tar exist, the tar at its planned path."""
-    moved = shard.referenced and plan.reference != shard.path
-    return (
-        not moved
-        and receipt_path(store, shard.name).is_file()
-        and has_size(store / shard.path, shard.bytes)
-    )
+def _is_moved(shard: ShardEntry, plan: ShardPlan) -> bool:
+    """Return whether a referenced tar is planned at another path."""
+    return shard.referenced and plan.reference != shard.path
+
+
+def is_whole(store: Path, shard: ShardEntry) -> bool:
+    """Return whether a published shard's receipt and its tar exist."""
+    return receipt_path(store, shard.name).is_file() and has_size(store / shard.path, shard.bytes)
 
 
 def has_size(path: Path, size: int) -> bool:
@@ -205,7 +209,7 @@ def _read_image_receipt(
             f"{path} is not a receipt of this version ({error}); {REWRITE}"
         ) from error
     keys = table["key"].to_pylist()
-    planned = [record.key for record in plan.records if record.key not in gone]
+    planned = [key for key in plan.keys if key not in gone]
     if keys != planned or entry.name != plan.name or entry.keys_sha256 != sha256_keys(keys):
         raise ManifestError(f"{path} does not have the planned records; {REWRITE}")
     return table, entry, skipped
@@ -268,8 +272,7 @@ def _check_published(
         )
     skipped = {entry["key"] for entry in manifest.skipped}
     planned = [
-        (plan.name, sha256_keys([r.key for r in plan.records if r.key not in skipped]))
-        for plan in plans
+        (plan.name, sha256_keys([key for key in plan.keys if key not in skipped])) for plan in plans
     ]
     if [(shard.name, shard.keys_sha256) for shard in manifest.shards] != planned:
         raise StoreMismatchError(

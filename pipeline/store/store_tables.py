@@ -68,7 +68,7 @@ class StoreTablesWriter:
     @property
     def num_records(self) -> int:
         """Number of records so far."""
-        return self._index.num_rows
+        return self._index.num_records
 
     def append(self, entry: ShardEntry, rows: pa.Table, receipt_sha256: str) -> None:
         """Append a shard and the rows of its receipt."""

@@ -30,6 +30,7 @@ from pipeline.store.manifest import (
     read_checked,
     read_pass_manifest,
 )
+from pipeline.store.origin import ORIGIN_NAME
 from pipeline.store.reader import Store, TeacherPass
 from pipeline.store.receipts import (
     RECEIPT_SCHEMA,
@@ -159,7 +160,7 @@ def _unknown_files(
         for file_name in sorted(names):
             path = Path(parent) / file_name
             name = path.relative_to(folder).as_posix()
-            if name in known or name == LOCK_NAME:
+            if name in known or name in (LOCK_NAME, ORIGIN_NAME):
                 continue
             if name.endswith((PARTIAL_SUFFIX, JOURNAL_SUFFIX)):
                 yield f"{path} was left by a process that was killed; delete it"

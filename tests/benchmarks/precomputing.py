@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from pipeline.cluster import executors
 from pipeline.cluster.data import RayDataExecutor
 from pipeline.config.cluster import LocalClusterConfig
 from pipeline.config.models import CifarModelConfig
@@ -115,18 +116,18 @@ def gap_figure(folder: Path) -> list[Figure]:
     pack(tars, store)
     log = folder / "times"
     config = precompute_config(tars, store, teacher=TEACHER, executor="ray")
-    original = precompute.open_executor
+    original = executors.open_executor
 
     @contextmanager
     def timed(executor: Any, cluster: Any) -> Iterator[Any]:
         with RayDataExecutor(LocalClusterConfig()) as ray:
             yield lambda task, shards: ray(TimedTask(task, log), shards)
 
-    precompute.open_executor = timed
+    executors.open_executor = timed
     try:
         precompute.run(config)
     finally:
-        precompute.open_executor = original
+        executors.open_executor = original
     times = sorted(tuple(map(float, line.split())) for line in log.read_text().splitlines())
     assert len(times) == len(Store(store).manifest.shards)
     gaps = [after[0] - before[1] for before, after in pairwise(times)]

@@ -11,10 +11,13 @@ from pipeline.config.cluster import LocalClusterConfig
 from pipeline.config.runs import RUNS
 from pipeline.core.tasks import ShardError, ShardResult
 from pipeline.models.saved import load_model
+from pipeline.store.reader import Store
 from stages import distill, precompute, sweep
+from tests.support.images import write_tar
 from tests.support.runs import TWO_RANKS, TWO_RANKS_CLUSTER, distill_config, logged_lines
 from tests.support.stores import precompute_config
 from tests.support.sweeps import read_sweep, run_sweep, sweep_words
+from tests.support.tars import samples, tar_config
 from tests.support.trees import tree_bytes
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -33,6 +36,25 @@ def test_ray_and_serial_write_the_same_bytes(tmp_path, frozen, actors):
 
     assert (result.packed_records, result.teacher_records) == (72, 72)
     assert tree_bytes(tmp_path / "store") == tree_bytes(frozen.store.path)
+
+
+def test_tars_listed_on_ray_make_the_same_store(tmp_path):
+    for number, count in enumerate((5, 9, 7)):
+        members = samples(count, first=100 * number)
+        write_tar(tmp_path / f"tars/train-{number:06d}.tar", members)
+    data = tar_config(tmp_path / "tars", reference="never")
+    for executor in ("serial", "ray"):
+        precompute.run(
+            precompute_config(
+                tmp_path / executor,
+                data=data,
+                executor=executor,
+                cluster=LocalClusterConfig(cpus_per_actor=0.5),
+            )
+        )
+
+    assert tree_bytes(tmp_path / "ray") == tree_bytes(tmp_path / "serial")
+    assert len(Store(tmp_path / "ray").manifest.shards) == 2
 
 
 @dataclass

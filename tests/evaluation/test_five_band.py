@@ -123,7 +123,7 @@ def test_tallies_of_parts_are_those_of_the_whole(truth):
 @pytest.fixture(scope="module")
 def cell_source():
     source = CellsSource(CellsDataConfig(image_size=48, train_records=60, test_records=30))
-    return source, source.records()
+    return source, list(source.records())
 
 
 def test_cells_are_drawn_the_same_again_and_otherwise_by_another_seed(cell_source):

@@ -11,12 +11,13 @@ import pytest
 from pipeline.core.errors import ConfigError, UserError
 from pipeline.sources.build import build_source
 from pipeline.sources.keys import escape_key
-from pipeline.store.planning import MAX_KEY_BYTES, plan_shards
+from pipeline.store.listing import MAX_KEY_BYTES
 from tests.support.image_sets import (
     by_key,
     folder_config,
     write_images,
 )
+from tests.support.listings import plan_records
 from tests.support.paths import ROOT
 
 SHARED = ROOT.parent / "shared/data"
@@ -171,7 +172,7 @@ def test_a_class_file_that_does_not_fit_is_refused(image_folder, tmp_path, text,
         (tmp_path / "classes.txt").write_text(text)
 
     with pytest.raises(ConfigError, match=f"data.classes=.*{message}"):
-        build_source(folder_config(root, classes=str(tmp_path / "classes.txt"))).records()
+        list(build_source(folder_config(root, classes=str(tmp_path / "classes.txt"))).records())
 
 
 def test_folders_named_after_splits_are_splits(tmp_path):
@@ -220,12 +221,12 @@ def test_a_folder_of_another_shape_is_refused_with_the_way_out(tmp_path, paths, 
     write_images(tmp_path, *paths)
 
     with pytest.raises(ConfigError, match=message):
-        build_source(folder_config(tmp_path, **options)).records()
+        list(build_source(folder_config(tmp_path, **options)).records())
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere cannot be read: No such file.*data\.path"):
-        build_source(folder_config(tmp_path / "nowhere")).records()
+        list(build_source(folder_config(tmp_path / "nowhere")).records())
 
 
 def test_the_test_fraction_depends_on_each_key_alone(tmp_path):
@@ -233,7 +234,9 @@ def test_the_test_fraction_depends_on_each_key_alone(tmp_path):
     write_images(tmp_path / "more", *(f"cat/{i}.jpg" for i in range(200)))
 
     def test_split(name, fraction):
-        records = build_source(folder_config(tmp_path / name, test_fraction=fraction)).records()
+        records = list(
+            build_source(folder_config(tmp_path / name, test_fraction=fraction)).records()
+        )
         return {record.key for record in records if record.split == "test"}
 
     few, more = test_split("few", 0.3), test_split("more", 0.3)
@@ -261,17 +264,17 @@ def test_a_dangling_link_is_named(image_folder):
     (root / "cat/9.jpg").symlink_to(root / "gone.jpg")
 
     with pytest.raises(ConfigError, match=r"9\.jpg is a link to a file that is missing"):
-        build_source(folder_config(root)).records()
+        list(build_source(folder_config(root)).records())
 
 
 def test_two_hundred_photographs_of_two_hundred_classes():
     if not (SHARED / "photos").is_dir():
         pytest.skip("needs the photographs of ../shared/data/photos")
     source = build_source(folder_config(SHARED / "photos"))
-    records = source.records()
+    records = list(source.records())
 
     assert len(source.classes) == 200
     assert sorted(record.label for record in records) == list(range(200))
-    plan_shards(records, 64, 0)
+    plan_records(records, 64, 0)
     for record in records[:5]:
         assert source.read(record).image == (SHARED / "photos" / record.content[0]).read_bytes()

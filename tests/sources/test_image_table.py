@@ -50,7 +50,7 @@ def test_csv_and_parquet_give_the_same_records(waterbirds):
         for suffix in ("csv", "parquet")
     )
 
-    assert one.records() == other.records()
+    assert list(one.records()) == list(other.records())
     assert one.classes == other.classes
 
 
@@ -125,7 +125,7 @@ def test_more_groups_than_an_index_can_number_are_refused(make_table):
     source = make_table({"a": [0, 1, 10**9], "b": [0, 1, 2]}, group=("a", "b"))
 
     with pytest.raises(ConfigError, match=r"data\.group=\['a', 'b'\] results in more than"):
-        source.records()
+        list(source.records())
 
 
 def test_boxes_are_in_pixels_and_have_the_records_label_or_their_own(make_table):
@@ -210,7 +210,7 @@ def test_an_error_in_a_row_names_the_row_and_the_column(make_table, columns, opt
     source = make_table(columns, **options)
 
     with pytest.raises(ConfigError, match=message):
-        source.records()
+        list(source.records())
 
 
 def test_missing_files_are_counted_and_the_first_are_named(tmp_path):
@@ -221,7 +221,7 @@ def test_missing_files_are_counted_and_the_first_are_named(tmp_path):
     with pytest.raises(
         ConfigError, match=r"7 files .*row 2: gone_0\.jpg; .*gone_4\.jpg; and 2 more"
     ):
-        build_source(image_table_config(tmp_path / "table.csv", label=None)).records()
+        list(build_source(image_table_config(tmp_path / "table.csv", label=None)).records())
 
 
 def test_rows_of_missing_files_are_left_out_where_errors_are_skipped(tmp_path, caplog):
@@ -235,7 +235,7 @@ def test_rows_of_missing_files_are_left_out_where_errors_are_skipped(tmp_path, c
     assert "2 files in the table are not in" in caplog.text
     assert "row 1: gone.jpg; row 4: gone_2.jpg" in caplog.text
     with pytest.raises(ConfigError, match=r"more rows than data\.max_skipped=1"):
-        build_source(replace(config, max_skipped=1)).records()
+        list(build_source(replace(config, max_skipped=1)).records())
 
 
 def test_absolute_paths_are_below_a_root_that_is_written_with_dots(tmp_path):
@@ -262,7 +262,7 @@ def test_a_file_that_is_no_table_is_named(tmp_path, name, text, message):
         (tmp_path / name).write_text(text)
 
     with pytest.raises(ConfigError, match=message):
-        build_source(image_table_config(tmp_path / name)).records()
+        list(build_source(image_table_config(tmp_path / name)).records())
 
 
 def test_paths_may_be_absolute_below_the_root_and_the_root_elsewhere(tmp_path):
@@ -280,7 +280,9 @@ def test_a_table_can_be_split(tmp_path):
     names = [f"{i}.jpg" for i in range(50)]
     write_images(tmp_path, *names)
     write_table(tmp_path / "table.csv", {"path": names, "label": [i % 2 for i in range(50)]})
-    records = build_source(image_table_config(tmp_path / "table.csv", test_fraction=0.5)).records()
+    records = list(
+        build_source(image_table_config(tmp_path / "table.csv", test_fraction=0.5)).records()
+    )
 
     assert {record.split for record in records} == {"train", "test"}
 

@@ -49,7 +49,7 @@ def wide_png(seed=0, size=(8, 8)):
 
 def listed(path, **options):
     source = build_source(WebDatasetDataConfig(path=str(path), **options))
-    return source.records(), source.classes
+    return list(source.records()), source.classes
 
 
 # ---- tars from elsewhere -------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def test_a_path_with_a_null_character_is_a_missing_file(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"path,label\na\0b.png,1\n")
 
     with pytest.raises(ConfigError):
-        build_source(ImageTableDataConfig(path=str(tmp_path / "t.csv"))).records()
+        list(build_source(ImageTableDataConfig(path=str(tmp_path / "t.csv"))).records())
 
 
 # ---- a class without boxes -----------------------------------------------------------------------
@@ -154,8 +154,8 @@ def test_a_class_without_a_file_of_boxes_is_an_error_with_a_way_out_that_works(t
 
     caplog.set_level(logging.WARNING, "permafrost.sources")
     with pytest.raises(ConfigError, match=r"n02_boxes\.txt is missing.*data\.on_error=skip"):
-        build_source(TinyImageNetDataConfig(path=path)).records()
-    records = build_source(TinyImageNetDataConfig(path=path, on_error="skip")).records()
+        list(build_source(TinyImageNetDataConfig(path=path)).records())
+    records = list(build_source(TinyImageNetDataConfig(path=path, on_error="skip")).records())
 
     assert [len(record.boxes) for record in records] == [1, 0]
     assert "has no boxes for 1 images" in caplog.text

@@ -17,7 +17,6 @@ from pipeline.config.data import (
 from pipeline.core.errors import ConfigError, UserError
 from pipeline.core.records import NO_LABEL, Box
 from pipeline.sources.build import build_source
-from pipeline.store.pack import fingerprint_dataset
 from tests.support.image_sets import (
     by_key,
     downloaded_config,
@@ -29,6 +28,7 @@ from tests.support.image_sets import (
     write_sun397,
     write_voc,
 )
+from tests.support.listings import fingerprint_records
 
 # ---- Tiny ImageNet -------------------------------------------------------------------------------
 
@@ -69,7 +69,7 @@ def test_tiny_imagenet_has_labels_boxes_and_an_unlabeled_test(tiny_imagenet):
 
 def test_tiny_imagenet_without_its_test(tiny_imagenet):
     shutil.rmtree(tiny_imagenet / "test")
-    records = build_source(TinyImageNetDataConfig(path=str(tiny_imagenet))).records()
+    records = list(build_source(TinyImageNetDataConfig(path=str(tiny_imagenet))).records())
 
     assert {record.split for record in records} == {"train", "val"}
 
@@ -91,7 +91,7 @@ def test_a_damaged_tiny_imagenet_is_refused(tiny_imagenet, path, text, message):
         (tiny_imagenet / path).write_text(text)
 
     with pytest.raises(ConfigError, match=message):
-        build_source(TinyImageNetDataConfig(path=str(tiny_imagenet))).records()
+        list(build_source(TinyImageNetDataConfig(path=str(tiny_imagenet))).records())
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_batch_with_another_checksum_is_never_unpickled(tmp_path, monkeypatch)
     (folder / "data_batch_1").write_bytes(b"not what it was")
 
     with pytest.raises(UserError, match=r"data\.name=cifar10 has no split train .*corrupted"):
-        build_source(downloaded_config("cifar10", tmp_path)).records()
+        list(build_source(downloaded_config("cifar10", tmp_path)).records())
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_broken_annotation_is_named(tmp_path):
     (voc / "Annotations/2012_00.xml").write_text("<annotation><object>")
 
     with pytest.raises(UserError, match=r"2012_00\.xml is not a VOC annotation"):
-        build_source(downloaded_config("voc2012", tmp_path)).records()
+        list(build_source(downloaded_config("voc2012", tmp_path)).records())
 
 
 def test_sun397_has_nested_classes_and_one_split(tmp_path):
@@ -214,16 +214,16 @@ def test_a_set_of_torchvision_without_a_test_split_gets_one(tmp_path):
         write_images(tmp_path, f"SUN397/a/abbey/sun_{number}.jpg")
 
     config = replace(downloaded_config("sun397", tmp_path), test_fraction=0.5)
-    records = build_source(config).records()
-    whole = build_source(downloaded_config("sun397", tmp_path)).records()
+    records = list(build_source(config).records())
+    whole = list(build_source(downloaded_config("sun397", tmp_path)).records())
 
     splits = [record.split for record in records]
     assert 8 <= splits.count("test") <= 31
     assert splits.count("train") + splits.count("test") == 39
-    prints = [fingerprint_dataset(config, 1, listed) for listed in (records, whole)]
+    prints = [fingerprint_records(config, 1, listed) for listed in (records, whole)]
     assert prints[0] != prints[1]
     plain = downloaded_config("sun397", tmp_path)
-    assert fingerprint_dataset(plain, 1, whole) == prints[1]
+    assert fingerprint_records(plain, 1, whole) == prints[1]
 
 
 def test_imagenet_is_read_as_unpacked_with_the_keys_of_an_image_folder(tmp_path):
@@ -245,7 +245,7 @@ def test_imagenet_without_a_class_in_val_is_refused(tmp_path):
     shutil.rmtree(tmp_path / "val/n01")
 
     with pytest.raises(UserError, match="val does not have the class folders of"):
-        build_source(downloaded_config("imagenet", tmp_path)).records()
+        list(build_source(downloaded_config("imagenet", tmp_path)).records())
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_imagenet_without_a_class_in_val_is_refused(tmp_path):
 )
 def test_a_set_that_is_not_there_says_what_to_place_where(tmp_path, name, needs):
     with pytest.raises(UserError) as caught:
-        build_source(downloaded_config(name, tmp_path)).records()
+        list(build_source(downloaded_config(name, tmp_path)).records())
 
     message = str(caught.value)
     assert f"data.name={name}" in message
@@ -276,7 +276,7 @@ def test_a_failed_download_says_what_to_place_where(tmp_path, monkeypatch):
     config = replace(downloaded_config("cifar10", tmp_path), download=True)
 
     with pytest.raises(UserError, match=r"no network.*; place .*cifar-10-python\.tar\.gz"):
-        build_source(config).records()
+        list(build_source(config).records())
 
 
 def test_a_download_happens_only_where_the_set_is_not_there(tmp_path, monkeypatch):
@@ -289,6 +289,6 @@ def test_a_download_happens_only_where_the_set_is_not_there(tmp_path, monkeypatc
     monkeypatch.setattr("torchvision.datasets.voc.download_and_extract_archive", unpack)
     config = replace(downloaded_config("voc2012", tmp_path), download=True)
 
-    assert len(build_source(config).records()) == 4
-    assert len(build_source(config).records()) == 4
+    assert len(list(build_source(config).records())) == 4
+    assert len(list(build_source(config).records())) == 4
     assert downloads == [str(tmp_path)]

@@ -16,8 +16,6 @@ from pipeline.config.data import (
 )
 from pipeline.core.records import Box
 from pipeline.sources.build import build_source
-from pipeline.store.pack import fingerprint_dataset
-from pipeline.store.planning import plan_shards
 from tests.support.image_sets import (
     WATERBIRDS,
     WATERBIRDS_OPTIONS,
@@ -33,6 +31,7 @@ from tests.support.image_sets import (
     write_table,
     write_voc,
 )
+from tests.support.listings import fingerprint_records, plan_records
 from tests.support.sources import code_blocks, documented_config, fingerprint, page_text
 
 # ---- properties of every source ------------------------------------------------------------------
@@ -101,14 +100,14 @@ def test_a_set_that_moves_is_the_same_set_and_one_that_changes_is_not(tmp_path, 
 def test_every_source_can_be_planned_pickled_and_fingerprinted(tmp_path, make):
     config, _ = make(tmp_path / "set")
     source = build_source(config)
-    records = source.records()
+    records = list(source.records())
     assert source.classes is not None
     copy = pickle.loads(pickle.dumps(source))  # noqa: S301, pickled in this test
 
-    plans = plan_shards(records, 2, 0)
+    plans = plan_records(records, 2, 0)
     assert sum(len(plan.records) for plan in plans) == len(records)
     assert all(str(tmp_path) not in json.dumps(record.content) for record in records)
-    assert copy.records() == records
+    assert list(copy.records()) == records
     assert copy.classes == source.classes
     assert [copy.read(record) for record in records] == [source.read(record) for record in records]
 
@@ -116,7 +115,7 @@ def test_every_source_can_be_planned_pickled_and_fingerprinted(tmp_path, make):
 def test_the_pickle_of_an_array_set_holds_no_array(tmp_path):
     write_mnist(tmp_path)
     source = build_source(downloaded_config("mnist", tmp_path))
-    record = source.records()[-1]
+    record = list(source.records())[-1]
     content = source.read(record)
     data = pickle.dumps(source)
 
@@ -143,9 +142,9 @@ def test_a_class_file_may_move_and_its_order_counts(tmp_path):
 
 def test_the_demo_is_known_by_all_its_options():
     config = DemoDataConfig()
-    records = build_source(config).records()[:3]
+    records = list(build_source(config).records())[:3]
 
-    assert fingerprint_dataset(config, 1, records) != fingerprint_dataset(
+    assert fingerprint_records(config, 1, records) != fingerprint_records(
         replace(config, image_size=40), 1, records
     )
 

@@ -16,9 +16,8 @@ from pipeline.core.files import sha256_json
 from pipeline.core.records import NO_LABEL
 from pipeline.sources.build import build_source
 from pipeline.sources.splits import split_off_test
-from pipeline.store.pack import fingerprint_dataset
-from pipeline.store.planning import plan_shards
 from pipeline.store.table_rows import RowError
+from tests.support.listings import fingerprint_records, plan_records
 from tests.support.sources import documented_config, fingerprint
 from tests.support.unicauca import HEADER, write_unicauca
 
@@ -61,7 +60,7 @@ SMALL = {"x": [1.5, -2.0, 3.0], "y": [10, 20, 30], "label": ["b", "a", "b"]}
 def test_rows_are_numpys_own_files_of_float32_in_the_tables_order(write):
     source = build_source(write(SMALL))
 
-    first = source.records()[0]
+    first = next(source.records())
     content = source.read(first)
 
     buffer = io.BytesIO()
@@ -97,7 +96,7 @@ def test_csv_and_parquet_give_the_same_records_bit_for_bit(write):
     assert one.columns[:3] == ("real", "large", "truth")
     assert {"protocol=6", "protocol=17", "name=tcp", "name=udp"} == set(one.columns[3:])
     assert one.classes == other.classes == ("0", "2", "10")
-    assert one.records() == other.records()
+    assert list(one.records()) == list(other.records())
     assert fingerprint(csv) == fingerprint(parquet)
     kept = [r for place, r in enumerate(one.records()) if place not in (3, 4)]
     found = [row_of(one, record)[0] for record in kept]
@@ -196,9 +195,9 @@ def test_the_test_fraction_depends_on_each_key_alone(write):
 
     source = build_source(config)
 
-    records = source.records()
+    records = list(source.records())
     plain = [replace(record, split="train") for record in records]
-    assert split_off_test(plain, 0.25) == records
+    assert list(split_off_test(plain, 0.25)) == records
     assert len(source.columns) == sum(record.split == "train" for record in records) < 200
 
 
@@ -218,23 +217,23 @@ def test_a_table_that_moves_is_the_same_and_one_that_changes_is_not(write, tmp_p
 
 def test_a_fingerprint_is_the_digest_of_the_whole_listing(write):
     config = write(SMALL, test_fraction=0.5)
-    records = build_source(config).records()
+    records = list(build_source(config).records())
 
     assert not {"path", "label", "classes", "test_fraction"} & set(config.description)
     listing = [asdict(record) for record in sorted(records, key=lambda record: record.key)]
 
-    assert fingerprint_dataset(config, 1, records) == sha256_json(
+    assert fingerprint_records(config, 1, records) == sha256_json(
         {"data": config.description, "revision": 1, "records": listing}
     )
-    assert fingerprint_dataset(config, 1, []) == sha256_json(
+    assert fingerprint_records(config, 1, []) == sha256_json(
         {"data": config.description, "revision": 1, "records": []}
     )
 
 
 def test_a_source_travels_without_its_table(write, tmp_path):
     source = build_source(write({"x": range(1000), "label": [0, 1] * 500}))
-    records = source.records()
-    (plan, *_) = plan_shards(records, 10, 0)
+    records = list(source.records())
+    (plan, *_) = plan_records(records, 10, 0)
     data = pickle.dumps(source)
     (tmp_path / "t.csv").unlink()
 
@@ -266,7 +265,7 @@ def test_a_cell_that_is_no_finite_number_is_named_at_once_or_with_its_row(
 ):
     config = write(SMALL | {"x": ["1.5", cell, " 3"]}, name)
     with pytest.raises(RowError, match=rf"t\..*: 1 rows .*the first: {message}; .*on_error=skip"):
-        build_source(config).records()
+        list(build_source(config).records())
     source = build_source(replace(config, on_error="skip"))
     good, bad, padded = source.records()
 
@@ -306,21 +305,21 @@ def test_a_cell_that_is_no_finite_number_is_named_at_once_or_with_its_row(
 )
 def test_options_that_do_not_fit_the_table_are_refused(write, values, options, message):
     with pytest.raises(ConfigError, match=message):
-        build_source(write(SMALL | values, **options)).records()
+        list(build_source(write(SMALL | values, **options)).records())
 
 
 def test_a_label_that_a_class_file_has_not_is_refused(write, tmp_path):
     (tmp_path / "classes.txt").write_text("a")
 
     with pytest.raises(ConfigError, match=r"row 1, column label: 'b' is not one of the 1 classes"):
-        build_source(write(SMALL, classes=str(tmp_path / "classes.txt"))).records()
+        list(build_source(write(SMALL, classes=str(tmp_path / "classes.txt"))).records())
 
 
 def test_an_identifier_is_no_category(write):
     config = write({"x": range(1001), "label": [0] * 1001}, categorical=("x",))
 
     with pytest.raises(ConfigError, match=r"x, which has 1001 values.*data.exclude"):
-        build_source(config).records()
+        list(build_source(config).records())
 
 
 @pytest.mark.parametrize(
@@ -355,7 +354,7 @@ def test_a_file_that_is_no_table_is_named(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
 
     with pytest.raises(ConfigError, match=message):
-        build_source(table_config(tmp_path / name)).records()
+        list(build_source(table_config(tmp_path / name)).records())
 
 
 # ---- real tables ---------------------------------------------------------------------------------
@@ -365,7 +364,7 @@ def test_scikit_learns_tables_are_as_it_has_them():
     source = build_source(SklearnTableDataConfig(name="breast_cancer"))
     loaded = load_breast_cancer()
 
-    records = source.records()
+    records = list(source.records())
 
     assert source.columns == tuple(loaded.feature_names)
     assert source.classes == ("malignant", "benign")
@@ -383,7 +382,7 @@ def test_the_recipe_of_unicauca_leaves_out_what_tells_the_answer(tmp_path):
     )
 
     source = build_source(config)
-    records = source.records()
+    records = list(source.records())
 
     assert len(HEADER) == 87
     assert source.classes == ("GOOGLE", "HTTP", "SKYPE")

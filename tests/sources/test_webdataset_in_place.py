@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.config.store import StoreOptions
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_file
 from pipeline.loading.dataset import StoreDataset
@@ -22,6 +23,7 @@ from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from stages import precompute
 from tests.support.images import png, write_tar
+from tests.support.listings import list_parts
 from tests.support.paths import SHARED_DATA
 from tests.support.sources import fingerprint
 from tests.support.stores import precompute_config
@@ -81,13 +83,13 @@ def test_tars_of_an_address_are_kept_and_asked_for_once(tmp_path, server):
     assert [record.key for record in source.records()] == [
         f"train-{n:04d}" for n in (0, 1, 2, 10, 11, 12)
     ]
-    assert source.read(source.records()[4]).image == png(11)
+    assert source.read(list(source.records())[4]).image == png(11)
     (kept,) = (tmp_path / "cache").iterdir()
     assert sorted(path.name for path in kept.iterdir()) == ["train-00.tar", "train-01.tar"]
     assert fingerprint(config) == fingerprint(replace(config, path=str(kept)))
     assert len(asked) == 2
     # The store contains a copy, as the cache may be cleared.
-    assert source.plan_in_place("original") is None
+    assert source.plan_in_place("original", list_parts(source, StoreOptions())) is None
 
 
 def test_files_of_one_name_from_two_addresses_are_two_files(tmp_path, server):
@@ -122,7 +124,7 @@ def test_a_label_beyond_the_class_names_is_refused(tmp_path, label):
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
 
     with pytest.raises(ConfigError, match=rf"label {label}, which is not a label of 2 classes"):
-        build_source(tar_config(tmp_path)).records()
+        list(build_source(tar_config(tmp_path)).records())
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path):

@@ -18,7 +18,7 @@ from PIL import Image
 from pipeline.config.data import ImageFolderDataConfig, ImageTableDataConfig
 from pipeline.core.files import open_atomically
 from pipeline.loading.dataset import StoreDataset
-from pipeline.sources.build import build_source, plan_source
+from pipeline.sources.build import build_source
 from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.frames import resize_frame
 from pipeline.store.pixels import ImageError, decode_rgb
@@ -27,6 +27,7 @@ from pipeline.store.reader import Store
 from pipeline.store.tars import TarShard
 from pipeline.store.verification import verify_store
 from stages import precompute
+from tests.support.listings import plan_whole
 from tests.support.stores import keys_of_shard, precompute_config
 from tests.support.trees import tree_bytes
 
@@ -92,10 +93,7 @@ def pack_small(data, path, teacher=None, **options):
 
 
 def plans_of(data, path, shard_size=4):
-    source = build_source(data)
-    return plan_source(
-        source, source.records(), precompute_config(path, shard_size=shard_size).store
-    )
+    return plan_whole(build_source(data), precompute_config(path, shard_size=shard_size).store)
 
 
 def whole_dataset(store, passes=(), **options):

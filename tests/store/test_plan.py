@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Record
-from pipeline.store.planning import plan_shards
+from tests.support.listings import plan_records
 
 
 def planned_records(count, split="train", labels=10):
@@ -20,7 +20,7 @@ def names_and_keys(plans):
 
 
 def test_every_record_is_in_exactly_one_shard_of_its_split():
-    plans = plan_shards(
+    plans = plan_records(
         planned_records(103) + planned_records(17, split="test"), shard_size=20, seed=0
     )
 
@@ -38,19 +38,19 @@ def test_the_plan_does_not_depend_on_the_order_of_the_source():
     listed = planned_records(100)
     shuffled = random.Random(1).sample(listed, len(listed))
 
-    assert names_and_keys(plan_shards(listed, 16, 3)) == names_and_keys(
-        plan_shards(shuffled, 16, 3)
+    assert names_and_keys(plan_records(listed, 16, 3)) == names_and_keys(
+        plan_records(shuffled, 16, 3)
     )
 
 
 def test_another_seed_gives_another_plan():
-    assert names_and_keys(plan_shards(planned_records(100), 16, 0)) != names_and_keys(
-        plan_shards(planned_records(100), 16, 1)
+    assert names_and_keys(plan_records(planned_records(100), 16, 0)) != names_and_keys(
+        plan_records(planned_records(100), 16, 1)
     )
 
 
 def test_a_class_sorted_source_gives_mixed_shards():
-    plans = plan_shards(planned_records(1000), shard_size=100, seed=0)
+    plans = plan_records(planned_records(1000), shard_size=100, seed=0)
 
     # With 100 draws from 10 equal classes, a shard with fewer than 8 classes is practically impossible.
     assert all(len({record.label for record in plan.records}) >= 8 for plan in plans)
@@ -59,14 +59,14 @@ def test_a_class_sorted_source_gives_mixed_shards():
 @pytest.mark.parametrize("key", ["", "a.b", "a/b", "a\\b", "x" * 201, "\u00e9" * 101])
 def test_a_key_that_no_tar_could_hold_is_refused(key):
     with pytest.raises(ConfigError, match="record key"):
-        plan_shards([Record(key=key, split="train")], 10, 0)
+        plan_records([Record(key=key, split="train")], 10, 0)
 
 
 def test_a_key_used_twice_is_refused_even_across_splits():
     with pytest.raises(ConfigError, match="'same'"):
-        plan_shards([Record(key="same", split="a"), Record(key="same", split="b")], 10, 0)
+        plan_records([Record(key="same", split="a"), Record(key="same", split="b")], 10, 0)
 
 
 def test_an_empty_source_is_refused():
     with pytest.raises(ConfigError, match="no records"):
-        plan_shards([], 10, 0)
+        plan_records([], 10, 0)

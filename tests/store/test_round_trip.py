@@ -215,7 +215,7 @@ def test_a_narrow_type_that_loses_the_map_is_refused(tmp_path, tiny_teacher):
 
 def test_masks_are_the_pasted_ink_and_lie_inside_their_box(frozen):
     source = DemoSource(TINY_DATA)
-    for record in source.records()[:20]:
+    for record in list(source.records())[:20]:
         mask = np.asarray(Image.open(io.BytesIO(source.read(record).mask))) > 0
         rows, columns = np.nonzero(mask)
         box = record.boxes[0]

@@ -8,13 +8,13 @@ import shlex
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose
 from pipeline.sources.build import build_source
-from pipeline.store.pack import fingerprint_dataset
+from tests.support.listings import fingerprint_records
 from tests.support.paths import ROOT
 
 
 def fingerprint(config):
     source = build_source(config)
-    return fingerprint_dataset(config, source.revision, source.records())
+    return fingerprint_records(config, source.revision, source.records())
 
 
 def documented_config(command_part, page="datasets.md"):

@@ -31,7 +31,7 @@ INTERMEDIATES = ("attention", "class_maps", "pooled")
 def write_tars(folder: Path) -> WebDatasetDataConfig:
     """Write the tiny set as two tars of 36 records each, which a store can reference."""
     source = DemoSource(TINY_DATA)
-    records = source.records()
+    records = list(source.records())
     for number in range(2):
         folder.mkdir(exist_ok=True)
         with tarfile.open(folder / f"train-{number:06d}.tar", "w") as tar:

@@ -1,18 +1,24 @@
-"""Files of a folder and their bytes."""
+"""Files of a folder and their bytes.
+
+A store's origin is left out: it is no part of the store, and differs between stores of the same data.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from pipeline.store.origin import ORIGIN_NAME
 
 
 def tree_bytes(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != ORIGIN_NAME
     }
 
 
 def all_files(folder: Path) -> list[Path]:
     """All nonempty files below a folder, which excludes the lock."""
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ORIGIN_NAME)
+    return sorted(path for path in files if path.stat().st_size)

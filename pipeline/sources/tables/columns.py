@@ -20,13 +20,15 @@ from pipeline.core.errors import ConfigError
 from pipeline.sources.tables.rows import require_columns, to_number, to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
 _WORDS = {"true": 1.0, "false": 0.0}
 _EMPTY = ("", "nan")
+_CELLS = 65_536
+"""Number of cells that are converted at once."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,10 @@ class TableColumns:
         """Raise ConfigError unless the columns exist; `columns` maps each option to the column that it names."""
         require_columns(self.path, columns, self.names)
 
-    def texts(self, column: str) -> list[str | None]:
-        """Return every cell as text, a whole number without its decimal point; None for an empty cell."""
-        return [to_name(value) for value in self.table[column].to_pylist()]
+    def texts(self, column: str) -> Iterator[str | None]:
+        """Yield every cell as text, a whole number without its decimal point; None for an empty cell."""
+        for cells in self.table.select([column]).to_batches(max_chunksize=_CELLS):
+            yield from map(to_name, cells.column(0).to_pylist())
 
     def numbers(self, column: str) -> NDArray[np.float64]:
         """Return every cell as a number, [N]; nan for an empty cell or one that is not a number."""

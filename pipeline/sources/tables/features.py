@@ -108,7 +108,7 @@ def _categories(
     table: TableColumns, name: str, in_training: NDArray[np.bool_]
 ) -> dict[str, NDArray[np.float32]]:
     """Map each value of a categorical column to 0 or 1 per row, [N]."""
-    texts = np.array(table.texts(name), dtype=object)
+    texts = np.array(list(table.texts(name)), dtype=object)
     known = sorted_names(text for text in texts[in_training] if text is not None)
     require(
         0 < len(known) <= MAX_CATEGORIES,

@@ -1,0 +1,84 @@
+"""Tars listed one by one, by tasks, to the same store as at once."""
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.cluster.serial import map_shards_serially
+from pipeline.config.store import StoreOptions
+from pipeline.sources.build import build_source, classes_of, list_source
+from pipeline.sources.parts import PartedSource
+from pipeline.sources.webdataset import WebDatasetSource
+from pipeline.store.reader import Store
+from stages import precompute
+from tests.support.images import write_tar
+from tests.support.listings import list_parts, listing_paths
+from tests.support.sources import fingerprint
+from tests.support.stores import precompute_config
+from tests.support.tars import samples, tar_config
+
+
+@pytest.fixture
+def tars(tmp_path):
+    for split, number, count in (("train", 0, 5), ("train", 1, 9), ("test", 0, 7)):
+        first = 100 * number + 1000 * (split == "test")
+        write_tar(tmp_path / f"tars/{split}-{number:06d}.tar", samples(count, first=first))
+    write_tar(tmp_path / "tars/train-000002.tar", {})
+    return tar_config(tmp_path / "tars")
+
+
+def test_each_tar_is_one_task(tars):
+    asked = []
+
+    def map_shards(task, shards):
+        asked.extend(shards)
+        return map_shards_serially(task, reversed(shards))  # they may finish in any order
+
+    source = build_source(tars)
+    listing = list_source(source, listing_paths(), StoreOptions(), map_shards)
+
+    assert [name for _, name in asked] == list(source.tars)
+    assert listing.part_sizes == (7, 5, 9, 0)
+    assert listing.records(range(21)) == tuple(source.records())
+    assert classes_of(source, listing) == source.classes == ("0", "1", "2")
+
+
+def test_shards_in_place_are_the_tars_with_records(tars):
+    source = build_source(tars)
+    listing = list_parts(source, StoreOptions())
+
+    plans = source.plan_in_place("original", listing)
+
+    names = ["test-000000", "train-000000", "train-000001"]
+    assert [plan.name for plan in plans] == names
+    assert [plan.reference for plan in plans] == [f"{tars.path}/{name}.tar" for name in names]
+    for plan, name in zip(plans, names, strict=True):
+        assert plan.records == tuple(source.part_records(f"{name}.tar"))
+
+
+@pytest.mark.parametrize("options", [{}, {"only_classes": ("2", "0")}])
+def test_the_driver_lists_no_tar_itself(tmp_path, tars, monkeypatch, options):
+    (tmp_path / "tars/classes.txt").write_text("0\n1\n2\n")
+    config = replace(tars, **options)
+    expected = fingerprint(config)
+
+    def refuse(self):
+        raise AssertionError("the driver lists all tars")
+
+    monkeypatch.setattr(WebDatasetSource, "records", refuse)
+    result = precompute.run(precompute_config(tmp_path / "store", data=config))
+
+    kept = 21 if not options else 3 + 6 + 4
+    assert result.packed_records == kept
+    manifest = Store(tmp_path / "store").manifest
+    assert manifest.dataset.fingerprint == expected
+    assert manifest.classes == (config.only_classes or ("0", "1", "2"))
+
+
+def test_a_subset_of_parts_has_the_same_parts(tars):
+    subset = build_source(replace(tars, only_classes=("2", "0")))
+
+    assert isinstance(subset, PartedSource)
+    listing = list_parts(subset, StoreOptions())
+    assert listing.records(range(listing.num_records)) == tuple(subset.records())
+    assert classes_of(subset, listing) == ("2", "0")

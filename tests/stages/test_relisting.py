@@ -1,0 +1,211 @@
+"""The repeated command: it lists the data only if its options, the places of the files or the store have changed."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from pipeline.config.data import DigitsDataConfig, ImageTableDataConfig
+from pipeline.sources.demo import DemoSource
+from pipeline.sources.digits import DigitsSource
+from pipeline.sources.image_folder import ImageFolderSource
+from pipeline.sources.image_table import ImageTableSource
+from pipeline.sources.webdataset import WebDatasetSource
+from pipeline.store.file_entry import StoreMismatchError
+from pipeline.store.origin import ORIGIN_NAME
+from pipeline.store.verification import verify_store
+from stages import precompute
+from tests.support.image_sets import folder_config, write_images
+from tests.support.images import write_tar
+from tests.support.stores import TINY_DATA, precompute_config
+from tests.support.tars import samples, tar_config
+from tests.support.trees import tree_bytes
+
+
+class ListedError(AssertionError):
+    """Listing by a command that needs none."""
+
+
+def refuse_to_list(*_):
+    raise ListedError
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """Make all sources refuse to list their records."""
+
+    for source in (DemoSource, DigitsSource, ImageFolderSource, ImageTableSource, WebDatasetSource):
+        method = "part_records" if source is WebDatasetSource else "records"
+        monkeypatch.setattr(source, method, refuse_to_list)
+
+
+@pytest.fixture
+def store(tmp_path, frozen):
+    return shutil.copytree(frozen.store.path, tmp_path / "store")
+
+
+def assert_listed(config):
+    with pytest.raises(ListedError):
+        precompute.run(config)
+
+
+def test_the_same_command_does_not_list_the_data(store, frozen, refusing, caplog):
+    config = precompute_config(store, frozen.config.teacher)
+    before = tree_bytes(store)
+
+    with caplog.at_level("INFO"):
+        result = precompute.run(config)
+
+    assert (result.packed_records, result.teacher_records) == (0, 0)
+    assert "not listed again" in caplog.text
+    assert "store.relist=true" in caplog.text
+    assert "72 records, finished" in caplog.text
+    assert tree_bytes(store) == before
+    assert list(verify_store(store)) == []
+
+
+def test_a_missing_pass_is_computed_without_listing_the_data(store, frozen, refusing):
+    shutil.rmtree(store / "teachers")
+
+    result = precompute.run(precompute_config(store, frozen.config.teacher))
+
+    assert (result.packed_records, result.teacher_records) == (0, 72)
+    assert tree_bytes(store) == tree_bytes(frozen.store.path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"data": replace(TINY_DATA, seed=1)},
+        {"data": DigitsDataConfig()},
+        {"shard_size": 17},
+        {"image_size": 16},
+        {"format": "raw"},
+        {"relist": True},
+        {"seed": 1},
+    ],
+    ids=str,
+)
+def test_another_option_lists_the_data(store, refusing, options):
+    own = {name: options[name] for name in ("relist", "seed") if name in options}
+    config = precompute_config(store, **{n: v for n, v in options.items() if n not in own})
+    assert_listed(replace(config, store=replace(config.store, **own)))
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ORIGIN_NAME,
+        "images/train-000000.tar",
+        "receipts/train-000001.parquet",
+        "index.parquet",
+        "manifest.json",
+    ],
+)
+def test_a_lost_file_lists_the_data(store, refusing, lost):
+    (store / lost).unlink()
+
+    assert_listed(precompute_config(store))
+
+
+def test_a_shard_of_another_length_lists_the_data(store, refusing):
+    with (store / "images/train-000000.tar").open("ab") as file:
+        file.write(b"\0")
+
+    assert_listed(precompute_config(store))
+
+
+def test_without_its_origin_a_store_is_compared_and_has_it_again(store, frozen):
+    path = store / ORIGIN_NAME
+    origin = path.read_bytes()
+    for text in (None, b"{}", b"\xff"):
+        path.unlink() if text is None else path.write_bytes(text)
+
+        result = precompute.run(precompute_config(store, frozen.config.teacher))
+
+        assert (result.packed_records, result.teacher_records) == (0, 0)
+        assert tree_bytes(store) == tree_bytes(frozen.store.path)
+        assert path.read_bytes() == origin
+
+
+def folder_set(root):
+    write_images(root, *(f"{kind}/{n}.png" for kind in ("cat", "dog") for n in range(4)))
+    return folder_config(root)
+
+
+def table_set(root):
+    write_images(root, *(f"{n}.png" for n in range(4)))
+    (root / "t.csv").write_text("path,label\n" + "".join(f"{n}.png,{n % 2}\n" for n in range(4)))
+    return ImageTableDataConfig(path=str(root / "t.csv"))
+
+
+def tar_set(root):
+    write_tar(root / "train-000000.tar", samples(9))
+    write_tar(root / "train-000001.tar", samples(9, first=100))
+    return tar_config(root, reference="never")
+
+
+SETS = [folder_set, table_set, tar_set]
+
+
+@pytest.mark.parametrize("make", SETS)
+def test_files_at_another_place_are_listed_once_more(tmp_path, make):
+    config = precompute_config(tmp_path / "store", data=make(tmp_path / "a"))
+    precompute.run(config)
+    before = tree_bytes(tmp_path / "store")
+    origin = (tmp_path / "store" / ORIGIN_NAME).read_bytes()
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = replace(config, data=replace(config.data, path=config.data.path.replace("/a", "/b")))
+
+    precompute.run(moved)
+
+    assert tree_bytes(tmp_path / "store") == before
+    assert (tmp_path / "store" / ORIGIN_NAME).read_bytes() != origin
+
+
+def test_a_relative_path_names_the_same_place(tmp_path, monkeypatch):
+    config = precompute_config(tmp_path / "store", data=folder_set(tmp_path / "a"))
+    precompute.run(config)
+    monkeypatch.setattr(ImageFolderSource, "records", refuse_to_list)
+    monkeypatch.chdir(tmp_path)
+
+    assert precompute.run(replace(config, data=folder_config("a"))).packed_records == 0
+
+
+@pytest.mark.parametrize("make", SETS)
+def test_a_change_that_costs_nothing_to_see_lists_the_data(tmp_path, make):
+    config = precompute_config(tmp_path / "store", data=make(tmp_path / "a"))
+    precompute.run(config)
+    assert precompute.run(config).packed_records == 0
+    if make is folder_set:
+        write_images(tmp_path / "a", "dog/new.png")
+    elif make is table_set:
+        with (tmp_path / "a/t.csv").open("a") as file:
+            file.write("4.png,1\n")
+        write_images(tmp_path / "a", "4.png")
+    else:
+        write_tar(tmp_path / "a/train-000001.tar", samples(9, first=101))
+
+    with pytest.raises(StoreMismatchError, match="contains data"):
+        precompute.run(config)
+
+
+def test_an_image_that_was_overwritten_is_seen_with_relist_alone(tmp_path):
+    config = precompute_config(tmp_path / "store", data=folder_set(tmp_path / "a"))
+    precompute.run(config)
+    with (tmp_path / "a/cat/0.png").open("ab") as file:
+        file.write(b"\0")
+
+    assert precompute.run(config).packed_records == 0
+    with pytest.raises(StoreMismatchError, match="contains data"):
+        precompute.run(replace(config, store=replace(config.store, relist=True)))
+
+
+def test_nothing_of_a_listing_is_left_in_a_store(tmp_path, monkeypatch):
+    config = precompute_config(tmp_path / "store")
+    monkeypatch.setattr("pipeline.store.pack.write_image_shard", lambda *_: 1 / 0)
+
+    with pytest.raises(ZeroDivisionError):
+        precompute.run(config)
+
+    assert [path.name for path in (tmp_path / "store").iterdir()] == [".lock"]

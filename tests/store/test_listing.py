@@ -1,0 +1,222 @@
+"""Listings: plans and fingerprints equal those that hold all records, and no file is left."""
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import random
+from dataclasses import asdict
+from itertools import groupby
+
+import pytest
+
+from pipeline.config.data import DemoDataConfig
+from pipeline.core.errors import ConfigError
+from pipeline.core.files import NoSpaceError, canonical_json, sha256_keys
+from pipeline.core.records import Box, Record
+from pipeline.store import listing, planning
+from pipeline.store.listing import (
+    join_listings,
+    listing_files,
+    parse_record,
+    record_json,
+    write_listing,
+)
+from tests.support.listings import (
+    fingerprint_records,
+    list_records,
+    listing_paths,
+    plan_records,
+)
+
+LETTERS = "abz019-_%~ \u00e9\u0100\u65e5\uffee\U0001d11e"
+"""Characters of 1 to 4 bytes, whose order in UTF-16 is not that of their code points."""
+
+
+def random_records(count, seed=0):
+    generator = random.Random(seed)
+    keys = set()
+    while len(keys) < count:
+        keys.add("".join(generator.choices(LETTERS, k=generator.randint(1, 12))))
+    return [random_record(key, generator) for key in generator.sample(sorted(keys), count)]
+
+
+def random_record(key, generator):
+    box = Box(label=generator.randrange(9), x0=-generator.random(), y0=0, x1=1e-7, y1=0.1)
+    return Record(
+        key=key,
+        split=generator.choice(["train", "test", "val_2", "Z"]),
+        label=generator.randint(-1, 40),
+        labels=tuple(generator.sample(range(60), generator.randint(0, 3))),
+        group=generator.randint(-1, 2**31 - 1),
+        boxes=(box,) * generator.randint(0, 2),
+        boxes_in_pixels=generator.random() < 0.5,
+        content=generator.choice(
+            [
+                (),
+                ('a/\u65e5 "quoted".jpg', 12, None, True),
+                ("t.tar", "png", (512, 2**40), ()),
+                ({"b": (1, (2.5, "x")), "a": None}, 1 / 3),
+            ]
+        ),
+    )
+
+
+def plain_plan(records, shard_size, seed):
+    """Names, splits and records of the shards, from all records in memory."""
+    ranked = sorted(records, key=lambda record: listing.rank_of(record.key, seed))
+    by_split = groupby(sorted(ranked, key=lambda r: r.split), key=lambda r: r.split)
+    shards = []
+    for split, members in by_split:
+        members = list(members)
+        for number, start in enumerate(range(0, len(members), shard_size)):
+            chunk = tuple(members[start : start + shard_size])
+            shards.append((f"{split}-{number:06d}", split, chunk))
+    return shards
+
+
+def plain_fingerprint(config, revision, records):
+    listed = [asdict(record) for record in sorted(records, key=lambda record: record.key)]
+    whole = {"data": config.description, "records": listed, "revision": revision}
+    return hashlib.sha256(
+        json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    ).hexdigest()
+
+
+def assert_planned_as_in_memory(records, shard_size, seed):
+    plans = pickle.loads(pickle.dumps(plan_records(iter(records), shard_size, seed)))  # noqa: S301
+
+    expected = plain_plan(records, shard_size, seed)
+    assert [(plan.name, plan.split, plan.records) for plan in plans] == expected
+    assert [plan.position for plan in plans] == list(range(len(expected)))
+    for plan, (_, _, members) in zip(plans, expected, strict=True):
+        assert plan.num_records == len(members)
+        assert plan.keys == [record.key for record in members]
+        assert plan.keys_sha256 == sha256_keys([record.key for record in members])
+        assert plan.labels.tolist() == [record.label for record in members]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Work on a few records at once, so that every boundary is crossed."""
+    monkeypatch.setattr(listing, "BATCH_RECORDS", 7)
+    monkeypatch.setattr(listing, "_JOINED_RECORDS", 3)
+    monkeypatch.setattr(planning, "_BLOCK", 5)
+
+
+def test_plans_and_fingerprints_are_those_of_the_records_in_memory(small_blocks):
+    records = random_records(500)
+
+    for shard_size, seed in ((16, 0), (1, 3), (1000, 2**63 - 1)):
+        assert_planned_as_in_memory(records, shard_size, seed)
+    config = DemoDataConfig(seed=4)
+    expected = plain_fingerprint(config, 2, records)
+    assert fingerprint_records(config, 2, records) == expected
+    assert fingerprint_records(config, 2, random.Random(1).sample(records, 500)) == expected
+    assert fingerprint_records(config, 2, records[1:]) != expected
+
+
+def test_a_batch_ends_when_its_records_are_large(monkeypatch):
+    monkeypatch.setattr(listing, "BATCH_BYTES", 400)
+    records = random_records(50)
+
+    assert len(list_records(records).batches) > 5
+    assert_planned_as_in_memory(records, 16, 0)
+
+
+@pytest.mark.parametrize("low_bytes", [8, 1, 0])
+def test_equal_ranks_are_settled_by_the_whole_hash_and_then_by_the_source(
+    monkeypatch, small_blocks, low_bytes
+):
+    def rank_of(key, seed):
+        digest = hashlib.sha256(f"{seed} {key}".encode()).digest()
+        return bytes([digest[0] % 3]) + bytes(7) + digest[:low_bytes] + bytes(8 - low_bytes)
+
+    monkeypatch.setattr(listing, "rank_of", rank_of)
+
+    assert_planned_as_in_memory(random_records(200), 16, 0)
+
+
+@pytest.mark.parametrize("splits", [("a", "a"), ("a", "b")])
+def test_keys_that_come_twice_are_named_and_counted(splits, small_blocks):
+    records = random_records(100)
+    twice = [Record(key=key, split=split) for key in ("zwei", "eins") for split in splits]
+
+    with pytest.raises(planning.RepeatedKeyError, match="two records have the key 'eins'") as error:
+        plan_records([*records[:50], *twice, *records[50:], twice[-1]], 16, 0)
+    assert error.value.count == 2
+
+
+def test_a_record_survives_its_text():
+    for record in random_records(50, seed=7):
+        assert record_json(record) == canonical_json(asdict(record))
+        assert parse_record(record_json(record)) == record
+    assert parse_record(record_json(Record(key="k", split="s", content=([1, [2]],)))).content == (
+        (1, (2,)),
+    )
+
+
+def test_parts_are_joined_in_their_order(small_blocks):
+    records = random_records(60)
+    files = listing_paths()
+    parts = [records[:3], [], records[3:41], records[41:]]
+    for number, part in enumerate(parts):
+        write_listing(files.part(number), part, seed=0)
+
+    joined = join_listings((files.part(number) for number in range(len(parts))), files.records)
+
+    assert joined.part_sizes == (3, 0, 38, 19)
+    assert joined.records(range(60)) == tuple(records)
+    assert joined.largest_label == max(max(r.label, *r.labels, -1) for r in records)
+    assert max(batch.num_rows for batch in joined.batches[:-1]) >= 7
+    assert not files.part(0).exists()
+
+
+def test_the_files_of_a_listing_are_gone_after_an_error_and_those_of_a_killed_run_before(tmp_path):
+    (tmp_path / ".listing.0123.order.partial").write_bytes(b"left by a killed run")
+
+    def break_off():
+        yield Record(key="a", split="train")
+        raise ConfigError("the table is damaged")
+
+    def list_all():
+        with listing_files(tmp_path) as files:
+            assert list(tmp_path.iterdir()) == []
+            write_listing(files.part(0), [Record(key="b", split="train")], 0)
+            assert [path.name[-8:] for path in tmp_path.iterdir()] == [".partial"]
+            write_listing(files.records, break_off(), 0)
+
+    with pytest.raises(ConfigError, match="damaged"):
+        list_all()
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_read_only_is_listed_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+
+    with listing_files(tmp_path) as files:
+        write_listing(files.records, [Record(key="b", split="train")], 0)
+        assert list(tmp_path.iterdir()) == []
+    assert not files.folder.exists()
+
+
+def test_a_full_disk_is_named_and_an_error_of_the_source_is_not_mistaken_for_it(
+    tmp_path, monkeypatch
+):
+    def unreadable():
+        yield Record(key="b", split="train")
+        raise OSError(errno.ENOSPC, "of the source")
+
+    with pytest.raises(OSError, match="of the source") as raised:
+        write_listing(tmp_path / "l", unreadable(), 0)
+    assert type(raised.value) is OSError
+
+    class FullFile:
+        def write_batch(self, batch):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(listing.pa.ipc, "new_file", lambda *_: FullFile())
+    with pytest.raises(NoSpaceError, match=r"no room to write .*/l \(No space left"):
+        write_listing(tmp_path / "l", [Record(key="b", split="train")], 0)

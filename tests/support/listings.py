@@ -1,0 +1,38 @@
+"""Listings and plans of records, in the test's own folder."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from pipeline.cluster.serial import map_shards_serially
+from pipeline.sources.build import list_source, plan_source
+from pipeline.store.listing import Listing, ListingFiles, write_listing
+from pipeline.store.pack import fingerprint_dataset
+from pipeline.store.planning import plan_shards
+
+
+def listing_paths() -> ListingFiles:
+    return ListingFiles(Path.cwd(), secrets.token_hex(8))
+
+
+def list_records(records, seed=0) -> Listing:
+    files = listing_paths()
+    write_listing(files.records, records, seed)
+    return Listing(files.records)
+
+
+def plan_records(records, shard_size, seed):
+    return plan_shards(list_records(records, seed), shard_size)
+
+
+def list_parts(source, store_options) -> Listing:
+    return list_source(source, listing_paths(), store_options, map_shards_serially)
+
+
+def plan_whole(source, store_options):
+    return plan_source(source, list_parts(source, store_options), store_options)
+
+
+def fingerprint_records(config, revision, records):
+    return fingerprint_dataset(config, revision, list_records(records))
