@@ -192,8 +192,8 @@ def _sample_listed(
     for position, piece in enumerate(pieces):
         plan = plans[piece.shard]
         start = plan.start + piece.first
-        extent = {"start": start, "stop": start + piece.count}
-        chosen.append(replace(plan, position=position, name=piece.name, **extent))
+        stop = start + piece.count
+        chosen.append(replace(plan, position=position, name=piece.name, start=start, stop=stop))
     keys = sha256_keys(key for plan in chosen for key in plan.keys)
     dataset = DatasetIdentity(name=source.name, fingerprint=keys)
     packing = derive_packing(config, source)

@@ -12,7 +12,6 @@ first read. `permafrost verify` compares the digests of both files as well.
 
 from __future__ import annotations
 
-import mmap
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -22,8 +21,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.core.errors import UserError
 from pipeline.core.files import open_regular, sha256_keys
 from pipeline.core.records import NO_LABEL
+from pipeline.store.arrow_files import map_arrow
 from pipeline.store.file_entry import REPAIR, REWRITE, FileEntry, ManifestError
 from pipeline.store.receipts import BOX
 
@@ -87,19 +88,17 @@ def open_batch(path: Path, file: FileEntry, schema: pa.Schema) -> pa.RecordBatch
     try:
         with open_regular(path) as opened:
             found = opened.seek(0, 2)
-            # Arrow's own memory map starts threads, which would abort a process that ends soon (parquet.py).
-            mapped = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) if found else b""
-    except FileNotFoundError:
-        raise ManifestError(f"{path} is missing; {REPAIR}") from None
-    if found != file.bytes:
-        raise ManifestError(
-            f"{path} is damaged: it has {found} bytes, but its manifest lists {file.bytes}; {REWRITE}"
-        )
-    try:
-        options = pa.ipc.IpcReadOptions(use_threads=False)
-        reader = pa.ipc.open_file(pa.py_buffer(mapped), options=options)
+            if found != file.bytes:
+                raise ManifestError(
+                    f"{path} is damaged: it has {found} bytes, but its manifest lists {file.bytes}; {REWRITE}"
+                )
+            reader = map_arrow(opened)
         batch = reader.get_batch(0)
         batch.validate()
+    except FileNotFoundError:
+        raise ManifestError(f"{path} is missing; {REPAIR}") from None
+    except UserError:
+        raise
     except (pa.ArrowException, OSError, ValueError, IndexError, MemoryError) as error:
         raise ManifestError(
             f"{path} is damaged: it cannot be read as Arrow ({error}); {REWRITE}"

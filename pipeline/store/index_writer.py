@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.files import open_atomically, write_error
+from pipeline.store.arrow_files import arrow_sink
 from pipeline.store.file_entry import FileEntry
 from pipeline.store.index import (
     BOX_FIELDS,
@@ -26,7 +27,6 @@ from pipeline.store.index import (
     LIST_COLUMNS,
     checksum,
 )
-from pipeline.store.parquet import arrow_sink
 from pipeline.store.receipts import BOX
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class IndexWriter:
 
     def append(self, name: str, split: str, receipt: pa.Table) -> list[int]:
         """Append a shard's rows and return the CRC-32C of each of CHECKED_COLUMNS."""
-        number, rows = len(self._shards), receipt.num_records
+        number, rows = len(self._shards), receipt.num_rows
         self._shards.append(name)
         code = self._splits.setdefault(split, len(self._splits))
         self._append("split", np.full(rows, code, np.int16))

@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.errors import ConfigError
-from pipeline.core.files import PARTIAL_SUFFIX, canonical_json, write_error
+from pipeline.core.files import PARTIAL_SUFFIX, canonical_json, open_regular, write_error
 from pipeline.core.records import Box, Record
+from pipeline.store.arrow_files import map_arrow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -268,7 +269,8 @@ class Listing:
         self.path = path
         self.part_sizes = part_sizes
         """Number of records of each part of the source, in their order; empty where it was listed at once."""
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        with open_regular(path) as file:
+            reader = map_arrow(file)
         self.batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._stops = np.cumsum([batch.num_rows for batch in self.batches], dtype=np.int64)
         self._texts = {

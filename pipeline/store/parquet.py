@@ -5,22 +5,20 @@ from __future__ import annotations
 import hashlib
 import io
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.files import SHORT, open_atomically, read_regular, write_atomically
+from pipeline.store.arrow_files import arrow_sink
 from pipeline.store.file_entry import REPAIR, REWRITE, FileEntry, ManifestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from pipeline.core.files import HashingFile
-
 _ROWS_PER_GROUP = 8192
-_PIECE = 2**20
 
 
 def write_table(path: Path, table: pa.Table) -> str:
@@ -122,29 +120,3 @@ def _null_count(array: pa.Array) -> int:
     if isinstance(parts, pa.Array):  # a list; a struct is flattened to a list of its fields
         parts = [parts]
     return int(array.null_count + sum(map(_null_count, parts)))
-
-
-def arrow_sink(file: HashingFile) -> pa.NativeFile:
-    """Return a file for Arrow's writers that passes large buffers on in pieces, without copying them whole."""
-    return pa.PythonFile(_Pieces(file), mode="w")
-
-
-class _Pieces:
-    """File that receives a large buffer in pieces."""
-
-    closed = False
-
-    def __init__(self, file: HashingFile) -> None:
-        self._file = file
-
-    def write(self, data: Any) -> int:
-        whole = memoryview(data).cast("B")
-        for start in range(0, len(whole), _PIECE):
-            self._file.write(bytes(whole[start : start + _PIECE]))
-        return len(whole)
-
-    def flush(self) -> None:
-        """Do nothing; the atomic file flushes itself."""
-
-    def tell(self) -> int:
-        return int(self._file.tell())

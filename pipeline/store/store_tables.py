@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.core.files import make_folder
 from pipeline.store.index_writer import IndexWriter
 from pipeline.store.parquet import RowWriter, write_rows
 from pipeline.store.receipts import has_many_labels
@@ -56,6 +57,7 @@ class StoreTablesWriter:
         self.first_reason = ""
 
     def __enter__(self) -> StoreTablesWriter:
+        make_folder(self._store)
         self._index = self._stack.enter_context(IndexWriter(self._store, self._rows_per_shard))
         self._shards = self._stack.enter_context(
             write_rows(self._store / SHARDS_NAME, ShardTable.schema)

@@ -27,7 +27,7 @@ class Stopped(BaseException):
 class StoppingOs:
     """Replacement of `os` whose operations all fail after the first n, as after a power cut."""
 
-    path = os.path
+    path, walk = os.path, staticmethod(os.walk)
     O_WRONLY, O_CREAT, O_EXCL, O_RDONLY = os.O_WRONLY, os.O_CREAT, os.O_EXCL, os.O_RDONLY
 
     def __init__(self, stop_after):
