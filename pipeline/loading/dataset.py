@@ -163,14 +163,18 @@ class StoreDataset(Dataset[Batch]):
     def aspects(self, positions: Sequence[int] | None = None) -> torch.Tensor:
         """Read width / height of original images, f64 [n], 1 for rows of a table; None reads all of them."""
         rows = self.rows if positions is None else self.rows_at(np.asarray(positions, np.int64))
+        return torch.from_numpy(self._aspects(rows))
+
+    def _aspects(self, rows: IndexRows) -> NDArray[np.float64]:
         sizes = self.store.index.take(("width", "height"), rows)
-        return torch.from_numpy(sizes["width"] / sizes["height"])
+        aspects: NDArray[np.float64] = sizes["width"] / sizes["height"]
+        return aspects
 
     @property
     def has_frame_aspect(self) -> bool:
         """True if all original images have the aspect ratio of the canonical frame."""
         height, width = self.store.size
-        return all(bool((self.aspects(block) == width / height).all()) for block in self._blocks())
+        return all(bool((self._aspects(rows) == width / height).all()) for rows in self._blocks())
 
     @property
     def has_many_labels(self) -> bool:
@@ -182,19 +186,15 @@ class StoreDataset(Dataset[Batch]):
         """True if any record has a label among the classes of the network."""
         if not self.labels_apply:
             return False
-        for block in self._blocks():
-            rows = self.rows_at(np.asarray(block))
-            if self.has_many_labels:
-                if self.store.index.list_lengths("labels", rows).any():
-                    return True
-            elif (self.store.index.values("label", rows) != NO_LABEL).any():
-                return True
-        return False
+        index = self.store.index
+        if self.has_many_labels:
+            return any(index.list_lengths("labels", rows).any() for rows in self._blocks())
+        return any((index.values("label", rows) != NO_LABEL).any() for rows in self._blocks())
 
-    def _blocks(self) -> Iterator[range]:
-        """Iterate over the positions of the selection in blocks of limited size."""
+    def _blocks(self) -> Iterator[IndexRows]:
+        """Iterate over the rows of the selection in blocks of limited size."""
         for start in range(0, len(self), _BLOCK):
-            yield range(start, min(start + _BLOCK, len(self)))
+            yield self.rows[start : start + _BLOCK]
 
     @cached_property
     def label_numbers(self) -> NDArray[np.integer[Any]]:
@@ -226,15 +226,13 @@ class StoreDataset(Dataset[Batch]):
     def has_masks(self) -> bool:
         """True if any record has a mask."""
         index = self.store.index
-        rows = (self.rows_at(np.asarray(block)) for block in self._blocks())
-        return any(bool(index.values("mask_size", here).any()) for here in rows)
+        return any(bool(index.values("mask_size", rows).any()) for rows in self._blocks())
 
     @property
     def has_boxes(self) -> bool:
         """True if any record has a box."""
         index = self.store.index
-        rows = (self.rows_at(np.asarray(block)) for block in self._blocks())
-        return any(bool(index.list_lengths("boxes", here).any()) for here in rows)
+        return any(bool(index.list_lengths("boxes", rows).any()) for rows in self._blocks())
 
     def __getitem__(self, position: int) -> Batch:
         return self.__getitems__([position])
