@@ -22,6 +22,7 @@ from docs.cells import (
     table,
     with_best,
 )
+from tests.benchmarks import scale as scale_figures
 from tests.benchmarks.table import RESULTS, load, markdown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -368,6 +369,11 @@ def cells() -> str:
     return _by_arm("cells", metrics, "%")
 
 
+def scale() -> str:
+    """Costs with few records and with many, which `make bench ARGS=scale` measured."""
+    return scale_figures.markdown(scale_figures.load(scale_figures.RESULTS))
+
+
 def bench() -> str:
     """Ratios that `make bench` measured."""
     return markdown(load(RESULTS))
@@ -394,6 +400,7 @@ TABLES: dict[str, Callable[[], str]] = {
         cifar10_evaluators,
         cells,
         bench,
+        scale,
     )
 }
 

@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -104,10 +105,12 @@ def evaluate_figures(folder: Path) -> list[ScaleFigure]:
     stores = _stores(folder)
     run = f"run={folder / 'student'}"
     _probe("stage", "distill", f"store.path={stores['few']}", *_NETWORK, *_TRAINER, run)
-    few, many = (
-        _probe("stage", "evaluate", run, f"evaluate.store={path}", "evaluate.splits=[test]")
-        for path in stores.values()
-    )
+    reports = []
+    for path in stores.values():
+        shutil.rmtree(folder / "student" / "evaluate", ignore_errors=True)
+        options = (f"evaluate.store={path}", "evaluate.splits=[test]")
+        reports.append(_probe("stage", "evaluate", run, f"store.path={stores['few']}", *options))
+    few, many = reports
     return [
         _figure("scale_evaluate", few["peak_mib"], many["peak_mib"], "MiB", "<= 50"),
         _figure("scale_evaluate_seconds", few["seconds"], many["seconds"], "s", ""),
@@ -246,12 +249,12 @@ def _end_to_end(folder: Path, records: int) -> dict[str, float]:
 
 
 def repeated_figures(folder: Path) -> list[ScaleFigure]:
-    """Seconds of a repeated precompute of CIFAR-10, from the folder that the environment variable CIFAR10 names."""
+    """Seconds of a repeated precompute of CIFAR-10, from the tars in the folder that the variable CIFAR10 names."""
     root = os.environ.get("CIFAR10")
     if root is None:
-        logger.info("skipped: set CIFAR10 to a folder with cifar-10-batches-py")
+        logger.info("skipped: set CIFAR10 to a folder of CIFAR-10 as WebDataset tars")
         return []
-    words = ("data=torchvision", "data.name=cifar10", f"data.root={root}", "executor=serial")
+    words = ("data=webdataset", f"data.path={root}", "executor=serial")
     command = ("precompute", *words, f"store.path={folder / 'cifar10'}", "teacher=none")
     seconds = [_probe("stage", *command)["seconds"] for _ in range(2)]
     again = ScaleFigure(
@@ -286,8 +289,9 @@ GROUPS: dict[Callable[[Path], list[ScaleFigure]], tuple[str, ...]] = {
 
 
 def _stores(folder: Path) -> dict[str, Path]:
-    """Stores with few and with many records, made once per run of the benchmark."""
-    paths = {name: folder.parent / "stores" / name for name in ("few", "many")}
+    """Stores with few and with many records, made once per run, or once in the folder that BENCH_STORES names."""
+    root = Path(os.environ.get("BENCH_STORES", folder.parent / "stores"))
+    paths = {name: root / name for name in ("few", "many")}
     for path, records in zip(paths.values(), (FEW, MANY), strict=True):
         if not (path / MANIFEST_NAME).exists():
             write_large_store(path, {"train": records, "test": _TEST})
