@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.core.records import FieldSpec
     from pipeline.estimation.sample import Point, Sample, Whole
     from pipeline.store.reader import Store, TeacherPass
-    from pipeline.store.shards import TableFile
+    from pipeline.store.table_file import TableFile
 
 
 @dataclass(frozen=True, kw_only=True)

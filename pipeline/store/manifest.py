@@ -25,7 +25,8 @@ from pipeline.store.file_entry import (
     require_inside,
 )
 from pipeline.store.pixels import MAX_PIXELS
-from pipeline.store.shards import PassShardTable, ShardTable, SkippedTable, TableFile
+from pipeline.store.shards import PassShardTable, ShardTable, SkippedTable
+from pipeline.store.table_file import TableFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

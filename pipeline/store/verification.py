@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.files import PARTIAL_SUFFIX, FileError, sha256_file, sha256_keys
+from pipeline.core.files import FileError, sha256_file, sha256_keys
 from pipeline.core.records import NO_CLASS
 from pipeline.store.artifacts import ARTIFACT_SCHEMA, ARTIFACTS_FOLDER
 from pipeline.store.codecs import decode_unit
@@ -19,8 +16,7 @@ from pipeline.store.entries import EntryError, from_dict
 from pipeline.store.file_entry import ManifestError, StoreMismatchError
 from pipeline.store.index import CHECKED_COLUMNS
 from pipeline.store.index_writer import checksums_of
-from pipeline.store.journal import JOURNAL_SUFFIX
-from pipeline.store.lock import LOCK_NAME
+from pipeline.store.known_files import KnownFiles, unknown_files, verify_file
 from pipeline.store.manifest import (
     MANIFEST_NAME,
     TEACHERS_FOLDER,
@@ -30,7 +26,6 @@ from pipeline.store.manifest import (
     read_checked,
     read_pass_manifest,
 )
-from pipeline.store.origin import ORIGIN_NAME
 from pipeline.store.reader import Store, TeacherPass
 from pipeline.store.receipts import (
     RECEIPT_SCHEMA,
@@ -89,19 +84,19 @@ def verify_store(path: Path) -> Iterator[str]:
 
 def _verify_own_files(store: Store) -> Iterator[str]:
     """Check the files of a store without its passes and artifacts."""
-    manifest, known = store.manifest, _KnownFiles()
+    manifest, known = store.manifest, KnownFiles()
     known.add(MANIFEST_NAME)
     tables = (manifest.shards.file, manifest.index, manifest.keys, manifest.skipped.file)
     for file in tables:
         if file is not None:
-            yield from _verify_file(store.path, file.path, file.sha256, known)
+            yield from verify_file(store.path, file.path, file.sha256, known)
     for number, shard in enumerate(store.shards):
         yield from _verify_shard(store.path, shard)
         if not shard.referenced:
             known.add(shard.path)
         receipt = receipt_path(store.path, shard.name).relative_to(store.path).as_posix()
-        yield from _verify_file(store.path, receipt, store.shards.receipt_sha256(number), known)
-    yield from _unknown_files(store.path, known, ignored=(TEACHERS_FOLDER, ARTIFACTS_FOLDER))
+        yield from verify_file(store.path, receipt, store.shards.receipt_sha256(number), known)
+    yield from unknown_files(store.path, known, ignored=(TEACHERS_FOLDER, ARTIFACTS_FOLDER))
 
 
 def _verify_shard(path: Path, shard: ShardEntry) -> Iterator[str]:
@@ -116,56 +111,6 @@ def _verify_shard(path: Path, shard: ShardEntry) -> Iterator[str]:
     else:
         if found != shard.sha256:
             yield f"{path / shard.path} has sha256 {found[:12]}, but its manifest lists {shard.sha256[:12]}{hint}"
-
-
-class _KnownFiles:
-    """Paths that manifests list, as one number each."""
-
-    def __init__(self) -> None:
-        self._names = array("Q")
-        self._sorted: NDArray[np.uint64] | None = None
-
-    def add(self, name: str) -> None:
-        """Add a path relative to the folder."""
-        self._names.append(_hash(name))
-
-    def __contains__(self, name: str) -> bool:
-        if self._sorted is None or len(self._sorted) != len(self._names):
-            self._sorted = np.sort(np.array(self._names, np.uint64))
-        place = int(np.searchsorted(self._sorted, np.uint64(_hash(name))))
-        return place < len(self._sorted) and int(self._sorted[place]) == _hash(name)
-
-
-def _hash(text: str) -> int:
-    digest = hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
-
-
-def _verify_file(folder: Path, name: str, digest: str, known: _KnownFiles) -> Iterator[str]:
-    """Compare a file with its digest, and count it as known."""
-    known.add(name)
-    if not (folder / name).is_file():
-        yield f"{folder / name} is missing"
-    elif (found := sha256_file(folder / name)) != digest:
-        yield f"{folder / name} has sha256 {found[:12]}, but its manifest lists {digest[:12]}"
-
-
-def _unknown_files(
-    folder: Path, known: _KnownFiles, ignored: tuple[str, ...] = ()
-) -> Iterator[str]:
-    """Name the files that no manifest lists, outside of the ignored folders."""
-    for parent, folders, names in os.walk(folder):
-        at_top = parent == str(folder)
-        folders[:] = sorted(name for name in folders if not (at_top and name in ignored))
-        for file_name in sorted(names):
-            path = Path(parent) / file_name
-            name = path.relative_to(folder).as_posix()
-            if name in known or name in (LOCK_NAME, ORIGIN_NAME):
-                continue
-            if name.endswith((PARTIAL_SUFFIX, JOURNAL_SUFFIX)):
-                yield f"{path} was left by a process that was killed; delete it"
-            else:
-                yield f"{path} is not in any manifest"
 
 
 def _verify_receipts(path: Path) -> Iterator[str]:
@@ -193,23 +138,23 @@ def _verify_pass_files(folder: Path) -> Iterator[str]:
 
 
 def _verify_files_of_pass(folder: Path, manifest: PassManifest) -> Iterator[str]:
-    known = _KnownFiles()
+    known = KnownFiles()
     known.add(MANIFEST_NAME)
     shards = manifest.shards
     assert shards.file is not None
-    yield from _verify_file(folder, shards.file.path, shards.file.sha256, known)
+    yield from verify_file(folder, shards.file.path, shards.file.sha256, known)
     for name, digest in manifest.files.items():
-        yield from _verify_file(folder, name, digest, known)
+        yield from verify_file(folder, name, digest, known)
     try:
         for number, shard in enumerate(shards):
             for file in shard.files:
-                yield from _verify_file(folder, file.path, file.sha256, known)
+                yield from verify_file(folder, file.path, file.sha256, known)
             receipt = receipt_path(folder, shard.name).relative_to(folder).as_posix()
-            yield from _verify_file(folder, receipt, shards.receipt_sha256(number), known)
+            yield from verify_file(folder, receipt, shards.receipt_sha256(number), known)
     except ManifestError as error:
         yield str(error)
         return
-    yield from _unknown_files(folder, known)
+    yield from unknown_files(folder, known)
 
 
 def _verify_artifact(folder: Path) -> Iterator[str]:
@@ -222,11 +167,11 @@ def _verify_artifact(folder: Path) -> Iterator[str]:
     except (ManifestError, EntryError, FileError) as error:
         yield str(error) if str(folder) in str(error) else f"{folder / MANIFEST_NAME}: {error}"
         return
-    known = _KnownFiles()
+    known = KnownFiles()
     known.add(MANIFEST_NAME)
     for name, digest in files.items():
-        yield from _verify_file(folder, name, digest, known)
-    yield from _unknown_files(folder, known)
+        yield from verify_file(folder, name, digest, known)
+    yield from unknown_files(folder, known)
 
 
 def _verify_index(store: Store) -> Iterator[str]:

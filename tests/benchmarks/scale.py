@@ -189,6 +189,8 @@ def listing_figures(folder: Path) -> list[ScaleFigure]:
 _PLAN = """
 import sys
 from pathlib import Path
+from tests.benchmarks.listings import plan_records
+
 plan_records(Path(sys.argv[1]), int(sys.argv[2]))
 """
 

@@ -1,0 +1,69 @@
+"""Comparison of a folder's files with those that its manifests list."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from array import array
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.core.files import PARTIAL_SUFFIX, sha256_file
+from pipeline.store.journal import JOURNAL_SUFFIX
+from pipeline.store.lock import LOCK_NAME
+from pipeline.store.origin import ORIGIN_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+
+class KnownFiles:
+    """Paths that manifests list, as one number each."""
+
+    def __init__(self) -> None:
+        self._names = array("Q")
+        self._sorted: NDArray[np.uint64] | None = None
+
+    def add(self, name: str) -> None:
+        """Add a path relative to the folder."""
+        self._names.append(_hash(name))
+
+    def __contains__(self, name: str) -> bool:
+        if self._sorted is None or len(self._sorted) != len(self._names):
+            self._sorted = np.sort(np.array(self._names, np.uint64))
+        place = int(np.searchsorted(self._sorted, np.uint64(_hash(name))))
+        return place < len(self._sorted) and int(self._sorted[place]) == _hash(name)
+
+
+def _hash(text: str) -> int:
+    digest = hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def verify_file(folder: Path, name: str, digest: str, known: KnownFiles) -> Iterator[str]:
+    """Compare a file with its digest, and count it as known."""
+    known.add(name)
+    if not (folder / name).is_file():
+        yield f"{folder / name} is missing"
+    elif (found := sha256_file(folder / name)) != digest:
+        yield f"{folder / name} has sha256 {found[:12]}, but its manifest lists {digest[:12]}"
+
+
+def unknown_files(folder: Path, known: KnownFiles, ignored: tuple[str, ...] = ()) -> Iterator[str]:
+    """Name the files that no manifest lists, outside of the ignored folders."""
+    for parent, folders, names in os.walk(folder):
+        at_top = parent == str(folder)
+        folders[:] = sorted(name for name in folders if not (at_top and name in ignored))
+        for file_name in sorted(names):
+            path = Path(parent) / file_name
+            name = path.relative_to(folder).as_posix()
+            if name in known or name in (LOCK_NAME, ORIGIN_NAME):
+                continue
+            if name.endswith((PARTIAL_SUFFIX, JOURNAL_SUFFIX)):
+                yield f"{path} was left by a process that was killed; delete it"
+            else:
+                yield f"{path} is not in any manifest"
