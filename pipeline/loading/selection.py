@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.config.store import SubsetOptions
     from pipeline.store.index import RecordIndex, Rows
 
+_BLOCK = 2**20
 HOLDOUT = "holdout"
 """Name of the split of records that subset.holdout excluded from training."""
 
@@ -62,6 +63,28 @@ def select_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) 
     return np.unique(np.concatenate(chosen))
 
 
+def count_training_rows(index: RecordIndex, split: str, subset: SubsetOptions) -> int:
+    """Return the number of rows of `select_training_rows`, without selecting them where the class sizes suffice."""
+    rows = rows_of_split(index, split)
+    if subset.shots is None and subset.holdout == 0:
+        return len(rows)
+    sizes = np.zeros(0, np.int64)
+    for start in range(0, len(rows), _BLOCK):
+        labels = index.values("label", rows[start : start + _BLOCK])
+        own = np.bincount(labels[labels != NO_LABEL], minlength=len(sizes))
+        own[: len(sizes)] += sizes
+        sizes = own
+    sizes = sizes[sizes > 0]
+    least = subset.holdout + (subset.shots or 0)
+    if index.has_many_labels or sizes.sum() < len(rows) or sizes.min(initial=least) < least:
+        return len(select_training_rows(index, split, subset))
+    return int(
+        len(rows) - subset.holdout * len(sizes)
+        if subset.shots is None
+        else subset.shots * len(sizes)
+    )
+
+
 def balanced_order(index: RecordIndex, split: str, seed: int) -> NDArray[np.int64]:
     """Order all rows of a split so that every prefix has nearly the same number of records of each class.
 
@@ -70,8 +93,8 @@ def balanced_order(index: RecordIndex, split: str, seed: int) -> NDArray[np.int6
     rows = rows_of_split(index, split)
     labels = index.values("label", rows)
     turns = np.empty(len(rows), np.int64)
-    for label, members in members_of_classes(labels, np.arange(len(rows))).items():
-        members = members[np.argsort(_keys(index, _at(rows, members)))]
+    for label, members in members_of_classes(labels).items():
+        members = members[index.key_order(_at(rows, members))]
         random = np.random.default_rng(derive_seed(seed, "balanced order", label))
         turns[random.permutation(members)] = np.arange(len(members))
     return _at(rows, np.lexsort((labels, turns)))
@@ -85,17 +108,21 @@ def select_holdout_rows(index: RecordIndex, split: str, subset: SubsetOptions) -
 
 
 def members_of_classes(
-    labels: NDArray[np.integer[Any]], owners: NDArray[np.int64]
+    labels: NDArray[np.integer[Any]], owners: NDArray[np.int64] | None = None
 ) -> dict[int, NDArray[np.int64]]:
     """Group the owners of labels by label: each class's owners, ascending, in the order of the classes.
 
     labels  any labels, [n]
-    owners  what has each label, [n]; an owner may have several labels, or one of them twice
+    owners  what has each label, [n]; an owner may have several labels, or one of them twice. None stands for the
+            positions of the labels
     """
     order = np.argsort(labels, kind="stable")
-    known, starts = np.unique(labels[order], return_index=True)
-    groups = np.split(owners[order], starts[1:]) if len(known) else []
-    return {int(label): np.unique(group) for label, group in zip(known, groups, strict=True)}
+    known, sizes = np.unique(labels, return_counts=True)
+    groups = np.split(order, np.cumsum(sizes)[:-1]) if len(known) else []
+    return {
+        int(label): group if owners is None else np.unique(owners[group])
+        for label, group in zip(known, groups, strict=True)
+    }
 
 
 def _held_out(index: RecordIndex, split: str, subset: SubsetOptions) -> NDArray[np.int64]:
@@ -109,13 +136,8 @@ def _permuted_classes(
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Iterate over the classes of a split with their rows, permuted by (subset.seed, class)."""
     rows = rows_of_split(index, split)
-    labels, owners = _labels_of(index, rows)
-    if len(np.unique(owners)) < len(rows):
-        raise ConfigError(
-            f"subset.shots and subset.holdout need labels, but split {split!r} has unlabeled records"
-        )
-    for label, members in members_of_classes(labels, owners).items():
-        members = members[np.argsort(_keys(index, _at(rows, members)))]
+    for label, members in _classes_of(index, rows, split).items():
+        members = members[index.key_order(_at(rows, members))]
         if len(members) < subset.holdout:
             raise ConfigError(
                 f"subset.holdout={subset.holdout}, but class {label} of split {split!r} has "
@@ -125,16 +147,20 @@ def _permuted_classes(
         yield label, _at(rows, np.random.default_rng(seed).permutation(members))
 
 
-def _labels_of(
-    index: RecordIndex, rows: Rows
-) -> tuple[NDArray[np.integer[Any]], NDArray[np.int64]]:
-    """Return every known label of these rows, and the position among them of the row with that label."""
+def _classes_of(index: RecordIndex, rows: Rows, split: str) -> dict[int, NDArray[np.int64]]:
+    """Group the positions of these rows by class. Raises ConfigError if one of them has no label."""
     if index.has_many_labels:
         labels, lengths = index.label_lists(rows)
-        return labels, np.repeat(np.arange(len(lengths)), lengths)
-    labels = index.values("label", rows)
-    known = np.flatnonzero(labels != NO_LABEL)
-    return labels[known], known
+        all_labeled = bool(lengths.all())
+        owners = np.repeat(np.arange(len(lengths)), lengths)
+    else:
+        labels, owners = index.values("label", rows), None
+        all_labeled = bool((labels != NO_LABEL).all())
+    if not all_labeled:
+        raise ConfigError(
+            f"subset.shots and subset.holdout need labels, but split {split!r} has unlabeled records"
+        )
+    return members_of_classes(labels, owners)
 
 
 def _without(rows: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -144,10 +170,6 @@ def _without(rows: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.i
     places = np.minimum(np.searchsorted(others, rows), len(others) - 1)
     remaining: NDArray[np.int64] = rows[others[places] != rows]
     return remaining
-
-
-def _keys(index: RecordIndex, rows: NDArray[np.int64]) -> NDArray[np.str_]:
-    return np.asarray(index.keys(rows))
 
 
 def _at(rows: Rows, positions: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from pipeline.config.distillation import DistillConfig
 from pipeline.config.runs import CONFIG_NAME, identity
 from pipeline.config.store import SubsetOptions
 from pipeline.core.errors import UserError
-from pipeline.loading.selection import select_training_rows
+from pipeline.loading.selection import count_training_rows
 from pipeline.report.comparison import seeds_in_words
 from pipeline.report.results import StudentResult
 from pipeline.store.reader import Store
@@ -158,7 +158,7 @@ def _options(result: StudentResult, store: Store, counts: dict[str, str]) -> dic
 def _training_records(store: Store, split: str, subset: Mapping[str, Any]) -> str:
     try:
         options = build_config(SubsetOptions, dict(subset), "subset")
-        chosen = len(select_training_rows(store.index, split, options))
+        chosen = count_training_rows(store.index, split, options)
         whole = store.num_records(split)
     except UserError:
         return f"split {split}"

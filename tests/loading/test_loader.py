@@ -15,7 +15,12 @@ from pipeline.loading import dataset as dataset_module
 from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.loading.loader import TrainLoader
 from pipeline.loading.sampler import EpochOrder, GlobalBatchSampler
-from pipeline.loading.selection import rows_of_split, select_holdout_rows, select_training_rows
+from pipeline.loading.selection import (
+    count_training_rows,
+    rows_of_split,
+    select_holdout_rows,
+    select_training_rows,
+)
 from pipeline.loading.views import ViewSchedule
 from pipeline.store.reader import Store, TeacherPass
 from stages import precompute
@@ -145,6 +150,22 @@ def test_of_many_labels_a_record_counts_for_each_of_its_classes(index_of):
     assert not np.array_equal(shots, select_training_rows(index, "train", replace(subset, seed=2)))
     with pytest.raises(ConfigError, match=r"shots=50, but class 0 .* after the holdout"):
         select_training_rows(index, "train", replace(subset, shots=50))
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(("holdout", "shots"), [(0, None), (2, None), (0, 3), (1, 2)])
+def test_the_number_of_selected_rows_is_known_without_selecting_them(
+    index_of, many, holdout, shots
+):
+    labels = np.random.default_rng(1).permutation(np.repeat(np.arange(4), 5)).tolist()
+    rows = [(f"k{n}", -1 if many else label, [label] * many) for n, label in enumerate(labels)]
+    index, subset = index_of(rows), SubsetOptions(holdout=holdout, shots=shots)
+
+    chosen = select_training_rows(index, "train", subset)
+
+    assert count_training_rows(index, "train", subset) == len(chosen)
+    with pytest.raises(ConfigError, match="shots=50"):
+        count_training_rows(index, "train", SubsetOptions(shots=50))
 
 
 def test_sets_of_one_label_are_chosen_as_single_labels_are(index_of):
