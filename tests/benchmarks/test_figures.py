@@ -1,8 +1,11 @@
 """Arithmetic of the figures."""
 
+import math
+
 import pytest
 
 from tests.benchmarks import __main__ as bench
+from tests.benchmarks import scale
 from tests.benchmarks.figures import exact, figure, in_turn, interval
 from tests.benchmarks.table import RESULTS, TITLES, load, markdown
 
@@ -64,3 +67,28 @@ def test_a_table_marks_what_reached_its_aim():
 
     assert "| **1** |" in markdown([met])
     assert "| 1.5 |" in markdown([missed])
+
+
+def scale_figure(**values):
+    known = {"name": "scale_loader", "num_few": 10, "num_many": 1000, "unit": "MiB"}
+    return scale.ScaleFigure(**known | values)
+
+
+def test_a_figure_of_scale_compares_by_difference_or_rate_or_alone():
+    grows = scale_figure(few=100.0, many=140.0, limit="<= 50")
+    rate = scale_figure(few=100.0, many=90.0, unit="records/s", limit=">= 0.95")
+    alone = scale_figure(few=math.nan, many=2.5, unit="s", limit="<= 3")
+
+    assert [f.compared for f in (grows, rate, alone)] == [40.0, 0.9, 2.5]
+    assert [f.is_met for f in (grows, rate, alone)] == [True, False, True]
+    table = scale.markdown([grows, rate, alone])
+    assert "| **+40** | <= 50 |" in table
+    assert "| 0.9 | >= 0.95 |" in table
+    assert "|  | 2.5 s (1,000) | **2.5** |" in table
+
+
+def test_every_figure_of_scale_has_a_title_and_a_group_and_was_measured():
+    names = [name for names in scale.GROUPS.values() for name in names]
+
+    assert sorted(names) == sorted(scale.TITLES)
+    assert {figure.name for figure in scale.load(scale.RESULTS)} == set(names)
