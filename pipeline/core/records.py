@@ -165,7 +165,7 @@ class Batch:
     record_index: Tensor
     """Row of each record in the run's selection, i64 [B]."""
     inputs: Tensor
-    """Canonical frames, u8 [B, 3, H, W], or rows of a table, f32 [B, d]."""
+    """Canonical frames, u8 [B, 3, H, W] with channels last in memory, or rows of a table, f32 [B, d]."""
     canonical_from_view: Tensor | None
     """Matrices of the views, f32 [B, 3, 3]. None for tables, and where the view is the whole frame at its own
     size."""

@@ -120,7 +120,8 @@ def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
     if batch.is_table:
         return batch.inputs
     if batch.canonical_from_view is None and batch.inputs.shape[-2:] == size:
-        images = batch.inputs.float() / 255
+        # Contiguous whatever the frames' layout, on which the kernels of a network and so its last bits depend.
+        images = batch.inputs.to(torch.float32, memory_format=torch.contiguous_format) / 255
     else:
         images = warp(batch.inputs, canonical_from_view(batch), size) / 255
     return images if batch.pixel_augment is None else change_pixels(images, batch.pixel_augment)

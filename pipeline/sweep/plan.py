@@ -39,6 +39,9 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
     base  overrides from the command line, shared by all arms
     """
     shared = [word for word in base if section_of(word) not in _OWN_SECTIONS]
+    if config.executor != "serial":  # students share the cores of a machine
+        cores = max(1, int(config.cluster.cpus_per_student))
+        shared = [f"trainer.decode_threads={cores}", *shared]
     known: set[str] = set()
     planned: list[tuple[str, Point, DistillConfig, EvaluateConfig, list[str]]] = []
     for arm, overrides in config.arms.items():
