@@ -110,10 +110,15 @@ class StoredTargets:
     explained_class: Tensor | None = None
     """Explained classes, i64 [B, E], padded with NO_CLASS."""
     maps: Tensor | None = None
-    """Explanation maps, f32 [B, E, A, h, w] on the teacher's grid, with max-abs 1 (or all zero)."""
+    """Explanation maps as stored, f16, f32 or int8 in steps of 1/127, [B, E, A, h, w] on the teacher's grid, with
+    max-abs 1 (or all zero). `stored_values.decode_maps` decodes them on their device."""
     intermediates: dict[str, Tensor] = field(default_factory=dict)
-    """Requested fields of other payloads, f32. Spatial fields on the teacher's grids: attention_<stage> [B, h, w],
-    class_maps [B, K, r, r]. Fields without spatial axes: pooled [B, d], superfeature_logits [B, M, K]."""
+    """Requested fields of other payloads as stored, which `stored_values.decode_intermediates` decodes. Spatial fields
+    on the teacher's grids: attention_<stage> [B, h, w], class_maps [B, K, r, r]. Fields without spatial axes: pooled
+    [B, d], superfeature_logits [B, M, K]."""
+    scales: dict[str, Tensor] = field(default_factory=dict)
+    """Scales of the intermediates that are stored relative to their max-abs, f32, with the first dimensions of the
+    values."""
     intermediates_are_spatial: bool = True
     """True if these fields are spatial and are warped with the view."""
     map_from_canonical: Tensor | None = None

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from pipeline.core.records import NO_LABEL, VIEW_FIELD, Batch, FieldSpec, StoredTargets
 from pipeline.loading.decode_threads import DecodeThreads
 from pipeline.loading.geometry import center_crop
-from pipeline.store.codecs import decode_unit
+from pipeline.loading.stored_values import decode_intermediates
 from pipeline.store.fields import Values
 from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.frames import decode_input, decode_mask, labels_of_rows
@@ -285,14 +285,14 @@ class StoreDataset(Dataset[Batch]):
         return labels_of_rows(self.store, self.rows_at(at))
 
     def intermediates_at(self, at: NDArray[np.int64]) -> list[dict[str, torch.Tensor]]:
-        """Read the intermediates of every pass for these positions, in the first stored view, but no images."""
+        """Read the intermediates of every pass for these positions, in the first stored view, f32, but no images."""
         rows = self.rows_at(at)
         columns = self.store.index.take(("row", "height", "width"), rows)
         columns["shard"] = self.store.index.shard_numbers(rows)
         return [
-            self._targets(
-                number, self._gather(number, columns, None), columns, replayed=False
-            ).intermediates
+            decode_intermediates(
+                self._targets(number, self._gather(number, columns, None), columns, replayed=False)
+            )
             for number in range(len(self.passes))
         ]
 
@@ -328,17 +328,18 @@ class StoreDataset(Dataset[Batch]):
     def _targets(
         self, number: int, values: Values, columns: Columns, *, replayed: bool
     ) -> StoredTargets:
-        teacher = self.passes[number]
+        teacher, names = self.passes[number], self.intermediate_fields[number]
         targets = StoredTargets(
             teacher=teacher.name,
             logits=torch.from_numpy(values["logits"].astype(np.float32)),
-            intermediates={
-                name: _decode(values, name) for name in self.intermediate_fields[number]
+            intermediates={name: torch.from_numpy(values[name]) for name in names},
+            scales={
+                name: torch.from_numpy(values[f"{name}_scale"])
+                for name in names
+                if f"{name}_scale" in values
             },
             intermediates_are_spatial=all(
-                spec.frame is not None
-                for spec in teacher.manifest.fields
-                if spec.name in self.intermediate_fields[number]
+                spec.frame is not None for spec in teacher.manifest.fields if spec.name in names
             ),
         )
         spatial = [spec for spec in teacher.manifest.fields if spec.frame is not None]
@@ -351,7 +352,7 @@ class StoreDataset(Dataset[Batch]):
         return replace(
             targets,
             explained_class=torch.from_numpy(values["explained_class"].astype(np.int64)),
-            maps=torch.from_numpy(decode_unit(values["map"])),
+            maps=torch.from_numpy(values["map"]),
         )
 
     def _map_from_canonical(self, spec: FieldSpec, columns: Columns) -> torch.Tensor:
@@ -429,14 +430,6 @@ class StoreDataset(Dataset[Batch]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start_caches()
-
-
-def _decode(values: Values, name: str) -> torch.Tensor:
-    """Decode a field [n, *shape] to its units. The scale of a max-abs field has the first dimensions of its shape."""
-    if f"{name}_scale" not in values:
-        return torch.from_numpy(values[name].astype(np.float32))
-    unit, scale = decode_unit(values[name]), values[f"{name}_scale"]
-    return torch.from_numpy(unit * scale.reshape(*scale.shape, *[1] * (unit.ndim - scale.ndim)))
 
 
 def iter_batches(dataset: StoreDataset, batch_size: int) -> Iterator[Batch]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pipeline.core.records import Batch, StoredTargets, Targets
 from pipeline.loading.pixels import change_pixels
+from pipeline.loading.stored_values import decode_intermediates, decode_maps
 
 CENTER_CROP_FRACTION = 0.875
 """Fraction of the shorter side in the evaluation crop of classifiers, 224 of 256 pixels."""
@@ -171,10 +172,10 @@ def _view_maps(
 def _view_intermediates(batch: Batch, stored: StoredTargets) -> dict[str, Tensor]:
     """Warp a teacher's intermediates to the batch's view, each on its own grid."""
     if stored.map_from_canonical is None or not stored.intermediates_are_spatial:
-        return stored.intermediates
+        return decode_intermediates(stored)
     source_from_view = stored.map_from_canonical @ canonical_from_view(batch)
     viewed = {}
-    for name, values in stored.intermediates.items():
+    for name, values in decode_intermediates(stored).items():
         h, w = values.shape[-2:]
         viewed[name] = warp(values.view(len(values), -1, h, w), source_from_view, (h, w)).view_as(
             values
@@ -189,14 +190,13 @@ def view_maps(
 
     moved  False leaves them in the canonical frame in any view
     """
-    assert stored.maps is not None
+    maps = decode_maps(stored)
     if stored.map_from_canonical is None:
-        return place_on_grid(stored.maps, grid)
+        return place_on_grid(maps, grid)
     map_from_view = stored.map_from_canonical
     if moved:
         map_from_view = map_from_view @ canonical_from_view(batch)
-    maps = warp(stored.maps.flatten(1, 2), map_from_view, grid)
-    return maps.view(*stored.maps.shape[:3], *grid)
+    return warp(maps.flatten(1, 2), map_from_view, grid).view(*maps.shape[:3], *grid)
 
 
 def neighbor_maps(maps: Tensor, explained_class: Tensor) -> Tensor:
