@@ -187,7 +187,9 @@ class Batch:
     masks: Tensor | None = None
     """Masks in the canonical frame, u8 [B, 1, H, W]."""
     boxes: tuple[Tensor, ...] = ()
-    """Boxes per record, f32 [n, 5]: label, x0, y0, x1, y1 in canonical coordinates."""
+    """Boxes per record, f32 [n, 5]: label, x0, y0, x1, y1 in canonical coordinates. They stay in the host's memory."""
+    host_labels: Tensor | None = None
+    """The labels in the host's memory, if `labels` are on a device."""
     targets: tuple[StoredTargets, ...] = field(default=())
     pixel_augment: PixelAugment | None = None
     """Pixel augmentation after the warp. None applies none, as in every evaluation."""
@@ -197,6 +199,11 @@ class Batch:
         """Width / height of the original images, f64 [B]; 1 for rows of a table."""
         height, width = self.original_size.double().unbind(dim=1)
         return width / height
+
+    @property
+    def labels_on_host(self) -> Tensor:
+        """The labels, without waiting for the device if the batch was moved there by `move_batch`."""
+        return self.labels if self.host_labels is None else self.host_labels
 
     @property
     def is_table(self) -> bool:

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
-import torch
 from torch.utils.data import DataLoader
 
-from pipeline.core.records import Batch, StoredTargets
+from pipeline.core.records import Batch
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.pixels import PixelAugmentSchedule
 from pipeline.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
@@ -82,24 +81,3 @@ class TrainLoader:
 
 def _same(batch: Batch) -> Batch:
     return batch
-
-
-def move_batch(batch: Batch, device: torch.device) -> Batch:
-    """Move the tensors of a batch to `device`."""
-    if device == batch.inputs.device:
-        return batch
-    moved: Batch = _move(batch, device)
-    return moved
-
-
-def _move(value: Any, device: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        # A copy from pageable memory would synchronize with the device even if non_blocking.
-        source = value.pin_memory() if device.type == "cuda" else value
-        return source.to(device, non_blocking=True)
-    if isinstance(value, (Batch, StoredTargets)):
-        names = value.__dataclass_fields__
-        return type(value)(**{name: _move(getattr(value, name), device) for name in names})
-    if isinstance(value, dict):
-        return {name: _move(member, device) for name, member in value.items()}
-    return tuple(_move(member, device) for member in value) if isinstance(value, tuple) else value

@@ -13,7 +13,8 @@ import torch
 
 from pipeline.core.records import Targets
 from pipeline.core.seeds import derive_seed
-from pipeline.loading.loader import TrainLoader, move_batch
+from pipeline.loading.loader import TrainLoader
+from pipeline.loading.transfer import move_batch
 from pipeline.losses.base import AuxiliaryPretraining
 from pipeline.training.state import Training
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pipeline.config.runs import CHECKPOINT_NAME
 from pipeline.config.training import TrainerOptions
-from pipeline.loading.loader import TrainLoader, move_batch
+from pipeline.loading.loader import TrainLoader
+from pipeline.loading.transfer import move_batch
 from pipeline.models.classifier import Classifier
 from pipeline.training.auxiliary_phase import pretrain_loss
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint

@@ -19,9 +19,10 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.records import NO_LABEL, PixelAugment
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_images
-from pipeline.loading.loader import TrainLoader, move_batch
+from pipeline.loading.loader import TrainLoader
 from pipeline.loading.pixels import PixelAugmentSchedule, change_pixels, mix, randaugment
 from pipeline.loading.selection import rows_of_split
+from pipeline.loading.transfer import move_batch
 from pipeline.loading.views import ViewSchedule
 from pipeline.models.explainers.gradcam import gradcam
 from pipeline.models.providers import freeze

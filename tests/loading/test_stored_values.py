@@ -10,8 +10,8 @@ from pipeline.config.store import PassOptions
 from pipeline.core.records import StoredTargets
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_targets
-from pipeline.loading.loader import move_batch
 from pipeline.loading.stored_values import decode_intermediates, decode_maps
+from pipeline.loading.transfer import move_batch
 from pipeline.store.codecs import decode_unit, encode_maxabs
 from pipeline.store.reader import Store
 from stages import precompute

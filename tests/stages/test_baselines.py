@@ -25,8 +25,9 @@ from pipeline.config.training import OptimizerOptions
 from pipeline.config.views import RandomViewsConfig
 from pipeline.core.errors import ConfigError
 from pipeline.loading.geometry import view_targets, warp
-from pipeline.loading.loader import TrainLoader, move_batch
+from pipeline.loading.loader import TrainLoader
 from pipeline.loading.stored_values import decode_intermediates
+from pipeline.loading.transfer import move_batch
 from pipeline.loading.views import ViewSchedule
 from pipeline.losses.build import build_loss
 from pipeline.models.explainers.gradcam import gradcam

@@ -23,7 +23,7 @@ from pipeline.evaluation.evaluators.evaluator import Evaluator
 from pipeline.evaluation.forward import EvaluatedModel
 from pipeline.evaluation.localization import upsample
 from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.loader import move_batch
+from pipeline.loading.transfer import move_batch
 from pipeline.models.explainers.bcos_weights import contribution_map, is_bcos_weights
 from pipeline.models.explainers.explain import forward_to_explain
 from pipeline.models.output import ModelOutput

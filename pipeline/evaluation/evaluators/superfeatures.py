@@ -20,8 +20,8 @@ from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from pipeline.evaluation.metrics import LESS, PER_CENT
 from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.loading.geometry import evaluation_view, view_images
-from pipeline.loading.loader import move_batch
 from pipeline.loading.stored_values import decode_intermediates
+from pipeline.loading.transfer import move_batch
 from pipeline.models.additive.hierarchy import (
     coarsen,
     hierarchy_of,
