@@ -193,6 +193,9 @@ class Batch:
     targets: tuple[StoredTargets, ...] = field(default=())
     pixel_augment: PixelAugment | None = None
     """Pixel augmentation after the warp. None applies none, as in every evaluation."""
+    rendered: Tensor | None = None
+    """Images of the view with its pixel augmentation, f32 [B, 3, h, w] at any size, so that networks of that size do
+    not render it again. None where it was not rendered."""
 
     @property
     def aspects(self) -> Tensor:

@@ -120,6 +120,8 @@ def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
     """
     if batch.is_table:
         return batch.inputs
+    if batch.rendered is not None and batch.rendered.shape[-2:] == size:
+        return batch.rendered
     if batch.canonical_from_view is None and batch.inputs.shape[-2:] == size:
         # Contiguous whatever the frames' layout, on which the kernels of a network and so its last bits depend.
         images = batch.inputs.to(torch.float32, memory_format=torch.contiguous_format) / 255
