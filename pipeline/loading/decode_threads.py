@@ -59,16 +59,16 @@ class DecodeThreads:
 
     def _started_pool(self) -> ThreadPoolExecutor:
         if self._pool is None:
-            self._pool = _start_pool(self.count)
+            self._pool = start_pool(self.count, "decode")
         return self._pool
 
     def __getstate__(self) -> dict[str, Any]:
         return {"count": self.count, "_pool": None}
 
 
-def _start_pool(count: int) -> ThreadPoolExecutor:
+def start_pool(count: int, name: str) -> ThreadPoolExecutor:
     """Start threads in each of which torch computes without threads of its own; other threads keep their number."""
-    pool = ThreadPoolExecutor(count, thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(count, thread_name_prefix=name)
     all_started = Barrier(count)
 
     def start() -> None:

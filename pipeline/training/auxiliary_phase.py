@@ -53,7 +53,7 @@ def _train_epoch(
     """Train for one epoch, and return the mean of the term over its steps."""
     device = phase.parameters[0].device
     values = []
-    for step, batch in enumerate(stream.epoch(epoch)):
+    for step, batch in enumerate(stream.epoch(epoch, device=device)):
         moved = move_batch(batch, device)
         torch.manual_seed(
             derive_seed(training.seed, "teacher phase", epoch, step, training.distributed.rank)

@@ -52,7 +52,7 @@ def fit(
             write = stack.enter_context(MetricWriter(folder, training.global_step)).write
         log = StepLog(write=write, every_steps=trainer.log_every_steps)
         while training.epoch < trainer.epochs:
-            for batch in stream.epoch(training.epoch, training.step):
+            for batch in stream.epoch(training.epoch, training.step, device):
                 moved = move_batch(batch, device)
                 training.seed_step()
                 rate = learning_rate(trainer, lr, training.epoch, training.step, stream.num_steps)
