@@ -114,6 +114,7 @@ def test_the_grid_reaches_the_student_and_is_stronger_than_its_arm(frozen):
     [
         (["executor=ray"], 1),
         (["executor=ray", "cluster.cpus_per_student=3.5"], 3),
+        (["executor=ray", "cluster.cpus_per_student=5", "trainer.loader_processes=2"], 2),
         (["executor=ray", "trainer.decode_threads=6"], 6),
         (["executor=serial"], None),
     ],
