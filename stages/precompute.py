@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pipeline.cli import main
 from pipeline.cluster.executors import Executors
 from pipeline.config.file_data import NoDataConfig
@@ -41,6 +43,11 @@ if TYPE_CHECKING:
     from pipeline.store.listing import ListingFiles
 
 logger = logging.getLogger("permafrost.precompute")
+
+_MEASURED_SIZES = 10_000
+"""Records whose sizes are looked at before frames are suggested."""
+_MANY_TIMES = 2
+"""Pixels of an image per pixel of its frame, from which frames are suggested."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +94,8 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
                 )
     done = packed + annotated
     finished = Store(config.store.path)  # with its path as it was typed
+    if packed:
+        _suggest_frames(finished)
     return PrecomputeResult(
         store=config.store.path,
         frame=_frame(finished),
@@ -103,6 +112,26 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
 def _frame(store: Store) -> str:
     height, width = store.size
     return f"{width} columns" if store.is_table else f"{width}x{height} (store.image_size)"
+
+
+def _suggest_frames(store: Store) -> None:
+    """Log that readers of large original files would be faster with frames, which are decoded in every epoch."""
+    canonical = store.manifest.canonical
+    if canonical is None or canonical.format != "original":
+        return
+    count = store.index.num_rows
+    rows = np.unique(np.linspace(0, count - 1, min(count, _MEASURED_SIZES)).astype(np.int64))
+    sizes = store.index.take(("height", "width"), rows)
+    pixels = float((sizes["height"].astype(np.int64) * sizes["width"]).mean())
+    height, width = store.size
+    if pixels >= _MANY_TIMES * height * width:
+        logger.info(
+            "images have %.1f times the pixels of their frames of %dx%d, and every epoch of a student decodes all of "
+            "them; store.format=jpeg95 in a new store.path would pack and decode the frames only",
+            pixels / (height * width),
+            width,
+            height,
+        )
 
 
 def _check_has_records(config: PrecomputeConfig, path: Path) -> None:

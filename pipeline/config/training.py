@@ -78,6 +78,9 @@ class TrainerOptions(Options):
     """Number of torch threads on the CPU; null keeps torch's default."""
     loader_processes: Annotated[int, Ge(0), Role.OUTSIDE_IDENTITY] = 0
     """Worker processes of the data loader."""
+    decode_threads: Annotated[int | None, Ge(1), Role.OUTSIDE_IDENTITY] = None
+    """Threads that decode a batch, in each process that loads batches; null takes that process's share of the
+    cores, at most 8."""
     checkpoint_every_epochs: Annotated[int, Ge(1), Role.OUTSIDE_IDENTITY] = 1
     """Epochs between checkpoints."""
     checkpoint_every_steps: Annotated[int | None, Ge(1), Role.OUTSIDE_IDENTITY] = None

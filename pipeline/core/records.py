@@ -110,10 +110,15 @@ class StoredTargets:
     explained_class: Tensor | None = None
     """Explained classes, i64 [B, E], padded with NO_CLASS."""
     maps: Tensor | None = None
-    """Explanation maps, f32 [B, E, A, h, w] on the teacher's grid, with max-abs 1 (or all zero)."""
+    """Explanation maps as stored, f16, f32 or int8 in steps of 1/127, [B, E, A, h, w] on the teacher's grid, with
+    max-abs 1 (or all zero). `stored_values.decode_maps` decodes them on their device."""
     intermediates: dict[str, Tensor] = field(default_factory=dict)
-    """Requested fields of other payloads, f32. Spatial fields on the teacher's grids: attention_<stage> [B, h, w],
-    class_maps [B, K, r, r]. Fields without spatial axes: pooled [B, d], superfeature_logits [B, M, K]."""
+    """Requested fields of other payloads as stored, which `stored_values.decode_intermediates` decodes. Spatial fields
+    on the teacher's grids: attention_<stage> [B, h, w], class_maps [B, K, r, r]. Fields without spatial axes: pooled
+    [B, d], superfeature_logits [B, M, K]."""
+    scales: dict[str, Tensor] = field(default_factory=dict)
+    """Scales of the intermediates that are stored relative to their max-abs, f32, with the first dimensions of the
+    values."""
     intermediates_are_spatial: bool = True
     """True if these fields are spatial and are warped with the view."""
     map_from_canonical: Tensor | None = None
@@ -165,7 +170,7 @@ class Batch:
     record_index: Tensor
     """Row of each record in the run's selection, i64 [B]."""
     inputs: Tensor
-    """Canonical frames, u8 [B, 3, H, W], or rows of a table, f32 [B, d]."""
+    """Canonical frames, u8 [B, 3, H, W] with channels last in memory, or rows of a table, f32 [B, d]."""
     canonical_from_view: Tensor | None
     """Matrices of the views, f32 [B, 3, 3]. None for tables, and where the view is the whole frame at its own
     size."""
@@ -182,16 +187,26 @@ class Batch:
     masks: Tensor | None = None
     """Masks in the canonical frame, u8 [B, 1, H, W]."""
     boxes: tuple[Tensor, ...] = ()
-    """Boxes per record, f32 [n, 5]: label, x0, y0, x1, y1 in canonical coordinates."""
+    """Boxes per record, f32 [n, 5]: label, x0, y0, x1, y1 in canonical coordinates. They stay in the host's memory."""
+    host_labels: Tensor | None = None
+    """The labels in the host's memory, if `labels` are on a device."""
     targets: tuple[StoredTargets, ...] = field(default=())
     pixel_augment: PixelAugment | None = None
     """Pixel augmentation after the warp. None applies none, as in every evaluation."""
+    rendered: Tensor | None = None
+    """Images of the view with its pixel augmentation, f32 [B, 3, h, w] at any size, so that networks of that size do
+    not render it again. None where it was not rendered."""
 
     @property
     def aspects(self) -> Tensor:
         """Width / height of the original images, f64 [B]; 1 for rows of a table."""
         height, width = self.original_size.double().unbind(dim=1)
         return width / height
+
+    @property
+    def labels_on_host(self) -> Tensor:
+        """The labels, without waiting for the device if the batch was moved there by `move_batch`."""
+        return self.labels if self.host_labels is None else self.host_labels
 
     @property
     def is_table(self) -> bool:

@@ -15,7 +15,7 @@ from pipeline.core.distributed import DistributedContext
 from pipeline.core.errors import ConfigError, require
 from pipeline.core.progress import progress
 from pipeline.estimation.spread import Spread, spread_of
-from pipeline.loading.loader import move_batch
+from pipeline.loading.transfer import move_batch
 from pipeline.models.resolve import resolve_distill
 from pipeline.training.distill_job import Distillation
 from pipeline.training.run import build_loader, build_training

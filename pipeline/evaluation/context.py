@@ -16,7 +16,7 @@ from pipeline.evaluation.networks import Networks
 from pipeline.evaluation.predictions import Predictions
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import evaluation_view
-from pipeline.loading.loader import move_batch
+from pipeline.loading.transfer import move_batch
 from pipeline.store.reader import Store
 
 

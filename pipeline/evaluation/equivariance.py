@@ -21,8 +21,8 @@ from pipeline.core.files import sha256_json
 from pipeline.core.records import Batch
 from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.loading.geometry import view_images, view_maps
-from pipeline.loading.loader import move_batch
 from pipeline.loading.selection import rows_of_split
+from pipeline.loading.transfer import move_batch
 from pipeline.loading.views import ViewSchedule
 from pipeline.losses.map_cosine import map_cosine
 from pipeline.models.classifier import Classifier

@@ -22,9 +22,9 @@ from pipeline.evaluation.localization import (
 from pipeline.evaluation.predictions import Predictions, join, metrics_of
 from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.loading.geometry import evaluation_view, view_images, view_maps, view_targets
-from pipeline.loading.loader import move_batch
 from pipeline.loading.regions import RegionKind, regions_of
 from pipeline.loading.selection import HOLDOUT, rows_of_split, select_holdout_rows
+from pipeline.loading.transfer import move_batch
 from pipeline.losses.map_cosine import map_cosine
 from pipeline.models.bcos.layers import add_inverse
 from pipeline.models.classifier import Classifier

@@ -12,7 +12,7 @@ from pipeline.core.records import Batch, StoredTargets
 from pipeline.evaluation.forward import EvaluatedModel, attribution_of, bcos_input, maps_of
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import evaluation_view, view_images, view_maps
-from pipeline.loading.loader import move_batch
+from pipeline.loading.transfer import move_batch
 from pipeline.models.explainers.bcos_weights import color_picture, is_bcos_weights
 from pipeline.models.explainers.explain import forward_to_explain
 

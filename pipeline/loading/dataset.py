@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from pipeline.core.records import NO_LABEL, VIEW_FIELD, Batch, FieldSpec, StoredTargets
+from pipeline.loading.decode_threads import DecodeThreads
 from pipeline.loading.geometry import center_crop
-from pipeline.store.codecs import decode_unit
+from pipeline.loading.stored_values import decode_intermediates
 from pipeline.store.fields import Values
 from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.frames import decode_input, decode_mask, labels_of_rows
@@ -65,6 +66,7 @@ class StoreDataset(Dataset[Batch]):
         with_regions: bool = False,
         num_classes: int | None = None,
         payload: str | None = None,
+        decode_threads: int = 1,
     ) -> None:
         """Select rows of a store's index: a range where possible, which needs no memory, or any row numbers.
 
@@ -72,11 +74,13 @@ class StoreDataset(Dataset[Batch]):
         num_classes   number of outputs of the network that uses the labels, None for the classes of the data
         payload       payload (attention, class_maps, pooled, superfeature_logits) to read in addition to logits and
                       maps; others are not read
+        decode_threads  number of threads that decode a batch, in each process that loads batches
         """
         self.store = store
         self.rows = rows
         self.passes = tuple(passes)
         self.with_regions = with_regions
+        self.decode_threads = DecodeThreads(decode_threads)
         self.intermediate_fields = [t.fields_of(payload) if payload else [] for t in self.passes]
         outputs = {t.num_classes for t in self.passes} | ({num_classes} if num_classes else set())
         self.labels_apply = not outputs - {len(store.manifest.classes)}
@@ -281,43 +285,61 @@ class StoreDataset(Dataset[Batch]):
         return labels_of_rows(self.store, self.rows_at(at))
 
     def intermediates_at(self, at: NDArray[np.int64]) -> list[dict[str, torch.Tensor]]:
-        """Read the intermediates of every pass for these positions, in the first stored view, but no images."""
+        """Read the intermediates of every pass for these positions, in the first stored view, f32, but no images."""
         rows = self.rows_at(at)
         columns = self.store.index.take(("row", "height", "width"), rows)
         columns["shard"] = self.store.index.shard_numbers(rows)
         return [
-            self._targets(
-                number, self._gather(number, columns, None), columns, replayed=False
-            ).intermediates
+            decode_intermediates(
+                self._targets(number, self._gather(number, columns, None), columns, replayed=False)
+            )
             for number in range(len(self.passes))
         ]
 
     def _inputs(self, at: NDArray[np.int64], columns: Columns, keys: Sequence[str]) -> torch.Tensor:
-        """Decode frames u8 [n, 3, H, W] or table rows f32 [n, d], each record once even if it occurs several times."""
+        """Decode frames u8 [n, 3, H, W] or table rows f32 [n, d], each record once even if it occurs several times.
+
+        Frames have channels last in memory, as decoders write them. Their transposition takes a fifth of the time of
+        decoding, so it is left to the device, on the way to float32.
+        """
         _, first, place = np.unique(at, return_index=True, return_inverse=True)
         names = ("shard", "offset", "size", "image_crc32c")
-        inputs = []
-        places = zip(first, *(columns[name][first].tolist() for name in names), strict=True)
-        for number, shard, offset, size, crc32c in places:
-            file, key = self._bytes(shard), keys[number]
+        places = list(zip(first, *(columns[name][first].tolist() for name in names), strict=True))
+        inputs = self._empty_inputs(len(at))
+
+        def decode(number: int) -> None:
+            here, shard, offset, size, crc32c = places[number]
+            file, key = self._bytes(shard), keys[here]
             data = file.read(offset, size, crc32c, key)
-            inputs.append(decode_input(data, self.store, f"{file.path}: {key}"))
-        return torch.stack([inputs[number] for number in place])
+            inputs[here] = decode_input(data, self.store, f"{file.path}: {key}")
+
+        self.decode_threads.run(decode, len(places))
+        if len(first) < len(at):
+            again = np.setdiff1d(np.arange(len(at)), first)
+            inputs[again] = inputs[first[place[again]]]
+        return inputs
+
+    def _empty_inputs(self, number: int) -> torch.Tensor:
+        height, width = self.store.size
+        if self.store.is_table:
+            return torch.empty(number, width)
+        return torch.empty(number, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
 
     def _targets(
         self, number: int, values: Values, columns: Columns, *, replayed: bool
     ) -> StoredTargets:
-        teacher = self.passes[number]
+        teacher, names = self.passes[number], self.intermediate_fields[number]
         targets = StoredTargets(
             teacher=teacher.name,
             logits=torch.from_numpy(values["logits"].astype(np.float32)),
-            intermediates={
-                name: _decode(values, name) for name in self.intermediate_fields[number]
+            intermediates={name: torch.from_numpy(values[name]) for name in names},
+            scales={
+                name: torch.from_numpy(values[f"{name}_scale"])
+                for name in names
+                if f"{name}_scale" in values
             },
             intermediates_are_spatial=all(
-                spec.frame is not None
-                for spec in teacher.manifest.fields
-                if spec.name in self.intermediate_fields[number]
+                spec.frame is not None for spec in teacher.manifest.fields if spec.name in names
             ),
         )
         spatial = [spec for spec in teacher.manifest.fields if spec.frame is not None]
@@ -330,7 +352,7 @@ class StoreDataset(Dataset[Batch]):
         return replace(
             targets,
             explained_class=torch.from_numpy(values["explained_class"].astype(np.int64)),
-            maps=torch.from_numpy(decode_unit(values["map"])),
+            maps=torch.from_numpy(values["map"]),
         )
 
     def _map_from_canonical(self, spec: FieldSpec, columns: Columns) -> torch.Tensor:
@@ -408,14 +430,6 @@ class StoreDataset(Dataset[Batch]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._start_caches()
-
-
-def _decode(values: Values, name: str) -> torch.Tensor:
-    """Decode a field [n, *shape] to its units. The scale of a max-abs field has the first dimensions of its shape."""
-    if f"{name}_scale" not in values:
-        return torch.from_numpy(values[name].astype(np.float32))
-    unit, scale = decode_unit(values[name]), values[f"{name}_scale"]
-    return torch.from_numpy(unit * scale.reshape(*scale.shape, *[1] * (unit.ndim - scale.ndim)))
 
 
 def iter_batches(dataset: StoreDataset, batch_size: int) -> Iterator[Batch]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pipeline.core.records import Batch, StoredTargets, Targets
 from pipeline.loading.pixels import change_pixels
+from pipeline.loading.stored_values import decode_intermediates, decode_maps
 
 CENTER_CROP_FRACTION = 0.875
 """Fraction of the shorter side in the evaluation crop of classifiers, 224 of 256 pixels."""
@@ -119,8 +120,11 @@ def view_images(batch: Batch, size: tuple[int, int]) -> Tensor:
     """
     if batch.is_table:
         return batch.inputs
+    if batch.rendered is not None and batch.rendered.shape[-2:] == size:
+        return batch.rendered
     if batch.canonical_from_view is None and batch.inputs.shape[-2:] == size:
-        images = batch.inputs.float() / 255
+        # Contiguous whatever the frames' layout, on which the kernels of a network and so its last bits depend.
+        images = batch.inputs.to(torch.float32, memory_format=torch.contiguous_format) / 255
     else:
         images = warp(batch.inputs, canonical_from_view(batch), size) / 255
     return images if batch.pixel_augment is None else change_pixels(images, batch.pixel_augment)
@@ -170,10 +174,10 @@ def _view_maps(
 def _view_intermediates(batch: Batch, stored: StoredTargets) -> dict[str, Tensor]:
     """Warp a teacher's intermediates to the batch's view, each on its own grid."""
     if stored.map_from_canonical is None or not stored.intermediates_are_spatial:
-        return stored.intermediates
+        return decode_intermediates(stored)
     source_from_view = stored.map_from_canonical @ canonical_from_view(batch)
     viewed = {}
-    for name, values in stored.intermediates.items():
+    for name, values in decode_intermediates(stored).items():
         h, w = values.shape[-2:]
         viewed[name] = warp(values.view(len(values), -1, h, w), source_from_view, (h, w)).view_as(
             values
@@ -188,14 +192,13 @@ def view_maps(
 
     moved  False leaves them in the canonical frame in any view
     """
-    assert stored.maps is not None
+    maps = decode_maps(stored)
     if stored.map_from_canonical is None:
-        return place_on_grid(stored.maps, grid)
+        return place_on_grid(maps, grid)
     map_from_view = stored.map_from_canonical
     if moved:
         map_from_view = map_from_view @ canonical_from_view(batch)
-    maps = warp(stored.maps.flatten(1, 2), map_from_view, grid)
-    return maps.view(*stored.maps.shape[:3], *grid)
+    return warp(maps.flatten(1, 2), map_from_view, grid).view(*maps.shape[:3], *grid)
 
 
 def neighbor_maps(maps: Tensor, explained_class: Tensor) -> Tensor:

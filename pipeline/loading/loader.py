@@ -9,10 +9,11 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline.core.records import Batch, StoredTargets
+from pipeline.core.records import Batch
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.pixels import PixelAugmentSchedule
 from pipeline.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
+from pipeline.loading.transfer import copy_ahead, copy_to
 from pipeline.loading.views import ViewSchedule
 
 
@@ -64,15 +65,26 @@ class TrainLoader:
         """Number of steps of an epoch, the same on every rank."""
         return self.batches.num_steps
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Iterate over the batches of an epoch's steps, starting at `first_step`."""
+    def epoch(
+        self, epoch: int, first_step: int = 0, device: torch.device | None = None
+    ) -> Iterator[Batch]:
+        """Iterate over the batches of an epoch's steps, starting at `first_step`.
+
+        device  GPU to which batches are copied one step ahead; for any other device they stay on the host
+        """
         self.batches.set_position(epoch, first_step)
-        for step, batch in enumerate(self.loader, start=first_step):
+        on_host = iter(self.loader)
+        pairs: Iterator[tuple[Batch, Batch]] = ((batch, batch) for batch in on_host)
+        if device is not None and device.type == "cuda":
+            pairs = copy_ahead(on_host, device)
+        for step, (read, batch) in enumerate(pairs, start=first_step):
             if self.views is None:
                 yield batch
                 continue
             start = self.batches.first_position(step)
-            drawn_views = self.views.views(epoch, start, batch.aspects)
+            drawn_views = self.views.views(epoch, start, read.aspects)
+            if drawn_views is not None:
+                drawn_views = copy_to(drawn_views, batch.inputs.device)
             batch = replace(batch, canonical_from_view=drawn_views)
             if self.pixel_augment is not None:
                 drawn = self.pixel_augment.draw(epoch, step, start, len(batch.keys))
@@ -82,24 +94,3 @@ class TrainLoader:
 
 def _same(batch: Batch) -> Batch:
     return batch
-
-
-def move_batch(batch: Batch, device: torch.device) -> Batch:
-    """Move the tensors of a batch to `device`."""
-    if device == batch.inputs.device:
-        return batch
-    moved: Batch = _move(batch, device)
-    return moved
-
-
-def _move(value: Any, device: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        # A copy from pageable memory would synchronize with the device even if non_blocking.
-        source = value.pin_memory() if device.type == "cuda" else value
-        return source.to(device, non_blocking=True)
-    if isinstance(value, (Batch, StoredTargets)):
-        names = value.__dataclass_fields__
-        return type(value)(**{name: _move(getattr(value, name), device) for name in names})
-    if isinstance(value, dict):
-        return {name: _move(member, device) for name, member in value.items()}
-    return tuple(_move(member, device) for member in value) if isinstance(value, tuple) else value

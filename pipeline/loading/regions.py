@@ -11,6 +11,7 @@ from torch import Tensor
 from pipeline.core.labels import has_many
 from pipeline.core.records import Batch
 from pipeline.loading.geometry import canonical_from_view, warp
+from pipeline.loading.transfer import copy_to
 
 RegionKind = Literal["boxes", "masks"]
 
@@ -20,6 +21,8 @@ def regions_of(batch: Batch, classes: Tensor, kind: RegionKind, size: tuple[int,
 
     The result is bool [n, height, width], all False for a record without a region. If a record has one label, its mask
     is that of the label's object. If it has many, mask values are class + 1.
+
+    classes  i64 [n]; for boxes on the host, where they are read, or the device is waited for
     """
     many = has_many(batch.labels)
     frame = (batch.inputs.shape[-2], batch.inputs.shape[-1])
@@ -27,13 +30,14 @@ def regions_of(batch: Batch, classes: Tensor, kind: RegionKind, size: tuple[int,
         frame = size  # without a transform, box corners are rounded down to pixels of the evaluated size
     if kind == "masks":
         assert batch.masks is not None
-        masks = batch.masks[:, 0]
+        masks, classes = batch.masks[:, 0], copy_to(classes, batch.inputs.device)
         regions = masks == classes[:, None, None] + 1 if many else masks > 0
     else:
-        boxes = [record_boxes.cpu() for record_boxes in batch.boxes]
-        regions = box_regions(boxes, classes.cpu(), frame).to(batch.inputs.device)
+        classes = classes.cpu()
+        regions = box_regions(batch.boxes, classes, frame)
     if many:
         regions = regions & (classes >= 0)[:, None, None]
+    regions = copy_to(regions, batch.inputs.device)
     if batch.canonical_from_view is not None or size != frame:
         regions = warp(regions[:, None].float(), canonical_from_view(batch), size)[:, 0] > 0.5
     return regions

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_INT8_STEPS = 127
+INT8_STEPS = 127
 
 
 def encode_maxabs(
@@ -22,14 +22,14 @@ def encode_maxabs(
     """
     scale = np.abs(values).max(axis=axes, keepdims=True)
     unit = np.divide(values, scale, out=np.zeros_like(values), where=scale > 0)
-    encoded = np.rint(unit * _INT8_STEPS) if dtype == "int8" else unit
+    encoded = np.rint(unit * INT8_STEPS) if dtype == "int8" else unit
     return encoded.astype(dtype), scale.squeeze(axes).astype(np.float32)
 
 
 def decode_unit(stored: NDArray[np.generic]) -> NDArray[np.float32]:
     """Decode what `encode_maxabs` stored, as float32 with max-abs 1."""
     values = stored.astype(np.float32)
-    return values / np.float32(_INT8_STEPS) if stored.dtype == np.int8 else values
+    return values / np.float32(INT8_STEPS) if stored.dtype == np.int8 else values
 
 
 def lowest_cosine(values: NDArray[np.float32], stored: NDArray[np.generic]) -> float:

@@ -47,6 +47,8 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
             known |= set(point)
             composed = compose("sweep", [*words, *point_words(point)])
             trained: DistillConfig = place_paths(build_verb_config("distill", composed))
+            if config.executor != "serial":
+                trained = _limit_threads(trained, config.cluster.cpus_per_student)
             evaluate: EvaluateConfig = place_paths(build_verb_config("evaluate", composed))
             require(
                 trained.trainer.ranks == 1 or config.executor == "serial",
@@ -80,6 +82,15 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
             f"{point_label(student.point)}; name each value once",
         )
     return [_with_baselines(student, students) for student in students]
+
+
+def _limit_threads(config: DistillConfig, cores: float) -> DistillConfig:
+    """Set trainer.decode_threads, if it is null, to the cores of a student that shares its machine with others."""
+    trainer = config.trainer
+    if trainer.decode_threads is not None:
+        return config
+    threads = max(1, int(cores) // max(trainer.loader_processes, 1))
+    return replace(config, trainer=replace(trainer, decode_threads=threads))
 
 
 def _check_splits(evaluate: EvaluateConfig) -> None:

@@ -13,7 +13,8 @@ import torch
 
 from pipeline.core.records import Targets
 from pipeline.core.seeds import derive_seed
-from pipeline.loading.loader import TrainLoader, move_batch
+from pipeline.loading.loader import TrainLoader
+from pipeline.loading.transfer import move_batch
 from pipeline.losses.base import AuxiliaryPretraining
 from pipeline.training.state import Training
 
@@ -52,7 +53,7 @@ def _train_epoch(
     """Train for one epoch, and return the mean of the term over its steps."""
     device = phase.parameters[0].device
     values = []
-    for step, batch in enumerate(stream.epoch(epoch)):
+    for step, batch in enumerate(stream.epoch(epoch, device=device)):
         moved = move_batch(batch, device)
         torch.manual_seed(
             derive_seed(training.seed, "teacher phase", epoch, step, training.distributed.rank)

@@ -50,6 +50,7 @@ class Distillation:
         Raises ConfigError or StoreMismatchError if the options do not fit the store.
         """
         from pipeline.loading.dataset import StoreDataset
+        from pipeline.loading.decode_threads import resolve_decode_threads
         from pipeline.loading.selection import select_training_rows
         from pipeline.losses.build import build_loss
         from pipeline.models.explainers.classes import resolve_explainer
@@ -74,7 +75,12 @@ class Distillation:
         level, transforms = _compare_superfeatures(config, loss, passes, num_classes)
         return TrainingSpec(
             dataset=StoreDataset(
-                store, rows, passes, num_classes=num_classes, payload=loss.needs.payload
+                store,
+                rows,
+                passes,
+                num_classes=num_classes,
+                payload=loss.needs.payload,
+                decode_threads=resolve_decode_threads(config.trainer),
             ),
             model=config.student,
             num_classes=num_classes,

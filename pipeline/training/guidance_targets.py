@@ -8,6 +8,7 @@ from torch import Tensor
 from pipeline.core.labels import multi_hot
 from pipeline.core.records import NO_CLASS, Batch, Guidance
 from pipeline.loading.regions import RegionKind, regions_of
+from pipeline.loading.transfer import copy_to
 
 
 class GuidanceSource:
@@ -30,10 +31,11 @@ class GuidanceSource:
         *,
         with_maps: bool = True,
     ) -> tuple[Guidance, ...]:
-        """Draw one Guidance with torch's global generator."""
-        classes = _draw(multi_hot(batch.labels, self.num_classes))
+        """Draw one Guidance with torch's global generator of the host, where boxes are."""
+        classes = _draw(multi_hot(batch.labels_on_host, self.num_classes))
         regions = regions_of(batch, classes, self.kind, self.input_size)
-        return (Guidance(explained_class=classes[:, None], regions=regions),)
+        explained = copy_to(classes[:, None], batch.inputs.device)
+        return (Guidance(explained_class=explained, regions=regions),)
 
 
 def _draw(hot: Tensor) -> Tensor:

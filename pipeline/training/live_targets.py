@@ -15,7 +15,7 @@ from pipeline.loading.geometry import neighbor_maps, place_on_grid, view_images
 from pipeline.losses.base import Needs
 from pipeline.models.classifier import Classifier
 from pipeline.models.explainers.classes import explained_classes
-from pipeline.models.explainers.explain import Explainer, forward_to_explain
+from pipeline.models.explainers.explain import Explainer, forward_to_explain, needs_graph
 from pipeline.models.output import ModelOutput
 
 
@@ -37,7 +37,8 @@ class LiveTeacher:
         model       frozen network on the training device
         input_size  (height, width) of the teacher's view, sampled directly from the canonical frame instead of from the
                     student's pixels
-        precision   of the forward pass; explanations are computed in float32 or higher
+        precision   of the forward pass; explanations are computed in float32 or higher, and if that takes a pass of the
+                    whole network (B-cos), logits are taken from the same pass
         explainer   options that select the explained classes, as returned by `resolve_explainer`
         needs       needs of the loss, which select the intermediates
         """
@@ -94,10 +95,9 @@ class LiveTeacher:
 
     def _forward(self, images: Tensor, *, with_maps: bool) -> ModelOutput:
         intermediates = self.needs.intermediates
-        if self.precision == torch.float32 and with_maps:
+        if with_maps and (self.precision == torch.float32 or needs_graph(self.model)):
             return forward_to_explain(self.model, images, intermediates)
-        mixed = (
-            self.precision != torch.float32
-        )  # maps are then computed in float32 from the features
+        # Maps are then computed in float32 from the features.
+        mixed = self.precision != torch.float32
         with torch.autocast(images.device.type, dtype=self.precision, enabled=mixed):
             return self.model(images, intermediates)

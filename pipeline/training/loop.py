@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pipeline.config.runs import CHECKPOINT_NAME
 from pipeline.config.training import TrainerOptions
-from pipeline.loading.loader import TrainLoader, move_batch
+from pipeline.loading.loader import TrainLoader
+from pipeline.loading.transfer import move_batch
 from pipeline.models.classifier import Classifier
 from pipeline.training.auxiliary_phase import pretrain_loss
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
@@ -51,7 +52,7 @@ def fit(
             write = stack.enter_context(MetricWriter(folder, training.global_step)).write
         log = StepLog(write=write, every_steps=trainer.log_every_steps)
         while training.epoch < trainer.epochs:
-            for batch in stream.epoch(training.epoch, training.step):
+            for batch in stream.epoch(training.epoch, training.step, device):
                 moved = move_batch(batch, device)
                 training.seed_step()
                 rate = learning_rate(trainer, lr, training.epoch, training.step, stream.num_steps)

@@ -28,9 +28,10 @@ from pipeline.core.seeds import derive_seed
 from pipeline.loading.column_moments import column_moments
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import downscale, view_images, view_targets
-from pipeline.loading.loader import TrainLoader, move_batch
+from pipeline.loading.loader import TrainLoader
 from pipeline.loading.pixels import PixelAugmentSchedule
 from pipeline.loading.regions import RegionKind
+from pipeline.loading.transfer import move_batch
 from pipeline.loading.views import ViewSchedule
 from pipeline.losses.base import DistillationLoss, StudentOutput
 from pipeline.models.additive.network import AdditiveMlp

@@ -52,7 +52,9 @@ def train_step(
 def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) -> LossTerms:
     """Compute the loss of a batch under its views, with the graph to the student's parameters."""
     needs = training.loss.needs
-    inputs = StepInputs(images=view_images(batch, input_size), labels=((1.0, batch.labels),))
+    images = view_images(batch, input_size)
+    batch = replace(batch, rendered=images)
+    inputs = StepInputs(images=images, labels=((1.0, batch.labels),))
     for transform in training.transforms:
         inputs = transform(inputs, batch)
     output = _forward(training, inputs.images, needs.intermediates)

@@ -58,6 +58,7 @@ class Teaching:
         Raises ConfigError or StoreMismatchError if the options do not fit the store.
         """
         from pipeline.loading.dataset import StoreDataset
+        from pipeline.loading.decode_threads import resolve_decode_threads
         from pipeline.loading.selection import rows_of_split
         from pipeline.losses.build import build_loss
         from pipeline.training.run import TrainingSpec
@@ -67,7 +68,12 @@ class Teaching:
         guided = isinstance(teaching, GuidedTeachingConfig)
         rows = rows_of_split(store.index, teaching.split)
         return TrainingSpec(
-            dataset=StoreDataset(store, rows, with_regions=guided),
+            dataset=StoreDataset(
+                store,
+                rows,
+                with_regions=guided,
+                decode_threads=resolve_decode_threads(teaching.trainer),
+            ),
             model=self._network(),
             num_classes=len(store.manifest.classes),
             loss=build_loss(teaching),

@@ -60,9 +60,9 @@ def _run_batches(count: int, words: list[str]) -> None:
 
     original = TrainLoader.epoch
 
-    def epoch(self: TrainLoader, *place: int) -> Iterator[Any]:
+    def epoch(self: TrainLoader, *place: Any, **options: Any) -> Iterator[Any]:
         seconds = 0.0
-        for number, batch in enumerate(original(self, *place), start=1):
+        for number, batch in enumerate(original(self, *place, **options), start=1):
             seconds = seconds or time.time() - _STARTED
             if number == count:
                 _finish(seconds)

@@ -59,7 +59,7 @@ def _stream_figure(name: str, folder: Path, records: int, side: int, aim: str) -
 def ours(store: Store, teacher: TeacherPass) -> Iterator[dict[str, torch.Tensor]]:
     """Iterate over one epoch in its shuffled order: frames, logits, maps."""
     dataset = StoreDataset(store, rows_of_split(store.index, "train"), [teacher])
-    for positions in GlobalBatchSampler(EpochOrder(dataset.shard, seed=0), BATCH):
+    for positions in GlobalBatchSampler(EpochOrder(dataset.first_positions(), seed=0), BATCH):
         batch = dataset.__getitems__(positions)
         targets = batch.targets[0]
         yield {"frames": batch.inputs, "logits": targets.logits, "maps": targets.maps}

@@ -17,11 +17,13 @@ from pipeline.config.teaching import LabelTeachingConfig
 from pipeline.config.verbs import TeachConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import NO_LABEL, PixelAugment
+from pipeline.loading import pixels
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_images
-from pipeline.loading.loader import TrainLoader, move_batch
+from pipeline.loading.loader import TrainLoader
 from pipeline.loading.pixels import PixelAugmentSchedule, change_pixels, mix, randaugment
 from pipeline.loading.selection import rows_of_split
+from pipeline.loading.transfer import move_batch
 from pipeline.loading.views import ViewSchedule
 from pipeline.models.explainers.gradcam import gradcam
 from pipeline.models.providers import freeze
@@ -329,6 +331,30 @@ def test_student_and_teacher_are_shown_the_same_images_each_at_its_size(method):
     if "teacher" in shown:
         assert torch.equal(shown["teacher"], view_images(batch, (32, 32)))
     assert ("teacher" in shown) == (method.kind != "labels")
+
+
+@pytest.mark.parametrize(("size", "calls"), [(FRAME, 1), ((32, 32), 2)])
+def test_a_step_augments_its_images_once_for_both_networks_of_one_size(size, calls, monkeypatch):
+    pixel_augment = PixelAugment(magnitude=10, seeds=(1, 2, 3, 4), mixup_lambda=0.4)
+    batch = replace(random_batch(0), pixel_augment=pixel_augment)
+    training = live_training(E2KDConfig(lambda_ce=1.0), size=size)
+    own = training.targets
+    # Each network renders the batch itself.
+    training.targets = lambda seen, *rest, **options: own(
+        replace(seen, rendered=None), *rest, **options
+    )
+    apart = batch_loss(training, batch, FRAME)
+    training.targets = own
+    counted = []
+    augment = pixels.randaugment
+    monkeypatch.setattr(
+        pixels, "randaugment", lambda images, *rest: counted.append(1) or augment(images, *rest)
+    )
+
+    terms = batch_loss(training, batch, FRAME)
+
+    assert len(counted) == calls
+    assert torch.equal(terms.total, apart.total)
 
 
 def test_a_share_of_one_mixes_nothing():

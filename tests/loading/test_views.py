@@ -13,6 +13,7 @@ from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.config.data import ImageFolderDataConfig
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import center_crop, evaluation_view, view_maps, warp
+from pipeline.loading.stored_values import decode_maps
 from pipeline.loading.views import BLOCK_SIZE, ViewSchedule
 from pipeline.store.frames import resize_frame
 from pipeline.store.reader import Store
@@ -311,8 +312,10 @@ def test_the_map_of_a_center_crop_teacher_lies_where_its_teacher_looked(
     # The map in the same crop is the stored one, whereas the map in the whole frame differs.
     evaluated = evaluation_view(batch, "center_crop", (16, 16))
     grid = stored.maps.shape[-2:]
-    torch.testing.assert_close(view_maps(evaluated, stored, grid), stored.maps, rtol=0, atol=1e-5)
-    assert (view_maps(batch, stored, grid) - stored.maps).abs().max() > 0.05
+    torch.testing.assert_close(
+        view_maps(evaluated, stored, grid), decode_maps(stored), rtol=0, atol=1e-5
+    )
+    assert (view_maps(batch, stored, grid) - decode_maps(stored)).abs().max() > 0.05
 
 
 def test_the_map_of_a_teacher_of_whole_frames_is_in_place(photographs, tmp_path, tiny_teacher):
@@ -322,7 +325,7 @@ def test_the_map_of_a_teacher_of_whole_frames_is_in_place(photographs, tmp_path,
     (spec,) = [s for s in store.open_passes()[0].manifest.fields if s.name == "map"]
     assert (spec.frame, spec.crop_fraction) == ("full", None)
     assert torch.equal(batch.targets[0].map_from_canonical, torch.eye(3).expand(10, 3, 3))
-    maps = batch.targets[0].maps
+    maps = decode_maps(batch.targets[0])
     torch.testing.assert_close(
         view_maps(batch, batch.targets[0], maps.shape[-2:]), maps, rtol=0, atol=1e-6
     )

@@ -18,6 +18,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.records import Targets
 from pipeline.loading.geometry import view_targets
 from pipeline.loading.loader import TrainLoader
+from pipeline.loading.stored_values import decode_intermediates
 from pipeline.loading.views import ViewSchedule
 from pipeline.losses.build import build_loss
 from pipeline.models.explainers.gradcam import gradcam
@@ -93,7 +94,7 @@ def test_a_pass_holds_the_teachers_pooled_features(featured, tmp_path, tiny_teac
     model = freeze(build_model(store.config.teacher, 10))
 
     wanted = model(batch.inputs.float() / 255, Intermediates(pooled=True)).pooled
-    found = batch.targets[0].intermediates["pooled"]
+    found = decode_intermediates(batch.targets[0])["pooled"]
 
     assert (spec.shape, spec.dtype, spec.codec) == ((16,), "float16", "raw")
     assert (spec.when_moved, spec.frame) == ("keep", None)
@@ -111,7 +112,9 @@ def test_a_pooled_feature_is_kept_where_the_image_moves(featured):
     (targets,) = view_targets(batch, (4, 4))
 
     assert batch.canonical_from_view is not None
-    assert torch.equal(targets.intermediates["pooled"], batch.targets[0].intermediates["pooled"])
+    assert torch.equal(
+        targets.intermediates["pooled"], decode_intermediates(batch.targets[0])["pooled"]
+    )
 
 
 # ---- students ------------------------------------------------------------------------------------
@@ -165,7 +168,9 @@ def test_the_teachers_bank_starts_from_its_stored_features(featured):
     loss.on_train_start(dataset)
     batch = dataset.__getitems__([7, 31])
 
-    wanted = F.normalize(loss.embed_teacher(batch.targets[0].intermediates["pooled"]), dim=1)
+    wanted = F.normalize(
+        loss.embed_teacher(decode_intermediates(batch.targets[0])["pooled"]), dim=1
+    )
 
     assert torch.allclose(loss.teacher_bank[[7, 31]], wanted, atol=1e-6)
     assert not torch.allclose(loss.student_bank[[7, 31]], wanted, atol=0.1)

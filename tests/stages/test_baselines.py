@@ -25,7 +25,9 @@ from pipeline.config.training import OptimizerOptions
 from pipeline.config.views import RandomViewsConfig
 from pipeline.core.errors import ConfigError
 from pipeline.loading.geometry import view_targets, warp
-from pipeline.loading.loader import TrainLoader, move_batch
+from pipeline.loading.loader import TrainLoader
+from pipeline.loading.stored_values import decode_intermediates
+from pipeline.loading.transfer import move_batch
 from pipeline.loading.views import ViewSchedule
 from pipeline.losses.build import build_loss
 from pipeline.models.explainers.gradcam import gradcam
@@ -128,10 +130,12 @@ def test_what_is_read_is_what_the_teacher_said(inner, tmp_path, tiny_teacher, ba
 
     assert list(at.targets[0].intermediates) == ["attention_1", "attention_2", "attention_3"]
     assert list(cat.targets[0].intermediates) == ["class_maps"]
-    for stage, values in zip(output.stages, at.targets[0].intermediates.values(), strict=True):
+    for stage, values in zip(
+        output.stages, decode_intermediates(at.targets[0]).values(), strict=True
+    ):
         wanted = stage.output.square().mean(dim=1)
         assert (values - wanted).abs().max() < 1e-3 * wanted.max()
-    found = cat.targets[0].intermediates["class_maps"]
+    found = decode_intermediates(cat.targets[0])["class_maps"]
     assert (found - output.class_maps).abs().max() < 1e-3 * output.class_maps.abs().max()
 
 
@@ -146,8 +150,8 @@ def test_class_maps_are_pooled_to_its_size(inner, tmp_path, tiny_teacher):
     )
 
     assert torch.allclose(
-        pooled[0].targets[0].intermediates["class_maps"],
-        F.adaptive_avg_pool2d(full[0].targets[0].intermediates["class_maps"], 2),
+        decode_intermediates(pooled[0].targets[0])["class_maps"],
+        F.adaptive_avg_pool2d(decode_intermediates(full[0].targets[0])["class_maps"], 2),
         atol=1e-3,
     )
 
@@ -242,7 +246,7 @@ def test_intermediates_move_with_the_image(inner, payload):
 
     (kept,), (flipped,), (shifted,) = (view_targets(b, (4, 4)) for b in (still, mirrored, moved))
 
-    for name, values in still.targets[0].intermediates.items():
+    for name, values in decode_intermediates(still.targets[0]).items():
         assert torch.allclose(kept.intermediates[name], values, rtol=1e-5, atol=1e-5)
         assert torch.allclose(flipped.intermediates[name], values.flip(-1), rtol=1e-5, atol=1e-4)
         fetched = warp(

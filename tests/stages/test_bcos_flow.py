@@ -28,6 +28,7 @@ from pipeline.evaluation.forward import EvaluatedModel, attribution_of, maps_of
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import evaluation_view, view_images
 from pipeline.loading.selection import rows_of_split
+from pipeline.loading.stored_values import decode_maps
 from pipeline.models.providers import build_model, freeze
 from pipeline.store.reader import Store
 from stages import distill, evaluate, precompute, report, teach
@@ -103,7 +104,7 @@ def test_a_pass_holds_six_signed_channels_at_the_frames_resolution(bcos_store):
     store = Store(Path(bcos_store.store.path))
     dataset = StoreDataset(store, rows_of_split(store.index, "train"), [teacher])
 
-    maps = dataset.__getitems__([0, 1, 2, 3]).targets[0].maps
+    maps = decode_maps(dataset.__getitems__([0, 1, 2, 3]).targets[0])
 
     assert teacher.explainer == "bcos_weights"
     assert maps.shape[1:] == (1, 6, 16, 16)

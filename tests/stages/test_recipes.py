@@ -74,6 +74,18 @@ def test_a_recipe_writes_into_a_run_of_its_own(recipe):
     assert composed_of("sweep", f"experiment={recipe}")["run"] == recipe
 
 
+def test_recipes_that_share_a_store_make_the_same_one_and_large_ones_have_small_jpegs():
+    made = {}
+    for recipe in EVERY_RECIPE:
+        store = composed_of("precompute", f"experiment={recipe}")["store"]
+        made.setdefault(store["path"], set()).add((store["image_size"], store["format"]))
+
+    assert all(len(forms) == 1 for forms in made.values())
+    large = [path for path in made if path.startswith(("stores/imagenet", "stores/sun397"))]
+    assert "stores/imagenet" in large
+    assert all(made[path] == {(256, "jpeg95")} for path in large)
+
+
 def test_the_grids_are_the_papers():
     """Compare the grids with those of the supplement."""
 
@@ -290,7 +302,12 @@ def test_every_arm_of_a_recipe_trains_for_two_steps_and_is_evaluated(recipe, tmp
         student = build_verb_config("distill", composed)
         assert (student.mode == "live") == (student.teacher.kind != "none")
         trainer = replace(
-            student.trainer, epochs=1, batch_size=6, warmup_epochs=0, warmup_steps=None
+            student.trainer,
+            epochs=1,
+            batch_size=6,
+            warmup_epochs=0,
+            warmup_steps=None,
+            loader_processes=0,
         )
         student = replace(
             student, trainer=trainer, subset=replace(student.subset, shots=None, holdout=0), run=arm
@@ -333,7 +350,9 @@ def test_every_teacher_of_a_recipe_trains_from_where_it_starts(recipe, tmp_path)
     teaching = replace(
         taught.teaching,
         start=str(start) if taught.teaching.start else None,
-        trainer=replace(taught.teaching.trainer, epochs=1, batch_size=6, warmup_epochs=0),
+        trainer=replace(
+            taught.teaching.trainer, epochs=1, batch_size=6, warmup_epochs=0, loader_processes=0
+        ),
         augment=replace(taught.teaching.augment, size=SIDE),
     )
     result = teach.run(
@@ -367,7 +386,9 @@ def test_every_arm_of_the_small_study_trains_for_an_epoch_and_is_evaluated(tmp_p
         composed = composed_of("sweep", *words, *overrides)
         student = build_verb_config("distill", composed)
         size = 8 * student.views.per_step
-        trainer = replace(student.trainer, epochs=1, warmup_epochs=0, batch_size=size)
+        trainer = replace(
+            student.trainer, epochs=1, warmup_epochs=0, batch_size=size, loader_processes=0
+        )
         distill.run(replace(student, trainer=trainer, run=arm))
         metrics = evaluate.run(replace(build_verb_config("evaluate", composed), run=arm)).splits[
             "test"

@@ -33,6 +33,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.loading.geometry import view_images, view_targets
 from pipeline.loading.selection import rows_of_split
+from pipeline.loading.stored_values import decode_intermediates
 from pipeline.models.additive.chimeras import draw_donors
 from pipeline.models.additive.hierarchy import class_centered, coarsen, pass_hierarchy
 from pipeline.models.additive.network import network_partition
@@ -172,9 +173,8 @@ def test_what_is_read_is_what_the_teacher_said_of_the_row(taught_table):
     stored = batch.targets[0]
     fine = class_centered(said.superfeature_logits)
     assert torch.equal(view_images(batch, (1, 30)), batch.inputs)
-    assert (
-        stored.intermediates["superfeature_logits"] - fine
-    ).abs().max() < 2e-3 * fine.abs().max()
+    found = decode_intermediates(stored)["superfeature_logits"]
+    assert (found - fine).abs().max() < 2e-3 * fine.abs().max()
     assert (stored.logits - said.logits).abs().max() < 2e-3 * said.logits.abs().max()
     assert torch.allclose(said.superfeature_logits.sum(dim=1), said.logits, atol=1e-12)
 
@@ -183,7 +183,7 @@ def test_a_coarser_level_of_the_pass_is_the_sum_of_its_groups(taught_table):
     (teacher,) = taught_table.store.open_passes()
     partition = network_partition(teacher_model(taught_table))
     batch = row_batch(taught_table)
-    fine = batch.targets[0].intermediates["superfeature_logits"]
+    fine = decode_intermediates(batch.targets[0])["superfeature_logits"]
 
     for number in range(1, M + 1):
         coarse = coarsen(fine, pass_hierarchy(teacher).coarsening(number), number)

@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import logging
 import subprocess
 import sys
 import textwrap
@@ -473,3 +474,25 @@ def test_a_shard_that_fails_writes_nothing_into_the_next_file(tmp_path):
 
     assert (tmp_path / "next").stat().st_size == 0
     assert [path.name for path in tmp_path.iterdir()] == ["next"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"image_size": 8}, "images have 12.5 times the pixels of their frames of 8x8"),
+        ({"image_size": 8, "format": "jpeg95"}, ""),
+        ({}, ""),  # smaller than their frames
+    ],
+)
+def test_frames_are_suggested_where_the_originals_are_much_larger(
+    mixed, tmp_path, caplog, options, said
+):
+    caplog.set_level(logging.INFO, "permafrost.precompute")
+
+    pack_small(mixed, tmp_path / "store", **options)
+
+    assert ("store.format=jpeg95" in caplog.text) == bool(said)
+    assert said in caplog.text
+    caplog.clear()
+    pack_small(mixed, tmp_path / "store", **options)
+    assert "store.format=jpeg95" not in caplog.text

@@ -109,6 +109,24 @@ def test_the_grid_reaches_the_student_and_is_stronger_than_its_arm(frozen):
     assert len({student.name for student in students}) == 4
 
 
+@pytest.mark.parametrize(
+    ("words", "threads"),
+    [
+        (["executor=ray"], 1),
+        (["executor=ray", "cluster.cpus_per_student=3.5"], 3),
+        (["executor=ray", "cluster.cpus_per_student=5", "trainer.loader_processes=2"], 2),
+        (["executor=ray", "trainer.decode_threads=6"], 6),
+        (["executor=serial"], None),
+    ],
+)
+def test_students_that_run_at_once_decode_on_their_own_cores(frozen, words, threads):
+    base = sweep_words(frozen, "arms={kd: ['method=kd']}", *words)
+
+    (student,) = plan_students(sweep_config(base), base)
+
+    assert student.distill.trainer.decode_threads == threads
+
+
 def test_without_a_grid_a_student_is_called_what_it_always_was(frozen):
     """Names are hashes of configs, so students that were finished before grids existed stay finished."""
     plain, chosen = (

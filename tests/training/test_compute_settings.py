@@ -186,7 +186,7 @@ def test_a_live_step_on_mixtures_reads_nothing_back_either():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_step_on_a_gpu_never_waits(precision):
-    from pipeline.loading.loader import move_batch
+    from pipeline.loading.transfer import move_batch
 
     device = torch.device("cuda")
     model = tiny_model(0).to(device)

@@ -11,6 +11,7 @@ from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose
 from pipeline.config.methods import E2KDConfig
+from pipeline.config.models import BcosModelConfig, CifarModelConfig
 from pipeline.config.runs import RUNS
 from pipeline.config.store import PassOptions
 from pipeline.config.training import OptimizerOptions
@@ -21,6 +22,7 @@ from pipeline.loading.loader import TrainLoader
 from pipeline.loading.selection import rows_of_split
 from pipeline.loading.views import ViewSchedule
 from pipeline.losses.build import build_loss
+from pipeline.models.explainers.explain import EXPLAINERS
 from pipeline.models.explainers.gradcam import gradcam
 from pipeline.models.providers import build_model, freeze
 from pipeline.models.saved import load_model
@@ -135,6 +137,31 @@ def test_no_map_is_computed_where_the_loss_needs_none(frozen, live, monkeypatch)
     assert asked.maps is None
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("network", [BcosModelConfig, CifarModelConfig])
+@pytest.mark.parametrize("with_maps", [False, True])
+def test_a_live_teacher_runs_once_in_any_precision(frozen, network, precision, with_maps):
+    torch.manual_seed(0)
+    model = freeze(build_model(network(name="resnet8", width=4), 10))
+    explain = EXPLAINERS[model.explainer]
+    passes = []
+    first = next(module for name, module in model.named_modules() if name.endswith("conv1"))
+    first.register_forward_hook(lambda *_: passes.append(1))
+    batch = live_batch_of(frozen)
+
+    (asked,) = LiveTeacher("live", model, explain, SIZE, precision)(
+        batch, (4, 4), with_maps=with_maps
+    )
+
+    assert len(passes) == 1
+    (exact,) = LiveTeacher("live", model, explain, SIZE)(batch, (4, 4), with_maps=with_maps)
+    if with_maps and network is BcosModelConfig:
+        assert torch.equal(asked.logits, exact.logits)
+        assert torch.equal(asked.maps, exact.maps)
+    else:
+        assert torch.equal(asked.logits, exact.logits) == (precision == torch.float32)
+
+
 def test_a_live_student_needs_no_pass_and_is_not_the_frozen_one(frozen, monkeypatch):
     options = {"mode": "live", "teacher": frozen.config.teacher, "trainer": TRAINER}
     with monkeypatch.context() as patch:
@@ -178,7 +205,7 @@ def test_teachers_maps_do_not_depend_on_who_asks(frozen, live):
         config.teacher, 10, config.explainer, PassOptions(map_dtype="float32"), SIZE
     )
     batch = live_batch_of(frozen)
-    output = annotator._forward(batch.inputs.float() / 255)
+    output = annotator._forward(view_images(batch, SIZE))
 
     (asked,) = live(batch, (4, 4))
 

@@ -24,8 +24,8 @@ from pipeline.core.seeds import derive_seed
 from pipeline.evaluation.forward import EvaluatedModel
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import evaluation_view, view_images
-from pipeline.loading.loader import move_batch
 from pipeline.loading.selection import members_of_classes
+from pipeline.loading.transfer import move_batch
 
 LEAST_OF_A_CLASS = 4
 """Minimum number of records of each class in a block."""

@@ -23,7 +23,7 @@ from pipeline.evaluation.evaluators.evaluator import Evaluator
 from pipeline.evaluation.forward import EvaluatedModel
 from pipeline.evaluation.localization import upsample
 from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.loader import move_batch
+from pipeline.loading.transfer import move_batch
 from pipeline.models.explainers.bcos_weights import contribution_map, is_bcos_weights
 from pipeline.models.explainers.explain import forward_to_explain
 from pipeline.models.output import ModelOutput
@@ -111,7 +111,8 @@ def window(frames: Tensor, size: tuple[int, int], shift: int, max_shift: int) ->
     black = F.pad(frames, (max_shift, wide, max_shift, wide))
     corner = _corner((frames.shape[-2], frames.shape[-1]), size, max_shift)
     top, left = (start + max_shift - shift for start in corner)
-    return black[..., top : top + size[0], left : left + size[1]].float() / 255
+    inside = black[..., top : top + size[0], left : left + size[1]]
+    return inside.to(torch.float32, memory_format=torch.contiguous_format) / 255
 
 
 def window_view(frame: tuple[int, int], size: tuple[int, int], max_shift: int) -> Tensor:

@@ -20,7 +20,8 @@ from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from pipeline.evaluation.metrics import LESS, PER_CENT
 from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.loading.geometry import evaluation_view, view_images
-from pipeline.loading.loader import move_batch
+from pipeline.loading.stored_values import decode_intermediates
+from pipeline.loading.transfer import move_batch
 from pipeline.models.additive.hierarchy import (
     coarsen,
     hierarchy_of,
@@ -84,7 +85,7 @@ def evaluate_superfeatures(context: EvaluationContext) -> dict[str, Any]:
     total = FidelitySums(kl=torch.zeros(number), agreement=torch.zeros(number), records=0)
     model = context.model
     for batch in iter_batches(dataset, context.options.batch_size):
-        taught = coarsen(batch.targets[0].intermediates[PAYLOAD], of_teacher, number)
+        taught = coarsen(decode_intermediates(batch.targets[0])[PAYLOAD], of_teacher, number)
         seen = evaluation_view(
             move_batch(batch, model.device), context.options.frame, model.input_size
         )

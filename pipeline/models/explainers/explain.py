@@ -33,6 +33,11 @@ DEFAULT_EXPLAINER = "gradcam"
 """Explainer of a student that is trained on labels only and not compared with a teacher."""
 
 
+def needs_graph(model: Classifier) -> bool:
+    """Return whether the model's maps are gradients through the whole network, which need the graph of its pass."""
+    return model.explainer == "bcos_weights"
+
+
 def forward_to_explain(
     model: Classifier, images: Tensor, intermediates: Intermediates = NO_INTERMEDIATES
 ) -> ModelOutput:
@@ -44,7 +49,7 @@ def forward_to_explain(
     images         f32 [B, 3, H, W] in [0, 1]
     intermediates  additional outputs of the pass
     """
-    recorded = torch.is_grad_enabled() or model.explainer == "bcos_weights"
+    recorded = torch.is_grad_enabled() or needs_graph(model)
     with torch.set_grad_enabled(recorded):
         output: ModelOutput = model(images, intermediates)
     return output

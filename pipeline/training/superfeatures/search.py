@@ -23,8 +23,8 @@ from pipeline.core.distributed import DistributedContext
 from pipeline.core.errors import require
 from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.loading.geometry import evaluation_view, view_images
-from pipeline.loading.loader import move_batch
 from pipeline.loading.selection import balanced_order
+from pipeline.loading.transfer import move_batch
 from pipeline.models.classifier import Classifier
 from pipeline.models.fingerprint import describe_teacher
 from pipeline.models.providers import build_model, freeze, teacher_input_size

@@ -1,0 +1,83 @@
+"""Threads that decode the records of a batch, because torchvision and Pillow decode without Python's lock."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Barrier
+from typing import Any
+
+import torch
+
+from pipeline.config.training import TrainerOptions
+
+_MOST = 8
+"""Maximum number of threads that are started without being asked for."""
+_PARTS = 4
+"""Parts of a batch per thread, so that no thread waits long for a slower one."""
+
+
+def resolve_decode_threads(trainer: TrainerOptions) -> int:
+    """Return trainer.decode_threads, or if it is null this process's share of the cores, from 1 to 8."""
+    if trainer.decode_threads is not None:
+        return trainer.decode_threads
+    loaders = trainer.ranks * max(trainer.loader_processes, 1)
+    return min(max(len(os.sched_getaffinity(0)) // loaders, 1), _MOST)
+
+
+class DecodeThreads:
+    """A fixed number of threads, started on first use. Copies in other processes start their own."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool: ThreadPoolExecutor | None = None
+
+    def run(self, work: Callable[[int], None], numbers: int) -> None:
+        """Call `work` once with each of 0 .. numbers - 1, and return when all calls have ended.
+
+        If calls fail, the error of the lowest number is raised, whatever the number of threads.
+        """
+        if self.count == 1 or numbers == 1:
+            for number in range(numbers):
+                work(number)
+            return
+
+        def work_through(part: range) -> None:
+            for number in part:
+                work(number)
+
+        size = -(-numbers // (self.count * _PARTS))
+        pool = self._started_pool()
+        parts = [
+            pool.submit(work_through, range(start, min(start + size, numbers)))
+            for start in range(0, numbers, size)
+        ]
+        wait(parts)
+        for part in parts:
+            part.result()
+
+    def _started_pool(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = start_pool(self.count, "decode")
+        return self._pool
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"count": self.count, "_pool": None}
+
+
+def start_pool(count: int, name: str) -> ThreadPoolExecutor:
+    """Start threads in each of which torch computes without threads of its own; other threads keep their number."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+    all_started = Barrier(count)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # until asked, a thread takes the number that was set last anywhere
+        all_started.wait()
+
+    before = torch.get_num_threads()
+    for started in [pool.submit(start) for _ in range(count)]:
+        started.result()
+    torch.set_num_threads(before)  # the default of threads that are started later
+    return pool

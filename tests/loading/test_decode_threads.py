@@ -1,0 +1,135 @@
+"""Threads of the loader: a batch and its errors do not depend on their number."""
+
+import copy
+import os
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config.training import TrainerOptions
+from pipeline.loading import dataset as dataset_module
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.decode_threads import DecodeThreads, resolve_decode_threads
+from pipeline.store.file_entry import ManifestError
+from pipeline.store.reader import Store
+from tests.support.stores import keys_of_shard, table_of_shard
+
+POSITIONS = [5, 0, 17, 5, 30, 17, 2, 40, 5, 8]
+
+
+def whole_dataset(store, threads):
+    rows = np.arange(store.index.num_rows)
+    return StoreDataset(store, rows, store.open_passes(), decode_threads=threads)
+
+
+@pytest.mark.parametrize("threads", [2, 4, 16])
+def test_any_number_of_threads_decodes_the_same_batch(frozen, threads):
+    one = whole_dataset(frozen.store, 1).__getitems__(POSITIONS)
+
+    several = whole_dataset(frozen.store, threads).__getitems__(POSITIONS)
+
+    assert several.keys == one.keys
+    assert several.inputs.dtype == torch.uint8
+    assert torch.equal(several.inputs, one.inputs)
+    assert len({frame.numpy().tobytes() for frame in one.inputs}) == len(set(POSITIONS))
+    assert torch.equal(several.inputs[0], several.inputs[3])
+    assert torch.equal(several.targets[0].maps, one.targets[0].maps)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_record_that_occurs_several_times_is_decoded_once(frozen, threads, monkeypatch):
+    decoded = []
+    decode = dataset_module.decode_input
+    monkeypatch.setattr(
+        dataset_module,
+        "decode_input",
+        lambda data, store, where: decoded.append(where) or decode(data, store, where),
+    )
+
+    whole_dataset(frozen.store, threads).__getitems__(POSITIONS)
+
+    assert len(decoded) == len(set(decoded)) == len(set(POSITIONS))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_of_several_damaged_records_the_first_is_named_for_any_number_of_threads(
+    tmp_path, frozen, threads
+):
+    path = shutil.copytree(frozen.store.path, tmp_path / "store")
+    store = Store(path)
+    shard = store.manifest.shards[0]
+    tar = path / shard.path
+    data = bytearray(tar.read_bytes())
+    for row in table_of_shard(store, shard).to_pylist()[3:8:4]:
+        data[row["offset"] + 10] ^= 1
+    tar.write_bytes(data)
+    key = keys_of_shard(store, shard)[3]
+
+    with pytest.raises(ManifestError, match=rf"{tar} .*record {key}\) is damaged"):
+        whole_dataset(store, threads).__getitems__(list(range(12)))
+
+
+def test_all_calls_have_ended_when_an_error_is_raised():
+    ended = []
+
+    def work(number):
+        if number in (3, 11):
+            raise ValueError(number)
+        ended.append(number)
+
+    with pytest.raises(ValueError, match=r"^3$"):
+        DecodeThreads(4).run(work, 12)
+
+    assert sorted(ended) == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10]
+
+
+def test_threads_start_with_the_first_batch_and_a_copy_as_in_a_loader_process_has_its_own():
+    threads = DecodeThreads(2)
+    before = threading.active_count()
+    named = set()
+
+    def work(number):
+        named.add(threading.current_thread().name.rpartition("_")[0])
+
+    threads.run(work, 8)
+    assert named == {"decode"}
+    assert threading.active_count() == before + 2
+    copied = copy.copy(threads)
+    assert threading.active_count() == before + 2
+    copied.run(work, 8)
+
+    assert threading.active_count() == before + 4
+
+
+def test_torch_has_one_thread_in_each_and_keeps_its_number_elsewhere():
+    before = torch.get_num_threads()
+    found = []
+    try:
+        torch.set_num_threads(2)
+        DecodeThreads(3).run(lambda number: found.append(torch.get_num_threads()), 12)
+
+        assert found == [1] * 12
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("cores", "options", "threads"),
+    [
+        (1, {}, 1),
+        (6, {}, 6),
+        (64, {}, 8),
+        (16, {"loader_processes": 4}, 4),
+        (16, {"ranks": 2, "loader_processes": 4, "batch_size": 4}, 2),
+        (2, {"loader_processes": 4}, 1),
+        (2, {"decode_threads": 12}, 12),
+    ],
+)
+def test_the_cores_are_shared_by_ranks_and_loader_processes(monkeypatch, cores, options, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+
+    assert resolve_decode_threads(TrainerOptions(**options)) == threads

@@ -1,0 +1,193 @@
+"""Batches on a device: what the host reads stays there, and a GPU receives batches ahead of its steps."""
+
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config.augment import AugmentOptions, OperationConfig
+from pipeline.core.records import NO_CLASS
+from pipeline.loading import loader
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.loader import TrainLoader
+from pipeline.loading.regions import regions_of
+from pipeline.loading.selection import rows_of_split
+from pipeline.loading.transfer import move_batch, read_ahead
+from pipeline.loading.views import ViewSchedule
+from pipeline.store.file_entry import ManifestError
+from pipeline.training.guidance_targets import GuidanceSource
+
+META = torch.device("meta")  # nothing can be read back from it
+
+
+@pytest.fixture
+def batch(frozen):
+    store = frozen.store
+    dataset = StoreDataset(store, np.arange(8), store.open_passes(), with_regions=True)
+    return dataset.__getitems__(list(range(8)))
+
+
+def test_all_but_boxes_and_a_copy_of_the_labels_moves(batch):
+    moved = move_batch(batch, META)
+
+    tensors = [moved.inputs, moved.labels, moved.masks, moved.groups, moved.targets[0].maps]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert moved.boxes is batch.boxes
+    assert torch.equal(moved.labels_on_host, batch.labels)
+    assert batch.labels_on_host is batch.labels
+    assert moved.keys == batch.keys
+    assert move_batch(batch, torch.device("cpu")) is batch
+
+
+@pytest.mark.parametrize("kind", ["boxes", "masks"])
+@pytest.mark.parametrize("has_many_labels", [False, True])
+def test_the_regions_of_a_guided_step_are_made_without_reading_from_the_device(
+    batch, kind, has_many_labels
+):
+    if has_many_labels:
+        numbers = (batch.labels + 1).to(torch.uint8)[:, None, None, None]
+        masks = torch.where(batch.masks > 0, numbers, 0)
+        batch = replace(batch, labels=torch.eye(10)[batch.labels], masks=masks)
+    batch = replace(batch, canonical_from_view=torch.eye(3).expand(8, 3, 3))
+    source = GuidanceSource(kind, 10, (16, 16))
+
+    torch.manual_seed(0)
+    (on_host,) = source(batch, (4, 4))
+    torch.manual_seed(0)
+    (on_device,) = source(move_batch(batch, META), (4, 4))
+
+    assert on_host.regions.any()
+    assert on_device.regions.device == on_device.explained_class.device == META
+    assert on_device.regions.shape == on_host.regions.shape
+    assert on_device.explained_class.shape == on_host.explained_class.shape
+
+
+def test_a_box_without_a_class_belongs_to_no_record_of_many_labels(batch):
+    boxes = tuple(torch.cat([own, torch.tensor([[-1.0, -1, -1, 1, 1]])]) for own in batch.boxes)
+    batch = replace(batch, labels=torch.eye(10)[batch.labels], boxes=boxes)
+
+    regions = regions_of(batch, torch.full((8,), NO_CLASS), "boxes", (16, 16))
+
+    assert not regions.any()
+
+
+# ---- one batch ahead -----------------------------------------------------------------------------
+
+
+def numbered(batch, count, read, fails_at=None):
+    for number in range(count):
+        read.append(number)
+        if number == fails_at:
+            raise ManifestError(f"batch {number} is damaged")
+        yield replace(batch, record_index=torch.full((8,), number))
+
+
+def ends(number_of_threads):
+    """Return whether no more threads run, which ends after its last task."""
+    deadline = time.monotonic() + 10
+    while threading.active_count() > number_of_threads and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return threading.active_count() == number_of_threads
+
+
+def test_batches_are_copied_in_order_by_a_thread_that_is_one_ahead(batch):
+    read, threads = [], threading.active_count()
+    asked = threading.Semaphore(0)
+
+    def copy(one):
+        asked.release()
+        return int(one.record_index[0]), threading.current_thread().name
+
+    copies = read_ahead(numbered(batch, 4, read), copy)
+
+    (first, copied) = next(copies)
+    for _ in range(2):  # the second copy needs no further request
+        assert asked.acquire(timeout=10)
+    assert not asked.acquire(timeout=0.1)
+    assert copied == (0, "read-ahead_0")
+    assert first.record_index[0] == 0
+    assert read == [0, 1]
+    assert [number for _, (number, _) in copies] == [1, 2, 3]
+    assert ends(threads)
+
+
+def test_an_error_of_the_reader_is_raised_after_the_batches_before_it(batch):
+    threads = threading.active_count()
+    copies = read_ahead(numbered(batch, 4, [], fails_at=2), lambda one: None)
+
+    assert len([next(copies), next(copies)]) == 2
+    with pytest.raises(ManifestError, match="batch 2 is damaged"):
+        next(copies)
+    assert ends(threads)
+
+
+def test_the_thread_ends_with_an_epoch_that_is_not_read_to_its_end(batch):
+    read, threads = [], threading.active_count()
+    copies = read_ahead(numbered(batch, 4, read), lambda one: None)
+    next(copies)
+
+    copies.close()
+
+    assert ends(threads)
+    assert len(read) <= 2
+
+
+def train_loader(frozen, operations):
+    store = frozen.store
+    dataset = StoreDataset(store, rows_of_split(store.index, "train"), store.open_passes())
+    views = ViewSchedule(AugmentOptions(operations=operations), store.size, 0)
+    return TrainLoader(dataset, views, batch_size=8, seed=0)
+
+
+@pytest.mark.parametrize("operations", [(), (OperationConfig(kind="pad_crop", padding=2),)])
+def test_batches_that_are_copied_ahead_have_the_views_of_the_others(
+    frozen, operations, monkeypatch
+):
+    monkeypatch.setattr(
+        loader,
+        "copy_ahead",
+        lambda batches, device: read_ahead(batches, lambda batch: move_batch(batch, META)),
+    )
+    drawn = []
+    copy = loader.copy_to
+    monkeypatch.setattr(
+        loader, "copy_to", lambda views, device: drawn.append(views) or copy(views, device)
+    )
+
+    on_host = list(train_loader(frozen, operations).epoch(1, 1))
+    wanted, drawn[:] = list(drawn), []
+    copied = list(train_loader(frozen, operations).epoch(1, 1, torch.device("cuda")))
+
+    assert [batch.keys for batch in copied] == [batch.keys for batch in on_host]
+    assert {batch.inputs.device for batch in copied} == {META}
+    assert all(torch.equal(*pair) for pair in zip(drawn, wanted, strict=True))
+    assert len(drawn) == (len(on_host) if operations else 0)
+    for batch in copied:
+        views = batch.canonical_from_view
+        assert views is None if not operations else views.device == META
+
+
+@pytest.mark.parametrize("device", [None, torch.device("cpu")])
+def test_nothing_is_read_ahead_for_a_cpu(frozen, device, monkeypatch):
+    monkeypatch.setattr(loader, "copy_ahead", None)
+
+    (first, *_) = train_loader(frozen, ()).epoch(0, 0, device)
+
+    assert first.inputs.device.type == "cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_receives_the_batches_of_the_host(frozen):
+    operations = (OperationConfig(kind="pad_crop", padding=2),)
+    on_host = list(train_loader(frozen, operations).epoch(1))
+
+    copied = train_loader(frozen, operations).epoch(1, 0, torch.device("cuda"))
+
+    for batch, wanted in zip(copied, on_host, strict=True):
+        assert batch.inputs.device.type == batch.canonical_from_view.device.type == "cuda"
+        assert torch.equal(batch.inputs.cpu(), wanted.inputs)
+        assert torch.equal(batch.canonical_from_view.cpu(), wanted.canonical_from_view)
+        assert torch.equal(batch.targets[0].maps.cpu(), wanted.targets[0].maps)
