@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline.core.records import Batch, StoredTargets
+from pipeline.core.records import Batch, PixelAugment, PixelChange, StoredTargets
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.pixels import PixelAugmentSchedule
 from pipeline.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
@@ -48,6 +48,7 @@ class TrainLoader:
             )
         )
         self.views = views
+        self.views_per_step = views_per_step
         self.pixel_augment = pixel_augment
         self.loader: DataLoader[Batch] = DataLoader(
             dataset,
@@ -68,12 +69,12 @@ class TrainLoader:
         """Iterate over the batches of an epoch's steps, starting at `first_step`."""
         self.batches.set_position(epoch, first_step)
         for step, batch in enumerate(self.loader, start=first_step):
-            if self.views is None:
-                yield batch
-                continue
             start = self.batches.first_position(step)
-            drawn_views = self.views.views(epoch, start, batch.aspects)
-            batch = replace(batch, canonical_from_view=drawn_views)
+            if self.views is None:
+                start *= self.views_per_step
+            else:
+                drawn_views = self.views.views(epoch, start, batch.aspects)
+                batch = replace(batch, canonical_from_view=drawn_views)
             if self.pixel_augment is not None:
                 drawn = self.pixel_augment.draw(epoch, step, start, len(batch.keys))
                 batch = replace(batch, pixel_augment=drawn)
@@ -97,7 +98,7 @@ def _move(value: Any, device: Any) -> Any:
         # A copy from pageable memory would synchronize with the device even if non_blocking.
         source = value.pin_memory() if device.type == "cuda" else value
         return source.to(device, non_blocking=True)
-    if isinstance(value, (Batch, StoredTargets)):
+    if isinstance(value, (Batch, StoredTargets, PixelAugment, PixelChange)):
         names = value.__dataclass_fields__
         return type(value)(**{name: _move(getattr(value, name), device) for name in names})
     if isinstance(value, dict):
