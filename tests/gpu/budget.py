@@ -27,8 +27,7 @@ class Budget:
         """Raise SkippedError unless about that many seconds are left."""
         if self.left < seconds:
             raise SkippedError(
-                f"takes about {seconds:.0f} s, and {max(0.0, self.left):.0f} s are left of "
-                f"{self.seconds / 60:.3g} minutes; raise --minutes"
+                f"takes about {seconds:.0f} s, and {max(0.0, self.left):.0f} s are left; raise --minutes"
             )
 
     def cut_off(self, act: Callable[[], None]) -> threading.Timer:

@@ -109,9 +109,7 @@ def test_what_no_longer_fits_is_skipped_with_its_reason(tmp_path):
     assert [row.name for row in rows] == list(ROWS)
     for outcome in (*rows, *outcomes):
         assert outcome.status == "skip"
-        assert re.search(
-            r"takes about \d s, and \d s are left of .* raise --minutes", outcome.reason
-        )
+        assert re.search(r"takes about \d s, and \d s are left; raise --minutes", outcome.reason)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -121,6 +119,34 @@ def test_a_hanging_run_is_cut_off():
     Budget(0.05).cut_off(called.set)
 
     assert called.wait(30)
+
+
+def test_a_run_that_hangs_writes_what_it_has_and_exits_with_an_error(tmp_path):
+    script = (
+        "import time, torch\n"
+        "from tests.gpu import __main__ as command, rows\n"
+        "rows.ROWS = {'hanging': (lambda place: time.sleep(600), 0)}\n"
+        "command.STARTED = time.monotonic()\n"
+        "command.run(torch.device('cpu'), is_tiny=True, minutes=0.2)\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+    assert done.returncode == 1
+    found = json.loads((tmp_path / "runs/gpu/gpu.json").read_text())
+    assert [row["reason"] for row in found["rows"]] == [
+        "cut off after 0.2 minutes, which --minutes raises"
+    ]
+    assert [check["status"] for check in found["checks"]] == ["pass"] * len(checks.QUICK_CHECKS)
+    assert not list(tmp_path.glob("gpu-*"))
 
 
 # ---- checks --------------------------------------------------------------------------------------
