@@ -14,7 +14,7 @@ STAGES := estimate precompute teach verify distill evaluate sweep report migrate
 # Stages with a section cluster.
 CLUSTER_STAGES := estimate precompute teach distill sweep
 ADDRESS ?= http://127.0.0.1:8265
-.PHONY: help install demo submit render test test-all bench docs lint format lock clean $(STAGES)
+.PHONY: help install demo submit render test test-all bench gpu docs lint format lock clean $(STAGES)
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -71,6 +71,9 @@ test-all: install ## run the tests, including the slow ones
 
 bench: install ## measure the ratios of docs/results/benchmarks.md, about 10 minutes; ARGS="stream bytes" selects some
 	@$(PY) -m tests.benchmarks $(ARGS)
+
+gpu: ## check and measure a CUDA machine in at most 9 minutes; PY=python3 needs no installation (docs/howto/gpu.md)
+	@$(PY) -m tests.gpu $(ARGS)
 
 docs: install .venv/.docs-installed ## write the generated pages, check all links, and build the site in site/
 	@$(PY) -m pipeline.config.reference > docs/reference/options.md

@@ -10,7 +10,7 @@ import textwrap
 from dataclasses import MISSING
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
-from pipeline.config.augment import AugmentOptions, OperationConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig, PixelOperationConfig
 from pipeline.config.compose import group_members, section_names
 from pipeline.config.options import (
     Option,
@@ -86,6 +86,7 @@ _SECTIONS: dict[str, type[Options]] = {
     "store": StoreOptions,
     "augment": AugmentOptions,
     "augment.operations": OperationConfig,
+    "augment.pixels": PixelOperationConfig,
     "optimizer": OptimizerOptions,
     "trainer": TrainerOptions,
 }

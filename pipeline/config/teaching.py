@@ -62,7 +62,7 @@ class GuidedTeachingConfig(LabelTeachingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.augment.refuse_pixel_options(
+        self.augment.refuse_replacing_options(
             "teaching=guided guides explanations onto regions, which are warped by the view's matrix only; "
             "set teaching=labels",
             "teaching.augment",

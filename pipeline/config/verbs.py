@@ -74,7 +74,7 @@ class PrecomputeConfig(Options):
             "views=random draws from augment.operations, which is empty: set augment=",
         )
         if self.views.kind == "random":
-            self.augment.refuse_pixel_options(
+            self.augment.refuse_replacing_options(
                 "a stored view consists of a matrix only; set views=canonical and distill with mode=live"
             )
 

@@ -146,13 +146,28 @@ class Targets:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PixelChange:
+    """One operation on the pixels of some records of a batch. Lengths are relative to the side of the image."""
+
+    name: Literal["brightness", "contrast", "saturation", "hue", "grayscale", "blur", "erase"]
+    rows: Tensor
+    """Records that it changes, i64 [n]."""
+    values: Tensor
+    """Parameters per record, f32 [n, d], see pixel_operations.py."""
+    largest: float = 0.0
+    """Largest standard deviation that blur may draw, which decides the size of its kernel."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PixelAugment:
-    """Pixel augmentation of a batch after the warp, as plain Python values, for all networks that read the batch."""
+    """Pixel augmentation of a batch after the warp, for all networks that read the batch."""
 
     magnitude: int | None = None
     """Magnitude of RandAugment; None disables RandAugment."""
     seeds: tuple[int, ...] = ()
     """Seed of RandAugment per record."""
+    changes: tuple[PixelChange, ...] = ()
+    """Drawn operations of `augment.pixels`, in the order in which they are applied."""
     mixup_lambda: float | None = None
     """Mixup coefficient in [0, 1]: the weight of a record's own image and label. The remainder is the weight of the
     preceding record in the batch. None disables mixup."""

@@ -13,7 +13,7 @@ from pipeline.core.records import Batch
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.pixels import PixelAugmentSchedule
 from pipeline.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
-from pipeline.loading.transfer import copy_ahead, copy_to
+from pipeline.loading.transfer import copy_ahead, copy_to, move_values
 from pipeline.loading.views import ViewSchedule
 
 
@@ -49,6 +49,7 @@ class TrainLoader:
             )
         )
         self.views = views
+        self.views_per_step = views_per_step
         self.pixel_augment = pixel_augment
         self.loader: DataLoader[Batch] = DataLoader(
             dataset,
@@ -78,17 +79,17 @@ class TrainLoader:
         if device is not None and device.type == "cuda":
             pairs = copy_ahead(on_host, device)
         for step, (read, batch) in enumerate(pairs, start=first_step):
-            if self.views is None:
-                yield batch
-                continue
             start = self.batches.first_position(step)
-            drawn_views = self.views.views(epoch, start, read.aspects)
-            if drawn_views is not None:
-                drawn_views = copy_to(drawn_views, batch.inputs.device)
-            batch = replace(batch, canonical_from_view=drawn_views)
+            if self.views is None:
+                start *= self.views_per_step
+            else:
+                drawn_views = self.views.views(epoch, start, read.aspects)
+                if drawn_views is not None:
+                    drawn_views = copy_to(drawn_views, batch.inputs.device)
+                batch = replace(batch, canonical_from_view=drawn_views)
             if self.pixel_augment is not None:
                 drawn = self.pixel_augment.draw(epoch, step, start, len(batch.keys))
-                batch = replace(batch, pixel_augment=drawn)
+                batch = replace(batch, pixel_augment=move_values(drawn, batch.inputs.device))
             yield batch
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pipeline.core.records import Batch, StoredTargets
+from pipeline.core.records import Batch, PixelAugment, PixelChange, StoredTargets
 from pipeline.loading.decode_threads import start_pool
 
 Copied = TypeVar("Copied")
@@ -32,7 +32,7 @@ def move_batch(batch: Batch, device: torch.device) -> Batch:
     """Move the tensors of a batch to `device`, except what is read on the host: boxes, and a second set of labels."""
     if device == batch.inputs.device:
         return batch
-    moved: Batch = _move(replace(batch, boxes=(), host_labels=None), device)
+    moved: Batch = move_values(replace(batch, boxes=(), host_labels=None), device)
     return replace(moved, boxes=batch.boxes, host_labels=batch.labels_on_host)
 
 
@@ -82,12 +82,17 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(member)
 
 
-def _move(value: Any, device: torch.device) -> Any:
+def move_values(value: Any, device: torch.device) -> Any:
+    """Copy the tensors in a batch's values to `device`."""
     if isinstance(value, Tensor):
         return copy_to(value, device)
-    if isinstance(value, (Batch, StoredTargets)):
+    if isinstance(value, (Batch, StoredTargets, PixelAugment, PixelChange)):
         names = value.__dataclass_fields__
-        return type(value)(**{name: _move(getattr(value, name), device) for name in names})
+        return type(value)(**{name: move_values(getattr(value, name), device) for name in names})
     if isinstance(value, dict):
-        return {name: _move(member, device) for name, member in value.items()}
-    return tuple(_move(member, device) for member in value) if isinstance(value, tuple) else value
+        return {name: move_values(member, device) for name, member in value.items()}
+    return (
+        tuple(move_values(member, device) for member in value)
+        if isinstance(value, tuple)
+        else value
+    )

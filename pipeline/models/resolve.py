@@ -129,9 +129,11 @@ def require_images(store: Store, option: str, recovery_hint: str) -> None:
 
 def _refuse_views(augment: AugmentOptions, store: Store, section: str) -> None:
     """Raise ConfigError unless the inputs are not augmented."""
-    asked: dict[str, object] = {"size": augment.size, **augment.pixel_options}
+    asked: dict[str, object] = {"size": augment.size, **augment.replacing_options}
     if augment.operations:
         asked["operations"] = [operation.kind for operation in augment.operations]
+    if augment.pixels:
+        asked["pixels"] = [operation.kind for operation in augment.pixels]
     named = " ".join(
         f"{section}.{name}={value}" for name, value in asked.items() if value is not None
     )

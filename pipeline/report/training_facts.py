@@ -41,8 +41,12 @@ _READ_BY = {
     "vertical_flip": ("p",),
     "rotation": ("p", "degrees"),
     "affine": ("p", "degrees", "translate", "scale", "shear"),
+    "color_jitter": ("p", "brightness", "contrast", "saturation", "hue"),
+    "grayscale": ("p",),
+    "gaussian_blur": ("p", "sigma"),
+    "random_erasing": ("p", "scale", "ratio", "value"),
 }
-"""Options of an operation that its kind reads."""
+"""Options of an operation that its kind reads, on views or on pixels."""
 
 
 class OptionCell(NamedTuple):
@@ -187,9 +191,9 @@ def describe_augmentation(config: Mapping[str, Any]) -> str:
         " ".join(
             [str(o.get("kind")).replace("_", " "), *_named(o, _READ_BY.get(str(o.get("kind")), ()))]
         )
-        for o in config.get("operations") or []
+        for o in [*(config.get("operations") or []), *(config.get("pixels") or [])]
     ]
-    others = _named(config, [name for name in config if name != "operations"])
+    others = _named(config, [name for name in config if name not in ("operations", "pixels")])
     return ", ".join([*operations, *others]) or "none"
 
 

@@ -21,7 +21,8 @@ from pipeline.loading import pixels
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_images
 from pipeline.loading.loader import TrainLoader
-from pipeline.loading.pixels import PixelAugmentSchedule, change_pixels, mix, randaugment
+from pipeline.loading.pixels import PixelAugmentSchedule, change_pixels, mix
+from pipeline.loading.randaugment import randaugment
 from pipeline.loading.selection import rows_of_split
 from pipeline.loading.transfer import move_batch
 from pipeline.loading.views import ViewSchedule
@@ -172,6 +173,18 @@ def test_every_operation_on_floats_is_torchvisions_on_bytes(operation, monkeypat
             # Bytes are rounded down after each of the two operations. A pixel that crosses a threshold by this
             # may differ by a whole step of an operation.
             assert (levels > 4).float().mean() < 0.02
+
+
+@pytest.mark.parametrize("magnitude", [5, 10, 30])
+def test_grouping_by_operation_gives_each_record_the_pixels_of_torchvisions_transform(magnitude):
+    images = torch.rand(64, 3, 24, 32, generator=torch.Generator().manual_seed(0))
+    transform = RandAugment(magnitude=magnitude, interpolation=InterpolationMode.BILINEAR)
+
+    found = randaugment(images, magnitude, range(64))
+
+    for seed, image in enumerate(images):
+        torch.default_generator.manual_seed(seed)
+        assert torch.equal(found[seed], transform(image)), seed
 
 
 def test_one_operation_on_floats_is_within_two_levels_of_bytes():

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_breast_cancer
 
-from pipeline.config.augment import AugmentOptions, OperationConfig
+from pipeline.config.augment import AugmentOptions, OperationConfig, PixelOperationConfig
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose
 from pipeline.config.distillation import DistillConfig
@@ -354,6 +354,10 @@ ROWS = r"holds rows of a table with 30 columns"
         (
             {"augment": AugmentOptions(mixup_alpha=1.0), "method": LabelsConfig()},
             r"augment.mixup_alpha=1.0 changes images.*set augment=none",
+        ),
+        (
+            {"augment": AugmentOptions(pixels=(PixelOperationConfig(kind="grayscale"),))},
+            rf"augment.pixels=\['grayscale'\] changes images, but .*{ROWS}.*set augment=none",
         ),
         (
             {"student": CifarModelConfig(name="resnet8"), "method": KDConfig()},

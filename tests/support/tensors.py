@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -12,3 +13,9 @@ def gaussian(seed, *shape):
 
 def random_images(side: int, records: int = 2) -> Tensor:
     return torch.rand(records, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def smooth_images(records: int, size: int = 32) -> Tensor:
+    """Images in [0, 1] of a few large areas, which survive a change of their size."""
+    coarse = torch.rand(records, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    return F.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)

@@ -1,0 +1,336 @@
+"""Checks of a device: what a GPU computes, and what it must not wait for."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.config.augment import AugmentOptions, PixelOperationConfig
+from pipeline.core.records import Batch
+from pipeline.loading.loader import move_batch
+from pipeline.loading.pixels import PixelAugmentSchedule
+from pipeline.training.state import ComputeSettings, Training
+from pipeline.training.step import train_step
+from stages import precompute
+from tests.gpu.budget import Budget, SkippedError
+from tests.gpu.inputs import jpeg, logits_of, pack, precompute_config, write_images
+from tests.gpu.outcomes import CheckOutcome
+from tests.gpu.ranks import build_tiny, gradient_of_ranks, loss_and_gradient
+from tests.gpu.scale import CLASSES, TINY, Scale
+from tests.support.batches import FRAME, random_batch
+from tests.support.paths import ROOT
+from tests.support.trainings import HostReads
+
+Check = Callable[[torch.device, Scale], str]
+"""Function that checks a device. It returns what it found, or raises SkippedError or AssertionError."""
+
+PYTEST_CHECKS = ("tests/training/test_compute_settings.py::test_a_step_on_a_gpu_never_waits",)
+"""Tests of the suite that are skipped without a GPU."""
+
+_PIXELS = AugmentOptions(
+    pixels=(
+        PixelOperationConfig(kind="color_jitter"),
+        PixelOperationConfig(kind="grayscale"),
+        PixelOperationConfig(kind="gaussian_blur", sigma=(0.02, 0.05)),
+        PixelOperationConfig(kind="random_erasing"),
+    )
+)
+
+
+def run_checks(
+    checks: Mapping[Check, float],
+    device: torch.device,
+    scale: Scale,
+    budget: Budget,
+    outcomes: list[CheckOutcome],
+) -> None:
+    """Run checks, each with the seconds that it may take, and append their outcomes. An error fails its check only."""
+    for check, seconds in checks.items():
+        started = time.monotonic()
+        status = "pass"
+        try:
+            budget.require(1 if scale.is_tiny else seconds)
+            reason = check(device, scale)
+        except SkippedError as skipped:
+            status, reason = "skip", str(skipped)
+        except Exception as error:
+            status, reason = "fail", f"{type(error).__name__}: {error}"
+        outcomes.append(
+            CheckOutcome(
+                name=check.__name__,
+                status=status,
+                reason=reason,
+                seconds=time.monotonic() - started,
+            )
+        )
+
+
+# ---- numbers -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Compute convolutions and products in float32 proper, for a reference."""
+    before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _compare(found: Training, wanted: Training, tolerance: float) -> str:
+    """Compare loss and gradient of one batch in two trainings of equal weights."""
+    with without_tf32():
+        own_loss, own = loss_and_gradient(found, random_batch(0))
+        other_loss, other = loss_and_gradient(wanted, random_batch(0))
+    distance = ((own - other).norm() / other.norm()).item()
+    assert distance <= tolerance, f"gradient is {distance:.2g} away, more than {tolerance:g}"
+    assert abs(own_loss - other_loss) <= tolerance * abs(other_loss), (
+        f"loss is {own_loss:.6g} and not {other_loss:.6g}"
+    )
+    return f"gradient within {distance:.1e} of {tolerance:g}"
+
+
+def device_equals_cpu(device: torch.device, scale: Scale) -> str:
+    """Compare a frozen e2KD step on the device with one on the CPU, both in float32."""
+    return _compare(build_tiny(device), build_tiny(torch.device("cpu")), 1e-3)
+
+
+def _amp(device: torch.device, precision: torch.dtype, tolerance: float) -> str:
+    settings = ComputeSettings(precision=precision)
+    found = _compare(build_tiny(device, settings), build_tiny(device), tolerance)
+    training = build_tiny(device, settings)
+    before = [p.detach().clone() for p in training.model.parameters()]
+    for seed in range(12):  # float16 skips steps until its scale fits
+        train_step(training, move_batch(random_batch(seed), device), FRAME, clip_norm=1.0)
+    parameters = list(training.model.parameters())
+    assert all(p.isfinite().all() for p in parameters), "parameters are not finite after 12 steps"
+    moved = any(not torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+    assert moved, "12 steps changed no parameter"
+    return found
+
+
+def amp_bfloat16(device: torch.device, scale: Scale) -> str:
+    """Compare a step under bfloat16 autocast with one in float32."""
+    return _amp(device, torch.bfloat16, 0.1)
+
+
+def amp_float16(device: torch.device, scale: Scale) -> str:
+    """Compare a step under float16 autocast with one in float32."""
+    return _amp(device, torch.float16, 0.02)
+
+
+def channels_last(device: torch.device, scale: Scale) -> str:
+    """Compare a step in channels-last format with one in the default format."""
+    return _compare(
+        build_tiny(device, ComputeSettings(channels_last=True)), build_tiny(device), 1e-3
+    )
+
+
+def compiled_step(device: torch.device, scale: Scale) -> str:
+    """Compare a compiled student with a plain one."""
+    if scale.is_tiny:
+        raise SkippedError("a compilation takes longer than all of a tiny run")
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise SkippedError("torch.compile needs triton on a GPU; install it")
+    if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
+        raise SkippedError("torch.compile needs a C compiler; install gcc, or set CC")
+    return _compare(build_tiny(device, ComputeSettings(compile=True)), build_tiny(device), 1e-3)
+
+
+# ---- waiting -------------------------------------------------------------------------------------
+
+
+def _steps_without_waiting(device: torch.device, batches: list[Batch]) -> str:
+    """Take steps after two to warm up, in which a read from the device is an error."""
+    training = build_tiny(device, ComputeSettings(precision=torch.bfloat16))
+    for batch in batches[:2]:
+        train_step(training, move_batch(batch, device), FRAME, clip_norm=1.0)
+    if device.type != "cuda":
+        with HostReads(training.optimizer) as reads:
+            for batch in batches[2:]:
+                train_step(training, batch, FRAME, clip_norm=1.0)
+        assert reads.found == [], f"the host reads {', '.join(reads.found)}"
+        return "no operation of the steps reads a value; a GPU would not be waited for"
+    torch.cuda.synchronize(device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches[2:]:
+            train_step(training, move_batch(batch, device), FRAME, clip_norm=1.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return f"{len(batches) - 2} steps without a synchronization"
+
+
+def no_synchronization(device: torch.device, scale: Scale) -> str:
+    """Take frozen e2KD steps in which the host never waits for the device."""
+    return _steps_without_waiting(device, [random_batch(seed) for seed in range(6)])
+
+
+def no_synchronization_with_pixels(device: torch.device, scale: Scale) -> str:
+    """Take such steps on images that all operations of augment.pixels disturb."""
+    schedule = PixelAugmentSchedule(_PIXELS, 0)
+    batches = [
+        replace(random_batch(seed), pixel_augment=schedule.draw(0, seed, 4 * seed, 4))
+        for seed in range(6)
+    ]
+    return _steps_without_waiting(device, batches)
+
+
+# ---- decoding ------------------------------------------------------------------------------------
+
+
+def jpeg_decoding(device: torch.device, scale: Scale) -> str:
+    """Compare torchvision's decoding of JPEGs on the device with that on the CPU."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    files = [
+        torch.from_numpy(np.frombuffer(jpeg(seed, scale.side), np.uint8).copy())
+        for seed in range(8)
+    ]
+    try:
+        wanted = [decode_jpeg(file, ImageReadMode.RGB) for file in files]
+        found = decode_jpeg(files, ImageReadMode.RGB, device=device)
+    except (RuntimeError, AttributeError) as error:
+        raise SkippedError(f"torchvision cannot decode JPEGs here: {error}") from error
+    levels = [
+        (own.cpu().float() - other.float()).abs() for own, other in zip(found, wanted, strict=True)
+    ]
+    mean = max(difference.mean().item() for difference in levels)
+    assert mean <= 2, f"pixels differ by {mean:.2f} of 255 levels on average"
+    largest = max(difference.max().item() for difference in levels)
+    return f"mean difference {mean:.2f} and largest {largest:.0f} of 255 levels"
+
+
+# ---- several processes ---------------------------------------------------------------------------
+
+
+def nccl_ranks(device: torch.device, scale: Scale) -> str:
+    """Compare the gradient of two ranks with that of one process."""
+    if device.type != "cuda" or torch.cuda.device_count() < 2:
+        raise SkippedError(f"needs two GPUs, and there are {torch.cuda.device_count()}")
+    with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
+        found = gradient_of_ranks(Path(folder), "nccl", "cuda", 60)
+    return compare_ranks(found, device)
+
+
+def compare_ranks(found: torch.Tensor, device: torch.device) -> str:
+    """Compare the gradient of ranks with that of one process on the whole batch."""
+    with without_tf32():
+        _, wanted = loss_and_gradient(build_tiny(device), random_batch(0))
+    distance = ((found - wanted).norm() / wanted.norm()).item()
+    assert distance <= 1e-3, f"the gradient of two ranks is {distance:.2g} away from one process"
+    return f"gradient within {distance:.1e} of one process"
+
+
+def ray_actors_on_a_share(device: torch.device, scale: Scale) -> str:
+    """Compare a pass of two Ray actors on half a GPU each with that of this process."""
+    if importlib.util.find_spec("ray") is None:
+        raise SkippedError("Ray is missing; install ray[data,train,default]")
+    if device.type != "cuda":
+        raise SkippedError("needs a GPU to share")
+    return compare_ray(gpus_per_actor=0.5)
+
+
+def compare_ray(gpus_per_actor: float) -> str:
+    """Compute a tiny pass with two Ray actors in a process of their own, and compare its logits."""
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from tests.gpu.checks import run_on_ray\n"
+        "run_on_ray(Path(sys.argv[1]), float(sys.argv[2]))\n"
+    )
+    with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
+        scale = replace(TINY, images=300)  # two shards
+        store = Path(folder) / "store"
+        pack(write_images(Path(folder) / "images", scale.images, 8, scale.side), store, scale)
+        command = [sys.executable, "-c", script, str(store), str(gpus_per_actor)]
+        _run(command, 110)
+        found = logits_of(store, "ray")
+        shutil.rmtree(store / "teachers")  # an equal pass of another name is not computed again
+        annotate = {"name": "serial", "batch_size": 16}
+        precompute.run(precompute_config(store, scale, teacher=scale.teacher, annotate=annotate))
+        wanted = logits_of(store, "serial")
+    assert found.shape == wanted.shape == (scale.images, 1, CLASSES), f"{found.shape} are stored"
+    distance = np.abs(found.astype("f4") - wanted.astype("f4")).max()
+    assert distance <= 1e-2, f"logits differ by {distance:.2g}"
+    return f"two actors, logits within {distance:.1e} of this process"
+
+
+def run_on_ray(store: Path, gpus_per_actor: float) -> None:
+    """Compute the pass `ray` with two actors."""
+    from pipeline.config.cluster import LocalClusterConfig
+
+    config = precompute_config(
+        store, TINY, teacher=TINY.teacher, annotate={"name": "ray", "batch_size": 16}
+    )
+    cluster = LocalClusterConfig(actors=2, cpus_per_actor=0.5, gpus_per_actor=gpus_per_actor)
+    precompute.run(replace(config, executor="ray", cluster=cluster))
+
+
+def tests_of_the_suite(device: torch.device, scale: Scale) -> str:
+    """Run the tests of the suite that need a GPU."""
+    if device.type != "cuda":
+        raise SkippedError("these tests need a GPU")
+    if importlib.util.find_spec("pytest") is None:
+        raise SkippedError("pytest is missing; install it")
+    return run_pytest()
+
+
+def run_pytest() -> str:
+    """Run these tests without the suite's options and fixtures, which need plug-ins and Ray; return the summary."""
+    options = ("-q", "-c", os.devnull, "--rootdir", str(ROOT), "--noconftest")
+    command = [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", *PYTEST_CHECKS]
+    return _run(command, 60).splitlines()[-1]
+
+
+def _run(command: list[str], seconds: float) -> str:
+    """Run a command in the repository for a limited time. Raises AssertionError with its last lines if it fails."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    try:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise AssertionError(f"did not finish within {seconds:.0f} s") from error
+    last = " / ".join((done.stdout + done.stderr).strip().splitlines()[-3:])
+    assert done.returncode == 0, f"exit code {done.returncode}: {last}"
+    return done.stdout.strip()
+
+
+QUICK_CHECKS: dict[Check, float] = {
+    device_equals_cpu: 20,
+    amp_bfloat16: 10,
+    amp_float16: 10,
+    channels_last: 10,
+    no_synchronization: 10,
+    no_synchronization_with_pixels: 10,
+    jpeg_decoding: 10,
+}
+"""Checks that run before the rows, each with the seconds that it may take."""
+SLOW_CHECKS: dict[Check, float] = {
+    compiled_step: 90,
+    tests_of_the_suite: 70,
+    nccl_ranks: 70,
+    ray_actors_on_a_share: 130,
+}
+"""Checks that start processes or compile, which run in the time that the rows leave."""

@@ -1,0 +1,345 @@
+"""Rows of the table: precompute and students' steps on made-up JPEGs, in images per second."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from pipeline.annotation import teacher_pass
+from pipeline.annotation.annotator import TeacherAnnotator
+from pipeline.config.augment import AugmentOptions, OperationConfig
+from pipeline.config.explainers import BcosWeightsConfig, GradCamConfig
+from pipeline.config.methods import E2KDConfig, LabelsConfig
+from pipeline.config.models import ModelConfig
+from pipeline.core.records import Batch
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.loader import TrainLoader
+from pipeline.loading.selection import rows_of_split
+from pipeline.loading.views import ViewSchedule
+from pipeline.models.explainers.gradcam import gradcam
+from pipeline.models.providers import build_model, freeze
+from pipeline.store import frames
+from pipeline.store.reader import Store
+from pipeline.training.live_targets import LiveTeacher
+from stages import precompute
+from tests.benchmarks.figures import in_turn
+from tests.gpu.budget import Budget, SkippedError
+from tests.gpu.inputs import pack, pass_named, precompute_config, write_images
+from tests.gpu.outcomes import Row
+from tests.gpu.scale import CLASSES, Scale
+from tests.gpu.students import Student
+from tests.gpu.timeline import Timeline, synchronize
+from tests.gpu.utilization import UtilizationMeter
+
+VIEWS = AugmentOptions(
+    operations=(OperationConfig(kind="resized_crop"), OperationConfig(kind="horizontal_flip"))
+)
+
+
+@dataclass
+class Workplace:
+    """Device, sizes and folder of the rows, and the stores that several of them share."""
+
+    device: torch.device
+    scale: Scale
+    folder: Path
+
+    @cached_property
+    def store(self) -> Path:
+        """Packed store of all images."""
+        return self._packed("store", self.scale.images)
+
+    @cached_property
+    def bcos_store(self) -> Path:
+        """Packed store of fewer images, because maps of W are large."""
+        return self._packed("bcos", self.scale.bcos_images)
+
+    @cached_property
+    def bcos_teacher(self) -> ModelConfig:
+        """B-cos teacher of random weights with the statistics of the images.
+
+        Without these, the signal of a random B-cos network vanishes over its layers, and all logits are equal.
+        """
+        scale = self.scale
+        torch.manual_seed(0)
+        network = build_model(scale.bcos_teacher, CLASSES).to(self.device).train()
+        for module in network.modules():
+            if hasattr(module, "momentum"):
+                module.momentum = 1.0  # the statistics of the last batch
+        files = sorted((self.bcos_store.parent / "bcos-images").rglob("*.jpg"))
+        images = [
+            frames.decode_frame(path.read_bytes(), (scale.input_size,) * 2)
+            for path in files[: min(32, scale.bcos_images)]
+        ]
+        with torch.no_grad():
+            network(torch.stack(images).to(self.device).float() / 255)
+        path = self.folder / "bcos.safetensors"
+        save_file(
+            {name: t.contiguous().cpu() for name, t in network.network.state_dict().items()}, path
+        )
+        return replace(scale.bcos_teacher, weights=str(path))
+
+    def _packed(self, name: str, count: int) -> Path:
+        images = self.folder / f"{name}-images"
+        write_images(images, count, self.scale.distinct, self.scale.side)
+        pack(images, self.folder / name, self.scale)
+        return self.folder / name
+
+    def annotate(self, store: Path, name: str, teacher: ModelConfig, **options: Any) -> None:
+        """Compute the pass `name` from the start."""
+        for old in store.glob(f"teachers/{name}-*"):
+            shutil.rmtree(old)
+        annotate = {"name": name} | options.pop("annotate", {})
+        config = precompute_config(store, self.scale, teacher=teacher, annotate=annotate, **options)
+        precompute.run(config)
+
+    def has_pass(self, store: Path, name: str) -> bool:
+        """True if the pass has been computed."""
+        return any(store.glob(f"teachers/{name}-*"))
+
+    def batches(self, store: Path, name: str, size: int, count: int) -> tuple[list[Batch], float]:
+        """Read training batches with the targets of a pass, and return them with the seconds per image."""
+        opened = Store(store)
+        dataset = StoreDataset(
+            opened, rows_of_split(opened.index, "train"), [pass_named(store, name)]
+        )
+        loader = TrainLoader(
+            dataset, ViewSchedule(VIEWS, opened.size, seed=0), batch_size=size, seed=0
+        )
+        started = time.perf_counter()
+        batches = list(islice(loader.epoch(0), count))
+        return batches, (time.perf_counter() - started) / (len(batches) * size)
+
+
+def measure_rows(place: Workplace, budget: Budget, rows: list[Row]) -> None:
+    """Measure all rows and append them. An error fails its row only."""
+    for name, (measure, needed) in ROWS.items():
+        started = time.monotonic()
+        try:
+            budget.require(2 if place.scale.is_tiny else needed)
+            row = replace(measure(place), name=name)
+        except SkippedError as skipped:
+            row = Row(name=name, status="skip", reason=str(skipped))
+        except Exception as error:
+            row = Row(name=name, status="fail", reason=f"{type(error).__name__}: {error}")
+        rows.append(replace(row, seconds=time.monotonic() - started))
+        if place.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+# ---- precompute ----------------------------------------------------------------------------------
+
+
+def _precompute_row(
+    place: Workplace, store: Path, name: str, teacher: ModelConfig, **options: Any
+) -> Row:
+    """Measure the command on a packed store against a bare loop of decoding and forward passes.
+
+    The time begins with the first image. What comes before and after the shards happens once per pass of any size
+    (building the network, its fingerprint, publishing) and is stated separately, because the bare loop has none of it.
+    """
+    count = Store(store).num_records()
+    meter = UtilizationMeter(place.device)
+    timelines: list[Timeline] = []
+    once: list[float] = []
+
+    def whole() -> None:
+        timeline = Timeline(place.device)
+        started = time.perf_counter()
+        with (
+            meter,
+            timeline.watch(teacher_pass, "run_shards", "shards", device=False),
+            timeline.watch(frames, "decode_input", "host", device=False),
+            timeline.watch(TeacherAnnotator, "_inputs", "copy", device=True),
+            timeline.watch(TeacherAnnotator, "_annotate_inputs", "compute", device=True),
+        ):
+            place.annotate(store, name, teacher, **options)
+            synchronize(place.device)
+        all_of_it = time.perf_counter() - started
+        once.append(all_of_it - (timeline.last_end["shards"] - timeline.first_start["host"]))
+        timelines.append(timeline)
+
+    bare = BareLoop(place, store, teacher)
+    if not place.scale.is_tiny:  # warm up on both sides: caches of files and of convolutions
+        bare()
+        whole()
+    meter = UtilizationMeter(place.device)
+    timelines.clear()
+    once.clear()
+    rounds = 1 if place.scale.is_tiny else 2
+    pairs = in_turn(whole, bare, rounds, warm_up=0)
+    ours = [pair[0] - extra for pair, extra in zip(pairs, once, strict=True)]
+    parts = {"wall": sum(ours)}
+    for part in ("host", "copy", "compute"):
+        parts[part] = sum(timeline.seconds()[part] for timeline in timelines)
+    return Row(
+        name="",
+        status="measured",
+        reason=f"and {median(once):.2g} s once per pass",
+        images_per_second=count / median(ours),
+        baseline="bare loop",
+        baseline_images_per_second=count / median(pair[1] for pair in pairs),
+        milliseconds=_per_image(parts, rounds * count),
+        utilization=meter.mean,
+    )
+
+
+class BareLoop:
+    """Callable that decodes images in threads and runs forward passes only: no checks, explanations or files."""
+
+    def __init__(self, place: Workplace, store: Path, teacher: ModelConfig) -> None:
+        self.place = place
+        self.model = freeze(build_model(teacher, CLASSES)).to(place.device)
+        self.size = place.scale.input_size
+        images = place.folder / f"{store.name}-images"
+        self.files = sorted(images.rglob("*.jpg"))
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        scale, device = self.place.scale, self.place.device
+        frame = (scale.side, scale.side)
+        logits = []
+        with ThreadPoolExecutor(scale.decode_threads) as pool:
+            decoded = pool.map(lambda p: frames.decode_frame(p.read_bytes(), frame), self.files)
+            while batch := list(islice(decoded, scale.batch_size)):
+                inputs = torch.stack(batch).to(device).float() / 255
+                inputs = torch.nn.functional.interpolate(inputs, (self.size, self.size))
+                with torch.autocast(device.type, dtype=getattr(torch, scale.precision)):
+                    logits.append(self.model(inputs).logits.float().cpu())
+        assert sum(map(len, logits)) == len(self.files)
+
+
+def precompute_resnet50(place: Workplace) -> Row:
+    """Measure logits and GradCAM maps of ResNet-50."""
+    return _precompute_row(place, place.store, "resnet50", place.scale.teacher)
+
+
+def precompute_vit(place: Workplace) -> Row:
+    """Measure logits and GradCAM maps of ViT-B/16."""
+    return _precompute_row(place, place.store, "vit", place.scale.vit)
+
+
+def precompute_bcos(place: Workplace) -> Row:
+    """Measure logits and weights W of a B-cos ResNet-50."""
+    return _precompute_row(
+        place,
+        place.bcos_store,
+        "bcos",
+        place.bcos_teacher,
+        explainer=BcosWeightsConfig(),
+        annotate={"batch_size": place.scale.bcos_batch_size},
+    )
+
+
+# ---- students ------------------------------------------------------------------------------------
+
+
+def _steps_row(ours: Student, theirs: Student, baseline: str, host: float, scale: Scale) -> Row:
+    """Measure steps of two students in turn on batches in memory.
+
+    host  seconds per image in which one process reads and decodes the batches, which the steps do not contain
+    """
+    for student in (ours, theirs):
+        student.step()
+        student.step()
+        synchronize(student.device)
+    ours.timeline, ours.meter = Timeline(ours.device), UtilizationMeter(ours.device)
+    pairs = in_turn(ours, theirs, scale.rounds, warm_up=0)
+    own, other = (median(side) for side in zip(*pairs, strict=True))
+    parts = ours.timeline.seconds()
+    images = scale.rounds * ours.images
+    parts |= {"wall": sum(pair[0] for pair in pairs), "host": host * images}
+    return Row(
+        name="",
+        status="measured",
+        images_per_second=ours.images / own,
+        baseline=baseline,
+        baseline_images_per_second=theirs.images / other,
+        milliseconds=_per_image(parts, images),
+        utilization=ours.meter.mean,
+    )
+
+
+def _resnet_students(place: Workplace, *, live: bool) -> Row:
+    scale = place.scale
+    if not place.has_pass(place.store, "resnet50"):
+        place.annotate(place.store, "resnet50", scale.teacher)
+    batches, host = place.batches(place.store, "resnet50", scale.batch_size, 4)
+    common: dict[str, Any] = {
+        "steps": scale.steps,
+        "input_size": scale.input_size,
+        "precision": scale.precision,
+    }
+
+    def student(method: Any, teacher: LiveTeacher | None = None) -> Student:
+        return Student(scale.student, method, batches, place.device, teacher=teacher, **common)
+
+    method = E2KDConfig(lambda_map=5.0)
+    if not live:
+        return _steps_row(student(method), student(LabelsConfig()), "labels", host, scale)
+    network = freeze(build_model(scale.teacher, CLASSES)).to(place.device)
+    teacher = LiveTeacher(
+        "live",
+        network,
+        gradcam,
+        (scale.input_size, scale.input_size),
+        getattr(torch, scale.precision),
+        GradCamConfig(),
+    )
+    return _steps_row(student(method), student(method, teacher), "live teacher", host, scale)
+
+
+def frozen_against_labels(place: Workplace) -> Row:
+    """Measure frozen e2KD steps against steps on labels."""
+    return _resnet_students(place, live=False)
+
+
+def frozen_against_live(place: Workplace) -> Row:
+    """Measure frozen e2KD steps against e2KD with the teacher in the loop."""
+    return _resnet_students(place, live=True)
+
+
+def bcos_student(place: Workplace) -> Row:
+    """Measure frozen e2KD steps on W of B-cos networks against steps on labels."""
+    scale = place.scale
+    if not place.has_pass(place.bcos_store, "bcos"):
+        raise SkippedError("needs the pass of the row of precompute with the same teacher")
+    batches, host = place.batches(place.bcos_store, "bcos", scale.bcos_batch_size, 2)
+    common: dict[str, Any] = {
+        "steps": max(1, scale.steps // 2),
+        "input_size": scale.input_size,
+        "precision": scale.precision,
+        "explainer": "bcos_weights",
+    }
+    ours, theirs = (
+        Student(scale.bcos_student, method, batches, place.device, **common)
+        for method in (E2KDConfig(lambda_map=5.0), LabelsConfig(loss="bce_offlabel"))
+    )
+    return _steps_row(ours, theirs, "labels", host, scale)
+
+
+def _per_image(parts: dict[str, float], images: int) -> dict[str, float]:
+    return {name: 1e3 * value / images for name, value in parts.items()}
+
+
+Measure = Callable[[Workplace], Row]
+ROWS: dict[str, tuple[Measure, float]] = {
+    "precompute ResNet-50": (precompute_resnet50, 90),
+    "frozen e2KD, ResNet-50 to ResNet-18": (frozen_against_labels, 40),
+    "frozen e2KD, ResNet-50 to ResNet-18, against live": (frozen_against_live, 40),
+    "precompute ViT-B/16": (precompute_vit, 90),
+    "precompute B-cos ResNet-50": (precompute_bcos, 60),
+    "frozen e2KD, B-cos ResNet-50 to ResNet-18": (bcos_student, 60),
+}
+"""Rows in the order in which they are measured, each with the seconds that it may take."""

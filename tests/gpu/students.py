@@ -1,0 +1,80 @@
+"""A student that takes steps on batches which are held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pipeline.config.models import ModelConfig
+from pipeline.config.training import OptimizerOptions
+from pipeline.core.records import Batch
+from pipeline.loading.loader import move_batch
+from pipeline.losses.build import build_loss
+from pipeline.models.explainers.explain import DEFAULT_EXPLAINER, EXPLAINERS
+from pipeline.models.providers import build_model
+from pipeline.training.live_targets import LiveTeacher
+from pipeline.training.state import ComputeSettings, Training, build_optimizer
+from pipeline.training.step import train_step
+from tests.gpu.scale import CLASSES
+from tests.gpu.timeline import Timeline, synchronize
+from tests.gpu.utilization import UtilizationMeter
+
+
+class Student:
+    """Callable that takes a number of steps on the next batches, and waits for the device at the end."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        method: Any,
+        batches: Sequence[Batch],
+        device: torch.device,
+        *,
+        steps: int,
+        input_size: int,
+        precision: str,
+        teacher: LiveTeacher | None = None,
+        explainer: str = DEFAULT_EXPLAINER,
+    ) -> None:
+        torch.manual_seed(0)
+        model = build_model(config, CLASSES).to(device)
+        half = precision == "float16"
+        self.training = Training(
+            model=model,
+            loss=build_loss(method).to(device),
+            optimizer=build_optimizer(OptimizerOptions(), list(model.parameters()), fused=half),
+            explain=EXPLAINERS[explainer],
+            compute_settings=ComputeSettings(
+                precision=getattr(torch, precision), channels_last=device.type == "cuda"
+            ),
+        )
+        if teacher is not None:
+            self.training.targets = teacher
+        self.batches = batches
+        self.device = device
+        self.steps = steps
+        self.size = (input_size, input_size)
+        self.timeline, self.meter = Timeline(device), UtilizationMeter(device)
+        self.taken = 0
+
+    @property
+    def images(self) -> int:
+        """Images of one call."""
+        return self.steps * len(self.batches[0].keys)
+
+    def __call__(self) -> None:
+        with self.meter:
+            for _ in range(self.steps):
+                self.step()
+            synchronize(self.device)
+
+    def step(self) -> None:
+        """Take the next step, as the loop of a training does, without waiting for the device."""
+        batch = self.batches[self.taken % len(self.batches)]
+        with self.timeline.on_device("copy"):
+            moved = move_batch(batch, self.device)
+        with self.timeline.on_device("compute"):
+            train_step(self.training, moved, self.size, clip_norm=1.0)
+        self.taken += 1
