@@ -33,6 +33,9 @@ _OPEN_SHARDS = 64
 """Maximum number of open files, far below the limit of a process."""
 _ALWAYS_READ = ("logits", "map", "explained_class", VIEW_FIELD.name)
 """Fields of a pass that are always read. Fields of other payloads are read on request."""
+_SMALL_FILE = 4096
+"""Mean size of a batch's files in bytes below which they are decoded in the calling thread. For images of 32 pixels,
+of 1 kB, threads would mostly wait for Python's lock: two are not faster than one."""
 _BLOCK = 2**18
 """Records whose values are held at once when a whole selection is looked through."""
 Columns = dict[str, NDArray[Any]]
@@ -313,7 +316,11 @@ class StoreDataset(Dataset[Batch]):
             data = file.read(offset, size, crc32c, key)
             inputs[here] = decode_input(data, self.store, f"{file.path}: {key}")
 
-        self.decode_threads.run(decode, len(places))
+        if columns["size"][first].mean() < _SMALL_FILE:
+            for number in range(len(places)):
+                decode(number)
+        else:
+            self.decode_threads.run(decode, len(places))
         if len(first) < len(at):
             again = np.setdiff1d(np.arange(len(at)), first)
             inputs[again] = inputs[first[place[again]]]

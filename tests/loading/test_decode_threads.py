@@ -20,6 +20,12 @@ from tests.support.stores import keys_of_shard, table_of_shard
 POSITIONS = [5, 0, 17, 5, 30, 17, 2, 40, 5, 8]
 
 
+@pytest.fixture(autouse=True)
+def no_file_is_small(monkeypatch):
+    """Decode the tiny images of the tests in threads."""
+    monkeypatch.setattr(dataset_module, "_SMALL_FILE", 0)
+
+
 def whole_dataset(store, threads):
     rows = np.arange(store.index.num_rows)
     return StoreDataset(store, rows, store.open_passes(), decode_threads=threads)
@@ -37,6 +43,22 @@ def test_any_number_of_threads_decodes_the_same_batch(frozen, threads):
     assert len({frame.numpy().tobytes() for frame in one.inputs}) == len(set(POSITIONS))
     assert torch.equal(several.inputs[0], several.inputs[3])
     assert torch.equal(several.targets[0].maps, one.targets[0].maps)
+
+
+@pytest.mark.parametrize(("small", "in_threads"), [(0, True), (2**20, False)])
+def test_small_files_are_decoded_where_they_are_asked_for(frozen, monkeypatch, small, in_threads):
+    monkeypatch.setattr(dataset_module, "_SMALL_FILE", small)
+    threads = set()
+    decode = dataset_module.decode_input
+    monkeypatch.setattr(
+        dataset_module,
+        "decode_input",
+        lambda *read: threads.add(threading.current_thread()) or decode(*read),
+    )
+
+    whole_dataset(frozen.store, 2).__getitems__(POSITIONS)
+
+    assert (threading.current_thread() in threads) != in_threads
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -88,20 +110,23 @@ def test_all_calls_have_ended_when_an_error_is_raised():
 
 def test_threads_start_with_the_first_batch_and_a_copy_as_in_a_loader_process_has_its_own():
     threads = DecodeThreads(2)
-    before = threading.active_count()
+    before = set(threading.enumerate())
     named = set()
+
+    def started():
+        return len(set(threading.enumerate()) - before)
 
     def work(number):
         named.add(threading.current_thread().name.rpartition("_")[0])
 
     threads.run(work, 8)
     assert named == {"decode"}
-    assert threading.active_count() == before + 2
+    assert started() == 2
     copied = copy.copy(threads)
-    assert threading.active_count() == before + 2
+    assert started() == 2
     copied.run(work, 8)
 
-    assert threading.active_count() == before + 4
+    assert started() == 4
 
 
 def test_torch_has_one_thread_in_each_and_keeps_its_number_elsewhere():

@@ -85,16 +85,16 @@ def numbered(batch, count, read, fails_at=None):
         yield replace(batch, record_index=torch.full((8,), number))
 
 
-def ends(number_of_threads):
-    """Return whether no more threads run, which ends after its last task."""
+def has_ended(before):
+    """Return whether the threads that were not among those `before` end within 10 seconds."""
     deadline = time.monotonic() + 10
-    while threading.active_count() > number_of_threads and time.monotonic() < deadline:
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
         time.sleep(0.01)
-    return threading.active_count() == number_of_threads
+    return not set(threading.enumerate()) - before
 
 
 def test_batches_are_copied_in_order_by_a_thread_that_is_one_ahead(batch):
-    read, threads = [], threading.active_count()
+    read, threads = [], set(threading.enumerate())
     asked = threading.Semaphore(0)
 
     def copy(one):
@@ -111,27 +111,27 @@ def test_batches_are_copied_in_order_by_a_thread_that_is_one_ahead(batch):
     assert first.record_index[0] == 0
     assert read == [0, 1]
     assert [number for _, (number, _) in copies] == [1, 2, 3]
-    assert ends(threads)
+    assert has_ended(threads)
 
 
 def test_an_error_of_the_reader_is_raised_after_the_batches_before_it(batch):
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     copies = read_ahead(numbered(batch, 4, [], fails_at=2), lambda one: None)
 
     assert len([next(copies), next(copies)]) == 2
     with pytest.raises(ManifestError, match="batch 2 is damaged"):
         next(copies)
-    assert ends(threads)
+    assert has_ended(threads)
 
 
 def test_the_thread_ends_with_an_epoch_that_is_not_read_to_its_end(batch):
-    read, threads = [], threading.active_count()
+    read, threads = [], set(threading.enumerate())
     copies = read_ahead(numbered(batch, 4, read), lambda one: None)
     next(copies)
 
     copies.close()
 
-    assert ends(threads)
+    assert has_ended(threads)
     assert len(read) <= 2
 
 
