@@ -19,8 +19,8 @@ import torch
 
 from pipeline.config.augment import AugmentOptions, PixelOperationConfig
 from pipeline.core.records import Batch
-from pipeline.loading.loader import move_batch
 from pipeline.loading.pixels import PixelAugmentSchedule
+from pipeline.loading.transfer import move_batch
 from pipeline.training.state import ComputeSettings, Training
 from pipeline.training.step import train_step
 from stages import precompute

@@ -15,7 +15,7 @@ from pipeline.config.methods import E2KDConfig
 from pipeline.config.training import OptimizerOptions
 from pipeline.core.distributed import DistributedContext
 from pipeline.core.records import Batch
-from pipeline.loading.loader import move_batch
+from pipeline.loading.transfer import move_batch
 from pipeline.losses.build import build_loss
 from pipeline.training.state import ComputeSettings, Training, build_optimizer
 from pipeline.training.step import batch_loss

@@ -10,7 +10,7 @@ import torch
 from pipeline.config.models import ModelConfig
 from pipeline.config.training import OptimizerOptions
 from pipeline.core.records import Batch
-from pipeline.loading.loader import move_batch
+from pipeline.loading.transfer import move_batch
 from pipeline.losses.build import build_loss
 from pipeline.models.explainers.explain import DEFAULT_EXPLAINER, EXPLAINERS
 from pipeline.models.providers import build_model

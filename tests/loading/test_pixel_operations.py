@@ -21,10 +21,11 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.records import PixelAugment
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_images, view_targets
-from pipeline.loading.loader import TrainLoader, move_batch
+from pipeline.loading.loader import TrainLoader
 from pipeline.loading.pixel_operations import BLOCK_SIZE, PixelSchedule, change_rows
 from pipeline.loading.pixels import PixelAugmentSchedule
 from pipeline.loading.selection import rows_of_split
+from pipeline.loading.transfer import move_batch
 from pipeline.loading.views import ViewSchedule
 from pipeline.models.explainers.gradcam import gradcam
 from pipeline.models.providers import freeze
