@@ -36,11 +36,8 @@ from tests.support.trainings import HostReads
 Check = Callable[[torch.device, Scale], str]
 """Function that checks a device. It returns what it found, or raises SkippedError or AssertionError."""
 
-PYTEST_CHECKS = (
-    "tests/loading/test_transfer.py::test_a_gpu_receives_the_batches_of_the_host",
-    "tests/training/test_compute_settings.py::test_a_step_on_a_gpu_never_waits",
-)
-"""Tests of the suite that are skipped without a GPU."""
+PYTEST_CHECKS = ("tests/training/test_compute_settings.py::test_a_step_on_a_gpu_never_waits",)
+"""Tests of the suite that are skipped without a GPU and need none of the suite's fixtures."""
 
 _PIXELS = AugmentOptions(
     pixels=(
