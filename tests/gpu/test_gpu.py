@@ -210,7 +210,7 @@ def test_decoded_pixels_that_differ_are_detected(monkeypatch):
 
 
 def test_every_test_of_the_suite_that_needs_a_gpu_and_no_fixture_is_listed():
-    mark = r"@pytest\.mark\.skipif\(not torch\.cuda\.is_available\(\)[^\n]*\n(?:@[^\n]*\n)*def (test_\w+)\(\)"
+    mark = r"@pytest\.mark\.skipif\(not torch\.cuda\.is_available\(\)[^\n]*\n(?:@[^\n]*\n)*def (test_\w+)\((?!frozen)"
     found = [
         f"{path.relative_to(ROOT)}::{name}"
         for path in sorted((ROOT / "tests").rglob("test_*.py"))
