@@ -44,6 +44,9 @@ class Role(Enum):
 
     FILE = "names a file or folder, so its meaning depends on the machine"
     OUTSIDE_IDENTITY = "does not change a run's results"
+    OMITTED_AT_DEFAULT = (
+        "is newer than runs that exist, whose identity it does not change at its default"
+    )
     SET_BY_STAGE = "is set by the stage from the command line, not by the user"
     OUTSIDE_DATASET = "changes where or how a source's records are read, not the records themselves"
 

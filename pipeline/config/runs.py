@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline.config.options import Options, Role, options_of
+from pipeline.config.options import Option, Options, Role, options_of
 from pipeline.config.verbs import section_class
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import remove_partial_files, write_atomically
@@ -65,9 +65,17 @@ def identity(values: Mapping[str, Any], cls: type[Options]) -> dict[str, Any]:
         option = options.get(name)
         if option is not None and Role.OUTSIDE_IDENTITY in option.roles:
             continue
+        if _is_omitted(option, value):
+            continue
         section = None if option is None else section_class(option, value)
         kept[name] = value if section is None else identity(value, section)
     return kept
+
+
+def _is_omitted(option: Option | None, value: Any) -> bool:
+    if option is None or Role.OMITTED_AT_DEFAULT not in option.roles:
+        return False
+    return bool(value == _without_tuples(option.default))
 
 
 def save_config(path: Path, values: dict[str, Any]) -> None:
