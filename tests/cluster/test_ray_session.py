@@ -38,6 +38,7 @@ def test_ray_and_serial_write_the_same_bytes(tmp_path, frozen, actors):
     assert tree_bytes(tmp_path / "store") == tree_bytes(frozen.store.path)
 
 
+@pytest.mark.slow
 def test_tars_listed_on_ray_make_the_same_store(tmp_path):
     for number, count in enumerate((5, 9, 7)):
         members = samples(count, first=100 * number)

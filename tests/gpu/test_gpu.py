@@ -121,6 +121,7 @@ def test_a_hanging_run_is_cut_off():
     assert called.wait(30)
 
 
+@pytest.mark.slow
 def test_a_run_that_hangs_writes_what_it_has_and_exits_with_an_error(tmp_path):
     script = (
         "import time, torch\n"
