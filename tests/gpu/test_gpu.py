@@ -35,6 +35,7 @@ def run_command(folder, *words):
     )
 
 
+@pytest.mark.slow
 def test_a_tiny_run_on_the_cpu_measures_every_row_and_writes_both_files(tmp_path):
     done = run_command(tmp_path, "--device", "cpu", "--tiny")
 
