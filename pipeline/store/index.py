@@ -27,6 +27,7 @@ from pipeline.core.files import open_regular, sha256_keys
 from pipeline.core.records import NO_LABEL
 from pipeline.store.arrow_files import map_arrow
 from pipeline.store.file_entry import REPAIR, REWRITE, FileEntry, ManifestError
+from pipeline.store.parquet import schema_of
 from pipeline.store.receipts import BOX
 
 if TYPE_CHECKING:
@@ -42,37 +43,26 @@ _BOXES_UNIT = "normalized canonical coordinates: the outer edges of the frame ar
 Rows = range | NDArray[np.int64]
 """Rows of the index: a range, or any array of row numbers."""
 
-INDEX_SCHEMA = pa.schema(
-    [
-        pa.field(name, kind, nullable=False)
-        for name, kind in {
-            "split": pa.dictionary(pa.int16(), pa.string()),
-            "shard": pa.dictionary(pa.int32(), pa.string()),
-            "row": pa.int32(),
-            "array_row": pa.int64(),
-            "offset": pa.int64(),
-            "size": pa.int64(),
-            "mask_offset": pa.int64(),
-            "mask_size": pa.int64(),
-            "height": pa.int32(),
-            "width": pa.int32(),
-            "label": pa.int32(),
-            "group": pa.int32(),
-            "image_crc32c": pa.uint32(),
-            "mask_crc32c": pa.uint32(),
-            "labels": pa.large_list(pa.int32()),
-        }.items()
-    ]
-    + [pa.field("boxes", pa.large_list(BOX), nullable=False, metadata={"unit": _BOXES_UNIT})]
-)
+INDEX_SCHEMA = schema_of(
+    split=pa.dictionary(pa.int16(), pa.string()),
+    shard=pa.dictionary(pa.int32(), pa.string()),
+    row=pa.int32(),
+    array_row=pa.int64(),
+    offset=pa.int64(),
+    size=pa.int64(),
+    mask_offset=pa.int64(),
+    mask_size=pa.int64(),
+    height=pa.int32(),
+    width=pa.int32(),
+    label=pa.int32(),
+    group=pa.int32(),
+    image_crc32c=pa.uint32(),
+    mask_crc32c=pa.uint32(),
+    labels=pa.large_list(pa.int32()),
+).append(pa.field("boxes", pa.large_list(BOX), nullable=False, metadata={"unit": _BOXES_UNIT}))
 """Columns of index.arrow, as described in docs/reference/store-format.md."""
 
-KEYS_SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.large_string(), nullable=False),
-        pa.field("image_sha256", pa.binary(32), nullable=False),
-    ]
-)
+KEYS_SCHEMA = schema_of(key=pa.large_string(), image_sha256=pa.binary(32))
 """Columns of keys.arrow."""
 
 CHECKED_COLUMNS = tuple(INDEX_SCHEMA.names[2:])
@@ -164,10 +154,14 @@ class RecordIndex:
         return lists
 
     @cached_property
-    def _keys(self) -> tuple[NDArray[np.int64], pa.Buffer]:
+    def _keys_batch(self) -> pa.RecordBatch:
         batch = open_batch(self._keys_path, self._manifest.keys, KEYS_SCHEMA)
         self._require_rows(self._keys_path, batch)
-        _, offsets, text = batch.column(0).buffers()
+        return batch
+
+    @cached_property
+    def _keys(self) -> tuple[NDArray[np.int64], pa.Buffer]:
+        _, offsets, text = self._keys_batch.column(0).buffers()
         whole = np.frombuffer(offsets, np.int64, self.num_rows + 1) if self.num_rows else [0]
         return np.asarray(whole), text if text is not None else pa.py_buffer(b"")
 
@@ -296,13 +290,13 @@ class RecordIndex:
     def image_sha256(self, number: int) -> list[str]:
         """Return the SHA-256 of each image of a shard, in its order; only `permafrost verify` compares them."""
         start, stop = self.shards.starts[number : number + 2].tolist()
-        batch = open_batch(self._keys_path, self._manifest.keys, KEYS_SCHEMA)
-        return [digest.hex() for digest in batch.column(1).slice(start, stop - start).to_pylist()]
+        digests = self._keys_batch.column(1).slice(start, stop - start)
+        return [digest.hex() for digest in digests.to_pylist()]
 
     def table(self) -> pa.Table:
         """Return both files as one Arrow table that lies in the mapped files. Its values are not checked."""
-        keys = open_batch(self._keys_path, self._manifest.keys, KEYS_SCHEMA)
-        columns = dict(zip(KEYS_SCHEMA.names, keys.columns, strict=True)) | self._columns
+        columns = dict(zip(KEYS_SCHEMA.names, self._keys_batch.columns, strict=True))
+        columns |= self._columns
         return pa.table(columns)
 
     # ---- checks --------------------------------------------------------------------------------------

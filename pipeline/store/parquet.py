@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 _ROWS_PER_GROUP = 8192
 
 
+def schema_of(**columns: pa.DataType) -> pa.Schema:
+    """Return the schema of these columns, none of which has empty cells."""
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+
+
 def write_table(path: Path, table: pa.Table) -> str:
     """Write a Parquet file atomically and return its SHA-256.
 

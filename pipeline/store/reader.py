@@ -41,7 +41,7 @@ class Store:
         self.path = Path(path)
         self.manifest: StoreManifest = read_store_manifest(self.path)
 
-    @cached_property
+    @property
     def shards(self) -> ShardTable:
         """Image shards, in the order of the index."""
         return self.manifest.shards

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline.core.files import canonical_json
 from pipeline.store.file_entry import ManifestError
-from pipeline.store.parquet import read_table, write_table
+from pipeline.store.parquet import read_table, schema_of, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,42 +30,32 @@ BOX = pa.struct(
     [("label", pa.int32())] + [(corner, pa.float32()) for corner in ("x0", "y0", "x1", "y1")]
 )
 
-RECEIPT_SCHEMA = pa.schema(
-    [
-        pa.field(name, dtype, nullable=False)
-        for name, dtype in {
-            "key": pa.string(),
-            "split": pa.string(),
-            "shard": pa.string(),
-            "row": pa.int32(),
-            "offset": pa.int64(),
-            "size": pa.int64(),
-            "mask_offset": pa.int64(),
-            "mask_size": pa.int64(),
-            "height": pa.int32(),
-            "width": pa.int32(),
-            "label": pa.int32(),
-            "labels": pa.list_(pa.int32()),
-            "group": pa.int32(),
-            "boxes": pa.list_(BOX),
-            "image_sha256": pa.string(),
-            "image_crc32c": pa.uint32(),
-            "mask_crc32c": pa.uint32(),
-        }.items()
-    ]
+RECEIPT_SCHEMA = schema_of(
+    key=pa.string(),
+    split=pa.string(),
+    shard=pa.string(),
+    row=pa.int32(),
+    offset=pa.int64(),
+    size=pa.int64(),
+    mask_offset=pa.int64(),
+    mask_size=pa.int64(),
+    height=pa.int32(),
+    width=pa.int32(),
+    label=pa.int32(),
+    labels=pa.list_(pa.int32()),
+    group=pa.int32(),
+    boxes=pa.list_(BOX),
+    image_sha256=pa.string(),
+    image_crc32c=pa.uint32(),
+    mask_crc32c=pa.uint32(),
 )
 """Columns of an image shard's receipt, as described in docs/reference/store-format.md."""
 
-PASS_RECEIPT_SCHEMA = pa.schema(
-    [
-        pa.field(name, dtype, nullable=False)
-        for name, dtype in {
-            "key": pa.string(),
-            "row": pa.int32(),
-            "array_row": pa.int64(),
-            "chunk_crc32c": pa.list_(pa.uint32()),
-        }.items()
-    ]
+PASS_RECEIPT_SCHEMA = schema_of(
+    key=pa.string(),
+    row=pa.int32(),
+    array_row=pa.int64(),
+    chunk_crc32c=pa.list_(pa.uint32()),
 )
 """Columns of a pass's receipt: each record's row in the shard and in the arrays, and the CRC-32C of the inner chunks
 that contain it, view by view and field by field, for fields that are divided into inner chunks."""

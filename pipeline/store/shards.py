@@ -20,6 +20,7 @@ from pipeline.store.file_entry import (
     require_inside,
     require_shard_name,
 )
+from pipeline.store.parquet import schema_of
 from pipeline.store.table_file import TableFile
 
 if TYPE_CHECKING:
@@ -75,10 +76,6 @@ class PassShard:
 _SHA256 = pa.binary(32)
 
 
-def _schema(**columns: pa.DataType) -> pa.Schema:
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
-
-
 class NamedShards(TableFile[T]):
     """Table of shards with a name and the SHA-256 of a receipt."""
 
@@ -111,7 +108,7 @@ class NamedShards(TableFile[T]):
 class ShardTable(NamedShards[ShardEntry]):
     """Image shards of a store, in the order of the index."""
 
-    schema = _schema(
+    schema = schema_of(
         name=pa.string(),
         split=pa.string(),
         records=pa.int64(),
@@ -179,15 +176,7 @@ class ShardTable(NamedShards[ShardEntry]):
 
 _FILES = pa.list_(
     pa.struct(
-        [
-            pa.field(name, kind, nullable=False)
-            for name, kind in {
-                "path": pa.string(),
-                "bytes": pa.int64(),
-                "sha256": _SHA256,
-                "crc32c": pa.uint32(),
-            }.items()
-        ]
+        list(schema_of(path=pa.string(), bytes=pa.int64(), sha256=_SHA256, crc32c=pa.uint32()))
     )
 )
 
@@ -195,7 +184,7 @@ _FILES = pa.list_(
 class PassShardTable(NamedShards[PassShard]):
     """Shards of a teacher pass, in the order of its arrays."""
 
-    schema = _schema(
+    schema = schema_of(
         name=pa.string(),
         rows=pa.int64(),
         keys_sha256=_SHA256,
@@ -249,7 +238,7 @@ class PassShardTable(NamedShards[PassShard]):
 class SkippedTable(TableFile[dict[str, str]]):
     """Records that were left out of a store, with the reasons."""
 
-    schema = _schema(key=pa.string(), reason=pa.string())
+    schema = schema_of(key=pa.string(), reason=pa.string())
 
     def _entry(self, row: dict[str, Any]) -> dict[str, str]:
         return row
