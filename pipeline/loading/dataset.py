@@ -20,7 +20,7 @@ from pipeline.loading.selected_records import SelectedRecords
 from pipeline.loading.stored_values import decode_intermediates
 from pipeline.store.fields import Values
 from pipeline.store.file_entry import StoreMismatchError
-from pipeline.store.frames import decode_input, decode_mask
+from pipeline.store.frames import InputMemory, decode_mask
 from pipeline.store.index import Rows as IndexRows
 from pipeline.store.reader import Store, TeacherPass
 from pipeline.store.row_reader import Rows, SelectedRows
@@ -179,21 +179,17 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         ]
 
     def _inputs(self, at: NDArray[np.int64], columns: Columns, keys: Sequence[str]) -> torch.Tensor:
-        """Decode frames u8 [n, 3, H, W] or table rows f32 [n, d], each record once even if it occurs several times.
-
-        Frames have channels last in memory, as decoders write them. Their transposition takes a fifth of the time of
-        decoding, so it is left to the device, on the way to float32.
-        """
+        """Decode frames u8 [n, 3, H, W] or table rows f32 [n, d], each record once even if it occurs several times."""
         _, first, place = np.unique(at, return_index=True, return_inverse=True)
         names = ("shard", "offset", "size", "image_crc32c")
         places = list(zip(first, *(columns[name][first].tolist() for name in names), strict=True))
-        inputs = self._empty_inputs(len(at))
+        inputs = InputMemory(self.store, len(at))
 
         def decode(number: int) -> None:
             here, shard, offset, size, crc32c = places[number]
             file, key = self._bytes(shard), keys[here]
             data = file.read(offset, size, crc32c, key)
-            inputs[here] = decode_input(data, self.store, f"{file.path}: {key}")
+            inputs.decode(here, data, f"{file.path}: {key}")
 
         if columns["size"][first].mean() < _SMALL_FILE:
             for number in range(len(places)):
@@ -202,14 +198,8 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             self.decode_threads.run(decode, len(places))
         if len(first) < len(at):
             again = np.setdiff1d(np.arange(len(at)), first)
-            inputs[again] = inputs[first[place[again]]]
-        return inputs
-
-    def _empty_inputs(self, number: int) -> torch.Tensor:
-        height, width = self.store.size
-        if self.store.is_table:
-            return torch.empty(number, width)
-        return torch.empty(number, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+            inputs.repeat(again, first[place[again]])
+        return inputs.tensor()
 
     def _targets(
         self, number: int, values: Values, columns: Columns, *, replayed: bool

@@ -1,4 +1,4 @@
-"""Threads that decode the records of a batch, because torchvision and Pillow decode without Python's lock."""
+"""Threads that decode the records of a batch, because decoders work without Python's lock."""
 
 from __future__ import annotations
 

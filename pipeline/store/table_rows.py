@@ -14,7 +14,6 @@ from pipeline.store.arrays import decode_npy, encode_npy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
 
 SUFFIX = "npy"
 _TYPE = np.dtype("<f4")
@@ -29,11 +28,9 @@ def encode_row(values: NDArray[np.float32]) -> bytes:
     return encode_npy(values.astype(_TYPE))
 
 
-def decode_row(data: bytes, columns: int, where: str = "a row") -> Tensor:
-    """Decode a row of `columns` values written by `encode_row`: f32 [d].
+def decode_row(data: bytes, columns: int, where: str = "a row") -> NDArray[np.float32]:
+    """Decode a row of `columns` values written by `encode_row`: f32 [d], read-only.
 
     where  the file and the record, for messages
     """
-    import torch
-
-    return torch.from_numpy(decode_npy(data, _TYPE.str, (columns,), where).copy())
+    return decode_npy(data, _TYPE.str, (columns,), where)

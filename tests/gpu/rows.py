@@ -160,7 +160,7 @@ def _precompute_row(
         with (
             meter,
             timeline.watch(teacher_pass, "run_shards", "shards", device=False),
-            timeline.watch(frames, "decode_input", "host", device=False),
+            timeline.watch(frames.InputMemory, "decode", "host", device=False),
             timeline.watch(TeacherAnnotator, "_inputs", "copy", device=True),
             timeline.watch(TeacherAnnotator, "_annotate_inputs", "compute", device=True),
         ):

@@ -14,6 +14,7 @@ from pipeline.loading import dataset as dataset_module
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.decode_threads import DecodeThreads, resolve_decode_threads
 from pipeline.store.file_entry import ManifestError
+from pipeline.store.frames import InputMemory
 from pipeline.store.reader import Store
 from tests.support.stores import keys_of_shard, table_of_shard
 
@@ -49,10 +50,10 @@ def test_any_number_of_threads_decodes_the_same_batch(frozen, threads):
 def test_small_files_are_decoded_where_they_are_asked_for(frozen, monkeypatch, small, in_threads):
     monkeypatch.setattr(dataset_module, "_SMALL_FILE", small)
     threads = set()
-    decode = dataset_module.decode_input
+    decode = InputMemory.decode
     monkeypatch.setattr(
-        dataset_module,
-        "decode_input",
+        InputMemory,
+        "decode",
         lambda *read: threads.add(threading.current_thread()) or decode(*read),
     )
 
@@ -64,11 +65,11 @@ def test_small_files_are_decoded_where_they_are_asked_for(frozen, monkeypatch, s
 @pytest.mark.parametrize("threads", [1, 4])
 def test_a_record_that_occurs_several_times_is_decoded_once(frozen, threads, monkeypatch):
     decoded = []
-    decode = dataset_module.decode_input
+    decode = InputMemory.decode
     monkeypatch.setattr(
-        dataset_module,
-        "decode_input",
-        lambda data, store, where: decoded.append(where) or decode(data, store, where),
+        InputMemory,
+        "decode",
+        lambda self, *read: decoded.append(read[-1]) or decode(self, *read),
     )
 
     whole_dataset(frozen.store, threads).__getitems__(POSITIONS)

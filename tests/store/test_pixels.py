@@ -14,7 +14,13 @@ from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms.v2 import functional as tv
 
 from pipeline.store.frames import decode_mask, resize_frame
-from pipeline.store.pixels import ImageError, decode_rgb, encode_frame, inspect_image
+from pipeline.store.pixels import (
+    ImageError,
+    decode_pixels,
+    decode_rgb,
+    encode_frame,
+    inspect_image,
+)
 
 HEIGHT, WIDTH = 24, 33
 ORIENTATION = 0x0112
@@ -62,6 +68,10 @@ OPAQUE = {
     "jpeg": encoded(COLOR, "JPEG"),
     "jpeg 4:4:4": encoded(COLOR, "JPEG", subsampling=0, quality=95),
     "progressive jpeg": encoded(COLOR, "JPEG", progressive=True),
+    "jpeg 4:2:2": encoded(COLOR, "JPEG", subsampling=1),
+    "rgb jpeg": encoded(COLOR, "JPEG", keep_rgb=True),
+    "jpeg with restarts": encoded(COLOR, "JPEG", restart_marker_blocks=2),
+    "jpeg with a comment": encoded(COLOR, "JPEG", comment=b"Exif\0\0"),
     "gray jpeg": encoded(GRAY, "JPEG"),
     "cmyk jpeg": encoded(COLOR.convert("CMYK"), "JPEG"),
     "smooth jpeg": encoded(Image.fromarray(color_ramps(50, 70)), "JPEG"),
@@ -97,6 +107,21 @@ def test_an_opaque_image_has_pils_pixels_bit_for_bit(kind):
     assert decoded.dtype == torch.uint8
     assert torch.equal(decoded, expected)
     assert inspect_image(data) == expected.shape[1:]
+
+
+@pytest.mark.parametrize("kind", OPAQUE)
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_pixels_are_the_same_whatever_memory_is_offered(kind, extra):
+    data = OPAQUE[kind]
+    expected = decode_pixels(data)
+    height, width, channels = expected.shape
+    memory = np.zeros((height + extra, width, channels), np.uint8)
+
+    decoded = decode_pixels(data, memory)
+
+    np.testing.assert_array_equal(decoded, expected)
+    if extra == 0 and "jpeg" in kind and "cmyk" not in kind:
+        assert decoded is memory
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
@@ -141,14 +166,26 @@ def png_with_late_exif():
     return data.replace(chunk, b"").replace(end, chunk + end)
 
 
+def jpeg_with_segment_before_exif(payload):
+    data = encoded(COLOR, "JPEG", exif=exif(6))
+    start = data.find(b"\xff\xe1")
+    return data[:start] + b"\xff\xe2" + struct.pack(">H", len(payload) + 2) + payload + data[start:]
+
+
 @pytest.mark.parametrize(
     "data",
     [
         encoded(COLOR, "JPEG", xmp=xmp(6)),
+        jpeg_with_segment_before_exif(b"\xff\xda a thumbnail"),
         png_with_text("XML:com.adobe.xmp", xmp(6).decode()),
         png_with_late_exif(),
     ],
-    ids=["xmp in jpeg", "xmp in png", "exif behind the pixels of a png"],
+    ids=[
+        "xmp in jpeg",
+        "exif in jpeg behind another segment",
+        "xmp in png",
+        "exif behind the pixels of a png",
+    ],
 )
 def test_an_orientation_in_an_odd_place_counts_for_height_and_pixels_alike(data):
     assert inspect_image(data) == (WIDTH, HEIGHT)

@@ -35,17 +35,17 @@ class DeadlyAnnotation(AnnotateShard):
     """Task that ends the process when one frame is decoded."""
 
     def __call__(self, shard):
-        fatal = frames.decode_frame
+        decode = frames.decode_pixels
         table = self._store.index
         row = table["key"].to_pylist().index(os.environ["DEADLY_KEY"])
         size = table["size"][row].as_py()
 
-        def decode_frame(data, frame_size):
+        def decode_pixels(data, memory):
             if len(data) == size:
                 os._exit(DEADLY_STATUS)
-            return fatal(data, frame_size)
+            return decode(data, memory)
 
-        frames.decode_frame = decode_frame
+        frames.decode_pixels = decode_pixels
         return super().__call__(shard)
 
 
