@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -38,6 +39,8 @@ def main(
     Exit code: 0 for success, 1 for an error, 2 for bad options, 130 for Ctrl-C, 143 for SIGTERM.
     """
     words = sys.argv[1:]
+    # Before torch is imported: threads that spin while they wait take the cores of the others on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     received: list[int] = []
 
     def terminate(number: int, frame: object) -> None:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.annotation.threads import torch_threads
 from pipeline.cli import main
-from pipeline.cluster.executors import build_task_runner, choose_task_runner
+from pipeline.cluster.executors import choose_task_runner, open_task_runner
 from pipeline.config.runs import RUNS
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_atomically
@@ -61,6 +61,11 @@ class StudentTask:
     def name(self) -> str:
         """Name of the student's run."""
         return self.run.name
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        """Runs with which the student is compared."""
+        return self.run.baselines
 
     def __call__(self, report: Callable[[str], None]) -> None:
         with torch_threads(1):  # the same order of sums in parallel and serial execution
@@ -98,18 +103,18 @@ def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
         executor,
         _reason(config.executor, executor),
     )
-    run_tasks = build_task_runner(executor, config.cluster, config.parallel)
-    runner = StudentRunner(run_tasks, StudentTask)
     values: dict[str, Any] = {}
     reported = students
-    if config.select is not None:
-        split, metric = split_and_metric(config.select)
-        for turn in baselines_first(students):
-            runner.finish([student.selection_run(split, metric) for student in turn])
-        candidates, reported = choose(students, split, metric)
-        values = {"select": config.select, "candidates": candidates}
-    for turn in baselines_first(reported):
-        runner.finish([student.final_run() for student in turn])
+    with open_task_runner(executor, config.cluster, config.parallel) as run_tasks:
+        runner = StudentRunner(run_tasks, StudentTask)
+        if config.select is not None:
+            split, metric = split_and_metric(config.select)
+            runner.finish(
+                [student.selection_run(split, metric) for student in baselines_first(students)]
+            )
+            candidates, reported = choose(students, split, metric)
+            values = {"select": config.select, "candidates": candidates}
+        runner.finish([student.final_run() for student in baselines_first(reported)])
     finished = [student for student in reported if student.final_run().is_done]
     values["runs"] = [student.row for student in finished]
     table = RUNS / config.run / SWEEP_NAME

@@ -238,10 +238,11 @@ def test_help_and_a_repeated_command_do_not_wait_for_torch_or_ray():
 def test_the_serial_executor_imports_no_ray():
     loaded = modules_loaded_by(
         "import stages.precompute\n"
-        "from pipeline.cluster.executors import build_task_runner, open_executor\n"
+        "from pipeline.cluster.executors import open_executor, open_task_runner\n"
         "from pipeline.config.cluster import LocalClusterConfig\n"
         "open_executor('serial', LocalClusterConfig()).__enter__()\n"
-        "list(build_task_runner('serial', LocalClusterConfig())([], print))"
+        "runner = open_task_runner('serial', LocalClusterConfig()).__enter__()\n"
+        "list(runner([], print))"
     )
 
     assert "ray" not in loaded

@@ -125,17 +125,20 @@ def run_training(
 # ---- parallel tasks ------------------------------------------------------------------------------
 
 
-def build_task_runner(
+@contextmanager
+def open_task_runner(
     executor: Executor, cluster: ClusterConfig, at_once: int | None = None
-) -> RunTasks:
-    """Build the task runner that `executor=` names.
+) -> Iterator[RunTasks]:
+    """Provide the task runner that `executor=` names, whose Ray is started by its first tasks.
 
     at_once  maximum number of parallel tasks on Ray, None to limit it only by their resources
     """
     if executor == "serial":
         from pipeline.cluster.serial import run_tasks_serially
 
-        return run_tasks_serially
+        yield run_tasks_serially
+        return
     from pipeline.cluster.tasks import RayTaskRunner
 
-    return RayTaskRunner(cluster, at_once)
+    with RayTaskRunner(cluster, at_once) as run_tasks:
+        yield run_tasks

@@ -7,7 +7,7 @@ tasks are queued in one small actor, which the driver polls.
 from __future__ import annotations
 
 import os
-from collections import deque
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +26,18 @@ _POLL_SECONDS = 0.5
 
 
 class RayTaskRunner:
-    """Implementation of RunTasks with Ray tasks."""
+    """Implementation of RunTasks with Ray tasks. A context, which keeps the Ray that its first call starts."""
 
     def __init__(self, config: ClusterConfig, at_once: int | None = None) -> None:
         self.config = config
         self.at_once = at_once
+        self._stack = ExitStack()
+
+    def __enter__(self) -> RayTaskRunner:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
 
     def __call__(
         self, tasks: Sequence[Task], on_report: Callable[[str, str], None]
@@ -38,9 +45,9 @@ class RayTaskRunner:
         """Iterate over outcomes as they finish. Running tasks are canceled when the caller stops."""
         if not tasks:
             return
-        at_once = min(self.at_once or 1, len(tasks))  # None is limited by the size of the machine
-        with ray_session(self.config, at_once * self.config.cpus_per_student):
-            yield from self._outcomes(tasks, on_report)
+        at_once = self.at_once or 1  # None is limited by the size of the machine
+        self._stack.enter_context(ray_session(self.config, at_once * self.config.cpus_per_student))
+        yield from self._outcomes(tasks, on_report)
 
     def _outcomes(
         self, tasks: Sequence[Task], on_report: Callable[[str, str], None]
@@ -55,12 +62,16 @@ class RayTaskRunner:
         )
         run_task, resources = ray.remote(_run_task), _resources(self.config)
         limit = self.at_once or len(tasks)
-        waiting = deque(tasks)
+        waiting = {task.name: task for task in tasks}
         running: dict[Any, Task] = {}
         try:
             while waiting or running:
-                while waiting and len(running) < limit:
-                    task = waiting.popleft()
+                unfinished = {*waiting, *(task.name for task in running.values())}
+                ready = [task for task in waiting.values() if unfinished.isdisjoint(task.after)]
+                if not ready and not running:  # they wait for each other
+                    ready = list(waiting.values())[:1]
+                for task in ready[: limit - len(running)]:
+                    del waiting[task.name]
                     options = run_task.options(name=task.name, **resources)
                     ref = options.remote(task, board, str(Path.cwd()))
                     running[ref] = task

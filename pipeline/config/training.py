@@ -75,7 +75,7 @@ class TrainerOptions(Options):
     channels_last: bool = False
     """Channels-last memory format of the network and its images, for faster convolutions in half precision."""
     num_threads: Annotated[int | None, Ge(1)] = None
-    """Number of torch threads on the CPU; null keeps torch's default."""
+    """Number of torch threads on the CPU; null chooses by the work of a step, one for small networks."""
     loader_processes: Annotated[int, Ge(0), Role.OUTSIDE_IDENTITY] = 0
     """Worker processes of the data loader."""
     decode_threads: Annotated[int | None, Ge(1), Role.OUTSIDE_IDENTITY] = None

@@ -62,6 +62,10 @@ class Task(Protocol):
     def name(self) -> str:
         """Unique name."""
 
+    @property
+    def after(self) -> Sequence[str]:
+        """Names of tasks that must end before this one starts, if they are among the tasks."""
+
     def __call__(self, report: Callable[[str], None], /) -> None:
         """Run the task. `report` passes one line of progress to the driver."""
 
@@ -78,7 +82,7 @@ class TaskOutcome:
 
 
 class RunTasks(Protocol):
-    """Executor that runs all of `tasks`."""
+    """Executor that runs all of `tasks`, in which every task comes after those that it waits for."""
 
     def __call__(
         self, tasks: Sequence[Task], on_report: Callable[[str, str], None]

@@ -114,11 +114,10 @@ def _with_baselines(student: Student, students: Sequence[Student]) -> Student:
     return replace(student, evaluate=with_baselines(student.evaluate, runs)) if runs else student
 
 
-def baselines_first(students: Sequence[Student]) -> list[list[Student]]:
-    """Split students into those that are baselines of others, which come first, and the rest."""
+def baselines_first(students: Sequence[Student]) -> list[Student]:
+    """Order students so that those that are baselines of others come first."""
     compared = {name for student in students for name in named_baselines(student.evaluate)}
-    first = [student for student in students if student.name in compared]
-    return [first, [student for student in students if student.name not in compared]]
+    return sorted(students, key=lambda student: student.name not in compared)
 
 
 def _points(words: list[str], grid: dict[str, tuple[Any, ...]]) -> Iterator[Point]:

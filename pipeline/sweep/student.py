@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.evaluators import ShiftOptions
 from pipeline.config.runs import RUNS
+from pipeline.evaluation.baselines import named_baselines
 from pipeline.evaluation.evaluators.quantities import evaluators_of
 from pipeline.evaluation.results import METRICS_NAME, missing_evaluators
 from pipeline.loading.selection import HOLDOUT
@@ -33,6 +34,11 @@ class StudentRun:
     def name(self) -> str:
         """Name of the student's run."""
         return self.distill.run
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """Names of the runs with which the evaluators compare this one."""
+        return tuple(sorted(named_baselines(self.evaluate)))
 
     @property
     def metrics(self) -> Path:

@@ -46,6 +46,7 @@ from pipeline.training.guidance_targets import GuidanceSource
 from pipeline.training.live_targets import LiveTeacher
 from pipeline.training.loop import fit
 from pipeline.training.state import ComputeSettings, Training, build_optimizer
+from pipeline.training.step_threads import step_threads
 from pipeline.training.superfeature_targets import SuperfeatureLevel
 from pipeline.training.targets import TargetSource
 from pipeline.training.transforms import BatchTransform, Mixup
@@ -161,6 +162,7 @@ def train_to_end(
     if plan.trainer.num_threads is not None:
         torch.set_num_threads(plan.trainer.num_threads)
     training = build_training(plan, distributed)
+    torch.set_num_threads(_choose_threads(plan, training, distributed))
     stream = build_loader(plan, distributed)
     fit(
         training,
@@ -173,6 +175,20 @@ def train_to_end(
         after_epoch=plan.after_epoch,
     )
     return training.model
+
+
+def _choose_threads(plan: TrainingSpec, training: Training, distributed: DistributedContext) -> int:
+    """Return the number of torch threads of this process: the option's, or one by the work of a step on the CPU."""
+    available = plan.trainer.num_threads or torch.get_num_threads()
+    device = next(training.model.parameters()).device
+    if plan.trainer.num_threads is not None or device.type != "cpu":
+        return available
+    networks = [(training.model, plan.input_size)]
+    if isinstance(training.targets, LiveTeacher):
+        networks.append((training.targets.model, training.targets.input_size))
+    of_table = plan.dataset.store.is_table
+    inputs = [(net, size[1:] if of_table else (3, *size)) for net, size in networks]
+    return step_threads(inputs, plan.trainer.batch_size // distributed.world_size, available)
 
 
 def _check_labels(plan: TrainingSpec) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
 from pipeline.cluster.data import RayDataExecutor
+from pipeline.cluster.tasks import RayTaskRunner
 from pipeline.config.cluster import LocalClusterConfig
 from pipeline.config.runs import RUNS
 from pipeline.core.tasks import ShardError, ShardResult
@@ -122,3 +125,41 @@ def test_two_ranks_train_a_student_and_leave_a_finished_run(frozen, monkeypatch)
     )
     assert distill.run(config).trained_epochs == 0
     assert distill.run(replace(config, trainer=replace(TWO_RANKS, ranks=1))).trained_epochs == 0
+
+
+@dataclass
+class Turn:
+    """Task that fails unless the tasks before it have ended, and that leaves a file when it ends."""
+
+    name: str
+    folder: Path
+    after: tuple[str, ...] = ()
+
+    def __call__(self, report):
+        assert all((self.folder / name).exists() for name in self.after), f"{self.name} was early"
+        time.sleep(0.3)
+        (self.folder / self.name).touch()
+
+
+def test_a_task_waits_for_those_it_names(tmp_path):
+    tasks = [
+        Turn("a", tmp_path),
+        Turn("b", tmp_path, after=("a",)),
+        Turn("c", tmp_path),
+        Turn("d", tmp_path, after=("b", "c")),
+    ]
+
+    with RayTaskRunner(LocalClusterConfig(cpus_per_student=0.5), at_once=2) as run_tasks:
+        outcomes = list(run_tasks(tasks, print))
+
+    assert {outcome.name: outcome.error for outcome in outcomes} == dict.fromkeys("abcd", "")
+
+
+def test_tasks_that_wait_for_each_other_all_run(tmp_path):
+    tasks = [Turn("a", tmp_path, after=("b",)), Turn("b", tmp_path, after=("a",))]
+
+    with RayTaskRunner(LocalClusterConfig(cpus_per_student=0.5), at_once=2) as run_tasks:
+        outcomes = list(run_tasks(tasks, print))
+
+    assert "a was early" in outcomes[0].error
+    assert outcomes[1].name == "b"

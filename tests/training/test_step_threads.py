@@ -1,0 +1,86 @@
+"""Threads of a training: they follow the work of a step, and wait without taking a core."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
+from pipeline.config.training import TrainerOptions
+from pipeline.models.cost import measure_cost
+from pipeline.models.providers import build_model
+from pipeline.training import step_threads as module
+from pipeline.training.step_threads import step_threads
+from stages import distill
+from tests.support.paths import ROOT
+from tests.support.runs import distill_config
+
+
+def network(width):
+    return build_model(CifarModelConfig(name="resnet8", width=width), 10)
+
+
+def test_threads_grow_with_the_network_the_batch_and_the_teacher_up_to_those_there_are(monkeypatch):
+    small, large = network(4), network(8)
+    macs = measure_cost(small, torch.zeros(1, 3, 32, 32)).macs
+    monkeypatch.setattr(module, "_MACS_PER_THREAD", 10 * macs)
+
+    def threads(*networks, records, available=64, size=(32, 32)):
+        return step_threads([(net, (3, *size)) for net in networks], records, available)
+
+    assert threads(small, records=1) == 1
+    assert threads(small, records=19) == 1
+    assert threads(small, records=20) == 2
+    assert threads(small, records=21, size=(64, 64)) == 8
+    assert threads(large, records=20) > threads(small, records=20)
+    assert threads(small, small, records=20) == 4
+    assert threads(small, records=2000) == 64
+    assert threads(small, records=2000, available=1) == 1
+
+
+def test_a_table_takes_one_thread():
+    config = AdditiveModelConfig(name="mlp", columns=12, superfeatures=4)
+
+    assert step_threads([(build_model(config, 3), (12,))], 1000, 8) == 1
+
+
+@pytest.mark.parametrize(("asked", "used"), [(None, 1), (2, 2)])
+def test_a_small_student_is_trained_in_one_thread_unless_the_option_is_set(frozen, asked, used):
+    before = torch.get_num_threads()
+    found = []
+    config = distill_config(
+        frozen, trainer=TrainerOptions(epochs=1, batch_size=8, num_threads=asked)
+    )
+    try:
+        torch.set_num_threads(4)
+        distill.run(config, lambda *_: found.append(torch.get_num_threads()))
+    finally:
+        torch.set_num_threads(before)
+
+    assert found == [used]
+
+
+@pytest.mark.parametrize(("theirs", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_openmp_is_told_to_wait_passively_unless_the_user_says_otherwise(theirs, policy):
+    environment = {name: v for name, v in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    if theirs:
+        environment["OMP_WAIT_POLICY"] = theirs
+    code = (
+        "import sys; sys.argv = ['x', 'nonsense=1']\n"
+        "from pipeline.cli import main\n"
+        "try: main('verify', print, '')\n"
+        "finally: import torch"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, "OMP_DISPLAY_ENV": "true"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+
+    assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
