@@ -20,7 +20,7 @@ from pipeline.loading.selected_records import SelectedRecords
 from pipeline.loading.stored_values import decode_intermediates
 from pipeline.store.fields import Values
 from pipeline.store.file_entry import StoreMismatchError
-from pipeline.store.frames import InputMemory, decode_mask
+from pipeline.store.frames import InputMemory, decode_mask, input_bytes
 from pipeline.store.index import Rows as IndexRows
 from pipeline.store.reader import Store, TeacherPass
 from pipeline.store.row_reader import Rows, SelectedRows
@@ -29,7 +29,8 @@ from pipeline.store.tars import ShardBytes
 _CACHED_SHARDS = 32
 """Shards cached per pass, enough for a window of the sampler and the beginning of the next one."""
 _KEPT_BYTES = 64 * 2**20
-"""Maximum size of a selection's small fields for which the rows of all its shards are kept in memory."""
+"""Maximum size of a selection's small fields for which the rows of all its shards are kept in memory, and of its
+decoded inputs for which these are kept."""
 _OPEN_SHARDS = 64
 """Maximum number of open files, far below the limit of a process."""
 _ALWAYS_READ = ("logits", "map", "explained_class", VIEW_FIELD.name)
@@ -118,6 +119,9 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             self._open_stored_rows
         )
         self._values = lru_cache(maxsize=per_pass * max(1, len(self.passes)))(self._open_values)
+        is_small = input_bytes(self.store) * len(self) <= _KEPT_BYTES
+        self._kept = InputMemory(self.store, len(self)) if is_small else None
+        self._is_kept = np.zeros(len(self) if is_small else 0, bool)
 
     @staticmethod
     def _field_bytes(teacher: TeacherPass) -> int:
@@ -179,27 +183,47 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         ]
 
     def _inputs(self, at: NDArray[np.int64], columns: Columns, keys: Sequence[str]) -> torch.Tensor:
-        """Decode frames u8 [n, 3, H, W] or table rows f32 [n, d], each record once even if it occurs several times."""
+        """Decode frames u8 [n, 3, H, W] or table rows f32 [n, d], each record once even if it occurs several times.
+
+        A selection that is small as a whole is decoded once for all epochs.
+        """
         _, first, place = np.unique(at, return_index=True, return_inverse=True)
-        names = ("shard", "offset", "size", "image_crc32c")
-        places = list(zip(first, *(columns[name][first].tolist() for name in names), strict=True))
+        if self._kept is not None:
+            first = first[~self._is_kept[at[first]]]
+            self._decode(self._kept, at[first], first, columns, keys)
+            self._is_kept[at[first]] = True
+            return self._kept.take(at)
         inputs = InputMemory(self.store, len(at))
-
-        def decode(number: int) -> None:
-            here, shard, offset, size, crc32c = places[number]
-            file, key = self._bytes(shard), keys[here]
-            data = file.read(offset, size, crc32c, key)
-            inputs.decode(here, data, f"{file.path}: {key}")
-
-        if columns["size"][first].mean() < _SMALL_FILE:
-            for number in range(len(places)):
-                decode(number)
-        else:
-            self.decode_threads.run(decode, len(places))
+        self._decode(inputs, first, first, columns, keys)
         if len(first) < len(at):
             again = np.setdiff1d(np.arange(len(at)), first)
             inputs.repeat(again, first[place[again]])
-        return inputs.tensor()
+        return inputs.all()
+
+    def _decode(
+        self,
+        inputs: InputMemory,
+        places: NDArray[np.int64],
+        numbers: NDArray[np.int64],
+        columns: Columns,
+        keys: Sequence[str],
+    ) -> None:
+        """Decode records into `places` of the memory; `numbers` are their rows of the columns and keys."""
+        names = ("shard", "offset", "size", "image_crc32c")
+        lists = (columns[name][numbers].tolist() for name in names)
+        records = list(zip(places, numbers, *lists, strict=True))
+
+        def decode(number: int) -> None:
+            place, row, shard, offset, size, crc32c = records[number]
+            file, key = self._bytes(shard), keys[row]
+            data = file.read(offset, size, crc32c, key)
+            inputs.decode(place, data, f"{file.path}: {key}")
+
+        if records and columns["size"][numbers].mean() < _SMALL_FILE:
+            for number in range(len(records)):
+                decode(number)
+        else:
+            self.decode_threads.run(decode, len(records))
 
     def _targets(
         self, number: int, values: Values, columns: Columns, *, replayed: bool
@@ -300,7 +324,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
 
     def __getstate__(self) -> dict[str, Any]:
         # A loader process receives paths and the selection; it maps the index and opens files itself.
-        opened = ("_bytes", "_values", "_stored_rows", "label_numbers")
+        opened = ("_bytes", "_values", "_stored_rows", "_kept", "_is_kept", "label_numbers")
         return {k: v for k, v in self.__dict__.items() if k not in opened}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

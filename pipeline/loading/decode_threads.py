@@ -38,7 +38,7 @@ class DecodeThreads:
 
         If calls fail, the error of the lowest number is raised, whatever the number of threads.
         """
-        if self.count == 1 or numbers == 1:
+        if self.count == 1 or numbers <= 1:
             for number in range(numbers):
                 work(number)
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +24,14 @@ if TYPE_CHECKING:
     from pipeline.store.shards import ShardEntry
 
 
+def input_bytes(store: Store) -> int:
+    """Return the size of a record's decoded input in bytes."""
+    height, width = store.size
+    return 4 * width if store.is_table else 3 * height * width
+
+
 class InputMemory:
-    """Memory of a batch's inputs, into which records are decoded one by one, from any thread.
+    """Memory of inputs, into which records are decoded one by one, from any thread.
 
     Frames have channels last in memory, as decoders write them. Their transposition takes a fifth of the time of
     decoding, so it is left to the device, on the way to float32.
@@ -38,7 +44,7 @@ class InputMemory:
         self._values = np.empty(shape, np.float32 if store.is_table else np.uint8)
 
     def decode(self, place: int, data: bytes, where: str) -> None:
-        """Decode a record's image or its row of a table into a place of the batch.
+        """Decode a record's image or its row of a table into a place of the memory.
 
         where  the file and the record, for messages
         Raises ManifestError for bytes that do not match the store's manifest.
@@ -68,10 +74,17 @@ class InputMemory:
         """Copy decoded records to other places."""
         self._values[places] = self._values[decoded]
 
-    def tensor(self) -> Tensor:
-        """Return the batch without a copy: frames u8 [n, 3, H, W], or rows f32 [n, d]."""
-        values = torch.from_numpy(self._values)
-        return values if self._store.is_table else values.permute(0, 3, 1, 2)
+    def all(self) -> Tensor:
+        """Return all records without a copy: frames u8 [n, 3, H, W], or rows f32 [n, d]."""
+        return self._as_inputs(self._values)
+
+    def take(self, places: NDArray[np.int64]) -> Tensor:
+        """Copy the records at these places, in the same form."""
+        return self._as_inputs(self._values[places])
+
+    def _as_inputs(self, values: NDArray[Any]) -> Tensor:
+        inputs = torch.from_numpy(values)
+        return inputs if self._store.is_table else inputs.permute(0, 3, 1, 2)
 
 
 def decode_frame(data: bytes, size: tuple[int, int]) -> Tensor:
@@ -143,7 +156,7 @@ class ShardFrames:
             torch.tensor(columns[name], dtype=torch.float32) for name in ("height", "width")
         )
         labels = labels_of_rows(self._store, self._rows[start:stop])
-        return FrameBatch(inputs.tensor(), heights, widths, labels)
+        return FrameBatch(inputs.all(), heights, widths, labels)
 
 
 def labels_of_rows(store: Store, rows: Rows) -> Tensor:

@@ -77,6 +77,34 @@ def test_a_record_that_occurs_several_times_is_decoded_once(frozen, threads, mon
     assert len(decoded) == len(set(decoded)) == len(set(POSITIONS))
 
 
+@pytest.mark.parametrize(("kept", "epochs_decoded"), [(2**20, 1), (0, 2)])
+def test_a_small_selection_is_decoded_in_the_first_epoch_only(
+    frozen, monkeypatch, kept, epochs_decoded
+):
+    monkeypatch.setattr(dataset_module, "_KEPT_BYTES", kept)
+    decoded = []
+    decode = InputMemory.decode
+    monkeypatch.setattr(
+        InputMemory,
+        "decode",
+        lambda self, *read: decoded.append(read[-1]) or decode(self, *read),
+    )
+    dataset = whole_dataset(frozen.store, 2)
+    batches = [POSITIONS, list(range(40, len(dataset))), list(range(45))]
+
+    first = [dataset.__getitems__(batch) for batch in batches]
+    for batch in first:
+        batch.inputs.zero_()  # what a batch's user writes does not reach the next epoch
+    second = [dataset.__getitems__(batch) for batch in batches]
+
+    once = sum(len(set(batch)) for batch in batches)
+    assert len(decoded) == (len(dataset) if kept else epochs_decoded * once)
+    for batch, again in zip(batches, second, strict=True):
+        expected = whole_dataset(frozen.store, 1).__getitems__(batch)
+        assert torch.equal(again.inputs, expected.inputs)
+        assert again.inputs.stride() == expected.inputs.stride()
+
+
 @pytest.mark.parametrize("threads", [1, 2, 4])
 def test_of_several_damaged_records_the_first_is_named_for_any_number_of_threads(
     tmp_path, frozen, threads
