@@ -7,13 +7,14 @@
 Reads   <store.path>; runs/<run>/sweep.json and the runs it lists, or runs/<run>/distill and evaluate of one student;
         for the cases, the weights and records.parquet of two students
 Writes  runs/<run>/report.html, report.json with its numbers, and report.csv with one row per student
+Rerun   the same command writes nothing while options, store and runs are the same
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from pipeline.report.columns import (
 )
 from pipeline.report.comparison import ONE_SEED, paired_difference, seeds_in_words
 from pipeline.report.conclusions import conclusions
+from pipeline.report.inputs import ReportInputs
 from pipeline.report.passes import describe_passes
 from pipeline.report.results import (
     SWEEP_NAME,
@@ -67,6 +69,10 @@ class ReportResult:
 def run(config: ReportConfig) -> ReportResult:
     """Write the files from finished runs, without training or evaluating anything."""
     results = load_results(config.run, config.report.runs)
+    inputs = ReportInputs.of(config, results)
+    if kept := inputs.find():
+        logger.info("the report of these options, runs and store is there; nothing was written")
+        return ReportResult(**kept)
     from pipeline.report.csv_file import student_csv  # these import torch and matplotlib
     from pipeline.report.page import Page, render_page
 
@@ -111,7 +117,7 @@ def run(config: ReportConfig) -> ReportResult:
     files = {kind: RUNS / config.run / f"report.{kind}" for kind in contents}
     for kind, content in contents.items():
         write_atomically(files[kind], content.encode())
-    return ReportResult(
+    result = ReportResult(
         html=str(files["html"]),
         json=str(files["json"]),
         csv=str(files.get("csv", "")),
@@ -119,6 +125,8 @@ def run(config: ReportConfig) -> ReportResult:
         summary=" ".join(values.get("summary", [])),
         next=values.get("unevaluated", {}).get("command", config.report.next_command),
     )
+    inputs.keep(files.values(), asdict(result))
+    return result
 
 
 def _without_unknown_columns(config: ReportConfig, results: list[StudentResult]) -> ReportOptions:

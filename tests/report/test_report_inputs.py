@@ -1,0 +1,103 @@
+"""A repeated report: nothing is written while its inputs are the same, and all of it as soon as one differs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.report import ReportOptions
+from pipeline.config.runs import RUNS
+from pipeline.config.store import StoreOptions
+from pipeline.config.verbs import ReportConfig
+from pipeline.report import inputs, page
+from stages import report
+from tests.support.runs import PAD_CROP
+
+STUDENT = RUNS / "sweep/students/kd-0"
+
+
+@pytest.fixture
+def written(frozen, monkeypatch):
+    """Function that makes the report of a student with the given options, and says whether it was rendered."""
+    for folder, name, text in (
+        (STUDENT / "evaluate", "metrics.json", _metrics(0.5)),
+        (STUDENT / "distill", "metrics.jsonl", '{"step": 1, "total": 1.0}\n'),
+        (STUDENT / "distill", "config.yaml", "seed: 0\n"),
+        (RUNS / "sweep", "sweep.json", _sweep("kd")),
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    rendered = []
+    render = page.render_page
+    monkeypatch.setattr(page, "render_page", lambda page: rendered.append(page) or render(page))
+
+    def write(**options):
+        rendered.clear()
+        config = ReportConfig(
+            store=StoreOptions(path=str(frozen.store.path)),
+            augment=PAD_CROP,
+            report=ReportOptions(contact_records=2, cases=0, **options),
+            run="sweep",
+        )
+        return report.run(config), bool(rendered)
+
+    return write
+
+
+def _metrics(accuracy):
+    return json.dumps({"splits": {"test": {"records": 10, "accuracy": accuracy}}})
+
+
+def _sweep(arm):
+    row = {"arm": arm, "point": {}, "seed": 0, "run": STUDENT.relative_to(RUNS).as_posix()}
+    return json.dumps({"runs": [row]})
+
+
+def test_the_same_command_says_the_same_and_writes_nothing(written):
+    first, rendered = written()
+    before = {path: path.stat().st_mtime_ns for path in RUNS.rglob("*")}
+
+    again, rendered_again = written()
+
+    assert (rendered, rendered_again) == (True, False)
+    assert again == first
+    assert {path: path.stat().st_mtime_ns for path in RUNS.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: (STUDENT / "evaluate/metrics.json").write_text(_metrics(0.6)),
+        lambda: (STUDENT / "distill/metrics.jsonl").write_text('{"step": 1, "total": 2.0}\n'),
+        lambda: (RUNS / "sweep/sweep.json").write_text(_sweep("kd2")),
+        lambda: (RUNS / "sweep/report.html").write_text("damaged"),
+        lambda: (RUNS / "sweep/report.csv").unlink(),
+        lambda: (RUNS / "sweep/.report-inputs.json").write_text("{"),
+    ],
+)
+def test_any_other_input_or_output_is_seen(written, change):
+    written()
+    change()
+
+    _, rendered = written()
+
+    assert rendered
+    assert "damaged" not in Path(RUNS / "sweep/report.html").read_text()
+
+
+def test_other_options_and_other_code_are_seen(written, monkeypatch, tmp_path):
+    written()
+
+    assert written(title="Another title")[1]
+    monkeypatch.setattr(inputs, "_CODE", tmp_path)
+    assert written(title="Another title")[1]
+
+
+def test_a_large_file_is_compared_by_its_time(written, monkeypatch):
+    monkeypatch.setattr(inputs, "_COMPARED_BY_CONTENT", 3)
+    weights = STUDENT / "distill/model.safetensors"
+    weights.write_bytes(b"12345")
+    written()
+    weights.write_bytes(b"54321")
+
+    assert written()[1]
