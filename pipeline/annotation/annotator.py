@@ -19,7 +19,7 @@ from pipeline.config.store import PassOptions
 from pipeline.core.errors import UserError
 from pipeline.core.records import VIEW_FIELD, FieldSpec
 from pipeline.loading.geometry import CENTER_CROP_FRACTION, center_crop, warp
-from pipeline.models.explainers.explain import forward_to_explain
+from pipeline.models.explainers.explain import NEED_GRAPH, forward_to_explain
 from pipeline.models.output import Intermediates, ModelOutput
 from pipeline.models.providers import build_model, freeze, teacher_input_size
 from pipeline.store.frames import FrameBatch
@@ -31,6 +31,16 @@ class FidelityError(UserError, ValueError):
 
 class NotFiniteError(UserError, ValueError):
     """Error for teacher outputs that are not finite."""
+
+
+def pass_precision(config: PassOptions, explainer: ExplainerConfig) -> str:
+    """Return the precision of the forward passes of a pass with these options.
+
+    Maps are computed in float32. If they are gradients through the whole network, that takes a float32 pass of it,
+    which then is the only one.
+    """
+    needs_graph = "map" in config.payloads and explainer.kind in NEED_GRAPH
+    return "float32" if needs_graph else config.precision
 
 
 class TeacherAnnotator:
@@ -51,6 +61,7 @@ class TeacherAnnotator:
         frame_size  (height, width) of the canonical frames, or (1, columns) for a table
         """
         self.config = config
+        self.precision: torch.dtype = getattr(torch, pass_precision(config, explainer))
         self.frame = teacher.frame
         side = teacher_input_size(teacher)
         self.input_size = frame_size if side is None else (side, side)
@@ -173,9 +184,9 @@ class TeacherAnnotator:
 
     @torch.no_grad()
     def _forward(self, inputs: Tensor) -> ModelOutput:
-        precision = getattr(torch, self.config.precision)
-        if precision == torch.float32 and "map" in self.config.payloads:
+        if self.precision == torch.float32 and "map" in self.config.payloads:
             return forward_to_explain(self.model, inputs.to(self.device), self.intermediates)
-        with torch.autocast(self.device.type, dtype=precision, enabled=precision != torch.float32):
+        mixed = self.precision != torch.float32
+        with torch.autocast(self.device.type, dtype=self.precision, enabled=mixed):
             output = self.model(inputs.to(self.device), self.intermediates)
         return output._replace(logits=output.logits.float(), features=output.features.float())

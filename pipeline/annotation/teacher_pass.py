@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipeline.annotation.annotator import TeacherAnnotator
+from pipeline.annotation.annotator import TeacherAnnotator, pass_precision
 from pipeline.annotation.fingerprint import describe_pass, fingerprint_pass
 from pipeline.annotation.shard_tasks import AnnotateShard
 from pipeline.annotation.stored_views import StoredViews, plan_stored_views
@@ -105,7 +105,7 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
     _warn_of_other_classes(config.teacher, store)
     description = describe_pass(
         store.manifest,
-        describe_teacher(config.teacher, num_classes, config.annotate.precision),
+        describe_teacher(config.teacher, num_classes, _precision(config, explainer)),
         explainer,
         config.annotate,
         config.store.backend,
@@ -179,6 +179,20 @@ def annotate_pass(plan: PassPlan, config: PrecomputeConfig, map_shards: MapShard
         _made_with(plan.teacher),
     )
     return annotated * plan.num_views
+
+
+def _precision(config: PrecomputeConfig, explainer: ExplainerConfig) -> str:
+    """Return the precision of the pass, and log it if it is not the one that was asked for."""
+    precision, asked = pass_precision(config.annotate, explainer), config.annotate.precision
+    if precision != asked:
+        logger.info(
+            "annotate.precision=%s: maps of explainer=%s are gradients through the whole network in %s, so the logits "
+            "are taken from that pass too",
+            asked,
+            explainer.kind,
+            precision,
+        )
+    return precision
 
 
 def _warn_of_other_classes(teacher: ModelConfig, store: Store) -> None:

@@ -98,7 +98,8 @@ class PassOptions(Options):
     worthwhile from about 200 classes."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the teacher's forward pass (autocast); explanations are computed in float32 from its
-    features."""
+    features. Maps that are gradients through the whole network (B-cos weights) take one float32 pass, which
+    also gives the logits."""
     batch_size: Annotated[int, Ge(1)] = 64
     """Records per forward pass of the teacher; constant, because it may change the last bits of the result."""
     min_fidelity: Annotated[float, Ge(0), Le(1)] = 0.999

@@ -29,13 +29,16 @@ ATTRIBUTIONS: dict[str, Explainer] = {
 }
 """Explainers whose maps [B, E, 1, h, w] are contributions for or against a class, comparable with a region."""
 
+NEED_GRAPH = ("bcos_weights",)
+"""Explainers whose maps are gradients through the whole network, which need the graph of its pass."""
+
 DEFAULT_EXPLAINER = "gradcam"
 """Explainer of a student that is trained on labels only and not compared with a teacher."""
 
 
 def needs_graph(model: Classifier) -> bool:
     """Return whether the model's maps are gradients through the whole network, which need the graph of its pass."""
-    return model.explainer == "bcos_weights"
+    return model.explainer in NEED_GRAPH
 
 
 def forward_to_explain(
