@@ -74,6 +74,7 @@ class _RankLoop:
             context.get_world_rank(),
             context.get_world_size(),
             ray.train.torch.get_device() if self.job.trainer.device == "auto" else None,
+            context.get_local_world_size(),
         )
 
         def on_epoch(epoch: int, line: str) -> None:

@@ -23,7 +23,8 @@ class EstimateOptions(Options):
     shard_records: Annotated[int | None, Ge(1)] = 128
     """Largest number of records to measure of each of these shards; null takes all. A slow teacher needs few."""
     rounds: Annotated[int, Ge(1)] = 5
-    """Number of steps to measure of a student with stored targets and, in turn, of one with a live teacher."""
+    """Number of steps to measure of a student with stored targets and, in turn, of one with a live teacher. On a
+    GPU each measurement takes several steps."""
     records: Annotated[int | None, Ge(1)] = None
     """Number of records to estimate for, such as those of a set that is not here; null takes those of the data."""
     workers: tuple[int, ...] = (1, 4, 16)

@@ -79,8 +79,8 @@ class TrainerOptions(Options):
     loader_processes: Annotated[int, Ge(0), Role.OUTSIDE_IDENTITY] = 0
     """Worker processes of the data loader."""
     decode_threads: Annotated[int | None, Ge(1), Role.OUTSIDE_IDENTITY] = None
-    """Threads that decode a batch, in each process that loads batches; null takes that process's share of the
-    cores, at most 8. Files below 4 kB on average are decoded in one thread."""
+    """Threads that decode a batch, in each process that loads batches; null takes that process's share
+    of the cores of its machine, at most 8. Files below 4 kB on average are decoded in one thread."""
     checkpoint_every_epochs: Annotated[int, Ge(1), Role.OUTSIDE_IDENTITY] = 1
     """Epochs between checkpoints."""
     checkpoint_every_steps: Annotated[int | None, Ge(1), Role.OUTSIDE_IDENTITY] = None

@@ -35,11 +35,18 @@ class DistributedContext:
     world_size: int = 1
     device: torch.device | None = None
     """Device assigned by the launcher of the processes; None defers to trainer.device."""
+    local_world_size: int | None = None
+    """Number of ranks on this machine; None if all are."""
 
     @property
     def is_first(self) -> bool:
         """True if this rank writes the outputs of the run."""
         return self.rank == 0
+
+    @property
+    def ranks_here(self) -> int:
+        """Number of ranks that share the cores of this machine."""
+        return self.world_size if self.local_world_size is None else self.local_world_size
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
         """Return the model wrapped so that its backward pass averages gradients. Call the result once per step.

@@ -14,9 +14,9 @@ from pipeline.core.records import Batch
 from pipeline.evaluation.forward import EvaluatedModel, predict_records
 from pipeline.evaluation.networks import Networks
 from pipeline.evaluation.predictions import Predictions
-from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.loading.geometry import evaluation_view
-from pipeline.loading.transfer import move_batch
+from pipeline.loading.transfer import iter_on_device
 from pipeline.store.reader import Store
 
 
@@ -57,13 +57,9 @@ class EvaluationContext:
 
     def iter_batches(self, positions: Sequence[int] | None = None) -> Iterator[Batch]:
         """Iterate over the split, or some positions of it, in batches in the evaluation view on the model's device."""
-        model, size = self.model, self.options.batch_size
-        chosen = range(len(self.dataset)) if positions is None else positions
-        for start in range(0, len(chosen), size):
-            batch = self.dataset.__getitems__(list(chosen[start : start + size]))
-            yield evaluation_view(
-                move_batch(batch, model.device), self.options.frame, model.input_size
-            )
+        on_host = iter_batches(self.dataset, self.options.batch_size, positions)
+        for _, batch in iter_on_device(on_host, self.model.device):
+            yield evaluation_view(batch, self.options.frame, self.model.input_size)
 
     @cached_property
     def has_regions(self) -> bool:

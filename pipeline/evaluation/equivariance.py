@@ -20,9 +20,10 @@ from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.core.files import sha256_json
 from pipeline.core.records import Batch
 from pipeline.loading.dataset import StoreDataset, iter_batches
+from pipeline.loading.decode_threads import resolve_decode_threads
 from pipeline.loading.geometry import view_images, view_maps
 from pipeline.loading.selection import rows_of_split
-from pipeline.loading.transfer import move_batch
+from pipeline.loading.transfer import copy_to, iter_on_device
 from pipeline.loading.views import ViewSchedule
 from pipeline.losses.map_cosine import map_cosine
 from pipeline.models.classifier import Classifier
@@ -70,7 +71,7 @@ def teacher_equivariance(config: VerifyConfig, store: Store, teacher: ModelConfi
         freeze(build_model(teacher, num_classes)).to(resolve_device("device", "auto")),
         EXPLAINERS[config.explainer.kind],
         store.size if side is None else (side, side),
-        StoreDataset(store, chosen, taught[:1]),
+        StoreDataset(store, chosen, taught[:1], decode_threads=resolve_decode_threads(None)),
         config.augment.operations,
     )
     lines = [
@@ -110,10 +111,12 @@ def measure_equivariance(
     }
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {kind: [] for kind in alone}
     device = next(model.parameters()).device
-    for number, batch in enumerate(iter_batches(dataset, _BATCH)):  # each image is decoded once
+    on_host = iter_batches(dataset, _BATCH)  # each image is decoded once
+    for number, (batch, moved) in enumerate(iter_on_device(on_host, device)):
         for kind, schedule in schedules.items():
             views = schedule.views(0, number * _BATCH, batch.aspects)
-            seen = move_batch(replace(batch, canonical_from_view=views), device)
+            drawn = None if views is None else copy_to(views, device)
+            seen = replace(moved, canonical_from_view=drawn)
             parts[kind].append(_compare(model, explain, input_size, seen))
     measured = {}
     for kind, compared in parts.items():

@@ -21,10 +21,11 @@ from pipeline.evaluation.localization import (
 )
 from pipeline.evaluation.predictions import Predictions, join, metrics_of
 from pipeline.loading.dataset import StoreDataset, iter_batches
+from pipeline.loading.decode_threads import resolve_decode_threads
 from pipeline.loading.geometry import evaluation_view, view_images, view_maps, view_targets
 from pipeline.loading.regions import RegionKind, regions_of
 from pipeline.loading.selection import HOLDOUT, rows_of_split, select_holdout_rows
-from pipeline.loading.transfer import move_batch
+from pipeline.loading.transfer import iter_on_device
 from pipeline.losses.map_cosine import map_cosine
 from pipeline.models.bcos.layers import add_inverse
 from pipeline.models.classifier import Classifier
@@ -56,7 +57,11 @@ class EvaluatedModel:
 
 
 def open_split(
-    store: Store, passes: Sequence[TeacherPass], split: str, trained: TrainedModel
+    store: Store,
+    passes: Sequence[TeacherPass],
+    split: str,
+    trained: TrainedModel,
+    decode_threads: int = 1,
 ) -> StoreDataset:
     """Open the records of one of evaluate.splits for the evaluation of a trained model."""
     rows: Rows = (
@@ -64,7 +69,14 @@ def open_split(
         if split == HOLDOUT
         else rows_of_split(store.index, split)
     )
-    return StoreDataset(store, rows, passes, with_regions=True, num_classes=trained.num_classes)
+    return StoreDataset(
+        store,
+        rows,
+        passes,
+        with_regions=True,
+        num_classes=trained.num_classes,
+        decode_threads=decode_threads,
+    )
 
 
 def evaluate_split(
@@ -84,7 +96,12 @@ def evaluate_model(
     return {
         split: evaluate_split(
             model,
-            StoreDataset(store, rows_of_split(store.index, split), with_regions=True),
+            StoreDataset(
+                store,
+                rows_of_split(store.index, split),
+                with_regions=True,
+                decode_threads=resolve_decode_threads(options.decode_threads),
+            ),
             options,
         )
         for split in options.splits
@@ -105,11 +122,11 @@ def predict_records(
         [
             _predict_batch(
                 model,
-                evaluation_view(move_batch(batch, model.device), options.frame, model.input_size),
+                evaluation_view(batch, options.frame, model.input_size),
                 options,
                 localize=localize,
             )
-            for batch in iter_batches(dataset, options.batch_size)
+            for _, batch in iter_on_device(iter_batches(dataset, options.batch_size), model.device)
         ]
     )
 

@@ -20,6 +20,7 @@ from pipeline.evaluation.networks import Networks
 from pipeline.evaluation.pictures import PICTURES_NAME, picture_maps
 from pipeline.evaluation.record_table import RECORDS_NAME, record_table
 from pipeline.evaluation.results import add_result, options_of, read_results
+from pipeline.loading.decode_threads import resolve_decode_threads
 from pipeline.store.parquet import write_table
 
 
@@ -30,11 +31,12 @@ def run_evaluators(
     model, trained = inputs.build()
     networks = Networks(config, inputs.store, inputs.passes)
     wanted = {*config.requested_evaluators, *read_results(folder)["evaluators"]}
+    threads = resolve_decode_threads(config.evaluate.decode_threads)
     contexts = [
         EvaluationContext(
             split=split,
             model=model,
-            dataset=open_split(inputs.store, inputs.passes, split, trained),
+            dataset=open_split(inputs.store, inputs.passes, split, trained, threads),
             config=config,
             networks=networks,
             folder=folder,

@@ -332,7 +332,10 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         self._start_caches()
 
 
-def iter_batches(dataset: StoreDataset, batch_size: int) -> Iterator[Batch]:
-    """Iterate over batches with every record of the selection exactly once, in whole frames, for evaluation."""
-    for start in range(0, len(dataset), batch_size):
-        yield dataset.__getitems__(list(range(start, min(start + batch_size, len(dataset)))))
+def iter_batches(
+    dataset: StoreDataset, batch_size: int, positions: Sequence[int] | None = None
+) -> Iterator[Batch]:
+    """Iterate over batches of these positions, or of every record of the selection once, in whole frames."""
+    chosen = range(len(dataset)) if positions is None else positions
+    for start in range(0, len(chosen), batch_size):
+        yield dataset.__getitems__(list(chosen[start : start + batch_size]))

@@ -10,20 +10,20 @@ from typing import Any
 
 import torch
 
-from pipeline.config.training import TrainerOptions
-
 _MOST = 8
 """Maximum number of threads that are started without being asked for."""
 _PARTS = 4
 """Parts of a batch per thread, so that no thread waits long for a slower one."""
 
 
-def resolve_decode_threads(trainer: TrainerOptions) -> int:
-    """Return trainer.decode_threads, or if it is null this process's share of the cores, from 1 to 8."""
-    if trainer.decode_threads is not None:
-        return trainer.decode_threads
-    loaders = trainer.ranks * max(trainer.loader_processes, 1)
-    return min(max(len(os.sched_getaffinity(0)) // loaders, 1), _MOST)
+def resolve_decode_threads(asked: int | None, processes: int = 1) -> int:
+    """Return the number of threads of an option `decode_threads`; null is a share of the cores, from 1 to 8.
+
+    processes  number of processes on this machine that decode at the same time
+    """
+    if asked is not None:
+        return asked
+    return min(max(len(os.sched_getaffinity(0)) // processes, 1), _MOST)
 
 
 class DecodeThreads:

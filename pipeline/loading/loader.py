@@ -13,7 +13,7 @@ from pipeline.core.records import Batch
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.pixels import PixelAugmentSchedule
 from pipeline.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
-from pipeline.loading.transfer import copy_ahead, copy_to, move_values
+from pipeline.loading.transfer import copy_to, iter_on_device, move_values
 from pipeline.loading.views import ViewSchedule
 
 
@@ -71,13 +71,10 @@ class TrainLoader:
     ) -> Iterator[Batch]:
         """Iterate over the batches of an epoch's steps, starting at `first_step`.
 
-        device  GPU to which batches are copied one step ahead; for any other device they stay on the host
+        device  device to which batches are copied, on a GPU one step ahead; None leaves them on the host
         """
         self.batches.set_position(epoch, first_step)
-        on_host = iter(self.loader)
-        pairs: Iterator[tuple[Batch, Batch]] = ((batch, batch) for batch in on_host)
-        if device is not None and device.type == "cuda":
-            pairs = copy_ahead(on_host, device)
+        pairs = iter_on_device(iter(self.loader), device or torch.device("cpu"))
         for step, (read, batch) in enumerate(pairs, start=first_step):
             start = self.batches.first_position(step)
             if self.views is None:

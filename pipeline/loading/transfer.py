@@ -19,6 +19,9 @@ from pipeline.loading.decode_threads import start_pool
 
 Copied = TypeVar("Copied")
 
+_AHEAD = ("cuda",)
+"""Types of devices to which batches are copied ahead."""
+
 
 def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to `device`, or return it if it is there."""
@@ -69,6 +72,15 @@ def copy_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple
             if tensor.device.type == "cuda":
                 tensor.record_stream(current)
         yield batch, moved
+
+
+def iter_on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[tuple[Batch, Batch]]:
+    """Iterate over batches and their copies on `device`, which are made one batch ahead on a GPU."""
+    if device.type in _AHEAD:
+        yield from copy_ahead(batches, device)
+    else:
+        for batch in batches:
+            yield batch, move_batch(batch, device)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

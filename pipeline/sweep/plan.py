@@ -47,9 +47,10 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
             known |= set(point)
             composed = compose("sweep", [*words, *point_words(point)])
             trained: DistillConfig = place_paths(build_verb_config("distill", composed))
-            if config.executor != "serial":
-                trained = _limit_threads(trained, config.cluster.cpus_per_student)
             evaluate: EvaluateConfig = place_paths(build_verb_config("evaluate", composed))
+            if config.executor != "serial":
+                cores = config.cluster.cpus_per_student
+                trained, evaluate = _limit_threads(trained, evaluate, cores)
             require(
                 trained.trainer.ranks == 1 or config.executor == "serial",
                 f"trainer.ranks={trained.trainer.ranks} in arm {arm}: ranks would wait for resources of other "
@@ -84,13 +85,18 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
     return [_with_baselines(student, students) for student in students]
 
 
-def _limit_threads(config: DistillConfig, cores: float) -> DistillConfig:
-    """Set trainer.decode_threads, if it is null, to the cores of a student that shares its machine with others."""
-    trainer = config.trainer
-    if trainer.decode_threads is not None:
-        return config
-    threads = max(1, int(cores) // max(trainer.loader_processes, 1))
-    return replace(config, trainer=replace(trainer, decode_threads=threads))
+def _limit_threads(
+    trained: DistillConfig, evaluate: EvaluateConfig, cores: float
+) -> tuple[DistillConfig, EvaluateConfig]:
+    """Set each decode_threads that is null to the cores of a student that shares its machine with others."""
+    trainer, options = trained.trainer, evaluate.evaluate
+    if trainer.decode_threads is None:
+        threads = max(1, int(cores) // max(trainer.loader_processes, 1))
+        trained = replace(trained, trainer=replace(trainer, decode_threads=threads))
+    if options.decode_threads is None:
+        options = replace(options, decode_threads=max(1, int(cores)))
+        evaluate = replace(evaluate, evaluate=options)
+    return trained, evaluate
 
 
 def _check_splits(evaluate: EvaluateConfig) -> None:

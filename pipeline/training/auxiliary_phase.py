@@ -14,7 +14,6 @@ import torch
 from pipeline.core.records import Targets
 from pipeline.core.seeds import derive_seed
 from pipeline.loading.loader import TrainLoader
-from pipeline.loading.transfer import move_batch
 from pipeline.losses.base import AuxiliaryPretraining
 from pipeline.training.state import Training
 
@@ -54,13 +53,12 @@ def _train_epoch(
     device = phase.parameters[0].device
     values = []
     for step, batch in enumerate(stream.epoch(epoch, device=device)):
-        moved = move_batch(batch, device)
         torch.manual_seed(
             derive_seed(training.seed, "teacher phase", epoch, step, training.distributed.rank)
         )
-        (targets,) = training.targets(moved, (1, 1), with_maps=False)
+        (targets,) = training.targets(batch, (1, 1), with_maps=False)
         assert isinstance(targets, Targets)
-        term = phase.loss(targets, moved.view_index)
+        term = phase.loss(targets, batch.view_index)
         optimizer.zero_grad()
         term.backward()  # type: ignore[no-untyped-call]
         training.distributed.average_gradients(phase.parameters)

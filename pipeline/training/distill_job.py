@@ -44,18 +44,19 @@ class Distillation:
     def prepare(self, distributed: DistributedContext) -> None:
         """Do nothing, because the store of a student is complete."""
 
-    def plan(self) -> TrainingSpec:
+    def plan(self, distributed: DistributedContext | None = None) -> TrainingSpec:
         """Build the specification of the training.
 
         Raises ConfigError or StoreMismatchError if the options do not fit the store.
+
+        distributed  ranks that share the cores of this machine, None if this process trains alone
         """
         from pipeline.loading.dataset import StoreDataset
-        from pipeline.loading.decode_threads import resolve_decode_threads
         from pipeline.loading.selection import select_training_rows
         from pipeline.losses.build import build_loss
         from pipeline.models.explainers.classes import resolve_explainer
         from pipeline.models.explainers.explain import DEFAULT_EXPLAINER
-        from pipeline.training.run import TrainingSpec
+        from pipeline.training.run import TrainingSpec, decode_threads_of
 
         config = self.config
         store = Store(Path(config.store.path))
@@ -80,7 +81,7 @@ class Distillation:
                 passes,
                 num_classes=num_classes,
                 payload=loss.needs.payload,
-                decode_threads=resolve_decode_threads(config.trainer),
+                decode_threads=decode_threads_of(config.trainer, distributed),
             ),
             model=config.student,
             num_classes=num_classes,

@@ -9,7 +9,6 @@ from pathlib import Path
 from pipeline.config.runs import CHECKPOINT_NAME
 from pipeline.config.training import TrainerOptions
 from pipeline.loading.loader import TrainLoader
-from pipeline.loading.transfer import move_batch
 from pipeline.models.classifier import Classifier
 from pipeline.training.auxiliary_phase import pretrain_loss
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
@@ -53,12 +52,11 @@ def fit(
         log = StepLog(write=write, every_steps=trainer.log_every_steps)
         while training.epoch < trainer.epochs:
             for batch in stream.epoch(training.epoch, training.step, device):
-                moved = move_batch(batch, device)
                 training.seed_step()
                 rate = learning_rate(trainer, lr, training.epoch, training.step, stream.num_steps)
                 for group in training.optimizer.param_groups:
                     group["lr"] = rate
-                terms = train_step(training, moved, input_size, trainer.clip_norm, trainer.agc)
+                terms = train_step(training, batch, input_size, trainer.clip_norm, trainer.agc)
                 training.step += 1
                 training.global_step += 1
                 log.add(training, terms, len(batch.keys))

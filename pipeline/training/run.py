@@ -27,6 +27,7 @@ from pipeline.core.records import Targets
 from pipeline.core.seeds import derive_seed
 from pipeline.loading.column_moments import column_moments
 from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.decode_threads import resolve_decode_threads
 from pipeline.loading.geometry import downscale, view_images, view_targets
 from pipeline.loading.loader import TrainLoader
 from pipeline.loading.pixels import PixelAugmentSchedule
@@ -116,11 +117,20 @@ class TrainingJob(Protocol):
     def prepare(self, distributed: DistributedContext) -> None:
         """Create the files that the training reads in addition to the store, on all ranks, unless they exist."""
 
-    def plan(self) -> TrainingSpec:
-        """Build the specification of the training. Raises ConfigError if the options do not fit the store."""
+    def plan(self, distributed: DistributedContext | None = None) -> TrainingSpec:
+        """Build the specification of the training. Raises ConfigError if the options do not fit the store.
+
+        distributed  ranks that share the cores of this machine, None if this process trains alone
+        """
 
     def describe(self, plan: TrainingSpec) -> TrainedModel:
         """Return the content of model.json for the result."""
+
+
+def decode_threads_of(trainer: TrainerOptions, distributed: DistributedContext | None) -> int:
+    """Return the threads that decode a batch, in each of the processes on this machine that load batches."""
+    ranks = 1 if distributed is None else distributed.ranks_here
+    return resolve_decode_threads(trainer.decode_threads, ranks * max(trainer.loader_processes, 1))
 
 
 def run_job(
@@ -131,7 +141,7 @@ def run_job(
     """Train to the last epoch, starting from the folder's checkpoint if there is one, and export the network."""
     distributed = distributed or DistributedContext()
     job.prepare(distributed)
-    plan = job.plan()
+    plan = job.plan(distributed)
     at_once = plan.trainer.batch_size // plan.views_per_step
     records = len(plan.dataset) // at_once * plan.trainer.batch_size
     started = time.monotonic()

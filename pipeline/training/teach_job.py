@@ -37,7 +37,7 @@ class Teaching:
 
     def prepare(self, distributed: DistributedContext) -> None:
         """Find the superfeatures of teaching=ked, unless the teacher's options name a partition."""
-        search = self._partition_search()
+        search = self._partition_search(distributed)
         if search is None:
             return
         from pipeline.models.additive.partition import PARTITION_NAME
@@ -52,27 +52,29 @@ class Teaching:
         if distributed.is_first:
             write_atomically(self.folder / PARTITION_NAME, found.read_bytes())
 
-    def plan(self) -> TrainingSpec:
+    def plan(self, distributed: DistributedContext | None = None) -> TrainingSpec:
         """Build the specification of the training.
 
         Raises ConfigError or StoreMismatchError if the options do not fit the store.
+
+        distributed  ranks that share the cores of this machine, None if this process trains alone
         """
         from pipeline.loading.dataset import StoreDataset
-        from pipeline.loading.decode_threads import resolve_decode_threads
         from pipeline.loading.selection import rows_of_split
         from pipeline.losses.build import build_loss
-        from pipeline.training.run import TrainingSpec
+        from pipeline.training.run import TrainingSpec, decode_threads_of
 
         teaching = self.config.teaching
         store = Store(Path(self.config.store.path))
         guided = isinstance(teaching, GuidedTeachingConfig)
         rows = rows_of_split(store.index, teaching.split)
+        threads = decode_threads_of(teaching.trainer, distributed)
         return TrainingSpec(
             dataset=StoreDataset(
                 store,
                 rows,
                 with_regions=guided,
-                decode_threads=resolve_decode_threads(teaching.trainer),
+                decode_threads=threads,
             ),
             model=self._network(),
             num_classes=len(store.manifest.classes),
@@ -82,7 +84,7 @@ class Teaching:
             trainer=teaching.trainer,
             seed=self.config.seed,
             guided_by=teaching.region if isinstance(teaching, GuidedTeachingConfig) else None,
-            after_epoch=self._pareto_front(store),
+            after_epoch=self._pareto_front(store, threads),
             live_teacher=self._requested_teacher(),
         )
 
@@ -102,10 +104,11 @@ class Teaching:
         asked = isinstance(teaching, KEDTeachingConfig) and teaching.lambda_kd > 0
         return black_box if asked and not isinstance(black_box, NoModelConfig) else None
 
-    def _partition_search(self) -> PartitionSearch | None:
+    def _partition_search(self, distributed: DistributedContext) -> PartitionSearch | None:
         config = self.config
         if not config.needs_partition_search:
             return None
+        from pipeline.training.run import decode_threads_of
         from pipeline.training.superfeatures.search import PartitionSearch
 
         assert isinstance(config.teaching, KEDTeachingConfig)
@@ -119,9 +122,10 @@ class Teaching:
             teacher=config.teacher,
             teaching=config.teaching,
             input_size=store.size if size is None else (size, size),
+            decode_threads=decode_threads_of(config.teaching.trainer, distributed),
         )
 
-    def _pareto_front(self, store: Store) -> ParetoFront | None:
+    def _pareto_front(self, store: Store, decode_threads: int) -> ParetoFront | None:
         teaching = self.config.teaching
         if not isinstance(teaching, GuidedTeachingConfig) or teaching.pareto_split is None:
             return None
@@ -131,7 +135,7 @@ class Teaching:
         from pipeline.training.pareto import ParetoFront
 
         rows = rows_of_split(store.index, teaching.pareto_split)
-        dataset = StoreDataset(store, rows, with_regions=True)
+        dataset = StoreDataset(store, rows, with_regions=True, decode_threads=decode_threads)
         size = store.size if teaching.augment.size is None else (teaching.augment.size,) * 2
         options = replace(self.config.evaluate, region=teaching.region)
 

@@ -7,12 +7,17 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
+import ray
+import ray.train
 import torch.distributed as dist
 
-from pipeline.cluster.train import RanksError, train_on_ranks
+from pipeline.cluster.train import RanksError, _RankLoop, train_on_ranks
 from pipeline.config.runs import RUNS
+from pipeline.core.distributed import DistributedContext
 from pipeline.core.errors import UserError
 from pipeline.losses.e2kd import E2KDLoss
 from pipeline.training.distill_job import Distillation
@@ -50,9 +55,30 @@ class KilledOnce(Distillation):
 
     marker: Path
 
-    def plan(self):
-        plan = super().plan()
+    def plan(self, distributed=None):
+        plan = super().plan(distributed)
         return replace(plan, loss=DeadlyLoss(plan.loss.config, self.marker))
+
+
+def test_a_rank_knows_how_many_ranks_share_its_machine(frozen, monkeypatch):
+    """Ranks 4 and 5 of 6 are on the third machine."""
+    context = SimpleNamespace(
+        get_world_rank=lambda: 5, get_world_size=lambda: 6, get_local_world_size=lambda: 2
+    )
+    found = []
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ray, "get", lambda asked: "")
+    monkeypatch.setattr(
+        "pipeline.training.run.run_job", lambda job, on_epoch, ranks: found.append(ranks)
+    )
+    job = Distillation(
+        config=distill_config(frozen, trainer=replace(TWO_RANKS, device="cpu")), folder=Path()
+    )
+
+    _RankLoop(job, MagicMock())()
+
+    assert found == [DistributedContext(5, 6, None, 2)]
+    assert found[0].ranks_here == 2
 
 
 class RefusingLoss(E2KDLoss):
@@ -68,8 +94,8 @@ class RefusingLoss(E2KDLoss):
 class Refused(Distillation):
     """Distillation in which one rank fails."""
 
-    def plan(self):
-        plan = super().plan()
+    def plan(self, distributed=None):
+        plan = super().plan(distributed)
         return replace(plan, loss=RefusingLoss(plan.loss.config))
 
 

@@ -43,9 +43,7 @@ def curve(monkeypatch):
         "pipeline.evaluation.evaluators.shift.forward_to_explain",
         lambda model, images: ModelOutput(torch.zeros(len(images), 3), images, None),
     )
-    monkeypatch.setattr(
-        "pipeline.evaluation.evaluators.shift.move_batch", lambda batch, device: batch
-    )
+    monkeypatch.setattr("pipeline.loading.transfer.move_batch", lambda batch, device: batch)
 
     class Dataset:
         def __len__(self):

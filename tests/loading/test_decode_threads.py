@@ -4,18 +4,24 @@ import copy
 import os
 import shutil
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline.config.training import TrainerOptions
+from pipeline.core.distributed import DistributedContext
 from pipeline.loading import dataset as dataset_module
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.decode_threads import DecodeThreads, resolve_decode_threads
 from pipeline.store.file_entry import ManifestError
 from pipeline.store.frames import InputMemory
 from pipeline.store.reader import Store
+from pipeline.training.distill_job import Distillation
+from pipeline.training.run import decode_threads_of
+from tests.support.runs import TWO_RANKS, distill_config
 from tests.support.stores import keys_of_shard, table_of_shard
 
 POSITIONS = [5, 0, 17, 5, 30, 17, 2, 40, 5, 8]
@@ -172,18 +178,46 @@ def test_torch_has_one_thread_in_each_and_keeps_its_number_elsewhere():
 
 
 @pytest.mark.parametrize(
-    ("cores", "options", "threads"),
+    ("cores", "asked", "processes", "threads"),
     [
-        (1, {}, 1),
-        (6, {}, 6),
-        (64, {}, 8),
-        (16, {"loader_processes": 4}, 4),
-        (16, {"ranks": 2, "loader_processes": 4, "batch_size": 4}, 2),
-        (2, {"loader_processes": 4}, 1),
-        (2, {"decode_threads": 12}, 12),
+        (1, None, 1, 1),
+        (6, None, 1, 6),
+        (64, None, 1, 8),
+        (16, None, 3, 5),
+        (2, None, 4, 1),
+        (2, 12, 4, 12),
     ],
 )
-def test_the_cores_are_shared_by_ranks_and_loader_processes(monkeypatch, cores, options, threads):
+def test_processes_share_the_cores(monkeypatch, cores, asked, processes, threads):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
 
-    assert resolve_decode_threads(TrainerOptions(**options)) == threads
+    assert resolve_decode_threads(asked, processes) == threads
+
+
+@pytest.mark.parametrize(
+    ("options", "distributed", "threads"),
+    [
+        ({}, None, 8),
+        ({"loader_processes": 4}, None, 4),
+        ({"loader_processes": 4}, DistributedContext(1, 2), 2),
+        ({"loader_processes": 4}, DistributedContext(5, 8, local_world_size=2), 2),
+        ({}, DistributedContext(5, 8, local_world_size=1), 8),
+        ({"decode_threads": 3}, DistributedContext(5, 8, local_world_size=1), 3),
+    ],
+)
+def test_only_the_ranks_of_one_machine_share_its_cores(monkeypatch, options, distributed, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
+
+    assert decode_threads_of(TrainerOptions(**options), distributed) == threads
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_students_plan_has_the_threads_of_its_rank(frozen, monkeypatch, processes):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    trainer = replace(TWO_RANKS, loader_processes=processes)
+    job = Distillation(config=distill_config(frozen, trainer=trainer), folder=Path())
+    alone, other = DistributedContext(1, 2, local_world_size=1), DistributedContext(1, 2)
+
+    threads = [job.plan(ranks).dataset.decode_threads.count for ranks in (alone, other)]
+
+    assert threads == [8 // max(processes, 1), 4 // max(processes, 1)]

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.core.records import NO_CLASS
-from pipeline.loading import loader
+from pipeline.loading import loader, transfer
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.loader import TrainLoader
 from pipeline.loading.regions import regions_of
@@ -147,7 +147,7 @@ def test_batches_that_are_copied_ahead_have_the_views_of_the_others(
     frozen, operations, monkeypatch
 ):
     monkeypatch.setattr(
-        loader,
+        transfer,
         "copy_ahead",
         lambda batches, device: read_ahead(batches, lambda batch: move_batch(batch, META)),
     )
@@ -172,7 +172,7 @@ def test_batches_that_are_copied_ahead_have_the_views_of_the_others(
 
 @pytest.mark.parametrize("device", [None, torch.device("cpu")])
 def test_nothing_is_read_ahead_for_a_cpu(frozen, device, monkeypatch):
-    monkeypatch.setattr(loader, "copy_ahead", None)
+    monkeypatch.setattr(transfer, "copy_ahead", None)
 
     (first, *_) = train_loader(frozen, ()).epoch(0, 0, device)
 

@@ -232,7 +232,7 @@ def test_a_killed_student_resumes_to_the_same_one(rotated, monkeypatch, method):
     steps = sum(1 for _ in read_metrics(RUNS / "whole" / "distill")) // 2
     kills = [(loop, "train_step", steps + 1)]
     if method.kind != "crd":
-        kills.insert(0, (auxiliary_phase, "move_batch", 1))
+        kills.insert(0, (auxiliary_phase, "derive_seed", 1))
     for module, name, calls in kills:
         with monkeypatch.context() as patch:
             kill_after(patch, module, name, calls)
@@ -240,7 +240,7 @@ def test_a_killed_student_resumes_to_the_same_one(rotated, monkeypatch, method):
                 distill.run(arm_config(rotated, method, run="killed"))
     with monkeypatch.context() as patch:
         # The teacher's part must not be trained again.
-        kill_after(patch, auxiliary_phase, "move_batch", 0)
+        kill_after(patch, auxiliary_phase, "derive_seed", 0)
         distill.run(arm_config(rotated, method, run="killed"))
 
     assert_equal_states(weights_of("killed"), weights_of("whole"))

@@ -110,21 +110,23 @@ def test_the_grid_reaches_the_student_and_is_stronger_than_its_arm(frozen):
 
 
 @pytest.mark.parametrize(
-    ("words", "threads"),
+    ("words", "threads", "evaluating"),
     [
-        (["executor=ray"], 1),
-        (["executor=ray", "cluster.cpus_per_student=3.5"], 3),
-        (["executor=ray", "cluster.cpus_per_student=5", "trainer.loader_processes=2"], 2),
-        (["executor=ray", "trainer.decode_threads=6"], 6),
-        (["executor=serial"], None),
+        (["executor=ray"], 1, 1),
+        (["executor=ray", "cluster.cpus_per_student=3.5"], 3, 3),
+        (["executor=ray", "cluster.cpus_per_student=5", "trainer.loader_processes=2"], 2, 5),
+        (["executor=ray", "trainer.decode_threads=6"], 6, 1),
+        (["executor=ray", "evaluate.decode_threads=6"], 1, 6),
+        (["executor=serial"], None, None),
     ],
 )
-def test_students_that_run_at_once_decode_on_their_own_cores(frozen, words, threads):
+def test_students_that_run_at_once_decode_on_their_own_cores(frozen, words, threads, evaluating):
     base = sweep_words(frozen, "arms={kd: ['method=kd']}", *words)
 
     (student,) = plan_students(sweep_config(base), base)
 
     assert student.distill.trainer.decode_threads == threads
+    assert student.evaluate.evaluate.decode_threads == evaluating
 
 
 def test_without_a_grid_a_student_is_called_what_it_always_was(frozen):

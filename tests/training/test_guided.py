@@ -19,6 +19,7 @@ from pipeline.config.verbs import TeachConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import NO_CLASS, Guidance
 from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.decode_threads import resolve_decode_threads
 from pipeline.loading.regions import regions_of
 from pipeline.losses.guided import LOCALIZATIONS, GuidedLoss
 from pipeline.models.providers import build_model
@@ -177,6 +178,23 @@ def test_guidance_moves_explanations_onto_the_object(packed, network):
         trainer=TrainerOptions(epochs=1, batch_size=8, num_threads=1),
     )
     assert started.is_dir()
+
+
+def test_training_and_its_evaluations_decode_in_threads(packed, monkeypatch):
+    found = []
+    build = StoreDataset.__init__
+    monkeypatch.setattr(
+        StoreDataset,
+        "__init__",
+        lambda *a, **o: found.append(o["decode_threads"]) or build(*a, **o),
+    )
+    trainer = TrainerOptions(epochs=1, batch_size=8, num_threads=1, decode_threads=3)
+    network = CifarModelConfig(name="resnet8", width=2)
+
+    teach_guided(packed, network, trainer=trainer, pareto_split="test")
+
+    assert found[:2] == [3, 3]  # the training, and the evaluation after each epoch
+    assert found[2:] == [resolve_decode_threads(None)]  # that of the finished teacher
 
 
 def test_masks_guide_as_boxes_do(packed):

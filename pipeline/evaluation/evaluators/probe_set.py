@@ -22,10 +22,10 @@ from pipeline.core.labels import multi_hot
 from pipeline.core.records import NO_LABEL
 from pipeline.core.seeds import derive_seed
 from pipeline.evaluation.forward import EvaluatedModel
-from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.loading.geometry import evaluation_view, view_images
 from pipeline.loading.selection import members_of_classes
-from pipeline.loading.transfer import move_batch
+from pipeline.loading.transfer import iter_on_device
 
 LEAST_OF_A_CLASS = 4
 """Minimum number of records of each class in a block."""
@@ -171,9 +171,8 @@ def iter_views(
     model: EvaluatedModel, dataset: StoreDataset, positions: Sequence[int], options: EvaluateOptions
 ) -> Iterator[Tensor]:
     """Iterate over images f32 [b, 3, H, W] of these positions in the model's evaluation view, on its device."""
-    for start in range(0, len(positions), options.batch_size):
-        rows = list(positions[start : start + options.batch_size])
-        batch = move_batch(dataset.__getitems__(rows), model.device)
+    on_host = iter_batches(dataset, options.batch_size, positions)
+    for _, batch in iter_on_device(on_host, model.device):
         batch = evaluation_view(batch, options.frame, model.input_size)
         yield view_images(batch, model.input_size)
 

@@ -22,8 +22,8 @@ from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.evaluators.evaluator import Evaluator
 from pipeline.evaluation.forward import EvaluatedModel
 from pipeline.evaluation.localization import upsample
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.transfer import move_batch
+from pipeline.loading.dataset import StoreDataset, iter_batches
+from pipeline.loading.transfer import iter_on_device
 from pipeline.models.explainers.bcos_weights import contribution_map, is_bcos_weights
 from pipeline.models.explainers.explain import forward_to_explain
 from pipeline.models.output import ModelOutput
@@ -50,8 +50,7 @@ def shift_curves(
     check_shift("evaluate.shift.pixels", max_shift, model.input_size)
     chosen = _chosen(len(dataset), records)
     cosines: dict[str, list[Tensor]] = {}
-    for start in range(0, len(chosen), _BATCH):
-        batch = move_batch(dataset.__getitems__(chosen[start : start + _BATCH]), model.device)
+    for _, batch in iter_on_device(iter_batches(dataset, _BATCH, chosen), model.device):
         for kind, curve in _batch_curves(model, batch.inputs, max_shift).items():
             cosines.setdefault(kind, []).append(curve.cpu())
     return {

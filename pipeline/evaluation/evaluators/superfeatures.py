@@ -21,7 +21,7 @@ from pipeline.evaluation.metrics import LESS, PER_CENT
 from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.loading.geometry import evaluation_view, view_images
 from pipeline.loading.stored_values import decode_intermediates
-from pipeline.loading.transfer import move_batch
+from pipeline.loading.transfer import iter_on_device
 from pipeline.models.additive.hierarchy import (
     coarsen,
     hierarchy_of,
@@ -81,14 +81,19 @@ def evaluate_superfeatures(context: EvaluationContext) -> dict[str, Any]:
     """Compute `FidelitySums.metrics` of the split at the finest level that both networks have."""
     number, of_student, of_teacher = _levels(context)
     store, rows = context.store, context.dataset.rows
-    dataset = StoreDataset(store, rows, context.dataset.passes[:1], payload=PAYLOAD)
+    dataset = StoreDataset(
+        store,
+        rows,
+        context.dataset.passes[:1],
+        payload=PAYLOAD,
+        decode_threads=context.dataset.decode_threads.count,
+    )
     total = FidelitySums(kl=torch.zeros(number), agreement=torch.zeros(number), records=0)
     model = context.model
-    for batch in iter_batches(dataset, context.options.batch_size):
+    on_host = iter_batches(dataset, context.options.batch_size)
+    for batch, moved in iter_on_device(on_host, model.device):
         taught = coarsen(decode_intermediates(batch.targets[0])[PAYLOAD], of_teacher, number)
-        seen = evaluation_view(
-            move_batch(batch, model.device), context.options.frame, model.input_size
-        )
+        seen = evaluation_view(moved, context.options.frame, model.input_size)
         with torch.no_grad():
             output = model.network(
                 view_images(seen, model.input_size), Intermediates(superfeatures=True)

@@ -24,7 +24,7 @@ from pipeline.core.errors import require
 from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.loading.geometry import evaluation_view, view_images
 from pipeline.loading.selection import balanced_order
-from pipeline.loading.transfer import move_batch
+from pipeline.loading.transfer import iter_on_device
 from pipeline.models.classifier import Classifier
 from pipeline.models.fingerprint import describe_teacher
 from pipeline.models.providers import build_model, freeze, teacher_input_size
@@ -69,6 +69,8 @@ class PartitionSearch:
     teaching: KEDTeachingConfig
     input_size: tuple[int, int]
     """(height, width) of the teacher's view."""
+    decode_threads: int = 1
+    """Threads that decode a batch, in each rank."""
 
     @property
     def folder(self) -> Path:
@@ -185,8 +187,9 @@ class PartitionSearch:
         size = self._probed_size()
         if len(rows) == 0:
             return
-        for batch in iter_batches(StoreDataset(self.store, rows), _BATCH_SIZE):
-            seen = evaluation_view(move_batch(batch, device), self.teacher.frame, size)
+        dataset = StoreDataset(self.store, rows, decode_threads=self.decode_threads)
+        for _, batch in iter_on_device(iter_batches(dataset, _BATCH_SIZE), device):
+            seen = evaluation_view(batch, self.teacher.frame, size)
             yield batch.keys, view_images(seen, size)
 
     def _correlation(self) -> Tensor:

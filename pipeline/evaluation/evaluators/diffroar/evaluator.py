@@ -146,7 +146,8 @@ def _ranked(context: EvaluationContext, rows: NDArray[np.int64]) -> RankedImages
     """Load records with the ranks of the model's attributions, on the model's device."""
     model = context.model
     images, ranks, labels = [], [], []
-    for batch in replace(context, dataset=StoreDataset(context.store, rows)).iter_batches():
+    dataset = StoreDataset(context.store, rows, decode_threads=context.dataset.decode_threads.count)
+    for batch in replace(context, dataset=dataset).iter_batches():
         seen = view_images(batch, model.input_size)
         gradient = input_gradient(seen, lambda x: model.network(x).logits.max(dim=1).values)
         if context.options.diffroar.unit == "pixel":
