@@ -15,19 +15,22 @@ from pipeline.core.distributed import DistributedContext
 from pipeline.core.errors import ConfigError, require
 from pipeline.core.progress import progress
 from pipeline.estimation.spread import Spread, spread_of
-from pipeline.loading.transfer import move_batch
 from pipeline.models.resolve import resolve_distill
 from pipeline.training.distill_job import Distillation
 from pipeline.training.run import build_loader, build_training
 from pipeline.training.step import train_step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pipeline.config.methods import Mode
     from pipeline.config.verbs import EstimateConfig
     from pipeline.core.records import Batch
     from pipeline.store.reader import Store
+
+
+_STEPS_ON_GPU = 4
+"""Steps that are counted together on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,22 +99,46 @@ class _Steps:
         self.batches = self._batches()
 
     def take(self) -> float:
-        """Take a step and return its seconds a record, in which the batch is read."""
-        started = perf_counter()
+        """Take a step, or several on a GPU, and return their seconds a record, in which the batches are read."""
+        return seconds_per_record(self._step, self._synchronize, self.device.type)
+
+    def _step(self) -> int:
+        """Take a step and return its number of records."""
         batch = next(self.batches)
-        moved = move_batch(batch, self.device)
         self.training.seed_step()
-        train_step(self.training, moved, self.input_size, self.trainer.clip_norm, self.trainer.agc)
+        train_step(self.training, batch, self.input_size, self.trainer.clip_norm, self.trainer.agc)
         self.training.step += 1
         self.training.global_step += 1
+        return len(batch.keys)
+
+    def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return (perf_counter() - started) / len(batch.keys)
 
     def _batches(self) -> Iterator[Batch]:
         while True:
-            yield from self.loader.epoch(self.training.epoch)
+            yield from self.loader.epoch(self.training.epoch, device=self.device)
             self.training.epoch, self.training.step = self.training.epoch + 1, 0
+
+
+def seconds_per_record(
+    step: Callable[[], int], synchronize: Callable[[], None], device_type: str
+) -> float:
+    """Take steps and return their seconds a record.
+
+    A GPU's next batch is read during a step, so a single step would not contain the time in which a slower reading is
+    waited for. There the first step is not counted, as its batch was read during the other student's steps.
+
+    step  takes a step and returns its number of records
+    """
+    uncounted, counted = (1, _STEPS_ON_GPU) if device_type == "cuda" else (0, 1)
+    for _ in range(uncounted):
+        step()
+        synchronize()
+    started = perf_counter()
+    records = sum(step() for _ in range(counted))
+    synchronize()
+    return (perf_counter() - started) / records
 
 
 def _student(config: EstimateConfig, store: Store, mode: Mode) -> DistillConfig:

@@ -4,6 +4,7 @@ from math import inf
 
 import pytest
 
+from pipeline.estimation import steps
 from pipeline.estimation.break_even import BreakEven, break_even_epochs
 from pipeline.estimation.lines import format_bytes
 from pipeline.estimation.spread import Spread, spread_of
@@ -33,6 +34,25 @@ def test_a_teacher_that_costs_nothing_is_never_dearer(saved, expected):
     epochs = break_even_epochs(spread_of([10.0]), spread_of(saved))
 
     assert (epochs.median, epochs.lowest, epochs.highest) == expected
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", 1 / 4), ("cuda", 2 / 4)])
+def test_on_a_gpu_the_first_step_is_not_counted_as_its_batch_was_ready(
+    monkeypatch, device, expected
+):
+    """The first step takes 1 s for 4 records, the others take 2 s."""
+    seconds, taken = [0.0], []
+    monkeypatch.setattr(steps, "perf_counter", lambda: seconds[0])
+
+    def step():
+        seconds[0] += 2.0 if taken else 1.0
+        taken.append(4)
+        return 4
+
+    found = steps.seconds_per_record(step, lambda: taken.append(0), device)
+
+    assert found == expected
+    assert taken == ([4, 0] if device == "cpu" else [4, 0, 4, 4, 4, 4, 0])
 
 
 def test_two_passes_cost_their_sum():
