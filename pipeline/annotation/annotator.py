@@ -19,7 +19,8 @@ from pipeline.config.store import PassOptions
 from pipeline.core.errors import UserError
 from pipeline.core.records import VIEW_FIELD, FieldSpec
 from pipeline.loading.geometry import CENTER_CROP_FRACTION, center_crop, warp
-from pipeline.models.explainers.explain import NEED_GRAPH, forward_to_explain
+from pipeline.loading.jpeg_decoding import decode_images, require_decoder
+from pipeline.models.explainers.explain import forward_to_explain, pass_precision
 from pipeline.models.output import Intermediates, ModelOutput
 from pipeline.models.providers import build_model, freeze, teacher_input_size
 from pipeline.store.frames import FrameBatch
@@ -31,16 +32,6 @@ class FidelityError(UserError, ValueError):
 
 class NotFiniteError(UserError, ValueError):
     """Error for teacher outputs that are not finite."""
-
-
-def pass_precision(config: PassOptions, explainer: ExplainerConfig) -> str:
-    """Return the precision of the forward passes of a pass with these options.
-
-    Maps are computed in float32. If they are gradients through the whole network, that takes a float32 pass of it,
-    which then is the only one.
-    """
-    needs_graph = "map" in config.payloads and explainer.kind in NEED_GRAPH
-    return "float32" if needs_graph else config.precision
 
 
 class TeacherAnnotator:
@@ -98,10 +89,10 @@ class TeacherAnnotator:
         encoded: list[EncodedFields] = []
         done = 0
         for batch in batches:
-            rows = slice(done, done + len(batch.frames))
+            rows = slice(done, done + len(batch.heights))
             seen = None if views is None else views[rows]
             encoded.append(self._annotate_batch(batch, keys[rows], seen))
-            done += len(batch.frames)
+            done += len(batch.heights)
         if not encoded:
             return {
                 spec.name: np.empty((0, 1, *spec.shape), spec.dtype) for spec in self.fields()
@@ -129,7 +120,7 @@ class TeacherAnnotator:
         if views is None:
             seen = [self._annotate_inputs(self._inputs(batch), records)]
         else:
-            frames = batch.frames.to(self.device)
+            frames = self._frames(batch)
             seen = [
                 self._annotate_inputs(warp(frames, view, self.input_size) / 255, records)
                 for view in views.to(self.device).unbind(dim=1)
@@ -167,7 +158,7 @@ class TeacherAnnotator:
 
     def _inputs(self, batch: FrameBatch) -> Tensor:
         """Convert frames to the teacher's input f32 [n, 3, height, width] in [0, 1], or return unchanged table rows."""
-        frames = batch.frames.to(self.device)
+        frames = self._frames(batch)
         if self.is_table:
             return frames
         if self.frame == "center_crop":
@@ -177,6 +168,14 @@ class TeacherAnnotator:
             return frames.float() / 255
         whole = torch.eye(3, device=self.device).expand(len(frames), 3, 3)
         return warp(frames, whole, self.input_size) / 255
+
+    def _frames(self, batch: FrameBatch) -> Tensor:
+        """Frames u8 [n, 3, H, W], or rows of a table, on the teacher's device."""
+        if batch.encoded is None:
+            return batch.frames.to(self.device)
+        decoder = self.config.jpeg_decoder
+        require_decoder(decoder, self.device, "annotate.jpeg_decoder", "the teacher's device")
+        return decode_images(batch.encoded, batch.frames.to(self.device), self.device)
 
     def _placement(self) -> dict[str, Any]:
         cropped = self.frame == "center_crop"

@@ -101,7 +101,7 @@ class AnnotateShard:
         """Iterate over the shard's frames in batches at fixed positions, decoded ahead of the teacher."""
         rows = self._rows(shard)
         records = shard.records if rows is None else len(rows)
-        frames = ShardFrames(self._store, shard, rows)
+        frames = ShardFrames(self._store, shard, rows, self.config.jpeg_decoder)
         starts = range(0, records, self.config.batch_size)
         stops = [min(start + self.config.batch_size, records) for start in starts]
         extents = list(zip(starts, stops, strict=True))
@@ -119,7 +119,7 @@ class AnnotateShard:
 
     def _name_each_record(self, shard: ShardEntry, keys: list[str], journal: ShardJournal) -> None:
         """Annotate each record separately, suspects first, and journal its key before, to identify a fatal record."""
-        frames = ShardFrames(self._store, shard, self._rows(shard))
+        frames = ShardFrames(self._store, shard, self._rows(shard), self.config.jpeg_decoder)
         rank = {key: number for number, key in enumerate(journal.suspects)}
         for row in sorted(range(len(keys)), key=lambda row: rank.get(keys[row], len(rank))):
             journal.at(keys[row])

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipeline.annotation.annotator import TeacherAnnotator, pass_precision
+from pipeline.annotation.annotator import TeacherAnnotator
 from pipeline.annotation.fingerprint import describe_pass, fingerprint_pass
 from pipeline.annotation.shard_tasks import AnnotateShard
 from pipeline.annotation.stored_views import StoredViews, plan_stored_views
@@ -26,6 +26,7 @@ from pipeline.core.tasks import MapShards, run_shards
 from pipeline.models.additive.network import network_partition
 from pipeline.models.additive.partition import Partition
 from pipeline.models.explainers.classes import resolve_explainer
+from pipeline.models.explainers.explain import pass_precision
 from pipeline.models.fingerprint import describe_teacher
 from pipeline.models.providers import build_model
 from pipeline.models.saved import DESCRIPTION_NAME
@@ -105,7 +106,12 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
     _warn_of_other_classes(config.teacher, store)
     description = describe_pass(
         store.manifest,
-        describe_teacher(config.teacher, num_classes, _precision(config, explainer)),
+        describe_teacher(
+            config.teacher,
+            num_classes,
+            _precision(config, explainer),
+            jpeg_decoder=store.manifest.decoder_of(config.annotate.jpeg_decoder),
+        ),
         explainer,
         config.annotate,
         config.store.backend,

@@ -17,7 +17,8 @@ from pipeline.evaluation.predictions import Predictions
 from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.loading.geometry import evaluation_view
 from pipeline.loading.transfer import iter_on_device
-from pipeline.store.reader import Store
+from pipeline.store.index import Rows
+from pipeline.store.reader import Store, TeacherPass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,19 @@ class EvaluationContext:
         on_host = iter_batches(self.dataset, self.options.batch_size, positions)
         for _, batch in iter_on_device(on_host, self.model.device):
             yield evaluation_view(batch, self.options.frame, self.model.input_size)
+
+    def open_rows(
+        self, rows: Rows, passes: Sequence[TeacherPass] = (), payload: str | None = None
+    ) -> StoreDataset:
+        """Open rows of the store, to be read as those of the split are."""
+        return StoreDataset(
+            self.store,
+            rows,
+            passes,
+            payload=payload,
+            decode_threads=self.dataset.decode_threads.count,
+            jpeg_decoder=self.dataset.jpeg_decoder,
+        )
 
     @cached_property
     def has_regions(self) -> bool:

@@ -22,13 +22,19 @@ from pipeline.core.records import Batch
 from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.loading.decode_threads import resolve_decode_threads
 from pipeline.loading.geometry import view_images, view_maps
+from pipeline.loading.jpeg_decoding import require_decoder
 from pipeline.loading.selection import rows_of_split
 from pipeline.loading.transfer import copy_to, iter_on_device
 from pipeline.loading.views import ViewSchedule
 from pipeline.losses.map_cosine import map_cosine
 from pipeline.models.classifier import Classifier
 from pipeline.models.devices import resolve_device
-from pipeline.models.explainers.explain import EXPLAINERS, Explainer, forward_to_explain
+from pipeline.models.explainers.explain import (
+    EXPLAINERS,
+    Explainer,
+    forward_to_explain,
+    pass_precision,
+)
 from pipeline.models.fingerprint import describe_teacher
 from pipeline.models.providers import build_model, freeze, teacher_input_size
 from pipeline.models.resolve import require_images
@@ -50,7 +56,15 @@ def teacher_equivariance(config: VerifyConfig, store: Store, teacher: ModelConfi
     """Run `measure_equivariance` for the teacher of one pass of the store, and format one line per operation."""
     require_images(store, "equivariance=true", "set it to false")
     num_classes = len(store.manifest.classes)
-    asked = sha256_json(describe_teacher(teacher, num_classes, config.annotate.precision))
+    decoder = store.manifest.decoder_of(config.annotate.jpeg_decoder)
+    asked = sha256_json(
+        describe_teacher(
+            teacher,
+            num_classes,
+            pass_precision(config.annotate, config.explainer),
+            jpeg_decoder=decoder,
+        )
+    )
     passes = [store.open_pass(folder.name) for folder in store.pass_folders()]
     taught = [
         t
@@ -67,11 +81,20 @@ def teacher_equivariance(config: VerifyConfig, store: Store, teacher: ModelConfi
         np.random.default_rng(0).permutation(np.asarray(rows))[: config.equivariance_records]
     )
     side = teacher_input_size(teacher)
+    device = resolve_device("device", "auto")
+    require_decoder(decoder, device, "annotate.jpeg_decoder", "the device of the teacher")
+    dataset = StoreDataset(
+        store,
+        chosen,
+        taught[:1],
+        decode_threads=resolve_decode_threads(None),
+        jpeg_decoder=decoder,
+    )
     measured = measure_equivariance(
-        freeze(build_model(teacher, num_classes)).to(resolve_device("device", "auto")),
+        freeze(build_model(teacher, num_classes)).to(device),
         EXPLAINERS[config.explainer.kind],
         store.size if side is None else (side, side),
-        StoreDataset(store, chosen, taught[:1], decode_threads=resolve_decode_threads(None)),
+        dataset,
         config.augment.operations,
     )
     lines = [

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.evaluation import EvaluateOptions
+from pipeline.config.store import JpegDecoder
 from pipeline.core.labels import classes_of, has_many
 from pipeline.core.records import NO_CLASS, Batch, StoredTargets, Targets
 from pipeline.evaluation.localization import (
@@ -23,6 +24,7 @@ from pipeline.evaluation.predictions import Predictions, join, metrics_of
 from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.loading.decode_threads import resolve_decode_threads
 from pipeline.loading.geometry import evaluation_view, view_images, view_maps, view_targets
+from pipeline.loading.jpeg_decoding import require_decoder
 from pipeline.loading.regions import RegionKind, regions_of
 from pipeline.loading.selection import HOLDOUT, rows_of_split, select_holdout_rows
 from pipeline.loading.transfer import iter_on_device
@@ -62,6 +64,7 @@ def open_split(
     split: str,
     trained: TrainedModel,
     decode_threads: int = 1,
+    jpeg_decoder: JpegDecoder = "cpu",
 ) -> StoreDataset:
     """Open the records of one of evaluate.splits for the evaluation of a trained model."""
     rows: Rows = (
@@ -76,7 +79,17 @@ def open_split(
         with_regions=True,
         num_classes=trained.num_classes,
         decode_threads=decode_threads,
+        jpeg_decoder=jpeg_decoder,
     )
+
+
+def evaluation_decoder(
+    options: EvaluateOptions, trained: TrainedModel, device: torch.device
+) -> JpegDecoder:
+    """Return the device that decodes JPEGs. Raises ConfigError if it is a GPU, and that of the model is none."""
+    decoder = options.jpeg_decoder or trained.jpeg_decoder
+    require_decoder(decoder, device, "evaluate.jpeg_decoder", "the device of the evaluation")
+    return decoder
 
 
 def evaluate_split(
@@ -92,6 +105,7 @@ def evaluate_model(
     """Run `evaluate_split` for the trained network in a run's folder on each split of `evaluate.splits`."""
     network, trained = load_model(folder)
     device = resolve_device("evaluate.device", options.device)
+    decoder = evaluation_decoder(options, trained, device)
     model = EvaluatedModel(network=network.to(device), input_size=trained.input_size)
     return {
         split: evaluate_split(
@@ -101,6 +115,7 @@ def evaluate_model(
                 rows_of_split(store.index, split),
                 with_regions=True,
                 decode_threads=resolve_decode_threads(options.decode_threads),
+                jpeg_decoder=decoder,
             ),
             options,
         )

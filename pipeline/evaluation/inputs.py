@@ -105,17 +105,21 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
         )
     store = Store(Path(config.evaluate.store or config.store.path))
     described = describe_teacher(teacher, len(store.manifest.classes))
+    named = store.open_passes(config.store.teacher) if config.store.teacher else []
+    passes = passes_of_teacher(teacher, store, named)
 
     def build() -> tuple[EvaluatedModel, TrainedModel]:
         model = build_teacher(teacher, store, config.evaluate.device)
         return model, TrainedModel(
-            config=teacher, num_classes=described["classes"], input_size=model.input_size
+            config=teacher,
+            num_classes=described["classes"],
+            input_size=model.input_size,
+            jpeg_decoder=passes[0].jpeg_decoder if passes else "cpu",
         )
 
-    named = store.open_passes(config.store.teacher) if config.store.teacher else []
     return EvaluationInputs(
         store=store,
-        passes=passes_of_teacher(teacher, store, named),
+        passes=passes,
         fingerprint=sha256_json(described),
         build=build,
     )

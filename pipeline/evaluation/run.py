@@ -14,7 +14,7 @@ from pipeline.config.verbs import EvaluateConfig
 from pipeline.core.files import write_atomically
 from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.evaluators.build import evaluator_named
-from pipeline.evaluation.forward import open_split
+from pipeline.evaluation.forward import evaluation_decoder, open_split
 from pipeline.evaluation.inputs import EvaluationInputs
 from pipeline.evaluation.networks import Networks
 from pipeline.evaluation.pictures import PICTURES_NAME, picture_maps
@@ -31,12 +31,13 @@ def run_evaluators(
     model, trained = inputs.build()
     networks = Networks(config, inputs.store, inputs.passes)
     wanted = {*config.requested_evaluators, *read_results(folder)["evaluators"]}
+    decoder = evaluation_decoder(config.evaluate, trained, model.device)
     threads = resolve_decode_threads(config.evaluate.decode_threads)
     contexts = [
         EvaluationContext(
             split=split,
             model=model,
-            dataset=open_split(inputs.store, inputs.passes, split, trained, threads),
+            dataset=open_split(inputs.store, inputs.passes, split, trained, threads, decoder),
             config=config,
             networks=networks,
             folder=folder,

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from pipeline.config.store import JpegDecoder
 from pipeline.core.records import VIEW_FIELD, Batch, FieldSpec, StoredTargets
 from pipeline.loading.decode_threads import DecodeThreads
 from pipeline.loading.geometry import center_crop
@@ -20,7 +21,7 @@ from pipeline.loading.selected_records import SelectedRecords
 from pipeline.loading.stored_values import decode_intermediates
 from pipeline.store.fields import Values
 from pipeline.store.file_entry import StoreMismatchError
-from pipeline.store.frames import InputMemory, decode_mask, input_bytes
+from pipeline.store.frames import InputMemory, decode_mask, input_bytes, input_memory
 from pipeline.store.index import Rows as IndexRows
 from pipeline.store.reader import Store, TeacherPass
 from pipeline.store.row_reader import Rows, SelectedRows
@@ -70,6 +71,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         num_classes: int | None = None,
         payload: str | None = None,
         decode_threads: int = 1,
+        jpeg_decoder: JpegDecoder = "cpu",
     ) -> None:
         """Select rows of a store's index: a range where possible, which needs no memory, or any row numbers.
 
@@ -78,12 +80,14 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         payload       payload (attention, class_maps, pooled, superfeature_logits) to read in addition to logits and
                       maps; others are not read
         decode_threads  number of threads that decode a batch, in each process that loads batches
+        jpeg_decoder  cuda leaves baseline JPEGs encoded, which `move_batch` decodes on the device of the batch
         """
         classes = {t.num_classes for t in passes} | ({num_classes} if num_classes else set())
         super().__init__(store, rows, labels_apply=not classes - {len(store.manifest.classes)})
         self.passes = tuple(passes)
         self.with_regions = with_regions
         self.decode_threads = DecodeThreads(decode_threads)
+        self.jpeg_decoder: JpegDecoder = store.manifest.decoder_of(jpeg_decoder)
         self.intermediate_fields = [t.fields_of(payload) if payload else [] for t in self.passes]
         for teacher in self.passes:
             self._require_covered(teacher)
@@ -119,7 +123,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             self._open_stored_rows
         )
         self._values = lru_cache(maxsize=per_pass * max(1, len(self.passes)))(self._open_values)
-        is_small = input_bytes(self.store) * len(self) <= _KEPT_BYTES
+        is_small = self.jpeg_decoder == "cpu" and input_bytes(self.store) * len(self) <= _KEPT_BYTES
         self._kept = InputMemory(self.store, len(self)) if is_small else None
         self._is_kept = np.zeros(len(self) if is_small else 0, bool)
 
@@ -146,13 +150,15 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         columns["shard"] = self.store.index.shard_numbers(rows)
         keys = self.store.index.keys(rows)
         values = [self._gather(number, columns, views) for number in range(len(self.passes))]
+        inputs = self._inputs(at, columns, keys)
         canonical_from_view = None
         if views is not None:  # all passes of a run have the same views
             canonical_from_view = torch.from_numpy(values[0][VIEW_FIELD.name])
         return Batch(
             keys=tuple(keys),
             record_index=torch.from_numpy(at),
-            inputs=self._inputs(at, columns, keys),
+            inputs=inputs.tensor(),
+            encoded=inputs.encoded(),
             canonical_from_view=canonical_from_view,
             view_index=torch.full((len(at),), -1) if views is None else torch.from_numpy(views),
             original_size=torch.from_numpy(
@@ -182,8 +188,8 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             for number in range(len(self.passes))
         ]
 
-    def _inputs(self, at: NDArray[np.int64], columns: Columns, keys: Sequence[str]) -> torch.Tensor:
-        """Decode frames u8 [n, 3, H, W] or table rows f32 [n, d], each record once even if it occurs several times.
+    def _inputs(self, at: NDArray[np.int64], columns: Columns, keys: Sequence[str]) -> InputMemory:
+        """Decode images or rows of a table, each record once even if it occurs several times.
 
         A selection that is small as a whole is decoded once for all epochs.
         """
@@ -193,12 +199,12 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             self._decode(self._kept, at[first], first, columns, keys)
             self._is_kept[at[first]] = True
             return self._kept.take(at)
-        inputs = InputMemory(self.store, len(at))
+        inputs = input_memory(self.store, len(at), self.jpeg_decoder)
         self._decode(inputs, first, first, columns, keys)
         if len(first) < len(at):
             again = np.setdiff1d(np.arange(len(at)), first)
             inputs.repeat(again, first[place[again]])
-        return inputs.all()
+        return inputs
 
     def _decode(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.config.models import ModelConfig, is_published
 from pipeline.config.options import Role, options_of
+from pipeline.config.store import JpegDecoder
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_file
 
@@ -17,11 +18,13 @@ def describe_teacher(
     num_classes: int,
     precision: str = "float32",
     section: str = "teacher",
+    jpeg_decoder: JpegDecoder = "cpu",
 ) -> dict[str, Any]:
     """Describe a teacher as in the manifest of its pass.
 
-    precision  precision of its forward pass
-    section    section of the options that name it, for messages
+    precision     precision of its forward pass
+    section       section of the options that name it, for messages
+    jpeg_decoder  device that decodes the JPEGs that it receives; older manifests have none
     """
     from pipeline.models.providers import (
         RANDOM,
@@ -74,6 +77,7 @@ def describe_teacher(
         "preprocessing": preprocessing,
         "frame": config.frame,
         "dtype": precision,
+        **({} if jpeg_decoder == "cpu" else {"jpeg_decoder": jpeg_decoder}),
     }
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.config.builder import build_config
 from pipeline.config.models import MODELS, TimmModelConfig
 from pipeline.config.runs import to_plain_dict
-from pipeline.config.store import SubsetOptions
+from pipeline.config.store import JPEG_DECODERS, JpegDecoder, SubsetOptions
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_atomically
 
@@ -46,6 +46,8 @@ class TrainedModel:
     split: str = "train"
     subset: SubsetOptions = field(default_factory=SubsetOptions)
     """Subset of the split that it was trained on, so that the held-out records can be evaluated."""
+    jpeg_decoder: JpegDecoder = "cpu"
+    """Device that decoded the JPEGs that it was trained on."""
 
 
 def is_finished(folder: Path) -> bool:
@@ -86,6 +88,7 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
         "teachers": list(trained.teachers),
         "split": trained.split,
         "subset": to_plain_dict(trained.subset),
+        "jpeg_decoder": trained.jpeg_decoder,
     }
     write_atomically(folder / DESCRIPTION_NAME, json.dumps(description, indent=1).encode())
 
@@ -125,4 +128,5 @@ def read_description(folder: Path) -> TrainedModel:
         teachers=tuple(values["teachers"]),
         split=values["split"],
         subset=build_config(SubsetOptions, values["subset"], "subset"),
+        jpeg_decoder=values.get("jpeg_decoder", JPEG_DECODERS[0]),  # older files have no entry
     )

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from pipeline.config.store import JPEG_DECODERS
 from pipeline.core.files import canonical_json, read_regular, write_atomically
 from pipeline.core.records import FieldSpec  # noqa: TC001, read at run time by from_dict
 from pipeline.store.entries import EntryError, from_dict
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from _typeshed import DataclassInstance
+
+    from pipeline.config.store import JpegDecoder
 
 SCHEMA_VERSION = 2
 """Schema of stores and passes. Schema 1 had the shards in the manifest and the index as Parquet (migration.py)."""
@@ -97,6 +100,11 @@ class StoreManifest:
         )
         require_entry(min(self.records.values(), default=0) >= 0, f"records are {self.records!r}")
         require_entry(self.rows_per_shard >= 1, f"rows_per_shard={self.rows_per_shard}")
+
+    def decoder_of(self, asked: JpegDecoder) -> JpegDecoder:
+        """Return the device that decodes JPEGs; raw frames and rows of a table have none, so it makes no difference."""
+        holds_files = self.canonical is not None and self.canonical.format != "raw"
+        return asked if holds_files else JPEG_DECODERS[0]
 
 
 def fingerprint_store(
@@ -176,6 +184,8 @@ class PassManifest:
             shapes.get("logits") == (self.teacher["classes"],),
             f"logits have shape {shapes.get('logits')} for {self.teacher['classes']} classes",
         )
+        decoder = self.teacher.get("jpeg_decoder", JPEG_DECODERS[0])
+        require_entry(decoder in JPEG_DECODERS, f"teacher.jpeg_decoder is {decoder!r}")
         explainer = self.explainer.get("kind")
         require_entry(
             explainer is None or isinstance(explainer, str), f"explainer.kind is {explainer!r}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.config.store import JPEG_DECODERS
 from pipeline.store.backends import BACKENDS
 from pipeline.store.fields import PassFields, StoredShard, Values
 from pipeline.store.file_entry import REPAIR, ManifestError, StoreMismatchError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
+    from pipeline.config.store import JpegDecoder
     from pipeline.store.row_reader import Rows
     from pipeline.store.shards import PassShardTable, ShardEntry, ShardTable
 
@@ -201,6 +203,12 @@ class TeacherPass:
     def num_classes(self) -> int:
         """Number of the teacher's classes, which may differ from the classes of the data."""
         return int(self.manifest.teacher["classes"])
+
+    @property
+    def jpeg_decoder(self) -> JpegDecoder:
+        """Device that decoded the JPEGs that the teacher received. A student must receive the same pixels."""
+        decoder: JpegDecoder = self.manifest.teacher.get("jpeg_decoder", JPEG_DECODERS[0])
+        return decoder
 
     @property
     def bytes_per_record(self) -> float:

@@ -19,7 +19,10 @@ from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store, TeacherPass
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.config.distillation import DistillConfig
+    from pipeline.config.store import JpegDecoder
     from pipeline.config.training import TrainerOptions
     from pipeline.core.distributed import DistributedContext
     from pipeline.losses.base import DistillationLoss, Needs
@@ -82,6 +85,7 @@ class Distillation:
                 num_classes=num_classes,
                 payload=loss.needs.payload,
                 decode_threads=decode_threads_of(config.trainer, distributed),
+                jpeg_decoder=_jpeg_decoder(config, passes),
             ),
             model=config.student,
             num_classes=num_classes,
@@ -112,6 +116,7 @@ class Distillation:
             teachers=tuple(_evaluation_pass(plan, teacher).name for teacher in plan.dataset.passes),
             split=self.config.split,
             subset=self.config.subset,
+            jpeg_decoder=plan.dataset.jpeg_decoder,
         )
 
 
@@ -184,18 +189,30 @@ def _check_passes(config: DistillConfig, passes: list[TeacherPass], needs: Needs
                 f"permafrost precompute with annotate.payloads=[logits,map,{needs.payload}] and name its pass with "
                 "store.teacher=, or run the teacher in the loop with mode=live"
             )
-        for what in ("num_classes", "explainer", "views"):
+        for what in ("num_classes", "explainer", "views", "jpeg_decoder"):
             if getattr(teacher, what) != getattr(passes[0], what):
                 raise StoreMismatchError(
                     f"the teachers of one student differ in {what}: {passes[0].name} has "
                     f"{getattr(passes[0], what)}, {teacher.name} has {getattr(teacher, what)}; choose other passes"
                 )
+    asked = config.trainer.jpeg_decoder
+    if asked not in (None, passes[0].jpeg_decoder):
+        raise StoreMismatchError(
+            f"trainer.jpeg_decoder={asked}, but the teacher of {passes[0].folder} received images decoded with "
+            f"annotate.jpeg_decoder={passes[0].jpeg_decoder}, whose pixels differ slightly; set "
+            f"trainer.jpeg_decoder=null, or run permafrost precompute with annotate.jpeg_decoder={asked}"
+        )
     weights = _teacher_weights(config)
     if len(weights) not in (0, len(passes)):
         raise ConfigError(
             f"method.teacher_weights={list(weights)} must name one weight for each of the {len(passes)} "
             f"passes of store.teacher: {', '.join(teacher.name for teacher in passes)}"
         )
+
+
+def _jpeg_decoder(config: DistillConfig, passes: Sequence[TeacherPass]) -> JpegDecoder:
+    """Return the device that decodes JPEGs, that of the passes if there are any."""
+    return passes[0].jpeg_decoder if passes else config.trainer.jpeg_decoder or "cpu"
 
 
 def _compare_superfeatures(

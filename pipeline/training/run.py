@@ -29,6 +29,7 @@ from pipeline.loading.column_moments import column_moments
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.decode_threads import resolve_decode_threads
 from pipeline.loading.geometry import downscale, view_images, view_targets
+from pipeline.loading.jpeg_decoding import require_decoder
 from pipeline.loading.loader import TrainLoader
 from pipeline.loading.pixels import PixelAugmentSchedule
 from pipeline.loading.regions import RegionKind
@@ -237,6 +238,8 @@ def build_training(plan: TrainingSpec, distributed: DistributedContext) -> Train
     _check_labels(plan)
     trainer = plan.trainer
     device = distributed.device or resolve_device("trainer.device", trainer.device)
+    decoder = plan.dataset.jpeg_decoder
+    require_decoder(decoder, device, "trainer.jpeg_decoder", "the device of the training")
     torch.manual_seed(derive_seed(plan.seed, "initialisation"))
     model = build_model(plan.model, plan.num_classes, may_replace_head=True)
     if plan.model.weights is None:

@@ -75,6 +75,7 @@ class Teaching:
                 rows,
                 with_regions=guided,
                 decode_threads=threads,
+                jpeg_decoder=teaching.trainer.jpeg_decoder or "cpu",
             ),
             model=self._network(),
             num_classes=len(store.manifest.classes),
@@ -135,7 +136,13 @@ class Teaching:
         from pipeline.training.pareto import ParetoFront
 
         rows = rows_of_split(store.index, teaching.pareto_split)
-        dataset = StoreDataset(store, rows, with_regions=True, decode_threads=decode_threads)
+        dataset = StoreDataset(
+            store,
+            rows,
+            with_regions=True,
+            decode_threads=decode_threads,
+            jpeg_decoder=teaching.trainer.jpeg_decoder or "cpu",
+        )
         size = store.size if teaching.augment.size is None else (teaching.augment.size,) * 2
         options = replace(self.config.evaluate, region=teaching.region)
 
@@ -160,6 +167,7 @@ class Teaching:
             num_classes=plan.num_classes,
             classes=plan.class_names,
             input_size=plan.input_size,
+            jpeg_decoder=plan.dataset.jpeg_decoder,
         )
 
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.annotation.annotator import TeacherAnnotator, pass_precision
+from pipeline.annotation.annotator import TeacherAnnotator
 from pipeline.annotation.teacher_pass import plan_pass
 from pipeline.config.explainers import BcosWeightsConfig, GradCamConfig
 from pipeline.config.models import BcosModelConfig
 from pipeline.config.store import PassOptions
 from pipeline.models.bcos.classifier import BcosClassifier
+from pipeline.models.explainers.explain import pass_precision
 from pipeline.models.providers import build_model
 from pipeline.store.frames import FrameBatch
 from pipeline.store.reader import Store

@@ -18,7 +18,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from pipeline.evaluation.metrics import LESS, PER_CENT
-from pipeline.loading.dataset import StoreDataset, iter_batches
+from pipeline.loading.dataset import iter_batches
 from pipeline.loading.geometry import evaluation_view, view_images
 from pipeline.loading.stored_values import decode_intermediates
 from pipeline.loading.transfer import iter_on_device
@@ -80,14 +80,7 @@ def check_superfeatures(context: EvaluationContext) -> Mapping[str, str]:
 def evaluate_superfeatures(context: EvaluationContext) -> dict[str, Any]:
     """Compute `FidelitySums.metrics` of the split at the finest level that both networks have."""
     number, of_student, of_teacher = _levels(context)
-    store, rows = context.store, context.dataset.rows
-    dataset = StoreDataset(
-        store,
-        rows,
-        context.dataset.passes[:1],
-        payload=PAYLOAD,
-        decode_threads=context.dataset.decode_threads.count,
-    )
+    dataset = context.open_rows(context.dataset.rows, context.dataset.passes[:1], PAYLOAD)
     total = FidelitySums(kl=torch.zeros(number), agreement=torch.zeros(number), records=0)
     model = context.model
     on_host = iter_batches(dataset, context.options.batch_size)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.config.explainers import ExplainerConfig
+from pipeline.config.store import PassOptions
 from pipeline.models.classifier import Classifier
 from pipeline.models.explainers.bcos_weights import bcos_contributions, bcos_weights
 from pipeline.models.explainers.gradcam import gradcam
@@ -39,6 +41,16 @@ DEFAULT_EXPLAINER = "gradcam"
 def needs_graph(model: Classifier) -> bool:
     """Return whether the model's maps are gradients through the whole network, which need the graph of its pass."""
     return model.explainer in NEED_GRAPH
+
+
+def pass_precision(config: PassOptions, explainer: ExplainerConfig) -> str:
+    """Return the precision of the forward passes of a pass with these options.
+
+    Maps are computed in float32. If they are gradients through the whole network, that takes a float32 pass of it,
+    which then is the only one.
+    """
+    needs_graph = "map" in config.payloads and explainer.kind in NEED_GRAPH
+    return "float32" if needs_graph else config.precision
 
 
 def forward_to_explain(

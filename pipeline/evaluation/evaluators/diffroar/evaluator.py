@@ -38,7 +38,6 @@ from pipeline.evaluation.evaluators.diffroar.probes import (
 from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from pipeline.evaluation.evaluators.gradient_alignment import input_gradient
 from pipeline.evaluation.metrics import MORE
-from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_images
 from pipeline.loading.selection import balanced_order
 from pipeline.models.resolve import require_images
@@ -146,8 +145,7 @@ def _ranked(context: EvaluationContext, rows: NDArray[np.int64]) -> RankedImages
     """Load records with the ranks of the model's attributions, on the model's device."""
     model = context.model
     images, ranks, labels = [], [], []
-    dataset = StoreDataset(context.store, rows, decode_threads=context.dataset.decode_threads.count)
-    for batch in replace(context, dataset=dataset).iter_batches():
+    for batch in replace(context, dataset=context.open_rows(rows)).iter_batches():
         seen = view_images(batch, model.input_size)
         gradient = input_gradient(seen, lambda x: model.network(x).logits.max(dim=1).values)
         if context.options.diffroar.unit == "pixel":
