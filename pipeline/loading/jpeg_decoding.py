@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.store import JpegDecoder
-from pipeline.core.errors import require
+from pipeline.core.errors import ConfigError, require
 from pipeline.core.records import EncodedImages
 from pipeline.store.file_entry import ManifestError
 from pipeline.store.frames import resize_frame
@@ -73,5 +73,13 @@ def _decode_jpegs(files: list[Tensor], device: torch.device) -> list[Tensor]:
     if device.type == "cuda":
         # The decoder writes on a stream of its own, into memory that earlier work of this stream may still read.
         torch.cuda.current_stream(device).synchronize()
-    decoded: list[Tensor] = decode_jpeg(files, ImageReadMode.RGB, device=device)
+    try:
+        decoded: list[Tensor] = decode_jpeg(files, ImageReadMode.RGB, device=device)
+    except RuntimeError as error:
+        if "nvJPEG support" in str(error):
+            raise ConfigError(
+                f"jpeg_decoder=cuda: {error}; install torchvision's wheel for CUDA, or decode on the CPU "
+                "(annotate.jpeg_decoder=cpu)"
+            ) from error
+        raise
     return decoded

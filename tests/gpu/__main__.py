@@ -30,6 +30,7 @@ PACKAGES = {
     "timm": "timm",
     "numpy": "numpy",
     "PIL": "pillow",
+    "simplejpeg": "simplejpeg",
     "pyarrow": "pyarrow",
     "kornia": "kornia",
     "zarr": "zarr",
@@ -84,9 +85,10 @@ def run(device: object, *, is_tiny: bool, minutes: float) -> int:
     from tests.gpu.budget import Budget
     from tests.gpu.checks import QUICK_CHECKS, SLOW_CHECKS, run_checks
     from tests.gpu.outcomes import CheckOutcome, Row, as_json, describe_machine
-    from tests.gpu.rows import Workplace, measure_rows
+    from tests.gpu.rows import measure_rows
     from tests.gpu.scale import FULL, TINY
     from tests.gpu.table import markdown
+    from tests.gpu.workplace import Workplace
 
     assert isinstance(device, torch.device)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

@@ -36,8 +36,12 @@ from tests.support.trainings import HostReads
 Check = Callable[[torch.device, Scale], str]
 """Function that checks a device. It returns what it found, or raises SkippedError or AssertionError."""
 
-PYTEST_CHECKS = ("tests/training/test_compute_settings.py::test_a_step_on_a_gpu_never_waits",)
-"""Tests of the suite that are skipped without a GPU and need none of the suite's fixtures."""
+PYTEST_CHECKS = (
+    "tests/loading/test_jpeg_decoding.py::test_a_gpu_decodes_a_batch_within_a_level_or_two",
+    "tests/loading/test_transfer.py::test_a_gpu_receives_the_batches_of_the_host",
+    "tests/training/test_compute_settings.py::test_a_step_on_a_gpu_never_waits",
+)
+"""Tests of the suite that are skipped without a GPU. They need none of the suite's fixtures."""
 
 _PIXELS = AugmentOptions(
     pixels=(

@@ -2,124 +2,37 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from pipeline.annotation import teacher_pass
 from pipeline.annotation.annotator import TeacherAnnotator
-from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.config.explainers import BcosWeightsConfig, GradCamConfig
 from pipeline.config.methods import E2KDConfig, LabelsConfig
 from pipeline.config.models import ModelConfig
-from pipeline.core.records import Batch
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.loader import TrainLoader
-from pipeline.loading.selection import rows_of_split
-from pipeline.loading.views import ViewSchedule
+from pipeline.config.store import JpegDecoder
+from pipeline.core.errors import ConfigError
 from pipeline.models.explainers.gradcam import gradcam
 from pipeline.models.providers import build_model, freeze
 from pipeline.store import frames
 from pipeline.store.reader import Store
 from pipeline.training.live_targets import LiveTeacher
-from stages import precompute
 from tests.benchmarks.figures import in_turn
 from tests.gpu.budget import Budget, SkippedError
-from tests.gpu.inputs import pack, pass_named, precompute_config, write_images
 from tests.gpu.outcomes import Row
 from tests.gpu.scale import CLASSES, Scale
-from tests.gpu.students import Student
+from tests.gpu.students import ReadingStudent, Student
 from tests.gpu.timeline import Timeline, synchronize
 from tests.gpu.utilization import UtilizationMeter
-
-VIEWS = AugmentOptions(
-    operations=(OperationConfig(kind="resized_crop"), OperationConfig(kind="horizontal_flip"))
-)
-
-
-@dataclass
-class Workplace:
-    """Device, sizes and folder of the rows, and the stores that several of them share."""
-
-    device: torch.device
-    scale: Scale
-    folder: Path
-
-    @cached_property
-    def store(self) -> Path:
-        """Packed store of all images."""
-        return self._packed("store", self.scale.images)
-
-    @cached_property
-    def bcos_store(self) -> Path:
-        """Packed store of fewer images, because maps of W are large."""
-        return self._packed("bcos", self.scale.bcos_images)
-
-    @cached_property
-    def bcos_teacher(self) -> ModelConfig:
-        """B-cos teacher of random weights with the statistics of the images.
-
-        Without these, the signal of a random B-cos network vanishes over its layers, and all logits are equal.
-        """
-        scale = self.scale
-        torch.manual_seed(0)
-        network = build_model(scale.bcos_teacher, CLASSES).to(self.device).train()
-        for module in network.modules():
-            if hasattr(module, "momentum"):
-                module.momentum = 1.0  # the statistics of the last batch
-        files = sorted((self.bcos_store.parent / "bcos-images").rglob("*.jpg"))
-        images = [
-            frames.decode_frame(path.read_bytes(), (scale.input_size,) * 2)
-            for path in files[: min(32, scale.bcos_images)]
-        ]
-        with torch.no_grad():
-            network(torch.stack(images).to(self.device).float() / 255)
-        path = self.folder / "bcos.safetensors"
-        save_file(
-            {name: t.contiguous().cpu() for name, t in network.network.state_dict().items()}, path
-        )
-        return replace(scale.bcos_teacher, weights=str(path))
-
-    def _packed(self, name: str, count: int) -> Path:
-        images = self.folder / f"{name}-images"
-        write_images(images, count, self.scale.distinct, self.scale.side)
-        pack(images, self.folder / name, self.scale)
-        return self.folder / name
-
-    def annotate(self, store: Path, name: str, teacher: ModelConfig, **options: Any) -> None:
-        """Compute the pass `name` from the start."""
-        for old in store.glob(f"teachers/{name}-*"):
-            shutil.rmtree(old)
-        annotate = {"name": name} | options.pop("annotate", {})
-        config = precompute_config(store, self.scale, teacher=teacher, annotate=annotate, **options)
-        precompute.run(config)
-
-    def has_pass(self, store: Path, name: str) -> bool:
-        """True if the pass has been computed."""
-        return any(store.glob(f"teachers/{name}-*"))
-
-    def batches(self, store: Path, name: str, size: int, count: int) -> tuple[list[Batch], float]:
-        """Read training batches with the targets of a pass, and return them with the seconds per image."""
-        opened = Store(store)
-        dataset = StoreDataset(
-            opened, rows_of_split(opened.index, "train"), [pass_named(store, name)]
-        )
-        loader = TrainLoader(
-            dataset, ViewSchedule(VIEWS, opened.size, seed=0), batch_size=size, seed=0
-        )
-        started = time.perf_counter()
-        batches = list(islice(loader.epoch(0), count))
-        return batches, (time.perf_counter() - started) / (len(batches) * size)
+from tests.gpu.workplace import Workplace
 
 
 def measure_rows(place: Workplace, budget: Budget, rows: list[Row]) -> None:
@@ -245,10 +158,13 @@ def precompute_bcos(place: Workplace) -> Row:
 # ---- students ------------------------------------------------------------------------------------
 
 
-def _steps_row(ours: Student, theirs: Student, baseline: str, host: float, scale: Scale) -> Row:
-    """Measure steps of two students in turn on batches in memory.
+def _steps_row(
+    ours: Student, theirs: Student, baseline: str, host: float | None, scale: Scale
+) -> Row:
+    """Measure steps of two students in turn.
 
-    host  seconds per image in which one process reads and decodes the batches, which the steps do not contain
+    host  seconds per image in which one process reads and decodes batches that are in memory, which the steps do not
+          contain; None for students that read
     """
     for student in (ours, theirs):
         student.step()
@@ -259,7 +175,9 @@ def _steps_row(ours: Student, theirs: Student, baseline: str, host: float, scale
     own, other = (median(side) for side in zip(*pairs, strict=True))
     parts = ours.timeline.seconds()
     images = scale.rounds * ours.images
-    parts |= {"wall": sum(pair[0] for pair in pairs), "host": host * images}
+    parts["wall"] = sum(pair[0] for pair in pairs)
+    if host is not None:
+        parts["host"] = host * images
     return Row(
         name="",
         status="measured",
@@ -310,6 +228,32 @@ def frozen_against_live(place: Workplace) -> Row:
     return _resnet_students(place, live=True)
 
 
+def decoding_on_the_device(place: Workplace) -> Row:
+    """Measure frozen e2KD steps, read from the store, with JPEGs decoded on the device against in threads of the host.
+
+    Both have the targets of one pass: the pixels hardly differ, and the work does not at all.
+    """
+    scale = place.scale
+    if not place.has_pass(place.store, "resnet50"):
+        place.annotate(place.store, "resnet50", scale.teacher)
+
+    def student(decoder: JpegDecoder) -> ReadingStudent:
+        return ReadingStudent(
+            scale.student,
+            E2KDConfig(lambda_map=5.0),
+            place.loader(place.store, "resnet50", scale.batch_size, decoder),
+            place.device,
+            steps=3 * scale.steps,
+            input_size=scale.input_size,
+            precision=scale.precision,
+        )
+
+    try:
+        return _steps_row(student("cuda"), student("cpu"), "decoded on the host", None, scale)
+    except ConfigError as error:
+        raise SkippedError(str(error)) from error
+
+
 def bcos_student(place: Workplace) -> Row:
     """Measure frozen e2KD steps on W of B-cos networks against steps on labels."""
     scale = place.scale
@@ -338,6 +282,7 @@ ROWS: dict[str, tuple[Measure, float]] = {
     "precompute ResNet-50": (precompute_resnet50, 90),
     "frozen e2KD, ResNet-50 to ResNet-18": (frozen_against_labels, 40),
     "frozen e2KD, ResNet-50 to ResNet-18, against live": (frozen_against_live, 40),
+    "frozen e2KD from the store, JPEGs decoded on the GPU": (decoding_on_the_device, 60),
     "precompute ViT-B/16": (precompute_vit, 90),
     "precompute B-cos ResNet-50": (precompute_bcos, 60),
     "frozen e2KD, B-cos ResNet-50 to ResNet-18": (bcos_student, 60),

@@ -15,9 +15,10 @@ from tests.gpu import checks
 from tests.gpu.budget import Budget, SkippedError
 from tests.gpu.outcomes import Row
 from tests.gpu.ranks import build_tiny, gradient_of_ranks
-from tests.gpu.rows import ROWS, Workplace, measure_rows
+from tests.gpu.rows import ROWS, measure_rows
 from tests.gpu.scale import TINY
 from tests.gpu.table import markdown
+from tests.gpu.workplace import Workplace
 from tests.support.batches import random_batch
 from tests.support.paths import ROOT
 
@@ -211,8 +212,8 @@ def test_decoded_pixels_that_differ_are_detected(monkeypatch):
         checks.jpeg_decoding(CPU, TINY)
 
 
-def test_every_test_of_the_suite_that_needs_a_gpu_and_no_fixture_is_listed():
-    mark = r"@pytest\.mark\.skipif\(not torch\.cuda\.is_available\(\)[^\n]*\n(?:@[^\n]*\n)*def (test_\w+)\((?!frozen)"
+def test_every_test_of_the_suite_that_needs_a_gpu_is_listed():
+    mark = r"@pytest\.mark\.skipif\(not torch\.cuda\.is_available\(\)[^\n]*\n(?:@[^\n]*\n)*def (test_\w+)"
     found = [
         f"{path.relative_to(ROOT)}::{name}"
         for path in sorted((ROOT / "tests").rglob("test_*.py"))

@@ -421,7 +421,7 @@ def test_runs_that_are_older_than_the_option_keep_their_identity(section):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_decodes_a_batch_within_a_level_or_two(tmp_path):
+def test_a_gpu_decodes_a_batch_within_a_level_or_two():
     files = [encoded(seed, size=(64, 48), quality=95) for seed in range(4)]
     wanted = decode_images(images_of(files, (32, 32)), torch.empty(0), CPU)
 

@@ -18,7 +18,11 @@ from pipeline.loading.selection import rows_of_split
 from pipeline.loading.transfer import move_batch, read_ahead
 from pipeline.loading.views import ViewSchedule
 from pipeline.store.file_entry import ManifestError
+from pipeline.store.reader import Store
 from pipeline.training.guidance_targets import GuidanceSource
+from stages import precompute
+from tests.gpu.inputs import pack, precompute_config, write_images
+from tests.gpu.scale import TINY
 
 META = torch.device("meta")  # nothing can be read back from it
 
@@ -135,8 +139,7 @@ def test_the_thread_ends_with_an_epoch_that_is_not_read_to_its_end(batch):
     assert len(read) <= 2
 
 
-def train_loader(frozen, operations):
-    store = frozen.store
+def train_loader(store, operations):
     dataset = StoreDataset(store, rows_of_split(store.index, "train"), store.open_passes())
     views = ViewSchedule(AugmentOptions(operations=operations), store.size, 0)
     return TrainLoader(dataset, views, batch_size=8, seed=0)
@@ -157,9 +160,9 @@ def test_batches_that_are_copied_ahead_have_the_views_of_the_others(
         loader, "copy_to", lambda views, device: drawn.append(views) or copy(views, device)
     )
 
-    on_host = list(train_loader(frozen, operations).epoch(1, 1))
+    on_host = list(train_loader(frozen.store, operations).epoch(1, 1))
     wanted, drawn[:] = list(drawn), []
-    copied = list(train_loader(frozen, operations).epoch(1, 1, torch.device("cuda")))
+    copied = list(train_loader(frozen.store, operations).epoch(1, 1, torch.device("cuda")))
 
     assert [batch.keys for batch in copied] == [batch.keys for batch in on_host]
     assert {batch.inputs.device for batch in copied} == {META}
@@ -174,17 +177,35 @@ def test_batches_that_are_copied_ahead_have_the_views_of_the_others(
 def test_nothing_is_read_ahead_for_a_cpu(frozen, device, monkeypatch):
     monkeypatch.setattr(transfer, "copy_ahead", None)
 
-    (first, *_) = train_loader(frozen, ()).epoch(0, 0, device)
+    (first, *_) = train_loader(frozen.store, ()).epoch(0, 0, device)
 
     assert first.inputs.device.type == "cpu"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_receives_the_batches_of_the_host(frozen):
-    operations = (OperationConfig(kind="pad_crop", padding=2),)
-    on_host = list(train_loader(frozen, operations).epoch(1))
+def annotated_store(folder):
+    """Store of 32 JPEGs with a pass, of made-up images."""
+    store = folder / "store"
+    pack(write_images(folder / "images", TINY.images, TINY.distinct, TINY.side), store, TINY)
+    precompute.run(precompute_config(store, TINY, teacher=TINY.teacher))
+    return Store(store)
 
-    copied = train_loader(frozen, operations).epoch(1, 0, torch.device("cuda"))
+
+def test_the_store_of_the_test_on_a_gpu_has_batches_with_maps(tmp_path):
+    batches = list(train_loader(annotated_store(tmp_path), ()).epoch(0))
+
+    assert sum(len(batch.keys) for batch in batches) == TINY.images
+    assert all(batch.targets[0].maps is not None for batch in batches)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_receives_the_batches_of_the_host(tmp_path, monkeypatch):
+    """`make gpu` runs this without the fixtures of the suite."""
+    monkeypatch.chdir(tmp_path)
+    store = annotated_store(tmp_path)
+    operations = (OperationConfig(kind="pad_crop", padding=2),)
+    on_host = list(train_loader(store, operations).epoch(1))
+
+    copied = train_loader(store, operations).epoch(1, 0, torch.device("cuda"))
 
     for batch, wanted in zip(copied, on_host, strict=True):
         assert batch.inputs.device.type == batch.canonical_from_view.device.type == "cuda"
