@@ -170,12 +170,17 @@ class TeacherAnnotator:
         return warp(frames, whole, self.input_size) / 255
 
     def _frames(self, batch: FrameBatch) -> Tensor:
-        """Frames u8 [n, 3, H, W], or rows of a table, on the teacher's device."""
-        if batch.encoded is None:
-            return batch.frames.to(self.device)
-        decoder = self.config.jpeg_decoder
-        require_decoder(decoder, self.device, "annotate.jpeg_decoder", "the teacher's device")
-        return decode_images(batch.encoded, batch.frames.to(self.device), self.device)
+        """Frames u8 [n, 3, H, W], or rows of a table, on the teacher's device.
+
+        They are contiguous, because convolutions of another memory format have other last bits, and the shards of a
+        pass must not depend on the reader that made them.
+        """
+        frames = batch.frames.to(self.device)
+        if batch.encoded is not None:
+            decoder = self.config.jpeg_decoder
+            require_decoder(decoder, self.device, "annotate.jpeg_decoder", "the teacher's device")
+            frames = decode_images(batch.encoded, frames, self.device)
+        return frames.contiguous()
 
     def _placement(self) -> dict[str, Any]:
         cropped = self.frame == "center_crop"
