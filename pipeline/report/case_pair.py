@@ -23,7 +23,7 @@ from pipeline.report.results import StudentResult
 from pipeline.store.parquet import read_table
 from pipeline.store.reader import Store
 
-_EVALUATION_OPTIONS = ("store", "splits", "frame", "region", "iou_threshold")
+_EVALUATION_OPTIONS = ("store", "splits", "frame", "region", "iou_threshold", "jpeg_decoder")
 """Options of evaluate that must be the same for both students."""
 
 logger = logging.getLogger("permafrost.report")

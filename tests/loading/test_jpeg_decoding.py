@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
@@ -20,9 +21,11 @@ from pipeline.config.options import options_of
 from pipeline.config.runs import RUNS, identity, to_plain_dict
 from pipeline.config.store import PassOptions
 from pipeline.config.training import TrainerOptions
+from pipeline.config.verbs import VerifyConfig
 from pipeline.config.views import RandomViewsConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import EncodedImages
+from pipeline.evaluation.equivariance import teacher_equivariance
 from pipeline.loading import dataset as dataset_module
 from pipeline.loading import jpeg_decoding
 from pipeline.loading.dataset import StoreDataset
@@ -31,6 +34,7 @@ from pipeline.loading.loader import TrainLoader
 from pipeline.loading.transfer import move_batch
 from pipeline.loading.views import ViewSchedule
 from pipeline.models.saved import read_description
+from pipeline.store.entries import EntryError
 from pipeline.store.file_entry import ManifestError, StoreMismatchError
 from pipeline.store.reader import Store
 from stages import distill, evaluate, precompute
@@ -244,6 +248,18 @@ def test_a_damaged_record_is_named_by_its_checksum_before_anything_decodes_it(mi
         dataset.__getitems__([0, 1])
 
 
+def test_a_torchvision_without_nvjpeg_is_no_fault_of_a_file(monkeypatch):
+    from torchvision import io
+
+    def decode_jpeg(*asked, **options):
+        raise RuntimeError("decode_jpegs_cuda: torchvision not compiled with nvJPEG support")
+
+    monkeypatch.setattr(io, "decode_jpeg", decode_jpeg)
+
+    with pytest.raises(ConfigError, match=r"jpeg_decoder=cuda: .*nvJPEG support; install .*=cpu"):
+        decode_images(images_of([FILES["a.jpg"]]), torch.empty(0), CPU)
+
+
 def test_a_gpu_is_required_and_the_cpu_never_refused():
     require_decoder("cpu", CPU, "trainer.jpeg_decoder", "the device")
     require_decoder("cuda", torch.device("cuda"), "trainer.jpeg_decoder", "the device")
@@ -295,6 +311,13 @@ def test_a_pass_of_a_gpus_pixels_is_another_pass(taught):
     for shard in taught.store.shards:  # the CPU stands in for the GPU
         for name, values in on_cpu.read_shard(shard).items():
             np.testing.assert_array_equal(on_gpu.read_shard(shard)[name], values)
+
+
+def test_a_manifest_with_an_unknown_decoder_is_refused(taught):
+    (made,) = taught.store.open_passes(("cuda",))
+
+    with pytest.raises(EntryError, match=r"teacher\.jpeg_decoder is 'tpu'"):
+        replace(made.manifest, teacher=made.manifest.teacher | {"jpeg_decoder": "tpu"})
 
 
 def test_raw_frames_make_the_same_pass_with_any_decoder(tmp_path, tiny_teacher):
@@ -364,6 +387,33 @@ def test_a_student_decodes_as_its_pass_and_is_evaluated_so(taught, on_cpu, monke
     assert decoders == {"cpu": "cpu", "cuda": "cuda"}
     assert_equal_states(weights_of("cuda"), weights_of("cpu"))
     assert results["cuda"] == results["cpu"]
+
+
+@pytest.mark.parametrize("decoder", ["cpu", "cuda"])
+def test_verify_runs_the_teacher_again_on_the_pixels_of_its_pass(taught, monkeypatch, decoder):
+    left = []
+    decode = jpeg_decoding._decode_jpegs
+    monkeypatch.setattr(
+        jpeg_decoding,
+        "_decode_jpegs",
+        lambda files, device: left.append(len(files)) or decode(files, device),
+    )
+    config = VerifyConfig(
+        store=taught.config.store,
+        teacher=taught.config.teacher,
+        annotate=PassOptions(jpeg_decoder=decoder),
+        equivariance=True,
+        equivariance_records=8,
+    )
+    if decoder == "cuda":
+        with pytest.raises(ConfigError, match=r"annotate\.jpeg_decoder=cuda .*teacher is cpu"):
+            teacher_equivariance(config, taught.store, taught.config.teacher)
+        monkeypatch.setattr("pipeline.evaluation.equivariance.require_decoder", lambda *_: None)
+
+    found = teacher_equivariance(config, taught.store, taught.config.teacher)
+
+    assert re.search(r"none +map cosine (1\.0000|0\.9999)", found), found
+    assert left == ([8] if decoder == "cuda" else [])
 
 
 @pytest.mark.parametrize(("of_pass", "asked"), [("cpu", "cuda"), ("cuda", "cpu")])
