@@ -25,9 +25,9 @@ def require_decoder(
     """
     require(
         decoder == "cpu" or device.type == "cuda",
-        f"{option}=cuda (or null, with a pass or a student that was made with it) decodes JPEGs on a CUDA device, but "
-        f"{device_option} is {device}; run it on a CUDA device, or decode with the CPU from the pass on "
-        "(annotate.jpeg_decoder=cpu)",
+        f"{option}=cuda (or null, with a pass or a student that was made so) decodes JPEGs on a CUDA device, but "
+        f"{device_option} is {device}; run it on a CUDA device, or set {option}=cpu (for a training, with a pass of "
+        "annotate.jpeg_decoder=cpu)",
     )
 
 
