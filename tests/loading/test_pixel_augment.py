@@ -414,7 +414,7 @@ def test_a_live_student_of_mixtures_trains_resumes_and_is_another(frozen, monkey
 
     deaths = []
     killed = replace(distill_config(frozen, run="killed", **options), augment=augment)
-    monkeypatch.setattr("pipeline.training.loop.move_batch", die)
+    monkeypatch.setattr("pipeline.loading.transfer.move_batch", die)
     with pytest.raises(Killed):
         distill.run(killed)
     distill.run(killed)

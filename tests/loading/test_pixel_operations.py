@@ -357,7 +357,7 @@ def test_a_frozen_student_trains_resumes_and_is_another(frozen, monkeypatch):
         return move_batch(batch, device)
 
     deaths = []
-    monkeypatch.setattr("pipeline.training.loop.move_batch", die)
+    monkeypatch.setattr("pipeline.loading.transfer.move_batch", die)
     with pytest.raises(Killed):
         distill.run(replace(config, run="killed"))
     distill.run(replace(config, run="killed"))
