@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
@@ -30,6 +30,8 @@ class Figure:
     aim: str
     """Aim of the ratio, ">= number" or "<= number", or empty if there is no aim."""
     command: str
+    sides: dict[str, float] = field(default_factory=dict)
+    """Medians of all sides, ours first, if there are several baselines. The figure compares ours with the best."""
 
     @property
     def is_met(self) -> bool:
@@ -47,22 +49,28 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
+def in_rounds(
+    sides: Mapping[str, Callable[[], Any]], rounds: int, *, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each side in each of `rounds` rounds. The side that runs first changes from round to round."""
+    for _ in range(warm_up):
+        for function in sides.values():
+            function()
+    names = list(sides)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(seconds(sides[name]))
+    return times
+
+
 def in_turn(
     ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int, *, warm_up: int = 1
 ) -> list[tuple[float, float]]:
     """Seconds of both sides in each of `rounds` rounds. The side that runs first alternates."""
-    for _ in range(warm_up):
-        ours()
-        theirs()
-    pairs = []
-    for number in range(rounds):
-        if number % 2:
-            second = seconds(theirs)
-            pairs.append((seconds(ours), second))
-        else:
-            first = seconds(ours)
-            pairs.append((first, seconds(theirs)))
-    return pairs
+    times = in_rounds({"ours": ours, "theirs": theirs}, rounds, warm_up=warm_up)
+    return list(zip(times["ours"], times["theirs"], strict=True))
 
 
 def figure(
@@ -73,11 +81,13 @@ def figure(
     unit: str,
     scale: float,
     aim: str,
+    sides: Mapping[str, float] | None = None,
 ) -> Figure:
     """Compute a figure from the seconds of both sides.
 
     faster  the ratio is theirs / ours (our speedup), otherwise ours / theirs (our cost)
     scale   factor from seconds to `unit`
+    sides   medians of more than two sides, in `unit`
     """
     ours, theirs = np.asarray(pairs).T
     ratios = theirs / ours if faster else ours / theirs
@@ -92,6 +102,27 @@ def figure(
         unit=unit,
         aim=aim,
         command=f"make bench ARGS={name}",
+        sides=dict(sides or {}),
+    )
+
+
+def against_best(
+    name: str, times: Mapping[str, Sequence[float]], *, unit: str, scale: float, aim: str
+) -> Figure:
+    """Compute our speedup over the best of several baselines, which is the one with the lowest median.
+
+    times  seconds of each side in each round, ours first
+    """
+    ours, *peers = times
+    best = min(peers, key=lambda peer: median(times[peer]))
+    return figure(
+        name,
+        list(zip(times[ours], times[best], strict=True)),
+        faster=True,
+        unit=unit,
+        scale=scale,
+        aim=aim,
+        sides={side: median(values) * scale for side, values in times.items()},
     )
 
 
