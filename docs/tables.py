@@ -23,7 +23,7 @@ from docs.cells import (
     with_best,
 )
 from tests.benchmarks import scale as scale_figures
-from tests.benchmarks.table import RESULTS, load, markdown
+from tests.benchmarks.table import RESULTS, load, markdown, markdown_of_sides
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "conf" / "experiment"
@@ -379,6 +379,11 @@ def bench() -> str:
     return markdown(load(RESULTS))
 
 
+def bench_peers() -> str:
+    """Speeds of other readers beside the store's, which `make bench` measured."""
+    return markdown_of_sides(load(RESULTS))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
@@ -400,6 +405,7 @@ TABLES: dict[str, Callable[[], str]] = {
         cifar10_evaluators,
         cells,
         bench,
+        bench_peers,
         scale,
     )
 }

@@ -2,20 +2,22 @@
 
     python -m tests.benchmarks
     python -m tests.benchmarks stream bytes_vs_payload
+    python -m tests.benchmarks --record     (also writes the figures into results.json, the recorded results)
     python -m tests.benchmarks scale        (figures of scale.py, which are measured only if they are named)
 
-Writes runs/bench/bench.json and runs/bench/table.md, and prints the table. The ratio of a figure that
-misses its aim is not bold. The exit code stays 0, because a busy machine is not a failure.
+Writes runs/bench/bench.json and runs/bench/table.md, prints the tables, and names the figures that are worse than the
+recorded ones. The ratio of a figure that misses its aim is not bold. The exit code stays 0, because a busy machine is
+not a failure.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import logging
 import os
 import sys
 import tempfile
-from dataclasses import asdict
+import time
 from pathlib import Path
 
 # Set before torch is imported: two processes whose OpenMP threads spin on each other's cores run at a fifth
@@ -26,9 +28,12 @@ os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 from collections.abc import Callable
 
 from tests.benchmarks import scale
+from tests.benchmarks.bcos import bcos_precompute_figure, bcos_step_figure
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.memory import memory_figures
-from tests.benchmarks.precomputing import gap_figure, precompute_figures
+from tests.benchmarks.on_ray import ACTORS, actors_figures, actors_name, gap_figure, twin_figure
+from tests.benchmarks.peers import MissingPeerError
+from tests.benchmarks.precomputing import precompute_figures
 from tests.benchmarks.reading import (
     bytes_figures,
     checksums_32_figure,
@@ -36,19 +41,38 @@ from tests.benchmarks.reading import (
     stream_32_figure,
     stream_224_figure,
 )
+from tests.benchmarks.replaying import replay_figure
 from tests.benchmarks.steps import step_figures
-from tests.benchmarks.table import TITLES, markdown
+from tests.benchmarks.streams import stream_names, streams_32_figures, streams_224_figures
+from tests.benchmarks.students import students_figure
+from tests.benchmarks.table import (
+    RESULTS,
+    TITLES,
+    describe_drift,
+    load,
+    markdown,
+    markdown_of_sides,
+    record,
+)
 
 logger = logging.getLogger("permafrost.bench")
 
 GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     precompute_figures: ("precompute_vs_bare_loop", "gradcam_vs_logits"),
+    bcos_precompute_figure: ("bcos_precompute_vs_bare_loop",),
     step_figures: ("frozen_e2kd_step_vs_labels", "frozen_vs_live_e2kd_step"),
+    bcos_step_figure: ("bcos_frozen_e2kd_step_vs_labels",),
+    students_figure: ("ten_frozen_vs_ten_live_students",),
+    replay_figure: ("replay_4_views_vs_1",),
+    streams_32_figures: stream_names(32),
+    streams_224_figures: stream_names(224),
     stream_32_figure: ("stream_vs_webdataset_32px",),
     stream_224_figure: ("stream_vs_webdataset_224px",),
     checksums_32_figure: ("checksums_epoch_32px",),
     checksums_224_figure: ("checksums_epoch_224px",),
     bytes_figures: ("bytes_vs_payload", "bytes_vs_one_pt_per_image"),
+    twin_figure: ("ray_vs_serial",),
+    actors_figures: tuple(actors_name(actors) for actors in ACTORS[1:]),
     gap_figure: ("gap_between_shards",),
     memory_figures: ("precompute_memory_50k_vs_10k", "distill_memory_50k_vs_10k"),
 }
@@ -56,29 +80,51 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
 OUT = Path("runs/bench")
 
 
-def main(words: list[str]) -> None:
-    """Measure the figures, write them to files and print the table."""
+def main(arguments: list[str]) -> None:
+    """Measure the figures, write them to files and print the tables."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    parser.add_argument("words", nargs="*", help="beginnings of the names of figures; none for all")
+    parser.add_argument("--record", action="store_true", help=f"also write into {RESULTS.name}")
+    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
-    scale_words = [word for word in words if word.startswith("scale")]
+    scale_words = [word for word in options.words if word.startswith("scale")]
     if scale_words:
         scale.main(scale_words)
-        if words == scale_words:
+        if options.words == scale_words:
             return
-    figures: list[Figure] = []
-    for measure, names in GROUPS.items():
-        if words and not any(name.startswith(word) for word in words for name in names):
-            continue
-        logger.info("measuring %s", ", ".join(names))
-        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            figures += measure(Path(folder))
-    if not figures:
-        sys.exit(f"no figure begins with {' or '.join(words)}; choose from: {', '.join(TITLES)}")
+    figures = measure(options.words)
     OUT.mkdir(parents=True, exist_ok=True)
-    lines = [asdict(figure) for figure in figures]
-    (OUT / "bench.json").write_text(json.dumps(lines, indent=1) + "\n")
-    (OUT / "table.md").write_text(markdown(figures))
-    print(markdown(figures), end="")
+    (OUT / "bench.json").unlink(missing_ok=True)
+    record(OUT / "bench.json", figures)
+    tables = "\n".join(filter(None, [markdown(figures), markdown_of_sides(figures)]))
+    (OUT / "table.md").write_text(tables)
+    print(tables)
+    print(describe_drift(figures, load(RESULTS)), end="")
+    if options.record:
+        record(RESULTS, figures)
+
+
+def measure(words: list[str]) -> list[Figure]:
+    """Measure the figures whose names begin with one of the words, or all without words."""
+    chosen = {
+        function: names
+        for function, names in GROUPS.items()
+        if not words or any(name.startswith(word) for word in words for name in names)
+    }
+    if not chosen:
+        sys.exit(f"no figure begins with {' or '.join(words)}; choose from: {', '.join(TITLES)}")
+    figures: list[Figure] = []
+    for function, names in chosen.items():
+        logger.info("measuring %s", ", ".join(names))
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            try:
+                figures += function(Path(folder))
+            except MissingPeerError as error:
+                logger.info("left out: %s", error)
+        logger.info("took %.0f s", time.monotonic() - started)
+    return figures
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 _RESAMPLES = 2000
+_TOLERANCE = 0.02
+"""Relative change that is not reported, for ratios that have no interval, such as those of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +36,23 @@ class Figure:
     """Medians of all sides, ours first, if there are several baselines. The figure compares ours with the best."""
 
     @property
+    def larger_is_better(self) -> bool:
+        """True for a speedup. A ratio without an aim is a cost."""
+        return self.aim.startswith(">=")
+
+    @property
     def is_met(self) -> bool:
         """True if the median ratio reaches the aim, or if there is no aim."""
         if not self.aim:
             return True
-        sign, _, limit = self.aim.partition(" ")
-        return self.ratio >= float(limit) if sign == ">=" else self.ratio <= float(limit)
+        limit = float(self.aim.partition(" ")[2])
+        return self.ratio >= limit if self.larger_is_better else self.ratio <= limit
+
+    def is_worse_than(self, earlier: Figure) -> bool:
+        """Return whether the ratio is worse than an earlier one beyond both intervals and by more than _TOLERANCE."""
+        if self.larger_is_better:
+            return self.high < earlier.low and self.ratio < earlier.ratio * (1 - _TOLERANCE)
+        return self.low > earlier.high and self.ratio > earlier.ratio * (1 + _TOLERANCE)
 
 
 def seconds(function: Callable[[], Any]) -> float:

@@ -70,7 +70,7 @@ def precompute_config(tars: Path, store: Path, **options: Any) -> PrecomputeConf
         data=WebDatasetDataConfig(path=str(tars)),
         store=StoreOptions(path=str(store), backend=options.pop("backend", "zarr")),
         teacher=options.pop("teacher", TINY),
-        explainer=GradCamConfig(),
+        explainer=options.pop("explainer", GradCamConfig()),
         annotate=PassOptions(payloads=options.pop("payloads", ("logits", "map"))),
         cluster=LocalClusterConfig(),
         executor=options.pop("executor", "serial"),

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import shutil
 import tarfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
-from pipeline.cluster import executors
-from pipeline.cluster.data import RayDataExecutor
-from pipeline.config.cluster import LocalClusterConfig
-from pipeline.config.models import CifarModelConfig
-from pipeline.core.tasks import ShardResult
+from pipeline.config.models import CifarModelConfig, ModelConfig
+from pipeline.models.explainers.bcos_weights import bcos_weights
+from pipeline.models.explainers.explain import forward_to_explain, needs_graph
 from pipeline.models.providers import build_model, freeze
 from pipeline.store.frames import decode_frame
-from pipeline.store.reader import Store
 from stages import precompute
-from tests.benchmarks.figures import Figure, figure, in_turn, interval
+from tests.benchmarks.figures import Figure, figure, in_turn
 from tests.benchmarks.inputs import CLASSES, pack, precompute_config, write_tars
 
 RECORDS = 4000
@@ -38,13 +30,14 @@ def precompute_figures(folder: Path) -> list[Figure]:
     tars, store = write_tars(folder / "tars", RECORDS, 32), folder / "store"
     pack(tars, store)
     whole, logits = (
-        annotator(tars, store, payloads) for payloads in (("logits", "map"), ("logits",))
+        annotator(tars, store, RECORDS, teacher=TEACHER, payloads=payloads)
+        for payloads in (("logits", "map"), ("logits",))
     )
     per_record = {"unit": "ms/record", "scale": 1e3 / RECORDS}
     return [
         figure(
             "precompute_vs_bare_loop",
-            in_turn(whole, lambda: bare_loop(tars), ROUNDS),
+            in_turn(whole, lambda: bare_loop(tars, RECORDS, TEACHER), ROUNDS),
             faster=True,
             aim=">= 0.95",
             **per_record,
@@ -59,23 +52,37 @@ def precompute_figures(folder: Path) -> list[Figure]:
     ]
 
 
-def annotator(tars: Path, store: Path, payloads: tuple[str, ...]) -> Callable[[], Any]:
+def annotator(tars: Path, store: Path, records: int, **options: Any) -> Callable[[], Any]:
     """Return a function that runs the whole command on a packed store: source, plan, teacher, commits, manifest."""
-    config = precompute_config(tars, store, teacher=TEACHER, payloads=payloads)
+    config = precompute_config(tars, store, **options)
 
     def run() -> None:
         shutil.rmtree(store / "teachers", ignore_errors=True)
-        assert precompute.run(config).teacher_records == RECORDS
+        assert precompute.run(config).teacher_records == records
 
     return run
 
 
 @torch.no_grad()
-def bare_loop(tars: Path) -> list[torch.Tensor]:
-    """Decode and run the forward pass only, without checks, explanations or files."""
+def bare_loop(tars: Path, records: int, teacher: ModelConfig) -> list[torch.Tensor]:
+    """Decode and run the forward pass only, without checks or files.
+
+    The explanations of a B-cos network are computed, because they take a second pass through the whole network. GradCAM
+    is not, because it takes no time in comparison.
+    """
     torch.set_num_threads(1)
-    model = freeze(build_model(TEACHER, CLASSES))
+    model = freeze(build_model(teacher, CLASSES))
     logits = []
+    for frames in _batches(tars):
+        output = forward_to_explain(model, frames.float() / 255)
+        if needs_graph(model):
+            bcos_weights(model, output, output.logits.argmax(dim=1, keepdim=True))
+        logits.append(output.logits.detach().half())
+    assert sum(map(len, logits)) == records
+    return logits
+
+
+def _batches(tars: Path) -> Iterator[torch.Tensor]:
     frames: list[torch.Tensor] = []
     for path in sorted(tars.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -83,67 +90,7 @@ def bare_loop(tars: Path) -> list[torch.Tensor]:
                 if member.name.endswith(".jpg"):
                     frames.append(decode_frame(tar.extractfile(member).read(), (32, 32)))  # type: ignore[union-attr]
                 if len(frames) == BATCH:
-                    logits.append(model(torch.stack(frames).float() / 255).logits.half())
+                    yield torch.stack(frames)
                     frames = []
     if frames:
-        logits.append(model(torch.stack(frames).float() / 255).logits.half())
-    assert sum(map(len, logits)) == RECORDS
-    return logits
-
-
-# ---- gap between two shards ----------------------------------------------------------------------
-
-
-@dataclass
-class TimedTask:
-    """Task that logs the start and end of each shard, by the clock that all processes share."""
-
-    needs_gpu: ClassVar[bool] = True
-    task: Any
-    log: Path
-
-    def __call__(self, shard: Any) -> ShardResult:
-        started = time.monotonic()
-        result: ShardResult = self.task(shard)
-        with self.log.open("a") as file:
-            file.write(f"{started} {time.monotonic()}\n")
-        return result
-
-
-def gap_figure(folder: Path) -> list[Figure]:
-    """Idle time of a Ray actor between two shards, as a share of a shard's own time."""
-    tars, store = write_tars(folder / "tars", 3 * RECORDS, 32), folder / "store"
-    pack(tars, store)
-    log = folder / "times"
-    config = precompute_config(tars, store, teacher=TEACHER, executor="ray")
-    original = executors.open_executor
-
-    @contextmanager
-    def timed(executor: Any, cluster: Any) -> Iterator[Any]:
-        with RayDataExecutor(LocalClusterConfig()) as ray:
-            yield lambda task, shards: ray(TimedTask(task, log), shards)
-
-    executors.open_executor = timed
-    try:
-        precompute.run(config)
-    finally:
-        executors.open_executor = original
-    times = sorted(tuple(map(float, line.split())) for line in log.read_text().splitlines())
-    assert len(times) == len(Store(store).manifest.shards)
-    gaps = [after[0] - before[1] for before, after in pairwise(times)]
-    works = [end - start for start, end in times][1:]
-    shares = [gap / work for gap, work in zip(gaps, works, strict=True)]
-    low, high = interval(shares)
-    return [
-        Figure(
-            name="gap_between_shards",
-            ratio=median(shares),
-            low=low,
-            high=high,
-            ours=median(gaps) * 1e3,
-            theirs=median(works) * 1e3,
-            unit="ms",
-            aim="",
-            command="make bench ARGS=gap_between_shards",
-        )
-    ]
+        yield torch.stack(frames)

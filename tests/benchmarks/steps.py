@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
 from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.config.methods import E2KDConfig, LabelsConfig
-from pipeline.config.models import CifarModelConfig
+from pipeline.config.explainers import ExplainerConfig, GradCamConfig
+from pipeline.config.methods import E2KDConfig, LabelsConfig, MethodConfig
+from pipeline.config.models import CifarModelConfig, ModelConfig
 from pipeline.config.training import OptimizerOptions
+from pipeline.core.records import Batch
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.loader import TrainLoader
 from pipeline.loading.selection import rows_of_split
 from pipeline.loading.views import ViewSchedule
 from pipeline.losses.build import build_loss
+from pipeline.models.explainers.explain import DEFAULT_EXPLAINER, EXPLAINERS
 from pipeline.models.explainers.gradcam import gradcam
 from pipeline.models.providers import build_model, freeze
-from pipeline.store.reader import Store
+from pipeline.store.reader import Store, TeacherPass
 from pipeline.training.live_targets import LiveTeacher
 from pipeline.training.state import Training, build_optimizer
 from pipeline.training.step import train_step
 from stages import precompute
 from tests.benchmarks.figures import Figure, figure, in_turn
-from tests.benchmarks.inputs import CLASSES, precompute_config, write_tars
+from tests.benchmarks.inputs import CLASSES, TINY, precompute_config, write_tars
 
 SIZE = (32, 32)
 BATCH = 32
@@ -39,14 +42,8 @@ VIEWS = AugmentOptions(
 
 def step_figures(folder: Path) -> list[Figure]:
     """Measure frozen e2KD against labels only, and against the same e2KD with its ResNet-56 in the loop."""
-    torch.set_num_threads(1)
-    tars, path = write_tars(folder / "tars", 40 * BATCH, 32), folder / "store"
-    precompute.run(precompute_config(tars, path))
-    store = Store(path)
-    dataset = StoreDataset(store, rows_of_split(store.index, "train"), store.open_passes())
-    stream = TrainLoader(dataset, ViewSchedule(VIEWS, SIZE, seed=0), batch_size=BATCH, seed=0)
-    batches = list(stream.epoch(0))
-    teacher = LiveTeacher(TEACHER.name, freeze(build_model(TEACHER, CLASSES)), gradcam, SIZE)
+    batches = read_batches(folder, TINY, GradCamConfig())
+    teacher = build_live_teacher()
     frozen = Steps(E2KDConfig(lambda_map=5.0), batches)
     live = Steps(E2KDConfig(lambda_map=5.0), batches, teacher)
     labels = Steps(LabelsConfig(), batches)
@@ -75,16 +72,45 @@ def step_figures(folder: Path) -> list[Figure]:
     ]
 
 
+def read_batches(folder: Path, teacher: ModelConfig, explainer: ExplainerConfig) -> list[Batch]:
+    """Annotate records of 32 pixels, and read them with random views."""
+    torch.set_num_threads(1)
+    tars, path = write_tars(folder / "tars", 40 * BATCH, 32), folder / "store"
+    precompute.run(precompute_config(tars, path, teacher=teacher, explainer=explainer))
+    store = Store(path)
+    return list(open_stream(store, store.open_passes()).epoch(0))
+
+
+def open_stream(store: Store, passes: Sequence[TeacherPass]) -> TrainLoader:
+    """Open the stream of a training with random views."""
+    dataset = StoreDataset(store, rows_of_split(store.index, "train"), passes)
+    return TrainLoader(dataset, ViewSchedule(VIEWS, SIZE, seed=0), batch_size=BATCH, seed=0)
+
+
+def build_live_teacher(teacher: ModelConfig = TEACHER) -> LiveTeacher:
+    """Build the teacher of the live steps."""
+    return LiveTeacher(teacher.name, freeze(build_model(teacher, CLASSES)), gradcam, SIZE)
+
+
 class Steps:
     """Callable that takes a student's next step on the next batch."""
 
-    def __init__(self, method: Any, batches: list[Any], teacher: LiveTeacher | None = None) -> None:
+    def __init__(
+        self,
+        method: MethodConfig,
+        batches: Sequence[Batch],
+        teacher: LiveTeacher | None = None,
+        *,
+        student: ModelConfig = STUDENT,
+        explainer: str = DEFAULT_EXPLAINER,
+    ) -> None:
         torch.manual_seed(0)
-        model = build_model(STUDENT, CLASSES)
+        model = build_model(student, CLASSES)
         self.training = Training(
             model=model,
             loss=build_loss(method),
             optimizer=build_optimizer(OptimizerOptions(), list(model.parameters())),
+            explain=EXPLAINERS[explainer],
         )
         if teacher is not None:
             self.training.targets = teacher
@@ -92,6 +118,9 @@ class Steps:
         self.taken = 0
 
     def __call__(self) -> None:
-        batch = self.batches[self.taken % len(self.batches)]
-        train_step(self.training, batch, SIZE, clip_norm=1.0)
+        self.take(self.batches[self.taken % len(self.batches)])
         self.taken += 1
+
+    def take(self, batch: Batch) -> None:
+        """Take a step on this batch."""
+        train_step(self.training, batch, SIZE, clip_norm=1.0)

@@ -1,9 +1,10 @@
-"""The figures as a Markdown table, which `python -m docs.tables` writes into docs/results/benchmarks.md."""
+"""The figures as Markdown tables, which `python -m docs.tables` writes into docs/results/benchmarks.md."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from tests.benchmarks.figures import Figure
@@ -13,28 +14,59 @@ RESULTS = Path(__file__).with_name("results.json")
 TITLES = {
     "precompute_vs_bare_loop": "precompute (ResNet-20, GradCAM, commits), speed against a bare decode + forward loop",
     "gradcam_vs_logits": "precompute with GradCAM, cost against logits alone",
+    "bcos_precompute_vs_bare_loop": "precompute (B-cos ResNet-8), speed against a bare loop that also explains",
+    "ray_vs_serial": "precompute on Ray with one actor, speed against the serial executor",
+    "ray_2_actors_vs_1": "precompute with a teacher that only waits, speed with 2 actors against twice that with 1",
+    "ray_4_actors_vs_1": "the same, 4 actors",
+    "ray_8_actors_vs_1": "the same, 8 actors",
+    "gap_between_shards": "gap between two shards on Ray, as a share of a shard's time",
     "frozen_e2kd_step_vs_labels": "frozen e2KD step, cost against a step on labels (ResNet-20)",
     "frozen_vs_live_e2kd_step": "frozen e2KD step, speed against a live ResNet-56 teacher (ResNet-20)",
+    "bcos_frozen_e2kd_step_vs_labels": "frozen e2KD step of a B-cos ResNet-8, cost against a step on labels",
+    "ten_frozen_vs_ten_live_students": "ten frozen students for one epoch and the pass, speed against ten live ones",
+    "replay_4_views_vs_1": "replay of 4 stored views per decoded image, speed per view against one view",
     "stream_vs_webdataset_32px": "stream with targets, speed against a stock `webdataset` zip, 32 px",
     "stream_vs_webdataset_224px": "the same, 224 px",
     "checksums_epoch_32px": "an epoch of reading with every byte's checksum compared, cost against none, 32 px",
     "checksums_epoch_224px": "the same, 224 px",
     "bytes_vs_payload": "bytes of a whole pass (Zarr, receipts, manifest) against its payload",
     "bytes_vs_one_pt_per_image": "the same against one `.pt` per image, in disk blocks",
-    "gap_between_shards": "gap between two shards on Ray, as a share of a shard's time",
     "precompute_memory_50k_vs_10k": "precompute, peak memory with 50,000 records against 10,000",
     "distill_memory_50k_vs_10k": "distill, the same",
+    "stream_equal_32px_1_worker": "equal decoding, 32 px, 1 worker",
+    "stream_equal_32px_2_workers": "equal decoding, 32 px, 2 workers",
+    "stream_best_32px_1_worker": "everyone's best, 32 px, 1 worker",
+    "stream_best_32px_2_workers": "everyone's best, 32 px, 2 workers",
+    "stream_equal_224px_1_worker": "equal decoding, 224 px, 1 worker",
+    "stream_equal_224px_2_workers": "equal decoding, 224 px, 2 workers",
+    "stream_best_224px_1_worker": "everyone's best, 224 px, 1 worker",
+    "stream_best_224px_2_workers": "everyone's best, 224 px, 2 workers",
 }
 
 
 def markdown(figures: Sequence[Figure]) -> str:
-    """Markdown table with one row per figure."""
+    """Markdown table with one row per figure of one baseline."""
     lines = ["| | ratio | 95 % interval | aim | ours | baseline |", "|---|---|---|---|---|---|"]
     lines += [
         f"| {TITLES[f.name]} | {_mark(f)} | {_interval(f)} | {f.aim} | {f.ours:,.3g} {f.unit} | "
         f"{f.theirs:,.3g} {f.unit} |"
         for f in figures
+        if not f.sides
     ]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_of_sides(figures: Sequence[Figure]) -> str:
+    """Markdown table with one row per figure of several baselines and a column per side; empty without such figures."""
+    several = [f for f in figures if f.sides]
+    if not several:
+        return ""
+    sides = list(several[0].sides)
+    header = [several[0].unit, *sides, "ours against the best", "95 % interval", "aim"]
+    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    for f in several:
+        values = [f"{f.sides[side]:,.3g}" for side in sides]
+        lines.append(f"| {' | '.join([TITLES[f.name], *values, _mark(f), _interval(f), f.aim])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -50,3 +82,24 @@ def _interval(figure: Figure) -> str:
 def load(path: Path) -> list[Figure]:
     """Read the figures that a run wrote."""
     return [Figure(**line) for line in json.loads(path.read_text())]
+
+
+def record(path: Path, figures: Sequence[Figure]) -> None:
+    """Write figures into a file, in the order of TITLES, in which those that were not measured stay as they are."""
+    known = {figure.name: figure for figure in (load(path) if path.exists() else [])}
+    known |= {figure.name: figure for figure in figures}
+    lines = [asdict(known[name]) for name in TITLES if name in known]
+    path.write_text(json.dumps(lines, indent=1) + "\n")
+
+
+def describe_drift(figures: Sequence[Figure], earlier: Sequence[Figure]) -> str:
+    """Name the figures that are worse than the earlier ones beyond both intervals, or say that there are none."""
+    before = {figure.name: figure for figure in earlier}
+    worse = [f for f in figures if f.name in before and f.is_worse_than(before[f.name])]
+    if not worse:
+        return "no figure is worse than the recorded one beyond both intervals\n"
+    lines = [
+        f"worse than recorded: {f.name} {f.ratio:.3g}, was {before[f.name].ratio:.3g}"
+        for f in worse
+    ]
+    return "\n".join(lines) + "\n"

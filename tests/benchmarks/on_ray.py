@@ -1,0 +1,205 @@
+"""Precompute on Ray: against the serial twin, by the number of actors, and between two shards.
+
+Seconds are those of the shards themselves, by a clock that all processes share. They exclude the start of Ray and of
+its actors, which a pass pays once: 5 to 60 s.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, median
+from typing import Any, ClassVar
+from unittest import mock
+
+from pipeline.cluster import executors
+from pipeline.cluster.data import RayDataExecutor
+from pipeline.cluster.serial import map_shards_serially
+from pipeline.cluster.session import ray_session
+from pipeline.config.cluster import LocalClusterConfig
+from pipeline.config.models import CifarModelConfig, ModelConfig
+from pipeline.config.verbs import PrecomputeConfig
+from pipeline.core.tasks import MapShards, ShardResult
+from pipeline.store.reader import Store
+from stages import precompute
+from tests.benchmarks.figures import Figure, figure, interval
+from tests.benchmarks.inputs import CLASSES, SHARD_RECORDS, pack, precompute_config, write_tars
+from tests.benchmarks.stand_in import StandInConfig
+
+TEACHER = CifarModelConfig(name="resnet20", classes=CLASSES, weights="random")
+ACTORS = (1, 2, 4, 8)
+TWIN_ROUNDS = 4
+TWIN_SHARDS = 4
+ACTORS_ROUNDS = 2
+SHARDS_PER_ACTOR = 6
+"""Shards per actor, the first of which is not measured."""
+LATENCY = 0.125
+"""Seconds per batch of the stand-in teacher, 2 s per shard: two cores serve eight actors at a tenth of a core each."""
+
+
+def actors_name(actors: int) -> str:
+    """Name of the figure of a number of actors."""
+    return f"ray_{actors}_actors_vs_1"
+
+
+@dataclass
+class TimedTask:
+    """Task that logs start and end of each shard, in a file of its process.
+
+    After its first shard a process waits until all processes have finished one, so that none works while others start.
+    """
+
+    needs_gpu: ClassVar[bool] = True
+    task: Any
+    folder: Path
+    processes: int = 1
+
+    def __call__(self, shard: Any) -> ShardResult:
+        started = time.monotonic()
+        result: ShardResult = self.task(shard)
+        log = self.folder / f"{os.getpid()}.log"
+        is_first = not log.exists()
+        with log.open("a") as file:
+            file.write(f"{started} {time.monotonic()}\n")
+        while is_first and len(list(self.folder.glob("*.log"))) < self.processes:
+            time.sleep(0.01)
+        return result
+
+
+class TimedPass:
+    """Precompute of a packed store whose shards are timed."""
+
+    def __init__(self, store: Path, config: PrecomputeConfig) -> None:
+        self.store, self.config = store, config
+
+    def run(self, map_shards: MapShards, processes: int = 1) -> list[list[tuple[float, float]]]:
+        """Run the whole pass, and return start and end of each process's shards."""
+        shutil.rmtree(self.store / "teachers", ignore_errors=True)
+        folder = self.store.parent / "times"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+
+        @contextmanager
+        def timed(executor: Any, cluster: Any) -> Iterator[Any]:
+            yield lambda task, shards: map_shards(TimedTask(task, folder, processes), shards)
+
+        with mock.patch.object(executors, "open_executor", timed):
+            precompute.run(self.config)
+        lines = [path.read_text().splitlines() for path in folder.glob("*.log")]
+        times = [[tuple(map(float, line.split())) for line in own] for own in lines]
+        assert sum(map(len, times)) == len(Store(self.store).manifest.shards)
+        return [sorted((start, end) for start, end in own) for own in times]
+
+
+def _timed_pass(folder: Path, teacher: ModelConfig, shards: int, **options: Any) -> TimedPass:
+    tars, store = (
+        write_tars(folder / "tars", shards * SHARD_RECORDS, 32, distinct=100),
+        folder / "store",
+    )
+    pack(tars, store)
+    return TimedPass(store, precompute_config(tars, store, teacher=teacher, **options))
+
+
+# ---- one actor -----------------------------------------------------------------------------------
+
+
+def twin_figure(folder: Path) -> list[Figure]:
+    """Measure one actor against the serial executor, from the end of the first shard to the end of the last."""
+    timed = _timed_pass(folder, TEACHER, TWIN_SHARDS)
+    pairs = []
+    with ray_session(LocalClusterConfig(), cpus=1):
+        ray = RayDataExecutor(LocalClusterConfig())
+        sides: dict[str, MapShards] = {"ray": ray, "serial": map_shards_serially}
+        for number in range(TWIN_ROUNDS):
+            seconds = {}
+            for name in sorted(sides, reverse=number % 2 > 0):
+                (times,) = timed.run(sides[name])
+                seconds[name] = times[-1][1] - times[0][1]
+            pairs.append((seconds["ray"], seconds["serial"]))
+    per_record = {"unit": "ms/record", "scale": 1e3 / ((TWIN_SHARDS - 1) * SHARD_RECORDS)}
+    return [figure("ray_vs_serial", pairs, faster=True, aim=">= 0.95", **per_record)]
+
+
+# ---- many actors ---------------------------------------------------------------------------------
+
+
+def actors_figures(folder: Path) -> list[Figure]:
+    """Measure the speed of n actors against n times the speed of one, with a teacher that only waits."""
+    teacher = StandInConfig(classes=CLASSES, latency_seconds=LATENCY)
+    passes = {
+        actors: _timed_pass(folder / str(actors), teacher, actors * SHARDS_PER_ACTOR)
+        for actors in ACTORS
+    }
+    turns: dict[int, list[list[float]]] = {actors: [] for actors in ACTORS}
+    with ray_session(LocalClusterConfig(), cpus=max(ACTORS)):
+        for number in range(ACTORS_ROUNDS):
+            for actors in ACTORS[:: -1 if number % 2 else 1]:
+                map_shards = RayDataExecutor(LocalClusterConfig(actors=actors))
+                turns[actors].append(mean_turns(passes[actors].run(map_shards, actors)))
+    return [
+        figure(
+            actors_name(actors),
+            pair_turns(turns[actors], turns[1]),
+            faster=True,
+            unit="ms/record",
+            scale=1e3 / SHARD_RECORDS,
+            aim=">= 0.95",
+        )
+        for actors in ACTORS[1:]
+    ]
+
+
+def mean_turns(times: list[list[tuple[float, float]]]) -> list[float]:
+    """Mean seconds over the processes of each turn after the first: from the end of a shard to that of the next.
+
+    The second turn begins with its shard, because a process waits for the others before it.
+    """
+    each = []
+    for own in times:
+        begins = [own[1][0], *(end for _, end in own[1:-1])]
+        each.append([end - begin for begin, (_, end) in zip(begins, own[1:], strict=True)])
+    return [
+        mean(turn) for turn in zip(*each, strict=False)
+    ]  # actors may take one shard more or less
+
+
+def pair_turns(many: list[list[float]], one: list[list[float]]) -> list[tuple[float, float]]:
+    """Pair the turns of n actors with those of one actor in the same round."""
+    return [
+        pair
+        for several, single in zip(many, one, strict=True)
+        for pair in zip(several, single, strict=False)
+    ]
+
+
+# ---- gap between two shards ----------------------------------------------------------------------
+
+
+def gap_figure(folder: Path) -> list[Figure]:
+    """Idle time of a Ray actor between two shards, as a share of a shard's own time."""
+    timed = _timed_pass(folder, TEACHER, 12)
+    with ray_session(LocalClusterConfig(), cpus=1):
+        (times,) = timed.run(RayDataExecutor(LocalClusterConfig()))
+    gaps = [after[0] - before[1] for before, after in pairwise(times)]
+    works = [end - start for start, end in times][1:]
+    shares = [gap / work for gap, work in zip(gaps, works, strict=True)]
+    low, high = interval(shares)
+    return [
+        Figure(
+            name="gap_between_shards",
+            ratio=median(shares),
+            low=low,
+            high=high,
+            ours=median(gaps) * 1e3,
+            theirs=median(works) * 1e3,
+            unit="ms",
+            aim="",
+            command="make bench ARGS=gap_between_shards",
+        )
+    ]
