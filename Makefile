@@ -13,6 +13,7 @@ DEMO_distill := method.tau=4 method.lambda_map=5
 STAGES := estimate precompute teach verify distill evaluate sweep report migrate
 # Stages with a section cluster.
 CLUSTER_STAGES := estimate precompute teach distill sweep
+LOCK := uv pip compile -q --universal --no-emit-index-url --python-version 3.11 --no-annotate --no-header --generate-hashes
 ADDRESS ?= http://127.0.0.1:8265
 .PHONY: help install demo submit render test test-all bench gpu docs lint format lock clean $(STAGES)
 
@@ -69,8 +70,11 @@ test: install ## run the tests in JOBS=3 processes: about 4 minutes on 2 cores
 test-all: install ## run the tests, including the slow ones
 	@$(PYTEST) -m "slow or not slow" $(ARGS)
 
-bench: install ## measure the ratios of docs/results/benchmarks.md, about 10 minutes; ARGS="stream bytes" selects some
-	@$(PY) -m tests.benchmarks $(ARGS)
+bench: .venv-bench/.installed ## measure the ratios of docs/results/benchmarks.md, at most 20 minutes; ARGS="stream bytes" selects some
+	@.venv-bench/bin/python -m tests.benchmarks $(ARGS)
+
+.venv-bench/.installed: tests/benchmarks/requirements.lock pyproject.toml .ci/install
+	@bash .ci/install .venv-bench tests/benchmarks/requirements.lock
 
 gpu: ## check and measure a CUDA machine in at most 9 minutes; PY=python3 needs no installation (docs/howto/gpu.md)
 	@$(PY) -m tests.gpu $(ARGS)
@@ -95,8 +99,9 @@ format: install ## format the code with ruff
 	@$(PY) -m ruff format .
 
 lock: ## update the pinned packages from pyproject.toml
-	uv pip compile -q --universal --no-emit-index-url --python-version 3.11 --extra dev \
-		--no-annotate --no-header --generate-hashes --upgrade pyproject.toml -o requirements.lock
+	$(LOCK) --upgrade --extra dev pyproject.toml -o requirements.lock
+	cp requirements.lock tests/benchmarks/requirements.lock  # versions that are kept where the extra allows it
+	$(LOCK) --extra bench pyproject.toml -o tests/benchmarks/requirements.lock
 
-clean: ## remove runs, stores and the site (not .venv)
+clean: ## remove runs, stores and the site (not .venv and .venv-bench)
 	rm -rf runs stores build site

@@ -31,8 +31,8 @@ from tests.benchmarks import scale
 from tests.benchmarks.bcos import bcos_precompute_figure, bcos_step_figure
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.memory import memory_figures
-from tests.benchmarks.on_ray import ACTORS, actors_figures, actors_name, gap_figure, twin_figure
-from tests.benchmarks.peers import MissingPeerError
+from tests.benchmarks.on_ray import ACTORS, actors_figures, actors_name, twin_figures
+from tests.benchmarks.peer import MissingPeerError
 from tests.benchmarks.precomputing import precompute_figures
 from tests.benchmarks.reading import (
     bytes_figures,
@@ -71,9 +71,8 @@ GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     checksums_32_figure: ("checksums_epoch_32px",),
     checksums_224_figure: ("checksums_epoch_224px",),
     bytes_figures: ("bytes_vs_payload", "bytes_vs_one_pt_per_image"),
-    twin_figure: ("ray_vs_serial",),
+    twin_figures: ("ray_vs_serial", "gap_between_shards"),
     actors_figures: tuple(actors_name(actors) for actors in ACTORS[1:]),
-    gap_figure: ("gap_between_shards",),
     memory_figures: ("precompute_memory_50k_vs_10k", "distill_memory_50k_vs_10k"),
 }
 """Functions that measure figures, each with the names of the figures that it returns."""
@@ -94,6 +93,8 @@ def main(arguments: list[str]) -> None:
         if options.words == scale_words:
             return
     figures = measure(options.words)
+    if not figures:
+        return
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "bench.json").unlink(missing_ok=True)
     record(OUT / "bench.json", figures)

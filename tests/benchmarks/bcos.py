@@ -12,19 +12,19 @@ from tests.benchmarks.inputs import CLASSES, pack, write_tars
 from tests.benchmarks.precomputing import annotator, bare_loop
 from tests.benchmarks.steps import Steps, read_batches
 
-NETWORK = BcosModelConfig(name="resnet8", classes=CLASSES, weights="random")
+TEACHER = BcosModelConfig(name="resnet20", classes=CLASSES, weights="random")
+STUDENT = BcosModelConfig(name="resnet8")
 STEP_ROUNDS = 30
-PASS_RECORDS = 1000
-PASS_ROUNDS = 5
+PASS_RECORDS = 1500
+PASS_ROUNDS = 4
 EXPLAINER = BcosWeightsConfig()
 
 
 def bcos_step_figure(folder: Path) -> list[Figure]:
     """Measure frozen e2KD, whose map term needs a second derivative of the student, against labels only."""
-    batches = read_batches(folder, NETWORK, EXPLAINER)
-    student = BcosModelConfig(name="resnet8")
-    frozen = Steps(E2KDConfig(), batches, student=student, explainer="bcos_weights")
-    labels = Steps(LabelsConfig(loss="bce_offlabel"), batches, student=student)
+    batches = read_batches(folder, TEACHER, EXPLAINER)
+    frozen = Steps(E2KDConfig(), batches, student=STUDENT, explainer="bcos_weights")
+    labels = Steps(LabelsConfig(loss="bce_offlabel"), batches, student=STUDENT)
     pairs = in_turn(frozen, labels, STEP_ROUNDS, warm_up=3)
     name = "bcos_frozen_e2kd_step_vs_labels"
     return [figure(name, pairs, faster=False, unit="ms/step", scale=1e3, aim="")]
@@ -34,8 +34,8 @@ def bcos_precompute_figure(folder: Path) -> list[Figure]:
     """Measure a pass against a bare loop that also computes the explanations."""
     tars, store = write_tars(folder / "tars", PASS_RECORDS, 32), folder / "store"
     pack(tars, store)
-    whole = annotator(tars, store, PASS_RECORDS, teacher=NETWORK, explainer=EXPLAINER)
-    pairs = in_turn(whole, lambda: bare_loop(tars, PASS_RECORDS, NETWORK), PASS_ROUNDS)
+    whole = annotator(tars, store, PASS_RECORDS, teacher=TEACHER, explainer=EXPLAINER)
+    pairs = in_turn(whole, lambda: bare_loop(tars, PASS_RECORDS, TEACHER), PASS_ROUNDS)
     return [
         figure(
             "bcos_precompute_vs_bare_loop",

@@ -30,7 +30,7 @@ def memory_figures(folder: Path) -> list[Figure]:
 
 
 def _peaks(folder: Path, records: int) -> dict[str, float]:
-    tars = write_tars(folder / "tars", records, 32)
+    tars = write_tars(folder / "tars", records, 32, distinct=1_000)
     store, network = f"store.path={folder / 'store'}", [f"name={TINY.name}", f"width={TINY.width}"]
     run = f"run={folder / 'run'}"
     commands = {

@@ -1,4 +1,4 @@
-"""Precompute on Ray: against the serial twin, by the number of actors, and between two shards.
+"""Precompute on Ray: against the serial twin, between two shards, and by the number of actors.
 
 Seconds are those of the shards themselves, by a clock that all processes share. They exclude the start of Ray and of
 its actors, which a pass pays once: 5 to 60 s.
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Any, ClassVar
 from unittest import mock
 
@@ -28,7 +28,7 @@ from pipeline.config.verbs import PrecomputeConfig
 from pipeline.core.tasks import MapShards, ShardResult
 from pipeline.store.reader import Store
 from stages import precompute
-from tests.benchmarks.figures import Figure, figure, interval
+from tests.benchmarks.figures import Figure, figure
 from tests.benchmarks.inputs import CLASSES, SHARD_RECORDS, pack, precompute_config, write_tars
 from tests.benchmarks.stand_in import StandInConfig
 
@@ -97,22 +97,23 @@ class TimedPass:
         return [sorted((start, end) for start, end in own) for own in times]
 
 
-def _timed_pass(folder: Path, teacher: ModelConfig, shards: int, **options: Any) -> TimedPass:
-    tars, store = (
-        write_tars(folder / "tars", shards * SHARD_RECORDS, 32, distinct=100),
-        folder / "store",
-    )
+def _timed_pass(folder: Path, teacher: ModelConfig, shards: int) -> TimedPass:
+    store = folder / "store"
+    tars = write_tars(folder / "tars", shards * SHARD_RECORDS, 32, distinct=100)
     pack(tars, store)
-    return TimedPass(store, precompute_config(tars, store, teacher=teacher, **options))
+    return TimedPass(store, precompute_config(tars, store, teacher=teacher))
 
 
 # ---- one actor -----------------------------------------------------------------------------------
 
 
-def twin_figure(folder: Path) -> list[Figure]:
-    """Measure one actor against the serial executor, from the end of the first shard to the end of the last."""
+def twin_figures(folder: Path) -> list[Figure]:
+    """Measure one actor against the serial executor, and its idle time between two shards.
+
+    A pass is measured from the end of its first shard to the end of the last.
+    """
     timed = _timed_pass(folder, TEACHER, TWIN_SHARDS)
-    pairs = []
+    pairs, shares = [], []
     with ray_session(LocalClusterConfig(), cpus=1):
         ray = RayDataExecutor(LocalClusterConfig())
         sides: dict[str, MapShards] = {"ray": ray, "serial": map_shards_serially}
@@ -121,9 +122,19 @@ def twin_figure(folder: Path) -> list[Figure]:
             for name in sorted(sides, reverse=number % 2 > 0):
                 (times,) = timed.run(sides[name])
                 seconds[name] = times[-1][1] - times[0][1]
+                if name == "ray":
+                    shares += _gaps_and_works(times)
             pairs.append((seconds["ray"], seconds["serial"]))
     per_record = {"unit": "ms/record", "scale": 1e3 / ((TWIN_SHARDS - 1) * SHARD_RECORDS)}
-    return [figure("ray_vs_serial", pairs, faster=True, aim=">= 0.95", **per_record)]
+    return [
+        figure("ray_vs_serial", pairs, faster=True, aim=">= 0.95", **per_record),
+        figure("gap_between_shards", shares, faster=False, unit="ms", scale=1e3, aim=""),
+    ]
+
+
+def _gaps_and_works(times: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Seconds between each shard and the one before it, and seconds of the shard itself."""
+    return [(start - before, end - start) for (_, before), (start, end) in pairwise(times)]
 
 
 # ---- many actors ---------------------------------------------------------------------------------
@@ -175,31 +186,4 @@ def pair_turns(many: list[list[float]], one: list[list[float]]) -> list[tuple[fl
         pair
         for several, single in zip(many, one, strict=True)
         for pair in zip(several, single, strict=False)
-    ]
-
-
-# ---- gap between two shards ----------------------------------------------------------------------
-
-
-def gap_figure(folder: Path) -> list[Figure]:
-    """Idle time of a Ray actor between two shards, as a share of a shard's own time."""
-    timed = _timed_pass(folder, TEACHER, 12)
-    with ray_session(LocalClusterConfig(), cpus=1):
-        (times,) = timed.run(RayDataExecutor(LocalClusterConfig()))
-    gaps = [after[0] - before[1] for before, after in pairwise(times)]
-    works = [end - start for start, end in times][1:]
-    shares = [gap / work for gap, work in zip(gaps, works, strict=True)]
-    low, high = interval(shares)
-    return [
-        Figure(
-            name="gap_between_shards",
-            ratio=median(shares),
-            low=low,
-            high=high,
-            ours=median(gaps) * 1e3,
-            theirs=median(works) * 1e3,
-            unit="ms",
-            aim="",
-            command="make bench ARGS=gap_between_shards",
-        )
     ]

@@ -1,126 +1,40 @@
 """Other readers of the same records, each with its own files, its own shuffle and its own loader.
 
-Every peer stores the bytes of a JPEG with its logits and map as f16, and yields batches of frames u8 [B, H, W, 3],
-which decoders write without a transposition, logits f32 [B, K] and maps f32 [B, E, A, h, w]. A batch is collated by one
-function, which converts the values of all its records at once. LitData and MosaicML Streaming are installed by
-`make bench`.
+LitData and MosaicML Streaming are installed by `make bench`.
 """
 
 from __future__ import annotations
 
-import gc
 import io
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import webdataset
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-BATCH = 50
-_FILE_RECORDS = 1000
-"""Records per file of peers with files of many records, as in the tars of `inputs.py`."""
+from tests.benchmarks.peer import (
+    BATCH,
+    Batches,
+    Collate,
+    Decode,
+    MissingPeerError,
+    Peer,
+    Sample,
+    process_options,
+    stack_targets,
+)
+
+_FILE_RECORDS = 500
+"""Records per file of peers with files of many records: one for each process at least, as webdataset needs."""
 _BUFFER_RECORDS = 1000
 """Records from which webdataset draws at random."""
-
-Decode = Callable[[bytes], Tensor]
-"""Function from an image file to its frame, u8 [3, H, W]."""
-Batches = Iterable[dict[str, Tensor]]
-
-
-class MissingPeerError(RuntimeError):
-    """Error for packages that are not installed."""
-
-
-class Sample(NamedTuple):
-    """Record as every peer stores it."""
-
-    jpeg: bytes
-    logits: NDArray[np.float16]
-    """Logits [K]."""
-    map: NDArray[np.float16]
-    """Map [E, A, h, w]."""
-
-
-class Peer(ABC):
-    """A reader with files of its own."""
-
-    title: ClassVar[str]
-    package: ClassVar[str]
-    """Module whose absence makes the peer unavailable."""
-
-    @abstractmethod
-    def write(self, folder: Path, samples: Iterable[Sample]) -> None:
-        """Write the records in the peer's format to a new folder."""
-
-    @abstractmethod
-    def load(self, folder: Path, workers: int, decode: Decode) -> Batches:
-        """Open the folder for epochs in shuffled orders.
-
-        workers  number of loader processes; with 0 this process reads
-        """
-
-    def write_its_way(self, folder: Path, samples: Iterable[Sample]) -> bool:
-        """Write the records as the peer itself stores JPEGs, and return False if it cannot decode them to tensors."""
-        return False
-
-    def load_its_way(self, folder: Path, workers: int) -> Batches:
-        """Open such a folder with the peer's own decoder."""
-        raise NotImplementedError
-
-
-def require_peers() -> None:
-    """Raise MissingPeerError if the package of a peer is not installed."""
-    missing = [peer.title for peer in PEERS if find_spec(peer.package) is None]
-    if missing:
-        raise MissingPeerError(
-            f"{' and '.join(missing)}: not installed; `make bench` installs them in .venv-bench"
-        )
-
-
-@dataclass(frozen=True)
-class _Collate:
-    """Batch of stored records."""
-
-    decode: Decode
-
-    def __call__(self, records: Sequence[Any]) -> dict[str, Tensor]:
-        frames = [self.decode(bytes(record["jpg"])).permute(1, 2, 0) for record in records]
-        return {"frames": torch.stack(frames), **_targets(records)}
-
-
-def _targets(records: Sequence[Any]) -> dict[str, Tensor]:
-    logits, maps = (_stack([record[name] for record in records]) for name in ("logits", "map"))
-    return {"logits": logits.float(), "maps": maps.float()}
-
-
-def _stack(values: Sequence[Any]) -> Tensor:
-    if isinstance(values[0], Tensor):
-        return torch.stack(list(values))
-    return torch.from_numpy(np.stack(values))
-
-
-def _processes(workers: int) -> dict[str, Any]:
-    """Options of torch's data loader, and of its subclasses."""
-    return {
-        "num_workers": workers,
-        "persistent_workers": workers > 0,
-        "worker_init_fn": _start_worker,
-    }
-
-
-def _start_worker(number: int) -> None:
-    torch.set_num_threads(1)
-    gc.freeze()  # the loaders of other peers, which belong to the process that was forked
 
 
 # ---- webdataset ----------------------------------------------------------------------------------
@@ -143,8 +57,8 @@ class WebDatasetPeer(Peer):
     def load(self, folder: Path, workers: int, decode: Decode) -> Batches:
         urls = sorted(map(str, folder.glob("*.tar")))
         stream = webdataset.WebDataset(urls, shardshuffle=len(urls)).shuffle(_BUFFER_RECORDS)
-        stream = stream.map(_parse_arrays).batched(BATCH, collation_fn=_Collate(decode))
-        return webdataset.WebLoader(stream, batch_size=None, **_processes(workers))
+        stream = stream.map(_parse_arrays).batched(BATCH, collation_fn=Collate(decode))
+        return webdataset.WebLoader(stream, batch_size=None, **process_options(workers))
 
 
 def _parse_arrays(sample: dict[str, Any]) -> dict[str, Any]:
@@ -173,8 +87,8 @@ class ImageFolderPeer(Peer):
             _TaughtFolder(folder),
             batch_size=BATCH,
             shuffle=True,
-            collate_fn=_Collate(decode),
-            **_processes(workers),
+            collate_fn=Collate(decode),
+            **process_options(workers),
         )
 
 
@@ -209,7 +123,7 @@ class LitDataPeer(Peer):
         self._write(folder, ({"jpg": sample.jpeg, **_as_tensors(sample)} for sample in samples))
 
     def load(self, folder: Path, workers: int, decode: Decode) -> Batches:
-        return self._open(folder, workers, _Collate(decode))
+        return self._open(folder, workers, Collate(decode))
 
     def write_its_way(self, folder: Path, samples: Iterable[Sample]) -> bool:
         from litdata.types import Jpeg
@@ -241,13 +155,13 @@ class LitDataPeer(Peer):
         # By default, records that are not declared as images are parsed 256 at a time, which takes four times as long.
         dataset = StreamingDataset(str(folder), shuffle=True, batch_decode=0)
         return StreamingDataLoader(
-            dataset, batch_size=BATCH, collate_fn=collate, **_processes(workers)
+            dataset, batch_size=BATCH, collate_fn=collate, **process_options(workers)
         )
 
 
 def _collate_decoded(records: Sequence[Any]) -> dict[str, Tensor]:
     frames = [record["jpg"].permute(1, 2, 0) for record in records]
-    return {"frames": torch.stack(frames), **_targets(records)}
+    return {"frames": torch.stack(frames), **stack_targets(records)}
 
 
 # ---- MosaicML Streaming --------------------------------------------------------------------------
@@ -274,8 +188,17 @@ class StreamingPeer(Peer):
         clean_stale_shared_memory()
         dataset = StreamingDataset(local=str(folder), shuffle=True, batch_size=BATCH)
         return DataLoader(
-            dataset, batch_size=BATCH, collate_fn=_Collate(decode), **_processes(workers)
+            dataset, batch_size=BATCH, collate_fn=Collate(decode), **process_options(workers)
         )
 
 
 PEERS: tuple[Peer, ...] = (LitDataPeer(), StreamingPeer(), WebDatasetPeer(), ImageFolderPeer())
+
+
+def require_peers() -> None:
+    """Raise MissingPeerError if the package of a peer is not installed."""
+    missing = [peer.title for peer in PEERS if find_spec(peer.package) is None]
+    if missing:
+        raise MissingPeerError(
+            f"{' and '.join(missing)}: not installed; `make bench` installs them in .venv-bench"
+        )

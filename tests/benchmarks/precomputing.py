@@ -19,7 +19,7 @@ from stages import precompute
 from tests.benchmarks.figures import Figure, figure, in_turn
 from tests.benchmarks.inputs import CLASSES, pack, precompute_config, write_tars
 
-RECORDS = 4000
+RECORDS = 3000
 ROUNDS = 5
 TEACHER = CifarModelConfig(name="resnet20", classes=CLASSES, weights="random")
 BATCH = 64

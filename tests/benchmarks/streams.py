@@ -30,14 +30,15 @@ from pipeline.store.tars import ShardBytes
 from stages import precompute
 from tests.benchmarks.figures import Figure, against_best, in_rounds, seconds
 from tests.benchmarks.inputs import CLASSES, precompute_config, write_tars
-from tests.benchmarks.peers import BATCH, PEERS, Batches, Sample, require_peers
+from tests.benchmarks.peer import BATCH, Batches, Sample
+from tests.benchmarks.peers import PEERS, require_peers
 from tests.benchmarks.stand_in import StandInConfig
 
 OURS = "ours"
 AIMS = {"equal": ">= 1.0", "best": ">= 1.2"}
 WORKERS = (1, 2)
-ROUNDS = 7
-RECORDS = {32: 10_000, 224: 2_000}
+ROUNDS = 6
+RECORDS = {32: 4_000, 224: 1_000}
 """Records of an epoch, by the side of the images in pixels."""
 
 Way = Callable[[], Batches]

@@ -13,13 +13,13 @@ RESULTS = Path(__file__).with_name("results.json")
 """Figures of the last run that was recorded in the repository."""
 TITLES = {
     "precompute_vs_bare_loop": "precompute (ResNet-20, GradCAM, commits), speed against a bare decode + forward loop",
+    "bcos_precompute_vs_bare_loop": "the same with a B-cos ResNet-20, whose bare loop also explains",
     "gradcam_vs_logits": "precompute with GradCAM, cost against logits alone",
-    "bcos_precompute_vs_bare_loop": "precompute (B-cos ResNet-8), speed against a bare loop that also explains",
     "ray_vs_serial": "precompute on Ray with one actor, speed against the serial executor",
+    "gap_between_shards": "the same, gap between two shards as a share of a shard's time",
     "ray_2_actors_vs_1": "precompute with a teacher that only waits, speed with 2 actors against twice that with 1",
     "ray_4_actors_vs_1": "the same, 4 actors",
     "ray_8_actors_vs_1": "the same, 8 actors",
-    "gap_between_shards": "gap between two shards on Ray, as a share of a shard's time",
     "frozen_e2kd_step_vs_labels": "frozen e2KD step, cost against a step on labels (ResNet-20)",
     "frozen_vs_live_e2kd_step": "frozen e2KD step, speed against a live ResNet-56 teacher (ResNet-20)",
     "bcos_frozen_e2kd_step_vs_labels": "frozen e2KD step of a B-cos ResNet-8, cost against a step on labels",

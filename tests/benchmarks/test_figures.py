@@ -1,13 +1,24 @@
 """Arithmetic of the figures."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from tests.benchmarks import __main__ as bench
 from tests.benchmarks import scale
-from tests.benchmarks.figures import exact, figure, in_turn, interval
-from tests.benchmarks.table import RESULTS, TITLES, load, markdown
+from tests.benchmarks.figures import against_best, exact, figure, in_rounds, in_turn, interval
+from tests.benchmarks.on_ray import mean_turns, pair_turns
+from tests.benchmarks.peer import MissingPeerError
+from tests.benchmarks.table import (
+    RESULTS,
+    TITLES,
+    describe_drift,
+    load,
+    markdown,
+    markdown_of_sides,
+    record,
+)
 
 
 def measured(pairs, *, faster, aim=""):
@@ -46,6 +57,92 @@ def test_sides_take_turns_and_so_does_who_is_first():
 
     assert "".join(calls) == "ot" + "ot" + "to" + "ot"
     assert len(pairs) == 3
+
+
+def test_many_sides_take_turns_at_being_first():
+    calls = []
+
+    times = in_rounds({side: lambda side=side: calls.append(side) for side in "abc"}, 3, warm_up=0)
+
+    assert "".join(calls) == "abc" + "bca" + "cab"
+    assert [len(seconds) for seconds in times.values()] == [3, 3, 3]
+
+
+def test_the_best_of_several_baselines_is_the_one_with_the_lowest_median():
+    times = {"ours": [1.0, 1.0, 2.0], "slow": [9.0, 0.1, 9.0], "quick": [2.0, 3.0, 2.0]}
+
+    best = against_best("stream_equal_32px_1_worker", times, unit="us", scale=1e6, aim=">= 1.0")
+
+    assert (best.ratio, best.ours, best.theirs) == (2.0, 1e6, 2e6)
+    assert best.sides == {"ours": 1e6, "slow": 9e6, "quick": 2e6}
+    assert "| 1e+06 | 9e+06 | 2e+06 | **2** |" in markdown_of_sides([best])
+    assert markdown([best]).count("\n") == 2
+    assert markdown_of_sides([measured([(1.0, 2.0)], faster=True)]) == ""
+
+
+def test_turns_are_measured_from_the_end_of_a_shard_to_that_of_the_next_but_not_the_first():
+    quick = [(0.0, 1.0), (10.0, 12.0), (12.5, 14.0)]
+    slow = [(0.0, 9.0), (10.0, 14.0), (14.0, 20.0), (20.0, 26.0)]
+
+    assert mean_turns([quick, slow]) == [3.0, 4.0]
+    assert pair_turns([[3.0, 4.0]], [[2.0, 2.0, 2.0]]) == [(3.0, 2.0), (4.0, 2.0)]
+
+
+def test_a_figure_is_worse_only_beyond_both_intervals_and_in_its_own_direction():
+    def spread(low, ratio, high, aim):
+        return replace(
+            measured([(1.0, 1.0)], faster=True, aim=aim), low=low, ratio=ratio, high=high
+        )
+
+    speed, cost = spread(1.9, 2.0, 2.1, ">= 1"), spread(1.9, 2.0, 2.1, "<= 1")
+
+    assert spread(1.6, 1.7, 1.8, ">= 1").is_worse_than(speed)
+    assert not spread(1.6, 1.7, 1.95, ">= 1").is_worse_than(speed)
+    assert not spread(2.5, 2.6, 2.7, ">= 1").is_worse_than(speed)
+    assert spread(2.5, 2.6, 2.7, "<= 1").is_worse_than(cost)
+    assert spread(2.5, 2.6, 2.7, "").is_worse_than(replace(cost, aim=""))
+    assert not spread(1.6, 1.7, 1.8, "<= 1").is_worse_than(cost)
+    assert not spread(2.01, 2.01, 2.01, "<= 1").is_worse_than(spread(2.0, 2.0, 2.0, "<= 1"))
+
+
+def test_the_drift_names_the_figures_that_got_worse():
+    before = measured([(1.0, 2.0)] * 3, faster=True, aim=">= 1")
+    now = measured([(1.0, 1.5)] * 3, faster=True, aim=">= 1")
+
+    assert describe_drift([now], [before]) == (
+        "worse than recorded: stream_vs_webdataset_32px 1.5, was 2\n"
+    )
+    assert describe_drift([before], [now]).startswith("no figure is worse")
+    assert describe_drift([now], []).startswith("no figure is worse")
+
+
+def test_recording_some_figures_keeps_the_others_and_the_order(tmp_path):
+    path = tmp_path / "results.json"
+    memory, old, new = (
+        exact(name, ours, 1.0, unit="MiB", aim="<= 2")
+        for name, ours in (
+            ("distill_memory_50k_vs_10k", 1.0),
+            ("bytes_vs_payload", 1.0),
+            ("bytes_vs_payload", 1.5),
+        )
+    )
+    record(path, [memory, old])
+
+    record(path, [new])
+
+    assert load(path) == [new, memory]
+
+
+def test_figures_whose_peers_are_not_installed_are_left_out(monkeypatch, caplog):
+    def needs_peers(folder):
+        raise MissingPeerError("LitData: not installed")
+
+    monkeypatch.setattr(bench, "GROUPS", {needs_peers: ("stream_equal_32px_1_worker",)})
+
+    with caplog.at_level("INFO", "permafrost.bench"):
+        assert bench.measure([]) == []
+
+    assert "left out: LitData: not installed" in caplog.messages
 
 
 def test_every_figure_has_a_title_and_a_group():

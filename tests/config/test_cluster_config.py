@@ -334,7 +334,8 @@ def test_a_job_takes_the_code_along_and_neither_data_nor_results(tmp_path):
     folder = tmp_path / "checkout"
     kept = ["pipeline/a.py", "stages/b.py", "conf/data/demo.yaml", "pipeline/store/files.py"]
     left = ["data/x.tar", "runs/r/model.safetensors", "stores/s/manifest.json", "tests/t.py"]
-    left += [".venv/bin/python", ".git/config", "pipeline/__pycache__/a.pyc"]
+    left += [".venv/bin/python", ".venv-bench/bin/python", ".git/config"]
+    left += ["pipeline/__pycache__/a.pyc"]
     for name in [*kept, *left]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
