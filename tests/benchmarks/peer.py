@@ -1,4 +1,4 @@
-"""What every other reader of the same records has in common: stored records, batches, and options of its processes.
+"""Common parts of all other readers of the same records: stored records, batches, and options of their processes.
 
 Every peer stores the bytes of a JPEG with its logits and map as f16, and yields batches of frames u8 [B, H, W, 3],
 which decoders write without a transposition, logits f32 [B, K] and maps f32 [B, E, A, h, w]. A batch is collated by one
