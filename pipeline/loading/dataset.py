@@ -30,8 +30,8 @@ from pipeline.store.tars import ShardBytes
 _CACHED_SHARDS = 32
 """Shards cached per pass, enough for a window of the sampler and the beginning of the next one."""
 _KEPT_BYTES = 64 * 2**20
-"""Maximum size of a selection's small fields for which the rows of all its shards are kept in memory, and of its
-decoded inputs for which these are kept."""
+"""Maximum size of a selection's small fields for which the rows of all its shards are kept in memory, and default of
+its decoded inputs for which these are kept."""
 _OPEN_SHARDS = 64
 """Maximum number of open files, far below the limit of a process."""
 _ALWAYS_READ = ("logits", "map", "explained_class", VIEW_FIELD.name)
@@ -72,6 +72,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         payload: str | None = None,
         decode_threads: int = 1,
         jpeg_decoder: JpegDecoder = "cpu",
+        keep_bytes: int = _KEPT_BYTES,
     ) -> None:
         """Select rows of a store's index: a range where possible, which needs no memory, or any row numbers.
 
@@ -80,6 +81,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         payload       payload (attention, class_maps, pooled, superfeature_logits) to read in addition to logits and
                       maps; others are not read
         decode_threads  number of threads that decode a batch, in each process that loads batches
+        keep_bytes    size of all decoded inputs in bytes up to which each is decoded once and kept in memory
         jpeg_decoder  cuda leaves baseline JPEGs encoded, which `move_batch` decodes on the device of the batch
         """
         classes = {t.num_classes for t in passes} | ({num_classes} if num_classes else set())
@@ -87,6 +89,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         self.passes = tuple(passes)
         self.with_regions = with_regions
         self.decode_threads = DecodeThreads(decode_threads)
+        self.keep_bytes = keep_bytes
         self.jpeg_decoder: JpegDecoder = store.manifest.decoder_of(jpeg_decoder)
         self.intermediate_fields = [t.fields_of(payload) if payload else [] for t in self.passes]
         for teacher in self.passes:
@@ -123,7 +126,9 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             self._open_stored_rows
         )
         self._values = lru_cache(maxsize=per_pass * max(1, len(self.passes)))(self._open_values)
-        is_small = self.jpeg_decoder == "cpu" and input_bytes(self.store) * len(self) <= _KEPT_BYTES
+        is_small = (
+            self.jpeg_decoder == "cpu" and input_bytes(self.store) * len(self) <= self.keep_bytes
+        )
         self._kept = InputMemory(self.store, len(self)) if is_small else None
         self._is_kept = np.zeros(len(self) if is_small else 0, bool)
 
@@ -264,7 +269,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
     def _map_from_canonical(self, spec: FieldSpec, columns: Columns) -> torch.Tensor:
         """Transform of each map's grid in its canonical frame: f32 [n, 3, 3]."""
         if spec.frame != "center_crop":
-            return torch.eye(3).expand(len(columns["height"]), 3, 3)
+            return torch.eye(3).repeat(len(columns["height"]), 1, 1)
         assert spec.crop_fraction is not None
         heights, widths = (torch.from_numpy(columns[name]).float() for name in ("height", "width"))
         map_from_canonical: torch.Tensor = torch.linalg.inv(

@@ -15,6 +15,7 @@ from pipeline.loading.pixels import PixelAugmentSchedule
 from pipeline.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
 from pipeline.loading.transfer import copy_to, iter_on_device, move_values
 from pipeline.loading.views import ViewSchedule
+from pipeline.loading.worker_batches import pack_batch, unpack_batch
 
 
 class TrainLoader:
@@ -54,7 +55,7 @@ class TrainLoader:
         self.loader: DataLoader[Batch] = DataLoader(
             dataset,
             batch_sampler=cast("Any", self.batches),
-            collate_fn=cast("Any", _same),
+            collate_fn=cast("Any", pack_batch if loader_processes else _same),
             num_workers=loader_processes,
             # A forked process that inherits zarr's event loop may hang.
             multiprocessing_context="spawn" if loader_processes else None,
@@ -74,7 +75,8 @@ class TrainLoader:
         device  device to which batches are copied, on a GPU one step ahead; None leaves them on the host
         """
         self.batches.set_position(epoch, first_step)
-        pairs = iter_on_device(iter(self.loader), device or torch.device("cpu"))
+        batches = map(unpack_batch, self.loader) if self.loader.num_workers else iter(self.loader)
+        pairs = iter_on_device(batches, device or torch.device("cpu"))
         for step, (read, batch) in enumerate(pairs, start=first_step):
             start = self.batches.first_position(step)
             if self.views is None:

@@ -103,15 +103,18 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def move_values(value: Any, device: torch.device) -> Any:
     """Copy the tensors in a batch's values to `device`."""
-    if isinstance(value, Tensor):
-        return copy_to(value, device)
+    return map_leaves(
+        value, lambda leaf: copy_to(leaf, device) if isinstance(leaf, Tensor) else leaf
+    )
+
+
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Change the values of a batch that are not batches, mappings or tuples of others themselves."""
     if isinstance(value, (Batch, StoredTargets, PixelAugment, PixelChange)):
         names = value.__dataclass_fields__
-        return type(value)(**{name: move_values(getattr(value, name), device) for name in names})
+        return type(value)(**{name: map_leaves(getattr(value, name), change) for name in names})
     if isinstance(value, dict):
-        return {name: move_values(member, device) for name, member in value.items()}
-    return (
-        tuple(move_values(member, device) for member in value)
-        if isinstance(value, tuple)
-        else value
-    )
+        return {name: map_leaves(member, change) for name, member in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map_leaves(member, change) for member in value)
+    return change(value)

@@ -130,6 +130,7 @@ class StoreBatches:
             rows_of_split(files.store.index, "train"),
             [files.teacher],
             decode_threads=resolve_decode_threads(trainer) if threads else 1,
+            keep_bytes=0,  # decode in every epoch, as of a large set
         )
         views = ViewSchedule(AugmentOptions(), files.store.size, seed=0)
         self.loader = TrainLoader(

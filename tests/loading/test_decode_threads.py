@@ -33,9 +33,9 @@ def no_file_is_small(monkeypatch):
     monkeypatch.setattr(dataset_module, "_SMALL_FILE", 0)
 
 
-def whole_dataset(store, threads):
+def whole_dataset(store, threads, **options):
     rows = np.arange(store.index.num_rows)
-    return StoreDataset(store, rows, store.open_passes(), decode_threads=threads)
+    return StoreDataset(store, rows, store.open_passes(), decode_threads=threads, **options)
 
 
 @pytest.mark.parametrize("threads", [2, 4, 16])
@@ -87,7 +87,6 @@ def test_a_record_that_occurs_several_times_is_decoded_once(frozen, threads, mon
 def test_a_small_selection_is_decoded_in_the_first_epoch_only(
     frozen, monkeypatch, kept, epochs_decoded
 ):
-    monkeypatch.setattr(dataset_module, "_KEPT_BYTES", kept)
     decoded = []
     decode = InputMemory.decode
     monkeypatch.setattr(
@@ -95,7 +94,7 @@ def test_a_small_selection_is_decoded_in_the_first_epoch_only(
         "decode",
         lambda self, *read: decoded.append(read[-1]) or decode(self, *read),
     )
-    dataset = whole_dataset(frozen.store, 2)
+    dataset = whole_dataset(frozen.store, 2, keep_bytes=kept)
     batches = [POSITIONS, list(range(40, len(dataset))), list(range(45))]
 
     first = [dataset.__getitems__(batch) for batch in batches]
