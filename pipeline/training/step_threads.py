@@ -13,7 +13,7 @@ import torch
 from pipeline.models.classifier import Classifier
 from pipeline.models.cost import measure_cost
 
-_MACS_PER_THREAD = 2 * 10**9
+_MACS_PER_THREAD = 250 * 10**6
 """Multiply-accumulates of a step's forward passes for each of which a thread is used (docs/results/benchmarks.md)."""
 
 
