@@ -22,6 +22,8 @@ from docs.cells import (
     table,
     with_best,
 )
+from tests.benchmarks import busy as bench_busy
+from tests.benchmarks import profiles as bench_profiles
 from tests.benchmarks import scale as scale_figures
 from tests.benchmarks.table import RESULTS, load, markdown, markdown_of_sides
 
@@ -374,6 +376,16 @@ def scale() -> str:
     return scale_figures.markdown(scale_figures.load(scale_figures.RESULTS))
 
 
+def profiles() -> str:
+    """Where the time of precompute, of a step and of the demo goes."""
+    return bench_profiles.markdown(bench_profiles.load())
+
+
+def busy() -> str:
+    """Training of a small network next to other processes."""
+    return bench_busy.markdown(bench_busy.load())
+
+
 def bench() -> str:
     """Ratios that `make bench` measured."""
     return markdown(load(RESULTS))
@@ -407,6 +419,8 @@ TABLES: dict[str, Callable[[], str]] = {
         bench,
         bench_peers,
         scale,
+        profiles,
+        busy,
     )
 }
 

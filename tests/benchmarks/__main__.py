@@ -4,6 +4,8 @@
     python -m tests.benchmarks stream bytes_vs_payload
     python -m tests.benchmarks --record     (also writes the figures into results.json, the recorded results)
     python -m tests.benchmarks scale        (figures of scale.py, which are measured only if they are named)
+    python -m tests.benchmarks profile      (where the time goes, profiles.py, likewise)
+    python -m tests.benchmarks busy         (a training beside other processes, busy.py, likewise)
 
 Writes runs/bench/bench.json and runs/bench/table.md, prints the tables, and names the figures that are worse than the
 recorded ones. The ratio of a figure that misses its aim is not bold. The exit code stays 0, because a busy machine is
@@ -26,8 +28,9 @@ os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 
 
 from collections.abc import Callable
+from functools import partial
 
-from tests.benchmarks import scale
+from tests.benchmarks import busy, profiles, scale
 from tests.benchmarks.bcos import bcos_precompute_figure, bcos_step_figure
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.memory import memory_figures
@@ -87,11 +90,18 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
-    scale_words = [word for word in options.words if word.startswith("scale")]
-    if scale_words:
-        scale.main(scale_words)
-        if options.words == scale_words:
-            return
+    named = {
+        "scale": scale.main,
+        "profile": partial(profiles.main, recorded=options.record),
+        "busy": partial(busy.main, recorded=options.record),
+    }
+    for beginning, measure_named in named.items():
+        words = [word for word in options.words if word.startswith(beginning)]
+        if words:
+            measure_named(words)
+            options.words = [word for word in options.words if word not in words]
+            if not options.words:
+                return
     figures = measure(options.words)
     if not figures:
         return

@@ -1,8 +1,8 @@
 """The stream of a store against other readers of the same records (peers.py).
 
 equal  the same bytes, decoder, output and number of processes, with one thread in each
-best   every side in its fastest way: the store with its decoding threads, a peer with its own decoder if that is faster
-       than the store's. One worker is then this process or one loader process, whichever is faster
+best   every side in its fastest way: a peer with its own decoder if that is faster than the store's. One worker is this
+       process or one loader process, and two of the store are two loader processes or two decoding threads
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.augment import AugmentOptions
-from pipeline.config.training import TrainerOptions
 from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.decode_threads import resolve_decode_threads
 from pipeline.loading.loader import TrainLoader
 from pipeline.loading.selection import rows_of_split
 from pipeline.loading.stored_values import decode_maps
@@ -95,9 +93,10 @@ class Files:
         processes = [workers]
         if workers == 1:
             processes = [0] if kind == "equal" else [0, 1]
-        ways: dict[str, list[Way]] = {
-            OURS: [partial(StoreBatches, self, n, threads=kind == "best") for n in processes]
-        }
+        ours = [partial(StoreBatches, self, n) for n in processes]
+        if kind == "best" and workers > 1:
+            ours.append(partial(StoreBatches, self, 0, threads=workers))
+        ways: dict[str, list[Way]] = {OURS: list(ours)}
         decode = partial(decode_frame, size=(self.side, self.side))
         for peer in PEERS:
             folder = self.folders[peer.title]
@@ -122,19 +121,17 @@ def samples(store: Store, teacher: TeacherPass) -> Iterator[Sample]:
 class StoreBatches:
     """Epochs of the store, as a training reads them."""
 
-    def __init__(self, files: Files, workers: int, *, threads: bool) -> None:
-        """threads  decode in the number of threads that a training starts, instead of one"""
-        trainer = TrainerOptions(loader_processes=workers)
+    def __init__(self, files: Files, processes: int, *, threads: int = 1) -> None:
         self.dataset = StoreDataset(
             files.store,
             rows_of_split(files.store.index, "train"),
             [files.teacher],
-            decode_threads=resolve_decode_threads(trainer) if threads else 1,
+            decode_threads=threads,
             keep_bytes=0,  # decode in every epoch, as of a large set
         )
         views = ViewSchedule(AugmentOptions(), files.store.size, seed=0)
         self.loader = TrainLoader(
-            self.dataset, views, batch_size=BATCH, seed=0, loader_processes=workers
+            self.dataset, views, batch_size=BATCH, seed=0, loader_processes=processes
         )
         self.epochs = count()
 
