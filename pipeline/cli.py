@@ -17,6 +17,7 @@ from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.paths import place_paths
 from pipeline.config.plugins import load_plugins
 from pipeline.config.runs import RUNS, save_config, to_plain_dict, to_yaml
+from pipeline.core.allocator import keep_freed_memory
 from pipeline.core.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def main(
     words = sys.argv[1:]
     # Before torch is imported: threads that spin while they wait take the cores of the others on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     received: list[int] = []
 
     def terminate(number: int, frame: object) -> None:

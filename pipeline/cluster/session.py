@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.cluster import ExistingClusterConfig, LocalClusterConfig
 from pipeline.config.environment import _JOB_VARIABLE, in_submitted_job
+from pipeline.core.allocator import ALLOCATOR_ENVIRONMENT
 from pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _ENVIRONMENT = {
 }
 # Read in the worker processes.
 _ACTOR_ENVIRONMENT = {
+    **ALLOCATOR_ENVIRONMENT,
     # Two processes whose OpenMP threads spin on the same cores run at a fifth of their speed.
     "OMP_WAIT_POLICY": "PASSIVE",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # without a requested GPU, none is visible

@@ -76,7 +76,8 @@ class TrainerOptions(Options):
     channels_last: bool = False
     """Channels-last memory format of the network and its images, for faster convolutions in half precision."""
     num_threads: Annotated[int | None, Ge(1)] = None
-    """Number of torch threads on the CPU; null chooses by the work of a step, one for small networks."""
+    """Number of torch threads on the CPU; null takes one per 0.25 G multiply-accumulates of a
+    step, at most as many as there are cores."""
     loader_processes: Annotated[int, Ge(0), Role.OUTSIDE_IDENTITY] = 0
     """Worker processes of the data loader."""
     decode_threads: Annotated[int | None, Ge(1), Role.OUTSIDE_IDENTITY] = None

@@ -30,7 +30,9 @@ os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 from collections.abc import Callable
 from functools import partial
 
+from pipeline.core.allocator import keep_freed_memory
 from tests.benchmarks import busy, profiles, scale
+from tests.benchmarks.allocator import allocator_figure
 from tests.benchmarks.bcos import bcos_precompute_figure, bcos_step_figure
 from tests.benchmarks.figures import Figure
 from tests.benchmarks.memory import memory_figures
@@ -62,6 +64,7 @@ logger = logging.getLogger("permafrost.bench")
 
 GROUPS: dict[Callable[[Path], list[Figure]], tuple[str, ...]] = {
     precompute_figures: ("precompute_vs_bare_loop", "gradcam_vs_logits"),
+    allocator_figure: ("precompute_kept_memory_vs_returned",),
     bcos_precompute_figure: ("bcos_precompute_vs_bare_loop",),
     step_figures: ("frozen_e2kd_step_vs_labels", "frozen_vs_live_e2kd_step"),
     bcos_step_figure: ("bcos_frozen_e2kd_step_vs_labels",),
@@ -90,6 +93,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
+    keep_freed_memory()  # as the stages do
     named = {
         "scale": scale.main,
         "profile": partial(profiles.main, recorded=options.record),

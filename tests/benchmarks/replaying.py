@@ -44,7 +44,8 @@ def replay_figure(folder: Path) -> list[Figure]:
 
 def _epoch(store: Store, passes: Sequence[TeacherPass], per_step: int) -> Callable[[], None]:
     """Return a function that reads each record once, with `per_step` of its views."""
-    dataset = StoreDataset(store, rows_of_split(store.index, "train"), passes)
+    rows = rows_of_split(store.index, "train")
+    dataset = StoreDataset(store, rows, passes, keep_bytes=0)  # decode in every epoch
     stream = TrainLoader(dataset, None, batch_size=BATCH, seed=0, views_per_step=per_step)
     epochs = count()
 
