@@ -65,6 +65,11 @@ PACK: tuple[Part, ...] = (
     ("pipeline.store.packing", "inspect_image", "checking the images"),
     ("pipeline.store.pack:PackShard", "__call__", "writing"),
 )
+REPORT: tuple[Part, ...] = (
+    ("pipeline.report.page", "render_page", "page and its figures"),
+    ("pipeline.report.case_pictures", "show_cases", "networks on the cases"),
+    ("pipeline.report.networks", "network_rows", "sizes of the networks"),
+)
 EVALUATION: tuple[Part, ...] = (
     ("pipeline.evaluation.run", "run_evaluators", "evaluators"),
     ("pipeline.evaluation.forward", "evaluate_model", "evaluation of the teacher"),
@@ -191,34 +196,33 @@ def profile_step(folder: Path) -> list[Profile]:
 
 def profile_demo(folder: Path) -> list[Profile]:
     """Profile the stages of the demo in this process, with one seed of its students."""
-    words = [
-        "experiment=demo",
-        f"store.path={folder / 'store'}",
-        f"run={folder / 'run'}",
-        "executor=serial",
-    ]
+    words = ["experiment=demo", f"store.path={folder / 'store'}", f"run={folder / 'run'}"]
     weights = f"teacher.weights={folder / 'run' / 'teach' / 'model.safetensors'}"
-    one_seed = [*words, weights, "seeds=[0]"]
+    serial = [*words, "executor=serial"]
+    students = [*serial, weights, "seeds=[0]"]
+    one_thread = "teaching.trainer.num_threads=1"
+
+    def pack() -> None:
+        precompute.run(_config("precompute", *serial, "teacher=none"))
+
+    def train_teacher() -> None:
+        teach.run(_config("teach", *words, one_thread))
+
+    def annotate() -> None:
+        precompute.run(_config("precompute", *serial, weights))
+
+    def train_students() -> None:
+        sweep.run(_config("sweep", *students), students)
+
+    def write_report() -> None:
+        report.run(_config("report", *words))
+
     return [
-        profile(
-            "demo.pack",
-            partial(precompute.run, _config("precompute", *words, "teacher=none")),
-            PACK,
-        ),
-        profile(
-            "demo.teach",
-            partial(teach.run, _config("teach", *words, "teaching.trainer.num_threads=1")),
-            STEP,
-        ),
-        profile(
-            "demo.pass", partial(precompute.run, _config("precompute", *words, weights)), PRECOMPUTE
-        ),
-        profile(
-            "demo.sweep",
-            partial(sweep.run, _config("sweep", *one_seed), one_seed),
-            (*STEP, *EVALUATION),
-        ),
-        profile("demo.report", partial(report.run, _config("report", *words)), ()),
+        profile("demo.pack", pack, PACK),
+        profile("demo.teach", train_teacher, (*STEP, *EVALUATION)),
+        profile("demo.pass", annotate, PRECOMPUTE),
+        profile("demo.sweep", train_students, (*STEP, *EVALUATION)),
+        profile("demo.report", write_report, REPORT),
     ]
 
 
