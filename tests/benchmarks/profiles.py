@@ -42,7 +42,7 @@ STEP: tuple[Part, ...] = (
     ("pipeline.training.step", "view_images", "warp of the images"),
     ("pipeline.loading.geometry", "_view_maps", "warp of the maps"),
     ("pipeline.training.step", "_forward", "forward pass"),
-    ("torch.autograd.graph", "_engine_run_backward", "backward pass"),
+    ("torch.autograd", "_engine_run_backward", "backward pass"),
     ("pipeline.training.step", "_loss_of", "loss"),
     ("torch.nn.utils", "clip_grad_norm_", "clipping"),
     ("torch.optim.adamw:AdamW", "step", "optimizer"),
