@@ -14,7 +14,7 @@ RESULTS = Path(__file__).with_name("results.json")
 TITLES = {
     "precompute_vs_bare_loop": "precompute (ResNet-20, GradCAM, commits), speed against a bare decode + forward loop",
     "precompute_kept_memory_vs_returned": "that pass in a process that keeps freed memory, speed against the default",
-    "bcos_precompute_vs_bare_loop": "the same with a B-cos ResNet-20, whose bare loop also explains",
+    "bcos_precompute_vs_bare_loop": "precompute of a B-cos ResNet-20, against a bare loop that also explains",
     "gradcam_vs_logits": "precompute with GradCAM, cost against logits alone",
     "ray_vs_serial": "precompute on Ray with one actor, speed against the serial executor",
     "gap_between_shards": "the same, gap between two shards as a share of a shard's time",
