@@ -11,13 +11,13 @@ import time
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config.allocator import keep_freed_memory
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose, section_names, section_of, sections
 from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.paths import place_paths
 from pipeline.config.plugins import load_plugins
 from pipeline.config.runs import RUNS, save_config, to_plain_dict, to_yaml
-from pipeline.core.allocator import keep_freed_memory
 from pipeline.core.errors import ConfigError, UserError
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config.allocator import ALLOCATOR_ENVIRONMENT
 from pipeline.config.cluster import ExistingClusterConfig, LocalClusterConfig
 from pipeline.config.environment import _JOB_VARIABLE, in_submitted_job
-from pipeline.core.allocator import ALLOCATOR_ENVIRONMENT
 from pipeline.core.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.core.allocator import ALLOCATOR_ENVIRONMENT
+from pipeline.config.allocator import ALLOCATOR_ENVIRONMENT
 from tests.benchmarks.figures import Figure, figure
 from tests.benchmarks.inputs import pack, write_tars
 

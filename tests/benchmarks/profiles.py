@@ -1,4 +1,4 @@
-"""Where the time goes: exclusive wall seconds of the parts of a command, by name.
+"""Profiles of commands: exclusive wall seconds of their parts, by name.
 
     python -m tests.benchmarks profile            (about 4 minutes; only if it is named)
     python -m tests.benchmarks profile.step

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from pipeline.core.allocator import ALLOCATOR_ENVIRONMENT
+from pipeline.config.allocator import ALLOCATOR_ENVIRONMENT
 from tests.support.paths import ROOT
 
 FAULTS = """
 import resource, sys
-from pipeline.core.allocator import keep_freed_memory
+from pipeline.config.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 import numpy as np
