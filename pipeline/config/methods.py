@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from pipeline.config.augment import AugmentOptions
 from pipeline.config.models import AdditiveModelConfig, ModelConfig
-from pipeline.config.options import Options
+from pipeline.config.options import Options, Role
 from pipeline.config.training import TrainerOptions
 from pipeline.config.views import NUM_ROTATIONS, AnyViewsConfig, RotationsViewsConfig
 from pipeline.core.errors import require
@@ -152,13 +152,15 @@ class E2KDConfig(KDConfig):
 class KEDConfig(SoftTargetsConfig):
     """KED (arXiv 2310.02572): distillation of the prediction and of the contribution of each superfeature to it.
 
-    total = w * ce + lambda_ked * ((1 - mu) * kd + mu * (ked + rho * hint)), w = 1 - lambda_ked or 1. The combination is
-    convex, as in the paper, so lambda_ked and mu take the role of lambda_ce and lambda_kd of the other methods.
+    total = w * ce + lambda_ked * ((1 - mu) * kd + mu * ked) + lambda_hint * hint, w = 1 - lambda_ked or 1. Without the
+    hint the combination is convex, as in the paper, so lambda_ked and mu take the role of lambda_ce and lambda_kd of
+    the other methods.
     """
 
     implementation: ClassVar[str] = "pipeline.losses.ked:KEDLoss"
     needs_places: ClassVar[bool] = False
     minimal: ClassVar[tuple[str, ...]] = ("student=additive", "augment=none")
+    removed: ClassVar[dict[str, Any]] = {"rho": 0.0}
 
     kind: Literal["ked"] = "ked"
     tau: float = 4.0
@@ -172,10 +174,10 @@ class KEDConfig(SoftTargetsConfig):
     """Weight of the explanations among the teacher's terms, in [0, 1]; 0 is KD with an additive student."""
     hard_weight: Literal["complement", "one"] = "complement"
     """Weight of the label term: 1 - lambda_ked, or 1. The paper does not specify it."""
-    rho: Annotated[float, Ge(0)] = 0.0
-    """Weight of the hint (FitNets); 0 disables it. KED publishes no value; 100 is a start. The hint is the
-    mean squared difference of the subnets' last hidden layers, after a linear map of the student's. It needs
-    mode=live, because no store contains hidden layers."""
+    lambda_hint: Annotated[float, Ge(0), Role.OMITTED_AT_DEFAULT] = 0.0
+    """Weight of the hint (FitNets), independent of lambda_ked and mu; 0 disables it. With mu=0 it is KD + FitNet. KED
+    publishes no value; 100 is a start. The hint is the mean squared difference of the subnets' last hidden layers,
+    after a linear map of the student's. It needs mode=live, because no store contains hidden layers."""
     superfeatures: Annotated[int | None, Ge(1)] = None
     """Level of both hierarchies that is compared, in superfeatures; null takes the student's finest."""
     superfeature_control: Literal["none", "shuffled", "noise"] = "none"
@@ -191,9 +193,10 @@ class KEDConfig(SoftTargetsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.rho == 0 or self.lambda_ked * self.mu > 0,
-            f"method.rho={self.rho} belongs to the explanation term, which method.lambda_ked={self.lambda_ked} "
-            f"and method.mu={self.mu} disable: set both above 0, or method.rho=0",
+            self.superfeature_control == "none" or self.lambda_ked * self.mu > 0,
+            f"method.superfeature_control={self.superfeature_control} belongs to the explanation term, which "
+            f"method.lambda_ked={self.lambda_ked} and method.mu={self.mu} disable: set both above 0, or "
+            "method.superfeature_control=none",
         )
 
     def check(self, setting: MethodSetting) -> None:
@@ -205,15 +208,15 @@ class KEDConfig(SoftTargetsConfig):
                 "augment=none, replay stored views (mode=replay), run the teacher itself (mode=live), or accept an "
                 "approximation with method.allow_view_mismatch=true",
             )
-            require(
-                isinstance(student, AdditiveModelConfig),
-                f"method=ked compares superfeatures, and student={student.kind} has none: set "
-                "student=additive, or method.mu=0 method.chimera_fraction=0 for KD",
-            )
         require(
-            self.rho == 0 or self.lambda_ked * self.mu == 0 or mode == "live",
-            f"method.rho={self.rho} compares hidden layers, which no store contains, so mode={mode} has none: set "
-            "mode=live with teacher= and teacher.weights=, or method.rho=0",
+            not self.needs_superfeatures or isinstance(student, AdditiveModelConfig),
+            f"method=ked compares superfeatures, and student={student.kind} has none: set student=additive, or "
+            "method.mu=0 method.chimera_fraction=0 method.lambda_hint=0 for KD",
+        )
+        require(
+            self.lambda_hint == 0 or mode == "live",
+            f"method.lambda_hint={self.lambda_hint} compares hidden layers, which no store contains, so mode={mode} "
+            "has none: set mode=live with teacher= and teacher.weights=, or method.lambda_hint=0",
         )
         mixup_alpha = setting.augment.mixup_alpha
         require(
@@ -232,8 +235,13 @@ class KEDConfig(SoftTargetsConfig):
 
     @property
     def needs_explanations(self) -> bool:
-        """True if the teacher's superfeatures are read."""
+        """True if the logits of the teacher's superfeatures are read."""
         return self.lambda_ked > 0 and (self.mu > 0 or self.chimera_fraction > 0)
+
+    @property
+    def needs_superfeatures(self) -> bool:
+        """True if the logits or the hidden layers of superfeatures are compared."""
+        return self.needs_explanations or self.lambda_hint > 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,9 @@ class Options:
     """`module:name` of the implementation of a member of a family, imported on first use."""
     minimal: ClassVar[tuple[str, ...]] = ()
     """Overrides required by a member of a family, such as data.path=folder."""
+    removed: ClassVar[dict[str, Any]] = {}
+    """Options that no longer exist, each with the value of runs that are still repeated. They stay in the identity of
+    a run, so that these runs keep theirs."""
 
     def __post_init__(self) -> None:
         prefix = f"{self.section}." if self.section else ""

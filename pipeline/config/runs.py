@@ -54,13 +54,16 @@ def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> Pa
     return folder
 
 
-def identity(values: Mapping[str, Any], cls: type[Options]) -> dict[str, Any]:
+def identity(
+    values: Mapping[str, Any], cls: type[Options], *, with_removed: bool = True
+) -> dict[str, Any]:
     """Return the part of a resolved config that determines the results.
 
-    values  plain values of a verb's config of class `cls`; entries that are not options of it are kept
+    values        plain values of a verb's config of class `cls`; entries that are not options of it are kept
+    with_removed  False to leave out options that no longer exist and have no effect
     """
     options = {option.name: option for option in options_of(cls)}
-    kept: dict[str, Any] = {}
+    kept: dict[str, Any] = dict(cls.removed)
     for name, value in values.items():
         option = options.get(name)
         if option is not None and Role.OUTSIDE_IDENTITY in option.roles:
@@ -68,14 +71,23 @@ def identity(values: Mapping[str, Any], cls: type[Options]) -> dict[str, Any]:
         if _is_omitted(option, value):
             continue
         section = None if option is None else section_class(option, value)
-        kept[name] = value if section is None else identity(value, section)
-    return kept
+        kept[name] = (
+            value if section is None else identity(value, section, with_removed=with_removed)
+        )
+    if with_removed:
+        return kept
+    return {n: v for n, v in kept.items() if n not in cls.removed or v != cls.removed[n]}
 
 
 def _is_omitted(option: Option | None, value: Any) -> bool:
-    if option is None or Role.OMITTED_AT_DEFAULT not in option.roles:
+    return option is not None and is_omitted(option, value)
+
+
+def is_omitted(option: Option, value: Any) -> bool:
+    """Return whether an option is left out of identities because it is newer than runs and has its default."""
+    if Role.OMITTED_AT_DEFAULT not in option.roles:
         return False
-    return bool(value == _without_tuples(option.default))
+    return bool(_without_tuples(value) == _without_tuples(option.default))
 
 
 def save_config(path: Path, values: dict[str, Any]) -> None:

@@ -62,7 +62,7 @@ def hint_fields(output: ModelOutput) -> dict[str, Tensor]:
 
 
 class KEDLoss(DistillationLoss):
-    """Loss w * ce + lambda_ked * ((1 - mu) * kd + mu * (ked + rho * hint)), with the weights of KEDConfig.
+    """Loss w * ce + lambda_ked * ((1 - mu) * kd + mu * ked) + lambda_hint * hint, with the weights of KEDConfig.
 
     A term with weight 0 is not computed, and its inputs are not requested from the networks.
     """
@@ -101,12 +101,12 @@ class KEDLoss(DistillationLoss):
     @property
     def has_hint(self) -> bool:
         """True if hidden layers are compared."""
-        return self.explanation_weight > 0 and self.config.rho > 0
+        return self.config.lambda_hint > 0
 
     @property
     def needs(self) -> Needs:
         labels = self.label_weight > 0
-        if not self.config.needs_explanations:
+        if not self.config.needs_superfeatures:
             return Needs(labels=labels)
         return Needs(
             labels=labels,
@@ -133,9 +133,9 @@ class KEDLoss(DistillationLoss):
         level = targets.intermediates["superfeature_logits"].shape[1]
         if not own[1] == taught[1] == level:
             raise ConfigError(
-                f"method.rho={self.config.rho} compares hidden layers, which cannot be coarsened, but student, "
-                f"teacher and method.superfeatures have {own[1]}, {taught[1]} and {level} superfeatures; make these "
-                "numbers equal, or set method.rho=0"
+                f"method.lambda_hint={self.config.lambda_hint} compares hidden layers, which cannot be coarsened, but "
+                f"student, teacher and method.superfeatures have {own[1]}, {taught[1]} and {level} superfeatures; "
+                "make these numbers equal, or set method.lambda_hint=0"
             )
         self.hint = nn.Linear(own[2], taught[2])  # type: ignore[assignment]
 
@@ -147,9 +147,7 @@ class KEDLoss(DistillationLoss):
         yield label_term(student.logits, labels, self.label_weight)
         yield Term("kd", self.prediction_weight, lambda: kd_loss(student.logits, taught, tau))
         yield Term("ked", self.explanation_weight, lambda: self._compare(student, targets))
-        if self.has_hint:
-            weight = self.explanation_weight * self.config.rho
-            yield Term("hint", weight, lambda: self._hint_error(student, targets))
+        yield Term("hint", self.config.lambda_hint, lambda: self._hint_error(student, targets))
 
     def _hint_error(self, student: StudentOutput, targets: Targets) -> Tensor:
         hidden = student.output.superfeature_hidden

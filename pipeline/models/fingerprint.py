@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.config.models import ModelConfig, is_published
 from pipeline.config.options import Role, options_of
+from pipeline.config.runs import is_omitted
 from pipeline.config.store import JpegDecoder
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_file
@@ -63,7 +64,9 @@ def describe_teacher(
     options = {
         option.name: getattr(config, option.name)
         for option in options_of(type(config))
-        if Role.OUTSIDE_IDENTITY not in option.roles and option.name not in elsewhere
+        if Role.OUTSIDE_IDENTITY not in option.roles
+        and option.name not in elsewhere
+        and not is_omitted(option, getattr(config, option.name))
     }
     mean, std = model_normalization(config)
     preprocessing = {"mean": mean, "std": std, "input_size": teacher_input_size(config)}

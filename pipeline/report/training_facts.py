@@ -138,7 +138,7 @@ def _options(result: StudentResult, store: Store, counts: dict[str, str]) -> dic
     path = result.folder / "distill" / CONFIG_NAME
     config = yaml.safe_load(path.read_text()) if path.exists() else {}
     inputs = config.get("inputs", {})
-    values = identity(config, DistillConfig)
+    values = identity(config, DistillConfig, with_removed=False)
     options = {}
     if inputs.get("store") == store.manifest.fingerprint:
         subset = values.get("subset", {})

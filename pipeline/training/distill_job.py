@@ -225,7 +225,7 @@ def _compare_superfeatures(
     method = config.method
     from pipeline.training.transforms import Mixup
 
-    if not isinstance(method, KEDConfig) or not method.needs_explanations:
+    if not isinstance(method, KEDConfig) or not method.needs_superfeatures:
         return None, (Mixup(),)
     from pipeline.losses.ked import KEDLoss
     from pipeline.models.additive.hierarchy import (

@@ -14,6 +14,7 @@ from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.config.distillation import DistillConfig
 from pipeline.config.methods import KDConfig, KEDConfig, LabelsConfig
 from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
+from pipeline.config.runs import identity, to_plain_dict
 from pipeline.config.store import PassOptions, StoreOptions, SubsetOptions
 from pipeline.config.training import OptimizerOptions, TrainerOptions
 from pipeline.core.errors import ConfigError
@@ -156,6 +157,42 @@ def test_gradients_are_finite_with_logits_of_a_thousand(tau):
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("mu", [0.0, 0.5])
+def test_the_hint_has_a_weight_of_its_own(mu):
+    each, taught = superfeature_values(0), superfeature_values(1)
+    hidden, wanted = superfeature_values(2, B, M, 3), superfeature_values(3, B, M, 2)
+    student = student_output(
+        logits=each.sum(dim=1), superfeature_logits=each, superfeature_hidden=hidden
+    )
+    targets = targets_of(taught)
+    targets = replace(
+        targets, intermediates=targets.intermediates | {"superfeature_hidden": wanted}
+    )
+    plain = build_loss(KEDConfig(mu=mu))(student, targets, LABELS)
+    loss = build_loss(KEDConfig(mu=mu, lambda_hint=7.0))
+    loss.build(student, targets)
+    loss.double()
+
+    found = loss(student, targets, LABELS)
+
+    error = (hidden @ loss.hint.weight.T + loss.hint.bias - wanted).square().mean()
+    assert set(found.terms) == {*plain.terms, "hint"}
+    assert torch.allclose(found.terms["hint"], error, rtol=1e-12)
+    assert torch.allclose(found.total, plain.total + 7.0 * error, rtol=1e-12)
+    assert loss.needs.intermediates == Intermediates(superfeatures=True)
+
+
+def test_a_run_without_a_hint_keeps_its_identity():
+    own = identity(to_plain_dict(KEDConfig()), KEDConfig)
+    older = to_plain_dict(KEDConfig()) | {"rho": 0.0}
+    del older["lambda_hint"]
+
+    assert own == identity(older, KEDConfig) == older
+    assert identity(older | {"rho": 1.0}, KEDConfig) != own
+    assert identity(to_plain_dict(KEDConfig(lambda_hint=1.0)), KEDConfig) != own
+    assert "rho" not in identity(older, KEDConfig, with_removed=False)
+
+
 # ---- controls ------------------------------------------------------------------------------------
 
 
@@ -270,7 +307,8 @@ CONV = AdditiveModelConfig(name="conv", superfeatures=M, grid=(4, 4), width=3)
 METHODS = {
     "ked": KEDConfig(),
     "chimeras": KEDConfig(chimera_fraction=0.5),
-    "hint": KEDConfig(rho=10.0),
+    "hint": KEDConfig(lambda_hint=10.0),
+    "kd_hint": KEDConfig(mu=0.0, lambda_hint=10.0),
 }
 
 
@@ -315,11 +353,16 @@ def test_a_step_beside_a_live_teacher_reaches_every_parameter(name):
     terms = batch_loss(training, batch, size)
     terms.total.backward()
 
-    assert set(terms.terms) == {"ce", "kd", "ked", *(["hint"] if name == "hint" else [])}
+    has_hint = "hint" in name
+    assert set(terms.terms) == {
+        *("ce", "kd"),
+        *([] if name == "kd_hint" else ["ked"]),
+        *(["hint"] if has_hint else []),
+    }
     for parameter in [*training.model.parameters(), *training.loss.parameters()]:
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all()
-    assert len(list(training.loss.parameters())) == (2 if name == "hint" else 0)
+    assert len(list(training.loss.parameters())) == (2 if has_hint else 0)
 
 
 def test_chimeras_in_a_step_are_what_the_teacher_would_have_said():
@@ -386,7 +429,16 @@ def test_views_that_move_are_refused_where_explanations_cannot():
     ("options", "message"),
     [
         ({"student": CifarModelConfig()}, r"student=cifar has none: set student=additive"),
-        ({"method": KEDConfig(rho=1.0)}, r"method.rho=1.0.*mode=live"),
+        ({"method": KEDConfig(lambda_hint=1.0)}, r"method.lambda_hint=1.0.*mode=live"),
+        (
+            {
+                "method": KEDConfig(mu=0.0, lambda_hint=1.0),
+                "student": CifarModelConfig(),
+                "mode": "live",
+                "teacher": TEACHER,
+            },
+            r"student=cifar has none.*method.lambda_hint=0",
+        ),
         (
             {"method": KEDConfig(chimera_fraction=0.5), "student": AdditiveModelConfig()},
             r"chimera_fraction=0.5.*student.name=conv or mlp",
@@ -414,7 +466,8 @@ def test_options_that_do_not_go_together_are_refused(options, message):
         ({"mu": -0.1}, r"method.mu must be in \[0, 1\]"),
         ({"tau": 0.0}, r"method.tau must be > 0"),
         ({"tau_superfeatures": 0.0}, r"method.tau_superfeatures must be > 0"),
-        ({"rho": -1.0}, r"method.rho must be >= 0"),
+        ({"lambda_hint": -1.0}, r"method.lambda_hint must be >= 0"),
+        ({"superfeature_control": "noise", "mu": 0.0}, r"superfeature_control=noise belongs to"),
         ({"superfeatures": 0}, r"method.superfeatures must be >= 1 or null"),
         ({"teacher_weights": (0.5,)}, r"sum to 1"),
     ],
@@ -441,5 +494,5 @@ def test_hidden_layers_of_other_levels_are_refused():
         targets, intermediates=targets.intermediates | {"superfeature_hidden": hidden[:, :2]}
     )
 
-    with pytest.raises(ConfigError, match=r"have 4, 2 and 2 superfeatures.*method.rho=0"):
-        build_loss(KEDConfig(rho=1.0)).build(student, targets)
+    with pytest.raises(ConfigError, match=r"have 4, 2 and 2 superfeatures.*method.lambda_hint=0"):
+        build_loss(KEDConfig(lambda_hint=1.0)).build(student, targets)

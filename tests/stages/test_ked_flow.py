@@ -241,7 +241,8 @@ def test_a_student_is_taught_saved_without_the_artifact_and_evaluated(ked_store)
         ("kd", {"method": KDConfig()}),
         ("replay", {"mode": "replay"}),
         ("live", {"mode": "live"}),
-        ("hint", {"mode": "live", "method": KEDConfig(rho=100.0)}),
+        ("hint", {"mode": "live", "method": KEDConfig(lambda_hint=100.0)}),
+        ("kd with a hint", {"mode": "live", "method": KEDConfig(mu=0.0, lambda_hint=100.0)}),
     ],
 )
 def test_students_of_every_kind_train(ked_store, name, options):
@@ -255,8 +256,8 @@ def test_students_of_every_kind_train(ked_store, name, options):
 
     *_, last = read_metrics(RUNS / name.replace(" ", "-") / "distill")
     assert all(math.isfinite(value) for value in last.values())
-    assert ("ked" in last) == (name not in ("kd", "chimeras alone"))
-    assert ("hint" in last) == (name == "hint")
+    assert ("ked" in last) == (name not in ("kd", "chimeras alone", "kd with a hint"))
+    assert ("hint" in last) == ("hint" in name)
 
 
 def test_levels_are_those_of_the_teachers_own_partition(ked_store):

@@ -240,7 +240,7 @@ def test_a_chimera_of_rows_is_what_its_donors_are_for_the_teacher(taught_table):
         ("coarse", {"method": KEDConfig(superfeatures=2)}),
         ("chimeras", {"method": KEDConfig(chimera_fraction=1.0)}),
         ("shots", {"subset": SubsetOptions(shots=40, holdout=5)}),
-        ("live", {"mode": "live", "method": KEDConfig(rho=1.0)}),
+        ("live", {"mode": "live", "method": KEDConfig(lambda_hint=1.0)}),
     ],
 )
 def test_students_of_every_kind_train_and_are_evaluated(taught_table, name, options):
