@@ -228,7 +228,8 @@ class AdditiveModelConfig(ModelConfig):
     """Additive network that explains by superfeatures (KED): its logits are the sum over one subnet per superfeature.
 
     mlp: subnets on cells of the image, or on columns of a table. conv: grouped convolutions on masked copies of a
-    small image. trunk: heads on the cells of one shared ResNet (teacher and student agree cell by cell).
+    small image. trunk: heads on the cells of one shared network (teacher and student agree cell by cell), or on groups
+    of its channels.
     """
 
     implementation: ClassVar[str] = "pipeline.models.additive.network:PROVIDER"
@@ -253,15 +254,31 @@ class AdditiveModelConfig(ModelConfig):
     """Number of columns of a table (name=mlp), each one feature. null takes the store's columns, or the grid's
     cells for a store of images."""
     width: int = 16
-    """Width of each subnet: units of a hidden layer, or channels of a convolution."""
+    """Width of each subnet: units of a hidden layer, or channels of a convolution. `constant` gives it another
+    meaning."""
+    constant: Annotated[
+        Literal["subnet_width", "total_width", "parameters"], Role.OMITTED_AT_DEFAULT
+    ] = "subnet_width"
+    """Quantity that `width` fixes and that superfeatures does not change. subnet_width: the width of each subnet.
+    total_width: that of all subnets together, divided evenly; with name=mlp or conv the parameters then decrease with
+    superfeatures, because each unit reads one group only. parameters: up to rounding, the parameters of a network
+    with one superfeature and this width."""
     depth: int = 1
     """Depth of each subnet: layers before its last, linear one."""
     trunk: str = "resnet20"
-    """Network below the heads with name=trunk: resnet8, resnet14, resnet20, ..., as for kind cifar."""
+    """Network below the heads with name=trunk, by its name in trunk_kind: resnet8, resnet14, resnet20, ... of kind
+    cifar."""
+    trunk_kind: Annotated[Literal["cifar", "torchvision", "timm"], Role.OMITTED_AT_DEFAULT] = (
+        "cifar"
+    )
+    """Provider of the trunk, which is newly initialized."""
+    trunk_features: Annotated[Literal["cells", "channels"], Role.OMITTED_AT_DEFAULT] = "cells"
+    """Features of the trunk's last stage that are grouped: its cells, or its channels (in contiguous groups, as
+    channels of two networks do not correspond; `grid` is then not read)."""
     trunk_width: int = 16
-    """Width of the trunk, as `width` of kind cifar."""
+    """Width of a trunk of kind cifar, as its `width`."""
     stem_stride: int = 1
-    """Stride of the trunk's first convolution, as `stem_stride` of kind cifar."""
+    """Stride of the first convolution of a trunk of kind cifar, as its `stem_stride`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -274,9 +291,16 @@ class AdditiveModelConfig(ModelConfig):
             f"columns={self.columns} is an option of name=mlp, for tables; leave it null for name={self.name}",
         )
         require(
-            self.infers_columns_from_store or self.superfeatures <= self.features,
+            self.infers_columns_from_store
+            or self.features is None
+            or self.superfeatures <= self.features,
             f"superfeatures={self.superfeatures} with {self.features} features: each needs at least one; lower "
             f"it{'' if self.columns else ', or choose a finer grid'}",
+        )
+        require(
+            self.constant != "total_width" or self.width % self.superfeatures == 0,
+            f"width={self.width} with constant=total_width is divided evenly over superfeatures={self.superfeatures}; "
+            "choose a multiple of it",
         )
         require(
             self.partition_control != "random" or self.partition_seed >= 0,
@@ -292,6 +316,26 @@ class AdditiveModelConfig(ModelConfig):
                 not any(self.input_size % side for side in self.grid),
                 f"grid={list(self.grid)} does not divide input_size={self.input_size}; choose a divisor",
             )
+        self._check_trunk()
+
+    def _check_trunk(self) -> None:
+        """Raise ConfigError if an option of the trunk is invalid or not read."""
+        for option, default, reader, is_read in (
+            ("trunk_kind", "cifar", "name=trunk", self.name == "trunk"),
+            ("trunk_features", "cells", "name=trunk", self.name == "trunk"),
+            ("trunk_width", 16, "trunk_kind=cifar", self.trunk_kind == "cifar"),
+            ("stem_stride", 1, "trunk_kind=cifar", self.trunk_kind == "cifar"),
+        ):
+            value = getattr(self, option)
+            require(
+                is_read or value == default,
+                f"{option}={value} is an option of {reader}; leave it at {default}",
+            )
+        require(
+            self.trunk_features == "cells" or self.partition is None,
+            f"partition={self.partition} names groups of cells, and trunk_features=channels groups channels; set "
+            "partition=null",
+        )
         if self.name == "trunk":
             self.trunk_config  # noqa: B018, checks its name and width
 
@@ -301,8 +345,10 @@ class AdditiveModelConfig(ModelConfig):
         return self.name == "mlp" and self.columns is None and self.input_size is None
 
     @property
-    def features(self) -> int:
-        """Number d of features that are grouped."""
+    def features(self) -> int | None:
+        """Number d of features that are grouped, None for the channels of a trunk, which has to be built first."""
+        if self.trunk_features == "channels":
+            return None
         return self.columns or self.grid[0] * self.grid[1]
 
     @property
@@ -311,8 +357,11 @@ class AdditiveModelConfig(ModelConfig):
         return self.name != "trunk"
 
     @property
-    def trunk_config(self) -> CifarModelConfig:
+    def trunk_config(self) -> ModelConfig:
         """Config of the network below the heads."""
+        if self.trunk_kind != "cifar":
+            cls = TorchvisionModelConfig if self.trunk_kind == "torchvision" else TimmModelConfig
+            return cls(name=self.trunk, mean=self.mean, std=self.std, input_size=self.input_size)
         return CifarModelConfig(
             name=self.trunk,
             width=self.trunk_width,

@@ -120,6 +120,13 @@ class TeachConfig(Options):
             "teacher=additive, or choose another teaching=",
         )
         require(
+            not self.needs_partition_search
+            or not isinstance(self.teacher, AdditiveModelConfig)
+            or self.teacher.trunk_features == "cells",
+            "teaching=ked groups pixels or columns, and teacher.trunk_features=channels groups channels; set "
+            "teaching=labels, or teacher.partition_control=contiguous",
+        )
+        require(
             not self.uses_black_box or self.black_box.kind != "none",
             "teaching=ked needs a trained network, to find superfeatures in it or as a teacher (teaching.lambda_kd): "
             "name it with black_box=<kind> black_box.weights=, or set teacher.partition= (or "

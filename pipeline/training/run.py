@@ -36,7 +36,7 @@ from pipeline.loading.regions import RegionKind
 from pipeline.loading.transfer import move_batch
 from pipeline.loading.views import ViewSchedule
 from pipeline.losses.base import DistillationLoss, StudentOutput
-from pipeline.models.additive.network import AdditiveMlp
+from pipeline.models.additive.inputs import AdditiveMlp
 from pipeline.models.classifier import Classifier
 from pipeline.models.devices import resolve_device
 from pipeline.models.explainers.explain import ATTRIBUTIONS, DEFAULT_EXPLAINER, EXPLAINERS

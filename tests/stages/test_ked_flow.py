@@ -19,7 +19,7 @@ from pipeline.config.methods import KDConfig, KEDConfig, LabelsConfig
 from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
 from pipeline.config.runs import RUNS
 from pipeline.config.store import PassOptions, StoreOptions, SubsetOptions
-from pipeline.config.teaching import LabelTeachingConfig
+from pipeline.config.teaching import KEDTeachingConfig, LabelTeachingConfig
 from pipeline.config.training import OptimizerOptions
 from pipeline.config.verbs import EvaluateConfig, TeachConfig
 from pipeline.config.views import RandomViewsConfig
@@ -326,6 +326,34 @@ def test_chimeras_of_a_trunk_teacher_are_refused(ked_store, tmp_path):
 
     with pytest.raises(ConfigError, match=r"chimera_fraction=0.5.*teacher of name=mlp or conv"):
         distill.run(still(of_trunk, student=NETWORK, method=method))
+
+
+def test_students_of_a_channel_teacher_have_other_channels_and_as_many_groups(tmp_path):
+    wide = AdditiveModelConfig(
+        superfeatures=M, trunk="resnet8", trunk_width=4, trunk_features="channels", width=3
+    )
+    config = precompute_config(tmp_path / "store", replace(wide, weights="random"), annotate=PASS)
+    precompute.run(config)
+    store = Frozen(Store(tmp_path / "store"), config)
+    narrow = replace(wide, trunk_width=2, superfeatures=2)
+
+    distill.run(still(store, student=narrow))
+
+    assert list(read_metrics(RUNS / "one" / "distill"))[-1]["ked"] > 0
+    with pytest.raises(ConfigError, match=r"differently into 2 superfeatures.*trunk_features"):
+        distill.run(still(store, student=replace(NETWORK, superfeatures=2), run="cells"))
+
+
+def test_superfeatures_of_channels_are_not_searched(ked_store):
+    channels = AdditiveModelConfig(trunk_features="channels")
+    with pytest.raises(ConfigError, match=r"groups channels; set teaching=labels"):
+        TeachConfig(
+            store=StoreOptions(path=str(ked_store.store.path)),
+            teacher=channels,
+            teaching=KEDTeachingConfig(),
+            black_box=CifarModelConfig(weights="random"),
+            evaluate=EvaluateOptions(),
+        )
 
 
 # ---- the evaluator of superfeatures ------------------------------------------------------------------

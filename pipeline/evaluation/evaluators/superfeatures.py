@@ -22,13 +22,13 @@ from pipeline.loading.dataset import iter_batches
 from pipeline.loading.geometry import evaluation_view, view_images
 from pipeline.loading.stored_values import decode_intermediates
 from pipeline.loading.transfer import iter_on_device
+from pipeline.models.additive.base import AdditiveClassifier
 from pipeline.models.additive.hierarchy import (
     coarsen,
     hierarchy_of,
     pass_hierarchy,
     require_same_level,
 )
-from pipeline.models.additive.network import AdditiveClassifier
 from pipeline.models.output import Intermediates
 
 PAYLOAD = "superfeature_logits"

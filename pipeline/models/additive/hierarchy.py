@@ -66,7 +66,7 @@ def hierarchy_of(partition: Partition) -> Hierarchy:
         tuple(
             Level(
                 coarsening=tuple(partition.coarsening(number).tolist()),
-                sha256=_sha256(partition.grid, partition.assignment(number)),
+                sha256=_sha256(partition, number),
             )
             for number in numbers
         )
@@ -116,15 +116,17 @@ def require_same_level(student: Hierarchy, teacher: Hierarchy, number: int, name
     require(
         student.levels[number - 1].sha256 == teacher.levels[number - 1].sha256,
         f"the student and {name} divide their features differently into {number} superfeatures; set student.partition "
-        "and teacher.partition (or their partition_control and partition_seed) and their grids to the same values, or "
-        "set method.superfeatures to a level that they share, such as 1",
+        "and teacher.partition (or their partition_control and partition_seed), their grids and trunk_features to the "
+        "same values, or set method.superfeatures to a level that they share, such as 1",
     )
 
 
-def _sha256(grid: tuple[int, int] | None, assignment: Tensor) -> str:
+def _sha256(partition: Partition, number: int) -> str:
     # The level with one superfeature is the whole input, which all networks share.
-    if int(assignment.max()) == 0:
+    if number == 1:
         return hashlib.sha256(b"whole").hexdigest()
-    digest = hashlib.sha256(f"{grid}\n".encode())
-    digest.update(assignment.contiguous().numpy().tobytes())
+    if partition.of_channels:
+        return hashlib.sha256(f"{number} groups of channels".encode()).hexdigest()
+    digest = hashlib.sha256(f"{partition.grid}\n".encode())
+    digest.update(partition.assignment(number).contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -1,12 +1,13 @@
 """The nested partition of input features into superfeatures: found by a search, contiguous, or a random control.
 
-Shape letters: d features (a table's columns, an image's cells row by row, or the cells of a trunk), M superfeatures.
+Shape letters: d features (a table's columns, an image's cells row by row, or the cells or channels of a trunk), M
+superfeatures.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,7 +27,10 @@ class Partition:
     assignments: Tensor
     """Superfeature of each feature, i64 [M, d]. Row m - 1 contains the partition into superfeatures 0 to m - 1."""
     grid: tuple[int, int] | None = None
-    """(rows, columns) of the features if they are cells of an image or of a trunk, None for a table."""
+    """(rows, columns) of the features if they are cells of an image or of a trunk, None for columns and channels."""
+    of_channels: bool = False
+    """True if the features are channels of a trunk, which have no counterpart in another network: two networks then
+    agree in their number of groups only."""
 
     def __post_init__(self) -> None:
         for number, assignment in enumerate(self.assignments, start=1):
@@ -72,7 +76,7 @@ def random_partition(like: Partition, seed: int = 0) -> Partition:
     """Permute the features at random, which keeps group sizes and nesting."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "random partition"))
     order = torch.randperm(like.assignments.shape[1], generator=generator)
-    return Partition(assignments=like.assignments[:, order], grid=like.grid)
+    return replace(like, assignments=like.assignments[:, order])
 
 
 def contiguous_partition(
@@ -97,15 +101,27 @@ def contiguous_partition(
     return Partition(assignments=assignments, grid=grid)
 
 
-def build_partition(config: AdditiveModelConfig) -> Partition:
+def build_partition(config: AdditiveModelConfig, num_features: int | None = None) -> Partition:
     """Build M levels over the config's features. Raises ConfigError if its partition file does not fit.
 
     If weights are named, they contain the partition, and the partition file is not read.
+
+    num_features  number of features if the config does not determine it
     """
-    grid = None if config.columns else config.grid
+    number = num_features or config.features
+    assert number is not None
+    require(
+        config.superfeatures <= number,
+        f"superfeatures={config.superfeatures}, but the last stage of trunk={config.trunk} has {number} channels; "
+        "lower it",
+    )
+    of_channels = config.trunk_features == "channels"
+    grid = None if config.columns or of_channels else config.grid
     is_named = config.partition is not None and config.weights in (None, "random")
     if not is_named or config.partition_control == "contiguous":
-        found = contiguous_partition(config.superfeatures, config.features, grid)
+        found = replace(
+            contiguous_partition(config.superfeatures, number, grid), of_channels=of_channels
+        )
     else:
         assert config.partition is not None
         found = Partition(assignments=_read_assignments(Path(config.partition), config), grid=grid)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pipeline.core.errors import ConfigError
+from pipeline.models.additive.base import AdditiveClassifier
 from pipeline.models.additive.hierarchy import class_centered
-from pipeline.models.additive.network import AdditiveClassifier
 from pipeline.models.classifier import Classifier
 from pipeline.models.output import ModelOutput
 
@@ -29,6 +29,11 @@ def superfeature_contributions(
         raise ConfigError(
             f"explainer=superfeatures explains additive networks (teacher=additive, student=additive), not "
             f"{type(model.network).__name__}; set explainer={model.explainer}, or choose additive networks for both"
+        )
+    if model.of_channels:
+        raise ConfigError(
+            "explainer=superfeatures spreads a contribution over the cells of its superfeature, and groups of channels "
+            "(trunk_features=channels) have none; set explainer=gradcam"
         )
     logits = output.superfeature_logits
     if logits is None:
