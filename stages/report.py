@@ -90,7 +90,7 @@ def run(config: ReportConfig) -> ReportResult:
     config = replace(config, report=_without_unknown_columns(config, evaluated))
     columns = columns_of(config.report.columns, evaluated) if evaluated else []
     if evaluated:
-        config.report.check_paired([column.name for column in columns])
+        config.report.check_names([column.name for column in columns])
     paired = paired_column(config.report.paired_column, columns)
     cases = _cases(config, evaluated)
     values: dict[str, Any] = {
@@ -142,7 +142,8 @@ def _without_unknown_columns(config: ReportConfig, results: list[StudentResult])
         logger.info("without the columns %s, which were not evaluated", ", ".join(missing))
     is_missing = options.paired_column in options.columns and options.paired_column not in kept
     paired = None if is_missing else options.paired_column
-    return replace(options, columns=kept, paired_column=paired)
+    plotted = tuple(n for n in options.plotted if n in kept or n not in options.columns)
+    return replace(options, columns=kept, paired_column=paired, plotted=plotted)
 
 
 def _student_values(

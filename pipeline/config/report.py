@@ -34,6 +34,8 @@ class ReportOptions(Options):
     paired_column: str | None = None
     """Column of the summary and of the paired difference, one of `columns`; null takes accuracy if it is a column,
     and the first column otherwise."""
+    plotted: tuple[str, ...] = ()
+    """Columns that are plotted over each numeric option of the sweep's grid; empty takes paired_column."""
     next_command: str = ""
     """Command to suggest as the next step, printed last."""
     contact_records: Annotated[int, Ge(0)] = 8
@@ -49,13 +51,18 @@ class ReportOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.columns and self.paired_column is not None:
-            self.check_paired(self.columns)
+        if self.columns:
+            self.check_names(self.columns)
 
-    def check_paired(self, columns: Collection[str]) -> None:
-        """Raise ConfigError unless paired_column is null or one of these columns."""
-        require(
-            self.paired_column is None or self.paired_column in columns,
-            f"report.paired_column={self.paired_column} is not one of report.columns: {', '.join(columns)}; choose one "
-            "of them, or leave it null",
-        )
+    def check_names(self, columns: Collection[str]) -> None:
+        """Raise ConfigError unless paired_column and plotted are empty or among these columns."""
+        for option, names, empty in (
+            ("paired_column", [self.paired_column] if self.paired_column else [], "null"),
+            ("plotted", self.plotted, "[]"),
+        ):
+            for name in names:
+                require(
+                    name in columns,
+                    f"report.{option}={name} is not one of report.columns: {', '.join(columns)}; choose one of them, "
+                    f"or leave it {empty}",
+                )

@@ -16,10 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.config.points import point_label
-from pipeline.report.results import Candidate, ModelSelection
-
-_WIDTH, _HEIGHT = 3.6, 2.5
+WIDTH, HEIGHT = 3.6, 2.5
 """Size of a plot in inches: 346 by 240 pixels, which fits a phone."""
 _STYLE = {
     "text.parse_math": False,
@@ -54,7 +51,7 @@ class Measured(NamedTuple):
     sd: float | None
 
 
-def _styled(draw: Callable[P, R]) -> Callable[P, R]:
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
     """Draw with the sizes and without formulas, whatever the settings of the process are."""
 
     @wraps(draw)
@@ -75,9 +72,9 @@ def training_curves(lines: Mapping[str, list[list[dict[str, float]]]]) -> list[P
     return [_loss_curve(lines, name) for name in _TERMS if _has(lines, name)]
 
 
-@_styled
+@styled
 def _loss_curve(lines: Mapping[str, list[list[dict[str, float]]]], name: str) -> Plot:
-    figure, axis = _axes()
+    figure, axis = new_axes()
     for arm, students in lines.items():
         runs = [[(line["step"], line[name]) for line in run if name in line] for run in students]
         runs = [run for run in runs if run]
@@ -86,11 +83,11 @@ def _loss_curve(lines: Mapping[str, list[list[dict[str, float]]]], name: str) ->
             kept = np.unique(np.linspace(0, length - 1, min(length, _MOST_POINTS)).astype(int))
             values = np.array([[value for _, value in run[:length]] for run in runs])
             steps = np.array([step for step, _ in runs[0][:length]])
-            axis.plot(steps[kept], values.mean(axis=0)[kept], label=_label(arm), lw=1)
+            axis.plot(steps[kept], values.mean(axis=0)[kept], label=legend_name(arm), lw=1)
     axis.set_xlabel("step")
     axis.set_title(name)
     return Plot(
-        _finish(figure, axis), f"Loss term {name} over the training steps, one curve per arm"
+        finish(figure, axis), f"Loss term {name} over the training steps, one curve per arm"
     )
 
 
@@ -102,119 +99,71 @@ def shift_plots(split: str, curves: Mapping[str, Mapping[str, list[list[float]]]
     return [_shift_plot(split, kind, arms) for kind, arms in curves.items()]
 
 
-@_styled
+@styled
 def _shift_plot(split: str, kind: str, arms: Mapping[str, list[list[float]]]) -> Plot:
-    figure, axis = _axes()
+    figure, axis = new_axes()
     for arm, students in arms.items():
-        axis.plot(np.array(students).mean(axis=0), label=_label(arm), lw=1.2, marker=".", ms=4)
+        axis.plot(np.array(students).mean(axis=0), label=legend_name(arm), lw=1.2, marker=".", ms=4)
     axis.set_title(kind)
     axis.set_xlabel("shift in pixels")
     axis.set_ylabel("cosine")
     return Plot(
-        _finish(figure, axis),
+        finish(figure, axis),
         f"Cosine of {kind} over the shift in pixels, one curve per arm, on split {split}",
         f"{kind}, split {split}",
     )
 
 
-@_styled
+@styled
 def line_plot(names: Sequence[str], values: Mapping[str, Sequence[float]], ylabel: str = "") -> str:
     """Plot one curve per arm over ordered names, such as layers. A nan leaves a gap."""
-    figure, axis = _axes(max(_WIDTH, 0.7 * len(names) + 1.2))
+    figure, axis = new_axes(max(WIDTH, 0.7 * len(names) + 1.2))
     for arm, of_arm in values.items():
-        axis.plot(range(len(names)), of_arm, label=_label(arm), lw=1.3, marker="o", ms=4)
+        axis.plot(range(len(names)), of_arm, label=legend_name(arm), lw=1.3, marker="o", ms=4)
     axis.set_xticks(range(len(names)), names, **_slanted(names))
     axis.axhline(0, color="gray", lw=0.6)
     axis.set_ylabel(ylabel)
-    return _finish(figure, axis)
+    return finish(figure, axis)
 
 
-@_styled
+@styled
 def bar_plot(names: Sequence[str], values: Mapping[str, Sequence[float]], ylabel: str = "") -> str:
     """Plot bars of all arms for each name."""
     width = 0.8 / max(len(values), 1)
-    figure, axis = _axes(max(_WIDTH, 0.16 * len(names) * len(values) + 1.2))
+    figure, axis = new_axes(max(WIDTH, 0.16 * len(names) * len(values) + 1.2))
     for number, (arm, of_arm) in enumerate(values.items()):
         places = np.arange(len(names)) + (number - (len(values) - 1) / 2) * width
-        axis.bar(places, of_arm, width, label=_label(arm))
+        axis.bar(places, of_arm, width, label=legend_name(arm))
     axis.set_xticks(range(len(names)), names, **_slanted(names))
     axis.set_ylabel(ylabel)
-    return _finish(figure, axis)
+    return finish(figure, axis)
 
 
-@_styled
+@styled
 def measured_plot(arms: Mapping[str, Measured], xlabel: str, ylabel: str) -> str:
     """Plot one point per arm with its standard deviation, if it is known."""
-    figure, axis = _axes()
+    figure, axis = new_axes()
     for arm, found in arms.items():
         axis.errorbar(
-            [found.x], [found.mean], yerr=found.sd, label=_label(arm), marker="o", ms=5, capsize=3
+            [found.x],
+            [found.mean],
+            yerr=found.sd,
+            label=legend_name(arm),
+            marker="o",
+            ms=5,
+            capsize=3,
         )
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     axis.margins(x=0.1)
-    return _finish(figure, axis)
-
-
-@_styled
-def selection_plot(selection: ModelSelection) -> str:
-    """Plot the metric of every candidate over its points, with one curve per arm and standard deviations.
-
-    A single numeric option is the x axis. Otherwise each point has a separate position.
-    """
-    candidates, scale = selection.candidates, selection.metric.scale
-    x_of, option = _places(candidates)
-    figure, axis = _axes(max(1.6 * _WIDTH, 0.5 * len(x_of)), 1.25 * _HEIGHT)
-    for number, arm in enumerate(dict.fromkeys(candidate.arm for candidate in candidates)):
-        points = [candidate for candidate in candidates if candidate.arm == arm]
-        _draw_candidates(axis, points, x_of, scale, f"C{number % 10}")
-    if option is None:
-        axis.set_xticks(list(x_of.values()), list(map(_label, x_of)), rotation=30, ha="right")
-    else:
-        axis.set_xlabel(option)
-        places = sorted(x_of.values())
-        if places[0] > 0 and places[-1] > 10 * places[0]:
-            axis.set_xscale("log")
-        axis.set_xticks(places, [f"{place:g}" for place in places])
-        axis.minorticks_off()
-    axis.set_ylabel(selection.select + (", %" if scale == 100 else ""))
-    return _finish(figure, axis)
-
-
-def _draw_candidates(
-    axis: Axes, points: Sequence[Candidate], x_of: Mapping[str, float], scale: float, color: str
-) -> None:
-    """Draw the points of one arm, circled where chosen. An arm without options is a horizontal line."""
-    arm = _label(points[0].arm)
-    mean = [scale * candidate.summary["mean"] for candidate in points]
-    sd = [scale * (candidate.summary["sd"] or 0) for candidate in points]
-    if point_label(points[0].point) not in x_of:
-        axis.axhline(mean[0], label=arm, color=color, ls="--", lw=1)
-        axis.axhspan(mean[0] - sd[0], mean[0] + sd[0], color=color, alpha=0.12, lw=0)
-        return
-    places = [x_of[point_label(candidate.point)] for candidate in points]
-    axis.errorbar(places, mean, yerr=sd, label=arm, color=color, marker="o", ms=4, capsize=3)
-    for place, value, candidate in zip(places, mean, points, strict=True):
-        if candidate.chosen:
-            axis.plot([place], [value], "o", ms=11, mfc="none", color=color)
-
-
-def _places(candidates: Sequence[Candidate]) -> tuple[dict[str, float], str | None]:
-    """Position of each point on the x axis by its label, and the option of this axis, if it is a single one."""
-    points = {point_label(c.point): c.point for c in candidates if c.point}
-    options = {option for point in points.values() for option in point}
-    values = [value for point in points.values() for value in point.values()]
-    if len(options) == 1 and all(type(value) in (int, float) for value in values):
-        return {label: float(*p.values()) for label, p in points.items()}, options.pop()
-    names = points or {"": {}}
-    return {label: float(position) for position, label in enumerate(names)}, None
+    return finish(figure, axis)
 
 
 def _has(lines: Mapping[str, list[list[dict[str, float]]]], name: str) -> bool:
     return any(name in line for students in lines.values() for run in students for line in run)
 
 
-def _label(name: str) -> str:
+def legend_name(name: str) -> str:
     """Shorten a name to one line of a legend, which would leave out a name with a leading underscore."""
     line = " ".join(name.split())
     line = line if len(line) <= _LONGEST_NAME else f"{line[: _LONGEST_NAME - 2]}.."
@@ -226,12 +175,13 @@ def _slanted(names: Sequence[str]) -> dict[str, Any]:
     return {"rotation": 30, "ha": "right"} if max(map(len, names), default=0) > 8 else {}
 
 
-def _axes(width: float = _WIDTH, height: float = _HEIGHT) -> tuple[Figure, Axes]:
+def new_axes(width: float = WIDTH, height: float = HEIGHT) -> tuple[Figure, Axes]:
+    """Open a figure with one pair of axes, of a size in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def _finish(figure: Figure, axis: Axes) -> str:
+def finish(figure: Figure, axis: Axes) -> str:
     """Add the legend above the axes, in as many columns as fit, and encode the plot as a data URI."""
     handles, labels = axis.get_legend_handles_labels()
     width, height = figure.get_size_inches()

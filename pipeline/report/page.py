@@ -16,7 +16,7 @@ from pipeline.report.case_pictures import SplitCases
 from pipeline.report.columns import Column, arm_summary
 from pipeline.report.comparison import ONE_SEED
 from pipeline.report.evaluator_sections import PictureFigure, evaluator_sections
-from pipeline.report.results import ModelSelection, StudentResult, over_the_grid
+from pipeline.report.results import ModelSelection, StudentResult
 from pipeline.store.reader import Store, TeacherPass
 
 _MEAN_AND_SPREAD = "Mean and standard deviation over seeds. The best mean of each column is marked."
@@ -134,6 +134,7 @@ def _student_sections(page: Page) -> dict[str, Any]:
 
 def _result_tables(page: Page) -> dict[str, Any]:
     """Main table, its sentences and the plots below it."""
+    from pipeline.report.grid_figures import grid_plots
     from pipeline.report.meanings import meanings
     from pipeline.report.stored_bytes import bytes_by_arm, bytes_plot
 
@@ -141,8 +142,9 @@ def _result_tables(page: Page) -> dict[str, Any]:
     if page.paired is None:
         return {}
     summary = arm_summary(values["runs"], page.columns)
+    plotted = [c for c in page.columns if c.name in (page.options.plotted or [page.paired.name])]
     plots = [
-        _grid_plot(page.results, page.paired),
+        *grid_plots(page.results, plotted),
         bytes_plot(summary, page.paired, bytes_by_arm(page.results, page.store)),
     ]
     return {
@@ -196,7 +198,8 @@ def _evaluator_pictures(
 
 
 def _selection(selection: ModelSelection, values: dict[str, Any]) -> dict[str, Any]:
-    from pipeline.report.figures import Plot, selection_plot
+    from pipeline.report.figures import Plot
+    from pipeline.report.grid_figures import selection_plot
 
     return {
         "selection": values["selection"],
@@ -206,21 +209,6 @@ def _selection(selection: ModelSelection, values: dict[str, Any]) -> dict[str, A
             "The selection metric over the points of the grid, one curve per arm",
         ),
     }
-
-
-def _grid_plot(results: list[StudentResult], column: Column) -> Any:
-    """Plot a column over the options of the grid, None if every arm has a single point."""
-    from pipeline.report.figures import Plot, selection_plot
-
-    grid = over_the_grid(results, column.source)
-    if grid is None:
-        return None
-    name = column.name.replace("_", " ")
-    return Plot(
-        selection_plot(grid),
-        f"{name} over the options of the grid, one curve per arm",
-        f"{column.title} over the options of the grid, mean and standard deviation over seeds",
-    )
 
 
 def _open_passes(config: ReportConfig, store: Store) -> list[TeacherPass]:

@@ -207,19 +207,27 @@ def load_selection(run: str) -> ModelSelection | None:
     return ModelSelection(select=sweep["select"], candidates=candidates)
 
 
+def _curve_of(result: StudentResult) -> str:
+    """Name of an arm without its point, with the run if the label has it."""
+    return result.label.removesuffix(point_label(result.point)).strip() or result.arm
+
+
 def over_the_grid(results: Sequence[StudentResult], source: str) -> ModelSelection | None:
     """Collect the values of every arm's points in the form of a selection, without a choice.
 
-    The result is None if no arm has several points, or if a student has no value.
+    A point of which a student has no value is left out. The result is None if no arm has several points.
     """
-    values = defaultdict(list)
+    found_values = defaultdict(list)
     points = {}
     for result in results:
-        value = result.find(source)
-        if value is None:
-            return None
-        values[result.arm, result.label].append(value)
-        points[result.arm, result.label] = result.point
+        key = (_curve_of(result), result.label)
+        found_values[key].append(result.find(source))
+        points[key] = result.point
+    values = {
+        key: [value for value in of if value is not None]
+        for key, of in found_values.items()
+        if None not in of
+    }
     if len(values) == len({arm for arm, _ in values}):
         return None
     candidates = [
