@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,9 +202,22 @@ def demo_guided() -> str:
     return table(header, rows)
 
 
+def measured_arms(experiment: str, arms: Mapping[str, str]) -> dict[str, str]:
+    """Labels of the arms that the committed results have. New arms of a recipe await a measurement."""
+    known = {run["method"].partition(" ")[0] for run in results_of(experiment)["runs"]}
+    return {arm: label for arm, label in arms.items() if arm in known}
+
+
+def measured_levels(experiment: str, arm: str) -> list[int]:
+    """Numbers of superfeatures that the committed results have of one arm."""
+    start = f"{arm} superfeatures="
+    found = {run["method"].removeprefix(start) for run in results_of(experiment)["runs"]}
+    return sorted(int(number) for number in found if number.isdigit())
+
+
 def ked_cifar10_teachers() -> str:
     """Teachers by the groups of their superfeatures."""
-    sizes = (2, 4, 8, 16)
+    sizes = measured_levels("ked/cifar10_teachers", "found")
 
     def runs(arm: str, number: int) -> list[Run]:
         return runs_of("ked/cifar10_teachers", f"{arm} superfeatures={number}")
@@ -213,7 +226,7 @@ def ked_cifar10_teachers() -> str:
         (label, [spread(runs(arm, number), "accuracy") for number in sizes])
         for arm, label in (("found", "found (Algorithm 1)"), ("contiguous", "contiguous blocks"))
     ]
-    rows = with_best(rows, range(4))
+    rows = with_best(rows, range(len(sizes)))
     draws = [
         ", ".join(average(runs(f"random_{draw}", number), "accuracy").text for draw in (0, 1))
         for number in sizes
@@ -229,6 +242,8 @@ KED_ARMS = {
     "ked": "KED",
     "ked_mu1": "KED, mu = 1",
     "ked_chimeras": "KED + chimeras",
+    "kd_fitnet": "KD + FitNet",
+    "ked_fitnet": "KED + FitNet",
     "ked_shuffled": "KED, explanations of other records",
     "ked_noise": "KED, noise in their place",
 }
@@ -237,7 +252,7 @@ KED_ARMS = {
 def _by_shots(experiment: str, shots: Sequence[int], title: str, arms: dict[str, str]) -> str:
     rows: Rows = [
         (label, [spread(runs_of(experiment, f"{arm} shots={n}"), "accuracy") for n in shots])
-        for arm, label in arms.items()
+        for arm, label in measured_arms(experiment, arms).items()
     ]
     return table((title, *map(str, shots)), with_best(rows, range(len(shots))))
 
@@ -256,7 +271,7 @@ def ked_cifar10() -> str:
 
 def ked_digits_levels() -> str:
     """Students by their number of superfeatures."""
-    sizes = (1, 2, 4, 8)
+    sizes = measured_levels("ked/digits_levels", "kd")
     rows: Rows = [
         (
             label,
@@ -277,10 +292,14 @@ def ked_cifar10_trunk() -> str:
         "kd": "KD",
         "e2kd": "e2KD, lambda 1",
         "e2kd_map5": "e2KD, lambda 5",
+        "e2kd_map10": "e2KD, lambda 10",
+        "e2kd_map25": "e2KD, lambda 25",
+        "e2kd_map50": "e2KD, lambda 50",
         "ked": "KED",
+        "ked_mu1": "KED, mu = 1",
     }
     rows: Rows = []
-    for arm, label in arms.items():
+    for arm, label in measured_arms("ked/cifar10_trunk", arms).items():
         runs = runs_of("ked/cifar10_trunk", arm)
         own = [spread(runs, "accuracy"), spread(runs, "agreement")]
         own += [average(runs, "map_cosine", 1, 2), average(runs, "superfeature_kl", 1, 2)]
