@@ -34,7 +34,7 @@ RECIPES = sorted(path.stem for path in (CONF / "experiment" / "ked").glob("*.yam
 TEACHERS = {
     recipe: recipe.partition("_")[0]
     for recipe in RECIPES
-    if recipe.endswith(("_levels", "_teachers", "_weights"))
+    if recipe.endswith(("_levels", "_teachers", "_weights", "_retrained"))
 }
 """Recipes that use the teacher of another one."""
 IMAGE_SIZES = {"mnist": 28, "fashion": 28, "tiny": 64, "cifar10": 32, "cifar100": 32}
@@ -46,10 +46,9 @@ def words_of(recipe, verb="precompute"):
     words = [f"experiment=ked/{recipe}"]
     teacher = composed_of("precompute", *words)["teacher"]
     if teacher["kind"] == "additive":
-        words += [
-            "teacher.weights=random",
-            f"teacher.partition={composed_of('distill', *words)['student']['partition']}",
-        ]
+        partition = composed_of("distill", *words)["student"]["partition"]
+        words.append("teacher.weights=random")
+        words += [] if partition is None else [f"teacher.partition={partition}"]
         if teacher["name"] == "trunk":  # the logits of 56 layers with random weights overflow
             words += ["teacher.trunk=resnet8"]
             words += [] if verb == "precompute" else ["student.trunk=resnet8"]
@@ -98,20 +97,23 @@ def students_of(recipe):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_arm_of_a_ked_recipe_trains_and_is_evaluated(recipe):
     teacher = TEACHERS.get(recipe, recipe)
-    network = build_verb_config(
-        "distill", composed_of("distill", f"experiment=ked/{teacher}")
-    ).student
     store = pack(teacher, f"experiment=ked/{teacher}", "teacher=none")
-    write_partition(Path(network.partition), network, store)
 
     passes = set()
     for number, (arm, composed) in enumerate(students_of(recipe)):
         student = build_verb_config("distill", composed)
-        path, control = student.store.path, student.student.partition_control
+        path, network = student.store.path, student.student
         if path not in passes:
-            own = [] if len(passes) == 0 else [f"teacher.partition_control={control}"]
-            own += [f"teacher.partition_seed={student.student.partition_seed}"] if own else []
-            pack(teacher, *words_of(teacher), f"store.path={path}", *own)
+            words = [*words_of(teacher), f"store.path={path}"]
+            if network.partition is not None:
+                write_partition(Path(network.partition), network, store)
+                words.append(f"teacher.partition={network.partition}")
+            if passes or recipe.endswith("_retrained"):  # a store for each kind of groups
+                words += [
+                    f"teacher.{option}={getattr(network, option)}"
+                    for option in ("superfeatures", "partition_control", "partition_seed")
+                ]
+            pack(teacher, *words)
             passes.add(path)
         trainer = replace(
             student.trainer, epochs=1, batch_size=10, loader_processes=0, log_every_steps=1
@@ -135,7 +137,8 @@ def test_every_arm_of_a_ked_recipe_trains_and_is_evaluated(recipe):
 
 
 @pytest.mark.parametrize(
-    "recipe", [recipe for recipe in RECIPES if recipe.endswith(("_levels", "_teachers"))]
+    "recipe",
+    [recipe for recipe in RECIPES if recipe.endswith(("_levels", "_teachers", "_retrained"))],
 )
 def test_networks_of_every_number_of_superfeatures_have_equal_sizes(recipe):
     experiment = f"experiment=ked/{recipe}"
