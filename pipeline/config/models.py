@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Gt
 
 from pipeline.config.options import Options, Role
-from pipeline.core.errors import require
+from pipeline.core.errors import ConfigError, require
 
 PRETRAINED = "pretrained"
 """Value of `weights` for the provider's published default weights; `pretrained:<name>` selects named ones."""
@@ -274,7 +274,7 @@ class AdditiveModelConfig(ModelConfig):
     """Provider of the trunk, which is newly initialized."""
     trunk_features: Annotated[Literal["cells", "channels"], Role.OMITTED_AT_DEFAULT] = "cells"
     """Features of the trunk's last stage that are grouped: its cells, or its channels (in contiguous groups, as
-    channels of two networks do not correspond; `grid` is then not read)."""
+    channels of two networks do not correspond)."""
     trunk_width: int = 16
     """Width of a trunk of kind cifar, as its `width`."""
     stem_stride: int = 1
@@ -320,13 +320,14 @@ class AdditiveModelConfig(ModelConfig):
 
     def _check_trunk(self) -> None:
         """Raise ConfigError if an option of the trunk is invalid or not read."""
-        for option, default, reader, is_read in (
-            ("trunk_kind", "cifar", "name=trunk", self.name == "trunk"),
-            ("trunk_features", "cells", "name=trunk", self.name == "trunk"),
-            ("trunk_width", 16, "trunk_kind=cifar", self.trunk_kind == "cifar"),
-            ("stem_stride", 1, "trunk_kind=cifar", self.trunk_kind == "cifar"),
+        for option, reader, is_read in (
+            ("trunk_kind", "name=trunk", self.name == "trunk"),
+            ("trunk_features", "name=trunk", self.name == "trunk"),
+            ("trunk_width", "trunk_kind=cifar", self.trunk_kind == "cifar"),
+            ("stem_stride", "trunk_kind=cifar", self.trunk_kind == "cifar"),
+            ("grid", "trunk_features=cells", self.trunk_features == "cells"),
         ):
-            value = getattr(self, option)
+            value, default = getattr(self, option), getattr(type(self), option)
             require(
                 is_read or value == default,
                 f"{option}={value} is an option of {reader}; leave it at {default}",
@@ -337,7 +338,12 @@ class AdditiveModelConfig(ModelConfig):
             "partition=null",
         )
         if self.name == "trunk":
-            self.trunk_config  # noqa: B018, checks its name and width
+            try:
+                self.trunk_config  # noqa: B018, checks its name and width
+            except ConfigError as error:
+                raise ConfigError(
+                    f"trunk: {error}; or set trunk_kind=torchvision or timm"
+                ) from error
 
     @property
     def infers_columns_from_store(self) -> bool:

@@ -20,7 +20,7 @@ from pipeline.models.saved import TrainedModel, load_model, save_model
 from pipeline.models.weights import load_weights
 from tests.support.additive import EACH, NUM_CLASSES, SIDE, TRUNK, M, additive_model, inputs_of
 
-CHANNELS = replace(TRUNK, trunk_features="channels", partition_control="random")
+CHANNELS = replace(TRUNK, trunk_features="channels", grid=(8, 8), partition_control="random")
 """Three groups of the sixteen channels of a ResNet-8, not contiguous."""
 FOREIGN = {
     "torchvision": AdditiveModelConfig(
@@ -154,7 +154,9 @@ def test_they_are_explained_by_gradcam_and_have_no_cells_of_their_own():
 @pytest.mark.parametrize("name", FOREIGN)
 @pytest.mark.parametrize("features", ["cells", "channels"])
 def test_a_trunk_of_another_provider_has_heads_and_no_idle_parameter(name, features):
-    config = replace(FOREIGN[name], trunk_features=features)
+    config = FOREIGN[name]
+    if features == "channels":
+        config = replace(config, trunk_features=features, grid=(8, 8))
     torch.manual_seed(0)
     model = build_model(config, NUM_CLASSES)
     assert model.training
@@ -212,11 +214,20 @@ def test_a_trunk_is_saved_and_read_again(name, tmp_path):
         ({"name": "conv", "trunk_kind": "timm"}, r"trunk_kind=timm is an option of name=trunk"),
         ({"name": "mlp", "trunk_features": "channels"}, r"trunk_features=channels is an option of"),
         ({"trunk_features": "channels", "partition": "p"}, r"groups channels; set partition=null"),
+        (
+            {"trunk_features": "channels", "grid": (4, 4)},
+            r"grid=\(4, 4\) is an option of trunk_feat",
+        ),
     ],
 )
 def test_options_of_another_trunk_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         AdditiveModelConfig(**options)
+
+
+def test_a_trunk_that_cifar_does_not_have_names_the_other_providers():
+    with pytest.raises(ConfigError, match=r"got 'resnet18'; or set trunk_kind=torchvision or timm"):
+        AdditiveModelConfig(trunk="resnet18")
 
 
 def test_more_groups_than_channels_are_refused():
