@@ -210,6 +210,25 @@ def test_one_seed_has_no_spread_no_best_and_no_conclusion(frozen, capsys):
     assert values["paired_difference"]["interval"] is None
 
 
+def test_a_grid_has_a_figure_for_each_plotted_column(frozen):
+    write_sweep()
+    path = RUNS / "sweep" / "sweep.json"
+    rows = json.loads(path.read_text())["runs"]
+    for row in rows:
+        row["point"] = {"student.superfeatures": 2 ** row["seed"]}
+    path.write_text(json.dumps({"runs": rows}))
+
+    def figures(**options):
+        html = page_and_values(frozen, **options)[0].read_text()
+        alts = [image["alt"] for image in Page(html).all("img")]
+        return [alt for alt in alts if "over student.superfeatures" in alt]
+
+    assert figures() == ["accuracy over student.superfeatures, one curve per arm"]
+    assert len(figures(plotted=("accuracy", "agreement"))) == 2
+    with pytest.raises(ConfigError, match=r"plotted=f1 is not one of report\.columns: accura"):
+        figures(plotted=("f1",))
+
+
 def test_epg_alone_is_the_paired_column_and_its_chance_level_is_stated(frozen):
     extra = {"epg": 0.6, "iou": 0.4, "epg_uniform": 0.507, "majority_accuracy": 0.1}
     write_sweep(extra=extra)
