@@ -109,6 +109,7 @@ def test_ray_trains_the_same_students_and_finishes_those_that_do_not_fail(frozen
     assert messages[0].partition("batch_size")[2] == messages[1].partition("batch_size")[2] != ""
 
 
+@pytest.mark.slow
 def test_two_ranks_train_a_student_and_leave_a_finished_run(frozen, monkeypatch):
     config = distill_config(frozen, run="both", trainer=TWO_RANKS, cluster=TWO_RANKS_CLUSTER)
 

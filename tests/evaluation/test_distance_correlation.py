@@ -346,7 +346,10 @@ def permuted(seed: int, labels: torch.Tensor, permutations: int = 199, **feature
     return InnerProducts.from_distances(distances, permutations=permutations, seed=seed)
 
 
-@pytest.mark.parametrize(("classes", "width"), [(2, 1), (2, 64), (10, 1)])
+@pytest.mark.parametrize(
+    ("classes", "width"),
+    [(2, 1), *(pytest.param(*of, marks=pytest.mark.slow) for of in ((2, 64), (10, 1)))],
+)
 def test_permutation_p_values_are_uniform_where_students_t_is_not(classes, width):
     """Independent features and labels of few classes: p < 0.01 in about 1 of 100 cases, and never below 1 / (P + 1)."""
     hot = torch.nn.functional.one_hot(torch.arange(40) % classes).double()

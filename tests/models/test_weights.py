@@ -104,7 +104,7 @@ def old_vit_name(name: str) -> str:
     ("name", "old_name", "beside"),
     [
         ("densenet121", old_densenet_name, {}),
-        ("vit_b_32", old_vit_name, {}),
+        pytest.param("vit_b_32", old_vit_name, {}, marks=pytest.mark.slow),
         ("googlenet", str, {"aux1.fc1.weight": torch.ones(2)}),
         ("mnasnet0_5", str, {}),
     ],

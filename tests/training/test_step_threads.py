@@ -62,7 +62,10 @@ def test_a_small_student_is_trained_in_one_thread_unless_the_option_is_set(froze
     assert found == [used]
 
 
-@pytest.mark.parametrize(("theirs", "policy"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+@pytest.mark.parametrize(
+    ("theirs", "policy"),
+    [(None, "PASSIVE"), pytest.param("ACTIVE", "ACTIVE", marks=pytest.mark.slow)],
+)
 def test_openmp_is_told_to_wait_passively_unless_the_user_says_otherwise(theirs, policy):
     environment = {name: v for name, v in os.environ.items() if name != "OMP_WAIT_POLICY"}
     if theirs:
