@@ -45,7 +45,7 @@ class RayTaskRunner:
         """Iterate over outcomes as they finish. Running tasks are canceled when the caller stops."""
         if not tasks:
             return
-        at_once = self.at_once or 1  # None is limited by the size of the machine
+        at_once = min(self.at_once or 1, len(tasks))  # None is limited by the size of the machine
         self._stack.enter_context(ray_session(self.config, at_once * self.config.cpus_per_student))
         yield from self._outcomes(tasks, on_report)
 
