@@ -36,9 +36,9 @@ class ReportInputs:
     def of(cls, config: ReportConfig, results: list[StudentResult]) -> ReportInputs:
         """Read the inputs of a report of these results."""
         store, run = Path(config.store.path), RUNS / config.run
-        digest = hashlib.sha256(
-            json.dumps([__version__, to_plain_dict(config)], sort_keys=True).encode()
-        )
+        named = [[one.label, one.point, one.seed, str(one.folder)] for one in results]
+        described = [__version__, to_plain_dict(config), named]
+        digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
         manifests = [store / "manifest.json", *sorted(store.glob("teachers/*/manifest.json"))]
         folders = {run, *(result.folder for result in results)}
         for path in [*_files(_CODE), *manifests, *_files(*sorted(folders))]:

@@ -93,6 +93,18 @@ def test_other_options_and_other_code_are_seen(written, monkeypatch, tmp_path):
     assert written(title="Another title")[1]
 
 
+def test_another_name_for_a_student_of_another_run_is_seen(written):
+    other = RUNS / "other/sweep.json"
+    other.parent.mkdir()
+    other.write_text(_sweep("at"))
+    written(runs=("other",))
+    assert not written(runs=("other",))[1]
+
+    other.write_text(_sweep("ft"))
+
+    assert written(runs=("other",))[1]
+
+
 def test_a_large_file_is_compared_by_its_time(written, monkeypatch):
     monkeypatch.setattr(inputs, "_COMPARED_BY_CONTENT", 3)
     weights = STUDENT / "distill/model.safetensors"
