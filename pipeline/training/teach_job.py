@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pipeline.config.training import TrainerOptions
     from pipeline.config.verbs import TeachConfig
     from pipeline.core.distributed import DistributedContext
+    from pipeline.loading.dataset import StoreDataset
     from pipeline.models.classifier import Classifier
     from pipeline.models.saved import TrainedModel
     from pipeline.training.pareto import ParetoFront
@@ -59,24 +60,15 @@ class Teaching:
 
         distributed  ranks that share the cores of this machine, None if this process trains alone
         """
-        from pipeline.loading.dataset import StoreDataset
-        from pipeline.loading.selection import rows_of_split
         from pipeline.losses.build import build_loss
         from pipeline.training.run import TrainingSpec, decode_threads_of
 
         teaching = self.config.teaching
         store = Store(Path(self.config.store.path))
         guided = isinstance(teaching, GuidedTeachingConfig)
-        rows = rows_of_split(store.index, teaching.split)
         threads = decode_threads_of(teaching.trainer, distributed)
         return TrainingSpec(
-            dataset=StoreDataset(
-                store,
-                rows,
-                with_regions=guided,
-                decode_threads=threads,
-                jpeg_decoder=teaching.trainer.jpeg_decoder or "cpu",
-            ),
+            dataset=self._dataset(store, teaching.split, threads, with_regions=guided),
             model=self._network(),
             num_classes=len(store.manifest.classes),
             loss=build_loss(teaching),
@@ -87,6 +79,21 @@ class Teaching:
             guided_by=teaching.region if isinstance(teaching, GuidedTeachingConfig) else None,
             after_epoch=self._pareto_front(store, threads),
             live_teacher=self._requested_teacher(),
+        )
+
+    def _dataset(
+        self, store: Store, split: str, decode_threads: int, *, with_regions: bool
+    ) -> StoreDataset:
+        """Records of a split, read as the trainer's options say."""
+        from pipeline.loading.dataset import StoreDataset
+        from pipeline.loading.selection import rows_of_split
+
+        return StoreDataset(
+            store,
+            rows_of_split(store.index, split),
+            with_regions=with_regions,
+            decode_threads=decode_threads,
+            jpeg_decoder=self.trainer.jpeg_decoder or "cpu",
         )
 
     def _network(self) -> ModelConfig:
@@ -131,18 +138,9 @@ class Teaching:
         if not isinstance(teaching, GuidedTeachingConfig) or teaching.pareto_split is None:
             return None
         from pipeline.evaluation.forward import EvaluatedModel, evaluate_split
-        from pipeline.loading.dataset import StoreDataset
-        from pipeline.loading.selection import rows_of_split
         from pipeline.training.pareto import ParetoFront
 
-        rows = rows_of_split(store.index, teaching.pareto_split)
-        dataset = StoreDataset(
-            store,
-            rows,
-            with_regions=True,
-            decode_threads=decode_threads,
-            jpeg_decoder=teaching.trainer.jpeg_decoder or "cpu",
-        )
+        dataset = self._dataset(store, teaching.pareto_split, decode_threads, with_regions=True)
         size = store.size if teaching.augment.size is None else (teaching.augment.size,) * 2
         options = replace(self.config.evaluate, region=teaching.region)
 
