@@ -396,7 +396,7 @@ def scale() -> str:
 
 
 def profiles() -> str:
-    """Where the time of precompute, of a step and of the demo goes."""
+    """Profiles of precompute, of a step and of the demo."""
     return bench_profiles.markdown(bench_profiles.load())
 
 

@@ -1,7 +1,7 @@
 """Memory allocator of the C library, set so that memory of large tensors is used again.
 
 glibc maps large blocks anew and returns free memory to the system, which clears it page by page when it is used again.
-On a CPU that takes as long as the convolutions of a small network: the pass of a ResNet-20 is twice as fast without
+On a CPU that takes as long as the convolutions of a small network: the pass of a ResNet-20 is 1.6 times as fast without
 (docs/results/benchmarks.md), with the same peak of memory.
 """
 
