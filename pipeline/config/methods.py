@@ -129,6 +129,15 @@ class E2KDConfig(KDConfig):
     maps. With several explained classes, each record is normalized first."""
     guided_step_interval: Annotated[int, Ge(1)] = 1
     """Interval in steps at which the explanation term is added, unscaled."""
+    max_classes: Annotated[int | None, Ge(1), Role.OMITTED_AT_DEFAULT] = None
+    """Maximum number of explained classes that are compared per record, the first ones of the pass; null compares all.
+    One pass with explainer.explained_classes=topk thus serves students that learn one map per record and students
+    that learn several."""
+    lambda_cat: Annotated[float, Ge(0), Role.OMITTED_AT_DEFAULT] = 0.0
+    """Weight of CAT-KD's class-map term in addition; 0 disables it, and no class map is read. map_control does not
+    change class maps."""
+    resolution: Annotated[int, Ge(1), Role.OMITTED_AT_DEFAULT] = 2
+    """Cells per side to which class maps are pooled before they are compared, as in method=cat_kd."""
     map_control: Literal["none", "shuffled", "unaugmented"] = "none"
     """Negative control: the map of another record of the batch (shuffled), or the map without the view's warp
     (unaugmented)."""

@@ -6,7 +6,7 @@ h w map grid, H W canonical frame, d columns of a table, n boxes of one record.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -255,6 +255,20 @@ class Batch:
     def is_table(self) -> bool:
         """True if the inputs are the rows of a table."""
         return self.inputs.ndim == 2
+
+
+def first_explained(targets: Targets | Guidance, count: int) -> Targets | Guidance:
+    """Return a teacher's targets with the first `count` explained classes of each record only."""
+    if not isinstance(targets, Targets) or targets.maps is None:
+        return targets
+    assert targets.explained_class is not None
+    assert targets.map_valid is not None
+    return replace(
+        targets,
+        explained_class=targets.explained_class[:, :count],
+        maps=targets.maps[:, :count],
+        map_valid=targets.map_valid[:, :count],
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,6 +47,8 @@ class Needs:
     """Interval in steps at which the student's and the teacher's maps are needed, None for never."""
     map_control: str = "none"
     """Perturbation of the teacher's maps for a negative control."""
+    max_classes: int | None = None
+    """Maximum number of explained classes whose maps are compared, None for all of them."""
     intermediates: Intermediates = NO_INTERMEDIATES
     """Intermediates of both networks' forward passes."""
     target_fields: Callable[[ModelOutput], dict[str, Tensor]] | None = None

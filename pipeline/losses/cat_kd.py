@@ -37,15 +37,29 @@ def class_map_fields(output: ModelOutput) -> dict[str, Tensor]:
     return {"class_maps": output.class_maps.detach()}
 
 
+CLASS_MAP_NEEDS = Needs(
+    intermediates=Intermediates(class_maps=True),
+    target_fields=class_map_fields,
+    payload="class_maps",
+)
+"""Needs of `class_map_loss`."""
+
+
+def check_resolution(resolution: int, targets: Targets) -> None:
+    """Raise ConfigError if the teacher's class maps have fewer cells per side than `resolution`."""
+    h, w = targets.intermediates["class_maps"].shape[-2:]
+    require(
+        resolution <= min(h, w),
+        f"method.resolution={resolution} is finer than the teacher's class maps of {h}x{w} cells; lower it or, if the "
+        "teacher's features are finer, store finer maps with annotate.class_map_size",
+    )
+
+
 class CatKDLoss(FeatureKDLoss):
     """Loss `class_map_loss`, in addition to labels and logits (e2KD, section 5)."""
 
     term = "cat"
-    term_needs = Needs(
-        intermediates=Intermediates(class_maps=True),
-        target_fields=class_map_fields,
-        payload="class_maps",
-    )
+    term_needs = CLASS_MAP_NEEDS
     config: CatKDConfig
 
     @property
@@ -53,12 +67,7 @@ class CatKDLoss(FeatureKDLoss):
         return self.config.lambda_cat
 
     def build(self, student: StudentOutput, targets: Targets) -> None:
-        h, w = targets.intermediates["class_maps"].shape[-2:]
-        require(
-            self.config.resolution <= min(h, w),
-            f"method.resolution={self.config.resolution} is finer than the teacher's class maps of {h}x{w} cells; "
-            "lower it or, if the teacher's features are finer, store finer maps with annotate.class_map_size",
-        )
+        check_resolution(self.config.resolution, targets)
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
         assert student.output.class_maps is not None

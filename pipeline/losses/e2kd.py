@@ -11,12 +11,13 @@ from torch import Tensor
 from pipeline.config.methods import E2KDConfig
 from pipeline.core.records import Guidance, Targets
 from pipeline.losses.base import Needs, StudentOutput, Term, TermValue
+from pipeline.losses.cat_kd import CLASS_MAP_NEEDS, check_resolution, class_map_loss
 from pipeline.losses.kd import KDLoss
 from pipeline.losses.map_cosine import map_cosine
 
 
 class E2KDLoss(KDLoss):
-    """Loss lambda_ce * ce + lambda_kd * kd + lambda_map * (1 - cosine of the maps) (eq. 3).
+    """Loss lambda_ce * ce + lambda_kd * kd + lambda_map * (1 - cosine of the maps) (eq. 3) + lambda_cat * CAT-KD's.
 
     Pairs in which either map is zero contribute 0. The authors' code counts 1 for each of them, a constant, so its
     logged value is higher by 1 / N per record with a zero map, with the same gradient.
@@ -35,11 +36,18 @@ class E2KDLoss(KDLoss):
     @property
     def needs(self) -> Needs:
         config = self.config
+        own = CLASS_MAP_NEEDS if config.lambda_cat > 0 else Needs()
         return replace(
-            super().needs,
+            own,
+            labels=super().needs.labels,
             maps_every=config.guided_step_interval if config.lambda_map > 0 else None,
             map_control=config.map_control,
+            max_classes=config.max_classes,
         )
+
+    def build(self, student: StudentOutput, targets: Targets) -> None:
+        if self.config.lambda_cat > 0:
+            check_resolution(self.config.resolution, targets)
 
     def terms(
         self, student: StudentOutput, targets: Targets | Guidance | None, labels: Tensor
@@ -52,6 +60,15 @@ class E2KDLoss(KDLoss):
                 self.config.lambda_map,
                 lambda: self._map_distance(maps, targets, student.input_size),
             )
+        yield Term("cat", self.config.lambda_cat, lambda: self._class_map_distance(student, targets))
+
+    def _class_map_distance(self, student: StudentOutput, targets: Targets) -> Tensor:
+        assert student.output.class_maps is not None
+        return class_map_loss(
+            student.output.class_maps,
+            targets.intermediates["class_maps"],
+            self.config.resolution,
+        )
 
     def _map_distance(
         self, maps: Tensor, targets: Targets, input_size: tuple[int, int]

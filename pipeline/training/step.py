@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pipeline.core.records import NO_LABEL, Batch, Guidance, Targets
+from pipeline.core.records import NO_LABEL, Batch, Guidance, Targets, first_explained
 from pipeline.loading.geometry import view_images
 from pipeline.losses.base import DistillationLoss, LossTerms, StudentOutput, weighted_sum
 from pipeline.models.output import Intermediates, ModelOutput
@@ -70,6 +70,8 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
             targets = change(targets)
         maps = None
         if needs_maps:
+            if needs.max_classes is not None:
+                targets = first_explained(targets, needs.max_classes)
             assert targets.explained_class is not None
             maps = training.explain(training.model, output, targets.explained_class)
         student = StudentOutput(

@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.config.methods import (
     ATConfig,
     CatKDConfig,
+    E2KDConfig,
     FeatureKDConfig,
     LabelsConfig,
     ReviewKDConfig,
@@ -314,6 +315,23 @@ def test_class_maps_coarser_than_they_are_compared_are_refused():
         ConfigError, match=r"resolution=5 is finer .* 4x4 cells.*annotate\.class_map_size"
     ):
         training_with_live_teacher(CatKDConfig(resolution=5))
+
+
+def test_e2kd_with_class_maps_adds_the_term_of_cat_kd_with_its_own_weight():
+    alone = batch_terms(E2KDConfig(lambda_map=2.0, lambda_ce=0.5))
+    cat = batch_terms(CatKDConfig(resolution=3)).terms["cat"]
+
+    both = batch_terms(E2KDConfig(lambda_map=2.0, lambda_ce=0.5, lambda_cat=7.0, resolution=3))
+
+    assert cat > 0
+    assert both.terms["cat"].item() == pytest.approx(cat.item())
+    assert set(alone.terms) == {"ce", "kd", "map"}
+    assert both.total.item() == pytest.approx((alone.total + 7 * cat).item(), rel=1e-5)
+
+
+def test_e2kd_refuses_class_maps_coarser_than_they_are_compared():
+    with pytest.raises(ConfigError, match=r"resolution=5 is finer .* 4x4 cells"):
+        training_with_live_teacher(E2KDConfig(lambda_cat=1.0, resolution=5))
 
 
 @pytest.mark.parametrize(

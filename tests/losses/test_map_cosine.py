@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -100,6 +101,16 @@ def unrelated_batch(seed: int) -> Batch:
         map_from_canonical=torch.eye(3).expand(4, 3, 3),
     )
     return whole_frames(random_frames(seed), targets)
+
+
+def batch_of_two_classes(seed: int) -> Batch:
+    """The batch of `unrelated_batch`, with a second explained class and map per record."""
+    batch = unrelated_batch(seed)
+    (first,) = batch.targets
+    second = torch.rand(4, 1, 1, *GRID, generator=torch.Generator().manual_seed(seed + 1))
+    classes = torch.cat([first.explained_class, (first.explained_class + 1) % NUM_CLASSES], dim=1)
+    targets = replace(first, explained_class=classes, maps=torch.cat([first.maps, second], dim=1))
+    return replace(batch, targets=(targets,))
 
 
 def training_of_loss(model: nn.Module, loss: DistillationLoss) -> Training:
@@ -342,3 +353,17 @@ def test_map_term_enters_every_third_step_unscaled():
         assert torch.equal(terms.total, terms.terms["kd"] + 5.0 * terms.terms["map"])
     for terms in unguided:
         assert torch.equal(terms.total, terms.terms["kd"])
+
+
+def test_a_student_of_the_first_class_ignores_the_other_maps_of_a_pass():
+    model = small_resnet(0).eval()
+
+    def map_term(batch: Batch, **options: Any) -> float:
+        training = training_of_loss(model, build_loss(E2KDConfig(**options)))
+        return batch_loss(training, batch, FRAME).terms["map"].item()
+
+    first, both = map_term(unrelated_batch(0)), map_term(batch_of_two_classes(0))
+
+    assert map_term(batch_of_two_classes(0), max_classes=1) == first
+    assert map_term(batch_of_two_classes(0), max_classes=2) == both
+    assert both != pytest.approx(first, rel=1e-3)
