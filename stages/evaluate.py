@@ -5,10 +5,12 @@
     permafrost evaluate experiment=demo evaluators=[accuracy,localization,shift] evaluate.shift.pixels=4
     permafrost evaluate experiment=demo model=teacher
     permafrost evaluate store.path=stores/other-images run=transferred evaluate.store=stores/teachers-own
+    permafrost evaluate store.path=stores/demo run=my-student evaluate.against=first-teacher
 
 Reads   runs/<run>/distill/ and <store.path>, including its teacher passes; the teacher's network (teacher=,
         teacher.weights=) is needed only by some evaluators and with model=teacher
-Writes  runs/<run>/evaluate/ (evaluate-teacher/): metrics.json, records.parquet, pictures.safetensors, config.yaml
+Writes  runs/<run>/evaluate/: metrics.json, records.parquet, pictures.safetensors, config.yaml; the results
+        of a teacher are in evaluate-teacher/, those against a named pass in evaluate-against-<pass>/
 Rerun   each evaluator is a unit of work, and finished evaluators are skipped
 """
 
@@ -29,6 +31,8 @@ from pipeline.evaluation.baselines import (
 from pipeline.evaluation.inputs import open_student, open_teacher
 from pipeline.evaluation.results import (
     METRICS_NAME,
+    TEACHER_EVALUATION,
+    evaluation_folder,
     missing_evaluators,
     read_results,
 )
@@ -69,24 +73,24 @@ def _shown(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
-def run(config: EvaluateConfig, name: str = "evaluate") -> EvaluateResult:
+def run(config: EvaluateConfig, name: str | None = None) -> EvaluateResult:
     """Run the missing evaluators for the student, or its teacher, on each split.
 
-    name  folder to write within the run's folder, different for evaluations on other splits
+    name  folder to write within the run's folder, if it is not the one that the options determine
     """
     if config.model == "teacher":  # a teacher is not compared with another student
         config = with_baselines(config, dict.fromkeys(named_baselines(config)))
-        inputs, name = open_teacher(config), f"{name}-teacher"
+        inputs, own = open_teacher(config), TEACHER_EVALUATION
     else:
-        inputs = open_student(config)
+        inputs, own = open_student(config), evaluation_folder(config.evaluate.against)
     fingerprints = {
         config.model: inputs.fingerprint,
         "store": inputs.store.manifest.fingerprint,
         **{f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in inputs.passes},
     }
-    folder = open_run(name, config.run, config.shared, fingerprints)
+    folder = open_run(name or own, config.run, config.shared, fingerprints)
     missing = missing_evaluators(folder, config)
-    if name in ("evaluate", "evaluate-teacher"):  # not one of a sweep's selections
+    if name in (None, own):  # not one of a sweep's selections
         logger.info(
             "%s of run %s on split %s of %s: %s; %s",
             config.model,

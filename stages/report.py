@@ -76,7 +76,7 @@ def run(config: ReportConfig) -> ReportResult:
     from pipeline.report.csv_file import student_csv  # these import torch and matplotlib
     from pipeline.report.page import Page, render_page
 
-    evaluated = [result for result in results if result.metrics]
+    evaluated = [result for result in results if result.is_evaluated]
     logger.info(
         "report of %s and of run %s: %d students, %d of them evaluated",
         config.store.path,
@@ -154,7 +154,7 @@ def _student_values(
     from pipeline.report.networks import network_rows
 
     values: dict[str, Any] = {"networks": network_rows(results)}
-    missing = next((result for result in results if not result.metrics), None)
+    missing = next((result for result in results if not result.is_evaluated), None)
     if missing is not None:
         command = evaluate_command(config.run, store, missing.folder / "distill")
         logger.info("%s was not evaluated yet; run: %s", missing.folder, command)

@@ -23,6 +23,10 @@ class EvaluateOptions(EvaluatorSections):
     """Another store to evaluate on, which must contain a pass of the same teacher. It serves data-free
     transfer: a student that learned its teacher's classes from other images is evaluated on the teacher's
     own."""
+    against: Annotated[str | None, Role.OUTSIDE_IDENTITY] = None
+    """Pass of the evaluated store that the student is compared with (agreement, maps, features), named as in
+    store.teacher; null is the pass that it was trained on. The results are in runs/<run>/evaluate-against-<pass>, so
+    a student may be compared with several teachers, such as its assistant and the first teacher."""
     splits: tuple[str, ...] = ("test",)
     """Splits of the store to evaluate; `holdout` is the part that subset.holdout kept out of the student's
     training."""

@@ -38,12 +38,15 @@ class EvaluationInputs:
 
 
 def open_student(config: EvaluateConfig) -> EvaluationInputs:
-    """Open the student of the run and the passes that it was trained on."""
+    """Open the student of the run and the passes that it is compared with, by default those it was trained on."""
     student = RUNS / config.run / "distill"
     trained = read_description(student)
-    store, passes = open_evaluation_store(config, config.store.teacher or trained.teachers)
-    if not (config.store.teacher or trained.teachers):
-        passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
+    if config.evaluate.against is not None:
+        store, passes = open_against(config, config.evaluate.against)
+    else:
+        store, passes = open_evaluation_store(config, config.store.teacher or trained.teachers)
+        if not (config.store.teacher or trained.teachers):
+            passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
 
     def build() -> tuple[EvaluatedModel, TrainedModel]:
         from pipeline.evaluation.forward import EvaluatedModel
@@ -53,7 +56,7 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
         if passes and passes[0].num_classes != described.num_classes:
             raise StoreMismatchError(
                 f"{student} has {described.num_classes} classes, {passes[0].folder} has {passes[0].num_classes}; "
-                "set store.teacher to the pass that it was trained on"
+                "set store.teacher, or evaluate.against, to a pass of the same classes"
             )
         resolve_network(described.config, store, "student")
         device = resolve_device("evaluate.device", config.evaluate.device)
@@ -86,6 +89,19 @@ def open_evaluation_store(
     )
     store = Store(Path(config.evaluate.store))
     return store, [store.canonical_of(teacher) for teacher in passes]
+
+
+def open_against(config: EvaluateConfig, name: str) -> tuple[Store, list[TeacherPass]]:
+    """Open the store that students are evaluated on, and the pass of evaluate.against in it."""
+    store = Store(Path(config.evaluate.store or config.store.path))
+    try:
+        return store, [store.open_pass(name)]
+    except StoreMismatchError:
+        known = ", ".join(folder.name for folder in store.pass_folders()) or "none"
+        raise ConfigError(
+            f"evaluate.against={name} is not one pass of {store.path}, which has: {known}; name one of them, or null "
+            "for the pass that the student was trained on"
+        ) from None
 
 
 def open_teacher(config: EvaluateConfig) -> EvaluationInputs:

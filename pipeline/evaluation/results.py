@@ -21,6 +21,20 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_file, write_atomically
 
 METRICS_NAME = "metrics.json"
+TEACHER_EVALUATION = "evaluate-teacher"
+"""Name of the folder of a teacher's evaluation."""
+_AGAINST = "-against-"
+
+
+def evaluation_folder(against: str | None) -> str:
+    """Name of the folder of a student's evaluation, followed by the pass of evaluate.against if it names one."""
+    return "evaluate" if against is None else f"evaluate{_AGAINST}{against}"
+
+
+def evaluations_against(folder: Path) -> dict[str, Path]:
+    """Find the metrics of a run's evaluations against named passes: pass -> metrics.json."""
+    found = sorted(folder.glob(f"evaluate{_AGAINST}*/{METRICS_NAME}"))
+    return {path.parent.name.partition(_AGAINST)[2]: path for path in found}
 
 
 def read_results(folder: Path) -> dict[str, Any]:

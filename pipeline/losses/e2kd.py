@@ -60,7 +60,9 @@ class E2KDLoss(KDLoss):
                 self.config.lambda_map,
                 lambda: self._map_distance(maps, targets, student.input_size),
             )
-        yield Term("cat", self.config.lambda_cat, lambda: self._class_map_distance(student, targets))
+        yield Term(
+            "cat", self.config.lambda_cat, lambda: self._class_map_distance(student, targets)
+        )
 
     def _class_map_distance(self, student: StudentOutput, targets: Targets) -> Tensor:
         assert student.output.class_maps is not None

@@ -78,7 +78,7 @@ def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePai
         logger.info(
             "no cases: %s and %s were not evaluated in the same way on the records of %s; delete both folders and run "
             "permafrost sweep again",
-            *(result.folder / "evaluate" for result in pair),
+            *(result.evaluation for result in pair),
             store.path,
         )
         return None
@@ -108,7 +108,7 @@ def _find(
 
 
 def _is_there(result: StudentResult) -> bool:
-    table = result.folder / "evaluate" / RECORDS_NAME
+    table = result.evaluation / RECORDS_NAME
     weights = result.folder / "distill" / MODEL_NAME
     if not table.exists():
         logger.info(
@@ -123,14 +123,14 @@ def _is_there(result: StudentResult) -> bool:
 
 def _evaluation_of(result: StudentResult) -> tuple[EvaluateOptions, dict[str, str]]:
     """Read the options of its evaluation, and the fingerprints of the inputs."""
-    values = yaml.safe_load((result.folder / "evaluate" / CONFIG_NAME).read_text())
+    values = yaml.safe_load((result.evaluation / CONFIG_NAME).read_text())
     inputs = {name: digest for name, digest in values["inputs"].items() if name != "student"}
     return build_config(EvaluateOptions, values["evaluate"], "evaluate"), inputs
 
 
 def _open(result: StudentResult) -> Arm:
     network, trained = load_model(result.folder / "distill")
-    table = read_table(result.folder / "evaluate" / RECORDS_NAME, RECORDS_SCHEMA)
+    table = read_table(result.evaluation / RECORDS_NAME, RECORDS_SCHEMA)
     rows: dict[str, list[Row]] = {}
     for row in table.to_pylist():
         rows.setdefault(row["split"], []).append(row)

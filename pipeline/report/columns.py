@@ -90,18 +90,24 @@ def default_columns(results: Sequence[StudentResult]) -> list[Column]:
     """Build the columns of everything in DEFAULT_METRICS that was measured, split by split.
 
     The columns of the first split (test, if it was evaluated) have the names of their metrics, those of the others
-    end with the name of their split.
+    end with the name of their split. Metrics against a named pass are shown if they depend on the pass, or if there is
+    no other evaluation.
     """
-    splits = list(dict.fromkeys(split for result in results for split in result.metrics))
+    splits = list(dict.fromkeys(split for result in results for split in result.numbers))
     splits.sort(key=lambda split: split != "test")
-    return [
-        Column(
-            name=metric if split == splits[0] else f"{metric}_{split}", source=f"{split}.{metric}"
-        )
-        for split in splits
-        for metric in DEFAULT_METRICS
-        if any(result.find(f"{split}.{metric}") is not None for result in results)
-    ]
+    passes = list(dict.fromkeys(teacher for result in results for teacher in result.against))
+    columns = {}
+    for split in splits:
+        for at in ("", *(f"@{teacher}" for teacher in passes)):
+            for metric in DEFAULT_METRICS:
+                name = metric if split == splits[0] else f"{metric}_{split}"
+                if (at and metric != "agreement" and name in columns) or all(
+                    result.find(f"{split}.{metric}{at}") is None for result in results
+                ):
+                    continue
+                name = name + at if metric == "agreement" else name
+                columns[name] = Column(name=name, source=f"{split}.{metric}{at}")
+    return list(columns.values())
 
 
 def paired_column(name: str | None, columns: Sequence[Column]) -> Column | None:
@@ -135,7 +141,7 @@ def teacher_row(
     row = {}
     for column in columns:
         split, _, metric = column.source.partition(".")
-        if metric == "agreement":
+        if metric.partition("@")[0] == "agreement":
             continue
         value = None if teacher_result is None else teacher_result.find(column.source)
         if value is None:
@@ -150,8 +156,11 @@ def chance_row(results: Sequence[StudentResult], columns: Sequence[Column]) -> d
     row = {}
     for column in columns:
         split, _, metric = column.source.partition(".")
+        metric, at, teacher = metric.partition("@")
         levels = [
-            result.find(f"{split}.{CHANCE[metric]}") for result in results if metric in CHANCE
+            result.find(f"{split}.{CHANCE[metric]}{at}{teacher}")
+            for result in results
+            if metric in CHANCE
         ]
         known = [level for level in levels if level is not None]
         if known:

@@ -18,12 +18,12 @@ def dissection_figures(
     results: Sequence[StudentResult], teacher: StudentResult | None
 ) -> list[PictureFigure]:
     """Build a figure with one row per network: the teacher, if it was evaluated, and the first seed's students."""
-    networks = [(teacher, "evaluate-teacher")] if teacher else []
-    networks += [(result, "evaluate") for result in results if result.seed == results[0].seed]
+    networks = [teacher] if teacher else []
+    networks += [result for result in results if result.seed == results[0].seed]
     rows = []
-    for result, folder in networks:
+    for result in networks:
         for split, metrics in result.metrics.items():
-            path = result.folder / folder / f"{EVALUATOR_NAME}-{split}.safetensors"
+            path = result.evaluation / f"{EVALUATOR_NAME}-{split}.safetensors"
             if EVALUATOR_NAME in metrics and path.exists():
                 rows.append(_row(result.label, path, metrics[EVALUATOR_NAME]["top_units"][:_UNITS]))
                 break  # results do not depend on the split

@@ -33,7 +33,8 @@ def meanings(columns: Sequence[Column], chance: Mapping[str, float]) -> list[str
     """
     by_metric: dict[str, list[Column]] = {}
     for column in columns:
-        by_metric.setdefault(column.source.partition(".")[2], []).append(column)
+        metric = column.source.partition(".")[2].partition("@")[0]
+        by_metric.setdefault(metric, []).append(column)
     return [
         sentence
         for metric, same in by_metric.items()

@@ -16,7 +16,7 @@ from pipeline.report.case_pictures import SplitCases
 from pipeline.report.columns import Column, arm_summary
 from pipeline.report.comparison import ONE_SEED
 from pipeline.report.evaluator_sections import PictureFigure, evaluator_sections
-from pipeline.report.results import ModelSelection, StudentResult
+from pipeline.report.results import ModelSelection, StudentResult, by_evaluation
 from pipeline.store.reader import Store, TeacherPass
 
 _MEAN_AND_SPREAD = "Mean and standard deviation over seeds. The best mean of each column is marked."
@@ -106,6 +106,7 @@ def _student_sections(page: Page) -> dict[str, Any]:
     from pipeline.report.pictures import map_grid
 
     results, values = page.results, page.values
+    evaluations = by_evaluation(results)
     seeds = list(dict.fromkeys(result.seed for result in results))
     pictures = _pictures([result for result in results if result.seed == seeds[0]])
     return {
@@ -126,7 +127,7 @@ def _student_sections(page: Page) -> dict[str, Any]:
             for plot in shift_plots(split, curves)
         ],
         "evaluator_sections": evaluator_sections(
-            results, page.teacher, _evaluator_pictures(results, page.teacher, page.store)
+            evaluations, page.teacher, _evaluator_pictures(evaluations, page.teacher, page.store)
         ),
         **(_selection(page.selection, values) if page.selection else {}),
     }
@@ -220,9 +221,7 @@ def _open_passes(config: ReportConfig, store: Store) -> list[TeacherPass]:
 def _pictures(results: list[StudentResult]) -> dict[str, Any]:
     from safetensors.torch import load_file
 
-    paths = {
-        result.label: result.folder / "evaluate" / "pictures.safetensors" for result in results
-    }
+    paths = {result.label: result.evaluation / "pictures.safetensors" for result in results}
     return {label: load_file(path) for label, path in paths.items() if path.exists()}
 
 

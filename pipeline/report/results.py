@@ -18,7 +18,12 @@ from pipeline.config.runs import CONFIG_NAME, RUNS
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation.evaluators.quantities import metric_of
 from pipeline.evaluation.metrics import Metric, numbers_of
-from pipeline.evaluation.results import METRICS_NAME
+from pipeline.evaluation.results import (
+    METRICS_NAME,
+    TEACHER_EVALUATION,
+    evaluation_folder,
+    evaluations_against,
+)
 from pipeline.models.saved import is_finished
 from pipeline.report.comparison import summarize
 from pipeline.report.known_runs import check_run
@@ -42,11 +47,34 @@ class StudentResult:
     folder: Path
     metrics: dict[str, dict[str, Any]]
     """Metrics by split, as written by evaluate; empty for a student that was not evaluated yet."""
+    against: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """Metrics by split of each evaluation against a named pass (evaluate.against)."""
+    evaluation_name: str = evaluation_folder(None)
+    """Name of the folder of `metrics` and its other files."""
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the evaluation."""
+        return self.folder / self.evaluation_name
+
+    @property
+    def is_evaluated(self) -> bool:
+        """True if there is any evaluation."""
+        return bool(self.metrics or self.against)
 
     @cached_property
     def numbers(self) -> dict[str, dict[str, float]]:
-        """Numbers by split and metric, with nested metrics named <evaluator>.<metric>."""
-        return {split: numbers_of(metrics) for split, metrics in self.metrics.items()}
+        """Numbers by split and metric, with nested metrics named <evaluator>.<metric>.
+
+        Those of an evaluation against a named pass are <metric>@<pass>.
+        """
+        numbers = {split: numbers_of(metrics) for split, metrics in self.metrics.items()}
+        for teacher, splits in self.against.items():
+            for split, metrics in splits.items():
+                found = numbers_of(metrics)
+                numbers.setdefault(split, {"records": found["records"]})
+                numbers[split] |= {f"{name}@{teacher}": value for name, value in found.items()}
+        return numbers
 
     @property
     def sources(self) -> list[str]:
@@ -93,9 +121,28 @@ def load_results(run: str, others: Sequence[str] = ()) -> list[StudentResult]:
     return results
 
 
+def by_evaluation(results: Sequence[StudentResult]) -> list[StudentResult]:
+    """Split students that were evaluated several times into one result per evaluation, labeled by its pass."""
+    split = []
+    for result in results:
+        if result.metrics or not result.against:
+            split.append(replace(result, against={}))
+        for teacher, metrics in result.against.items():
+            split.append(
+                replace(
+                    result,
+                    label=f"{result.label} against {teacher}",
+                    metrics=metrics,
+                    against={},
+                    evaluation_name=evaluation_folder(teacher),
+                )
+            )
+    return split
+
+
 def load_teacher(run: str) -> StudentResult | None:
     """Load the teacher's results of runs/<run>/evaluate-teacher (evaluate model=teacher), or None if there are none."""
-    path = RUNS / run / "evaluate-teacher" / METRICS_NAME
+    path = RUNS / run / TEACHER_EVALUATION / METRICS_NAME
     if not path.exists():
         return None
     return StudentResult(
@@ -103,7 +150,8 @@ def load_teacher(run: str) -> StudentResult | None:
         label="teacher",
         seed=0,
         folder=RUNS / run,
-        metrics=json.loads(path.read_text())["splits"],
+        metrics=_metrics(path),
+        evaluation_name=TEACHER_EVALUATION,
     )
 
 
@@ -111,9 +159,7 @@ def _load_student(run: str, *, must_be_evaluated: bool) -> StudentResult:
     """Load a student that was distilled without a sweep."""
     seed = yaml.safe_load(_config_of(run).read_text())["seed"]
     row = {"arm": run, "run": run, "seed": seed, "point": {}}
-    if not must_be_evaluated and not (RUNS / run / "evaluate" / METRICS_NAME).exists():
-        return StudentResult(arm=run, label=run, seed=seed, folder=RUNS / run, metrics={})
-    return _load_result(row, several=False)
+    return _load_result(row, several=False, must_be_evaluated=must_be_evaluated)
 
 
 def _of_run(run: str) -> list[StudentResult]:
@@ -136,21 +182,30 @@ def _config_of(run: str) -> Path:
     return path
 
 
-def _load_result(row: dict[str, Any], several: bool) -> StudentResult:
-    path = RUNS / row["run"] / "evaluate" / METRICS_NAME
-    if not path.exists():
+def _load_result(
+    row: dict[str, Any], several: bool, *, must_be_evaluated: bool = True
+) -> StudentResult:
+    folder = RUNS / row["run"]
+    path = folder / evaluation_folder(None) / METRICS_NAME
+    against = {teacher: _metrics(found) for teacher, found in evaluations_against(folder).items()}
+    if must_be_evaluated and not against and not path.exists():
         raise ConfigError(
             f"{path} does not exist; run permafrost sweep (or permafrost evaluate for a single student) again"
         )
-    metrics = json.loads(path.read_text())["splits"]
     return StudentResult(
         arm=row["arm"],
         label=f"{row['arm']} {point_label(row['point'])}" if several else row["arm"],
         point=row["point"],
         seed=row["seed"],
-        folder=RUNS / row["run"],
-        metrics=metrics,
+        folder=folder,
+        metrics=_metrics(path) if path.exists() else {},
+        against=against,
     )
+
+
+def _metrics(path: Path) -> dict[str, dict[str, Any]]:
+    splits: dict[str, dict[str, Any]] = json.loads(path.read_text())["splits"]
+    return splits
 
 
 @dataclass(frozen=True, kw_only=True)

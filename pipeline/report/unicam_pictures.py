@@ -44,9 +44,7 @@ def unicam_figures(results: list[StudentResult], store: Store) -> list[PictureFi
             (result, path)
             for result in results
             if result.seed == seed
-            and (
-                path := result.folder / "evaluate" / f"{EVALUATOR_NAME}-{split}.safetensors"
-            ).exists()
+            and (path := result.evaluation / f"{EVALUATOR_NAME}-{split}.safetensors").exists()
         ]
         if files:
             figures.append(_figure(files, split, store))

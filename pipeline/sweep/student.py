@@ -9,7 +9,7 @@ from pipeline.config.evaluators import ShiftOptions
 from pipeline.config.runs import RUNS
 from pipeline.evaluation.baselines import named_baselines
 from pipeline.evaluation.evaluators.quantities import evaluators_of
-from pipeline.evaluation.results import METRICS_NAME, missing_evaluators
+from pipeline.evaluation.results import METRICS_NAME, evaluation_folder, missing_evaluators
 from pipeline.loading.selection import HOLDOUT
 from pipeline.models.saved import is_finished
 
@@ -79,13 +79,18 @@ class Student:
 
     def final_run(self) -> StudentRun:
         """Return the run that computes its metrics on evaluate.splits."""
-        return StudentRun(distill=self.distill, evaluate=self.evaluate)
+        return StudentRun(
+            distill=self.distill,
+            evaluate=self.evaluate,
+            metrics_folder=evaluation_folder(self.evaluate.evaluate.against),
+        )
 
     def selection_run(self, split: str, metric: str) -> StudentRun:
         """Return the run that computes the metric only on the split by which points are selected."""
         options = self.evaluate.evaluate
         options = replace(
             options,
+            against=None,
             splits=(split,),
             # Held-out records are in the store that the student is trained on, not in evaluate.store.
             store=None if split == HOLDOUT else options.store,

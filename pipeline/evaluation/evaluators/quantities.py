@@ -10,8 +10,10 @@ from pipeline.evaluation.metrics import METRICS, Metric
 def metric_of(name: str) -> Metric | None:
     """Return the Metric of a name, or None if neither direction is better.
 
-    name  accuracy, or <evaluator>.<quantity>, or either followed by the name of a part
+    name  accuracy, or <evaluator>.<quantity>, or either followed by the name of a part, and by @<pass> if it is of an
+          evaluation against a named pass
     """
+    name = name.partition("@")[0]
     if name in METRICS:
         return METRICS[name]
     evaluator, _, quantity = name.partition(".")

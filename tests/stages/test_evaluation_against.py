@@ -1,0 +1,107 @@
+"""Evaluations of one student against several passes, and the report that shows them side by side."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from pipeline.config.augment import AugmentOptions
+from pipeline.config.distillation import DistillConfig
+from pipeline.config.evaluation import EvaluateOptions
+from pipeline.config.methods import KDConfig
+from pipeline.config.models import CifarModelConfig
+from pipeline.config.report import ReportOptions
+from pipeline.config.runs import RUNS
+from pipeline.config.store import StoreOptions, SubsetOptions
+from pipeline.config.training import OptimizerOptions, TrainerOptions
+from pipeline.config.verbs import EvaluateConfig, ReportConfig
+from pipeline.core.errors import ConfigError
+from pipeline.report.results import by_evaluation, load_results
+from pipeline.store.reader import Store
+from stages import distill, evaluate, precompute, report
+from tests.support.stores import precompute_config
+
+ASSISTANT = CifarModelConfig(name="resnet8", width=4, weights="random")
+FIRST = CifarModelConfig(name="resnet14", width=4, weights="random")
+
+
+@pytest.fixture(scope="module")
+def passes_of_both(tmp_path_factory):
+    """Store with the passes resnet8 (the assistant) and resnet14 (the first teacher)."""
+    path = tmp_path_factory.mktemp("assisted") / "store"
+    for teacher in (ASSISTANT, FIRST):
+        precompute.run(precompute_config(path, teacher))
+    return Store(path)
+
+
+def train_student(store):
+    distill.run(
+        DistillConfig(
+            store=StoreOptions(path=str(store.path), teacher=("resnet8",)),
+            student=replace(ASSISTANT, weights=None),
+            method=KDConfig(),
+            augment=AugmentOptions(),
+            optimizer=OptimizerOptions(),
+            trainer=TrainerOptions(epochs=1, batch_size=8, num_threads=1),
+            subset=SubsetOptions(),
+            run="student",
+        )
+    )
+
+
+def evaluation(store, against=None, teacher=(), run="student"):
+    config = EvaluateConfig(
+        store=StoreOptions(path=str(store.path), teacher=teacher),
+        evaluate=EvaluateOptions(against=against, num_pictures=2),
+        run=run,
+    )
+    return evaluate.run(config).splits["test"]
+
+
+def test_a_student_is_compared_with_its_assistant_and_with_the_first_teacher(passes_of_both):
+    train_student(passes_of_both)
+
+    own = evaluation(passes_of_both)
+    first = evaluation(passes_of_both, against="resnet14")
+
+    assert first["accuracy"] == own["accuracy"]
+    assert first["kl_to_teacher"] != own["kl_to_teacher"]
+    folders = {path.parent.name for path in (RUNS / "student").glob("evaluate*/metrics.json")}
+    assert folders == {"evaluate", "evaluate-against-resnet14"}
+    # The same student in another run, evaluated on the first teacher's pass alone, has the same numbers.
+    shutil.copytree(RUNS / "student" / "distill", RUNS / "alone" / "distill")
+    assert evaluation(passes_of_both, teacher=("resnet14",), run="alone") == first
+
+
+@pytest.mark.slow
+def test_a_report_shows_both_evaluations(passes_of_both):
+    train_student(passes_of_both)
+    own = evaluation(passes_of_both)
+    first = evaluation(passes_of_both, against="resnet14")
+
+    report.run(
+        ReportConfig(
+            store=StoreOptions(path=str(passes_of_both.path)),
+            augment=AugmentOptions(),
+            report=ReportOptions(
+                columns={"own": "test.agreement", "far": "test.kl_to_teacher@resnet14"}
+            ),
+            run="student",
+        )
+    )
+
+    (row,) = json.loads((RUNS / "student" / "report.json").read_text())["runs"]
+    assert (row["own"], row["far"]) == (own["agreement"], first["kl_to_teacher"])
+    results = load_results("student")
+    assert [one.label for one in by_evaluation(results)] == ["student", "student against resnet14"]
+    assert results[0].find("all.accuracy@resnet14") == own["accuracy"]
+
+
+def test_a_pass_that_the_store_does_not_have_is_refused_with_those_it_has(passes_of_both):
+    train_student(passes_of_both)
+
+    with pytest.raises(
+        ConfigError, match=r"against=resnet50 is not one pass .*resnet14-.*, resnet8-"
+    ):
+        evaluation(passes_of_both, against="resnet50")
