@@ -30,7 +30,12 @@ from pipeline.report.columns import (
     student_rows,
     teacher_row,
 )
-from pipeline.report.comparison import ONE_SEED, paired_difference, seeds_in_words
+from pipeline.report.comparison import (
+    ONE_SEED,
+    differences_from,
+    paired_difference,
+    seeds_in_words,
+)
 from pipeline.report.conclusions import conclusions
 from pipeline.report.inputs import ReportInputs
 from pipeline.report.passes import describe_passes
@@ -180,6 +185,7 @@ def _result_values(
         values["paired_difference"] = paired_difference(
             rows, options.candidate, options.baseline, paired.name
         )
+    values["differences"] = differences_from(rows, options.baseline, paired.name)
     values["summary"] = conclusions(
         rows,
         paired,

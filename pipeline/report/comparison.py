@@ -80,6 +80,23 @@ def differences(
     }
 
 
+def differences_from(rows: Sequence[Row], baseline: str, column: str) -> dict[str, dict[str, Any]]:
+    """Compare every arm with the baseline, as `paired_difference` does for one.
+
+    Returns arm -> mean, sd, interval, per_seed. Arms that share fewer than two seeds with the baseline are left out,
+    and so are all arms if there are no more than two.
+    """
+    arms = list(dict.fromkeys(str(row["method"]) for row in rows))
+    if baseline not in arms or len(arms) < 3:
+        return {}
+    shared = {arm: differences(rows, arm, baseline, column) for arm in arms if arm != baseline}
+    return {
+        arm: paired_difference(rows, arm, baseline, column)
+        for arm, per_seed in shared.items()
+        if len(per_seed) > 1
+    }
+
+
 def seeds_in_words(number: int) -> str:
     """Format a number of seeds."""
     return f"{number} seed{'s' if number > 1 else ''}"

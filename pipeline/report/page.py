@@ -151,6 +151,7 @@ def _result_tables(page: Page) -> dict[str, Any]:
     return {
         "conclusions": values["summary"],
         "paired": values.get("paired_difference"),
+        "differences": values["differences"],
         "paired_column": page.paired,
         "columns": page.columns,
         "meanings": meanings(page.columns, values["chance"]),

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from pipeline.report.columns import Column
-from pipeline.report.comparison import confidence_interval, paired_difference, summarize
+from pipeline.report.comparison import (
+    confidence_interval,
+    differences_from,
+    paired_difference,
+    summarize,
+)
 from pipeline.report.conclusions import conclusions
 
 ACCURACY = Column(name="accuracy", source="test.accuracy")
@@ -98,3 +103,15 @@ def test_a_paired_difference_of_one_seed_has_no_spread():
 
     assert (one["sd"], one["interval"]) == (None, None)
     assert two["interval"][0] < two["mean"] < two["interval"][1]
+
+
+def test_every_arm_is_compared_with_the_baseline_over_the_seeds_that_both_have():
+    rows = rows_of(kd=(0.5, 0.4), labels=(0.3, 0.3), e2kd=(0.6, 0.7), alone=(0.9,))
+
+    found = differences_from(rows, "kd", "accuracy")
+
+    assert set(found) == {"labels", "e2kd"}  # `alone` shares one seed with kd
+    assert found["e2kd"] == paired_difference(rows, "e2kd", "kd", "accuracy")
+    assert found["labels"]["mean"] == pytest.approx(-0.15)
+    assert differences_from(rows, "at", "accuracy") == {}
+    assert differences_from(rows_of(kd=(0.5, 0.4), e2kd=(0.6, 0.7)), "kd", "accuracy") == {}

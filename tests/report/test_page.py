@@ -210,6 +210,17 @@ def test_one_seed_has_no_spread_no_best_and_no_conclusion(frozen, capsys):
     assert values["paired_difference"]["interval"] is None
 
 
+def test_each_of_several_arms_has_its_difference_from_the_baseline_with_an_interval(frozen):
+    write_sweep(methods={**METHODS, "at": [value + 0.1 for value in METHODS["kd"]]})
+
+    html, values = page_and_values(frozen)
+
+    assert values["differences"]["at"]["mean"] == pytest.approx(0.1)
+    text = html.read_text()
+    assert "accuracy − kd</button>" in text  # noqa: RUF001
+    assert "+10.0 <span" in text
+
+
 def test_a_grid_has_a_figure_for_each_plotted_column(frozen):
     write_sweep()
     path = RUNS / "sweep" / "sweep.json"
@@ -318,7 +329,7 @@ def test_tables_can_be_saved_and_pictures_enlarged_and_closed_by_keyboard(page):
     assert 'data-focusable="0"' in dom
     (link,) = re.findall(r'download="results.csv" href="data:text/csv;charset=utf-8,([^"]*)"', dom)
     header, *arms = unquote(link).splitlines()
-    assert header == "method,seeds,accuracy,accuracy_sd,agreement,agreement_sd"
+    assert header == ("method,seeds,accuracy,accuracy_sd,agreement,agreement_sd,accuracy_minus_kd")
     assert [line.split(",")[:3] for line in arms] == [
         ["labels", "2", "0.25"], ["kd", "2", "0.6"], ["e2kd", "2", "0.75"],
     ]  # fmt: skip
