@@ -27,6 +27,27 @@ from pipeline.config.views import (
 from pipeline.core.errors import require
 
 
+def check_epoch_selection(select: str | None, trained_split: str, subset: SubsetOptions) -> None:
+    """Raise ConfigError unless select_epoch names a split that is not trained on."""
+    if select is None:
+        return
+    split, _, metric = select.partition(".")
+    require(
+        bool(split and metric),
+        f"select_epoch must be <split>.<metric>, as in holdout.accuracy; got {select}",
+    )
+    require(
+        split != trained_split,
+        f"select_epoch={select}: students are trained on {split}; hold out records with subset.holdout=10 and set "
+        "select_epoch=holdout.accuracy",
+    )
+    require(
+        split != "holdout" or subset.holdout > 0,
+        f"select_epoch={select}, but subset.holdout=0 holds out no records; set it to a number per class, as in "
+        "subset.holdout=10",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(Options):
     """Sections that `distill` reads: a store and no data, and a teacher only with mode=live."""
@@ -55,6 +76,9 @@ class DistillConfig(Options):
     """Cluster that the training processes run on."""
     split: str = "train"
     """Split of the store to train on."""
+    select_epoch: Annotated[str | None, Role.OMITTED_AT_DEFAULT] = None
+    """Metric <split>.<metric>, computed after every epoch, that selects the epoch whose weights are kept, as in
+    holdout.accuracy; null keeps the last epoch. The split is `holdout` (subset.holdout) or another of the store."""
     seed: int = 0
     """Seed of the training: initial weights, order of the records and augmentation."""
     run: str = "untitled"
@@ -74,6 +98,7 @@ class DistillConfig(Options):
             f"trainer.batch_size={self.trainer.batch_size} is not a multiple of views.per_step={per_step} "
             f"for each of {self.trainer.ranks} ranks",
         )
+        check_epoch_selection(self.select_epoch, self.split, self.subset)
         self.method.check(
             MethodSetting(
                 mode=self.mode,

@@ -20,16 +20,22 @@ from pipeline.store.reader import Store, TeacherPass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from pipeline.config.distillation import DistillConfig
     from pipeline.config.store import JpegDecoder
     from pipeline.config.training import TrainerOptions
     from pipeline.core.distributed import DistributedContext
     from pipeline.losses.base import DistillationLoss, Needs
+    from pipeline.models.classifier import Classifier
     from pipeline.models.saved import TrainedModel
+    from pipeline.training.epoch_selection import EpochSelection
     from pipeline.training.run import TrainingSpec
     from pipeline.training.superfeature_targets import SuperfeatureLevel
     from pipeline.training.transforms import BatchTransform
+
+_OF_LOGITS = ("accuracy", "f1", "worst_group_accuracy", "agreement", "kl_to_teacher")
+"""Metrics for which no map is computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +108,7 @@ class Distillation:
             live_explainer=live_explainer,
             superfeatures=level,
             transforms=transforms,
+            epoch_selection=_epoch_selection(config, self.folder, store, passes, num_classes),
         )
 
     def describe(self, plan: TrainingSpec) -> TrainedModel:
@@ -118,6 +125,67 @@ class Distillation:
             subset=self.config.subset,
             jpeg_decoder=plan.dataset.jpeg_decoder,
         )
+
+
+def _epoch_selection(
+    config: DistillConfig,
+    folder: Path,
+    store: Store,
+    passes: Sequence[TeacherPass],
+    num_classes: int,
+) -> EpochSelection | None:
+    """Return the selection of select_epoch, None if it is null. Raises ConfigError if the split does not exist."""
+    if config.select_epoch is None:
+        return None
+    from pipeline.config.evaluation import EvaluateOptions
+    from pipeline.evaluation.forward import EvaluatedModel, open_split, predict_records
+    from pipeline.evaluation.predictions import metrics_of
+    from pipeline.loading.decode_threads import resolve_decode_threads
+    from pipeline.models.saved import TrainedModel
+    from pipeline.training.epoch_selection import EpochSelection
+
+    split, _, metric = config.select_epoch.partition(".")
+    size = store.size if config.augment.size is None else (config.augment.size,) * 2
+    dataset = open_split(
+        store,
+        _compared_passes(config, store, passes, num_classes),
+        split,
+        TrainedModel(
+            config=config.student,
+            num_classes=num_classes,
+            input_size=size,
+            split=config.split,
+            subset=config.subset,
+        ),
+        resolve_decode_threads(config.trainer.decode_threads),
+        _jpeg_decoder(config, passes),
+    )
+    options = EvaluateOptions()
+
+    def evaluate(model: Classifier) -> dict[str, Any]:
+        was_training = model.training
+        subject = EvaluatedModel(network=model.eval(), input_size=size)
+        found = predict_records(subject, dataset, options, localize=metric not in _OF_LOGITS)
+        model.train(was_training)
+        return metrics_of(found, options.group_sets)
+
+    return EpochSelection(folder, config.select_epoch, evaluate)
+
+
+def _compared_passes(
+    config: DistillConfig, store: Store, passes: Sequence[TeacherPass], num_classes: int
+) -> list[TeacherPass]:
+    """Return the canonical passes that the student is compared with, as its evaluation does.
+
+    A student without stored targets (labels, or a live teacher) is compared with the passes of store.teacher, or with
+    the only one of the store.
+    """
+    if config.mode == "replay":
+        return [store.canonical_of(teacher) for teacher in passes]
+    if passes or not (config.store.teacher or len(store.pass_folders()) == 1):
+        return list(passes)
+    found = store.open_passes(config.store.teacher)
+    return [teacher for teacher in found if teacher.num_classes == num_classes]
 
 
 def fingerprint_inputs(

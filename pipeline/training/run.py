@@ -44,6 +44,7 @@ from pipeline.models.explainers.grids import map_grid, require_places, warn_of_c
 from pipeline.models.output import NO_INTERMEDIATES, Standardize
 from pipeline.models.providers import build_model, freeze, teacher_input_size
 from pipeline.models.saved import TrainedModel, save_model
+from pipeline.training.epoch_selection import EpochSelection
 from pipeline.training.guidance_targets import GuidanceSource
 from pipeline.training.live_targets import LiveTeacher
 from pipeline.training.loop import fit
@@ -82,6 +83,8 @@ class TrainingSpec:
     """Kind of object regions that guide the training instead of a teacher."""
     after_epoch: Callable[[Classifier, int], None] | None = None
     """Callback of the first rank with the network and the number of epochs done, before their checkpoint."""
+    epoch_selection: EpochSelection | None = None
+    """Callback like `after_epoch` that selects the epoch whose weights are kept; None keeps the last epoch."""
     live_teacher: ModelConfig | None = None
     """Teacher that runs in every step, None to read the targets of the dataset's passes."""
     live_explainer: ExplainerConfig = field(default_factory=GradCamConfig)
@@ -183,8 +186,10 @@ def train_to_end(
         input_size=plan.input_size,
         folder=folder,
         on_epoch=on_epoch,
-        after_epoch=plan.after_epoch,
+        after_epoch=plan.epoch_selection or plan.after_epoch,
     )
+    if plan.epoch_selection is not None and distributed.is_first:
+        plan.epoch_selection.restore(training.model)
     return training.model
 
 
