@@ -29,7 +29,7 @@ from stages import distill, evaluate, precompute, teach
 from tests.support.composition import composed_of
 from tests.support.stores import TINY_DATA
 
-FOLDERS = ("e2kd", "ked", "interpretability", "unicam")
+FOLDERS = ("e2kd", "ked", "interpretability", "unicam", "own_data")
 EVERY_RECIPE = sorted(
     f"{folder}/{path.stem}"
     for folder in FOLDERS
@@ -309,8 +309,12 @@ def test_every_arm_of_a_recipe_trains_for_two_steps_and_is_evaluated(recipe, tmp
             warmup_steps=None,
             loader_processes=0,
         )
+        held_out = 0 if student.select_epoch is None else 1
         student = replace(
-            student, trainer=trainer, subset=replace(student.subset, shots=None, holdout=0), run=arm
+            student,
+            trainer=trainer,
+            subset=replace(student.subset, shots=None, holdout=held_out),
+            run=arm,
         )
         result = distill.run(student)
         evaluated = replace(
