@@ -9,6 +9,8 @@ from decimal import ROUND_HALF_UP, Decimal
 from statistics import mean, stdev
 from typing import Any
 
+from pipeline.report.comparison import confidence_interval
+
 Run = dict[str, Any]
 """Values of one student in a file of results."""
 
@@ -51,6 +53,23 @@ def average(runs: Sequence[Run], metric: str, scale: float = 100, digits: int = 
 def single(value: float, scale: float = 1, digits: int = 2) -> Cell:
     """One number."""
     return Cell(str(rounded(Decimal(str(value)) * Decimal(str(scale)), digits)))
+
+
+def difference(
+    runs: Sequence[Run],
+    baseline: Sequence[Run],
+    metric: str,
+    scale: float = 100,
+    digits: int = 1,
+) -> Cell:
+    """Mean difference from the baseline over the seeds that both have, and its 95 % interval by Student's t."""
+    of_seed = {run["seed"]: run[metric] for run in baseline}
+    values = [
+        scale * (run[metric] - of_seed[run["seed"]]) for run in runs if run["seed"] in of_seed
+    ]
+    low, high = confidence_interval(values) or (values[0], values[0])
+    texts = (f"{rounded(Decimal(str(value)), digits):+}" for value in (mean(values), low, high))
+    return Cell("{} ({} to {})".format(*texts), mean(values))
 
 
 def by_seed(runs: Sequence[Run], metric: str) -> Cell:

@@ -17,6 +17,7 @@ from docs.cells import (
     Run,
     average,
     by_seed,
+    difference,
     single,
     spread,
     table,
@@ -48,6 +49,16 @@ def runs_of(experiment: str, arm: str) -> list[Run]:
 
 # ---- tables --------------------------------------------------------------------------------------
 
+AGAINST_KD = "accuracy - frozen KD"
+
+
+def _difference(runs: Sequence[Run], baseline: Sequence[Run]) -> Cell:
+    """Difference in accuracy with its interval, or a dash for the baseline itself."""
+    if runs == baseline:
+        return Cell("&ndash;")
+    return difference(runs, baseline, "accuracy")
+
+
 SHOTS = "cifar10_50shots"
 SHOTS_ARMS = {
     "labels": "labels only",
@@ -64,15 +75,9 @@ def cifar10_50shots() -> str:
     for arm, label in SHOTS_ARMS.items():
         runs = runs_of(SHOTS, arm)
         seeds = [single(run["accuracy"], 100, 1) for run in runs]
-        rows.append((label, [*seeds, spread(runs, "accuracy"), spread(runs, "agreement")]))
-    header = (
-        "test accuracy, %",
-        "seed 0",
-        "seed 1",
-        "seed 2",
-        "mean",
-        "agreement with the teacher",
-    )
+        own = [spread(runs, "accuracy"), spread(runs, "agreement")]
+        rows.append((label, [*seeds, *own, _difference(runs, runs_of(SHOTS, "kd"))]))
+    header = ("test accuracy, %", "seed 0", "seed 1", "seed 2", "mean", "agreement", AGAINST_KD)
     return table(header, with_best(rows, [3]))
 
 
@@ -81,8 +86,9 @@ def cifar10_50shots_short() -> str:
     rows = []
     for arm, label in SHOTS_ARMS.items():
         runs = runs_of(SHOTS, arm)
-        rows.append((label, [spread(runs, "accuracy"), spread(runs, "agreement")]))
-    header = ("%, three seeds", "test accuracy", "agreement with the teacher")
+        own = [spread(runs, "accuracy"), spread(runs, "agreement")]
+        rows.append((label, [*own, _difference(runs, runs_of(SHOTS, "kd"))]))
+    header = ("%, three seeds", "test accuracy", "agreement with the teacher", AGAINST_KD)
     return table(header, with_best(rows, [0, 1]))
 
 
@@ -108,10 +114,11 @@ def cifar10_modes() -> str:
         runs = runs_of(experiment, arm)
         seeds = [single(run["accuracy"], 100, 1) for run in runs]
         own = [spread(runs, "accuracy"), spread(runs, "agreement"), average(runs, "seconds", 1, 0)]
-        rows.append((label, [*seeds, *own, Cell(size)]))
+        frozen = runs_of("cifar10_live", arm.partition("_")[0])
+        rows.append((label, [*seeds, *own, Cell(size), _difference(runs, frozen)]))
     header = ("test accuracy, %", "seed 0", "seed 1", "seed 2", "mean", "agreement")
     return table(
-        (*header, "seconds a student", "bytes a record"),
+        (*header, "seconds a student", "bytes a record", "accuracy - frozen"),
         with_best(rows, [3]),
     )
 
@@ -134,9 +141,9 @@ def cifar10_bcos() -> str:
         runs = runs_of("cifar10_bcos", arm)
         own = [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
         own += [average(runs, "map_cosine", 1, 2), average(runs, "seconds", 1, 0)]
-        rows.append((label, own))
+        rows.append((label, [*own, _difference(runs, runs_of("cifar10_bcos", "kd"))]))
     header = ("test, %", "accuracy by seed", "accuracy", "agreement", "map cosine")
-    return table((*header, "seconds a student"), with_best(rows, [1, 2]))
+    return table((*header, "seconds a student", AGAINST_KD), with_best(rows, [1, 2]))
 
 
 def cifar10_baselines() -> str:
@@ -153,8 +160,9 @@ def cifar10_baselines() -> str:
     for label, experiment, arm in arms:
         runs = runs_of(experiment, arm)
         own = [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
-        rows.append((label, own))
-    return table(("test accuracy, %", "by seed", "mean", "agreement"), rows)
+        rows.append((label, [*own, _difference(runs, runs_of(SHOTS, "e2kd"))]))
+    header = ("test accuracy, %", "by seed", "mean", "agreement", "accuracy - frozen e2KD")
+    return table(header, rows)
 
 
 def cifar10_datafree() -> str:
@@ -163,9 +171,9 @@ def cifar10_datafree() -> str:
     for arm, label in (("kd", "frozen KD"), ("e2kd", "frozen e2KD")):
         runs = runs_of("cifar10_datafree", arm)
         own = [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
-        rows.append((label, own))
+        rows.append((label, [*own, _difference(runs, runs_of("cifar10_datafree", "kd"))]))
     header = ("trained on 5,760 images of digits on photographs", "accuracy by seed")
-    return table((*header, "accuracy", "agreement"), with_best(rows, [1]))
+    return table((*header, "accuracy", "agreement", AGAINST_KD), with_best(rows, [1]))
 
 
 def cifar10_vit() -> str:
@@ -254,7 +262,14 @@ def _by_shots(experiment: str, shots: Sequence[int], title: str, arms: dict[str,
         (label, [spread(runs_of(experiment, f"{arm} shots={n}"), "accuracy") for n in shots])
         for arm, label in measured_arms(experiment, arms).items()
     ]
-    return table((title, *map(str, shots)), with_best(rows, range(len(shots))))
+    rows = with_best(rows, range(len(shots)))
+    cells = [
+        difference(
+            runs_of(experiment, f"ked shots={n}"), runs_of(experiment, f"kd shots={n}"), "accuracy"
+        )
+        for n in shots
+    ]
+    return table((title, *map(str, shots)), [*rows, ("KED - KD", cells)])
 
 
 def ked_digits() -> str:
@@ -282,7 +297,16 @@ def ked_digits_levels() -> str:
         )
         for arm, label in (("kd", "KD"), ("ked", "KED"))
     ]
-    return table(("test accuracy, % (superfeatures)", *map(str, sizes)), rows)
+    cells = [
+        difference(
+            runs_of("ked/digits_levels", f"ked superfeatures={n}"),
+            runs_of("ked/digits_levels", f"kd superfeatures={n}"),
+            "accuracy",
+        )
+        for n in sizes
+    ]
+    header = ("test accuracy, % (superfeatures)", *map(str, sizes))
+    return table(header, [*rows, ("KED - KD", cells)])
 
 
 def ked_cifar10_trunk() -> str:
@@ -303,10 +327,10 @@ def ked_cifar10_trunk() -> str:
         runs = runs_of("ked/cifar10_trunk", arm)
         own = [spread(runs, "accuracy"), spread(runs, "agreement")]
         own += [average(runs, "map_cosine", 1, 2), average(runs, "superfeature_kl", 1, 2)]
-        rows.append((label, own))
+        rows.append((label, [*own, _difference(runs, runs_of("ked/cifar10_trunk", "kd"))]))
     rows = with_best(with_best(rows, [0, 1, 2]), [3], min)
     header = ("", "test accuracy, %", "agreement, %", "cosine of the maps")
-    return table((*header, "KL of the superfeatures"), rows)
+    return table((*header, "KL of the superfeatures", "accuracy - KD"), rows)
 
 
 COLUMN_ARMS = {
@@ -345,8 +369,11 @@ def _by_arm(experiment: str, metrics: Sequence[tuple[Any, ...]], title: str) -> 
         if best is not None:
             wanted = best(cell.number for cell in cells)
             cells = [Cell(cell.bold) if cell.number == wanted else cell for cell in cells]
-        rows.append((label, [*cells, Cell(teacher)]))
-    return table((title, *STUDY_ARMS.values(), "teacher"), rows)
+        gain = difference(
+            *(runs_of(experiment, arm) for arm in ("e2kd", "kd")), name, scale, digits
+        )
+        rows.append((label, [*cells, Cell(teacher), gain]))
+    return table((title, *STUDY_ARMS.values(), "teacher", "e2KD - KD"), rows)
 
 
 def cifar10_evaluators() -> str:
