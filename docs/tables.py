@@ -23,6 +23,8 @@ from docs.cells import (
     table,
     with_best,
 )
+from docs.claims import e2kd, ked
+from docs.claims.sections import claims_of
 from tests.benchmarks import busy as bench_busy
 from tests.benchmarks import profiles as bench_profiles
 from tests.benchmarks import scale as scale_figures
@@ -442,6 +444,16 @@ def bench_peers() -> str:
     return markdown_of_sides(load(RESULTS))
 
 
+def claims_e2kd() -> str:
+    """Claims of e2KD, with commands and results."""
+    return claims_of(e2kd.CLAIMS)
+
+
+def claims_ked() -> str:
+    """Claims of KED."""
+    return claims_of(ked.CLAIMS)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
@@ -462,6 +474,8 @@ TABLES: dict[str, Callable[[], str]] = {
         ked_breast_cancer,
         cifar10_evaluators,
         cells,
+        claims_e2kd,
+        claims_ked,
         bench,
         bench_peers,
         scale,

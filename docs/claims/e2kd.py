@@ -1,0 +1,137 @@
+"""Claims of e2KD (arXiv 2402.03119)."""
+
+from __future__ import annotations
+
+from docs.claims.sections import Claim, Difference
+
+_SHOTS, _LIVE, _REPLAY = "cifar10_50shots", "cifar10_live", "cifar10_replay"
+_BASELINES, _BCOS, _VIT = "cifar10_baselines", "cifar10_bcos", "cifar10_vit"
+_500 = "500 images of CIFAR-10"
+_IMAGENET = (
+    "ImageNet needs a GPU for days, and its images cannot be downloaded without registration."
+)
+
+
+def _of(experiment: str, candidate: str, baseline: str, what: str, **options: str) -> Difference:
+    return Difference(
+        what=what,
+        candidate=(experiment, candidate),
+        baseline=(experiment, baseline),
+        metric=options.get("metric", "accuracy"),
+    )
+
+
+CLAIMS = (
+    Claim(
+        title="Table 1: standard networks, with few and with all images",
+        recipes=("e2kd/table1", "e2kd/table1_baselines"),
+        missing=_IMAGENET,
+        small=(_SHOTS, _BASELINES),
+        here=(
+            _of(_SHOTS, "e2kd", "kd", f"frozen e2KD - frozen KD, {_500}, accuracy"),
+            _of(_SHOTS, "e2kd", "kd", "the same, agreement with the teacher", metric="agreement"),
+            _of(_LIVE, "e2kd_live", "kd_live", "live e2KD - live KD, the same images, accuracy"),
+            Difference(
+                what="frozen AT with labels - frozen e2KD without labels, accuracy",
+                candidate=(_BASELINES, "at"),
+                baseline=(_SHOTS, "e2kd"),
+            ),
+            Difference(
+                what="frozen CAT-KD with labels - frozen e2KD without labels, accuracy",
+                candidate=(_BASELINES, "cat_kd"),
+                baseline=(_SHOTS, "e2kd"),
+            ),
+        ),
+    ),
+    Claim(
+        title="Table 2: B-cos networks",
+        recipes=("e2kd/table2", "e2kd/table2_baselines"),
+        missing=_IMAGENET,
+        small=(_BCOS,),
+        here=(
+            _of(_BCOS, "e2kd_live", "kd_live", "live e2KD - live KD, accuracy"),
+            _of(_BCOS, "e2kd_live", "kd_live", "the same, agreement", metric="agreement"),
+        ),
+    ),
+    Claim(
+        title="Table 3: frozen explanations",
+        recipes=("e2kd/table3", "e2kd/table3_frozen"),
+        missing=_IMAGENET,
+        small=(_LIVE, _REPLAY),
+        here=(
+            _of(_BCOS, "e2kd", "kd", "frozen e2KD - frozen KD, B-cos networks, accuracy"),
+            _of(_BCOS, "e2kd", "e2kd_live", "frozen e2KD - live e2KD, B-cos networks, accuracy"),
+            _of(_LIVE, "e2kd", "e2kd_live", "frozen e2KD - live e2KD, GradCAM, accuracy"),
+            Difference(
+                what="e2KD on sixteen stored views - live e2KD, GradCAM, accuracy",
+                candidate=(_REPLAY, "e2kd_v16"),
+                baseline=(_LIVE, "e2kd_live"),
+            ),
+            _of(_SHOTS, "e2kd_unaugmented", "e2kd", "maps not moved with the image - frozen e2KD"),
+            _of(_SHOTS, "e2kd_shuffled", "e2kd", "maps of other images - frozen e2KD"),
+        ),
+    ),
+    Claim(
+        title="Table 4: students of guided teachers look where their teacher looks",
+        recipes=("e2kd/table4_teacher", "e2kd/table4_epg", "e2kd/table4_iou"),
+        missing="the B-cos ResNet-50 that its teachers start from cannot be downloaded here.",
+        small=("demo_guided",),
+        here=(
+            _of(
+                "demo_guided",
+                *("e2kd_epg", "kd_epg", "teacher guided by energy, e2KD - KD, EPG of the students"),
+                metric="epg",
+            ),
+            _of(
+                "demo_guided",
+                *("e2kd_iou", "kd_iou", "teacher guided by L1, e2KD - KD, IoU of the students"),
+                metric="iou",
+            ),
+        ),
+    ),
+    Claim(
+        title="Waterbirds-100 (figures): right for the right reason out of distribution",
+        recipes=(
+            "e2kd/waterbirds",
+            "e2kd/waterbirds_baselines",
+            "e2kd/waterbirds_bcos",
+            "e2kd/waterbirds_bcos_baselines",
+        ),
+        missing="the images and the ImageNet weights cannot be downloaded here.",
+        small=("demo",),
+        here=(
+            _of(
+                "demo_guided",
+                *("e2kd", "kd", "digits on swapped photographs, frozen e2KD - frozen KD"),
+                metric="accuracy_swapped",
+            ),
+        ),
+    ),
+    Claim(
+        title="Table 5: distillation without the teacher's data",
+        recipes=(
+            "e2kd/table5_sun_teacher",
+            "e2kd/table5_imagenet_to_sun",
+            "e2kd/table5_sun_to_imagenet",
+        ),
+        missing=_IMAGENET,
+        small=("cifar10_datafree",),
+        here=(_of("cifar10_datafree", "e2kd", "kd", "frozen e2KD - frozen KD, accuracy"),),
+    ),
+    Claim(
+        title="Figure 5: a ViT adopts how a CNN's explanation moves",
+        recipes=("e2kd/figure5",),
+        missing=_IMAGENET,
+        small=(_VIT,),
+        here=(
+            _of(_VIT, "e2kd", "kd", "frozen e2KD - frozen KD, accuracy"),
+            "the shift curves are in [other claims of e2KD](../results/cifar10-other-claims.md): the patches are "
+            "visible under KD, and hardly visible under e2KD",
+        ),
+    ),
+    Claim(
+        title="Table B1: ResNet-34 to ResNet-18 with the usual recipe, and KD with cross-entropy",
+        recipes=("e2kd/tableb1", "e2kd/tableb1_baselines"),
+        missing=_IMAGENET,
+    ),
+)

@@ -1,0 +1,142 @@
+"""The claims of the papers, in their order, with the recipe of each and what came out here.
+
+`python -m docs.tables` writes them into docs/papers/. Commands and reported numbers are those of the recipes' headers,
+results are those that are committed next to the recipes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from docs.cells import Cell, Run, difference
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPERIMENTS = ROOT / "conf" / "experiment"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A comparison of two arms of committed results."""
+
+    what: str
+    """What is compared, and at which size."""
+    candidate: tuple[str, str]
+    """Experiment and arm."""
+    baseline: tuple[str, str]
+    metric: str = "accuracy"
+    scale: float = 100
+    digits: int = 1
+    unit: str = "points"
+
+    def text(self) -> str:
+        """Sentence with the mean difference and its interval."""
+        pair = [_runs(*arm) for arm in (self.candidate, self.baseline)]
+        cell: Cell = difference(*pair, self.metric, self.scale, self.digits)
+        mean, _, interval = cell.text.partition(" (")
+        low, _, high = interval.rstrip(")").partition(" to ")
+        verdict = ", not conclusive" if float(low) <= 0 <= float(high) else ""
+        seeds = len({run["seed"] for run in pair[0]} & {run["seed"] for run in pair[1]})
+        unit = f" {self.unit}" if self.unit else ""
+        source = ", ".join(
+            dict.fromkeys(_link(name) for name, _ in (self.candidate, self.baseline))
+        )
+        return f"{self.what}: {mean}{unit} (95 % interval {low} to {high}, {seeds} seeds{verdict}; {source})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A table, a figure or a statement of a paper."""
+
+    title: str
+    recipes: tuple[str, ...] = ()
+    """Recipes that measure it at the paper's size or, if the paper's data cannot be had, at another one."""
+    reported: str = ""
+    """What the paper says, in addition to the headers of the recipes."""
+    here: tuple[Difference | str, ...] = ()
+    """What came out here; empty if it was not run."""
+    missing: str = ""
+    """Reason why it was not run, or why it is not here."""
+    small: tuple[str, ...] = field(default=())
+    """Recipes that were run here, at a small size."""
+
+
+def section(claim: Claim) -> str:
+    """Markdown section of a claim."""
+    parts = [f"### {claim.title}"]
+    if claim.reported:
+        parts.append(f"The paper: {claim.reported}")
+    parts += [_recipe(name) for name in claim.recipes]
+    if claim.missing:
+        parts.append(f"Not run here: {claim.missing}")
+    if claim.small:
+        parts.append("At small size:")
+        parts += [_recipe(name) for name in claim.small]
+    if claim.here:
+        found = [one if isinstance(one, str) else one.text() for one in claim.here]
+        parts.append("What came out here:\n\n" + "\n".join(f"- {text}" for text in found))
+    return "\n\n".join(parts)
+
+
+def claims_of(claims: Sequence[Claim]) -> str:
+    """Markdown sections of a paper's claims."""
+    return "\n\n".join(section(claim) for claim in claims) + "\n"
+
+
+# ---- headers of recipes --------------------------------------------------------------------------
+
+
+def header_of(recipe: str) -> str:
+    """Comment at the top of a recipe, without the comment marks."""
+    text = (EXPERIMENTS / f"{recipe}.yaml").read_text()
+    lines = text[: text.index("defaults:")].splitlines()[1:]
+    return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines)
+
+
+def commands_of(recipe: str) -> list[str]:
+    """Commands of a recipe's header, and the names of recipes whose commands come before, as comments."""
+    joined = re.sub(r" \\\n +", " ", header_of(recipe))
+    found = re.findall(r"^  (permafrost .*|the commands of .*)$", joined, re.MULTILINE)
+    return [line if line.startswith("permafrost") else f"# {line}" for line in found]
+
+
+def reported_in(recipe: str) -> str:
+    """Paragraph of a recipe's header with the paper's numbers, empty if it has none."""
+    found = re.search(r"^(Reported.*?)(?=^\S|\Z)", header_of(recipe), re.MULTILINE | re.DOTALL)
+    return "" if found is None else found[1].rstrip()
+
+
+def summary_of(recipe: str) -> str:
+    """First paragraph of a recipe's header, up to its commands and its data, without the name of its results."""
+    opening = " ".join(re.split(r"\n(?=  |Data )", header_of(recipe))[0].split())
+    return re.sub(r" The measured table is [^ ]+ next to this file(, [^.]*)?\.", "", opening)
+
+
+def _recipe(name: str) -> str:
+    commands = "\n".join(map(_wrapped, commands_of(name)))
+    parts = [f"{_link(name)}: {summary_of(name)}", f"```bash\n{commands}\n```"]
+    if reported := reported_in(name):
+        parts.append(f"```text\n{reported}\n```")
+    return "\n\n".join(parts)
+
+
+def _wrapped(command: str) -> str:
+    """Break a long command at its options."""
+    words = textwrap.wrap(command, 108, break_long_words=False, break_on_hyphens=False)
+    return " \\\n    ".join(words)
+
+
+def _link(experiment: str) -> str:
+    return f"[{experiment}](../../conf/experiment/{experiment}.yaml)"
+
+
+def _runs(experiment: str, arm: str) -> list[Run]:
+    path = EXPERIMENTS / f"{experiment}.results.json"
+    runs = [run for run in json.loads(path.read_text())["runs"] if run["method"] == arm]
+    if not runs:
+        raise KeyError(f"{experiment} has no arm {arm}")
+    return runs
