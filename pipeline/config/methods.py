@@ -104,10 +104,10 @@ class KDConfig(SoftTargetsConfig):
     needs_places: ClassVar[bool] = False
 
     kind: Literal["kd"] = "kd"
-    logits: Literal["softmax", "mld"] = "softmax"
-    """Comparison of the logits. softmax: the distributions over classes, times tau^2. mld: each class
-    independently, times tau, required for several labels per record (multi-label logit distillation, e2KD eq.
-    C.1)."""
+    logits: Literal["softmax", "softmax_mse", "mld"] = "softmax"
+    """Comparison of the logits. softmax: the divergence of the distributions over classes, times tau^2. softmax_mse:
+    their mean squared difference, times tau^2, as in the released code of UniCAM. mld: each class independently,
+    times tau, required for several labels per record (multi-label logit distillation, e2KD eq. C.1)."""
     lambda_ce: Annotated[float, Ge(0)] = 0.0
     """Weight of the label term."""
     lambda_kd: Annotated[float, Ge(0)] = 1.0

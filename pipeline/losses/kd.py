@@ -31,7 +31,22 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tenso
     return tau**2 * kl
 
 
-LOGIT_LOSSES = {"softmax": kd_loss, "mld": mld_loss}
+def softmax_mse_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float) -> Tensor:
+    """Compute tau^2 * mean squared difference of the softened probabilities, over records and classes.
+
+    student_logits  [B, K]  gradients flow here
+    teacher_logits  [B, K]  constant, raw
+    tau             temperature > 0
+
+    This is the logit term of UniCAM's released code. With K classes its gradient is about K times smaller than that of
+    a sum over classes, and it vanishes where the probabilities are nearly uniform, as with many classes at tau = 20.
+    """
+    student = F.softmax(student_logits / tau, dim=1)
+    teacher = F.softmax(teacher_logits.detach() / tau, dim=1)
+    return tau**2 * F.mse_loss(student, teacher)
+
+
+LOGIT_LOSSES = {"softmax": kd_loss, "softmax_mse": softmax_mse_loss, "mld": mld_loss}
 """Losses selected by `method.logits`: (student, teacher, tau) -> the term kd."""
 
 

@@ -14,7 +14,7 @@ from pipeline.config.teaching import LabelTeachingConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import NO_LABEL, Targets
 from pipeline.losses.build import build_loss
-from pipeline.losses.kd import KDLoss, kd_loss
+from pipeline.losses.kd import KDLoss, kd_loss, softmax_mse_loss
 from pipeline.losses.labels import LabelsLoss, bce_loss, cross_entropy_loss, off_label_bce_loss
 from pipeline.losses.mld import mld_loss
 from tests.support.outputs import student_output
@@ -32,6 +32,21 @@ def test_kd_loss_matches_a_hand_computed_kl():
     loss = kd_loss(student_logits, teacher_logits, tau=1.0)
 
     assert loss.item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), abs=1e-12)
+
+
+def test_squared_differences_of_softened_probabilities_match_hand_computation():
+    student_logits = torch.zeros(2, 2, dtype=torch.float64)  # probs (1/2, 1/2)
+    teacher_logits = torch.tensor([[2 * math.log(3.0), 0.0], [0.0, 0.0]], dtype=torch.float64)
+
+    loss = softmax_mse_loss(student_logits, teacher_logits, tau=2.0)  # teacher (3/4, 1/4)
+    chosen = build_loss(KDConfig(logits="softmax_mse", tau=2.0))(
+        student_output(logits=student_logits),
+        Targets(teacher="teacher", logits=teacher_logits),
+        torch.zeros(2, dtype=torch.long),
+    )
+
+    assert loss.item() == pytest.approx(4 * (2 * 0.25**2) / 4, abs=1e-12)
+    assert chosen.terms["kd"].item() == loss.item()
 
 
 def test_kd_loss_matches_a_hand_computed_kl_at_temperature_two():
