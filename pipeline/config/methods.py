@@ -295,7 +295,8 @@ class ATConfig(FeatureKDConfig):
     """Weight of the attention term, large because the term is a mean over positions; 0 disables it, and no
     stage is read."""
     stages: tuple[int, ...] = ()
-    """Stages to compare, counted from 1; empty takes all, and both networks must then have the same number."""
+    """Stages to compare, counted from 1 at the finest, or from -1 at the deepest for networks with different
+    numbers of stages; empty takes all, and both networks must then have the same number."""
     norm: Literal["mse", "l2"] = "mse"
     """Norm of the difference of two maps. mse: the mean square over positions, as in public code. l2: the norm
     in the paper, which is much larger and requires a smaller lambda_at."""
@@ -304,8 +305,11 @@ class ATConfig(FeatureKDConfig):
         super().__post_init__()
         require(
             not self.stages
-            or (min(self.stages) >= 1 and len(set(self.stages)) == len(self.stages)),
-            f"method.stages must list stages from 1, each once, got {list(self.stages)}",
+            or (
+                (min(self.stages) >= 1 or max(self.stages) <= -1)
+                and len(set(self.stages)) == len(self.stages)
+            ),
+            f"method.stages must list stages from 1, or all from -1, each once, got {list(self.stages)}",
         )
 
 

@@ -72,24 +72,31 @@ class ATLoss(FeatureKDLoss):
         own, taught = len(student.output.stages), len(targets.intermediates)
         have = f"the student has {own} stages, the teacher {taught}"
         if not self.config.stages:
-            both = list(range(1, min(own, taught) + 1))
+            both = list(range(-min(own, taught), 0))
             require(
                 own == taught,
-                f"method=at: {have}; name the stages to compare, as in method.stages={both}, or choose other networks",
+                f"method=at: {have}; name the stages to compare, counted from the deepest as in method.stages={both} "
+                "or from the finest, or choose other networks",
             )
         require(
-            max(self.config.stages, default=1) <= min(own, taught),
+            max(map(abs, self.config.stages), default=1) <= min(own, taught),
             f"method.stages={list(self.config.stages)}: {have}; name stages that both have",
         )
 
     def compare(self, student: StudentOutput, targets: Targets) -> Tensor:
-        numbers = self.config.stages or range(1, len(student.output.stages) + 1)
+        own, taught = len(student.output.stages), len(targets.intermediates)
+        numbers = self.config.stages or range(1, own + 1)
         losses = [
             attention_loss(
-                attention_map(student.output.stages[number - 1].output),
-                targets.intermediates[f"attention_{number}"],
+                attention_map(student.output.stages[_place(number, own)].output),
+                targets.intermediates[f"attention_{_place(number, taught) + 1}"],
                 self.config.norm,
             )
             for number in numbers
         ]
         return torch.stack(losses).sum()
+
+
+def _place(number: int, count: int) -> int:
+    """Convert the number of a stage, from 1 at the finest or -1 at the deepest, to its place among `count`."""
+    return number - 1 if number > 0 else count + number

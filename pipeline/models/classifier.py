@@ -79,7 +79,7 @@ class Classifier(nn.Module, ABC):
         raise ConfigError(
             f"{type(self.network).__name__} has no known stages, which method=at, method=review_kd and the payload "
             "attention need; choose a ResNet, RegNet, ConvNeXt or DenseNet (of kind cifar, torchvision, timm or "
-            "bcos), or another method"
+            "bcos), a VGG of torchvision, or another method"
         )
 
     def class_maps(self, features: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ class Stage(NamedTuple):
     output: Tensor
     """Output [B, C, h, w], after the stage's last activation if it has one."""
     preactivation: Tensor
-    """Last residual sum [B, C, h, w] before its ReLU if the block is known to end with one, otherwise the output."""
+    """Values [B, C, h, w] before the stage's last ReLU if it is known to end with one (after a residual sum or a
+    convolution), otherwise the output."""
 
 
 class Superfeatures(NamedTuple):

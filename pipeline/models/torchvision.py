@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
@@ -36,7 +37,9 @@ class Split(NamedTuple):
     head_layers: Callable[[Any], list[nn.Module]]
     """Function that returns the layers from features to logits, in order."""
     stages: Callable[[Any, Tensor], list[Stage]] | None = None
-    """The trunk as stages, with the features as the last stage's output, None if the family's stages are unknown."""
+    """The trunk as stages, None if the family's stages are unknown."""
+    after_stages: Callable[[Any, Tensor], Tensor] | None = None
+    """Function from a network and its last stage's output to the features, None if they are the same."""
 
 
 # ---- building ------------------------------------------------------------------------------------
@@ -158,7 +161,10 @@ class TorchvisionClassifier(Classifier):
         if self.split.stages is None:
             return super().forward_stages(images)
         stages = self.split.stages(self.inner, self.normalize(images))
-        return tuple(stages), stages[-1].output, None
+        features = stages[-1].output
+        if self.split.after_stages is not None:
+            features = self.split.after_stages(self.inner, features)
+        return tuple(stages), features, None
 
     def forward_head(self, features: Tensor, context: Tensor | None) -> Tensor:
         x = features
@@ -258,6 +264,18 @@ def _densenet_stages(network: Any, x: Tensor) -> list[Stage]:
     return passed
 
 
+def _vgg_stages(network: Any, x: Tensor) -> list[Stage]:
+    """Run the convolutions, and return the last one before each pool, after its ReLU."""
+    passed = []
+    for layer, following in pairwise(network.features):
+        if isinstance(following, nn.MaxPool2d):  # the layer is a ReLU, which overwrites its input
+            passed.append(Stage(F.relu(x), x))
+            x = passed[-1].output
+        else:
+            x = layer(x)
+    return passed
+
+
 def _densenet_trunk(network: Any, x: Tensor) -> Tensor:
     return F.relu(network.features(x))
 
@@ -343,7 +361,12 @@ SPLITS: dict[type[nn.Module], Split] = {
     ),
     models.SqueezeNet: Split(_features, lambda net: [*net.classifier, nn.Flatten()]),
     models.SwinTransformer: Split(_swin_trunk, _pooled("head")),
-    models.VGG: Split(_features, lambda net: [net.avgpool, nn.Flatten(), *net.classifier]),
+    models.VGG: Split(
+        _features,
+        lambda net: [net.avgpool, nn.Flatten(), *net.classifier],
+        _vgg_stages,
+        after_stages=lambda net, last: net.features[-1](last),
+    ),
 }
 
 

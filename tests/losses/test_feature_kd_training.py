@@ -24,6 +24,8 @@ from pipeline.config.training import OptimizerOptions
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import StoredTargets, Targets
 from pipeline.loading.geometry import view_targets
+from pipeline.losses.at import attention_fields, attention_loss, attention_map
+from pipeline.losses.base import StudentOutput
 from pipeline.losses.build import build_loss
 from pipeline.losses.kd import kd_loss
 from pipeline.losses.labels import bce_loss, cross_entropy_loss, off_label_bce_loss
@@ -291,11 +293,12 @@ def test_training_with_fusions_continues_bit_for_bit():
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (ATConfig(), r"student has 3 stages, the teacher 4.*method\.stages=\[1, 2, 3\]"),
+        (ATConfig(), r"student has 3 stages, the teacher 4.*method\.stages=\[-3, -2, -1\]"),
         (ATConfig(stages=(2, 4)), r"method\.stages=\[2, 4\]: the student has 3"),
+        (ATConfig(stages=(-4,)), r"method\.stages=\[-4\]: the student has 3"),
         (ReviewKDConfig(), r"the student has 3 stages, the teacher 4; choose networks"),
     ],
-    ids=["at", "attention_4", "review_kd"],
+    ids=["at", "attention_4", "attention_-4", "review_kd"],
 )
 def test_networks_of_other_stages_are_refused_before_training(method, message):
     teacher = BcosModelConfig(name="resnet18", width=4, stem="small")
@@ -308,6 +311,25 @@ def test_stages_that_both_networks_have_can_be_chosen():
     teacher = BcosModelConfig(name="resnet18", width=4, stem="small")
 
     assert own_term(training_with_live_teacher(ATConfig(stages=(2, 3)), config=teacher)) > 0
+
+
+def test_stages_counted_from_the_deepest_pair_networks_with_different_numbers_of_stages():
+    teacher = BcosModelConfig(name="resnet18", width=4, stem="small")
+    training = training_with_live_teacher(ATConfig(stages=(-3, -2, -1)), config=teacher)
+    loss, images = training.loss, random_frames(0).float() / 255
+    student = training.model.eval()(images, loss.needs.intermediates)
+    taught = training.targets.model(images, loss.needs.intermediates)
+    fields = attention_fields(taught)
+    targets = Targets(teacher="t", logits=taught.logits, intermediates=fields)
+
+    found = loss.compare(StudentOutput(output=student), targets)
+
+    pairs = zip(student.stages, taught.stages[1:], strict=True)
+    expected = sum(
+        attention_loss(attention_map(own.output), attention_map(other.output))
+        for own, other in pairs
+    )
+    assert found.item() == pytest.approx(expected.item())
 
 
 def test_class_maps_coarser_than_they_are_compared_are_refused():
@@ -341,6 +363,7 @@ def test_e2kd_refuses_class_maps_coarser_than_they_are_compared():
         *[(m, {"tau": 0.0}, r"method\.tau must be > 0") for m in METHODS],
         (ATConfig, {"lambda_at": -1.0}, r"method\.lambda_at must be >= 0, got -1"),
         (ATConfig, {"stages": (0,)}, r"method\.stages must list stages from 1"),
+        (ATConfig, {"stages": (-1, 1)}, r"stages from 1, or all from -1"),
         (ATConfig, {"stages": (2, 2)}, r"each once, got \[2, 2\]"),
         (CatKDConfig, {"lambda_cat": -1.0}, r"method\.lambda_cat must be >= 0"),
         (CatKDConfig, {"resolution": 0}, r"method\.resolution must be >= 1, got 0"),

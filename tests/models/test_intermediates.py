@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torchvision.models.vgg import VGG, make_layers
 
 from pipeline.config.models import (
     BcosModelConfig,
@@ -15,6 +19,7 @@ from pipeline.config.models import (
 from pipeline.core.errors import ConfigError
 from pipeline.models.output import Intermediates
 from pipeline.models.providers import build_model, freeze
+from pipeline.models.torchvision import TorchvisionClassifier
 from tests.support.tensors import random_images
 
 STAGES, CLASS_MAPS = Intermediates(stages=True), Intermediates(class_maps=True)
@@ -66,6 +71,36 @@ def test_a_pass_that_shows_its_stages_is_the_pass_that_does_not(name):
             assert stage.output.shape == stage.preactivation.shape
     if name not in ("timm_channels_last", "bcos", "bcos_resnet18", "bcos_densenet"):
         assert torch.equal(shown.stages[-1].output, shown.features)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_stages_of_a_vgg_are_the_last_convolutions_before_its_pools(batch_norm):
+    """A VGG of few channels; its explained layer stays the last pool."""
+    torch.manual_seed(0)
+    layers = make_layers([4, "M", 6, "M", 8, 8, "M", 8, 8, "M", 8, 8, "M"], batch_norm=batch_norm)
+    with torch.device("meta"):  # its own classifier has 120 million weights
+        network = VGG(nn.Identity(), init_weights=False)
+    network.features = layers
+    network.classifier = nn.Sequential(nn.Linear(8 * 7 * 7, NUM_CLASSES))
+    model = freeze(TorchvisionClassifier(TorchvisionModelConfig(name="vgg11"), network))
+    images = random_images(64)
+    seen = []
+    for layer, following in pairwise(network.features):
+        if isinstance(following, nn.MaxPool2d):
+            layer.register_forward_hook(lambda *call: seen.append(call[2].clone()))
+
+    with torch.no_grad():
+        plain = model(images)
+        shown = model(images, STAGES)
+
+    assert torch.equal(plain.features, shown.features)
+    assert torch.equal(plain.logits, shown.logits)
+    assert [stage.output.shape[-1] for stage in shown.stages] == [64, 32, 16, 8, 4]
+    assert shown.features.shape[-1] == 2
+    for stage, expected in zip(shown.stages, seen, strict=True):
+        assert torch.equal(stage.output, expected)
+        assert torch.equal(stage.output, F.relu(stage.preactivation))
+        assert stage.preactivation.min() < 0
 
 
 def test_stages_of_a_bcos_network_have_both_signs():

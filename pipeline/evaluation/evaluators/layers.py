@@ -1,7 +1,7 @@
 """Layers of a network by name, from the finest to the deepest, and the pairing of two networks' layers.
 
-    layer1, layer2, ...   ends of the stages, if they are known (models/output.py)
-    features              the explained layer, for networks whose stages are not known (VGG, a ViT)
+    layer1, layer2, ...   ends of the stages, if they are known (models/output.py); for VGG before each pool
+    features              the explained layer, for networks whose stages are not known (EfficientNet, a ViT)
     pooled                spatial average of the deepest of these layers
     logits                for networks that have neither (an additive perceptron, a B-cos ViT)
 
