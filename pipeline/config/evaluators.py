@@ -162,9 +162,12 @@ class UnicamOptions(EvaluatorOptions):
     """Seed of the choice of records and banks, independent of the run's seed."""
     depths: tuple[int, ...] = (1,)
     """Depths to compare: 1 the pooled features, 2 the last stage at all positions, 3 the stage before it, and
-    so on. The features of a bank at all depths are held in memory together."""
+    so on. With several depths there is also a map of their mean. The features of a bank at all depths are held
+    in memory together."""
     reductions: tuple[Literal["cam", "hirescam"], ...] = ("cam", "hirescam")
     """Reductions of the gradient to a map; at depth 1 they are equal up to rounding."""
+    embeddings: Annotated[str | None, Role.FILE] = None
+    """File of class embeddings, as evaluate.distance_correlation.embeddings; null: one-hot."""
     pairs: tuple[tuple[Compared, Compared], ...] = ()
     """Pairs [x, given]: the part of x's relevance to the labels beyond given, on x's grid. Empty: [teacher,
     student] (residual) and [student, teacher], and with a baseline also [student, baseline] (distilled) and

@@ -1,14 +1,14 @@
 """UniCAM maps next to each other: the image, maps of teacher and students, and distilled and residual features.
 
 They are read from the files of the evaluator `unicam` for the first seed's students. The students' own maps are
-computed again.
+computed again. If maps of several depths exist, a second figure shows them depth by depth.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,60 +33,105 @@ _PAIRS = {
 _REDUCTIONS = ("cam", "hirescam")
 
 
+_THROUGH_DEPTHS = ("student_given_baseline", "teacher_given_student")
+"""Pairs whose maps are shown depth by depth: distilled and residual features."""
+
+
+class _Maps(NamedTuple):
+    """Maps of one student's file."""
+
+    label: str
+    tensors: dict[str, Tensor]
+    explained: dict[str, Tensor]
+    """The explained records and the student's own maps of them."""
+
+    @property
+    def frames(self) -> NDArray[np.uint8]:
+        """Frames u8 [n, H, W, 3]."""
+        frames: NDArray[np.uint8] = self.explained["frames"].numpy().transpose(0, 2, 3, 1)
+        return frames
+
+    def row(self, title: str, pair: str, depth: str) -> list[PictureRow]:
+        """Return the row of a pair at a depth, with the first available reduction, or [] if there is none."""
+        for reduction in _REDUCTIONS:
+            maps = self.tensors.get(f"{pair}/{depth}/{reduction}/map")
+            if maps is not None:
+                return [PictureRow(title, overlays(self.frames, maps.float().numpy()))]
+        return []
+
+
 def unicam_figures(results: list[StudentResult], store: Store) -> list[PictureFigure]:
-    """Build one figure per evaluated split, none if the students' files do not exist."""
+    """Build the figures of each evaluated split, none if the students' files do not exist."""
     if not results:
         return []
     seed = results[0].seed
     figures = []
     for split in results[0].metrics:
-        files = [
-            (result, path)
-            for result in results
-            if result.seed == seed
-            and (path := result.evaluation / f"{EVALUATOR_NAME}-{split}.safetensors").exists()
-        ]
-        if files:
-            figures.append(_figure(files, split, store))
+        students = []
+        for result in results:
+            path = result.evaluation / f"{EVALUATOR_NAME}-{split}.safetensors"
+            if result.seed == seed and path.exists():
+                tensors, header = _read(path)
+                students.append(
+                    _Maps(result.label, tensors, _explained(result, split, store, header))
+                )
+        if students:
+            figures.append(_figure(students, split, store))
+            if len(_depths(students[0])) > 1:
+                figures.append(_depth_figure(students, split, store))
     return figures
 
 
-def _figure(files: list[tuple[StudentResult, Path]], split: str, store: Store) -> PictureFigure:
-    rows: list[PictureRow] = []
-    for result, path in files:
-        tensors, header = _read(path)
-        shown = _explained(result, split, store, header)
-        frames = shown["frames"].numpy().transpose(0, 2, 3, 1)
-        if not rows:
-            labels = shown["labels"].numpy()
-            rows.append(
-                PictureRow("image", list(frames), class_names(labels, store.manifest.classes))
-            )
-            if "teacher_maps" in shown:
-                rows.append(PictureRow("teacher", overlays(frames, shown["teacher_maps"].numpy())))
-        rows.append(PictureRow(result.label, overlays(frames, shown["maps"].numpy())))
-        rows += _residual_rows(tensors, frames)
+def _figure(students: list[_Maps], split: str, store: Store) -> PictureFigure:
+    """Build the figure of all pairs, with the mean over depths if there are several."""
+    rows = [_image_row(students[0], store)]
+    if "teacher_maps" in students[0].explained:
+        maps = students[0].explained["teacher_maps"].numpy()
+        rows.append(PictureRow("teacher", overlays(students[0].frames, maps)))
+    several = False
+    for student in students:
+        depths = _depths(student)
+        several = several or len(depths) > 1
+        maps = student.explained["maps"].numpy()
+        rows.append(PictureRow(student.label, overlays(student.frames, maps)))
+        for pair, title in _PAIRS.items():
+            rows += student.row(f"  {title}", pair, "mean" if len(depths) > 1 else depths[0])
+    mean = ", each as the mean over depths" if several else ""
     return PictureFigure(
         picture_grid(rows),
         f"Split {split}: each student's own map of the true class, and below it the features it has beyond the "
-        "baseline (distilled), beyond the teacher, and those that only the teacher has. Red increases the relevance "
-        "to the labels.",
+        f"baseline (distilled), beyond the teacher, and those that only the teacher has{mean}. Red increases the "
+        "relevance to the labels.",
     )
 
 
-def _residual_rows(tensors: dict[str, Tensor], frames: NDArray[np.uint8]) -> list[PictureRow]:
-    """Build one row per pair, at its shallowest depth and with the first available reduction."""
-    rows = []
-    for pair, title in _PAIRS.items():
-        maps = sorted(
-            (name for name in tensors if name.startswith(f"{pair}/") and name.endswith("/map")),
-            key=lambda name: (name.split("/")[1], _REDUCTIONS.index(name.split("/")[2])),
-        )
-        if maps:
-            rows.append(
-                PictureRow(f"  {title}", overlays(frames, tensors[maps[0]].float().numpy()))
-            )
-    return rows
+def _depth_figure(students: list[_Maps], split: str, store: Store) -> PictureFigure:
+    """Build the figure of distilled and residual features, depth by depth."""
+    rows = [_image_row(students[0], store)]
+    for student in students:
+        for pair in _THROUGH_DEPTHS:
+            for depth in _depths(student):
+                number = depth.removeprefix("depth")
+                title = f"{student.label}: {_PAIRS[pair]}, depth {number}"
+                rows += student.row(title, pair, depth)
+    return PictureFigure(
+        picture_grid(rows),
+        f"Split {split}, by depth: features that each student has beyond the baseline (distilled), and those that "
+        "only the teacher has. Depth 1 is the average of the last stage, depth 2 the last stage at every position, "
+        "and larger depths are earlier stages. Red increases the relevance to the labels.",
+    )
+
+
+def _image_row(student: _Maps, store: Store) -> PictureRow:
+    labels = student.explained["labels"].numpy()
+    names = class_names(labels, store.manifest.classes)
+    return PictureRow("image", list(student.frames), names)
+
+
+def _depths(student: _Maps) -> list[str]:
+    """Depths of the maps, from the shallowest number."""
+    found = {name.split("/")[1] for name in student.tensors} - {"mean"}
+    return sorted(found, key=lambda depth: int(depth.removeprefix("depth")))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -17,6 +17,7 @@ from pipeline.evaluation.evaluators.unicam.maps import (
     cam,
     explain_record,
     hirescam,
+    mean_of_depths,
     relevance_left,
     reliability,
     row_distances,
@@ -203,3 +204,33 @@ def test_reliability_is_the_cosine_of_maps():
     assert reliability([one, other]) == pytest.approx(0.5**0.5)
     assert reliability([one, one, other]) == pytest.approx((1 + 2 * 0.5**0.5) / 3)
     assert torch.tensor([reliability([one]), reliability([one, 0 * one])]).isnan().all()
+
+
+# ---- several depths ------------------------------------------------------------------------------
+
+
+def test_the_mean_over_depths_gives_each_depth_the_same_weight_on_the_finest_grid():
+    coarse = torch.tensor([[-2.0]]).double()
+    fine = torch.tensor([[4.0, 0.0], [2.0, -4.0]]).double()
+
+    ((mean,),) = mean_of_depths([[[coarse]], [[1000 * fine]]])
+
+    assert mean.tolist() == [[0.0, -0.5], [-0.25, -1.0]]
+
+
+def test_a_depth_without_evidence_halves_the_mean_of_two():
+    fine = gaussian(0, 3, 3)
+
+    ((mean,),) = mean_of_depths([[[torch.zeros(1, 1).double()]], [[fine]]])
+
+    torch.testing.assert_close(mean, fine / fine.abs().max() / 2)
+
+
+def test_the_mean_over_depths_of_each_bank_averages_to_that_of_the_mean_maps():
+    depths = [[[gaussian(10 * side + bank, side, side) for bank in (0, 1)]] for side in (2, 4)]
+    averaged = [[[torch.stack(banks).mean(dim=0)] for banks in records] for records in depths]
+
+    (of_banks,) = mean_of_depths(depths)
+    ((of_means,),) = mean_of_depths(averaged)
+
+    torch.testing.assert_close(torch.stack(of_banks).mean(dim=0), of_means)

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 
 from pipeline.config.evaluators import UnicamOptions
@@ -62,6 +64,54 @@ def test_maps_lie_on_the_networks_own_grid_with_all_that_reads_them(own):
     assert numbers["objective"]["teacher_given_student"]["depth2"] == pytest.approx(
         float(tensors[f"{place}/objective"].mean())
     )
+
+
+def test_several_depths_have_a_mean_on_the_finest_grid(own):
+    numbers, tensors, _ = unicam_maps(own, depths=(1, 2, 3))
+
+    for pair in ("teacher_given_student", "student_given_teacher"):
+        maps = [tensors[f"{pair}/depth{depth}/cam/map"].float() for depth in (1, 2, 3)]
+        assert [values.shape[-1] for values in maps] == [4, 4, 8]
+        enlarged = [F.interpolate(values[None], size=(8, 8), mode="bilinear")[0] for values in maps]
+        mean = torch.stack(enlarged).mean(dim=0)
+        highest, lowest = (tensors[f"{pair}/mean/cam/{name}"] for name in ("max", "min"))
+        torch.testing.assert_close(mean.amax(dim=(1, 2)), highest, rtol=0, atol=2e-3)
+        torch.testing.assert_close(mean.amin(dim=(1, 2)), lowest, rtol=0, atol=2e-3)
+        cosine = F.cosine_similarity(
+            mean.flatten(1), tensors[f"{pair}/mean/cam/map"].float().flatten(1)
+        )
+        assert cosine.min() > 0.99999
+        assert -1 <= numbers["reliability"][pair]["mean"]["hirescam"] <= 1
+        assert "mean" not in numbers["objective"][pair]
+
+
+def test_embeddings_of_the_classes_take_the_place_of_one_hot_labels(own, tmp_path):
+    for name, values in (
+        ("eye", np.eye(10, dtype=np.float32)),
+        ("random", np.random.default_rng(0).normal(size=(10, 6))),
+        ("short", np.eye(9)),
+        ("gaps", np.full((10, 2), np.nan)),
+    ):
+        np.save(tmp_path / f"{name}.npy", values)
+
+    all_classes = {"bank_records": 40, "banks": 1}
+    _, one_hot, _ = unicam_maps(own, name="a", **all_classes)
+    _, same, _ = unicam_maps(own, name="b", embeddings=str(tmp_path / "eye.npy"), **all_classes)
+    _, other, _ = unicam_maps(own, name="c", embeddings=str(tmp_path / "random.npy"), **all_classes)
+
+    key = "teacher_given_student/depth1/objective"
+    assert torch.equal(same[key], one_hot[key])
+    assert not torch.equal(other[key], one_hot[key])
+    drawn, _, _ = unicam_maps(own, name="e")
+    embedded, _, _ = unicam_maps(own, name="f", embeddings=str(tmp_path / "eye.npy"))
+    assert (drawn["classes"], embedded["classes"]) == (6, 10)  # 24 records, 4 of a class if drawn
+    with pytest.raises(
+        ConfigError,
+        match=r"unicam\.embeddings=.*short\.npy has shape \(9, 9\); it must have one row for each of the 10",
+    ):
+        unicam_maps(own, name="d", embeddings=str(tmp_path / "short.npy"))
+    with pytest.raises(ConfigError, match=r"gaps\.npy has values .* not all finite"):
+        unicam_maps(own, name="d", embeddings=str(tmp_path / "gaps.npy"))
 
 
 def test_the_same_command_elsewhere_gives_the_same_maps(own):
@@ -154,6 +204,7 @@ def test_a_bcos_student_is_explained_at_its_last_stage(own):
         ({"reductions": ()}, r"unicam\.reductions must list at least one value"),
         ({"banks": 20}, r"train has 40 labeled records.*at least 80 in 2 classes"),
         ({"bank_records": 2}, r"unicam\.bank_records must be >= 4"),
+        ({"embeddings": "gone.npy"}, r"unicam\.embeddings=gone\.npy does not exist"),
         ({"baseline": "gone"}, r"unicam\.baseline=gone: runs/gone/distill holds no finished"),
     ],
 )

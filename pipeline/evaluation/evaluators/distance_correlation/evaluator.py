@@ -19,8 +19,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from pipeline.config.evaluators import DistanceCorrelationOptions, wanted_pairs
@@ -28,6 +26,7 @@ from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_file
 from pipeline.core.seeds import derive_seed
 from pipeline.evaluation.context import EvaluationContext
+from pipeline.evaluation.evaluators.class_embeddings import load_class_embeddings
 from pipeline.evaluation.evaluators.distance_correlation.distances import (
     Distances,
     Form,
@@ -245,27 +244,8 @@ def _label_distances(context: EvaluationContext, probes: ProbeSet) -> list[Tenso
 
 
 def _embeddings(context: EvaluationContext) -> Tensor | None:
-    """Class embeddings f64 [K, e] of the option, None if it is not set."""
     path = context.options.distance_correlation.embeddings
-    if path is None:
-        return None
-    option = f"evaluate.{NAME}.embeddings={path}"
-    if not Path(path).is_file():
-        raise ConfigError(
-            f"{option} does not exist; correct the path, or set it to null for one-hot"
-        )
-    try:
-        values = np.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise ConfigError(
-            f"{option} is not a .npy file of numbers ({error}); write it with numpy.save"
-        ) from error
-    num_classes = len(context.store.manifest.classes)
-    if values.ndim != 2 or len(values) != num_classes:
-        raise ConfigError(
-            f"{option} has shape {values.shape}; it must have one row for each of the {num_classes} classes, in order"
-        )
-    return torch.from_numpy(values).double()
+    return load_class_embeddings(NAME, path, len(context.store.manifest.classes))
 
 
 EVALUATOR = Evaluator(

@@ -1,6 +1,7 @@
 """Evaluator `unicam`: maps of the features of one network beyond another, for a few records of a split (maps.py).
 
-unicam-<split>.safetensors in the evaluation's folder contains, for each <x>_given_<y>/depth<d>,
+unicam-<split>.safetensors in the evaluation's folder contains, for each <x>_given_<y>/depth<d> (and, except for the
+objective, <x>_given_<y>/mean of several depths, with maps on the finest of their grids),
 
     objective f32 [r]            J, the mean over banks
     <reduction>/map f16 [r, h, w]  mean over banks on the grid of x, signed, divided by its highest absolute value
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +26,9 @@ from torch import Tensor
 
 from pipeline.config.evaluators import UnicamOptions, wanted_pairs
 from pipeline.core.errors import ConfigError
-from pipeline.core.files import sha256_keys, write_atomically
+from pipeline.core.files import sha256_file, sha256_keys, write_atomically
 from pipeline.evaluation.context import EvaluationContext
+from pipeline.evaluation.evaluators.class_embeddings import load_class_embeddings
 from pipeline.evaluation.evaluators.distance_correlation.estimators import (
     MIN_RECORDS,
     label_features,
@@ -47,17 +50,26 @@ from pipeline.evaluation.evaluators.unicam.activations import (
     has_teacher_views,
     teacher_views,
 )
-from pipeline.evaluation.evaluators.unicam.maps import REDUCTIONS, Bank, explain_record, reliability
+from pipeline.evaluation.evaluators.unicam.maps import (
+    REDUCTIONS,
+    Bank,
+    explain_record,
+    mean_of_depths,
+    reliability,
+)
 from pipeline.evaluation.metrics import LESS, MORE
 
 NAME = "unicam"
-_EMBEDDINGS = "evaluate.distance_correlation.embeddings (for evaluators=distance_correlation, which needs no bank)"
+
+Maps = list[list[Tensor]]
+"""Maps f64 [h, w] of each explained record, one for each bank."""
 
 
 def check_unicam(context: EvaluationContext) -> Mapping[str, str]:
     """Check labels, the teacher's activations or network, the baseline and the depths."""
     options = context.options.unicam
-    check_probes(NAME, context.dataset, context.split, MIN_RECORDS * options.banks, _EMBEDDINGS)
+    option = f"evaluate.{NAME}.embeddings" if options.embeddings is None else None
+    check_probes(NAME, context.dataset, context.split, MIN_RECORDS * options.banks, option)
     names = _networks(options)
     option = f"evaluate.{NAME}.depths"
     check_depths(option, context.model, options.depths, "the student")
@@ -65,11 +77,14 @@ def check_unicam(context: EvaluationContext) -> Mapping[str, str]:
     if "teacher" in names and not has_teacher_views(context, probe_split, options.depths):
         context.networks.check_teacher(NAME)
         check_depths(option, context.networks.teacher, options.depths, "the teacher")
-    if options.baseline is None:
-        return {}
-    files = context.networks.check_student(f"evaluate.{NAME}.baseline", options.baseline)
-    baseline = context.networks.student(options.baseline)
-    check_depths(option, baseline, options.depths, "the baseline")
+    files: dict[str, str] = {}
+    if options.baseline is not None:
+        files |= context.networks.check_student(f"evaluate.{NAME}.baseline", options.baseline)
+        baseline = context.networks.student(options.baseline)
+        check_depths(option, baseline, options.depths, "the baseline")
+    if options.embeddings is not None:
+        _embeddings(context)
+        files[options.embeddings] = sha256_file(Path(options.embeddings))
     return files
 
 
@@ -78,12 +93,22 @@ def evaluate_unicam(context: EvaluationContext) -> dict[str, Any]:
     options = context.options.unicam
     probe_split = _probe_split(context)
     views = {name: _views_of(name, context, probe_split) for name in _networks(options)}
-    labels = label_features(multi_hot_labels(context.dataset, probe_split.positions.tolist()))
+    labels = label_features(
+        multi_hot_labels(context.dataset, probe_split.positions.tolist()), _embeddings(context)
+    )
     tensors: dict[str, Tensor] = {}
     for x, given in wanted_pairs(options.pairs, options.baseline):
+        pair = f"{x}_given_{given}"
+        by_depth: dict[str, list[Maps]] = {name: [] for name in options.reductions}
         for depth in options.depths:
-            found = _explain(probe_split, depth, views[x], views[given], labels, options)
-            tensors |= {f"{x}_given_{given}/depth{depth}/{n}": t for n, t in found.items()}
+            objectives, maps = _explain(probe_split, depth, views[x], views[given], labels, options)
+            tensors[f"{pair}/depth{depth}/objective"] = objectives
+            for name, of_records in maps.items():
+                by_depth[name].append(of_records)
+                tensors |= _packed(f"{pair}/depth{depth}/{name}", of_records)
+        if len(options.depths) > 1:
+            for name, of_depths in by_depth.items():
+                tensors |= _packed(f"{pair}/mean/{name}", mean_of_depths(of_depths))
     name = f"{NAME}-{context.split}.safetensors"
     _write(context, probe_split, name, tensors)
     return {
@@ -104,12 +129,12 @@ def _explain(
     given: NetworkActivations,
     labels: Tensor,
     options: UnicamOptions,
-) -> dict[str, Tensor]:
-    """Compute the tensors of one pair at one depth."""
+) -> tuple[Tensor, dict[str, Maps]]:
+    """Compute the objectives f32 [r] of one pair at one depth, and the maps by reduction."""
     every = (x.features[depth], given.features[depth], labels)
     banks = [Bank.of(*(values[bank] for values in every)) for bank in probe_split.banks]
     objectives: list[float] = []
-    maps: dict[str, list[list[Tensor]]] = {name: [] for name in options.reductions}
+    maps: dict[str, Maps] = {name: [] for name in options.reductions}
     for place, activation in enumerate(x.grids[depth]):
         explained = [
             explain_record(
@@ -125,10 +150,7 @@ def _explain(
         for name, of_records in maps.items():
             reduce = REDUCTIONS[name]
             of_records.append([reduce(activation, of_bank.gradient) for of_bank in explained])
-    found = {"objective": torch.tensor(objectives)}
-    for name, of_records in maps.items():
-        found |= {f"{name}/{key}": values for key, values in _packed(of_records).items()}
-    return found
+    return torch.tensor(objectives), maps
 
 
 def _others(bank: Bank, members: NDArray[np.int64], place: int) -> Bank:
@@ -137,18 +159,18 @@ def _others(bank: Bank, members: NDArray[np.int64], place: int) -> Bank:
     return bank.without(int(own[0])) if len(own) else bank
 
 
-def _packed(of_records: list[list[Tensor]]) -> dict[str, Tensor]:
-    """Convert the maps [h, w] of each record and bank to the tensors of the file."""
+def _packed(place: str, of_records: Maps) -> dict[str, Tensor]:
+    """Convert the maps to tensors of the file, with names that begin with `place`."""
     means = torch.stack([torch.stack(maps).mean(dim=0) for maps in of_records])
     low, high = means.amin(dim=(1, 2)), means.amax(dim=(1, 2))
     scale = torch.maximum(low.abs(), high.abs())
     unit = means / torch.where(scale > 0, scale, 1.0)[:, None, None]
     return {
-        "map": unit.half(),
-        "min": low.float(),
-        "max": high.float(),
-        "empty": high <= 0,
-        "reliability": torch.tensor([reliability(maps) for maps in of_records]),
+        f"{place}/map": unit.half(),
+        f"{place}/min": low.float(),
+        f"{place}/max": high.float(),
+        f"{place}/empty": high <= 0,
+        f"{place}/reliability": torch.tensor([reliability(maps) for maps in of_records]),
     }
 
 
@@ -167,7 +189,10 @@ def _probe_split(context: EvaluationContext) -> ProbeSplit:
     order = balanced_positions(dataset, options.seed, NAME, "bank")
     size = min(options.bank_records, len(order) // options.banks)
     least = LEAST_OF_A_CLASS * options.banks
-    blocks = class_blocks(dataset, order, [size * options.banks], options.seed, NAME, least=least)
+    blocks = None
+    if options.embeddings is None:  # with embeddings a bank may contain one record of a class
+        drawn_from = [size * options.banks]
+        blocks = class_blocks(dataset, order, drawn_from, options.seed, NAME, least=least)
     if blocks is not None:  # all banks and the explained records use the same classes
         labels = dataset.label_numbers
         drawn_labels = labels[np.concatenate([np.empty(0, np.int64), *blocks])]
@@ -192,6 +217,11 @@ def _probe_split(context: EvaluationContext) -> ProbeSplit:
         if not dataset.has_many_labels
         else len(context.store.manifest.classes),
     )
+
+
+def _embeddings(context: EvaluationContext) -> Tensor | None:
+    path = context.options.unicam.embeddings
+    return load_class_embeddings(NAME, path, len(context.store.manifest.classes))
 
 
 def _views_of(name: str, context: EvaluationContext, probe_split: ProbeSplit) -> NetworkActivations:

@@ -138,6 +138,27 @@ def hirescam(activation: Tensor, gradient: Tensor) -> Tensor:
 REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cam": cam, "hirescam": hirescam}
 
 
+def mean_of_depths(of_depths: Sequence[Sequence[Sequence[Tensor]]]) -> list[list[Tensor]]:
+    """Mean over depths of each record's maps, one for each bank, on the finest grid of the depths.
+
+    A record's maps of one depth are divided by the highest absolute value of their mean over banks, because the scales
+    of depths differ by orders of magnitude, and are enlarged bilinearly. A depth without evidence contributes zeros.
+
+    of_depths  maps f64 [h, w] by depth, record and bank
+    """
+    size = max((maps[0][0].shape for maps in of_depths), key=lambda shape: shape.numel())
+    means = []
+    for of_record in zip(*of_depths, strict=True):
+        parts = []
+        for maps in of_record:
+            banks = torch.stack(list(maps))  # [R, h, w]
+            scale = banks.mean(dim=0).abs().amax()
+            unit = banks / scale if scale > 0 else torch.zeros_like(banks)
+            parts.append(F.interpolate(unit[None], size=tuple(size), mode="bilinear")[0])
+        means.append(list(torch.stack(parts).mean(dim=0)))
+    return means
+
+
 def reliability(maps: Sequence[Tensor]) -> float:
     """Mean cosine of a record's maps [h, w] over pairs of banks, nan with one bank or if a map is zero."""
     flat = torch.stack([values.flatten() for values in maps])

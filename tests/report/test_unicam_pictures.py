@@ -1,0 +1,61 @@
+"""Pictures of UniCAM maps in a report: one figure of all pairs, and one through several depths."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from pipeline.config.evaluators import UnicamOptions
+from pipeline.config.runs import RUNS
+from pipeline.report.results import load_results
+from pipeline.report.unicam_pictures import unicam_figures
+from pipeline.store.reader import Store
+from stages import evaluate
+from tests.support.runs import evaluation_of, save_student
+
+
+@pytest.fixture
+def own(frozen, tmp_path):
+    """Writable copy of the frozen store with two untrained students, the second of which is a baseline."""
+    copied = replace(frozen, store=Store(shutil.copytree(frozen.store.path, tmp_path / "store")))
+    save_student(copied, "one")
+    save_student(copied, "two", seed=6)
+    return copied
+
+
+def titles(own, **options):
+    """Row titles of each figure of the student `one`."""
+    config = evaluation_of(
+        own,
+        ("unicam",),
+        run="one",
+        splits=("train",),
+        unicam=UnicamOptions(records=2, bank_records=12, baseline="two", **options),
+        teacher=own.config.teacher,
+    )
+    evaluate.run(config)
+    (RUNS / "one" / "distill" / "config.yaml").write_text("seed: 0\n")
+    figures = unicam_figures(load_results("one"), own.store)
+    return [[row.title for row in figure.grid] for figure in figures], figures
+
+
+def test_one_depth_is_shown_as_it_is(own):
+    ((rows,), (figure,)) = titles(own)
+
+    assert rows[0] == "image"
+    assert rows[-5:] == ["one", "  distilled", "  beyond teacher", "  only teacher", "  lost"]
+    assert "mean over depths" not in figure.caption
+
+
+def test_several_depths_are_shown_as_their_mean_and_one_by_one(own):
+    (rows, by_depth), (figure, _) = titles(own, depths=(3, 1, 2))
+
+    assert rows[-5:] == ["one", "  distilled", "  beyond teacher", "  only teacher", "  lost"]
+    assert "each as the mean over depths" in figure.caption
+    assert by_depth == [
+        "image",
+        *(f"one: distilled, depth {depth}" for depth in (1, 2, 3)),
+        *(f"one: only teacher, depth {depth}" for depth in (1, 2, 3)),
+    ]
