@@ -98,7 +98,7 @@ def _run_words(
     composed = compose(verb, words)
     _check_live_words(verb, words, composed)
     config = place_paths(build_verb_config(verb, composed))
-    _check_teacher_words(verb, words, composed, config)
+    _check_network_words(verb, words, composed, config)
     if "run" in composed and verb in ("estimate", "precompute", "sweep", "report"):
         save_config(RUNS / composed["run"] / f"{verb}.yaml", sections(verb, composed))
     _print_result(run(config), time.monotonic() - started)
@@ -116,15 +116,20 @@ def _check_live_words(verb: str, words: Sequence[str], composed: dict[str, Any])
             )
 
 
-def _check_teacher_words(
+def _check_network_words(
     verb: str, words: Sequence[str], composed: dict[str, Any], config: Any
 ) -> None:
-    """Raise ConfigError for a typed teacher network that none of the evaluators runs."""
-    if verb != "evaluate" or config.teacher.kind == composed["teacher"]["kind"]:
+    """Raise ConfigError for a typed network that `evaluate` does not read."""
+    if verb != "evaluate":
         return
+    reads_teacher = config.teacher.kind == composed["teacher"]["kind"]
     asking = [name for name, options in EVALUATORS.items() if options.uses_teacher]
     for word in words:
-        if section_of(word) == "teacher":
+        if section_of(word) == "student" and config.model != "network":
+            raise ConfigError(
+                f"evaluate reads {word} with model=network only; the student of a run is named by run="
+            )
+        if section_of(word) == "teacher" and not reads_teacher:
             raise ConfigError(
                 f"evaluate reads {word} with model=teacher and for the evaluators {', '.join(asking)} only; "
                 "the teacher's stored targets are chosen by store.teacher="

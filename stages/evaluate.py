@@ -1,16 +1,19 @@
-"""Evaluate a finished student, or its teacher: accuracy, agreement with the teacher and localization.
+"""Evaluate a finished student, its teacher or a given network: accuracy, agreement with the teacher and localization.
 
     permafrost evaluate experiment=demo
     permafrost evaluate store.path=stores/demo run=my-student evaluate.splits=[test]
     permafrost evaluate experiment=demo evaluators=[accuracy,localization,shift] evaluate.shift.pixels=4
     permafrost evaluate experiment=demo model=teacher
+    permafrost evaluate store.path=stores/demo run=pair model=network student=timm student.weights=pretrained
     permafrost evaluate store.path=stores/other-images run=transferred evaluate.store=stores/teachers-own
     permafrost evaluate store.path=stores/demo run=my-student evaluate.against=first-teacher
 
 Reads   runs/<run>/distill/ and <store.path>, including its teacher passes; the teacher's network (teacher=,
-        teacher.weights=) is needed only by some evaluators and with model=teacher
+        teacher.weights=) is needed only by some evaluators and with model=teacher. With model=network the network
+        of student= and student.weights= takes the place of runs/<run>/distill/
 Writes  runs/<run>/evaluate/: metrics.json, records.parquet, pictures.safetensors, config.yaml; the results
-        of a teacher are in evaluate-teacher/, those against a named pass in evaluate-against-<pass>/
+        of a teacher are in evaluate-teacher/, those of a given network in evaluate-network/, those against a named
+        pass in evaluate-against-<pass>/
 Rerun   each evaluator is a unit of work, and finished evaluators are skipped
 """
 
@@ -28,7 +31,7 @@ from pipeline.evaluation.baselines import (
     with_baselines,
     without_unknown_arms,
 )
-from pipeline.evaluation.inputs import open_student, open_teacher
+from pipeline.evaluation.inputs import open_network, open_student, open_teacher
 from pipeline.evaluation.results import (
     METRICS_NAME,
     TEACHER_EVALUATION,
@@ -74,18 +77,21 @@ def _shown(value: float | None) -> str:
 
 
 def run(config: EvaluateConfig, name: str | None = None) -> EvaluateResult:
-    """Run the missing evaluators for the student, or its teacher, on each split.
+    """Run the missing evaluators for the student, its teacher or the given network, on each split.
 
     name  folder to write within the run's folder, if it is not the one that the options determine
     """
     if config.model == "teacher":  # a teacher is not compared with another student
         config = with_baselines(config, dict.fromkeys(named_baselines(config)))
         inputs, own = open_teacher(config), TEACHER_EVALUATION
+    elif config.model == "network":
+        inputs, own = open_network(config), "evaluate-network"
     else:
         inputs, own = open_student(config), evaluation_folder(config.evaluate.against)
     fingerprints = {
         config.model: inputs.fingerprint,
         "store": inputs.store.manifest.fingerprint,
+        **inputs.others,
         **{f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in inputs.passes},
     }
     folder = open_run(name or own, config.run, config.shared, fingerprints)
@@ -108,7 +114,9 @@ def run(config: EvaluateConfig, name: str | None = None) -> EvaluateResult:
     return EvaluateResult(
         metrics=str(folder / METRICS_NAME),
         splits=splits,
-        next=f"permafrost report store.path={config.store.path} run={config.run}",
+        next=""
+        if config.model == "network"  # no report shows it
+        else f"permafrost report store.path={config.store.path} run={config.run}",
     )
 
 

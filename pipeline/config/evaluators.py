@@ -53,6 +53,8 @@ class EvaluatorOptions(Options):
     """True if it may run the teacher network itself; all other evaluators do not read `teacher`."""
     compares: ClassVar[bool] = False
     """True if it compares with another run, named by its option `baseline`."""
+    reads_outputs: ClassVar[bool] = True
+    """False if it reads features only, so that the network's classes may be others than those of the data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,7 @@ class DistanceCorrelationOptions(EvaluatorOptions):
     )
     uses_teacher: ClassVar[bool] = True
     compares: ClassVar[bool] = True
+    reads_outputs: ClassVar[bool] = False
 
     probe_records: Annotated[int, Ge(4)] = 512
     """Records per split, balanced over classes; fewer if a split has fewer. A block too small for 4 records of
@@ -149,6 +152,7 @@ class UnicamOptions(EvaluatorOptions):
     implementation: ClassVar[str] = "pipeline.evaluation.evaluators.unicam.evaluator:EVALUATOR"
     uses_teacher: ClassVar[bool] = True
     compares: ClassVar[bool] = True
+    reads_outputs: ClassVar[bool] = False
 
     records: Annotated[int, Ge(1)] = 8
     """Explained records per split, balanced over classes."""

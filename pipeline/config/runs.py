@@ -42,7 +42,7 @@ def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> Pa
         wanted = identity(values, type(config))
         if existing != wanted:
             way_out = "choose another run=, or delete that folder"
-            if verb.startswith("evaluate"):
+            if verb.startswith("evaluate") and not verb.endswith("-network"):
                 way_out = (
                     "delete that folder to evaluate again (the student is in another one and stays)"
                 )

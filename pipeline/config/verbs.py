@@ -200,10 +200,14 @@ class EvaluateConfig(EvaluationRun):
     evaluators: tuple[str, ...] | None = None
     """Evaluators to run; null is accuracy and, if there are regions or a teacher's maps, localization. Each is
     a separate unit of work, so a later call may add one. evaluate.shift.pixels adds shift."""
-    model: Literal["student", "teacher"] = "student"
-    """Network to evaluate: the run's student, or the network of `teacher` (results in evaluate-teacher)."""
+    model: Literal["student", "teacher", "network"] = "student"
+    """Network to evaluate: the run's student, the network of `teacher` (results in evaluate-teacher), or the
+    given network of `student` and student.weights, which no run has trained (results in evaluate-network)."""
     teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
-    """Network of the student's teacher pass, for evaluators that run it again; teacher.weights=null names none."""
+    """Network of the student's teacher pass, for evaluators that run it again; teacher.weights=null names none.
+    With model=network it needs no pass."""
+    student: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
+    """Network to evaluate with model=network, read with that option only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -224,9 +228,11 @@ class EvaluateConfig(EvaluationRun):
         uses_teacher = any(
             EVALUATORS[evaluator].uses_teacher for evaluator in self.requested_evaluators
         )
-        if self.model == "student" and not uses_teacher:
-            # An experiment may name a teacher for all verbs; unread, it must not change the identity.
+        # An experiment may name networks for all verbs; unread, they must not change the identity.
+        if self.model != "teacher" and not uses_teacher:
             object.__setattr__(self, "teacher", NoModelConfig())
+        if self.model != "network":
+            object.__setattr__(self, "student", NoModelConfig())
 
     @property
     def requested_evaluators(self) -> tuple[str, ...]:

@@ -5,10 +5,11 @@ The network is built when it is first needed, so a repeated command whose result
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.models import NoModelConfig
 from pipeline.config.runs import RUNS
 from pipeline.core.errors import ConfigError, require
@@ -20,7 +21,7 @@ from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from pipeline.config.verbs import EvaluateConfig
     from pipeline.evaluation.forward import EvaluatedModel
@@ -35,6 +36,8 @@ class EvaluationInputs:
     passes: list[TeacherPass]
     fingerprint: str
     build: Callable[[], tuple[EvaluatedModel, TrainedModel]]
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of other networks that the results depend on, by name, besides those of the passes."""
 
 
 def open_student(config: EvaluateConfig) -> EvaluationInputs:
@@ -138,4 +141,63 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
         passes=passes,
         fingerprint=sha256_json(described),
         build=build,
+    )
+
+
+def open_network(config: EvaluateConfig) -> EvaluationInputs:
+    """Open the given network of `student`, with the pass of `teacher`, or the only pass, if the store has one.
+
+    A pair of given networks needs no pass. Its classes may be others than those of the store if the evaluators only
+    read features.
+    """
+    from pipeline.evaluation.networks import build_teacher, made_by
+    from pipeline.models.fingerprint import describe_teacher
+
+    student, teacher = config.student, config.teacher
+    require(
+        HOLDOUT not in config.evaluate.splits,
+        f"evaluate.splits={HOLDOUT} selects the records that a student's training left out; name a split of the store "
+        "for model=network",
+    )
+    if isinstance(student, NoModelConfig) or student.weights is None:
+        raise ConfigError(
+            "model=network needs the network to evaluate; name it with student= and student.weights="
+        )
+    store = Store(Path(config.evaluate.store or config.store.path))
+    student = resolve_network(student, store, "student")
+    num_classes = len(store.manifest.classes)
+    described = describe_teacher(student, num_classes, section="student")
+    reading = [name for name in config.requested_evaluators if EVALUATORS[name].reads_outputs]
+    require(
+        described["classes"] == num_classes or not reading,
+        f"student.classes={described['classes']} are not the {num_classes} classes of {store.path}, and "
+        f"evaluators=[{','.join(reading)}] reads the network's classes; name evaluators of features, as in "
+        "evaluators=[distance_correlation,unicam]",
+    )
+    named = store.open_passes(config.store.teacher) if config.store.teacher else []
+    passes = named or [store.open_pass(folder.name) for folder in store.pass_folders()]
+    if isinstance(teacher, NoModelConfig) or teacher.weights is None:
+        of_teacher = None
+        passes = passes if len(passes) == 1 else named
+    else:
+        of_teacher = describe_teacher(teacher, num_classes)
+        passes = made_by(of_teacher, passes)
+    passes = [made for made in passes if made.num_classes == num_classes]
+    alone = of_teacher is not None and not passes
+
+    def build() -> tuple[EvaluatedModel, TrainedModel]:
+        model = build_teacher(student, store, config.evaluate.device)
+        return model, TrainedModel(
+            config=student,
+            num_classes=num_classes,
+            input_size=model.input_size,
+            jpeg_decoder=passes[0].jpeg_decoder if passes else "cpu",
+        )
+
+    return EvaluationInputs(
+        store=store,
+        passes=passes,
+        fingerprint=sha256_json(described),
+        build=build,
+        others={"teacher network": sha256_json(of_teacher)} if alone else {},
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -118,10 +118,15 @@ def passes_of_teacher(
     passes = list(named) or [store.open_pass(folder.name) for folder in store.pass_folders()]
     if not passes:
         return []
-    asked = describe_teacher(teacher, len(store.manifest.classes))["weights_sha256"]
-    own = [made for made in passes if made.manifest.teacher["weights_sha256"] == asked]
+    own = made_by(describe_teacher(teacher, len(store.manifest.classes)), passes)
     check_made_pass(teacher, store, own or passes)
-    return own[:1]
+    return own
+
+
+def made_by(described: Mapping[str, Any], passes: Sequence[TeacherPass]) -> list[TeacherPass]:
+    """Return the first pass made with the weights of a described teacher, or [] if there is none."""
+    wanted = described["weights_sha256"]
+    return [made for made in passes if made.manifest.teacher["weights_sha256"] == wanted][:1]
 
 
 def _named(config: EvaluateConfig) -> ModelConfig | None:

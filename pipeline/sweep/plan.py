@@ -58,8 +58,8 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
             )
             require(
                 evaluate.model == "student",
-                "model=teacher is not supported in a sweep; evaluate the teacher with "
-                "permafrost evaluate model=teacher",
+                f"model={evaluate.model} is not supported in a sweep; evaluate that network with "
+                f"permafrost evaluate model={evaluate.model}",
             )
             _check_splits(evaluate)
             if config.select is not None:

@@ -220,6 +220,15 @@ def test_a_teacher_that_is_typed_for_evaluators_who_do_not_ask_it_is_refused(mon
     )
 
 
+def test_a_network_that_is_typed_without_model_network_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["evaluate", "student.weights=w.pth"])
+
+    with pytest.raises(SystemExit):
+        main("evaluate", evaluate.run, evaluate.__doc__)
+
+    assert "reads student.weights=w.pth with model=network only" in capsys.readouterr().err
+
+
 def many_student_words(frozen, store):
     return [
         f"store.path={store}", "student.name=resnet8", "student.width=4", "teacher.name=resnet8",

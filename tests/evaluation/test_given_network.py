@@ -1,0 +1,141 @@
+"""Evaluation of given networks (model=network): a pair without a run, and without a pass of its teacher."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.config.builder import build_verb_config
+from pipeline.config.evaluators import DistanceCorrelationOptions, UnicamOptions
+from pipeline.config.runs import RUNS
+from pipeline.core.errors import ConfigError
+from pipeline.models.providers import build_model
+from pipeline.store.reader import Store
+from stages import evaluate
+from tests.support.composition import composed_of
+from tests.support.runs import evaluation_of
+
+FEATURES = ("distance_correlation", "unicam")
+SMALL = {
+    "distance_correlation": DistanceCorrelationOptions(permutations=19),
+    "unicam": UnicamOptions(records=2, bank_records=12),
+}
+
+
+@pytest.fixture
+def unpassed(own, tmp_path):
+    """The store of `own` without the teacher's pass."""
+    path = shutil.copytree(own.store.path, tmp_path / "unpassed")
+    for folder in Store(path).pass_folders():
+        shutil.rmtree(folder)
+    return replace(own, store=Store(path))
+
+
+def evaluated(own, student, evaluators=FEATURES, run="pair", teacher=True, **options):
+    config = evaluation_of(
+        own,
+        evaluators,
+        run=run,
+        splits=("train",),
+        model="network",
+        **({"teacher": own.config.teacher} if teacher is True else {}),
+        **({"teacher": teacher} if teacher not in (True, False) else {}),
+        **SMALL,
+        **options,
+    )
+    return evaluate.run(replace(config, student=student))
+
+
+def network_of(own, path, outputs=10, seed=3):
+    """Config of a network whose random weights are in a file."""
+    config = replace(own.config.teacher, weights=None)
+    torch.manual_seed(seed)
+    save_file(build_model(config, outputs).network.state_dict(), path)
+    return replace(config, weights=str(path), classes=None if outputs == 10 else outputs)
+
+
+def test_a_given_network_has_the_numbers_of_a_student_with_its_weights(own, tmp_path):
+    weights = RUNS / "one" / "distill" / "model.safetensors"
+    given = evaluated(
+        own, replace(own.config.teacher, weights=str(weights)), ("accuracy", *FEATURES)
+    )
+    config = evaluation_of(
+        own, ("accuracy", *FEATURES), splits=("train",), teacher=own.config.teacher, **SMALL
+    )
+    of_run = evaluate.run(config)
+
+    found, expected = given.splits["train"], of_run.splits["train"]
+    assert "pair/evaluate-network" in given.metrics
+    assert given.next == ""
+    for name in ("accuracy", "agreement"):
+        assert found[name] == expected[name]
+    for name in ("fss", "rs", "relevance", "teacher_relevance"):
+        assert found["distance_correlation"][name] == expected["distance_correlation"][name]
+    assert found["unicam"]["objective"] == expected["unicam"]["objective"]
+
+
+def test_a_pair_needs_neither_a_run_nor_a_pass(unpassed, tmp_path):
+    student = network_of(unpassed, tmp_path / "student.safetensors")
+
+    found = evaluated(unpassed, student, run="new").splits["train"]
+
+    assert not (RUNS / "new" / "distill").exists()
+    assert set(found["distance_correlation"]["rs"]) == {
+        "teacher_given_student",
+        "student_given_teacher",
+    }
+    assert -1 <= found["distance_correlation"]["fss"]["pooled"] < 1
+    other = network_of(unpassed, tmp_path / "other.safetensors", seed=4)
+    with pytest.raises(ConfigError, match=r"evaluate-network contains a run with .*another run="):
+        evaluated(unpassed, student, run="new", teacher=other)
+    with pytest.raises(ConfigError, match=r"evaluate-network contains a run with .*another run="):
+        evaluated(unpassed, other, run="new")
+    with pytest.raises(ConfigError, match="needs the teacher network"):
+        evaluated(unpassed, student, run="alone", teacher=False)
+
+
+def test_a_network_of_other_classes_is_compared_by_its_features_only(own, tmp_path):
+    student = network_of(own, tmp_path / "student.safetensors", outputs=7)
+
+    same_trunk = network_of(own, tmp_path / "ten.safetensors")
+    trunk = {n: t for n, t in load_file(student.weights).items() if "linear" not in n}
+    save_file(load_file(same_trunk.weights) | trunk, same_trunk.weights)
+
+    found, expected = (
+        evaluated(own, network, run=run).splits["train"]["distance_correlation"]
+        for network, run in ((student, "seven"), (same_trunk, "ten"))
+    )
+
+    assert (found["records"], found["classes"]) == (40, 10)
+    assert (found["fss"], found["relevance"]) == (expected["fss"], expected["relevance"])
+    with pytest.raises(
+        ConfigError,
+        match=r"student\.classes=7 are not the 10 classes of .*evaluators=\[accuracy\] reads",
+    ):
+        evaluated(own, student, ("accuracy", *FEATURES), run="more")
+
+
+def test_both_networks_may_have_other_classes(unpassed, tmp_path):
+    student = network_of(unpassed, tmp_path / "student.safetensors", outputs=7)
+    teacher = network_of(unpassed, tmp_path / "teacher.safetensors", outputs=5, seed=4)
+
+    found = evaluated(unpassed, student, teacher=teacher).splits["train"]
+
+    assert found["distance_correlation"]["classes"] == 10
+    assert found["unicam"]["objective"]["teacher_given_student"]["depth1"] != 0
+
+
+def test_a_network_that_is_not_given_or_not_read_is_refused(own):
+    with pytest.raises(ConfigError, match=r"model=network needs the network.*student\.weights="):
+        evaluated(own, replace(own.config.teacher, weights=None))
+    words = ("student=timm", "student.name=resnet10t", "student.weights=w.pth")
+
+    given = build_verb_config("evaluate", composed_of("evaluate", "model=network", *words))
+    unread = build_verb_config("evaluate", composed_of("evaluate", *words))
+
+    assert (given.student.kind, given.student.weights) == ("timm", "w.pth")
+    assert unread.student.kind == "none"
