@@ -2,7 +2,9 @@
 
 import re
 import runpy
+import sys
 from itertools import pairwise
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 
 from pipeline.config.compose import section_names, section_of
 from pipeline.config.models import TorchvisionModelConfig
+from pipeline.evaluation.evaluators.class_embeddings import load_class_embeddings
 from pipeline.models.providers import build_model
 from tests.support.commands import UnknownCommandError, check, lines_of, verb_and_words
 from tests.support.pages import PAGES, blocks_of
@@ -89,6 +92,7 @@ def test_every_python_block_is_executed():
         *(
             "datasets.md",
             "datasets.md",
+            "evaluate.md",
             "own-loop.md",
             "own-loop.md",
             "plug-ins.md",
@@ -120,6 +124,31 @@ def test_a_student_is_loaded_as_the_page_says(frozen):
     exec(block.code, values)
 
     assert values["predicted"].shape == (4,)
+
+
+def test_class_embeddings_are_written_as_the_page_says(frozen, tmp_path, monkeypatch):
+    """The text encoder, which is not installed, is replaced by one that embeds a name's length."""
+    (block,) = blocks_of(ROOT / "docs/howto/evaluate.md", "python")
+
+    def tokenizer(names, **_):
+        return {"lengths": torch.tensor([[len(name), 1.0] for name in names])}
+
+    class Encoder(torch.nn.Module):
+        def forward(self, lengths):
+            return SimpleNamespace(pooler_output=lengths)
+
+    library = ModuleType("transformers")
+    library.AutoTokenizer = SimpleNamespace(from_pretrained=lambda _: tokenizer)
+    library.AutoModel = SimpleNamespace(from_pretrained=lambda _: Encoder())
+    monkeypatch.setitem(sys.modules, "transformers", library)
+    code = block.code.replace("stores/unicam_cifar10", str(frozen.store.path))
+    code = code.replace("data/cifar10_names.npy", str(tmp_path / "names.npy"))
+
+    exec(code, {})
+
+    classes = frozen.store.manifest.classes
+    embeddings = load_class_embeddings("unicam", str(tmp_path / "names.npy"), len(classes))
+    assert embeddings[:, 0].tolist() == [len(name) for name in classes]
 
 
 @pytest.mark.parametrize(

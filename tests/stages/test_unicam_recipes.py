@@ -116,6 +116,14 @@ def test_teacher_and_students_are_trained_as_in_the_released_code(recipe):
     assert (rotation.kind, rotation.degrees, rotation.p) == ("rotation", 15, 1)
     assert (flip.kind, flip.p) == ("horizontal_flip", 0.5)
     assert (crop.kind, crop.scale) == ("resized_crop", (0.8, 1))
+    (jitter,) = student.augment.pixels
+    assert (jitter.kind, jitter.p) == ("color_jitter", 1)
+    assert (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) == (
+        0.4,
+        0.4,
+        0.4,
+        0.1,
+    )
     assert teaching.augment == student.augment
     assert teaching.optimizer == student.optimizer
     optimizer = student.optimizer
