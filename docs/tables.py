@@ -23,7 +23,7 @@ from docs.cells import (
     table,
     with_best,
 )
-from docs.claims import e2kd, ked
+from docs.claims import e2kd, ked, unicam
 from docs.claims.sections import claims_of
 from tests.benchmarks import busy as bench_busy
 from tests.benchmarks import profiles as bench_profiles
@@ -286,6 +286,54 @@ def ked_cifar10() -> str:
     return _by_shots("ked/cifar10", (25, 100), title, KED_ARMS)
 
 
+def ked_digits_teachers() -> str:
+    """Teachers of digits by the number of superfeatures, with equal parameters and with equal units."""
+    return "\n".join(
+        [
+            _trade_off("ked/digits_teachers", "equal parameters, test accuracy, %"),
+            _trade_off("ked/digits_teachers_units", "equal hidden units, test accuracy, %"),
+        ]
+    )
+
+
+def _trade_off(experiment: str, title: str) -> str:
+    """Accuracy of teachers over the number M of superfeatures, and its difference from M = 1."""
+    sizes = measured_levels(experiment, "found")
+    labels = {"found": "found (Algorithm 1)", "contiguous": "contiguous blocks"}
+    labels |= {f"random_{draw}": f"random, draw {draw}" for draw in (0, 1, 2)}
+
+    def runs(arm: str, number: int) -> list[Run]:
+        return runs_of(experiment, f"{arm} superfeatures={number}")
+
+    rows: Rows = [
+        (label, [spread(runs(arm, number), "accuracy") for number in sizes])
+        for arm, label in labels.items()
+    ]
+    cells = [_difference(runs("found", n), runs("found", sizes[0])) for n in sizes]
+    networks = {one["method"]: one for one in results_of(experiment)["networks"]}
+    parameters = [f"{networks[f'found superfeatures={n}']['parameters']:,}" for n in sizes]
+    return table(
+        (title, *(f"M = {n}" for n in sizes)),
+        [*rows, ("found - M = 1", cells), ("parameters", [Cell(text) for text in parameters])],
+    )
+
+
+def ked_digits_hint() -> str:
+    """Students with a hint, by its weight."""
+    weights = ("0", "0.1", "1", "10", "100")
+    rows: Rows = [
+        (
+            label,
+            [
+                spread(runs_of("ked/digits_hint", f"{arm} shots=5 lambda_hint={w}"), "accuracy")
+                for w in weights
+            ],
+        )
+        for arm, label in (("kd_fitnet", "KD + FitNet"), ("ked_fitnet", "KED + FitNet"))
+    ]
+    return table(("test accuracy, % (weight of the hint)", *weights), rows)
+
+
 def ked_digits_levels() -> str:
     """Students by their number of superfeatures."""
     sizes = measured_levels("ked/digits_levels", "kd")
@@ -513,6 +561,11 @@ def claims_ked() -> str:
     return claims_of(ked.CLAIMS)
 
 
+def claims_unicam() -> str:
+    """Claims of UniCAM."""
+    return claims_of(unicam.CLAIMS)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
@@ -526,6 +579,8 @@ TABLES: dict[str, Callable[[], str]] = {
         demo_guided,
         ked_cifar10_teachers,
         ked_digits,
+        ked_digits_teachers,
+        ked_digits_hint,
         ked_digits_levels,
         ked_cifar10,
         ked_cifar10_trunk,
@@ -538,6 +593,7 @@ TABLES: dict[str, Callable[[], str]] = {
         cells,
         claims_e2kd,
         claims_ked,
+        claims_unicam,
         bench,
         bench_peers,
         scale,
