@@ -7,7 +7,6 @@ teacher's pixels bit for bit.
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from pipeline.config.store import SubsetOptions
 from pipeline.config.views import AnyViewsConfig, RotationsViewsConfig
 from pipeline.core.seeds import derive_seed
 from pipeline.loading.selection import select_training_rows
+from pipeline.loading.turns import rotations
 from pipeline.loading.views import ViewSchedule
 from pipeline.store.index import Rows
 from pipeline.store.reader import Store
@@ -108,15 +108,3 @@ def plan_stored_views(
         rows=selected,
         shards=numbers[starts[numbers + 1] > starts[numbers]],
     )
-
-
-def rotations() -> Tensor:
-    """Exact canonical_from_view of the four rotations by multiples of 90 degrees, f64 [4, 3, 3]."""
-    turns = []
-    for quarter in range(4):
-        cosine, sine = (
-            round(math.cos(quarter * math.pi / 2)),
-            round(math.sin(quarter * math.pi / 2)),
-        )
-        turns.append([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]])
-    return torch.tensor(turns, dtype=torch.float64)

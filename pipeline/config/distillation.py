@@ -21,8 +21,10 @@ from pipeline.config.training import (
     check_mixup_partners,
 )
 from pipeline.config.views import (
+    NUM_ROTATIONS,
     AnyViewsConfig,
     CanonicalViewsConfig,
+    RotationsViewsConfig,
 )
 from pipeline.core.errors import require
 
@@ -87,7 +89,11 @@ class DistillConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mode != "replay":
-            object.__setattr__(self, "views", CanonicalViewsConfig())
+            turns = self.mode == "live" and self.method.turns_views
+            views = (
+                RotationsViewsConfig(per_step=NUM_ROTATIONS) if turns else CanonicalViewsConfig()
+            )
+            object.__setattr__(self, "views", views)
         require(
             self.mode != "replay" or self.method.needs_teacher,
             "mode=replay reads stored views of a teacher pass, and method=labels uses no teacher; drop one of them",

@@ -47,6 +47,8 @@ class MethodConfig(Options):
     """True if the method uses a teacher."""
     needs_places: ClassVar[bool] = True
     """True if the method compares positions of an image, which rows of a table do not have."""
+    turns_views: ClassVar[bool] = False
+    """True if a batch of mode=live has each view of the student in its four rotations."""
 
     kind: str = ""
 
@@ -384,13 +386,15 @@ class FTConfig(FeatureKDConfig):
 class SSKDConfig(FeatureKDConfig):
     """SSKD (Xu et al. 2020): distillation of a task on pooled features, to identify the record of a rotated image.
 
-    Needs mode=replay with views=rotations views.per_step=4. total = lambda_ce * ce + lambda_kd * kd on upright images
-    + lambda_ss * ss (similarities) + lambda_tf * tf (logits) on rotated ones. The defaults are those of the public
-    code.
+    mode=live rotates each view of the student, as the public code does. Stored rotations of the whole image need
+    mode=replay views=rotations views.per_step=4. Both count rotations in trainer.batch_size. total = lambda_ce * ce
+    + lambda_kd * kd on upright images + lambda_ss * ss (similarities) + lambda_tf * tf (logits) on rotated ones. The
+    defaults are those of the public code.
     """
 
     implementation: ClassVar[str] = "pipeline.losses.sskd:SSKDLoss"
     minimal: ClassVar[tuple[str, ...]] = ("mode=replay", "views=rotations", "views.per_step=4")
+    turns_views: ClassVar[bool] = True
 
     kind: Literal["sskd"] = "sskd"
     tau: float = 4.0
@@ -416,12 +420,15 @@ class SSKDConfig(FeatureKDConfig):
     def check(self, setting: MethodSetting) -> None:
         views, trainer = setting.views, setting.trainer
         require(
-            setting.mode == "replay"
+            setting.mode != "frozen"
             and isinstance(views, RotationsViewsConfig)
             and views.per_step == NUM_ROTATIONS,
-            "method=sskd compares an image with its three rotations in one step; set mode=replay views=rotations "
-            f"views.per_step={NUM_ROTATIONS} instead of mode={setting.mode}, views={views.kind}, "
-            f"views.per_step={views.per_step}",
+            "method=sskd compares an image with its three rotations in one step; set mode=live with the teacher "
+            f"network, or mode=replay views=rotations views.per_step={NUM_ROTATIONS} instead of mode={setting.mode}, "
+            f"views={views.kind}, views.per_step={views.per_step}",
+        )
+        setting.augment.refuse_replacing_options(
+            "method=sskd compares four rotations of one image, which would be different images; set method=kd"
         )
         require(
             trainer.batch_size > NUM_ROTATIONS * trainer.ranks,

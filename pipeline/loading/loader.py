@@ -14,6 +14,7 @@ from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.pixels import PixelAugmentSchedule
 from pipeline.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
 from pipeline.loading.transfer import copy_to, iter_on_device, move_values
+from pipeline.loading.turns import turn_views
 from pipeline.loading.views import ViewSchedule
 from pipeline.loading.worker_batches import pack_batch, unpack_batch
 
@@ -38,12 +39,12 @@ class TrainLoader:
 
         views           schedule of new views, None to replay the views stored in the dataset's passes
         pixel_augment   schedule of pixel augmentation, None for none
-        views_per_step  number of views of one record per step, if they are replayed
+        views_per_step  number of views of one record per step: stored ones, or the four rotations of each new view
         """
         order = EpochOrder(dataset.first_positions(), seed)
         ranks = {"rank": rank, "world_size": world_size}
         self.batches: GlobalBatchSampler | ReplayBatchSampler = (
-            GlobalBatchSampler(order, batch_size, **ranks)
+            GlobalBatchSampler(order, batch_size // views_per_step, **ranks)
             if views is not None
             else ReplayBatchSampler(
                 order, batch_size, dataset.passes[0].num_views, views_per_step, **ranks
@@ -79,15 +80,16 @@ class TrainLoader:
         pairs = iter_on_device(batches, device or torch.device("cpu"))
         for step, (read, batch) in enumerate(pairs, start=first_step):
             start = self.batches.first_position(step)
-            if self.views is None:
-                start *= self.views_per_step
-            else:
+            if self.views is not None:
                 drawn_views = self.views.views(epoch, start, read.aspects)
                 if drawn_views is not None:
                     drawn_views = copy_to(drawn_views, batch.inputs.device)
                 batch = replace(batch, canonical_from_view=drawn_views)
+                if self.views_per_step > 1:
+                    batch = turn_views(batch)
             if self.pixel_augment is not None:
-                drawn = self.pixel_augment.draw(epoch, step, start, len(batch.keys))
+                first = start * self.views_per_step
+                drawn = self.pixel_augment.draw(epoch, step, first, len(batch.keys))
                 batch = replace(batch, pixel_augment=move_values(drawn, batch.inputs.device))
             yield batch
 

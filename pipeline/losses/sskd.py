@@ -96,7 +96,9 @@ class SSKDLoss(FeatureKDLoss):
         self.teacher_head = _head(targets.intermediates["pooled"].shape[1])
 
     def on_train_start(self, dataset: StoreDataset) -> None:
-        """Raise ConfigError unless there is exactly one pass, with rotations."""
+        """Raise ConfigError unless there is exactly one pass, with rotations, or a live teacher."""
+        if not dataset.passes:
+            return
         require(
             len(dataset.passes) == 1,
             f"method=sskd supports one teacher, but store.teacher names {len(dataset.passes)}; name one",
@@ -106,7 +108,7 @@ class SSKDLoss(FeatureKDLoss):
             raise ConfigError(
                 f"{dataset.passes[0].name} has views={sampler}, but method=sskd needs the four rotations; run "
                 "permafrost precompute with views=rotations annotate.payloads=[logits,pooled] and name its pass with "
-                "store.teacher="
+                "store.teacher=, or run the teacher in the loop with mode=live"
             )
 
     @property

@@ -78,7 +78,7 @@ class TrainingSpec:
     replays: bool = False
     """True to train on the views stored in the dataset's passes, which ignores `augment.operations`."""
     views_per_step: int = 1
-    """Number of views of one record in a step, if views are replayed."""
+    """Number of views of one record in a step: stored ones, or the four rotations of each new view."""
     guided_by: RegionKind | None = None
     """Kind of object regions that guide the training instead of a teacher."""
     after_epoch: Callable[[Classifier, int], None] | None = None

@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.annotation.annotator import TeacherAnnotator
 from pipeline.annotation.payloads.payload import BatchInfo
-from pipeline.annotation.stored_views import plan_stored_views, rotations
+from pipeline.annotation.stored_views import plan_stored_views
 from pipeline.config.augment import AugmentOptions, OperationConfig
 from pipeline.config.methods import E2KDConfig, LabelsConfig
 from pipeline.config.runs import RUNS
@@ -24,6 +24,7 @@ from pipeline.loading.geometry import view_images, view_targets, warp
 from pipeline.loading.loader import TrainLoader
 from pipeline.loading.sampler import EpochOrder, GlobalBatchSampler, ReplayBatchSampler
 from pipeline.loading.selection import rows_of_split, select_training_rows
+from pipeline.loading.turns import rotations
 from pipeline.models.explainers.gradcam import gradcam
 from pipeline.models.providers import build_model, freeze
 from pipeline.models.saved import load_model

@@ -16,7 +16,8 @@ from pipeline.config.training import OptimizerOptions, TrainerOptions
 from pipeline.config.views import RandomViewsConfig, RotationsViewsConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import Targets
-from pipeline.loading.geometry import view_targets
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import view_images, view_targets
 from pipeline.loading.loader import TrainLoader
 from pipeline.loading.stored_values import decode_intermediates
 from pipeline.loading.views import ViewSchedule
@@ -210,6 +211,85 @@ def test_a_frozen_and_a_live_crd_step_on_still_images_have_the_same_gradient(fea
     assert (gradients[0] - gradients[1]).norm() < 5e-3 * gradients[1].norm()
 
 
+def rotated_batches(rotated, augment=AugmentOptions()):  # noqa: B008, frozen
+    """First batch of four records in their rotations, replayed from the store and made of new views."""
+    store, views = rotated.store, ViewSchedule(augment, rotated.store.size, seed=0)
+    stored = train_dataset(rotated, stored_views=True)
+    alone = StoreDataset(store, stored.rows, num_classes=10)
+    options = {"batch_size": 16, "seed": 0, "views_per_step": 4}
+    loaders = (TrainLoader(stored, None, **options), TrainLoader(alone, views, **options))
+    return tuple(next(loader.epoch(0)) for loader in loaders)
+
+
+def test_new_views_are_rotated_as_the_stored_ones_are(rotated):
+    replayed, live = rotated_batches(rotated)
+    order = replayed.view_index.view(-1, 4).argsort(dim=1) + 4 * torch.arange(4)[:, None]
+
+    assert live.view_index.tolist() == 4 * [0, 1, 2, 3]
+    assert [live.keys[row] for row in range(16)] == [replayed.keys[row] for row in order.flatten()]
+    assert torch.equal(live.labels, replayed.labels[order.flatten()])
+    assert torch.equal(view_images(live, SIZE), view_images(replayed, SIZE)[order.flatten()])
+
+
+def test_a_crop_and_a_flip_come_before_the_rotation(rotated):
+    crops = AugmentOptions(
+        operations=(
+            OperationConfig(kind="resized_crop", scale=(0.3, 0.5)),
+            OperationConfig(kind="horizontal_flip"),
+        )
+    )
+    _, live = rotated_batches(rotated, crops)
+    upright, *turned = view_images(live, SIZE).view(4, 4, 3, *SIZE).unbind(dim=1)
+
+    for quarter, images in enumerate(turned, start=1):
+        wanted = torch.rot90(upright, quarter, dims=(2, 3))
+        assert (images - wanted).abs().max() < 1e-4
+        assert (
+            images - torch.rot90(upright, -quarter, dims=(2, 3))
+        ).abs().max() > 0.1 or quarter == 2
+
+
+@pytest.mark.parametrize("lambda_kd", [0.0, 0.9])
+def test_a_live_and_a_replayed_sskd_step_on_still_images_have_the_same_gradient(rotated, lambda_kd):
+    torch.manual_seed(1)
+    student = build_model(replace(rotated.config.teacher, weights=None), 10).eval()
+    teacher = freeze(build_model(rotated.config.teacher, 10))
+    method = replace(SSKD, lambda_kd=lambda_kd)
+    replayed, live = rotated_batches(rotated)
+    needs = build_loss(method).needs
+    exact = LiveTeacher("t", teacher, gradcam, SIZE, needs=needs)
+    gradients = []
+    for batch, targets in ((live, exact), (replayed, exact), (replayed, view_targets)):
+        loss = build_loss(method)
+        torch.manual_seed(2)
+        pooled = torch.zeros(1, 16)
+        example = Targets(teacher="t", logits=torch.zeros(1, 10), intermediates={"pooled": pooled})
+        loss.build(student_output(logits=torch.zeros(1, 10), pooled=pooled), example)
+        parameters = [*student.parameters(), *loss.student_head.parameters()]
+        part = Training(
+            model=student,
+            loss=loss,
+            optimizer=build_optimizer(OptimizerOptions(), parameters),
+            targets=targets,
+        )
+        total = batch_loss(part, batch, SIZE).total
+        found = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
+        gradients.append(torch.cat([each.flatten() for each in found]))
+
+    of_live, of_order, of_store = gradients
+    assert of_live.norm() > 0
+    assert (of_order - of_live).norm() < 1e-5 * of_live.norm()
+    assert (of_store - of_live).norm() < 5e-3 * of_live.norm()  # the store has float16
+
+
+def test_a_live_sskd_student_trains_on_moved_views_of_a_store_without_rotations(featured):
+    result = distill.run(arm_config(featured, SSKD, mode="live"))
+
+    lines = list(read_metrics(RUNS / "one" / "distill"))
+    assert result.trained_epochs == 2
+    assert all(line[term] > 0 for line in lines for term in ("ce", "kd", "ss", "tf"))
+
+
 class Killed(BaseException):
     pass
 
@@ -285,6 +365,13 @@ def test_modes_that_do_not_fit_are_refused(featured, rotated):
     ):
         with pytest.raises(ConfigError, match=r"mode=replay views=rotations views.per_step=4"):
             distill_config(rotated, method=SSKD, **options)
+    live = arm_config(featured, SSKD, mode="live")
+    assert (live.views.kind, live.views.per_step) == ("rotations", 4)
+    with pytest.raises(ConfigError, match=r"batch_size=18 is not a multiple of views.per_step=4"):
+        replace(live, trainer=replace(TRAINER, batch_size=18))
+    for options in ({"mixup_alpha": 1.0}, {"randaugment": 9}):
+        with pytest.raises(ConfigError, match=r"would be different images; set method=kd, or"):
+            replace(live, augment=AugmentOptions(**options))
     with pytest.raises(ConfigError, match=r"method=sskd needs several to distinguish"):
         arm_config(rotated, SSKD, trainer=replace(TRAINER, batch_size=4))
     with pytest.raises(ConfigError, match=r"views.per_step=1"):
