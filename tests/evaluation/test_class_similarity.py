@@ -7,8 +7,10 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from pipeline.config.evaluators import ClassSimilarityOptions
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import NO_LABEL
+from pipeline.evaluation.evaluators.cifar100_coarse import COARSE, coarse_similarity
 from pipeline.evaluation.evaluators.class_similarity import (
     PredictionSums,
     off_diagonal_spearman,
@@ -119,3 +121,130 @@ def test_what_is_no_similarity_is_refused_by_name(tmp_path):
     }.items():
         with pytest.raises(ConfigError, match=rf"class_similarity\.similarity=.*{name}.*{reason}"):
             read_similarity(tmp_path / name, K)
+
+
+# ---- CIFAR-100 -----------------------------------------------------------------------------------
+
+FINE = [fine for names in COARSE.values() for fine in names.split()]
+COARSE_NUMBERS = [
+    *(
+        4,
+        1,
+        14,
+        8,
+        0,
+        6,
+        7,
+        7,
+        18,
+        3,
+        3,
+        14,
+        9,
+        18,
+        7,
+        11,
+        3,
+        9,
+        7,
+        11,
+        6,
+        11,
+        5,
+        10,
+        7,
+        6,
+        13,
+        15,
+        3,
+        15,
+    ),
+    *(
+        0,
+        11,
+        1,
+        10,
+        12,
+        14,
+        16,
+        9,
+        11,
+        5,
+        5,
+        19,
+        8,
+        8,
+        15,
+        13,
+        14,
+        17,
+        18,
+        10,
+        16,
+        4,
+        17,
+        4,
+        2,
+        0,
+        17,
+        4,
+    ),
+    *(
+        18,
+        17,
+        10,
+        3,
+        2,
+        12,
+        12,
+        16,
+        12,
+        1,
+        9,
+        19,
+        2,
+        10,
+        0,
+        1,
+        16,
+        12,
+        9,
+        13,
+        15,
+        13,
+        16,
+        19,
+        2,
+        4,
+        6,
+        19,
+    ),
+    *(5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14, 13),
+]
+"""`coarse_labels` of the published files, by fine label, which numbers the fine classes in alphabetical order."""
+
+
+def test_the_coarse_classes_are_those_of_the_published_files():
+    found = coarse_similarity(sorted(FINE), "reference=cifar100_coarse")
+    published = torch.tensor(COARSE_NUMBERS)
+
+    assert torch.equal(found, (published[:, None] == published).double())
+    assert found.sum(dim=1).unique().tolist() == [5]
+
+
+def test_classes_are_found_by_name_in_any_order_and_spelling():
+    found = coarse_similarity(["Maple tree", "tank", "oak_tree"], "reference=cifar100_coarse")
+
+    assert found.tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+
+
+def test_classes_of_other_data_and_classes_that_are_all_alike_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"2 of the store's 3 are others: 'cat', 'airplane'.*file"
+    ):
+        coarse_similarity(["cat", "apple", "airplane"], "reference=cifar100_coarse")
+    for classes in (["apple", "tank"], ["apple", "pear", "orange"]):
+        with pytest.raises(ConfigError, match=r"equally similar; set it to null"):
+            coarse_similarity(classes, "reference=cifar100_coarse")
+    with pytest.raises(ConfigError, match=r"each give a class similarity; set one of them to null"):
+        ClassSimilarityOptions(reference="cifar100_coarse", similarity="coarse.npy")

@@ -25,6 +25,7 @@ from pipeline.core.errors import ConfigError, require
 from pipeline.core.files import sha256_file
 from pipeline.core.records import NO_LABEL
 from pipeline.evaluation.context import EvaluationContext, require_one_label
+from pipeline.evaluation.evaluators.cifar100_coarse import coarse_similarity
 from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from pipeline.evaluation.metrics import MORE
 
@@ -93,16 +94,13 @@ def off_diagonal_spearman(first: Tensor, second: Tensor) -> float | None:
 def check_class_similarity(context: EvaluationContext) -> Mapping[str, str]:
     """Raise ConfigError unless there are labels and something to compare with, and return the file that is read."""
     require_one_label(context, NAME)
+    require(
+        _given_similarity(context) is not None or len(context.dataset.passes) > 0,
+        f"evaluators={NAME} compares with the teacher's class means, but there is no teacher pass; run "
+        f"permafrost precompute with a teacher, or name a file with a matrix or superclasses with {_OPTION}=",
+    )
     path = context.options.class_similarity.similarity
-    if path is None:
-        require(
-            len(context.dataset.passes) > 0,
-            f"evaluators={NAME} compares with the teacher's class means, but there is no teacher pass; run "
-            f"permafrost precompute with a teacher, or name a file with a matrix or superclasses with {_OPTION}=",
-        )
-        return {}
-    read_similarity(Path(path), len(context.store.manifest.classes))
-    return {path: sha256_file(Path(path))}
+    return {} if path is None else {path: sha256_file(Path(path))}
 
 
 def evaluate_class_similarity(context: EvaluationContext) -> dict[str, Any]:
@@ -110,7 +108,7 @@ def evaluate_class_similarity(context: EvaluationContext) -> dict[str, Any]:
 
     entropy           mean entropy of a record's softmax_tau, in nats
     spearman.teacher  correlation of the off-diagonal class means with those of the first teacher pass
-    spearman.given    correlation of the off-diagonal class means with evaluate.class_similarity.similarity
+    spearman.given    correlation of the off-diagonal class means with evaluate.class_similarity.similarity or .reference
     teacher_entropy, teacher_spearman.given  the same for the teacher
     """
     options, predictions = context.options.class_similarity, context.predictions
@@ -122,8 +120,8 @@ def evaluate_class_similarity(context: EvaluationContext) -> dict[str, Any]:
         teacher = PredictionSums.of(predictions.teacher_logits, predictions.labels, options.tau)
         metrics["teacher_entropy"] = teacher.mean_entropy
         spearman["teacher"] = off_diagonal_spearman(own.matrix, teacher.matrix)
-    if options.similarity is not None:
-        given = read_similarity(Path(options.similarity), predictions.logits.shape[1])
+    given = _given_similarity(context)
+    if given is not None:
         spearman["given"] = off_diagonal_spearman(own.matrix, given)
         if teacher is not None:
             of_teacher["given"] = off_diagonal_spearman(teacher.matrix, given)
@@ -133,6 +131,16 @@ def evaluate_class_similarity(context: EvaluationContext) -> dict[str, Any]:
         for name, values in named.items()
     }
     return metrics | {name: values for name, values in defined.items() if values}
+
+
+def _given_similarity(context: EvaluationContext) -> Tensor | None:
+    """Class similarity f64 [K, K] of evaluate.class_similarity.similarity or .reference, None without either."""
+    options, classes = context.options.class_similarity, context.store.manifest.classes
+    if options.reference is not None:
+        return coarse_similarity(classes, f"evaluate.{NAME}.reference={options.reference}")
+    if options.similarity is not None:
+        return read_similarity(Path(options.similarity), len(classes))
+    return None
 
 
 def read_similarity(path: Path, classes: int) -> Tensor:
