@@ -214,8 +214,19 @@ class ClassSimilarityOptions(EvaluatorOptions):
     """Temperature of the class probabilities."""
     similarity: Annotated[str | None, Role.FILE] = None
     """File of a class similarity to compare with, in addition to the teacher's class means. Either a matrix [K,
-    K] (.npy), or a text file with the superclass of one class per line, in label order, such as the 20 coarse
-    classes of CIFAR-100."""
+    K] (.npy), or a text file with the superclass of one class per line, in label order."""
+    reference: Literal["cifar100_coarse"] | None = None
+    """Known class similarity to compare with, instead of a file. cifar100_coarse: the 20 coarse classes of
+    CIFAR-100, found by the names of the classes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        section = "evaluate.class_similarity"
+        require(
+            self.similarity is None or self.reference is None,
+            f"{section}.reference={self.reference} and {section}.similarity={self.similarity} each give a class "
+            "similarity; set one of them to null",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,21 +275,24 @@ class DissectionOptions(EvaluatorOptions):
 class DiffroarOptions(EvaluatorOptions):
     """Options of evaluators=diffroar.
 
-    It trains len(keep) * (2 len(seeds) + 1) + 1 probes and holds all records in memory, 15 bytes per pixel (7 with
-    unit=pixel).
+    It trains len(keep) * (2 len(seeds) + 1) + 1 probes and holds all records in memory, 6 bytes per pixel (4 with
+    unit=pixel), which is 0.3 MB per record of 224 pixels.
     """
 
     section: ClassVar[str] = "evaluate.diffroar"
     implementation: ClassVar[str] = "pipeline.evaluation.evaluators.diffroar.evaluator:EVALUATOR"
 
     keep: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
-    """Fractions of the coordinates that a probe is given."""
+    """Fractions of the coordinates that a probe is given, rounded to multiples of 1 / 256."""
     unit: Literal["coord", "pixel"] = "coord"
     """Unit that is ranked and kept: each channel of a pixel separately, or the whole pixel."""
     train_split: str = "train"
     """Split of the store that probes are trained on, excluding the evaluated records."""
     train_records: Annotated[int, Ge(2)] = 500
-    """Records that probes are trained on."""
+    """Records that probes are trained on, balanced over classes."""
+    records_per_class: Annotated[int, Ge(1)] = 20
+    """Smallest number of training records for each class, on average. Fewer are an error, because a probe then
+    learns nothing with any mask."""
     test_records: Annotated[int, Ge(1)] = 500
     """Records that probes are evaluated on."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -15,6 +15,7 @@ from pipeline.evaluation.evaluators.diffroar.probes import (
     keep_part,
     mask_of_part,
     rank,
+    rank_quantiles,
 )
 
 SIDE, INFORMATIVE = 4, 5
@@ -41,7 +42,7 @@ def drawn_images(seed, informative=INFORMATIVE):
 
 def ranked(seed, attribute, informative=INFORMATIVE):
     images, labels = drawn_images(seed, informative)
-    return RankedImages(images, rank(attribute(images, labels)), labels)
+    return RankedImages(images, rank_quantiles(attribute(images, labels)), labels)
 
 
 def oracle(images, labels):
@@ -135,10 +136,39 @@ def test_ranks_are_of_magnitudes_and_each_is_given_once():
     assert tied[0].flatten().tolist() != list(range(48))  # ties are not broken from left to right
 
 
+def exact_selection(ranks, part, fraction):
+    """Selection by ranks without rounding to levels."""
+    total = ranks[0].numel()
+    count = round(fraction * total)
+    return ranks < count if part == "top" else ranks >= total - count
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 32, 32), (3, 29, 31)])
+def test_quantiles_of_one_byte_select_what_ranks_do_within_a_512th(shape):
+    attributions = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
+    total = attributions[0].numel()
+    ranks = rank(attributions)
+    images = torch.zeros(3, 3, *shape[1:], dtype=torch.uint8)
+    held = RankedImages(images, rank_quantiles(attributions), torch.zeros(3, dtype=torch.int64))
+
+    assert held.quantiles.dtype == torch.uint8
+    assert held.images.nbytes + held.quantiles.nbytes == 3 * (3 + shape[0]) * shape[1] * shape[2]
+    for fraction in DiffroarOptions.keep:
+        for part in ("top", "bottom"):
+            own = held.select(torch.arange(3), part, fraction)
+            exact = exact_selection(ranks, part, fraction)
+            assert (own ^ exact).flatten(1).sum(dim=1).max() <= total / 512 + 1
+            assert not (own & ~exact).any() or not (exact & ~own).any()  # one contains the other
+    if total % 256 == 0:  # a multiple of the levels is selected exactly, so the probes are equal
+        for part in ("top", "bottom"):
+            own = held.select(torch.arange(3), part, 77 / 256)
+            assert torch.equal(own, exact_selection(ranks, part, 77 / 256))
+
+
 def test_what_is_not_kept_is_filled_and_a_pixel_is_kept_whole():
     images = torch.arange(2 * 3 * 4, dtype=torch.uint8).view(2, 3, 2, 2)
     attributions = torch.tensor([4.0, 1.0, 3.0, 2.0]).view(1, 1, 2, 2).expand(2, 1, 2, 2)
-    train = RankedImages(images, rank(attributions), torch.zeros(2, dtype=torch.int64))
+    train = RankedImages(images, rank_quantiles(attributions), torch.zeros(2, dtype=torch.int64))
     rows = torch.tensor([1])
 
     top, bottom = (keep_part(part, 0.5, -1.0)(train, rows) for part in ("top", "bottom"))
@@ -155,7 +185,7 @@ def test_the_probe_of_images_learns_a_color():
     labels = torch.arange(60) % 3
     images = torch.randint(0, 90, (60, 3, 8, 8), generator=generator)
     images[torch.arange(60), labels] += 120
-    order = rank(torch.rand(60, 3, 8, 8, generator=generator))
+    order = rank_quantiles(torch.rand(60, 3, 8, 8, generator=generator))
     train = RankedImages(images.to(torch.uint8), order, labels)
 
     found = compare(

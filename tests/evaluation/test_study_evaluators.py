@@ -177,7 +177,13 @@ def test_a_set_on_disk_dissects_as_the_one_that_is_drawn(frozen, untrained_stude
 # ---- diffroar ------------------------------------------------------------------------------------
 
 RETRAINED = DiffroarOptions(
-    keep=(0.1, 0.5), seeds=(0, 1), epochs=1, train_records=16, test_records=8, width=2
+    keep=(0.1, 0.5),
+    seeds=(0, 1),
+    epochs=1,
+    train_records=16,
+    records_per_class=1,
+    test_records=8,
+    width=2,
 )
 
 
@@ -194,6 +200,21 @@ def test_probes_are_retrained_the_same_again(frozen, untrained_student, unit):
             found["power"]["top"][name] - found["power"]["bottom"][name], abs=1e-12
         )
     assert evaluator(frozen, "diffroar", "again", diffroar=options, batch_size=3) == found
+
+
+def test_probes_that_can_learn_nothing_are_refused(frozen, untrained_student):
+    few = replace(RETRAINED, records_per_class=2)  # 16 records of ten classes
+    with pytest.raises(
+        ConfigError,
+        match=r"train_records=16 is 1\.6 for each of the 10 classes of train.*fewer than 2.*train_records=20$",
+    ):
+        evaluator(frozen, "diffroar", diffroar=few)
+    with pytest.raises(ConfigError, match=r"has only \d+ free records, so leave diffroar out"):
+        evaluator(frozen, "diffroar", diffroar=replace(few, records_per_class=1000))
+    assert (
+        evaluator(frozen, "diffroar", diffroar=replace(few, train_records=20))["train_records"]
+        == 20
+    )
 
 
 def test_probes_learn_from_no_record_that_is_evaluated(frozen, untrained_student):

@@ -33,7 +33,7 @@ from pipeline.evaluation.evaluators.diffroar.probes import (
     keep_part,
     mask_of_part,
     predictive_power,
-    rank,
+    rank_quantiles,
 )
 from pipeline.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from pipeline.evaluation.evaluators.gradient_alignment import input_gradient
@@ -49,11 +49,26 @@ def check_diffroar(context: EvaluationContext) -> Mapping[str, str]:
     """Raise ConfigError unless there are images with one label each to train on besides the evaluated ones."""
     require_images(context.store, f"evaluators={NAME}", "leave it out of evaluators")
     require_one_label(context, NAME)
-    split = context.options.diffroar.train_split
+    options = context.options.diffroar
+    split, needed = options.train_split, options.records_per_class
+    rows = _free_rows(context)
     require(
-        len(_training_rows(context)) > 1,
+        len(rows) > 1,
         f"evaluate.{NAME}.train_split={split} has no labeled records other than those of {context.split}, and a probe "
         "must not be tested on its training records; name another split",
+    )
+    classes = len(np.unique(context.store.index.values("label", rows)))
+    asked, held = options.train_records, len(rows)
+    hint = (
+        f"set evaluate.{NAME}.train_records={needed * classes}"
+        if held >= needed * classes
+        else f"{split} has only {held} free records, so leave {NAME} out of evaluators"
+    )
+    require(
+        min(asked, held) >= needed * classes,
+        f"evaluate.{NAME}.train_records={asked} is {min(asked, held) / classes:.3g} for each of the {classes} classes "
+        f"of {split}, and of fewer than {needed} (evaluate.{NAME}.records_per_class) a probe learns nothing with any "
+        f"mask, so that DiffROAR is 0 for every network; {hint}",
     )
     return {}
 
@@ -125,13 +140,16 @@ def compare(
     }
 
 
-def _training_rows(context: EvaluationContext) -> NDArray[np.int64]:
-    """Rows of the index to train on: labeled, balanced over classes, and not among the evaluated records."""
-    options = context.options.diffroar
-    rows = balanced_order(context.store.index, options.train_split, seed=0)
+def _free_rows(context: EvaluationContext) -> NDArray[np.int64]:
+    """Rows of the index to train on, in balanced order over classes: labeled, and not among the evaluated records."""
+    rows = balanced_order(context.store.index, context.options.diffroar.train_split, seed=0)
     labels = context.store.index.values("label", rows)
     free = ~np.isin(rows, np.asarray(context.dataset.rows)) & (labels != NO_LABEL)
-    return np.sort(rows[free][: options.train_records])
+    return rows[free]
+
+
+def _training_rows(context: EvaluationContext) -> NDArray[np.int64]:
+    return np.sort(_free_rows(context)[: context.options.diffroar.train_records])
 
 
 def _test_rows(context: EvaluationContext) -> NDArray[np.int64]:
@@ -142,18 +160,24 @@ def _test_rows(context: EvaluationContext) -> NDArray[np.int64]:
 
 
 def _ranked(context: EvaluationContext, rows: NDArray[np.int64]) -> RankedImages:
-    """Load records with the ranks of the model's attributions, on the model's device."""
+    """Load records with the rank quantiles of the model's attributions, on the model's device."""
     model = context.model
-    images, ranks, labels = [], [], []
+    images = torch.empty(len(rows), 3, *model.input_size, dtype=torch.uint8, device=model.device)
+    groups = 1 if context.options.diffroar.unit == "pixel" else 3
+    quantiles = images.new_empty(len(rows), groups, *model.input_size)
+    labels = images.new_empty(len(rows), dtype=torch.int64)
+    done = 0
     for batch in replace(context, dataset=context.open_rows(rows)).iter_batches():
         seen = view_images(batch, model.input_size)
         gradient = input_gradient(seen, lambda x: model.network(x).logits.max(dim=1).values)
         if context.options.diffroar.unit == "pixel":
             gradient = gradient.abs().sum(dim=1, keepdim=True)
-        images.append((seen * 255).round().to(torch.uint8))
-        ranks.append(rank(gradient))
-        labels.append(batch.labels)
-    return RankedImages(torch.cat(images), torch.cat(ranks), torch.cat(labels))
+        here = slice(done, done + len(seen))
+        images[here] = (seen * 255).round().to(torch.uint8)
+        quantiles[here] = rank_quantiles(gradient)
+        labels[here] = batch.labels
+        done += len(seen)
+    return RankedImages(images, quantiles, labels)
 
 
 EVALUATOR = Evaluator(
