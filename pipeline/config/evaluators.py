@@ -201,6 +201,8 @@ class GradientAlignmentOptions(EvaluatorOptions):
 
     records: Annotated[int, Ge(1)] = 2048
     """Records per split, balanced over classes; each takes two backward passes."""
+    pictures: Annotated[int, Ge(0)] = 6
+    """Records per split whose loss gradient is shown in the report, the same for all networks; 0 shows none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -191,10 +191,12 @@ def _evaluator_pictures(
 ) -> dict[str, list[PictureFigure]]:
     """Picture figures by evaluator, for evaluators that write pictures."""
     from pipeline.report.dissection_pictures import dissection_figures
+    from pipeline.report.gradient_pictures import gradient_figures
     from pipeline.report.unicam_pictures import unicam_figures
 
     return {
         "unicam": unicam_figures(results, store),
+        "gradient_alignment": gradient_figures(results, teacher, store.manifest.classes),
         "dissection": dissection_figures(results, teacher),
     }
 

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from pipeline.config.cells_data import CellsDataConfig
@@ -13,11 +15,15 @@ from pipeline.config.evaluators import (
     DiffroarOptions,
     DissectionOptions,
     FiveBandOptions,
+    GradientAlignmentOptions,
 )
 from pipeline.config.runs import RUNS
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation.evaluators.dissection import evaluator as dissection
 from pipeline.evaluation.evaluators.dissection.drawn import DrawnConcepts
+from pipeline.models.saved import load_model
+from pipeline.report.gradient_pictures import gradient_figures, gradient_images
+from pipeline.report.results import StudentResult
 from pipeline.store.reader import Store
 from stages import evaluate, precompute
 from tests.support.broden import write_broden
@@ -53,6 +59,56 @@ def test_gradients_of_the_teacher_are_evaluated_too(frozen, untrained_student):
     found = evaluator(frozen, "gradient_alignment", model="teacher", teacher=frozen.config.teacher)
 
     assert {"mask_energy", "margin_alignment", "map_cosine"} <= set(found)
+
+
+def test_pictures_are_the_loss_gradients_of_the_same_records_for_every_network(
+    frozen, untrained_student
+):
+    options = {"gradient_alignment": GradientAlignmentOptions(pictures=3, records=4)}
+    found = evaluator(frozen, "gradient_alignment", **options)
+    teacher = {"model": "teacher", "teacher": frozen.config.teacher}
+    evaluator(frozen, "gradient_alignment", **teacher, **options)
+
+    own, of_teacher = (
+        load_file(RUNS / "one" / folder / "gradient_alignment-test.safetensors")
+        for folder in ("evaluate", "evaluate-teacher")
+    )
+    network, trained = load_model(RUNS / "one" / "distill")
+    images = (own["frames"].float() / 255).requires_grad_()
+    loss = F.cross_entropy(network.eval()(images).logits, own["labels"], reduction="sum")
+    (wanted,) = torch.autograd.grad(loss, images)
+
+    assert own["rows"].tolist() == of_teacher["rows"].tolist()
+    assert len(set(own["labels"].tolist())) == 3
+    assert own["gradients"].dtype == torch.float16
+    assert own["gradients"].abs().amax(dim=(1, 2, 3)).tolist() == [1, 1, 1]
+    cosine = F.cosine_similarity(own["gradients"].float().flatten(1), wanted.flatten(1))
+    assert cosine.min() > 0.99  # frames are rounded to 8 bits
+    other = of_teacher["gradients"].float().flatten(1)
+    assert F.cosine_similarity(other, wanted.flatten(1)).max() < 0.9
+
+    student = StudentResult(
+        arm="one",
+        label="one",
+        seed=0,
+        folder=RUNS / "one",
+        metrics={"test": {"gradient_alignment": found}},
+    )
+    (figure,) = gradient_figures([student], replace(student, label="teacher"), [*"0123456789"])
+    assert [row.title for row in figure.grid] == ["image", "teacher", "one"]
+    elsewhere = replace(student, metrics={"val": {"gradient_alignment": found}})
+    assert gradient_figures([elsewhere], None, [*"0123456789"]) == []
+
+
+def test_a_gradient_is_drawn_around_gray():
+    gradients = torch.zeros(2, 3, 8, 8, dtype=torch.float16)
+    gradients[0, 0, 2, 3], gradients[0, 1, 4, 4] = 1, -1
+
+    drawn, empty = gradient_images(gradients)
+
+    assert drawn.shape == (8, 8, 3)
+    assert (drawn[2, 3].tolist(), drawn[4, 4].tolist()) == ([1, 0.5, 0.5], [0.5, 0, 0.5])
+    assert (empty == 0.5).all()
 
 
 # ---- class_similarity ----------------------------------------------------------------------------

@@ -108,7 +108,8 @@ def evaluate_class_similarity(context: EvaluationContext) -> dict[str, Any]:
 
     entropy           mean entropy of a record's softmax_tau, in nats
     spearman.teacher  correlation of the off-diagonal class means with those of the first teacher pass
-    spearman.given    correlation of the off-diagonal class means with evaluate.class_similarity.similarity or .reference
+    spearman.given    correlation of the off-diagonal class means with evaluate.class_similarity.similarity, or
+                      .reference
     teacher_entropy, teacher_spearman.given  the same for the teacher
     """
     options, predictions = context.options.class_similarity, context.predictions

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.core.files import write_atomically
 from pipeline.core.labels import known
 from pipeline.core.records import NO_LABEL, Batch
 from pipeline.evaluation.context import EvaluationContext, require_one_label
@@ -46,11 +47,21 @@ def check_gradient_alignment(context: EvaluationContext) -> Mapping[str, str]:
 def evaluate_gradient_alignment(context: EvaluationContext) -> dict[str, Any]:
     """Compute mask_energy (if records have evaluate.region), margin_alignment and map_cosine (if the first teacher
     pass has maps), as means over the records where each is defined, and <name>_records.
+
+    Writes gradient_alignment-<split>.safetensors, unless evaluate.gradient_alignment.pictures is 0:
+
+    rows                  i64 [n], rows of the store's index, the same for every network
+    frames                u8 [n, 3, H, W], the images
+    labels                i64 [n]
+    gradients             f16 [n, 3, H, W], d CE / d x, each divided by its largest magnitude
     """
-    number = context.options.gradient_alignment.records
+    options = context.options.gradient_alignment
+    order = balanced_positions(context.dataset, NAME)
     chosen = None
-    if number < len(context.dataset):
-        chosen = np.sort(balanced_positions(context.dataset, NAME)[:number]).tolist()
+    if options.records < len(context.dataset):
+        chosen = np.sort(order[: options.records]).tolist()
+    if options.pictures:
+        _write_pictures(context, order[: options.pictures].tolist())
     total = RunningMeans()
     for batch in context.iter_batches(chosen):
         total = total + RunningMeans.of(_batch_alignment(context, batch))
@@ -64,10 +75,7 @@ def _batch_alignment(context: EvaluationContext, batch: Batch) -> dict[str, Tens
     score, labels = model.network, batch.labels
     margins = input_gradient(images, lambda x: margin(score(x).logits))
     values = {"margin_alignment": margin_alignment(images, margins)}
-    targets = labels.clamp(min=0)
-    gradients = input_gradient(
-        images, lambda x: F.cross_entropy(score(x).logits, targets, reduction="none")
-    )
+    gradients = _loss_gradients(context, images, labels)
     unknown = ~known(labels)
     if context.has_regions:
         regions = regions_of(
@@ -81,6 +89,37 @@ def _batch_alignment(context: EvaluationContext, batch: Batch) -> dict[str, Tens
         cosine = energy_cosine(gradients, maps)
         values["map_cosine"] = cosine.masked_fill(unknown, float("nan"))
     return values
+
+
+def _loss_gradients(context: EvaluationContext, images: Tensor, labels: Tensor) -> Tensor:
+    """Gradients of the cross-entropy of labels [B], of class 0 where unknown, with respect to images [B, 3, H, W]."""
+    score, targets = context.model.network, labels.clamp(min=0)
+    return input_gradient(
+        images, lambda x: F.cross_entropy(score(x).logits, targets, reduction="none")
+    )
+
+
+def _write_pictures(context: EvaluationContext, positions: list[int]) -> None:
+    from safetensors.torch import save
+
+    frames, labels, gradients = [], [], []
+    for batch in context.iter_batches(positions):
+        images = view_images(batch, context.model.input_size)
+        found = _loss_gradients(context, images, batch.labels)
+        largest = found.abs().amax(dim=(1, 2, 3), keepdim=True)
+        gradients.append((found / largest.clamp(min=torch.finfo(found.dtype).tiny)).half())
+        frames.append((images * 255).round().to(torch.uint8))
+        labels.append(batch.labels)
+    if not positions:
+        return
+    tensors = {
+        "rows": torch.from_numpy(np.asarray(context.dataset.rows_at(np.asarray(positions)))),
+        "frames": torch.cat(frames),
+        "labels": torch.cat(labels),
+        "gradients": torch.cat(gradients),
+    }
+    data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+    write_atomically(context.folder / f"{NAME}-{context.split}.safetensors", data)
 
 
 # ---- quantities ----------------------------------------------------------------------------------
