@@ -73,7 +73,7 @@ def test_pictures_are_the_loss_gradients_of_the_same_records_for_every_network(
         load_file(RUNS / "one" / folder / "gradient_alignment-test.safetensors")
         for folder in ("evaluate", "evaluate-teacher")
     )
-    network, trained = load_model(RUNS / "one" / "distill")
+    network, _ = load_model(RUNS / "one" / "distill")
     images = (own["frames"].float() / 255).requires_grad_()
     loss = F.cross_entropy(network.eval()(images).logits, own["labels"], reduction="sum")
     (wanted,) = torch.autograd.grad(loss, images)
