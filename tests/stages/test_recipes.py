@@ -20,12 +20,14 @@ from safetensors.torch import save_file
 from pipeline.config.builder import build_verb_config
 from pipeline.config.data import DemoDataConfig, ImageFolderDataConfig, ImageTableDataConfig
 from pipeline.config.file_data import DataConfig
-from pipeline.config.methods import LabelsConfig
+from pipeline.config.methods import LabelsConfig, SSKDConfig
 from pipeline.config.points import iter_points, knows_option, point_words
 from pipeline.config.registration import CONF
+from pipeline.evaluation.evaluators.dissection.drawn import DrawnConcepts
 from pipeline.models.providers import build_model
 from pipeline.store.reader import Store
 from stages import distill, evaluate, precompute, teach
+from tests.support.broden import write_broden
 from tests.support.composition import composed_of
 from tests.support.stores import TINY_DATA
 
@@ -163,6 +165,29 @@ def test_every_arm_of_a_study_composes(recipe):
         assert (student.mode == "live") == (student.teacher.kind != "none")
 
 
+def test_the_fourteen_arms_have_a_common_baseline_and_columns_in_every_recipe_of_the_study():
+    """Students of all recipes are shown in one report, so each recipe measures what its columns name."""
+    named = {
+        recipe.partition("/")[2]: composed_of("report", f"experiment={recipe}")["report"]["columns"]
+        for recipe in EVERY_RECIPE
+        if recipe.startswith("interpretability/")
+    }
+    for prefix in ("imagenet", "cifar10"):
+        of_size = [columns for name, columns in named.items() if name.startswith(prefix)]
+        assert all(columns == of_size[0] for columns in of_size)
+        assert {"detectors", "concepts", "class_similarity"} <= set(of_size[0])
+    for recipe in named:
+        composed = composed_of("sweep", f"experiment=interpretability/{recipe}")
+        measured = {source.split(".")[1] for source in named[recipe].values()}
+        assert measured - {"accuracy", "agreement"} <= set(composed["evaluators"])
+    arms = [
+        list(composed_of("sweep", f"experiment=interpretability/{recipe}")["arms"])
+        for recipe in ("imagenet_arms", "cifar10_arms")
+    ]
+    assert arms[0] == arms[1]
+    assert len(arms[0]) == 14
+
+
 def test_the_studys_schedules_and_weights_are_those_of_its_code():
     def student(recipe, arm):
         experiment = f"experiment=interpretability/{recipe}"
@@ -184,6 +209,13 @@ def test_the_studys_schedules_and_weights_are_those_of_its_code():
     weights = [getattr(sskd.method, f"lambda_{name}") for name in ("ce", "kd", "ss", "tf")]
     assert weights == [1, 0, 10, 2.7]
     assert (sskd.method.head_epochs, sskd.trainer.batch_size, sskd.views.per_step) == (30, 340, 4)
+    live = student("imagenet_arms", "sskd_logits")
+    assert (live.mode, live.views.kind, live.views.per_step) == ("live", "rotations", 4)
+    assert (live.trainer.batch_size, live.optimizer.weight_decay) == (340, 5e-4)
+    assert (live.method, live.trainer.epochs) == (
+        student("imagenet_arms_sskd", "sskd_logits").method,
+        100,
+    )
     taus = [student("imagenet_arms", f"kd_tau{tau}").method.tau for tau in (1, 2, 4, 8)]
     assert taus == [1, 2, 4, 8]
 
@@ -370,6 +402,45 @@ def test_every_teacher_of_a_recipe_trains_from_where_it_starts(recipe, tmp_path)
     assert set(evaluated) == {evaluated_on}
     if recipe in ("table4_epg", "table4_iou"):
         assert (Path(result.weights).parent / "pareto/front.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("recipe", ["imagenet_arms", "imagenet_arms_frozen", "imagenet_arms_sskd"])
+def test_every_arm_of_the_study_trains_on_images_of_its_shape_and_is_dissected(recipe, tmp_path):
+    """Live, frozen and replayed students of ResNet-34, evaluated on concepts in Broden's layout."""
+    weights = tmp_path / "teacher.safetensors"
+    write_broden(DrawnConcepts(8, 64), tmp_path / "broden")
+    words = [
+        f"experiment=interpretability/{recipe}",
+        *(f"store.path={tmp_path}/store", f"teacher.weights={weights}"),
+        *(f"evaluate.dissection.path={tmp_path}/broden", f"augment.size={SIDE}"),
+    ]
+    small_teacher(words, 3, weights)
+    pack_recipe(words, small_data(recipe, tmp_path / "data"))
+    arms = composed_of("sweep", *words)["arms"]
+
+    for arm, overrides in arms.items():
+        composed = composed_of("sweep", *words, *overrides)
+        student = build_verb_config("distill", composed)
+        method = student.method
+        if isinstance(method, SSKDConfig):
+            method = replace(method, head_epochs=1)
+        trainer = replace(
+            student.trainer,
+            epochs=1,
+            batch_size=6 * student.views.per_step,
+            loader_processes=0,
+        )
+        distill.run(replace(student, method=method, trainer=trainer, run=arm))
+        metrics = evaluate.run(replace(build_verb_config("evaluate", composed), run=arm)).splits[
+            "val"
+        ]
+
+        assert 0 <= metrics["accuracy"] <= 1
+        assert (metrics["dissection"]["units"], metrics["dissection"]["images"]) == (512, 8)
+        assert metrics["gradient_alignment"]["margin_alignment_records"] == 18
+        assert -1 <= metrics["class_similarity"]["spearman"]["teacher"] <= 1
 
 
 @pytest.mark.slow
