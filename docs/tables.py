@@ -18,6 +18,7 @@ from docs.cells import (
     average,
     by_seed,
     difference,
+    pooled_spread,
     single,
     spread,
     table,
@@ -526,6 +527,53 @@ def cells() -> str:
     return _by_arm("cells", metrics, "%")
 
 
+DISTILLED_ARMS = {
+    "scratch": "labels (scratch)",
+    "label_smoothing": "smoothed labels",
+    "kd_tau1": "KD, tau 1",
+    "kd_tau2": "KD, tau 2",
+    "kd_tau4": "KD, tau 4",
+    "kd_tau8": "KD, tau 8",
+    "at": "AT",
+    "at_logits": "AT + logits",
+    "ft": "FT",
+    "ft_logits": "FT + logits",
+    "crd": "CRD",
+    "crd_logits": "CRD + logits",
+    "sskd": "SSKD",
+    "sskd_logits": "SSKD + logits",
+    "kd_ls_teacher": "KD, teacher of smoothed labels, tau 2",
+    "kd_ls_teacher_tau4": "KD, teacher of smoothed labels, tau 4",
+}
+
+
+def interpretability_arms() -> str:
+    """Arms of the interpretability study with the concepts that units detect, and the spread within an arm."""
+    experiment = "interpretability/cifar10_arms"
+    metrics = (
+        ("accuracy", 100, 1),
+        ("class_similarity", 1, 2),
+        ("entropy", 1, 2),
+        ("gradient_cosine", 1, 2),
+        ("detectors", 1, 1),
+        ("concepts", 1, 1),
+        ("mean_iou", 1, 4),
+    )
+    by_arm = [
+        (label, runs_of(experiment, arm))
+        for arm, label in measured_arms(experiment, DISTILLED_ARMS).items()
+    ]
+    rows: Rows = [
+        (label, [spread(runs, *metric) for metric in metrics]) for label, runs in by_arm
+    ]
+    teacher = results_of(experiment)["teacher"]
+    rows.append(("teacher", [single(teacher[name], scale, d) for name, scale, d in metrics]))
+    pooled = [pooled_spread([runs for _, runs in by_arm], *metric) for metric in metrics]
+    rows.append(("standard deviation within an arm", pooled))
+    header = ("", "test accuracy, %", "class similarity", "entropy", "gradient and map")
+    return table((*header, "detectors of 64", "concepts", "mean IoU"), rows)
+
+
 def scale() -> str:
     """Costs with few records and with many, which `make bench ARGS=scale` measured."""
     return scale_figures.markdown(scale_figures.load(scale_figures.RESULTS))
@@ -594,6 +642,7 @@ TABLES: dict[str, Callable[[], str]] = {
         claims_e2kd,
         claims_ked,
         claims_unicam,
+        interpretability_arms,
         bench,
         bench_peers,
         scale,

@@ -414,10 +414,10 @@ def test_every_arm_of_the_study_trains_on_images_of_its_shape_and_is_dissected(r
     words = [
         f"experiment=interpretability/{recipe}",
         *(f"store.path={tmp_path}/store", f"teacher.weights={weights}"),
-        *(f"evaluate.dissection.path={tmp_path}/broden", f"augment.size={SIDE}"),
     ]
     small_teacher(words, 3, weights)
     pack_recipe(words, small_data(recipe, tmp_path / "data"))
+    words += [f"evaluate.dissection.path={tmp_path}/broden", f"augment.size={SIDE}"]
     arms = composed_of("sweep", *words)["arms"]
 
     for arm, overrides in arms.items():
