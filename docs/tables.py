@@ -563,9 +563,7 @@ def interpretability_arms() -> str:
         (label, runs_of(experiment, arm))
         for arm, label in measured_arms(experiment, DISTILLED_ARMS).items()
     ]
-    rows: Rows = [
-        (label, [spread(runs, *metric) for metric in metrics]) for label, runs in by_arm
-    ]
+    rows: Rows = [(label, [spread(runs, *metric) for metric in metrics]) for label, runs in by_arm]
     teacher = results_of(experiment)["teacher"]
     rows.append(("teacher", [single(teacher[name], scale, d) for name, scale, d in metrics]))
     pooled = [pooled_spread([runs for _, runs in by_arm], *metric) for metric in metrics]

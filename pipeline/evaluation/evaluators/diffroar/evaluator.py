@@ -145,7 +145,8 @@ def _free_rows(context: EvaluationContext) -> NDArray[np.int64]:
     rows = balanced_order(context.store.index, context.options.diffroar.train_split, seed=0)
     labels = context.store.index.values("label", rows)
     free = ~np.isin(rows, np.asarray(context.dataset.rows)) & (labels != NO_LABEL)
-    return rows[free]
+    kept: NDArray[np.int64] = rows[free]
+    return kept
 
 
 def _training_rows(context: EvaluationContext) -> NDArray[np.int64]:
