@@ -19,6 +19,7 @@ from pipeline.config.evaluators import (
 )
 from pipeline.config.runs import RUNS
 from pipeline.core.errors import ConfigError
+from pipeline.evaluation.evaluators import cifar100_coarse
 from pipeline.evaluation.evaluators.dissection import evaluator as dissection
 from pipeline.evaluation.evaluators.dissection.drawn import DrawnConcepts
 from pipeline.models.saved import load_model
@@ -136,6 +137,25 @@ def test_class_means_are_compared_with_superclasses_of_a_file(frozen, untrained_
     path.write_text("odd\neven\n" * 5)
     with pytest.raises(ConfigError, match=r"parity.txt has changed since class_similarity read it"):
         evaluator(frozen, "class_similarity", class_similarity=options)
+
+
+def test_coarse_classes_are_of_the_stores_own_class_names(
+    frozen, untrained_student, tmp_path, monkeypatch
+):
+    options = ClassSimilarityOptions(reference="cifar100_coarse", tau=2.0)
+    with pytest.raises(ConfigError, match=r"reference=cifar100_coarse knows.*10 of the store's 10"):
+        evaluator(frozen, "class_similarity", class_similarity=options)
+    of_digits = {"a": "0 2 4 6 8", "b": "1 3 5 7 9"}
+    own = {digit: name for name, digits in of_digits.items() for digit in digits.split()}
+    monkeypatch.setattr(cifar100_coarse, "_COARSE_OF", own)
+    path = tmp_path / "parity.txt"
+    path.write_text("even\nodd\n" * 5)
+    file = ClassSimilarityOptions(similarity=str(path), tau=2.0)
+
+    by_name = evaluator(frozen, "class_similarity", class_similarity=options)
+
+    assert by_name == evaluator(frozen, "class_similarity", "by-file", class_similarity=file)
+    assert {"teacher", "given"} == set(by_name["spearman"])
 
 
 def test_nothing_to_compare_class_means_with_is_refused(tmp_path, frozen, untrained_student):
