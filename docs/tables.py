@@ -24,7 +24,7 @@ from docs.cells import (
     table,
     with_best,
 )
-from docs.claims import e2kd, ked, unicam
+from docs.claims import e2kd, interpretability, ked, unicam
 from docs.claims.sections import claims_of
 from tests.benchmarks import busy as bench_busy
 from tests.benchmarks import profiles as bench_profiles
@@ -612,6 +612,11 @@ def claims_unicam() -> str:
     return claims_of(unicam.CLAIMS)
 
 
+def claims_interpretability() -> str:
+    """Claims of the interpretability study."""
+    return claims_of(interpretability.CLAIMS)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
@@ -640,6 +645,7 @@ TABLES: dict[str, Callable[[], str]] = {
         claims_e2kd,
         claims_ked,
         claims_unicam,
+        claims_interpretability,
         interpretability_arms,
         bench,
         bench_peers,

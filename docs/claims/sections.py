@@ -122,7 +122,11 @@ def reported_in(recipe: str) -> str:
 def summary_of(recipe: str) -> str:
     """First paragraph of a recipe's header, up to its commands and its data, without the name of its results."""
     opening = " ".join(re.split(r"\n(?=  |Data )", header_of(recipe))[0].split())
-    return re.sub(r" The measured table is [^ ]+ next to this file(, [^.]*)?\.", "", opening)
+    return re.sub(
+        r" The measured [a-z]+ (is|are)( in)? [^.]*\.results\.json[^.]*(\.results\.json[^.]*)?\.",
+        "",
+        opening,
+    )
 
 
 def _recipe(name: str) -> str:

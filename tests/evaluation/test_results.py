@@ -1,0 +1,43 @@
+"""Results of an evaluation: an evaluator that is done is not run again, and other options are refused."""
+
+import pytest
+
+from pipeline.config.evaluation import EvaluateOptions
+from pipeline.config.evaluators import GradientAlignmentOptions
+from pipeline.config.store import StoreOptions
+from pipeline.config.verbs import EvaluateConfig
+from pipeline.core.errors import ConfigError
+from pipeline.evaluation.results import add_result, missing_evaluators, options_of
+
+NAME = "gradient_alignment"
+
+
+def config_of(**options):
+    return EvaluateConfig(
+        store=StoreOptions(path="store"),
+        evaluate=EvaluateOptions(gradient_alignment=GradientAlignmentOptions(**options)),
+        evaluators=("accuracy", NAME),
+    )
+
+
+def write_results(folder, options):
+    add_result(
+        folder, NAME, {"test": {"score": 1.0}}, options=options, files={}, records={"test": 5}
+    )
+
+
+def test_an_option_that_is_newer_than_the_results_has_its_default_there(tmp_path):
+    older = options_of(NAME, config_of())
+    del older["pictures"]
+    write_results(tmp_path, older)
+
+    assert missing_evaluators(tmp_path, config_of()) == ("accuracy",)
+    with pytest.raises(ConfigError, match=r"gradient_alignment\.pictures=6, but this one has 3"):
+        missing_evaluators(tmp_path, config_of(pictures=3))
+
+
+def test_results_of_other_options_are_refused(tmp_path):
+    write_results(tmp_path, options_of(NAME, config_of(records=16)))
+
+    with pytest.raises(ConfigError, match=r"records=16, but this one has .*delete .* again"):
+        missing_evaluators(tmp_path, config_of())
