@@ -5,6 +5,7 @@ from __future__ import annotations
 from docs.claims.sections import Claim, Difference
 
 _SHOTS, _LIVE, _REPLAY = "cifar10_50shots", "cifar10_live", "cifar10_replay"
+_EQUAL = "cifar10_equal_terms"
 _BASELINES, _BCOS, _VIT = "cifar10_baselines", "cifar10_bcos", "cifar10_vit"
 _500 = "500 images of CIFAR-10"
 _IMAGENET = (
@@ -26,21 +27,19 @@ CLAIMS = (
         title="Table 1: standard networks, with few and with all images",
         recipes=("e2kd/table1", "e2kd/table1_baselines"),
         missing=_IMAGENET,
-        small=(_SHOTS, _BASELINES),
+        small=(_SHOTS, _BASELINES, _EQUAL),
         here=(
             _of(_SHOTS, "e2kd", "kd", f"frozen e2KD - frozen KD, {_500}, accuracy"),
             _of(_SHOTS, "e2kd", "kd", "the same, agreement with the teacher", metric="agreement"),
             _of(_LIVE, "e2kd_live", "kd_live", "live e2KD - live KD, the same images, accuracy"),
-            Difference(
-                what="frozen AT with labels - frozen e2KD without labels, accuracy",
-                candidate=(_BASELINES, "at"),
-                baseline=(_SHOTS, "e2kd"),
-            ),
-            Difference(
-                what="frozen CAT-KD with labels - frozen e2KD without labels, accuracy",
-                candidate=(_BASELINES, "cat_kd"),
-                baseline=(_SHOTS, "e2kd"),
-            ),
+            _of(_EQUAL, "at_labels", "e2kd_labels", "at equal terms: AT - e2KD, both with labels"),
+            _of(_EQUAL, "at_logits", "e2kd_logits", "AT - e2KD, both with logits"),
+            _of(_EQUAL, "cat_kd_logits", "e2kd_logits", "CAT-KD - e2KD, both with logits"),
+            _of(_EQUAL, "at_both", "e2kd_both", "AT - e2KD, both with labels and logits"),
+            _of(_EQUAL, "cat_kd_both", "e2kd_both", "CAT-KD - e2KD, both with labels and logits"),
+            _of(_EQUAL, "review_kd_both", "e2kd_both", "ReviewKD (live) - e2KD, labels and logits"),
+            _of(_EQUAL, "e2kd_logits_top5", "e2kd_logits", "e2KD with maps of 5 classes - of one"),
+            _of(_EQUAL, "e2kd_cat_kd_logits", "e2kd_logits", "e2KD with CAT-KD's maps - e2KD"),
         ),
     ),
     Claim(
