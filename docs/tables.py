@@ -335,6 +335,52 @@ def ked_digits_hint() -> str:
     return table(("test accuracy, % (weight of the hint)", *weights), rows)
 
 
+def ked_digits_weights() -> str:
+    """Students of digits over the weights and temperatures of the loss."""
+    found = []
+    for experiment, option, arms in (
+        ("ked/digits_weights", "mu", {"ked": "KED"}),
+        ("ked/digits_weights_lambda", "lambda_ked", {"ked": "KED"}),
+        ("ked/digits_weights_tau", "tau", {"kd": "KD", "ked": "KED"}),
+        ("ked/digits_weights_tau_superfeatures", "tau_superfeatures", {"ked": "KED"}),
+    ):
+        values = list(
+            dict.fromkeys(
+                run["method"].partition(f"{option}=")[2]
+                for run in results_of(experiment)["runs"]
+                if f" {option}=" in run["method"]
+            )
+        )
+        rows: Rows = [
+            (
+                label,
+                [
+                    spread(runs_of(experiment, f"{arm} {option}={value}"), "accuracy")
+                    for value in values
+                ],
+            )
+            for arm, label in arms.items()
+        ]
+        found.append(table((f"`method.{option}`", *values), rows))
+    return "\n".join(found)
+
+
+def ked_digits_retrained() -> str:
+    """Students of M superfeatures whose teacher was trained with M of them."""
+    experiment, sizes = "ked/digits_retrained", (1, 2, 4, 8)
+
+    def runs(arm: str, number: int) -> list[Run]:
+        return runs_of(experiment, f"{arm} superfeatures={number}")
+
+    rows: Rows = [
+        (label, [spread(runs(arm, number), "accuracy") for number in sizes])
+        for arm, label in (("kd", "KD"), ("ked", "KED"))
+    ]
+    cells = [_difference(runs("ked", number), runs("kd", number)) for number in sizes]
+    header = ("test accuracy, % (superfeatures)", *map(str, sizes))
+    return table(header, [*rows, ("KED - KD", cells)])
+
+
 def ked_digits_levels() -> str:
     """Students by their number of superfeatures."""
     sizes = measured_levels("ked/digits_levels", "kd")
@@ -632,6 +678,8 @@ TABLES: dict[str, Callable[[], str]] = {
         ked_digits,
         ked_digits_teachers,
         ked_digits_hint,
+        ked_digits_weights,
+        ked_digits_retrained,
         ked_digits_levels,
         ked_cifar10,
         ked_cifar10_trunk,

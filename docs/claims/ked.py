@@ -49,6 +49,16 @@ CLAIMS = (
         reported="KED + FitNet above KD + FitNet on CIFAR-100 and Tiny ImageNet.",
         small=(),
         here=(
+            Difference(
+                what="KED + FitNet - KD + FitNet, digits, 5 images a class, hint of weight 1",
+                candidate=("ked/digits_hint", "ked_fitnet shots=5 lambda_hint=1"),
+                baseline=("ked/digits_hint", "kd_fitnet shots=5 lambda_hint=1"),
+            ),
+            Difference(
+                what="KED + FitNet - KED, the same",
+                candidate=("ked/digits_hint", "ked_fitnet shots=5 lambda_hint=1"),
+                baseline=("ked/digits_hint", "ked_fitnet shots=5 lambda_hint=0"),
+            ),
             "arms `kd_fitnet` and `ked_fitnet` of [ked/digits](../../conf/experiment/ked/digits.yaml), "
             "[ked/cifar10](../../conf/experiment/ked/cifar10.yaml) and the recipes at full size",
         ),
@@ -80,12 +90,31 @@ CLAIMS = (
     Claim(
         title="A teacher trained anew at each M",
         recipes=("ked/digits_retrained",),
-        missing="the recipe is complete and its arms are tested; its sweep was not run yet.",
+        here=tuple(
+            _ked(
+                "ked/digits_retrained",
+                f"superfeatures={n}",
+                f"digits, teachers and students of M = {n}",
+            )
+            for n in (1, 2, 4, 8)
+        ),
     ),
     Claim(
         title="Weights of the loss: mu, tau and lambda",
         recipes=("ked/digits_weights", "ked/cifar10_weights"),
-        missing="the recipes are complete and their arms are tested; their sweeps were not run yet.",
+        here=(
+            Difference(
+                what="mu = 1 - mu = 0.5, digits, 5 images a class, accuracy",
+                candidate=("ked/digits_weights", "ked mu=1"),
+                baseline=("ked/digits_weights", "ked mu=0.5"),
+            ),
+            Difference(
+                what="KED - KD at tau = 8, the best of KD",
+                candidate=("ked/digits_weights_tau", "ked tau=8"),
+                baseline=("ked/digits_weights_tau", "kd tau=8"),
+            ),
+            "all values are in [KED](../results/ked.md); the sweeps of CIFAR-10 were not run yet",
+        ),
     ),
     Claim(
         title="Found superfeatures against random ones",

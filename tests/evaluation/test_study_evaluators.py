@@ -37,7 +37,7 @@ def untrained_student(frozen):
     return save_student(frozen, "one")
 
 
-def evaluator(frozen, name, folder="evaluate", **options):
+def evaluator(frozen, name, folder=None, **options):
     config = evaluation_of(frozen, (name,), **{"splits": ("test",), **options})
     return evaluate.run(config, folder).splits["test"][name]
 
