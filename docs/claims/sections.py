@@ -47,9 +47,8 @@ class Difference:
         verdict = ", not conclusive" if float(low) <= 0 <= float(high) else ""
         seeds = len({run["seed"] for run in pair[0]} & {run["seed"] for run in pair[1]})
         unit = f" {self.unit}" if self.unit else ""
-        source = ", ".join(
-            dict.fromkeys(_link(name) for name, _ in (self.candidate, self.baseline))
-        )
+        names = dict.fromkeys(name for name, _ in (self.candidate, self.baseline))
+        source = ", ".join(_link(name, "results.json") for name in names)
         return f"{self.what}: {mean}{unit} (95 % interval {low} to {high}, {seeds} seeds{verdict}; {source})"
 
 
@@ -143,8 +142,8 @@ def _wrapped(command: str) -> str:
     return " \\\n    ".join(words)
 
 
-def _link(experiment: str) -> str:
-    return f"[{experiment}](../../conf/experiment/{experiment}.yaml)"
+def _link(experiment: str, ending: str = "yaml") -> str:
+    return f"[{experiment}](../../conf/experiment/{experiment}.{ending})"
 
 
 def _runs(experiment: str, arm: str) -> list[Run]:
