@@ -643,6 +643,23 @@ def bench_peers() -> str:
     return markdown_of_sides(load(RESULTS))
 
 
+def cifar10_assistant() -> str:
+    """Students of the first teacher and of its assistant, compared with the first teacher."""
+    arms = {
+        "labels": "labels",
+        "by_teacher": "KD from the first teacher (ResNet-56)",
+        "by_assistant": "KD from the assistant (ResNet-20)",
+    }
+    rows: Rows = []
+    for arm, label in arms.items():
+        runs = runs_of("cifar10_assistant", arm)
+        own = [spread(runs, "accuracy"), spread(runs, "agreement")]
+        own += [spread(runs, name, 1, 3) for name in ("fss", "left_of_teacher")]
+        rows.append((label, [*own, _difference(runs, runs_of("cifar10_assistant", "by_teacher"))]))
+    header = ("compared with the ResNet-56", "test accuracy, %", "agreement, %", "FSS")
+    return table((*header, "RS, left of the teacher", "accuracy - by teacher"), rows)
+
+
 def claims_e2kd() -> str:
     """Claims of e2KD, with commands and results."""
     return claims_of(e2kd.CLAIMS)
@@ -689,6 +706,7 @@ TABLES: dict[str, Callable[[], str]] = {
         unicam_students,
         unicam_depths,
         unicam_maps,
+        cifar10_assistant,
         cells,
         claims_e2kd,
         claims_ked,

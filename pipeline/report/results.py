@@ -50,7 +50,7 @@ class StudentResult:
     against: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     """Metrics by split of each evaluation against a named pass (evaluate.against)."""
     evaluation_name: str = evaluation_folder(None)
-    """Name of the folder of `metrics` and its other files."""
+    """Name of the folder of the records and pictures to show, that of `metrics` if there are any."""
 
     @property
     def evaluation(self) -> Path:
@@ -192,6 +192,7 @@ def _load_result(
         raise ConfigError(
             f"{path} does not exist; run permafrost sweep (or permafrost evaluate for a single student) again"
         )
+    shown = None if path.exists() else next(iter(against), None)
     return StudentResult(
         arm=row["arm"],
         label=f"{row['arm']} {point_label(row['point'])}" if several else row["arm"],
@@ -200,6 +201,7 @@ def _load_result(
         folder=folder,
         metrics=_metrics(path) if path.exists() else {},
         against=against,
+        evaluation_name=evaluation_folder(shown),
     )
 
 

@@ -98,6 +98,18 @@ def test_a_report_shows_both_evaluations(passes_of_both):
     assert results[0].find("all.accuracy@resnet14") == own["accuracy"]
 
 
+def test_a_student_that_was_compared_with_another_pass_only_is_shown_with_its_records(
+    passes_of_both,
+):
+    train_student(passes_of_both)
+    evaluation(passes_of_both, against="resnet14")
+
+    (result,) = load_results("student")
+
+    assert (result.metrics, result.is_evaluated) == ({}, True)
+    assert (result.evaluation / "records.parquet").exists()
+
+
 def test_a_pass_that_the_store_does_not_have_is_refused_with_those_it_has(passes_of_both):
     train_student(passes_of_both)
 
