@@ -75,6 +75,7 @@ class FailOnOdd:
         return ShardResult(name=str(shard), records=shard, seconds=0.0)
 
 
+@pytest.mark.slow
 def test_a_failing_shard_lets_the_others_finish_and_is_reported():
     results = RayDataExecutor(LocalClusterConfig(cpus_per_actor=0.5))(FailOnOdd(), range(5))
 

@@ -46,6 +46,7 @@ def test_windows_are_the_order_over_all_records(seed):
             np.testing.assert_array_equal(rest, expected[first:])
 
 
+@pytest.mark.slow
 def test_of_14_million_records_each_is_visited_once_by_one_of_the_ranks():
     visited = np.zeros(LARGE, np.int8)
     batch = 3 * 8192
@@ -63,6 +64,7 @@ def test_of_14_million_records_each_is_visited_once_by_one_of_the_ranks():
     assert LARGE - visited.sum() == LARGE % batch  # the last partial batch is dropped
 
 
+@pytest.mark.slow
 def test_a_step_in_the_middle_of_14_million_records_continues_the_epoch_in_the_memory_of_a_window():
     def batches(first_step):
         sampler = GlobalBatchSampler(EpochOrder(first_positions(), 0), 4096)

@@ -423,6 +423,7 @@ def test_a_float64_map_is_warped_in_float64():
     torch.testing.assert_close(warped, maps, rtol=0, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_a_compiled_warp_equals_the_eager_one():
     view = draw(CROP, FLIP, AFFINE, count=4)
     # The C++ backend takes 30 s.

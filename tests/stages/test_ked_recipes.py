@@ -153,6 +153,7 @@ def test_networks_of_every_number_of_superfeatures_have_equal_sizes(recipe):
     assert max(sizes) < 1.05 * min(sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_arms_of_one_recipe_have_one_network(recipe):
     """A gain of more parameters is not one of the method."""

@@ -168,6 +168,7 @@ def _rank_search(rank, search, folder):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_partition_of_one(digits_folder, tmp_path):
     search = search_of(digits_folder, replace(KED, grouping_seed=7))
     alone = search._measure(DistributedContext(), torch.device("cpu"))

@@ -401,6 +401,7 @@ def test_stored_views_are_replayed_with_the_maps_of_every_label(many_label_store
     assert Store(Path(config.store.path)).open_pass(name).manifest.explainer["max_classes"] == 2
 
 
+@pytest.mark.slow
 def test_a_sweep_chooses_by_f1_of_the_holdout_and_a_report_shows_it(many_label_store):
     base = [
         f"store.path={many_label_store.config.store.path}", f"store.teacher=[{many_label_store.passes['all_gt']}]",

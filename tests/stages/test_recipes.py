@@ -152,6 +152,7 @@ def test_the_optimizers_are_the_papers():
 STUDY = sorted(n for n in EVERY_RECIPE if n.startswith(("interpretability/", "unicam/")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", STUDY)
 def test_every_arm_of_a_study_composes(recipe):
     """Check that modes and views fit the methods."""

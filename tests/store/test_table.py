@@ -115,6 +115,7 @@ def test_a_store_of_rows_verifies_and_a_flipped_byte_is_found(tmp_path):
     assert "train-000000.tar has sha256" in problem or "test-000000.tar has sha256" in problem
 
 
+@pytest.mark.slow
 def test_stock_readers_open_rows_without_importing_ours(wine):
     script = """
         import glob, io, sys
