@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from docs.cells import (
@@ -618,6 +619,52 @@ def interpretability_arms() -> str:
     return table((*header, "detectors of 64", "concepts", "mean IoU"), rows)
 
 
+DETECTOR_CONTRASTS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "labels - smoothed labels": (["scratch"], ["label_smoothing"]),
+    "KD at tau 2, 4 and 8 - labels": (["kd_tau2", "kd_tau4", "kd_tau8"], ["scratch"]),
+    "KD at all four tau - labels": (
+        ["kd_tau1", "kd_tau2", "kd_tau4", "kd_tau8"],
+        ["scratch"],
+    ),
+    "KD at all four tau - smoothed labels": (
+        ["kd_tau1", "kd_tau2", "kd_tau4", "kd_tau8"],
+        ["label_smoothing"],
+    ),
+    "features and logits - features alone, mean of four": (
+        ["at_logits", "ft_logits", "crd_logits", "sskd_logits"],
+        ["at", "ft", "crd", "sskd"],
+    ),
+    "the same for AT": (["at_logits"], ["at"]),
+    "the same for FT": (["ft_logits"], ["ft"]),
+    "the same for CRD": (["crd_logits"], ["crd"]),
+    "the same for SSKD": (["sskd_logits"], ["sskd"]),
+    "KD from a teacher of smoothed labels - KD, tau 2 and 4": (
+        ["kd_ls_teacher", "kd_ls_teacher_tau4"],
+        ["kd_tau2", "kd_tau4"],
+    ),
+}
+"""Comparisons of the study: means over some arms less means over others."""
+
+
+def interpretability_contrasts() -> str:
+    """Differences in detectors between arms, with intervals of the spread that all arms share."""
+    from scipy.stats import t
+
+    experiment = "interpretability/cifar10_arms"
+    arms = {run["method"] for run in results_of(experiment)["runs"]}
+    runs = {arm: [run["detectors"] for run in runs_of(experiment, arm)] for arm in arms}
+    freedom = sum(len(values) - 1 for values in runs.values())
+    squares = sum((value - fmean(values)) ** 2 for values in runs.values() for value in values)
+    quantile = float(t.ppf(0.975, freedom)) * (squares / freedom) ** 0.5
+    rows: Rows = []
+    for label, (more, less) in DETECTOR_CONTRASTS.items():
+        value = fmean(fmean(runs[a]) for a in more) - fmean(fmean(runs[a]) for a in less)
+        variance = sum(1 / len(runs[arm]) / len(side) ** 2 for side in (more, less) for arm in side)
+        half = single(quantile * variance**0.5, digits=1)
+        rows.append((label, [single(value, digits=1), Cell(f"&plusmn; {half.text}")]))
+    return table(("difference in detectors", "mean", "95 % interval"), rows)
+
+
 def scale() -> str:
     """Costs with few records and with many, which `make bench ARGS=scale` measured."""
     return scale_figures.markdown(scale_figures.load(scale_figures.RESULTS))
@@ -713,6 +760,7 @@ TABLES: dict[str, Callable[[], str]] = {
         claims_unicam,
         claims_interpretability,
         interpretability_arms,
+        interpretability_contrasts,
         bench,
         bench_peers,
         scale,

@@ -97,7 +97,7 @@ CLAIMS = (
             "e2kd/waterbirds_bcos_baselines",
         ),
         missing="the images and the ImageNet weights cannot be downloaded here.",
-        small=("demo",),
+        small=("demo", "demo_guided"),
         here=(
             _of(
                 "demo_guided",

@@ -9,7 +9,7 @@ _ARMS, _EVALUATORS, _CELLS = (
     "cifar10_evaluators",
     "cells",
 )
-_IMAGENET = "ImageNet and Broden need a GPU for days, and their images cannot be downloaded here."
+_IMAGENET = "training on ImageNet takes days on a GPU, and the images of ImageNet and Broden cannot be downloaded here."
 
 
 def _detectors(candidate: str, baseline: str, what: str) -> Difference:
@@ -41,9 +41,8 @@ CLAIMS = (
             ),
             _detectors("kd_tau4", "scratch", "KD at tau 4 - labels, detectors"),
             "means over arms, with intervals of the spread that all arms share, and the caveats of the drawn concepts "
-            "are in [interpretability](../results/interpretability.md): smoothed labels have fewer detectors than "
-            "labels (7.0 of 64, 95 % interval 0.4 to 13.6), and logits beside features more than features alone (7.4, "
-            "4.1 to 10.7)",
+            "are in [interpretability](../results/interpretability.md): with that spread smoothed labels have fewer "
+            "detectors than labels, and logits beside features more than features alone",
         ),
     ),
     Claim(
@@ -58,7 +57,7 @@ CLAIMS = (
                 metric="five_band_recall",
             ),
             Difference(
-                what="KD - labels, false positive rate",
+                what="KD - labels, false positive rate (lower is better)",
                 candidate=(_CELLS, "kd"),
                 baseline=(_CELLS, "labels"),
                 metric="five_band_fpr",

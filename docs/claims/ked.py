@@ -59,6 +59,7 @@ CLAIMS = (
                 candidate=("ked/digits_hint", "ked_fitnet shots=5 lambda_hint=1"),
                 baseline=("ked/digits_hint", "ked_fitnet shots=5 lambda_hint=0"),
             ),
+            "the commands are the last two of ked/digits above; "
             "arms `kd_fitnet` and `ked_fitnet` of [ked/digits](../../conf/experiment/ked/digits.yaml), "
             "[ked/cifar10](../../conf/experiment/ked/cifar10.yaml) and the recipes at full size",
         ),
@@ -109,7 +110,7 @@ CLAIMS = (
                 baseline=("ked/digits_weights", "ked mu=0.5"),
             ),
             Difference(
-                what="KED - KD at tau = 8, the best of KD",
+                what="KED - KD at tau = 8, the best of KD and the last that was run",
                 candidate=("ked/digits_weights_tau", "ked tau=8"),
                 baseline=("ked/digits_weights_tau", "kd tau=8"),
             ),
@@ -123,7 +124,7 @@ CLAIMS = (
         missing="the students' sweep was not run yet. Teachers were compared:",
         here=(
             Difference(
-                what="teachers of found - of random superfeatures, CIFAR-10, M = 8, accuracy",
+                what="teachers of found - of random superfeatures (the first of two draws), CIFAR-10, M = 8, accuracy",
                 candidate=("ked/cifar10_teachers", "found superfeatures=8"),
                 baseline=("ked/cifar10_teachers", "random_0 superfeatures=8"),
             ),
@@ -144,7 +145,7 @@ CLAIMS = (
                 baseline=("ked/cifar10_trunk", "kd"),
             ),
             Difference(
-                what="KED - e2KD (lambda 5), the same students, accuracy",
+                what="KED - e2KD (lambda 5, the largest weight that was run), the same students, accuracy",
                 candidate=("ked/cifar10_trunk", "ked"),
                 baseline=("ked/cifar10_trunk", "e2kd_map5"),
             ),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,8 +34,8 @@ class Difference:
 
     @property
     def is_measured(self) -> bool:
-        """True if the results of both arms are committed."""
-        return all(_runs(*arm) for arm in (self.candidate, self.baseline))
+        """True if the results of both experiments are committed."""
+        return all(_results(name).exists() for name, _ in (self.candidate, self.baseline))
 
     def text(self) -> str:
         """Sentence with the mean difference and its interval."""
@@ -108,8 +107,8 @@ def header_of(recipe: str) -> str:
 def commands_of(recipe: str) -> list[str]:
     """Commands of a recipe's header, and the names of recipes whose commands come before, as comments."""
     joined = re.sub(r" \\\n +", " ", header_of(recipe))
-    found = re.findall(r"^  (permafrost .*|the commands of .*)$", joined, re.MULTILINE)
-    return [line if line.startswith("permafrost") else f"# {line}" for line in found]
+    found = re.findall(r"^  (permafrost .*|make [a-z]+|the commands of .*)", joined, re.MULTILINE)
+    return [f"# {line}" if line.startswith("the ") else line for line in found]
 
 
 def reported_in(recipe: str) -> str:
@@ -121,6 +120,7 @@ def reported_in(recipe: str) -> str:
 def summary_of(recipe: str) -> str:
     """First paragraph of a recipe's header, up to its commands and its data, without the name of its results."""
     opening = " ".join(re.split(r"\n(?=  |Data )", header_of(recipe))[0].split())
+    opening = re.sub(r" [^.]*:$", "", opening)  # a caption of the commands
     return re.sub(
         r" The measured [a-z]+ (is|are)( in)? [^.]*\.results\.json[^.]*(\.results\.json[^.]*)?\.",
         "",
@@ -129,26 +129,35 @@ def summary_of(recipe: str) -> str:
 
 
 def _recipe(name: str) -> str:
-    commands = "\n".join(map(_wrapped, commands_of(name)))
+    commands = "\n".join(map(wrapped, commands_of(name)))
     parts = [f"{_link(name)}: {summary_of(name)}", f"```bash\n{commands}\n```"]
     if reported := reported_in(name):
         parts.append(f"```text\n{reported}\n```")
     return "\n\n".join(parts)
 
 
-def _wrapped(command: str) -> str:
-    """Break a long command at its options."""
-    words = textwrap.wrap(command, 108, break_long_words=False, break_on_hyphens=False)
-    return " \\\n    ".join(words)
+def wrapped(command: str) -> str:
+    """Break a long command between its words, never within quotation marks."""
+    lines = [""]
+    for word in re.findall(r"""(?:"[^"]*"|'[^']*'|[^\s"'])+""", command):
+        if lines[-1] and len(lines[-1]) + len(word) > 106:
+            lines.append("   ")
+        lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+    return " \\\n".join(lines)
 
 
 def _link(experiment: str, ending: str = "yaml") -> str:
     return f"[{experiment}](../../conf/experiment/{experiment}.{ending})"
 
 
+def _results(experiment: str) -> Path:
+    return EXPERIMENTS / f"{experiment}.results.json"
+
+
 def _runs(experiment: str, arm: str) -> list[Run]:
-    """Runs of an arm, none if it was not measured yet."""
-    path = EXPERIMENTS / f"{experiment}.results.json"
-    if not path.exists():
-        return []
-    return [run for run in json.loads(path.read_text())["runs"] if run["method"] == arm]
+    """Runs of an arm. Raises KeyError if the results do not have it."""
+    runs = json.loads(_results(experiment).read_text())["runs"]
+    found = [run for run in runs if run["method"] == arm]
+    if not found:
+        raise KeyError(f"{experiment} has no arm {arm}")
+    return found

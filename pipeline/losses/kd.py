@@ -38,8 +38,8 @@ def softmax_mse_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float)
     teacher_logits  [B, K]  constant, raw
     tau             temperature > 0
 
-    This is the logit term of UniCAM's released code. With K classes its gradient is about K times smaller than that of
-    a sum over classes, and it vanishes where the probabilities are nearly uniform, as with many classes at tau = 20.
+    This is the logit term of UniCAM's released code. Near uniform probabilities, as at tau = 20, its gradient is about
+    K^2 / 2 times smaller than that of `kd_loss` for K classes.
     """
     student = F.softmax(student_logits / tau, dim=1)
     teacher = F.softmax(teacher_logits.detach() / tau, dim=1)
@@ -64,8 +64,8 @@ class KDLoss(DistillationLoss):
     def check_labels(self, *, many: bool) -> None:
         require(
             not many or self.config.logits == "mld",
-            "method.logits=softmax assumes one label per record, but records of this store have many labels; set "
-            "method.logits=mld",
+            f"method.logits={self.config.logits} assumes one label per record, but records of this store have many "
+            "labels; set method.logits=mld",
         )
 
     def terms(

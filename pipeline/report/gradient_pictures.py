@@ -27,14 +27,14 @@ def gradient_figures(
 
     A network whose pictures are of other records than the first one's is left out.
     """
-    networks = [(teacher, "evaluate-teacher")] if teacher else []
-    networks += [(result, "evaluate") for result in results if result.seed == results[0].seed]
+    networks = [teacher] if teacher else []
+    networks += [result for result in results if result.seed == results[0].seed]
     figures = []
-    for split in dict.fromkeys(split for result, _ in networks for split in result.metrics):
+    for split in dict.fromkeys(split for result in networks for split in result.metrics):
         rows: list[PictureRow] = []
         records = None
-        for result, folder in networks:
-            path = result.folder / folder / f"{EVALUATOR_NAME}-{split}.safetensors"
+        for result in networks:
+            path = result.evaluation / f"{EVALUATOR_NAME}-{split}.safetensors"
             if EVALUATOR_NAME not in result.metrics.get(split, {}) or not path.exists():
                 continue
             tensors = _read(path)

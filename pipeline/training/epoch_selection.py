@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import ConfigError, require
 from pipeline.core.files import write_atomically
-from pipeline.evaluation.metrics import METRICS
+from pipeline.evaluation.metrics import METRICS, best_position
 from pipeline.models.classifier import Classifier
 
 EPOCHS_NAME = "epochs.json"
-WEIGHTS_NAME = "selected-epoch.safetensors"
 
 
 class EpochSelection:
     """Keeper of the weights of the best epoch so far, in the folder of the run.
 
-    epochs.json lists the metric of every epoch. A training that is interrupted after an epoch's evaluation repeats the
-    epoch, and its entry is replaced.
+    epochs.json lists the metric of every epoch. A training that continues from an earlier checkpoint replaces the
+    entries of the epochs that it repeats. The weights of the previous best epoch stay for one more epoch, until the
+    checkpoint of the new one is written.
     """
 
     def __init__(
@@ -48,18 +48,28 @@ class EpochSelection:
         """Name of the metric."""
         return self.select.partition(".")[2]
 
-    def __call__(self, model: Classifier, epoch: int) -> None:
-        """Evaluate the network after an epoch, and keep its weights if no earlier epoch is as good."""
+    def __call__(self, model: Classifier, epoch: int) -> bool:
+        """Evaluate the network after an epoch, and keep its weights if no earlier epoch is as good.
+
+        Returns whether they are kept, after which a checkpoint is to be written.
+        """
         from safetensors.torch import save
 
-        value = self._value(self.evaluate(model))
+        value = self._value(self.evaluate(model), epoch)
         earlier = [one for one in self.epochs() if one["epoch"] < epoch]
-        sign = 1 if METRICS[self.metric].higher_is_better else -1
-        if all(sign * value > sign * one["value"] for one in earlier):
-            state = {k: v.contiguous().cpu() for k, v in model.network.state_dict().items()}
-            write_atomically(self.folder / WEIGHTS_NAME, save(state))
         epochs = [*earlier, {"epoch": epoch, "value": value}]
+        best = self._best(epochs)
+        if best == epoch:
+            state = {k: v.contiguous().cpu() for k, v in model.network.state_dict().items()}
+            write_atomically(self._weights(epoch), save(state))
         write_atomically(self.folder / EPOCHS_NAME, json.dumps(epochs).encode())
+        kept = {
+            self._weights(number) for number in (best, self._best(earlier) if earlier else best)
+        }
+        for path in self.folder.glob(self._weights(0).name.replace("0000", "*")):
+            if path not in kept:
+                path.unlink()
+        return best == epoch
 
     def epochs(self) -> list[dict[str, Any]]:
         """Number and value of each epoch so far."""
@@ -71,14 +81,30 @@ class EpochSelection:
         """Load the weights of the selected epoch into the network."""
         from safetensors.torch import load_file
 
-        model.network.load_state_dict(load_file(self.folder / WEIGHTS_NAME))
+        model.network.load_state_dict(load_file(self._weights(self._best(self.epochs()))))
 
-    def _value(self, metrics: Mapping[str, Any]) -> float:
-        value = float(metrics.get(self.metric, math.nan))
-        if math.isnan(value):
-            known = ", ".join(m for m in METRICS if not math.isnan(metrics.get(m, math.nan)))
+    def _weights(self, epoch: int) -> Path:
+        """File of an epoch's weights."""
+        return self.folder / f"selected-epoch-{epoch:04d}.safetensors"
+
+    def _best(self, epochs: Sequence[Mapping[str, Any]]) -> int:
+        """Number of the best epoch, the first of equal ones."""
+        values = [one["value"] for one in epochs]
+        number: int = epochs[best_position(values, METRICS[self.metric])]["epoch"]
+        return number
+
+    def _value(self, metrics: Mapping[str, Any], epoch: int) -> float:
+        value = metrics.get(self.metric)
+        known = ", ".join(m for m in METRICS if not math.isnan(metrics.get(m, math.nan)))
+        if value is None:
             raise ConfigError(
                 f"select_epoch={self.select}, but the split has no {self.metric}; choose one of {known}, or null for "
                 "the last epoch"
             )
-        return value
+        if math.isnan(value):
+            raise ConfigError(
+                f"select_epoch={self.select}: {self.metric} is not a number after epoch {epoch}, because the split has "
+                f"none or the training diverged; choose one of {known or 'another split'}, lower optimizer.lr, or set "
+                "select_epoch=null"
+            )
+        return float(value)

@@ -29,14 +29,15 @@ def fit(
     input_size: tuple[int, int],
     folder: Path,
     on_epoch: Callable[[int, str], None],
-    after_epoch: Callable[[Classifier, int], None] | None = None,
+    after_epoch: Callable[[Classifier, int], bool | None] | None = None,
 ) -> None:
     """Train to the last epoch, starting from the folder's checkpoint if there is one.
 
     The first rank writes checkpoint.pt, metrics.jsonl and TensorBoard events into `folder`.
 
     on_epoch     called by the first rank after each epoch with its number and a line of progress
-    after_epoch  called by the first rank before an epoch's checkpoint with the network and the number of epochs done
+    after_epoch  called by the first rank before an epoch's checkpoint with the network and the number of epochs done;
+                 if it returns True, a checkpoint is written in any case
     """
     device = next(training.model.parameters()).device
     check_warmup(trainer, stream.num_steps)
@@ -67,11 +68,11 @@ def fit(
                     save_checkpoint(training, folder)
             log.flush(training)
             training.epoch, training.step = training.epoch + 1, 0
+            is_wanted = False
             if after_epoch is not None and training.distributed.is_first:
-                after_epoch(training.model, training.epoch)
-            if training.epoch == trainer.epochs or _is_nth(
-                training.epoch, trainer.checkpoint_every_epochs
-            ):
+                is_wanted = bool(after_epoch(training.model, training.epoch))
+            is_due = _is_nth(training.epoch, trainer.checkpoint_every_epochs)
+            if is_wanted or is_due or training.epoch == trainer.epochs:
                 save_checkpoint(training, folder)
             if training.distributed.is_first:
                 on_epoch(training.epoch, log.describe_last())

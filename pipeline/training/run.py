@@ -81,7 +81,7 @@ class TrainingSpec:
     """Number of views of one record in a step: stored ones, or the four rotations of each new view."""
     guided_by: RegionKind | None = None
     """Kind of object regions that guide the training instead of a teacher."""
-    after_epoch: Callable[[Classifier, int], None] | None = None
+    after_epoch: Callable[[Classifier, int], bool | None] | None = None
     """Callback of the first rank with the network and the number of epochs done, before their checkpoint."""
     epoch_selection: EpochSelection | None = None
     """Callback like `after_epoch` that selects the epoch whose weights are kept; None keeps the last epoch."""

@@ -1,10 +1,12 @@
 """Tables of the pages: those with a name are what the committed results say."""
 
 import re
+import shlex
 
 import pytest
 
 from docs.cells import rounded
+from docs.claims.sections import commands_of, wrapped
 from docs.tables import MARK, TABLES, pages, with_tables
 from tests.support.paths import ROOT
 
@@ -22,6 +24,17 @@ def test_every_table_is_on_a_page():
     named = [name for page in NAMED for _, name, _, _ in MARK.findall(page.read_text())]
 
     assert sorted(named) == sorted(TABLES)
+
+
+@pytest.mark.parametrize("recipe", ["ked/digits_weights", "ked/digits", "unicam/assistant"])
+def test_a_printed_command_has_the_words_of_the_header(recipe):
+    typed = [line for line in commands_of(recipe) if not line.startswith("#")]
+
+    printed = [wrapped(command) for command in typed]
+
+    assert any("\n" in text for text in printed)
+    printed = [text.replace("\\\n", "") for text in printed]  # as the shell continues a line
+    assert [shlex.split(text) for text in printed] == [shlex.split(command) for command in typed]
 
 
 def test_a_five_is_rounded_up():

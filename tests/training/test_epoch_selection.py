@@ -70,15 +70,28 @@ def test_an_epoch_that_is_repeated_after_an_interruption_counts_once(tmp_path):
     assert model.network.conv1.weight[0, 0, 0, 0] == 2
 
 
-def test_a_metric_that_the_split_does_not_have_is_refused_with_those_it_has(tmp_path):
-    selection = EpochSelection(
-        tmp_path, "holdout.epg", lambda _: {"accuracy": 0.5, "epg": float("nan")}
-    )
+def test_an_abandoned_epoch_is_not_restored_if_its_repetition_is_worse(tmp_path):
+    kept_after(tmp_path, (0.3, 0.5, 0.7))
 
-    with pytest.raises(
-        ConfigError, match=r"select_epoch=holdout\.epg, .* one of accuracy, or null"
-    ):
-        selection(numbered_model(1), 1)
+    # The third epoch is repeated, as on another machine, with another result.
+    selection = EpochSelection(tmp_path, "holdout.accuracy", lambda _: {"accuracy": 0.4})
+    wants_checkpoint = selection(numbered_model(33), 3)
+
+    model = numbered_model(0)
+    selection.restore(model)
+    assert model.network.conv1.weight[0, 0, 0, 0] == 2
+    assert not wants_checkpoint
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+
+
+def test_a_metric_that_the_split_does_not_have_is_refused_with_those_it_has(tmp_path):
+    def selection_of(**metrics):
+        return EpochSelection(tmp_path, "holdout.epg", lambda _: metrics)
+
+    with pytest.raises(ConfigError, match=r"epg is not a number after epoch 1, .* of accuracy,"):
+        selection_of(accuracy=0.5, epg=float("nan"))(numbered_model(1), 1)
+    with pytest.raises(ConfigError, match=r"the split has no epg; choose one of accuracy, or null"):
+        selection_of(accuracy=0.5)(numbered_model(1), 1)
     with pytest.raises(ConfigError, match=r"unknown metric; choose one of accuracy, f1"):
         EpochSelection(tmp_path, "holdout.acc", dict)
 
