@@ -257,11 +257,10 @@ class Batch:
         return self.inputs.ndim == 2
 
 
-def first_explained(targets: Targets | Guidance, count: int) -> Targets | Guidance:
-    """Return a teacher's targets with the first `count` explained classes of each record only."""
-    if not isinstance(targets, Targets) or targets.maps is None:
-        return targets
+def first_explained(targets: Targets, count: int) -> Targets:
+    """Return a teacher's targets with the maps of the first `count` explained classes of each record only."""
     assert targets.explained_class is not None
+    assert targets.maps is not None
     assert targets.map_valid is not None
     return replace(
         targets,

@@ -113,11 +113,7 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
     from pipeline.models.fingerprint import describe_teacher
 
     teacher = config.teacher
-    require(
-        HOLDOUT not in config.evaluate.splits,
-        f"evaluate.splits={HOLDOUT} selects the records that a student's training left out; name a split of the store "
-        "for model=teacher",
-    )
+    _refuse_holdout(config)
     if isinstance(teacher, NoModelConfig) or teacher.weights is None:
         raise ConfigError(
             "model=teacher needs the network of the teacher; name it with teacher= and teacher.weights="
@@ -154,11 +150,7 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
     from pipeline.models.fingerprint import describe_teacher
 
     student, teacher = config.student, config.teacher
-    require(
-        HOLDOUT not in config.evaluate.splits,
-        f"evaluate.splits={HOLDOUT} selects the records that a student's training left out; name a split of the store "
-        "for model=network",
-    )
+    _refuse_holdout(config)
     if isinstance(student, NoModelConfig) or student.weights is None:
         raise ConfigError(
             "model=network needs the network to evaluate; name it with student= and student.weights="
@@ -200,4 +192,13 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
         fingerprint=sha256_json(described),
         build=build,
         others={"teacher network": sha256_json(of_teacher)} if alone else {},
+    )
+
+
+def _refuse_holdout(config: EvaluateConfig) -> None:
+    """Raise ConfigError for the split that only a student of this store has."""
+    require(
+        HOLDOUT not in config.evaluate.splits,
+        f"evaluate.splits={HOLDOUT} selects the records that a student's training left out; name a split of the store "
+        f"for model={config.model}",
     )

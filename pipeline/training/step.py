@@ -71,6 +71,7 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
         maps = None
         if needs_maps:
             if needs.max_classes is not None:
+                assert isinstance(targets, Targets)
                 targets = first_explained(targets, needs.max_classes)
             assert targets.explained_class is not None
             maps = training.explain(training.model, output, targets.explained_class)
