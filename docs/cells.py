@@ -69,11 +69,16 @@ def single(value: float, scale: float = 1, digits: int = 2) -> Cell:
 def difference(
     runs: Sequence[Run],
     baseline: Sequence[Run],
-    metric: str,
+    metric: str = "accuracy",
     scale: float = 100,
     digits: int = 1,
 ) -> Cell:
-    """Mean difference from the baseline over the seeds that both have, and its 95 % interval by Student's t."""
+    """Mean difference from the baseline over the seeds that both have, and its 95 % interval by Student's t.
+
+    A dash for the baseline itself.
+    """
+    if runs == baseline:
+        return Cell("&ndash;")
     of_seed = {run["seed"]: run[metric] for run in baseline}
     values = [
         scale * (run[metric] - of_seed[run["seed"]]) for run in runs if run["seed"] in of_seed

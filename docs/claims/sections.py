@@ -6,16 +6,12 @@ results are those that are committed next to the recipes.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from docs.cells import Cell, Run, difference
-
-ROOT = Path(__file__).resolve().parents[2]
-EXPERIMENTS = ROOT / "conf" / "experiment"
+from docs.cells import Cell, difference
+from docs.measured import EXPERIMENTS, path_of, runs_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +31,11 @@ class Difference:
     @property
     def is_measured(self) -> bool:
         """True if the results of both experiments are committed."""
-        return all(_results(name).exists() for name, _ in (self.candidate, self.baseline))
+        return all(path_of(name).exists() for name, _ in (self.candidate, self.baseline))
 
     def text(self) -> str:
         """Sentence with the mean difference and its interval."""
-        pair = [_runs(*arm) for arm in (self.candidate, self.baseline)]
+        pair = [runs_of(*arm) for arm in (self.candidate, self.baseline)]
         cell: Cell = difference(*pair, self.metric, self.scale, self.digits)
         mean, _, interval = cell.text.partition(" (")
         low, _, high = interval.rstrip(")").partition(" to ")
@@ -148,16 +144,3 @@ def wrapped(command: str) -> str:
 
 def _link(experiment: str, ending: str = "yaml") -> str:
     return f"[{experiment}](../../conf/experiment/{experiment}.{ending})"
-
-
-def _results(experiment: str) -> Path:
-    return EXPERIMENTS / f"{experiment}.results.json"
-
-
-def _runs(experiment: str, arm: str) -> list[Run]:
-    """Runs of an arm. Raises KeyError if the results do not have it."""
-    runs = json.loads(_results(experiment).read_text())["runs"]
-    found = [run for run in runs if run["method"] == arm]
-    if not found:
-        raise KeyError(f"{experiment} has no arm {arm}")
-    return found

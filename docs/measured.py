@@ -1,0 +1,46 @@
+"""Committed results of the experiments, from which tables and claims are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from docs.cells import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = ROOT / "conf" / "experiment"
+
+
+def path_of(experiment: str) -> Path:
+    """File with the results of an experiment."""
+    return EXPERIMENTS / f"{experiment}.results.json"
+
+
+def results_of(experiment: str) -> dict[str, Any]:
+    """Read the committed results of an experiment."""
+    values: dict[str, Any] = json.loads(path_of(experiment).read_text())
+    return values
+
+
+def runs_of(experiment: str, arm: str) -> list[Run]:
+    """Runs of one arm, in the order of their seeds. Raises KeyError if the results do not have the arm."""
+    runs = [run for run in results_of(experiment)["runs"] if run["method"] == arm]
+    if not runs:
+        raise KeyError(f"{experiment} has no arm {arm}")
+    return sorted(runs, key=lambda run: run["seed"])
+
+
+def measured_arms(experiment: str, arms: Mapping[str, str]) -> dict[str, str]:
+    """Labels of the arms that the committed results have. New arms of a recipe await a measurement."""
+    known = {run["method"].partition(" ")[0] for run in results_of(experiment)["runs"]}
+    return {arm: label for arm, label in arms.items() if arm in known}
+
+
+def measured_values(experiment: str, option: str, arm: str) -> list[str]:
+    """Values of a grid's option that the committed results have of one arm, in the order of the grid."""
+    start = f"{arm} {option}="
+    names = [run["method"] for run in results_of(experiment)["runs"]]
+    return list(dict.fromkeys(n.removeprefix(start) for n in names if n.startswith(start)))

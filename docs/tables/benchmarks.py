@@ -1,0 +1,36 @@
+"""Tables of `make bench`, from the figures that are committed in tests/benchmarks/."""
+
+from __future__ import annotations
+
+from tests.benchmarks import busy as bench_busy
+from tests.benchmarks import profiles as bench_profiles
+from tests.benchmarks import scale as scale_figures
+from tests.benchmarks.table import RESULTS, load, markdown, markdown_of_sides
+
+
+def scale() -> str:
+    """Costs with few records and with many, which `make bench ARGS=scale` measured."""
+    return scale_figures.markdown(scale_figures.load(scale_figures.RESULTS))
+
+
+def profiles() -> str:
+    """Profiles of precompute, of a step and of the demo."""
+    return bench_profiles.markdown(bench_profiles.load())
+
+
+def busy() -> str:
+    """Training of a small network next to other processes."""
+    return bench_busy.markdown(bench_busy.load())
+
+
+def bench() -> str:
+    """Ratios that `make bench` measured."""
+    return markdown(load(RESULTS))
+
+
+def bench_peers() -> str:
+    """Speeds of other readers beside the store's, which `make bench` measured."""
+    return markdown_of_sides(load(RESULTS))
+
+
+TABLES = (scale, profiles, busy, bench, bench_peers)

@@ -1,0 +1,241 @@
+"""Tables of e2KD: students of CIFAR-10, and the guided teachers of the demo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from docs.cells import (
+    Cell,
+    Rows,
+    Run,
+    average,
+    by_seed,
+    difference,
+    single,
+    spread,
+    table,
+    with_best,
+)
+from docs.measured import results_of, runs_of
+
+AGAINST_KD = "accuracy - frozen KD"
+SHOTS = "cifar10_50shots"
+SHOTS_ARMS = {
+    "labels": "labels only",
+    "kd": "frozen KD",
+    "e2kd": "frozen e2KD",
+    "e2kd_unaugmented": "frozen e2KD, maps not moved with the image",
+    "e2kd_shuffled": "frozen e2KD, maps shuffled",
+}
+
+
+def cifar10_50shots() -> str:
+    """Students of CIFAR-10 with 50 images a class, seed by seed."""
+    rows = []
+    for arm, label in SHOTS_ARMS.items():
+        runs = runs_of(SHOTS, arm)
+        seeds = [single(run["accuracy"], 100, 1) for run in runs]
+        own = [spread(runs, "accuracy"), spread(runs, "agreement")]
+        rows.append((label, [*seeds, *own, difference(runs, runs_of(SHOTS, "kd"))]))
+    header = ("test accuracy, %", "seed 0", "seed 1", "seed 2", "mean", "agreement", AGAINST_KD)
+    return table(header, with_best(rows, [3]))
+
+
+def cifar10_50shots_short() -> str:
+    """The same without the seeds."""
+    rows = []
+    for arm, label in SHOTS_ARMS.items():
+        runs = runs_of(SHOTS, arm)
+        own = [spread(runs, "accuracy"), spread(runs, "agreement")]
+        rows.append((label, [*own, difference(runs, runs_of(SHOTS, "kd"))]))
+    header = ("%, three seeds", "test accuracy", "agreement with the teacher", AGAINST_KD)
+    return table(header, with_best(rows, [0, 1]))
+
+
+def cifar10_modes() -> str:
+    """Frozen, replayed and live targets with GradCAM."""
+    views = {
+        item["views"]: f"{item['bytes']:,.0f}"
+        for item in reversed(results_of("cifar10_replay")["passes"])
+    }
+    # KD reads no maps, so its bytes are those of the other fields.
+    arms = [
+        ("frozen KD", "cifar10_live", "kd", "20"),
+        ("live KD", "cifar10_live", "kd_live", ""),
+        ("replayed KD, V = 16", "cifar10_replay", "kd_v16", "1,331"),
+        ("frozen e2KD", "cifar10_live", "e2kd", views["1 canonical"]),
+        ("replayed e2KD, V = 1", "cifar10_replay", "e2kd_v1", views["1 random"]),
+        ("replayed e2KD, V = 4", "cifar10_replay", "e2kd_v4", views["4 random"]),
+        ("replayed e2KD, V = 16", "cifar10_replay", "e2kd_v16", views["16 random"]),
+        ("live e2KD", "cifar10_live", "e2kd_live", ""),
+    ]
+    rows = []
+    for label, experiment, arm, size in arms:
+        runs = runs_of(experiment, arm)
+        seeds = [single(run["accuracy"], 100, 1) for run in runs]
+        own = [spread(runs, "accuracy"), spread(runs, "agreement"), average(runs, "seconds", 1, 0)]
+        frozen = runs_of("cifar10_live", arm.partition("_")[0])
+        rows.append((label, [*seeds, *own, Cell(size), difference(runs, frozen)]))
+    header = ("test accuracy, %", "seed 0", "seed 1", "seed 2", "mean", "agreement")
+    return table(
+        (*header, "seconds a student", "bytes a record", "accuracy - frozen"),
+        with_best(rows, [3]),
+    )
+
+
+def cifar10_bcos() -> str:
+    """Frozen, replayed and live targets of B-cos networks."""
+    arms = {
+        "labels": "labels only",
+        "kd": "frozen KD",
+        "kd_live": "live KD",
+        "e2kd": "frozen e2KD",
+        "e2kd_v4": "replayed e2KD, V = 4",
+        "e2kd_v16": "replayed e2KD, V = 16",
+        "e2kd_live": "live e2KD",
+        "e2kd_unaugmented": "frozen e2KD, maps not moved with the image",
+        "e2kd_shuffled": "frozen e2KD, maps shuffled",
+    }
+    rows = []
+    for arm, label in arms.items():
+        runs = runs_of("cifar10_bcos", arm)
+        own = [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
+        own += [average(runs, "map_cosine", 1, 2), average(runs, "seconds", 1, 0)]
+        rows.append((label, [*own, difference(runs, runs_of("cifar10_bcos", "kd"))]))
+    header = ("test, %", "accuracy by seed", "accuracy", "agreement", "map cosine")
+    return table((*header, "seconds a student", AGAINST_KD), with_best(rows, [1, 2]))
+
+
+def cifar10_baselines() -> str:
+    """Baselines of e2KD."""
+    arms = [
+        ("labels only", SHOTS, "labels"),
+        ("frozen KD", SHOTS, "kd"),
+        ("frozen e2KD", SHOTS, "e2kd"),
+        ("frozen AT, with labels", "cifar10_baselines", "at"),
+        ("frozen CAT-KD, with labels", "cifar10_baselines", "cat_kd"),
+        ("ReviewKD, live, with labels, a third of the epochs", "cifar10_baselines", "review_kd"),
+    ]
+    rows = []
+    for label, experiment, arm in arms:
+        runs = runs_of(experiment, arm)
+        own = [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
+        rows.append((label, [*own, difference(runs, runs_of(SHOTS, "e2kd"))]))
+    header = ("test accuracy, %", "by seed", "mean", "agreement", "accuracy - frozen e2KD")
+    return table(header, rows)
+
+
+EQUAL_TERMS = "cifar10_equal_terms"
+
+
+def cifar10_equal_terms() -> str:
+    """Methods that all have the labels, the teacher's logits or both, and maps that e2KD is combined with."""
+    return "\n".join([_methods_by_terms(), _maps_beside_logits()])
+
+
+def _methods_by_terms() -> str:
+    terms = ("labels", "logits", "both")
+    methods = {
+        "plain": "nothing further (labels only, KD)",
+        "e2kd": "e2KD, maps of one class",
+        "at": "AT",
+        "cat_kd": "CAT-KD",
+        "review_kd": "ReviewKD, live",
+    }
+    plain = {"labels": "labels", "logits": "kd_logits", "both": "kd_both"}
+
+    def runs(method: str, term: str) -> list[Run]:
+        return runs_of(EQUAL_TERMS, plain[term] if method == "plain" else f"{method}_{term}")
+
+    def cells(method: str, entry: Callable[[list[Run], list[Run]], Cell]) -> list[Cell]:
+        return [
+            entry(runs(method, term), runs("e2kd", term))
+            if (method, term) != ("review_kd", "logits")
+            else Cell("not run")
+            for term in terms
+        ]
+
+    rows: Rows = [
+        (label, cells(method, lambda own, _: spread(own, "accuracy")))
+        for method, label in methods.items()
+    ]
+    rows += [
+        (f"{label.partition(',')[0].partition(' (')[0]} - e2KD", cells(method, difference))
+        for method, label in methods.items()
+        if method != "e2kd"
+    ]
+    return table(("test accuracy, %", "with labels", "with logits", "with both"), rows)
+
+
+def _maps_beside_logits() -> str:
+    arms = {
+        "e2kd_logits": "maps of the first class",
+        "e2kd_logits_top2": "maps of the first 2 classes",
+        "e2kd_logits_top5": "maps of the first 5 classes",
+        "e2kd_logits_all": "maps of all 10 classes",
+        "e2kd_cat_kd_logits": "the first class's map and CAT-KD's maps",
+    }
+    rows: Rows = []
+    for arm, label in arms.items():
+        runs = runs_of(EQUAL_TERMS, arm)
+        own = [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
+        rows.append((label, [*own, difference(runs, runs_of(EQUAL_TERMS, "e2kd_logits"))]))
+    header = ("e2KD with logits, test accuracy, %", "by seed", "mean", "agreement")
+    return table((*header, "accuracy - one class"), rows)
+
+
+def cifar10_datafree() -> str:
+    """Students that never saw their teacher's images."""
+    rows = []
+    for arm, label in (("kd", "frozen KD"), ("e2kd", "frozen e2KD")):
+        runs = runs_of("cifar10_datafree", arm)
+        own = [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
+        rows.append((label, [*own, difference(runs, runs_of("cifar10_datafree", "kd"))]))
+    header = ("trained on 5,760 images of digits on photographs", "accuracy by seed")
+    return table((*header, "accuracy", "agreement", AGAINST_KD), with_best(rows, [1]))
+
+
+def cifar10_vit() -> str:
+    """Shift curves of a ViT."""
+    curves = results_of("cifar10_vit")["shift_curves"]
+    rows = [
+        (f"{kind}, frozen {label}", [single(value) for value in curves[arm][name][1:]])
+        for name, kind in (("map", "W"), ("contribution", "contributions"))
+        for arm, label in (("kd", "KD"), ("e2kd", "e2KD"))
+    ]
+    return table(("", *map(str, range(1, 9))), rows)
+
+
+def demo_guided() -> str:
+    """Guided teachers of the demo and their students."""
+    teachers = results_of("demo_guided")["teachers"]
+    rows: Rows = []
+    for name, title, ending in (
+        ("plain", "plain teacher", ""),
+        ("epg", "teacher guided by energy", "_epg"),
+        ("iou", "teacher guided by L1", "_iou"),
+    ):
+        of = teachers[name]
+        names = ("epg", "iou", "accuracy", "accuracy_swapped")
+        rows.append((title, [single(of[metric], 100, 1) for metric in names]))
+        for arm, label in (("kd", "KD"), ("e2kd", "e2KD")):
+            runs = runs_of("demo_guided", arm + ending)
+            metrics = ("epg", "iou", "accuracy_in_distribution", "accuracy_swapped")
+            cells = [spread(runs, metric) for metric in metrics]
+            if arm == "e2kd" and ending:
+                cells[0] = Cell(cells[0].bold)
+            rows.append((f"its students, frozen {label}", cells))
+    header = ("", "EPG", "IoU", "accuracy, as in training", "photographs swapped")
+    return table(header, rows)
+
+
+TABLES = (
+    cifar10_50shots,
+    cifar10_50shots_short,
+    cifar10_modes,
+    cifar10_bcos,
+    cifar10_baselines,
+    cifar10_datafree,
+    cifar10_vit,
+    demo_guided,
+)

@@ -1,0 +1,167 @@
+"""Tables of the interpretability study: evaluators, cells, and the detectors of all arms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from scipy.stats import t
+
+from docs.cells import Cell, Rows, difference, pooled_spread, single, spread, table
+from docs.measured import measured_arms, results_of, runs_of
+
+STUDY_ARMS = {
+    "labels": "labels",
+    "smoothed": "smoothed labels",
+    "kd": "KD",
+    "e2kd": "e2KD",
+}
+
+
+class Metric(NamedTuple):
+    """Row of a table of students."""
+
+    name: str
+    label: str
+    scale: float
+    digits: int
+    teacher: str
+    best: Callable[..., float] | None = max
+
+
+def _by_arm(experiment: str, metrics: Sequence[Metric], title: str) -> str:
+    rows: Rows = []
+    for name, label, scale, digits, teacher, best in metrics:
+        runs = {arm: runs_of(experiment, arm) for arm in STUDY_ARMS}
+        cells = [spread(runs[arm], name, scale, digits) for arm in STUDY_ARMS]
+        if best is not None:
+            wanted = best(cell.number for cell in cells)
+            cells = [Cell(cell.bold) if cell.number == wanted else cell for cell in cells]
+        gain = difference(runs["e2kd"], runs["kd"], name, scale, digits)
+        rows.append((label, [*cells, Cell(teacher), gain]))
+    return table((title, *STUDY_ARMS.values(), "teacher", "e2KD - KD"), rows)
+
+
+def cifar10_evaluators() -> str:
+    """Students of CIFAR-10 with every evaluator."""
+    teacher = results_of("cifar10_evaluators")["teacher"]
+    accuracy = single(teacher["accuracy"], 100, 1).text
+    whole = {name: f"{value:.0f}" for name, value in teacher.items() if name != "accuracy"}
+    left, similarity = "left_of_teacher", "class_similarity"
+    correlation = "class similarity, correlation with the teacher's"
+    units = "units of 64 that detect a concept"
+    metrics = (
+        Metric("accuracy", "test accuracy, %", 100, 1, accuracy),
+        Metric("fss", "FSS", 1, 3, whole["fss"]),
+        Metric(left, "RS, left of the teacher", 1, 3, whole[left], min),
+        Metric(similarity, correlation, 1, 2, whole[similarity]),
+        Metric("map_cosine", "cosine of maps with the teacher's", 1, 2, "1"),
+        Metric("detectors", units, 1, 1, whole["detectors"], None),
+    )
+    return _by_arm("cifar10_evaluators", metrics, "")
+
+
+def cells() -> str:
+    """Students of drawn cells."""
+    teacher = {
+        name: single(value, 100, 1).text for name, value in results_of("cells")["teacher"].items()
+    }
+    recall, rate, energy = "five_band_recall", "five_band_fpr", "mask_energy"
+    metrics = (
+        Metric("accuracy", "test accuracy", 100, 1, teacher["accuracy"]),
+        Metric(recall, "five bands: recall", 100, 1, teacher[recall]),
+        Metric(rate, "five bands: false positive rate", 100, 1, teacher[rate], min),
+        Metric(energy, "gradient's energy on the cell, above its area", 100, 1, teacher[energy]),
+    )
+    return _by_arm("cells", metrics, "%")
+
+
+ARMS = "interpretability/cifar10_arms"
+DISTILLED_ARMS = {
+    "scratch": "labels (scratch)",
+    "label_smoothing": "smoothed labels",
+    "kd_tau1": "KD, tau 1",
+    "kd_tau2": "KD, tau 2",
+    "kd_tau4": "KD, tau 4",
+    "kd_tau8": "KD, tau 8",
+    "at": "AT",
+    "at_logits": "AT + logits",
+    "ft": "FT",
+    "ft_logits": "FT + logits",
+    "crd": "CRD",
+    "crd_logits": "CRD + logits",
+    "sskd": "SSKD",
+    "sskd_logits": "SSKD + logits",
+    "kd_ls_teacher": "KD, teacher of smoothed labels, tau 2",
+    "kd_ls_teacher_tau4": "KD, teacher of smoothed labels, tau 4",
+}
+
+
+def interpretability_arms() -> str:
+    """Arms of the interpretability study with the concepts that units detect, and the spread within an arm."""
+    metrics = (
+        ("accuracy", 100, 1),
+        ("class_similarity", 1, 2),
+        ("entropy", 1, 2),
+        ("gradient_cosine", 1, 2),
+        ("detectors", 1, 1),
+        ("concepts", 1, 1),
+        ("mean_iou", 1, 4),
+    )
+    by_arm = [
+        (label, runs_of(ARMS, arm)) for arm, label in measured_arms(ARMS, DISTILLED_ARMS).items()
+    ]
+    rows: Rows = [(label, [spread(runs, *metric) for metric in metrics]) for label, runs in by_arm]
+    teacher = results_of(ARMS)["teacher"]
+    rows.append(("teacher", [single(teacher[name], scale, d) for name, scale, d in metrics]))
+    pooled = [pooled_spread([runs for _, runs in by_arm], *metric) for metric in metrics]
+    rows.append(("standard deviation within an arm", pooled))
+    header = ("", "test accuracy, %", "class similarity", "entropy", "gradient and map")
+    return table((*header, "detectors of 64", "concepts", "mean IoU"), rows)
+
+
+DETECTOR_CONTRASTS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "labels - smoothed labels": (["scratch"], ["label_smoothing"]),
+    "KD at tau 2, 4 and 8 - labels": (["kd_tau2", "kd_tau4", "kd_tau8"], ["scratch"]),
+    "KD at all four tau - labels": (
+        ["kd_tau1", "kd_tau2", "kd_tau4", "kd_tau8"],
+        ["scratch"],
+    ),
+    "KD at all four tau - smoothed labels": (
+        ["kd_tau1", "kd_tau2", "kd_tau4", "kd_tau8"],
+        ["label_smoothing"],
+    ),
+    "features and logits - features alone, mean of four": (
+        ["at_logits", "ft_logits", "crd_logits", "sskd_logits"],
+        ["at", "ft", "crd", "sskd"],
+    ),
+    "the same for AT": (["at_logits"], ["at"]),
+    "the same for FT": (["ft_logits"], ["ft"]),
+    "the same for CRD": (["crd_logits"], ["crd"]),
+    "the same for SSKD": (["sskd_logits"], ["sskd"]),
+    "KD from a teacher of smoothed labels - KD, tau 2 and 4": (
+        ["kd_ls_teacher", "kd_ls_teacher_tau4"],
+        ["kd_tau2", "kd_tau4"],
+    ),
+}
+"""Comparisons of the study: means over some arms less means over others."""
+
+
+def interpretability_contrasts() -> str:
+    """Differences in detectors between arms, with intervals of the spread that all arms share."""
+    arms = {run["method"] for run in results_of(ARMS)["runs"]}
+    runs = {arm: [run["detectors"] for run in runs_of(ARMS, arm)] for arm in arms}
+    freedom = sum(len(values) - 1 for values in runs.values())
+    squares = sum((value - fmean(values)) ** 2 for values in runs.values() for value in values)
+    quantile = float(t.ppf(0.975, freedom)) * (squares / freedom) ** 0.5
+    rows: Rows = []
+    for label, (more, less) in DETECTOR_CONTRASTS.items():
+        value = fmean(fmean(runs[a]) for a in more) - fmean(fmean(runs[a]) for a in less)
+        variance = sum(1 / len(runs[arm]) / len(side) ** 2 for side in (more, less) for arm in side)
+        half = single(quantile * variance**0.5, digits=1)
+        rows.append((label, [single(value, digits=1), Cell(f"&plusmn; {half.text}")]))
+    return table(("difference in detectors", "mean", "95 % interval"), rows)
+
+
+TABLES = (cifar10_evaluators, cells, interpretability_arms, interpretability_contrasts)

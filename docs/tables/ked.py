@@ -1,0 +1,208 @@
+"""Tables of KED: teachers and students over grids of the number of superfeatures, of images and of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from docs.cells import Cell, Rows, Run, average, difference, spread, table, with_best
+from docs.measured import measured_arms, measured_values, results_of, runs_of
+
+ACCURACY = "test accuracy, %"
+KD_AND_KED = {"kd": "KD", "ked": "KED"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Accuracies of an experiment's arms over the values of one option."""
+
+    experiment: str
+    option: str
+    arms: Mapping[str, str]
+    """Labels by arm."""
+
+    @property
+    def values(self) -> list[str]:
+        return measured_values(self.experiment, self.option, next(iter(self.arms)))
+
+    def runs(self, arm: str, value: str) -> list[Run]:
+        return runs_of(self.experiment, f"{arm} {self.option}={value}")
+
+    def rows(self) -> Rows:
+        return [
+            (label, [spread(self.runs(arm, value), "accuracy") for value in self.values])
+            for arm, label in measured_arms(self.experiment, self.arms).items()
+        ]
+
+    def with_best(self) -> Rows:
+        return with_best(self.rows(), range(len(self.values)))
+
+    def ked_over_kd(self) -> Rows:
+        """Row with the difference of KED from KD at each value."""
+        pairs = [(self.runs("ked", value), self.runs("kd", value)) for value in self.values]
+        return [("KED - KD", [difference(*pair) for pair in pairs])]
+
+
+# ---- teachers ------------------------------------------------------------------------------------
+
+GROUPS = {"found": "found (Algorithm 1)", "contiguous": "contiguous blocks"}
+
+
+def ked_cifar10_teachers() -> str:
+    """Teachers by the groups of their superfeatures."""
+    grid = Grid("ked/cifar10_teachers", "superfeatures", GROUPS)
+    draws = [
+        ", ".join(average(grid.runs(f"random_{draw}", value), "accuracy").text for draw in (0, 1))
+        for value in grid.values
+    ]
+    rows = [*grid.with_best(), ("random, two draws", [Cell(text) for text in draws])]
+    return table((f"{ACCURACY} (M superfeatures)", *grid.values), rows)
+
+
+def ked_digits_teachers() -> str:
+    """Teachers of digits by the number of superfeatures, with equal parameters and with equal units."""
+    parts = [
+        _trade_off("ked/digits_teachers", f"equal parameters, {ACCURACY}"),
+        _trade_off("ked/digits_teachers_units", f"equal hidden units, {ACCURACY}"),
+    ]
+    return "\n".join(parts)
+
+
+def _trade_off(experiment: str, title: str) -> str:
+    """Accuracy of teachers over the number M of superfeatures, and its difference from M = 1."""
+    random = {f"random_{draw}": f"random, draw {draw}" for draw in (0, 1, 2)}
+    grid = Grid(experiment, "superfeatures", GROUPS | random)
+    found = [grid.runs("found", value) for value in grid.values]
+    networks = {one["method"]: one for one in results_of(experiment)["networks"]}
+    parameters = [networks[f"found superfeatures={n}"]["parameters"] for n in grid.values]
+    return table(
+        (title, *(f"M = {value}" for value in grid.values)),
+        [
+            *grid.rows(),
+            ("found - M = 1", [difference(runs, found[0]) for runs in found]),
+            ("parameters", [Cell(f"{number:,}") for number in parameters]),
+        ],
+    )
+
+
+# ---- students ------------------------------------------------------------------------------------
+
+IMAGE_ARMS = {
+    "labels": "labels",
+    "kd": "KD",
+    "kd_chimeras": "KD + chimeras",
+    "ked": "KED",
+    "ked_mu1": "KED, mu = 1",
+    "ked_chimeras": "KED + chimeras",
+    "kd_fitnet": "KD + FitNet",
+    "ked_fitnet": "KED + FitNet",
+    "ked_shuffled": "KED, explanations of other records",
+    "ked_noise": "KED, noise in their place",
+}
+COLUMN_ARMS = {
+    "labels": "labels",
+    "kd": "KD",
+    "ked": "KED",
+    "ked_chimeras": "KED + chimeras",
+    "ked_shuffled": "KED, explanations of other rows",
+    "ked_noise": "KED, noise in their place",
+}
+
+
+def _by_shots(experiment: str, arms: Mapping[str, str], records: str) -> str:
+    grid = Grid(experiment, "shots", arms)
+    header = (f"{ACCURACY} ({records} a class)", *grid.values)
+    return table(header, [*grid.with_best(), *grid.ked_over_kd()])
+
+
+def ked_digits() -> str:
+    """Students of digits by the number of images."""
+    return _by_shots("ked/digits", IMAGE_ARMS, "images")
+
+
+def ked_cifar10() -> str:
+    """Students of CIFAR-10 by the number of images."""
+    return _by_shots("ked/cifar10", IMAGE_ARMS, "images")
+
+
+def ked_wine() -> str:
+    """Students of wine by the number of rows."""
+    return _by_shots("ked/wine", COLUMN_ARMS, "rows")
+
+
+def ked_breast_cancer() -> str:
+    """Students of breast cancer by the number of rows."""
+    return _by_shots("ked/breast_cancer", COLUMN_ARMS, "rows")
+
+
+def _by_superfeatures(experiment: str) -> str:
+    grid = Grid(experiment, "superfeatures", KD_AND_KED)
+    header = (f"{ACCURACY} (superfeatures)", *grid.values)
+    return table(header, [*grid.rows(), *grid.ked_over_kd()])
+
+
+def ked_digits_levels() -> str:
+    """Students by their number of superfeatures."""
+    return _by_superfeatures("ked/digits_levels")
+
+
+def ked_digits_retrained() -> str:
+    """Students of M superfeatures whose teacher was trained with M of them."""
+    return _by_superfeatures("ked/digits_retrained")
+
+
+def ked_digits_hint() -> str:
+    """Students with a hint, by its weight."""
+    arms = {"kd_fitnet": "KD + FitNet", "ked_fitnet": "KED + FitNet"}
+    grid = Grid("ked/digits_hint", "shots=5 lambda_hint", arms)
+    return table((f"{ACCURACY} (weight of the hint)", *grid.values), grid.rows())
+
+
+def ked_digits_weights() -> str:
+    """Students of digits over the weights and temperatures of the loss."""
+    ked = {"ked": "KED"}
+    grids = [
+        Grid("ked/digits_weights", "mu", ked),
+        Grid("ked/digits_weights_lambda", "lambda_ked", ked),
+        Grid("ked/digits_weights_tau", "tau", KD_AND_KED),
+        Grid("ked/digits_weights_tau_superfeatures", "tau_superfeatures", ked),
+    ]
+    return "\n".join(table((f"`method.{g.option}`", *g.values), g.rows()) for g in grids)
+
+
+def ked_cifar10_trunk() -> str:
+    """KED against e2KD."""
+    experiment = "ked/cifar10_trunk"
+    weights = {f"e2kd_map{weight}": f"e2KD, lambda {weight}" for weight in (5, 10, 25, 50)}
+    arms = {
+        "labels": "labels",
+        "kd": "KD",
+        "e2kd": "e2KD, lambda 1",
+        **weights,
+        "ked": "KED",
+        "ked_mu1": "KED, mu = 1",
+    }
+    rows: Rows = []
+    for arm, label in measured_arms(experiment, arms).items():
+        runs = runs_of(experiment, arm)
+        own = [spread(runs, "accuracy"), spread(runs, "agreement")]
+        own += [average(runs, "map_cosine", 1, 2), average(runs, "superfeature_kl", 1, 2)]
+        rows.append((label, [*own, difference(runs, runs_of(experiment, "kd"))]))
+    rows = with_best(with_best(rows, [0, 1, 2]), [3], min)
+    header = ("", ACCURACY, "agreement, %", "cosine of the maps")
+    return table((*header, "KL of the superfeatures", "accuracy - KD"), rows)
+
+
+TABLES = (
+    ked_cifar10_teachers,
+    ked_digits_teachers,
+    ked_digits,
+    ked_cifar10,
+    ked_wine,
+    ked_breast_cancer,
+    ked_digits_levels,
+    ked_digits_retrained,
+    ked_digits_hint,
+    ked_digits_weights,
+    ked_cifar10_trunk,
+)
