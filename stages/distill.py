@@ -28,7 +28,8 @@ from pipeline.models.resolve import resolve_distill
 from pipeline.models.saved import is_finished
 from pipeline.report.commands import evaluate_command
 from pipeline.store.reader import Store
-from pipeline.training.distill_job import Distillation, fingerprint_inputs, open_passes
+from pipeline.training.distill_job import Distillation, fingerprint_inputs
+from pipeline.training.student_passes import open_passes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pipeline.config.cluster import ClusterConfig, Executor
     from pipeline.core.tasks import MapShards, RunTasks
-    from pipeline.training.run import TrainingJob
+    from pipeline.training.spec import TrainingJob
 
 
 def choose_executor(executor: Executor, cluster: ClusterConfig, records: int) -> Executor:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipeline.config.cluster import ClusterConfig
-    from pipeline.training.run import TrainingJob
+    from pipeline.training.spec import TrainingJob
 
 _STATE_FOLDER = ".ray_train"
 """Name of Ray Train's temporary folder in the run's folder."""

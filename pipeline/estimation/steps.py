@@ -16,8 +16,8 @@ from pipeline.core.errors import ConfigError, require
 from pipeline.core.progress import progress
 from pipeline.estimation.spread import Spread, spread_of
 from pipeline.models.resolve import resolve_distill
+from pipeline.training.build import build_loader, build_training
 from pipeline.training.distill_job import Distillation
-from pipeline.training.run import build_loader, build_training
 from pipeline.training.step import train_step
 
 if TYPE_CHECKING:

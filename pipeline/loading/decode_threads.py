@@ -6,9 +6,13 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Barrier
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from pipeline.config.training import TrainerOptions
+    from pipeline.core.distributed import DistributedContext
 
 _MOST = 8
 """Maximum number of threads that are started without being asked for."""
@@ -24,6 +28,12 @@ def resolve_decode_threads(asked: int | None, processes: int = 1) -> int:
     if asked is not None:
         return asked
     return min(max(len(os.sched_getaffinity(0)) // processes, 1), _MOST)
+
+
+def decode_threads_of(trainer: TrainerOptions, distributed: DistributedContext | None) -> int:
+    """Return the threads that decode a batch, in each of the processes on this machine that load batches."""
+    ranks = 1 if distributed is None else distributed.ranks_here
+    return resolve_decode_threads(trainer.decode_threads, ranks * max(trainer.loader_processes, 1))
 
 
 class DecodeThreads:

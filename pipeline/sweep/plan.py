@@ -20,7 +20,8 @@ from pipeline.models.resolve import resolve_distill
 from pipeline.store.reader import Store
 from pipeline.sweep.select import check_selection
 from pipeline.sweep.student import Student
-from pipeline.training.distill_job import fingerprint_inputs, open_passes
+from pipeline.training.distill_job import fingerprint_inputs
+from pipeline.training.student_passes import open_passes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

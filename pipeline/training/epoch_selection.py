@@ -11,12 +11,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.distillation import DistillConfig
+from pipeline.config.evaluation import EvaluateOptions
 from pipeline.core.errors import ConfigError, require
 from pipeline.core.files import write_atomically
+from pipeline.evaluation.forward import EvaluatedModel, open_split, predict_records
 from pipeline.evaluation.metrics import METRICS, best_position
+from pipeline.evaluation.predictions import metrics_of
+from pipeline.loading.decode_threads import resolve_decode_threads
 from pipeline.models.classifier import Classifier
+from pipeline.models.saved import TrainedModel
+from pipeline.store.reader import Store, TeacherPass
+from pipeline.training.student_passes import compared_passes, jpeg_decoder_of
 
 EPOCHS_NAME = "epochs.json"
+_OF_LOGITS = ("accuracy", "f1", "worst_group_accuracy", "agreement", "kl_to_teacher")
+"""Metrics for which no map is computed."""
 
 
 class EpochSelection:
@@ -108,3 +118,41 @@ class EpochSelection:
                 "select_epoch=null"
             )
         return float(value)
+
+
+def select_epochs(
+    config: DistillConfig,
+    folder: Path,
+    store: Store,
+    passes: Sequence[TeacherPass],
+    num_classes: int,
+) -> EpochSelection | None:
+    """Return the selection of select_epoch, None if it is null. Raises ConfigError if the split does not exist."""
+    if config.select_epoch is None:
+        return None
+    split, _, metric = config.select_epoch.partition(".")
+    size = store.size if config.augment.size is None else (config.augment.size,) * 2
+    dataset = open_split(
+        store,
+        compared_passes(config, store, passes, num_classes),
+        split,
+        TrainedModel(
+            config=config.student,
+            num_classes=num_classes,
+            input_size=size,
+            split=config.split,
+            subset=config.subset,
+        ),
+        resolve_decode_threads(config.trainer.decode_threads),
+        jpeg_decoder_of(config, passes),
+    )
+    options = EvaluateOptions()
+
+    def evaluate(model: Classifier) -> dict[str, Any]:
+        was_training = model.training
+        subject = EvaluatedModel(network=model.eval(), input_size=size)
+        found = predict_records(subject, dataset, options, localize=metric not in _OF_LOGITS)
+        model.train(was_training)
+        return metrics_of(found, options.group_sets)
+
+    return EpochSelection(folder, config.select_epoch, evaluate)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.models.classifier import Classifier
     from pipeline.models.saved import TrainedModel
     from pipeline.training.pareto import ParetoFront
-    from pipeline.training.run import TrainingSpec
+    from pipeline.training.spec import TrainingSpec
     from pipeline.training.superfeatures.search import PartitionSearch
 
 
@@ -60,8 +60,9 @@ class Teaching:
 
         distributed  ranks that share the cores of this machine, None if this process trains alone
         """
+        from pipeline.loading.decode_threads import decode_threads_of
         from pipeline.losses.build import build_loss
-        from pipeline.training.run import TrainingSpec, decode_threads_of
+        from pipeline.training.spec import TrainingSpec
 
         teaching = self.config.teaching
         store = Store(Path(self.config.store.path))
@@ -116,7 +117,7 @@ class Teaching:
         config = self.config
         if not config.needs_partition_search:
             return None
-        from pipeline.training.run import decode_threads_of
+        from pipeline.loading.decode_threads import decode_threads_of
         from pipeline.training.superfeatures.search import PartitionSearch
 
         assert isinstance(config.teaching, KEDTeachingConfig)

@@ -275,7 +275,7 @@ def test_a_gpu_is_required_and_the_cpu_never_refused():
 @pytest.fixture
 def on_cpu(monkeypatch):
     """Let the CPU stand in for the GPU of jpeg_decoder=cuda."""
-    modules = ("annotation.annotator", "training.run", "evaluation.forward")
+    modules = ("annotation.annotator", "training.build", "evaluation.forward")
     for module in modules:
         monkeypatch.setattr(f"pipeline.{module}.require_decoder", lambda *_: None)
 
@@ -443,7 +443,7 @@ def test_a_training_and_an_evaluation_without_a_gpu_are_refused(taught, monkeypa
     with pytest.raises(ConfigError, match=r"trainer\.jpeg_decoder=cuda .*the training is cpu"):
         distill.run(config)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.training.run.require_decoder", lambda *_: None)
+        patch.setattr("pipeline.training.build.require_decoder", lambda *_: None)
         distill.run(config)
 
     with pytest.raises(ConfigError, match=r"evaluate\.jpeg_decoder=cuda .*the evaluation is cpu"):

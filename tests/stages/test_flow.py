@@ -29,7 +29,7 @@ from pipeline.models.weights import load_weights
 from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.training import loop
-from pipeline.training import run as training_run
+from pipeline.training.build import worst_downscale
 from pipeline.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.runs import (
@@ -342,8 +342,8 @@ def test_the_three_map_treatments_are_three_different_students(frozen):
 def test_a_view_of_half_the_frame_is_known_to_alias():
     views = ViewSchedule(PAD_CROP, (16, 16), seed=0)
 
-    assert training_run.worst_downscale(views, (8, 8), torch.ones(9)) == pytest.approx(2)
-    assert training_run.worst_downscale(views, (16, 16), torch.ones(9)) == pytest.approx(1)
+    assert worst_downscale(views, (8, 8), torch.ones(9)) == pytest.approx(2)
+    assert worst_downscale(views, (16, 16), torch.ones(9)) == pytest.approx(1)
 
 
 # ---- evaluate, sweep, report ---------------------------------------------------------------------

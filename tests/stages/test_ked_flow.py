@@ -39,8 +39,9 @@ from pipeline.models.saved import load_model
 from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
-from pipeline.training.distill_job import Distillation, fingerprint_inputs, open_passes
+from pipeline.training.distill_job import Distillation, fingerprint_inputs
 from pipeline.training.metric_log import read_metrics
+from pipeline.training.student_passes import open_passes
 from stages import distill, evaluate, precompute, teach
 from tests.support.runs import TRAINER
 from tests.support.stores import Frozen, precompute_config, train_dataset
