@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from docs.claims.sections import Claim, Difference
+from docs.claims.sections import AGREEMENT, Claim, Difference, Quantity
 
 _SHOTS, _LIVE, _REPLAY = "cifar10_50shots", "cifar10_live", "cifar10_replay"
 _EQUAL = "cifar10_equal_terms"
@@ -12,16 +12,6 @@ _IMAGENET = (
     "ImageNet needs a GPU for days, and its images cannot be downloaded without registration."
 )
 
-
-def _of(experiment: str, candidate: str, baseline: str, what: str, **options: str) -> Difference:
-    return Difference(
-        what=what,
-        candidate=(experiment, candidate),
-        baseline=(experiment, baseline),
-        metric=options.get("metric", "accuracy"),
-    )
-
-
 CLAIMS = (
     Claim(
         title="Table 1: standard networks, with few and with all images",
@@ -29,17 +19,29 @@ CLAIMS = (
         missing=_IMAGENET,
         small=(_SHOTS, _BASELINES, _EQUAL),
         here=(
-            _of(_SHOTS, "e2kd", "kd", f"frozen e2KD - frozen KD, {_500}, accuracy"),
-            _of(_SHOTS, "e2kd", "kd", "the same, agreement with the teacher", metric="agreement"),
-            _of(_LIVE, "e2kd_live", "kd_live", "live e2KD - live KD, the same images, accuracy"),
-            _of(_EQUAL, "at_labels", "e2kd_labels", "at equal terms: AT - e2KD, both with labels"),
-            _of(_EQUAL, "at_logits", "e2kd_logits", "AT - e2KD, both with logits"),
-            _of(_EQUAL, "cat_kd_logits", "e2kd_logits", "CAT-KD - e2KD, both with logits"),
-            _of(_EQUAL, "at_both", "e2kd_both", "AT - e2KD, both with labels and logits"),
-            _of(_EQUAL, "cat_kd_both", "e2kd_both", "CAT-KD - e2KD, both with labels and logits"),
-            _of(_EQUAL, "review_kd_both", "e2kd_both", "ReviewKD (live) - e2KD, labels and logits"),
-            _of(_EQUAL, "e2kd_logits_top5", "e2kd_logits", "e2KD with maps of 5 classes - of one"),
-            _of(_EQUAL, "e2kd_cat_kd_logits", "e2kd_logits", "e2KD with CAT-KD's maps - e2KD"),
+            Difference(f"frozen e2KD - frozen KD, {_500}, accuracy", _SHOTS, "e2kd", "kd"),
+            Difference("the same, agreement with the teacher", _SHOTS, "e2kd", "kd", AGREEMENT),
+            Difference(
+                "live e2KD - live KD, the same images, accuracy", _LIVE, "e2kd_live", "kd_live"
+            ),
+            Difference(
+                "at equal terms: AT - e2KD, both with labels", _EQUAL, "at_labels", "e2kd_labels"
+            ),
+            Difference("AT - e2KD, both with logits", _EQUAL, "at_logits", "e2kd_logits"),
+            Difference("CAT-KD - e2KD, both with logits", _EQUAL, "cat_kd_logits", "e2kd_logits"),
+            Difference("AT - e2KD, both with labels and logits", _EQUAL, "at_both", "e2kd_both"),
+            Difference(
+                "CAT-KD - e2KD, both with labels and logits", _EQUAL, "cat_kd_both", "e2kd_both"
+            ),
+            Difference(
+                "ReviewKD (live) - e2KD, labels and logits", _EQUAL, "review_kd_both", "e2kd_both"
+            ),
+            Difference(
+                "e2KD with maps of 5 classes - of one", _EQUAL, "e2kd_logits_top5", "e2kd_logits"
+            ),
+            Difference(
+                "e2KD with CAT-KD's maps - e2KD", _EQUAL, "e2kd_cat_kd_logits", "e2kd_logits"
+            ),
         ),
     ),
     Claim(
@@ -48,8 +50,8 @@ CLAIMS = (
         missing=_IMAGENET,
         small=(_BCOS,),
         here=(
-            _of(_BCOS, "e2kd_live", "kd_live", "live e2KD - live KD, accuracy"),
-            _of(_BCOS, "e2kd_live", "kd_live", "the same, agreement", metric="agreement"),
+            Difference("live e2KD - live KD, accuracy", _BCOS, "e2kd_live", "kd_live"),
+            Difference("the same, agreement", _BCOS, "e2kd_live", "kd_live", AGREEMENT),
         ),
     ),
     Claim(
@@ -58,16 +60,22 @@ CLAIMS = (
         missing=_IMAGENET,
         small=(_LIVE, _REPLAY),
         here=(
-            _of(_BCOS, "e2kd", "kd", "frozen e2KD - frozen KD, B-cos networks, accuracy"),
-            _of(_BCOS, "e2kd", "e2kd_live", "frozen e2KD - live e2KD, B-cos networks, accuracy"),
-            _of(_LIVE, "e2kd", "e2kd_live", "frozen e2KD - live e2KD, GradCAM, accuracy"),
+            Difference("frozen e2KD - frozen KD, B-cos networks, accuracy", _BCOS, "e2kd", "kd"),
             Difference(
-                what="e2KD on sixteen stored views - live e2KD, GradCAM, accuracy",
-                candidate=(_REPLAY, "e2kd_v16"),
-                baseline=(_LIVE, "e2kd_live"),
+                "frozen e2KD - live e2KD, B-cos networks, accuracy", _BCOS, "e2kd", "e2kd_live"
             ),
-            _of(_SHOTS, "e2kd_unaugmented", "e2kd", "maps not moved with the image - frozen e2KD"),
-            _of(_SHOTS, "e2kd_shuffled", "e2kd", "maps of other images - frozen e2KD"),
+            Difference("frozen e2KD - live e2KD, GradCAM, accuracy", _LIVE, "e2kd", "e2kd_live"),
+            Difference(
+                "e2KD on sixteen stored views - live e2KD, GradCAM, accuracy",
+                _REPLAY,
+                "e2kd_v16",
+                "e2kd_live",
+                baseline_experiment=_LIVE,
+            ),
+            Difference(
+                "maps not moved with the image - frozen e2KD", _SHOTS, "e2kd_unaugmented", "e2kd"
+            ),
+            Difference("maps of other images - frozen e2KD", _SHOTS, "e2kd_shuffled", "e2kd"),
         ),
     ),
     Claim(
@@ -76,15 +84,19 @@ CLAIMS = (
         missing="the B-cos ResNet-50 that its teachers start from cannot be downloaded here.",
         small=("demo_guided",),
         here=(
-            _of(
+            Difference(
+                "teacher guided by energy, e2KD - KD, EPG of the students",
                 "demo_guided",
-                *("e2kd_epg", "kd_epg", "teacher guided by energy, e2KD - KD, EPG of the students"),
-                metric="epg",
+                "e2kd_epg",
+                "kd_epg",
+                Quantity("epg", 100, 1, " points"),
             ),
-            _of(
+            Difference(
+                "teacher guided by L1, e2KD - KD, IoU of the students",
                 "demo_guided",
-                *("e2kd_iou", "kd_iou", "teacher guided by L1, e2KD - KD, IoU of the students"),
-                metric="iou",
+                "e2kd_iou",
+                "kd_iou",
+                Quantity("iou", 100, 1, " points"),
             ),
         ),
     ),
@@ -99,10 +111,12 @@ CLAIMS = (
         missing="the images and the ImageNet weights cannot be downloaded here.",
         small=("demo", "demo_guided"),
         here=(
-            _of(
+            Difference(
+                "digits on swapped photographs, frozen e2KD - frozen KD",
                 "demo_guided",
-                *("e2kd", "kd", "digits on swapped photographs, frozen e2KD - frozen KD"),
-                metric="accuracy_swapped",
+                "e2kd",
+                "kd",
+                Quantity("accuracy_swapped", 100, 1, " points"),
             ),
         ),
     ),
@@ -115,7 +129,7 @@ CLAIMS = (
         ),
         missing=_IMAGENET,
         small=("cifar10_datafree",),
-        here=(_of("cifar10_datafree", "e2kd", "kd", "frozen e2KD - frozen KD, accuracy"),),
+        here=(Difference("frozen e2KD - frozen KD, accuracy", "cifar10_datafree", "e2kd", "kd"),),
     ),
     Claim(
         title="Figure 5: a ViT adopts how a CNN's explanation moves",
@@ -123,7 +137,7 @@ CLAIMS = (
         missing=_IMAGENET,
         small=(_VIT,),
         here=(
-            _of(_VIT, "e2kd", "kd", "frozen e2KD - frozen KD, accuracy"),
+            Difference("frozen e2KD - frozen KD, accuracy", _VIT, "e2kd", "kd"),
             "the shift curves are in [other claims of e2KD](../results/cifar10-other-claims.md): the patches are "
             "visible under KD, and hardly visible under e2KD",
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from docs.claims.sections import Claim, Difference
+from docs.claims.sections import Claim, Difference, Quantity
 
 _ARMS, _EVALUATORS, _CELLS = (
     "interpretability/cifar10_arms",
@@ -10,18 +10,8 @@ _ARMS, _EVALUATORS, _CELLS = (
     "cells",
 )
 _IMAGENET = "training on ImageNet takes days on a GPU, and the images of ImageNet and Broden cannot be downloaded here."
-
-
-def _detectors(candidate: str, baseline: str, what: str) -> Difference:
-    return Difference(
-        what=what,
-        candidate=(_ARMS, candidate),
-        baseline=(_ARMS, baseline),
-        metric="detectors",
-        scale=1,
-        unit="units",
-    )
-
+_DETECTORS = Quantity("detectors", 1, 1, " units")
+_SIMILARITY = Quantity("class_similarity", 1, 2)
 
 CLAIMS = (
     Claim(
@@ -36,10 +26,14 @@ CLAIMS = (
         missing=_IMAGENET,
         small=(_ARMS, "interpretability/cifar10_arms_ls_teacher"),
         here=(
-            _detectors(
-                "scratch", "label_smoothing", "labels - smoothed labels, detectors of 64 units"
+            Difference(
+                "labels - smoothed labels, detectors of 64 units",
+                _ARMS,
+                "scratch",
+                "label_smoothing",
+                _DETECTORS,
             ),
-            _detectors("kd_tau4", "scratch", "KD at tau 4 - labels, detectors"),
+            Difference("KD at tau 4 - labels, detectors", _ARMS, "kd_tau4", "scratch", _DETECTORS),
             "means over arms, with intervals of the spread that all arms share, and the caveats of the drawn concepts "
             "are in [interpretability](../results/interpretability.md): with that spread smoothed labels have fewer "
             "detectors than labels, and logits beside features more than features alone",
@@ -51,16 +45,18 @@ CLAIMS = (
         small=(_CELLS,),
         here=(
             Difference(
-                what="KD - labels, recall",
-                candidate=(_CELLS, "kd"),
-                baseline=(_CELLS, "labels"),
-                metric="five_band_recall",
+                "KD - labels, recall",
+                _CELLS,
+                "kd",
+                "labels",
+                Quantity("five_band_recall", 100, 1, " points"),
             ),
             Difference(
-                what="KD - labels, false positive rate (lower is better)",
-                candidate=(_CELLS, "kd"),
-                baseline=(_CELLS, "labels"),
-                metric="five_band_fpr",
+                "KD - labels, false positive rate (lower is better)",
+                _CELLS,
+                "kd",
+                "labels",
+                Quantity("five_band_fpr", 100, 1, " points"),
             ),
         ),
     ),
@@ -71,22 +67,14 @@ CLAIMS = (
         small=(_EVALUATORS,),
         here=(
             Difference(
-                what="KD - labels, correlation of class similarities with the teacher's",
-                candidate=(_EVALUATORS, "kd"),
-                baseline=(_EVALUATORS, "labels"),
-                metric="class_similarity",
-                scale=1,
-                digits=2,
-                unit="",
+                "KD - labels, correlation of class similarities with the teacher's",
+                _EVALUATORS,
+                "kd",
+                "labels",
+                _SIMILARITY,
             ),
             Difference(
-                what="smoothed labels - labels, the same",
-                candidate=(_EVALUATORS, "smoothed"),
-                baseline=(_EVALUATORS, "labels"),
-                metric="class_similarity",
-                scale=1,
-                digits=2,
-                unit="",
+                "smoothed labels - labels, the same", _EVALUATORS, "smoothed", "labels", _SIMILARITY
             ),
             "DiffROAR of seed 0 is at chance for every network ([features](../results/features.md))",
         ),

@@ -8,11 +8,7 @@ _DIGITS, _CIFAR10 = "ked/digits", "ked/cifar10"
 
 
 def _ked(experiment: str, point: str, what: str) -> Difference:
-    return Difference(
-        what=f"KED - KD, {what}, accuracy",
-        candidate=(experiment, f"ked {point}"),
-        baseline=(experiment, f"kd {point}"),
-    )
+    return Difference(f"KED - KD, {what}, accuracy", experiment, f"ked {point}", f"kd {point}")
 
 
 CLAIMS = (
@@ -38,9 +34,10 @@ CLAIMS = (
                 for n in (25, 100)
             ),
             Difference(
-                what="explanations of other records - KD, CIFAR-10, 100 images a class, accuracy",
-                candidate=(_CIFAR10, "ked_shuffled shots=100"),
-                baseline=(_CIFAR10, "kd shots=100"),
+                "explanations of other records - KD, CIFAR-10, 100 images a class, accuracy",
+                _CIFAR10,
+                "ked_shuffled shots=100",
+                "kd shots=100",
             ),
         ),
     ),
@@ -50,14 +47,16 @@ CLAIMS = (
         small=(),
         here=(
             Difference(
-                what="KED + FitNet - KD + FitNet, digits, 5 images a class, hint of weight 1",
-                candidate=("ked/digits_hint", "ked_fitnet shots=5 lambda_hint=1"),
-                baseline=("ked/digits_hint", "kd_fitnet shots=5 lambda_hint=1"),
+                "KED + FitNet - KD + FitNet, digits, 5 images a class, hint of weight 1",
+                "ked/digits_hint",
+                "ked_fitnet shots=5 lambda_hint=1",
+                "kd_fitnet shots=5 lambda_hint=1",
             ),
             Difference(
-                what="KED + FitNet - KED, the same",
-                candidate=("ked/digits_hint", "ked_fitnet shots=5 lambda_hint=1"),
-                baseline=("ked/digits_hint", "ked_fitnet shots=5 lambda_hint=0"),
+                "KED + FitNet - KED, the same",
+                "ked/digits_hint",
+                "ked_fitnet shots=5 lambda_hint=1",
+                "ked_fitnet shots=5 lambda_hint=0",
             ),
             "the commands are the last two of ked/digits above; "
             "arms `kd_fitnet` and `ked_fitnet` of [ked/digits](../../conf/experiment/ked/digits.yaml), "
@@ -76,9 +75,10 @@ CLAIMS = (
         here=(
             *(
                 Difference(
-                    what=f"explaining teacher of M = {n} - M = 1, digits, equal parameters, accuracy",
-                    candidate=("ked/digits_teachers", f"found superfeatures={n}"),
-                    baseline=("ked/digits_teachers", "found superfeatures=1"),
+                    f"explaining teacher of M = {n} - M = 1, digits, equal parameters, accuracy",
+                    "ked/digits_teachers",
+                    f"found superfeatures={n}",
+                    "found superfeatures=1",
                 )
                 for n in (2, 4, 8, 16)
             ),
@@ -105,14 +105,16 @@ CLAIMS = (
         recipes=("ked/digits_weights", "ked/cifar10_weights"),
         here=(
             Difference(
-                what="mu = 1 - mu = 0.5, digits, 5 images a class, accuracy",
-                candidate=("ked/digits_weights", "ked mu=1"),
-                baseline=("ked/digits_weights", "ked mu=0.5"),
+                "mu = 1 - mu = 0.5, digits, 5 images a class, accuracy",
+                "ked/digits_weights",
+                "ked mu=1",
+                "ked mu=0.5",
             ),
             Difference(
-                what="KED - KD at tau = 8, the best of KD and the last that was run",
-                candidate=("ked/digits_weights_tau", "ked tau=8"),
-                baseline=("ked/digits_weights_tau", "kd tau=8"),
+                "KED - KD at tau = 8, the best of KD and the last that was run",
+                "ked/digits_weights_tau",
+                "ked tau=8",
+                "kd tau=8",
             ),
             "all values are in [KED](../results/ked.md); the sweeps of CIFAR-10 were not run yet",
         ),
@@ -124,14 +126,16 @@ CLAIMS = (
         missing="the students' sweep was not run yet. Teachers were compared:",
         here=(
             Difference(
-                what="teachers of found - of random superfeatures (the first of two draws), CIFAR-10, M = 8, accuracy",
-                candidate=("ked/cifar10_teachers", "found superfeatures=8"),
-                baseline=("ked/cifar10_teachers", "random_0 superfeatures=8"),
+                "teachers of found - of random superfeatures (the first of two draws), CIFAR-10, M = 8, accuracy",
+                "ked/cifar10_teachers",
+                "found superfeatures=8",
+                "random_0 superfeatures=8",
             ),
             Difference(
-                what="teachers of found superfeatures - of contiguous blocks, CIFAR-10, M = 8, accuracy",
-                candidate=("ked/cifar10_teachers", "found superfeatures=8"),
-                baseline=("ked/cifar10_teachers", "contiguous superfeatures=8"),
+                "teachers of found superfeatures - of contiguous blocks, CIFAR-10, M = 8, accuracy",
+                "ked/cifar10_teachers",
+                "found superfeatures=8",
+                "contiguous superfeatures=8",
             ),
         ),
     ),
@@ -140,14 +144,16 @@ CLAIMS = (
         recipes=("ked/cifar10_trunk", "ked/cifar10_channels"),
         here=(
             Difference(
-                what="KED - KD, ResNet-8 with eight heads on cells, 50 images a class, accuracy",
-                candidate=("ked/cifar10_trunk", "ked"),
-                baseline=("ked/cifar10_trunk", "kd"),
+                "KED - KD, ResNet-8 with eight heads on cells, 50 images a class, accuracy",
+                "ked/cifar10_trunk",
+                "ked",
+                "kd",
             ),
             Difference(
-                what="KED - e2KD (lambda 5, the largest weight that was run), the same students, accuracy",
-                candidate=("ked/cifar10_trunk", "ked"),
-                baseline=("ked/cifar10_trunk", "e2kd_map5"),
+                "KED - e2KD (lambda 5, the largest weight that was run), the same students, accuracy",
+                "ked/cifar10_trunk",
+                "ked",
+                "e2kd_map5",
             ),
             "trunks of torchvision and timm: `student.trunk_kind`, tested, without a recipe of their own; groups of "
             "channels were not run yet",

@@ -14,37 +14,55 @@ from docs.cells import Cell, difference
 from docs.measured import EXPERIMENTS, path_of, runs_of
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
+class Quantity:
+    """A value of committed results, and how its differences are written."""
+
+    name: str
+    scale: float = 1
+    digits: int = 3
+    unit: str = ""
+
+
+ACCURACY = Quantity("accuracy", 100, 1, " points")
+AGREEMENT = Quantity("agreement", 100, 1, " points")
+
+
+@dataclass(frozen=True)
 class Difference:
     """A comparison of two arms of committed results."""
 
     what: str
     """What is compared, and at which size."""
-    candidate: tuple[str, str]
-    """Experiment and arm."""
-    baseline: tuple[str, str]
-    metric: str = "accuracy"
-    scale: float = 100
-    digits: int = 1
-    unit: str = "points"
+    experiment: str
+    candidate: str
+    """Arm, as the results name it."""
+    baseline: str
+    of: Quantity = ACCURACY
+    baseline_experiment: str = ""
+    """Experiment of the baseline, empty if it is the same."""
+
+    @property
+    def experiments(self) -> tuple[str, str]:
+        """Experiments of candidate and baseline."""
+        return self.experiment, self.baseline_experiment or self.experiment
 
     @property
     def is_measured(self) -> bool:
         """True if the results of both experiments are committed."""
-        return all(path_of(name).exists() for name, _ in (self.candidate, self.baseline))
+        return all(path_of(name).exists() for name in self.experiments)
 
     def text(self) -> str:
         """Sentence with the mean difference and its interval."""
-        pair = [runs_of(*arm) for arm in (self.candidate, self.baseline)]
-        cell: Cell = difference(*pair, self.metric, self.scale, self.digits)
+        arms = zip(self.experiments, (self.candidate, self.baseline), strict=True)
+        pair = [runs_of(experiment, arm) for experiment, arm in arms]
+        cell: Cell = difference(*pair, self.of.name, self.of.scale, self.of.digits)
         mean, _, interval = cell.text.partition(" (")
         low, _, high = interval.rstrip(")").partition(" to ")
         verdict = ", not conclusive" if float(low) <= 0 <= float(high) else ""
         seeds = len({run["seed"] for run in pair[0]} & {run["seed"] for run in pair[1]})
-        unit = f" {self.unit}" if self.unit else ""
-        names = dict.fromkeys(name for name, _ in (self.candidate, self.baseline))
-        source = ", ".join(_link(name, "results.json") for name in names)
-        return f"{self.what}: {mean}{unit} (95 % interval {low} to {high}, {seeds} seeds{verdict}; {source})"
+        source = ", ".join(_link(name, "results.json") for name in dict.fromkeys(self.experiments))
+        return f"{self.what}: {mean}{self.of.unit} (95 % interval {low} to {high}, {seeds} seeds{verdict}; {source})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from docs.claims.sections import Claim, Difference
+from docs.claims.sections import AGREEMENT, Claim, Difference, Quantity
 
 _SMALL, _ASSISTANT = "unicam/cifar10_small", "cifar10_assistant"
 _DATA = "the images and the ImageNet weights cannot be downloaded here."
-
-
-def _of(experiment: str, candidate: str, baseline: str, what: str, metric: str) -> Difference:
-    return Difference(
-        what=what,
-        candidate=(experiment, candidate),
-        baseline=(experiment, baseline),
-        metric=metric,
-        scale=1,
-        digits=3,
-        unit="",
-    )
-
+_FSS = Quantity("fss_depth1")
 
 CLAIMS = (
     Claim(
@@ -29,17 +17,11 @@ CLAIMS = (
         missing=_DATA,
         small=(_SMALL,),
         here=(
-            _of(
-                _SMALL,
-                "vanilla",
-                "labels",
-                "FSS of KD - FSS of labels, pooled features",
-                "fss_depth1",
+            Difference(
+                "FSS of KD - FSS of labels, pooled features", _SMALL, "vanilla", "labels", _FSS
             ),
-            _of(
-                _SMALL, "feature", "labels", "FSS of factor transfer - FSS of labels", "fss_depth1"
-            ),
-            _of(_SMALL, "attention", "labels", "FSS of AT - FSS of labels", "fss_depth1"),
+            Difference("FSS of factor transfer - FSS of labels", _SMALL, "feature", "labels", _FSS),
+            Difference("FSS of AT - FSS of labels", _SMALL, "attention", "labels", _FSS),
             "the numbers of the maps at each depth are in [UniCAM](../results/unicam.md)",
         ),
     ),
@@ -50,22 +32,19 @@ CLAIMS = (
         small=(_ASSISTANT,),
         here=(
             Difference(
-                what="student of the assistant - student of the first teacher, agreement with the first teacher",
-                candidate=(_ASSISTANT, "by_assistant"),
-                baseline=(_ASSISTANT, "by_teacher"),
-                metric="agreement",
-            ),
-            Difference(
-                what="the same, accuracy",
-                candidate=(_ASSISTANT, "by_assistant"),
-                baseline=(_ASSISTANT, "by_teacher"),
-            ),
-            _of(
+                "student of the assistant - student of the first teacher, agreement with the first teacher",
                 _ASSISTANT,
                 "by_assistant",
                 "by_teacher",
+                AGREEMENT,
+            ),
+            Difference("the same, accuracy", _ASSISTANT, "by_assistant", "by_teacher"),
+            Difference(
                 "the same, FSS to the first teacher",
-                "fss",
+                _ASSISTANT,
+                "by_assistant",
+                "by_teacher",
+                Quantity("fss"),
             ),
         ),
     ),

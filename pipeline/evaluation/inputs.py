@@ -23,6 +23,7 @@ from pipeline.store.reader import Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from pipeline.config.models import ModelConfig
     from pipeline.config.verbs import EvaluateConfig
     from pipeline.evaluation.forward import EvaluatedModel
     from pipeline.store.reader import TeacherPass
@@ -109,7 +110,7 @@ def open_against(config: EvaluateConfig, name: str) -> tuple[Store, list[Teacher
 
 def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
     """Open the network of `teacher`, with its own pass if the store has one."""
-    from pipeline.evaluation.networks import build_teacher, passes_of_teacher
+    from pipeline.evaluation.networks import passes_of_teacher
     from pipeline.models.fingerprint import describe_teacher
 
     teacher = config.teacher
@@ -122,21 +123,11 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
     described = describe_teacher(teacher, len(store.manifest.classes))
     named = store.open_passes(config.store.teacher) if config.store.teacher else []
     passes = passes_of_teacher(teacher, store, named)
-
-    def build() -> tuple[EvaluatedModel, TrainedModel]:
-        model = build_teacher(teacher, store, config.evaluate.device)
-        return model, TrainedModel(
-            config=teacher,
-            num_classes=described["classes"],
-            input_size=model.input_size,
-            jpeg_decoder=passes[0].jpeg_decoder if passes else "cpu",
-        )
-
     return EvaluationInputs(
         store=store,
         passes=passes,
         fingerprint=sha256_json(described),
-        build=build,
+        build=_building(config, teacher, store, passes, described["classes"]),
     )
 
 
@@ -146,7 +137,7 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
     A pair of given networks needs no pass. Its classes may be others than those of the store if the evaluators only
     read features.
     """
-    from pipeline.evaluation.networks import build_teacher, made_by
+    from pipeline.evaluation.networks import made_by
     from pipeline.models.fingerprint import describe_teacher
 
     student, teacher = config.student, config.teacher
@@ -176,23 +167,36 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
         passes = made_by(of_teacher, passes)
     passes = [made for made in passes if made.num_classes == num_classes]
     alone = of_teacher is not None and not passes
+    return EvaluationInputs(
+        store=store,
+        passes=passes,
+        fingerprint=sha256_json(described),
+        build=_building(config, student, store, passes, num_classes),
+        others={"teacher network": sha256_json(of_teacher)} if alone else {},
+    )
+
+
+def _building(
+    config: EvaluateConfig,
+    network: ModelConfig,
+    store: Store,
+    passes: Sequence[TeacherPass],
+    num_classes: int,
+) -> Callable[[], tuple[EvaluatedModel, TrainedModel]]:
+    """Return the function that builds a given network, and describes it as the one of a training is described."""
 
     def build() -> tuple[EvaluatedModel, TrainedModel]:
-        model = build_teacher(student, store, config.evaluate.device)
+        from pipeline.evaluation.networks import build_teacher
+
+        model = build_teacher(network, store, config.evaluate.device)
         return model, TrainedModel(
-            config=student,
+            config=network,
             num_classes=num_classes,
             input_size=model.input_size,
             jpeg_decoder=passes[0].jpeg_decoder if passes else "cpu",
         )
 
-    return EvaluationInputs(
-        store=store,
-        passes=passes,
-        fingerprint=sha256_json(described),
-        build=build,
-        others={"teacher network": sha256_json(of_teacher)} if alone else {},
-    )
+    return build
 
 
 def _refuse_holdout(config: EvaluateConfig) -> None:
