@@ -252,6 +252,7 @@ def update_banks_of_rank(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_keep_the_banks_of_one_process_and_one_normalizer(tmp_path):
     run_on_ranks(update_banks_of_rank, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))

@@ -182,6 +182,7 @@ def test_original_members_are_the_files_bytes(mixed, tmp_path):
         assert data == (tmp_path / "mixed" / unquote(row["key"])).read_bytes()
 
 
+@pytest.mark.slow
 def test_stock_readers_open_every_format_without_importing_ours(mixed, tmp_path):
     for form in ("original", "jpeg95", "raw"):
         pack_small(mixed, tmp_path / form, format=form, image_size=32)
