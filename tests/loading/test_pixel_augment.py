@@ -17,7 +17,7 @@ from pipeline.config.teaching import LabelTeachingConfig
 from pipeline.config.verbs import TeachConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import NO_LABEL, PixelAugment
-from pipeline.loading import pixels
+from pipeline.loading import pixels, transfer
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_images
 from pipeline.loading.loader import TrainLoader
@@ -42,6 +42,7 @@ from tests.support.batches import (
     random_targets,
     tiny_model,
 )
+from tests.support.kills import killed_at
 from tests.support.runs import PAD_CROP, TRAINER, assert_equal_states, distill_config, weights_of
 from tests.support.trainings import build_training
 
@@ -385,7 +386,7 @@ def test_a_share_of_one_mixes_nothing():
 # ---- whole runs ----------------------------------------------------------------------------------
 
 
-def test_a_live_student_of_mixtures_trains_resumes_and_is_another(frozen, monkeypatch):
+def test_a_live_student_of_mixtures_trains_resumes_and_is_another(frozen):
     options = {
         "mode": "live",
         "teacher": frozen.config.teacher,
@@ -403,19 +404,8 @@ def test_a_live_student_of_mixtures_trains_resumes_and_is_another(frozen, monkey
         weights_of("plain")["linear.weight"], weights_of("mixed")["linear.weight"]
     )
 
-    class Killed(BaseException):
-        pass
-
-    def die(batch, device):
-        deaths.append(None)
-        if len(deaths) == 5:
-            raise Killed
-        return move_batch(batch, device)
-
-    deaths = []
     killed = replace(distill_config(frozen, run="killed", **options), augment=augment)
-    monkeypatch.setattr("pipeline.loading.transfer.move_batch", die)
-    with pytest.raises(Killed):
+    with killed_at(transfer, "move_batch", 5):
         distill.run(killed)
     distill.run(killed)
     assert_equal_states(weights_of("killed"), weights_of("mixed"))

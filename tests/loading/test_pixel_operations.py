@@ -19,6 +19,7 @@ from pipeline.config.verbs import TeachConfig
 from pipeline.config.views import RandomViewsConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.records import PixelAugment
+from pipeline.loading import transfer
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import view_images, view_targets
 from pipeline.loading.loader import TrainLoader
@@ -34,6 +35,7 @@ from pipeline.training.live_targets import LiveTeacher
 from pipeline.training.step import batch_loss, train_step
 from stages import distill, precompute, teach
 from tests.support.batches import FRAME, random_batch, tiny_model
+from tests.support.kills import killed_at
 from tests.support.runs import PAD_CROP, TRAINER, assert_equal_states, distill_config, weights_of
 from tests.support.stores import Frozen, precompute_config
 from tests.support.tensors import smooth_images
@@ -337,7 +339,7 @@ def test_changes_go_to_the_device_with_their_batch():
 # ---- whole runs ----------------------------------------------------------------------------------
 
 
-def test_a_frozen_student_trains_resumes_and_is_another(frozen, monkeypatch):
+def test_a_frozen_student_trains_resumes_and_is_another(frozen):
     trainer = replace(TRAINER, epochs=2, checkpoint_every_steps=3)
     plain = distill_config(frozen, run="plain", trainer=trainer)
     config = replace(plain, run="disturbed", augment=replace(PAD_CROP, pixels=ALL))
@@ -347,18 +349,7 @@ def test_a_frozen_student_trains_resumes_and_is_another(frozen, monkeypatch):
         weights_of("plain")["linear.weight"], weights_of("disturbed")["linear.weight"]
     )
 
-    class Killed(BaseException):
-        pass
-
-    def die(batch, device):
-        deaths.append(None)
-        if len(deaths) == 5:
-            raise Killed
-        return move_batch(batch, device)
-
-    deaths = []
-    monkeypatch.setattr("pipeline.loading.transfer.move_batch", die)
-    with pytest.raises(Killed):
+    with killed_at(transfer, "move_batch", 5):
         distill.run(replace(config, run="killed"))
     distill.run(replace(config, run="killed"))
     assert_equal_states(weights_of("killed"), weights_of("disturbed"))

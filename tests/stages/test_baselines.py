@@ -45,6 +45,7 @@ from pipeline.training.metric_log import read_metrics
 from pipeline.training.state import Training, build_optimizer
 from pipeline.training.step import batch_loss
 from stages import distill, precompute
+from tests.support.kills import killed_at
 from tests.support.runs import TRAINER, assert_equal_states, distill_config, weights_of
 from tests.support.stores import Frozen, precompute_config, train_dataset
 
@@ -332,30 +333,15 @@ def test_review_needs_two_records_a_rank(frozen):
         )
 
 
-def test_a_killed_review_student_resumes_to_the_same_one_and_leaves_its_fusions_behind(
-    frozen, monkeypatch
-):
+def test_a_killed_review_student_resumes_to_the_same_one_and_leaves_its_fusions_behind(frozen):
     def config(run):
         return distill_config(
             frozen, run=run, method=ReviewKDConfig(), mode="live", teacher=frozen.config.teacher
         )
 
-    class Killed(BaseException):
-        pass
-
     distill.run(config("whole"))
-    original, steps = loop.train_step, []
-
-    def dying_step(*args):
-        steps.append(None)
-        if len(steps) == 8:
-            raise Killed
-        return original(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", dying_step)
-        with pytest.raises(Killed):
-            distill.run(config("killed"))
+    with killed_at(loop, "train_step", 8):
+        distill.run(config("killed"))
     distill.run(config("killed"))
 
     whole, killed = (

@@ -32,6 +32,7 @@ from pipeline.training import loop
 from pipeline.training.build import worst_downscale
 from pipeline.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute, report, sweep, teach
+from tests.support.kills import killed_at
 from tests.support.runs import (
     PAD_CROP,
     TRAINER,
@@ -254,25 +255,11 @@ def test_the_same_seed_gives_the_same_student_and_another_another(frozen):
     assert not torch.equal(weights_of("a")["linear.weight"], weights_of("c")["linear.weight"])
 
 
-def test_a_killed_run_resumes_to_the_same_student(frozen, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_student(frozen):
     distill.run(distill_config(frozen, run="whole"))
 
-    class Killed(BaseException):
-        pass
-
-    original = loop.train_step
-    steps = []
-
-    def dying_step(*args):
-        steps.append(None)
-        if len(steps) == 8:  # in the middle of the second of three epochs
-            raise Killed
-        return original(*args)
-
-    monkeypatch.setattr(loop, "train_step", dying_step)
-    with pytest.raises(Killed):
+    with killed_at(loop, "train_step", 8):  # in the middle of the second of three epochs
         distill.run(distill_config(frozen, run="killed"))
-    monkeypatch.setattr(loop, "train_step", original)
     assert not (RUNS / "killed" / "distill" / "model.safetensors").exists()
 
     result = distill.run(distill_config(frozen, run="killed"))
