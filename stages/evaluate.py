@@ -34,6 +34,7 @@ from pipeline.evaluation.baselines import (
 from pipeline.evaluation.inputs import open_network, open_student, open_teacher
 from pipeline.evaluation.results import (
     METRICS_NAME,
+    NETWORK_EVALUATION,
     TEACHER_EVALUATION,
     evaluation_folder,
     missing_evaluators,
@@ -85,7 +86,7 @@ def run(config: EvaluateConfig, name: str | None = None) -> EvaluateResult:
         config = with_baselines(config, dict.fromkeys(named_baselines(config)))
         inputs, own = open_teacher(config), TEACHER_EVALUATION
     elif config.model == "network":
-        inputs, own = open_network(config), "evaluate-network"
+        inputs, own = open_network(config), NETWORK_EVALUATION
     else:
         inputs, own = open_student(config), evaluation_folder(config.evaluate.against)
     fingerprints = {
@@ -114,9 +115,7 @@ def run(config: EvaluateConfig, name: str | None = None) -> EvaluateResult:
     return EvaluateResult(
         metrics=str(folder / METRICS_NAME),
         splits=splits,
-        next=""
-        if config.model == "network"  # no report shows it
-        else f"permafrost report store.path={config.store.path} run={config.run}",
+        next=f"permafrost report store.path={config.store.path} run={config.run}",
     )
 
 

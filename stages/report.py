@@ -5,6 +5,7 @@
     permafrost report store.path=stores/demo run=taus report.baseline=t1 report.candidate=t4
 
 Reads   <store.path>; runs/<run>/sweep.json and the runs it lists, or runs/<run>/distill and evaluate of one student;
+        runs/<run>/evaluate-teacher and evaluate-network;
         for the cases, the weights and records.parquet of two students
 Writes  runs/<run>/report.html, report.json with its numbers, and report.csv with one row per student
 Rerun   the same command writes nothing while options, store and runs are the same
@@ -41,6 +42,7 @@ from pipeline.report.inputs import ReportInputs
 from pipeline.report.passes import describe_passes
 from pipeline.report.results import (
     SWEEP_NAME,
+    load_network,
     load_results,
     load_selection,
     load_teacher,
@@ -81,15 +83,16 @@ def run(config: ReportConfig) -> ReportResult:
     from pipeline.report.csv_file import student_csv  # these import torch and matplotlib
     from pipeline.report.page import Page, render_page
 
-    evaluated = [result for result in results if result.is_evaluated]
+    students = [result for result in results if result.is_evaluated]
     logger.info(
         "report of %s and of run %s: %d students, %d of them evaluated",
         config.store.path,
         config.run,
         len(results),
-        len(evaluated),
+        len(students),
     )
-    teacher = load_teacher(config.run)
+    teacher, network = load_teacher(config.run), load_network(config.run)
+    evaluated = students or ([network] if network else [])
     store = Store(Path(config.store.path))
     selection = load_selection(config.run)
     config = replace(config, report=_without_unknown_columns(config, evaluated))
@@ -97,11 +100,12 @@ def run(config: ReportConfig) -> ReportResult:
     if evaluated:
         config.report.check_names([column.name for column in columns])
     paired = paired_column(config.report.paired_column, columns)
-    cases = _cases(config, evaluated)
+    cases = _cases(config, students)
     values: dict[str, Any] = {
         "passes": describe_passes(store),
         **(_student_values(config, results, store) if results else {}),
         **(_result_values(config.report, evaluated, columns, paired, teacher) if paired else {}),
+        **({"network": network.numbers} if network else {}),
         **({"cases": [case for split in cases for case in split.chosen]} if cases else {}),
         **({"selection": _selection_values(selection)} if selection else {}),
     }
@@ -113,6 +117,7 @@ def run(config: ReportConfig) -> ReportResult:
         columns=columns,
         paired=paired,
         teacher=teacher,
+        network=network,
         selection=selection,
         cases=cases,
     )

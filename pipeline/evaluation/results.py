@@ -23,6 +23,8 @@ from pipeline.core.files import sha256_file, write_atomically
 METRICS_NAME = "metrics.json"
 TEACHER_EVALUATION = "evaluate-teacher"
 """Name of the folder of a teacher's evaluation."""
+NETWORK_EVALUATION = "evaluate-network"
+"""Name of the folder of a given network's evaluation."""
 _AGAINST = "-against-"
 
 

@@ -38,6 +38,8 @@ class Page:
     paired: Column | None
     """Column by which arms are compared."""
     teacher: StudentResult | None
+    network: StudentResult | None
+    """Given network that was evaluated in this run (evaluate model=network)."""
     selection: ModelSelection | None
     cases: list[SplitCases]
 
@@ -68,6 +70,7 @@ def render_page(page: Page) -> str:
         style=style,
         script=script,
         **_store_sections(page),
+        **_evaluation_sections(page),
         **(_student_sections(page) if page.results else {}),
     )
 
@@ -106,11 +109,9 @@ def _student_sections(page: Page) -> dict[str, Any]:
     from pipeline.report.pictures import map_grid
 
     results, values = page.results, page.values
-    evaluations = by_evaluation(results)
     seeds = list(dict.fromkeys(result.seed for result in results))
     pictures = _pictures([result for result in results if result.seed == seeds[0]])
     return {
-        **_result_tables(page),
         **_setup(page),
         "seeds": seeds,
         "candidate": page.options.candidate,
@@ -126,10 +127,17 @@ def _student_sections(page: Page) -> dict[str, Any]:
             for split, curves in _shift_curves(results).items()
             for plot in shift_plots(split, curves)
         ],
-        "evaluator_sections": evaluator_sections(
-            evaluations, page.teacher, _evaluator_pictures(evaluations, page.teacher, page.store)
-        ),
         **(_selection(page.selection, values) if page.selection else {}),
+    }
+
+
+def _evaluation_sections(page: Page) -> dict[str, Any]:
+    """Tables of results and sections of the evaluators, which a given network has without any student."""
+    evaluations = by_evaluation([*page.results, *([page.network] if page.network else [])])
+    pictures = _evaluator_pictures(evaluations, page.teacher, page.store)
+    return {
+        **_result_tables(page),
+        "evaluator_sections": evaluator_sections(evaluations, page.teacher, pictures),
     }
 
 

@@ -20,6 +20,7 @@ from pipeline.evaluation.evaluators.quantities import metric_of
 from pipeline.evaluation.metrics import Metric, numbers_of
 from pipeline.evaluation.results import (
     METRICS_NAME,
+    NETWORK_EVALUATION,
     TEACHER_EVALUATION,
     evaluation_folder,
     evaluations_against,
@@ -107,7 +108,7 @@ def load_results(run: str, others: Sequence[str] = ()) -> list[StudentResult]:
         results = _of_run(run)
     elif is_finished(RUNS / run / "distill"):
         results = [_load_student(run, must_be_evaluated=False)]
-    elif not others:
+    elif not others and load_network(run) is None:
         check_run(run)
         logger.info(
             "%s has neither a sweep nor a finished student, so the report shows only the store",
@@ -142,16 +143,26 @@ def by_evaluation(results: Sequence[StudentResult]) -> list[StudentResult]:
 
 def load_teacher(run: str) -> StudentResult | None:
     """Load the teacher's results of runs/<run>/evaluate-teacher (evaluate model=teacher), or None if there are none."""
-    path = RUNS / run / TEACHER_EVALUATION / METRICS_NAME
+    return _load_untrained(run, "teacher", TEACHER_EVALUATION)
+
+
+def load_network(run: str) -> StudentResult | None:
+    """Load the results of runs/<run>/evaluate-network (evaluate model=network), or None if there are none."""
+    return _load_untrained(run, "given network", NETWORK_EVALUATION)
+
+
+def _load_untrained(run: str, label: str, evaluation_name: str) -> StudentResult | None:
+    """Load the results of a network that the run has not trained."""
+    path = RUNS / run / evaluation_name / METRICS_NAME
     if not path.exists():
         return None
     return StudentResult(
-        arm="teacher",
-        label="teacher",
+        arm=label,
+        label=label,
         seed=0,
         folder=RUNS / run,
         metrics=_metrics(path),
-        evaluation_name=TEACHER_EVALUATION,
+        evaluation_name=evaluation_name,
     )
 
 

@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.evaluation.forward import EvaluatedModel, open_split
 from pipeline.evaluation.pictures import picture_maps
+from pipeline.evaluation.results import NETWORK_EVALUATION
+from pipeline.loading.dataset import StoreDataset
+from pipeline.loading.geometry import evaluation_view, view_images
+from pipeline.loading.selection import rows_of_split
 from pipeline.models.saved import load_model
 from pipeline.report.evaluator_sections import PictureFigure
 from pipeline.report.pictures import class_names, overlays
@@ -43,7 +48,7 @@ class _Maps(NamedTuple):
     label: str
     tensors: dict[str, Tensor]
     explained: dict[str, Tensor]
-    """The explained records and the student's own maps of them."""
+    """The explained records, and the student's own maps of them; a given network has none."""
 
     @property
     def frames(self) -> NDArray[np.uint8]:
@@ -92,10 +97,13 @@ def _figure(students: list[_Maps], split: str, store: Store) -> PictureFigure:
     for student in students:
         depths = _depths(student)
         several = several or len(depths) > 1
-        maps = student.explained["maps"].numpy()
-        rows.append(PictureRow(student.label, overlays(student.frames, maps)))
+        opening = f"{student.label}: "
+        if "maps" in student.explained:
+            maps = student.explained["maps"].numpy()
+            rows.append(PictureRow(student.label, overlays(student.frames, maps)))
+            opening = "  "
         for pair, title in _PAIRS.items():
-            rows += student.row(f"  {title}", pair, "mean" if len(depths) > 1 else depths[0])
+            rows += student.row(opening + title, pair, "mean" if len(depths) > 1 else depths[0])
     mean = ", each as the mean over depths" if several else ""
     return PictureFigure(
         picture_grid(rows),
@@ -145,6 +153,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _explained(
     result: StudentResult, split: str, store: Store, header: dict[str, Any]
 ) -> dict[str, Tensor]:
+    if result.evaluation_name == NETWORK_EVALUATION:
+        return _frames(split, store, header)
     network, trained = load_model(result.folder / "distill")
     names = trained.teachers or tuple(folder.name for folder in store.pass_folders()[:1])
     dataset = open_split(store, store.open_passes(names), split, trained)
@@ -152,3 +162,12 @@ def _explained(
     positions = [place[key] for key in header["keys"]]
     model = EvaluatedModel(network=network, input_size=trained.input_size)
     return picture_maps(model, dataset, positions, header["frame"])
+
+
+def _frames(split: str, store: Store, header: dict[str, Any]) -> dict[str, Tensor]:
+    """Images and labels of the explained records in the evaluation view, at the size of the store's frames."""
+    dataset = StoreDataset(store, rows_of_split(store.index, split), [])
+    place = dataset.positions_of(header["keys"])
+    batch = dataset.__getitems__([place[key] for key in header["keys"]])
+    images = view_images(evaluation_view(batch, header["frame"], store.size), store.size)
+    return {"frames": (images * 255).round().to(torch.uint8), "labels": batch.labels}

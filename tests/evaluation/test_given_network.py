@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.config.augment import AugmentOptions
 from pipeline.config.builder import build_verb_config
 from pipeline.config.evaluators import DistanceCorrelationOptions, UnicamOptions
+from pipeline.config.report import ReportOptions
 from pipeline.config.runs import RUNS
+from pipeline.config.store import StoreOptions
+from pipeline.config.verbs import ReportConfig
 from pipeline.core.errors import ConfigError
 from pipeline.models.providers import build_model
 from pipeline.store.reader import Store
-from stages import evaluate
+from stages import evaluate, report
 from tests.support.composition import composed_of
 from tests.support.runs import evaluation_of
 
@@ -70,7 +76,6 @@ def test_a_given_network_has_the_numbers_of_a_student_with_its_weights(own, tmp_
 
     found, expected = given.splits["train"], of_run.splits["train"]
     assert "pair/evaluate-network" in given.metrics
-    assert given.next == ""
     for name in ("accuracy", "agreement"):
         assert found[name] == expected[name]
     for name in ("fss", "rs", "relevance", "teacher_relevance"):
@@ -127,6 +132,30 @@ def test_both_networks_may_have_other_classes(unpassed, tmp_path):
 
     assert found["distance_correlation"]["classes"] == 10
     assert found["unicam"]["objective"]["teacher_given_student"]["depth1"] != 0
+
+
+def test_a_report_shows_a_pair_without_a_student(unpassed, tmp_path):
+    student = network_of(unpassed, tmp_path / "student.safetensors")
+    found = evaluated(unpassed, student, ("accuracy", *FEATURES), run="pair")
+    assert found.next.startswith("permafrost report ")
+
+    config = ReportConfig(
+        store=StoreOptions(path=str(unpassed.store.path)),
+        run="pair",
+        augment=AugmentOptions(),
+        report=ReportOptions(contact_records=0),
+    )
+    written = report.run(config)
+
+    page = Path(written.html).read_text()
+    values = json.loads(Path(written.json).read_text())
+    fss = found.splits["train"]["distance_correlation"]["fss"]["pooled"]
+    assert values["network"]["train"]["distance_correlation.fss.pooled"] == fss
+    assert [row["method"] for row in values["runs"]] == ["given network"]
+    for text in (f"{fss:.3f}", 'id="distance_correlation"', "given network: only teacher"):
+        assert text in page
+    assert "beyond teacher, depth" not in page
+    assert report.run(config).html == written.html
 
 
 def test_a_network_that_is_not_given_or_not_read_is_refused(own):
