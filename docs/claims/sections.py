@@ -121,8 +121,9 @@ def header_of(recipe: str) -> str:
 def commands_of(recipe: str) -> list[str]:
     """Commands of a recipe's header, and the names of recipes whose commands come before, as comments."""
     joined = re.sub(r" \\\n +", " ", header_of(recipe))
-    found = re.findall(r"^  (permafrost .*|make [a-z]+|the commands of .*)", joined, re.MULTILINE)
-    return [f"# {line}" if line.startswith("the ") else line for line in found]
+    found = re.findall(r"^  (permafrost .*|make .*|the commands of .*)", joined, re.MULTILINE)
+    typed = [re.sub(r" {3,}.*", "", line) for line in found]  # without a remark beside the command
+    return [f"# {line}" if line.startswith("the ") else line for line in typed]
 
 
 def reported_in(recipe: str) -> str:

@@ -6,7 +6,8 @@ import shlex
 import pytest
 
 from docs.cells import rounded
-from docs.claims.sections import commands_of, wrapped
+from docs.claims.sections import commands_of, header_of, wrapped
+from docs.measured import EXPERIMENTS
 from docs.tables.pages import MARK, TABLES, pages, with_tables
 from tests.support.paths import ROOT
 
@@ -35,6 +36,27 @@ def test_a_printed_command_has_the_words_of_the_header(recipe):
     assert any("\n" in text for text in printed)
     printed = [text.replace("\\\n", "") for text in printed]  # as the shell continues a line
     assert [shlex.split(text) for text in printed] == [shlex.split(command) for command in typed]
+
+
+RECIPES = [
+    path.relative_to(EXPERIMENTS).as_posix().removesuffix(".yaml")
+    for path in sorted(EXPERIMENTS.rglob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_line_among_the_commands_of_a_header_is_printed(recipe):
+    blocks = re.findall(r"(?:^  .*\n)+", header_of(recipe) + "\n", re.MULTILINE)
+    lines = [
+        line.strip()
+        for block in blocks
+        if re.search("^  (permafrost|make) ", block, re.MULTILINE)
+        for line in re.sub(r" \\\n +", " ", block).splitlines()
+    ]
+
+    printed = [command.removeprefix("# ") for command in commands_of(recipe)]
+
+    assert [re.sub(" {3,}.*", "", line) for line in lines] == printed
 
 
 def test_a_five_is_rounded_up():
