@@ -79,13 +79,21 @@ def difference(
     """
     if runs == baseline:
         return Cell("&ndash;")
+    found = paired_interval(runs, baseline, metric, scale)
+    texts = (f"{rounded(Decimal(str(value)), digits):+}" for value in found)
+    return Cell("{} ({} to {})".format(*texts), found[0])
+
+
+def paired_interval(
+    runs: Sequence[Run], baseline: Sequence[Run], metric: str, scale: float
+) -> tuple[float, float, float]:
+    """Mean difference over the seeds that both have, and the bounds of its 95 % interval."""
     of_seed = {run["seed"]: run[metric] for run in baseline}
     values = [
         scale * (run[metric] - of_seed[run["seed"]]) for run in runs if run["seed"] in of_seed
     ]
     low, high = confidence_interval(values) or (values[0], values[0])
-    texts = (f"{rounded(Decimal(str(value)), digits):+}" for value in (mean(values), low, high))
-    return Cell("{} ({} to {})".format(*texts), mean(values))
+    return mean(values), low, high
 
 
 def by_seed(runs: Sequence[Run], metric: str) -> Cell:

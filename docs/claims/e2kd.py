@@ -27,6 +27,15 @@ CLAIMS = (
             Difference(
                 "at equal terms: AT - e2KD, both with labels", _EQUAL, "at_labels", "e2kd_labels"
             ),
+            Difference("CAT-KD - e2KD, both with labels", _EQUAL, "cat_kd_labels", "e2kd_labels"),
+            Difference(
+                "ReviewKD (live) - e2KD, both with labels",
+                _EQUAL,
+                "review_kd_labels",
+                "e2kd_labels",
+            ),
+            Difference("e2KD - KD, both with logits", _EQUAL, "e2kd_logits", "kd_logits"),
+            Difference("e2KD - KD, both with labels and logits", _EQUAL, "e2kd_both", "kd_both"),
             Difference("AT - e2KD, both with logits", _EQUAL, "at_logits", "e2kd_logits"),
             Difference("CAT-KD - e2KD, both with logits", _EQUAL, "cat_kd_logits", "e2kd_logits"),
             Difference("AT - e2KD, both with labels and logits", _EQUAL, "at_both", "e2kd_both"),
@@ -40,6 +49,12 @@ CLAIMS = (
                 "e2KD with maps of 5 classes - of one", _EQUAL, "e2kd_logits_top5", "e2kd_logits"
             ),
             Difference(
+                "e2KD with maps of all 10 classes - of one",
+                _EQUAL,
+                "e2kd_logits_all",
+                "e2kd_logits",
+            ),
+            Difference(
                 "e2KD with CAT-KD's maps - e2KD", _EQUAL, "e2kd_cat_kd_logits", "e2kd_logits"
             ),
         ),
@@ -50,7 +65,7 @@ CLAIMS = (
         missing=_IMAGENET,
         small=(_BCOS,),
         here=(
-            Difference("live e2KD - live KD, accuracy", _BCOS, "e2kd_live", "kd_live"),
+            Difference(f"live e2KD - live KD, {_500}, accuracy", _BCOS, "e2kd_live", "kd_live"),
             Difference("the same, agreement", _BCOS, "e2kd_live", "kd_live", AGREEMENT),
         ),
     ),
@@ -58,9 +73,11 @@ CLAIMS = (
         title="Table 3: frozen explanations",
         recipes=("e2kd/table3", "e2kd/table3_frozen"),
         missing=_IMAGENET,
-        small=(_LIVE, _REPLAY),
+        small=(_BCOS, _LIVE, _REPLAY),
         here=(
-            Difference("frozen e2KD - frozen KD, B-cos networks, accuracy", _BCOS, "e2kd", "kd"),
+            Difference(
+                f"frozen e2KD - frozen KD, B-cos networks, {_500}, accuracy", _BCOS, "e2kd", "kd"
+            ),
             Difference(
                 "frozen e2KD - live e2KD, B-cos networks, accuracy", _BCOS, "e2kd", "e2kd_live"
             ),
@@ -129,7 +146,14 @@ CLAIMS = (
         ),
         missing=_IMAGENET,
         small=("cifar10_datafree",),
-        here=(Difference("frozen e2KD - frozen KD, accuracy", "cifar10_datafree", "e2kd", "kd"),),
+        here=(
+            Difference(
+                "frozen e2KD - frozen KD, CIFAR-10's teacher on 5,760 images of digits, accuracy",
+                "cifar10_datafree",
+                "e2kd",
+                "kd",
+            ),
+        ),
     ),
     Claim(
         title="Figure 5: a ViT adopts how a CNN's explanation moves",
@@ -137,7 +161,9 @@ CLAIMS = (
         missing=_IMAGENET,
         small=(_VIT,),
         here=(
-            Difference("frozen e2KD - frozen KD, accuracy", _VIT, "e2kd", "kd"),
+            Difference(
+                "frozen e2KD - frozen KD, 5,000 images of CIFAR-10, accuracy", _VIT, "e2kd", "kd"
+            ),
             "the shift curves are in [other claims of e2KD](../results/cifar10-other-claims.md): the patches are "
             "visible under KD, and hardly visible under e2KD",
         ),

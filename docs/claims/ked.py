@@ -90,6 +90,7 @@ CLAIMS = (
     ),
     Claim(
         title="A teacher trained anew at each M",
+        reported="it does not say whether the teachers of its sweep over M were trained anew or summed.",
         recipes=("ked/digits_retrained",),
         here=tuple(
             _ked(
@@ -102,6 +103,7 @@ CLAIMS = (
     ),
     Claim(
         title="Weights of the loss: mu, tau and lambda",
+        reported="it names no values.",
         recipes=("ked/digits_weights", "ked/cifar10_weights"),
         here=(
             Difference(
@@ -141,7 +143,8 @@ CLAIMS = (
     ),
     Claim(
         title="Superfeatures in a trunk: cells, channels, and other networks",
-        recipes=("ked/cifar10_trunk", "ked/cifar10_channels"),
+        reported="superfeatures of a CNN are groups of a feature extractor's outputs; it does not say of which.",
+        recipes=("ked/cifar10_trunk", "ked/cifar10_channels", "ked/cifar10_other_trunks"),
         here=(
             Difference(
                 "KED - KD, ResNet-8 with eight heads on cells, 50 images a class, accuracy",
@@ -155,8 +158,7 @@ CLAIMS = (
                 "ked",
                 "e2kd_map5",
             ),
-            "trunks of torchvision and timm: `student.trunk_kind`, tested, without a recipe of their own; groups of "
-            "channels were not run yet",
+            "groups of channels and trunks of torchvision and timm were not run yet",
         ),
     ),
     Claim(

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from docs.cells import Cell, difference
+from docs.cells import difference, paired_interval
 from docs.measured import EXPERIMENTS, path_of, runs_of
 
 
@@ -56,13 +56,13 @@ class Difference:
         """Sentence with the mean difference and its interval."""
         arms = zip(self.experiments, (self.candidate, self.baseline), strict=True)
         pair = [runs_of(experiment, arm) for experiment, arm in arms]
-        cell: Cell = difference(*pair, self.of.name, self.of.scale, self.of.digits)
-        mean, _, interval = cell.text.partition(" (")
-        low, _, high = interval.rstrip(")").partition(" to ")
-        verdict = ", not conclusive" if float(low) <= 0 <= float(high) else ""
+        cell = difference(*pair, self.of.name, self.of.scale, self.of.digits)
+        mean, _, interval = cell.text.rstrip(")").partition(" (")
+        _, low, high = paired_interval(*pair, self.of.name, self.of.scale)
+        verdict = ", not conclusive" if low <= 0 <= high else ""
         seeds = len({run["seed"] for run in pair[0]} & {run["seed"] for run in pair[1]})
         source = ", ".join(_link(name, "results.json") for name in dict.fromkeys(self.experiments))
-        return f"{self.what}: {mean}{self.of.unit} (95 % interval {low} to {high}, {seeds} seeds{verdict}; {source})"
+        return f"{self.what}: {mean}{self.of.unit} (95 % interval {interval}, {seeds} seeds{verdict}; {source})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +80,8 @@ class Claim:
     """Reason why it was not run, or why it is not here."""
     small: tuple[str, ...] = field(default=())
     """Recipes that were run here, at a small size."""
+    further: tuple[tuple[str, str], ...] = ()
+    """Further commands, each with a sentence on what it does, empty if the last one is about it, too."""
 
 
 def section(claim: Claim) -> str:
@@ -93,6 +95,10 @@ def section(claim: Claim) -> str:
     if claim.small:
         parts.append("At small size:")
         parts += [_recipe(name) for name in claim.small]
+    parts += [
+        f"{sentence}\n\n```bash\n{wrapped(command)}\n```".lstrip()
+        for sentence, command in claim.further
+    ]
     found = [
         one if isinstance(one, str) else one.text()
         for one in claim.here
@@ -122,7 +128,7 @@ def commands_of(recipe: str) -> list[str]:
     """Commands of a recipe's header, and the names of recipes whose commands come before, as comments."""
     joined = re.sub(r" \\\n +", " ", header_of(recipe))
     found = re.findall(r"^  (permafrost .*|make .*|the commands of .*)", joined, re.MULTILINE)
-    typed = [re.sub(r" {3,}.*", "", line) for line in found]  # without a remark beside the command
+    typed = [re.sub(r" {2,}.*", "", line) for line in found]  # without a remark beside the command
     return [f"# {line}" if line.startswith("the ") else line for line in typed]
 
 

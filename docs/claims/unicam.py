@@ -16,9 +16,22 @@ CLAIMS = (
         recipes=("unicam/cats_and_dogs", "unicam/plant_disease", "unicam/cifar10"),
         missing=_DATA,
         small=(_SMALL,),
+        further=(
+            (
+                "With embeddings of the class names instead of one-hot labels "
+                "([how to make the file](../howto/evaluate.md#distilled-and-residual-features)):",
+                "permafrost sweep experiment=unicam/cifar10 "
+                "evaluate.distance_correlation.embeddings=data/cifar10_names.npy "
+                "evaluate.unicam.embeddings=data/cifar10_names.npy",
+            ),
+        ),
         here=(
             Difference(
-                "FSS of KD - FSS of labels, pooled features", _SMALL, "vanilla", "labels", _FSS
+                "FSS of KD - FSS of labels, CIFAR-10, 100 images a class, pooled features",
+                _SMALL,
+                "vanilla",
+                "labels",
+                _FSS,
             ),
             Difference("FSS of factor transfer - FSS of labels", _SMALL, "feature", "labels", _FSS),
             Difference("FSS of AT - FSS of labels", _SMALL, "attention", "labels", _FSS),
@@ -27,6 +40,7 @@ CLAIMS = (
     ),
     Claim(
         title="A teacher assistant closes the gap in capacity",
+        reported="assistants help (without numbers).",
         recipes=("unicam/assistant",),
         missing=_DATA,
         small=(_ASSISTANT,),
@@ -50,6 +64,7 @@ CLAIMS = (
     ),
     Claim(
         title="Networks of different kinds: ResNet-152 and VGG",
+        reported="figures only.",
         recipes=("unicam/resnet152_to_vgg", "unicam/vgg_to_resnet152"),
         missing=_DATA
         + " Every arm is trained and every pair of given networks is compared at small size in the slow tests.",

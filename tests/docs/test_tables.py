@@ -56,7 +56,7 @@ def test_every_line_among_the_commands_of_a_header_is_printed(recipe):
 
     printed = [command.removeprefix("# ") for command in commands_of(recipe)]
 
-    assert [re.sub(" {3,}.*", "", line) for line in lines] == printed
+    assert [re.sub(" {2,}.*", "", line) for line in lines] == printed
 
 
 def test_a_five_is_rounded_up():

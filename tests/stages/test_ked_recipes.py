@@ -49,7 +49,9 @@ def words_of(recipe, verb="precompute"):
         partition = composed_of("distill", *words)["student"]["partition"]
         words.append("teacher.weights=random")
         words += [] if partition is None else [f"teacher.partition={partition}"]
-        if teacher["name"] == "trunk":  # the logits of 56 layers with random weights overflow
+        if (
+            teacher["name"] == "trunk" and teacher["trunk_kind"] == "cifar"
+        ):  # the logits of 56 layers with random weights overflow
             words += ["teacher.trunk=resnet8"]
             words += [] if verb == "precompute" else ["student.trunk=resnet8"]
     return words

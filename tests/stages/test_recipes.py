@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipeline.config.builder import build_verb_config
+from pipeline.config.cells_data import CellsDataConfig
 from pipeline.config.data import DemoDataConfig, ImageFolderDataConfig, ImageTableDataConfig
 from pipeline.config.file_data import DataConfig
 from pipeline.config.methods import LabelsConfig, SSKDConfig
@@ -446,16 +447,25 @@ def test_every_arm_of_the_study_trains_on_images_of_its_shape_and_is_dissected(r
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_every_arm_of_the_small_study_trains_for_an_epoch_and_is_evaluated(tmp_path):
-    """Frozen, replayed and live students share one store of demo digits at CIFAR-10's size."""
+@pytest.mark.parametrize(
+    ("recipe", "data"),
+    [
+        ("cifar10_arms", replace(TINY_DATA, image_size=32, max_digit_size=24, train_digits=100)),
+        ("cells_arms", CellsDataConfig(image_size=40, train_records=100, test_records=20)),
+    ],
+)
+def test_every_arm_of_the_small_studies_trains_for_an_epoch_and_is_evaluated(
+    recipe, data, tmp_path
+):
+    """Frozen, replayed and live students share one store, of demo digits at CIFAR-10's size or of cells."""
     weights = tmp_path / "teacher.safetensors"
     words = [
-        "experiment=interpretability/cifar10_arms",
+        f"experiment=interpretability/{recipe}",
         *(f"store.path={tmp_path}/store", f"teacher.weights={weights}", "subset.shots=2"),
         "teacher.name=resnet8",  # the logits of 56 layers with random weights exceed float16
     ]
     small_teacher(words, 10, weights)
-    pack_recipe(words, replace(TINY_DATA, image_size=32, max_digit_size=24, train_digits=100))
+    pack_recipe(words, data)
     arms = composed_of("sweep", *words)["arms"]
 
     for arm, overrides in arms.items():
@@ -472,3 +482,5 @@ def test_every_arm_of_the_small_study_trains_for_an_epoch_and_is_evaluated(tmp_p
 
         assert 0 <= metrics["accuracy"] <= 1
         assert 0 <= metrics["agreement"] <= 1
+        if recipe == "cells_arms":
+            assert 0 <= metrics["five_band"]["recall"]["best"] <= 1

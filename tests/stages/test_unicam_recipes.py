@@ -207,7 +207,7 @@ def test_the_released_pair_of_networks_is_compared_without_a_run_or_pass(
     files = {
         network: tmp_path / f"given_{network}.safetensors" for network in ("teacher", "student")
     }
-    command = commands_of(recipe)[-1]
+    command = next(words for words in commands_of(recipe) if "model=network" in words)
     words = [
         *packed(recipe, tmp_path),
         *(word for word in command if "weights" not in word and "classes" not in word),
