@@ -217,16 +217,18 @@ def demo_guided() -> str:
     ):
         of = teachers[name]
         names = ("epg", "iou", "accuracy", "accuracy_swapped")
-        rows.append((title, [single(of[metric], 100, 1) for metric in names]))
+        rows.append((title, [*(single(of[name], 100, 1) for name in names), Cell(""), Cell("")]))
+        kd = runs_of("demo_guided", f"kd{ending}")
         for arm, label in (("kd", "KD"), ("e2kd", "e2KD")):
             runs = runs_of("demo_guided", arm + ending)
             metrics = ("epg", "iou", "accuracy_in_distribution", "accuracy_swapped")
             cells = [spread(runs, metric) for metric in metrics]
             if arm == "e2kd" and ending:
                 cells[0] = Cell(cells[0].bold)
-            rows.append((f"its students, frozen {label}", cells))
+            gains = [difference(runs, kd, metric) for metric in ("epg", "accuracy_swapped")]
+            rows.append((f"its students, frozen {label}", [*cells, *gains]))
     header = ("", "EPG", "IoU", "accuracy, as in training", "photographs swapped")
-    return table(header, rows)
+    return table((*header, "EPG - frozen KD", "swapped - frozen KD"), rows)
 
 
 TABLES = (

@@ -38,9 +38,12 @@ def _by_arm(experiment: str, metrics: Sequence[Metric], title: str) -> str:
         if best is not None:
             wanted = best(cell.number for cell in cells)
             cells = [Cell(cell.bold) if cell.number == wanted else cell for cell in cells]
-        gain = difference(runs["e2kd"], runs["kd"], name, scale, digits)
-        rows.append((label, [*cells, Cell(teacher), gain]))
-    return table((title, *STUDY_ARMS.values(), "teacher", "e2KD - KD"), rows)
+        gains = [
+            difference(runs[arm], runs[baseline], name, scale, digits)
+            for arm, baseline in (("kd", "labels"), ("e2kd", "kd"))
+        ]
+        rows.append((label, [*cells, Cell(teacher), *gains]))
+    return table((title, *STUDY_ARMS.values(), "teacher", "KD - labels", "e2KD - KD"), rows)
 
 
 def cifar10_evaluators() -> str:

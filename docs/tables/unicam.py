@@ -32,9 +32,9 @@ def unicam_students() -> str:
             spread(runs, f"{name}_depth1", 1, 2)
             for name in ("fss", "relevance", "residual", "beyond_teacher")
         ]
-        rows.append((label, cells))
-    header = ("", "test accuracy, %", "agreement, %", "FSS", "relevance")
-    return table((*header, "RS, only in the teacher", "RS, beyond the teacher"), rows)
+        rows.append((label, [*cells, difference(runs, runs_of(UNICAM, "labels"))]))
+    header = ("", "test accuracy, %", "agreement, %", "FSS", "relevance", "RS, only in the teacher")
+    return table((*header, "RS, beyond the teacher", "accuracy - labels"), rows)
 
 
 def _by_depth(names: Mapping[str, str], arms: Sequence[str], depths: Sequence[str]) -> str:
