@@ -10,6 +10,7 @@ from pipeline.config.cluster import (
     ClusterConfig,
     LocalClusterConfig,
 )
+from pipeline.config.evaluation import Frame
 from pipeline.config.explainers import ExplainerConfig, GradCamConfig
 from pipeline.config.methods import MethodConfig, MethodSetting, Mode, SoftTargetsConfig
 from pipeline.config.models import ModelConfig, NoModelConfig
@@ -80,7 +81,10 @@ class DistillConfig(Options):
     """Split of the store to train on."""
     select_epoch: Annotated[str | None, Role.OMITTED_AT_DEFAULT] = None
     """Metric <split>.<metric>, computed after every epoch, that selects the epoch whose weights are kept, as in
-    holdout.accuracy; null keeps the last epoch. The split is `holdout` (subset.holdout) or another of the store."""
+    holdout.accuracy; null keeps the last epoch. The split is `holdout` (subset.holdout) or another of the store. EPG
+    and IoU are those of the defaults of evaluate."""
+    select_frame: Annotated[Frame, Role.OMITTED_AT_DEFAULT] = "auto"
+    """Part of an image on which select_epoch is computed, as evaluate.frame."""
     seed: int = 0
     """Seed of the training: initial weights, order of the records and augmentation."""
     run: str = "untitled"

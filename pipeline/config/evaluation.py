@@ -12,6 +12,8 @@ from pipeline.config.options import Role
 from pipeline.config.store import JpegDecoder
 from pipeline.core.errors import require
 
+Frame = Literal["auto", "center_crop", "full"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(EvaluatorSections):
@@ -32,7 +34,7 @@ class EvaluateOptions(EvaluatorSections):
     training."""
     batch_size: Annotated[int, Ge(1)] = 256
     """Records per batch."""
-    frame: Literal["auto", "center_crop", "full"] = "auto"
+    frame: Frame = "auto"
     """Part of an image that is evaluated. full: all of it. center_crop: the standard crop of 7/8 of the shorter
     side in the original's proportions. auto: full if the student's input is the canonical frame."""
     region: Literal["boxes", "masks"] = "boxes"

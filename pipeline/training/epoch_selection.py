@@ -146,7 +146,7 @@ def select_epochs(
         resolve_decode_threads(config.trainer.decode_threads),
         jpeg_decoder_of(config, passes),
     )
-    options = EvaluateOptions()
+    options = EvaluateOptions(frame=config.select_frame)
 
     def evaluate(model: Classifier) -> dict[str, Any]:
         was_training = model.training

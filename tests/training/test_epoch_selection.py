@@ -154,3 +154,23 @@ def test_a_student_of_labels_is_selected_by_its_agreement_with_the_only_pass(fro
     distill.run(config)
 
     assert (RUNS / "labels" / "distill" / EPOCHS_NAME).exists()
+
+
+@pytest.mark.parametrize("frame", ["full", "center_crop"])
+def test_an_epoch_is_judged_on_the_frame_of_the_evaluation(frozen, frame):
+    config = config_of(frozen, select_epoch="holdout.kl_to_teacher", epochs=1, run=frame)
+    small = replace(
+        config.augment, size=24
+    )  # smaller than the stored frames, so that the two differ
+
+    distill.run(replace(config, augment=small, select_frame=frame))
+
+    ((judged,),) = [json.loads((RUNS / frame / "distill" / EPOCHS_NAME).read_text())]
+    options = evaluate_config(frozen).evaluate
+    values = {}
+    for shown in ("full", "center_crop"):
+        again = replace(options, splits=("holdout",), frame=shown)
+        found = evaluate.run(replace(evaluate_config(frozen), run=frame, evaluate=again), shown)
+        values[shown] = found.splits["holdout"]["kl_to_teacher"]
+    assert values["full"] != pytest.approx(values["center_crop"], rel=1e-3)
+    assert judged["value"] == pytest.approx(values[frame])
