@@ -36,8 +36,6 @@ _PAIRS = {
     "baseline_given_student": "lost",
 }
 _REDUCTIONS = ("cam", "hirescam")
-
-
 _THROUGH_DEPTHS = ("student_given_baseline", "teacher_given_student")
 """Pairs whose maps are shown depth by depth: distilled and residual features."""
 
@@ -75,7 +73,8 @@ def unicam_figures(results: list[StudentResult], store: Store) -> list[PictureFi
         students = []
         for result in results:
             path = result.evaluation / f"{EVALUATOR_NAME}-{split}.safetensors"
-            if result.seed == seed and path.exists():
+            is_of_seed = result.seed == seed or result.evaluation_name == NETWORK_EVALUATION
+            if is_of_seed and path.exists():
                 tensors, header = _read(path)
                 students.append(
                     _Maps(result.label, tensors, _explained(result, split, store, header))
@@ -105,11 +104,12 @@ def _figure(students: list[_Maps], split: str, store: Store) -> PictureFigure:
         for pair, title in _PAIRS.items():
             rows += student.row(opening + title, pair, "mean" if len(depths) > 1 else depths[0])
     mean = ", each as the mean over depths" if several else ""
+    has_own = any("maps" in student.explained for student in students)
+    own = "each student's own map of the true class, and below it " if has_own else ""
     return PictureFigure(
         picture_grid(rows),
-        f"Split {split}: each student's own map of the true class, and below it the features it has beyond the "
-        f"baseline (distilled), beyond the teacher, and those that only the teacher has{mean}. Red increases the "
-        "relevance to the labels.",
+        f"Split {split}: {own}the features that a network has beyond its baseline (distilled), beyond the teacher, "
+        f"and those that only the teacher has{mean}. Red increases the relevance to the labels.",
     )
 
 
@@ -124,7 +124,7 @@ def _depth_figure(students: list[_Maps], split: str, store: Store) -> PictureFig
                 rows += student.row(title, pair, depth)
     return PictureFigure(
         picture_grid(rows),
-        f"Split {split}, by depth: features that each student has beyond the baseline (distilled), and those that "
+        f"Split {split}, by depth: features that each network has beyond the baseline (distilled), and those that "
         "only the teacher has. Depth 1 is the average of the last stage, depth 2 the last stage at every position, "
         "and larger depths are earlier stages. Red increases the relevance to the labels.",
     )

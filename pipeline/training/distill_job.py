@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config.models import (
-    AdditiveModelConfig,
-    is_published,
-)
+from pipeline.config.models import AdditiveModelConfig, is_published
 from pipeline.core.errors import require
 from pipeline.core.files import sha256_file, sha256_json
 from pipeline.store.reader import Store, TeacherPass

@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.config.methods import SoftTargetsConfig
-from pipeline.config.models import (
-    ModelConfig,
-    NoModelConfig,
-)
+from pipeline.config.models import ModelConfig, NoModelConfig
 from pipeline.core.errors import ConfigError
 from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store, TeacherPass

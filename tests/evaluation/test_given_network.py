@@ -21,9 +21,9 @@ from pipeline.config.verbs import ReportConfig
 from pipeline.core.errors import ConfigError
 from pipeline.models.providers import build_model
 from pipeline.store.reader import Store
-from stages import evaluate, report
+from stages import distill, evaluate, report
 from tests.support.composition import composed_of
-from tests.support.runs import evaluation_of
+from tests.support.runs import distill_config, evaluation_of
 
 FEATURES = ("distance_correlation", "unicam")
 SMALL = {
@@ -139,12 +139,7 @@ def test_a_report_shows_a_pair_without_a_student(unpassed, tmp_path):
     found = evaluated(unpassed, student, ("accuracy", *FEATURES), run="pair")
     assert found.next.startswith("permafrost report ")
 
-    config = ReportConfig(
-        store=StoreOptions(path=str(unpassed.store.path)),
-        run="pair",
-        augment=AugmentOptions(),
-        report=ReportOptions(contact_records=0),
-    )
+    config = report_of(unpassed.store, "pair")
     written = report.run(config)
 
     page = Path(written.html).read_text()
@@ -156,6 +151,38 @@ def test_a_report_shows_a_pair_without_a_student(unpassed, tmp_path):
         assert text in page
     assert "beyond teacher, depth" not in page
     assert report.run(config).html == written.html
+
+
+def test_a_report_of_a_student_shows_a_given_network_beside_it(own, tmp_path):
+    distill.run(distill_config(own, run="taught"))
+    config = evaluation_of(
+        own,
+        FEATURES,
+        run="taught",
+        splits=("train",),
+        teacher=own.config.teacher,
+        **SMALL,
+    )
+    evaluate.run(config)
+    evaluated(own, network_of(own, tmp_path / "student.safetensors"), run=config.run)
+
+    written = report.run(report_of(own.store, config.run))
+
+    page = Path(written.html).read_text()
+    values = json.loads(Path(written.json).read_text())
+    assert all(row["method"] != "given network" for row in values.get("runs", []))
+    assert set(values["network"]) == {"train"}
+    for text in ("own map of the true class", "given network: only teacher"):
+        assert text in page
+
+
+def report_of(store, run):
+    return ReportConfig(
+        store=StoreOptions(path=str(store.path)),
+        run=run,
+        augment=AugmentOptions(),
+        report=ReportOptions(contact_records=0),
+    )
 
 
 def test_a_network_that_is_not_given_or_not_read_is_refused(own):
