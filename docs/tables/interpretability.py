@@ -124,6 +124,22 @@ def interpretability_arms() -> str:
     return table((*header, "detectors of 64", "concepts", "mean IoU"), rows)
 
 
+CELLS_ARMS = "interpretability/cells_arms"
+
+
+def cells_arms() -> str:
+    """Five-band scores of the study's arms on drawn cells, and their differences from labels."""
+    scores = ("five_band_recall", "five_band_fpr")
+    rows: Rows = []
+    for arm, label in measured_arms(CELLS_ARMS, DISTILLED_ARMS).items():
+        runs = runs_of(CELLS_ARMS, arm)
+        own = [spread(runs, name) for name in ("accuracy", *scores, "mask_energy")]
+        gains = [difference(runs, runs_of(CELLS_ARMS, "scratch"), name) for name in scores]
+        rows.append((label, [*own, *gains]))
+    header = ("%", "test accuracy", "recall", "false positive rate", "gradient's energy")
+    return table((*header, "recall - labels", "false positive rate - labels"), rows)
+
+
 DETECTOR_CONTRASTS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "labels - smoothed labels": (["scratch"], ["label_smoothing"]),
     "KD at tau 2, 4 and 8 - labels": (["kd_tau2", "kd_tau4", "kd_tau8"], ["scratch"]),
@@ -167,4 +183,10 @@ def interpretability_contrasts() -> str:
     return table(("difference in detectors", "mean", "95 % interval"), rows)
 
 
-TABLES = (cifar10_evaluators, cells, interpretability_arms, interpretability_contrasts)
+TABLES = (
+    cifar10_evaluators,
+    cells,
+    cells_arms,
+    interpretability_arms,
+    interpretability_contrasts,
+)
