@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from docs.cells import (
     Cell,
@@ -208,6 +208,51 @@ def cifar10_vit() -> str:
     return table(("", *map(str, range(1, 9))), rows)
 
 
+DEMO_ARMS = {
+    "labels": "labels only",
+    "kd": "frozen KD",
+    "e2kd": "frozen e2KD",
+    "e2kd_shuffled": "frozen e2KD, maps shuffled",
+}
+
+
+def demo() -> str:
+    """Students of the demo."""
+    return _demo(("accuracy_in_distribution", "accuracy_swapped", "epg", "agreement"))
+
+
+def demo_short() -> str:
+    """The same without their agreement."""
+    return _demo(("accuracy_in_distribution", "accuracy_swapped", "epg"))
+
+
+def _demo(metrics: Sequence[str]) -> str:
+    teacher = results_of("demo")["teacher"]
+    own = [single(teacher[name], 100, 1) if name in teacher else Cell("") for name in metrics]
+    rows: Rows = [("teacher", [*own, Cell("")])]
+    for arm, label in DEMO_ARMS.items():
+        runs = runs_of("demo", arm)
+        gain = difference(runs, runs_of("demo", "kd"), "accuracy_swapped")
+        rows.append((label, [*(spread(runs, name) for name in metrics), gain]))
+    names = {"accuracy_in_distribution": "as in training", "accuracy_swapped": "swapped"}
+    names |= {"epg": "EPG", "agreement": "agreement"}
+    header = ("%, three seeds", *(names[metric] for metric in metrics), "swapped - frozen KD")
+    return table(header, rows)
+
+
+def demo_features() -> str:
+    """Features that students of the demo share with their teacher."""
+    metrics = ("fss", "left_of_teacher", "mask_energy")
+    rows: Rows = []
+    for arm, label in DEMO_ARMS.items():
+        runs = runs_of("demo", arm)
+        gain = difference(runs, runs_of("demo", "labels"), "fss", 1, 2)
+        rows.append((label, [*(spread(runs, name, 1, 2) for name in metrics), gain]))
+    energy = "loss gradient's energy on the digit, above its area"
+    header = ("", "FSS", "RS, left of the teacher", energy, "FSS - labels only")
+    return table(header, rows)
+
+
 def demo_guided() -> str:
     """Guided teachers of the demo and their students."""
     teachers = results_of("demo_guided")["teachers"]
@@ -242,5 +287,8 @@ TABLES = (
     cifar10_equal_terms,
     cifar10_datafree,
     cifar10_vit,
+    demo,
+    demo_short,
+    demo_features,
     demo_guided,
 )
