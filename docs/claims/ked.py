@@ -58,7 +58,16 @@ CLAIMS = (
                 "ked_fitnet shots=5 lambda_hint=1",
                 "ked_fitnet shots=5 lambda_hint=0",
             ),
-            "the commands are the last two of ked/digits above; "
+            Difference(
+                "KED + FitNet - KD + FitNet, CIFAR-10, 100 images a class",
+                _CIFAR10,
+                "ked_fitnet shots=100",
+                "kd_fitnet shots=100",
+            ),
+            Difference(
+                "KED + FitNet - KED, the same", _CIFAR10, "ked_fitnet shots=100", "ked shots=100"
+            ),
+            "the commands are the last two of ked/digits above, and those of ked/cifar10; "
             "arms `kd_fitnet` and `ked_fitnet` of [ked/digits](../../conf/experiment/ked/digits.yaml), "
             "[ked/cifar10](../../conf/experiment/ked/cifar10.yaml) and the recipes at full size",
         ),
