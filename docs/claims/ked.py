@@ -92,6 +92,15 @@ CLAIMS = (
                 for n in (2, 4, 8, 16)
             ),
             *(
+                Difference(
+                    f"the same of M = {n} - M = 1, CIFAR-10",
+                    "ked/cifar10_teachers",
+                    f"found superfeatures={n}",
+                    "found superfeatures=1",
+                )
+                for n in (2, 4, 8, 16)
+            ),
+            *(
                 _ked("ked/digits_levels", f"superfeatures={n}", f"digits, students of M = {n}")
                 for n in (1, 2, 4, 8)
             ),

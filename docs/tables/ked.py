@@ -49,21 +49,20 @@ GROUPS = {"found": "found (Algorithm 1)", "contiguous": "contiguous blocks"}
 
 
 def ked_cifar10_teachers() -> str:
-    """Teachers by the groups of their superfeatures."""
-    grid = Grid("ked/cifar10_teachers", "superfeatures", GROUPS)
-    draws = [
-        ", ".join(average(grid.runs(f"random_{draw}", value), "accuracy").text for draw in (0, 1))
-        for value in grid.values
-    ]
-    rows = [*grid.with_best(), ("random, two draws", [Cell(text) for text in draws])]
-    return table((f"{ACCURACY} (M superfeatures)", *grid.values), rows)
+    """Teachers of CIFAR-10 by the number and the groups of their superfeatures."""
+    return _trade_offs("ked/cifar10_teachers", "ked/cifar10_teachers_units")
 
 
 def ked_digits_teachers() -> str:
-    """Teachers of digits by the number of superfeatures, with equal parameters and with equal units."""
+    """The same of handwritten digits."""
+    return _trade_offs("ked/digits_teachers", "ked/digits_teachers_units")
+
+
+def _trade_offs(of_parameters: str, of_units: str) -> str:
+    """Tables of two experiments, with networks of equal parameters and of equal hidden units."""
     parts = [
-        _trade_off("ked/digits_teachers", f"equal parameters, {ACCURACY}"),
-        _trade_off("ked/digits_teachers_units", f"equal hidden units, {ACCURACY}"),
+        _trade_off(of_parameters, f"equal parameters, {ACCURACY}"),
+        _trade_off(of_units, f"equal hidden units, {ACCURACY}"),
     ]
     return "\n".join(parts)
 
