@@ -186,12 +186,12 @@ def test_the_fourteen_arms_have_a_common_baseline_and_columns_in_every_recipe_of
     for recipe in named:
         composed = composed_of("sweep", f"experiment=interpretability/{recipe}")
         measured = {source.split(".")[1] for source in named[recipe].values()}
-        assert measured - {"accuracy", "agreement"} <= set(composed["evaluators"])
+        assert measured - {"accuracy", "agreement", "epg"} <= set(composed["evaluators"])
     arms = [
         list(composed_of("sweep", f"experiment=interpretability/{recipe}")["arms"])
-        for recipe in ("imagenet_arms", "cifar10_arms")
+        for recipe in ("imagenet_arms", "cifar10_arms", "cells_arms")
     ]
-    assert arms[0] == arms[1]
+    assert arms[0] == arms[1] == arms[2]
     assert len(arms[0]) == 14
 
 
