@@ -104,6 +104,14 @@ CLAIMS = (
                 _ked("ked/digits_levels", f"superfeatures={n}", f"digits, students of M = {n}")
                 for n in (1, 2, 4, 8)
             ),
+            *(
+                _ked(
+                    "ked/cifar10_levels",
+                    f"superfeatures={n}",
+                    f"CIFAR-10, 100 images a class, students of M = {n}",
+                )
+                for n in (1, 2, 4, 8)
+            ),
         ),
     ),
     Claim(

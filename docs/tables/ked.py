@@ -145,6 +145,11 @@ def ked_digits_levels() -> str:
     return _by_superfeatures("ked/digits_levels")
 
 
+def ked_cifar10_levels() -> str:
+    """The same on CIFAR-10."""
+    return _by_superfeatures("ked/cifar10_levels")
+
+
 def ked_digits_retrained() -> str:
     """Students of M superfeatures whose teacher was trained with M of them."""
     return _by_superfeatures("ked/digits_retrained")
@@ -200,6 +205,7 @@ TABLES = (
     ked_wine,
     ked_breast_cancer,
     ked_digits_levels,
+    ked_cifar10_levels,
     ked_digits_retrained,
     ked_digits_hint,
     ked_digits_weights,
