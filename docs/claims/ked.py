@@ -144,7 +144,19 @@ CLAIMS = (
                 "ked tau=8",
                 "kd tau=8",
             ),
-            "all values are in [KED](../results/ked.md); the sweeps of CIFAR-10 were not run yet",
+            Difference(
+                "mu = 1 - mu = 0.5, CIFAR-10, 100 images a class, accuracy",
+                "ked/cifar10_weights",
+                "ked mu=1",
+                "ked mu=0.5",
+            ),
+            Difference(
+                "KED - KD at tau = 4, the best of KD, CIFAR-10, 100 images a class",
+                "ked/cifar10_weights_tau",
+                "ked tau=4",
+                "kd tau=4",
+            ),
+            "all values are in [KED](../results/ked.md)",
         ),
     ),
     Claim(
@@ -179,10 +191,10 @@ CLAIMS = (
                 "kd",
             ),
             Difference(
-                "KED - e2KD (lambda 5, the largest weight that was run), the same students, accuracy",
+                "KED - e2KD (lambda 50, the best of its weights and the last that was run), the same students, accuracy",
                 "ked/cifar10_trunk",
                 "ked",
-                "e2kd_map5",
+                "e2kd_map50",
             ),
             "groups of channels and trunks of torchvision and timm were not run yet",
         ),

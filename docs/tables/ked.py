@@ -164,12 +164,28 @@ def ked_digits_hint() -> str:
 
 def ked_digits_weights() -> str:
     """Students of digits over the weights and temperatures of the loss."""
+    return _weights(
+        *("ked/digits_weights", "ked/digits_weights_lambda"),
+        *("ked/digits_weights_tau", "ked/digits_weights_tau_superfeatures"),
+    )
+
+
+def ked_cifar10_weights() -> str:
+    """The same on CIFAR-10."""
+    return _weights(
+        *("ked/cifar10_weights", "ked/cifar10_weights_lambda"),
+        *("ked/cifar10_weights_tau", "ked/cifar10_weights_tau_superfeatures"),
+    )
+
+
+def _weights(of_mu: str, of_lambda: str, of_tau: str, of_tau_superfeatures: str) -> str:
+    """Tables of four experiments, one per option."""
     ked = {"ked": "KED"}
     grids = [
-        Grid("ked/digits_weights", "mu", ked),
-        Grid("ked/digits_weights_lambda", "lambda_ked", ked),
-        Grid("ked/digits_weights_tau", "tau", KD_AND_KED),
-        Grid("ked/digits_weights_tau_superfeatures", "tau_superfeatures", ked),
+        Grid(of_mu, "mu", ked),
+        Grid(of_lambda, "lambda_ked", ked),
+        Grid(of_tau, "tau", KD_AND_KED),
+        Grid(of_tau_superfeatures, "tau_superfeatures", ked),
     ]
     return "\n".join(table((f"`method.{g.option}`", *g.values), g.rows()) for g in grids)
 
@@ -209,5 +225,6 @@ TABLES = (
     ked_digits_retrained,
     ked_digits_hint,
     ked_digits_weights,
+    ked_cifar10_weights,
     ked_cifar10_trunk,
 )
