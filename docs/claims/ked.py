@@ -191,7 +191,7 @@ CLAIMS = (
                 "kd",
             ),
             Difference(
-                "KED - e2KD (lambda 50, the best of its weights and the last that was run), the same students, accuracy",
+                "KED - e2KD (lambda 50, its best weight and the last that was run), the same students, accuracy",
                 "ked/cifar10_trunk",
                 "ked",
                 "e2kd_map50",
