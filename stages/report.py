@@ -24,6 +24,7 @@ from pipeline.config.points import point_label
 from pipeline.config.report import ReportOptions
 from pipeline.config.runs import RUNS
 from pipeline.core.files import write_atomically
+from pipeline.evaluation.results import NETWORK_EVALUATION
 from pipeline.report.columns import (
     chance_row,
     columns_of,
@@ -84,14 +85,15 @@ def run(config: ReportConfig) -> ReportResult:
     from pipeline.report.page import Page, render_page
 
     students = [result for result in results if result.is_evaluated]
+    teacher, network = load_teacher(config.run), load_network(config.run)
     logger.info(
-        "report of %s and of run %s: %d students, %d of them evaluated",
+        "report of %s and of run %s: %d students, %d of them evaluated%s",
         config.store.path,
         config.run,
         len(results),
         len(students),
+        ", and a given network" if network else "",
     )
-    teacher, network = load_teacher(config.run), load_network(config.run)
     evaluated = students or ([network] if network else [])
     store = Store(Path(config.store.path))
     selection = load_selection(config.run)
@@ -191,12 +193,17 @@ def _result_values(
             rows, options.candidate, options.baseline, paired.name
         )
     values["differences"] = differences_from(rows, options.baseline, paired.name)
-    values["summary"] = conclusions(
-        rows,
-        paired,
-        (options.candidate, options.baseline),
-        teacher=values["teacher"],
-        chance=values["chance"],
+    is_student = results[0].evaluation_name != NETWORK_EVALUATION
+    values["summary"] = (
+        conclusions(
+            rows,
+            paired,
+            (options.candidate, options.baseline),
+            teacher=values["teacher"],
+            chance=values["chance"],
+        )
+        if is_student
+        else []
     )
     return values
 
