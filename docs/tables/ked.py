@@ -150,6 +150,20 @@ def ked_cifar10_levels() -> str:
     return _by_superfeatures("ked/cifar10_levels")
 
 
+def ked_cifar10_groups() -> str:
+    """Students by the groups of their superfeatures, each with a teacher of the same groups."""
+    experiment = "ked/cifar10_groups"
+    draws = {f"random_{draw}": f"random, draw {draw}" for draw in (0, 1)}
+    found = runs_of(experiment, "ked_found")
+    rows: Rows = []
+    for groups, label in (GROUPS | draws).items():
+        kd, ked = (runs_of(experiment, f"{arm}_{groups}") for arm in ("kd", "ked"))
+        own = [spread(kd, "accuracy"), spread(ked, "accuracy"), difference(ked, kd)]
+        rows.append((label, [*own, difference(found, ked)]))
+    header = (ACCURACY, "KD", "KED", "KED - KD", "KED of found groups - KED")
+    return table(header, rows)
+
+
 def ked_digits_retrained() -> str:
     """Students of M superfeatures whose teacher was trained with M of them."""
     return _by_superfeatures("ked/digits_retrained")
@@ -222,6 +236,7 @@ TABLES = (
     ked_breast_cancer,
     ked_digits_levels,
     ked_cifar10_levels,
+    ked_cifar10_groups,
     ked_digits_retrained,
     ked_digits_hint,
     ked_digits_weights,
