@@ -24,7 +24,6 @@ from pipeline.config.points import point_label
 from pipeline.config.report import ReportOptions
 from pipeline.config.runs import RUNS
 from pipeline.core.files import write_atomically
-from pipeline.evaluation.results import NETWORK_EVALUATION
 from pipeline.report.columns import (
     chance_row,
     columns_of,
@@ -45,16 +44,17 @@ from pipeline.report.results import (
     SWEEP_NAME,
     load_network,
     load_results,
-    load_selection,
     load_teacher,
 )
+from pipeline.report.selection import load_selection
 from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
     from pipeline.config.verbs import ReportConfig
     from pipeline.report.case_pictures import SplitCases
     from pipeline.report.columns import Column
-    from pipeline.report.results import ModelSelection, StudentResult
+    from pipeline.report.results import StudentResult
+    from pipeline.report.selection import ModelSelection
 
 logger = logging.getLogger("permafrost.report")
 
@@ -193,7 +193,6 @@ def _result_values(
             rows, options.candidate, options.baseline, paired.name
         )
     values["differences"] = differences_from(rows, options.baseline, paired.name)
-    is_student = results[0].evaluation_name != NETWORK_EVALUATION
     values["summary"] = (
         conclusions(
             rows,
@@ -202,7 +201,7 @@ def _result_values(
             teacher=values["teacher"],
             chance=values["chance"],
         )
-        if is_student
+        if results[0].seed is not None  # a given network alone is no arm
         else []
     )
     return values

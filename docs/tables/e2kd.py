@@ -83,6 +83,11 @@ def cifar10_modes() -> str:
     )
 
 
+def _accuracies(runs: Sequence[Run]) -> list[Cell]:
+    """Accuracy by seed, its mean, and the mean agreement."""
+    return [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
+
+
 def cifar10_bcos() -> str:
     """Frozen, replayed and live targets of B-cos networks."""
     arms = {
@@ -99,7 +104,7 @@ def cifar10_bcos() -> str:
     rows = []
     for arm, label in arms.items():
         runs = runs_of("cifar10_bcos", arm)
-        own = [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
+        own = _accuracies(runs)
         own += [average(runs, "map_cosine", 1, 2), average(runs, "seconds", 1, 0)]
         rows.append((label, [*own, difference(runs, runs_of("cifar10_bcos", "kd"))]))
     header = ("test, %", "accuracy by seed", "accuracy", "agreement", "map cosine")
@@ -119,7 +124,7 @@ def cifar10_baselines() -> str:
     rows = []
     for label, experiment, arm in arms:
         runs = runs_of(experiment, arm)
-        own = [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
+        own = _accuracies(runs)
         rows.append((label, [*own, difference(runs, runs_of(SHOTS, "e2kd"))]))
     header = ("test accuracy, %", "by seed", "mean", "agreement", "accuracy - frozen e2KD")
     return table(header, rows)
@@ -178,7 +183,7 @@ def _maps_beside_logits() -> str:
     rows: Rows = []
     for arm, label in arms.items():
         runs = runs_of(EQUAL_TERMS, arm)
-        own = [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
+        own = _accuracies(runs)
         baselines = ("e2kd_logits", "at_logits", "cat_kd_logits")
         gains = [difference(runs, runs_of(EQUAL_TERMS, baseline)) for baseline in baselines]
         rows.append((label, [*own, *gains]))
@@ -191,7 +196,7 @@ def cifar10_datafree() -> str:
     rows = []
     for arm, label in (("kd", "frozen KD"), ("e2kd", "frozen e2KD")):
         runs = runs_of("cifar10_datafree", arm)
-        own = [by_seed(runs, "accuracy"), spread(runs, "accuracy"), spread(runs, "agreement")]
+        own = _accuracies(runs)
         rows.append((label, [*own, difference(runs, runs_of("cifar10_datafree", "kd"))]))
     header = ("trained on 5,760 images of digits on photographs", "accuracy by seed")
     return table((*header, "accuracy", "agreement", AGAINST_KD), with_best(rows, [1]))

@@ -129,6 +129,7 @@ def _evaluation_of(result: StudentResult) -> tuple[EvaluateOptions, dict[str, st
 
 
 def _open(result: StudentResult) -> Arm:
+    assert result.seed is not None  # cases are of students
     network, trained = load_model(result.folder / "distill")
     table = read_table(result.evaluation / RECORDS_NAME, RECORDS_SCHEMA)
     rows: dict[str, list[Row]] = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.report.evaluator_sections import PictureFigure
 from pipeline.report.pictures import draw_outline
-from pipeline.report.results import StudentResult
+from pipeline.report.results import StudentResult, of_first_seed
 from pipeline.report.tiles import PictureRow, picture_grid
 
 EVALUATOR_NAME = "dissection"
@@ -19,7 +19,7 @@ def dissection_figures(
 ) -> list[PictureFigure]:
     """Build a figure with one row per network: the teacher, if it was evaluated, and the first seed's students."""
     networks = [teacher] if teacher else []
-    networks += [result for result in results if result.seed == results[0].seed]
+    networks += of_first_seed(results)
     rows = []
     for result in networks:
         for split, metrics in result.metrics.items():

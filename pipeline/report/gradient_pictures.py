@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.report.evaluator_sections import PictureFigure
 from pipeline.report.pictures import class_names
-from pipeline.report.results import StudentResult
+from pipeline.report.results import StudentResult, of_first_seed
 from pipeline.report.tiles import PictureRow, picture_grid
 
 EVALUATOR_NAME = "gradient_alignment"
@@ -28,7 +28,7 @@ def gradient_figures(
     A network whose pictures are of other records than the first one's is left out.
     """
     networks = [teacher] if teacher else []
-    networks += [result for result in results if result.seed == results[0].seed]
+    networks += of_first_seed(results)
     figures = []
     for split in dict.fromkeys(split for result in networks for split in result.metrics):
         rows: list[PictureRow] = []

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from pipeline.config.points import point_label
 from pipeline.report.columns import Column
 from pipeline.report.figures import HEIGHT, WIDTH, Plot, finish, legend_name, new_axes, styled
-from pipeline.report.results import Candidate, ModelSelection, StudentResult, over_the_grid
+from pipeline.report.results import StudentResult
+from pipeline.report.selection import Candidate, ModelSelection, over_the_grid
 
 _WIDEST = 10
 """Largest ratio of the values of an axis with a linear scale, if all are positive."""

@@ -16,7 +16,8 @@ from pipeline.report.case_pictures import SplitCases
 from pipeline.report.columns import Column, arm_summary
 from pipeline.report.comparison import ONE_SEED
 from pipeline.report.evaluator_sections import PictureFigure, evaluator_sections
-from pipeline.report.results import ModelSelection, StudentResult, by_evaluation
+from pipeline.report.results import StudentResult, by_evaluation
+from pipeline.report.selection import ModelSelection
 from pipeline.store.reader import Store, TeacherPass
 
 _MEAN_AND_SPREAD = "Mean and standard deviation over seeds. The best mean of each column is marked."

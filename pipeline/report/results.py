@@ -16,8 +16,7 @@ import yaml
 from pipeline.config.points import Point, point_label
 from pipeline.config.runs import CONFIG_NAME, RUNS
 from pipeline.core.errors import ConfigError
-from pipeline.evaluation.evaluators.quantities import metric_of
-from pipeline.evaluation.metrics import Metric, numbers_of
+from pipeline.evaluation.metrics import numbers_of
 from pipeline.evaluation.results import (
     METRICS_NAME,
     NETWORK_EVALUATION,
@@ -26,7 +25,6 @@ from pipeline.evaluation.results import (
     evaluations_against,
 )
 from pipeline.models.saved import is_finished
-from pipeline.report.comparison import summarize
 from pipeline.report.known_runs import check_run
 
 SWEEP_NAME = "sweep.json"
@@ -44,7 +42,8 @@ class StudentResult:
     label: str
     """Arm, followed by the point of the grid if the arm has several."""
     point: Point = field(default_factory=dict)
-    seed: int
+    seed: int | None
+    """None for a network that the run has not trained."""
     folder: Path
     metrics: dict[str, dict[str, Any]]
     """Metrics by split, as written by evaluate; empty for a student that was not evaluated yet."""
@@ -141,6 +140,11 @@ def by_evaluation(results: Sequence[StudentResult]) -> list[StudentResult]:
     return split
 
 
+def of_first_seed(results: Sequence[StudentResult]) -> list[StudentResult]:
+    """Return the students of the first one's seed, and all networks that the run has not trained."""
+    return [result for result in results if result.seed in (None, results[0].seed)]
+
+
 def load_teacher(run: str) -> StudentResult | None:
     """Load the teacher's results of runs/<run>/evaluate-teacher (evaluate model=teacher), or None if there are none."""
     return _load_untrained(run, "teacher", TEACHER_EVALUATION)
@@ -159,7 +163,7 @@ def _load_untrained(run: str, label: str, evaluation_name: str) -> StudentResult
     return StudentResult(
         arm=label,
         label=label,
-        seed=0,
+        seed=None,
         folder=RUNS / run,
         metrics=_metrics(path),
         evaluation_name=evaluation_name,
@@ -219,87 +223,3 @@ def _load_result(
 def _metrics(path: Path) -> dict[str, dict[str, Any]]:
     splits: dict[str, dict[str, Any]] = json.loads(path.read_text())["splits"]
     return splits
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A point of the grid as a candidate of an arm."""
-
-    arm: str
-    point: Point
-    values: list[float]
-    """Values of the selection metric, one per seed."""
-    chosen: bool
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """Mean and standard deviation over seeds."""
-        return summarize(self.values)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSelection:
-    """Selection of the point of each arm."""
-
-    select: str
-    """Selection metric <split>.<metric>."""
-    candidates: list[Candidate]
-
-    @property
-    def metric(self) -> Metric:
-        """Metric by which candidates are compared. The sweep has checked that it is known."""
-        return metric_of(self.select.partition(".")[2]) or Metric()
-
-
-def load_selection(run: str) -> ModelSelection | None:
-    """Load the candidates of runs/<run>/sweep.json by arm, or None without a selection."""
-    path = RUNS / run / SWEEP_NAME
-    sweep = json.loads(path.read_text()) if path.exists() else {}
-    if "candidates" not in sweep:
-        return None
-    rows = sweep["candidates"]
-    members = defaultdict(list)
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        for row in rows:
-            if row["arm"] == arm:
-                members[arm, point_label(row["point"])].append(row)
-    candidates = [
-        Candidate(
-            arm=arm,
-            point=found[0]["point"],
-            values=[row["value"] for row in found],
-            chosen=found[0]["chosen"],
-        )
-        for (arm, _), found in members.items()
-    ]
-    return ModelSelection(select=sweep["select"], candidates=candidates)
-
-
-def _curve_of(result: StudentResult) -> str:
-    """Name of an arm without its point, with the run if the label has it."""
-    return result.label.removesuffix(point_label(result.point)).strip() or result.arm
-
-
-def over_the_grid(results: Sequence[StudentResult], source: str) -> ModelSelection | None:
-    """Collect the values of every arm's points in the form of a selection, without a choice.
-
-    A point of which a student has no value is left out. The result is None if no arm has several points.
-    """
-    found_values = defaultdict(list)
-    points = {}
-    for result in results:
-        key = (_curve_of(result), result.label)
-        found_values[key].append(result.find(source))
-        points[key] = result.point
-    values = {
-        key: [value for value in of if value is not None]
-        for key, of in found_values.items()
-        if None not in of
-    }
-    if len(values) == len({arm for arm, _ in values}):
-        return None
-    candidates = [
-        Candidate(arm=key[0], point=points[key], values=found, chosen=False)
-        for key, found in values.items()
-    ]
-    return ModelSelection(select=source, candidates=candidates)

@@ -13,7 +13,8 @@ from pipeline.report.columns import (
     student_rows,
 )
 from pipeline.report.comparison import ONE_SEED, summarize
-from pipeline.report.results import load_results, load_selection
+from pipeline.report.results import load_results
+from pipeline.report.selection import load_selection
 
 
 def summary_table(run: str) -> str:

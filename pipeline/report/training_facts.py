@@ -93,7 +93,7 @@ def training_facts(results: Sequence[StudentResult], store: Store) -> TrainingFa
         for name, title in _SHARED.items()
         if name in names and name not in columns
     }
-    seeds = sorted({result.seed for result in results})
+    seeds = sorted({result.seed for result in results if result.seed is not None})
     shared["Seeds"] = f"{', '.join(map(str, seeds))} ({seeds_in_words(len(seeds))})"
     arms = [
         ArmOptions(label, [_cell(of_arm, name, name in differing) for name in columns])

@@ -17,14 +17,13 @@ from torch import Tensor
 
 from pipeline.evaluation.forward import EvaluatedModel, open_split
 from pipeline.evaluation.pictures import picture_maps
-from pipeline.evaluation.results import NETWORK_EVALUATION
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import evaluation_view, view_images
 from pipeline.loading.selection import rows_of_split
 from pipeline.models.saved import load_model
 from pipeline.report.evaluator_sections import PictureFigure
 from pipeline.report.pictures import class_names, overlays
-from pipeline.report.results import StudentResult
+from pipeline.report.results import StudentResult, of_first_seed
 from pipeline.report.tiles import PictureRow, picture_grid
 from pipeline.store.reader import Store
 
@@ -67,14 +66,12 @@ def unicam_figures(results: list[StudentResult], store: Store) -> list[PictureFi
     """Build the figures of each evaluated split, none if the students' files do not exist."""
     if not results:
         return []
-    seed = results[0].seed
     figures = []
     for split in results[0].metrics:
         students = []
-        for result in results:
+        for result in of_first_seed(results):
             path = result.evaluation / f"{EVALUATOR_NAME}-{split}.safetensors"
-            is_of_seed = result.seed == seed or result.evaluation_name == NETWORK_EVALUATION
-            if is_of_seed and path.exists():
+            if path.exists():
                 tensors, header = _read(path)
                 students.append(
                     _Maps(result.label, tensors, _explained(result, split, store, header))
@@ -153,7 +150,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _explained(
     result: StudentResult, split: str, store: Store, header: dict[str, Any]
 ) -> dict[str, Tensor]:
-    if result.evaluation_name == NETWORK_EVALUATION:
+    if result.seed is None:
         return _frames(split, store, header)
     network, trained = load_model(result.folder / "distill")
     names = trained.teachers or tuple(folder.name for folder in store.pass_folders()[:1])

@@ -9,7 +9,8 @@ import pytest
 from pipeline.report import grid_figures
 from pipeline.report.columns import Column
 from pipeline.report.grid_figures import grid_plots, numeric_options, selection_plot
-from pipeline.report.results import Candidate, ModelSelection, StudentResult
+from pipeline.report.results import StudentResult
+from pipeline.report.selection import Candidate, ModelSelection
 
 LABELS = ("labels", {})
 
