@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from pipeline.config.verbs import ReportConfig
     from pipeline.report.case_pictures import SplitCases
     from pipeline.report.columns import Column
+    from pipeline.report.page import Page
     from pipeline.report.results import StudentResult
     from pipeline.report.selection import ModelSelection
 
@@ -82,7 +83,31 @@ def run(config: ReportConfig) -> ReportResult:
         logger.info("the report of these options, runs and store is there; nothing was written")
         return ReportResult(**kept)
     from pipeline.report.csv_file import student_csv  # these import torch and matplotlib
-    from pipeline.report.page import Page, render_page
+    from pipeline.report.page import render_page
+
+    page = _gather_page(config, results)
+    values, paired = page.values, page.paired
+    contents = {"html": render_page(page), "json": json.dumps(values, indent=1)}
+    if paired:
+        contents["csv"] = student_csv(values["runs"], page.columns)
+    files = {kind: RUNS / config.run / f"report.{kind}" for kind in contents}
+    for kind, content in contents.items():
+        write_atomically(files[kind], content.encode())
+    result = ReportResult(
+        html=str(files["html"]),
+        json=str(files["json"]),
+        csv=str(files.get("csv", "")),
+        paired_difference=_headline(config.report, values, paired) if paired else "",
+        summary=" ".join(values.get("summary", [])),
+        next=values.get("unevaluated", {}).get("command", config.report.next_command),
+    )
+    inputs.keep(files.values(), asdict(result))
+    return result
+
+
+def _gather_page(config: ReportConfig, results: list[StudentResult]) -> Page:
+    """Gather what the page shows: the store, students, teacher, given network, selection and cases."""
+    from pipeline.report.page import Page
 
     students = [result for result in results if result.is_evaluated]
     teacher, network = load_teacher(config.run), load_network(config.run)
@@ -111,7 +136,7 @@ def run(config: ReportConfig) -> ReportResult:
         **({"cases": [case for split in cases for case in split.chosen]} if cases else {}),
         **({"selection": _selection_values(selection)} if selection else {}),
     }
-    page = Page(
+    return Page(
         config=config,
         store=store,
         results=results,
@@ -123,22 +148,6 @@ def run(config: ReportConfig) -> ReportResult:
         selection=selection,
         cases=cases,
     )
-    contents = {"html": render_page(page), "json": json.dumps(values, indent=1)}
-    if paired:
-        contents["csv"] = student_csv(values["runs"], columns)
-    files = {kind: RUNS / config.run / f"report.{kind}" for kind in contents}
-    for kind, content in contents.items():
-        write_atomically(files[kind], content.encode())
-    result = ReportResult(
-        html=str(files["html"]),
-        json=str(files["json"]),
-        csv=str(files.get("csv", "")),
-        paired_difference=_headline(config.report, values, paired) if paired else "",
-        summary=" ".join(values.get("summary", [])),
-        next=values.get("unevaluated", {}).get("command", config.report.next_command),
-    )
-    inputs.keep(files.values(), asdict(result))
-    return result
 
 
 def _without_unknown_columns(config: ReportConfig, results: list[StudentResult]) -> ReportOptions:
