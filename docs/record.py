@@ -1,0 +1,82 @@
+"""Write the committed results of an experiment from its report.
+
+    python -m docs.record runs/ked/cifar10/report.json ked/cifar10 --machine "2 cores, one thread a student"
+    python -m docs.record runs/ked/digits-hint/report.json ked/digits_hint --machine "2 cores, one thread a student" \\
+        --command "permafrost sweep experiment=ked/digits run=ked/digits-hint"
+
+Writes  conf/experiment/<experiment>.results.json: the command, the machine, and from the report the teacher, one row
+        per student, the differences from the baseline, the networks and the passes. `python -m docs.tables` reads it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from docs.measured import path_of
+
+KEYS = ("teacher", "runs", "differences", "paired_difference", "networks", "passes")
+DIGITS = 5
+
+
+def committed_results(report: dict[str, Any], command: str, machine: str) -> dict[str, Any]:
+    """Select the results that are committed.
+
+    Raises ValueError if the report has no student or one that was not evaluated.
+    """
+    rows = report.get("runs", [])
+    if not rows:
+        raise ValueError(
+            "the report has no evaluated students; run permafrost evaluate, then permafrost report"
+        )
+    if missing := [f"{row['method']}, seed {row['seed']}" for row in rows if None in row.values()]:
+        raise ValueError(f"without a value of every column: {'; '.join(missing)}")
+    kept = {key: _rounded(report[key]) for key in KEYS if report.get(key)}
+    return {"command": command, "machine": machine, **kept}
+
+
+def one_row_a_line(results: dict[str, Any]) -> str:
+    """Format results as JSON with one line per row, so that a new measurement has a readable difference."""
+    return (
+        "{\n" + ",\n".join(f" {json.dumps(k)}: {_value(v)}" for k, v in results.items()) + "\n}\n"
+    )
+
+
+def _value(value: Any) -> str:
+    if not isinstance(value, list):
+        return json.dumps(value)
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in value)
+    return f"[\n{rows}\n ]"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(value, DIGITS) if isinstance(value, float) else value
+
+
+def main() -> None:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("report", type=Path, help="report.json of the run")
+    parser.add_argument("experiment", help="experiment whose results these are, as in ked/cifar10")
+    parser.add_argument("--machine", required=True, help="cores, accelerator and threads, in words")
+    parser.add_argument("--command", help="command of the sweep, by default that of the experiment")
+    options = parser.parse_args()
+    command = options.command or f"permafrost sweep experiment={options.experiment}"
+    report = json.loads(options.report.read_text())
+    try:
+        results = committed_results(report, command, options.machine)
+    except ValueError as error:
+        parser.error(f"{options.report}: {error}")
+    path_of(options.experiment).write_text(one_row_a_line(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Recording of an experiment's committed results from its report."""
+
+import json
+
+import pytest
+
+from docs import measured, record
+
+REPORT = {
+    "passes": [{"name": "resnet8-0", "bytes": 12.3456789}],
+    "networks": [{"method": "kd", "parameters": 10}],
+    "teacher": {"accuracy": 0.8},
+    "chance": {"accuracy": 0.1},
+    "runs": [
+        {"method": "kd", "seed": 0, "accuracy": 1 / 3},
+        {"method": "kd", "seed": 1, "accuracy": 0.5},
+    ],
+    "differences": {},
+    "summary": ["KD is a method."],
+}
+
+
+def test_results_come_back_as_they_were_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "EXPERIMENTS", tmp_path)
+    results = record.committed_results(REPORT, "permafrost sweep experiment=mine", "2 cores")
+
+    (tmp_path / "mine.results.json").write_text(record.one_row_a_line(results))
+
+    assert measured.results_of("mine") == {
+        "command": "permafrost sweep experiment=mine",
+        "machine": "2 cores",
+        "teacher": {"accuracy": 0.8},
+        "runs": [
+            {"method": "kd", "seed": 0, "accuracy": 0.33333},
+            {"method": "kd", "seed": 1, "accuracy": 0.5},
+        ],
+        "networks": [{"method": "kd", "parameters": 10}],
+        "passes": [{"name": "resnet8-0", "bytes": 12.34568}],
+    }
+    assert [run["seed"] for run in measured.runs_of("mine", "kd")] == [0, 1]
+
+
+def test_a_student_has_a_line_of_its_own():
+    text = record.one_row_a_line(record.committed_results(REPORT, "make", "2 cores"))
+
+    lines = [line for line in text.splitlines() if '"seed"' in line]
+    assert [json.loads(line.strip(" ,"))["seed"] for line in lines] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no evaluated students"),
+        ([{"method": "kd", "seed": 3, "accuracy": None}], "kd, seed 3"),
+    ],
+)
+def test_results_with_gaps_are_refused(rows, message):
+    with pytest.raises(ValueError, match=message):
+        record.committed_results({"runs": rows}, "make", "2 cores")
