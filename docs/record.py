@@ -22,17 +22,14 @@ DIGITS = 5
 
 
 def committed_results(report: dict[str, Any], command: str, machine: str) -> dict[str, Any]:
-    """Select the results that are committed.
+    """Select the results that are committed. A row leaves out the columns of which its student has no value.
 
-    Raises ValueError if the report has no student or one that was not evaluated.
+    Raises ValueError if the report has no evaluated student.
     """
-    rows = report.get("runs", [])
-    if not rows:
+    if not report.get("runs"):
         raise ValueError(
             "the report has no evaluated students; run permafrost evaluate, then permafrost report"
         )
-    if missing := [f"{row['method']}, seed {row['seed']}" for row in rows if None in row.values()]:
-        raise ValueError(f"without a value of every column: {'; '.join(missing)}")
     kept = {key: _rounded(report[key]) for key in KEYS if report.get(key)}
     return {"command": command, "machine": machine, **kept}
 
@@ -53,7 +50,7 @@ def _value(value: Any) -> str:
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: _rounded(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
         return [_rounded(item) for item in value]
     return round(value, DIGITS) if isinstance(value, float) else value

@@ -126,11 +126,11 @@ CLAIMS = (
             "e2kd/waterbirds_bcos_baselines",
         ),
         missing="the images and the ImageNet weights cannot be downloaded here.",
-        small=("demo", "demo_guided"),
+        small=("demo",),
         here=(
             Difference(
                 "digits on swapped photographs, frozen e2KD - frozen KD",
-                "demo_guided",
+                "demo",
                 "e2kd",
                 "kd",
                 Quantity("accuracy_swapped", 100, 1, " points"),

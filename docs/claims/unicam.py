@@ -11,8 +11,7 @@ _FSS = Quantity("fss_depth1")
 CLAIMS = (
     Claim(
         title="Distilled and residual features and their maps, at five depths",
-        reported="distilled features are parts and textures of the object, residual ones diffuse or background. The "
-        "tables of FSS and RS are not public.",
+        reported="distilled features are parts and textures of the object, residual ones diffuse or background.",
         recipes=("unicam/cats_and_dogs", "unicam/plant_disease", "unicam/cifar10"),
         missing=_DATA,
         small=(_SMALL,),
@@ -46,7 +45,7 @@ CLAIMS = (
         small=(_ASSISTANT,),
         here=(
             Difference(
-                "student of the assistant - student of the first teacher, agreement with the first teacher",
+                "student taught by the assistant - student taught by the first teacher, agreement with the first teacher",
                 _ASSISTANT,
                 "by_assistant",
                 "by_teacher",

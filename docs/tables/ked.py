@@ -205,8 +205,17 @@ def _weights(of_mu: str, of_lambda: str, of_tau: str, of_tau_superfeatures: str)
 
 
 def ked_cifar10_trunk() -> str:
-    """KED against e2KD."""
-    experiment = "ked/cifar10_trunk"
+    """KED against e2KD, with groups of cells."""
+    return _against_e2kd("ked/cifar10_trunk")
+
+
+def ked_cifar10_channels() -> str:
+    """KED against e2KD, with groups of channels."""
+    return _against_e2kd("ked/cifar10_channels")
+
+
+def _against_e2kd(experiment: str) -> str:
+    """Students that learn from superfeatures or from maps, and their differences from KD."""
     weights = {f"e2kd_map{weight}": f"e2KD, lambda {weight}" for weight in (5, 10, 25, 50)}
     arms = {
         "labels": "labels",
@@ -242,4 +251,5 @@ TABLES = (
     ked_digits_weights,
     ked_cifar10_weights,
     ked_cifar10_trunk,
+    ked_cifar10_channels,
 )

@@ -77,7 +77,7 @@ def open_evaluation_store(
 
     With evaluate.store, the passes are those of the same teachers in that store.
 
-    names  the passes in store.path that the student was trained on. If it is empty (a student of labels), the only
+    names  the passes in store.path that the student was trained on. If it is empty (a student trained on labels), the only
            pass of the store is used, if it has exactly one
     """
     taught = Store(Path(config.store.path))
