@@ -40,7 +40,7 @@ CLAIMS = (
         title="Five-band scores of cells",
         reported="KD's maps mark the part that determines the class better than those of networks trained on labels: "
         "higher accuracy and a lower false positive rate.",
-        missing="its drawn cells have 512 pixels; ours are of the same idea, with 40.",
+        missing="its drawn cells have 512 pixels; ours are drawn in the same way at 40.",
         small=(_CELLS, _CELLS_ARMS),
         here=(
             *(
