@@ -76,6 +76,19 @@ def names(options=OPTIONS):
     return [f"{100 * fraction:g}%" for fraction in options.keep]
 
 
+@pytest.mark.parametrize("side", [4, 16])
+def test_no_part_is_empty_and_a_whole_part_is_the_image(side):
+    images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+    whole = RankedImages(images, rank_quantiles(torch.rand(2, 3, side, side)), torch.tensor([0, 1]))
+    rows = torch.arange(2)
+
+    for part in ("top", "bottom"):
+        assert not whole.select(rows, part, 0).any()
+        assert whole.select(rows, part, 1).all()
+        assert whole.select(rows, part, 0.25).float().mean() == 0.25
+        assert torch.equal(keep_part(part, 1, 0.5)(whole, rows), images / 255)
+
+
 def test_the_truth_is_worth_much_and_its_opposite_as_much_less():
     best, worst = diffroar_of(oracle), diffroar_of(inverted)
 

@@ -39,7 +39,7 @@ class RankedImages:
 
         It is rounded to a multiple of 1 / 256 for more than 256 coordinates, so by up to 0.2 % of them.
         """
-        quantiles = self.quantiles[rows]
+        quantiles = self.quantiles[rows].short()  # u8 could not be compared with 256
         levels = min(quantiles[0].numel(), _LEVELS)
         count = round(fraction * levels)
         return quantiles < count if part == "top" else quantiles >= levels - count
