@@ -109,6 +109,10 @@ class DistillConfig(Options):
             f"for each of {self.trainer.ranks} ranks",
         )
         check_epoch_selection(self.select_epoch, self.split, self.subset)
+        require(
+            self.select_epoch is not None or self.select_frame == "auto",
+            f"select_frame={self.select_frame} is an option of select_epoch, which is null; leave it at auto",
+        )
         self.method.check(
             MethodSetting(
                 mode=self.mode,
@@ -123,7 +127,8 @@ class DistillConfig(Options):
             object.__setattr__(self, "teacher", NoModelConfig())
             object.__setattr__(self, "explainer", GradCamConfig())
         else:
-            object.__setattr__(self, "store", replace(self.store, teacher=()))
+            if self.select_epoch is None:  # which may compare the student with a pass
+                object.__setattr__(self, "store", replace(self.store, teacher=()))
             self._check_live()
         self._check_pixels()
         require(

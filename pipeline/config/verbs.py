@@ -205,7 +205,7 @@ class EvaluateConfig(EvaluationRun):
     given network of `student` and student.weights, which no run has trained (results in evaluate-network)."""
     teacher: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
     """Network of the student's teacher pass, for evaluators that run it again; teacher.weights=null names none.
-    With model=network it needs no pass."""
+    With model=network it needs no pass, and chooses the pass that it made if the store has several."""
     student: ModelConfig | NoModelConfig = field(default_factory=NoModelConfig)
     """Network to evaluate with model=network, read with that option only."""
 
@@ -228,8 +228,15 @@ class EvaluateConfig(EvaluationRun):
         uses_teacher = any(
             EVALUATORS[evaluator].uses_teacher for evaluator in self.requested_evaluators
         )
-        # An experiment may name networks for all verbs; unread, they must not change the identity.
-        if self.model != "teacher" and not uses_teacher:
+        against = self.evaluate.against
+        require(
+            against is None or self.model == "student",
+            f"evaluate.against={against} names the pass that a student is compared with; set evaluate.against=null "
+            f"for model={self.model}",
+        )
+        # An experiment may name networks for all verbs; unread, they must not change the identity. With
+        # model=network the teacher chooses the pass, whatever the evaluators.
+        if self.model == "student" and not uses_teacher:
             object.__setattr__(self, "teacher", NoModelConfig())
         if self.model != "network":
             object.__setattr__(self, "student", NoModelConfig())

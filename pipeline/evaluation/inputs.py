@@ -77,8 +77,8 @@ def open_evaluation_store(
 
     With evaluate.store, the passes are those of the same teachers in that store.
 
-    names  the passes in store.path that the student was trained on. If it is empty (a student trained on labels), the only
-           pass of the store is used, if it has exactly one
+    names  the passes in store.path that the student was trained on. If it is empty (a student trained on labels), the
+           only pass of the store is used, if it has exactly one
     """
     taught = Store(Path(config.store.path))
     passes = []
@@ -86,18 +86,27 @@ def open_evaluation_store(
         passes = taught.open_passes(names)
     if config.evaluate.store is None:
         return taught, passes
-    require(
-        HOLDOUT not in config.evaluate.splits,
-        f"evaluate.splits={HOLDOUT} selects records of the store that the student was trained on, but "
-        f"evaluate.store={config.evaluate.store} is a different store; name a split of that store",
-    )
-    store = Store(Path(config.evaluate.store))
+    store = _open_store(config)
     return store, [store.canonical_of(teacher) for teacher in passes]
+
+
+def _open_store(config: EvaluateConfig) -> Store:
+    """Open evaluate.store or, if it is null, store.path.
+
+    Raises ConfigError if the held-out records of one are to be selected in the other.
+    """
+    other = config.evaluate.store
+    require(
+        other is None or HOLDOUT not in config.evaluate.splits,
+        f"evaluate.splits={HOLDOUT} selects records of the store that the student was trained on, but "
+        f"evaluate.store={other} is a different store; name a split of that store",
+    )
+    return Store(Path(other or config.store.path))
 
 
 def open_against(config: EvaluateConfig, name: str) -> tuple[Store, list[TeacherPass]]:
     """Open the store that students are evaluated on, and the pass of evaluate.against in it."""
-    store = Store(Path(config.evaluate.store or config.store.path))
+    store = _open_store(config)
     try:
         return store, [store.open_pass(name)]
     except StoreMismatchError:
@@ -119,7 +128,7 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
         raise ConfigError(
             "model=teacher needs the network of the teacher; name it with teacher= and teacher.weights="
         )
-    store = Store(Path(config.evaluate.store or config.store.path))
+    store = _open_store(config)
     described = describe_teacher(teacher, len(store.manifest.classes))
     named = store.open_passes(config.store.teacher) if config.store.teacher else []
     passes = passes_of_teacher(teacher, store, named)
@@ -137,7 +146,7 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
     A pair of given networks needs no pass. Its classes may be others than those of the store if the evaluators only
     read features.
     """
-    from pipeline.evaluation.networks import made_by
+    from pipeline.evaluation.networks import check_made_pass, made_by
     from pipeline.models.fingerprint import describe_teacher
 
     student, teacher = config.student, config.teacher
@@ -146,7 +155,7 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
         raise ConfigError(
             "model=network needs the network to evaluate; name it with student= and student.weights="
         )
-    store = Store(Path(config.evaluate.store or config.store.path))
+    store = _open_store(config)
     student = resolve_network(student, store, "student")
     num_classes = len(store.manifest.classes)
     described = describe_teacher(student, num_classes, section="student")
@@ -164,7 +173,9 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
         passes = passes if len(passes) == 1 else named
     else:
         of_teacher = describe_teacher(teacher, num_classes)
-        passes = made_by(of_teacher, passes)
+        own = made_by(of_teacher, passes)
+        check_made_pass(teacher, store, own or named)
+        passes = own
     passes = [made for made in passes if made.num_classes == num_classes]
     alone = of_teacher is not None and not passes
     return EvaluationInputs(

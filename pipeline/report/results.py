@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -84,12 +84,16 @@ class StudentResult:
         )
 
     def find(self, source: str) -> float | None:
-        """Return the metric that `source` names as <split>.<metric> or all.<metric>, or None if it does not exist."""
+        """Return the metric that `source` names as <split>.<metric> or all.<metric>, or None if it does not exist.
+
+        all is the mean over the splits of the evaluation, which for <metric>@<pass> is the one against that pass.
+        """
         split, _, name = source.partition(".")
-        chosen = (
-            list(self.numbers.values()) if split == ALL_SPLITS else [self.numbers.get(split, {})]
-        )
-        if any(name not in metrics for metrics in chosen):
+        splits: Iterable[str] = [split]
+        if split == ALL_SPLITS:
+            splits = self.against.get(name.partition("@")[2], self.metrics)
+        chosen = [self.numbers.get(split, {}) for split in splits]
+        if not chosen or any(name not in metrics for metrics in chosen):
             return None
         records = sum(metrics["records"] for metrics in chosen)
         return float(sum(metrics[name] * metrics["records"] for metrics in chosen) / records)

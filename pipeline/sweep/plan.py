@@ -14,7 +14,7 @@ from pipeline.config.runs import identity, to_plain_dict
 from pipeline.core.errors import ConfigError, require
 from pipeline.core.files import sha256_json
 from pipeline.evaluation.baselines import named_baselines, with_baselines
-from pipeline.evaluation.inputs import open_evaluation_store
+from pipeline.evaluation.inputs import open_against, open_evaluation_store
 from pipeline.loading.selection import HOLDOUT
 from pipeline.models.resolve import resolve_distill
 from pipeline.store.reader import Store
@@ -163,7 +163,11 @@ def _fingerprints(trained: DistillConfig, evaluate: EvaluateConfig) -> list[str]
     store = Store(Path(trained.store.path))
     trained = resolve_distill(trained, store)
     passes = open_passes(trained, store)
-    _, passes = open_evaluation_store(evaluate, evaluate.store.teacher)
+    against, other = evaluate.evaluate.against, evaluate.evaluate.store
+    if against is not None:
+        _, passes = open_against(evaluate, against)
+    if against is None or other is None:
+        _, passes = open_evaluation_store(evaluate, evaluate.store.teacher)
     made_from = fingerprint_inputs(trained, store, passes)
     return [*made_from.values(), *(teacher.manifest.fingerprint for teacher in passes)]
 

@@ -27,6 +27,8 @@ from pipeline.training.student_passes import compared_passes, jpeg_decoder_of
 EPOCHS_NAME = "epochs.json"
 _OF_LOGITS = ("accuracy", "f1", "worst_group_accuracy", "agreement", "kl_to_teacher")
 """Metrics for which no map is computed."""
+_OF_TEACHER = ("agreement", "kl_to_teacher", "map_cosine")
+"""Metrics of a student and a pass."""
 
 
 class EpochSelection:
@@ -127,14 +129,24 @@ def select_epochs(
     passes: Sequence[TeacherPass],
     num_classes: int,
 ) -> EpochSelection | None:
-    """Return the selection of select_epoch, None if it is null. Raises ConfigError if the split does not exist."""
+    """Return the selection of select_epoch, None if it is null.
+
+    Raises ConfigError if the split does not exist, or if a teacher's metric has no pass.
+    """
     if config.select_epoch is None:
         return None
     split, _, metric = config.select_epoch.partition(".")
+    compared = compared_passes(config, store, passes, num_classes)
+    require(
+        bool(compared) or metric not in _OF_TEACHER,
+        f"select_epoch={config.select_epoch} compares the student with a pass, and none is named; name one of "
+        f"{', '.join(f.name for f in store.pass_folders()) or 'the passes (there are none)'} with store.teacher=, or "
+        f"choose {split}.accuracy",
+    )
     size = store.size if config.augment.size is None else (config.augment.size,) * 2
     dataset = open_split(
         store,
-        compared_passes(config, store, passes, num_classes),
+        compared,
         split,
         TrainedModel(
             config=config.student,

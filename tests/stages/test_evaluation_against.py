@@ -5,8 +5,11 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from pipeline.config.augment import AugmentOptions
+from pipeline.config.builder import build_verb_config
 from pipeline.config.distillation import DistillConfig
 from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.methods import KDConfig
@@ -17,9 +20,13 @@ from pipeline.config.store import StoreOptions, SubsetOptions
 from pipeline.config.training import OptimizerOptions, TrainerOptions
 from pipeline.config.verbs import EvaluateConfig, ReportConfig
 from pipeline.core.errors import ConfigError
+from pipeline.models.providers import build_model
 from pipeline.report.results import by_evaluation, load_results
+from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store
+from pipeline.sweep.plan import plan_students
 from stages import distill, evaluate, precompute, report
+from tests.support.composition import composed_of
 from tests.support.stores import precompute_config
 
 ASSISTANT = CifarModelConfig(name="resnet8", width=4, weights="random")
@@ -50,13 +57,13 @@ def train_student(store):
     )
 
 
-def evaluation(store, against=None, teacher=(), run="student"):
+def evaluation(store, against=None, teacher=(), run="student", splits=("test",)):
     config = EvaluateConfig(
         store=StoreOptions(path=str(store.path), teacher=teacher),
-        evaluate=EvaluateOptions(against=against, num_pictures=2),
+        evaluate=EvaluateOptions(against=against, num_pictures=2, splits=splits),
         run=run,
     )
-    return evaluate.run(config).splits["test"]
+    return evaluate.run(config).splits[splits[0]]
 
 
 def test_a_student_is_compared_with_its_assistant_and_with_the_first_teacher(passes_of_both):
@@ -108,6 +115,97 @@ def test_a_student_that_was_compared_with_another_pass_only_is_shown_with_its_re
 
     assert (result.metrics, result.is_evaluated) == ({}, True)
     assert (result.evaluation / "records.parquet").exists()
+
+
+def test_the_mean_over_splits_is_that_of_the_evaluation_that_is_named(passes_of_both):
+    train_student(passes_of_both)
+    own = evaluation(passes_of_both)
+    evaluation(passes_of_both, against="resnet14", splits=("train",))
+
+    (result,) = load_results("student")
+
+    assert result.find("all.accuracy") == own["accuracy"]
+    agreement = result.against["resnet14"]["train"]["agreement"]
+    assert result.find("all.agreement@resnet14") == agreement
+    assert result.find("test.agreement@resnet14") is None
+    assert replace(result, metrics={}, against={}).find("all.accuracy") is None
+
+
+def test_a_named_pass_is_for_students_on_records_of_its_own_store(passes_of_both):
+    config = EvaluateConfig(
+        store=StoreOptions(path=str(passes_of_both.path)),
+        evaluate=EvaluateOptions(
+            against="resnet14", store=str(passes_of_both.path), splits=("holdout",)
+        ),
+        run="student",
+    )
+    train_student(passes_of_both)
+
+    with pytest.raises(ConfigError, match=r"splits=holdout selects .* is a different store"):
+        evaluate.run(config)
+    for model in ("teacher", "network"):
+        with pytest.raises(ConfigError, match=rf"set evaluate\.against=null for model={model}"):
+            replace(config, model=model)
+
+
+def test_a_sweep_checks_the_named_pass_before_it_trains(passes_of_both):
+    words = [
+        *("student=cifar", "student.name=resnet8", "student.width=4", "method=kd"),
+        *(f"store.path={passes_of_both.path}", "store.teacher=[resnet8]", "arms={kd: []}"),
+        *("evaluate.against=resnet50", "executor=serial"),
+    ]
+    config = build_verb_config("sweep", composed_of("sweep", *words))
+
+    with pytest.raises(ConfigError, match=r"against=resnet50 is not one pass"):
+        plan_students(config, words)
+
+
+def test_a_live_student_is_selected_by_the_pass_that_is_named(passes_of_both):
+    config = DistillConfig(
+        store=StoreOptions(path=str(passes_of_both.path), teacher=("resnet14",)),
+        student=replace(ASSISTANT, weights=None),
+        method=KDConfig(),
+        augment=AugmentOptions(),
+        optimizer=OptimizerOptions(),
+        trainer=TrainerOptions(epochs=1, batch_size=8, num_threads=1),
+        subset=SubsetOptions(holdout=1),
+        mode="live",
+        teacher=FIRST,
+        select_epoch="holdout.agreement",
+        run="live",
+    )
+
+    distill.run(config)
+
+    assert (RUNS / "live" / "distill" / "epochs.json").exists()
+    unnamed = replace(config, store=replace(config.store, teacher=()), run="unnamed")
+    with pytest.raises(ConfigError, match=r"name one of resnet14-.*, resnet8-.* with store\.teach"):
+        distill.run(unnamed)
+
+
+def test_a_given_network_is_compared_with_the_pass_of_the_teacher_that_is_named(
+    passes_of_both, tmp_path
+):
+    torch.manual_seed(0)
+    weights = tmp_path / "given.safetensors"
+    save_file(build_model(ASSISTANT, 10).network.state_dict(), weights)
+    config = EvaluateConfig(
+        store=StoreOptions(path=str(passes_of_both.path)),
+        evaluate=EvaluateOptions(num_pictures=2),
+        model="network",
+        student=replace(ASSISTANT, weights=str(weights)),
+        teacher=FIRST,
+        evaluators=("accuracy",),
+        run="given",
+    )
+
+    first = evaluate.run(config).splits["test"]
+    again = replace(config, evaluators=("accuracy", "class_similarity"))
+
+    assert evaluate.run(again).splits["test"]["agreement"] == first["agreement"]
+    other = replace(config, store=replace(config.store, teacher=("resnet8",)), run="other")
+    with pytest.raises(StoreMismatchError, match=r"teacher= is not the network that made resnet8-"):
+        evaluate.run(other)
 
 
 def test_a_pass_that_the_store_does_not_have_is_refused_with_those_it_has(passes_of_both):

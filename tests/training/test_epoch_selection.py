@@ -139,6 +139,7 @@ def losses_of(run):
         ({"select_epoch": "accuracy"}, r"must be <split>\.<metric>"),
         ({"select_epoch": "train.accuracy"}, r"trained on train; hold out"),
         ({"select_epoch": "holdout.accuracy", "subset": SubsetOptions()}, r"holdout=0 holds out"),
+        ({"select_frame": "full"}, r"select_frame=full is an option of select_epoch, which is nul"),
     ],
 )
 def test_a_split_that_cannot_select_is_refused_before_training(frozen, options, message):
