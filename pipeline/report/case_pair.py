@@ -7,21 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from pipeline.config.builder import build_config
 from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.report import ReportOptions
-from pipeline.config.runs import CONFIG_NAME
 from pipeline.config.verbs import ReportConfig
 from pipeline.evaluation.forward import EvaluatedModel, open_split
 from pipeline.evaluation.record_table import RECORDS_NAME, RECORDS_SCHEMA
 from pipeline.loading.dataset import StoreDataset
 from pipeline.models.saved import MODEL_NAME, load_model, read_description
 from pipeline.report.cases import Row
+from pipeline.report.evaluation import read_evaluation
 from pipeline.report.results import StudentResult
 from pipeline.store.parquet import read_table
-from pipeline.store.reader import Store
 
 _EVALUATION_OPTIONS = ("store", "splits", "frame", "region", "iou_threshold", "jpeg_decoder")
 """Options of evaluate that must be the same for both students."""
@@ -65,15 +61,18 @@ def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePai
     pair = _find(results, config.report)
     if pair is None or not all(_is_there(result) for result in pair):
         return None
-    (others, compared), (evaluation, inputs) = (_evaluation_of(result) for result in pair)
-    store = Store(Path(evaluation.store or config.store.path))
-    held = {folder.name for folder in store.pass_folders()}
-    teachers = [name.removeprefix("teacher ") for name in inputs if name != "store"]
+    other, own = (read_evaluation(result) for result in pair)
+    evaluation = own.options
+    store = own.open_store(Path(config.store.path))
+    passes = own.open_passes(store)
     if (
-        inputs != compared
-        or any(getattr(evaluation, name) != getattr(others, name) for name in _EVALUATION_OPTIONS)
-        or inputs["store"] != store.manifest.fingerprint
-        or not held.issuperset(teachers)
+        own.inputs != other.inputs
+        or any(
+            getattr(evaluation, name) != getattr(other.options, name)
+            for name in _EVALUATION_OPTIONS
+        )
+        or own.inputs["store"] != store.manifest.fingerprint
+        or len(passes) != len(own.teachers)
     ):
         logger.info(
             "no cases: %s and %s were not evaluated in the same way on the records of %s; delete both folders and run "
@@ -82,7 +81,6 @@ def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePai
             store.path,
         )
         return None
-    passes = [store.open_pass(name) for name in teachers]
     trained = read_description(pair[1].folder / "distill")
     datasets = {split: open_split(store, passes, split, trained) for split in evaluation.splits}
     baseline, candidate = (_open(result) for result in pair)
@@ -119,13 +117,6 @@ def _is_there(result: StudentResult) -> bool:
     elif not weights.exists():
         logger.info("no cases: %s does not exist; run permafrost sweep again", weights)
     return table.exists() and weights.exists()
-
-
-def _evaluation_of(result: StudentResult) -> tuple[EvaluateOptions, dict[str, str]]:
-    """Read the options of its evaluation, and the fingerprints of the inputs."""
-    values = yaml.safe_load((result.evaluation / CONFIG_NAME).read_text())
-    inputs = {name: digest for name, digest in values["inputs"].items() if name != "student"}
-    return build_config(EvaluateOptions, values["evaluate"], "evaluate"), inputs
 
 
 def _open(result: StudentResult) -> Arm:

@@ -21,6 +21,7 @@ from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import evaluation_view, view_images
 from pipeline.loading.selection import rows_of_split
 from pipeline.models.saved import load_model
+from pipeline.report.evaluation import read_evaluation
 from pipeline.report.evaluator_sections import PictureFigure
 from pipeline.report.pictures import class_names, overlays
 from pipeline.report.results import StudentResult, of_first_seed
@@ -63,19 +64,26 @@ class _Maps(NamedTuple):
 
 
 def unicam_figures(results: list[StudentResult], store: Store) -> list[PictureFigure]:
-    """Build the figures of each evaluated split, none if the students' files do not exist."""
+    """Build the figures of each evaluated split, none if the students' files do not exist.
+
+    A network whose maps are of other records than the first one's is left out.
+    """
     if not results:
         return []
     figures = []
-    for split in results[0].metrics:
-        students = []
+    for split in dict.fromkeys(split for result in results for split in result.metrics):
+        students: list[_Maps] = []
+        records = None
         for result in of_first_seed(results):
             path = result.evaluation / f"{EVALUATOR_NAME}-{split}.safetensors"
-            if path.exists():
-                tensors, header = _read(path)
-                students.append(
-                    _Maps(result.label, tensors, _explained(result, split, store, header))
-                )
+            if not path.exists():
+                continue
+            tensors, header = _read(path)
+            if records is None:
+                records = header["keys"]
+            if header["keys"] == records:
+                explained = _explained(result, split, store, header)
+                students.append(_Maps(result.label, tensors, explained))
         if students:
             figures.append(_figure(students, split, store))
             if len(_depths(students[0])) > 1:
@@ -150,11 +158,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _explained(
     result: StudentResult, split: str, store: Store, header: dict[str, Any]
 ) -> dict[str, Tensor]:
+    evaluation = read_evaluation(result)
+    store = evaluation.open_store(store.path)
     if result.seed is None:
         return _frames(split, store, header)
     network, trained = load_model(result.folder / "distill")
-    names = trained.teachers or tuple(folder.name for folder in store.pass_folders()[:1])
-    dataset = open_split(store, store.open_passes(names), split, trained)
+    dataset = open_split(store, evaluation.open_passes(store), split, trained)
     place = dataset.positions_of(header["keys"])
     positions = [place[key] for key in header["keys"]]
     model = EvaluatedModel(network=network, input_size=trained.input_size)

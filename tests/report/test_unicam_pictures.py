@@ -59,3 +59,45 @@ def test_several_depths_are_shown_as_their_mean_and_one_by_one(own):
         *(f"one: distilled, depth {depth}" for depth in (1, 2, 3)),
         *(f"one: only teacher, depth {depth}" for depth in (1, 2, 3)),
     ]
+
+
+def evaluated(own, run, store=None, records=2):
+    config = evaluation_of(
+        own,
+        ("unicam",),
+        run=run,
+        splits=("train",),
+        unicam=UnicamOptions(records=records, bank_records=12, baseline=None),
+        teacher=own.config.teacher,
+    )
+    options = replace(config.evaluate, store=None if store is None else str(store))
+    evaluate.run(replace(config, evaluate=options))
+    (RUNS / run / "distill" / "config.yaml").write_text("seed: 0\n")
+    return load_results(run)
+
+
+def test_records_of_another_store_are_shown_from_that_store(own, tmp_path):
+    other = shutil.copytree(own.store.path, tmp_path / "other")
+    results = evaluated(own, "one", store=other)
+    (tmp_path / "store" / "index.arrow").unlink()  # nothing is read from the store of the training
+
+    (figure,) = unicam_figures(results, own.store)
+
+    assert [row.title for row in figure.grid][-3:] == ["one", "  beyond teacher", "  only teacher"]
+
+
+def test_a_network_with_maps_of_other_records_is_left_out(own):
+    results = [*evaluated(own, "one"), *evaluated(own, "two", records=3)]
+
+    (figure,) = unicam_figures(results, own.store)
+
+    titles = [row.title for row in figure.grid]
+    assert "one" in titles
+    assert "two" not in titles
+
+
+def test_a_student_without_results_hides_nobodys_pictures(own):
+    results = evaluated(own, "one")
+    unevaluated = replace(results[0], metrics={}, label="unevaluated", folder=RUNS / "none")
+
+    assert len(unicam_figures([unevaluated, *results], own.store)) == 1

@@ -1,0 +1,45 @@
+"""Options and inputs of a finished evaluation, from the config.yaml in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from pipeline.config.builder import build_config
+from pipeline.config.evaluation import EvaluateOptions
+from pipeline.config.runs import CONFIG_NAME
+from pipeline.report.results import StudentResult
+from pipeline.store.reader import Store, TeacherPass
+
+_TEACHER = "teacher "
+
+
+class Evaluation(NamedTuple):
+    """Options of a finished evaluation, and the inputs that it read."""
+
+    options: EvaluateOptions
+    inputs: dict[str, str]
+    """Fingerprints by name of the store and of each pass, the latter named "teacher <pass>"."""
+
+    def open_store(self, path: Path) -> Store:
+        """Open the store with the evaluated records: evaluate.store or, if it is null, the one at `path`."""
+        return Store(Path(self.options.store) if self.options.store else path)
+
+    @property
+    def teachers(self) -> list[str]:
+        """Names of the passes that the network was compared with."""
+        return [name.removeprefix(_TEACHER) for name in self.inputs if name.startswith(_TEACHER)]
+
+    def open_passes(self, store: Store) -> list[TeacherPass]:
+        """Open those passes that the store still has."""
+        held = {folder.name for folder in store.pass_folders()}
+        return [store.open_pass(name) for name in self.teachers if name in held]
+
+
+def read_evaluation(result: StudentResult) -> Evaluation:
+    """Read how the results were evaluated."""
+    values = yaml.safe_load((result.evaluation / CONFIG_NAME).read_text())
+    inputs = {name: digest for name, digest in values["inputs"].items() if name != "student"}
+    return Evaluation(build_config(EvaluateOptions, values["evaluate"], "evaluate"), inputs)
