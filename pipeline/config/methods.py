@@ -144,6 +144,16 @@ class E2KDConfig(KDConfig):
     """Negative control: the map of another record of the batch (shuffled), or the map without the view's warp
     (unaugmented)."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option, weight in (("max_classes", "lambda_map"), ("resolution", "lambda_cat")):
+            value, default = getattr(self, option), getattr(type(self), option)
+            require(
+                value == default or getattr(self, weight) > 0,
+                f"method.{option}={value} has no effect with method.{weight}=0; leave it at "
+                f"{'null' if default is None else default}, or raise method.{weight}",
+            )
+
     def check(self, setting: MethodSetting) -> None:
         require(
             setting.mode == "frozen" or self.map_control != "unaugmented",

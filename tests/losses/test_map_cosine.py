@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipeline.config.methods import E2KDConfig, KDConfig
 from pipeline.config.models import CifarModelConfig
 from pipeline.config.training import OptimizerOptions
+from pipeline.core.errors import ConfigError
 from pipeline.core.records import Batch, StoredTargets, Targets
 from pipeline.losses.base import DistillationLoss, LossTerms
 from pipeline.losses.build import build_loss
@@ -367,3 +368,15 @@ def test_a_student_of_the_first_class_ignores_the_other_maps_of_a_pass():
     assert map_term(batch_of_two_classes(0), max_classes=1) == first
     assert map_term(batch_of_two_classes(0), max_classes=2) == both
     assert both != pytest.approx(first, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_classes": 1, "lambda_map": 0}, r"max_classes=1 has no effect with .*lambda_map=0"),
+        ({"resolution": 4}, r"resolution=4 has no effect with method\.lambda_cat=0; leave it at 2"),
+    ],
+)
+def test_an_option_of_a_term_that_is_disabled_is_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        E2KDConfig(**options)

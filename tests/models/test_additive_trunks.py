@@ -169,6 +169,18 @@ def test_a_trunk_of_another_provider_has_heads_and_no_idle_parameter(name, featu
     assert output.features.shape[2:] == (2, 2)
 
 
+@pytest.mark.slow
+def test_a_head_of_several_modules_leaves_no_idle_parameter():
+    config = replace(FOREIGN["timm"], trunk="resnet50_clip", trunk_features="channels", grid=(8, 8))
+
+    model = build_model(config, NUM_CLASSES)
+    model(torch.rand(1, 3, 64, 64), EACH).logits.square().sum().backward()
+
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert all(model.get_parameter(name).grad is not None for name in trained)
+    assert not any("attn" in name or "pos_embed" in name for name in trained)
+
+
 def test_a_trunk_computes_the_features_of_the_network_it_is_taken_from():
     torch.manual_seed(0)
     model = build_model(FOREIGN["torchvision"], NUM_CLASSES).eval()

@@ -63,6 +63,16 @@ def test_constant_parameters_are_those_of_one_superfeature(name, superfeatures):
     assert found == pytest.approx(one, rel=0.03 if name in ("images", "digits") else 0.15)
 
 
+@pytest.mark.parametrize(("width", "superfeatures"), [(16, 64), (32, 64)])
+def test_parameters_that_no_width_has_are_refused(width, superfeatures):
+    config = replace(
+        CELLS, constant="parameters", width=width, depth=1, superfeatures=superfeatures
+    )
+
+    with pytest.raises(ConfigError, match=rf"superfeatures=64 and width={width} .* raise width or"):
+        build_model(config, K)
+
+
 def test_a_total_width_is_divided_evenly():
     config = replace(DIGITS, constant="total_width", width=64, superfeatures=16)
 

@@ -146,9 +146,14 @@ def _remove_head(trunk: Classifier, name: str, side: int) -> int:
         found = torch.autograd.grad(features.sum(), list(parameters.values()), allow_unused=True)
     trunk.train()
     unused = {name for name, gradient in zip(parameters, found, strict=True) if gradient is None}
-    for path, module in list(trunk.named_modules()):
-        own = {f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)}
-        if own and own <= unused and not list(module.children()):
+    removed: list[str] = []
+    for path, module in list(trunk.named_modules()):  # from the outermost on
+        own = {f"{path}.{name}" for name, _ in module.named_parameters()}
+        if own and own <= unused and not path.startswith(tuple(f"{outer}." for outer in removed)):
             owner, _, attribute = path.rpartition(".")
             setattr(trunk.get_submodule(owner), attribute, nn.Identity())
+            removed.append(path)
+    for name, parameter in trunk.named_parameters():
+        if name in unused:
+            parameter.requires_grad_(False)
     return features.shape[1]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pipeline.config.models import AdditiveModelConfig
+from pipeline.core.errors import require
+
+_TOLERANCE = 0.2
+"""Largest part of the parameters by which a network of constant=parameters may differ from one superfeature's."""
 
 
 def subnet_width(config: AdditiveModelConfig, outputs: int, *, inputs: int) -> int:
@@ -10,6 +14,8 @@ def subnet_width(config: AdditiveModelConfig, outputs: int, *, inputs: int) -> i
 
     outputs  number of classes
     inputs   values of the input that all subnets read together: of an image or a row with name=mlp, channels otherwise
+
+    Raises ConfigError if no width has nearly as many parameters as constant=parameters asks for.
     """
     match config.constant:
         case "subnet_width":
@@ -22,7 +28,15 @@ def subnet_width(config: AdditiveModelConfig, outputs: int, *, inputs: int) -> i
         found = count_subnet_parameters(config, config.superfeatures, width, outputs, inputs)
         return abs(found - wanted)
 
-    return min(range(1, config.width + 1), key=difference)
+    width = min(range(1, config.width + 1), key=difference)
+    share = difference(width) / wanted
+    require(
+        share <= _TOLERANCE,
+        f"constant=parameters: with superfeatures={config.superfeatures} and width={config.width} the subnets of "
+        f"{width} units differ by {share:.0%} from the {wanted:,} parameters of one superfeature; raise width or lower "
+        "superfeatures",
+    )
+    return width
 
 
 def count_subnet_parameters(
