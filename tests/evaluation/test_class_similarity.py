@@ -111,6 +111,9 @@ def test_what_is_no_similarity_is_refused_by_name(tmp_path):
     np.save(tmp_path / "nan.npy", np.full((K, K), np.nan))
     (tmp_path / "short.txt").write_text("a\nb\n")
     (tmp_path / "broken.npy").write_bytes(b"not an array")
+    (tmp_path / "picture.txt").write_bytes(b"\xff\xd8\xff")
+    with (tmp_path / "several.npy").open("wb") as file:
+        np.savez(file, a=np.eye(K))
     for name, reason in {
         "gone.npy": "does not exist",
         "small.npy": r"float64 and shape \(2, 2\), but 4 classes",
@@ -118,6 +121,8 @@ def test_what_is_no_similarity_is_refused_by_name(tmp_path):
         "nan.npy": "not finite",
         "short.txt": "2 lines .*4 classes need one superclass",
         "broken.npy": "cannot be read",
+        "picture.txt": "neither text nor",
+        "several.npy": "several arrays",
     }.items():
         with pytest.raises(ConfigError, match=rf"class_similarity\.similarity=.*{name}.*{reason}"):
             read_similarity(tmp_path / name, K)

@@ -13,6 +13,7 @@ from pipeline.config.evaluators import UnicamOptions
 from pipeline.config.models import AdditiveModelConfig, BcosModelConfig
 from pipeline.config.runs import RUNS
 from pipeline.core.errors import ConfigError
+from pipeline.evaluation.evaluators.class_embeddings import load_class_embeddings
 from pipeline.models.providers import build_model
 from pipeline.models.saved import TrainedModel, save_model
 from pipeline.store.verification import verify_store
@@ -112,6 +113,16 @@ def test_embeddings_of_the_classes_take_the_place_of_one_hot_labels(own, tmp_pat
         unicam_maps(own, name="d", embeddings=str(tmp_path / "short.npy"))
     with pytest.raises(ConfigError, match=r"gaps\.npy has values .* not all finite"):
         unicam_maps(own, name="d", embeddings=str(tmp_path / "gaps.npy"))
+
+
+def test_files_that_are_no_embeddings_are_refused(tmp_path):
+    (tmp_path / "empty.npy").touch()
+    with (tmp_path / "several.npy").open("wb") as file:
+        np.savez(file, a=np.eye(10), b=np.eye(10))
+
+    for name, message in (("empty", r"not a \.npy file"), ("several", "holds several arrays")):
+        with pytest.raises(ConfigError, match=rf"unicam\.embeddings=.*{name}\.npy.* {message}"):
+            load_class_embeddings("unicam", str(tmp_path / f"{name}.npy"), 10)
 
 
 def test_the_same_command_elsewhere_gives_the_same_maps(own):

@@ -25,10 +25,12 @@ def load_class_embeddings(evaluator: str, path: str | None, num_classes: int) ->
         )
     try:
         values = np.load(path, allow_pickle=False)
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise ConfigError(
             f"{option} is not a .npy file of numbers ({error}); write it with numpy.save"
         ) from error
+    if not isinstance(values, np.ndarray):
+        raise ConfigError(f"{option} holds several arrays; write one of them with numpy.save")
     if values.ndim != 2 or len(values) != num_classes:
         raise ConfigError(
             f"{option} has shape {values.shape}; it must have one row for each of the {num_classes} classes, in order"

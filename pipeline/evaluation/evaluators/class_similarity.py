@@ -159,6 +159,10 @@ def read_similarity(path: Path, classes: int) -> Tensor:
                 f"{_OPTION}={path} cannot be read ({error}); save a matrix of numbers with numpy.save"
             ) from error
         require(
+            isinstance(matrix, np.ndarray),
+            f"{_OPTION}={path} holds several arrays; save one matrix with numpy.save",
+        )
+        require(
             matrix.shape == (classes, classes) and matrix.dtype.kind in "biuf",
             f"{_OPTION}={path} has dtype {matrix.dtype} and shape {matrix.shape}, but {classes} classes need numbers "
             f"of shape ({classes}, {classes}); correct the file",
@@ -168,7 +172,13 @@ def read_similarity(path: Path, classes: int) -> Tensor:
             f"{_OPTION}={path} has values that are not finite; correct the file",
         )
         return torch.from_numpy(matrix.astype(np.float64))
-    names = path.read_text().split("\n")
+    try:
+        names = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{_OPTION}={path} is neither text nor a file that ends in .npy ({error}); name a text file with one "
+            "superclass per class, or a .npy matrix"
+        ) from error
     lines = [line.strip() for line in (names[:-1] if names[-1] == "" else names)]
     require(
         len(lines) == classes and all(lines),
