@@ -46,19 +46,21 @@ CLAIMS = (
     Claim(
         title="Chimeric sets help when training data are limited",
         reported="a student learns more from few images with chimeras, without readable numbers.",
-        here=tuple(
-            Difference(f"{what}, {of}, accuracy", experiment, f"{arm} {point}", f"{other} {point}")
-            for experiment, point, of in (
-                (_DIGITS, "shots=5", "digits, 5 images a class"),
-                (_CIFAR10, "shots=100", "CIFAR-10, 100 images a class"),
-            )
-            for what, arm, other in (
-                ("KED + chimeras - KED", "ked_chimeras", "ked"),
-                ("KD + chimeras - KD", "kd_chimeras", "kd"),
-                ("KED + chimeras - KD + chimeras", "ked_chimeras", "kd_chimeras"),
-            )
-        )
-        + (
+        here=(
+            *(
+                Difference(
+                    f"{what}, {of}, accuracy", experiment, f"{arm} {point}", f"{other} {point}"
+                )
+                for experiment, point, of in (
+                    (_DIGITS, "shots=5", "digits, 5 images a class"),
+                    (_CIFAR10, "shots=100", "CIFAR-10, 100 images a class"),
+                )
+                for what, arm, other in (
+                    ("KED + chimeras - KED", "ked_chimeras", "ked"),
+                    ("KD + chimeras - KD", "kd_chimeras", "kd"),
+                    ("KED + chimeras - KD + chimeras", "ked_chimeras", "kd_chimeras"),
+                )
+            ),
             "the arms are `kd_chimeras` and `ked_chimeras` of [ked/digits](../../conf/experiment/ked/digits.yaml) and "
             "[ked/cifar10](../../conf/experiment/ked/cifar10.yaml), whose commands are above",
         ),
@@ -212,7 +214,8 @@ CLAIMS = (
     ),
     Claim(
         title="Superfeatures in a trunk: cells, channels, and other networks",
-        reported="superfeatures of a CNN are groups of a feature extractor's outputs; it does not say which outputs are grouped.",
+        reported="superfeatures of a CNN are groups of a feature extractor's outputs; it does not say which ones are "
+        "grouped.",
         recipes=("ked/cifar10_trunk", "ked/cifar10_channels", "ked/cifar10_other_trunks"),
         here=(
             Difference(

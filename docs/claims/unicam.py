@@ -45,7 +45,7 @@ CLAIMS = (
         small=(_ASSISTANT,),
         here=(
             Difference(
-                "student taught by the assistant - student taught by the first teacher, agreement with the first teacher",
+                "student taught by the assistant - by the first teacher, agreement with the first teacher",
                 _ASSISTANT,
                 "by_assistant",
                 "by_teacher",
