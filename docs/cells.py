@@ -44,17 +44,6 @@ def spread(runs: Sequence[Run], metric: str, scale: float = 100, digits: int = 1
     return Cell(f"{middle} &plusmn; {width}", float(middle))
 
 
-def pooled_spread(
-    groups: Sequence[Sequence[Run]], metric: str, scale: float = 100, digits: int = 1
-) -> Cell:
-    """Standard deviation within groups of runs, pooled over all of them."""
-    values = [numbers_of(runs, metric, scale) for runs in groups]
-    squares = sum((value - mean(group)) ** 2 for group in values for value in group)
-    freedom = sum(len(group) - 1 for group in values)
-    width = rounded((squares / freedom).sqrt(), digits)
-    return Cell(str(width), float(width))
-
-
 def average(runs: Sequence[Run], metric: str, scale: float = 100, digits: int = 1) -> Cell:
     """Mean over the runs."""
     value = rounded(mean(numbers_of(runs, metric, scale)), digits)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,6 +32,14 @@ def runs_of(experiment: str, arm: str) -> list[Run]:
     if not runs:
         raise KeyError(f"{experiment} has no arm {arm}")
     return sorted(runs, key=lambda run: run["seed"])
+
+
+def mean_of_arms(experiment: str, arms: Sequence[str], metric: str) -> list[Run]:
+    """Mean of a metric over several arms, seed by seed."""
+    by_seed = zip(*(runs_of(experiment, arm) for arm in arms), strict=True)
+    return [
+        {"seed": runs[0]["seed"], metric: fmean(run[metric] for run in runs)} for runs in by_seed
+    ]
 
 
 def measured_arms(experiment: str, arms: Mapping[str, str]) -> dict[str, str]:

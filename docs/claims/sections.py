@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from docs.cells import difference, paired_interval
-from docs.measured import EXPERIMENTS, path_of, runs_of
+from docs.measured import EXPERIMENTS, mean_of_arms, path_of, runs_of
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Difference:
     what: str
     """What is compared, and at which size."""
     experiment: str
-    candidate: str
-    """Arm, as the results name it."""
-    baseline: str
+    candidate: str | tuple[str, ...]
+    """Arm, as the results name it, or several, whose mean is compared seed by seed."""
+    baseline: str | tuple[str, ...]
     of: Quantity = ACCURACY
     baseline_experiment: str = ""
     """Experiment of the baseline, empty if it is the same."""
@@ -54,8 +54,13 @@ class Difference:
 
     def text(self) -> str:
         """Sentence with the mean difference and its interval."""
-        arms = zip(self.experiments, (self.candidate, self.baseline), strict=True)
-        pair = [runs_of(experiment, arm) for experiment, arm in arms]
+        sides = zip(self.experiments, (self.candidate, self.baseline), strict=True)
+        pair = [
+            runs_of(experiment, arms)
+            if isinstance(arms, str)
+            else mean_of_arms(experiment, arms, self.of.name)
+            for experiment, arms in sides
+        ]
         cell = difference(*pair, self.of.name, self.of.scale, self.of.digits)
         mean, _, interval = cell.text.rstrip(")").partition(" (")
         _, low, high = paired_interval(*pair, self.of.name, self.of.scale)

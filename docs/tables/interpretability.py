@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from statistics import fmean
 from typing import NamedTuple
 
-from scipy.stats import t
-
-from docs.cells import Cell, Rows, difference, pooled_spread, single, spread, table
-from docs.measured import measured_arms, results_of, runs_of
+from docs.cells import Cell, Rows, difference, single, spread, table
+from docs.measured import mean_of_arms, measured_arms, results_of, runs_of
 
 STUDY_ARMS = {
     "labels": "labels",
@@ -102,26 +99,25 @@ DISTILLED_ARMS = {
 
 
 def interpretability_arms() -> str:
-    """Arms of the interpretability study with the concepts that units detect, and the spread within an arm."""
+    """Arms of the interpretability study, with the concepts that units detect."""
     metrics = (
         ("accuracy", 100, 1),
         ("class_similarity", 1, 2),
         ("entropy", 1, 2),
         ("gradient_cosine", 1, 2),
         ("detectors", 1, 1),
+        ("color_detectors", 1, 1),
         ("concepts", 1, 1),
         ("mean_iou", 1, 4),
     )
-    by_arm = [
-        (label, runs_of(ARMS, arm)) for arm, label in measured_arms(ARMS, DISTILLED_ARMS).items()
+    rows: Rows = [
+        (label, [spread(runs_of(ARMS, arm), *metric) for metric in metrics])
+        for arm, label in measured_arms(ARMS, DISTILLED_ARMS).items()
     ]
-    rows: Rows = [(label, [spread(runs, *metric) for metric in metrics]) for label, runs in by_arm]
     teacher = results_of(ARMS)["teacher"]
     rows.append(("teacher", [single(teacher[name], scale, d) for name, scale, d in metrics]))
-    pooled = [pooled_spread([runs for _, runs in by_arm], *metric) for metric in metrics]
-    rows.append(("standard deviation within an arm", pooled))
     header = ("", "test accuracy, %", "class similarity", "entropy", "gradient and map")
-    return table((*header, "detectors of 64", "concepts", "mean IoU"), rows)
+    return table((*header, "detectors of 64", "of a color", "concepts", "mean IoU"), rows)
 
 
 CELLS_ARMS = "interpretability/cells_arms"
@@ -168,19 +164,12 @@ DETECTOR_CONTRASTS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
 
 
 def interpretability_contrasts() -> str:
-    """Differences in detectors between arms, with intervals of the spread that all arms share."""
-    arms = {run["method"] for run in results_of(ARMS)["runs"]}
-    runs = {arm: [run["detectors"] for run in runs_of(ARMS, arm)] for arm in arms}
-    freedom = sum(len(values) - 1 for values in runs.values())
-    squares = sum((value - fmean(values)) ** 2 for values in runs.values() for value in values)
-    quantile = float(t.ppf(0.975, freedom)) * (squares / freedom) ** 0.5
+    """Differences in detectors between arms, paired by seed."""
     rows: Rows = []
-    for label, (more, less) in DETECTOR_CONTRASTS.items():
-        value = fmean(fmean(runs[a]) for a in more) - fmean(fmean(runs[a]) for a in less)
-        variance = sum(1 / len(runs[arm]) / len(side) ** 2 for side in (more, less) for arm in side)
-        half = single(quantile * variance**0.5, digits=1)
-        rows.append((label, [single(value, digits=1), Cell(f"&plusmn; {half.text}")]))
-    return table(("difference in detectors", "mean", "95 % interval"), rows)
+    for label, sides in DETECTOR_CONTRASTS.items():
+        more, less = (mean_of_arms(ARMS, arms, "detectors") for arms in sides)
+        rows.append((label, [difference(more, less, "detectors", 1)]))
+    return table(("", "difference in detectors"), rows)
 
 
 TABLES = (
