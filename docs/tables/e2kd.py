@@ -247,15 +247,19 @@ def _demo(metrics: Sequence[str]) -> str:
 
 def demo_features() -> str:
     """Features that students of the demo share with their teacher."""
-    metrics = ("fss", "left_of_teacher", "mask_energy")
+    metrics = {
+        "fss": "FSS",
+        "relevance": "relevance",
+        "left_of_teacher": "RS, left of the teacher",
+        "beyond_labels": "RS, beyond labels only",
+        "mask_energy": "loss gradient's energy on the digit, above its area",
+    }
     rows: Rows = []
     for arm, label in DEMO_ARMS.items():
         runs = runs_of("demo", arm)
-        gain = difference(runs, runs_of("demo", "labels"), "fss", 1, 2)
-        rows.append((label, [*(spread(runs, name, 1, 2) for name in metrics), gain]))
-    energy = "loss gradient's energy on the digit, above its area"
-    header = ("", "FSS", "RS, left of the teacher", energy, "FSS - labels only")
-    return table(header, rows)
+        own = [spread(runs, name, 1, 2) if name in runs[0] else Cell("&ndash;") for name in metrics]
+        rows.append((label, [*own, difference(runs, runs_of("demo", "labels"), "fss", 1, 2)]))
+    return table(("", *metrics.values(), "FSS - labels only"), rows)
 
 
 def demo_guided() -> str:
