@@ -6,6 +6,7 @@
 
 Writes  conf/experiment/<experiment>.results.json: the command, the machine, and from the report the teacher, one row
         per student, the differences from the baseline, the networks and the passes. `python -m docs.tables` reads it.
+        Keys that were added by hand, such as chosen_on, stay, and are to be checked.
 """
 
 from __future__ import annotations
@@ -72,7 +73,10 @@ def main() -> None:
         results = committed_results(report, command, options.machine)
     except ValueError as error:
         parser.error(f"{options.report}: {error}")
-    path_of(options.experiment).write_text(one_row_a_line(results))
+    path = path_of(options.experiment)
+    before = json.loads(path.read_text()) if path.exists() else {}
+    by_hand = {key: value for key, value in before.items() if key not in (*results, *KEYS)}
+    path.write_text(one_row_a_line(results | by_hand))
 
 
 if __name__ == "__main__":

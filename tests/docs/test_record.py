@@ -40,6 +40,20 @@ def test_results_come_back_as_they_were_reported(tmp_path, monkeypatch):
     assert [run["seed"] for run in measured.runs_of("mine", "kd")] == [0, 1]
 
 
+def test_a_new_measurement_keeps_what_was_added_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "EXPERIMENTS", tmp_path)
+    earlier = {"chosen_on": "holdout", "differences": {"kd": 1}, "runs": []}
+    (tmp_path / "mine.results.json").write_text(json.dumps(earlier))
+    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+    words = ["record", str(tmp_path / "report.json"), "mine", "--machine", "2 cores"]
+    monkeypatch.setattr("sys.argv", words)
+
+    record.main()
+
+    found = measured.results_of("mine")
+    assert (found["chosen_on"], "differences" in found, len(found["runs"])) == ("holdout", False, 2)
+
+
 def test_a_student_has_a_line_of_its_own():
     text = record.one_row_a_line(record.committed_results(REPORT, "make", "2 cores"))
 

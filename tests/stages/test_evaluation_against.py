@@ -42,19 +42,20 @@ def passes_of_both(tmp_path_factory):
     return Store(path)
 
 
-def train_student(store):
-    distill.run(
-        DistillConfig(
-            store=StoreOptions(path=str(store.path), teacher=("resnet8",)),
-            student=replace(ASSISTANT, weights=None),
-            method=KDConfig(),
-            augment=AugmentOptions(),
-            optimizer=OptimizerOptions(),
-            trainer=TrainerOptions(epochs=1, batch_size=8, num_threads=1),
-            subset=SubsetOptions(),
-            run="student",
-        )
+def student_config(store, named="resnet8", **options):
+    return DistillConfig(
+        store=StoreOptions(path=str(store.path), teacher=(named,)),
+        student=replace(ASSISTANT, weights=None),
+        method=KDConfig(),
+        augment=AugmentOptions(),
+        optimizer=OptimizerOptions(),
+        trainer=TrainerOptions(epochs=1, batch_size=8, num_threads=1),
+        **{"subset": SubsetOptions(), "run": "student", **options},
     )
+
+
+def train_student(store):
+    distill.run(student_config(store))
 
 
 def evaluation(store, against=None, teacher=(), run="student", splits=("test",)):
@@ -161,13 +162,9 @@ def test_a_sweep_checks_the_named_pass_before_it_trains(passes_of_both):
 
 
 def test_a_live_student_is_selected_by_the_pass_that_is_named(passes_of_both):
-    config = DistillConfig(
-        store=StoreOptions(path=str(passes_of_both.path), teacher=("resnet14",)),
-        student=replace(ASSISTANT, weights=None),
-        method=KDConfig(),
-        augment=AugmentOptions(),
-        optimizer=OptimizerOptions(),
-        trainer=TrainerOptions(epochs=1, batch_size=8, num_threads=1),
+    config = student_config(
+        passes_of_both,
+        named="resnet14",
         subset=SubsetOptions(holdout=1),
         mode="live",
         teacher=FIRST,
