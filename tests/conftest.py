@@ -36,6 +36,14 @@ def pytest_sessionfinish():
     gc.unfreeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def folder_of_shared_fixtures(tmp_path_factory):
+    """Work in a temporary folder from the start, as fixtures of a session or module run before those of a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("shared"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_runs_folder(tmp_path, monkeypatch):
     """Write runs to the test's own folder."""
