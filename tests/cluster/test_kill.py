@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from pipeline.store.reader import Store
 from tests.support.poison import DEADLY_STATUS
 from tests.support.processes import (
     StageProcess,
+    alive,
     descendants,
     environment,
     status,
@@ -63,18 +63,24 @@ def words_of(world, store, *words, executor):
 def run(world, store, *words, executor="serial", succeeds=True, file_limit=None):
     """Run stages.precompute, and return the exit code, standard output and standard error."""
     process = start_precompute(world, store, *words, executor=executor, file_limit=file_limit)
-    output, errors = process.communicate(timeout=240)
+    output, errors = process.communicate()
     assert not succeeds or process.returncode == 0, errors
     return process.returncode, output, errors
 
 
-def start_precompute(world, store, *words, executor="serial", file_limit=None):
-    """Start stages.precompute: the command itself on Ray, which starts processes of its own, else a forked process."""
+def start_precompute(world, store, *words, executor="serial", file_limit=None, stop_at=None):
+    """Start stages.precompute: the command itself on Ray, which starts processes of its own, else a forked process.
+
+    stop_at  (part, key) of the record at which a process stops itself, see `stopped`
+    """
     words = words_of(world, store, *words, executor=executor)
+    module = "stages.precompute"
+    if stop_at is not None:
+        module, words = "tests.support.poison", [*stop_at, str(stop_file(world, store)), *words]
     if executor == "serial":
-        return StageProcess("precompute", words, world, file_limit)
+        return StageProcess(module, words, world, file_limit)
     return subprocess.Popen(
-        [sys.executable, "-m", "stages.precompute", *words],
+        [sys.executable, "-m", module, *words],
         cwd=world,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -86,18 +92,34 @@ def start_precompute(world, store, *words, executor="serial", file_limit=None):
     )
 
 
-def open_journals(folder, process):
-    """Journals that this process has open, without those that killed processes left."""
-    since = Path(f"/proc/{process.pid}").stat().st_mtime_ns
-    found = sorted((folder / "receipts").glob(f".*{JOURNAL_SUFFIX}"))
-    return [path for path in found if changed(path) > since]
+def stop_file(world, store):
+    return world / f"{store}.stopped"
 
 
-def changed(path):
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:  # finished meanwhile
-        return 0
+def stopped(world, store, process):
+    """Wait until a process has stopped itself inside a shard, and return its id.
+
+    Check that a shard is finished and that one is not: its journal is open, and its receipt is missing.
+    """
+    file = stop_file(world, store)
+    pid = int(wait_until(lambda: file.exists() and file.read_text().strip(), process))
+    wait_until(lambda: status(pid) == "T")
+    (folder,) = {path.parent.parent for path in journals(world / store)}
+    (shard,) = [path.name[1:].removesuffix(JOURNAL_SUFFIX) for path in journals(folder)]
+    names = [path.stem for path in receipts(folder)]
+    assert 0 < len(names) < SHARDS
+    assert shard not in names
+    assert not (folder / "manifest.json").exists()
+    return pid
+
+
+def record_in_the_middle(world, number):
+    """Key of a record in the middle of a shard, given its number."""
+    return Store(world / "expected").index.shard_keys(number)[RECORDS // 2]
+
+
+def journals(folder):
+    return sorted(folder.rglob(f"receipts/.*{JOURNAL_SUFFIX}"))
 
 
 def receipts(folder):
@@ -106,34 +128,6 @@ def receipts(folder):
 
 def passes(store):
     return sorted((store / "teachers").glob("*"))
-
-
-def stop_inside_a_shard(store, part, process, pid=None):
-    """Stop the process, or the worker that `pid` returns, inside a shard after another shard is finished.
-
-    Check that the process is inside the shard: its journal is open, and its receipt is missing.
-    """
-    while True:
-        folder = wait_until(lambda: busy_folder(store, part, process), process, seconds=200)
-        worker = pid() if pid else process.pid
-        os.kill(worker, signal.SIGSTOP)
-        wait_until(lambda pid=worker: status(pid) == "T")
-        names = [path.stem for path in receipts(folder)]
-        at_work = [
-            j.name.removeprefix(".").removesuffix(JOURNAL_SUFFIX)
-            for j in open_journals(folder, process)
-        ]
-        if len(at_work) == 1 and at_work[0] not in names:
-            assert 0 < len(names) < SHARDS
-            assert not (folder / "manifest.json").exists()
-            return worker
-        os.kill(worker, signal.SIGCONT)  # the process was between two shards
-
-
-def busy_folder(store, part, process):
-    """Folder of the store or pass in which a shard is finished and another one has begun, or None."""
-    folders = [store] if part == "pack" else passes(store)
-    return next((f for f in folders if receipts(f) and open_journals(f, process)), None)
 
 
 def assert_same_store(world, store):
@@ -146,21 +140,24 @@ def assert_same_store(world, store):
 
 
 ENDS = [
-    ("pack", signal.SIGKILL, -9),
-    ("pack", signal.SIGTERM, 143),
-    ("teacher", signal.SIGINT, 130),
-    ("teacher", signal.SIGKILL, -9),
+    ("pack", 2, signal.SIGKILL, -9),
+    ("pack", 5, signal.SIGTERM, 143),
+    ("teacher", 2, signal.SIGINT, 130),
+    ("teacher", 5, signal.SIGKILL, -9),
 ]
+"""Part of the work, number of the shard in which the process is ended, signal, and exit code."""
 
 
 def test_a_run_that_is_ended_again_and_again_loses_nothing(world):
     store, finished = world / "ended", {}
-    for part, number, code in ENDS:
-        process = start_precompute(world, "ended")
-        stop_inside_a_shard(store, part, process)
+    for part, shard, number, code in ENDS:
+        stop_file(world, "ended").unlink(missing_ok=True)
+        key = record_in_the_middle(world, shard)
+        process = start_precompute(world, "ended", stop_at=(part, key))
+        assert stopped(world, "ended", process) == process.pid
         process.send_signal(number)
         process.send_signal(signal.SIGCONT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate()
 
         assert process.returncode == code, errors
         if number != signal.SIGKILL:
@@ -181,6 +178,15 @@ def receipts_before(finished, part):
     return [path for path in finished if part in path.parts]
 
 
+def test_a_signal_to_a_process_that_has_ended_is_no_error(tmp_path, monkeypatch):
+    process = StageProcess("stages.precompute", ["--help"], tmp_path)
+    assert process.wait() == 0
+
+    process.send_signal(signal.SIGCONT)
+    monkeypatch.setattr(process, "poll", lambda: None)  # as if it ended just after this was asked
+    process.send_signal(signal.SIGCONT)
+
+
 def test_a_file_that_the_disk_has_no_room_for_is_named_and_the_rest_stays(world):
     """A limit on the size of files simulates a full disk, as the kernel rejects the write halfway."""
     size = max(path.stat().st_size for path in (world / "expected" / "images").iterdir())
@@ -198,23 +204,20 @@ def test_a_file_that_the_disk_has_no_room_for_is_named_and_the_rest_stays(world)
 
 
 def test_a_second_writer_is_turned_away_and_harms_nothing(world):
-    process = start_precompute(world, "shared")
-    stop_inside_a_shard(world / "shared", "pack", process)
+    key = record_in_the_middle(world, 2)
+    process = start_precompute(world, "shared", stop_at=("pack", key))
+    stopped(world, "shared", process)
     code, _, errors = run(world, "shared", succeeds=False)
     assert process.poll() is None
     process.send_signal(signal.SIGCONT)
 
     assert code == 1
     assert f"another process is writing to {world / 'shared'}" in errors
-    assert process.wait(timeout=120) == 0
+    assert process.wait() == 0
     assert_same_store(world, "shared")
 
 
 # ---- on Ray --------------------------------------------------------------------------------------
-
-
-def alive(pids):
-    return [pid for pid in pids if title(pid)]
 
 
 def actor_of(driver):
@@ -226,10 +229,12 @@ def actor_of(driver):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_an_actor_that_is_killed_is_replaced_and_its_shard_done_again(world):
-    process = start_precompute(world, "actor", executor="ray")
-    actor = stop_inside_a_shard(world / "actor", "teacher", process, lambda: actor_of(process))
+    stop_at = ("teacher", record_in_the_middle(world, 2))
+    process = start_precompute(world, "actor", executor="ray", stop_at=stop_at)
+    actor = stopped(world, "actor", process)
+    assert actor == actor_of(process)
     os.kill(actor, signal.SIGKILL)
-    output, errors = process.communicate(timeout=240)
+    output, errors = process.communicate()
 
     assert process.returncode == 0, errors
     assert f"teacher_records: {SHARDS * RECORDS}" in output
@@ -239,12 +244,14 @@ def test_an_actor_that_is_killed_is_replaced_and_its_shard_done_again(world):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_driver_that_is_killed_takes_ray_with_it_and_the_next_one_goes_on(world):
-    process = start_precompute(world, "driver", executor="ray")
-    actor = stop_inside_a_shard(world / "driver", "teacher", process, lambda: actor_of(process))
+    stop_at = ("teacher", record_in_the_middle(world, 2))
+    process = start_precompute(world, "driver", executor="ray", stop_at=stop_at)
+    actor = stopped(world, "driver", process)
+    assert actor == actor_of(process)
     below = descendants(process.pid)
     process.kill()
     os.kill(actor, signal.SIGCONT)
-    process.communicate(timeout=60)
+    process.communicate()
     # Immediately, while an orphaned actor may still be writing.
     _, output, _ = run(world, "driver", executor="ray")
 
@@ -256,11 +263,13 @@ def test_a_driver_that_is_killed_takes_ray_with_it_and_the_next_one_goes_on(worl
 @pytest.mark.ray
 @pytest.mark.slow
 def test_ctrl_c_on_ray_is_one_clear_line_and_the_next_run_goes_on(world):
-    process = start_precompute(world, "ctrl-c", executor="ray")
-    actor = stop_inside_a_shard(world / "ctrl-c", "teacher", process, lambda: actor_of(process))
+    stop_at = ("teacher", record_in_the_middle(world, 2))
+    process = start_precompute(world, "ctrl-c", executor="ray", stop_at=stop_at)
+    actor = stopped(world, "ctrl-c", process)
+    assert actor == actor_of(process)
     os.kill(actor, signal.SIGCONT)
     os.killpg(process.pid, signal.SIGINT)  # to the whole group, as a terminal does
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate()
 
     assert process.returncode == 130
     assert "the same command resumes where it stopped" in errors
@@ -273,10 +282,10 @@ def test_ctrl_c_on_ray_is_one_clear_line_and_the_next_run_goes_on(world):
 @pytest.mark.slow
 def test_a_raylet_that_is_killed_is_named_and_the_next_run_goes_on(world):
     process = start_precompute(world, "raylet", executor="ray")
-    wait_until(lambda: receipts(world / "raylet"), process, seconds=200)
+    wait_until(lambda: receipts(world / "raylet"), process)
     (raylet,) = [pid for pid in descendants(process.pid) if "/raylet/raylet " in title(pid)]
     os.kill(raylet, signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate()
 
     assert process.returncode == 1
     assert f"Ray's raylet (process {raylet}) ended with status -9" in errors
@@ -302,12 +311,13 @@ def test_a_node_that_is_lost_in_the_middle_of_a_shard_is_made_up_for_by_another(
         first = nodes.start_node("--num-cpus=1")
         monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
         words = ["cluster=existing", f"cluster.address={nodes.address}"]
-        process = start_precompute(world, "node", *words, executor="ray")
-        stop_inside_a_shard(world / "node", "teacher", process, lambda: actor_of(first))
+        stop_at = ("teacher", record_in_the_middle(world, 2))
+        process = start_precompute(world, "node", *words, executor="ray", stop_at=stop_at)
+        assert stopped(world, "node", process) == actor_of(first)
         lose(first)
-        left = open_journals(passes(world / "node")[0], process)
+        left = journals(world / "node")
         nodes.start_node("--num-cpus=1")
-        output, errors = process.communicate(timeout=240)
+        output, errors = process.communicate()
 
     assert len(left) == 1  # the journal of the shard that the node was processing
     assert process.returncode == 0, errors
@@ -321,31 +331,19 @@ def test_a_node_that_is_lost_in_the_middle_of_a_shard_is_made_up_for_by_another(
 def poisoned(world, store, part, key, executor):
     words = words_of(world, store, executor=executor)
     return subprocess.run(
-        [sys.executable, "-m", "tests.support.poison", key, part, *words],
+        [sys.executable, "-m", "tests.support.poison", part, key, "-", *words],
         cwd=world,
-        env=environment() | {"DEADLY_KEY": key},
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
-    )
-
-
-def unique_record(world):
-    """Key of a record in the middle of a shard whose image has a unique length."""
-    index = Store(world / "expected").index.to_pylist()
-    sizes = [row["size"] for row in index]
-    return next(
-        row["key"]
-        for row in index
-        if sizes.count(row["size"]) == 1 and 5 < row["row"] < RECORDS - 6
     )
 
 
 @pytest.mark.slow  # the serial cases are also in test_journal.py
 @pytest.mark.parametrize(("part", "deaths"), [("pack", 2), ("teacher", 3)])
 def test_a_record_that_kills_its_process_each_time_is_named_in_the_end(world, part, deaths):
-    key, store = unique_record(world), f"poisoned-{part}"
+    key, store = record_in_the_middle(world, 3), f"poisoned-{part}"
 
     for _ in range(deaths):
         assert poisoned(world, store, part, key, "serial").returncode == DEADLY_STATUS
@@ -362,7 +360,7 @@ def test_a_record_that_kills_its_process_each_time_is_named_in_the_end(world, pa
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["pack", "teacher"])
 def test_on_ray_one_command_finishes_all_other_shards_and_names_the_record(world, part):
-    key, store = unique_record(world), f"poisoned-ray-{part}"
+    key, store = record_in_the_middle(world, 3), f"poisoned-ray-{part}"
 
     done = poisoned(world, store, part, key, "ray")
 

@@ -1,16 +1,22 @@
-"""Variant of stages.precompute whose process ends at one image, as with a bug in a decoder.
+"""Variant of stages.precompute whose process ends or stops at one image.
 
-python -m tests.support.poison <key> <part> <words of stages.precompute>
+python -m tests.support.poison <part> <key> <file> <words of stages.precompute>
+
+part  pack or teacher: the part of the work in which the image of record <key> is special
+file  a path at which the process writes its id before it stops itself, once; or - to end the process each time, as a
+      bug in a decoder does
 """
 
+import hashlib
 import os
+import signal
 import sys
+from functools import partial
+from pathlib import Path
 
 from pipeline.annotation import teacher_pass
 from pipeline.annotation.shard_tasks import AnnotateShard
-from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose
-from pipeline.core.errors import UserError
+from pipeline.cli import main
 from pipeline.sources.image_folder import ImageFolderSource
 from pipeline.store import frames
 from stages import precompute
@@ -18,51 +24,70 @@ from stages import precompute
 DEADLY_STATUS = 7
 
 
-class DeadlySource(ImageFolderSource):
-    """Source that ends the process when one image is read."""
+def interrupt(file):
+    """End this process, or stop it if no process has been stopped with this file."""
+    if file == "-":
+        os._exit(DEADLY_STATUS)
+    try:
+        with Path(file).open("x") as opened:
+            opened.write(f"{os.getpid()}\n")
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.SIGSTOP)
 
-    def __init__(self, config, key):
+
+class InterruptedSource(ImageFolderSource):
+    """Source that interrupts the process when one image is read."""
+
+    def __init__(self, config, *, key, file):
         super().__init__(config)
-        self.key = key
+        self.key, self.file = key, file
 
     def read(self, record):
         if record.key == self.key:
-            os._exit(DEADLY_STATUS)
+            interrupt(self.file)
         return super().read(record)
 
 
-class DeadlyAnnotation(AnnotateShard):
-    """Task that ends the process when one frame is decoded."""
+class InterruptedAnnotation:
+    """Task that interrupts the process when one frame is decoded."""
+
+    def __init__(self, *, key, file, **options):
+        self.task = AnnotateShard(**options)
+        self.needs_gpu = self.task.needs_gpu
+        self.key, self.file = key, file
 
     def __call__(self, shard):
+        store = self.task._store
+        number = store.shards.number_of(shard.name)
+        digests = dict(
+            zip(store.index.shard_keys(number), store.index.image_sha256(number), strict=True)
+        )
         decode = frames.decode_pixels
-        table = self._store.index
-        row = table["key"].to_pylist().index(os.environ["DEADLY_KEY"])
-        size = table["size"][row].as_py()
 
         def decode_pixels(data, memory):
-            if len(data) == size:
-                os._exit(DEADLY_STATUS)
+            if hashlib.sha256(data).hexdigest() == digests.get(self.key):
+                interrupt(self.file)
             return decode(data, memory)
 
         frames.decode_pixels = decode_pixels
-        return super().__call__(shard)
+        try:
+            return self.task(shard)
+        finally:
+            frames.decode_pixels = decode
 
 
-def main():
-    key, part, *words = sys.argv[1:]
-    os.environ["DEADLY_KEY"] = key
+def run():
+    part, key, file = sys.argv[1:4]
+    del sys.argv[1:4]
     if part == "pack":
-        precompute.build_source = lambda config: DeadlySource(config, key)
+        precompute.build_source = partial(InterruptedSource, key=key, file=file)
     else:
-        teacher_pass.AnnotateShard = DeadlyAnnotation
-    try:
-        print(precompute.run(build_verb_config("precompute", compose("precompute", words))))
-    except UserError as error:
-        sys.exit(str(error))
+        teacher_pass.AnnotateShard = partial(InterruptedAnnotation, key=key, file=file)
+    main("precompute", precompute.run, precompute.__doc__)
 
 
 if __name__ == "__main__":
-    from tests.support.poison import main as importable_main
+    from tests.support.poison import run as importable_run
 
-    importable_main()  # imported by name, so that actors can unpickle the classes
+    importable_run()  # imported by name, so that actors can unpickle the classes

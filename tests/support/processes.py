@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tests.support.paths import ROOT
@@ -41,13 +42,14 @@ def fork_server():
 class StageProcess:
     """Stage in a forked process of its own session, with the interface of `subprocess.Popen`.
 
+    module      module that is run, such as "stages.precompute"
     file_limit  largest size of a file in bytes that the process may write, None without a limit
     """
 
-    def __init__(self, verb, words, folder, file_limit=None):
-        self._outputs = [folder / f".{verb}-{time.monotonic_ns()}-{name}" for name in "oe"]
+    def __init__(self, module, words, folder, file_limit=None):
+        self._outputs = [folder / f".{module}-{time.monotonic_ns()}-{name}" for name in "oe"]
         self._process = fork_server().Process(
-            target=_run_stage, args=(verb, words, folder, self._outputs, file_limit)
+            target=_run_module, args=(module, words, folder, self._outputs, file_limit)
         )
         self._process.start()
         self.pid = self._process.pid
@@ -60,9 +62,13 @@ class StageProcess:
         return self._process.exitcode
 
     def send_signal(self, number):
-        os.kill(self.pid, number)
+        """Send a signal, unless the process has ended."""
+        if self.poll() is not None:
+            return  # its id may be another process's by now
+        with suppress(ProcessLookupError):  # it ended in between
+            os.kill(self.pid, number)
 
-    def wait(self, timeout):
+    def wait(self, timeout=None):
         self._process.join(timeout)
         if self.returncode is None:
             raise subprocess.TimeoutExpired(str(self._process), timeout)
@@ -74,7 +80,7 @@ class StageProcess:
         return tuple(path.read_text() for path in self._outputs)
 
 
-def _run_stage(verb, words, folder, outputs, file_limit):
+def _run_module(module, words, folder, outputs, file_limit):
     os.setsid()
     os.chdir(folder)
     # Children of a shell's background job would ignore Ctrl-C.
@@ -84,8 +90,8 @@ def _run_stage(verb, words, folder, outputs, file_limit):
         os.dup2(opened, stream.fileno())
     if file_limit is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-    sys.argv = [verb, *words]
-    runpy.run_module(f"stages.{verb}", run_name="__main__")
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__")
 
 
 def descendants(pid):
@@ -117,12 +123,18 @@ def title(pid):
         return ""
 
 
-def wait_until(condition, process=None, seconds=90):
-    """Wait for the condition's first true value and return it. The process, if given, must not end before that."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+def alive(pids):
+    """Return those of the processes that have not ended."""
+    return [pid for pid in pids if title(pid)]
+
+
+def wait_until(condition, process=None):
+    """Wait for the condition's first true value and return it. The process, if given, must not end before that.
+
+    Only the time limit of the test ends the wait, as no other limit suits every machine.
+    """
+    while True:
         if value := condition():
             return value
         assert process is None or process.poll() is None, process.communicate()
         time.sleep(0.002)
-    raise AssertionError("waited in vain")
