@@ -35,6 +35,13 @@ CIFAR = SHARED_DATA / "cifar10"
 # ---- from the network ----------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    """Ask the servers of this machine directly, whatever proxy its environment names."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
 @pytest.fixture
 def server(tmp_path):
     """Local HTTP server of <tmp_path>/served, whose responses to paths below /cut and /chunked end early."""
