@@ -77,7 +77,7 @@ def test_the_next_batches_are_decoded_while_the_teacher_works(tmp_path, frozen, 
 
     next(batches)  # the teacher has only requested the first batch
 
-    assert decoded[1].wait(timeout=10)
+    assert decoded[1].wait()
     assert not decoded[3].is_set()  # memory stays flat, as a shard is not decoded completely
     batches.close()
 

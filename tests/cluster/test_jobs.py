@@ -41,7 +41,6 @@ def submit(head, folder, verb, *words):
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
     )
 
 

@@ -15,6 +15,7 @@ from pipeline.config.models import CifarModelConfig
 from pipeline.models.providers import build_model
 from pipeline.store.journal import JOURNAL_SUFFIX
 from pipeline.store.reader import Store
+from tests.support.paths import ROOT
 from tests.support.poison import DEADLY_STATUS
 from tests.support.processes import (
     StageProcess,
@@ -306,7 +307,7 @@ def lose(node):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_node_that_is_lost_in_the_middle_of_a_shard_is_made_up_for_by_another(world, monkeypatch):
-    with ray_nodes() as nodes:
+    with ray_nodes(PYTHONPATH=str(ROOT)) as nodes:  # for tests.support.poison
         nodes.start_head("--num-cpus=0", dashboard=False)
         first = nodes.start_node("--num-cpus=1")
         monkeypatch.setenv("RAY_AUTH_MODE", "disabled")

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ from pipeline.losses.e2kd import E2KDLoss
 from pipeline.training.distill_job import Distillation
 from pipeline.training.metric_log import read_metrics
 from tests.support.paths import ROOT
+from tests.support.processes import alive, descendants, wait_until
 from tests.support.runs import (
     TWO_RANKS,
     TWO_RANKS_CLUSTER,
@@ -165,22 +165,18 @@ def test_a_killed_driver_is_taken_up_again_by_any_number_of_ranks(frozen, tmp_pa
         distill_command(frozen, "killed", "trainer.ranks=2"), start_new_session=True, **options
     )
     folder = tmp_path / "runs" / "killed" / "distill"
-    deadline = time.monotonic() + 120
-    while not (folder / "checkpoint.pt").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until((folder / "checkpoint.pt").exists, process)
+    below = descendants(process.pid)
 
     process.kill()
     process.wait()
     assert not (folder / "model.json").exists()  # the training was not finished
-    time.sleep(6)  # wait for the ranks, which end with their driver
+    wait_until(lambda: not alive(below))  # the ranks end with their driver
 
     for run, ranks in (("killed", then), ("whole", 2)):
         subprocess.run(
             distill_command(frozen, run, f"trainer.ranks={ranks}"),
             check=True,
-            timeout=240,
             **options,
         )
     killed, whole = (

@@ -260,7 +260,6 @@ TINY_DEMO = (
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_the_steps_of_the_demo_and_what_builds_on_it_run(tmp_path, run_block):
     page = "docs/getting-started.md"
 

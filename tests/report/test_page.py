@@ -284,7 +284,7 @@ def in_browser(page: Path, script: str) -> tuple[str, str]:
             BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
             f"--user-data-dir={page.parent}/browser", "--dump-dom", scripted.resolve().as_uri(),
         ],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
     console = [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
     return ran.stdout, "\n".join(console)

@@ -95,7 +95,6 @@ def students_of(recipe):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_arm_of_a_ked_recipe_trains_and_is_evaluated(recipe):
     teacher = TEACHERS.get(recipe, recipe)

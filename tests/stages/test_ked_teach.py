@@ -88,7 +88,9 @@ def search_of(digits_folder, teaching=KED, teacher=EXPLAINING):
 def test_the_teacher_is_trained_on_the_superfeatures_that_were_found(
     digits_folder, monkeypatch, tmp_path
 ):
-    config = explaining(digits_folder, monkeypatch, tmp_path)
+    trainer = replace(SHORT, epochs=3)
+    teaching = replace(KED, trainer=trainer, optimizer=OptimizerOptions(lr=0.01))
+    config = explaining(digits_folder, monkeypatch, tmp_path, teaching)
 
     result = teach.run(config)
 
@@ -100,7 +102,7 @@ def test_the_teacher_is_trained_on_the_superfeatures_that_were_found(
     assert 0 < len(saved.facts.null_features) < 32  # pixels at the border of the digits are empty
     named = replace(EXPLAINING, partition=str(RUNS / "explaining" / "teach"), superfeatures=4)
     assert torch.equal(build_partition(named).assignments, saved.partition.assignments[:4])
-    assert result.accuracy["test"] > 0.13  # chance is 0.10
+    assert result.accuracy["test"] > 0.3  # chance is 0.1, and teachers of other seeds reach 0.7
 
 
 def test_a_partition_that_is_there_is_not_measured_again(digits_folder, monkeypatch, tmp_path):

@@ -63,7 +63,6 @@ def run_commands(recipe: str, folder: Path) -> dict[str, list[dict[str, object]]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_students_of_a_plain_and_of_a_guided_teacher_are_trained_and_compared(tmp_path):
     values = run_commands("own_data/guided_teacher", tmp_path)
 
@@ -78,7 +77,6 @@ def test_students_of_a_plain_and_of_a_guided_teacher_are_trained_and_compared(tm
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_groups_of_label_and_background_are_scored_and_the_worst_one_selects(tmp_path):
     values = run_commands("own_data/worst_group", tmp_path)
 
@@ -90,7 +88,6 @@ def test_groups_of_label_and_background_are_scored_and_the_worst_one_selects(tmp
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_several_labels_have_f1_and_localization_of_every_class(tmp_path):
     values = run_commands("own_data/many_labels", tmp_path)
 

@@ -308,7 +308,6 @@ def small_teacher(words: list[str], classes: int, path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("recipe", TRAINED)
 def test_every_arm_of_a_recipe_trains_for_two_steps_and_is_evaluated(recipe, tmp_path):
     weights = tmp_path / "teacher.safetensors"
@@ -379,7 +378,6 @@ def test_every_arm_of_a_recipe_trains_for_two_steps_and_is_evaluated(recipe, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "recipe",
     [*TEACHERS, "table4_epg", "table4_iou", "waterbirds", "waterbirds_bcos"],
@@ -414,7 +412,6 @@ def test_every_teacher_of_a_recipe_trains_from_where_it_starts(recipe, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -461,7 +458,6 @@ def test_every_arm_of_the_study_trains_on_images_of_its_shape_and_is_dissected(r
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("recipe", "data"),
     [

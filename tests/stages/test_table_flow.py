@@ -87,7 +87,11 @@ def taught_table(tmp_path_factory):
         save_file({"assignments": groups.assignments}, folder / "partition" / PARTITION_NAME)
         teacher = replace(PARTS, partition=str(folder / "partition"))
         parts = teach.run(table_teach_config(path, teacher, "parts"))
-        assert min(box.accuracy["test"], parts.accuracy["test"]) > 0.93
+        index = Store(path).index.table()
+        test_rows = index["split"].to_numpy(zero_copy_only=False) == "test"
+        majority = np.bincount(index["label"].to_numpy()[test_rows]).max() / test_rows.sum()
+        # Closer to every label than to the more frequent one for all.
+        assert min(box.accuracy["test"], parts.accuracy["test"]) > (1 + majority) / 2
         config = precompute_config(
             path,
             replace(teacher, weights=str(folder / parts.weights)),

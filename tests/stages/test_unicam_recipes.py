@@ -155,7 +155,6 @@ def test_teacher_and_students_are_trained_as_in_the_released_code(recipe):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_arm_trains_and_is_compared_with_its_own_baseline(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(networks, "_build_network", small_network)

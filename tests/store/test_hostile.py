@@ -187,7 +187,7 @@ def test_a_path_that_leaves_the_store_is_refused(store, path):
     assert_refused(store, "leaves the folder")
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60, func_only=True)
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop"])
 def test_what_is_no_regular_file_is_refused_and_never_waited_for(store, kind):
     path = store / "images" / "train-000000.tar"
@@ -204,7 +204,7 @@ def test_what_is_no_regular_file_is_refused_and_never_waited_for(store, kind):
     assert_refused(store, str(path))
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60, func_only=True)
 def test_a_manifest_that_is_a_pipe_is_refused(store):
     (store / "manifest.json").unlink()
     os.mkfifo(store / "manifest.json")
@@ -248,7 +248,6 @@ def with_entry(values, place, value):
 
 @pytest.mark.parametrize("of_pass", [False, True])
 @pytest.mark.parametrize("contexts", [30, pytest.param(600, marks=pytest.mark.slow)])
-@pytest.mark.timeout(900)
 def test_no_value_of_a_signed_manifest_ends_in_a_traceback(of_pass, contexts, store, sound):
     folder = pass_folder(store) if of_pass else store
     values = load(folder)

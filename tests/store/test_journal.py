@@ -191,7 +191,6 @@ def run_poisoned(store, poison, times, weights=""):
         capture_output=True,
         text=True,
         check=True,
-        timeout=200,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
     return json.loads(done.stdout)

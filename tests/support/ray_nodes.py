@@ -32,8 +32,9 @@ def free_port():
 class Nodes:
     """Ray head and the nodes that join it."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, environment):
         self.folder = folder
+        self.environment = environment
         self.address = f"127.0.0.1:{free_port()}"
         self.dashboard = f"http://127.0.0.1:{free_port()}"
         self.processes = []
@@ -58,7 +59,7 @@ class Nodes:
                 [RAY, "start", *words, "--block"],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=node_environment(),
+                env=node_environment(**self.environment),
                 start_new_session=True,
             )
         self.processes.append(process)
@@ -76,12 +77,15 @@ class Nodes:
 
 
 @contextmanager
-def ray_nodes():
-    """Context of nodes that end with it. Their folder has a short path, as Ray's sockets require."""
+def ray_nodes(**environment):
+    """Context of nodes that end with it, with these environment variables.
+
+    Their folder has a short path, as Ray's sockets require.
+    """
     if " " in RAY:
         pytest.skip(f"`ray start` runs a shell that ends at the space in {RAY}")
     folder = Path(tempfile.mkdtemp(prefix="pf-", dir="/tmp"))
-    nodes = Nodes(folder)
+    nodes = Nodes(folder, environment)
     try:
         yield nodes
     finally:

@@ -383,7 +383,7 @@ def test_a_student_ends_as_if_nothing_had_happened_whoever_is_killed(frozen, tmp
     wait_until(lambda: logged_steps(folder) > 10, driver)
     (student,) = students_of(driver)
     driver.send_signal(signal.SIGTERM)
-    _, errors = driver.communicate(timeout=60)
+    _, errors = driver.communicate()
     assert (driver.returncode, "Traceback" in errors) == (143, False), errors
     wait_until(lambda: not title(student))
     steps = logged_steps(folder)
@@ -396,7 +396,7 @@ def test_a_student_ends_as_if_nothing_had_happened_whoever_is_killed(frozen, tmp
     wait_until(lambda: status(student) == "T")
     assert not (folder / "model.json").exists()
     os.kill(student, signal.SIGKILL)
-    output, errors = driver.communicate(timeout=240)
+    output, errors = driver.communicate()
 
     assert driver.returncode == 0, errors
     assert "finished_now: 1" in output
