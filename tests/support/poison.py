@@ -16,10 +16,8 @@ from pathlib import Path
 
 from pipeline.annotation import teacher_pass
 from pipeline.annotation.shard_tasks import AnnotateShard
-from pipeline.cli import main
 from pipeline.sources.image_folder import ImageFolderSource
 from pipeline.store import frames
-from stages import precompute
 
 DEADLY_STATUS = 7
 
@@ -78,6 +76,10 @@ class InterruptedAnnotation:
 
 
 def run():
+    # Imported here, as a cluster's actors get the package without its YAML files, which a command line reads.
+    from pipeline.cli import main
+    from stages import precompute
+
     part, key, file = sys.argv[1:4]
     del sys.argv[1:4]
     if part == "pack":
