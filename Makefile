@@ -15,10 +15,10 @@ STAGES := estimate precompute teach verify distill evaluate sweep report migrate
 CLUSTER_STAGES := estimate precompute teach distill sweep
 LOCK := uv pip compile -q --universal --no-emit-index-url --python-version 3.11 --no-annotate --no-header --generate-hashes
 ADDRESS ?= http://127.0.0.1:8265
-.PHONY: help install demo submit render test test-all bench gpu docs lint format lock clean $(STAGES)
+.PHONY: help install demo submit render test test-all test-anywhere test-versions bench gpu docs lint format lock clean $(STAGES)
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
 	@echo '  ARGS="key=value ..." is passed to the stage; "ARGS=--help" lists its options'
 
 install: .venv/.installed ## create .venv with the pinned packages; TORCH_BACKEND=cpu without CUDA (4 GB less)
@@ -70,6 +70,12 @@ test: install ## run the tests in JOBS=3 processes: about 4 minutes on 2 cores
 test-all: install ## run the tests, including the slow ones
 	@$(PYTEST) -m "slow or not slow" $(ARGS)
 
+test-anywhere: install ## run the tests under conditions of other machines; ARGS="--whole umask" selects
+	@$(PY) -m tests.anywhere $(ARGS)
+
+test-versions: install ## run the tests with the lowest and the highest versions of the packages
+	@$(PY) -m tests.anywhere lowest highest $(ARGS)
+
 bench: .venv-bench/.installed ## measure the ratios of docs/results/benchmarks.md, at most 20 minutes; ARGS="stream bytes" selects some
 	@.venv-bench/bin/python -m tests.benchmarks $(ARGS)
 
@@ -103,5 +109,5 @@ lock: ## update the pinned packages from pyproject.toml
 	cp requirements.lock tests/benchmarks/requirements.lock  # versions that are kept where the extra allows it
 	$(LOCK) --extra bench pyproject.toml -o tests/benchmarks/requirements.lock
 
-clean: ## remove runs, stores and the site (not .venv and .venv-bench)
+clean: ## remove runs, stores and the site (not .venv, .venv-bench and .venv-anywhere)
 	rm -rf runs stores build site
