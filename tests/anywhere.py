@@ -560,8 +560,8 @@ def main() -> None:
     for name in words.names:
         if name not in CONDITIONS:
             parser.error(f"no condition {name}; choose from {', '.join(CONDITIONS)}")
-    quick = ["-m", "not slow and not ray"]
-    tests = words.tests or ([] if words.whole else [*quick, *SELECTION])
+    paths = words.tests or ([] if words.whole else SELECTION)
+    tests = [*paths] if words.whole else ["-m", "not slow and not ray", *paths]
     rows, good = {}, True
     print(HEAD, end="", flush=True)
     for name in words.names or [name for name in CONDITIONS if name not in VERSIONS]:
