@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from docs.cells import difference, paired_interval
 from docs.measured import EXPERIMENTS, mean_of_arms, path_of, runs_of
+from pipeline.report.comparison import excludes_zero
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Difference:
         cell = difference(*pair, self.of.name, self.of.scale, self.of.digits)
         mean, _, interval = cell.text.rstrip(")").partition(" (")
         _, low, high = paired_interval(*pair, self.of.name, self.of.scale)
-        verdict = ", not conclusive" if low <= 0 <= high else ""
+        verdict = "" if excludes_zero((low, high)) else ", not conclusive"
         seeds = len({run["seed"] for run in pair[0]} & {run["seed"] for run in pair[1]})
         source = ", ".join(_link(name, "results.json") for name in dict.fromkeys(self.experiments))
         return f"{self.what}: {mean}{self.of.unit} (95 % interval {interval}, {seeds} seeds{verdict}; {source})"

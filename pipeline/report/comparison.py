@@ -1,7 +1,8 @@
 """Comparison of arms over seeds: means, paired differences and their intervals.
 
 One seed has no spread, so nothing is concluded from it. With several, two arms are compared seed by seed, and a
-difference counts if its 95 % confidence interval (Student's t) excludes 0.
+difference counts if its 95 % confidence interval (Student's t) excludes 0. Equal differences for all seeds have no
+spread either: a metric of N records is a multiple of 1/N, so equal values happen by chance.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ Row = Mapping[str, Any]
 """Row of a student: method, seed and the value of each column."""
 ONE_SEED = "1 seed: no spread known"
 _CONFIDENCE = 0.95
+_ROUNDING = 1e-9
+"""Width of an interval relative to its bounds, up to which it is a rounding error."""
 
 
 def summarize(values: Sequence[float]) -> dict[str, Any]:
@@ -35,8 +38,14 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def excludes_zero(interval: Sequence[float] | None) -> bool:
-    """Return whether a difference with this interval is conclusive."""
-    return interval is not None and (interval[0] > 0 or interval[1] < 0)
+    """Return whether a difference with this interval is conclusive, which needs a spread and a sign."""
+    return interval is not None and has_width(interval) and (interval[0] > 0 or interval[1] < 0)
+
+
+def has_width(interval: Sequence[float]) -> bool:
+    """Return whether an interval is wider than a rounding error."""
+    low, high = interval
+    return high - low > _ROUNDING * max(abs(low), abs(high))
 
 
 def paired_difference(

@@ -12,6 +12,7 @@ from pipeline.report.comparison import (
     confidence_interval,
     differences,
     excludes_zero,
+    has_width,
     means_by_arm,
     seeds_in_words,
 )
@@ -55,7 +56,11 @@ def _alone(rows: Sequence[Row], column: Column, means: Mapping[str, float]) -> s
 def _best(
     rows: Sequence[Row], column: Column, means: Mapping[str, float], ranked: Sequence[str]
 ) -> str:
-    """Compare the arm with the best mean with the second best."""
+    """Compare the arm with the best mean with the second best.
+
+    Means are over all seeds of an arm, but arms are compared over the seeds that they share. If the arm with the best
+    mean is behind another one there, its rank comes from the choice of seeds.
+    """
     best, second = ranked[:2]
     if means[best] == means[second]:
         return (
@@ -64,6 +69,13 @@ def _best(
     found = list(differences(rows, best, second, column.name).values())
     rank = "highest" if column.metric.higher_is_better else "lowest"
     opening = f"{best} has the {rank} mean {_named(column)}, {column.value(means[best])}"
+    for rival in ranked[1:]:
+        shared = list(differences(rows, best, rival, column.name).values())
+        if shared and _is_behind(column, mean(shared)):
+            return (
+                f"{opening}, but the order is not conclusive (different seeds): on those that it shares with {rival} "
+                f"the difference is {_interval(column, shared)}."
+            )
     if len(found) < 2:
         reason = ONE_SEED if found else "they share no seed"
         return f"{opening}, before {second}, but the order is not conclusive ({reason})."
@@ -79,6 +91,10 @@ def _best(
     return f"{opening}: {_interval(column, found)} against {second}, the second best.{among}"
 
 
+def _is_behind(column: Column, difference: float) -> bool:
+    return difference < 0 if column.metric.higher_is_better else difference > 0
+
+
 def _pair(rows: Sequence[Row], column: Column, pair: tuple[str, str]) -> str:
     candidate, baseline = pair
     found = list(differences(rows, candidate, baseline, column.name).values())
@@ -90,7 +106,12 @@ def _pair(rows: Sequence[Row], column: Column, pair: tuple[str, str]) -> str:
 
 
 def _interval(column: Column, values: Sequence[float]) -> str:
-    low, high = confidence_interval(values) or (values[0], values[0])
+    interval = confidence_interval(values)
+    if interval is None:
+        return f"{column.difference(values[0])} ({ONE_SEED})"
+    if not has_width(interval):
+        return f"{column.difference(values[0])} for each of {seeds_in_words(len(values))}, so no spread is known"
+    low, high = interval
     return (
         f"{column.difference(mean(values))} on average (95 % interval {column.difference(low, unit=False)} to "
         f"{column.difference(high, unit=False)}, {seeds_in_words(len(values))})"

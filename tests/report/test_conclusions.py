@@ -8,6 +8,7 @@ from pipeline.report.columns import Column
 from pipeline.report.comparison import (
     confidence_interval,
     differences_from,
+    excludes_zero,
     paired_difference,
     summarize,
 )
@@ -71,6 +72,39 @@ def test_equal_means_have_no_order():
     (best,) = sentences(rows_of(kd=(0.5,), e2kd=(0.5,)))
 
     assert best == "kd and e2kd have the same mean accuracy, 50.0 %."
+
+
+def test_an_arm_that_is_worse_on_every_shared_seed_is_not_called_the_best():
+    rows = rows_of(a=(0.50, 0.52, 0.90), b=(0.55, 0.572))
+
+    (best,) = sentences(rows, pair=("a", "b"))
+
+    assert best.startswith(
+        "a has the highest mean accuracy, 64.0 %, but the order is not conclusive (different seeds): on those that it "
+        "shares with b the difference is -5.1 points on average (95 % interval -6.4 to -3.8, 2 seeds)."
+    )
+
+
+def test_the_arm_with_the_best_mean_is_also_compared_with_arms_behind_the_second():
+    rows = rows_of(a=(0.50, 0.52, 0.90), b=(0.40, 0.45, 0.86), c=(0.55, 0.572))
+
+    best = sentences(rows, pair=("", ""))[0]
+
+    assert "the order is not conclusive (different seeds): on those that it shares with c" in best
+
+
+def test_equal_differences_are_a_spread_that_is_not_known():
+    kd, e2kd = (0.60, 0.61), (0.61, 0.62)
+
+    (best,) = sentences(rows_of(kd=kd, e2kd=e2kd))
+
+    assert not excludes_zero(confidence_interval([b - a for a, b in zip(kd, e2kd, strict=True)]))
+    assert not excludes_zero((0.01, 0.01))
+    assert excludes_zero((0.009, 0.011))
+    assert best == (
+        "e2kd has the highest mean accuracy, 61.5 %, but its lead over kd is not conclusive: +1.0 points for each of 2 "
+        "seeds, so no spread is known."
+    )
 
 
 def test_the_pair_has_its_own_sentence_if_it_is_not_the_two_best():
