@@ -25,13 +25,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import main
-from pipeline.config.runs import open_run
+from pipeline.config.runs import RUNS, open_run
 from pipeline.evaluation.baselines import (
     named_baselines,
     with_baselines,
     without_unknown_arms,
 )
-from pipeline.evaluation.inputs import open_network, open_student, open_teacher
+from pipeline.evaluation.inputs import epoch_metric, open_network, open_student, open_teacher
 from pipeline.evaluation.results import (
     METRICS_NAME,
     NETWORK_EVALUATION,
@@ -44,6 +44,7 @@ from pipeline.report.summary import align_columns
 
 if TYPE_CHECKING:
     from pipeline.config.verbs import EvaluateConfig
+    from pipeline.evaluation.inputs import EvaluationInputs
 
 logger = logging.getLogger("permafrost.evaluate")
 
@@ -107,6 +108,8 @@ def run(config: EvaluateConfig, name: str | None = None) -> EvaluateResult:
             f"runs {', '.join(missing)}" if missing else "nothing to run",
             f"into {folder}",
         )
+        if config.model == "student":
+            _warn_of_chosen_epoch(config, inputs)
     if missing:
         from pipeline.evaluation.run import run_evaluators  # imports torch
 
@@ -117,6 +120,19 @@ def run(config: EvaluateConfig, name: str | None = None) -> EvaluateResult:
         splits=splits,
         next=f"permafrost report store.path={config.store.path} run={config.run}",
     )
+
+
+def _warn_of_chosen_epoch(config: EvaluateConfig, inputs: EvaluationInputs) -> None:
+    """Warn of results on the split by which the student's epoch was chosen."""
+    metric = epoch_metric(RUNS / config.run, inputs.store.manifest.fingerprint)
+    split = (metric or "").partition(".")[0]
+    if split in config.evaluate.splits:
+        logger.warning(
+            "the epoch of this student was chosen by %s (select_epoch), so its results on %s look better than they "
+            "are; report another split",
+            metric,
+            split,
+        )
 
 
 if __name__ == "__main__":

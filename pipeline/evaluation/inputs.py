@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.models import NoModelConfig
-from pipeline.config.runs import RUNS
+from pipeline.config.runs import CONFIG_NAME, RUNS
 from pipeline.core.errors import ConfigError, require
 from pipeline.core.files import sha256_file, sha256_json
 from pipeline.loading.selection import HOLDOUT
@@ -39,6 +41,18 @@ class EvaluationInputs:
     build: Callable[[], tuple[EvaluatedModel, TrainedModel]]
     others: Mapping[str, str] = field(default_factory=dict)
     """Fingerprints of other networks that the results depend on, by name, besides those of the passes."""
+
+
+def epoch_metric(run: Path, store: str) -> str | None:
+    """Return the metric <split>.<metric> on records of a store by which a student's epoch was chosen, if it was.
+
+    run    folder of the student, with distill/
+    store  fingerprint of the store
+    """
+    path = run / "distill" / CONFIG_NAME
+    values = yaml.safe_load(path.read_text()) if path.exists() else {}
+    chosen: str | None = values.get("select_epoch")
+    return chosen if values.get("inputs", {}).get("store") == store else None
 
 
 def open_student(config: EvaluateConfig) -> EvaluationInputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import yaml
 from pipeline.config.builder import build_config
 from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.runs import CONFIG_NAME
+from pipeline.evaluation.inputs import epoch_metric
 from pipeline.report.results import StudentResult
 from pipeline.store.reader import Store, TeacherPass
 
@@ -36,6 +38,22 @@ class Evaluation(NamedTuple):
         """Open those passes that the store still has."""
         held = {folder.name for folder in store.pass_folders()}
         return [store.open_pass(name) for name in self.teachers if name in held]
+
+
+def optimistic_results(results: Sequence[StudentResult]) -> list[str]:
+    """Write one sentence for each metric on a reported split by which the epoch of students was chosen."""
+    arms: dict[str, dict[str, None]] = {}
+    for result in results:
+        if not (result.evaluation / CONFIG_NAME).exists():
+            continue
+        metric = epoch_metric(result.folder, read_evaluation(result).inputs["store"])
+        if metric is not None and metric.partition(".")[0] in result.numbers:
+            arms.setdefault(metric, {})[result.label] = None
+    return [
+        f"The epoch of {', '.join(labels)} was chosen by {metric}, so its values on {metric.partition('.')[0]} look "
+        "better than they are."
+        for metric, labels in arms.items()
+    ]
 
 
 def read_evaluation(result: StudentResult) -> Evaluation:

@@ -15,6 +15,7 @@ from pipeline.models.saved import read_description
 from pipeline.report.case_pictures import SplitCases
 from pipeline.report.columns import Column, arm_summary
 from pipeline.report.comparison import ONE_SEED
+from pipeline.report.evaluation import optimistic_results
 from pipeline.report.evaluator_sections import PictureFigure, evaluator_sections
 from pipeline.report.results import StudentResult, by_evaluation
 from pipeline.report.selection import ModelSelection
@@ -164,6 +165,7 @@ def _result_tables(page: Page) -> dict[str, Any]:
         "paired_column": page.paired,
         "columns": page.columns,
         "meanings": meanings(page.columns, values["chance"]),
+        "optimistic": optimistic_results(page.results),
         "mean_caption": _mean_caption([arm["seeds"] for arm in summary]),
         "teacher": values["teacher"],
         "chance": values["chance"],

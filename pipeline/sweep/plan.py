@@ -18,7 +18,7 @@ from pipeline.evaluation.inputs import open_against, open_evaluation_store
 from pipeline.loading.selection import HOLDOUT
 from pipeline.models.resolve import resolve_distill
 from pipeline.store.reader import Store
-from pipeline.sweep.select import check_selection
+from pipeline.sweep.select import check_reported_epochs, check_selection
 from pipeline.sweep.student import Student
 from pipeline.training.distill_job import fingerprint_inputs
 from pipeline.training.student_passes import open_passes
@@ -63,6 +63,7 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
                 f"permafrost evaluate model={evaluate.model}",
             )
             _check_splits(evaluate)
+            check_reported_epochs(trained, evaluate)
             if config.select is not None:
                 check_selection(config.select, trained, evaluate)
             planned.append((arm, point, trained, evaluate, _fingerprints(trained, evaluate)))

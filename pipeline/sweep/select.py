@@ -1,4 +1,4 @@
-"""Selection of the point of each arm to report, by a metric on a split that is not reported."""
+"""Selection of the point of each arm to report, and of epochs, by metrics on splits that are not reported."""
 
 from __future__ import annotations
 
@@ -54,6 +54,18 @@ def check_selection(select: str, trained: DistillConfig, evaluate: EvaluateConfi
         )
     else:
         rows_of_split(open_evaluation_store(evaluate, evaluate.store.teacher)[0].index, split)
+
+
+def check_reported_epochs(trained: DistillConfig, evaluate: EvaluateConfig) -> None:
+    """Raise ConfigError if a split of the same store is reported on which the epoch of each student is chosen."""
+    if trained.select_epoch is None or evaluate.evaluate.store not in (None, trained.store.path):
+        return
+    split = trained.select_epoch.partition(".")[0]
+    require(
+        split not in evaluate.evaluate.splits,
+        f"select_epoch={trained.select_epoch}: {split} is one of evaluate.splits, on which the students are reported; "
+        "choose the epoch on another split, as in select_epoch=holdout.accuracy with subset.holdout=10",
+    )
 
 
 def choose(

@@ -260,6 +260,10 @@ def test_an_arm_with_a_failed_student_is_not_chosen_from(frozen, evaluations, mo
             r"subset\.holdout=0 holds out no records.*subset\.holdout=10",
         ),
         (["select=test.accuracy"], r"test is one of evaluate\.splits"),
+        (
+            ["select_epoch=test_swapped.accuracy", "evaluate.splits=[test,test_swapped]"],
+            r"select_epoch=test_swapped\.accuracy: test_swapped is one of evaluate\.splits",
+        ),
         (["select=train.accuracy"], r"students are trained on train.*subset\.holdout=10"),
         (["select=validation.accuracy"], "no split 'validation'; its splits are: .*test_swapped"),
         (["select=test_swapped.acuracy"], "names an unknown metric; choose one of accuracy, "),

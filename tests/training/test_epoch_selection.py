@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.config.methods import LabelsConfig
 from pipeline.config.models import CifarModelConfig
+from pipeline.config.report import ReportOptions
 from pipeline.config.runs import RUNS
-from pipeline.config.store import SubsetOptions
+from pipeline.config.store import StoreOptions, SubsetOptions
+from pipeline.config.verbs import ReportConfig
 from pipeline.core.errors import ConfigError
 from pipeline.models.cifar import CifarResNet
 from pipeline.models.classifier import Classifier
 from pipeline.training.epoch_selection import EPOCHS_NAME, EpochSelection
 from pipeline.training.metric_log import read_metrics
-from stages import distill, evaluate
-from tests.support.runs import TRAINER, distill_config, evaluate_config, weights_of
+from stages import distill, evaluate, report
+from tests.support.runs import PAD_CROP, TRAINER, distill_config, evaluate_config, weights_of
 
 HELD_OUT = SubsetOptions(holdout=1)
 
@@ -175,3 +178,44 @@ def test_an_epoch_is_judged_on_the_frame_of_the_evaluation(frozen, frame):
         values[shown] = found.splits["holdout"]["kl_to_teacher"]
     assert values["full"] != pytest.approx(values["center_crop"], rel=1e-3)
     assert judged["value"] == pytest.approx(values[frame])
+
+
+def test_results_on_the_split_that_chose_the_epoch_are_named_as_optimistic(frozen, caplog):
+    config = config_of(frozen, select_epoch="test.accuracy", epochs=1, run="optimistic")
+    distill.run(config, on_epoch=lambda epoch, line: None)
+
+    with caplog.at_level("WARNING"):
+        evaluate.run(evaluate_config(frozen, run="optimistic", splits=("test", "test_swapped")))
+    html = report_page(frozen, "optimistic")
+
+    (warning,) = [
+        record.getMessage() for record in caplog.records if "epoch" in record.getMessage()
+    ]
+    assert warning.startswith(
+        "the epoch of this student was chosen by test.accuracy (select_epoch), so its results on test look better"
+    )
+    assert (
+        "The epoch of optimistic was chosen by test.accuracy, so its values on test look better"
+        in html
+    )
+
+
+def test_results_on_other_splits_than_the_one_that_chose_the_epoch_need_no_warning(frozen, caplog):
+    config = config_of(frozen, select_epoch="test.accuracy", epochs=1, run="sound")
+    distill.run(config, on_epoch=lambda epoch, line: None)
+
+    with caplog.at_level("WARNING"):
+        evaluate.run(evaluate_config(frozen, run="sound", splits=("test_swapped",)))
+
+    assert "chosen by" not in caplog.text
+    assert "chosen by" not in report_page(frozen, "sound")
+
+
+def report_page(frozen, run):
+    config = ReportConfig(
+        store=StoreOptions(path=str(frozen.store.path)),
+        augment=PAD_CROP,
+        report=ReportOptions(contact_records=0, cases=0),
+        run=run,
+    )
+    return Path(report.run(config).html).read_text()
