@@ -39,7 +39,7 @@ from pipeline.report.comparison import (
 )
 from pipeline.report.conclusions import conclusions
 from pipeline.report.inputs import ReportInputs
-from pipeline.report.passes import describe_passes
+from pipeline.report.passes import check_named_passes, describe_passes, used_passes
 from pipeline.report.results import (
     SWEEP_NAME,
     load_network,
@@ -121,6 +121,8 @@ def _gather_page(config: ReportConfig, results: list[StudentResult]) -> Page:
     )
     evaluated = students or ([network] if network else [])
     store = Store(Path(config.store.path))
+    used = used_passes(results, store)
+    check_named_passes(config.store.teacher, used, store)
     selection = load_selection(config.run)
     config = replace(config, report=_without_unknown_columns(config, evaluated))
     columns = columns_of(config.report.columns, evaluated) if evaluated else []
@@ -147,6 +149,7 @@ def _gather_page(config: ReportConfig, results: list[StudentResult]) -> Page:
         network=network,
         selection=selection,
         cases=cases,
+        used_passes=used,
     )
 
 

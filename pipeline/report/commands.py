@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,12 @@ from pipeline.config.points import point_words
 from pipeline.config.registration import CONF
 from pipeline.config.runs import CONFIG_NAME, RUNS, to_plain_dict
 from pipeline.core.errors import UserError
+from pipeline.core.files import sha256_file
 from pipeline.loading.selection import HOLDOUT
+from pipeline.models.resolve import resolve_precompute
 from pipeline.models.saved import read_description
-from pipeline.store.reader import Store
+from pipeline.store.manifest import CANONICAL_VIEW, MANIFEST_NAME
+from pipeline.store.reader import Store, TeacherPass
 
 _VERBS = ("teach", "precompute", "sweep", "distill", "evaluate", "report")
 """Verbs in the order in which a run uses them."""
@@ -77,19 +80,121 @@ def evaluate_command(run: str, store: Store, folder: Path) -> str:
     return " ".join(["permafrost evaluate", *map(shlex.quote, words)])
 
 
-def commands_of(run: str) -> list[str]:
-    """Return one command per verb whose config the run has, in the order of their use."""
-    found = []
-    for verb in _VERBS:
-        path = _config_path(run, verb)
-        if path is not None:
-            words = _equivalent_words(verb, yaml.safe_load(path.read_text()), path)
-            found.append(
-                f"permafrost {verb}  # options: {path}"
-                if words is None
-                else " ".join([f"permafrost {verb}", *map(shlex.quote, words)])
+def commands_of(run: str, passes: Sequence[TeacherPass] = ()) -> list[str]:
+    """Return the commands that repeat a run, in the order of their use.
+
+    Besides one command per verb whose config the run has, these are the commands that made the store, the passes and
+    their teachers, in whichever run of this folder their configs are.
+
+    passes  passes that the run's students used; without any, the run's own precompute is stated
+    """
+    made = [_find_making(teacher, run) for teacher in passes]
+    before = [*_packing_commands(run, passes, made), *_own_commands(run, ("teach",))]
+    for teacher, found in zip(passes, made, strict=True):
+        before += _teaching_commands(teacher, found)
+    for teacher, found in zip(passes, made, strict=True):
+        before.append(
+            f"permafrost precompute  # pass {teacher.name}: {teacher.folder / MANIFEST_NAME}"
+            if found is None
+            else _command("precompute", found)
+        )
+    verbs = _VERBS[2:] if passes else _VERBS[1:]
+    return list(dict.fromkeys([*before, *_own_commands(run, verbs)]))
+
+
+def _own_commands(run: str, verbs: Sequence[str]) -> list[str]:
+    paths = {verb: _config_path(run, verb) for verb in verbs}
+    return [_command(verb, path) for verb, path in paths.items() if path is not None]
+
+
+def _command(verb: str, path: Path, *more: str) -> str:
+    """Return a command that is equivalent to a config, or one that names the config.
+
+    more  words to add
+    """
+    words = _equivalent_words(verb, yaml.safe_load(path.read_text()), path)
+    if words is None:
+        return " ".join([f"permafrost {verb}", *more]) + f"  # options: {path}"
+    return " ".join([f"permafrost {verb}", *map(shlex.quote, [*words, *more])])
+
+
+def _precompute_configs(run: str) -> list[Path]:
+    """Return the configs of precompute below runs/, that of the run first."""
+    own = RUNS / run / "precompute.yaml"
+    found = sorted(path for path in RUNS.glob("*/precompute.yaml") if path != own)
+    return [own, *found] if own.exists() else found
+
+
+def _find_making(teacher: TeacherPass, run: str) -> Path | None:
+    """Find the config of the precompute that made a pass, None if it was overwritten or is elsewhere."""
+    return next((path for path in _precompute_configs(run) if _makes(path, teacher)), None)
+
+
+def _makes(path: Path, teacher: TeacherPass) -> bool:
+    """Return whether a config of precompute is that of a pass, by the pass's fingerprint."""
+    from pipeline.annotation.stored_views import plan_stored_views
+    from pipeline.annotation.teacher_pass import plan_pass
+
+    store = teacher.store
+    values = yaml.safe_load(path.read_text())
+    if not _is_of_store(values, store) or values["teacher"]["kind"] == "none":
+        return False
+    try:
+        config = resolve_precompute(build_verb_config("precompute", values), store)
+        views = None
+        if teacher.views["sampler"] != CANONICAL_VIEW:
+            views = plan_stored_views(
+                store, config.views, config.augment, config.split, config.subset
             )
-    return found
+        return plan_pass(config, store, views).fingerprint == teacher.manifest.fingerprint
+    except UserError:  # options of another version, or weights that are gone
+        return False
+
+
+def _is_of_store(values: dict[str, Any], store: Store) -> bool:
+    return Path(values["store"]["path"]).absolute() == store.path.absolute()
+
+
+def _packing_commands(
+    run: str, passes: Sequence[TeacherPass], made: Sequence[Path | None]
+) -> list[str]:
+    """Return the command that packs the store before a teacher is trained on it, if a config of it is found."""
+    if not passes:
+        return []
+    packing = []
+    for path in _precompute_configs(run):
+        values = yaml.safe_load(path.read_text())
+        packs = _is_of_store(values, passes[0].store) and values["data"]["kind"] != "none"
+        if packs and values["teacher"]["kind"] == "none":
+            return [_command("precompute", path)]
+        if packs and path in made:
+            packing.append(path)
+    words = (
+        _equivalent_words("precompute", yaml.safe_load(packing[0].read_text()), packing[0])
+        if packing
+        else None
+    )
+    if words is None:
+        return []
+    of_pass = ("teacher", "explainer", "annotate")
+    words = [word for word in words if re.split("[.=]", word)[0] not in of_pass]
+    return [" ".join(["permafrost precompute", *map(shlex.quote, [*words, "teacher=none"])])]
+
+
+def _teaching_commands(teacher: TeacherPass, made: Path | None) -> list[str]:
+    """Return the command that trained the teacher of a pass, if its weights are those of a run of this folder.
+
+    made  config of the precompute that made the pass
+    """
+    weights = teacher.manifest.made_with.get("weights")
+    if made is not None:
+        weights = yaml.safe_load(made.read_text())["teacher"].get("weights")
+    folder = Path(str(weights)).parent
+    path, verb = folder / CONFIG_NAME, folder.name
+    described = teacher.manifest.teacher.get("weights_sha256")
+    if verb not in _VERBS or not path.is_file() or not Path(str(weights)).is_file():
+        return []
+    return [_command(verb, path)] if sha256_file(Path(str(weights))) == described else []
 
 
 def _config_path(run: str, verb: str) -> Path | None:

@@ -17,6 +17,7 @@ from pipeline.report.columns import Column, arm_summary
 from pipeline.report.comparison import ONE_SEED
 from pipeline.report.evaluation import optimistic_results
 from pipeline.report.evaluator_sections import PictureFigure, evaluator_sections
+from pipeline.report.passes import UsedPass
 from pipeline.report.results import StudentResult, by_evaluation
 from pipeline.report.selection import ModelSelection
 from pipeline.store.reader import Store, TeacherPass
@@ -44,6 +45,8 @@ class Page:
     """Given network that was evaluated in this run (evaluate model=network)."""
     selection: ModelSelection | None
     cases: list[SplitCases]
+    used_passes: list[UsedPass]
+    """Passes of the store that the students learned from or were compared with."""
 
     @property
     def options(self) -> ReportOptions:
@@ -85,6 +88,7 @@ def _store_sections(page: Page) -> dict[str, Any]:
 
     config, store = page.config, page.store
     passes = _open_passes(config, store)
+    used = [one.teacher for one in page.used_passes]
     sheet = None
     if page.options.contact_records and not store.is_table:
         sheet = contact_sheet(
@@ -101,7 +105,7 @@ def _store_sections(page: Page) -> dict[str, Any]:
         "contact_sheet": sheet,
         "columns_of_table": store.manifest.columns,
         "partitions": partition_rows(store),
-        "ledger": _ledger(config.run, store, passes, page.results),
+        "ledger": _ledger(config.run, store, used or passes, page.results),
     }
 
 
@@ -189,11 +193,10 @@ def _setup(page: Page) -> dict[str, Any]:
     from pipeline.report.training_facts import describe_data, training_facts
 
     facts = training_facts(page.results, page.store)
-    passes = _open_passes(page.config, page.store)
     return {
         "setup": facts._replace(shared=describe_data(page.store) | facts.shared),
-        "teachers": describe_teachers(passes),
-        "commands": commands_of(page.config.run),
+        "teachers": describe_teachers(page.used_passes),
+        "commands": commands_of(page.config.run, [used.teacher for used in page.used_passes]),
     }
 
 

@@ -1,13 +1,73 @@
-"""Content of each teacher pass of a store, and its size on disk."""
+"""Content of each teacher pass of a store, its size on disk, and the students that learned from it."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 
+from pipeline.config.runs import CONFIG_NAME
+from pipeline.core.errors import ConfigError
+from pipeline.report.results import StudentResult
 from pipeline.store.reader import Store, TeacherPass
 from pipeline.store.zarr_fields import FIELDS_FOLDER
+
+_TEACHER = "teacher "
+"""Beginning of the name of a pass among the recorded inputs of a run."""
+
+
+class UsedPass(NamedTuple):
+    """A pass that the students of a report used."""
+
+    teacher: TeacherPass
+    learners: tuple[str, ...]
+    """Arms that were trained on it, empty if they were only compared with it."""
+
+
+def used_passes(results: Sequence[StudentResult], store: Store) -> list[UsedPass]:
+    """Open the passes that students learned from or were compared with, as the configs of their runs record them.
+
+    Passes of other stores, and those that the store no longer has, are left out.
+    """
+    learners: dict[tuple[str, str], dict[str, None]] = {}
+    for result in results:
+        for entry in _recorded_passes(result.folder / "distill"):
+            learners.setdefault(entry, {})[result.label] = None
+    for result in results:
+        for name in result.evaluations:
+            for entry in _recorded_passes(result.folder / name):
+                learners.setdefault(entry, {})
+    found = [
+        UsedPass(teacher, tuple(learners[entry]))
+        for stored_views in (False, True)
+        for folder in store.pass_folders(stored_views=stored_views)
+        if (teacher := store.open_pass(folder.name, stored_views=stored_views))
+        and (entry := (teacher.name, teacher.manifest.fingerprint)) in learners
+    ]
+    return sorted(found, key=lambda used: not used.learners)
+
+
+def check_named_passes(names: Sequence[str], used: Sequence[UsedPass], store: Store) -> None:
+    """Raise ConfigError if store.teacher names a pass that no student of the report used."""
+    known = [one.teacher.name for one in used]
+    for name in names:
+        if known and store.open_pass(name).name not in known:
+            raise ConfigError(
+                f"store.teacher={name}: no student of this report learned from that pass or was compared with it; "
+                f"leave store.teacher out, or name one that they used: {', '.join(known)}"
+            )
+
+
+def _recorded_passes(folder: Path) -> Iterator[tuple[str, str]]:
+    """Iterate over the names and fingerprints of the passes among the inputs of a run's stage."""
+    path = folder / CONFIG_NAME
+    values = yaml.safe_load(path.read_text()) if path.exists() else {}
+    for name, fingerprint in values.get("inputs", {}).items():
+        if name.startswith(_TEACHER):
+            yield name.removeprefix(_TEACHER), fingerprint
 
 
 def describe_passes(store: Store) -> list[dict[str, Any]]:

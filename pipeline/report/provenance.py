@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,18 +12,23 @@ from pipeline.config.version import __version__
 from pipeline.core.errors import UserError
 from pipeline.models.cost import count_parameters
 from pipeline.models.providers import build_model
+from pipeline.report.passes import UsedPass
 from pipeline.report.training_facts import describe_network
 from pipeline.store.reader import TeacherPass
 
 
-def describe_teachers(passes: list[TeacherPass]) -> list[dict[str, str]]:
-    """Describe the network of every pass: its name, size, weights and explainer."""
-    return [_describe_teacher(teacher) for teacher in passes]
+def describe_teachers(passes: Sequence[UsedPass]) -> list[dict[str, str]]:
+    """Describe the network of every pass: its students, name, size, weights and explainer."""
+    return [_describe_teacher(*used) for used in passes]
 
 
-def _describe_teacher(teacher: TeacherPass) -> dict[str, str]:
+def _describe_teacher(teacher: TeacherPass, learners: Sequence[str]) -> dict[str, str]:
     described = teacher.manifest.teacher
-    facts = {"Pass": teacher.name, "Network": describe_network(described.get("architecture", {}))}
+    facts = {
+        "Pass": teacher.name,
+        "Students": ", ".join(learners) or "none learned from it, they are compared with it",
+        "Network": describe_network(described.get("architecture", {})),
+    }
     parameters = _parameters(described)
     if parameters is not None:
         facts["Parameters"] = f"{parameters:,}"

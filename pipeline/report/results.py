@@ -58,6 +58,11 @@ class StudentResult:
         return self.folder / self.evaluation_name
 
     @property
+    def evaluations(self) -> list[str]:
+        """Names of the folders of all its evaluations."""
+        return [self.evaluation_name, *map(evaluation_folder, self.against)]
+
+    @property
     def is_evaluated(self) -> bool:
         """True if there is any evaluation."""
         return bool(self.metrics or self.against)

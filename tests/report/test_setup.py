@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -13,19 +15,23 @@ import yaml
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose, sections
 from pipeline.config.report import ReportOptions
-from pipeline.config.runs import RUNS, to_plain_dict
+from pipeline.config.runs import RUNS, save_config, to_plain_dict
 from pipeline.config.store import StoreOptions
 from pipeline.config.verbs import ReportConfig
+from pipeline.core.errors import ConfigError
 from pipeline.models.cost import count_parameters
 from pipeline.models.providers import build_model
 from pipeline.report.commands import commands_of
 from pipeline.report.known_runs import UnknownRunError
+from pipeline.report.passes import UsedPass
 from pipeline.report.provenance import describe_teachers
 from pipeline.report.results import load_results
 from pipeline.report.stored_bytes import bytes_by_arm, bytes_plot
 from pipeline.report.training_facts import describe_augmentation, describe_data, training_facts
-from stages import distill, evaluate, report
+from pipeline.store.reader import Store
+from stages import distill, evaluate, precompute, report, teach
 from tests.support.runs import PAD_CROP, distill_config, evaluate_config
+from tests.support.stores import Frozen
 
 
 def report_of(frozen, run, **options):
@@ -63,10 +69,11 @@ def test_options_that_differ_are_marked_and_the_others_are_stated_once(frozen, s
 
 def test_the_data_and_the_teacher_are_described(frozen):
     data = describe_data(frozen.store)
-    (teacher,) = describe_teachers(frozen.store.open_passes())
+    (teacher,) = describe_teachers([UsedPass(*frozen.store.open_passes(), ("kd", "e2kd"))])
 
     assert "72 records, 10 classes, frame of 16x16 pixels" in data["Data"]
     assert data["Splits"] == "teacher 12, test 10, test_swapped 10, train 40"
+    assert teacher["Students"] == "kd, e2kd"
     assert teacher["Network"] == "resnet8 (cifar, stem stride 1, width 4)"
     network = build_model(frozen.config.teacher, 10).network
     assert teacher["Parameters"] == f"{count_parameters(network):,}"
@@ -168,6 +175,113 @@ def test_accuracy_is_plotted_against_bytes_only_where_arms_need_different_ones()
     assert plot.alt == "accuracy over the bytes of stored targets per record, one point per arm"
     assert bytes_plot(summary, column, {"labels": 40.0, "kd": 40.0}) is None
     assert bytes_plot(summary, column, {}) is None
+
+
+# ---- the passes that students learned from -------------------------------------------------------
+
+
+def run_command(verb, *words):
+    """Run a stage as the command line does, which writes the composed config of a precompute to its run."""
+    composed = compose(verb, list(words))
+    config = build_verb_config(verb, composed)
+    if verb == "precompute":
+        save_config(RUNS / config.run / "precompute.yaml", sections(verb, composed))
+    {"precompute": precompute, "teach": teach, "evaluate": evaluate}[verb].run(config)
+    return config
+
+
+TINY_DATA_WORDS = (
+    *("data=demo", "data.image_size=16", "data.min_digit_size=8", "data.max_digit_size=12"),
+    *("data.test_digits=10", "data.train_digits=40", "data.teacher_digits=12"),
+    *("data.teacher_placements=1", "data.test_placements=1"),
+)
+NETWORK_WORDS = ("teacher=cifar", "teacher.name=resnet8", "teacher.width=4")
+WEIGHTS = "teacher.weights=runs/taught/teach/model.safetensors"
+
+
+@pytest.fixture
+def learned(frozen):
+    """Store with two passes of one teacher, and a student of the first pass only."""
+    store = ("store.path=stores/own", "executor=serial")
+    run_command("precompute", *store, *TINY_DATA_WORDS, "teacher=none", "run=packed")
+    run_command(
+        "teach", store[0], "run=taught", *NETWORK_WORDS, "teaching.split=teacher",
+        "teaching.trainer.epochs=1", "teaching.trainer.batch_size=4", "evaluate.splits=[test]",
+    )  # fmt: skip
+    run_command("precompute", *store, *NETWORK_WORDS, WEIGHTS, "annotate.name=first", "run=photos")
+    found = Store(Path("stores/own"))
+    (first,) = found.open_passes()
+    config = distill_config(Frozen(found, frozen.config), run="photos")
+    distill.run(config, on_epoch=lambda epoch, line: None)
+    run_command("evaluate", "store.path=stores/own", "run=photos", "evaluate.splits=[test]")
+    return found, first
+
+
+def own_report(**options):
+    config = ReportConfig(
+        store=StoreOptions(path="stores/own", **options),
+        augment=PAD_CROP,
+        report=ReportOptions(contact_records=0, cases=0),
+        run="photos",
+    )
+    return Path(report.run(config).html).read_text()
+
+
+def section_of_setup(html):
+    return html[html.index('id="setup"') : html.index('id="training"')]
+
+
+def stated_commands(html):
+    (block,) = re.findall(r'aria-label="Commands">(.*?)</pre>', html, re.DOTALL)
+    return unescape(block).splitlines()
+
+
+def test_the_commands_of_a_student_are_those_that_made_its_store_teacher_and_pass(learned):
+    commands = stated_commands(own_report())
+
+    verbs = [command.split()[1] for command in commands]
+    assert verbs == ["precompute", "teach", "precompute", "distill", "evaluate"]
+    assert "data.train_digits=40" in commands[0]
+    assert "teacher=none" in commands[0]
+    assert "run=taught" in commands[1]
+    assert "annotate.name=first" in commands[2]
+
+
+def test_a_store_that_was_packed_with_its_pass_is_packed_alone_before_the_teacher(learned):
+    shutil.rmtree(RUNS / "packed")
+    words = [*TINY_DATA_WORDS, *NETWORK_WORDS, WEIGHTS, "annotate.name=first", "run=photos"]
+    composed = compose("precompute", ["store.path=stores/own", *words])
+    save_config(RUNS / "photos/precompute.yaml", sections("precompute", composed))
+
+    commands = stated_commands(own_report())
+
+    verbs = [command.split()[1] for command in commands]
+    assert verbs == ["precompute", "teach", "precompute", "distill", "evaluate"]
+    assert "data.train_digits=40" in commands[0]
+    assert commands[0].endswith("teacher=none")
+    assert WEIGHTS not in commands[0]
+    assert WEIGHTS in commands[2]
+
+
+def test_a_page_names_the_pass_that_the_student_learned_from_not_a_later_one(learned):
+    store, first = learned
+    run_command(
+        "precompute", "store.path=stores/own", "executor=serial", *NETWORK_WORDS, WEIGHTS,
+        "annotate.payloads=[logits]", "annotate.name=later", "run=photos",
+    )  # fmt: skip
+    (later,) = {folder.name for folder in store.pass_folders()} - {first.name}
+
+    html = own_report()
+
+    setup = section_of_setup(html)
+    assert first.name in setup
+    assert later not in setup
+    commands = stated_commands(html)
+    assert not any("annotate.name=later" in command for command in commands)
+    manifest = f"stores/own/teachers/{first.name}/manifest.json"  # its config was overwritten
+    assert f"permafrost precompute  # pass {first.name}: {manifest}" in commands
+    with pytest.raises(ConfigError, match=rf"store\.teacher={later}: no student .*{first.name}"):
+        own_report(teacher=(later,))
 
 
 # ---- a student without a sweep -------------------------------------------------------------------
