@@ -33,6 +33,7 @@ from pipeline.report.columns import (
 )
 from pipeline.report.comparison import (
     ONE_SEED,
+    differences_by_column,
     differences_from,
     paired_difference,
     seeds_in_words,
@@ -205,6 +206,9 @@ def _result_values(
             rows, options.candidate, options.baseline, paired.name
         )
     values["differences"] = differences_from(rows, options.baseline, paired.name)
+    values["differences_by_column"] = differences_by_column(
+        rows, options.baseline, [column.name for column in columns]
+    )
     values["summary"] = (
         conclusions(
             rows,

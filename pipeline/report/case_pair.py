@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pipeline.config.evaluation import EvaluateOptions
@@ -16,6 +17,7 @@ from pipeline.loading.dataset import StoreDataset
 from pipeline.models.saved import MODEL_NAME, load_model, read_description
 from pipeline.report.cases import Row
 from pipeline.report.evaluation import read_evaluation
+from pipeline.report.pictures import readable_classes
 from pipeline.report.results import StudentResult
 from pipeline.store.parquet import read_table
 
@@ -46,6 +48,11 @@ class CasePair:
     datasets: dict[str, StoreDataset]
     """Evaluated records by split."""
     classes: tuple[str, ...]
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """Names of the classes on the page."""
+        return readable_classes(self.classes)
 
     @property
     def arms(self) -> tuple[Arm, Arm]:

@@ -140,7 +140,7 @@ def _figure(pair: CasePair, kind: CaseKind, batch: Batch) -> CaseFigure:
     images = PictureRow(
         "image",
         _draw_outline(list(candidate.frames), candidate.regions),
-        class_names(labels.numpy(), pair.classes),
+        class_names(labels.numpy(), pair.class_names),
     )
     rows = [images._replace(notes=[_group(case) for case in cases])]
     if candidate.teacher_arrays:
@@ -170,7 +170,7 @@ def _shifted_figure(pair: CasePair, cases: Sequence[Case], batch: Batch, shift: 
         frames = (shifted.images * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
         if arm is pair.baseline:
             rows += [
-                PictureRow("image", list(frames[0]), class_names(labels.numpy(), pair.classes))
+                PictureRow("image", list(frames[0]), class_names(labels.numpy(), pair.class_names))
             ]
             rows += [PictureRow(f"moved by {shift}", list(frames[1]))]
             rows += _unmoved_teacher(pair, batch, labels, shift, frames[0])
@@ -210,7 +210,7 @@ def _explained(
     pair: CasePair, title: str, seen: _Seen, arrays: dict[str, NDArray[Any]], notes: list[str]
 ) -> list[PictureRow]:
     labels = seen.arrays["labels"]
-    first, *more = explained_rows(title, seen.frames, arrays, labels, pair.classes)
+    first, *more = explained_rows(title, seen.frames, arrays, labels, pair.class_names)
     first = first._replace(pictures=_draw_outline(first.pictures, seen.regions), notes=notes)
     return [first, *more]
 
@@ -232,7 +232,7 @@ def _teacher_notes(
     pair: CasePair, cases: Sequence[Case], explained: NDArray[np.int64]
 ) -> list[str]:
     """EPG of each of the teacher's maps, or the name of its class if that is another one."""
-    others = class_names(explained, pair.classes)
+    others = class_names(explained, pair.class_names)
     return [
         _worth("EPG", value_of(case.candidate, "teacher_epg", case.label))
         if label == case.label

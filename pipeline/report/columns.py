@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.core.errors import ConfigError
 from pipeline.evaluation.evaluators.quantities import metric_of
 from pipeline.evaluation.metrics import Metric
-from pipeline.report.comparison import summarize
+from pipeline.report.comparison import leading_arms, summarize
 from pipeline.report.results import StudentResult
 
 DEFAULT_METRICS = ("accuracy", "f1", "agreement", "epg", "iou")
@@ -171,9 +171,10 @@ def chance_row(results: Sequence[StudentResult], columns: Sequence[Column]) -> d
 def arm_summary(
     rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]
 ) -> list[dict[str, Any]]:
-    """Build one row per arm: mean and standard deviation of each column over seeds, and whether the mean is the best.
+    """Build one row per arm: mean and standard deviation of each column over seeds, and whether the arm is `best`.
 
-    The entry is None if a student of the arm has no value. No mean is the best while an arm has one seed only.
+    The entry is None if a student of the arm has no value. The best arms of a column are those that no other arm beats
+    conclusively; without any conclusive difference, or while an arm has one seed only, there are none.
     """
     by_arm = defaultdict(list)
     for row in rows:
@@ -185,13 +186,12 @@ def arm_summary(
         for arm in summary:
             values = [row[column.name] for row in by_arm[arm["method"]]]
             arm[column.name] = None if None in values else summarize(values)
-        means = [arm[column.name]["mean"] for arm in summary if arm[column.name]]
-        direction = column.metric.higher_is_better
-        best = (max if direction else min)(means, default=None)
         compared = [arm for arm in summary if arm[column.name]]
-        several_seeds = all(arm["seeds"] > 1 for arm in compared)
-        marked = direction is not None and len(means) > 1 and several_seeds
-        for arm in summary:
-            if arm[column.name]:
-                arm[column.name]["best"] = marked and arm[column.name]["mean"] == best
+        direction = column.metric.higher_is_better
+        leading = set()
+        if direction is not None and all(arm["seeds"] > 1 for arm in compared):
+            members = [row for arm in compared for row in by_arm[arm["method"]]]
+            leading = leading_arms(members, column.name, higher_is_better=direction)
+        for arm in compared:
+            arm[column.name]["best"] = arm["method"] in leading
     return summary

@@ -8,6 +8,8 @@ spread either: a metric of N records is a multiple of 1/N, so equal values happe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import combinations
 from math import sqrt
 from statistics import mean, stdev
 from typing import Any
@@ -31,10 +33,15 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Compute the 95 % interval of the mean by Student's t, None for a single value."""
     if len(values) < 2:
         return None
+    half = _quantile(len(values) - 1) * stdev(values) / sqrt(len(values))
+    return float(mean(values) - half), float(mean(values) + half)
+
+
+@cache
+def _quantile(degrees_of_freedom: int) -> float:
     from scipy.stats import t
 
-    half = t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1) * stdev(values) / sqrt(len(values))
-    return float(mean(values) - half), float(mean(values) + half)
+    return float(t.ppf((1 + _CONFIDENCE) / 2, degrees_of_freedom))
 
 
 def excludes_zero(interval: Sequence[float] | None) -> bool:
@@ -95,15 +102,41 @@ def differences_from(rows: Sequence[Row], baseline: str, column: str) -> dict[st
     Returns arm -> mean, sd, interval, per_seed. Arms that share fewer than two seeds with the baseline are left out,
     and so are all arms if there are no more than two.
     """
+    arms = {row["method"] for row in rows}
+    return _compared_arms(rows, baseline, column) if len(arms) > 2 else {}
+
+
+def _compared_arms(rows: Sequence[Row], baseline: str, column: str) -> dict[str, dict[str, Any]]:
     arms = list(dict.fromkeys(str(row["method"]) for row in rows))
-    if baseline not in arms or len(arms) < 3:
-        return {}
     shared = {arm: differences(rows, arm, baseline, column) for arm in arms if arm != baseline}
     return {
         arm: paired_difference(rows, arm, baseline, column)
         for arm, per_seed in shared.items()
         if len(per_seed) > 1
     }
+
+
+def differences_by_column(
+    rows: Sequence[Row], baseline: str, columns: Sequence[str]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Compare every arm with the baseline in every column: column -> arm -> mean, sd, interval, per_seed.
+
+    Arms that share fewer than two seeds with the baseline are left out, and so are columns without any arm.
+    """
+    found = {column: _compared_arms(rows, baseline, column) for column in columns}
+    return {column: arms for column, arms in found.items() if arms}
+
+
+def leading_arms(rows: Sequence[Row], column: str, *, higher_is_better: bool) -> set[str]:
+    """Return the arms that no other arm beats conclusively, or none if there is no conclusive difference."""
+    arms = list(dict.fromkeys(str(row["method"]) for row in rows if row[column] is not None))
+    sign = 1 if higher_is_better else -1
+    beaten = set()
+    for first, second in combinations(arms, 2):
+        values = list(differences(rows, first, second, column).values())
+        if excludes_zero(confidence_interval(values)):
+            beaten.add(second if sign * mean(values) > 0 else first)
+    return set(arms) - beaten if beaten else set()
 
 
 def seeds_in_words(number: int) -> str:

@@ -121,13 +121,19 @@ def _interval(column: Column, values: Sequence[float]) -> str:
 def _levels(column: Column, teacher: Mapping[str, float], chance: Mapping[str, float]) -> list[str]:
     known = [
         f"{whose} {column.value(values[column.name])}"
-        for whose, values in (("the teacher has", teacher), ("chance is", chance))
+        for whose, values in (("the teacher has", teacher), (_chance_of(column), chance))
         if column.name in values
     ]
     if not known:
         return []
     text = " and ".join(known)
     return [f"{text[0].upper()}{text[1:]}."]
+
+
+def _chance_of(column: Column) -> str:
+    """Words for the chance level; that of a map's measure is no lower limit of maps that mark a part of an object."""
+    metric = column.source.partition(".")[2].partition("@")[0]
+    return "a uniform map has" if metric in ("epg", "iou") else "chance is"
 
 
 def _named(column: Column) -> str:

@@ -18,7 +18,7 @@ from pipeline.loading.geometry import view_images, view_maps
 from pipeline.loading.views import ViewSchedule
 from pipeline.models.bcos.layers import add_inverse
 from pipeline.models.explainers.bcos_weights import color_picture, is_bcos_weights
-from pipeline.report.pictures import class_names, composite_on_white, overlays
+from pipeline.report.pictures import class_names, composite_on_white, overlays, readable_classes
 from pipeline.report.tiles import PictureRow, TileRow, picture_grid
 from pipeline.store.reader import Store, TeacherPass
 
@@ -43,7 +43,7 @@ def contact_sheet(
     batch = dataset.__getitems__(list(range(len(dataset))))
     one_aspect = dataset.has_frame_aspect
     schedule = ViewSchedule(augment, store.size, seed=0, one_aspect=one_aspect)
-    names = class_names(batch.labels.numpy(), store.manifest.classes)
+    names = class_names(batch.labels.numpy(), readable_classes(store.manifest.classes))
     aspects = dataset.aspects()
     pictures = _rows(batch, "image", names, aspects.tolist())
     for view in range(num_views):

@@ -54,10 +54,12 @@ def evaluator_sections(
     results: list[StudentResult],
     teacher: StudentResult | None,
     pictures: Mapping[str, list[PictureFigure]] = MappingProxyType({}),
+    colors: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Section]:
     """Build the sections of evaluators with results for any network on any split.
 
     pictures  picture figures by evaluator
+    colors    colors of the networks in plots
     """
     everyone = [*results, *([teacher] if teacher else [])]
     splits = list(dict.fromkeys(split for result in results for split in result.metrics))
@@ -71,7 +73,7 @@ def evaluator_sections(
         page = evaluator_named(evaluator).page if looked else None
         if page is not None:
             looked = looked if page.per_split else looked[:1]
-            section = _section(evaluator, page, looked, results, teacher)
+            section = _section(evaluator, page, looked, results, teacher, colors)
             sections.append(section._replace(pictures=pictures.get(evaluator, [])))
     return sections
 
@@ -82,6 +84,7 @@ def _section(
     splits: Sequence[str],
     results: list[StudentResult],
     teacher: StudentResult | None,
+    colors: Mapping[str, str],
 ) -> Section:
     tables, plots = [], []
     for split in splits:
@@ -98,7 +101,7 @@ def _section(
             caption = quantity.caption + (f"; split {split}" if page.per_split else "")
             tables.append(Table(caption, quantity.meaning, columns, rows, quantity.is_main))
             if quantity.plot and (len(columns) > 1 or quantity.plot == "bar"):
-                plots.append(_plot(quantity, caption, columns, rows, teacher))
+                plots.append(_plot(quantity, caption, columns, rows, colors))
     return Section(evaluator, page.short, page.title, page.introduction, tables, plots, [])
 
 
@@ -130,12 +133,10 @@ def _plot(
     caption: str,
     columns: list[Column],
     rows: list[dict[str, Any]],
-    teacher: StudentResult | None,
+    colors: Mapping[str, str],
 ) -> Plot:
     scale = quantity.metric.scale
-    nothing = [float("nan")] * len(columns)
-    values = {} if teacher is None else {teacher.label: nothing}  # keeps the color of each arm
-    values |= {
+    values = {
         row["method"]: [
             scale * row[c.name]["mean"] if row[c.name] else float("nan") for c in columns
         ]
@@ -143,5 +144,5 @@ def _plot(
     }
     plot = line_plot if quantity.plot == "line" else bar_plot
     unit = "%" if scale == 100 else ""
-    source = plot([c.name for c in columns], values, unit)
+    source = plot([c.name for c in columns], values, unit, colors)
     return Plot(source, f"{caption}, one color per method", caption)

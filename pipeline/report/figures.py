@@ -10,6 +10,7 @@ import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -30,6 +31,8 @@ _TERMS = ("total", "kd", "map", "ce", "bce")
 _MOST_POINTS = 300
 """Largest number of points of a curve; of a longer one, evenly spaced points are drawn."""
 _LONGEST_NAME = 40
+_GRAY = "0.45"
+_NO_COLORS: Mapping[str, str] = MappingProxyType({})
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -64,16 +67,27 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return styled
 
 
-def training_curves(lines: Mapping[str, list[list[dict[str, float]]]]) -> list[Plot]:
+def arm_colors(arms: Sequence[str], teacher: str | None = None) -> dict[str, str]:
+    """Assign each arm of a page the color that it has in all plots; the teacher is gray."""
+    colors = {arm: f"C{number % 10}" for number, arm in enumerate(arms)}
+    return colors if teacher is None else colors | {teacher: _GRAY}
+
+
+def training_curves(
+    lines: Mapping[str, list[list[dict[str, float]]]], colors: Mapping[str, str] = _NO_COLORS
+) -> list[Plot]:
     """Plot each loss term over the steps, with one curve per arm (the mean over its seeds).
 
-    lines  arm -> metrics.jsonl lines of each of its students
+    lines   arm -> metrics.jsonl lines of each of its students
+    colors  colors of the arms, by default in the order of each plot
     """
-    return [_loss_curve(lines, name) for name in _TERMS if _has(lines, name)]
+    return [_loss_curve(lines, name, colors) for name in _TERMS if _has(lines, name)]
 
 
 @styled
-def _loss_curve(lines: Mapping[str, list[list[dict[str, float]]]], name: str) -> Plot:
+def _loss_curve(
+    lines: Mapping[str, list[list[dict[str, float]]]], name: str, colors: Mapping[str, str]
+) -> Plot:
     figure, axis = new_axes()
     for arm, students in lines.items():
         runs = [[(line["step"], line[name]) for line in run if name in line] for run in students]
@@ -83,7 +97,15 @@ def _loss_curve(lines: Mapping[str, list[list[dict[str, float]]]], name: str) ->
             kept = np.unique(np.linspace(0, length - 1, min(length, _MOST_POINTS)).astype(int))
             values = np.array([[value for _, value in run[:length]] for run in runs])
             steps = np.array([step for step, _ in runs[0][:length]])
-            axis.plot(steps[kept], values.mean(axis=0)[kept], label=legend_name(arm), lw=1)
+            axis.plot(
+                steps[kept],
+                values.mean(axis=0)[kept],
+                label=legend_name(arm),
+                color=colors.get(arm),
+                lw=1,
+                marker="o" if len(kept) == 1 else None,
+                ms=4,
+            )
     axis.set_xlabel("step")
     axis.set_title(name)
     return Plot(
@@ -91,19 +113,33 @@ def _loss_curve(lines: Mapping[str, list[list[dict[str, float]]]], name: str) ->
     )
 
 
-def shift_plots(split: str, curves: Mapping[str, Mapping[str, list[list[float]]]]) -> list[Plot]:
+def shift_plots(
+    split: str,
+    curves: Mapping[str, Mapping[str, list[list[float]]]],
+    colors: Mapping[str, str] = _NO_COLORS,
+) -> list[Plot]:
     """Plot the shift-equivariance cosine over the shift, with one curve per arm (the mean over its seeds).
 
     curves  kind of map -> arm -> cosine at 0, 1, 2, ... pixels of each of its students
+    colors  colors of the arms, by default in the order of each plot
     """
-    return [_shift_plot(split, kind, arms) for kind, arms in curves.items()]
+    return [_shift_plot(split, kind, arms, colors) for kind, arms in curves.items()]
 
 
 @styled
-def _shift_plot(split: str, kind: str, arms: Mapping[str, list[list[float]]]) -> Plot:
+def _shift_plot(
+    split: str, kind: str, arms: Mapping[str, list[list[float]]], colors: Mapping[str, str]
+) -> Plot:
     figure, axis = new_axes()
     for arm, students in arms.items():
-        axis.plot(np.array(students).mean(axis=0), label=legend_name(arm), lw=1.2, marker=".", ms=4)
+        axis.plot(
+            np.array(students).mean(axis=0),
+            label=legend_name(arm),
+            color=colors.get(arm),
+            lw=1.2,
+            marker=".",
+            ms=4,
+        )
     axis.set_title(kind)
     axis.set_xlabel("shift in pixels")
     axis.set_ylabel("cosine")
@@ -115,11 +151,18 @@ def _shift_plot(split: str, kind: str, arms: Mapping[str, list[list[float]]]) ->
 
 
 @styled
-def line_plot(names: Sequence[str], values: Mapping[str, Sequence[float]], ylabel: str = "") -> str:
+def line_plot(
+    names: Sequence[str],
+    values: Mapping[str, Sequence[float]],
+    ylabel: str = "",
+    colors: Mapping[str, str] = _NO_COLORS,
+) -> str:
     """Plot one curve per arm over ordered names, such as layers. A nan leaves a gap."""
     figure, axis = new_axes(max(WIDTH, 0.7 * len(names) + 1.2))
     for arm, of_arm in values.items():
-        axis.plot(range(len(names)), of_arm, label=legend_name(arm), lw=1.3, marker="o", ms=4)
+        color = colors.get(arm)
+        label = legend_name(arm)
+        axis.plot(range(len(names)), of_arm, label=label, color=color, lw=1.3, marker="o", ms=4)
     axis.set_xticks(range(len(names)), names, **_slanted(names))
     axis.axhline(0, color="gray", lw=0.6)
     axis.set_ylabel(ylabel)
@@ -127,20 +170,30 @@ def line_plot(names: Sequence[str], values: Mapping[str, Sequence[float]], ylabe
 
 
 @styled
-def bar_plot(names: Sequence[str], values: Mapping[str, Sequence[float]], ylabel: str = "") -> str:
+def bar_plot(
+    names: Sequence[str],
+    values: Mapping[str, Sequence[float]],
+    ylabel: str = "",
+    colors: Mapping[str, str] = _NO_COLORS,
+) -> str:
     """Plot bars of all arms for each name."""
     width = 0.8 / max(len(values), 1)
     figure, axis = new_axes(max(WIDTH, 0.16 * len(names) * len(values) + 1.2))
     for number, (arm, of_arm) in enumerate(values.items()):
         places = np.arange(len(names)) + (number - (len(values) - 1) / 2) * width
-        axis.bar(places, of_arm, width, label=legend_name(arm))
+        axis.bar(places, of_arm, width, label=legend_name(arm), color=colors.get(arm))
     axis.set_xticks(range(len(names)), names, **_slanted(names))
     axis.set_ylabel(ylabel)
     return finish(figure, axis)
 
 
 @styled
-def measured_plot(arms: Mapping[str, Measured], xlabel: str, ylabel: str) -> str:
+def measured_plot(
+    arms: Mapping[str, Measured],
+    xlabel: str,
+    ylabel: str,
+    colors: Mapping[str, str] = _NO_COLORS,
+) -> str:
     """Plot one point per arm with its standard deviation, if it is known."""
     figure, axis = new_axes()
     for arm, found in arms.items():
@@ -149,6 +202,7 @@ def measured_plot(arms: Mapping[str, Measured], xlabel: str, ylabel: str) -> str
             [found.mean],
             yerr=found.sd,
             label=legend_name(arm),
+            color=colors.get(arm),
             marker="o",
             ms=5,
             capsize=3,

@@ -24,6 +24,10 @@ _CONSTANT = {
     "iou": "a uniform map",
 }
 """Prediction or map that has the chance level."""
+_NO_LIMIT = (
+    "That is the share of the frame that the regions cover, as all of a uniform map is above any threshold; a map that "
+    "marks a part of a large object has less, which is not worse than chance."
+)
 
 
 def meanings(columns: Sequence[Column], chance: Mapping[str, float]) -> list[str]:
@@ -48,7 +52,8 @@ def _sentence(metric: str, columns: Sequence[Column], chance: Mapping[str, float
     levels = dict.fromkeys(columns[0].value(chance[c.name]) for c in columns if c.name in chance)
     if metric not in CHANCE or not levels:
         return f"{_MEANINGS[metric]}."
-    return f"{_MEANINGS[metric]}; {_CONSTANT[metric]} would have {' or '.join(levels)}."
+    sentence = f"{_MEANINGS[metric]}; {_CONSTANT[metric]} would have {' or '.join(levels)}."
+    return f"{sentence} {_NO_LIMIT}" if metric == "iou" else sentence
 
 
 def _of_evaluator(metric: str, column: Column) -> str:

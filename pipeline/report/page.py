@@ -14,7 +14,7 @@ from pipeline.config.verbs import ReportConfig
 from pipeline.models.saved import read_description
 from pipeline.report.case_pictures import SplitCases
 from pipeline.report.columns import Column, arm_summary
-from pipeline.report.comparison import ONE_SEED
+from pipeline.report.comparison import ONE_SEED, excludes_zero
 from pipeline.report.evaluation import optimistic_results
 from pipeline.report.evaluator_sections import PictureFigure, evaluator_sections
 from pipeline.report.passes import UsedPass
@@ -22,7 +22,10 @@ from pipeline.report.results import StudentResult, by_evaluation
 from pipeline.report.selection import ModelSelection
 from pipeline.store.reader import Store, TeacherPass
 
-_MEAN_AND_SPREAD = "Mean and standard deviation over seeds. The best mean of each column is marked."
+_MEAN_AND_SPREAD = (
+    "Mean and standard deviation over seeds. In each column with a conclusive difference, the arms that no other arm "
+    "beats conclusively are marked (green)."
+)
 _MEAN = f"Mean over seeds, with the standard deviation of arms with several ({ONE_SEED})."
 _VALUE = f"Values of a single seed ({ONE_SEED})."
 
@@ -53,6 +56,15 @@ class Page:
         """Section `report` of the config."""
         return self.config.report
 
+    @property
+    def colors(self) -> dict[str, str]:
+        """Color of each network in the plots."""
+        from pipeline.report.figures import arm_colors
+
+        networks = [*self.results, *([self.network] if self.network else [])]
+        labels = [result.label for result in [*networks, *by_evaluation(networks)]]
+        return arm_colors(list(dict.fromkeys(labels)), self.teacher.label if self.teacher else None)
+
 
 def render_page(page: Page) -> str:
     """Render the HTML page."""
@@ -65,12 +77,14 @@ def render_page(page: Page) -> str:
         autoescape=True,
         trim_blocks=True,
     )
+    environment.tests["conclusive"] = excludes_zero
     environment.filters["words"] = lambda name: name.replace("_", " ")
     style, script = (
         environment.get_template(name).render() for name in ("style.css.j2", "script.js.j2")
     )
     return environment.get_template("page.html.j2").render(
         title=page.options.title,
+        run=page.config.run if page.results else "",
         policy=content_policy(style, script),
         style=style,
         script=script,
@@ -112,7 +126,7 @@ def _store_sections(page: Page) -> dict[str, Any]:
 def _student_sections(page: Page) -> dict[str, Any]:
     """Sections of the students, of which those with results are empty if none was evaluated."""
     from pipeline.report.figures import shift_plots, training_curves
-    from pipeline.report.pictures import map_grid
+    from pipeline.report.pictures import map_grid, readable_classes
 
     results, values = page.results, page.values
     seeds = list(dict.fromkeys(result.seed for result in results))
@@ -121,17 +135,18 @@ def _student_sections(page: Page) -> dict[str, Any]:
         **_setup(page),
         "seeds": seeds,
         "candidate": page.options.candidate,
-        "baseline": page.options.baseline,
         "unevaluated": values.get("unevaluated"),
         "networks": values["networks"],
-        "maps": map_grid(pictures, page.store.manifest.classes) if pictures else None,
+        "maps": map_grid(pictures, readable_classes(page.store.manifest.classes))
+        if pictures
+        else None,
         "in_colors": any("colors" in tensors for tensors in pictures.values()),
         "cases": page.cases,
-        "curves": training_curves(_metric_lines(results)),
+        "curves": training_curves(_metric_lines(results), page.colors),
         "shifts": [
             plot
             for split, curves in _shift_curves(results).items()
-            for plot in shift_plots(split, curves)
+            for plot in shift_plots(split, curves, page.colors)
         ],
         **(_selection(page.selection, values) if page.selection else {}),
     }
@@ -143,7 +158,7 @@ def _evaluation_sections(page: Page) -> dict[str, Any]:
     pictures = _evaluator_pictures(evaluations, page.teacher, page.store)
     return {
         **_result_tables(page),
-        "evaluator_sections": evaluator_sections(evaluations, page.teacher, pictures),
+        "evaluator_sections": evaluator_sections(evaluations, page.teacher, pictures, page.colors),
     }
 
 
@@ -152,6 +167,7 @@ def _result_tables(page: Page) -> dict[str, Any]:
     from pipeline.report.grid_figures import grid_plots
     from pipeline.report.meanings import meanings
     from pipeline.report.stored_bytes import bytes_by_arm, bytes_plot
+    from pipeline.report.training_facts import describe_arms
 
     values = page.values
     if page.paired is None:
@@ -160,13 +176,15 @@ def _result_tables(page: Page) -> dict[str, Any]:
     plotted = [c for c in page.columns if c.name in (page.options.plotted or [page.paired.name])]
     plots = [
         *grid_plots(page.results, plotted),
-        bytes_plot(summary, page.paired, bytes_by_arm(page.results, page.store)),
+        bytes_plot(summary, page.paired, bytes_by_arm(page.results, page.store), page.colors),
     ]
     return {
         "conclusions": values["summary"],
         "paired": values.get("paired_difference"),
-        "differences": values["differences"],
+        "differences": values["differences_by_column"],
+        "arms": describe_arms(page.results),
         "paired_column": page.paired,
+        "baseline": page.options.baseline,
         "columns": page.columns,
         "meanings": meanings(page.columns, values["chance"]),
         "optimistic": optimistic_results(page.results),
@@ -206,11 +224,14 @@ def _evaluator_pictures(
     """Picture figures by evaluator, for evaluators that write pictures."""
     from pipeline.report.dissection_pictures import dissection_figures
     from pipeline.report.gradient_pictures import gradient_figures
+    from pipeline.report.pictures import readable_classes
     from pipeline.report.unicam_pictures import unicam_figures
 
     return {
         "unicam": unicam_figures(results, store),
-        "gradient_alignment": gradient_figures(results, teacher, store.manifest.classes),
+        "gradient_alignment": gradient_figures(
+            results, teacher, readable_classes(store.manifest.classes)
+        ),
         "dissection": dissection_figures(results, teacher),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ _STRONG_QUANTILE = 0.995
 """Quantile of the absolute contributions at and above which a position is fully red or blue."""
 
 
+_WORDNET = re.compile(r"n\d{8}")
 _EDGE = np.array([0.0, 0.65, 0.2])
 
 
@@ -71,6 +73,20 @@ def class_names(labels: NDArray[Any], classes: Sequence[str]) -> list[str]:
     named = labels.max(initial=0) < len(classes)
     names = [classes[label] if named else str(label) for label in labels]
     return [name if label >= 0 else "" for name, label in zip(names, labels, strict=True)]
+
+
+def readable_classes(classes: Sequence[str]) -> list[str]:
+    """Put the name of its WordNet noun before each class that is a WordNet id, such as n01443537."""
+    if not any(_WORDNET.fullmatch(name) for name in classes):
+        return list(classes)
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-22k")  # a table of timm's package
+    known = set(classes) & set(info.label_names())
+    nouns = {name: info.label_name_to_description(name, detailed=False) for name in known}
+    return [
+        f"{nouns[name].partition(',')[0]} ({name})" if name in nouns else name for name in classes
+    ]
 
 
 def overlays(images: NDArray[np.uint8], maps: NDArray[np.float32]) -> list[NDArray[np.float64]]:

@@ -70,7 +70,7 @@ def load_selection(run: str) -> ModelSelection | None:
     return ModelSelection(select=sweep["select"], candidates=candidates)
 
 
-def _curve_of(result: StudentResult) -> str:
+def curve_of(result: StudentResult) -> str:
     """Name of an arm without its point, with the run if the label has it."""
     return result.label.removesuffix(point_label(result.point)).strip() or result.arm
 
@@ -83,7 +83,7 @@ def over_the_grid(results: Sequence[StudentResult], source: str) -> ModelSelecti
     found_values = defaultdict(list)
     points = {}
     for result in results:
-        key = (_curve_of(result), result.label)
+        key = (curve_of(result), result.label)
         found_values[key].append(result.find(source))
         points[key] = result.point
     values = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,16 @@ def bytes_by_arm(results: Sequence[StudentResult], store: Store) -> dict[str, fl
 
 
 def bytes_plot(
-    summary: Sequence[Mapping[str, Any]], column: Column, needed: Mapping[str, float]
+    summary: Sequence[Mapping[str, Any]],
+    column: Column,
+    needed: Mapping[str, float],
+    colors: Mapping[str, str] = MappingProxyType({}),
 ) -> Plot | None:
     """Plot a column's mean over the bytes per record, None if all arms need equally many.
 
     summary  rows of columns.arm_summary
     needed   result of `bytes_by_arm`
+    colors   colors of the arms
     """
     scale = column.metric.scale
     arms = {
@@ -53,7 +58,7 @@ def bytes_plot(
     }
     if len({round(found.x, 3) for found in arms.values()}) < 2:
         return None
-    source = measured_plot(arms, "stored targets, bytes per record", column.title)
+    source = measured_plot(arms, "stored targets, bytes per record", column.title, colors)
     name = column.name.replace("_", " ")
     return Plot(
         source,

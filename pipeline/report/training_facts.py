@@ -10,12 +10,14 @@ import yaml
 
 from pipeline.config.builder import build_config
 from pipeline.config.distillation import DistillConfig
-from pipeline.config.runs import CONFIG_NAME, identity
+from pipeline.config.methods import METHODS
+from pipeline.config.runs import CONFIG_NAME, identity, to_plain_dict
 from pipeline.config.store import SubsetOptions
 from pipeline.core.errors import UserError
 from pipeline.loading.selection import count_training_rows
 from pipeline.report.comparison import seeds_in_words
 from pipeline.report.results import StudentResult
+from pipeline.report.selection import curve_of
 from pipeline.store.reader import Store
 
 _RECORDS = "training records"
@@ -64,6 +66,16 @@ class ArmOptions(NamedTuple):
     cells: list[OptionCell]
 
 
+class DescribedArm(NamedTuple):
+    """An arm in words."""
+
+    name: str
+    method: str
+    """First sentence on the arm's method, empty for a method of another version."""
+    options: str
+    """Options of the method that are not at their defaults."""
+
+
 class TrainingFacts(NamedTuple):
     """Options of the arms of a report."""
 
@@ -100,6 +112,30 @@ def training_facts(results: Sequence[StudentResult], store: Store) -> TrainingFa
         for label, of_arm in options.items()
     ]
     return TrainingFacts(shared, columns, arms)
+
+
+def describe_arms(results: Sequence[StudentResult]) -> list[DescribedArm]:
+    """Describe the method of every arm, whose points of a grid are one. Arms without a recorded method are left out."""
+    methods: dict[str, list[Mapping[str, Any]]] = {}
+    for result in results:
+        path = result.folder / "distill" / CONFIG_NAME
+        config = yaml.safe_load(path.read_text()) if path.exists() else {}
+        if isinstance(config.get("method"), Mapping):
+            methods.setdefault(curve_of(result), []).append(config["method"])
+    return [_describe_arm(name, of_arm) for name, of_arm in methods.items()]
+
+
+def _describe_arm(name: str, methods: Sequence[Mapping[str, Any]]) -> DescribedArm:
+    cls = METHODS.get(str(methods[0].get("kind")))
+    if cls is None:
+        return DescribedArm(name, "", "")
+    summary = " ".join((cls.__doc__ or "").partition("\n\n")[0].split())
+    texts = []
+    for option, default in to_plain_dict(cls()).items():
+        values = dict.fromkeys(_text(method.get(option, default)) for method in methods)
+        if option != "kind" and list(values) != [_text(default)]:
+            texts.append(f"{option.replace('_', ' ')} {' or '.join(values)}")
+    return DescribedArm(name, summary, ", ".join(texts))
 
 
 def describe_data(store: Store) -> dict[str, str]:

@@ -23,7 +23,7 @@ from pipeline.loading.selection import rows_of_split
 from pipeline.models.saved import load_model
 from pipeline.report.evaluation import read_evaluation
 from pipeline.report.evaluator_sections import PictureFigure
-from pipeline.report.pictures import class_names, overlays
+from pipeline.report.pictures import class_names, overlays, readable_classes
 from pipeline.report.results import StudentResult, of_first_seed
 from pipeline.report.tiles import PictureRow, picture_grid
 from pipeline.store.reader import Store
@@ -137,7 +137,7 @@ def _depth_figure(students: list[_Maps], split: str, store: Store) -> PictureFig
 
 def _image_row(student: _Maps, store: Store) -> PictureRow:
     labels = student.explained["labels"].numpy()
-    names = class_names(labels, store.manifest.classes)
+    names = class_names(labels, readable_classes(store.manifest.classes))
     return PictureRow("image", list(student.frames), names)
 
 

@@ -25,6 +25,8 @@ from tests.support.html_page import Page
 from tests.support.runs import PAD_CROP
 
 METHODS = {"labels": (0.2, 0.3), "kd": (0.5, 0.7), "e2kd": (0.6, 0.9)}
+CLEAR = {"labels": (0.2, 0.21), "kd": (0.5, 0.7), "e2kd": (0.9, 0.92)}
+"""Means that differ by more than the seeds do, except that kd has a wide spread."""
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
@@ -102,15 +104,28 @@ def test_the_style_has_a_dark_side_a_narrow_one_and_one_for_paper(page):
         assert words in html
 
 
-def test_the_best_mean_of_each_column_is_marked(page):
-    html = page.read_text()
-    results = html[html.index('id="results"') : html.index('id="distance_correlation"')]
-    marked = re.findall(r'data-method="(\w+)".*?</tr>', results)
+def marked_arms(html, column=0):
+    table = html[html.index('data-file="results"') : html.index('data-file="differences"')]
+    rows = re.findall(r'<tr data-method="(\w+)">(.*?)</tr>', table, re.DOTALL)
+    assert [arm for arm, _ in rows] == list(METHODS)
+    return [
+        arm for arm, row in rows if 'class="best"' in re.findall("<td.*?</td>", row)[1 + column]
+    ]
 
-    assert marked == list(METHODS)
-    best = re.findall(r'<tr data-method="(\w+)">.*?class="best">([\d.]+)', results)
-    assert best == [("e2kd", "75.0")]
-    assert results.count('class="best"') == 2  # accuracy and agreement
+
+def test_arms_that_no_other_arm_beats_conclusively_are_marked_in_each_column(frozen):
+    write_sweep(methods=CLEAR)
+
+    html = page_and_values(frozen)[0].read_text()
+
+    # e2kd beats labels; kd is beaten by neither, as its seeds differ by more than its distance from e2kd.
+    assert [marked_arms(html, column) for column in (0, 1)] == [["kd", "e2kd"]] * 2
+    assert "the arms that no other arm beats conclusively are marked" in html
+
+
+def test_no_arm_is_marked_without_a_conclusive_difference(page):
+    assert marked_arms(page.read_text()) == []
+    assert 'class="best"' not in page.read_text()
 
 
 def test_other_runs_join_and_keep_apart_by_their_name(frozen):
@@ -210,15 +225,56 @@ def test_one_seed_has_no_spread_no_best_and_no_conclusion(frozen, capsys):
     assert values["paired_difference"]["interval"] is None
 
 
-def test_each_of_several_arms_has_its_difference_from_the_baseline_with_an_interval(frozen):
+def test_every_column_has_the_differences_from_the_baseline_with_their_intervals(frozen):
     write_sweep(methods={**METHODS, "at": [value + 0.1 for value in METHODS["kd"]]})
 
     html, values = page_and_values(frozen)
 
     assert values["differences"]["at"]["mean"] == pytest.approx(0.1)
+    found = values["differences_by_column"]
+    assert {column: set(arms) for column, arms in found.items()} == {
+        name: {"labels", "e2kd", "at"} for name in ("accuracy", "agreement")
+    }
+    assert found["agreement"]["e2kd"]["mean"] == pytest.approx(0.075)
     text = html.read_text()
-    assert "accuracy − kd</button>" in text  # noqa: RUF001
-    assert "+10.0 <span" in text
+    table = text[text.index('data-file="differences"') :]
+    table = table[: table.index("</table>")]
+    heads = re.findall(r'data-csv="(\w+)"', table)
+    assert heads == ["accuracy_minus_kd", "agreement_minus_kd"]
+    rows = dict(re.findall(r'<tr data-method="(\w+)">(.*?)</tr>', table, re.DOTALL))
+    assert set(rows) == {"labels", "e2kd", "at"}
+    assert "+15.0 <span" in rows["e2kd"]
+    assert (
+        rows["at"].count('class="open">+10.0 <span class="sd">(+10.0 to +10.0)') == 1
+    )  # no spread
+
+
+def test_two_arms_have_their_differences_in_every_column_too(frozen):
+    write_sweep(methods={"kd": (0.5, 0.7), "e2kd": (0.6, 0.81)})
+
+    _, values = page_and_values(frozen)
+
+    assert set(values["differences_by_column"]["agreement"]) == {"e2kd"}
+
+
+def test_the_arms_are_described_by_their_methods_and_what_they_set(frozen):
+    write_sweep()
+    for arm, method in {"labels": "labels", "kd": "kd", "e2kd": "e2kd"}.items():
+        for seed in (0, 1):
+            path = RUNS / f"sweep/students/{arm}-{seed}/distill/config.yaml"
+            tau = "" if arm == "labels" else ", tau: 7.0"
+            path.write_text(f"seed: {seed}\nmethod: {{kind: {method}{tau}}}\n")
+
+    html = page_and_values(frozen)[0].read_text()
+
+    described = dict(re.findall(r"<dt>(\w+)</dt><dd>(.*?)</dd>", html))
+    assert described["labels"] == "Labels only: the supervised baseline."
+    assert described["kd"].startswith("Soft targets (Hinton et al. 2015): ")
+    assert described["e2kd"].endswith("Set here: tau 7.")
+    assert "<h1>Distillation report: sweep</h1>" in html
+    assert re.search(
+        r"<li>Accuracy is the share of records whose label is predicted[^<]*</li>", html
+    )
 
 
 def test_a_grid_has_a_figure_for_each_plotted_column(frozen):
@@ -245,9 +301,13 @@ def test_epg_alone_is_the_paired_column_and_its_chance_level_is_stated(frozen):
     write_sweep(extra=extra)
 
     alone, values = page_and_values(frozen, columns={"epg": "test.epg"})
+    html = alone.read_text()
     by_default, shown = page_and_values(frozen)
 
-    assert "a uniform map would have 50.7 %" in alone.read_text()
+    assert "a uniform map would have 50.7 %" in html
+    assert "A uniform map has 50.7 %." in html
+    assert "which is not worse than chance" not in html
+    assert "which is not worse than chance" in by_default.read_text()
     assert values["chance"] == {"epg": 0.507}
     assert values["paired_difference"]["mean"] == 0
     assert list(shown["runs"][0]) == ["method", "seed", "accuracy", "agreement", "epg", "iou"]
@@ -303,11 +363,11 @@ def test_a_click_sorts_and_a_word_filters_without_a_complaint(page):
     dom, console = in_browser(page, script)
 
     assert console == ""
-    results = dom[dom.index('id="results"') : dom.index('id="distance_correlation"')]
+    results = dom[dom.index('id="results"') : dom.index('data-file="differences"')]
     assert 'aria-sort="descending"' in results
     assert re.findall(r'data-method="(\w+)"', results) == ["e2kd", "kd", "labels"]
     assert re.findall(r'data-method="(\w+)" hidden', results) == ["labels"]
-    assert "8 of 12 rows" in dom
+    assert "9 of 14 rows" in dom
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium")
@@ -329,7 +389,7 @@ def test_tables_can_be_saved_and_pictures_enlarged_and_closed_by_keyboard(page):
     assert 'data-focusable="0"' in dom
     (link,) = re.findall(r'download="results.csv" href="data:text/csv;charset=utf-8,([^"]*)"', dom)
     header, *arms = unquote(link).splitlines()
-    assert header == ("method,seeds,accuracy,accuracy_sd,agreement,agreement_sd,accuracy_minus_kd")
+    assert header == "method,seeds,accuracy,accuracy_sd,agreement,agreement_sd"
     assert [line.split(",")[:3] for line in arms] == [
         ["labels", "2", "0.25"], ["kd", "2", "0.6"], ["e2kd", "2", "0.75"],
     ]  # fmt: skip

@@ -11,6 +11,7 @@ from pipeline.report.pictures import (
     draw_outline,
     map_grid,
     overlays,
+    readable_classes,
 )
 
 
@@ -127,3 +128,10 @@ def test_a_region_s_edge_is_drawn_on_its_own_pixels_at_the_picture_s_size():
     assert (green == edge).all()
     assert np.allclose(draw_outline(image, region)[~edge], 0.2)
     assert np.allclose(draw_outline(image, np.zeros((8, 8), bool)), 0.2)
+
+
+def test_a_wordnet_id_has_the_name_of_its_noun_and_other_classes_are_as_they_are():
+    named = readable_classes(["n01443537", "n02123045", "n99999999", "dog"])
+
+    assert named == ["goldfish (n01443537)", "tabby (n02123045)", "n99999999", "dog"]
+    assert readable_classes(["0", "1"]) == ["0", "1"]

@@ -221,21 +221,23 @@ EVALUATOR = Evaluator(
             Quantity(
                 "recall",
                 "Recall",
-                "Share of the decisive pixels that the explanation marks; a map of zeros has 0.",
+                "Object pixels in their own band, as a share of these and of unmarked object pixels; a map of zeros "
+                "has 0.",
                 PER_CENT,
                 "bar",
             ),
             Quantity(
                 "precision",
                 "Precision",
-                "Share of the marked pixels that are decisive.",
+                "Share of the marked pixels, in the object or outside, that are in their own band.",
                 PER_CENT,
                 is_main=False,
             ),
             Quantity(
                 "fpr",
                 "False positive rate",
-                "Share of the background that the explanation marks; a map of zeros has 0.",
+                "Pixels in a wrong band, of the background or of the object, as a share of these and of the unmarked "
+                "background; a map of zeros has 0.",
                 LESS_PER_CENT,
                 "bar",
             ),
