@@ -158,7 +158,7 @@ def line_plot(
     colors: Mapping[str, str] = _NO_COLORS,
 ) -> str:
     """Plot one curve per arm over ordered names, such as layers. A nan leaves a gap."""
-    figure, axis = new_axes(max(WIDTH, 0.7 * len(names) + 1.2))
+    figure, axis = new_axes(max(WIDTH, 0.6 * len(names) + 1.2))
     for arm, of_arm in values.items():
         color = colors.get(arm)
         label = legend_name(arm)

@@ -79,10 +79,10 @@ def readable_classes(classes: Sequence[str]) -> list[str]:
     """Put the name of its WordNet noun before each class that is a WordNet id, such as n01443537."""
     if not any(_WORDNET.fullmatch(name) for name in classes):
         return list(classes)
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo("imagenet-22k")  # a table of timm's package
-    known = set(classes) & set(info.label_names())
+    known = set(classes) & set(info.label_names())  # type: ignore[no-untyped-call]
     nouns = {name: info.label_name_to_description(name, detailed=False) for name in known}
     return [
         f"{nouns[name].partition(',')[0]} ({name})" if name in nouns else name for name in classes

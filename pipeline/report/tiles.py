@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-DISPLAYED_PIXELS = 120
-"""Width of a tile on the page (style.css.j2)."""
+DISPLAYED_PIXELS = 176
+"""Largest width of a tile on the page (style.css.j2)."""
 _MOST_PIXELS = 256
 """Longest side of a tile's picture; larger ones are reduced."""
 _LOSSLESS_PIXELS = 48

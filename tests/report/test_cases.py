@@ -31,7 +31,7 @@ from tests.support.sweeps import read_sweep
 @pytest.fixture
 def no_other_pictures(monkeypatch):
     """Omit the pictures of the page that other tests cover."""
-    monkeypatch.setattr("pipeline.report.figures.training_curves", lambda lines: [])
+    monkeypatch.setattr("pipeline.report.figures.training_curves", lambda lines, colors: [])
     monkeypatch.setattr("pipeline.report.pictures.map_grid", lambda pictures, classes: [])
 
 
@@ -231,5 +231,6 @@ def test_all_tiles_have_one_displayed_size(frozen, swept, monkeypatch):
     images = [i for i in Page(html).all("img") if i["src"].startswith("data:image/webp")]
     assert len({int(i["width"]) for i in images}) > 1  # maps of 16 pixels, views of 112
     (style,) = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
-    assert re.findall(r"\.zoom img \{ [^}]*width: (\d+)px", style) == [str(DISPLAYED_PIXELS)]
+    assert re.findall(r"--tile: clamp\(\d+px, [^,]+, (\d+)px\)", style) == [str(DISPLAYED_PIXELS)]
+    assert re.search(r"\.zoom img \{ [^}]*width: var\(--tile\)", style)
     assert html.count('<button type="button" class="zoom"><img') == len(images)
