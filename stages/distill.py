@@ -29,7 +29,11 @@ from pipeline.models.saved import is_finished
 from pipeline.report.commands import evaluate_command
 from pipeline.store.reader import Store
 from pipeline.training.distill_job import Distillation, fingerprint_inputs
-from pipeline.training.student_passes import open_passes
+from pipeline.training.student_passes import (
+    open_passes,
+    record_named_passes,
+    with_named_passes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,10 +59,12 @@ class DistillResult:
 def run(config: DistillConfig, on_epoch: Callable[[int, str], None] | None = None) -> DistillResult:
     """Train and export the student. `on_epoch` replaces the progress bar."""
     store = Store(Path(config.store.path))
-    config = resolve_distill(config, store)
+    config = with_named_passes(resolve_distill(config, store), store, config.run)
     inputs = fingerprint_inputs(config, store, open_passes(config, store))
     folder = open_run("distill", config.run, config, inputs)
-    if is_finished(folder):
+    if not is_finished(folder):
+        record_named_passes(config, store)
+    else:
         logger.info("%s is finished", folder)
         command = evaluate_command(config.run, store, folder)
         return DistillResult(student=str(folder), trained_epochs=0, next=command)

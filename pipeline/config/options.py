@@ -44,6 +44,9 @@ class Role(Enum):
 
     FILE = "names a file or folder, so its meaning depends on the machine"
     OUTSIDE_IDENTITY = "does not change a run's results"
+    BY_FINGERPRINT = (
+        "names an input, whose fingerprint takes the place of its name in a run's identity"
+    )
     OMITTED_AT_DEFAULT = (
         "is newer than runs that exist, whose identity it does not change at its default"
     )

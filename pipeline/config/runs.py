@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline.config.options import Option, Options, Role, options_of
+from pipeline.config.options import Option, Options, Role, options_of, to_plain
 from pipeline.config.verbs import section_class
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import remove_partial_files, write_atomically
@@ -40,7 +40,7 @@ def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> Pa
     if path.exists() and any((folder / name).exists() for name in _RESULTS):
         existing = identity(yaml.safe_load(path.read_text()), type(config))
         wanted = identity(values, type(config))
-        if existing != wanted:
+        if existing != wanted or list(existing["inputs"]) != list(wanted["inputs"]):
             way_out = "choose another run=, or delete that folder"
             if verb.startswith("evaluate") and not verb.endswith("-network"):
                 way_out = (
@@ -67,6 +67,9 @@ def identity(
     for name, value in values.items():
         option = options.get(name)
         if option is not None and Role.OUTSIDE_IDENTITY in option.roles:
+            continue
+        if option is not None and Role.BY_FINGERPRINT in option.roles:
+            kept[name] = to_plain(option.default)  # in `inputs` are the fingerprints
             continue
         if _is_omitted(option, value):
             continue

@@ -41,8 +41,9 @@ class StoreOptions(Options):
     """List the data and compare them with a finished store, also if the options and the places of the files are
     those that it was made with. Without it, such a store is only checked for missing files: a file that was
     overwritten may not be noticed."""
-    teacher: tuple[str, ...] = ()
-    """Teacher passes to read if the store holds several: folder names, or the 8 digits at their ends."""
+    teacher: Annotated[tuple[str, ...], Role.BY_FINGERPRINT] = ()
+    """Teacher passes to read if the store holds several: folder names, or the name before or the 8 digits after the
+    last hyphen. A run that has read a pass keeps to it (passes.json of the run), whatever the store gets later."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

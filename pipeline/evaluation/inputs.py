@@ -21,6 +21,7 @@ from pipeline.models.resolve import resolve_network
 from pipeline.models.saved import TrainedModel, load_model, read_description
 from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store
+from pipeline.store.run_passes import first_made_pass, name_passes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -60,9 +61,10 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
     student = RUNS / config.run / "distill"
     trained = read_description(student)
     if config.evaluate.against is not None:
-        store, passes = open_against(config, config.evaluate.against)
+        store, passes = open_against(config, config.evaluate.against, config.run)
     else:
-        store, passes = open_evaluation_store(config, config.store.teacher or trained.teachers)
+        names = config.store.teacher or trained.teachers
+        store, passes = open_evaluation_store(config, names, config.run)
         if not (config.store.teacher or trained.teachers):
             passes = [teacher for teacher in passes if teacher.num_classes == trained.num_classes]
 
@@ -85,27 +87,26 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
 
 
 def open_evaluation_store(
-    config: EvaluateConfig, names: Sequence[str]
+    config: EvaluateConfig, names: Sequence[str], run: str
 ) -> tuple[Store, list[TeacherPass]]:
     """Open the store that students are evaluated on, and its teacher passes.
 
     With evaluate.store, the passes are those of the same teachers in that store.
 
     names  the passes in store.path that the student was trained on. If it is empty (a student trained on labels), the
-           only pass of the store is used, if it has exactly one
+           pass is used that the run was compared with before, otherwise the only pass of the store, if it has one
+    run    run of the student, or of its sweep
     """
-    taught = Store(Path(config.store.path))
-    passes = []
-    if names or len(taught.pass_folders()) == 1:
-        passes = taught.open_passes(names)
+    training_store = Store(Path(config.store.path))
+    passes = [training_store.open_pass(n) for n in name_passes(run, training_store, names)]
     if config.evaluate.store is None:
-        return taught, passes
-    store = _open_store(config)
+        return training_store, passes
+    store = open_record_store(config)
     return store, [store.canonical_of(teacher) for teacher in passes]
 
 
-def _open_store(config: EvaluateConfig) -> Store:
-    """Open evaluate.store or, if it is null, store.path.
+def open_record_store(config: EvaluateConfig) -> Store:
+    """Open the store with the records to evaluate: evaluate.store or, if it is null, store.path.
 
     Raises ConfigError if the held-out records of one are to be selected in the other.
     """
@@ -118,11 +119,11 @@ def _open_store(config: EvaluateConfig) -> Store:
     return Store(Path(other or config.store.path))
 
 
-def open_against(config: EvaluateConfig, name: str) -> tuple[Store, list[TeacherPass]]:
+def open_against(config: EvaluateConfig, name: str, run: str) -> tuple[Store, list[TeacherPass]]:
     """Open the store that students are evaluated on, and the pass of evaluate.against in it."""
-    store = _open_store(config)
+    store = open_record_store(config)
     try:
-        return store, [store.open_pass(name)]
+        return store, [store.open_pass(n) for n in name_passes(run, store, (name,))]
     except StoreMismatchError:
         known = ", ".join(folder.name for folder in store.pass_folders()) or "none"
         raise ConfigError(
@@ -142,10 +143,10 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
         raise ConfigError(
             "model=teacher needs the network of the teacher; name it with teacher= and teacher.weights="
         )
-    store = _open_store(config)
+    store = open_record_store(config)
     described = describe_teacher(teacher, len(store.manifest.classes))
     named = store.open_passes(config.store.teacher) if config.store.teacher else []
-    passes = passes_of_teacher(teacher, store, named)
+    passes = passes_of_teacher(config.run, teacher, store, named)
     return EvaluationInputs(
         store=store,
         passes=passes,
@@ -160,7 +161,7 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
     A pair of given networks needs no pass. Its classes may be others than those of the store if the evaluators only
     read features.
     """
-    from pipeline.evaluation.networks import check_made_pass, made_by
+    from pipeline.evaluation.networks import check_made_pass
     from pipeline.models.fingerprint import describe_teacher
 
     student, teacher = config.student, config.teacher
@@ -169,7 +170,7 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
         raise ConfigError(
             "model=network needs the network to evaluate; name it with student= and student.weights="
         )
-    store = _open_store(config)
+    store = open_record_store(config)
     student = resolve_network(student, store, "student")
     num_classes = len(store.manifest.classes)
     described = describe_teacher(student, num_classes, section="student")
@@ -180,14 +181,15 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
         f"evaluators=[{','.join(reading)}] reads the network's classes; name evaluators of features, as in "
         "evaluators=[distance_correlation,unicam]",
     )
-    named = store.open_passes(config.store.teacher) if config.store.teacher else []
-    passes = named or [store.open_pass(folder.name) for folder in store.pass_folders()]
     if isinstance(teacher, NoModelConfig) or teacher.weights is None:
         of_teacher = None
-        passes = passes if len(passes) == 1 else named
+        names = name_passes(config.run, store, config.store.teacher)
+        passes = [store.open_pass(name) for name in names]
     else:
+        named = store.open_passes(config.store.teacher) if config.store.teacher else []
+        passes = named or [store.open_pass(folder.name) for folder in store.pass_folders()]
         of_teacher = describe_teacher(teacher, num_classes)
-        own = made_by(of_teacher, passes)
+        own = first_made_pass(config.run, store, of_teacher["weights_sha256"], passes)
         check_made_pass(teacher, store, own or named)
         passes = own
     passes = [made for made in passes if made.num_classes == num_classes]

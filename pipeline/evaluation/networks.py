@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from pipeline.models.providers import build_model, freeze, teacher_input_size
 from pipeline.models.saved import MODEL_NAME, is_finished, load_model
 from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store, TeacherPass
+from pipeline.store.run_passes import first_made_pass
 
 
 class Networks:
@@ -112,21 +113,19 @@ def check_made_pass(teacher: ModelConfig, store: Store, passes: Sequence[Teacher
 
 
 def passes_of_teacher(
-    teacher: ModelConfig, store: Store, named: Sequence[TeacherPass]
+    run: str, teacher: ModelConfig, store: Store, named: Sequence[TeacherPass]
 ) -> list[TeacherPass]:
-    """Return the pass that a teacher made, among `named` or all passes of the store, or [] if the store has none."""
+    """Return the pass that a teacher made, among `named` or all passes of the store, or [] if the store has none.
+
+    run  run that keeps to one of several passes of the same weights
+    """
     passes = list(named) or [store.open_pass(folder.name) for folder in store.pass_folders()]
     if not passes:
         return []
-    own = made_by(describe_teacher(teacher, len(store.manifest.classes)), passes)
+    described = describe_teacher(teacher, len(store.manifest.classes))
+    own = first_made_pass(run, store, described["weights_sha256"], passes)
     check_made_pass(teacher, store, own or passes)
     return own
-
-
-def made_by(described: Mapping[str, Any], passes: Sequence[TeacherPass]) -> list[TeacherPass]:
-    """Return the first pass made with the weights of a described teacher, or [] if there is none."""
-    wanted = described["weights_sha256"]
-    return [made for made in passes if made.manifest.teacher["weights_sha256"] == wanted][:1]
 
 
 def _named(config: EvaluateConfig) -> ModelConfig | None:

@@ -21,7 +21,7 @@ from pipeline.store.reader import Store
 from pipeline.sweep.select import check_reported_epochs, check_selection
 from pipeline.sweep.student import Student
 from pipeline.training.distill_job import fingerprint_inputs
-from pipeline.training.student_passes import open_passes
+from pipeline.training.student_passes import open_passes, with_named_passes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -66,7 +66,8 @@ def plan_students(config: SweepConfig, base: Sequence[str]) -> list[Student]:
             check_reported_epochs(trained, evaluate)
             if config.select is not None:
                 check_selection(config.select, trained, evaluate)
-            planned.append((arm, point, trained, evaluate, _fingerprints(trained, evaluate)))
+            trained, inputs = _with_inputs(trained, evaluate, config.run)
+            planned.append((arm, point, trained, evaluate, inputs))
     for option in config.grid:
         require(
             option in known, f"grid: no arm has the option {option}; correct it or leave it out"
@@ -160,17 +161,24 @@ def _student(
     )
 
 
-def _fingerprints(trained: DistillConfig, evaluate: EvaluateConfig) -> list[str]:
+def _with_inputs(
+    trained: DistillConfig, evaluate: EvaluateConfig, sweep: str
+) -> tuple[DistillConfig, list[str]]:
+    """Return the options of a student with the names of the passes that it reads, and the fingerprints of its inputs.
+
+    sweep  run of the sweep, which keeps to the passes that it has read before
+    """
     store = Store(Path(trained.store.path))
-    trained = resolve_distill(trained, store)
-    passes = open_passes(trained, store)
+    trained = with_named_passes(trained, store, sweep)
+    resolved = resolve_distill(trained, store)
+    passes = open_passes(resolved, store)
     against, other = evaluate.evaluate.against, evaluate.evaluate.store
     if against is not None:
-        _, passes = open_against(evaluate, against)
+        _, passes = open_against(evaluate, against, sweep)
     if against is None or other is None:
-        _, passes = open_evaluation_store(evaluate, evaluate.store.teacher)
-    made_from = fingerprint_inputs(trained, store, passes)
-    return [*made_from.values(), *(teacher.manifest.fingerprint for teacher in passes)]
+        _, passes = open_evaluation_store(evaluate, evaluate.store.teacher, sweep)
+    inputs = fingerprint_inputs(resolved, store, passes)
+    return trained, [*inputs.values(), *(teacher.manifest.fingerprint for teacher in passes)]
 
 
 def matching_run(arm: str, point: Point, candidates: Mapping[str, Point]) -> str:

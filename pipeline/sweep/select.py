@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.points import point_label
 from pipeline.core.errors import ConfigError, require
 from pipeline.evaluation.evaluators.quantities import comparable_metrics, metric_of
-from pipeline.evaluation.inputs import open_evaluation_store
+from pipeline.evaluation.inputs import open_record_store
 from pipeline.evaluation.metrics import best_position, numbers_of
 from pipeline.loading.selection import HOLDOUT, rows_of_split
 
@@ -53,7 +53,7 @@ def check_selection(select: str, trained: DistillConfig, evaluate: EvaluateConfi
             "subset.holdout=10",
         )
     else:
-        rows_of_split(open_evaluation_store(evaluate, evaluate.store.teacher)[0].index, split)
+        rows_of_split(open_record_store(evaluate).index, split)
 
 
 def check_reported_epochs(trained: DistillConfig, evaluate: EvaluateConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.config.methods import SoftTargetsConfig
@@ -9,6 +10,7 @@ from pipeline.config.models import ModelConfig, NoModelConfig
 from pipeline.core.errors import ConfigError
 from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store, TeacherPass
+from pipeline.store.run_passes import name_passes, pass_request, record_passes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,29 +20,48 @@ if TYPE_CHECKING:
     from pipeline.losses.base import Needs
 
 
+def with_named_passes(config: DistillConfig, store: Store, run: str) -> DistillConfig:
+    """Return the options with store.teacher set to the full names of the passes that a run reads.
+
+    Without stored targets (labels, or a live teacher), these are the passes that the student is compared with. If the
+    run has not read any and the store has several, store.teacher stays empty.
+    """
+    names = name_passes(run, store, config.store.teacher, stored_views=_stored_views(config))
+    return replace(config, store=replace(config.store, teacher=names))
+
+
+def record_named_passes(config: DistillConfig, store: Store) -> None:
+    """Record that the student's run reads the passes of store.teacher, also by commands that name none."""
+    if config.store.teacher:
+        request = pass_request(stored_views=_stored_views(config))
+        record_passes(config.run, store, request, config.store.teacher)
+
+
 def open_passes(config: DistillConfig, store: Store) -> list[TeacherPass]:
     """Open the passes to train on: none for methods without a teacher and for a live teacher."""
     if not config.method.needs_teacher or config.mode == "live":
         return []
-    if config.mode == "replay":
-        return _open_replayed(config, store)
-    return store.open_passes(config.store.teacher)
+    names = config.store.teacher
+    if config.mode == "replay" and not names:
+        _refuse_several_replayed(config, store)
+    return store.open_passes(names, stored_views=config.mode == "replay")
 
 
-def _open_replayed(config: DistillConfig, store: Store) -> list[TeacherPass]:
-    """Open the named passes of stored views, or the only one with `views.count` views if none is named."""
-    names: tuple[str, ...] = config.store.teacher
+def _stored_views(config: DistillConfig) -> int | None:
+    return config.views.count if config.mode == "replay" else None
+
+
+def _refuse_several_replayed(config: DistillConfig, store: Store) -> None:
+    """Raise StoreMismatchError if the store has several passes of stored views, of which none is named."""
     folders = store.pass_folders(stored_views=True)
-    if not names and len(folders) > 1:
+    if len(folders) > 1:
         passes = [store.open_pass(folder.name, stored_views=True) for folder in folders]
-        names = tuple(p.name for p in passes if p.num_views == config.views.count)
-        if len(names) != 1:
-            held = ", ".join(f"{p.name} ({p.num_views} views)" for p in passes)
-            raise StoreMismatchError(
-                f"{store.path} contains {len(names)} passes with views.count={config.views.count} stored views; "
-                f"choose one with views=random views.count= or store.teacher= from: {held}"
-            )
-    return store.open_passes(names, stored_views=True)
+        matching = sum(p.num_views == config.views.count for p in passes)
+        held = ", ".join(f"{p.name} ({p.num_views} views)" for p in passes)
+        raise StoreMismatchError(
+            f"{store.path} contains {matching} passes with views.count={config.views.count} stored views; "
+            f"choose one with views=random views.count= or store.teacher= from: {held}"
+        )
 
 
 def live_teacher(config: DistillConfig) -> ModelConfig | None:

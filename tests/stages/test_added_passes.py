@@ -1,0 +1,257 @@
+"""Passes that are added to a store which runs have read: what exists stays, and what was begun is finished."""
+
+import json
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.config.methods import KDConfig, LabelsConfig
+from pipeline.config.models import CifarModelConfig
+from pipeline.config.runs import RUNS
+from pipeline.config.store import PassOptions
+from pipeline.config.views import RandomViewsConfig
+from pipeline.core.errors import ConfigError
+from pipeline.models.saved import read_description
+from pipeline.store.file_entry import StoreMismatchError
+from pipeline.store.reader import Store
+from pipeline.store.run_passes import PASSES_NAME
+from pipeline.training import loop
+from stages import distill, evaluate, precompute
+from tests.support.kills import killed_at
+from tests.support.runs import (
+    PAD_CROP,
+    assert_equal_states,
+    distill_config,
+    evaluate_config,
+    weights_of,
+)
+from tests.support.stores import precompute_config
+from tests.support.sweeps import read_sweep, run_sweep, sweep_words
+
+FIRST = CifarModelConfig(name="resnet14", width=4, weights="random")
+SECOND = CifarModelConfig(name="resnet8", width=4, weights="random")
+THREE_ARMS = "arms={labels: ['method=labels'], kd: ['method=kd'], e2kd: ['method=e2kd']}"
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    """Store with three passes: of the first teacher, of another of the same name, and one that precedes both."""
+    path = tmp_path_factory.mktemp("grown") / "store"
+    precompute.run(precompute_config(path, FIRST))
+    for name, width in (("another", 4), ("resnet14", 6)):
+        teacher = replace(SECOND, width=width)
+        precompute.run(precompute_config(path, teacher, annotate=PassOptions(name=name)))
+    store = Store(path)
+    (first,) = (made for made in map(store.open_pass, names_in(store)) if is_first(made))
+    return SimpleNamespace(path=path, first=first.name)
+
+
+@pytest.fixture
+def one_pass(tmp_path, grown):
+    """Store of the test's own, with the pass of the first teacher, and a function that adds the two others."""
+    path = tmp_path / "store"
+
+    def copy(ignored):
+        shutil.copytree(
+            grown.path, path, ignore=lambda _, names: ignored(names), dirs_exist_ok=True
+        )
+
+    def add_passes():
+        copy(lambda names: [])
+        assert len(store.pass_folders()) == 3
+
+    copy(lambda names: [n for n in names if n[:-9] in ("another", "resnet14") and n != grown.first])
+    store = Store(path)
+    assert names_in(store) == [grown.first]
+    config = precompute_config(path, FIRST)
+    return SimpleNamespace(store=store, config=config, first=grown.first, add_passes=add_passes)
+
+
+def names_in(store):
+    return [folder.name for folder in store.pass_folders()]
+
+
+def is_first(made):
+    return made.manifest.teacher["architecture"]["name"] == FIRST.name
+
+
+def with_teacher(config, *names):
+    return replace(config, store=replace(config.store, teacher=names))
+
+
+# ---- one student ---------------------------------------------------------------------------------
+
+
+def test_a_finished_student_and_its_evaluation_stay_as_they_are(one_pass):
+    config, evaluation = distill_config(one_pass), evaluate_config(one_pass)
+    distill.run(config)
+    metrics = evaluate.run(evaluation).splits
+    one_pass.add_passes()
+
+    assert distill.run(config).trained_epochs == 0
+    assert evaluate.run(evaluation).splits == metrics
+
+
+def test_an_interrupted_student_goes_on_with_the_pass_that_it_began_with(one_pass):
+    first = one_pass.first
+    distill.run(distill_config(one_pass, run="undisturbed"))
+    with killed_at(loop, "train_step", 8):
+        distill.run(distill_config(one_pass))
+    one_pass.add_passes()
+
+    assert distill.run(distill_config(one_pass)).trained_epochs > 0
+    assert_equal_states(weights_of("one"), weights_of("undisturbed"))
+    assert read_description(RUNS / "one" / "distill").teachers == (first,)
+
+
+def test_a_student_of_labels_is_compared_with_the_same_pass(one_pass):
+    config, evaluation = distill_config(one_pass, method=LabelsConfig()), evaluate_config(one_pass)
+    distill.run(config)
+    one_pass.add_passes()
+    compared = evaluate.run(evaluation).splits["test"]
+
+    assert "agreement" in compared
+    assert evaluate.run(evaluation).splits["test"] == compared
+    assert distill.run(config).trained_epochs == 0
+
+
+def test_part_of_a_name_means_the_pass_that_it_meant_when_it_was_the_only_one(one_pass):
+    config = with_teacher(distill_config(one_pass), "resnet14")
+    distill.run(config)
+    one_pass.add_passes()  # among them another pass named resnet14
+
+    assert distill.run(config).trained_epochs == 0
+    with pytest.raises(StoreMismatchError, match="several teacher pass"):
+        distill.run(replace(config, run="another"))
+
+
+def test_the_words_that_name_a_pass_are_not_part_of_a_run(one_pass):
+    first = one_pass.first
+    distill.run(distill_config(one_pass))
+
+    for name in (first, "resnet14", first.rpartition("-")[2]):
+        assert distill.run(with_teacher(distill_config(one_pass), name)).trained_epochs == 0
+
+
+def test_a_run_that_named_its_pass_finds_it_without_the_name(one_pass):
+    first = one_pass.first
+    one_pass.add_passes()
+    distill.run(with_teacher(distill_config(one_pass), first))
+
+    assert distill.run(distill_config(one_pass)).trained_epochs == 0
+    assert "agreement" in evaluate.run(evaluate_config(one_pass)).splits["test"]
+
+
+def test_a_new_run_has_to_choose_among_several_passes(one_pass):
+    one_pass.add_passes()
+
+    with pytest.raises(StoreMismatchError, match=r"several teacher passes; set store\.teacher"):
+        distill.run(distill_config(one_pass))
+
+
+def test_another_pass_makes_another_run(one_pass):
+    distill.run(distill_config(one_pass))
+    one_pass.add_passes()
+    another = names_in(one_pass.store)[0]
+
+    with pytest.raises(ConfigError, match=r"contains a run with inputs\.teacher resnet14-"):
+        distill.run(with_teacher(distill_config(one_pass), another))
+
+
+def test_the_order_of_several_teachers_is_part_of_a_run(one_pass):
+    one_pass.add_passes()
+    names = names_in(one_pass.store)[1:]
+    method = KDConfig(teacher_weights=(0.9, 0.1))
+    distill.run(with_teacher(distill_config(one_pass, method=method), *names))
+
+    with pytest.raises(ConfigError, match="contains a run with"):
+        distill.run(with_teacher(distill_config(one_pass, method=method), *reversed(names)))
+
+
+def test_a_recorded_pass_that_is_gone_is_named(one_pass):
+    first = one_pass.first
+    distill.run(distill_config(one_pass))
+    one_pass.add_passes()
+    shutil.rmtree(one_pass.store.path / "teachers" / first)
+
+    with pytest.raises(StoreMismatchError, match=rf"{PASSES_NAME} says .* reads {first}, which"):
+        distill.run(distill_config(one_pass))
+
+
+def test_a_student_of_stored_views_goes_on_with_its_own(one_pass):
+    def add_views(seed):
+        views = RandomViewsConfig(count=2, seed=seed)
+        path = one_pass.store.path
+        precompute.run(precompute_config(path, FIRST, views=views, augment=PAD_CROP))
+
+    config = distill_config(one_pass, mode="replay", views=RandomViewsConfig(count=2))
+    add_views(0)
+    with killed_at(loop, "train_step", 8):
+        distill.run(config)
+    add_views(1)
+    one_pass.add_passes()
+
+    assert distill.run(config).trained_epochs > 0
+    with pytest.raises(StoreMismatchError, match=r"contains 2 passes with views\.count=2"):
+        distill.run(replace(config, run="another"))
+
+
+def test_a_teacher_is_compared_with_its_first_pass(one_pass):
+    evaluation = replace(evaluate_config(one_pass), model="teacher", teacher=FIRST)
+    evaluate.run(evaluation)
+    again = PassOptions(name="again", batch_size=4)  # before the first in alphabetical order
+    precompute.run(precompute_config(one_pass.store.path, FIRST, annotate=again))
+
+    evaluate.run(evaluation)
+
+
+# ---- a sweep -------------------------------------------------------------------------------------
+
+
+def names_of(sweep):
+    return {row["arm"]: row["run"] for row in sweep["runs"]}
+
+
+def test_a_finished_sweep_trains_nothing_again(one_pass):
+    first = one_pass.first
+    words = sweep_words(one_pass, THREE_ARMS)
+    run_sweep(words)
+    before = names_of(read_sweep())
+    one_pass.add_passes()
+
+    for more in ([], [f"store.teacher={first}"], [f"store.teacher={first.rpartition('-')[2]}"]):
+        assert run_sweep([*words, *more]).finished_now == 0
+        assert names_of(read_sweep()) == before
+
+
+def test_an_interrupted_sweep_is_finished_with_the_pass_that_it_began_with(one_pass):
+    first = one_pass.first
+    words = sweep_words(one_pass, THREE_ARMS)
+    run_sweep(sweep_words(one_pass, THREE_ARMS, run="undisturbed"))
+    with killed_at(loop, "train_step", 2):  # in the first student, of labels
+        run_sweep(words)
+    one_pass.add_passes()
+
+    assert run_sweep(words).finished_now == 3
+    for arm, run in names_of(read_sweep()).items():
+        other = names_of(read_sweep("undisturbed"))[arm]
+        assert_equal_states(weights_of(run), weights_of(other))
+        metrics = [
+            json.loads((RUNS / r / "evaluate/metrics.json").read_text()) for r in (run, other)
+        ]
+        assert metrics[0] == metrics[1]
+        assert "agreement" in metrics[0]["splits"]["test"]
+        if arm != "labels":
+            assert read_description(RUNS / run / "distill").teachers == (first,)
+
+
+def test_a_sweep_over_passes_trains_a_student_for_each(one_pass):
+    one_pass.add_passes()
+    names = names_in(one_pass.store)
+    run_sweep(sweep_words(one_pass, "arms={kd: ['method=kd']}", f"grid={{store.teacher: {names}}}"))
+
+    runs = [row["run"] for row in read_sweep()["runs"]]
+    teachers = [read_description(RUNS / run / "distill").teachers for run in runs]
+    assert teachers == [(name,) for name in names]
