@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -335,9 +336,10 @@ class RenderConfig(Options):
 
 
 FAMILIES: dict[str, Mapping[str, type[Options]]] = {
-    "data": {"none": NoDataConfig, **SOURCES},
-    "teacher": {"none": NoModelConfig, **MODELS},
-    "black_box": {"none": NoModelConfig, **MODELS},
+    # Plug-ins add members later, so these are views of the dictionaries and not copies.
+    "data": ChainMap(SOURCES, {"none": NoDataConfig}),
+    "teacher": ChainMap(MODELS, {"none": NoModelConfig}),
+    "black_box": ChainMap(MODELS, {"none": NoModelConfig}),
     "student": MODELS,
     "explainer": EXPLAINERS,
     "views": VIEWS,

@@ -105,5 +105,8 @@ def model_normalization(config: ModelConfig) -> tuple[tuple[float, ...], tuple[f
         return config.mean, config.std
     source = published(config)
     if source is None:
-        raise ConfigError(f"kind {config.kind} has no default mean and std; set both")
+        raise ConfigError(
+            f"{config.kind} {config.name} has no default mean and std; set both, as in mean=[0.485,0.456,0.406] "
+            "std=[0.229,0.224,0.225] in its section"
+        )
     return source.mean, source.std

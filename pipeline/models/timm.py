@@ -30,6 +30,7 @@ from pipeline.models.classifier import (
     require_size,
 )
 from pipeline.models.output import GapLinear, GapNormLinear, Head, Normalize, Stage, apply_norm
+from pipeline.models.providers import model_normalization
 
 _SUPPORTED = (
     "explanations need a network whose forward_features returns a grid [B, C, h, w] (convolutional "
@@ -49,28 +50,36 @@ def build_timm(config: TimmModelConfig, outputs: int) -> Classifier:
     If the published head has another number of outputs, timm keeps the trunk and initializes a new head.
     """
     published = published_timm(config)
-    resize = published.fixed_size and config.input_size is not None
+    if published is None and is_published(config.weights):
+        raise ConfigError(
+            f"weights={config.weights}: timm has no weights of {config.name}, which was registered without a "
+            "default_cfg; name a file, or register one"
+        )
+    resize = published is not None and published.fixed_size and config.input_size is not None
     network = _create(
         _tagged(config),
         pretrained=is_published(config.weights),
         num_classes=outputs,
         **({"img_size": config.input_size} if resize else {}),
     )
-    mean, std = config.mean or published.mean, config.std or published.std
+    mean, std = model_normalization(config)
     if isinstance(network, VisionTransformer):
         return TimmVit(config.name, Normalize(mean, std), network)
     return TimmClassifier(config.name, Normalize(mean, std), network)
 
 
-def published_timm(config: TimmModelConfig) -> PretrainedInfo:
-    """Return timm's facts about the named weights."""
+def published_timm(config: TimmModelConfig) -> PretrainedInfo | None:
+    """Return timm's facts about the named weights, None for a network that was registered without any."""
     name = _tagged(config)
     if ":" in name:
         with torch.random.fork_rng(devices=[]):
             values = _create(name, pretrained=False).pretrained_cfg
     else:
         _require_known(name)
-        values = timm.get_pretrained_cfg(name).to_dict()  # type: ignore[union-attr]
+        found = timm.get_pretrained_cfg(name)
+        if found is None:
+            return None
+        values = found.to_dict()
     return PretrainedInfo(
         name=values.get("tag") or name,
         classes=values["num_classes"],

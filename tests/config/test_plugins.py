@@ -1,81 +1,196 @@
-"""Plug-ins: a method and a network of the user's own module, trained, evaluated and loaded again."""
+"""Plug-ins: members of the user's own modules in every family and every option that takes them."""
 
+import json
+import os
+import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose
+from pipeline.config.data import SOURCES
 from pipeline.config.methods import METHODS
-from pipeline.config.models import MODELS
+from pipeline.config.models import MODELS, TimmModelConfig
 from pipeline.config.plugins import load_plugins
+from pipeline.config.reference import describe_verb
 from pipeline.config.runs import RUNS
 from pipeline.core.errors import ConfigError
+from pipeline.models.providers import build_model, published
 from pipeline.models.saved import read_description
-from stages import distill, evaluate
+from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.pages import blocks_of
 from tests.support.paths import ROOT
 
-NETWORK = """
+STAGES = {
+    "precompute": precompute,
+    "teach": teach,
+    "distill": distill,
+    "evaluate": evaluate,
+    "report": report,
+}
+FAMILIES_OF_USERS = {"method": METHODS, "model": MODELS, "source": SOURCES}
+OPTIONS = {
+    "method": "squared_error",
+    "student": "three_layers",
+    "teacher": "three_layers",
+    "black_box": "three_layers",
+    "data": "stripes",
+}
+EPOCH = ["trainer.epochs=1", "trainer.batch_size=8"]
+READERS = {"method": "distill", "student": "distill", "teacher": "precompute", "black_box": "teach"}
+TIMM_NETWORK = """
+import timm
+from torch import nn
 
-from pipeline.config.models import MODELS, CifarModelConfig
 
-
-@dataclass(frozen=True, kw_only=True)
-class NarrowConfig(CifarModelConfig):
-    kind: Literal["narrow"] = "narrow"
-    width: int = 4
-
-
-MODELS["narrow"] = NarrowConfig
+@timm.models.register_model
+def permafrost_test_network(pretrained=False, **options):
+    network = timm.create_model("test_resnet", **options)
+    network.default_cfg = network.pretrained_cfg = {}
+    return network
 """
+
+
+def modules_of_the_page():
+    """The two modules of the page, by the name under which their options find them."""
+    losses, members = blocks_of(ROOT / "docs" / "howto" / "plug-ins.md", "python")
+    return {"my_losses": losses.code, "my_members": members.code}
 
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """Module my_losses of the page, with a network, in a folder of the import path; it is forgotten after the test."""
-    (block,) = blocks_of(ROOT / "docs" / "howto" / "plug-ins.md", "python")
-    (tmp_path / "my_losses.py").write_text(block.code + NETWORK)
+    """Modules of the page in a folder of the import path, loaded; they are forgotten after the test."""
+    modules = modules_of_the_page()
+    for name, code in modules.items():
+        (tmp_path / f"{name}.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PERMAFROST_PLUGINS", "my_losses")
-    before = dict(METHODS), dict(MODELS)
-    yield
-    for family, members in zip((METHODS, MODELS), before, strict=True):
-        family.clear()
-        family.update(members)
-    sys.modules.pop("my_losses", None)
-
-
-def test_a_method_and_a_network_of_a_plugin_are_options_like_any_other(plugin, frozen):
+    monkeypatch.setenv("PERMAFROST_PLUGINS", ",".join(modules))
+    before = {name: dict(members) for name, members in FAMILIES_OF_USERS.items()}
     load_plugins()
-    words = [f"store.path={frozen.store.path}", "run=plugged"]
-    config = build_verb_config(
-        "distill",
-        compose(
-            "distill",
-            [
-                *(*words, "method=squared_error", "method.scale=0.5", "student=narrow"),
-                *("student.name=resnet8", "trainer.epochs=1", "trainer.batch_size=8"),
-            ],
-        ),
-    )
+    yield
+    for name, members in FAMILIES_OF_USERS.items():
+        members.clear()
+        members.update(before[name])
+    for name in modules:
+        sys.modules.pop(name, None)
 
-    distill.run(config)
-    results = evaluate.run(
-        build_verb_config("evaluate", compose("evaluate", [*words, "evaluate.splits=[test]"]))
-    )
 
-    assert config.method.scale == 0.5
-    assert 0 <= results.splits["test"]["accuracy"] <= 1
-    assert read_description(RUNS / "plugged" / "distill").config.kind == "narrow"
+def run_stage(verb, *words):
+    return STAGES[verb].run(build_verb_config(verb, compose(verb, words)))
+
+
+@pytest.mark.parametrize(("option", "kind"), OPTIONS.items())
+def test_every_option_knows_the_members_of_plugins(plugin, option, kind):
+    verb = READERS.get(option, "precompute")
+
+    shown = describe_verb(verb, compose(verb, [f"{option}={kind}"]))
+
+    assert f"{option}.kind={kind}" in shown
+    with pytest.raises(ConfigError, match=rf"{option}=no_such does not exist; .*{kind}"):
+        compose(verb, [f"{option}=no_such"])
+
+
+def test_members_of_plugins_go_through_all_stages(plugin):
+    words = ["store.path=store", "run=plugged"]
+    teacher = ["teacher=three_layers", "teacher.width=4"]
+    weights = "runs/plugged/teach/model.safetensors"
+    taught = [f"teaching.{word}" for word in EPOCH]
+    arms = "arms={mine: [method=squared_error, method.scale=0.5], e2kd: [method=e2kd]}"
+    sweep_words = [
+        *(*words, *EPOCH, "student=three_layers", "student.width=4", "seeds=[0]", arms),
+        *("evaluate.splits=[test]", "evaluate.num_pictures=2", "executor=serial"),
+    ]
+
+    packed = run_stage("precompute", *words, "data=stripes", "teacher=none", "executor=serial")
+    run_stage("teach", *words, *teacher, *taught, "evaluate.splits=[test]")
+    run_stage("precompute", *words, *teacher, f"teacher.weights={weights}", "executor=serial")
+    swept = sweep.run(build_verb_config("sweep", compose("sweep", sweep_words)), sweep_words)
+    judged = run_stage(
+        *("evaluate", *words, *teacher, f"teacher.weights={weights}", "model=teacher"),
+        *("evaluate.splits=[test]", "evaluators=[accuracy,localization]"),
+    )
+    run_stage("report", *words)
+
+    assert packed.packed_records == 96
+    assert swept.finished_now == 2
+    assert 0 <= judged.splits["test"]["accuracy"] <= 1
+    for row in json.loads((RUNS / "plugged" / "sweep.json").read_text())["runs"]:
+        assert read_description(RUNS / row["run"] / "distill").config.kind == "three_layers"
+    page = (RUNS / "plugged" / "report.html").read_text()
+    assert "three_layers" in page
+    assert "squared_error" in page
+
+
+def test_superfeatures_are_found_in_a_network_of_a_plugin(plugin):
+    words = ["store.path=store", "run=grouped", "evaluate.splits=[test]"]
+    epoch = ["teaching.trainer.epochs=1", "teaching.trainer.batch_size=8"]
+    run_stage("precompute", *words[:2], "data=stripes", "teacher=none", "executor=serial")
+    black_box = ["black_box=three_layers", "black_box.width=4", "black_box.weights=random"]
+    additive = ["teacher=additive", "teacher.name=mlp", "teacher.superfeatures=2"]
+    search = ["teaching=ked", "teaching.levels=2", "teaching.records=32", "teaching.max_records=32"]
+
+    run_stage("teach", *words, *epoch, *black_box, *additive, "teacher.input_size=16", *search)
+
+    assert read_description(RUNS / "grouped" / "teach").config.kind == "additive"
 
 
 def test_a_network_whose_plugin_is_not_named_is_an_error_that_says_so(plugin, frozen):
-    test_a_method_and_a_network_of_a_plugin_are_options_like_any_other(plugin, frozen)
-    del MODELS["narrow"]
+    words = [f"store.path={frozen.store.path}", "run=plugged", "method=labels"]
+    run_stage("distill", *words, "student=three_layers", *EPOCH)
+    del MODELS["three_layers"]
 
-    with pytest.raises(ConfigError, match=r"kind narrow.*PERMAFROST_PLUGINS"):
+    with pytest.raises(ConfigError, match=r"kind three_layers.*PERMAFROST_PLUGINS"):
         read_description(RUNS / "plugged" / "distill")
+
+
+def test_a_network_registered_with_timm_needs_no_published_weights(tmp_path, monkeypatch):
+    (tmp_path / "my_timm_networks.py").write_text(TIMM_NETWORK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PERMAFROST_PLUGINS", "my_timm_networks")
+    load_plugins()
+    config = TimmModelConfig(name="permafrost_test_network", mean=(0.5,) * 3, std=(0.5,) * 3)
+
+    model = build_model(config, 10)
+
+    assert published(config) is None
+    assert model(torch.rand(2, 3, 32, 32)).logits.shape == (2, 10)
+    with pytest.raises(ConfigError, match="has no default mean and std"):
+        build_model(replace(config, mean=None, std=None), 10)
+    with pytest.raises(ConfigError, match="timm has no weights of permafrost_test_network"):
+        build_model(replace(config, weights="pretrained"), 10)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_members_of_plugins_run_on_ray_from_a_folder_outside(tmp_path):
+    modules = modules_of_the_page()
+    for name, code in modules.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    own = {**os.environ, "PYTHONPATH": path, "PERMAFROST_PLUGINS": ",".join(modules)}
+    words = ["store.path=store", "run=plugged"]
+    teacher = ["teacher=three_layers", "teacher.weights=random"]
+    epoch = ["trainer.epochs=1", "trainer.batch_size=8", "seeds=[0,1]"]
+    arms = "arms={mine: [method=squared_error], e2kd: [method=e2kd]}"
+
+    def command(verb, *more):
+        subprocess.run(
+            [sys.executable, "-m", f"stages.{verb}", *words, *more],
+            cwd=tmp_path,
+            env=own,
+            check=True,
+            timeout=240,
+        )
+
+    command("precompute", "data=stripes", *teacher, "executor=ray")
+    command("sweep", "student=three_layers", *epoch, "evaluate.splits=[test]", arms, "executor=ray")
+    command("report")
+
+    assert len(json.loads((tmp_path / "runs/plugged/sweep.json").read_text())["runs"]) == 4
+    assert (tmp_path / "runs/plugged/report.html").is_file()
 
 
 def test_a_plugin_that_cannot_be_imported_is_named(monkeypatch):
