@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -101,7 +102,7 @@ def _run_words(
     _check_network_words(verb, words, composed, config)
     if "run" in composed and verb in ("estimate", "precompute", "sweep", "report"):
         save_config(RUNS / composed["run"] / f"{verb}.yaml", sections(verb, composed))
-    _print_result(run(config), time.monotonic() - started)
+    _print_result(run(config), time.monotonic() - started, words)
 
 
 def _check_live_words(verb: str, words: Sequence[str], composed: dict[str, Any]) -> None:
@@ -147,16 +148,29 @@ def _help(verb: str, doc: str, words: Sequence[str] = ()) -> str:
     )
 
 
-def _print_result(result: Any, seconds: float | None = None) -> None:
-    """Print a line per value of the result, then the time, if it was measured, and the next command."""
+def _print_result(result: Any, seconds: float | None = None, words: Sequence[str] = ()) -> None:
+    """Print a line per value of the result, then the time, if it was measured, and the next command.
+
+    words  of this command; the next one is of the same experiment
+    """
     if not is_dataclass(result) or isinstance(result, type):
         return
     values = result.printed() if hasattr(result, "printed") else asdict(result)
-    after = values.pop("next", "")
+    after = _in_experiment(values.pop("next", ""), words)
     values["seconds"] = "" if seconds is None else f"{seconds:.1f}"
     for name, value in {**values, "next": after}.items():
         if value not in ("", {}):
             print(f"{name}: {_in_line(value) if isinstance(value, dict) else value}")
+
+
+def _in_experiment(command: str, words: Sequence[str]) -> str:
+    """Return the next command, with the options of the experiment of this one if there is one."""
+    experiment = [word for word in words if word.startswith("experiment=")]
+    if not experiment or not command.startswith("permafrost "):
+        return command
+    own = [word for word in words if word.startswith(("run=", "store.path="))]
+    teacher = [word for word in shlex.split(command) if word.startswith("store.teacher=")]
+    return shlex.join([*command.split()[:2], *experiment, *own, *teacher])
 
 
 def _in_line(values: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +62,9 @@ class PrecomputeResult:
     """Number of forward passes, where a record counts once for each of its views."""
     passes: str = ""
     """Names of the passes that this call finished or found finished, and their bytes per record."""
+    teacher_accuracy: dict[str, float] = field(default_factory=dict)
+    """Accuracy of the teacher by split, if this call ran it on labeled records of its classes. A value far below what
+    is known of the teacher shows wrong labels, options, normalization or frames."""
     records_per_second: str = ""
     next: str = ""
 
@@ -72,8 +75,8 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
     _check_has_records(config, path)
     started = time.monotonic()
     with lock_folder(path):
-        packed = annotated = 0
-        passes: list[str] = []
+        packed = 0
+        made = None
         with Executors(config.executor, config.cluster) as executors:
             digest = (
                 None
@@ -89,9 +92,10 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
                 from pipeline.annotation.teacher_pass import annotate_passes  # imports torch
 
                 store = Store(path)
-                annotated, passes = annotate_passes(
+                made = annotate_passes(
                     resolve_precompute(config, store), store, executors.open(records)
                 )
+    annotated = 0 if made is None else made.forward_passes
     done = packed + annotated
     finished = Store(config.store.path)  # with its path as it was typed
     if packed:
@@ -101,11 +105,12 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
         frame=_frame(finished),
         packed_records=packed,
         teacher_records=annotated,
-        passes=", ".join(passes),
+        passes="" if made is None else ", ".join(made.passes),
+        teacher_accuracy={} if made is None else made.accuracy,
         records_per_second=f"{done / (time.monotonic() - started):,.0f}" if done else "",
-        next=distill_command(finished, "my-student")
-        if passes
-        else teach_command(finished, "my-teacher"),
+        next=teach_command(finished, "my-teacher")
+        if made is None
+        else distill_command(finished, "my-student", made.canonical),
     )
 
 

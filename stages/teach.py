@@ -32,7 +32,8 @@ from pipeline.config.runs import CHECKPOINT_NAME, CONTINUED, open_run, to_plain_
 from pipeline.core.files import write_atomically
 from pipeline.core.progress import show_epochs
 from pipeline.models.resolve import resolve_teach
-from pipeline.models.saved import MODEL_NAME, is_finished
+from pipeline.models.saved import is_finished
+from pipeline.models.trained_weights import MODEL_NAME
 from pipeline.store.reader import Store
 from pipeline.training.teach_job import Teaching, check_splits, fingerprint_inputs
 

@@ -22,7 +22,7 @@ from pipeline.loading.geometry import CENTER_CROP_FRACTION, center_crop, warp
 from pipeline.loading.jpeg_decoding import decode_images, require_decoder
 from pipeline.models.explainers.explain import forward_to_explain, pass_precision
 from pipeline.models.output import Intermediates, ModelOutput
-from pipeline.models.providers import build_model, freeze, teacher_input_size
+from pipeline.models.providers import build_model, freeze, teacher_input_size, with_preprocessing
 from pipeline.store.frames import FrameBatch
 
 
@@ -53,7 +53,11 @@ class TeacherAnnotator:
         """
         self.config = config
         self.precision: torch.dtype = getattr(torch, pass_precision(config, explainer))
-        self.frame = teacher.frame
+        teacher = with_preprocessing(teacher, num_classes)
+        self.crop_fraction = None
+        if teacher.frame == "center_crop":
+            self.crop_fraction = teacher.crop_fraction or CENTER_CROP_FRACTION
+        self.interpolation = teacher.interpolation or "bilinear"
         side = teacher_input_size(teacher)
         self.input_size = frame_size if side is None else (side, side)
         self.is_table = isinstance(teacher, AdditiveModelConfig) and teacher.columns is not None
@@ -161,13 +165,18 @@ class TeacherAnnotator:
         frames = self._frames(batch)
         if self.is_table:
             return frames
-        if self.frame == "center_crop":
-            crops = center_crop(batch.heights, batch.widths, CENTER_CROP_FRACTION)
-            return warp(frames, crops.to(self.device), self.input_size) / 255
-        if frames.shape[-2:] == self.input_size:
+        if self.crop_fraction is None and frames.shape[-2:] == self.input_size:
             return frames.float() / 255
-        whole = torch.eye(3, device=self.device).expand(len(frames), 3, 3)
-        return warp(frames, whole, self.input_size) / 255
+        if self.crop_fraction is None:
+            canonical_from_input = torch.eye(3).expand(len(frames), 3, 3)
+        else:
+            canonical_from_input = center_crop(batch.heights, batch.widths, self.crop_fraction)
+        inputs = warp(
+            frames, canonical_from_input.to(self.device), self.input_size, self.interpolation
+        )
+        if self.interpolation == "bicubic":  # which overshoots
+            inputs = inputs.clamp(0, 255)
+        return inputs / 255
 
     def _frames(self, batch: FrameBatch) -> Tensor:
         """Frames u8 [n, 3, H, W], or rows of a table, on the teacher's device.
@@ -183,8 +192,8 @@ class TeacherAnnotator:
         return frames.contiguous()
 
     def _placement(self) -> dict[str, Any]:
-        cropped = self.frame == "center_crop"
-        return {"frame": self.frame, "crop_fraction": CENTER_CROP_FRACTION if cropped else None}
+        frame = "full" if self.crop_fraction is None else "center_crop"
+        return {"frame": frame, "crop_fraction": self.crop_fraction}
 
     @torch.no_grad()
     def _forward(self, inputs: Tensor) -> ModelOutput:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ from pipeline.config.explainers import ExplainerConfig
 from pipeline.config.models import ModelConfig
 from pipeline.config.store import PassOptions
 from pipeline.core.files import sha256_keys
+from pipeline.core.records import NO_LABEL
 from pipeline.core.tasks import ShardResult
 from pipeline.store.fields import PassFields
 from pipeline.store.frames import FrameBatch, ShardFrames
@@ -95,7 +96,14 @@ class AnnotateShard:
                     "constant_logits": constant_logits(values["logits"]),
                 },
             )
-        return ShardResult(name=shard.name, records=len(keys), seconds=time.monotonic() - started)
+        labeled, correct = count_correct(self._store, shard, values["logits"])
+        return ShardResult(
+            name=shard.name,
+            records=len(keys),
+            seconds=time.monotonic() - started,
+            labeled=labeled,
+            correct=correct,
+        )
 
     def _batches(self, shard: ShardEntry) -> Iterator[FrameBatch]:
         """Iterate over the shard's frames in batches at fixed positions, decoded ahead of the teacher."""
@@ -145,6 +153,28 @@ class AnnotateShard:
         return TeacherAnnotator(
             self.teacher, self.num_classes, self.explainer, self.config, self._store.size
         )
+
+
+class Correct(NamedTuple):
+    """Number of labeled records, and of those of them whose largest logit is that of their label."""
+
+    labeled: int
+    correct: int
+
+
+def count_correct(store: Store, shard: ShardEntry, logits: NDArray[np.generic]) -> Correct:
+    """Count the labeled records of a shard, and those of them whose largest logit is that of their label.
+
+    logits  as stored, [n, V, K]
+    Returns zeros for stored views, several labels per record, and classes that are not those of the store.
+    """
+    rows = store.rows_of_shard(store.shards.number_of(shard.name))
+    if logits.shape != (len(rows), 1, len(store.manifest.classes)) or store.index.has_many_labels:
+        return Correct(0, 0)
+    labels = store.index.values("label", rows)
+    labeled = labels != NO_LABEL
+    correct = labeled & (logits[:, 0].argmax(axis=1) == labels)
+    return Correct(int(labeled.sum()), int(correct.sum()))
 
 
 def constant_logits(logits: NDArray[np.generic]) -> str | None:

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from pipeline.annotation.annotator import TeacherAnnotator
 from pipeline.annotation.fingerprint import describe_pass, fingerprint_pass
-from pipeline.annotation.shard_tasks import AnnotateShard
+from pipeline.annotation.shard_tasks import AnnotateShard, Correct, count_correct
 from pipeline.annotation.stored_views import StoredViews, plan_stored_views
 from pipeline.config.explainers import ExplainerConfig
 from pipeline.config.models import ModelConfig, NoModelConfig
 from pipeline.config.runs import RUNS, save_cost
 from pipeline.config.verbs import PrecomputeConfig
 from pipeline.config.version import __version__
-from pipeline.core.errors import shorten
 from pipeline.core.files import SHORT, remove_partial_files
-from pipeline.core.tasks import MapShards, run_shards
+from pipeline.core.tasks import MapShards, ShardResult, ShardTask, run_shards
 from pipeline.models.additive.network import network_partition
 from pipeline.models.additive.partition import Partition
 from pipeline.models.explainers.classes import resolve_explainer
 from pipeline.models.explainers.explain import pass_precision
 from pipeline.models.fingerprint import describe_teacher
 from pipeline.models.providers import build_model
-from pipeline.models.saved import DESCRIPTION_NAME
+from pipeline.models.trained_weights import check_weights
 from pipeline.sources.keys import escape_key
 from pipeline.store.backends import BACKENDS
 from pipeline.store.manifest import TEACHERS_FOLDER
@@ -81,21 +80,30 @@ class PassPlan:
         return max(map(len, rows))
 
 
-def annotate_passes(
-    config: PrecomputeConfig, store: Store, map_shards: MapShards
-) -> tuple[int, list[str]]:
-    """Finish and publish the canonical pass and, if `views=` requests one, the pass of stored views.
+class Annotation(NamedTuple):
+    """Work of a call of `annotate_passes`."""
 
-    Returns the number of forward passes of this call, where a record counts once for each of its views, and the names
-    of the passes with their bytes per record.
-    """
+    forward_passes: int
+    """Number of records, each counted once for each of its views."""
+    canonical: str
+    """Name of the canonical pass."""
+    passes: list[str]
+    """Names of all passes of this call with their bytes per record."""
+    accuracy: dict[str, float]
+    """Top-1 accuracy of the teacher by split, in [0, 1]; empty if this call computed nothing, if records have several
+    labels or none, and if the teacher's classes are not those of the store."""
+
+
+def annotate_passes(config: PrecomputeConfig, store: Store, map_shards: MapShards) -> Annotation:
+    """Finish and publish the canonical pass and, if `views=` requests one, the pass of stored views."""
     plans = [plan_pass(config, store)]
-    annotated = annotate_pass(plans[0], config, map_shards)
+    annotated, accuracy = annotate_pass(plans[0], config, map_shards)
     if config.views.kind != "canonical":
         views = plan_stored_views(store, config.views, config.augment, config.split, config.subset)
         plans.append(plan_pass(config, store, views))
-        annotated += annotate_pass(plans[1], config, map_shards)
-    return annotated, [plan.summary() for plan in plans]
+        annotated += annotate_pass(plans[1], config, map_shards)[0]
+    names = [plan.summary() for plan in plans]
+    return Annotation(annotated, plans[0].folder.name, names, accuracy)
 
 
 def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None = None) -> PassPlan:
@@ -103,7 +111,7 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
     assert not isinstance(config.teacher, NoModelConfig)
     num_classes = len(store.manifest.classes)
     explainer = resolve_explainer(config.explainer, store, config.teacher.classes or num_classes)
-    _warn_of_other_classes(config.teacher, store)
+    check_weights(config.teacher, "teacher", store.manifest.classes)
     description = describe_pass(
         store.manifest,
         describe_teacher(
@@ -138,11 +146,17 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
     )
 
 
-def annotate_pass(plan: PassPlan, config: PrecomputeConfig, map_shards: MapShards) -> int:
-    """Write the missing shards of a pass, publish it, and return the number of forward passes of this call."""
+def annotate_pass(
+    plan: PassPlan, config: PrecomputeConfig, map_shards: MapShards
+) -> tuple[int, dict[str, float]]:
+    """Write the missing shards of a pass, and publish it.
+
+    Returns the number of forward passes of this call, and the teacher's accuracy by split; without any work, and for
+    records that it cannot be computed on, (0, {}).
+    """
     if not plan.missing and not needs_publishing(plan.folder):
         logger.info("%s is complete", plan.folder)
-        return 0
+        return 0, {}
     # The driver builds the network once for the names and shapes of its fields. Each actor builds its own.
     specs = TeacherAnnotator(
         plan.teacher, plan.num_classes, plan.explainer, config.annotate, plan.store.size
@@ -173,7 +187,14 @@ def annotate_pass(plan: PassPlan, config: PrecomputeConfig, map_shards: MapShard
         decode_threads=config.cluster.decode_threads,
         views=plan.views,
     )
-    annotated, seconds = run_shards("teacher", map_shards, task, plan.missing)
+    counts: dict[str, Correct] = {}
+
+    def map_and_count(task: ShardTask, shards: Sequence[ShardEntry]) -> Iterator[ShardResult]:
+        for result in map_shards(task, shards):
+            counts[result.name] = Correct(result.labeled, result.correct)
+            yield result
+
+    annotated, seconds = run_shards("teacher", map_and_count, task, plan.missing)
     save_cost(RUNS / config.run / "precompute", seconds, annotated)
     publish_pass(
         plan.folder,
@@ -184,7 +205,27 @@ def annotate_pass(plan: PassPlan, config: PrecomputeConfig, map_shards: MapShard
         shared_files,
         _made_with(plan.teacher),
     )
-    return annotated * plan.num_views
+    return annotated * plan.num_views, _accuracy(plan, counts)
+
+
+def _accuracy(plan: PassPlan, counts: Mapping[str, Correct]) -> dict[str, float]:
+    """Compute the teacher's accuracy by split, empty for stored views and for classes of its own.
+
+    counts  of the shards of this call, by name; those of an earlier call are counted here
+    """
+    if plan.views is not None:
+        return {}
+    made = plan.store.open_pass(plan.folder.name)
+    sums: dict[str, Correct] = {}
+    for shard in plan.shards:
+        found = counts.get(shard.name)
+        if found is None:
+            rows = np.arange(shard.records)
+            logits = made.open_shard(shard, ("logits",))["logits"][rows, np.zeros_like(rows)]
+            found = count_correct(plan.store, shard, logits[:, None])
+        before = sums.get(shard.split, Correct(0, 0))
+        sums[shard.split] = Correct(*map(sum, zip(before, found, strict=True)))
+    return {split: c.correct / c.labeled for split, c in sums.items() if c.labeled}
 
 
 def _precision(config: PrecomputeConfig, explainer: ExplainerConfig) -> str:
@@ -199,21 +240,6 @@ def _precision(config: PrecomputeConfig, explainer: ExplainerConfig) -> str:
             precision,
         )
     return precision
-
-
-def _warn_of_other_classes(teacher: ModelConfig, store: Store) -> None:
-    """Log a warning if the weights are those of a network that was trained here on other classes."""
-    path = Path(str(teacher.weights)).parent / DESCRIPTION_NAME
-    if teacher.classes is not None or not path.is_file():
-        return
-    classes = json.loads(path.read_text()).get("classes") or list(store.manifest.classes)
-    if tuple(classes) != store.manifest.classes:
-        logger.warning(
-            "the teacher was trained on the classes %s, but the store has %s; output k is taken for the k-th class of "
-            "the store",
-            shorten(classes, 5),
-            shorten(store.manifest.classes, 5),
-        )
 
 
 def _made_with(teacher: ModelConfig) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pipeline.config.cluster import (
 from pipeline.config.evaluation import Frame
 from pipeline.config.explainers import ExplainerConfig, GradCamConfig
 from pipeline.config.methods import MethodConfig, MethodSetting, Mode, SoftTargetsConfig
-from pipeline.config.models import ModelConfig, NoModelConfig
+from pipeline.config.models import ModelConfig, NoModelConfig, whole_frame
 from pipeline.config.options import Options, Role
 from pipeline.config.store import StoreOptions, SubsetOptions
 from pipeline.config.training import (
@@ -131,6 +131,7 @@ class DistillConfig(Options):
                 object.__setattr__(self, "store", replace(self.store, teacher=()))
             self._check_live()
         self._check_pixels()
+        object.__setattr__(self, "student", whole_frame(self.student))
         require(
             self.student.frame == "full",
             "student.frame=center_crop is an option of teachers; a student's views are augment.operations",
@@ -158,6 +159,7 @@ class DistillConfig(Options):
             self.teacher.kind != "none",
             "mode=live needs the teacher network: name it with teacher= and teacher.weights=, as for precompute",
         )
+        object.__setattr__(self, "teacher", whole_frame(self.teacher))
         if self.teacher.kind != "none":
             require(
                 self.teacher.frame == "full",

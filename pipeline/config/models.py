@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from pipeline.config.options import Options, Role
 from pipeline.core.errors import ConfigError, require
@@ -33,6 +33,8 @@ class NoModelConfig(Options):
 class ModelConfig(Options):
     """Options that all networks share."""
 
+    removed: ClassVar[dict[str, Any]] = {"frame": "full"}  # of runs that are older than frame=auto
+
     kind: str = ""
     name: str = ""
     """Name of the network."""
@@ -52,12 +54,23 @@ class ModelConfig(Options):
     input_size: Annotated[int | None, Ge(8)] = None
     """Side in pixels of a teacher's input (a student's is augment.size). null takes the provider's value for
     its published weights, and the store's frame otherwise."""
-    frame: Literal["full", "center_crop"] = "full"
-    """Part of the canonical frame that a teacher receives. full: all of it, resized. center_crop: the standard
-    crop of 7/8 of the shorter side in the original's proportions."""
+    frame: Annotated[Literal["auto", "center_crop", "full"], Role.OMITTED_AT_DEFAULT] = "auto"
+    """Part of the canonical frame that a teacher receives. full: all of it, resized to a square. center_crop: a
+    square in the middle, in the original's proportions. auto: the provider's own preprocessing (input size, crop,
+    interpolation) for its published weights, and for a file with as many classes as these that no run has
+    trained; full otherwise, for stored views and for a live teacher."""
+    crop_fraction: Annotated[float | None, Gt(0), Le(1), Role.OMITTED_AT_DEFAULT] = None
+    """Side of the center crop as a fraction of the shorter side; null is the provider's with frame=auto, and 7/8
+    with frame=center_crop."""
+    interpolation: Annotated[Literal["bilinear", "bicubic"] | None, Role.OMITTED_AT_DEFAULT] = None
+    """Interpolation of a teacher's input; null is the provider's with frame=auto, and bilinear otherwise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(
+            self.crop_fraction is None or self.frame != "full",
+            f"crop_fraction={self.crop_fraction} is an option of frame=center_crop; leave it at null",
+        )
         require(
             self.sha256 is None or re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256) is not None,
             f"sha256 must be 64 hexadecimal digits or null, got {self.sha256!r}",
@@ -375,6 +388,16 @@ class AdditiveModelConfig(ModelConfig):
             mean=self.mean,
             std=self.std,
         )
+
+
+AnyModelConfig = TypeVar("AnyModelConfig", bound="ModelConfig | NoModelConfig")
+
+
+def whole_frame(config: AnyModelConfig) -> AnyModelConfig:
+    """Return the options of a network that receives whole frames, so that frame=auto means full."""
+    if isinstance(config, NoModelConfig) or config.frame != "auto":
+        return config
+    return replace(config, frame="full")
 
 
 MODELS: dict[str, type[ModelConfig]] = {

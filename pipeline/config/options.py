@@ -78,8 +78,8 @@ class Options:
     minimal: ClassVar[tuple[str, ...]] = ()
     """Overrides required by a member of a family, such as data.path=folder."""
     removed: ClassVar[dict[str, Any]] = {}
-    """Options that no longer exist, each with the value at which results are still the same. A run's identity keeps
-    them, so that older runs are recognized."""
+    """Options that no longer exist, or that are newer than their present default, each with the value at which results
+    are still the same. A run's identity keeps them, so that older runs are recognized."""
 
     def __post_init__(self) -> None:
         prefix = f"{self.section}." if self.section else ""

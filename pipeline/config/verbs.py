@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 from annotated_types import Ge
 
@@ -24,7 +24,13 @@ from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.explainers import EXPLAINERS, ExplainerConfig, GradCamConfig
 from pipeline.config.file_data import DataConfig, NoDataConfig
 from pipeline.config.methods import METHODS, MethodConfig, Mode
-from pipeline.config.models import MODELS, AdditiveModelConfig, ModelConfig, NoModelConfig
+from pipeline.config.models import (
+    MODELS,
+    AdditiveModelConfig,
+    ModelConfig,
+    NoModelConfig,
+    whole_frame,
+)
 from pipeline.config.options import Option, Options, Role
 from pipeline.config.report import ReportOptions
 from pipeline.config.store import PassOptions, StoreOptions, SubsetOptions
@@ -67,9 +73,11 @@ class PrecomputeConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.views.kind == "canonical" or self.teacher.frame == "full",
+            self.views.kind == "canonical" or self.teacher.frame != "center_crop",
             f"views={self.views.kind} are views of the whole frame: set teacher.frame=full",
         )
+        if self.views.kind != "canonical":
+            object.__setattr__(self, "teacher", whole_frame(self.teacher))
         require(
             self.views.kind != "random" or len(self.augment.operations) > 0,
             "views=random draws from augment.operations, which is empty: set augment=",
@@ -114,6 +122,8 @@ class TeachConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "teacher", whole_frame(self.teacher))
+        object.__setattr__(self, "black_box", whole_frame(self.black_box))
         require(
             not isinstance(self.teaching, KEDTeachingConfig)
             or isinstance(self.teacher, AdditiveModelConfig),
@@ -241,6 +251,7 @@ class EvaluateConfig(EvaluationRun):
             object.__setattr__(self, "teacher", NoModelConfig())
         if self.model != "network":
             object.__setattr__(self, "student", NoModelConfig())
+        object.__setattr__(self, "student", whole_frame(self.student))
 
     @property
     def requested_evaluators(self) -> tuple[str, ...]:
@@ -335,11 +346,15 @@ class RenderConfig(Options):
     """File to write; null prints the manifest."""
 
 
+def _or_none(members: Mapping[str, Any], none: type[Options]) -> Mapping[str, type[Options]]:
+    """Return a view of a family with the member `none`. It is not a copy, because plug-ins add members later."""
+    return ChainMap(cast("dict[str, type[Options]]", members), {"none": none})
+
+
 FAMILIES: dict[str, Mapping[str, type[Options]]] = {
-    # Plug-ins add members later, so these are views of the dictionaries and not copies.
-    "data": ChainMap(SOURCES, {"none": NoDataConfig}),
-    "teacher": ChainMap(MODELS, {"none": NoModelConfig}),
-    "black_box": ChainMap(MODELS, {"none": NoModelConfig}),
+    "data": _or_none(SOURCES, NoDataConfig),
+    "teacher": _or_none(MODELS, NoModelConfig),
+    "black_box": _or_none(MODELS, NoModelConfig),
     "student": MODELS,
     "explainer": EXPLAINERS,
     "views": VIEWS,

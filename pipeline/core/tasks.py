@@ -40,6 +40,10 @@ class ShardResult:
     name: str
     records: int
     seconds: float
+    labeled: int = 0
+    """Records with a label of the teacher's classes."""
+    correct: int = 0
+    """Labeled records whose largest logit is that of their label."""
 
 
 def run_shards(

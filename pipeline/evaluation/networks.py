@@ -15,8 +15,14 @@ from pipeline.core.files import sha256_file, sha256_json
 from pipeline.evaluation.forward import EvaluatedModel
 from pipeline.models.devices import resolve_device
 from pipeline.models.fingerprint import describe_teacher
-from pipeline.models.providers import build_model, freeze, teacher_input_size
-from pipeline.models.saved import MODEL_NAME, is_finished, load_model
+from pipeline.models.providers import (
+    build_model,
+    freeze,
+    teacher_input_size,
+    with_preprocessing,
+)
+from pipeline.models.saved import is_finished, load_model
+from pipeline.models.trained_weights import MODEL_NAME
 from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store, TeacherPass
 from pipeline.store.run_passes import first_made_pass
@@ -87,7 +93,7 @@ class Networks:
 
 def build_teacher(teacher: ModelConfig, store: Store, device: str) -> EvaluatedModel:
     """Build a teacher as an evaluated model, frozen, at its input size."""
-    side = teacher_input_size(teacher)
+    side = teacher_input_size(with_preprocessing(teacher, len(store.manifest.classes)))
     model = freeze(build_model(teacher, len(store.manifest.classes)))
     return EvaluatedModel(
         network=model.to(resolve_device("evaluate.device", device)),
@@ -101,6 +107,14 @@ def check_made_pass(teacher: ModelConfig, store: Store, passes: Sequence[Teacher
         return
     asked = describe_teacher(teacher, len(store.manifest.classes))
     made = passes[0].manifest.teacher
+    if teacher.frame == "auto":  # whatever it was for the pass
+        asked["frame"] = made["frame"]
+        named = [name for name in ("mean", "std") if name in asked["preprocessing"]]
+        if teacher.input_size is not None:
+            named.append("input_size")
+        asked["preprocessing"] = made["preprocessing"] | {
+            name: asked["preprocessing"][name] for name in named
+        }
     for name, value in asked.items():
         if name == "dtype":  # evaluators run in float32, independent of the pass
             continue

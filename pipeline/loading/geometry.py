@@ -12,6 +12,7 @@ comes last, because it does not commute with the zeros outside the frame.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,8 +48,13 @@ def fetch_points(source_from_view: Tensor, size: tuple[int, int]) -> tuple[Tenso
     return xs / ws, ys / ws
 
 
-def warp(source: Tensor, source_from_view: Tensor, size: tuple[int, int]) -> Tensor:
-    """Sample `source` bilinearly into views, where the part of a cell outside the source counts as 0.
+def warp(
+    source: Tensor,
+    source_from_view: Tensor,
+    size: tuple[int, int],
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+) -> Tensor:
+    """Sample `source` into views, where the part of a cell outside the source counts as 0.
 
     The same rule applies to images and maps: for crops it equals clamping at the border, for rotations zero fill.
 
@@ -62,7 +68,9 @@ def warp(source: Tensor, source_from_view: Tensor, size: tuple[int, int]) -> Ten
     source_from_view = source_from_view.to(source.dtype)
     x, y = fetch_points(source_from_view, size)
     grid = torch.stack([x, y], dim=-1)
-    fetched = F.grid_sample(source, grid, padding_mode="border", align_corners=False)
+    fetched = F.grid_sample(
+        source, grid, mode=interpolation, padding_mode="border", align_corners=False
+    )
     finer = max(1, _FINE_GRID // min(size))
     if finer > 1:
         x, y = fetch_points(source_from_view, (size[0] * finer, size[1] * finer))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,9 @@ class PretrainedInfo(NamedTuple):
     """True if the network takes images of one size only."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop_fraction: float | None = 0.875
+    """Side of the center crop as a fraction of the shorter side, None for the whole image as a square."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
 
 class Classifier(nn.Module, ABC):

@@ -12,6 +12,7 @@ from pipeline.config.runs import is_omitted
 from pipeline.config.store import JpegDecoder
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import sha256_file
+from pipeline.models.trained_weights import check_weights
 
 
 def describe_teacher(
@@ -33,6 +34,7 @@ def describe_teacher(
         name_weights,
         published,
         teacher_input_size,
+        with_preprocessing,
     )
 
     if config.weights is None:
@@ -58,7 +60,11 @@ def describe_teacher(
                 f"{section}.weights={path} does not exist; train the network with permafrost teach, or correct the path"
             )
         weights_sha256 = sha256_file(path)
-    elsewhere: tuple[str, ...] = ("classes", "mean", "std", "input_size", "frame")
+    check_weights(config, section)
+    config = with_preprocessing(config, num_classes)
+    elsewhere: tuple[str, ...] = (
+        *("classes", "mean", "std", "input_size", "frame", "crop_fraction", "interpolation"),
+    )
     if config.kind == "additive":  # the partition is part of its weights, independent of its origin
         elsewhere += ("partition_control", "partition_seed")
     options = {
@@ -69,7 +75,16 @@ def describe_teacher(
         and not is_omitted(option, getattr(config, option.name))
     }
     mean, std = model_normalization(config)
-    preprocessing = {"mean": mean, "std": std, "input_size": teacher_input_size(config)}
+    preprocessing = {
+        "mean": mean,
+        "std": std,
+        "input_size": teacher_input_size(config),
+        # Older manifests have the usual values only.
+        **(
+            {} if config.crop_fraction in (None, 0.875) else {"crop_fraction": config.crop_fraction}
+        ),
+        **({} if config.interpolation != "bicubic" else {"interpolation": "bicubic"}),
+    }
     if options.get("columns") is not None:  # for a table, the moments are part of the weights
         preprocessing = {}
     return {

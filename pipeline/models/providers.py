@@ -14,6 +14,7 @@ from pipeline.config.options import resolve_implementation
 from pipeline.core.errors import ConfigError
 from pipeline.core.seeds import derive_seed
 from pipeline.models.classifier import Classifier, PretrainedInfo, Provider
+from pipeline.models.trained_weights import trained_here
 from pipeline.models.weights import load_weights, require_digest
 
 RANDOM = "random"
@@ -84,6 +85,36 @@ def freeze(model: AnyModule) -> AnyModule:
 def published(config: ModelConfig) -> PretrainedInfo | None:
     """Return the facts about the provider's weights for this network, or None if it has none."""
     return provider_of(config).published(config)
+
+
+def with_preprocessing(config: AnyConfig, num_classes: int) -> AnyConfig:
+    """Return a teacher's options with frame=auto replaced by what it means: input size, crop and interpolation.
+
+    num_classes  number of outputs, unless the config sets `classes`
+    """
+    if config.frame != "auto":
+        return config
+    source = published(config) if _may_be_published(config) else None
+    if (
+        source is None
+        or source.crop_fraction is None
+        or not (is_published(config.weights) or source.classes == (config.classes or num_classes))
+    ):
+        return replace(config, frame="full", crop_fraction=None)
+    return replace(
+        config,
+        frame="center_crop",
+        input_size=config.input_size or source.input_size,
+        crop_fraction=config.crop_fraction or source.crop_fraction,
+        interpolation=config.interpolation or source.interpolation,
+    )
+
+
+def _may_be_published(config: ModelConfig) -> bool:
+    """Return whether the weights may be a provider's: published ones, or a file that no run has trained."""
+    if config.weights in (None, RANDOM):
+        return False
+    return is_published(config.weights) or not trained_here(config)
 
 
 def teacher_input_size(config: ModelConfig) -> int | None:

@@ -13,6 +13,7 @@ from pipeline.config.methods import METHODS
 from pipeline.config.models import AdditiveModelConfig, NoModelConfig, is_published
 from pipeline.config.store import PAYLOADS
 from pipeline.core.errors import require
+from pipeline.models.trained_weights import check_weights
 
 if TYPE_CHECKING:
     from pipeline.config.augment import AugmentOptions
@@ -86,6 +87,7 @@ def resolve_network(config: AnyModelConfig, store: Store, option: str) -> AnyMod
     """
     if isinstance(config, NoModelConfig):
         return config
+    check_weights(config, option)
     if is_published(config.weights):
         from pipeline.models.providers import name_weights
 
@@ -115,7 +117,7 @@ def resolve_network(config: AnyModelConfig, store: Store, option: str) -> AnyMod
         f"{option}.columns={config.columns}, but {_holds(store)}; set it to null",
     )
     require(
-        config.input_size is None and config.frame == "full",
+        config.input_size is None and config.frame != "center_crop",
         f"{option}.input_size={config.input_size} and {option}.frame={config.frame} are for images, but "
         f"{_holds(store)}; set them to null and full",
     )

@@ -13,22 +13,17 @@ from pipeline.config.runs import to_plain_dict
 from pipeline.config.store import JPEG_DECODERS, JpegDecoder, SubsetOptions
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_atomically
+from pipeline.models.trained_weights import (
+    DESCRIPTION_NAME,
+    FILES_OF_A_NETWORK,
+    MODEL_NAME,
+)
 
 if TYPE_CHECKING:
     from pipeline.config.models import ModelConfig
     from pipeline.models.classifier import Classifier
 
-_BESIDE = ("weights", "sha256", "partition")
-"""Options of a network that name files whose content is included in the trained weights."""
-
-
-MODEL_NAME = "model.safetensors"
-
-
 EXPORT_FOLDER = "export"
-
-
-DESCRIPTION_NAME = "model.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +114,8 @@ def read_description(folder: Path) -> TrainedModel:
         # The trained weights, with any partition, are next to the description, so the original files are not needed.
         config=build_config(
             MODELS[kind],
-            values["model"] | {name: None for name in _BESIDE if name in values["model"]},
+            values["model"]
+            | {name: None for name in FILES_OF_A_NETWORK if name in values["model"]},
             DESCRIPTION_NAME,
         ),
         num_classes=values["num_classes"],

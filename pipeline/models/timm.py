@@ -79,7 +79,7 @@ def published_timm(config: TimmModelConfig) -> PretrainedInfo | None:
         found = timm.get_pretrained_cfg(name)
         if found is None:
             return None
-        values = found.to_dict()
+        values = found.to_dict()  # type: ignore[no-untyped-call]
     return PretrainedInfo(
         name=values.get("tag") or name,
         classes=values["num_classes"],
@@ -87,6 +87,8 @@ def published_timm(config: TimmModelConfig) -> PretrainedInfo | None:
         fixed_size=values["fixed_input_size"],
         mean=tuple(values["mean"]),
         std=tuple(values["std"]),
+        crop_fraction=None if values.get("crop_mode") == "squash" else values["crop_pct"],
+        interpolation="bicubic" if values["interpolation"] == "bicubic" else "bilinear",
     )
 
 

@@ -69,6 +69,8 @@ def published_torchvision(config: TorchvisionModelConfig) -> PretrainedInfo:
         fixed_size=config.name.startswith(("vit_", "maxvit_")),
         mean=tuple(preset.mean),
         std=tuple(preset.std),
+        crop_fraction=preset.crop_size[0] / preset.resize_size[0],
+        interpolation="bicubic" if preset.interpolation.value == "bicubic" else "bilinear",
     )
 
 

@@ -14,7 +14,8 @@ from pipeline.config.verbs import ReportConfig
 from pipeline.evaluation.forward import EvaluatedModel, open_split
 from pipeline.evaluation.record_table import RECORDS_NAME, RECORDS_SCHEMA
 from pipeline.loading.dataset import StoreDataset
-from pipeline.models.saved import MODEL_NAME, load_model, read_description
+from pipeline.models.saved import load_model, read_description
+from pipeline.models.trained_weights import MODEL_NAME
 from pipeline.report.cases import Row
 from pipeline.report.evaluation import read_evaluation
 from pipeline.report.pictures import readable_classes

@@ -49,16 +49,18 @@ def teach_command(store: Store, run: str) -> str:
     return " ".join(["permafrost teach", *map(shlex.quote, words)])
 
 
-def distill_command(store: Store, run: str) -> str:
-    """Return a command that trains a student on the last pass of a store."""
+def distill_command(store: Store, run: str, teacher: str) -> str:
+    """Return a command that trains a student on a pass of a store.
+
+    teacher  name of the pass
+    """
     words = [f"store.path={store.path}", f"run={run}"]
     if store.is_table:
         words += ["method=kd", "student=additive", "student.name=mlp", "augment=none"]
     if store.manifest.multi_label:
         words.append("method.logits=mld")
-    folders = store.pass_folders()
-    if len(folders) > 1:
-        words.append(f"store.teacher={folders[-1].name}")
+    if len(store.pass_folders()) > 1:
+        words.append(f"store.teacher={teacher}")
     return " ".join(["permafrost distill", *map(shlex.quote, words)])
 
 

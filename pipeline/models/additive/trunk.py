@@ -25,6 +25,9 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.output import Stage, Superfeatures
 from pipeline.models.providers import provider_of, published
 
+_SIDE_OF_UNKNOWN = 224
+"""Side in pixels of the images on which a network without published weights is run once."""
+
 
 def build_trunk_network(config: AdditiveModelConfig, num_classes: int) -> AdditiveClassifier:
     """Build the network of name=trunk."""
@@ -125,8 +128,8 @@ def build_trunk(config: AdditiveModelConfig, num_classes: int) -> tuple[Classifi
         del trunk.linear
         return trunk, channels
     source = published(inner)
-    assert source is not None
-    return trunk, _remove_head(trunk, config.trunk, inner.input_size or source.input_size)
+    side = inner.input_size or (_SIDE_OF_UNKNOWN if source is None else source.input_size)
+    return trunk, _remove_head(trunk, config.trunk, side)
 
 
 def _remove_head(trunk: Classifier, name: str, side: int) -> int:
