@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge
 
 from pipeline.config.augment import AugmentOptions
 from pipeline.config.cluster import (
@@ -52,6 +54,18 @@ def check_epoch_selection(select: str | None, trained_split: str, subset: Subset
 
 
 @dataclass(frozen=True, kw_only=True)
+class CurveOptions(Options):
+    """Evaluations during the training, for curves over the epochs. They change nothing in the student."""
+
+    section: ClassVar[str] = "curve"
+
+    splits: tuple[str, ...] = ()
+    """Splits of the store on which accuracy and agreement are computed; empty computes none."""
+    every_epochs: Annotated[int, Ge(1)] = 1
+    """Epochs between two of them; the last epoch is always one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillConfig(Options):
     """Sections that `distill` reads: a store and no data, and a teacher only with mode=live."""
 
@@ -85,6 +99,8 @@ class DistillConfig(Options):
     and IoU are those of the defaults of evaluate."""
     select_frame: Annotated[Frame, Role.OMITTED_AT_DEFAULT] = "auto"
     """Part of an image on which select_epoch is computed, as evaluate.frame."""
+    curve: Annotated[CurveOptions, Role.OUTSIDE_IDENTITY] = field(default_factory=CurveOptions)
+    """Evaluations during the training."""
     seed: int = 0
     """Seed of the training: initial weights, order of the records and augmentation."""
     run: str = "untitled"

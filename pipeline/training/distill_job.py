@@ -54,6 +54,7 @@ class Distillation:
         from pipeline.losses.build import build_loss
         from pipeline.models.explainers.classes import resolve_explainer
         from pipeline.models.explainers.explain import DEFAULT_EXPLAINER
+        from pipeline.training.accuracy_curve import plan_curve
         from pipeline.training.epoch_selection import select_epochs
         from pipeline.training.spec import TrainingSpec
         from pipeline.training.superfeature_targets import compare_superfeatures
@@ -99,6 +100,7 @@ class Distillation:
             live_explainer=live_explainer,
             superfeatures=level,
             transforms=transforms,
+            after_epoch=plan_curve(config, self.folder, store, passes, num_classes),
             epoch_selection=select_epochs(config, self.folder, store, passes, num_classes),
         )
 

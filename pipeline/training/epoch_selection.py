@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.config.distillation import DistillConfig
 from pipeline.config.evaluation import EvaluateOptions
+from pipeline.config.store import JpegDecoder
 from pipeline.core.errors import ConfigError, require
 from pipeline.core.files import write_atomically
 from pipeline.evaluation.forward import EvaluatedModel, open_split, predict_records
@@ -143,6 +144,34 @@ def select_epochs(
         f"{', '.join(f.name for f in store.pass_folders()) or 'the passes (there are none)'} with store.teacher=, or "
         f"choose {split}.accuracy",
     )
+    evaluate = split_evaluator(
+        config,
+        store,
+        compared,
+        split,
+        num_classes,
+        jpeg_decoder_of(config, passes),
+        localize=metric not in _OF_LOGITS,
+    )
+    return EpochSelection(folder, config.select_epoch, evaluate)
+
+
+def split_evaluator(
+    config: DistillConfig,
+    store: Store,
+    compared: Sequence[TeacherPass],
+    split: str,
+    num_classes: int,
+    jpeg_decoder: JpegDecoder,
+    *,
+    localize: bool,
+) -> Callable[[Classifier], dict[str, Any]]:
+    """Return the function that computes a network's metrics on a split, and leaves the network as it was.
+
+    compared  canonical passes that the student is compared with, which may be none
+    localize  compute maps, too
+    Raises ConfigError if the split does not exist.
+    """
     size = store.size if config.augment.size is None else (config.augment.size,) * 2
     dataset = open_split(
         store,
@@ -156,15 +185,15 @@ def select_epochs(
             subset=config.subset,
         ),
         resolve_decode_threads(config.trainer.decode_threads),
-        jpeg_decoder_of(config, passes),
+        jpeg_decoder,
     )
     options = EvaluateOptions(frame=config.select_frame)
 
     def evaluate(model: Classifier) -> dict[str, Any]:
         was_training = model.training
         subject = EvaluatedModel(network=model.eval(), input_size=size)
-        found = predict_records(subject, dataset, options, localize=metric not in _OF_LOGITS)
+        found = predict_records(subject, dataset, options, localize=localize)
         model.train(was_training)
         return metrics_of(found, options.group_sets)
 
-    return EpochSelection(folder, config.select_epoch, evaluate)
+    return evaluate

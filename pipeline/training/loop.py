@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -29,15 +29,15 @@ def fit(
     input_size: tuple[int, int],
     folder: Path,
     on_epoch: Callable[[int, str], None],
-    after_epoch: Callable[[Classifier, int], bool | None] | None = None,
+    after_epoch: Sequence[Callable[[Classifier, int], bool | None]] = (),
 ) -> None:
     """Train to the last epoch, starting from the folder's checkpoint if there is one.
 
     The first rank writes checkpoint.pt, metrics.jsonl and TensorBoard events into `folder`.
 
     on_epoch     called by the first rank after each epoch with its number and a line of progress
-    after_epoch  called by the first rank before an epoch's checkpoint with the network and the number of epochs done;
-                 if it returns True, a checkpoint is written in any case
+    after_epoch  functions that the first rank calls before an epoch's checkpoint with the network and the number of
+                 epochs done; if one of them returns True, a checkpoint is written in any case
     """
     device = next(training.model.parameters()).device
     check_warmup(trainer, stream.num_steps)
@@ -69,8 +69,9 @@ def fit(
             log.flush(training)
             training.epoch, training.step = training.epoch + 1, 0
             is_wanted = False
-            if after_epoch is not None and training.distributed.is_first:
-                is_wanted = bool(after_epoch(training.model, training.epoch))
+            if training.distributed.is_first:
+                answers = [callback(training.model, training.epoch) for callback in after_epoch]
+                is_wanted = any(answers)
             is_due = _is_nth(training.epoch, trainer.checkpoint_every_epochs)
             if is_wanted or is_due or training.epoch == trainer.epochs:
                 save_checkpoint(training, folder)

@@ -72,7 +72,11 @@ def train_to_end(
         input_size=plan.input_size,
         folder=folder,
         on_epoch=on_epoch,
-        after_epoch=plan.epoch_selection or plan.after_epoch,
+        after_epoch=[
+            callback
+            for callback in (plan.after_epoch, plan.epoch_selection)
+            if callback is not None
+        ],
     )
     if plan.epoch_selection is not None and distributed.is_first:
         plan.epoch_selection.restore(training.model)

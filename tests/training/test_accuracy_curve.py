@@ -1,0 +1,69 @@
+"""Curves of accuracy over the epochs: their last point is the evaluation, and the training does not notice them."""
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.config.distillation import CurveOptions
+from pipeline.config.methods import LabelsConfig
+from pipeline.config.runs import RUNS
+from pipeline.training import loop
+from pipeline.training.accuracy_curve import read_curve
+from stages import distill, evaluate
+from tests.support.kills import killed_at
+from tests.support.runs import assert_equal_states, distill_config, evaluate_config, weights_of
+
+SPLITS = ("test", "test_swapped")
+
+
+def curve_of(run="one"):
+    return read_curve(RUNS / run / "distill")
+
+
+def test_the_last_point_is_the_evaluation(frozen):
+    distill.run(distill_config(frozen, curve=CurveOptions(splits=SPLITS)))
+    evaluated = evaluate.run(evaluate_config(frozen)).splits
+
+    assert [point["epoch"] for point in curve_of()] == [1, 2, 3]
+    for split in SPLITS:
+        last = curve_of()[-1]["splits"][split]
+        assert last == {name: evaluated[split][name] for name in ("accuracy", "agreement")}
+
+
+def test_a_curve_changes_neither_the_student_nor_its_identity(frozen):
+    plain = distill_config(frozen)
+    distill.run(plain)
+    distill.run(distill_config(frozen, run="curve", curve=CurveOptions(splits=SPLITS)))
+
+    assert_equal_states(weights_of("one"), weights_of("curve"))
+    assert distill.run(replace(plain, curve=CurveOptions(splits=SPLITS))).trained_epochs == 0
+    assert curve_of() == []
+
+
+def test_the_last_epoch_is_always_a_point(frozen):
+    distill.run(distill_config(frozen, curve=CurveOptions(splits=("test",), every_epochs=2)))
+
+    assert [point["epoch"] for point in curve_of()] == [2, 3]
+
+
+def test_an_interrupted_training_has_the_curve_of_an_undisturbed_one(frozen):
+    curve = CurveOptions(splits=("test",))
+    distill.run(distill_config(frozen, run="undisturbed", curve=curve))
+    with killed_at(loop, "save_checkpoint", 2):  # the second epoch is a point, and is trained again
+        distill.run(distill_config(frozen, curve=curve))
+    assert len(curve_of()) == 2
+
+    distill.run(distill_config(frozen, curve=curve))
+
+    assert curve_of() == curve_of("undisturbed")
+
+
+def test_a_student_of_labels_is_compared_with_the_only_pass(frozen):
+    distill.run(distill_config(frozen, method=LabelsConfig(), curve=CurveOptions(splits=("test",))))
+
+    assert set(curve_of()[0]["splits"]["test"]) == {"accuracy", "agreement"}
+
+
+def test_a_split_that_the_store_lacks_is_named(frozen):
+    with pytest.raises(Exception, match="no split 'nowhere'"):
+        distill.run(distill_config(frozen, curve=CurveOptions(splits=("nowhere",))))
