@@ -18,7 +18,7 @@ from pipeline.config.compose import compose, section_names, section_of, sections
 from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.paths import place_paths
 from pipeline.config.plugins import load_plugins
-from pipeline.config.runs import RUNS, save_config, to_plain_dict, to_yaml
+from pipeline.config.runs import RUNS, save_config, to_plain_dict, to_yaml, unused_path
 from pipeline.core.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ def main(
         sys.exit(_print_error(verb, error, 2))
     except UserError as error:
         sys.exit(_print_error(verb, error, 1))
+    except BrokenPipeError:  # as in `permafrost distill --cfg job | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:  # an error of a disk, a network mount or a file name
         place = f"{error.filename}: " if error.filename and error.strerror else ""
         sys.exit(_print_error(verb, f"{place}{error.strerror or error}", 1))
@@ -101,7 +104,9 @@ def _run_words(
     config = place_paths(build_verb_config(verb, composed))
     _check_network_words(verb, words, composed, config)
     if "run" in composed and verb in ("estimate", "precompute", "sweep", "report"):
-        save_config(RUNS / composed["run"] / f"{verb}.yaml", sections(verb, composed))
+        values = sections(verb, composed)
+        path = RUNS / composed["run"] / f"{verb}.yaml"
+        save_config(path if verb != "precompute" else unused_path(path, values), values)
     _print_result(run(config), time.monotonic() - started, words)
 
 
@@ -156,14 +161,14 @@ def _print_result(result: Any, seconds: float | None = None, words: Sequence[str
     if not is_dataclass(result) or isinstance(result, type):
         return
     values = result.printed() if hasattr(result, "printed") else asdict(result)
-    after = _in_experiment(values.pop("next", ""), words)
+    after = next_command(values.pop("next", ""), words)
     values["seconds"] = "" if seconds is None else f"{seconds:.1f}"
     for name, value in {**values, "next": after}.items():
         if value not in ("", {}):
             print(f"{name}: {_in_line(value) if isinstance(value, dict) else value}")
 
 
-def _in_experiment(command: str, words: Sequence[str]) -> str:
+def next_command(command: str, words: Sequence[str]) -> str:
     """Return the next command, with the options of the experiment of this one if there is one."""
     experiment = [word for word in words if word.startswith("experiment=")]
     if not experiment or not command.startswith("permafrost "):

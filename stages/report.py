@@ -43,6 +43,7 @@ from pipeline.report.inputs import ReportInputs
 from pipeline.report.passes import check_named_passes, describe_passes, used_passes
 from pipeline.report.results import (
     SWEEP_NAME,
+    epoch_curves,
     load_network,
     load_results,
     load_teacher,
@@ -179,6 +180,8 @@ def _student_values(
     from pipeline.report.networks import network_rows
 
     values: dict[str, Any] = {"networks": network_rows(results)}
+    if curves := epoch_curves(results):
+        values["curves"] = curves
     missing = next((result for result in results if not result.is_evaluated), None)
     if missing is not None:
         command = evaluate_command(config.run, store, missing.folder / "distill")

@@ -39,10 +39,15 @@ def describe_verb(verb: str, composed: Mapping[str, Any]) -> str:
     """Describe a verb: its groups, then its options with their values in a composed config and their meanings."""
     names = [*section_names(verb), "experiment"]
     groups = {name: members for name in sorted(names) if (members := group_members(name))}
+    experiments = groups.pop("experiment", [])
     choices = "\n".join(
         textwrap.fill(f"  {name}={' | '.join(members)}", _WIDTH, subsequent_indent=_INDENT)
         for name, members in groups.items()
     )
+    chosen = (
+        "data=image_folder" if "data" in groups else "student=timm" if "student" in groups else ""
+    )
+    hint = f" (the options of a chosen member: --help {chosen})" if chosen else ""
     options = {
         option.name: (cls, option)
         for cls in (VERBS[name] for name in (*(("distill", "evaluate") * (verb == "sweep")), verb))
@@ -54,7 +59,14 @@ def describe_verb(verb: str, composed: Mapping[str, Any]) -> str:
         for name, (cls, option) in options.items()
         for line in _describe(option, composed.get(name), name, meanings_of(cls).get(name, ""))
     ]
-    return f"Groups:\n{choices}\n\nOptions, their values and meanings:\n\n" + "\n".join(lines)
+    named = textwrap.fill(
+        " | ".join(experiments), _WIDTH, initial_indent="  ", subsequent_indent="  "
+    )
+    return (
+        f"Groups{hint}:\n{choices}\n\nOptions, their values and meanings:\n\n"
+        + "\n".join(lines)
+        + f"\n\nExperiments, chosen with experiment=<name> or experiment=<path>.yaml:\n{named}"
+    )
 
 
 def _describe(option: Option, value: Any, path: str, meaning: str) -> Iterator[str]:

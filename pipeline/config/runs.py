@@ -98,6 +98,19 @@ def save_config(path: Path, values: dict[str, Any]) -> None:
     write_atomically(path, to_yaml(values).encode())
 
 
+def unused_path(path: Path, values: dict[str, Any]) -> Path:
+    """Return the first of <name>.yaml, <name>-2.yaml, ... that does not exist or has these values already.
+
+    A run may make several passes, and the options of each stay.
+    """
+    text, number = to_yaml(values).encode(), 1
+    candidate = path
+    while candidate.exists() and candidate.read_bytes() != text:
+        number += 1
+        candidate = path.with_stem(f"{path.stem}-{number}")
+    return candidate
+
+
 def to_yaml(values: dict[str, Any]) -> str:
     """Format plain values as YAML, in their order."""
     text: str = yaml.safe_dump(values, sort_keys=False)

@@ -25,7 +25,7 @@ class ProgressLines:
     def __init__(self, title: str, total: int, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done = 0
-        self.last_line = time.monotonic()
+        self.started = self.last_line = time.monotonic()
         self.postfix = ""
 
     def update(self, count: int) -> None:
@@ -34,8 +34,23 @@ class ProgressLines:
         if time.monotonic() - self.last_line >= SECONDS_PER_LINE:
             self.last_line = time.monotonic()
             logger.info(
-                "%s: %d/%d %ss %s", self.title, self.done, self.total, self.unit, self.postfix
+                "%s: %d/%d %ss, about %s left %s",
+                self.title,
+                self.done,
+                self.total,
+                self.unit,
+                self._time_left(),
+                self.postfix,
             )
+
+    def _time_left(self) -> str:
+        """Estimate the time that the remaining units take, in words."""
+        done = max(self.done, 1)
+        seconds = (time.monotonic() - self.started) * max(self.total - done, 0) / done
+        for unit, length in (("h", 3600), ("min", 60)):
+            if seconds >= 2 * length:
+                return f"{seconds / length:.0f} {unit}"
+        return f"{seconds:.0f} s"
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         """Set the text that is logged after the count."""

@@ -121,10 +121,9 @@ def _command(verb: str, path: Path, *more: str) -> str:
 
 
 def _precompute_configs(run: str) -> list[Path]:
-    """Return the configs of precompute below runs/, that of the run first."""
-    own = RUNS / run / "precompute.yaml"
-    found = sorted(path for path in RUNS.glob("*/precompute.yaml") if path != own)
-    return [own, *found] if own.exists() else found
+    """Return the configs of precompute below runs/, those of the run first."""
+    own = sorted((RUNS / run).glob("precompute*.yaml"))
+    return [*own, *sorted(path for path in RUNS.glob("*/precompute*.yaml") if path not in own)]
 
 
 def _find_making(teacher: TeacherPass, run: str) -> Path | None:

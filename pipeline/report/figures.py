@@ -113,6 +113,43 @@ def _loss_curve(
     )
 
 
+def epoch_plots(
+    curves: Mapping[str, Mapping[str, list[dict[int, float]]]],
+    colors: Mapping[str, str] = _NO_COLORS,
+) -> list[Plot]:
+    """Plot metrics over the epochs, with one curve per arm (the mean over its seeds) and the range of its seeds.
+
+    curves  <split>.<metric> -> arm -> value by epoch of each of its students, in [0, 1]
+    colors  colors of the arms, by default in the order of each plot
+    """
+    return [_epoch_plot(name, arms, colors) for name, arms in curves.items()]
+
+
+@styled
+def _epoch_plot(
+    name: str, arms: Mapping[str, list[dict[int, float]]], colors: Mapping[str, str]
+) -> Plot:
+    figure, axis = new_axes()
+    for arm, students in arms.items():
+        epochs = sorted(set.intersection(*map(set, students)))
+        values = np.array([[100 * student[epoch] for epoch in epochs] for student in students])
+        label, color = legend_name(arm), colors.get(arm)
+        (line,) = axis.plot(
+            epochs, values.mean(axis=0), label=label, color=color, lw=1.3, marker=".", ms=5
+        )
+        if len(students) > 1:
+            low, high = values.min(axis=0), values.max(axis=0)
+            axis.fill_between(epochs, low, high, color=line.get_color(), alpha=0.15, lw=0)
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("%")
+    axis.set_title(name)
+    return Plot(
+        finish(figure, axis),
+        f"{name} over the epochs of the training, one curve per arm with the range of its seeds",
+        name,
+    )
+
+
 def shift_plots(
     split: str,
     curves: Mapping[str, Mapping[str, list[list[float]]]],

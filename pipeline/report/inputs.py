@@ -41,7 +41,7 @@ class ReportInputs:
         digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
         manifests = [store / "manifest.json", *sorted(store.glob("teachers/*/manifest.json"))]
         folders = {run, *(result.folder for result in results)}
-        manifests += sorted(RUNS.glob("*/precompute.yaml"))  # among the commands of the page
+        manifests += sorted(RUNS.glob("*/precompute*.yaml"))  # among the commands of the page
         for path in [*_files(_CODE), *manifests, *_files(*sorted(folders))]:
             digest.update(_described(path))
         return cls(folder=run, sha256=digest.hexdigest())

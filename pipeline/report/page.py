@@ -18,7 +18,7 @@ from pipeline.report.comparison import ONE_SEED, excludes_zero
 from pipeline.report.evaluation import optimistic_results
 from pipeline.report.evaluator_sections import PictureFigure, evaluator_sections
 from pipeline.report.passes import UsedPass
-from pipeline.report.results import StudentResult, by_evaluation
+from pipeline.report.results import StudentResult, by_evaluation, epoch_curves
 from pipeline.report.selection import ModelSelection
 from pipeline.store.reader import Store, TeacherPass
 
@@ -125,7 +125,7 @@ def _store_sections(page: Page) -> dict[str, Any]:
 
 def _student_sections(page: Page) -> dict[str, Any]:
     """Sections of the students, of which those with results are empty if none was evaluated."""
-    from pipeline.report.figures import shift_plots, training_curves
+    from pipeline.report.figures import epoch_plots, shift_plots, training_curves
     from pipeline.report.pictures import map_grid, readable_classes
 
     results, values = page.results, page.values
@@ -143,6 +143,7 @@ def _student_sections(page: Page) -> dict[str, Any]:
         "in_colors": any("colors" in tensors for tensors in pictures.values()),
         "cases": page.cases,
         "curves": training_curves(_metric_lines(results), page.colors),
+        "epochs": epoch_plots(epoch_curves(results), page.colors),
         "shifts": [
             plot
             for split, curves in _shift_curves(results).items()

@@ -232,3 +232,21 @@ def _load_result(
 def _metrics(path: Path) -> dict[str, dict[str, Any]]:
     splits: dict[str, dict[str, Any]] = json.loads(path.read_text())["splits"]
     return splits
+
+
+def epoch_curves(
+    results: Sequence[StudentResult],
+) -> dict[str, dict[str, list[dict[int, float]]]]:
+    """Curves over the epochs of a training: <split>.<metric> -> arm -> value by epoch of each of its students."""
+    from pipeline.training.accuracy_curve import read_curve
+
+    curves: dict[str, dict[str, list[dict[int, float]]]] = {}
+    for result in results:
+        own: dict[str, dict[int, float]] = {}
+        for point in read_curve(result.folder / "distill"):
+            for split, metrics in point["splits"].items():
+                for metric, value in metrics.items():
+                    own.setdefault(f"{split}.{metric}", {})[point["epoch"]] = value
+        for name, values in own.items():
+            curves.setdefault(name, {}).setdefault(result.label, []).append(values)
+    return curves

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, require
 from pipeline.core.records import NO_LABEL, Box, Content, Record
 from pipeline.sources.files import image_suffix, iter_images, read_file
 from pipeline.sources.keys import escape_key
@@ -42,8 +42,23 @@ class TinyImageNetSource:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Sorted WordNet ids."""
-        return tuple(sorted(self._read_lines("wnids.txt")))
+        """Sorted WordNet ids. Raises ConfigError if data.only_classes has a name of words.txt in place of an id."""
+        ids = tuple(sorted(self._read_lines("wnids.txt")))
+        for name in self.config.only_classes:
+            if name not in ids and (self._root / "words.txt").is_file():
+                known = [wnid for wnid in ids if name.lower() in self._names.get(wnid, ())]
+                require(
+                    not known,
+                    f"data.only_classes names {name!r}, and classes are WordNet ids; words.txt has it as "
+                    f"{', '.join(known)}",
+                )
+        return ids
+
+    @cached_property
+    def _names(self) -> dict[str, tuple[str, ...]]:
+        """Names of each WordNet id in words.txt, in lower case."""
+        lines = (line.partition("\t") for line in self._read_lines("words.txt"))
+        return {wnid: tuple(names.lower().split(", ")) for wnid, _, names in lines}
 
     def records(self) -> Iterator[Record]:
         """Yield every image; those of test/ have no label."""
@@ -62,6 +77,8 @@ class TinyImageNetSource:
 
     def _train_records(self) -> Iterator[Record]:
         for label, wnid in enumerate(self.classes):
+            if self.config.only_classes and wnid not in self.config.only_classes:
+                continue  # whose boxes may be missing
             annotations = f"train/{wnid}/{wnid}_boxes.txt"
             corners = self._read_corners(annotations)
             without = 0

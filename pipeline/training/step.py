@@ -60,7 +60,13 @@ def batch_loss(training: Training, batch: Batch, input_size: tuple[int, int]) ->
     output = _forward(training, inputs.images, needs.intermediates)
     accuracy = _training_accuracy(training, output, inputs)
     if not needs.targets:
-        own = _loss_of(training.loss, StudentOutput(output=output), None, inputs)
+        student = StudentOutput(
+            output=output,
+            input_size=input_size,
+            record_index=batch.record_index,
+            view_index=batch.view_index,
+        )
+        own = _loss_of(training.loss, student, None, inputs)
         return replace(own, statistics=own.statistics | accuracy)
     grid = (output.features.shape[-2], output.features.shape[-1])
     needs_maps = needs.maps_in(training.global_step)

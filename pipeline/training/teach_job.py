@@ -180,9 +180,13 @@ def _exact_name(teacher: ModelConfig, start: str) -> str:
 def check_splits(config: TeachConfig, store: Store) -> None:
     """Raise ConfigError unless the store has the splits for training and evaluation."""
     known = list(store.manifest.records)
-    for split in (config.teaching.split, *config.evaluate.splits):
+    splits = [("teaching.split", config.teaching.split)]
+    splits += [("evaluate.splits", split) for split in config.evaluate.splits]
+    for option, split in splits:
         require(
-            split in known, f"the store has no split {split!r}; its splits are: {', '.join(known)}"
+            split in known,
+            f"the store has no split {split!r}, which {option} names; its splits are: {', '.join(known)}; name one of "
+            f"them, as in {option}={known[-1] if option == 'teaching.split' else f'[{known[-1]}]'}",
         )
 
 

@@ -9,6 +9,7 @@ from pipeline.report.figures import (
     Measured,
     arm_colors,
     bar_plot,
+    epoch_plots,
     line_plot,
     measured_plot,
     training_curves,
@@ -72,3 +73,14 @@ def test_the_last_label_of_the_x_axis_is_inside_the_picture():
     digit = 0.09 * 65  # width in points of a digit of 9 points
     assert max(texts) + 3 * digit <= width
     assert max(places) < width
+
+
+def test_curves_over_epochs_have_the_mean_and_the_range_of_the_epochs_that_all_seeds_have():
+    seeds = [{3: 0.2, 6: 0.5, 9: 0.9}, {3: 0.4, 6: 0.7}]
+
+    (plot,) = epoch_plots({"test.accuracy": {"kd": seeds, "e2kd": [{3: 0.1, 6: 0.2}]}}, {})
+
+    svg = svg_of(plot.source)
+    assert len(re.findall('id="FillBetweenPolyCollection', svg)) == 1  # one seed has no range
+    lines = re.findall(r'id="line2d_\d+">\s*<path d="([^"]*)" clip-path', svg)
+    assert [line.count("M") + line.count("L") for line in lines] == [2, 2]

@@ -1,14 +1,16 @@
 """Command line: options, errors and help."""
 
+import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 
 import pytest
 import yaml
 
-from pipeline.cli import main
+from pipeline.cli import main, next_command
 from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose, sections
 from pipeline.config.methods import E2KDConfig, LabelsConfig
@@ -314,6 +316,41 @@ def test_help_says_what_an_option_means_and_shows_the_options_of_a_member(permaf
 
     assert "\n  method.tau=4.0  (> 0)\n        Temperature of the predictions.\n" in output
     assert "\n  method.superfeatures=null  (>= 1 or null)\n" in output
+
+
+def test_help_names_the_experiments_last_and_how_to_see_the_options_of_a_member(permafrost):
+    _, output, _ = permafrost("precompute", "--help")
+
+    assert output.index("data.kind=none") < output.index("cifar10_50shots")
+    assert "the options of a chosen member: --help data=image_folder" in output
+
+
+def test_a_reader_that_closes_the_output_early_ends_the_command_quietly(tmp_path):
+    command = [sys.executable, "-m", "stages.distill", "--cfg", "job"]
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` does when it has its lines
+    with os.fdopen(writer, "w") as closed:
+        ended = subprocess.run(command, cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True)
+
+    assert ended.returncode == 128 + signal.SIGPIPE
+    assert ended.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["experiment=demo", "teacher=none"], "permafrost teach experiment=demo"),
+        (
+            ["experiment=demo", "teacher=none", "run=mine", "store.path=stores/demo"],
+            "permafrost teach experiment=demo run=mine store.path=stores/demo",
+        ),
+        (["store.path=s"], "permafrost teach store.path=s run=my-teacher evaluate.splits=[val]"),
+    ],
+)
+def test_the_next_command_is_of_the_same_experiment(words, expected):
+    command = "permafrost teach store.path=s run=my-teacher evaluate.splits=[val]"
+
+    assert next_command(command, words) == expected
 
 
 def test_the_page_of_options_is_that_of_the_dataclasses():
