@@ -12,7 +12,7 @@ from docs.claims import ked as ked_claims
 from docs.claims import unicam as unicam_claims
 from docs.claims.sections import claims_of
 from docs.measured import ROOT
-from docs.tables import benchmarks, e2kd, interpretability, ked, unicam
+from docs.tables import benchmarks, e2kd, interpretability, ked, training_length, unicam
 
 MARK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -45,6 +45,7 @@ TABLES: dict[str, Callable[[], str]] = {
         *unicam.TABLES,
         *interpretability.TABLES,
         *benchmarks.TABLES,
+        *training_length.TABLES,
         claims_e2kd,
         claims_ked,
         claims_unicam,

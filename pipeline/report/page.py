@@ -84,6 +84,7 @@ def render_page(page: Page) -> str:
     )
     return environment.get_template("page.html.j2").render(
         title=page.options.title,
+        note=page.options.note,
         run=page.config.run if page.results else "",
         policy=content_policy(style, script),
         style=style,
