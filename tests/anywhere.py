@@ -75,7 +75,7 @@ class Run:
     """Number of processes that keep a core busy meanwhile."""
     umask: int = -1
     said: str = ""
-    """What the row says in addition, such as versions."""
+    """Text that the row has in addition, such as versions."""
 
 
 @dataclass(frozen=True)

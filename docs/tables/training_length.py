@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from statistics import mean
+from statistics import fmean
 from typing import NamedTuple
 
-from docs.cells import Cell, Rows, Run, difference, rounded, spread, table
+from docs.cells import Cell, Rows, Run, average, difference, rounded, spread, table
 from docs.measured import path_of, results_of, runs_of
-from pipeline.report.comparison import confidence_interval
 
 
 class Length(NamedTuple):
@@ -106,36 +105,33 @@ CONVERGED = "demo_converged"
 
 
 def demo_converged() -> str:
-    """Students of five teachers, seed by seed, and the difference over the teachers."""
+    """Students of five teachers: means over the seeds of each teacher, and their spread over teachers."""
     runs = results_of(CONVERGED)["runs"]
     teachers = sorted({run["method"].partition("teacher=")[2] for run in runs} - {""})
     rows: Rows = []
-    for teacher in teachers:
-        kd, e2kd = (
-            [run for run in runs if run["method"] == f"{arm} teacher={teacher}"]
-            for arm in ("kd", "e2kd")
-        )
-        cells = [spread(arm, name) for arm in (kd, e2kd) for name in ("accuracy_swapped", "epg")]
-        rows.append((teacher, [*cells, difference(e2kd, kd, "accuracy_swapped")]))
-    arms = [[run for run in runs if run["method"].startswith(f"{arm} ")] for arm in ("kd", "e2kd")]
-    cells = [spread(arm, name) for arm in arms for name in ("accuracy_swapped", "epg")]
-    rows.append(("all students", [*cells, Cell(_over_teachers(runs, teachers))]))
-    names = ("KD, swapped", "its EPG", "e2KD, swapped", "its EPG", "swapped, e2KD - KD")
-    return table(("%", *names), rows)
+    means: dict[str, list[Run]] = {"kd": [], "e2kd": []}
+    for number, teacher in enumerate(teachers):
+        cells = []
+        for arm, of_teachers in means.items():
+            own = runs_of(CONVERGED, f"{arm} teacher={teacher}")
+            cells += [average(own, metric) for metric in _CONVERGED_METRICS]
+            values = {m: fmean(run[m] for run in own) for m in _CONVERGED_METRICS}
+            of_teachers.append({"seed": number, **values})
+        rows.append((f"students of {teacher}", [*cells, _gain(means, number)]))
+    cells = [spread(of, metric) for of in means.values() for metric in _CONVERGED_METRICS]
+    gain = difference(means["e2kd"], means["kd"], "accuracy_swapped")
+    rows.append(("mean, and spread over teachers", [*cells, gain]))
+    names = ("KD, as in training", "swapped", "EPG", "e2KD, as in training", "swapped", "EPG")
+    return table(("%", *names, "swapped, e2KD - KD"), rows)
 
 
-def _over_teachers(runs: list[Run], teachers: list[str]) -> str:
-    """Mean difference and its 95 % interval over teachers, each with the mean over its seeds as one value."""
-    values = []
-    for teacher in teachers:
-        kd, e2kd = (
-            [r["accuracy_swapped"] for r in runs if r["method"] == f"{arm} teacher={teacher}"]
-            for arm in ("kd", "e2kd")
-        )
-        values.append(100 * (mean(e2kd) - mean(kd)))
-    low, high = confidence_interval(values) or (values[0], values[0])
-    texts = (f"{rounded(Decimal(str(value)), 1):+}" for value in (mean(values), low, high))
-    return "{} ({} to {})".format(*texts)
+_CONVERGED_METRICS = ("accuracy_in_distribution", "accuracy_swapped", "epg")
+
+
+def _gain(means: dict[str, list[Run]], number: int) -> Cell:
+    """Difference of the arms for one teacher, over the mean of its seeds."""
+    kd, e2kd = (Decimal(str(means[arm][number]["accuracy_swapped"])) for arm in ("kd", "e2kd"))
+    return Cell(f"{rounded(100 * (e2kd - kd), 1):+}")
 
 
 TABLES = (training_length, demo_converged)

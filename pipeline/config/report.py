@@ -21,7 +21,7 @@ class ReportOptions(Options):
     title: str = "Distillation report"
     """Title of the page."""
     note: str = ""
-    """What a reader should know before the numbers, below the summary."""
+    """Paragraph below the summary, such as one on what the numbers do not show."""
     columns: dict[str, str] = field(default_factory=dict)
     """Mapping from column name to metric; empty takes accuracy (or F1), agreement, EPG and IoU of every evaluated
     split, as far as they were measured. A metric is <split>.<metric> of evaluate, <split>.<evaluator>.<metric>, or

@@ -15,7 +15,7 @@ import torch.multiprocessing
 from pipeline.config.augment import AugmentOptions
 from pipeline.config.data import DigitsDataConfig
 from pipeline.config.evaluation import EvaluateOptions
-from pipeline.config.models import AdditiveModelConfig, CifarModelConfig, NoModelConfig
+from pipeline.config.models import AdditiveModelConfig, CifarModelConfig, NoModelConfig, whole_frame
 from pipeline.config.report import ReportOptions
 from pipeline.config.runs import RUNS
 from pipeline.config.store import StoreOptions
@@ -78,8 +78,8 @@ def search_of(digits_folder, teaching=KED, teacher=EXPLAINING):
     folder, weights = digits_folder
     return PartitionSearch(
         store=Store(folder / "store"),
-        black_box=replace(MLP, weights=weights),
-        teacher=teacher,
+        black_box=whole_frame(replace(MLP, weights=weights)),  # as in a TeachConfig
+        teacher=whole_frame(teacher),
         teaching=teaching,
         input_size=(8, 8),
     )
