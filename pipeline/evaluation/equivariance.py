@@ -36,7 +36,12 @@ from pipeline.models.explainers.explain import (
     pass_precision,
 )
 from pipeline.models.fingerprint import describe_teacher
-from pipeline.models.providers import build_model, freeze, teacher_input_size
+from pipeline.models.providers import (
+    build_model,
+    freeze,
+    teacher_input_size,
+    with_preprocessing,
+)
 from pipeline.models.resolve import require_images
 from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store
@@ -80,7 +85,7 @@ def teacher_equivariance(config: VerifyConfig, store: Store, teacher: ModelConfi
     chosen = np.sort(
         np.random.default_rng(0).permutation(np.asarray(rows))[: config.equivariance_records]
     )
-    side = teacher_input_size(teacher)
+    side = teacher_input_size(with_preprocessing(teacher, num_classes))
     device = resolve_device("device", "auto")
     require_decoder(decoder, device, "annotate.jpeg_decoder", "the device of the teacher")
     dataset = StoreDataset(

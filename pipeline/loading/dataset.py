@@ -52,6 +52,7 @@ _INDEX_COLUMNS = (
     "width",
     "image_crc32c",
     "mask_crc32c",
+    "label",  # also where labels do not apply, so that classes that contradict them are noticed
 )
 
 

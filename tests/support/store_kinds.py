@@ -15,6 +15,7 @@ from pipeline.config.data import WebDatasetDataConfig
 from pipeline.config.store import PassOptions
 from pipeline.config.views import RandomViewsConfig
 from pipeline.loading.dataset import StoreDataset, iter_batches
+from pipeline.loading.selection import rows_of_split
 from pipeline.sources.demo import DemoSource
 from pipeline.store.reader import Store
 from stages import precompute
@@ -76,8 +77,8 @@ def read_everything(path: Path, kind: str = "zarr") -> list[torch.Tensor]:
         if stored_views and "views" not in kind:
             continue
         passes = store.open_passes(stored_views=stored_views)
-        covered = store.index.table()["split"].to_numpy() == "train"
-        rows = np.flatnonzero(covered) if stored_views else np.arange(store.index.num_rows)
+        every = np.arange(store.index.num_rows)
+        rows = np.asarray(rows_of_split(store.index, "train")) if stored_views else every
         for payload in INTERMEDIATES:
             dataset = StoreDataset(store, rows, passes, with_regions=True, payload=payload)
             if stored_views:
