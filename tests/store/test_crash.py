@@ -47,8 +47,8 @@ class StoppingOs:
         return operation
 
 
-EVERY_POINT = pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 3])
-"""Step between crash points. With 3, `make test` still covers every kind, as a commit has eight operations."""
+EVERY_POINT = pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 5])
+"""Step between crash points. With 5, `make test` still covers every kind, as a commit has eight operations."""
 
 
 def stop_everywhere(monkeypatch, action, check, every=1):
