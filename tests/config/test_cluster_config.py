@@ -1,5 +1,6 @@
 """Cluster options: their limits, the meaning of paths on each kind of cluster, and connecting to Ray."""
 
+import errno
 import json
 import os
 import signal
@@ -300,7 +301,8 @@ def test_a_head_that_nobody_listens_at_is_one_clear_error_at_once(calls, variabl
 
     with (
         pytest.raises(
-            ClusterError, match=f"cluster.address={config.address} \\(.*refused\\); start"
+            ClusterError,
+            match=f"cluster.address={config.address} \\(.*{os.strerror(errno.ECONNREFUSED)}\\); start",
         ),
         ray_session(config, 1),
     ):

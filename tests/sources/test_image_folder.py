@@ -1,5 +1,6 @@
 """Image folders: keys, classes and files."""
 
+import errno
 import hashlib
 import os
 import random
@@ -37,6 +38,9 @@ ODD_PATHS = [
     "-/_.jpg",
     "CAT/a.jpg",
 ]
+
+MISSING = os.strerror(errno.ENOENT)
+"""Words of the system for a missing file, in the language of the locale."""
 
 
 def random_paths(count=2000):
@@ -225,7 +229,7 @@ def test_a_folder_of_another_shape_is_refused_with_the_way_out(tmp_path, paths, 
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"nowhere cannot be read: No such file.*data\.path"):
+    with pytest.raises(ConfigError, match=rf"nowhere cannot be read: {MISSING}.*data\.path"):
         list(build_source(folder_config(tmp_path / "nowhere")).records())
 
 
@@ -255,7 +259,7 @@ def test_a_file_that_changed_since_it_was_listed_is_not_read(image_folder):
     with pytest.raises(UserError, match="when it was listed and has 7 now"):
         source.read(record)
     (root / "cat/1.jpg").unlink()
-    with pytest.raises(UserError, match="cannot be read: No such file"):
+    with pytest.raises(UserError, match=f"cannot be read: {MISSING}"):
         source.read(record)
 
 

@@ -1,5 +1,6 @@
 """Command line: options, errors and help."""
 
+import errno
 import os
 import re
 import runpy
@@ -457,7 +458,7 @@ def test_an_experiment_file_that_changed_is_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "mine.yaml cannot be read: No such file"),
+        (None, f"mine.yaml cannot be read: {os.strerror(errno.ENOENT)}"),
         ("method: {tau: ", "mine.yaml: .*line 1"),
         ("- a\n", "must be a mapping of sections"),
         ("method: {tua: 3}", "unknown option method.tua"),
