@@ -35,7 +35,7 @@ from pipeline.store.pixels import ImageError, inspect_image
 from pipeline.store.publish_pass import ConstantLogitsError
 from stages import distill, precompute
 from tests.support.images import write_tar
-from tests.support.paths import ROOT
+from tests.support.processes import bare_environment
 from tests.support.runs import distill_config
 from tests.support.stores import precompute_config
 
@@ -359,7 +359,7 @@ def test_a_place_where_nothing_can_be_written_is_one_line(tmp_path, words):
     done = subprocess.run(
         [sys.executable, "-m", "stages.precompute", "data=demo", "teacher=none", *words],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        env=bare_environment(PATH=""),
         capture_output=True,
         text=True,
         check=False,

@@ -22,6 +22,7 @@ from pipeline.core.errors import ConfigError
 from stages.__main__ import VERBS as VERB_ORDER
 from stages.__main__ import main as console_main
 from tests.support.paths import ROOT
+from tests.support.processes import bare_environment
 
 
 def build_config(verb, *words):
@@ -262,7 +263,7 @@ def test_mixup_with_frozen_targets_is_one_line_and_exit_code_2(tmp_path):
         text=True,
         check=False,
         cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        env=bare_environment(PATH="/usr/bin:/bin", HOME=str(tmp_path)),
     )
 
     assert done.returncode == 2

@@ -20,6 +20,12 @@ def environment():
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
+def bare_environment(**variables):
+    """Environment with these variables, the project, and the place of the interpreter's libraries if it is set."""
+    needed = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    return {"PYTHONPATH": str(ROOT), **needed, **variables}
+
+
 def fork_server():
     """Multiprocessing context whose processes are forked from one that has imported torch and the pipeline.
 
