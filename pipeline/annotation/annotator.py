@@ -14,11 +14,11 @@ from torch import Tensor
 from pipeline.annotation.payloads.build import build_payloads
 from pipeline.annotation.payloads.payload import BatchInfo, EncodedFields
 from pipeline.config.explainers import ExplainerConfig
-from pipeline.config.models import AdditiveModelConfig, ModelConfig
+from pipeline.config.models import CENTER_CROP_FRACTION, AdditiveModelConfig, ModelConfig
 from pipeline.config.store import PassOptions
 from pipeline.core.errors import UserError
 from pipeline.core.records import VIEW_FIELD, FieldSpec
-from pipeline.loading.geometry import CENTER_CROP_FRACTION, center_crop, warp
+from pipeline.loading.geometry import center_crop, warp
 from pipeline.loading.jpeg_decoding import decode_images, require_decoder
 from pipeline.models.explainers.explain import forward_to_explain, pass_precision
 from pipeline.models.output import Intermediates, ModelOutput

@@ -11,6 +11,8 @@ from annotated_types import Ge, Gt, Le
 from pipeline.config.options import Options, Role
 from pipeline.core.errors import ConfigError, require
 
+CENTER_CROP_FRACTION = 0.875
+"""Fraction of the shorter side in the usual evaluation crop of classifiers, 224 of 256 pixels."""
 PRETRAINED = "pretrained"
 """Value of `weights` for the provider's published default weights; `pretrained:<name>` selects named ones."""
 

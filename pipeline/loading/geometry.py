@@ -18,12 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.config.models import CENTER_CROP_FRACTION
 from pipeline.core.records import Batch, StoredTargets, Targets
 from pipeline.loading.pixels import change_pixels
 from pipeline.loading.stored_values import decode_intermediates, decode_maps
-
-CENTER_CROP_FRACTION = 0.875
-"""Fraction of the shorter side in the evaluation crop of classifiers, 224 of 256 pixels."""
 
 _FINE_GRID = 56
 """Minimum resolution at which coverage is measured, because cells of a 7x7 grid may be partly outside."""

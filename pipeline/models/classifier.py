@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pipeline.config.models import CENTER_CROP_FRACTION
 from pipeline.core.errors import ConfigError, UserError
 from pipeline.models.output import (
     NO_INTERMEDIATES,
@@ -42,7 +43,7 @@ class PretrainedInfo(NamedTuple):
     """True if the network takes images of one size only."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    crop_fraction: float | None = 0.875
+    crop_fraction: float | None = CENTER_CROP_FRACTION
     """Side of the center crop as a fraction of the shorter side, None for the whole image as a square."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.models import ModelConfig, is_published
+from pipeline.config.models import CENTER_CROP_FRACTION, ModelConfig, is_published
 from pipeline.config.options import Role, options_of
 from pipeline.config.runs import is_omitted
 from pipeline.config.store import JpegDecoder
@@ -30,10 +30,8 @@ def describe_teacher(
     """
     from pipeline.models.providers import (
         RANDOM,
-        model_normalization,
         name_weights,
         published,
-        teacher_input_size,
         with_preprocessing,
     )
 
@@ -74,19 +72,8 @@ def describe_teacher(
         and option.name not in elsewhere
         and not is_omitted(option, getattr(config, option.name))
     }
-    mean, std = model_normalization(config)
-    preprocessing = {
-        "mean": mean,
-        "std": std,
-        "input_size": teacher_input_size(config),
-        # Older manifests have the usual values only.
-        **(
-            {} if config.crop_fraction in (None, 0.875) else {"crop_fraction": config.crop_fraction}
-        ),
-        **({} if config.interpolation != "bicubic" else {"interpolation": "bicubic"}),
-    }
-    if options.get("columns") is not None:  # for a table, the moments are part of the weights
-        preprocessing = {}
+    # The moments of a table are part of the weights.
+    preprocessing = {} if options.get("columns") is not None else _describe_input(config)
     return {
         "architecture": options,
         "weights_sha256": weights_sha256,
@@ -97,6 +84,19 @@ def describe_teacher(
         "dtype": precision,
         **({} if jpeg_decoder == "cpu" else {"jpeg_decoder": jpeg_decoder}),
     }
+
+
+def _describe_input(config: ModelConfig) -> dict[str, Any]:
+    """Describe what a network's images go through. Manifests have a crop or an interpolation only if it is unusual."""
+    from pipeline.models.providers import model_normalization, teacher_input_size
+
+    mean, std = model_normalization(config)
+    described: dict[str, Any] = {"mean": mean, "std": std, "input_size": teacher_input_size(config)}
+    if config.crop_fraction not in (None, CENTER_CROP_FRACTION):
+        described["crop_fraction"] = config.crop_fraction
+    if config.interpolation == "bicubic":
+        described["interpolation"] = config.interpolation
+    return described
 
 
 def _sha256_weights(config: ModelConfig, num_classes: int) -> str:
