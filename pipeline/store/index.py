@@ -343,8 +343,7 @@ class RecordIndex:
             first = number * manifest.rows_per_shard if name == "array_row" else 0
             return np.array_equal(values, np.arange(first, first + len(values)))
         if name == "label":
-            most = NO_LABEL if manifest.multi_label else len(manifest.classes) - 1
-            return bool(((values >= NO_LABEL) & (values <= most)).all())
+            return bool(((values >= NO_LABEL) & (values < len(manifest.classes))).all())
         if name == "labels":
             known = bool(((values >= 0) & (values < len(manifest.classes))).all())
             return known and (manifest.multi_label or len(values) == 0)
