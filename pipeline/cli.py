@@ -173,9 +173,14 @@ def next_command(command: str, words: Sequence[str]) -> str:
     experiment = [word for word in words if word.startswith("experiment=")]
     if not experiment or not command.startswith("permafrost "):
         return command
-    own = [word for word in words if word.startswith(("run=", "store.path="))]
-    teacher = [word for word in shlex.split(command) if word.startswith("store.teacher=")]
-    return shlex.join([*command.split()[:2], *experiment, *own, *teacher])
+    program, verb, *more = shlex.split(command)
+    typed: tuple[str, ...] = ("run=", "store.path=")
+    if verb in ("teach", "precompute"):
+        typed += ("teacher.",)
+    made = [word for word in more if word.startswith(("store.teacher=", "teacher.weights="))]
+    options = {word.partition("=")[0] for word in made}
+    own = [w for w in words if w.startswith(typed) and w.partition("=")[0] not in options]
+    return shlex.join([program, verb, *experiment, *own, *made])
 
 
 def _in_line(values: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 from statistics import fmean
 from typing import NamedTuple
@@ -27,63 +28,49 @@ class Length(NamedTuple):
         return {self.candidate, self.baseline} <= arms
 
 
-_DEMO = (
-    Length(30, "demo", "e2kd", "kd"),
-    Length(90, "demo_length", "e2kd epochs=90", "kd epochs=90"),
-    Length(270, "demo_length", "e2kd epochs=270", "kd epochs=270"),
-)
+def _and_longer(
+    epochs: int, experiment: str, candidate: str, baseline: str
+) -> tuple[Length, Length]:
+    """Two arms at the epochs of their recipe, and at three times as many in <experiment>_length."""
+    return (
+        Length(epochs, experiment, candidate, baseline),
+        Length(3 * epochs, f"{experiment}_length", candidate, baseline),
+    )
+
+
+def _in_grid(experiment: str, epochs: Sequence[int], arms: tuple[str, str]) -> tuple[Length, ...]:
+    """Two arms of a sweep over the epochs."""
+    return tuple(Length(n, experiment, *(f"{arm} epochs={n}" for arm in arms)) for n in epochs)
+
+
+_DEMO = (Length(30, "demo", "e2kd", "kd"), *_in_grid("demo_length", (90, 270), ("e2kd", "kd")))
+_EQUAL = "cifar10_equal_terms"
 COMPARISONS: tuple[tuple[str, str, tuple[Length, ...]], ...] = (
     ("demo, swapped photographs: e2KD - KD", "accuracy_swapped", _DEMO),
     ("demo, EPG of the maps: e2KD - KD", "epg", _DEMO),
     (
         "CIFAR-10, 50 images a class, logits: e2KD - KD",
         "accuracy",
-        (
-            Length(120, "cifar10_equal_terms", "e2kd_logits", "kd_logits"),
-            Length(360, "cifar10_equal_terms_length", "e2kd_logits", "kd_logits"),
-        ),
+        _and_longer(120, _EQUAL, "e2kd_logits", "kd_logits"),
     ),
-    (
-        "the same, AT - e2KD",
-        "accuracy",
-        (
-            Length(120, "cifar10_equal_terms", "at_logits", "e2kd_logits"),
-            Length(360, "cifar10_equal_terms_length", "at_logits", "e2kd_logits"),
-        ),
-    ),
+    ("the same, AT - e2KD", "accuracy", _and_longer(120, _EQUAL, "at_logits", "e2kd_logits")),
     (
         "the same, CAT-KD - e2KD",
         "accuracy",
-        (
-            Length(120, "cifar10_equal_terms", "cat_kd_logits", "e2kd_logits"),
-            Length(360, "cifar10_equal_terms_length", "cat_kd_logits", "e2kd_logits"),
-        ),
+        _and_longer(120, _EQUAL, "cat_kd_logits", "e2kd_logits"),
     ),
-    (
-        "CIFAR-10, 25 images a class: KED - KD",
-        "accuracy",
+    *(
         (
-            Length(60, "ked/cifar10_length", "ked shots=25 epochs=60", "kd shots=25 epochs=60"),
-            Length(180, "ked/cifar10_length", "ked shots=25 epochs=180", "kd shots=25 epochs=180"),
-        ),
-    ),
-    (
-        "CIFAR-10, 100 images a class: KED - KD",
-        "accuracy",
-        (
-            Length(60, "ked/cifar10_length", "ked shots=100 epochs=60", "kd shots=100 epochs=60"),
-            Length(
-                180, "ked/cifar10_length", "ked shots=100 epochs=180", "kd shots=100 epochs=180"
-            ),
-        ),
+            f"CIFAR-10, {shots} images a class: KED - KD",
+            "accuracy",
+            _in_grid("ked/cifar10_length", (60, 180), (f"ked shots={shots}", f"kd shots={shots}")),
+        )
+        for shots in (25, 100)
     ),
     (
         "the study, KD at tau 4 - labels",
         "accuracy",
-        (
-            Length(60, "interpretability/cifar10_arms", "kd_tau4", "scratch"),
-            Length(180, "interpretability/cifar10_arms_length", "kd_tau4", "scratch"),
-        ),
+        _and_longer(60, "interpretability/cifar10_arms", "kd_tau4", "scratch"),
     ),
 )
 

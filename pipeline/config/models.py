@@ -71,7 +71,7 @@ class ModelConfig(Options):
         super().__post_init__()
         require(
             self.crop_fraction is None or self.frame != "full",
-            f"crop_fraction={self.crop_fraction} is an option of frame=center_crop; leave it at null",
+            f"crop_fraction={self.crop_fraction} is an option of frame=center_crop; set that, or leave it at null",
         )
         require(
             self.sha256 is None or re.fullmatch(r"[0-9a-fA-F]{64}", self.sha256) is not None,

@@ -40,15 +40,19 @@ def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> Pa
     if path.exists() and any((folder / name).exists() for name in _RESULTS):
         existing = identity(yaml.safe_load(path.read_text()), type(config))
         wanted = identity(values, type(config))
-        if existing != wanted or list(existing["inputs"]) != list(wanted["inputs"]):
+        order = [", ".join(one["inputs"]) for one in (existing, wanted)]
+        if existing != wanted or order[0] != order[1]:
             way_out = "choose another run=, or delete that folder"
             if verb.startswith("evaluate") and not verb.endswith("-network"):
                 way_out = (
                     "delete that folder to evaluate again (the student is in another one and stays)"
                 )
-            raise ConfigError(
-                f"{folder} contains a run with {_first_difference(existing, wanted)}; {way_out}"
+            found = (
+                f"the inputs {order[0]} in this order, but this one has {order[1]}"
+                if existing == wanted
+                else _first_difference(existing, wanted)
             )
+            raise ConfigError(f"{folder} contains a run with {found}; {way_out}")
     else:
         save_config(path, values)
     return folder

@@ -100,7 +100,7 @@ def with_preprocessing(config: AnyConfig, num_classes: int) -> AnyConfig:
         or source.crop_fraction is None
         or not (is_published(config.weights) or source.classes == (config.classes or num_classes))
     ):
-        return replace(config, frame="full", crop_fraction=None)
+        return replace(config, frame="full")  # refuses the options of a crop
     return replace(
         config,
         frame="center_crop",

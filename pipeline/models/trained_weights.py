@@ -67,7 +67,7 @@ def check_weights(config: ModelConfig, section: str, classes: Sequence[str] = ()
             f"{section}.weights={config.weights} were trained with other options than {values}; set {words}, as "
             f"{DESCRIPTION_NAME} beside them says"
         )
-    known = described["classes"]
+    known = described.get("classes")
     if classes and known and config.classes is None and list(classes) != known:
         raise ConfigError(
             f"{section}.weights={config.weights} were trained on the classes {shorten(known, 5)}, but the store has "
@@ -88,5 +88,6 @@ def _description_of_weights(config: ModelConfig) -> dict[str, Any] | None:
     path = Path(config.weights)
     if path.name != MODEL_NAME or not (path.parent / DESCRIPTION_NAME).exists():
         return None
-    values: dict[str, Any] = json.loads((path.parent / DESCRIPTION_NAME).read_text())
-    return values
+    values = json.loads((path.parent / DESCRIPTION_NAME).read_text())
+    is_of_a_run = isinstance(values, dict) and isinstance(values.get("model"), dict)
+    return values if is_of_a_run else None

@@ -355,6 +355,15 @@ def test_the_next_command_is_of_the_same_experiment(words, expected):
     assert next_command(command, words) == expected
 
 
+def test_the_next_command_of_an_experiment_uses_the_teacher_that_was_trained():
+    command = "permafrost precompute store.path=s teacher=cifar teacher.weights=runs/other/w teacher.width=8"
+
+    after = next_command(command, ["experiment=demo", "run=other", "teacher.width=8"])
+
+    expected = "experiment=demo run=other teacher.width=8 teacher.weights=runs/other/w"
+    assert after == f"permafrost precompute {expected}"
+
+
 def test_the_page_of_options_is_that_of_the_dataclasses():
     page = (ROOT / "docs" / "reference" / "options.md").read_text()
 

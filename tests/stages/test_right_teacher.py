@@ -73,6 +73,20 @@ def test_weights_of_another_kind_of_network_are_named(tmp_path):
         precompute.run(precompute_config(tmp_path / "store", other))
 
 
+def test_a_description_of_another_program_beside_the_weights_is_left_alone(tmp_path):
+    teacher = save_teacher(tmp_path / "teach")
+    (tmp_path / "teach/model.json").write_text('{"architecture": "resnet8"}')
+
+    assert precompute.run(precompute_config(tmp_path / "store", teacher)).teacher_records == 72
+
+
+def test_a_crop_of_a_network_that_receives_whole_frames_is_refused(tmp_path):
+    teacher = replace(save_teacher(tmp_path / "teach"), crop_fraction=0.9)
+
+    with pytest.raises(ConfigError, match=r"crop_fraction=0\.9 is an option of frame=center_crop"):
+        precompute.run(precompute_config(tmp_path / "store", teacher))
+
+
 def test_weights_of_other_classes_are_refused_unless_their_number_is_named(tmp_path):
     digits = tuple(str(digit) for digit in range(10))
     swapped = (*digits[:8], "9", "8")
