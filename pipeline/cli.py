@@ -174,13 +174,11 @@ def next_command(command: str, words: Sequence[str]) -> str:
     if not experiment or not command.startswith("permafrost "):
         return command
     program, verb, *more = shlex.split(command)
-    typed: tuple[str, ...] = ("run=", "store.path=")
-    if verb in ("teach", "precompute"):
-        typed += ("teacher.",)
-    made = [word for word in more if word.startswith(("store.teacher=", "teacher.weights="))]
-    options = {word.partition("=")[0] for word in made}
-    own = [w for w in words if w.startswith(typed) and w.partition("=")[0] not in options]
-    return shlex.join([program, verb, *experiment, *own, *made])
+    typed = ("run=", "store.path=", "teacher.") if verb == "teach" else ("run=", "store.path=")
+    # The command has found out which pass was made, or which network was trained.
+    made = ("teacher", "store.teacher=") if verb == "precompute" else ("store.teacher=",)
+    own = [word for word in words if word.startswith(typed)]
+    return shlex.join([program, verb, *experiment, *own, *(w for w in more if w.startswith(made))])
 
 
 def _in_line(values: dict[str, Any]) -> str:

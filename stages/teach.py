@@ -118,7 +118,7 @@ def _announce(config: TeachConfig, store: Store, folder: Path) -> None:
 
 
 def _next_command(config: TeachConfig, weights: str) -> str:
-    chosen = replace(config.teacher, weights=weights)
+    chosen = replace(config.teacher, weights=weights, frame="auto")  # full for a network of a run
     if config.teaching.augment.size is not None and chosen.input_size is None:
         chosen = replace(chosen, input_size=config.teaching.augment.size)
     defaults = plain_defaults(type(chosen))

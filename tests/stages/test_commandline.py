@@ -356,12 +356,14 @@ def test_the_next_command_is_of_the_same_experiment(words, expected):
 
 
 def test_the_next_command_of_an_experiment_uses_the_teacher_that_was_trained():
-    command = "permafrost precompute store.path=s teacher=cifar teacher.weights=runs/other/w teacher.width=8"
+    network = "teacher=cifar teacher.weights=runs/other/w teacher.width=8 teacher.input_size=64"
 
-    after = next_command(command, ["experiment=demo", "run=other", "teacher.width=8"])
+    after = next_command(
+        f"permafrost precompute store.path=s run=other {network}",
+        ["experiment=demo", "run=other", "teacher.width=8", "teaching.augment.size=64"],
+    )
 
-    expected = "experiment=demo run=other teacher.width=8 teacher.weights=runs/other/w"
-    assert after == f"permafrost precompute {expected}"
+    assert after == f"permafrost precompute experiment=demo run=other {network}"
 
 
 def test_the_page_of_options_is_that_of_the_dataclasses():
