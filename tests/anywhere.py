@@ -20,6 +20,7 @@ import re
 import resource
 import secrets
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -461,8 +462,9 @@ def read_outcome(path: Path, seconds: float) -> Outcome:
     cases = list(ElementTree.parse(path).iter("testcase"))
     bad = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
     skipped = sum(case.find("skipped") is not None for case in cases)
-    names = tuple(f"{case.get('classname')}::{case.get('name')}" for case in bad)
-    return Outcome(len(cases), len(bad), skipped, seconds, names)
+    names = [f"{case.get('classname')}::{case.get('name')}" for case in bad]
+    names = [re.sub(r"@(ray|tests/.*)$", "", name) for name in names]  # pytest-xdist adds @group
+    return Outcome(len(cases), len(bad), skipped, seconds, tuple(names))
 
 
 @contextmanager
@@ -485,7 +487,7 @@ def run_tests(name: str, run: Run, tests: list[str]) -> Outcome | str:
         **{VARIABLE: name, **run.environment},
     }
     report = run.place / "junit.xml"
-    parallel = ["-n", str(run.processes), "--dist", "loadscope", "--no-loadscope-reorder"]
+    parallel = ["-n", str(run.processes), "--dist", "loadgroup", "--no-loadscope-reorder"]
     command = [
         *(*run.prefix, run.python, "-m", "pytest", "-q", "-p", "tests.anywhere"),
         *("-p", "no:cacheprovider", f"--junitxml={report}", *run.options),
@@ -562,6 +564,17 @@ def main() -> None:
             parser.error(f"no condition {name}; choose from {', '.join(CONDITIONS)}")
     paths = words.tests or ([] if words.whole else SELECTION)
     tests = [*paths] if words.whole else ["-m", "not slow and not ray", *paths]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which removes the temporary folders
+    try:
+        good = measure_all(words, tests)
+    finally:
+        if readable_project.cache_info().currsize:
+            shutil.rmtree(readable_project()[0].parent)
+    sys.exit(0 if good else 1)
+
+
+def measure_all(words: argparse.Namespace, tests: list[str]) -> bool:
+    """Print a row for each condition, and return whether no test failed."""
     rows, good = {}, True
     print(HEAD, end="", flush=True)
     for name in words.names or [name for name in CONDITIONS if name not in VERSIONS]:
@@ -576,9 +589,7 @@ def main() -> None:
                 print(f"  failed: {failure}", file=sys.stderr)
         if words.write:
             PAGE.write_text(merge_rows(PAGE.read_text(), rows))
-    if readable_project.cache_info().currsize:
-        shutil.rmtree(readable_project()[0].parent)
-    sys.exit(0 if good else 1)
+    return good
 
 
 if __name__ == "__main__":
