@@ -58,7 +58,7 @@ class DistillResult:
 
 def run(config: DistillConfig, on_epoch: Callable[[int, str], None] | None = None) -> DistillResult:
     """Train and export the student. `on_epoch` replaces the progress bar."""
-    store = Store(Path(config.store.path))
+    store = Store(config.store.folder)
     config = with_named_passes(resolve_distill(config, store), store, config.run)
     inputs = fingerprint_inputs(config, store, open_passes(config, store))
     folder = open_run("distill", config.run, config, inputs)

@@ -28,7 +28,7 @@ from pipeline.config.file_data import NoDataConfig
 from pipeline.config.models import NoModelConfig
 from pipeline.config.runs import RUNS
 from pipeline.core.errors import ConfigError
-from pipeline.core.files import write_atomically
+from pipeline.core.files import exists, write_atomically
 from pipeline.estimation.lines import plain_values, printed_lines
 from pipeline.store.manifest import MANIFEST_NAME
 
@@ -56,7 +56,7 @@ class EstimateResult:
 
 def run(config: EstimateConfig) -> EstimateResult:
     """Measure a sample in a temporary folder, which is removed, and write the estimate."""
-    finished = (Path(config.store.path) / MANIFEST_NAME).exists()
+    finished = exists(config.store.folder / MANIFEST_NAME)
     if isinstance(config.data, NoDataConfig) and not finished:
         raise ConfigError(
             f"store.path={config.store.path} holds no finished store; name the data to estimate with data=, as in "

@@ -13,11 +13,11 @@ Rerun   finishes an interrupted migration; a store of the current schema is left
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cli import main
 from pipeline.core.errors import ConfigError
+from pipeline.core.files import exists
 from pipeline.store.lock import lock_folder
 from pipeline.store.manifest import MANIFEST_NAME, SCHEMA_VERSION
 from pipeline.store.migration import migrate_store
@@ -37,8 +37,8 @@ class MigrateResult:
 
 def run(config: MigrateConfig) -> MigrateResult:
     """Migrate the store. Raises ConfigError if there is none."""
-    path = Path(config.store.path)
-    if not (path / MANIFEST_NAME).exists():
+    path = config.store.folder
+    if not exists(path / MANIFEST_NAME):
         raise ConfigError(f"store.path={config.store.path} holds no finished store; correct it")
     with lock_folder(path):
         migrated = migrate_store(path)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +24,7 @@ from pipeline.cluster.executors import Executors
 from pipeline.config.file_data import NoDataConfig
 from pipeline.config.models import NoModelConfig
 from pipeline.core.errors import ConfigError
+from pipeline.core.files import exists
 from pipeline.core.progress import say_if_slow
 from pipeline.models.resolve import resolve_precompute
 from pipeline.report.commands import distill_command, teach_command
@@ -40,6 +40,7 @@ from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
     from pipeline.config.verbs import PrecomputeConfig
+    from pipeline.core.files import RootedPath
     from pipeline.store.listing import ListingFiles
 
 logger = logging.getLogger("permafrost.precompute")
@@ -71,7 +72,7 @@ class PrecomputeResult:
 
 def run(config: PrecomputeConfig) -> PrecomputeResult:
     """Pack missing shards, run the teacher on missing shards, and publish."""
-    path = Path(config.store.path).absolute()
+    path = config.store.folder.absolute()
     _check_has_records(config, path)
     started = time.monotonic()
     with lock_folder(path):
@@ -97,7 +98,7 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
                 )
     annotated = 0 if made is None else made.forward_passes
     done = packed + annotated
-    finished = Store(config.store.path)  # with its path as it was typed
+    finished = Store(config.store.folder)  # with its path as it was typed
     if packed:
         _suggest_frames(finished)
     return PrecomputeResult(
@@ -139,16 +140,16 @@ def _suggest_frames(store: Store) -> None:
         )
 
 
-def _check_has_records(config: PrecomputeConfig, path: Path) -> None:
+def _check_has_records(config: PrecomputeConfig, path: RootedPath) -> None:
     """Raise ConfigError if neither the options nor a finished store provide records."""
-    if isinstance(config.data, NoDataConfig) and not (path / MANIFEST_NAME).exists():
+    if isinstance(config.data, NoDataConfig) and not exists(path / MANIFEST_NAME):
         raise ConfigError(
             f"store.path={config.store.path} holds no finished store; name the data to pack with data=, as in "
             "data=image_folder data.path=photos, or correct store.path"
         )
 
 
-def _is_finished(config: PrecomputeConfig, path: Path, digest: str) -> bool:
+def _is_finished(config: PrecomputeConfig, path: RootedPath, digest: str) -> bool:
     """Return whether the store is finished, whole and made of the same data, as far as that shows without listing."""
     if config.store.relist or find_finished(path, digest) is None:
         return False
@@ -160,7 +161,7 @@ def _is_finished(config: PrecomputeConfig, path: Path, digest: str) -> bool:
 
 
 def _pack(
-    config: PrecomputeConfig, path: Path, digest: str, executors: Executors
+    config: PrecomputeConfig, path: RootedPath, digest: str, executors: Executors
 ) -> tuple[int, int]:
     """List the data, pack the missing shards and publish; return the numbers of packed and of all records."""
     with listing_files(path) as files:
@@ -173,7 +174,7 @@ def _pack(
 
 
 def _plan_pack(
-    config: PrecomputeConfig, path: Path, files: ListingFiles, executors: Executors
+    config: PrecomputeConfig, path: RootedPath, files: ListingFiles, executors: Executors
 ) -> PackPlan:
     source = build_source(config.data)
     guess = 0

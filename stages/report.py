@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import main
@@ -122,7 +121,7 @@ def _gather_page(config: ReportConfig, results: list[StudentResult]) -> Page:
         ", and a given network" if network else "",
     )
     evaluated = students or ([network] if network else [])
-    store = Store(Path(config.store.path))
+    store = Store(config.store.folder)
     used = used_passes(results, store)
     check_named_passes(config.store.teacher, used, store)
     selection = load_selection(config.run)
@@ -259,7 +258,7 @@ def _has_a_pair(results: list[StudentResult], options: ReportOptions) -> bool:
 
 def _cases(config: ReportConfig, results: list[StudentResult]) -> list[SplitCases]:
     """Cases by split, empty if none are requested or possible."""
-    if not results or not config.report.cases or Store(Path(config.store.path)).is_table:
+    if not results or not config.report.cases or Store(config.store.folder).is_table:
         return []
     from pipeline.report.case_pair import open_pair
     from pipeline.report.case_pictures import show_cases

@@ -61,7 +61,7 @@ class TeachResult:
 
 def run(config: TeachConfig) -> TeachResult:
     """Train, export and evaluate the teacher."""
-    store = Store(Path(config.store.path))
+    store = Store(config.store.folder)
     # A weights file is the output of this stage, named for a later precompute. Published weights are initial weights.
     if not is_published(config.teacher.weights):
         config = replace(config, teacher=replace(config.teacher, weights=None))
@@ -127,7 +127,7 @@ def _next_command(config: TeachConfig, weights: str) -> str:
         for name, value in to_plain_dict(chosen).items()
         if name != "kind" and (name == "name" or value != defaults[name])
     ]
-    if Store(Path(config.store.path)).is_table:
+    if Store(config.store.folder).is_table:
         payloads = "logits,superfeature_logits" if chosen.kind == "additive" else "logits"
         words.append(f"annotate.payloads=[{payloads}]")
     return " ".join(

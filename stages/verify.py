@@ -14,19 +14,20 @@ Writes  nothing; prints a line for each problem, with exit code 1 if there is an
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cli import main
 from pipeline.config.models import NoModelConfig
 from pipeline.core.errors import UserError
-from pipeline.core.files import iter_files
+from pipeline.core.files import LinkError, file_size, iter_files
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 
 if TYPE_CHECKING:
     from pipeline.config.verbs import VerifyConfig
+    from pipeline.core.files import RootedPath
 
 logger = logging.getLogger("permafrost.verify")
 
@@ -48,7 +49,7 @@ class VerifyResult:
 
 def run(config: VerifyConfig) -> VerifyResult:
     """Check the whole store. Raises DamagedStoreError, which lists every problem."""
-    path = Path(config.store.path)
+    path = config.store.folder
     size = _size(path)
     logger.info("%s: reading all of its %s files, %s", path, f"{size[0]:,}", _format_bytes(size[1]))
     problems = list(verify_store(path))
@@ -74,12 +75,13 @@ def run(config: VerifyConfig) -> VerifyResult:
     )
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """Return the number of files below a folder and their bytes."""
+def _size(folder: RootedPath) -> tuple[int, int]:
+    """Return the number of files below a folder and their bytes, without links that may not be there."""
     files = total = 0
-    for file in iter_files(path):
-        if file.is_file():
-            files, total = files + 1, total + file.stat().st_size
+    for path in iter_files(folder):
+        with suppress(LinkError):
+            size = file_size(path)
+            files, total = files + (size is not None), total + (size or 0)
     return files, total
 
 

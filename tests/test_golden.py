@@ -168,7 +168,7 @@ def pass_bytes(store: Store) -> str:
     (teacher,) = store.open_passes()
     files = [
         path
-        for path in sorted(teacher.folder.rglob("*"))
+        for path in sorted(Path(str(teacher.folder)).rglob("*"))
         if path.is_file() and path.suffix not in (".json", ".parquet")
     ]
     return sha256(

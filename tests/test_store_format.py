@@ -75,7 +75,7 @@ def test_rows_of_the_arrays_are_not_rows_of_the_index_and_padding_says_so(uneven
 
     store = Store(uneven)
     (teacher,) = store.open_passes()
-    arrays = zarr.open_group(teacher.folder / "fields.zarr", mode="r")
+    arrays = zarr.open_group(str(teacher.folder / "fields.zarr"), mode="r")
     array_row = store.index.table()["array_row"].to_numpy()
     padding = np.setdiff1d(np.arange(arrays["logits"].shape[0]), array_row)
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ from pipeline.annotation.threads import torch_threads
 from pipeline.config.explainers import ExplainerConfig
 from pipeline.config.models import ModelConfig
 from pipeline.config.store import PassOptions
-from pipeline.core.files import sha256_keys
+from pipeline.core.files import RootedPath, sha256_keys
 from pipeline.core.records import NO_LABEL
 from pipeline.core.tasks import ShardResult
 from pipeline.store.fields import PassFields
@@ -46,8 +45,8 @@ class AnnotateShard:
     """Task that writes the rows of a ShardEntry in the pass's fields, and their receipt."""
 
     needs_gpu: ClassVar[bool] = True
-    store_path: Path
-    folder: Path
+    store_path: RootedPath
+    folder: RootedPath
     fields: PassFields
     fingerprint: str
     teacher: ModelConfig

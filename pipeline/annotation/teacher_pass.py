@@ -20,7 +20,7 @@ from pipeline.config.models import ModelConfig, NoModelConfig
 from pipeline.config.runs import RUNS, save_cost
 from pipeline.config.verbs import PrecomputeConfig
 from pipeline.config.version import __version__
-from pipeline.core.files import SHORT, remove_partial_files
+from pipeline.core.files import SHORT, RootedPath, list_folder, remove_partial_files
 from pipeline.core.tasks import MapShards, ShardResult, ShardTask, run_shards
 from pipeline.models.additive.network import network_partition
 from pipeline.models.additive.partition import Partition
@@ -50,7 +50,7 @@ class PassPlan:
     description: dict[str, Any]
     """Description in the pass's manifest, covered by the fingerprint."""
     fingerprint: str
-    folder: Path
+    folder: RootedPath
     shards: Sequence[ShardEntry]
     missing: list[ShardEntry]
     views: StoredViews | None
@@ -128,9 +128,9 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
     )
     fingerprint = fingerprint_pass(description)
     name = f"{escape_key(config.annotate.name or config.teacher.name)}-{fingerprint[:SHORT]}"
-    folder = store.path / TEACHERS_FOLDER / name
+    folder = store.folder / TEACHERS_FOLDER / name
     # A pass keeps the name that it was given when it was begun.
-    begun = sorted(folder.parent.glob(f"*-{fingerprint[:SHORT]}"))
+    begun = list_folder(folder.parent, f"*-{fingerprint[:SHORT]}")
     folder = begun[0] if begun else folder
     shards = store.shards if views is None else [store.shards[n] for n in views.shards.tolist()]
     return PassPlan(
@@ -167,7 +167,7 @@ def annotate_pass(
         ", ".join(spec.name for spec in specs),
         len(plan.shards),
         len(plan.shards) - len(plan.missing),
-        plan.folder.relative_to(plan.store.path.parent),
+        plan.folder,
     )
     remove_partial_files(plan.folder)
     fields = BACKENDS[config.store.backend](
@@ -175,7 +175,7 @@ def annotate_pass(
     )
     shared_files = fields.create()
     task = AnnotateShard(
-        store_path=plan.store.path,
+        store_path=plan.store.folder,
         folder=plan.folder,
         fields=fields,
         fingerprint=plan.fingerprint,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, get_args
 
 from annotated_types import Ge, Le, Lt
 
 from pipeline.config.options import Options, Role
 from pipeline.core.errors import require
+from pipeline.core.files import RootedPath
 
 JpegDecoder = Literal["cpu", "cuda"]
 """Device that decodes JPEGs. A GPU's pixels differ from those of the CPU by a level or two of 255."""
@@ -18,12 +20,16 @@ JPEG_DECODERS: tuple[JpegDecoder, ...] = get_args(JpegDecoder)
 
 @dataclass(frozen=True, kw_only=True)
 class StoreOptions(Options):
-    """Location and format of a store. Readers of an existing store use only `path` and `teacher`."""
+    """Location and format of a store. Readers of an existing store use only `path`, `allow_links` and
+    `teacher`."""
 
     section: ClassVar[str] = "store"
 
     path: Annotated[str, Role.FILE, Role.OUTSIDE_IDENTITY] = "stores/demo"
     """Folder of the store."""
+    allow_links: Annotated[bool, Role.OUTSIDE_IDENTITY] = False
+    """Follow symbolic links inside the store, for a store of your own. They are an error otherwise, because those of a
+    store from someone else can lead to any file of this machine. The path of the store itself may contain links."""
     backend: Annotated[Literal["zarr", "webdataset"], Role.OUTSIDE_IDENTITY] = "zarr"
     """Storage format of the teacher fields."""
     shard_size: Annotated[int, Ge(1), Role.OUTSIDE_IDENTITY] = 512
@@ -52,6 +58,15 @@ class StoreOptions(Options):
             "://" not in self.path,
             f"store.path must be a local or mounted folder, got {self.path!r}; object storage is not supported yet",
         )
+
+    @property
+    def folder(self) -> RootedPath:
+        """Folder of the store."""
+        return self.at(None)
+
+    def at(self, other: str | None) -> RootedPath:
+        """Return the folder of another store, which is read in the same way; of None its own."""
+        return RootedPath(Path(other or self.path), allow_links=self.allow_links)
 
 
 class PayloadInfo(NamedTuple):

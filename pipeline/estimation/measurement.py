@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.models import NoModelConfig
 from pipeline.core.errors import UserError
+from pipeline.core.files import RootedPath, exists
 from pipeline.estimation.break_even import BreakEven, break_even_epochs
 from pipeline.estimation.sample import Sample, Whole, sample_finished, sample_source
 from pipeline.estimation.spread import Spread, spread_of
@@ -83,11 +84,11 @@ class Estimate:
 
 def measure(config: EstimateConfig, folder: Path) -> Estimate:
     """Measure a sample in an empty folder. Nothing is written elsewhere."""
-    path = Path(config.store.path)
-    if (path / MANIFEST_NAME).exists():
-        sample = sample_finished(config, Store(path), folder / "store")
+    path, sampled = config.store.folder, RootedPath(folder / "store")
+    if exists(path / MANIFEST_NAME):
+        sample = sample_finished(config, Store(path), sampled)
     else:
-        sample = sample_source(config, folder / "store")
+        sample = sample_source(config, sampled)
     whole, store = sample.whole, sample.store
     parts = [image_part(sample), index_part(sample)]
     annotation, training, reason = None, None, "teacher=none"

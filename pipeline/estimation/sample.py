@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from pipeline.config.store import SubsetOptions
     from pipeline.config.verbs import EstimateConfig
+    from pipeline.core.files import RootedPath
     from pipeline.core.records import Source
     from pipeline.core.tasks import ShardResult, ShardTask
     from pipeline.store.listing import ListingFiles
@@ -95,7 +96,7 @@ class _Piece:
     count: int
 
 
-def sample_finished(config: EstimateConfig, store: Store, folder: Path) -> Sample:
+def sample_finished(config: EstimateConfig, store: Store, folder: RootedPath) -> Sample:
     """Make a store of some records of a finished one, whose images stay where they are.
 
     Raises StoreMismatchError if `data=` names a source of another kind, whose records are not listed.
@@ -111,7 +112,7 @@ def sample_finished(config: EstimateConfig, store: Store, folder: Path) -> Sampl
     with StoreTablesWriter(folder, store.manifest.rows_per_shard) as writer:
         for piece in pieces:
             shard = shards[piece.shard]
-            path = receipt_path(store.path, shard.name)
+            path = receipt_path(store.folder, shard.name)
             receipt, _ = read_receipt(path, RECEIPT_SCHEMA)
             rows = receipt.slice(piece.first, piece.count)
             place = RECEIPT_SCHEMA.get_field_index("row")
@@ -122,7 +123,7 @@ def sample_finished(config: EstimateConfig, store: Store, folder: Path) -> Sampl
                 name=piece.name,
                 records=piece.count,
                 keys_sha256=sha256_keys(rows["key"].to_pylist()),
-                path=str((store.path / shard.path).absolute()),
+                path=str(shard.file(store.folder.absolute())),
                 referenced=True,
             )
             writer.append(entry, rows, sha256_file(path))
@@ -173,7 +174,7 @@ def _check_same_data(config: EstimateConfig, store: Store) -> None:
         )
 
 
-def sample_source(config: EstimateConfig, folder: Path) -> Sample:
+def sample_source(config: EstimateConfig, folder: RootedPath) -> Sample:
     """List the source, and pack some of its records as precompute would."""
     source = build_source(config.data)
     with listing_files(folder) as files:
@@ -181,7 +182,7 @@ def sample_source(config: EstimateConfig, folder: Path) -> Sample:
 
 
 def _sample_listed(
-    config: EstimateConfig, folder: Path, source: Source, files: ListingFiles
+    config: EstimateConfig, folder: RootedPath, source: Source, files: ListingFiles
 ) -> Sample:
     listing = list_source(source, files, config.store, _in_this_process)
     plans = plan_source(source, listing, config.store)

@@ -9,12 +9,11 @@ from __future__ import annotations
 import tarfile
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.files import open_regular, open_size, scratch_folder
 from pipeline.store.index import CHECKED_COLUMNS
 from pipeline.store.index_writer import IndexWriter
 from pipeline.store.manifest import MANIFEST_NAME
@@ -24,6 +23,7 @@ from pipeline.store.zarr_fields import FIELDS_FOLDER
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pipeline.core.files import AnyPath, RootedPath
     from pipeline.core.records import FieldSpec
     from pipeline.estimation.sample import Point, Sample, Whole
     from pipeline.store.reader import Store, TeacherPass
@@ -55,7 +55,7 @@ def image_part(sample: Sample) -> Part:
     if sample.images:
         return _scaled_part(name, form, sample.images, sample)
     points = [
-        (shard.records, _tar_content(sample.store.path / shard.path)) for shard in sample.shards
+        (shard.records, _tar_content(shard.file(sample.store.folder))) for shard in sample.shards
     ]
     return _growing_part(name, form, points, sample.whole.records, sample.whole.shards)
 
@@ -68,11 +68,10 @@ def index_part(sample: Sample) -> Part:
         return _scaled_part(name, form, [(sample.finished.num_records(), held)], sample)
     store = sample.store
     receipts = [
-        (shard.records, receipt_path(store.path, shard.name).stat().st_size)
-        for shard in store.shards
+        (shard.records, _bytes_of(receipt_path(store.folder, shard.name))) for shard in store.shards
     ]
     index = [_index_point(store, 1), _index_point(store, len(store.shards))]
-    per_shard, constant = _table_bytes(store.path, store.manifest.shards, _SHARD_BYTES)
+    per_shard, constant = _table_bytes(store.folder, store.manifest.shards, _SHARD_BYTES)
     total = (
         _on_a_line(receipts, whole.records, whole.shards)
         + _on_a_line(index, whole.records, 1)
@@ -97,12 +96,12 @@ def pass_parts(teacher: TeacherPass, whole: Whole) -> list[Part]:
     else:
         parts = _tar_parts(teacher, prefix, covered, shards)
     receipts = [
-        (shard.rows, receipt_path(teacher.folder, shard.name).stat().st_size)
+        (shard.rows, _bytes_of(receipt_path(teacher.folder, shard.name)))
         for shard in manifest.shards
     ]
     fields_bytes = len(manifest.shards[0].files) * _FILE_BYTES + _PASS_SHARD_BYTES
     per_shard, constant = _table_bytes(teacher.folder, manifest.shards, fields_bytes)
-    constant += sum((teacher.folder / name).stat().st_size for name in manifest.files)
+    constant += sum(_bytes_of(teacher.folder / name) for name in manifest.files)
     total = _on_a_line(receipts, covered, shards) + per_shard * shards + constant
     rest = _even_part(f"{prefix}receipts", "receipts, manifest", total, covered)
     return [*parts, rest]
@@ -192,9 +191,15 @@ def _values_bytes(spec: FieldSpec, dtype: str) -> int:
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def _tar_content(path: Path) -> int:
+def _bytes_of(path: AnyPath) -> int:
+    """Bytes of a file of a finished store."""
+    with open_regular(path) as file:
+        return open_size(file)
+
+
+def _tar_content(path: AnyPath) -> int:
     """Bytes of a tar's members and their headers, without the end of the file."""
-    with tarfile.open(path) as tar:
+    with open_regular(path) as file, tarfile.open(fileobj=file) as tar:
         last = tar.getmembers()[-1]
     return last.offset_data + -(-last.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
@@ -232,16 +237,16 @@ def _held_by_index(store: Store) -> int:
     """Bytes of a finished store's index, receipts and manifest with its tables."""
     manifest = store.manifest
     tables = (manifest.index, manifest.keys, manifest.shards.file, manifest.skipped.file)
-    receipts = (receipt_path(store.path, shard.name).stat().st_size for shard in store.shards)
-    own = (store.path / MANIFEST_NAME).stat().st_size
+    receipts = (_bytes_of(receipt_path(store.folder, shard.name)) for shard in store.shards)
+    own = _bytes_of(store.folder / MANIFEST_NAME)
     return own + sum(table.bytes for table in tables if table is not None) + sum(receipts)
 
 
 def _index_point(store: Store, num_shards: int) -> Point:
     """Records and bytes of an index of the first shards."""
-    with TemporaryDirectory() as folder, IndexWriter(Path(folder), 1) as writer:
+    with scratch_folder() as folder, IndexWriter(folder, 1) as writer:
         for shard in store.shards[:num_shards]:
-            receipt, _ = read_receipt(receipt_path(store.path, shard.name), RECEIPT_SCHEMA)
+            receipt, _ = read_receipt(receipt_path(store.folder, shard.name), RECEIPT_SCHEMA)
             writer.append(shard.name, shard.split, receipt)
         index, keys = writer.finish()
     return writer.num_records, index.bytes + keys.bytes
@@ -254,10 +259,10 @@ _FILE_BYTES = 32 + 4
 """The same for a row of a pass's table, and for each of its files."""
 
 
-def _table_bytes(folder: Path, table: TableFile[Any], per_shard: int) -> tuple[float, float]:
+def _table_bytes(folder: RootedPath, table: TableFile[Any], per_shard: int) -> tuple[float, float]:
     """Bytes of a table of shards for each shard, and those of the remainder with the manifest."""
     assert table.file is not None
-    size = table.file.bytes + (folder / MANIFEST_NAME).stat().st_size
+    size = table.file.bytes + _bytes_of(folder / MANIFEST_NAME)
     return per_shard, max(0, size - per_shard * len(table))
 
 

@@ -97,7 +97,7 @@ def open_evaluation_store(
            pass is used that the run was compared with before, otherwise the only pass of the store, if it has one
     run    run of the student, or of its sweep
     """
-    training_store = Store(Path(config.store.path))
+    training_store = Store(config.store.folder)
     passes = [training_store.open_pass(n) for n in name_passes(run, training_store, names)]
     if config.evaluate.store is None:
         return training_store, passes
@@ -116,7 +116,7 @@ def open_record_store(config: EvaluateConfig) -> Store:
         f"evaluate.splits={HOLDOUT} selects records of the store that the student was trained on, but "
         f"evaluate.store={other} is a different store; name a split of that store",
     )
-    return Store(Path(other or config.store.path))
+    return Store(config.store.at(other))
 
 
 def open_against(config: EvaluateConfig, name: str, run: str) -> tuple[Store, list[TeacherPass]]:

@@ -310,7 +310,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         return boxes_of
 
     def _open_shard(self, shard: int) -> ShardBytes:
-        return ShardBytes(self.store.path, self.store.shards[shard])
+        return ShardBytes(self.store.folder, self.store.shards[shard])
 
     def _open_values(self, number: int, shard: int) -> dict[str, Rows]:
         """Open a shard's fields: large ones stay on disk, of the others only this selection's rows are kept."""

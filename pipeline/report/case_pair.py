@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.report import ReportOptions
@@ -71,7 +70,7 @@ def open_pair(config: ReportConfig, results: Sequence[StudentResult]) -> CasePai
         return None
     other, own = (read_evaluation(result) for result in pair)
     evaluation = own.options
-    store = own.open_store(Path(config.store.path))
+    store = own.open_store(config.store.folder)
     passes = own.open_passes(store)
     if (
         own.inputs != other.inputs

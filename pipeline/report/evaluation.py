@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import yaml
 from pipeline.config.builder import build_config
 from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.runs import CONFIG_NAME
+from pipeline.core.files import RootedPath
 from pipeline.evaluation.inputs import epoch_metric
 from pipeline.report.results import StudentResult
 from pipeline.store.reader import Store, TeacherPass
@@ -25,9 +27,9 @@ class Evaluation(NamedTuple):
     inputs: dict[str, str]
     """Fingerprints by name of the store and of each pass, the latter named "teacher <pass>"."""
 
-    def open_store(self, path: Path) -> Store:
-        """Open the store with the evaluated records: evaluate.store or, if it is null, the one at `path`."""
-        return Store(Path(self.options.store) if self.options.store else path)
+    def open_store(self, store: RootedPath) -> Store:
+        """Open the store with the evaluated records: evaluate.store or, if it is null, the given one."""
+        return Store(replace(store, root=Path(self.options.store)) if self.options.store else store)
 
     @property
     def teachers(self) -> list[str]:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.core.files import RootedPath, exists, list_folder
 from pipeline.models.additive.partition import Partition
 from pipeline.report.tiles import PictureRow, TileRow, picture_grid
+from pipeline.store.artifacts import ARTIFACTS_FOLDER
 from pipeline.store.manifest import MANIFEST_NAME
 from pipeline.store.reader import Store
 from pipeline.training.superfeatures.artifact import load_partition
@@ -36,12 +37,13 @@ _SHOWN = (2, 4, 8, 16)
 def partition_rows(store: Store) -> list[dict[str, Any]]:
     """Build one row per partition of the store: name, picture and facts of the search."""
     return [
-        _partition_row(path.parent)
-        for path in sorted(store.path.glob(f"artifacts/partition-*/{MANIFEST_NAME}"))
+        _partition_row(folder)
+        for folder in list_folder(store.folder / ARTIFACTS_FOLDER, "partition-*")
+        if exists(folder / MANIFEST_NAME)
     ]
 
 
-def _partition_row(folder: Path) -> dict[str, Any]:
+def _partition_row(folder: RootedPath) -> dict[str, Any]:
     saved = load_partition(folder)
     facts = saved.facts
     return {

@@ -159,7 +159,7 @@ def _explained(
     result: StudentResult, split: str, store: Store, header: dict[str, Any]
 ) -> dict[str, Tensor]:
     evaluation = read_evaluation(result)
-    store = evaluation.open_store(store.path)
+    store = evaluation.open_store(store.folder)
     if result.seed is None:
         return _frames(split, store, header)
     network, trained = load_model(result.folder / "distill")

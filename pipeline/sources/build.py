@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 from pipeline.config.file_data import FileDataConfig
 from pipeline.config.options import resolve_implementation
 from pipeline.core.errors import ConfigError
-from pipeline.core.files import PARTIAL_SUFFIX
+from pipeline.core.files import PARTIAL_SUFFIX, move_file
 from pipeline.core.tasks import ShardResult, run_shards
 from pipeline.sources.class_subset import ClassSubset, PartedClassSubset
 from pipeline.sources.parts import PartedSource
@@ -56,9 +56,9 @@ class ListPart:
         number, name = part
         path = self.files.part(number)
         # A task that is taken for lost and started again elsewhere may still be writing.
-        own = path.with_suffix(f".{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
+        own = path.with_name(f"{path.stem}.{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
         records = write_listing(own, self.source.part_records(name), self.seed)
-        own.replace(path)
+        move_file(own, path)
         return ShardResult(name=name, records=records, seconds=time.monotonic() - started)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import mmap
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+
+from pipeline.core.files import map_file
 
 if TYPE_CHECKING:
     import io
@@ -21,9 +22,8 @@ def map_arrow(file: io.FileIO) -> pa.RecordBatchFileReader:
     Arrow's own memory map would start threads (see parquet.read_table). Raises ValueError or pa.ArrowException if it
     is not an Arrow file.
     """
-    mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
     options = pa.ipc.IpcReadOptions(use_threads=False)
-    return pa.ipc.open_file(pa.py_buffer(mapped), options=options)
+    return pa.ipc.open_file(pa.py_buffer(map_file(file)), options=options)
 
 
 def arrow_sink(file: HashingFile) -> pa.NativeFile:

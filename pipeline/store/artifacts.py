@@ -11,7 +11,15 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.files import SHORT, make_folder, sha256_json, write_atomically
+from pipeline.core.files import (
+    SHORT,
+    exists,
+    is_file,
+    make_folder,
+    read_regular,
+    sha256_json,
+    write_atomically,
+)
 from pipeline.store.file_entry import ManifestError
 from pipeline.store.lock import LockedError, lock_folder
 from pipeline.store.manifest import (
@@ -22,9 +30,10 @@ from pipeline.store.manifest import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from torch import Tensor
+
+    from pipeline.core.files import RootedPath
 
 ARTIFACTS_FOLDER = "artifacts"
 ARTIFACT_SCHEMA = 1
@@ -51,14 +60,14 @@ class ArtifactManifest:
 class Artifact:
     """Artifact of a store, which may or may not exist."""
 
-    store: Path
+    store: RootedPath
     kind: str
     made_from: dict[str, Any]
     made_by: str
     """Command that creates it, for messages."""
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> RootedPath:
         """Folder of the artifact, which exists once it has been saved."""
         name = f"{self.kind}-{sha256_json(self.made_from)[:SHORT]}"
         return self.store / ARTIFACTS_FOLDER / name
@@ -66,7 +75,7 @@ class Artifact:
     @property
     def exists(self) -> bool:
         """True if the artifact has been saved; its manifest is written last."""
-        return (self.folder / MANIFEST_NAME).exists()
+        return exists(self.folder / MANIFEST_NAME)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -113,7 +122,7 @@ class Artifact:
         return load_artifact(self.folder, self.made_by)
 
 
-def load_artifact(folder: Path, made_by: str) -> tuple[ArtifactManifest, dict[str, Tensor]]:
+def load_artifact(folder: RootedPath, made_by: str) -> tuple[ArtifactManifest, dict[str, Tensor]]:
     """Load the manifest and the tensors of a folder; raise ManifestError if any byte has changed.
 
     made_by  the command that creates such a folder, for messages
@@ -124,9 +133,9 @@ def load_artifact(folder: Path, made_by: str) -> tuple[ArtifactManifest, dict[st
     repair = f"delete its folder and run {made_by}"
     name = _file_name(manifest.kind)
     path = folder / name
-    if not path.is_file():
+    if not is_file(path):
         raise ManifestError(f"{path} does not exist, but its manifest does; {repair}")
-    content = path.read_bytes()
+    content = read_regular(path)
     found, claimed = hashlib.sha256(content).hexdigest(), manifest.files.get(name, "")
     if found != claimed:
         raise ManifestError(

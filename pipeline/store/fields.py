@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 import numpy as np
 
-from pipeline.core.files import read_regular
+from pipeline.core.files import open_regular, open_size, read_at
 from pipeline.store.file_entry import REPAIR, REWRITE, FileEntry, ManifestError
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from pipeline.core.files import RootedPath
     from pipeline.core.records import FieldSpec
     from pipeline.store.row_reader import (
         Rows,
@@ -55,7 +55,7 @@ class StoredShard:
 class PassFields(ABC):
     """Fields of one pass in one backend. Picklable; opens nothing before its first use."""
 
-    folder: Path
+    folder: RootedPath
     """Folder of the pass."""
     fields: tuple[FieldSpec, ...]
     num_shards: int
@@ -103,19 +103,21 @@ class PassFields(ABC):
         """
 
 
-def read_entry(folder: Path, entry: FileEntry, shard: str, own_checksum: int = 0) -> bytes:
+def read_entry(folder: RootedPath, entry: FileEntry, shard: str, own_checksum: int = 0) -> bytes:
     """Read a file of a pass and compare it with the manifest's size and checksum.
 
     own_checksum  length of the CRC-32C at the end of the file, which the manifest's checksum does not cover
     """
     path = folder / entry.path
     try:
-        data = read_regular(path)
+        with open_regular(path) as file:
+            size = open_size(file)
+            data = read_at(file, size, 0) if size == entry.bytes else b""
     except FileNotFoundError:
         raise ManifestError(f"{path} (shard {shard}) is missing; {REPAIR}") from None
     if len(data) != entry.bytes:
         raise ManifestError(
-            f"{path} (shard {shard}) has {len(data)} bytes, but its manifest lists {entry.bytes}; {REWRITE}"
+            f"{path} (shard {shard}) has {size} bytes, but its manifest lists {entry.bytes}; {REWRITE}"
         )
     found = google_crc32c.value(data[: len(data) - own_checksum])
     if found != entry.crc32c:

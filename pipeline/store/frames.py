@@ -210,7 +210,7 @@ class ShardFrames:
         self._columns = index.take(("offset", "size", "image_crc32c", "height", "width"), taken)
         self._keys = index.keys(taken)
         self._rows = taken
-        self._bytes = ShardBytes(store.path, shard)
+        self._bytes = ShardBytes(store.folder, shard)
         self._store = store
 
     def read(self, start: int, stop: int) -> FrameBatch:

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import open_regular, sha256_keys
+from pipeline.core.files import open_regular, open_size, sha256_keys
 from pipeline.core.records import NO_LABEL
 from pipeline.store.arrow_files import map_arrow
 from pipeline.store.file_entry import REPAIR, REWRITE, FileEntry, ManifestError
@@ -32,8 +32,8 @@ from pipeline.store.receipts import BOX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
+    from pipeline.core.files import RootedPath
     from pipeline.store.manifest import StoreManifest
 
 INDEX_NAME = "index.arrow"
@@ -71,14 +71,14 @@ LIST_COLUMNS = ("labels", "boxes")
 BOX_FIELDS = tuple(field.name for field in BOX)
 
 
-def open_batch(path: Path, file: FileEntry, schema: pa.Schema) -> pa.RecordBatch:
+def open_batch(path: RootedPath, file: FileEntry, schema: pa.Schema) -> pa.RecordBatch:
     """Map the single record batch of an Arrow file into memory.
 
     Raises ManifestError if the file is missing, or has another size or other columns than its manifest says.
     """
     try:
         with open_regular(path) as opened:
-            found = opened.seek(0, 2)
+            found = open_size(opened)
             if found != file.bytes:
                 raise ManifestError(
                     f"{path} is damaged: it has {found} bytes, but its manifest lists {file.bytes}; {REWRITE}"
@@ -110,7 +110,7 @@ def checksum(parts: Iterator[NDArray[Any]]) -> int:
 class RecordIndex:
     """Rows of a store's index, mapped into memory and checked shard by shard when they are first read."""
 
-    def __init__(self, folder: Path, manifest: StoreManifest) -> None:
+    def __init__(self, folder: RootedPath, manifest: StoreManifest) -> None:
         self.shards = manifest.shards
         self._path = folder / manifest.index.path
         self._keys_path = folder / manifest.keys.path
@@ -165,7 +165,7 @@ class RecordIndex:
         whole = np.frombuffer(offsets, np.int64, self.num_rows + 1) if self.num_rows else [0]
         return np.asarray(whole), text if text is not None else pa.py_buffer(b"")
 
-    def _require_rows(self, path: Path, batch: pa.RecordBatch) -> None:
+    def _require_rows(self, path: RootedPath, batch: pa.RecordBatch) -> None:
         if batch.num_rows != self.num_rows:
             raise ManifestError(
                 f"{path} has {batch.num_rows} rows, but the manifest lists {self.num_rows} records; "
@@ -349,7 +349,7 @@ class RecordIndex:
             return known and (manifest.multi_label or len(values) == 0)
         return True
 
-    def _damaged(self, path: Path, column: str, number: int) -> ManifestError:
+    def _damaged(self, path: RootedPath, column: str, number: int) -> ManifestError:
         return ManifestError(
             f"{path} is damaged: column {column} of shard {self.shards[number].name} is not what its manifest lists; "
             f"{REWRITE}"

@@ -6,15 +6,13 @@ temporary file without a name, and the Arrow file is written from these files, w
 
 from __future__ import annotations
 
-import mmap
-import tempfile
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.core.files import open_atomically, write_error
+from pipeline.core.files import map_file, open_atomically, scratch_file, write_error
 from pipeline.store.arrow_files import arrow_sink
 from pipeline.store.file_entry import FileEntry
 from pipeline.store.index import (
@@ -31,15 +29,16 @@ from pipeline.store.receipts import BOX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from pipeline.core.files import RootedPath
 
 
 class IndexWriter:
     """Index of a store in the making. As a context it removes its temporary files."""
 
-    def __init__(self, store: Path, rows_per_shard: int) -> None:
+    def __init__(self, store: RootedPath, rows_per_shard: int) -> None:
         """rows_per_shard  rows of each shard in the arrays of passes"""
         self._store = store
         self._rows_per_shard = rows_per_shard
@@ -130,7 +129,7 @@ class IndexWriter:
     def _append(self, name: str, values: NDArray[Any]) -> None:
         try:
             if name not in self._files:
-                self._files[name] = tempfile.TemporaryFile(dir=self._store)  # noqa: SIM115
+                self._files[name] = scratch_file(self._store)
             self._files[name].write(values.tobytes())
         except OSError as error:
             raise write_error(self._store / INDEX_NAME, error) from error
@@ -143,7 +142,7 @@ class IndexWriter:
             file.flush()
         except OSError as error:
             raise write_error(self._store / INDEX_NAME, error) from error
-        return pa.py_buffer(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+        return pa.py_buffer(map_file(file))
 
     def _array(self, name: str, kind: pa.DataType) -> pa.Array:
         buffer = self._mapped(name)

@@ -8,22 +8,23 @@ removes its journal.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import make_folder
+from pipeline.core.files import create_file, exists, make_folder, read_regular, remove_file
 from pipeline.store.receipts import RECEIPTS_FOLDER
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import TracebackType
+
+    from pipeline.core.files import RootedPath
 
 JOURNAL_SUFFIX = ".journal"
 _LINE_BYTES = 256
 """One key and its padding; a key has at most 200 bytes."""
 _MAX_DEATHS = 2
+_MOST_BYTES = 2**20
 
 
 class PoisonRecordError(UserError, RuntimeError):
@@ -33,10 +34,10 @@ class PoisonRecordError(UserError, RuntimeError):
 class ShardJournal:
     """Journal of one shard in the folder of a store or a pass; a context manager."""
 
-    def __init__(self, folder: Path, shard: str) -> None:
+    def __init__(self, folder: RootedPath, shard: str) -> None:
         self.path = folder / RECEIPTS_FOLDER / f".{shard}{JOURNAL_SUFFIX}"
         self.shard = shard
-        deaths = self._read() if self.path.exists() else []
+        deaths = self._read() if exists(self.path) else []
         self.follows_a_death = bool(deaths)
         """True if the last process at this shard died, so that each record should be named."""
         self.suspects = [key for key in dict.fromkeys(reversed(deaths)) if key]
@@ -46,20 +47,21 @@ class ShardJournal:
     def __enter__(self) -> ShardJournal:
         for key, count in Counter(self._deaths).items():
             if key and count >= _MAX_DEATHS:
-                self.path.unlink(missing_ok=True)
+                remove_file(self.path)
                 raise PoisonRecordError(
                     f"record {key} (shard {self.shard}) ended {count} processes that worked on it; "
                     "check that image and the memory it needs, or remove it from the data"
                 )
         make_folder(self.path.parent)
         lines = [key.encode().ljust(_LINE_BYTES - 1) + b"\n" for key in ["", *self._deaths]]
-        self.path.write_bytes(b"".join(lines))
-        self._descriptor = os.open(self.path, os.O_WRONLY)
+        self._file = create_file(self.path, buffered=False)
+        self._file.write(b"".join(lines))
         return self
 
     def at(self, key: str) -> None:
         """Note that the process is about to work on this record."""
-        os.pwrite(self._descriptor, key.encode().ljust(_LINE_BYTES - 1), 0)
+        self._file.seek(0)
+        self._file.write(key.encode().ljust(_LINE_BYTES - 1))
 
     def __exit__(
         self,
@@ -67,12 +69,12 @@ class ShardJournal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        os.close(self._descriptor)
-        self.path.unlink(missing_ok=True)
+        self._file.close()
+        remove_file(self.path)
 
     def _read(self) -> list[str]:
         """Read the key at which each process died, the first death first; empty text if unknown."""
-        raw = self.path.read_bytes().splitlines()
+        raw = read_regular(self.path, _MOST_BYTES).splitlines()
         lines = [line.strip().decode(errors="replace") for line in raw]
         current, *earlier = lines or [""]  # a process may die before it writes the first line
         return [*earlier, current]

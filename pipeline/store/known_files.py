@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from array import array
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.core.files import PARTIAL_SUFFIX, sha256_file
+from pipeline.core.files import (
+    PARTIAL_SUFFIX,
+    FileError,
+    file_size,
+    is_folder,
+    iter_files,
+    sha256_file,
+)
 from pipeline.store.journal import JOURNAL_SUFFIX
 from pipeline.store.lock import LOCK_NAME
 from pipeline.store.origin import ORIGIN_NAME
@@ -19,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+    from pipeline.core.files import RootedPath
 
 
 class KnownFiles:
@@ -44,26 +51,32 @@ def _hash(text: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def verify_file(folder: Path, name: str, digest: str, known: KnownFiles) -> Iterator[str]:
-    """Compare a file with its digest, and count it as known."""
+def verify_file(
+    folder: RootedPath, name: str, digest: str, known: KnownFiles, size: int | None = None
+) -> Iterator[str]:
+    """Compare a file with its digest and its size, if that is known, and count it as known."""
     known.add(name)
-    if not (folder / name).is_file():
-        yield f"{folder / name} is missing"
-    elif (found := sha256_file(folder / name)) != digest:
-        yield f"{folder / name} has sha256 {found[:12]}, but its manifest lists {digest[:12]}"
+    try:
+        found = file_size(folder / name)
+        if found is None:
+            yield f"{folder / name} is missing"
+        elif size is not None and found != size:
+            yield f"{folder / name} has {found} bytes, but its manifest lists {size}"
+        elif (sha256 := sha256_file(folder / name)) != digest:
+            yield f"{folder / name} has sha256 {sha256[:12]}, but its manifest lists {digest[:12]}"
+    except FileError as error:
+        yield str(error)
 
 
-def unknown_files(folder: Path, known: KnownFiles, ignored: tuple[str, ...] = ()) -> Iterator[str]:
+def unknown_files(
+    folder: RootedPath, known: KnownFiles, ignored: tuple[str, ...] = ()
+) -> Iterator[str]:
     """Name the files that no manifest lists, outside of the ignored folders."""
-    for parent, folders, names in os.walk(folder):
-        at_top = parent == str(folder)
-        folders[:] = sorted(name for name in folders if not (at_top and name in ignored))
-        for file_name in sorted(names):
-            path = Path(parent) / file_name
-            name = path.relative_to(folder).as_posix()
-            if name in known or name in (LOCK_NAME, ORIGIN_NAME):
-                continue
-            if name.endswith((PARTIAL_SUFFIX, JOURNAL_SUFFIX)):
-                yield f"{path} was left by a process that was killed; delete it"
-            else:
-                yield f"{path} is not in any manifest"
+    for path in iter_files(folder, ignored):
+        name = path.below(folder)
+        if name in known or name in (LOCK_NAME, ORIGIN_NAME):
+            continue
+        if name.endswith((PARTIAL_SUFFIX, JOURNAL_SUFFIX)):
+            yield f"{path} was left by a process that was killed; delete it"
+        elif not is_folder(path):  # a link to a folder, where links are allowed
+            yield f"{path} is not in any manifest"

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
-import tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +19,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.errors import ConfigError
-from pipeline.core.files import PARTIAL_SUFFIX, canonical_json, open_regular, write_error
+from pipeline.core.files import (
+    PARTIAL_SUFFIX,
+    RootedPath,
+    canonical_json,
+    create_file,
+    is_writable,
+    list_folder,
+    open_regular,
+    remove_file,
+    scratch_folder,
+    write_error,
+)
 from pipeline.core.records import Box, Record
 from pipeline.store.arrow_files import map_arrow
 
@@ -59,33 +67,33 @@ _SCHEMA = pa.schema(
 class ListingFiles:
     """Paths of the temporary files of one listing."""
 
-    folder: Path
+    folder: RootedPath
     token: str
 
     @property
-    def records(self) -> Path:
+    def records(self) -> RootedPath:
         """The listing itself."""
         return self.folder / f"{_NAME}.{self.token}{PARTIAL_SUFFIX}"
 
-    def part(self, number: int) -> Path:
+    def part(self, number: int) -> RootedPath:
         """Listing of one part of the source."""
         return self.folder / f"{_NAME}.{self.token}.{number:06d}{PARTIAL_SUFFIX}"
 
 
-def order_path(listing: Path) -> Path:
+def order_path(listing: RootedPath) -> RootedPath:
     """Return the path of the row numbers of a listing in the order of its shards, int64."""
-    return listing.with_suffix(f".order{PARTIAL_SUFFIX}")
+    return listing.with_name(f"{listing.stem}.order{PARTIAL_SUFFIX}")
 
 
 @contextmanager
-def listing_files(store: Path) -> Iterator[ListingFiles]:
+def listing_files(store: RootedPath) -> Iterator[ListingFiles]:
     """Provide paths for a listing in the store's folder, and remove its files when the block ends.
 
     A folder that is read-only for this process has its listing in the machine's temporary folder: only a store without
     missing shards can be there, and no other machine reads the listing.
     """
-    if not os.access(store, os.W_OK):
-        with tempfile.TemporaryDirectory() as folder, _removed_files(Path(folder)) as files:
+    if not is_writable(store):
+        with scratch_folder() as folder, _removed_files(folder) as files:
             yield files
         return
     _remove(store, ".*")  # the caller holds the store's lock, so these are of killed processes
@@ -94,7 +102,7 @@ def listing_files(store: Path) -> Iterator[ListingFiles]:
 
 
 @contextmanager
-def _removed_files(folder: Path) -> Iterator[ListingFiles]:
+def _removed_files(folder: RootedPath) -> Iterator[ListingFiles]:
     files = ListingFiles(folder, secrets.token_hex(8))
     try:
         yield files
@@ -103,9 +111,9 @@ def _removed_files(folder: Path) -> Iterator[ListingFiles]:
         _remove(folder, f"{_NAME}.{files.token}*")
 
 
-def _remove(folder: Path, pattern: str) -> None:
-    for path in folder.glob(f"{pattern}{PARTIAL_SUFFIX}"):
-        path.unlink(missing_ok=True)
+def _remove(folder: RootedPath, pattern: str) -> None:
+    for path in list_folder(folder, f"{pattern}{PARTIAL_SUFFIX}"):
+        remove_file(path)
 
 
 # ---- records as text -----------------------------------------------------------------------------
@@ -162,14 +170,14 @@ def _check_key(key: str) -> None:
 class _Writer:
     """Arrow file that is being written; errors of the disk name the file, and those of the source pass through."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: RootedPath) -> None:
         self._path = path
         self._file: Any = None
         self._batches: Any = None
 
     def __enter__(self) -> _Writer:
+        self._file = create_file(self._path)
         try:
-            self._file = pa.OSFile(str(self._path), "wb")
             self._batches = pa.ipc.new_file(self._file, _SCHEMA)
         except OSError as error:
             raise write_error(self._path, error) from error
@@ -193,7 +201,7 @@ class _Writer:
             raise write_error(self._path, error) from error
 
 
-def write_listing(path: Path, records: Iterable[Record], seed: int) -> int:
+def write_listing(path: RootedPath, records: Iterable[Record], seed: int) -> int:
     """Write the records of a source to a file and return their number. Raises ConfigError for a malformed key.
 
     seed  store.seed, which determines the ranks
@@ -232,7 +240,7 @@ def _batch(rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
     return pa.record_batch(columns, schema=_SCHEMA)
 
 
-def join_listings(parts: Iterable[Path], path: Path) -> Listing:
+def join_listings(parts: Iterable[RootedPath], path: RootedPath) -> Listing:
     """Join the listings of a source's parts to one file, in their order, and remove them."""
     sizes: list[int] = []
     waiting: list[pa.RecordBatch] = []
@@ -253,7 +261,7 @@ def join_listings(parts: Iterable[Path], path: Path) -> Listing:
                     or sum(batch.nbytes for batch in waiting) >= BATCH_BYTES
                 ):
                     flush()
-            part.unlink()
+            remove_file(part)
         flush()
     pa.default_memory_pool().release_unused()
     return Listing(path, tuple(sizes))
@@ -265,7 +273,7 @@ def join_listings(parts: Iterable[Path], path: Path) -> Listing:
 class Listing:
     """Mapped listing. Rows are int64 [n], numbers of records in the source's order."""
 
-    def __init__(self, path: Path, part_sizes: tuple[int, ...] = ()) -> None:
+    def __init__(self, path: RootedPath, part_sizes: tuple[int, ...] = ()) -> None:
         self.path = path
         self.part_sizes = part_sizes
         """Number of records of each part of the source, in their order; empty where it was listed at once."""
@@ -366,6 +374,6 @@ def _offsets_and_bytes(column: pa.Array) -> tuple[NDArray[Any], memoryview]:
 
 
 @lru_cache(maxsize=1)
-def open_listing(path: Path) -> Listing:
+def open_listing(path: RootedPath) -> Listing:
     """Map a listing, once per process for the shards of one plan."""
     return Listing(path)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import logging
-import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import FileError, make_folder
+from pipeline.core.files import FileError, make_folder, open_lock
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Iterator
-    from pathlib import Path
+
+    from pipeline.core.files import RootedPath
 
 logger = logging.getLogger("permafrost.store")
 
@@ -28,20 +29,20 @@ class LockedError(UserError, RuntimeError):
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: RootedPath) -> Iterator[None]:
     """Keep every other writer out of `folder` until the block, or the process, ends.
 
     The kernel releases the lock however the process ends, so no lock is left behind. A folder that is read-only for
     this process needs no lock, so a command without work to do can still succeed there.
     """
     make_folder(folder)
-    descriptor = _open_lock(folder)
-    if descriptor is None:
+    file = _open_lock(folder)
+    if file is None:
         yield
         return
-    try:
+    with file:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LockedError(
                 f"another process is writing to {folder}; wait until it has finished, or choose another store.path"
@@ -53,24 +54,24 @@ def lock_folder(folder: Path) -> Iterator[None]:
                 error.strerror,
             )
         yield
-    finally:
-        os.close(descriptor)
 
 
-def _open_lock(folder: Path) -> int | None:
-    """Return a descriptor of the lock file, or None if it does not exist and cannot be created in a read-only folder.
+def _open_lock(folder: RootedPath) -> io.FileIO | None:
+    """Open the lock file; return None if it does not exist and cannot be created in a read-only folder.
 
     A lock file of another user is opened for reading, which is sufficient for locking.
     """
     path = folder / LOCK_NAME
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        return open_lock(path, create=True)
+    except FileError:
+        raise
     except OSError as error:
         if error.errno not in _READ_ONLY:
             raise FileError(
                 f"{path} cannot be opened ({error.strerror}); choose another store.path"
             ) from error
     try:
-        return os.open(path, os.O_RDONLY)
+        return open_lock(path, create=False)
     except OSError:
         return None

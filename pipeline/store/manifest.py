@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pipeline.config.store import JPEG_DECODERS
-from pipeline.core.files import canonical_json, read_regular, write_atomically
+from pipeline.core.files import SHORT, canonical_json, exists, read_regular, write_atomically
 from pipeline.core.records import FieldSpec  # noqa: TC001, read at run time by from_dict
 from pipeline.store.entries import EntryError, from_dict
 from pipeline.store.file_entry import (
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from pipeline.config.store import JpegDecoder
+    from pipeline.core.files import RootedPath
 
 SCHEMA_VERSION = 2
 """Schema of stores and passes. Schema 1 had the shards in the manifest and the index as Parquet (migration.py)."""
@@ -156,6 +156,7 @@ class PassManifest:
     schema: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
+        require_digest(self.fingerprint)
         check_files(self.files)
         names = [spec.name for spec in self.fields]
         require_entry(len(set(names)) == len(names), "two fields have the same name")
@@ -202,7 +203,7 @@ def check_files(files: Any) -> dict[str, str]:
     return dict(files)
 
 
-def write_manifest(folder: Path, manifest: DataclassInstance) -> None:
+def write_manifest(folder: RootedPath, manifest: DataclassInstance) -> None:
     """Write the manifest, which makes the folder's contents valid for readers."""
     values = {spec.name: _plain(getattr(manifest, spec.name)) for spec in fields(manifest)}
     text = json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n"
@@ -220,17 +221,33 @@ def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
-def read_store_manifest(folder: Path) -> StoreManifest:
+def read_store_manifest(folder: RootedPath) -> StoreManifest:
     """Read a store's manifest, checked against its own digest. The table of shards is read when it is needed."""
     return _read_with_tables(StoreManifest, folder, {"shards": ShardTable, "skipped": SkippedTable})
 
 
-def read_pass_manifest(folder: Path) -> PassManifest:
+def read_pass_manifest(folder: RootedPath) -> PassManifest:
     """Read a teacher pass's manifest, checked against its own digest. The table of shards is read when it is needed."""
-    return _read_with_tables(PassManifest, folder, {"shards": PassShardTable})
+    manifest = _read_with_tables(PassManifest, folder, {"shards": PassShardTable})
+    require_own_folder(folder, manifest.fingerprint)
+    return manifest
 
 
-def _read_with_tables(cls: type[M], folder: Path, tables: dict[str, type[TableFile[Any]]]) -> M:
+def require_own_folder(folder: RootedPath, fingerprint: str) -> None:
+    """Raise ManifestError unless a pass's folder, which readers choose it by, is named after its fingerprint."""
+    digits = fingerprint[:SHORT]
+    name, _, named = folder.name.rpartition("-")
+    if named != digits:
+        raise ManifestError(
+            f"{folder} is named as the pass {named or folder.name}, but its {MANIFEST_NAME} is of the pass {digits}: "
+            f"it was renamed, or another pass was copied over it. Rename it to {name or 'teacher'}-{digits}, or "
+            "delete it and run permafrost precompute with its teacher again"
+        )
+
+
+def _read_with_tables(
+    cls: type[M], folder: RootedPath, tables: dict[str, type[TableFile[Any]]]
+) -> M:
     path = folder / MANIFEST_NAME
     values = read_checked(path)
     try:
@@ -244,7 +261,7 @@ def _read_with_tables(cls: type[M], folder: Path, tables: dict[str, type[TableFi
         raise _other_version(path, error) from error
 
 
-def read_manifest(cls: type[M], folder: Path, made_by: str, schema: int) -> M:
+def read_manifest(cls: type[M], folder: RootedPath, made_by: str, schema: int) -> M:
     """Read the manifest of a folder as its dataclass; raise ManifestError for wrong digests, types and ranges.
 
     made_by  the command that creates such a folder, for messages
@@ -257,7 +274,7 @@ def read_manifest(cls: type[M], folder: Path, made_by: str, schema: int) -> M:
         raise _other_version(path, error) from error
 
 
-def _other_version(path: Path, error: EntryError) -> ManifestError:
+def _other_version(path: RootedPath, error: EntryError) -> ManifestError:
     return ManifestError(
         f"{path} is not a manifest of this version: {error}; use the permafrost version that wrote it, "
         "or create the store again"
@@ -265,10 +282,10 @@ def _other_version(path: Path, error: EntryError) -> ManifestError:
 
 
 def read_checked(
-    path: Path, made_by: str = "permafrost precompute", schema: int = SCHEMA_VERSION
+    path: RootedPath, made_by: str = "permafrost precompute", schema: int = SCHEMA_VERSION
 ) -> dict[str, Any]:
     """Read a manifest's entries, checked against its own digest and the number of the schema."""
-    if not path.exists():
+    if not exists(path):
         raise ManifestError(f"{path} does not exist; run {made_by} to create or finish it")
     raw = read_regular(path)
     lines = raw.split(b"\n")
@@ -291,7 +308,7 @@ def read_checked(
     if found_schema == 1 < schema:
         raise ManifestError(
             f"{path} has schema 1, but this version reads schema {schema}; run permafrost migrate "
-            f"store.path={_store_of(path)}, which leaves images and arrays as they are"
+            f"store.path={path.root}, which leaves images and arrays as they are"
         )
     if found_schema != schema:
         raise ManifestError(
@@ -299,9 +316,3 @@ def read_checked(
             "use the permafrost version that wrote it"
         )
     return values
-
-
-def _store_of(manifest: Path) -> Path:
-    """Return the folder of the store that a manifest, its own or a pass's, belongs to."""
-    folder = manifest.parent
-    return folder.parents[1] if folder.parent.name == TEACHERS_FOLDER else folder

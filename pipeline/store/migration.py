@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from pipeline.core.files import exists, list_folder, remove_file
 from pipeline.core.records import FieldSpec  # noqa: TC001, read at run time by from_dict
 from pipeline.store.entries import EntryError, from_dict
 from pipeline.store.file_entry import FileEntry, ManifestError
@@ -27,6 +27,7 @@ from pipeline.store.manifest import (
     StoreManifest,
     fingerprint_store,
     read_checked,
+    require_own_folder,
     write_manifest,
 )
 from pipeline.store.parquet import write_rows
@@ -42,6 +43,8 @@ from pipeline.store.store_tables import StoreTablesWriter, remove_other_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pipeline.core.files import RootedPath
 
 logger = logging.getLogger("permafrost.migrate")
 
@@ -90,24 +93,24 @@ class _OldPassManifest:
     schema: int = _OLD_SCHEMA
 
 
-def migrate_store(store: Path) -> list[str]:
+def migrate_store(store: RootedPath) -> list[str]:
     """Migrate a store and its passes. Returns the names of what was migrated; empty if nothing had schema 1.
 
     Raises ManifestError if a manifest or a receipt is damaged; the store then stays as it is.
     """
     migrated = []
-    for folder in sorted((store / TEACHERS_FOLDER).glob(f"*/{MANIFEST_NAME}")):
-        if _is_old(folder):
-            _migrate_pass(folder.parent)
-            migrated.append(f"{TEACHERS_FOLDER}/{folder.parent.name}")
+    for folder in list_folder(store / TEACHERS_FOLDER):
+        if exists(folder / MANIFEST_NAME) and _is_old(folder / MANIFEST_NAME):
+            _migrate_pass(folder)
+            migrated.append(f"{TEACHERS_FOLDER}/{folder.name}")
     if _is_old(store / MANIFEST_NAME):
         _migrate_store(store)
         migrated.append(store.name)
-    (store / _OLD_INDEX).unlink(missing_ok=True)
+    remove_file(store / _OLD_INDEX)
     return migrated
 
 
-def _is_old(manifest: Path) -> bool:
+def _is_old(manifest: RootedPath) -> bool:
     """Return whether a manifest has schema 1. Raises ManifestError unless it has schema 1 or the current one."""
     try:
         read_checked(manifest, schema=_OLD_SCHEMA)
@@ -117,7 +120,7 @@ def _is_old(manifest: Path) -> bool:
     return True
 
 
-def _read_old(cls: type[M], folder: Path) -> M:
+def _read_old(cls: type[M], folder: RootedPath) -> M:
     path = folder / MANIFEST_NAME
     try:
         return from_dict(cls, read_checked(path, schema=_OLD_SCHEMA))
@@ -125,7 +128,7 @@ def _read_old(cls: type[M], folder: Path) -> M:
         raise ManifestError(f"{path} is not a manifest of schema 1: {error}") from error
 
 
-def _migrate_store(store: Path) -> None:
+def _migrate_store(store: RootedPath) -> None:
     old = _read_old(_OldStoreManifest, store)
     with StoreTablesWriter(store, old.rows_per_shard) as writer:
         for shard, digest in _with_receipts(store, old.shards, old.files):
@@ -153,12 +156,13 @@ def _migrate_store(store: Path) -> None:
     remove_other_tables(store, manifest)
 
 
-def _migrate_pass(folder: Path) -> None:
+def _migrate_pass(folder: RootedPath) -> None:
     old = _read_old(_OldPassManifest, folder)
+    require_own_folder(folder, old.fingerprint)
     receipts = set()
     with write_rows(folder / SHARDS_NAME, PassShardTable.schema) as table:
         for shard, digest in _with_receipts(folder, old.shards, old.files):
-            receipts.add(receipt_path(folder, shard.name).relative_to(folder).as_posix())
+            receipts.add(receipt_path(folder, shard.name).below(folder))
             table.append(**pass_shard_row(shard, digest))
     kept = {
         spec.name: getattr(old, spec.name)
@@ -178,11 +182,11 @@ S = TypeVar("S", ShardEntry, PassShard)
 
 
 def _with_receipts(
-    folder: Path, shards: tuple[S, ...], files: dict[str, str]
+    folder: RootedPath, shards: tuple[S, ...], files: dict[str, str]
 ) -> Iterator[tuple[S, str]]:
     """Iterate over shards with the SHA-256 of their receipts. Raises ManifestError for one that is not listed."""
     for shard in shards:
-        name = receipt_path(folder, shard.name).relative_to(folder).as_posix()
+        name = receipt_path(folder, shard.name).below(folder)
         if name not in files:
             raise ManifestError(f"{folder / MANIFEST_NAME} has no {name}")
         yield shard, files[name]

@@ -9,18 +9,24 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from pipeline.core.files import FileError, canonical_json, read_regular, write_atomically
+from pipeline.core.files import (
+    FileError,
+    LinkError,
+    canonical_json,
+    read_regular,
+    write_atomically,
+)
 from pipeline.store.publish import is_whole, needs_publishing, published_store
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from pipeline.core.files import RootedPath
     from pipeline.store.manifest import StoreManifest
 
 ORIGIN_NAME = ".origin.json"
+_MOST_BYTES = 4096
 
 
-def write_origin(store: Path, digest: str, fingerprint: str) -> None:
+def write_origin(store: RootedPath, digest: str, fingerprint: str) -> None:
     """Write the origin of a finished store, unless it is there or the folder is read-only.
 
     digest       of the options and files of the data, from pipeline/sources/origin.py
@@ -32,7 +38,7 @@ def write_origin(store: Path, digest: str, fingerprint: str) -> None:
             write_atomically(store / ORIGIN_NAME, text)
 
 
-def find_finished(store: Path, digest: str) -> StoreManifest | None:
+def find_finished(store: RootedPath, digest: str) -> StoreManifest | None:
     """Return the manifest of a store of that origin if every shard has its file and its receipt, else None."""
     if needs_publishing(store):
         return None
@@ -46,8 +52,10 @@ def _text(digest: str, fingerprint: str) -> bytes:
     return canonical_json({"dataset_fingerprint": fingerprint, "origin_sha256": digest}) + b"\n"
 
 
-def _read(store: Path) -> bytes | None:
+def _read(store: RootedPath) -> bytes | None:
     try:
-        return read_regular(store / ORIGIN_NAME)
+        return read_regular(store / ORIGIN_NAME, _MOST_BYTES)
+    except LinkError:
+        raise
     except (FileError, FileNotFoundError):
         return None

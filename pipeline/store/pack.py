@@ -7,12 +7,11 @@ import logging
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.config.file_data import FileDataConfig
 from pipeline.core.errors import require
-from pipeline.core.files import canonical_json, remove_partial_files
+from pipeline.core.files import RootedPath, canonical_json, remove_partial_files
 from pipeline.core.tasks import ShardResult, run_shards
 from pipeline.store.manifest import DatasetIdentity
 from pipeline.store.packing import Packing, write_image_shard
@@ -45,7 +44,7 @@ class PackShard:
     """
 
     needs_gpu: ClassVar[bool] = False
-    store: Path
+    store: RootedPath
     source: Source
     packing: Packing
     dataset_fingerprint: str
@@ -88,7 +87,7 @@ class PackPlan:
     The shards' records are in the listing, which must exist until they are packed.
     """
 
-    path: Path
+    path: RootedPath
     source: Source
     classes: tuple[str, ...]
     dataset: DatasetIdentity
@@ -115,7 +114,7 @@ class PackPlan:
 
 def plan_pack(
     config: PrecomputeConfig,
-    path: Path,
+    path: RootedPath,
     source: Source,
     classes: tuple[str, ...],
     listing: Listing,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import google_crc32c
 
 from pipeline.core.errors import RecordError
-from pipeline.core.files import open_atomically, sha256_file, sha256_keys
+from pipeline.core.files import file_size, open_atomically, sha256_file, sha256_keys
 from pipeline.core.records import NO_LABEL, NO_SIZE
 from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.journal import ShardJournal
@@ -27,6 +27,7 @@ from pipeline.store.tars import TarShard
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pipeline.core.files import AnyPath, RootedPath
     from pipeline.core.records import Box, Content, Record, Source
     from pipeline.store.planning import ShardPlan
 
@@ -84,7 +85,7 @@ class PackedImage:
 
 
 def write_image_shard(
-    store: Path,
+    store: RootedPath,
     plan: ShardPlan,
     source: Source,
     packing: Packing,
@@ -215,7 +216,7 @@ def _normalize(box: Box, height: int, width: int) -> Box:
     return replace(box, x0=x0, y0=y0, x1=x1, y1=y1)
 
 
-def require_same_shard(path: Path, shard: str, found: str, published: str | None) -> None:
+def require_same_shard(path: AnyPath, shard: str, found: str, published: str | None) -> None:
     """Raise StoreMismatchError if a shard's file is not the one that the store was published with.
 
     published  its SHA-256 at that time; None for a store that was never published
@@ -228,7 +229,7 @@ def require_same_shard(path: Path, shard: str, found: str, published: str | None
 
 
 def _write_tar(
-    store: Path, plan: ShardPlan, images: Iterator[PackedImage], published: str | None
+    store: RootedPath, plan: ShardPlan, images: Iterator[PackedImage], published: str | None
 ) -> tuple[list[IndexRow], dict[str, Any]]:
     path = f"{IMAGES_FOLDER}/{plan.name}.tar"
     rows = []
@@ -248,7 +249,7 @@ def _write_tar(
 
 
 def _index_in_place(
-    store: Path, plan: ShardPlan, images: Iterator[PackedImage], published: str | None
+    store: RootedPath, plan: ShardPlan, images: Iterator[PackedImage], published: str | None
 ) -> tuple[list[IndexRow], dict[str, Any]]:
     assert plan.reference is not None
     path = Path(plan.reference)
@@ -258,7 +259,7 @@ def _index_in_place(
     ]
     digest = sha256_file(path)
     require_same_shard(path, plan.name, digest, published)
-    return rows, {"path": plan.reference, "bytes": path.stat().st_size, "sha256": digest}
+    return rows, {"path": plan.reference, "bytes": file_size(path), "sha256": digest}
 
 
 def _row(plan: ShardPlan, row: int, image: PackedImage, offset: int, mask_offset: int) -> IndexRow:

@@ -16,7 +16,8 @@ from pipeline.store.file_entry import REPAIR, REWRITE, FileEntry, ManifestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
+    from pipeline.core.files import AnyPath, RootedPath
 
 _ROWS_PER_GROUP = 8192
 
@@ -26,7 +27,7 @@ def schema_of(**columns: pa.DataType) -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
 
 
-def write_table(path: Path, table: pa.Table) -> str:
+def write_table(path: AnyPath, table: pa.Table) -> str:
     """Write a Parquet file atomically and return its SHA-256.
 
     The same table gives the same bytes with the same version of pyarrow.
@@ -59,7 +60,7 @@ class RowWriter:
 
 
 @contextmanager
-def write_rows(path: Path, schema: pa.Schema) -> Iterator[RowWriter]:
+def write_rows(path: RootedPath, schema: pa.Schema) -> Iterator[RowWriter]:
     """Provide a writer of a Parquet file that appears when the block ends without an error.
 
     Its name is <stem>-<digits of its SHA-256>, so that it never replaces a file that a manifest names.
@@ -78,7 +79,7 @@ def write_rows(path: Path, schema: pa.Schema) -> Iterator[RowWriter]:
 
 
 def read_table(
-    path: Path,
+    path: AnyPath,
     schema: pa.Schema,
     sha256: str | None = None,
     advice: tuple[str, str] = (REPAIR, REWRITE),
@@ -110,7 +111,7 @@ def read_table(
     return table.combine_chunks()
 
 
-def check_sha256(path: Path, found: str, expected: str, advice: str = REWRITE) -> None:
+def check_sha256(path: AnyPath, found: str, expected: str, advice: str = REWRITE) -> None:
     """Raise ManifestError unless a file has the SHA-256 that its manifest lists."""
     if found != expected:
         raise ManifestError(

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.core.errors import ConfigError, require
-from pipeline.core.files import sha256_keys, write_error
+from pipeline.core.files import create_file, open_regular, read_at, sha256_keys, write_error
 from pipeline.store.listing import open_listing, order_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from pipeline.core.files import RootedPath
     from pipeline.core.records import Record
     from pipeline.store.listing import Listing
 
@@ -51,8 +51,8 @@ class ShardPlan:
     split: str
     start: int
     stop: int
-    listing: Path
-    order: Path | None = None
+    listing: RootedPath
+    order: RootedPath | None = None
     """File of row numbers, of which those from `start` to `stop` are the records; None takes the rows themselves."""
     reference: str | None = None
     """Path of an external tar that already contains the records and is indexed in place."""
@@ -85,8 +85,9 @@ class ShardPlan:
     def _rows(self) -> NDArray[np.int64]:
         if self.order is None:
             return np.arange(self.start, self.stop, dtype=np.int64)
-        offset = self.start * _ROW.itemsize
-        return np.fromfile(self.order, _ROW, self.num_records, offset=offset).astype(np.int64)
+        with open_regular(self.order) as file:
+            size = self.num_records * _ROW.itemsize
+            return np.frombuffer(read_at(file, size, self.start * _ROW.itemsize), _ROW)
 
 
 def plan_shards(listing: Listing, shard_size: int) -> list[ShardPlan]:
@@ -166,7 +167,7 @@ def _equal_runs(high: NDArray[np.uint64], order: NDArray[np.int64]) -> Iterator[
 
 
 def _write_by_split(
-    path: Path,
+    path: RootedPath,
     order: NDArray[np.int64],
     codes: NDArray[np.unsignedinteger],
     sizes: NDArray[np.int64],
@@ -174,7 +175,7 @@ def _write_by_split(
     """Write the row numbers split by split, each in this order."""
     places = np.cumsum(sizes) - sizes
     try:
-        with path.open("wb") as file:
+        with create_file(path) as file:
             for start in range(0, len(order), _BLOCK):
                 rows = order[start : start + _BLOCK]
                 of_rows = codes[rows]

@@ -7,13 +7,17 @@ bytes are the same.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.core.errors import shorten
 from pipeline.core.files import (
+    AnyPath,
+    RootedPath,
+    exists,
+    file_size,
+    is_file,
     remove_partial_files,
     sha256_file,
     sha256_keys,
@@ -62,7 +66,7 @@ without aliasing."""
 
 
 def missing_image_shards(
-    store: Path,
+    store: RootedPath,
     plans: Sequence[ShardPlan],
     dataset: DatasetIdentity,
     packing: Packing,
@@ -74,7 +78,7 @@ def missing_image_shards(
     image_size  requested by the config, if any
     Raises StoreMismatchError if the store contains another data set, or another plan of this one.
     """
-    if (store / MANIFEST_NAME).exists():
+    if exists(store / MANIFEST_NAME):
         manifest = _check_published(store, plans, dataset, packing, classes, image_size)
         held = {shard.name: shard for shard in manifest.shards}
         return [
@@ -85,14 +89,14 @@ def missing_image_shards(
     return [plan for plan in plans if not _has_receipt(store, plan, dataset, packing)]
 
 
-def needs_publishing(folder: Path) -> bool:
+def needs_publishing(folder: RootedPath) -> bool:
     """Return whether a store or a pass has no manifest, or lost one of the small files that its manifest lists."""
-    if not (folder / MANIFEST_NAME).exists():
+    if not exists(folder / MANIFEST_NAME):
         return True
     values = read_checked(folder / MANIFEST_NAME)
     tables = [values[name] for name in ("shards", "index", "keys", "skipped") if values.get(name)]
     return not (
-        all((folder / path).is_file() for path in values.get("files", ()))
+        all(is_file(folder / path) for path in values.get("files", ()))
         and all(has_size(folder / table["path"], table["bytes"]) for table in tables)
     )
 
@@ -102,17 +106,17 @@ def _is_moved(shard: ShardEntry, plan: ShardPlan) -> bool:
     return shard.referenced and plan.reference != shard.path
 
 
-def is_whole(store: Path, shard: ShardEntry) -> bool:
+def is_whole(store: RootedPath, shard: ShardEntry) -> bool:
     """Return whether a published shard's receipt and its tar exist."""
-    return receipt_path(store, shard.name).is_file() and has_size(store / shard.path, shard.bytes)
+    return is_file(receipt_path(store, shard.name)) and has_size(shard.file(store), shard.bytes)
 
 
-def has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+def has_size(path: AnyPath, size: int) -> bool:
+    return file_size(path) == size
 
 
 def publish_store(
-    store: Path,
+    store: RootedPath,
     plans: Sequence[ShardPlan],
     dataset: DatasetIdentity,
     *,
@@ -140,7 +144,7 @@ def publish_store(
         for plan in plans:
             path = receipt_path(store, plan.name)
             rows, entry, lost = _read_image_receipt(path, plan)
-            require_same_shard(store / entry.path, plan.name, entry.sha256, digests.get(plan.name))
+            require_same_shard(entry.file(store), plan.name, entry.sha256, digests.get(plan.name))
             writer.skip(lost)
             writer.append(entry, rows, sha256_file(path))
             sizes = _some_sizes(sizes, rows)
@@ -174,7 +178,7 @@ def publish_store(
 
 
 def _check_skipped(
-    writer: StoreTablesWriter, packing: Packing, max_skipped: int, store: Path
+    writer: StoreTablesWriter, packing: Packing, max_skipped: int, store: RootedPath
 ) -> None:
     """Raise ImageError, or RowError for a table, if records were left out against the options, or all of them."""
     skipped, names = writer.num_skipped, packing.content_name
@@ -196,18 +200,16 @@ def _check_skipped(
 
 
 def _read_image_receipt(
-    path: Path, plan: ShardPlan
+    path: RootedPath, plan: ShardPlan
 ) -> tuple[pa.Table, ShardEntry, list[dict[str, str]]]:
     """Read a receipt's rows, entry and skipped records; raise ManifestError unless it belongs to the plan."""
     table, metadata = read_receipt(path, RECEIPT_SCHEMA)
+    entry = _receipt_entry(path, metadata)
     try:
-        entry = from_dict(ShardEntry, metadata["entry"])
         skipped = list(metadata["skipped"])
         gone = {record["key"] for record in skipped}
-    except (EntryError, KeyError, TypeError) as error:
-        raise ManifestError(
-            f"{path} is not a receipt of this version ({error}); {REWRITE}"
-        ) from error
+    except (KeyError, TypeError) as error:
+        raise _other_receipt(path, error) from error
     keys = table["key"].to_pylist()
     planned = [key for key in plan.keys if key not in gone]
     if keys != planned or entry.name != plan.name or entry.keys_sha256 != sha256_keys(keys):
@@ -215,15 +217,26 @@ def _read_image_receipt(
     return table, entry, skipped
 
 
-def remove_leftovers(folder: Path) -> None:
+def _receipt_entry(path: RootedPath, metadata: dict[str, Any]) -> ShardEntry:
+    try:
+        return from_dict(ShardEntry, metadata["entry"])
+    except (EntryError, KeyError) as error:
+        raise _other_receipt(path, error) from error
+
+
+def _other_receipt(path: RootedPath, error: Exception) -> ManifestError:
+    return ManifestError(f"{path} is not a receipt of this version ({error}); {REWRITE}")
+
+
+def remove_leftovers(folder: RootedPath) -> None:
     """Remove the leftovers of killed processes, which are not needed once every shard is finished."""
     remove_partial_files(folder)
     remove_partial_files(folder, JOURNAL_SUFFIX)
 
 
-def published_store(store: Path) -> StoreManifest | None:
+def published_store(store: RootedPath) -> StoreManifest | None:
     """Return the manifest of a store that was published before, or None for a new or unfinished one."""
-    return read_store_manifest(store) if (store / MANIFEST_NAME).exists() else None
+    return read_store_manifest(store) if exists(store / MANIFEST_NAME) else None
 
 
 def _frame(packing: Packing, sizes: set[tuple[int, int]], image_size: int | None) -> CanonicalFrame:
@@ -252,7 +265,7 @@ _OTHER_DATA = (
 
 
 def _check_published(
-    store: Path,
+    store: RootedPath,
     plans: Sequence[ShardPlan],
     dataset: DatasetIdentity,
     packing: Packing,
@@ -296,7 +309,9 @@ def _check_published(
     return manifest
 
 
-def _has_receipt(store: Path, plan: ShardPlan, dataset: DatasetIdentity, packing: Packing) -> bool:
+def _has_receipt(
+    store: RootedPath, plan: ShardPlan, dataset: DatasetIdentity, packing: Packing
+) -> bool:
     path = receipt_path(store, plan.name)
     metadata = read_metadata(path, RECEIPT_SCHEMA)
     if metadata is None:
@@ -307,12 +322,13 @@ def _has_receipt(store: Path, plan: ShardPlan, dataset: DatasetIdentity, packing
             f"{path} belongs to an unfinished store with other data, another plan or another format; "
             "finish it with its own options, choose another store.path, or delete the folder"
         )
-    return has_size(store / str(metadata["entry"]["path"]), metadata["entry"]["bytes"])
+    entry = _receipt_entry(path, metadata)
+    return has_size(entry.file(store), entry.bytes)
 
 
-def read_metadata(path: Path, schema: pa.Schema) -> dict[str, Any] | None:
+def read_metadata(path: RootedPath, schema: pa.Schema) -> dict[str, Any] | None:
     """Read a receipt's metadata; None if the receipt is missing or damaged, so that its shard is written again."""
-    if not path.exists():
+    if not exists(path):
         return None
     try:
         return read_receipt(path, schema)[1]

@@ -6,7 +6,8 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import sha256_file, sha256_keys
+from pipeline.core.files import exists, is_file, sha256_file, sha256_keys
+from pipeline.store.entries import EntryError, from_dict
 from pipeline.store.file_entry import REWRITE, FileEntry, ManifestError
 from pipeline.store.manifest import MANIFEST_NAME, PassManifest, read_pass_manifest, write_manifest
 from pipeline.store.parquet import write_rows
@@ -27,8 +28,8 @@ from pipeline.store.store_tables import remove_other_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
+    from pipeline.core.files import RootedPath
     from pipeline.core.records import FieldSpec
 
 
@@ -46,13 +47,13 @@ class ConstantLogitsError(UserError, ValueError):
     """Teacher that produces the same logits for every record."""
 
 
-def missing_pass_shards(folder: Path, shards: Sequence[ShardEntry]) -> list[ShardEntry]:
+def missing_pass_shards(folder: RootedPath, shards: Sequence[ShardEntry]) -> list[ShardEntry]:
     """Return the store's shards that this pass has no receipt for; for a published pass those that lost a file.
 
     The folder is named by a fingerprint that covers the store's shards, so a receipt in it belongs to this pass. A
     receipt counts if the files that it lists exist.
     """
-    if (folder / MANIFEST_NAME).exists():
+    if exists(folder / MANIFEST_NAME):
         held = read_pass_manifest(folder).shards
         if held.names() == [shard.name for shard in shards]:
             pairs = zip(shards, held, strict=True)
@@ -61,20 +62,31 @@ def missing_pass_shards(folder: Path, shards: Sequence[ShardEntry]) -> list[Shar
     return [shard for shard in shards if not _is_annotated(folder, shard)]
 
 
-def _has_files(folder: Path, shard: ShardEntry, files: Sequence[FileEntry]) -> bool:
+def _has_files(folder: RootedPath, shard: ShardEntry, files: Sequence[FileEntry]) -> bool:
     sizes = [(folder / entry.path, entry.bytes) for entry in files]
-    return receipt_path(folder, shard.name).is_file() and all(has_size(*each) for each in sizes)
+    return is_file(receipt_path(folder, shard.name)) and all(has_size(*each) for each in sizes)
 
 
-def _is_annotated(folder: Path, shard: ShardEntry) -> bool:
-    metadata = read_metadata(receipt_path(folder, shard.name), PASS_RECEIPT_SCHEMA)
+def _is_annotated(folder: RootedPath, shard: ShardEntry) -> bool:
+    path = receipt_path(folder, shard.name)
+    metadata = read_metadata(path, PASS_RECEIPT_SCHEMA)
     if metadata is None or metadata.get("name") != shard.name:
         return False
-    return all(has_size(folder / entry["path"], entry["bytes"]) for entry in metadata["files"])
+    return all(has_size(folder / entry.path, entry.bytes) for entry in _files_of(path, metadata))
+
+
+def _files_of(receipt: RootedPath, metadata: dict[str, Any]) -> tuple[FileEntry, ...]:
+    """Return the files that a receipt lists. Raises ManifestError."""
+    try:
+        return tuple(from_dict(FileEntry, file) for file in metadata["files"])
+    except (EntryError, KeyError, TypeError) as error:
+        raise ManifestError(
+            f"{receipt} is not a receipt of this version ({error}); {REWRITE}"
+        ) from error
 
 
 def publish_pass(
-    folder: Path,
+    folder: RootedPath,
     shards: Sequence[ShardEntry],
     description: dict[str, Any],
     fingerprint: str,
@@ -107,7 +119,7 @@ def publish_pass(
                 name=metadata["name"],
                 rows=metadata["rows"],
                 keys_sha256=metadata["keys_sha256"],
-                files=tuple(FileEntry(**file) for file in metadata["files"]),
+                files=_files_of(path, metadata),
             )
             num_rows += entry.rows
             table.append(**pass_shard_row(entry, sha256_file(path)))

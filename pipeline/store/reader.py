@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.config.store import JPEG_DECODERS
+from pipeline.core.files import RootedPath, exists, is_file, is_folder, list_folder
 from pipeline.store.backends import BACKENDS
 from pipeline.store.fields import PassFields, StoredShard, Values
 from pipeline.store.file_entry import REPAIR, ManifestError, StoreMismatchError
@@ -39,9 +40,15 @@ if TYPE_CHECKING:
 class Store:
     """Images, their index and the teacher passes over them."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.manifest: StoreManifest = read_store_manifest(self.path)
+    def __init__(self, path: str | Path | RootedPath) -> None:
+        """path  folder of the store, which links may not lead out of, unless the path allows them"""
+        self.folder = RootedPath.of(Path(path) if isinstance(path, str) else path)
+        self.manifest: StoreManifest = read_store_manifest(self.folder)
+
+    @property
+    def path(self) -> Path:
+        """Folder of the store as its user named it. Its files are opened by `folder`."""
+        return self.folder.root
 
     @property
     def shards(self) -> ShardTable:
@@ -51,7 +58,7 @@ class Store:
     @cached_property
     def index(self) -> RecordIndex:
         """One row per record, in the order of the shards, mapped into memory."""
-        return RecordIndex(self.path, self.manifest)
+        return RecordIndex(self.folder, self.manifest)
 
     def rows_of_shard(self, number: int) -> range:
         """Return the rows of the index that a shard has."""
@@ -60,7 +67,7 @@ class Store:
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process maps the files itself, so it receives no rows.
-        return {"path": self.path, "manifest": self.manifest}
+        return {"folder": self.folder, "manifest": self.manifest}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -83,20 +90,19 @@ class Store:
         records = self.manifest.records
         return sum(records.values()) if split is None else records.get(split, 0)
 
-    def pass_folders(self, *, stored_views: bool = False) -> list[Path]:
+    def pass_folders(self, *, stored_views: bool = False) -> list[RootedPath]:
         """Return the folders of the published teacher passes, sorted by name.
 
         stored_views  select passes of stored views, for replay, instead of passes of the canonical view
         """
-        folders = sorted(
-            path.parent for path in (self.path / TEACHERS_FOLDER).glob(f"*/{MANIFEST_NAME}")
-        )
-        return [f for f in folders if _has_stored_views(f) == stored_views]
+        folders = list_folder(self.folder / TEACHERS_FOLDER)
+        finished = [folder for folder in folders if exists(folder / MANIFEST_NAME)]
+        return [f for f in finished if _has_stored_views(f) == stored_views]
 
-    def _unfinished_passes(self) -> list[Path]:
+    def _unfinished_passes(self) -> list[RootedPath]:
         """Return the folders of passes without a manifest, sorted by name."""
-        folders = sorted(path for path in (self.path / TEACHERS_FOLDER).glob("*/"))
-        return [folder for folder in folders if not (folder / MANIFEST_NAME).exists()]
+        folders = list_folder(self.folder / TEACHERS_FOLDER)
+        return [f for f in folders if is_folder(f) and not exists(f / MANIFEST_NAME)]
 
     def open_pass(self, name: str, *, stored_views: bool = False) -> TeacherPass:
         """Open the pass whose folder is `name`, or the only one with that name before or after the last hyphen."""
@@ -148,7 +154,7 @@ class Store:
         )
 
 
-def _has_stored_views(folder: Path) -> bool:
+def _has_stored_views(folder: RootedPath) -> bool:
     return bool(read_pass_manifest(folder).views["sampler"] != CANONICAL_VIEW)
 
 
@@ -159,7 +165,7 @@ def _kind(stored_views: bool, noun: str = "pass") -> str:
 class TeacherPass:
     """Fields of one teacher over a store."""
 
-    def __init__(self, store: Store, folder: Path) -> None:
+    def __init__(self, store: Store, folder: RootedPath) -> None:
         self.store = store
         self.folder = folder
         self.manifest: PassManifest = read_pass_manifest(folder)
@@ -288,7 +294,7 @@ class TeacherPass:
     def stored_shard(self, shard: ShardEntry) -> StoredShard:
         """Describe where the rows of an image shard are stored in this pass, and their checksums."""
         receipt = receipt_path(self.folder, shard.name)
-        if not receipt.is_file():
+        if not is_file(receipt):
             raise ManifestError(f"{receipt} is missing; {REPAIR}")
         position = self.shards.number_of(shard.name)
         entry = self.shards[position]

@@ -20,10 +20,10 @@ from pipeline.store.parquet import read_table, schema_of, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from pipeline.core.files import RootedPath
     from pipeline.core.records import Record
 
 BOX = pa.struct(
@@ -95,7 +95,7 @@ class IndexRow:
         return own | described | {"boxes": [asdict(box) for box in self.record.boxes]}
 
 
-def receipt_path(folder: Path, shard: str) -> Path:
+def receipt_path(folder: RootedPath, shard: str) -> RootedPath:
     """Return the path of a shard's receipt in a store or a pass."""
     return folder / RECEIPTS_FOLDER / f"{shard}.parquet"
 
@@ -110,7 +110,7 @@ def has_many_labels(receipt: pa.Table) -> bool:
     return bool(pc.max(pc.list_value_length(receipt["labels"])).as_py())
 
 
-def write_receipt(path: Path, table: pa.Table, metadata: dict[str, Any]) -> str:
+def write_receipt(path: RootedPath, table: pa.Table, metadata: dict[str, Any]) -> str:
     """Write a receipt atomically and return the SHA-256 of its file.
 
     metadata  JSON values for the footer, to which the digest of the content is added
@@ -121,7 +121,7 @@ def write_receipt(path: Path, table: pa.Table, metadata: dict[str, Any]) -> str:
 
 
 def read_receipt(
-    path: Path, schema: pa.Schema, sha256: str | None = None
+    path: RootedPath, schema: pa.Schema, sha256: str | None = None
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Read a receipt and its metadata, checked against the digest that it contains.
 

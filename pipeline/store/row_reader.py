@@ -7,7 +7,6 @@ itself reads whole shards well, but is many times slower than this for a single 
 
 from __future__ import annotations
 
-import os
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,13 +14,15 @@ import google_crc32c
 import numcodecs
 import numpy as np
 
-from pipeline.core.files import open_regular
+from pipeline.core.files import open_regular, open_size, read_at
 from pipeline.store.file_entry import REPAIR, REWRITE, ManifestError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import io
 
     from numpy.typing import NDArray
+
+    from pipeline.core.files import RootedPath
 
 CHECKSUM_BYTES = 4
 _INDEX_ENTRY_BYTES = 16
@@ -74,7 +75,7 @@ class InnerChunkRows:
 
     def __init__(
         self,
-        path: Path,
+        path: RootedPath,
         shape: tuple[int, ...],
         dtype: str,
         *,
@@ -97,7 +98,7 @@ class InnerChunkRows:
             raise ManifestError(f"{path} has no checksums of its chunks in the receipt; {REPAIR}")
         try:
             with open_regular(path) as file:
-                found = os.fstat(file.fileno()).st_size
+                found = open_size(file)
         except FileNotFoundError:
             raise ManifestError(f"{path} is missing; {REPAIR}") from None
         if found != file_bytes:
@@ -115,22 +116,19 @@ class InnerChunkRows:
         chunks = rows // self.inner[0] * (self.shape[1] // self.inner[1]) + views // self.inner[1]
         expected = self._checksums[rows, views // self.inner[1]]
         values = np.empty((len(rows), *self.shape[2:]), self.dtype)
-        file = os.open(self.path, os.O_RDONLY)
-        try:
+        with open_regular(self.path) as file:
             for chunk in np.unique(chunks):
                 here = chunks == chunk
                 read = self._read_chunk(file, int(chunk), int(expected[here][0]))
                 values[here] = read[rows[here] % self.inner[0], views[here] % self.inner[1]]
-        finally:
-            os.close(file)
         return values
 
-    def _read_chunk(self, file: int, chunk: int, checksum: int) -> NDArray[Any]:
+    def _read_chunk(self, file: io.FileIO, chunk: int, checksum: int) -> NDArray[Any]:
         offset, length = (int(entry) for entry in self._index[chunk])
         if length > self._most_bytes:
             raise ManifestError(f"{self.path} is damaged: a chunk has {length} bytes; {REREAD}")
         try:
-            data = os.pread(file, length, offset)
+            data = read_at(file, length, offset)
         except (OSError, OverflowError) as error:
             raise ManifestError(f"{self.path} cannot be read ({error}); {REREAD}") from error
         if len(data) != length or data[-CHECKSUM_BYTES:] != checksum.to_bytes(4, "little"):
@@ -157,8 +155,7 @@ class InnerChunkRows:
         chunks = self.rows_per_shard // self.inner[0] * (self.shape[1] // self.inner[1])
         length = chunks * _INDEX_ENTRY_BYTES + CHECKSUM_BYTES
         with open_regular(self.path) as file:
-            size = os.fstat(file.fileno()).st_size
-            data = os.pread(file.fileno(), length, max(0, size - length))
+            data = read_at(file, length, max(0, open_size(file) - length))
         body = strip_checksum(data, self.path) if len(data) == length else b""
         if not body:
             raise ManifestError(f"{self.path} is damaged: it has no index of its chunks; {REREAD}")
@@ -175,7 +172,7 @@ def read_chunk_checksums(data: bytes, chunks: int) -> NDArray[np.uint32]:
 
 
 def decode_chunk(
-    data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], *, compressed: bool, path: Path
+    data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any], *, compressed: bool, path: RootedPath
 ) -> NDArray[Any]:
     """Decode a chunk written by Zarr's codecs (bytes, Blosc if compressed, CRC-32C) to an array of that shape.
 
@@ -200,7 +197,7 @@ def decode_chunk(
     return np.frombuffer(body, dtype).reshape(shape)
 
 
-def strip_checksum(data: bytes, path: Path) -> bytes:
+def strip_checksum(data: bytes, path: RootedPath) -> bytes:
     """Return the bytes before their CRC-32C; raise ManifestError, with `path`, if it does not match them."""
     body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
     if google_crc32c.value(body) != int.from_bytes(checksum, "little"):

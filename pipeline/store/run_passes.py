@@ -12,7 +12,7 @@ import json
 from typing import TYPE_CHECKING
 
 from pipeline.config.runs import RUNS
-from pipeline.core.files import write_atomically
+from pipeline.core.files import exists, read_regular, write_atomically
 from pipeline.store.file_entry import StoreMismatchError
 
 if TYPE_CHECKING:
@@ -111,5 +111,5 @@ def _path(run: str) -> Path:
 
 def _read(run: str) -> dict[str, dict[str, list[str]]]:
     path = _path(run)
-    values: dict[str, dict[str, list[str]]] = json.loads(path.read_text()) if path.exists() else {}
+    values: dict[str, dict[str, list[str]]] = json.loads(read_regular(path)) if exists(path) else {}
     return values

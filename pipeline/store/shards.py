@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -25,6 +25,8 @@ from pipeline.store.table_file import TableFile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from pipeline.core.files import AnyPath, RootedPath
 
 SHARDS_NAME = "shards.parquet"
 SKIPPED_NAME = "skipped.parquet"
@@ -56,6 +58,10 @@ class ShardEntry:
             require_entry(absolute, f"the referenced tar {self.path!r} is not an absolute path")
         else:
             require_inside(self.path)
+
+    def file(self, store: RootedPath) -> AnyPath:
+        """Return the path of the file: below the store, or that of the external tar, which may lead through links."""
+        return Path(self.path) if self.referenced else store / self.path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.core.files import make_folder
+from pipeline.core.files import list_folder, make_folder, remove_file
 from pipeline.store.index_writer import IndexWriter
 from pipeline.store.parquet import RowWriter, write_rows
 from pipeline.store.receipts import has_many_labels
@@ -24,10 +24,10 @@ from pipeline.store.shards import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     import pyarrow as pa
 
+    from pipeline.core.files import RootedPath
     from pipeline.store.file_entry import FileEntry
     from pipeline.store.manifest import PassManifest, StoreManifest
 
@@ -46,7 +46,7 @@ class StoreTables:
 class StoreTablesWriter:
     """Tables in the making. Nothing of the store is replaced before `finish`."""
 
-    def __init__(self, store: Path, rows_per_shard: int) -> None:
+    def __init__(self, store: RootedPath, rows_per_shard: int) -> None:
         """rows_per_shard  rows of each shard in the arrays of passes"""
         self._store = store
         self._rows_per_shard = rows_per_shard
@@ -102,12 +102,12 @@ class StoreTablesWriter:
         )
 
 
-def remove_other_tables(folder: Path, manifest: StoreManifest | PassManifest) -> None:
+def remove_other_tables(folder: RootedPath, manifest: StoreManifest | PassManifest) -> None:
     """Remove the tables of earlier manifests of this folder."""
     tables = [manifest.shards, getattr(manifest, "skipped", None)]
     used = {table.file.path for table in tables if table is not None and table.file is not None}
     for name in (SHARDS_NAME, SKIPPED_NAME):
         stem, _, suffix = name.rpartition(".")
-        for path in folder.glob(f"{stem}*.{suffix}"):
+        for path in list_folder(folder, f"{stem}*.{suffix}"):
             if path.name not in used:
-                path.unlink(missing_ok=True)
+                remove_file(path)

@@ -17,8 +17,7 @@ from pipeline.store.file_entry import ManifestError
 from pipeline.store.parquet import read_table
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from pipeline.core.files import RootedPath
     from pipeline.store.file_entry import FileEntry
 
 T = TypeVar("T")
@@ -32,7 +31,7 @@ class TableFile(Sequence[T], Generic[T]):
 
     schema: ClassVar[pa.Schema]
 
-    def __init__(self, folder: Path, file: FileEntry | None) -> None:
+    def __init__(self, folder: RootedPath, file: FileEntry | None) -> None:
         """Name a file in its manifest's folder; None is a table without rows."""
         self.folder = folder
         self.file = file
@@ -52,7 +51,7 @@ class TableFile(Sequence[T], Generic[T]):
         return table
 
     @property
-    def path(self) -> Path:
+    def path(self) -> RootedPath:
         """Path of the file."""
         assert self.file is not None
         return self.folder / self.file.path

@@ -26,8 +26,8 @@ from pipeline.store.tars import TarShard
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
-    from pathlib import Path
 
+    from pipeline.core.files import RootedPath
     from pipeline.core.records import FieldSpec
     from pipeline.store.row_reader import (
         Rows,
@@ -93,7 +93,7 @@ class WebDatasetFields(PassFields):
         return values
 
 
-def _list_members(data: bytes, path: Path) -> dict[str, tuple[int, int]]:
+def _list_members(data: bytes, path: RootedPath) -> dict[str, tuple[int, int]]:
     """Return offset and size of the members of a tar, by name."""
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:

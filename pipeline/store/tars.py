@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import google_crc32c
 
-from pipeline.core.files import open_regular
+from pipeline.core.files import open_regular, open_size, read_at
 from pipeline.store.file_entry import REPAIR, REWRITE, ManifestError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from pipeline.core.files import HashingFile
+    from pipeline.core.files import HashingFile, RootedPath
     from pipeline.store.shards import ShardEntry
 
 
@@ -69,15 +66,15 @@ class ShardBytes:
     The file closes with its last reference, in C, because a Ctrl-C during a `__del__` would be swallowed.
     """
 
-    def __init__(self, store: Path, shard: ShardEntry) -> None:
+    def __init__(self, store: RootedPath, shard: ShardEntry) -> None:
         """Raises ManifestError if the file is missing or does not have the size in its manifest."""
-        self.path = store / shard.path
+        self.path = shard.file(store)
         self.shard = shard
         try:
             self._file = open_regular(self.path)
         except FileNotFoundError:
             raise ManifestError(f"{self.path} is missing; {recovery_hint(shard, REPAIR)}") from None
-        found = os.fstat(self._file.fileno()).st_size
+        found = open_size(self._file)
         if found != shard.bytes:
             raise ManifestError(
                 f"{self.path} (shard {shard.name}) has {found} bytes, but its manifest lists {shard.bytes}; "
@@ -96,7 +93,7 @@ class ShardBytes:
                 f"{offset + size} of {self.shard.bytes}; run permafrost verify"
             )
         try:
-            data = os.pread(self._file.fileno(), size, offset)
+            data = read_at(self._file, size, offset)
         except OSError as error:
             raise ManifestError(
                 f"{self.path} cannot be read ({error}); {recovery_hint(self.shard, REWRITE)}"

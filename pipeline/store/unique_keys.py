@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
+
+from pipeline.core.files import scratch_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +26,7 @@ class UniqueHashes:
     def __init__(self, expected: int) -> None:
         """expected  number of keys"""
         self._buckets = min(max(1, -(-expected // _HASHES_PER_FILE)), _MOST_FILES)
-        self._files = [tempfile.TemporaryFile() for _ in range(self._buckets)]  # noqa: SIM115
+        self._files = [scratch_file() for _ in range(self._buckets)]
 
     def add(self, keys: Sequence[str]) -> None:
         """Add keys."""

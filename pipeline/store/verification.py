@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.files import FileError, sha256_file, sha256_keys
+from pipeline.core.files import (
+    AnyPath,
+    FileError,
+    LinkError,
+    RootedPath,
+    exists,
+    find_links,
+    is_folder,
+    list_folder,
+    sha256_file,
+    sha256_keys,
+)
 from pipeline.core.records import NO_CLASS
 from pipeline.store.artifacts import ARTIFACT_SCHEMA, ARTIFACTS_FOLDER
 from pipeline.store.codecs import decode_unit
@@ -47,12 +57,19 @@ if TYPE_CHECKING:
     from pipeline.store.fields import Values
 
 
-def verify_store(path: Path) -> Iterator[str]:
+def verify_store(path: AnyPath) -> Iterator[str]:
     """Yield every problem of a store and its passes, as one line that names the file, the shard or the record.
 
     If a manifest is damaged, the files that it covers are compared with the receipts, which have their own digests.
+    Links that may not be there come first; if there are any, nothing is read.
     Memory grows with the number of shards, by a few bytes each, and not with the number of records.
     """
+    folder = RootedPath.of(path)
+    links = [str(LinkError(link)) for link in find_links(folder)]
+    yield from links or _verify_contents(folder)
+
+
+def _verify_contents(path: RootedPath) -> Iterator[str]:
     try:
         store = Store(path)
         for table in (store.shards, store.manifest.skipped):
@@ -71,15 +88,19 @@ def verify_store(path: Path) -> Iterator[str]:
         sound = num_problems == 0
         if sound:
             yield from _verify_index(store)
-    for folder in sorted((path / TEACHERS_FOLDER).glob("*/")):
-        if not (folder / MANIFEST_NAME).exists():
+    for folder in _folders(path / TEACHERS_FOLDER):
+        if not exists(folder / MANIFEST_NAME):
             yield f"{folder / MANIFEST_NAME} is missing: the pass is unfinished; run permafrost precompute again"
         elif store is not None:
             yield from _verify_pass(store, folder, rows_too=sound)
         else:
             yield from _verify_pass_files(folder)
-    for folder in sorted((path / ARTIFACTS_FOLDER).glob("*/")):
+    for folder in _folders(path / ARTIFACTS_FOLDER):
         yield from _verify_artifact(folder)
+
+
+def _folders(parent: RootedPath) -> list[RootedPath]:
+    return [path for path in list_folder(parent) if is_folder(path)]
 
 
 def _verify_own_files(store: Store) -> Iterator[str]:
@@ -89,33 +110,34 @@ def _verify_own_files(store: Store) -> Iterator[str]:
     tables = (manifest.shards.file, manifest.index, manifest.keys, manifest.skipped.file)
     for file in tables:
         if file is not None:
-            yield from verify_file(store.path, file.path, file.sha256, known)
+            yield from verify_file(store.folder, file.path, file.sha256, known, file.bytes)
     for number, shard in enumerate(store.shards):
-        yield from _verify_shard(store.path, shard)
+        yield from _verify_shard(store.folder, shard)
         if not shard.referenced:
             known.add(shard.path)
-        receipt = receipt_path(store.path, shard.name).relative_to(store.path).as_posix()
-        yield from verify_file(store.path, receipt, store.shards.receipt_sha256(number), known)
-    yield from unknown_files(store.path, known, ignored=(TEACHERS_FOLDER, ARTIFACTS_FOLDER))
+        receipt = receipt_path(store.folder, shard.name).below(store.folder)
+        yield from verify_file(store.folder, receipt, store.shards.receipt_sha256(number), known)
+    yield from unknown_files(store.folder, known, ignored=(TEACHERS_FOLDER, ARTIFACTS_FOLDER))
 
 
-def _verify_shard(path: Path, shard: ShardEntry) -> Iterator[str]:
+def _verify_shard(path: RootedPath, shard: ShardEntry) -> Iterator[str]:
     """Compare a shard's file with its entry. For a referenced tar the advice is never to delete it."""
     hint = f"; {recovery_hint(shard, '')}" if shard.referenced else ""
+    file = shard.file(path)
     try:
-        found = sha256_file(path / shard.path)
+        found = sha256_file(file)
     except FileNotFoundError:
-        yield f"{path / shard.path} is missing{hint}"
+        yield f"{file} is missing{hint}"
     except FileError as error:
         yield f"{error}{hint}"
     else:
         if found != shard.sha256:
-            yield f"{path / shard.path} has sha256 {found[:12]}, but its manifest lists {shard.sha256[:12]}{hint}"
+            yield f"{file} has sha256 {found[:12]}, but its manifest lists {shard.sha256[:12]}{hint}"
 
 
-def _verify_receipts(path: Path) -> Iterator[str]:
+def _verify_receipts(path: RootedPath) -> Iterator[str]:
     """Check the receipts of a store with an unreadable manifest, and the shards against them."""
-    for receipt in sorted((path / RECEIPTS_FOLDER).glob("*.parquet")):
+    for receipt in list_folder(path / RECEIPTS_FOLDER, "*.parquet"):
         try:
             table, metadata = read_receipt(receipt, RECEIPT_SCHEMA)
             shard = from_dict(ShardEntry, metadata["entry"])
@@ -127,7 +149,7 @@ def _verify_receipts(path: Path) -> Iterator[str]:
         yield from _verify_shard(path, shard)
 
 
-def _verify_pass_files(folder: Path) -> Iterator[str]:
+def _verify_pass_files(folder: RootedPath) -> Iterator[str]:
     """Check the files of a pass in a store with an unreadable manifest."""
     try:
         manifest = read_pass_manifest(folder)
@@ -137,19 +159,19 @@ def _verify_pass_files(folder: Path) -> Iterator[str]:
         yield from _verify_files_of_pass(folder, manifest)
 
 
-def _verify_files_of_pass(folder: Path, manifest: PassManifest) -> Iterator[str]:
+def _verify_files_of_pass(folder: RootedPath, manifest: PassManifest) -> Iterator[str]:
     known = KnownFiles()
     known.add(MANIFEST_NAME)
     shards = manifest.shards
     assert shards.file is not None
-    yield from verify_file(folder, shards.file.path, shards.file.sha256, known)
+    yield from verify_file(folder, shards.file.path, shards.file.sha256, known, shards.file.bytes)
     for name, digest in manifest.files.items():
         yield from verify_file(folder, name, digest, known)
     try:
         for number, shard in enumerate(shards):
             for file in shard.files:
-                yield from verify_file(folder, file.path, file.sha256, known)
-            receipt = receipt_path(folder, shard.name).relative_to(folder).as_posix()
+                yield from verify_file(folder, file.path, file.sha256, known, file.bytes)
+            receipt = receipt_path(folder, shard.name).below(folder)
             yield from verify_file(folder, receipt, shards.receipt_sha256(number), known)
     except ManifestError as error:
         yield str(error)
@@ -157,8 +179,8 @@ def _verify_files_of_pass(folder: Path, manifest: PassManifest) -> Iterator[str]
     yield from unknown_files(folder, known)
 
 
-def _verify_artifact(folder: Path) -> Iterator[str]:
-    if not (folder / MANIFEST_NAME).exists():
+def _verify_artifact(folder: RootedPath) -> Iterator[str]:
+    if not exists(folder / MANIFEST_NAME):
         yield f"{folder} has no manifest: the artifact is unfinished; delete it, and it is created again when needed"
         return
     try:
@@ -190,7 +212,7 @@ def _verify_index(store: Store) -> Iterator[str]:
         try:
             index.require_sound(np.array([number]), CHECKED_COLUMNS)
             keys = index.shard_keys(number)
-            receipt, _ = read_receipt(receipt_path(store.path, shard.name), RECEIPT_SCHEMA)
+            receipt, _ = read_receipt(receipt_path(store.folder, shard.name), RECEIPT_SCHEMA)
         except ManifestError as error:
             yield str(error)
             continue
@@ -213,7 +235,7 @@ def _verify_index(store: Store) -> Iterator[str]:
         yield f"{store.path / MANIFEST_NAME}: multi_label is {manifest.multi_label}"
 
 
-def _verify_pass(store: Store, folder: Path, rows_too: bool) -> Iterator[str]:
+def _verify_pass(store: Store, folder: RootedPath, rows_too: bool) -> Iterator[str]:
     try:
         teacher = TeacherPass(store, folder)
     except (ManifestError, StoreMismatchError, FileError) as error:

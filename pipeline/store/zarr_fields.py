@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import google_crc32c
 import numpy as np
 
-from pipeline.core.files import read_regular, sha256_file, write_atomically
+from pipeline.core.files import is_file, read_regular, sha256_file, write_atomically
 from pipeline.store.fields import (
     PassFields,
     StoredShard,
@@ -40,10 +40,10 @@ from pipeline.store.row_reader import (
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from pipeline.core.files import RootedPath
     from pipeline.core.records import FieldSpec
 
 
@@ -64,6 +64,9 @@ chunks."""
 
 _INTEGER_PADDING = -1
 
+_MAX_METADATA_BYTES = 2**20
+"""Largest size of a zarr.json."""
+
 
 class ZarrFields(PassFields):
     """Zarr v3 arrays [num_shards * rows_per_shard, V, *shape]."""
@@ -71,7 +74,7 @@ class ZarrFields(PassFields):
     def create(self) -> dict[str, str]:
         files = {}
         for path, data in self._shared_contents().items():
-            if (self.folder / path).is_file() and read_regular(self.folder / path) == data:
+            if is_file(self.folder / path) and _read_metadata(self.folder / path) == data:
                 files[path] = sha256_file(self.folder / path)
             else:
                 files[path] = write_atomically(self.folder / path, data)
@@ -335,13 +338,17 @@ def _without_notes(metadata: dict[str, Any]) -> dict[str, Any]:
     return metadata | {"attributes": kept}
 
 
-def _check_metadata(path: Path, expected: dict[str, Any]) -> None:
+def _read_metadata(path: RootedPath) -> bytes:
+    return read_regular(path, _MAX_METADATA_BYTES)
+
+
+def _check_metadata(path: RootedPath, expected: dict[str, Any]) -> None:
     """Raise ManifestError unless a zarr.json has the expected entries, and no other entries that are not empty.
 
     Another version of Zarr may write other bytes and additional empty entries.
     """
     try:
-        values = json.loads(read_regular(path))
+        values = json.loads(_read_metadata(path))
     except FileNotFoundError:
         raise ManifestError(f"{path} is missing; {REPAIR}") from None
     except (ValueError, RecursionError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.builder import build_verb_config
@@ -104,7 +103,7 @@ def _limit_threads(
 
 def _check_splits(evaluate: EvaluateConfig) -> None:
     """Raise ConfigError if a split to evaluate is not in the store, before any student is trained."""
-    path = Path(evaluate.evaluate.store or evaluate.store.path)
+    path = evaluate.store.at(evaluate.evaluate.store)
     splits = set(Store(path).manifest.records)
     for split in evaluate.evaluate.splits:
         require(
@@ -168,7 +167,7 @@ def _with_inputs(
 
     sweep  run of the sweep, which keeps to the passes that it has read before
     """
-    store = Store(Path(trained.store.path))
+    store = Store(trained.store.folder)
     trained = with_named_passes(trained, store, sweep)
     resolved = resolve_distill(trained, store)
     passes = open_passes(resolved, store)

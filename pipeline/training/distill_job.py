@@ -60,7 +60,7 @@ class Distillation:
         from pipeline.training.superfeature_targets import compare_superfeatures
 
         config = self.config
-        store = Store(Path(config.store.path))
+        store = Store(config.store.folder)
         passes = open_passes(config, store)
         rows = select_training_rows(store.index, config.split, config.subset)
         loss = build_loss(config.method)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.models import AdditiveModelConfig, ModelConfig, NoModelConfig, is_published
 from pipeline.config.teaching import GuidedTeachingConfig, KEDTeachingConfig
 from pipeline.core.errors import require
-from pipeline.core.files import sha256_file, sha256_json, write_atomically
+from pipeline.core.files import read_regular, sha256_file, sha256_json, write_atomically
 from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Teaching:
         device = distributed.device or resolve_device("trainer.device", self.trainer.device)
         found = search.run(distributed, device) / PARTITION_NAME
         if distributed.is_first:
-            write_atomically(self.folder / PARTITION_NAME, found.read_bytes())
+            write_atomically(self.folder / PARTITION_NAME, read_regular(found))
 
     def plan(self, distributed: DistributedContext | None = None) -> TrainingSpec:
         """Build the specification of the training.
@@ -65,7 +65,7 @@ class Teaching:
         from pipeline.training.spec import TrainingSpec
 
         teaching = self.config.teaching
-        store = Store(Path(self.config.store.path))
+        store = Store(self.config.store.folder)
         guided = isinstance(teaching, GuidedTeachingConfig)
         threads = decode_threads_of(teaching.trainer, distributed)
         return TrainingSpec(
@@ -123,7 +123,7 @@ class Teaching:
         assert isinstance(config.teaching, KEDTeachingConfig)
         assert isinstance(config.teacher, AdditiveModelConfig)
         assert not isinstance(config.black_box, NoModelConfig)
-        store = Store(Path(config.store.path))
+        store = Store(config.store.folder)
         size = config.teaching.augment.size
         return PartitionSearch(
             store=store,

@@ -106,7 +106,7 @@ def _write_pass(store: Store, template: Store, folder: Path) -> None:
         for place, shard in enumerate(store.shards):
             paths = backend.shard_files(place, shard.name)
             for file, path in zip(source.files, paths, strict=True):
-                _link(taught.folder / file.path, folder / path)
+                _link(Path(str(taught.folder / file.path)), folder / path)
             files = tuple(
                 replace(file, path=path) for file, path in zip(source.files, paths, strict=True)
             )

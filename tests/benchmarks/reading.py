@@ -46,11 +46,11 @@ def _stream_figure(name: str, folder: Path, records: int, side: int, aim: str) -
     store = Store(path)
     indexed, zipped = sorted(
         store.open_passes([folder.name for folder in store.pass_folders()]),
-        key=lambda teacher: any(teacher.folder.glob("*.tar")),
+        key=lambda teacher: any(Path(str(teacher.folder)).glob("*.tar")),
     )
     pairs = in_turn(
         lambda: check(ours(store, indexed), records, side),
-        lambda: check(theirs(tars, zipped.folder, side), records, side),
+        lambda: check(theirs(tars, Path(str(zipped.folder)), side), records, side),
         ROUNDS,
     )
     return figure(name, pairs, faster=True, unit="us/record", scale=1e6 / records, aim=aim)
@@ -169,7 +169,7 @@ def bytes_figures(folder: Path) -> list[Figure]:
     (teacher,) = Store(path).open_passes()
     values = teacher.read_shard(Store(path).manifest.shards[0])
     payload = sum(array[0].nbytes for array in values.values())
-    whole = sum(p.stat().st_size for p in teacher.folder.rglob("*") if p.is_file())
+    whole = sum(p.stat().st_size for p in Path(str(teacher.folder)).rglob("*") if p.is_file())
     one = folder / "0.pt"
     torch.save(_release_entry(values), one)
     block = one.stat().st_blocks * 512  # a file occupies whole blocks

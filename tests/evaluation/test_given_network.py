@@ -37,7 +37,7 @@ def unpassed(own, tmp_path):
     """The store of `own` without the teacher's pass."""
     path = shutil.copytree(own.store.path, tmp_path / "unpassed")
     for folder in Store(path).pass_folders():
-        shutil.rmtree(folder)
+        shutil.rmtree(str(folder))
     return replace(own, store=Store(path))
 
 

@@ -22,6 +22,7 @@ from pipeline.config.store import PassOptions, StoreOptions
 from pipeline.config.teaching import LabelTeachingConfig
 from pipeline.config.verbs import ReportConfig, SweepConfig, TeachConfig
 from pipeline.core.errors import ConfigError
+from pipeline.core.files import remove_file
 from pipeline.loading.views import ViewSchedule
 from pipeline.models.classifier import WeightsError
 from pipeline.models.providers import build_model
@@ -149,9 +150,9 @@ def test_a_lost_file_is_written_again_once_its_manifest_is_gone(tmp_path, frozen
     config = precompute_config(tmp_path / "store", frozen.config.teacher)
     precompute.run(config)
     store = Store(tmp_path / "store")
-    folder = store.path if lost.startswith("images") else store.pass_folders()[0]
-    (folder / lost).unlink()
-    (folder / "manifest.json").unlink()
+    folder = store.folder if lost.startswith("images") else store.pass_folders()[0]
+    remove_file(folder / lost)
+    remove_file(folder / "manifest.json")
 
     result = precompute.run(config)
 

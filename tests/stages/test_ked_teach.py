@@ -24,6 +24,7 @@ from pipeline.config.training import OptimizerOptions, TrainerOptions
 from pipeline.config.verbs import ReportConfig, TeachConfig
 from pipeline.core.distributed import DistributedContext
 from pipeline.core.errors import ConfigError
+from pipeline.core.files import exists, remove_file
 from pipeline.loading.selection import balanced_order
 from pipeline.models.additive.network import network_partition
 from pipeline.models.additive.partition import build_partition
@@ -174,7 +175,7 @@ def _rank_search(rank, search, folder):
 def test_two_processes_find_the_partition_of_one(digits_folder, tmp_path):
     search = search_of(digits_folder, replace(KED, grouping_seed=7))
     alone = search._measure(DistributedContext(), torch.device("cpu"))
-    assert not search.folder.exists()
+    assert not exists(search.folder)
 
     run_on_ranks(_rank_search, search, str(tmp_path))
 
@@ -183,7 +184,7 @@ def test_two_processes_find_the_partition_of_one(digits_folder, tmp_path):
     assert torch.allclose(shared[0]["squares"], alone.squares, rtol=1e-12, atol=0)
     assert torch.equal(shared[0]["records"], alone.records)
     together = load_partition(search.folder)
-    (search.folder / "manifest.json").unlink()
+    remove_file(search.folder / "manifest.json")
     assert (
         load_partition(search.run(DistributedContext(), torch.device("cpu"))).partition.sha256
         == together.partition.sha256

@@ -11,6 +11,7 @@ from pipeline.annotation.shard_tasks import AnnotateShard
 from pipeline.config.store import PassOptions
 from pipeline.core import files
 from pipeline.store.file_entry import ManifestError
+from pipeline.store.journal import JOURNAL_SUFFIX
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from stages import precompute
@@ -24,27 +25,42 @@ class Stopped(BaseException):
     """Simulated end of the process, which no handler may catch."""
 
 
-class StoppingOs:
-    """Replacement of `os` whose operations all fail after the first n, as after a power cut."""
+READING = ("stat", "fstat", "scandir", "access", "W_OK", "pread", "fdopen")
+"""Functions that change nothing, after which a crash is that of the operation before."""
 
-    path, walk = os.path, staticmethod(os.walk)
-    O_WRONLY, O_CREAT, O_EXCL, O_RDONLY = os.O_WRONLY, os.O_CREAT, os.O_EXCL, os.O_RDONLY
+
+class StoppingOs:
+    """Replacement of `os` whose operations all fail after the first n, as after a power cut.
+
+    Opening a file for reading, or a folder on the way to a file, is no operation, and neither is closing it.
+    """
 
     def __init__(self, stop_after):
         self.left = stop_after
         self.stopped = False
+        self.read_only = set()
 
     def __getattr__(self, name):
+        if name in READING or name.startswith("O_"):
+            return getattr(os, name)
         assert name in OPERATIONS, f"unexpected operation {name}"
 
-        def operation(*args):
-            if self.left == 0:
-                self.stopped = True
-                raise Stopped
-            self.left -= 1
-            return getattr(os, name)(*args)
+        def operation(*args, **options):
+            reads = name == "open" and args[1] & (os.O_DIRECTORY | os.O_NONBLOCK)
+            if not reads and not (name == "close" and args[0] in self.read_only):
+                self.count()
+            result = getattr(os, name)(*args, **options)
+            self.read_only -= {args[0], result}
+            self.read_only |= {result} if reads else set()
+            return result
 
         return operation
+
+    def count(self):
+        if self.left == 0:
+            self.stopped = True
+            raise Stopped
+        self.left -= 1
 
 
 EVERY_POINT = pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 5])
@@ -178,11 +194,11 @@ def test_leftovers_of_a_stopped_commit_are_swept_by_the_next_run(tmp_path, monke
 
 
 def finished(store: Path):
-    """Files with their final names."""
+    """Files with their final names, without the journal of the shard at which the process ended."""
     return {
         (name, data)
         for name, data in tree_bytes(store).items()
-        if not name.endswith(files.PARTIAL_SUFFIX)
+        if not name.endswith((files.PARTIAL_SUFFIX, JOURNAL_SUFFIX))
     }
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config.data import DemoDataConfig
 from pipeline.core.errors import ConfigError
-from pipeline.core.files import NoSpaceError, canonical_json, sha256_keys
+from pipeline.core.files import NoSpaceError, canonical_json, exists, sha256_keys
 from pipeline.core.records import Box, Record
 from pipeline.store import listing, planning
 from pipeline.store.listing import (
@@ -194,12 +194,12 @@ def test_the_files_of_a_listing_are_gone_after_an_error_and_those_of_a_killed_ru
 
 
 def test_a_folder_that_is_read_only_is_listed_elsewhere(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "access", lambda path, mode, dir_fd: False)
 
     with listing_files(tmp_path) as files:
         write_listing(files.records, [Record(key="b", split="train")], 0)
         assert list(tmp_path.iterdir()) == []
-    assert not files.folder.exists()
+    assert not exists(files.folder)
 
 
 def test_a_full_disk_is_named_and_an_error_of_the_source_is_not_mistaken_for_it(

@@ -64,7 +64,7 @@ def test_a_migrated_store_is_sound_and_keeps_images_arrays_receipts_and_fingerpr
     assert not (old / "index.parquet").exists()
     store = Store(old)
     for teacher in [*map(store.open_pass, ("resnet20-19bf3aee", "tars")), _views(store)]:
-        was = manifests[teacher.folder / "manifest.json"]
+        was = manifests[Path(str(teacher.folder / "manifest.json"))]
         assert teacher.manifest.fingerprint == was["fingerprint"]
         assert store.manifest.fingerprint == was["store_fingerprint"]
         for shard in store.shards:

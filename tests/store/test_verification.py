@@ -2,21 +2,24 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from pipeline.config.store import StoreOptions
 from pipeline.config.verbs import VerifyConfig
+from pipeline.core.files import remove_file
 from pipeline.store.file_entry import ManifestError
 from pipeline.store.manifest import read_pass_manifest, read_store_manifest, write_manifest
 from pipeline.store.parquet import write_rows
-from pipeline.store.reader import Store
+from pipeline.store.reader import Store, TeacherPass
 from pipeline.store.shards import SHARDS_NAME, PassShardTable, pass_shard_row
 from pipeline.store.store_tables import remove_other_tables
 from pipeline.store.verification import verify_store
-from stages import precompute, verify
+from stages import distill, precompute, verify
+from tests.support.runs import distill_config
 from tests.support.stores import keys_of_shard, precompute_config
-from tests.support.trees import all_files
+from tests.support.trees import all_files, tree_bytes
 
 
 @pytest.fixture
@@ -104,9 +107,33 @@ def test_values_out_of_range_name_field_record_and_shard(copy, frozen):
 
 def test_an_unfinished_pass_is_a_problem(copy):
     teacher = Store(copy).open_passes()[0]
-    (teacher.folder / "manifest.json").unlink()
+    remove_file(teacher.folder / "manifest.json")
 
     assert [str(teacher.folder) in problem for problem in verify_store(copy)] == [True]
+
+
+def test_a_pass_is_what_its_folder_says(copy, frozen):
+    """Another teacher's whole pass in the place of one is whole in itself, and is never taken for that one."""
+    config = precompute_config(copy, frozen.config.teacher)
+    (own,) = Store(copy).pass_folders()
+    precompute.run(replace(config, store=replace(config.store, backend="webdataset")))
+    (other,) = set(Store(copy).pass_folders()) - {own}
+    shutil.rmtree(str(own))
+    shutil.copytree(str(other), str(own))
+    named, found = own.name[-8:], other.name[-8:]
+    message = f"{own} is named as the pass {named}, but its manifest.json is of the pass {found}"
+
+    assert [message in problem for problem in verify_store(copy)] == [True]
+    for read in (
+        lambda: Store(copy).open_pass(own.name),
+        lambda: Store(copy).open_passes(),
+        lambda: TeacherPass(Store(copy), own),
+        lambda: distill.run(replace(distill_config(frozen), store=StoreOptions(path=str(copy)))),
+        lambda: precompute.run(config),
+    ):
+        with pytest.raises(ManifestError, match=message):
+            read()
+    assert tree_bytes(Path(str(own))) == tree_bytes(Path(str(other)))
 
 
 def test_the_stage_fails_with_every_problem_listed(copy):
@@ -122,7 +149,7 @@ def test_the_stage_fails_with_every_problem_listed(copy):
 
 def test_a_shard_without_its_receipt_is_not_read(copy):
     teacher = Store(copy).open_passes()[0]
-    (teacher.folder / "receipts" / "train-000000.parquet").unlink()
+    remove_file(teacher.folder / "receipts" / "train-000000.parquet")
     shard = next(s for s in teacher.store.manifest.shards if s.name == "train-000000")
 
     with pytest.raises(ManifestError, match=r"train-000000\.parquet is missing"):

@@ -22,4 +22,4 @@ def teacher_artifact(context: EvaluationContext, kind: str, **made_from: Any) ->
         "store": context.store.manifest.fingerprint,
         "frame": context.options.frame,
     }
-    return Artifact(context.store.path, kind, made_from, "permafrost evaluate with teacher=")
+    return Artifact(context.store.folder, kind, made_from, "permafrost evaluate with teacher=")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.config.models import AdditiveModelConfig
 from pipeline.core.errors import ConfigError, require
+from pipeline.core.files import RootedPath
 from pipeline.core.seeds import derive_seed
 from pipeline.store.artifacts import load_artifact
 from pipeline.store.manifest import MANIFEST_NAME
@@ -137,7 +138,7 @@ def _read_assignments(path: Path, config: AdditiveModelConfig) -> Tensor:
     file = path / PARTITION_NAME if path.is_dir() else path
     if (path / MANIFEST_NAME).is_file():
         load_artifact(
-            path, "permafrost teach with teaching=ked"
+            RootedPath(path), "permafrost teach with teaching=ked"
         )  # raises ManifestError if it is damaged
     if not file.is_file():
         raise ConfigError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import networkx
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.runs import to_plain_dict
+from pipeline.core.files import RootedPath
 from pipeline.models.additive.partition import Partition
 from pipeline.store.artifacts import Artifact, load_artifact
 from pipeline.store.entries import from_dict
@@ -56,7 +56,9 @@ class SavedPartition:
     """Measured matrix W, f64 [d, d]."""
 
 
-def partition_artifact(store: Path, made_from: dict[str, Any], options: dict[str, Any]) -> Artifact:
+def partition_artifact(
+    store: RootedPath, made_from: dict[str, Any], options: dict[str, Any]
+) -> Artifact:
     """Return the artifact of a search.
 
     made_from  the network, the records and the probes
@@ -86,7 +88,7 @@ def save_partition(artifact: Artifact, grouping: Grouping, measured: DependencyS
     artifact.save(tensors, to_plain_dict(facts), wait=True)
 
 
-def load_partition(folder: Path) -> SavedPartition:
+def load_partition(folder: RootedPath) -> SavedPartition:
     """Load the partition and W from an artifact's folder, with a check of every byte."""
     manifest, tensors = load_artifact(folder, _MADE_BY)
     facts = from_dict(PartitionFacts, manifest.description)

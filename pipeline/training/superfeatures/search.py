@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from pipeline.config.models import AdditiveModelConfig, ModelConfig
 from pipeline.config.teaching import KEDTeachingConfig
 from pipeline.core.distributed import DistributedContext
 from pipeline.core.errors import require
+from pipeline.core.files import RootedPath
 from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.loading.geometry import evaluation_view, view_images
 from pipeline.loading.selection import balanced_order
@@ -73,11 +73,11 @@ class PartitionSearch:
     """Threads that decode a batch, in each rank."""
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> RootedPath:
         """Folder <store>/artifacts/partition-<fp8>."""
         return self._artifact.folder
 
-    def run(self, distributed: DistributedContext, device: torch.device) -> Path:
+    def run(self, distributed: DistributedContext, device: torch.device) -> RootedPath:
         """Measure dependencies with the records divided over ranks, save the partition, and return its folder.
 
         An existing partition is kept. The number of ranks and the batches change at most the last bits of the sum,
@@ -93,7 +93,7 @@ class PartitionSearch:
 
     @cached_property
     def _artifact(self) -> Artifact:
-        return partition_artifact(self.store.path, self._made_from, self._options())
+        return partition_artifact(self.store.folder, self._made_from, self._options())
 
     @cached_property
     def _made_from(self) -> dict[str, Any]:
