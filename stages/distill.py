@@ -62,7 +62,17 @@ def run(config: DistillConfig, on_epoch: Callable[[int, str], None] | None = Non
     store = Store(Path(config.store.path))
     config = with_named_passes(resolve_distill(config, store), store, config.run)
     inputs = fingerprint_inputs(config, store, open_passes(config, store))
-    folder = open_run("distill", config.run, config, inputs)
+    with open_run("distill", config.run, config, inputs) as folder:
+        return _train(config, store, folder, on_epoch)
+
+
+def _train(
+    config: DistillConfig,
+    store: Store,
+    folder: Path,
+    on_epoch: Callable[[int, str], None] | None,
+) -> DistillResult:
+    """Train the student into its folder, unless it is finished."""
     if not is_finished(folder):
         record_named_passes(config, store)
     else:

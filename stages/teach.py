@@ -67,7 +67,12 @@ def run(config: TeachConfig) -> TeachResult:
         config = replace(config, teacher=replace(config.teacher, weights=None))
     config = resolve_teach(config, store)
     inputs = fingerprint_inputs(config, store)
-    folder = open_run("teach", config.run, config, inputs)
+    with open_run("teach", config.run, config, inputs) as folder:
+        return _train(config, store, folder)
+
+
+def _train(config: TeachConfig, store: Store, folder: Path) -> TeachResult:
+    """Train and evaluate the teacher in its folder, as far as it is not done."""
     check_splits(config, store)
     progress = TrainingProgress()
     metrics_path = folder / METRICS_NAME

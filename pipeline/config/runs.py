@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from pipeline.config.options import Option, Options, Role, options_of, to_plain
 from pipeline.config.verbs import section_class
 from pipeline.core.errors import ConfigError, require
 from pipeline.core.files import remove_partial_files
+from pipeline.core.lock import lock_folder
 from pipeline.core.signed_files import (
     damaged,
     read_json,
@@ -24,7 +26,7 @@ from pipeline.core.signed_files import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 RUNS = Path("runs")
 _RESULTS = ("checkpoint.pt", "model.json", "metrics.json")
@@ -35,17 +37,26 @@ CONTINUED = ", from its checkpoint"
 COST_NAME = "cost.json"
 
 
-def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> Path:
-    """Return the folder runs/<run>/<verb> with its config; it may already contain part of the same run.
+@contextmanager
+def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> Iterator[Path]:
+    """Provide the folder runs/<run>/<verb> with its config, which no other process writes to in the block.
+
+    It may already contain part of the same run.
 
     inputs  fingerprints of the inputs, so that a changed store makes a different run
-    Raises ConfigError if the folder holds results of other options.
+    Raises ConfigError if the folder holds results of other options, and LockedError if another process writes to it.
     """
     folder = RUNS / run / verb
+    with lock_folder(folder, "run"):
+        _claim(folder, verb, config, inputs)
+        yield folder
+
+
+def _claim(folder: Path, verb: str, config: Options, inputs: dict[str, str]) -> None:
+    """Write the config of a run to its folder. Raises ConfigError if the folder holds results of other options."""
     values = to_plain_dict(config) | {"inputs": inputs}
     path = folder / CONFIG_NAME
-    if folder.is_dir():
-        remove_partial_files(folder)
+    remove_partial_files(folder)
     if path.exists() and any((folder / name).exists() for name in _RESULTS):
         existing = identity(read_config(path, type(config)), type(config))
         wanted = identity(values, type(config))
@@ -64,7 +75,6 @@ def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> Pa
             raise ConfigError(f"{folder} contains a run with {found}; {way_out}")
     else:
         save_config(path, values)
-    return folder
 
 
 def identity(

@@ -11,6 +11,7 @@ from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.verbs import EvaluateConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_atomically
+from pipeline.core.interrupts import check_interrupted
 from pipeline.core.records import Batch
 from pipeline.evaluation.forward import EvaluatedModel, predict_records
 from pipeline.evaluation.networks import Networks
@@ -64,6 +65,7 @@ class EvaluationContext:
         """Iterate over the split, or some positions of it, in batches in the evaluation view on the model's device."""
         on_host = iter_batches(self.dataset, self.options.batch_size, positions)
         for _, batch in iter_on_device(on_host, self.model.device):
+            check_interrupted()
             yield evaluation_view(batch, self.options.frame, self.model.input_size)
 
     def write(self, name: str, data: bytes) -> None:

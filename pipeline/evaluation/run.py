@@ -11,6 +11,7 @@ from safetensors.torch import save
 
 from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.verbs import EvaluateConfig
+from pipeline.core.interrupts import check_interrupted
 from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.evaluators.build import evaluator_named
 from pipeline.evaluation.forward import evaluation_decoder, open_split
@@ -57,6 +58,7 @@ def run_evaluators(
     if any(EVALUATORS[evaluator].is_flat for evaluator in missing):
         _write_records(contexts)
     for evaluator in missing:
+        check_interrupted()
         add_result(
             folder,
             evaluator,

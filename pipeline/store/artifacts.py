@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.files import SHORT, make_folder, sha256_json, write_atomically
+from pipeline.core.lock import LockedError, lock_folder
 from pipeline.store.file_entry import ManifestError
-from pipeline.store.lock import LockedError, lock_folder
 from pipeline.store.manifest import (
     MANIFEST_NAME,
     read_manifest,

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.core.files import PARTIAL_SUFFIX, sha256_file
+from pipeline.core.lock import LOCK_NAME
 from pipeline.store.journal import JOURNAL_SUFFIX
-from pipeline.store.lock import LOCK_NAME
 from pipeline.store.origin import ORIGIN_NAME
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.config.runs import CHECKPOINT_NAME
 from pipeline.config.training import TrainerOptions
+from pipeline.core.interrupts import check_interrupted
 from pipeline.loading.loader import TrainLoader
 from pipeline.models.classifier import Classifier
 from pipeline.training.auxiliary_phase import pretrain_loss
@@ -62,6 +63,7 @@ def fit(
 
         while training.epoch < trainer.epochs:
             for batch in stream.epoch(training.epoch, training.step, device):
+                check_interrupted()
                 training.seed_step()
                 rate = learning_rate(trainer, lr, training.epoch, training.step, stream.num_steps)
                 for group in training.optimizer.param_groups:

@@ -15,9 +15,9 @@ from pipeline.config.data import ImageFolderDataConfig
 from pipeline.config.store import StoreOptions
 from pipeline.config.verbs import VerifyConfig
 from pipeline.core.files import FileError, make_folder, write_atomically
+from pipeline.core.lock import LockedError, lock_folder
 from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.store.file_entry import ManifestError, StoreMismatchError
-from pipeline.store.lock import LockedError, lock_folder
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from stages import precompute, verify
@@ -149,7 +149,7 @@ def test_a_store_that_may_only_be_read_is_still_found_complete(frozen, monkeypat
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
         return real(path, flags, *mode)
 
-    monkeypatch.setattr("pipeline.store.lock.os.open", refused)
+    monkeypatch.setattr("pipeline.core.lock.os.open", refused)
 
     assert precompute.run(frozen.config).teacher_records == 0
 
@@ -158,7 +158,7 @@ def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatc
     def refused(descriptor, operation):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("pipeline.store.lock.fcntl.flock", refused)
+    monkeypatch.setattr("pipeline.core.lock.fcntl.flock", refused)
     caplog.set_level(logging.WARNING, "permafrost.store")
 
     with lock_folder(tmp_path / "store"):
@@ -263,6 +263,6 @@ def test_a_lock_that_belongs_to_somebody_else_still_locks(tmp_path, monkeypatch)
                 raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
             return real(path, flags, *mode)
 
-        monkeypatch.setattr("pipeline.store.lock.os.open", refused)
+        monkeypatch.setattr("pipeline.core.lock.os.open", refused)
         with pytest.raises(LockedError), lock_folder(tmp_path / "store"):
             pass
