@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,11 @@ from pipeline.config.paths import place_paths
 from pipeline.config.plugins import load_plugins
 from pipeline.config.runs import RUNS, save_config, to_plain_dict, to_yaml, unused_path
 from pipeline.core.errors import ConfigError, UserError
+from pipeline.core.interrupts import catch_signals, check_interrupted, keep_signals
+from pipeline.core.lock import lock_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-
-class Terminated(KeyboardInterrupt):
-    """Exception for SIGTERM, as sent by schedulers; it ends a run like Ctrl-C."""
 
 
 def main(
@@ -44,36 +43,46 @@ def main(
     # Before torch is imported: threads that spin while they wait take the cores of the others on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
-    received: list[int] = []
-
-    def terminate(number: int, frame: object) -> None:
-        # Ray turns an exception raised inside its calls into a KeyboardInterrupt.
-        received.append(number)
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, terminate)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
     )
+    with catch_signals() as signals:
+        try:
+            with signals.raising():
+                load_plugins()
+                code, message = _attempt(
+                    verb, lambda: _run_words(verb, run, doc or "", configure, words)
+                )
+        except (
+            BaseException
+        ) as error:  # a signal may end in any exception, as where it cuts an import
+            # Ray turns an exception raised inside its calls into a KeyboardInterrupt.
+            if not signals.received and not isinstance(error, KeyboardInterrupt):
+                raise
+            code, message = signals.exit_code, signals.describe(verb)
+    if message:
+        print(message, file=sys.stderr)
+    if code:
+        sys.exit(code)
+
+
+def _attempt(verb: str, run: Callable[[], None]) -> tuple[int, str]:
+    """Run the words of a command, and return its exit code and the line of an error that the user can fix."""
     try:
-        load_plugins()
-        _run_words(verb, run, doc or "", configure, words)
+        run()
     except ConfigError as error:
-        sys.exit(_print_error(verb, error, 2))
+        code, reason = 2, str(error)
     except UserError as error:
-        sys.exit(_print_error(verb, error, 1))
+        code, reason = 1, str(error)
     except BrokenPipeError:  # as in `permafrost distill --cfg job | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        return 128 + signal.SIGPIPE, ""
     except OSError as error:  # an error of a disk, a network mount or a file name
         place = f"{error.filename}: " if error.filename and error.strerror else ""
-        sys.exit(_print_error(verb, f"{place}{error.strerror or error}", 1))
-    except KeyboardInterrupt:
-        how, code = ("terminated", 143) if received else ("interrupted", 130)
-        print(
-            f"permafrost {verb}: {how}; the same command resumes where it stopped", file=sys.stderr
-        )
-        sys.exit(code)
+        code, reason = 1, f"{place}{error.strerror or error}"
+    else:
+        return 0, ""
+    return code, f"permafrost {verb}: error: {reason}"
 
 
 def _run_words(
@@ -97,17 +106,33 @@ def _run_words(
         return
     started = time.monotonic()
     if configure is not None:
-        _print_result(run(configure(words)))
+        result = run(configure(words))
+        check_interrupted()
+        _print_result(result)
         return
     composed = compose(verb, words)
     _check_live_words(verb, words, composed)
     config = place_paths(build_verb_config(verb, composed))
     _check_network_words(verb, words, composed, config)
-    if "run" in composed and verb in ("estimate", "precompute", "sweep", "report"):
-        values = sections(verb, composed)
-        path = RUNS / composed["run"] / f"{verb}.yaml"
-        save_config(path if verb != "precompute" else unused_path(path, values), values)
-    _print_result(run(config), time.monotonic() - started, words)
+    with ExitStack() as stack:
+        if verb == "sweep":  # its students have locks of their own
+            stack.enter_context(lock_folder(RUNS / composed["run"], "run"))
+        if "run" in composed and verb in ("estimate", "precompute", "sweep", "report"):
+            values = sections(verb, composed)
+            path = RUNS / composed["run"] / f"{verb}.yaml"
+            save_config(path if verb != "precompute" else unused_path(path, values), values)
+        _import_pandas()
+        result = run(config)
+        check_interrupted()
+    _print_result(result, time.monotonic() - started, words)
+
+
+def _import_pandas() -> None:
+    """Import what pyarrow imports at its first conversion, where it swallows every exception, also that of a signal."""
+    with keep_signals():
+        import pyarrow as pa
+
+        pa.array([0])
 
 
 def _check_live_words(verb: str, words: Sequence[str], composed: dict[str, Any]) -> None:
@@ -184,8 +209,3 @@ def next_command(command: str, words: Sequence[str]) -> str:
 def _in_line(values: dict[str, Any]) -> str:
     """Format numbers by name as JSON with four digits."""
     return json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()})
-
-
-def _print_error(verb: str, error: Exception | str, code: int) -> int:
-    print(f"permafrost {verb}: error: {error}", file=sys.stderr)
-    return code

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from pipeline.config.version import __version__
+from pipeline.core.interrupts import catch_signals
 
 _FOLDER = Path(__file__).parent
 VERBS = (
@@ -35,11 +36,13 @@ def main() -> None:
         print(f"permafrost {__version__}")
     elif verb in VERBS:
         sys.argv = [f"permafrost {verb}", *words]
-        try:
-            runpy.run_path(str(_FOLDER / f"{verb}.py"), run_name="__main__")
-        except KeyboardInterrupt:  # while the stage is imported; later it ends by itself
-            print(f"permafrost {verb}: interrupted", file=sys.stderr)
-            sys.exit(130)
+        with catch_signals() as signals:
+            try:
+                with signals.raising():
+                    runpy.run_path(str(_FOLDER / f"{verb}.py"), run_name="__main__")
+            except KeyboardInterrupt:  # while the stage is imported; later it ends by itself
+                print(signals.describe(verb), file=sys.stderr)
+                sys.exit(signals.exit_code)
     else:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""

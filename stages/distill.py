@@ -26,6 +26,7 @@ from pipeline.config.runs import CHECKPOINT_NAME, CONTINUED, open_run, to_plain_
 from pipeline.core.progress import show_epochs
 from pipeline.models.resolve import resolve_distill
 from pipeline.models.saved import is_finished
+from pipeline.models.trained_weights import check_trained_weights
 from pipeline.report.commands import evaluate_command
 from pipeline.store.reader import Store
 from pipeline.training.distill_job import Distillation, fingerprint_inputs
@@ -61,10 +62,21 @@ def run(config: DistillConfig, on_epoch: Callable[[int, str], None] | None = Non
     store = Store(config.store.folder)
     config = with_named_passes(resolve_distill(config, store), store, config.run)
     inputs = fingerprint_inputs(config, store, open_passes(config, store))
-    folder = open_run("distill", config.run, config, inputs)
+    with open_run("distill", config.run, config, inputs) as folder:
+        return _train(config, store, folder, on_epoch)
+
+
+def _train(
+    config: DistillConfig,
+    store: Store,
+    folder: Path,
+    on_epoch: Callable[[int, str], None] | None,
+) -> DistillResult:
+    """Train the student into its folder, unless it is finished."""
     if not is_finished(folder):
         record_named_passes(config, store)
     else:
+        check_trained_weights(folder)
         logger.info("%s is finished", folder)
         command = evaluate_command(config.run, store, folder)
         return DistillResult(student=str(folder), trained_epochs=0, next=command)

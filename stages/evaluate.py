@@ -96,25 +96,25 @@ def run(config: EvaluateConfig, name: str | None = None) -> EvaluateResult:
         **inputs.others,
         **{f"teacher {teacher.name}": teacher.manifest.fingerprint for teacher in inputs.passes},
     }
-    folder = open_run(name or own, config.run, config.shared, fingerprints)
-    missing = missing_evaluators(folder, config)
-    if name in (None, own):  # not one of a sweep's selections
-        logger.info(
-            "%s of run %s on split %s of %s: %s; %s",
-            config.model,
-            config.run,
-            ", ".join(config.evaluate.splits),
-            config.evaluate.store or config.store.path,
-            f"runs {', '.join(missing)}" if missing else "nothing to run",
-            f"into {folder}",
-        )
-        if config.model == "student":
-            _warn_of_chosen_epoch(config, inputs)
-    if missing:
-        from pipeline.evaluation.run import run_evaluators  # imports torch
+    with open_run(name or own, config.run, config.shared, fingerprints) as folder:
+        missing = missing_evaluators(folder, config)
+        if name in (None, own):  # not one of a sweep's selections
+            logger.info(
+                "%s of run %s on split %s of %s: %s; %s",
+                config.model,
+                config.run,
+                ", ".join(config.evaluate.splits),
+                config.evaluate.store or config.store.path,
+                f"runs {', '.join(missing)}" if missing else "nothing to run",
+                f"into {folder}",
+            )
+            if config.model == "student":
+                _warn_of_chosen_epoch(config, inputs)
+        if missing:
+            from pipeline.evaluation.run import run_evaluators  # imports torch
 
-        run_evaluators(config, inputs, folder, missing)
-    splits = read_results(folder)["splits"]
+            run_evaluators(config, inputs, folder, missing)
+        splits = read_results(folder)["splits"]
     return EvaluateResult(
         metrics=str(folder / METRICS_NAME),
         splits=splits,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from pipeline.cli import main
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import exists
-from pipeline.store.lock import lock_folder
+from pipeline.core.lock import lock_folder
 from pipeline.store.manifest import MANIFEST_NAME, SCHEMA_VERSION
 from pipeline.store.migration import migrate_store
 

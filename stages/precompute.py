@@ -25,6 +25,7 @@ from pipeline.config.file_data import NoDataConfig
 from pipeline.config.models import NoModelConfig
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import exists
+from pipeline.core.lock import lock_folder
 from pipeline.core.progress import say_if_slow
 from pipeline.models.resolve import resolve_precompute
 from pipeline.report.commands import distill_command, teach_command
@@ -32,7 +33,6 @@ from pipeline.sources.build import build_source, classes_of, list_source, plan_s
 from pipeline.sources.origin import digest_origin
 from pipeline.sources.parts import BYTES_PER_RECORD, PartedSource
 from pipeline.store.listing import listing_files
-from pipeline.store.lock import lock_folder
 from pipeline.store.manifest import MANIFEST_NAME
 from pipeline.store.origin import find_finished, write_origin
 from pipeline.store.pack import PackPlan, pack, plan_pack

@@ -18,7 +18,6 @@ Rerun   a run's id is the hash of its config and of its inputs, so finished runs
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from pipeline.cli import main
 from pipeline.cluster.executors import choose_task_runner, open_task_runner
 from pipeline.config.runs import RUNS
 from pipeline.core.errors import UserError
-from pipeline.core.files import write_atomically
+from pipeline.core.signed_files import write_json
 from pipeline.report.results import SWEEP_NAME
 from pipeline.report.summary import summary_table
 from pipeline.sweep.plan import baselines_first, plan_students
@@ -118,7 +117,7 @@ def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
     finished = [student for student in reported if student.final_run().is_done]
     values["runs"] = [student.row for student in finished]
     table = RUNS / config.run / SWEEP_NAME
-    write_atomically(table, json.dumps(values, indent=1).encode())
+    write_json(table, values)
     if runner.errors:
         raise SweepError(
             f"{len(runner.errors)} of {len(students)} students failed ({table} lists the others): "

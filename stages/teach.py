@@ -17,7 +17,6 @@ Rerun   the same command resumes from the last checkpoint, and does not change a
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,11 +28,12 @@ from pipeline.config.models import is_published
 from pipeline.config.options import plain_defaults
 from pipeline.config.paths import with_absolute_paths
 from pipeline.config.runs import CHECKPOINT_NAME, CONTINUED, open_run, to_plain_dict
-from pipeline.core.files import write_atomically
 from pipeline.core.progress import show_epochs
+from pipeline.core.signed_files import write_json
+from pipeline.evaluation.results import METRICS_NAME, read_metrics_file
 from pipeline.models.resolve import resolve_teach
 from pipeline.models.saved import is_finished
-from pipeline.models.trained_weights import MODEL_NAME
+from pipeline.models.trained_weights import MODEL_NAME, check_trained_weights
 from pipeline.store.reader import Store
 from pipeline.training.teach_job import Teaching, check_splits, fingerprint_inputs
 
@@ -67,23 +67,32 @@ def run(config: TeachConfig) -> TeachResult:
         config = replace(config, teacher=replace(config.teacher, weights=None))
     config = resolve_teach(config, store)
     inputs = fingerprint_inputs(config, store)
-    folder = open_run("teach", config.run, config, inputs)
+    with open_run("teach", config.run, config, inputs) as folder:
+        return _train(config, store, folder)
+
+
+def _train(config: TeachConfig, store: Store, folder: Path) -> TeachResult:
+    """Train and evaluate the teacher in its folder, as far as it is not done."""
     check_splits(config, store)
     progress = TrainingProgress()
+    metrics_path = folder / METRICS_NAME
+    advice = "delete it, and the same command evaluates the teacher again"
+    if metrics_path.exists():
+        read_metrics_file(metrics_path, advice)
     if not is_finished(folder):
         _announce(config, store, folder)
         job = Teaching(config=with_absolute_paths(config), folder=folder.absolute())
         with show_epochs("teach", config.teaching.trainer.epochs) as show:
             progress = run_training(job, config.cluster, show)
     else:
+        check_trained_weights(folder)
         logger.info("%s is finished", folder)
-    metrics_path = folder / "metrics.json"
     if not metrics_path.exists():
         from pipeline.evaluation.forward import evaluate_model  # imports torch
 
         splits = evaluate_model(folder, store, config.evaluate)
-        write_atomically(metrics_path, json.dumps({"splits": splits}, indent=1).encode())
-    splits = json.loads(metrics_path.read_text())["splits"]
+        write_json(metrics_path, {"splits": splits})
+    splits = read_metrics_file(metrics_path, advice)["splits"]
     accuracy, f1 = (
         {split: metrics[name] for split, metrics in splits.items() if name in metrics}
         for name in ("accuracy", "f1")

@@ -5,19 +5,17 @@ from __future__ import annotations
 import gc
 import os
 import secrets
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from pipeline.cluster.session import ray_session
 from pipeline.config.cluster import LocalClusterConfig
 from pipeline.config.models import CifarModelConfig
-from pipeline.models.providers import build_model
 from pipeline.store.reader import Store
 from stages import precompute
+from tests.support.networks import save_tiny_teacher
 from tests.support.stores import Frozen, precompute_config
 
 # Set here, as Ray reads these variables when any test first imports it.
@@ -62,11 +60,7 @@ def own_runs_folder(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory) -> CifarModelConfig:
     """ResNet-8 of width 4 for ten classes, with random weights in a file."""
-    config = CifarModelConfig(name="resnet8", width=4)
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("teacher") / "model.safetensors"
-    save_file(build_model(config, 10).state_dict(), path)
-    return replace(config, weights=str(path))
+    return save_tiny_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,7 @@ from pipeline.store.codecs import encode_maxabs
 from pipeline.store.reader import Store
 from pipeline.store.tar_fields import WebDatasetFields
 from pipeline.store.zarr_fields import ZarrFields
+from pipeline.training.metric_log import read_metrics
 from stages import distill, evaluate, precompute
 from tests.support.stores import precompute_config
 
@@ -231,7 +232,7 @@ def golden_run(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     )
     student = RUNS / folder / "run" / "distill"
     state = load_file(student / "model.safetensors")
-    log = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
+    log = list(read_metrics(student, STEPS))
     assert log[-1]["step"] == STEPS
     digests["student"] = sha256(tensor.numpy().tobytes() for tensor in state.values())
     numbers["student"] = [continuous(line) for line in log]

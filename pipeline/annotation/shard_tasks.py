@@ -26,6 +26,7 @@ from pipeline.config.explainers import ExplainerConfig
 from pipeline.config.models import ModelConfig
 from pipeline.config.store import PassOptions
 from pipeline.core.files import RootedPath, sha256_keys
+from pipeline.core.interrupts import check_interrupted
 from pipeline.core.records import NO_LABEL
 from pipeline.core.tasks import ShardResult
 from pipeline.store.fields import PassFields
@@ -117,6 +118,7 @@ class AnnotateShard:
             waiting = deque(pool.submit(frames.read, *extent) for extent in extents[:ahead])
             try:
                 for extent in [*extents[ahead:], *[None] * min(ahead, len(extents))]:
+                    check_interrupted()
                     batch = waiting.popleft().result()
                     if extent is not None:
                         waiting.append(pool.submit(frames.read, *extent))

@@ -12,7 +12,7 @@ from dataclasses import MISSING
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pipeline.config.options import Options, check_limits, options_of
-from pipeline.config.verbs import FAMILIES, VERBS
+from pipeline.config.verbs import FAMILIES, VERBS, section_class
 from pipeline.core.errors import ConfigError
 
 C = TypeVar("C", bound=Options)
@@ -43,6 +43,22 @@ def build_config(cls: type[C], values: dict[str, Any], path: str = "") -> C:
         elif option.default is MISSING:
             raise ConfigError(f"option {_join(path, name)} is missing")
     return cls(**built)
+
+
+def check_values(cls: type[Options], values: dict[str, Any], path: str = "") -> None:
+    """Raise ConfigError for a plain value of the wrong type or out of range, leaving unknown and missing options alone.
+
+    path  path of the section in the whole config, for messages
+    """
+    for option in options_of(cls):
+        if option.name not in values:
+            continue
+        value, where = values[option.name], _join(path, option.name)
+        section = section_class(option, value)
+        if section is not None:
+            check_values(section, value, where)
+        elif not isinstance(value, dict) or option.name not in FAMILIES:  # of an unknown kind
+            check_limits(option, _convert(option.hint, value, where), where)
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import json
+import math
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from pipeline.config.builder import check_values
 from pipeline.config.options import Option, Options, Role, options_of, to_plain
 from pipeline.config.verbs import section_class
-from pipeline.core.errors import ConfigError
-from pipeline.core.files import remove_partial_files, write_atomically
+from pipeline.core.errors import ConfigError, require
+from pipeline.core.files import remove_partial_files
+from pipeline.core.lock import lock_folder
+from pipeline.core.signed_files import (
+    damaged,
+    read_json,
+    read_yaml,
+    sign_yaml,
+    write_json,
+    write_yaml,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 RUNS = Path("runs")
 _RESULTS = ("checkpoint.pt", "model.json", "metrics.json")
@@ -26,19 +37,28 @@ CONTINUED = ", from its checkpoint"
 COST_NAME = "cost.json"
 
 
-def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> Path:
-    """Return the folder runs/<run>/<verb> with its config; it may already contain part of the same run.
+@contextmanager
+def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> Iterator[Path]:
+    """Provide the folder runs/<run>/<verb> with its config, which no other process writes to in the block.
+
+    It may already contain part of the same run.
 
     inputs  fingerprints of the inputs, so that a changed store makes a different run
-    Raises ConfigError if the folder holds results of other options.
+    Raises ConfigError if the folder holds results of other options, and LockedError if another process writes to it.
     """
     folder = RUNS / run / verb
+    with lock_folder(folder, "run"):
+        _claim(folder, verb, config, inputs)
+        yield folder
+
+
+def _claim(folder: Path, verb: str, config: Options, inputs: dict[str, str]) -> None:
+    """Write the config of a run to its folder. Raises ConfigError if the folder holds results of other options."""
     values = to_plain_dict(config) | {"inputs": inputs}
     path = folder / CONFIG_NAME
-    if folder.is_dir():
-        remove_partial_files(folder)
+    remove_partial_files(folder)
     if path.exists() and any((folder / name).exists() for name in _RESULTS):
-        existing = identity(yaml.safe_load(path.read_text()), type(config))
+        existing = identity(read_config(path, type(config)), type(config))
         wanted = identity(values, type(config))
         order = [", ".join(one["inputs"]) for one in (existing, wanted)]
         if existing != wanted or order[0] != order[1]:
@@ -55,7 +75,6 @@ def open_run(verb: str, run: str, config: Options, inputs: dict[str, str]) -> Pa
             raise ConfigError(f"{folder} contains a run with {found}; {way_out}")
     else:
         save_config(path, values)
-    return folder
 
 
 def identity(
@@ -99,7 +118,36 @@ def is_omitted(option: Option, value: Any) -> bool:
 
 def save_config(path: Path, values: dict[str, Any]) -> None:
     """Write a resolved config as YAML next to the results."""
-    write_atomically(path, to_yaml(values).encode())
+    write_yaml(path, to_yaml(values))
+
+
+def read_config(path: Path, cls: type[Options], *required: str) -> dict[str, Any]:
+    """Read a resolved config of class `cls` as plain values, with the `inputs` that it was saved with.
+
+    required  sections that it must have
+    Options of another version are left as they are. Raises DamagedFileError for a file that this package has not
+    written, and for values that no option takes.
+    """
+    advice = "delete it; only the command that it describes is then missing in reports"
+    if path.name == CONFIG_NAME:
+        advice = (
+            "restore it, or delete it if you know that the options of this run are those of your command; otherwise "
+            f"delete the folder {path.parent}"
+        )
+    values = read_yaml(path, advice)
+    inputs = values.get("inputs", {})
+    try:
+        require(
+            isinstance(inputs, dict)
+            and all(isinstance(text, str) for pair in inputs.items() for text in pair),
+            "inputs is not a mapping from names to fingerprints",
+        )
+        missing = [name for name in required if not isinstance(values.get(name), dict)]
+        require(not missing, f"it lacks {', '.join(missing)}")
+        check_values(cls, {name: value for name, value in values.items() if name != "inputs"})
+    except ConfigError as error:
+        raise damaged(path, error, advice) from error
+    return values
 
 
 def unused_path(path: Path, values: dict[str, Any]) -> Path:
@@ -107,7 +155,7 @@ def unused_path(path: Path, values: dict[str, Any]) -> Path:
 
     A run may make several passes, and the options of each stay.
     """
-    text, number = to_yaml(values).encode(), 1
+    text, number = sign_yaml(to_yaml(values)), 1
     candidate = path
     while candidate.exists() and candidate.read_bytes() != text:
         number += 1
@@ -148,11 +196,18 @@ def save_cost(folder: Path, seconds: float, records: int) -> None:
     """Add to the recorded cost of the folder's work. It is informational and never read by training."""
     before = read_cost(folder) or {"seconds": 0.0, "records": 0}
     cost = {"seconds": before["seconds"] + seconds, "records": before["records"] + records}
-    write_atomically(folder / COST_NAME, json.dumps(cost).encode())
+    write_json(folder / COST_NAME, cost)
 
 
 def read_cost(folder: Path) -> dict[str, float] | None:
     """Return the seconds and records (each visit counted) spent on a folder, or None if not recorded."""
     path = folder / COST_NAME
-    cost: dict[str, float] | None = json.loads(path.read_text()) if path.exists() else None
-    return cost
+    if not path.exists():
+        return None
+    advice = "delete it; only the seconds and records of the work so far are lost"
+    cost = read_json(path, advice)
+    for name in ("seconds", "records"):
+        value = cost.get(name)
+        if type(value) not in (int, float) or not 0 <= value < math.inf:  # type: ignore[operator]
+            raise damaged(path, f"{name} is {value!r}", advice)
+    return {name: cost[name] for name in ("seconds", "records")}

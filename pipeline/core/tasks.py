@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pipeline.core.errors import UserError
+from pipeline.core.interrupts import check_interrupted
 from pipeline.core.progress import progress
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def run_shards(
             records += result.records
             seconds += result.seconds
             bar.update(1)
+            check_interrupted()
     return records, seconds
 
 

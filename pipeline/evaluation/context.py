@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.verbs import EvaluateConfig
 from pipeline.core.errors import ConfigError
+from pipeline.core.files import write_atomically
+from pipeline.core.interrupts import check_interrupted
 from pipeline.core.records import Batch
 from pipeline.evaluation.forward import EvaluatedModel, predict_records
 from pipeline.evaluation.networks import Networks
@@ -35,11 +37,14 @@ class EvaluationContext:
     networks: Networks
     """Teacher network and other students, for evaluators that need them."""
     folder: Path
-    """Folder of the evaluation, to which evaluators write files (<evaluator>-<split>.*) too large for metrics.json."""
+    """Folder of the evaluation, to which evaluators `write` files (<evaluator>-<split>.*) too large for
+    metrics.json."""
     fingerprint: str = ""
     """Fingerprint of the model: sha256 of its weights, as recorded in config.yaml."""
     localize: bool = True
     """True if the shared forward pass also evaluates maps and regions."""
+    written: dict[str, str] = field(default_factory=dict)
+    """SHA-256 by name of the files that were written to `folder`."""
 
     @property
     def options(self) -> EvaluateOptions:
@@ -60,7 +65,12 @@ class EvaluationContext:
         """Iterate over the split, or some positions of it, in batches in the evaluation view on the model's device."""
         on_host = iter_batches(self.dataset, self.options.batch_size, positions)
         for _, batch in iter_on_device(on_host, self.model.device):
+            check_interrupted()
             yield evaluation_view(batch, self.options.frame, self.model.input_size)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file of the evaluation, whose digest metrics.json will list."""
+        self.written[name] = write_atomically(self.folder / name, data)
 
     def open_rows(
         self, rows: Rows, passes: Sequence[TeacherPass] = (), payload: str | None = None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.config.evaluation import EvaluateOptions
 from pipeline.config.store import JpegDecoder
+from pipeline.core.interrupts import check_interrupted
 from pipeline.core.labels import classes_of, has_many
 from pipeline.core.records import NO_CLASS, Batch, StoredTargets, Targets
 from pipeline.evaluation.localization import (
@@ -149,6 +150,7 @@ def predict_records(
 def _predict_batch(
     model: EvaluatedModel, batch: Batch, options: EvaluateOptions, *, localize: bool
 ) -> Predictions:
+    check_interrupted()
     output = forward_to_explain(model.network, view_images(batch, model.input_size))
     size = model.input_size
     scores = []

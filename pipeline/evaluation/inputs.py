@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
+from pipeline.config.distillation import DistillConfig
 from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.models import NoModelConfig
-from pipeline.config.runs import CONFIG_NAME, RUNS
+from pipeline.config.runs import CONFIG_NAME, RUNS, read_config
 from pipeline.core.errors import ConfigError, require
-from pipeline.core.files import sha256_file, sha256_json
+from pipeline.core.files import sha256_json
 from pipeline.loading.selection import HOLDOUT
 from pipeline.models.resolve import resolve_network
 from pipeline.models.saved import TrainedModel, load_model, read_description
+from pipeline.models.trained_weights import check_trained_weights
 from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store
 from pipeline.store.run_passes import first_made_pass, name_passes
@@ -51,7 +51,7 @@ def epoch_metric(run: Path, store: str) -> str | None:
     store  fingerprint of the store
     """
     path = run / "distill" / CONFIG_NAME
-    values = yaml.safe_load(path.read_text()) if path.exists() else {}
+    values = read_config(path, DistillConfig) if path.exists() else {}
     chosen: str | None = values.get("select_epoch")
     return chosen if values.get("inputs", {}).get("store") == store else None
 
@@ -82,7 +82,7 @@ def open_student(config: EvaluateConfig) -> EvaluationInputs:
         device = resolve_device("evaluate.device", config.evaluate.device)
         return EvaluatedModel(network=model.to(device), input_size=described.input_size), described
 
-    fingerprint = sha256_file(student / "model.safetensors")
+    fingerprint = check_trained_weights(student)
     return EvaluationInputs(store=store, passes=passes, fingerprint=fingerprint, build=build)
 
 

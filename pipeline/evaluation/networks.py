@@ -11,7 +11,7 @@ from pipeline.config.models import ModelConfig, NoModelConfig
 from pipeline.config.runs import RUNS
 from pipeline.config.verbs import EvaluateConfig
 from pipeline.core.errors import ConfigError
-from pipeline.core.files import sha256_file, sha256_json
+from pipeline.core.files import sha256_json
 from pipeline.evaluation.forward import EvaluatedModel
 from pipeline.models.devices import resolve_device
 from pipeline.models.fingerprint import describe_teacher
@@ -22,7 +22,7 @@ from pipeline.models.providers import (
     with_preprocessing,
 )
 from pipeline.models.saved import is_finished, load_model
-from pipeline.models.trained_weights import MODEL_NAME
+from pipeline.models.trained_weights import MODEL_NAME, check_trained_weights
 from pipeline.store.file_entry import StoreMismatchError
 from pipeline.store.reader import Store, TeacherPass
 from pipeline.store.run_passes import first_made_pass
@@ -78,7 +78,7 @@ class Networks:
                 f"{option}={run}: {folder} holds no finished student; run permafrost distill run={run}, "
                 "or name another run"
             )
-        return {str(folder / MODEL_NAME): sha256_file(folder / MODEL_NAME)}
+        return {str(folder / MODEL_NAME): check_trained_weights(folder)}
 
     def student(self, run: str) -> EvaluatedModel:
         """Load the student of another run. Call `check_student` first."""

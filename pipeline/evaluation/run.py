@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.verbs import EvaluateConfig
-from pipeline.core.files import write_atomically
+from pipeline.core.interrupts import check_interrupted
 from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.evaluators.build import evaluator_named
 from pipeline.evaluation.forward import evaluation_decoder, open_split
@@ -58,6 +58,7 @@ def run_evaluators(
     if any(EVALUATORS[evaluator].is_flat for evaluator in missing):
         _write_records(contexts)
     for evaluator in missing:
+        check_interrupted()
         add_result(
             folder,
             evaluator,
@@ -65,6 +66,7 @@ def run_evaluators(
             options=options_of(evaluator, config),
             files=files[evaluator],
             records={context.split: len(context.dataset) for context in contexts},
+            written={n: digest for context in contexts for n, digest in context.written.items()},
         )
 
 
@@ -80,5 +82,6 @@ def _write_records(contexts: Sequence[EvaluationContext]) -> None:
             shown.append(picture_maps(context.model, context.dataset, positions, options.frame))
     if shown:
         tensors = {name: torch.cat([part[name] for part in shown]) for name in shown[0]}
-        write_atomically(folder / PICTURES_NAME, save(tensors))
-    write_table(folder / RECORDS_NAME, pa.concat_tables(tables))
+        contexts[0].write(PICTURES_NAME, save(tensors))
+    written = contexts[0].written
+    written[RECORDS_NAME] = write_table(folder / RECORDS_NAME, pa.concat_tables(tables))

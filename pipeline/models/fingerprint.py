@@ -11,8 +11,7 @@ from pipeline.config.options import Role, options_of
 from pipeline.config.runs import is_omitted
 from pipeline.config.store import JpegDecoder
 from pipeline.core.errors import ConfigError
-from pipeline.core.files import sha256_file
-from pipeline.models.trained_weights import check_weights
+from pipeline.models.trained_weights import check_weights, sha256_weights
 
 
 def describe_teacher(
@@ -57,7 +56,7 @@ def describe_teacher(
             raise ConfigError(
                 f"{section}.weights={path} does not exist; train the network with permafrost teach, or correct the path"
             )
-        weights_sha256 = sha256_file(path)
+        weights_sha256 = sha256_weights(path)
     check_weights(config, section)
     config = with_preprocessing(config, num_classes)
     elsewhere: tuple[str, ...] = (

@@ -14,7 +14,7 @@ from pipeline.config.options import resolve_implementation
 from pipeline.core.errors import ConfigError
 from pipeline.core.seeds import derive_seed
 from pipeline.models.classifier import Classifier, PretrainedInfo, Provider
-from pipeline.models.trained_weights import trained_here
+from pipeline.models.trained_weights import sha256_weights, trained_here
 from pipeline.models.weights import load_weights, require_digest
 
 RANDOM = "random"
@@ -50,6 +50,8 @@ def build_model(
         path = Path(config.weights)
         if config.sha256 is not None:
             require_digest(path, config.sha256)
+        if path.is_file():
+            sha256_weights(path)
         load_weights(model, path, new_outputs=outputs if may_replace_head else None)
     return model
 

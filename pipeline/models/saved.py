@@ -1,8 +1,10 @@
-"""A trained network on disk: model.safetensors, and model.json with everything needed to build it again."""
+"""A trained network on disk: model.safetensors, and model.json with everything needed to build it again.
+
+model.json is written last and lists the digest of the weights (trained_weights.py).
+"""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +12,16 @@ from typing import TYPE_CHECKING
 from pipeline.config.builder import build_config
 from pipeline.config.models import MODELS, TimmModelConfig
 from pipeline.config.runs import to_plain_dict
-from pipeline.config.store import JPEG_DECODERS, JpegDecoder, SubsetOptions
+from pipeline.config.store import JpegDecoder, SubsetOptions
 from pipeline.core.errors import ConfigError
 from pipeline.core.files import write_atomically
+from pipeline.core.signed_files import write_json
 from pipeline.models.trained_weights import (
     DESCRIPTION_NAME,
     FILES_OF_A_NETWORK,
     MODEL_NAME,
+    check_trained_weights,
+    read_entries,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +48,8 @@ class TrainedModel:
     """Subset of the split that it was trained on, so that the held-out records can be evaluated."""
     jpeg_decoder: JpegDecoder = "cpu"
     """Device that decoded the JPEGs that it was trained on."""
+    steps: int | None = None
+    """Number of steps of its training, None if it was not trained by a run."""
 
 
 def is_finished(folder: Path) -> bool:
@@ -62,7 +69,7 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
         name: tensor.detach().cpu().contiguous()
         for name, tensor in model.network.state_dict().items()
     }
-    write_atomically(folder / MODEL_NAME, save(state))
+    weights_sha256 = write_atomically(folder / MODEL_NAME, save(state))
     if isinstance(trained.config, TimmModelConfig):
         from pipeline.models.timm import save_for_hub
 
@@ -84,16 +91,22 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
         "split": trained.split,
         "subset": to_plain_dict(trained.subset),
         "jpeg_decoder": trained.jpeg_decoder,
+        "steps": trained.steps,
+        "weights_sha256": weights_sha256,
     }
-    write_atomically(folder / DESCRIPTION_NAME, json.dumps(description, indent=1).encode())
+    write_json(folder / DESCRIPTION_NAME, description)
 
 
 def load_model(folder: Path) -> tuple[Classifier, TrainedModel]:
-    """Load the trained network of a finished run, frozen, and its description."""
+    """Load the trained network of a finished run, frozen, and its description.
+
+    Raises ConfigError if the run is not finished, and DamagedFileError if its files are not the ones that it wrote.
+    """
     from pipeline.models.providers import build_model, freeze
     from pipeline.models.weights import load_weights
 
     trained = read_description(folder)
+    check_trained_weights(folder)
     model = build_model(trained.config, trained.num_classes)
     load_weights(model, folder / MODEL_NAME)
     return freeze(model), trained
@@ -103,26 +116,23 @@ def read_description(folder: Path) -> TrainedModel:
     """Read model.json of a finished run."""
     if not is_finished(folder):
         raise ConfigError(f"{folder} holds no finished model; run its stage first, or correct run=")
-    values = json.loads((folder / DESCRIPTION_NAME).read_text())
-    kind = values["model"]["kind"]
+    values, path = read_entries(folder), folder / DESCRIPTION_NAME
+    kind = values.model["kind"]
     if kind not in MODELS:
         raise ConfigError(
-            f"{folder / DESCRIPTION_NAME} names a network of kind {kind}, which is not among "
+            f"{path} names a network of kind {kind}, which is not among "
             f"{', '.join(MODELS)}; name the plug-in that adds it in PERMAFROST_PLUGINS"
         )
+    # The trained weights, with any partition, are next to the description, so the original files are not needed.
+    options = values.model | {name: None for name in FILES_OF_A_NETWORK if name in values.model}
     return TrainedModel(
-        # The trained weights, with any partition, are next to the description, so the original files are not needed.
-        config=build_config(
-            MODELS[kind],
-            values["model"]
-            | {name: None for name in FILES_OF_A_NETWORK if name in values["model"]},
-            DESCRIPTION_NAME,
-        ),
-        num_classes=values["num_classes"],
-        classes=tuple(values["classes"]),
-        input_size=tuple(values["input_size"]),
-        teachers=tuple(values["teachers"]),
-        split=values["split"],
-        subset=build_config(SubsetOptions, values["subset"], "subset"),
-        jpeg_decoder=values.get("jpeg_decoder", JPEG_DECODERS[0]),  # older files have no entry
+        config=build_config(MODELS[kind], options, str(path)),
+        num_classes=values.num_classes,
+        classes=values.classes,
+        input_size=values.input_size,
+        teachers=values.teachers,
+        split=values.split,
+        subset=build_config(SubsetOptions, values.subset, f"{path}: subset"),
+        jpeg_decoder=values.jpeg_decoder,
+        steps=values.steps,
     )

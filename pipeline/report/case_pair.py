@@ -12,6 +12,7 @@ from pipeline.config.report import ReportOptions
 from pipeline.config.verbs import ReportConfig
 from pipeline.evaluation.forward import EvaluatedModel, open_split
 from pipeline.evaluation.record_table import RECORDS_NAME, RECORDS_SCHEMA
+from pipeline.evaluation.results import check_written
 from pipeline.loading.dataset import StoreDataset
 from pipeline.models.saved import load_model, read_description
 from pipeline.models.trained_weights import MODEL_NAME
@@ -129,7 +130,7 @@ def _is_there(result: StudentResult) -> bool:
 def _open(result: StudentResult) -> Arm:
     assert result.seed is not None  # cases are of students
     network, trained = load_model(result.folder / "distill")
-    table = read_table(result.evaluation / RECORDS_NAME, RECORDS_SCHEMA)
+    table = read_table(check_written(result.evaluation, RECORDS_NAME), RECORDS_SCHEMA)
     rows: dict[str, list[Row]] = {}
     for row in table.to_pylist():
         rows.setdefault(row["split"], []).append(row)

@@ -19,7 +19,8 @@ from pipeline.config.builder import build_verb_config
 from pipeline.config.compose import compose, group_members, sections
 from pipeline.config.points import point_words
 from pipeline.config.registration import CONF
-from pipeline.config.runs import CONFIG_NAME, RUNS, to_plain_dict
+from pipeline.config.runs import CONFIG_NAME, RUNS, read_config, to_plain_dict
+from pipeline.config.verbs import VERBS, PrecomputeConfig
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file
 from pipeline.loading.selection import HOLDOUT
@@ -114,7 +115,7 @@ def _command(verb: str, path: Path, *more: str) -> str:
 
     more  words to add
     """
-    words = _equivalent_words(verb, yaml.safe_load(path.read_text()), path)
+    words = _equivalent_words(verb, read_config(path, VERBS[verb]), path)
     if words is None:
         return " ".join([f"permafrost {verb}", *more]) + f"  # options: {path}"
     return " ".join([f"permafrost {verb}", *map(shlex.quote, [*words, *more])])
@@ -137,7 +138,7 @@ def _makes(path: Path, teacher: TeacherPass) -> bool:
     from pipeline.annotation.teacher_pass import plan_pass
 
     store = teacher.store
-    values = yaml.safe_load(path.read_text())
+    values = _read_precompute(path)
     if not _is_of_store(values, store) or values["teacher"]["kind"] == "none":
         return False
     try:
@@ -152,8 +153,15 @@ def _makes(path: Path, teacher: TeacherPass) -> bool:
         return False
 
 
+def _read_precompute(path: Path) -> dict[str, Any]:
+    values = read_config(path, PrecomputeConfig, "store", "data", "teacher")
+    for section in ("data", "teacher"):
+        values[section] = {"kind": "none", **values[section]}
+    return values
+
+
 def _is_of_store(values: dict[str, Any], store: Store) -> bool:
-    return Path(values["store"]["path"]).absolute() == store.path.absolute()
+    return Path(values["store"].get("path", "")).absolute() == store.path.absolute()
 
 
 def _packing_commands(
@@ -164,14 +172,14 @@ def _packing_commands(
         return []
     packing = []
     for path in _precompute_configs(run):
-        values = yaml.safe_load(path.read_text())
+        values = _read_precompute(path)
         packs = _is_of_store(values, passes[0].store) and values["data"]["kind"] != "none"
         if packs and values["teacher"]["kind"] == "none":
             return [_command("precompute", path)]
         if packs and path in made:
             packing.append(path)
     words = (
-        _equivalent_words("precompute", yaml.safe_load(packing[0].read_text()), packing[0])
+        _equivalent_words("precompute", _read_precompute(packing[0]), packing[0])
         if packing
         else None
     )
@@ -189,7 +197,7 @@ def _teaching_commands(teacher: TeacherPass, made: Path | None) -> list[str]:
     """
     weights = teacher.manifest.made_with.get("weights")
     if made is not None:
-        weights = yaml.safe_load(made.read_text())["teacher"].get("weights")
+        weights = _read_precompute(made)["teacher"].get("weights")
     folder = Path(str(weights)).parent
     path, verb = folder / CONFIG_NAME, folder.name
     described = teacher.manifest.teacher.get("weights_sha256")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
+from torch import Tensor
+
+from pipeline.evaluation.results import load_written
 from pipeline.report.evaluator_sections import PictureFigure
 from pipeline.report.pictures import draw_outline
 from pipeline.report.results import StudentResult, of_first_seed
@@ -23,9 +25,11 @@ def dissection_figures(
     rows = []
     for result in networks:
         for split, metrics in result.metrics.items():
-            path = result.evaluation / f"{EVALUATOR_NAME}-{split}.safetensors"
-            if EVALUATOR_NAME in metrics and path.exists():
-                rows.append(_row(result.label, path, metrics[EVALUATOR_NAME]["top_units"][:_UNITS]))
+            name = f"{EVALUATOR_NAME}-{split}.safetensors"
+            if EVALUATOR_NAME in metrics and (result.evaluation / name).exists():
+                tensors = load_written(result.evaluation, name)
+                units = metrics[EVALUATOR_NAME]["top_units"][:_UNITS]
+                rows.append(_row(result.label, tensors, units))
                 break  # results do not depend on the split
     if not rows:
         return []
@@ -38,10 +42,9 @@ def dissection_figures(
     ]
 
 
-def _row(label: str, path: Path, units: Sequence[dict[str, object]]) -> PictureRow:
-    from safetensors.torch import load_file
-
-    tensors = load_file(path)
+def _row(
+    label: str, tensors: Mapping[str, Tensor], units: Sequence[dict[str, object]]
+) -> PictureRow:
     frames = tensors["shown_frames"][: len(units), 0].permute(0, 2, 3, 1).numpy()
     masks = tensors["shown_masks"][: len(units), 0].numpy().astype(bool)
     return PictureRow(

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 from pipeline.config.builder import build_config
 from pipeline.config.evaluation import EvaluateOptions
-from pipeline.config.runs import CONFIG_NAME
+from pipeline.config.runs import CONFIG_NAME, read_config
+from pipeline.config.verbs import EvaluationRun
+from pipeline.core.errors import require
 from pipeline.core.files import RootedPath
 from pipeline.evaluation.inputs import epoch_metric
 from pipeline.report.results import StudentResult
@@ -60,6 +60,7 @@ def optimistic_results(results: Sequence[StudentResult]) -> list[str]:
 
 def read_evaluation(result: StudentResult) -> Evaluation:
     """Read how the results were evaluated."""
-    values = yaml.safe_load((result.evaluation / CONFIG_NAME).read_text())
+    values = read_config(result.evaluation / CONFIG_NAME, EvaluationRun, "inputs", "evaluate")
+    require("store" in values["inputs"], f"{result.evaluation / CONFIG_NAME} names no store")
     inputs = {name: digest for name, digest in values["inputs"].items() if name != "student"}
     return Evaluation(build_config(EvaluateOptions, values["evaluate"], "evaluate"), inputs)

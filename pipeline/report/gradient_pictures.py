@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.evaluation.results import load_written
 from pipeline.report.evaluator_sections import PictureFigure
 from pipeline.report.pictures import class_names
 from pipeline.report.results import StudentResult, of_first_seed
@@ -34,10 +34,11 @@ def gradient_figures(
         rows: list[PictureRow] = []
         records = None
         for result in networks:
-            path = result.evaluation / f"{EVALUATOR_NAME}-{split}.safetensors"
-            if EVALUATOR_NAME not in result.metrics.get(split, {}) or not path.exists():
+            name = f"{EVALUATOR_NAME}-{split}.safetensors"
+            is_there = (result.evaluation / name).exists()
+            if EVALUATOR_NAME not in result.metrics.get(split, {}) or not is_there:
                 continue
-            tensors = _read(path)
+            tensors = load_written(result.evaluation, name)
             if records is None:
                 records = tensors["rows"]
                 frames = tensors["frames"].permute(0, 2, 3, 1).numpy()
@@ -63,10 +64,3 @@ def gradient_images(gradients: Tensor) -> list[NDArray[np.float64]]:
     spread = values.flatten(1).std(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
     scaled = (values / (_DEVIATIONS * spread.view(-1, 1, 1, 1))).clamp(-1, 1)
     return list(((1 + scaled) / 2).permute(0, 2, 3, 1).numpy())
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Tensor] = load_file(path)
-    return tensors

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.runs import RUNS, to_plain_dict
 from pipeline.config.version import __version__
-from pipeline.core.files import write_atomically
+from pipeline.core.signed_files import DamagedFileError, read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -49,8 +49,8 @@ class ReportInputs:
     def find(self) -> dict[str, Any] | None:
         """Return what was printed for the same inputs, None if there is no report of them."""
         try:
-            kept: dict[str, Any] = json.loads((self.folder / _NAME).read_text())
-        except (OSError, ValueError):
+            kept = read_json(self.folder / _NAME, "")
+        except (OSError, DamagedFileError):  # the report is then written again
             return None
         if kept.get("sha256") != self.sha256:
             return None
@@ -64,7 +64,7 @@ class ReportInputs:
         """Keep the digest of these inputs with the files that were written and what is printed."""
         written = {str(path): _content(path) for path in files}
         kept = {"sha256": self.sha256, "files": written, "printed": printed}
-        write_atomically(self.folder / _NAME, json.dumps(kept, indent=1).encode())
+        write_json(self.folder / _NAME, kept)
 
 
 def _files(*folders: Path) -> Iterator[Path]:

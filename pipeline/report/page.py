@@ -11,7 +11,8 @@ from typing import Any
 from pipeline.config.report import ReportOptions
 from pipeline.config.runs import RUNS, read_cost
 from pipeline.config.verbs import ReportConfig
-from pipeline.models.saved import read_description
+from pipeline.evaluation.results import load_written
+from pipeline.models.saved import is_finished, read_description
 from pipeline.report.case_pictures import SplitCases
 from pipeline.report.columns import Column, arm_summary
 from pipeline.report.comparison import ONE_SEED, excludes_zero
@@ -259,10 +260,13 @@ def _open_passes(config: ReportConfig, store: Store) -> list[TeacherPass]:
 
 
 def _pictures(results: list[StudentResult]) -> dict[str, Any]:
-    from safetensors.torch import load_file
+    from pipeline.evaluation.pictures import PICTURES_NAME
 
-    paths = {result.label: result.evaluation / "pictures.safetensors" for result in results}
-    return {label: load_file(path) for label, path in paths.items() if path.exists()}
+    return {
+        result.label: load_written(result.evaluation, PICTURES_NAME)
+        for result in results
+        if (result.evaluation / PICTURES_NAME).exists()
+    }
 
 
 def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str, float]]]]:
@@ -270,7 +274,9 @@ def _metric_lines(results: list[StudentResult]) -> dict[str, list[list[dict[str,
 
     lines = defaultdict(list)
     for result in results:
-        lines[result.label].append(list(read_metrics(result.folder / "distill")))
+        folder = result.folder / "distill"
+        steps = read_description(folder).steps if is_finished(folder) else None
+        lines[result.label].append(list(read_metrics(folder, steps)))
     return lines
 
 

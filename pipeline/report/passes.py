@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
-from pipeline.config.runs import CONFIG_NAME
+from pipeline.config.distillation import DistillConfig
+from pipeline.config.runs import CONFIG_NAME, read_config
+from pipeline.config.verbs import EvaluationRun
 from pipeline.core.errors import ConfigError
 from pipeline.report.results import StudentResult
 from pipeline.store.reader import Store, TeacherPass
@@ -64,7 +65,8 @@ def check_named_passes(names: Sequence[str], used: Sequence[UsedPass], store: St
 def _recorded_passes(folder: Path) -> Iterator[tuple[str, str]]:
     """Iterate over the names and fingerprints of the passes among the inputs of a run's stage."""
     path = folder / CONFIG_NAME
-    values = yaml.safe_load(path.read_text()) if path.exists() else {}
+    cls = EvaluationRun if folder.name != "distill" else DistillConfig
+    values = read_config(path, cls) if path.exists() else {}
     for name, fingerprint in values.get("inputs", {}).items():
         if name.startswith(_TEACHER):
             yield name.removeprefix(_TEACHER), fingerprint

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -11,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from pipeline.config.distillation import DistillConfig
 from pipeline.config.points import Point, point_label
-from pipeline.config.runs import CONFIG_NAME, RUNS
+from pipeline.config.runs import CONFIG_NAME, RUNS, read_config
 from pipeline.core.errors import ConfigError
+from pipeline.core.signed_files import damaged, read_json
 from pipeline.evaluation.metrics import numbers_of
 from pipeline.evaluation.results import (
     METRICS_NAME,
@@ -23,9 +22,12 @@ from pipeline.evaluation.results import (
     TEACHER_EVALUATION,
     evaluation_folder,
     evaluations_against,
+    read_results,
 )
 from pipeline.models.saved import is_finished
 from pipeline.report.known_runs import check_run
+from pipeline.store.entries import EntryError, from_dict
+from pipeline.store.file_entry import require_inside
 
 SWEEP_NAME = "sweep.json"
 ALL_SPLITS = "all"
@@ -181,7 +183,7 @@ def _load_untrained(run: str, label: str, evaluation_name: str) -> StudentResult
 
 def _load_student(run: str, *, must_be_evaluated: bool) -> StudentResult:
     """Load a student that was distilled without a sweep."""
-    seed = yaml.safe_load(_config_of(run).read_text())["seed"]
+    seed = read_config(_config_of(run), DistillConfig).get("seed", DistillConfig.seed)
     row = {"arm": run, "run": run, "seed": seed, "point": {}}
     return _load_result(row, several=False, must_be_evaluated=must_be_evaluated)
 
@@ -190,11 +192,52 @@ def _of_run(run: str) -> list[StudentResult]:
     path = RUNS / run / SWEEP_NAME
     if not path.exists():
         return [_load_student(run, must_be_evaluated=True)]
-    rows = json.loads(path.read_text())["runs"]
+    rows = read_sweep(run)["runs"]
     points = defaultdict(set)
     for row in rows:
         points[row["arm"]].add(point_label(row["point"]))
     return [_load_result(row, several=len(points[row["arm"]]) > 1) for row in rows]
+
+
+def read_sweep(run: str) -> dict[str, Any]:
+    """Read sweep.json of a run. Raises DamagedFileError for wrong digests and types."""
+    path = RUNS / run / SWEEP_NAME
+    advice = "delete it, and run the same permafrost sweep again, which keeps its students"
+    values = read_json(path, advice)
+    try:
+        checked = from_dict(_SweepFile, {"select": None, "candidates": None, **values})
+        for row in (*checked.runs, *(checked.candidates or ())):
+            require_inside(row.run)
+    except EntryError as error:
+        raise damaged(path, error, advice) from error
+    return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SweepRow:
+    """Row of a student in sweep.json."""
+
+    arm: str
+    point: dict[str, Any]
+    seed: int
+    run: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CandidateRow(_SweepRow):
+    """Row of a student that was compared with others."""
+
+    value: float
+    chosen: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SweepFile:
+    """Entries of sweep.json."""
+
+    runs: tuple[_SweepRow, ...]
+    select: str | None
+    candidates: tuple[_CandidateRow, ...] | None
 
 
 def _config_of(run: str) -> Path:
@@ -230,7 +273,7 @@ def _load_result(
 
 
 def _metrics(path: Path) -> dict[str, dict[str, Any]]:
-    splits: dict[str, dict[str, Any]] = json.loads(path.read_text())["splits"]
+    splits: dict[str, dict[str, Any]] = read_results(path.parent)["splits"]
     return splits
 
 

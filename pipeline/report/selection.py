@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pipeline.config.runs import RUNS
 from pipeline.evaluation.evaluators.quantities import metric_of
 from pipeline.evaluation.metrics import Metric
 from pipeline.report.comparison import summarize
-from pipeline.report.results import SWEEP_NAME, StudentResult
+from pipeline.report.results import SWEEP_NAME, StudentResult, read_sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +47,7 @@ class ModelSelection:
 
 def load_selection(run: str) -> ModelSelection | None:
     """Load the candidates of runs/<run>/sweep.json by arm, or None without a selection."""
-    path = RUNS / run / SWEEP_NAME
-    sweep = json.loads(path.read_text()) if path.exists() else {}
+    sweep = read_sweep(run) if (RUNS / run / SWEEP_NAME).exists() else {}
     if "candidates" not in sweep:
         return None
     rows = sweep["candidates"]

@@ -8,11 +8,11 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import yaml
 
 from pipeline.config.builder import build_config
+from pipeline.config.distillation import DistillConfig
 from pipeline.config.methods import METHODS
-from pipeline.config.runs import CONFIG_NAME
+from pipeline.config.runs import CONFIG_NAME, read_config
 from pipeline.core.errors import UserError
 from pipeline.losses.base import Needs
 from pipeline.losses.build import build_loss
@@ -69,7 +69,7 @@ def bytes_plot(
 
 def _bytes_of(result: StudentResult, store: Store) -> float | None:
     path = result.folder / "distill" / CONFIG_NAME
-    config = yaml.safe_load(path.read_text()) if path.exists() else {}
+    config = read_config(path, DistillConfig) if path.exists() else {}
     inputs = config.get("inputs", {})
     if inputs.get("store") != store.manifest.fingerprint:
         return None

@@ -6,12 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import yaml
-
 from pipeline.config.builder import build_config
 from pipeline.config.distillation import DistillConfig
 from pipeline.config.methods import METHODS
-from pipeline.config.runs import CONFIG_NAME, identity, to_plain_dict
+from pipeline.config.runs import CONFIG_NAME, identity, read_config, to_plain_dict
 from pipeline.config.store import SubsetOptions
 from pipeline.core.errors import UserError
 from pipeline.loading.selection import count_training_rows
@@ -119,7 +117,7 @@ def describe_arms(results: Sequence[StudentResult]) -> list[DescribedArm]:
     methods: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
         path = result.folder / "distill" / CONFIG_NAME
-        config = yaml.safe_load(path.read_text()) if path.exists() else {}
+        config = read_config(path, DistillConfig) if path.exists() else {}
         if isinstance(config.get("method"), Mapping):
             methods.setdefault(curve_of(result), []).append(config["method"])
     return [_describe_arm(name, of_arm) for name, of_arm in methods.items()]
@@ -172,7 +170,7 @@ def _options(result: StudentResult, store: Store, counts: dict[str, str]) -> dic
     counts  numbers of training records by the options that determine them, to which new ones are added
     """
     path = result.folder / "distill" / CONFIG_NAME
-    config = yaml.safe_load(path.read_text()) if path.exists() else {}
+    config = read_config(path, DistillConfig) if path.exists() else {}
     inputs = config.get("inputs", {})
     values = identity(config, DistillConfig, with_removed=False)
     options = {}

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.evaluation.forward import EvaluatedModel, open_split
 from pipeline.evaluation.pictures import picture_maps
+from pipeline.evaluation.results import check_written
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.geometry import evaluation_view, view_images
 from pipeline.loading.selection import rows_of_split
@@ -75,10 +76,10 @@ def unicam_figures(results: list[StudentResult], store: Store) -> list[PictureFi
         students: list[_Maps] = []
         records = None
         for result in of_first_seed(results):
-            path = result.evaluation / f"{EVALUATOR_NAME}-{split}.safetensors"
-            if not path.exists():
+            name = f"{EVALUATOR_NAME}-{split}.safetensors"
+            if not (result.evaluation / name).exists():
                 continue
-            tensors, header = _read(path)
+            tensors, header = _read(check_written(result.evaluation, name))
             if records is None:
                 records = header["keys"]
             if header["keys"] == records:

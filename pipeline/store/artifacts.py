@@ -20,8 +20,8 @@ from pipeline.core.files import (
     sha256_json,
     write_atomically,
 )
+from pipeline.core.lock import LockedError, lock_folder
 from pipeline.store.file_entry import ManifestError
-from pipeline.store.lock import LockedError, lock_folder
 from pipeline.store.manifest import (
     MANIFEST_NAME,
     read_manifest,

@@ -16,8 +16,8 @@ from pipeline.core.files import (
     iter_files,
     sha256_file,
 )
+from pipeline.core.lock import LOCK_NAME
 from pipeline.store.journal import JOURNAL_SUFFIX
-from pipeline.store.lock import LOCK_NAME
 from pipeline.store.origin import ORIGIN_NAME
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ the author of a manifest. Its entries are therefore checked for type and range, 
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pipeline.config.store import JPEG_DECODERS
 from pipeline.core.files import SHORT, canonical_json, exists, read_regular, write_atomically
 from pipeline.core.records import FieldSpec  # noqa: TC001, read at run time by from_dict
+from pipeline.core.signed_files import DigestError, check_json, sign_json
 from pipeline.store.entries import EntryError, from_dict
 from pipeline.store.file_entry import (
     NAME,
@@ -43,7 +43,6 @@ TEACHERS_FOLDER = "teachers"
 CANONICAL_VIEW = "canonical"
 """Sampler of a pass over each record's whole frame, once."""
 SAMPLERS = (CANONICAL_VIEW, "random", "rotations")
-_SELF_LINE = ' "self_sha256": "'
 M = TypeVar("M")
 
 
@@ -206,10 +205,7 @@ def check_files(files: Any) -> dict[str, str]:
 def write_manifest(folder: RootedPath, manifest: DataclassInstance) -> None:
     """Write the manifest, which makes the folder's contents valid for readers."""
     values = {spec.name: _plain(getattr(manifest, spec.name)) for spec in fields(manifest)}
-    text = json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    opening, rest = text.split("\n", 1)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    write_atomically(folder / MANIFEST_NAME, f'{opening}\n{_SELF_LINE}{digest}",\n{rest}'.encode())
+    write_atomically(folder / MANIFEST_NAME, sign_json(values, sort_keys=True, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
@@ -288,22 +284,13 @@ def read_checked(
     if not exists(path):
         raise ManifestError(f"{path} does not exist; run {made_by} to create or finish it")
     raw = read_regular(path)
-    lines = raw.split(b"\n")
-    claims = [line for line in lines if line.startswith(_SELF_LINE.encode())]
-    body = b"\n".join(line for line in lines if line not in claims)
-    claimed = claims[0][len(_SELF_LINE) : -2].decode(errors="replace") if len(claims) == 1 else ""
-    found = hashlib.sha256(body).hexdigest()
-    if claimed != found or not claims[0].endswith(b'",'):
-        raise ManifestError(
-            f"{path} is damaged: its text has sha256 {found[:12]}, but it lists {claimed[:12]!r}; if permafrost verify "
-            f"finds all other files intact, delete it and run {made_by} to write it again"
-        )
     try:
-        values = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ManifestError(f"{path} is a {type(values).__name__}, not a mapping")
+        values = check_json(raw)
+    except DigestError as error:
+        raise ManifestError(
+            f"{path} is damaged: {error}; if permafrost verify finds all other files intact, delete it and run "
+            f"{made_by} to write it again"
+        ) from error
     found_schema = values.get("schema")
     if found_schema == 1 < schema:
         raise ManifestError(

@@ -8,11 +8,11 @@ when the run first reads the store, and stays so.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from pipeline.config.runs import RUNS
-from pipeline.core.files import exists, read_regular, write_atomically
+from pipeline.core.files import exists
+from pipeline.core.signed_files import damaged, read_json, write_json
 from pipeline.store.file_entry import StoreMismatchError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def record_passes(run: str, store: Store, request: str, passes: Sequence[str]) -
     requests = values.setdefault(store.manifest.fingerprint, {})
     if requests.get(request) != list(passes):
         requests[request] = list(passes)
-        write_atomically(_path(run), json.dumps(values, indent=1).encode())
+        write_json(_path(run), values)
 
 
 def _path(run: str) -> Path:
@@ -110,6 +110,17 @@ def _path(run: str) -> Path:
 
 
 def _read(run: str) -> dict[str, dict[str, list[str]]]:
+    """Read passes.json. Raises DamagedFileError for wrong digests and types."""
     path = _path(run)
-    values: dict[str, dict[str, list[str]]] = json.loads(read_regular(path)) if exists(path) else {}
+    if not exists(path):
+        return {}
+    advice = "delete it, and name the passes that this run reads with store.teacher="
+    values: dict[str, dict[str, list[str]]] = read_json(path, advice)
+    for requests in values.values():
+        lists = list(requests.values()) if isinstance(requests, dict) else [None]
+        if not all(
+            isinstance(names, list) and all(isinstance(name, str) for name in names)
+            for names in lists
+        ):
+            raise damaged(path, "it has an entry that is not a list of names", advice)
     return values

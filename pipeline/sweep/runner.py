@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.core.interrupts import check_interrupted
 from pipeline.core.progress import progress
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class StudentRunner:
 
             tasks = [self.build_task(run) for run in missing.values()]
             for outcome in self.run_tasks(tasks, show):
+                check_interrupted()
                 error = outcome.error or _invisible(missing[outcome.name])
                 if outcome.traceback:
                     logger.error("%s failed:\n%s", outcome.name, outcome.traceback)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from statistics import mean
@@ -13,6 +12,7 @@ from pipeline.core.errors import ConfigError, require
 from pipeline.evaluation.evaluators.quantities import comparable_metrics, metric_of
 from pipeline.evaluation.inputs import open_record_store
 from pipeline.evaluation.metrics import best_position, numbers_of
+from pipeline.evaluation.results import read_results
 from pipeline.loading.selection import HOLDOUT, rows_of_split
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def choose(
 
 def _value(student: Student, split: str, metric: str) -> float:
     path = student.selection_run(split, metric).metrics
-    numbers = numbers_of(json.loads(path.read_text())["splits"][split])
+    numbers = numbers_of(read_results(path.parent)["splits"].get(split, {}))
     value = numbers.get(metric, math.nan)
     if math.isnan(value):
         known = [name for name, found in numbers.items() if metric_of(name) and found == found]

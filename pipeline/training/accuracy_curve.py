@@ -1,18 +1,20 @@
 """Accuracy and agreement of a student over the epochs of its training (`curve=`).
 
-runs/<run>/distill/curve.json   [{"epoch": 5, "splits": {<split>: {"accuracy": 0.81, "agreement": 0.77}}}, ...]
+runs/<run>/distill/curve.json   {"points": [{"epoch": 5, "splits": {<split>: {"accuracy": 0.81, ...}}}, ...]}
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.distillation import DistillConfig
-from pipeline.core.files import write_atomically
+from pipeline.core.signed_files import damaged, read_json, write_json
 from pipeline.models.classifier import Classifier
+from pipeline.store.entries import EntryError, from_dict
+from pipeline.store.file_entry import require_entry
 from pipeline.store.reader import Store, TeacherPass
 from pipeline.training.epoch_selection import split_evaluator
 from pipeline.training.student_passes import compared_passes, jpeg_decoder_of
@@ -54,17 +56,43 @@ class AccuracyCurve:
             splits[split] = {name: float(metrics[name]) for name in METRICS if name in metrics}
         earlier = [point for point in read_curve(self.folder) if point["epoch"] < epoch]
         points = [*earlier, {"epoch": epoch, "splits": splits}]
-        write_atomically(self.folder / CURVE_NAME, json.dumps(points).encode())
+        write_json(self.folder / CURVE_NAME, {"points": points})
 
 
 def read_curve(folder: Path) -> list[dict[str, Any]]:
     """Read the points of a run's curve, none if it has no curve.
 
     folder  folder of the training, runs/<run>/distill
+    Raises DamagedFileError for wrong digests, types and ranges.
     """
     path = folder / CURVE_NAME
-    points: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    if not path.exists():
+        return []
+    advice = "delete it; only the curve of the epochs so far is lost"
+    values = read_json(path, advice)
+    try:
+        for point in from_dict(_CurveFile, values).points:
+            for metrics in point.splits.values():
+                require_entry(all(type(value) is float for value in metrics.values()), "no number")
+    except EntryError as error:
+        raise damaged(path, error, advice) from error
+    points: list[dict[str, Any]] = values["points"]
     return points
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CurvePoint:
+    """Point of a curve."""
+
+    epoch: int
+    splits: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CurveFile:
+    """Entries of curve.json."""
+
+    points: tuple[_CurvePoint, ...]
 
 
 def plan_curve(
@@ -77,6 +105,7 @@ def plan_curve(
     """Return the curve of the options, None if they name no split. Raises ConfigError if a split does not exist."""
     if not config.curve.splits:
         return None
+    read_curve(folder)  # a damaged file is an error before the training, not after an epoch
     compared = compared_passes(config, store, passes, num_classes)
     decoder = jpeg_decoder_of(config, passes)
     evaluators = {

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.models import AdditiveModelConfig, is_published
 from pipeline.core.errors import require
-from pipeline.core.files import sha256_file, sha256_json
+from pipeline.core.files import sha256_json
+from pipeline.models.trained_weights import sha256_weights
 from pipeline.store.reader import Store, TeacherPass
 from pipeline.training.student_passes import (
     check_passes,
@@ -141,7 +142,7 @@ def fingerprint_inputs(
         require(
             Path(weights).is_file(), f"student.weights={weights} does not exist; correct the path"
         )
-        inputs["student.weights"] = sha256_file(Path(weights))
+        inputs["student.weights"] = sha256_weights(Path(weights))
     return inputs
 
 

@@ -5,23 +5,26 @@ e2KD chooses "the best checkpoint" on 50 held-out images per class (supplement C
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.distillation import DistillConfig
 from pipeline.config.evaluation import EvaluateOptions
+from pipeline.config.runs import CHECKPOINT_NAME
 from pipeline.config.store import JpegDecoder
 from pipeline.core.errors import ConfigError, require
-from pipeline.core.files import write_atomically
+from pipeline.core.files import sha256_file, write_atomically
+from pipeline.core.signed_files import damaged, read_json, write_json
 from pipeline.evaluation.forward import EvaluatedModel, open_split, predict_records
 from pipeline.evaluation.metrics import METRICS, best_position
 from pipeline.evaluation.predictions import metrics_of
 from pipeline.loading.decode_threads import resolve_decode_threads
 from pipeline.models.classifier import Classifier
 from pipeline.models.saved import TrainedModel
+from pipeline.store.entries import EntryError, from_dict
 from pipeline.store.reader import Store, TeacherPass
 from pipeline.training.student_passes import compared_passes, jpeg_decoder_of
 
@@ -35,9 +38,9 @@ _OF_TEACHER = ("agreement", "kl_to_teacher", "map_cosine")
 class EpochSelection:
     """Keeper of the weights of the best epoch so far, in the folder of the run.
 
-    epochs.json lists the metric of every epoch. A training that continues from an earlier checkpoint replaces the
-    entries of the epochs that it repeats. The weights of the previous best epoch stay for one more epoch, until the
-    checkpoint of the new one is written.
+    epochs.json lists the metric of every epoch and the digest of the weights that are kept. A training that continues
+    from an earlier checkpoint replaces the entries of the epochs that it repeats. The weights of the previous best
+    epoch stay for one more epoch, until the checkpoint of the new one is written.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class EpochSelection:
         self.folder = folder
         self.select = select
         self.evaluate = evaluate
+        self.epochs()  # a damaged file is an error before the training, not after an epoch
 
     @property
     def metric(self) -> str:
@@ -70,12 +74,13 @@ class EpochSelection:
 
         value = self._value(self.evaluate(model), epoch)
         earlier = [one for one in self.epochs() if one["epoch"] < epoch]
-        epochs = [*earlier, {"epoch": epoch, "value": value}]
+        entry: dict[str, Any] = {"epoch": epoch, "value": value, "sha256": None}
+        epochs = [*earlier, entry]
         best = self._best(epochs)
         if best == epoch:
             state = {k: v.contiguous().cpu() for k, v in model.network.state_dict().items()}
-            write_atomically(self._weights(epoch), save(state))
-        write_atomically(self.folder / EPOCHS_NAME, json.dumps(epochs).encode())
+            entry["sha256"] = write_atomically(self._weights(epoch), save(state))
+        write_json(self.folder / EPOCHS_NAME, {"epochs": epochs})
         kept = {
             self._weights(number) for number in (best, self._best(earlier) if earlier else best)
         }
@@ -85,16 +90,35 @@ class EpochSelection:
         return best == epoch
 
     def epochs(self) -> list[dict[str, Any]]:
-        """Number and value of each epoch so far."""
+        """Number, value and digest of each epoch so far. Raises DamagedFileError for wrong digests and types."""
         path = self.folder / EPOCHS_NAME
-        found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-        return found
+        if not path.exists():
+            return []
+        values = read_json(path, self._advice)
+        try:
+            from_dict(_EpochsFile, values)
+        except EntryError as error:
+            raise damaged(path, error, self._advice) from error
+        epochs: list[dict[str, Any]] = values["epochs"]
+        return epochs
 
     def restore(self, model: Classifier) -> None:
-        """Load the weights of the selected epoch into the network."""
+        """Load the weights of the selected epoch into the network. Raises DamagedFileError for other weights."""
         from safetensors.torch import load_file
 
-        model.network.load_state_dict(load_file(self._weights(self._best(self.epochs()))))
+        epochs = self.epochs()
+        best = self._best(epochs)
+        (listed,) = (one["sha256"] for one in epochs if one["epoch"] == best)
+        path = self._weights(best)
+        actual = sha256_file(path)
+        if actual != listed:
+            reason = f"it has sha256 {actual[:12]}, but {EPOCHS_NAME} lists {str(listed)[:12]}"
+            raise damaged(path, reason, self._advice)
+        model.network.load_state_dict(load_file(path))
+
+    @property
+    def _advice(self) -> str:
+        return f"delete {self.folder / CHECKPOINT_NAME}, and the training starts again at epoch 0"
 
     def _weights(self, epoch: int) -> Path:
         """File of an epoch's weights."""
@@ -121,6 +145,23 @@ class EpochSelection:
                 "select_epoch=null"
             )
         return float(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EpochEntry:
+    """Entry of an epoch in epochs.json."""
+
+    epoch: int
+    value: float
+    sha256: str | None
+    """SHA-256 of its weights, None if an earlier epoch was at least as good."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EpochsFile:
+    """Entries of epochs.json."""
+
+    epochs: tuple[_EpochEntry, ...]
 
 
 def select_epochs(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.config.runs import CHECKPOINT_NAME
 from pipeline.config.training import TrainerOptions
+from pipeline.core.interrupts import check_interrupted
 from pipeline.loading.loader import TrainLoader
 from pipeline.models.classifier import Classifier
 from pipeline.training.auxiliary_phase import pretrain_loss
@@ -47,12 +48,22 @@ def fit(
         pretrain_loss(training, stream)
         save_checkpoint(training, folder)
     with ExitStack() as stack:
-        write = _discard
+        writer = None
         if training.distributed.is_first:
-            write = stack.enter_context(MetricWriter(folder, training.global_step)).write
-        log = StepLog(write=write, every_steps=trainer.log_every_steps)
+            writer = stack.enter_context(MetricWriter(folder, training.global_step))
+        log = StepLog(
+            write=_discard if writer is None else writer.write, every_steps=trainer.log_every_steps
+        )
+
+        def save() -> None:
+            log.flush(training)
+            if writer is not None:
+                writer.sync()
+            save_checkpoint(training, folder)
+
         while training.epoch < trainer.epochs:
             for batch in stream.epoch(training.epoch, training.step, device):
+                check_interrupted()
                 training.seed_step()
                 rate = learning_rate(trainer, lr, training.epoch, training.step, stream.num_steps)
                 for group in training.optimizer.param_groups:
@@ -64,8 +75,7 @@ def fit(
                 if training.step < stream.num_steps and _is_nth(
                     training.global_step, trainer.checkpoint_every_steps
                 ):
-                    log.flush(training)
-                    save_checkpoint(training, folder)
+                    save()
             log.flush(training)
             training.epoch, training.step = training.epoch + 1, 0
             is_wanted = False
@@ -74,7 +84,7 @@ def fit(
                 is_wanted = any(answers)
             is_due = _is_nth(training.epoch, trainer.checkpoint_every_epochs)
             if is_wanted or is_due or training.epoch == trainer.epochs:
-                save_checkpoint(training, folder)
+                save()
             if training.distributed.is_first:
                 on_epoch(training.epoch, log.describe_last())
 

@@ -6,13 +6,15 @@ Guidance trades accuracy against localization, so the choice between the epochs 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.files import write_atomically
+from pipeline.core.signed_files import damaged, read_json, write_json
 from pipeline.models.classifier import Classifier
+from pipeline.store.entries import EntryError, from_dict
 
 STEP = 0.005
 FOLDER = "pareto"
@@ -51,6 +53,7 @@ class ParetoFront:
         """
         self.folder = folder / FOLDER
         self.evaluator = evaluator
+        self.members()  # a damaged file is an error before the training, not after an epoch
 
     def __call__(self, model: Classifier, epoch: int) -> None:
         """Evaluate the network after an epoch, keep it if it is on the front, and delete epochs that left the front."""
@@ -60,23 +63,58 @@ class ParetoFront:
         right = next(name for name in _RIGHT if name in metrics)
         point = {name: float(metrics[name]) for name in (right, *_REASONS) if name in metrics}
         candidates = [c for c in self.members() if c["epoch"] != epoch]
-        candidates.append({"epoch": epoch, **point})
+        own: dict[str, Any] = {"epoch": epoch, **point}
+        candidates.append(own)
         kept = pareto_front([[c[name] for name in point] for c in candidates])
         if len(candidates) - 1 in kept:
             state = {k: v.contiguous().cpu() for k, v in model.network.state_dict().items()}
-            write_atomically(self.folder / weights_name(epoch), save(state))
+            own["sha256"] = write_atomically(self.folder / weights_name(epoch), save(state))
         front = [candidates[position] for position in kept]
-        write_atomically(self.folder / FRONT_NAME, json.dumps(front, indent=1).encode())
+        write_json(self.folder / FRONT_NAME, {"front": front})
         wanted = {weights_name(c["epoch"]) for c in front}
         for path in self.folder.glob("*.safetensors"):
             if path.name not in wanted:
                 path.unlink()
 
     def members(self) -> list[dict[str, Any]]:
-        """Members of the front so far, with epoch and metrics."""
+        """Members of the front so far, with epoch, metrics and the digest of their weights.
+
+        Raises DamagedFileError for wrong digests and types.
+        """
         path = self.folder / FRONT_NAME
-        found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-        return found
+        if not path.exists():
+            return []
+        advice = "delete it; the epochs before the next one are then not on the front"
+        values = read_json(path, advice)
+        try:
+            from_dict(_FrontFile, values)
+            for member in values["front"]:
+                from_dict(
+                    _Member, {"epg": None, "iou": None, "f1": None, "accuracy": None} | member
+                )
+        except EntryError as error:
+            raise damaged(path, error, advice) from error
+        front: list[dict[str, Any]] = values["front"]
+        return front
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Member:
+    """Entry of an epoch in front.json, of whose metrics a data set has some."""
+
+    epoch: int
+    sha256: str
+    f1: float | None
+    accuracy: float | None
+    epg: float | None
+    iou: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FrontFile:
+    """Entries of front.json."""
+
+    front: tuple[dict[str, Any], ...]
 
 
 def weights_name(epoch: int) -> str:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from pipeline.config.runs import save_cost
+from pipeline.config.runs import read_cost, save_cost
 from pipeline.core.distributed import DistributedContext
-from pipeline.models.classifier import Classifier
 from pipeline.models.saved import save_model
 from pipeline.training.build import build_loader, build_training
 from pipeline.training.live_targets import LiveTeacher
@@ -43,9 +43,11 @@ def run_job(
         started = now
         on_epoch(epoch, line)
 
-    model = train_to_end(plan, job.folder, count_cost, distributed)
+    read_cost(job.folder)  # a damaged file is an error before the training, not after an epoch
+    training = train_to_end(plan, job.folder, count_cost, distributed)
     if distributed.is_first:
-        save_model(job.folder, model, job.describe(plan))
+        trained = replace(job.describe(plan), steps=training.global_step)
+        save_model(job.folder, training.model, trained)
 
 
 def train_to_end(
@@ -53,8 +55,8 @@ def train_to_end(
     folder: Path,
     on_epoch: Callable[[int, str], None],
     distributed: DistributedContext,
-) -> Classifier:
-    """Train a network, starting from the folder's checkpoint if there is one, and return it.
+) -> Training:
+    """Train a network, starting from the folder's checkpoint if there is one, and return the state at the end.
 
     Separate seeds are derived from the seed for initialization, record order, views, pixel augmentation and the random
     draws of a step.
@@ -80,7 +82,7 @@ def train_to_end(
     )
     if plan.epoch_selection is not None and distributed.is_first:
         plan.epoch_selection.restore(training.model)
-    return training.model
+    return training
 
 
 def _choose_threads(plan: TrainingSpec, training: Training, distributed: DistributedContext) -> int:

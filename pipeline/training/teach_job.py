@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.models import AdditiveModelConfig, ModelConfig, NoModelConfig, is_published
 from pipeline.config.teaching import GuidedTeachingConfig, KEDTeachingConfig
 from pipeline.core.errors import require
-from pipeline.core.files import read_regular, sha256_file, sha256_json, write_atomically
+from pipeline.core.files import read_regular, sha256_json, write_atomically
+from pipeline.models.trained_weights import sha256_weights
 from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Teaching:
             return
         from pipeline.models.additive.partition import PARTITION_NAME
         from pipeline.models.devices import resolve_device
+        from pipeline.training.superfeatures.artifact import load_partition
 
         if self.trainer.num_threads is not None:
             import torch
@@ -51,6 +53,7 @@ class Teaching:
         device = distributed.device or resolve_device("trainer.device", self.trainer.device)
         found = search.run(distributed, device) / PARTITION_NAME
         if distributed.is_first:
+            load_partition(found.parent)  # checks its bytes
             write_atomically(self.folder / PARTITION_NAME, read_regular(found))
 
     def plan(self, distributed: DistributedContext | None = None) -> TrainingSpec:
@@ -198,7 +201,7 @@ def fingerprint_inputs(config: TeachConfig, store: Store) -> dict[str, str]:
         inputs["start"] = _exact_name(config.teacher, start)
     elif start is not None:
         require(Path(start).is_file(), f"teaching.start={start} does not exist; correct the path")
-        inputs["start"] = sha256_file(Path(start))
+        inputs["start"] = sha256_weights(Path(start))
     if isinstance(config.teacher, AdditiveModelConfig) and config.teacher.partition is not None:
         from pipeline.models.additive.partition import build_partition
 

@@ -10,10 +10,10 @@ import torch
 from pipeline.config.evaluators import DistanceCorrelationOptions
 from pipeline.config.runs import RUNS
 from pipeline.core.errors import ConfigError
+from pipeline.core.lock import lock_folder
 from pipeline.evaluation.metrics import numbers_of
 from pipeline.store.artifacts import Artifact
 from pipeline.store.file_entry import ManifestError
-from pipeline.store.lock import lock_folder
 from pipeline.store.verification import verify_store
 from stages import evaluate
 from tests.support.runs import evaluation_of

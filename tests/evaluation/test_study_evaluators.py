@@ -1,6 +1,5 @@
 """Evaluators of a student's interpretability on a tiny store: results, requirements and errors."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from pipeline.report.results import StudentResult
 from pipeline.store.reader import Store
 from stages import evaluate, precompute
 from tests.support.broden import write_broden
+from tests.support.run_files import change_signed
 from tests.support.runs import evaluation_of, save_student
 from tests.support.stores import Frozen, precompute_config
 
@@ -163,7 +163,7 @@ def test_nothing_to_compare_class_means_with_is_refused(tmp_path, frozen, untrai
     precompute.run(precompute_config(store))
     bare = replace(frozen, store=Store(store))
     folder = RUNS / "one" / "distill" / "model.json"
-    folder.write_text(json.dumps(json.loads(folder.read_text()) | {"teachers": []}))
+    change_signed(folder, {"teachers": []})
 
     with pytest.raises(
         ConfigError, match=r"there is no teacher pass.*class_similarity\.similarity="

@@ -24,6 +24,7 @@ from pipeline.store.manifest import read_store_manifest
 from stages import report
 from tests.report.conftest import SPLITS
 from tests.support.html_page import Page
+from tests.support.run_files import write_config
 from tests.support.runs import PAD_CROP
 from tests.support.sweeps import read_sweep
 
@@ -180,7 +181,8 @@ def test_students_that_were_evaluated_otherwise_are_not_compared(
     monkeypatch.chdir(swept)
     config = RUNS / read_sweep()["runs"][0]["run"] / "evaluate" / "config.yaml"
     kept = config.read_text()
-    config.write_text(kept.replace("iou_threshold: 0.05", "iou_threshold: 0.5"))
+    text, _, _ = kept.rpartition("# sha256: ")
+    write_config(config, text.replace("iou_threshold: 0.05", "iou_threshold: 0.5"))
     caplog.set_level(logging.INFO, "permafrost.report")
 
     _, html = case_report(frozen)

@@ -21,6 +21,7 @@ from pipeline.config.store import StoreOptions
 from pipeline.config.verbs import ReportConfig
 from pipeline.core.errors import ConfigError
 from stages import report
+from tests.support import run_files
 from tests.support.html_page import Page
 from tests.support.runs import PAD_CROP
 
@@ -42,12 +43,12 @@ def write_sweep(run="sweep", methods=METHODS, evaluator=True, extra=MappingProxy
             metrics = {"records": 10, "accuracy": value, "agreement": value / 2, **extra}
             if evaluator:
                 metrics["distance_correlation"] = {"fss": {"layer1": value, "pooled": value / 3}}
-            (folder / "evaluate/metrics.json").write_text(json.dumps({"splits": {"test": metrics}}))
-            lines = [json.dumps({"step": step, "total": 1 / step}) for step in (1, 2)]
-            (folder / "distill/metrics.jsonl").write_text("\n".join(lines) + "\n")
-            (folder / "distill/config.yaml").write_text(f"seed: {seed}\n")
+            run_files.write_metrics(folder / "evaluate", {"test": metrics})
+            lines = [{"step": step, "total": 1 / step} for step in (1, 2)]
+            run_files.write_lines(folder / "distill", lines)
+            run_files.write_config(folder / "distill/config.yaml", f"seed: {seed}\n")
             rows.append({"arm": arm, "point": {}, "seed": seed, "run": student})
-    (RUNS / run / "sweep.json").write_text(json.dumps({"runs": rows}))
+    run_files.write_table(RUNS / run, rows)
 
 
 def page_and_values(frozen, **options):
@@ -147,9 +148,9 @@ def test_a_column_that_some_have_leaves_the_others_open(frozen):
     write_sweep(methods={"kd": (0.5, 0.7), "e2kd": (0.6, 0.8)})
     for seed in (0, 1):
         path = RUNS / f"sweep/students/kd-{seed}/evaluate/metrics.json"
-        metrics = json.loads(path.read_text())
+        metrics = run_files.read_signed(path)
         del metrics["splits"]["test"]["agreement"]
-        path.write_text(json.dumps(metrics))
+        run_files.change_signed(path, metrics)
 
     html, values = page_and_values(frozen)
 
@@ -263,7 +264,7 @@ def test_the_arms_are_described_by_their_methods_and_what_they_set(frozen):
         for seed in (0, 1):
             path = RUNS / f"sweep/students/{arm}-{seed}/distill/config.yaml"
             tau = "" if arm == "labels" else ", tau: 7.0"
-            path.write_text(f"seed: {seed}\nmethod: {{kind: {method}{tau}}}\n")
+            run_files.write_config(path, f"seed: {seed}\nmethod: {{kind: {method}{tau}}}\n")
 
     html = page_and_values(frozen)[0].read_text()
 
@@ -280,10 +281,10 @@ def test_the_arms_are_described_by_their_methods_and_what_they_set(frozen):
 def test_a_grid_has_a_figure_for_each_plotted_column(frozen):
     write_sweep()
     path = RUNS / "sweep" / "sweep.json"
-    rows = json.loads(path.read_text())["runs"]
+    rows = run_files.read_signed(path)["runs"]
     for row in rows:
         row["point"] = {"student.superfeatures": 2 ** row["seed"]}
-    path.write_text(json.dumps({"runs": rows}))
+    run_files.change_signed(path, {"runs": rows})
 
     def figures(**options):
         html = page_and_values(frozen, **options)[0].read_text()

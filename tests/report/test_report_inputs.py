@@ -1,6 +1,5 @@
 """A repeated report: nothing is written while its inputs are the same, and all of it as soon as one differs."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from pipeline.config.store import StoreOptions
 from pipeline.config.verbs import ReportConfig
 from pipeline.report import inputs, page
 from stages import report
+from tests.support import run_files
 from tests.support.runs import PAD_CROP
 
 STUDENT = RUNS / "sweep/students/kd-0"
@@ -19,14 +19,12 @@ STUDENT = RUNS / "sweep/students/kd-0"
 @pytest.fixture
 def written(frozen, monkeypatch):
     """Function that makes the report of a student with the given options, and says whether it was rendered."""
-    for folder, name, text in (
-        (STUDENT / "evaluate", "metrics.json", _metrics(0.5)),
-        (STUDENT / "distill", "metrics.jsonl", '{"step": 1, "total": 1.0}\n'),
-        (STUDENT / "distill", "config.yaml", "seed: 0\n"),
-        (RUNS / "sweep", "sweep.json", _sweep("kd")),
-    ):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+    for folder in (STUDENT / "evaluate", STUDENT / "distill"):
+        folder.mkdir(parents=True)
+    _write_metrics(0.5)
+    _write_line(1.0)
+    run_files.write_config(STUDENT / "distill/config.yaml", "seed: 0\n")
+    _write_sweep("kd")
     rendered = []
     render = page.render_page
     monkeypatch.setattr(page, "render_page", lambda page: rendered.append(page) or render(page))
@@ -44,13 +42,18 @@ def written(frozen, monkeypatch):
     return write
 
 
-def _metrics(accuracy):
-    return json.dumps({"splits": {"test": {"records": 10, "accuracy": accuracy}}})
+def _write_metrics(accuracy):
+    splits = {"test": {"records": 10, "accuracy": accuracy}}
+    run_files.write_metrics(STUDENT / "evaluate", splits)
 
 
-def _sweep(arm):
+def _write_line(total):
+    run_files.write_lines(STUDENT / "distill", [{"step": 1, "total": total}])
+
+
+def _write_sweep(arm, run="sweep"):
     row = {"arm": arm, "point": {}, "seed": 0, "run": STUDENT.relative_to(RUNS).as_posix()}
-    return json.dumps({"runs": [row]})
+    run_files.write_table(RUNS / run, [row])
 
 
 def test_the_same_command_says_the_same_and_writes_nothing(written):
@@ -67,9 +70,9 @@ def test_the_same_command_says_the_same_and_writes_nothing(written):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda: (STUDENT / "evaluate/metrics.json").write_text(_metrics(0.6)),
-        lambda: (STUDENT / "distill/metrics.jsonl").write_text('{"step": 1, "total": 2.0}\n'),
-        lambda: (RUNS / "sweep/sweep.json").write_text(_sweep("kd2")),
+        lambda: _write_metrics(0.6),
+        lambda: _write_line(2.0),
+        lambda: _write_sweep("kd2"),
         lambda: (RUNS / "sweep/report.html").write_text("damaged"),
         lambda: (RUNS / "sweep/report.csv").unlink(),
         lambda: (RUNS / "sweep/.report-inputs.json").write_text("{"),
@@ -94,13 +97,11 @@ def test_other_options_and_other_code_are_seen(written, monkeypatch, tmp_path):
 
 
 def test_another_name_for_a_student_of_another_run_is_seen(written):
-    other = RUNS / "other/sweep.json"
-    other.parent.mkdir()
-    other.write_text(_sweep("at"))
+    _write_sweep("at", "other")
     written(runs=("other",))
     assert not written(runs=("other",))[1]
 
-    other.write_text(_sweep("ft"))
+    _write_sweep("ft", "other")
 
     assert written(runs=("other",))[1]
 

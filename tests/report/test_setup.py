@@ -31,6 +31,7 @@ from pipeline.report.stored_bytes import bytes_by_arm, bytes_plot
 from pipeline.report.training_facts import describe_augmentation, describe_data, training_facts
 from pipeline.store.reader import Store
 from stages import distill, evaluate, precompute, report, teach
+from tests.support.run_files import write_config
 from tests.support.runs import PAD_CROP, distill_config, evaluate_config
 from tests.support.stores import Frozen
 
@@ -114,7 +115,7 @@ def test_a_command_is_found_again_from_its_config(verb, words, command):
     values = sections(verb, compose(verb, words))
     path = RUNS / values["run"] / f"{verb}.yaml"
     path.parent.mkdir(parents=True)
-    path.write_text(yaml.safe_dump(values))
+    write_config(path, yaml.safe_dump(values))
 
     (found,) = commands_of(values["run"])
 
@@ -141,7 +142,7 @@ def test_a_config_of_another_version_is_named_instead_of_a_wrong_command():
     values["trainer"]["of_another_version"] = 3
     path = RUNS / "demo/sweep.yaml"
     path.parent.mkdir(parents=True)
-    path.write_text(yaml.safe_dump(values))
+    write_config(path, yaml.safe_dump(values))
 
     assert commands_of("demo") == ["permafrost sweep  # options: runs/demo/sweep.yaml"]
 

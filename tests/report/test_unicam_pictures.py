@@ -13,6 +13,7 @@ from pipeline.report.results import load_results
 from pipeline.report.unicam_pictures import unicam_figures
 from pipeline.store.reader import Store
 from stages import evaluate
+from tests.support.run_files import write_config
 from tests.support.runs import evaluation_of, save_student
 
 
@@ -36,7 +37,7 @@ def titles(own, **options):
         teacher=own.config.teacher,
     )
     evaluate.run(config)
-    (RUNS / "one" / "distill" / "config.yaml").write_text("seed: 0\n")
+    write_config(RUNS / "one" / "distill" / "config.yaml", "seed: 0\n")
     figures = unicam_figures(load_results("one"), own.store)
     return [[row.title for row in figure.grid] for figure in figures], figures
 
@@ -72,7 +73,7 @@ def evaluated(own, run, store=None, records=2):
     )
     options = replace(config.evaluate, store=None if store is None else str(store))
     evaluate.run(replace(config, evaluate=options))
-    (RUNS / run / "distill" / "config.yaml").write_text("seed: 0\n")
+    write_config(RUNS / run / "distill" / "config.yaml", "seed: 0\n")
     return load_results(run)
 
 

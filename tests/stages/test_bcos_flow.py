@@ -32,6 +32,7 @@ from pipeline.loading.stored_values import decode_maps
 from pipeline.models.providers import build_model, freeze
 from pipeline.store.reader import Store
 from stages import distill, evaluate, precompute, report, teach
+from tests.support.run_files import write_table
 from tests.support.stores import precompute_config
 
 BCOS = BcosModelConfig(name="resnet8", width=4)
@@ -171,10 +172,8 @@ def test_the_report_shows_contributions_and_colors(bcos_store):
     options = EvaluateOptions(splits=("test",), num_pictures=2)
     evaluate.run(EvaluateConfig(store=bcos_store.store, evaluate=options, run="student"))
     pictures = load_file("runs/student/evaluate/pictures.safetensors")
-    path = Path("runs/study/sweep.json")
-    path.parent.mkdir()
     runs = [{"arm": arm, "point": {}, "seed": 0, "run": "student"} for arm in ("kd", "e2kd")]
-    path.write_text(json.dumps({"runs": runs}))
+    write_table(Path("runs/study"), runs)
 
     result = report.run(
         ReportConfig(

@@ -15,9 +15,9 @@ from pipeline.config.data import ImageFolderDataConfig
 from pipeline.config.store import StoreOptions
 from pipeline.config.verbs import VerifyConfig
 from pipeline.core.files import FileError, make_folder, write_atomically
+from pipeline.core.lock import LockedError, lock_folder
 from pipeline.loading.dataset import StoreDataset, iter_batches
 from pipeline.store.file_entry import ManifestError, StoreMismatchError
-from pipeline.store.lock import LockedError, lock_folder
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from stages import precompute, verify
@@ -158,7 +158,7 @@ def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatc
     def refused(descriptor, operation):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("pipeline.store.lock.fcntl.flock", refused)
+    monkeypatch.setattr("pipeline.core.lock.fcntl.flock", refused)
     caplog.set_level(logging.WARNING, "permafrost.store")
 
     with lock_folder(tmp_path / "store"):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.files import make_folder
+from pipeline.core.lock import LOCK_NAME, LockedError, lock_folder
 from pipeline.store.journal import JOURNAL_SUFFIX, PoisonRecordError, ShardJournal
-from pipeline.store.lock import LOCK_NAME, LockedError, lock_folder
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from stages import precompute
@@ -261,7 +261,7 @@ def test_a_record_that_kills_the_teacher_is_named_in_the_fourth_run(frozen, tmp_
 HOLD = """
     import sys, time
     from pathlib import Path
-    from pipeline.store.lock import lock_folder
+    from pipeline.core.lock import lock_folder
 
     with lock_folder(Path(sys.argv[1])):
         print("held", flush=True)

@@ -13,8 +13,8 @@ from pipeline.config.store import StoreOptions
 from pipeline.config.verbs import VerifyConfig
 from pipeline.core import files
 from pipeline.core.files import FileError, LinkError, RootedPath
+from pipeline.core.lock import lock_folder
 from pipeline.store.journal import ShardJournal
-from pipeline.store.lock import lock_folder
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from stages import precompute, verify

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
 from pipeline.config.models import (
+    CifarModelConfig,
     TimmModelConfig,
     TorchvisionModelConfig,
 )
+from pipeline.models.providers import build_model
 
 NUM_CLASSES = 7
 
@@ -16,3 +24,12 @@ def torchvision_config(name: str, **options) -> TorchvisionModelConfig:
 
 def timm_config(name: str, **options) -> TimmModelConfig:
     return TimmModelConfig(name=name, **{"weights": "random", **options})
+
+
+def save_tiny_teacher(folder: Path) -> CifarModelConfig:
+    """ResNet-8 of width 4 for ten classes, with random weights in a file of the folder."""
+    config = CifarModelConfig(name="resnet8", width=4)
+    torch.manual_seed(0)
+    path = folder / "model.safetensors"
+    save_file(build_model(config, 10).state_dict(), path)
+    return replace(config, weights=str(path))

@@ -14,6 +14,7 @@ from pipeline.config.runs import RUNS
 from pipeline.config.store import StoreOptions
 from pipeline.config.verbs import ReportConfig
 from pipeline.core.errors import ConfigError
+from pipeline.core.signed_files import write_json
 from pipeline.evaluation.metrics import METRICS
 from pipeline.sweep.plan import plan_students
 from stages import report, sweep
@@ -57,7 +58,7 @@ def evaluations(monkeypatch):
         done = {
             evaluator: {"options": {}, "files": {}} for evaluator in config.requested_evaluators
         }
-        path.write_text(json.dumps({"evaluators": done, "splits": metrics}))
+        write_json(path, {"evaluators": done, "splits": metrics})
 
     monkeypatch.setattr(sweep.distill, "run", train)
     monkeypatch.setattr(sweep.evaluate, "run", evaluator)

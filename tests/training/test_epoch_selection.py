@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from pipeline.models.classifier import Classifier
 from pipeline.training.epoch_selection import EPOCHS_NAME, EpochSelection
 from pipeline.training.metric_log import read_metrics
 from stages import distill, evaluate, report
+from tests.support.run_files import read_signed
 from tests.support.runs import PAD_CROP, TRAINER, distill_config, evaluate_config, weights_of
 
 HELD_OUT = SubsetOptions(holdout=1)
@@ -111,7 +111,7 @@ def config_of(frozen, epochs=4, **options):
 def test_the_student_is_that_of_its_best_epoch_and_the_others_train_as_before(frozen):
     distill.run(config_of(frozen, select_epoch="holdout.kl_to_teacher", run="selected"))
 
-    epochs = json.loads((RUNS / "selected" / "distill" / EPOCHS_NAME).read_text())
+    epochs = read_signed(RUNS / "selected" / "distill" / EPOCHS_NAME)["epochs"]
     best = min(epochs, key=lambda one: one["value"])
     # With a constant learning rate, a training of fewer epochs ends at the same weights.
     distill.run(config_of(frozen, epochs=best["epoch"], run="shorter"))
@@ -169,7 +169,7 @@ def test_an_epoch_is_judged_on_the_frame_of_the_evaluation(frozen, frame):
 
     distill.run(replace(config, augment=small, select_frame=frame))
 
-    ((judged,),) = [json.loads((RUNS / frame / "distill" / EPOCHS_NAME).read_text())]
+    ((judged,),) = [read_signed(RUNS / frame / "distill" / EPOCHS_NAME)["epochs"]]
     options = evaluate_config(frozen).evaluate
     values = {}
     for shown in ("full", "center_crop"):

@@ -17,6 +17,7 @@ from pipeline.config.teaching import GuidedTeachingConfig
 from pipeline.config.training import OptimizerOptions, TrainerOptions
 from pipeline.config.verbs import TeachConfig
 from pipeline.core.errors import ConfigError
+from pipeline.core.files import sha256_file
 from pipeline.core.records import NO_CLASS, Guidance
 from pipeline.loading.dataset import StoreDataset
 from pipeline.loading.decode_threads import resolve_decode_threads
@@ -28,6 +29,7 @@ from pipeline.training.guidance_targets import _draw
 from pipeline.training.pareto import ParetoFront, pareto_front, weights_name
 from stages import teach
 from tests.support.outputs import student_output
+from tests.support.run_files import read_signed
 from tests.support.stores import precompute_config
 
 INSIDE = torch.tensor([[[True, False], [False, False]]])
@@ -125,9 +127,9 @@ def test_weights_are_kept_while_their_epoch_is_on_the_front(tmp_path):
     front(model, 3)
 
     assert [p.name for p in (tmp_path / "pareto").glob("*.safetensors")] == [weights_name(3)]
-    assert json.loads((tmp_path / "pareto" / "front.json").read_text()) == [
-        {"epoch": 3, "f1": 0.6, "epg": 0.6}
-    ]
+    digest = sha256_file(tmp_path / "pareto" / weights_name(3))
+    front = read_signed(tmp_path / "pareto" / "front.json")["front"]
+    assert front == [{"epoch": 3, "f1": 0.6, "epg": 0.6, "sha256": digest}]
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +169,7 @@ def test_guidance_moves_explanations_onto_the_object(packed, network):
     )
 
     assert by_boxes["epg"] > plain["epg"] + 0.05
-    kept = json.loads((folder / "pareto" / "front.json").read_text())
+    kept = read_signed(folder / "pareto" / "front.json")["front"]
     assert kept
     assert {"epoch", "accuracy", "epg", "iou"} <= set(kept[0])
     started, _ = teach_guided(

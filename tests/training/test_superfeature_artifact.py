@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.core.lock import LOCK_NAME
 from pipeline.report.superfeatures import (
     dependency_picture,
     group_picture,
     superfeature_figure,
 )
 from pipeline.store.file_entry import ManifestError
-from pipeline.store.lock import LOCK_NAME
 from pipeline.training.superfeatures.artifact import (
     load_partition,
     partition_artifact,

@@ -21,7 +21,7 @@ from pipeline.losses.build import build_loss
 from pipeline.models.explainers.explain import EXPLAINERS
 from pipeline.models.providers import build_model
 from pipeline.store.reader import Store
-from pipeline.training.checkpoint import load_checkpoint
+from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.metric_log import StepLog
 from pipeline.training.state import Training, build_optimizer
 from pipeline.training.step import batch_loss
@@ -89,7 +89,7 @@ def train_rank(rank, folder, store_path, model_config):
     if rank == 0:
         own.mkdir()
         training.global_step = 7
-        torch.save(training.state(), own / "checkpoint.pt")
+        save_checkpoint(training, own)
     try:
         load_checkpoint(training, own)
     except RanksDisagreeError as error:

@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.core.files import write_atomically
 from pipeline.core.labels import known
 from pipeline.core.records import NO_LABEL, Batch
 from pipeline.evaluation.context import EvaluationContext, require_one_label
@@ -119,7 +118,7 @@ def _write_pictures(context: EvaluationContext, positions: list[int]) -> None:
         "gradients": torch.cat(gradients),
     }
     data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
-    write_atomically(context.folder / f"{NAME}-{context.split}.safetensors", data)
+    context.write(f"{NAME}-{context.split}.safetensors", data)
 
 
 # ---- quantities ----------------------------------------------------------------------------------

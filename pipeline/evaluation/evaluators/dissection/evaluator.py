@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.config.evaluators import DissectionOptions
 from pipeline.core.errors import ConfigError
-from pipeline.core.files import sha256_file, write_atomically
+from pipeline.core.files import sha256_file
 from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.evaluators.dissection.broden import BrodenFolder
 from pipeline.evaluation.evaluators.dissection.concepts import ConceptImage, ConceptSet, Labels
@@ -269,7 +269,7 @@ def _write_pictures(
         tensors["shown_frames"] = torch.stack(frames)
         tensors["shown_masks"] = torch.stack(masks).to(torch.uint8)
     data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
-    write_atomically(context.folder / f"{NAME}-{context.split}.safetensors", data)
+    context.write(f"{NAME}-{context.split}.safetensors", data)
 
 
 EVALUATOR = Evaluator(

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pipeline.config.evaluators import UnicamOptions, wanted_pairs
 from pipeline.core.errors import ConfigError
-from pipeline.core.files import sha256_file, sha256_keys, write_atomically
+from pipeline.core.files import sha256_file, sha256_keys
 from pipeline.evaluation.context import EvaluationContext
 from pipeline.evaluation.evaluators.class_embeddings import load_class_embeddings
 from pipeline.evaluation.evaluators.distance_correlation.estimators import (
@@ -260,7 +260,7 @@ def _write(
     }
     header = {key: json.dumps(value) for key, value in described.items()}
     contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    write_atomically(context.folder / name, save(contiguous, metadata=header))
+    context.write(name, save(contiguous, metadata=header))
 
 
 def _means(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

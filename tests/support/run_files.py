@@ -1,0 +1,45 @@
+"""Files of runs as the stages write them, made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.signed_files import SIGNATURE, read_json, write_json, write_yaml
+from pipeline.training.metric_log import METRICS_NAME, MetricWriter
+
+
+def write_config(path: Path, text: str) -> None:
+    """Write YAML text as a config."""
+    write_yaml(path, text)
+
+
+def write_metrics(folder: Path, splits: Mapping[str, Any]) -> None:
+    """Write the metrics.json of an evaluation with these metrics by split."""
+    write_json(folder / "metrics.json", {"evaluators": {}, "splits": splits, "written": {}})
+
+
+def write_lines(folder: Path, lines: Iterable[Mapping[str, float]]) -> None:
+    """Write the metrics.jsonl of a training."""
+    (folder / METRICS_NAME).unlink(missing_ok=True)
+    with MetricWriter(folder, 0) as writer:
+        for line in lines:
+            writer.write(dict(line))
+
+
+def write_table(run: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write the sweep.json of a sweep with these rows."""
+    write_json(run / "sweep.json", {"runs": list(rows)})
+
+
+def read_signed(path: Path) -> dict[str, Any]:
+    """Read a JSON file that carries its digest, and check it."""
+    return read_json(path, "")
+
+
+def change_signed(path: Path, change: Mapping[str, Any]) -> None:
+    """Replace entries of a JSON file that carries its digest, and sign it anew."""
+    values = {**read_signed(path), **change}
+    assert SIGNATURE not in values
+    write_json(path, values)

@@ -1,0 +1,248 @@
+"""Files of runs: a damaged one is named, and other programs read the sound ones."""
+
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from pipeline.config.runs import RUNS, read_config, read_cost
+from pipeline.config.verbs import TeachConfig
+from pipeline.core.signed_files import (
+    DamagedFileError,
+    DigestError,
+    read_json,
+    read_yaml,
+    write_json,
+    write_yaml,
+)
+from pipeline.models.weights import read_state_dict
+from pipeline.report.results import read_sweep
+from pipeline.training import checkpoint, loop
+from pipeline.training.metric_log import METRICS_NAME, MetricWriter, read_metrics
+from stages import distill, evaluate
+from tests.support import run_corruptions, run_files
+from tests.support.kills import killed_at
+from tests.support.run_corruptions import CASES, Runs, attempt, damage_file, trials
+from tests.support.runs import evaluate_config
+
+
+@pytest.fixture(scope="module")
+def prepared(frozen, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        runs = Runs(frozen, folder)
+        runs.prepare()
+    return runs
+
+
+# ---- damage --------------------------------------------------------------------------------------
+
+
+def unnamed(found):
+    return [trial for trial in found if trial.outcome != "named"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_no_damaged_file_of_a_run_is_trained_on_evaluated_or_reported(prepared, tmp_path):
+    cases = [CASES[number % len(CASES)] for number in range(200)]
+
+    assert unnamed(trials(prepared, cases, np.random.default_rng(881), tmp_path)) == []
+
+
+@pytest.mark.slow
+def test_every_case_goes_on_without_damage(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_corruptions, "damage_file", lambda path, random, kind: "none")
+
+    found = list(trials(prepared, CASES, np.random.default_rng(0), tmp_path))
+
+    assert [trial for trial in found if trial.outcome != "silent"] == []
+
+
+@pytest.fixture(scope="module")
+def interrupted(frozen, tmp_path_factory):
+    """Folder with a finished and an interrupted student, and the verbs that read them."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        runs = Runs(frozen, folder)
+        distill.run(runs.distill["one"])
+        evaluate.run(evaluate_config(frozen, splits=("test",)))
+        with killed_at(loop, "train_step", 7):
+            distill.run(runs.distill["half"])
+    return runs
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case.run in ("half", "one") and case.verb != "report"],
+    ids=str,
+)
+def test_a_damaged_file_is_named_by_the_verb_that_reads_it(interrupted, case, tmp_path):
+    random = np.random.default_rng(sum(map(ord, "".join(case))))
+
+    assert unnamed(trials(interrupted, [case], random, tmp_path)) == []
+
+
+@pytest.mark.parametrize("kind", sorted(set(run_corruptions.DAMAGES)))
+def test_damage_anywhere_in_a_signed_text_is_seen(kind, tmp_path):
+    random = np.random.default_rng(5)
+    write_json(tmp_path / "j.json", {"a": [1, 2.5, "text"], "b": {"c": None}})
+    write_yaml(tmp_path / "y.yaml", "a: [1, 2]\nb: {c: text}\n")
+    for name, read in (("j.json", read_json), ("y.yaml", read_yaml)):
+        sound = (tmp_path / name).read_bytes()
+        for _ in range(30):
+            damage_file(tmp_path / name, random, kind)
+            if (tmp_path / name).read_bytes() == sound:
+                continue
+            with pytest.raises(DamagedFileError, match=rf"{name} is damaged: .*; write it again"):
+                read(tmp_path / name, "write it again")
+            (tmp_path / name).write_bytes(sound)
+
+
+def test_what_is_signed_is_checked_for_its_form(tmp_path):
+    path = tmp_path / "cost.json"
+    for values in ({"seconds": -1, "records": 2}, {"seconds": "1", "records": 2}, {"seconds": 1.0}):
+        write_json(path, values)
+        with pytest.raises(DamagedFileError, match=r"cost\.json is damaged: (seconds|records) is"):
+            read_cost(tmp_path)
+    for text in ("- a\n", "1: 2\n", "a: &x [1]\nb: *x\n"):
+        write_yaml(tmp_path / "config.yaml", text)
+        with pytest.raises(DamagedFileError, match=r"config\.yaml is damaged"):
+            read_config(tmp_path / "config.yaml", TeachConfig)
+    write_yaml(tmp_path / "config.yaml", "seed: text\n")
+    with pytest.raises(DamagedFileError, match="seed must be a whole number"):
+        read_config(tmp_path / "config.yaml", TeachConfig)
+    (RUNS / "s").mkdir(parents=True)
+    run_files.write_table(RUNS / "s", [{"arm": "a", "point": {}, "seed": 0, "run": "../../etc"}])
+    with pytest.raises(DamagedFileError, match="leaves the folder"):
+        read_sweep("s")
+
+
+@pytest.mark.parametrize("kind", ["flip", "cut", "empty", "junk", "append", "zeros"])
+def test_damage_anywhere_in_a_checkpoint_is_seen_before_torch_reads_it(interrupted, kind, tmp_path):
+    sound = (interrupted.folder / RUNS / "half/distill/checkpoint.pt").read_bytes()
+    random = np.random.default_rng(7)
+    path = tmp_path / "checkpoint.pt"
+    for _ in range(30):
+        path.write_bytes(sound)
+        damage_file(path, random, kind)
+        with pytest.raises(DigestError):
+            checkpoint._check_digest(path)
+    path.write_bytes(sound)
+    checkpoint._check_digest(path)
+
+
+@pytest.mark.parametrize("kind", ["flip", "cut", "empty", "junk", "append", "zeros"])
+def test_damage_anywhere_in_the_metrics_is_seen(kind, tmp_path):
+    random = np.random.default_rng(9)
+    lines = [{"step": step, "total": 1 / step, "epoch": 0} for step in range(1, 9)]
+    run_files.write_lines(tmp_path, lines)
+    sound = (tmp_path / METRICS_NAME).read_bytes()
+    assert list(read_metrics(tmp_path, 8)) == lines
+    for _ in range(50):
+        (tmp_path / METRICS_NAME).write_bytes(sound)
+        damage_file(tmp_path / METRICS_NAME, random, kind)
+        if kind == "append" and not read_tail(tmp_path, sound):
+            continue
+        for read in (lambda: list(read_metrics(tmp_path, 8)), lambda: MetricWriter(tmp_path, 8)):
+            outcome, message = attempt(read, METRICS_NAME)
+            if (
+                outcome == "silent"
+            ):  # only what follows the last line may be wrong, and it is not read
+                assert (tmp_path / METRICS_NAME).read_bytes().startswith(sound), kind
+            else:
+                assert outcome == "named", message
+
+
+def read_tail(folder, sound):
+    """Whether the bytes after the sound file are a complete line, which readers must check."""
+    return b"\n" in (folder / METRICS_NAME).read_bytes()[len(sound) :]
+
+
+def test_lines_are_not_taken_from_another_place(tmp_path):
+    run_files.write_lines(tmp_path, [{"step": n, "total": 1.0} for n in (1, 2, 3, 4)])
+    first, second, *rest = (tmp_path / METRICS_NAME).read_text().splitlines(keepends=True)
+
+    for changed in ([second, first, *rest], [first, *rest], [first, second, second, *rest]):
+        (tmp_path / METRICS_NAME).write_text("".join(changed))
+        with pytest.raises(DamagedFileError, match=r"metrics\.jsonl is damaged: line"):
+            list(read_metrics(tmp_path))
+
+
+def test_a_tail_that_the_checkpoint_does_not_cover_is_dropped(tmp_path):
+    run_files.write_lines(tmp_path, [{"step": n, "total": 1.0} for n in (2, 4, 6)])
+    with (tmp_path / METRICS_NAME).open("ab") as file:
+        file.write(bytes(500) + b"\n")  # as after a power failure
+
+    with MetricWriter(tmp_path, 4) as writer:
+        writer.write({"step": 6, "total": 2.0})
+
+    assert [line["total"] for line in read_metrics(tmp_path, 6)] == [1.0, 1.0, 2.0]
+
+
+# ---- sound files ---------------------------------------------------------------------------------
+
+
+def test_other_programs_read_every_file(interrupted):
+    one = interrupted.folder / RUNS / "one"
+    half = interrupted.folder / RUNS / "half/distill"
+
+    state = torch.load(half / "checkpoint.pt", weights_only=True)
+    assert state["position"][0] == 1
+    assert torch.load(half / "checkpoint.pt", weights_only=True, mmap=True)["position"]
+    with zipfile.ZipFile(half / "checkpoint.pt") as archive:
+        assert archive.testzip() is None
+        assert archive.comment.startswith(b"sha256:")
+    assert load_file(one / "distill/model.safetensors").keys() == state["model"].keys()
+    assert json.loads((one / "distill/model.json").read_text())["num_classes"] == 10
+    assert yaml.safe_load((one / "distill/config.yaml").read_text())["seed"] == 0
+    assert json.loads((one / "evaluate/metrics.json").read_text())["splits"]["test"]["records"]
+    for line in (one / "distill/metrics.jsonl").read_text().splitlines():
+        assert json.loads(line)["step"]
+
+
+def test_a_deleted_checkpoint_is_the_way_out_and_gives_the_same_student(interrupted, tmp_path):
+    shutil.copytree(interrupted.folder / RUNS / "half", RUNS / "half")
+    path = RUNS / "half/distill/checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(
+        DamagedFileError, match=r"delete it, and the training starts again at epoch 0"
+    ):
+        interrupted.verb("distill", "half")
+
+    path.unlink()
+
+    assert interrupted.verb("distill", "half").trained_epochs == 3
+
+
+def test_the_network_is_exported_again_from_its_checkpoint(interrupted):
+    shutil.copytree(interrupted.folder / RUNS / "one", RUNS / "one")
+    weights, described = (RUNS / "one/distill" / n for n in ("model.safetensors", "model.json"))
+    sound = weights.read_bytes(), described.read_bytes()
+    weights.write_bytes(sound[0][:-1])
+    with pytest.raises(
+        DamagedFileError, match=r"delete .*model\.json, and the command that trained"
+    ):
+        interrupted.verb("distill", "one")
+
+    described.unlink()
+    assert interrupted.verb("distill", "one").trained_epochs == 0
+
+    assert (weights.read_bytes(), described.read_bytes()) == sound
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04", bytes(1000), b"junk" * 99])
+def test_weights_of_another_program_that_cannot_be_read_are_one_line(name, data, tmp_path):
+    (tmp_path / name).write_bytes(data)
+
+    outcome, message = attempt(lambda: read_state_dict(tmp_path / name), name)
+
+    assert outcome == "named", message
