@@ -14,7 +14,7 @@ import os
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.config.cluster import SMALL_STORE
 from pipeline.config.runs import read_cost
@@ -66,7 +66,10 @@ def open_executor(
     from pipeline.cluster.data import RayDataExecutor
 
     with RayDataExecutor(cluster) as map_shards:
-        yield _RayOrSerial(map_shards) if falls_back and cluster.kind == "local" else map_shards
+        if falls_back and cluster.kind == "local":
+            yield cast("MapShards", _RayOrSerial(map_shards))
+        else:
+            yield map_shards
 
 
 class _RayOrSerial:
@@ -187,4 +190,7 @@ def open_task_runner(
     from pipeline.cluster.tasks import RayTaskRunner
 
     with RayTaskRunner(cluster, at_once) as run_tasks:
-        yield _RayOrSerial(run_tasks) if falls_back and cluster.kind == "local" else run_tasks
+        if falls_back and cluster.kind == "local":
+            yield cast("RunTasks", _RayOrSerial(run_tasks))
+        else:
+            yield run_tasks
