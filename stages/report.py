@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import main
@@ -93,7 +94,9 @@ def run(config: ReportConfig) -> ReportResult:
         contents["csv"] = student_csv(values["runs"], page.columns)
     files = {kind: RUNS / config.run / f"report.{kind}" for kind in contents}
     for kind, content in contents.items():
-        write_atomically(files[kind], content.encode())
+        # A name with a lone surrogate, as of a file that is not UTF-8, has no encoding.
+        write_atomically(files[kind], content.encode(errors="backslashreplace"))
+    logger.info("%s written on %s UTC", files["html"], f"{datetime.now(UTC):%Y-%m-%d %H:%M}")
     result = ReportResult(
         html=str(files["html"]),
         json=str(files["json"]),

@@ -104,7 +104,9 @@ def run(config: SweepConfig, base: Sequence[str] = ()) -> SweepResult:
     )
     values: dict[str, Any] = {}
     reported = students
-    with open_task_runner(executor, config.cluster, config.parallel) as run_tasks:
+    with open_task_runner(
+        executor, config.cluster, config.parallel, falls_back=config.executor == "auto"
+    ) as run_tasks:
         runner = StudentRunner(run_tasks, StudentTask)
         if config.select is not None:
             split, metric = split_and_metric(config.select)

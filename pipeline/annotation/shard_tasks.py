@@ -11,8 +11,8 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -68,7 +68,13 @@ class AnnotateShard:
             views = self.views.matrices(self._store, shard)
         # The number of threads may change the last bits of a sum, so it is fixed.
         with torch_threads(self.num_threads), ShardJournal(self.folder, shard.name) as journal:
-            if journal.follows_a_death:
+            journal.try_suspects(
+                # A copy, without the teacher that this process has built.
+                lambda key: (
+                    partial(replace(self).annotate_alone, shard, key) if key in keys else None
+                )
+            )
+            if journal.follows_an_unknown_death:
                 self._name_each_record(shard, keys, journal)
             batches = self._batches(shard)
             values, fidelity = self._annotator.annotate(batches, keys, views)
@@ -126,13 +132,24 @@ class AnnotateShard:
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _name_each_record(self, shard: ShardEntry, keys: list[str], journal: ShardJournal) -> None:
-        """Annotate each record separately, suspects first, and journal its key before, to identify a fatal record."""
+    def annotate_alone(self, shard: ShardEntry, key: str) -> None:
+        """Decode and annotate one record of a shard, without writing anything."""
+        number = self._store.shards.number_of(shard.name)
+        keys = self._store.index.shard_keys(number)
+        if self.views is not None:
+            keys = [keys[row] for row in self.views.rows_of(self._store, shard)]
+        with torch_threads(self.num_threads):
+            self._annotate_row(shard, keys, keys.index(key))
+
+    def _annotate_row(self, shard: ShardEntry, keys: list[str], row: int) -> None:
         frames = ShardFrames(self._store, shard, self._rows(shard), self.config.jpeg_decoder)
-        rank = {key: number for number, key in enumerate(journal.suspects)}
-        for row in sorted(range(len(keys)), key=lambda row: rank.get(keys[row], len(rank))):
-            journal.at(keys[row])
-            self._annotator.annotate([frames.read(row, row + 1)], keys[row : row + 1])
+        self._annotator.annotate([frames.read(row, row + 1)], keys[row : row + 1])
+
+    def _name_each_record(self, shard: ShardEntry, keys: list[str], journal: ShardJournal) -> None:
+        """Annotate each record separately, and journal its key before, to identify a fatal record."""
+        for row, key in enumerate(keys):
+            journal.at(key)
+            self._annotate_row(shard, keys, row)
         journal.at("")
 
     def _rows(self, shard: ShardEntry) -> NDArray[np.int64] | None:

@@ -59,14 +59,18 @@ class RayDataExecutor:
     def __exit__(self, *error: object) -> None:
         self._session.close()
 
+    def start(self, shards: int) -> None:
+        """Start or join Ray for work on so many shards. Raises ClusterError if that fails."""
+        cpus = self.config.actors * self.config.cpus_per_actor
+        self._session.enter_context(ray_session(self.config, cpus))
+
     def __call__(self, task: ShardTask, shards: Sequence[Any]) -> Iterator[ShardResult]:
         """Iterate over results as they finish. Raises ShardError after the last one if any shard failed or was lost."""
         if not shards:
             return
         errors: list[str] = []
         finished = 0
-        cpus = self.config.actors * self.config.cpus_per_actor
-        self._session.enter_context(ray_session(self.config, cpus))
+        self.start(len(shards))
         for row in self._dataset(task, shards).iter_rows():
             if error := row.pop("error"):
                 errors.append(error)

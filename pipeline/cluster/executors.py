@@ -9,11 +9,12 @@ Independent tasks run in parallel. Each ends in an outcome, which may be an erro
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.config.cluster import SMALL_STORE
 from pipeline.config.runs import read_cost
@@ -21,9 +22,14 @@ from pipeline.config.runs import read_cost
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pipeline.cluster.data import RayDataExecutor
+    from pipeline.cluster.tasks import RayTaskRunner
     from pipeline.config.cluster import ClusterConfig, Executor
     from pipeline.core.tasks import MapShards, RunTasks
     from pipeline.training.spec import TrainingJob
+
+
+logger = logging.getLogger("permafrost.ray")
 
 
 def choose_executor(executor: Executor, cluster: ClusterConfig, records: int) -> Executor:
@@ -45,8 +51,13 @@ def choose_task_runner(
 
 
 @contextmanager
-def open_executor(executor: Executor, cluster: ClusterConfig) -> Iterator[MapShards]:
-    """Provide the executor, whose Ray is started by its first work and kept until the block ends."""
+def open_executor(
+    executor: Executor, cluster: ClusterConfig, *, falls_back: bool = False
+) -> Iterator[MapShards]:
+    """Provide the executor, whose Ray is started by its first work and kept until the block ends.
+
+    falls_back  work in this process if a local Ray cannot be started
+    """
     if executor == "serial":
         from pipeline.cluster.serial import map_shards_serially
 
@@ -55,7 +66,39 @@ def open_executor(executor: Executor, cluster: ClusterConfig) -> Iterator[MapSha
     from pipeline.cluster.data import RayDataExecutor
 
     with RayDataExecutor(cluster) as map_shards:
-        yield map_shards
+        if falls_back and cluster.kind == "local":
+            yield cast("MapShards", _RayOrSerial(map_shards))
+        else:
+            yield map_shards
+
+
+class _RayOrSerial:
+    """Implementation of MapShards and RunTasks on Ray, or in this process once a local Ray could not be started."""
+
+    def __init__(self, on_ray: RayDataExecutor | RayTaskRunner) -> None:
+        self._on_ray = on_ray
+        self._failed = False
+
+    def __call__(self, *work: Any) -> Iterator[Any]:
+        """Iterate over the results of the work, whose arguments are those of either protocol."""
+        from pipeline.cluster.data import RayDataExecutor
+        from pipeline.cluster.serial import map_shards_serially, run_tasks_serially
+        from pipeline.cluster.session import ClusterError
+
+        of_shards = isinstance(self._on_ray, RayDataExecutor)
+        units = len(work[1] if of_shards else work[0])
+        if units and not self._failed:
+            try:
+                self._on_ray.start(units)
+            except ClusterError as error:
+                self._failed = True
+                logger.warning("executor=auto goes on in this process, without Ray: %s", error)
+        if not self._failed:
+            yield from self._on_ray(*work)
+        elif of_shards:
+            yield from map_shards_serially(*work)
+        else:
+            yield from run_tasks_serially(*work)
 
 
 class Executors:
@@ -81,7 +124,8 @@ class Executors:
         """Return that executor, which is open until the context ends."""
         name = self.choose(records)
         if name not in self._opened:
-            self._opened[name] = self._stack.enter_context(open_executor(name, self._cluster))
+            opened = open_executor(name, self._cluster, falls_back=self._executor == "auto")
+            self._opened[name] = self._stack.enter_context(opened)
         return self._opened[name]
 
 
@@ -127,11 +171,16 @@ def run_training(
 
 @contextmanager
 def open_task_runner(
-    executor: Executor, cluster: ClusterConfig, at_once: int | None = None
+    executor: Executor,
+    cluster: ClusterConfig,
+    at_once: int | None = None,
+    *,
+    falls_back: bool = False,
 ) -> Iterator[RunTasks]:
     """Provide the task runner that `executor=` names, whose Ray is started by its first tasks.
 
-    at_once  maximum number of parallel tasks on Ray, None to limit it only by their resources
+    at_once     maximum number of parallel tasks on Ray, None to limit it only by their resources
+    falls_back  work in this process if a local Ray cannot be started
     """
     if executor == "serial":
         from pipeline.cluster.serial import run_tasks_serially
@@ -141,4 +190,7 @@ def open_task_runner(
     from pipeline.cluster.tasks import RayTaskRunner
 
     with RayTaskRunner(cluster, at_once) as run_tasks:
-        yield run_tasks
+        if falls_back and cluster.kind == "local":
+            yield cast("RunTasks", _RayOrSerial(run_tasks))
+        else:
+            yield run_tasks

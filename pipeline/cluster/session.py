@@ -115,7 +115,8 @@ def _start(config: LocalClusterConfig, cpus: float) -> None:
             logger.warning("Ray did not start: %s (after %.0f s)", reason, seconds)
     raise ClusterError(
         f"Ray did not start in {_STARTS} attempts ({reason}); nothing is lost. Run the same command again on a less "
-        "busy machine, or without Ray: executor=serial for precompute and sweep, trainer.ranks=1 for teach and distill"
+        "busy machine or with a larger /dev/shm, or without Ray: executor=serial for precompute and sweep, "
+        "trainer.ranks=1 for teach and distill"
     ) from failure
 
 

@@ -39,14 +39,18 @@ class RayTaskRunner:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
+    def start(self, tasks: int) -> None:
+        """Start or join Ray for so many tasks. Raises ClusterError if that fails."""
+        at_once = min(self.at_once or 1, tasks)  # None is limited by the size of the machine
+        self._stack.enter_context(ray_session(self.config, at_once * self.config.cpus_per_student))
+
     def __call__(
         self, tasks: Sequence[Task], on_report: Callable[[str, str], None]
     ) -> Iterator[TaskOutcome]:
         """Iterate over outcomes as they finish. Running tasks are canceled when the caller stops."""
         if not tasks:
             return
-        at_once = min(self.at_once or 1, len(tasks))  # None is limited by the size of the machine
-        self._stack.enter_context(ray_session(self.config, at_once * self.config.cpus_per_student))
+        self.start(len(tasks))
         yield from self._outcomes(tasks, on_report)
 
     def _outcomes(

@@ -25,6 +25,7 @@ from pipeline.report.pictures import (
     draw_outline,
     explained_rows,
     overlays,
+    shown_name,
 )
 from pipeline.report.tiles import PictureRow, TileRow, picture_grid
 
@@ -94,7 +95,7 @@ def _split_cases(pair: CasePair, split: str, options: ReportOptions) -> SplitCas
                 "split": split,
                 "kind": kind.title,
                 "key": case.key,
-                "class": pair.classes[case.label],
+                "class": shown_name(pair.classes[case.label]),
                 "group": case.candidate["group"],
             }
             for kind in choice.kinds

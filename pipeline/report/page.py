@@ -99,6 +99,7 @@ def render_page(page: Page) -> str:
 def _store_sections(page: Page) -> dict[str, Any]:
     """Sections of the store and its passes."""
     from pipeline.report.contact_sheet import contact_sheet
+    from pipeline.report.pictures import shown_name
     from pipeline.report.provenance import describe_writing
     from pipeline.report.superfeatures import partition_rows
 
@@ -119,7 +120,7 @@ def _store_sections(page: Page) -> dict[str, Any]:
         "written": describe_writing(),
         "passes": page.values["passes"],
         "contact_sheet": sheet,
-        "columns_of_table": store.manifest.columns,
+        "columns_of_table": [shown_name(name) for name in store.manifest.columns or ()],
         "partitions": partition_rows(store),
         "ledger": _ledger(config.run, store, used or passes, page.results),
     }

@@ -15,6 +15,8 @@ _STRONG_QUANTILE = 0.995
 """Quantile of the absolute contributions at and above which a position is fully red or blue."""
 
 
+MAX_CHARACTERS = 300
+"""Largest number of characters of a class or of a column of a table on the page."""
 _WORDNET = re.compile(r"n\d{8}")
 _EDGE = np.array([0.0, 0.65, 0.2])
 
@@ -75,10 +77,22 @@ def class_names(labels: NDArray[Any], classes: Sequence[str]) -> list[str]:
     return [name if label >= 0 else "" for name, label in zip(names, labels, strict=True)]
 
 
+def shown_name(name: str) -> str:
+    """Return a name as the page shows it: what no encoder takes is escaped, and a long one is cut in its middle."""
+    if len(name) > MAX_CHARACTERS:
+        cut = f" ... ({len(name):,} characters) ... "
+        name = f"{name[: MAX_CHARACTERS // 2]}{cut}{name[-MAX_CHARACTERS // 4 :]}"
+    return name.encode(errors="backslashreplace").decode()
+
+
 def readable_classes(classes: Sequence[str]) -> list[str]:
-    """Put the name of its WordNet noun before each class that is a WordNet id, such as n01443537."""
+    """Return the names of the classes on the page.
+
+    Before a WordNet id, such as n01443537, is the name of its noun.
+    """
+    classes = [shown_name(name) for name in classes]
     if not any(_WORDNET.fullmatch(name) for name in classes):
-        return list(classes)
+        return classes
     from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo("imagenet-22k")  # a table of timm's package

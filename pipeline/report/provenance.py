@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.config.builder import build_config
@@ -58,6 +57,5 @@ def _parameters(described: dict[str, Any]) -> int | None:
 
 
 def describe_writing() -> str:
-    """Say when the report is written, and by which version."""
-    now = datetime.now(UTC)
-    return f"{now:%Y-%m-%d %H:%M} UTC by permafrost {__version__}"
+    """Say which version writes the report. When it does is in the log, as the same inputs give the same page."""
+    return f"by permafrost {__version__}"

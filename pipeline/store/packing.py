@@ -6,8 +6,8 @@ A shard is a tar of the store's own, or an external tar that is indexed in place
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -101,11 +101,10 @@ def write_image_shard(
     records = plan.records
     with ShardJournal(store, plan.name) as journal:
         by_key = {record.key: record for record in records}
-        for key in journal.suspects:
-            if key in by_key:  # the data and the plan may have changed since then
-                journal.at(key)
-                with suppress(RecordError):  # it is handled below, in its turn
-                    pack_image(source, by_key[key], packing)
+        # The data and the plan may have changed since then.
+        journal.try_suspects(
+            lambda key: partial(pack_image, source, by_key[key], packing) if key in by_key else None
+        )
         images = _packed_images(records, source, packing, journal, skipped)
         index = _index_in_place if plan.reference is not None else _write_tar
         rows, file = index(store, plan, images, published)

@@ -1,13 +1,20 @@
 """Executors: order, memory and results of a task do not depend on where it runs."""
 
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
+import ray
 import torch
 
 from pipeline.annotation.shard_tasks import AnnotateShard
-from pipeline.cluster.executors import choose_executor, choose_task_runner
+from pipeline.cluster.executors import (
+    Executors,
+    choose_executor,
+    choose_task_runner,
+    open_task_runner,
+)
+from pipeline.cluster.session import ClusterError
 from pipeline.config.cluster import SMALL_STORE, ExistingClusterConfig, LocalClusterConfig
 from pipeline.store.frames import ShardFrames
 from tests.support.stores import frame_batches
@@ -43,6 +50,76 @@ def test_one_task_without_a_named_cluster_is_serial(monkeypatch, cluster, tasks,
     monkeypatch.setattr("os.cpu_count", lambda: 2)
 
     assert choose_task_runner("auto", cluster, tasks, parallel) == chosen
+
+
+# ---- a Ray that does not start --------------------------------------------------------------------
+
+
+@pytest.fixture(
+    params=[
+        RuntimeError("The current node timed out during startup"),
+        Exception("Failed to start the raylet"),
+        ConnectionError("Could not read 'session_name' from GCS"),
+        TimeoutError("GCS did not start"),
+        ValueError("The object store's memory 0 is below its minimum"),
+        ray.exceptions.RaySystemError("System error: no shared memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def broken_ray(request, monkeypatch):
+    """Calls of a ray.init that fails."""
+    calls = []
+
+    def init(*arguments, **options):
+        calls.append(options)
+        raise request.param
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    return calls
+
+
+def double(shard):
+    return 2 * shard
+
+
+@dataclass(frozen=True)
+class Note:
+    name: str
+    after = ()
+
+    def __call__(self, report):
+        report("done")
+
+
+def test_auto_goes_on_in_this_process_if_a_local_ray_does_not_start(broken_ray, caplog):
+    with Executors("auto", LocalClusterConfig(actors=2)) as executors:
+        map_shards = executors.open(1)
+        assert list(map_shards(double, [])) == []
+        assert broken_ray == []
+        assert list(map_shards(double, [1, 2, 3])) == [2, 4, 6]
+        assert list(map_shards(double, [4])) == [8]
+    with open_task_runner("ray", LocalClusterConfig(), 2, falls_back=True) as run_tasks:
+        lines = []
+        found = [*run_tasks([Note("a"), Note("b")], lambda *line: lines.append(line))]
+
+    assert [outcome.name for outcome in found] == ["a", "b"]
+    assert lines == [("a", "done"), ("b", "done")]
+    assert len(broken_ray) == 4  # two attempts of each, and none for the second work
+    found = [r.getMessage() for r in caplog.records if "goes on in this process" in r.getMessage()]
+    assert len(found) == 2
+    assert all("Ray did not start in 2 attempts" in line and "\n" not in line for line in found)
+
+
+def test_ray_is_not_replaced_where_it_is_named(broken_ray):
+    with Executors("ray", LocalClusterConfig()) as executors:
+        with pytest.raises(ClusterError, match="without Ray: executor=serial") as error:
+            list(executors.open(1)(double, [1]))
+        assert "\n" not in str(error.value)
+
+
+# ---- batches -------------------------------------------------------------------------------------
 
 
 def annotation(frozen, folder, **options):

@@ -1,7 +1,11 @@
 """Jobs that are submitted to a running Ray head, which neither they nor the client started."""
 
+import os
+import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +71,32 @@ def test_a_submitted_job_writes_what_a_serial_run_writes_and_a_student_learns_fr
     assert done.returncode == 0, done.stdout
     _, trained = load_model(tmp_path / "run" / "distill")
     assert trained.config.width == 4
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_make_submit_writes_what_a_serial_run_writes(head, tmp_path):
+    serial = compose("precompute", [*PRECOMPUTE, f"store.path={tmp_path / 's'}", "executor=serial"])
+    precompute.run(build_verb_config("precompute", serial))
+    words = [*PRECOMPUTE, f"store.path={tmp_path / 'made'}", f"run={tmp_path / 'made-run'}"]
+
+    done = subprocess.run(
+        [
+            *("make", "submit", "VERB=precompute", f"ADDRESS={head}"),
+            # The environment of this test, which `make install` would otherwise create.
+            *("-o", "install", f"PY={sys.executable}", f"ARGS={shlex.join(words)}"),
+        ],
+        cwd=ROOT,
+        env=node_environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "teacher_records: 72" in done.stdout
+    assert tree_bytes(tmp_path / "made") == tree_bytes(tmp_path / "s")
 
 
 @pytest.mark.ray

@@ -216,6 +216,35 @@ def test_any_class_name_is_shown_as_it_is(frozen, swept, monkeypatch):
     assert {case["class"] for case in values["cases"]} <= captions <= set(HOSTILE)
 
 
+def test_names_that_no_encoder_takes_or_of_a_megabyte_are_shown_in_part(frozen, swept, monkeypatch):
+    monkeypatch.chdir(swept)
+    read = read_store_manifest
+    names = tuple(f"{digit}\udcff{'x' * 2**20}" for digit in range(10))
+    monkeypatch.setattr(
+        "pipeline.store.reader.read_store_manifest",
+        lambda folder: replace(read(folder), classes=names),
+    )
+
+    values, html = case_report(frozen, contact_records=8, title="Long names")
+
+    assert len(html.encode()) < 700_000
+    assert len(json.dumps(values)) < 100_000
+    assert r"\udcffxxx" in html
+    assert "(1,048,578 characters)" in html
+
+
+def test_the_same_inputs_give_the_same_bytes(frozen, swept, monkeypatch):
+    monkeypatch.chdir(swept)
+    first = case_report(frozen, contact_records=8, title="Twice")
+    for path in (RUNS / "grid").glob("*report*"):  # outputs, and the digest of the inputs
+        path.unlink()
+
+    again = case_report(frozen, contact_records=8, title="Twice")
+
+    assert again == first
+    assert not re.search(r"Written \d{4}", first[1])
+
+
 def test_a_page_with_the_default_pictures_is_small(frozen, swept, monkeypatch):
     monkeypatch.chdir(swept)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -11,7 +12,13 @@ import pytest
 
 from pipeline.core.files import make_folder
 from pipeline.core.lock import LOCK_NAME, LockedError, lock_folder
-from pipeline.store.journal import JOURNAL_SUFFIX, PoisonRecordError, ShardJournal
+from pipeline.store import journal as journal_module
+from pipeline.store.journal import (
+    JOURNAL_SUFFIX,
+    PoisonRecordError,
+    ShardJournal,
+    ends_process,
+)
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from stages import precompute
@@ -75,34 +82,87 @@ def test_a_death_is_known_to_the_next_process_with_its_record(tmp_path):
     assert journals(tmp_path) == []
 
 
-@pytest.mark.parametrize("key", ["a", "k" * 200, "%C3%A9-_"])
-def test_two_deaths_at_one_record_name_it_and_a_later_command_tries_anew(tmp_path, key):
-    die_at(tmp_path, "fine", key)
-    die_at(tmp_path, "fine", "also-fine", key)
-    journal = ShardJournal(tmp_path, "train-000000")
+@pytest.fixture
+def forked(monkeypatch):
+    """Have the child forked, which takes a hundredth of the time of a new interpreter."""
+    monkeypatch.setattr(journal_module, "_START_METHOD", "fork")
 
-    with pytest.raises(PoisonRecordError, match=rf"record {key} \(shard train-000000\) ended 2 "):
-        journal.__enter__()
+
+def crash():
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def leave():
+    os._exit(DEATH)
+
+
+def fail():
+    raise ValueError("a record that cannot be decoded")
+
+
+def be_killed():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("work", "is_death"),
+    [(crash, True), (leave, True), (fail, False), (be_killed, False), (str, False)],
+)
+def test_a_work_that_ends_its_process_is_known_from_one_that_fails(forked, work, is_death):
+    assert ends_process(work) is is_death
+
+
+@pytest.mark.slow
+def test_a_new_interpreter_finds_a_deadly_work_too():
+    assert ends_process(crash)
+    assert not ends_process(fail)
+
+
+@pytest.mark.parametrize("key", ["a", "k" * 200, "%C3%A9-_"])
+def test_a_record_at_which_a_child_dies_too_is_named_and_a_later_command_tries_anew(
+    forked, tmp_path, key
+):
+    die_at(tmp_path, "fine", key)
+
+    with (
+        pytest.raises(PoisonRecordError, match=rf"record {key} \(shard train-000000\) ended 2 "),
+        ShardJournal(tmp_path, "train-000000") as journal,
+    ):
+        journal.try_suspects({key: crash}.get)
 
     assert journals(tmp_path) == []
     with ShardJournal(tmp_path, "train-000000") as anew:
         assert not anew.follows_a_death
 
 
-def test_deaths_at_two_records_are_two_suspects_the_last_one_first(tmp_path):
+def test_a_sound_record_at_which_many_processes_were_killed_is_not_refused(forked, tmp_path):
+    tried = []
+    for deaths in range(1, 6):
+        die_at(tmp_path, "fine", "slow")
+        journal = ShardJournal(tmp_path, "train-000000")
+        assert journal.suspects == ["slow"]
+        assert not journal.follows_an_unknown_death
+        with journal:
+            journal.try_suspects(lambda key: tried.append(key) or str)
+        assert len(tried) == deaths
+
+
+def test_deaths_at_two_records_are_two_suspects_the_last_one_first(forked, tmp_path):
     die_at(tmp_path, "a")
     die_at(tmp_path, "b")
 
     journal = ShardJournal(tmp_path, "train-000000")
 
     assert journal.suspects == ["b", "a"]
-    with journal:
-        pass
+    with pytest.raises(PoisonRecordError, match="record a "), journal:
+        journal.try_suspects({"a": crash, "b": fail}.get)
+
+
+def test_a_suspect_that_is_gone_is_not_tried(tmp_path):
     die_at(tmp_path, "a")
-    die_at(tmp_path, "b")
-    die_at(tmp_path, "a")
-    with pytest.raises(PoisonRecordError, match="record a "):
-        ShardJournal(tmp_path, "train-000000").__enter__()
+
+    with ShardJournal(tmp_path, "train-000000") as journal:
+        journal.try_suspects(lambda key: None)
 
 
 def test_deaths_that_name_no_record_accuse_none(tmp_path):
@@ -111,7 +171,7 @@ def test_deaths_that_name_no_record_accuse_none(tmp_path):
 
     journal = ShardJournal(tmp_path, "train-000000")
 
-    assert journal.follows_a_death
+    assert journal.follows_an_unknown_death
     assert journal.suspects == []
     with journal:
         journal.at("a")
@@ -149,20 +209,30 @@ RUNS = """
     from pipeline.config.models import CifarModelConfig
     from pipeline.core.errors import UserError
     from pipeline.sources.demo import DemoSource
+    from pipeline.store import journal
     from stages import precompute
     from tests.conftest import precompute_config
 
-    store, weights, poison, times = sys.argv[1:]
+    store, weights, poison, times, kills = sys.argv[1:]
+    journal._START_METHOD = "fork"  # the child has what is replaced here
     read, annotate = DemoSource.read, TeacherAnnotator._annotate_batch
 
+    first = os.getpid()
+
     def kill():
-        os.kill(os.getpid(), 9)
+        # What kills from outside does not kill the child that is alone with the record.
+        if kills == "each" or os.getppid() == first:
+            os.kill(os.getpid(), 9)
 
     def poisoned_read(self, record):
-        return kill() if record.key == poison else read(self, record)
+        if record.key == poison:
+            kill()
+        return read(self, record)
 
     def poisoned_annotate(self, batch, keys, views):
-        return kill() if poison in keys else annotate(self, batch, keys, views)
+        if poison in keys:
+            kill()
+        return annotate(self, batch, keys, views)
 
     teacher = CifarModelConfig(name="resnet8", width=4, weights=weights) if weights else None
     if weights:
@@ -184,10 +254,13 @@ RUNS = """
 """
 
 
-def run_poisoned(store, poison, times, weights=""):
-    """Run processes one after the other that die at `poison`, and return (exit code, error) of each."""
+def run_poisoned(store, poison, times, weights="", kills="each"):
+    """Run processes one after the other that die at `poison`, and return (exit code, error) of each.
+
+    kills  "each", or "outside" if a child that is alone with the record lives
+    """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(RUNS), store, weights, poison, str(times)],
+        [sys.executable, "-c", textwrap.dedent(RUNS), store, weights, poison, str(times), kills],
         capture_output=True,
         text=True,
         check=True,
@@ -200,17 +273,28 @@ def images_of(frozen):
     return {n: data for n, data in tree_bytes(frozen.store.path).items() if "teachers/" not in n}
 
 
-def test_an_image_that_kills_its_reader_is_named_in_the_third_run(frozen, tmp_path):
+def test_an_image_that_kills_its_reader_is_named_in_the_second_run(frozen, tmp_path):
     store = tmp_path / "store"
     poison = keys_of_shard(frozen.store, frozen.store.manifest.shards[1])[5]
 
-    *deaths, (code, error) = run_poisoned(store, poison, 3)
+    death, (code, error) = run_poisoned(store, poison, 2)
 
-    assert deaths == [[-9, ""]] * 2
+    assert death == [-9, ""]
     assert code == 3
     assert error.startswith(f"PoisonRecordError: record {poison} (shard ")
     assert journals(store) == []
     precompute.run(precompute_config(store))  # without the fault
+    assert tree_bytes(store) == images_of(frozen)
+
+
+@pytest.mark.slow
+def test_a_sound_image_at_which_processes_are_killed_is_read_in_the_end(frozen, tmp_path):
+    store = tmp_path / "store"
+    poison = keys_of_shard(frozen.store, frozen.store.manifest.shards[1])[5]
+
+    assert run_poisoned(store, poison, 3, kills="outside") == [[-9, ""]] * 3
+
+    precompute.run(precompute_config(store))
     assert tree_bytes(store) == images_of(frozen)
 
 
@@ -236,16 +320,16 @@ def test_a_suspect_that_is_no_longer_in_the_data_is_forgotten(frozen, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_record_that_kills_the_teacher_is_named_in_the_fourth_run(frozen, tmp_path, tiny_teacher):
+def test_a_record_that_kills_the_teacher_is_named_in_the_third_run(frozen, tmp_path, tiny_teacher):
     store = tmp_path / "store"
     shards = frozen.store.manifest.shards
     poison = keys_of_shard(frozen.store, shards[1])[5]
     precompute.run(precompute_config(store))
 
     # The first death is in a batch of eight. After it, records are processed one by one.
-    *deaths, (code, error) = run_poisoned(store, poison, 4, tiny_teacher.weights)
+    *deaths, (code, error) = run_poisoned(store, poison, 3, tiny_teacher.weights)
 
-    assert deaths == [[-9, ""]] * 3
+    assert deaths == [[-9, ""]] * 2
     assert code == 3
     assert error.startswith(f"PoisonRecordError: record {poison} (shard {shards[1].name})")
     assert journals(store) == []

@@ -11,6 +11,8 @@ import hashlib
 import os
 import signal
 import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -47,16 +49,24 @@ class InterruptedSource(ImageFolderSource):
         return super().read(record)
 
 
-class InterruptedAnnotation:
+@dataclass(frozen=True, kw_only=True)
+class InterruptedAnnotation(AnnotateShard):
     """Task that interrupts the process when one frame is decoded."""
 
-    def __init__(self, *, key, file, **options):
-        self.task = AnnotateShard(**options)
-        self.needs_gpu = self.task.needs_gpu
-        self.key, self.file = key, file
+    key: str
+    file: str
 
     def __call__(self, shard):
-        store = self.task._store
+        with self._interrupted(shard):
+            return super().__call__(shard)
+
+    def annotate_alone(self, shard, key):
+        with self._interrupted(shard):
+            super().annotate_alone(shard, key)
+
+    @contextmanager
+    def _interrupted(self, shard):
+        store = self._store
         number = store.shards.number_of(shard.name)
         digests = dict(
             zip(store.index.shard_keys(number), store.index.image_sha256(number), strict=True)
@@ -70,7 +80,7 @@ class InterruptedAnnotation:
 
         frames.decode_pixels = decode_pixels
         try:
-            return self.task(shard)
+            yield
         finally:
             frames.decode_pixels = decode
 
