@@ -19,10 +19,18 @@ from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.paths import place_paths
 from pipeline.config.plugins import load_plugins
 from pipeline.config.runs import RUNS, save_config, to_plain_dict, to_yaml, unused_path
-from pipeline.core.errors import ConfigError, UserError
+from pipeline.core.errors import ConfigError, UserError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+
+class _OneLineFormatter(logging.Formatter):
+    """Formatter of log messages without control characters."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, of logging
+        record.message = printable(record.message)
+        return super().formatMessage(record)
 
 
 class Terminated(KeyboardInterrupt):
@@ -52,9 +60,9 @@ def main(
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLineFormatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         load_plugins()
         _run_words(verb, run, doc or "", configure, words)
@@ -165,7 +173,7 @@ def _print_result(result: Any, seconds: float | None = None, words: Sequence[str
     values["seconds"] = "" if seconds is None else f"{seconds:.1f}"
     for name, value in {**values, "next": after}.items():
         if value not in ("", {}):
-            print(f"{name}: {_in_line(value) if isinstance(value, dict) else value}")
+            print(f"{name}: {_in_line(value) if isinstance(value, dict) else _printable(value)}")
 
 
 def next_command(command: str, words: Sequence[str]) -> str:
@@ -186,6 +194,14 @@ def _in_line(values: dict[str, Any]) -> str:
     return json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()})
 
 
+def _printable(value: Any) -> str:
+    """Return a value of a result without control characters. One that begins with a line feed is a block of lines."""
+    text = str(value)
+    return "\n".join(map(printable, text.split("\n"))) if text[:1] == "\n" else printable(text)
+
+
 def _print_error(verb: str, error: Exception | str, code: int) -> int:
-    print(f"permafrost {verb}: error: {error}", file=sys.stderr)
+    lines = error.lines if isinstance(error, UserError) else ()
+    text = "\n".join(map(printable, lines or [str(error)]))
+    print(f"permafrost {verb}: error: {text}", file=sys.stderr)
     return code
