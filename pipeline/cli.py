@@ -20,12 +20,20 @@ from pipeline.config.evaluators import EVALUATORS
 from pipeline.config.paths import place_paths
 from pipeline.config.plugins import load_plugins
 from pipeline.config.runs import RUNS, save_config, to_plain_dict, to_yaml, unused_path
-from pipeline.core.errors import ConfigError, UserError
+from pipeline.core.errors import ConfigError, UserError, printable
 from pipeline.core.interrupts import catch_signals, check_interrupted, keep_signals
 from pipeline.core.lock import lock_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+
+class _OneLineFormatter(logging.Formatter):
+    """Formatter of log messages without control characters."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802, of logging
+        record.message = printable(record.message)
+        return super().formatMessage(record)
 
 
 def main(
@@ -43,19 +51,17 @@ def main(
     # Before torch is imported: threads that spin while they wait take the cores of the others on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLineFormatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     with catch_signals() as signals:
         try:
             with signals.raising():
-                load_plugins()
                 code, message = _attempt(
                     verb, lambda: _run_words(verb, run, doc or "", configure, words)
                 )
-        except (
-            BaseException
-        ) as error:  # a signal may end in any exception, as where it cuts an import
+        except BaseException as error:
+            # A signal may end in any exception, as where it cuts an import.
             # Ray turns an exception raised inside its calls into a KeyboardInterrupt.
             if not signals.received and not isinstance(error, KeyboardInterrupt):
                 raise
@@ -71,15 +77,15 @@ def _attempt(verb: str, run: Callable[[], None]) -> tuple[int, str]:
     try:
         run()
     except ConfigError as error:
-        code, reason = 2, str(error)
+        code, reason = 2, _text_of(error)
     except UserError as error:
-        code, reason = 1, str(error)
+        code, reason = 1, _text_of(error)
     except BrokenPipeError:  # as in `permafrost distill --cfg job | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE, ""
     except OSError as error:  # an error of a disk, a network mount or a file name
         place = f"{error.filename}: " if error.filename and error.strerror else ""
-        code, reason = 1, f"{place}{error.strerror or error}"
+        code, reason = 1, printable(f"{place}{error.strerror or error}")
     else:
         return 0, ""
     return code, f"permafrost {verb}: error: {reason}"
@@ -93,6 +99,7 @@ def _run_words(
     words: Sequence[str],
 ) -> None:
     """Show the help or the config if the words ask for it, otherwise run the stage and print its result."""
+    load_plugins()
     if {"-h", "--help"} & set(words):
         asked = [w for w in words if section_of(w) in (*section_names(verb), "experiment")]
         print(_help(verb, doc, asked))
@@ -190,7 +197,7 @@ def _print_result(result: Any, seconds: float | None = None, words: Sequence[str
     values["seconds"] = "" if seconds is None else f"{seconds:.1f}"
     for name, value in {**values, "next": after}.items():
         if value not in ("", {}):
-            print(f"{name}: {_in_line(value) if isinstance(value, dict) else value}")
+            print(f"{name}: {_in_line(value) if isinstance(value, dict) else _printable(value)}")
 
 
 def next_command(command: str, words: Sequence[str]) -> str:
@@ -209,3 +216,14 @@ def next_command(command: str, words: Sequence[str]) -> str:
 def _in_line(values: dict[str, Any]) -> str:
     """Format numbers by name as JSON with four digits."""
     return json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()})
+
+
+def _printable(value: Any) -> str:
+    """Return a value of a result without control characters. One that begins with a line feed is a block of lines."""
+    text = str(value)
+    return "\n".join(map(printable, text.split("\n"))) if text[:1] == "\n" else printable(text)
+
+
+def _text_of(error: UserError) -> str:
+    """Return the lines of an error without control characters."""
+    return "\n".join(map(printable, error.lines or [str(error)]))

@@ -23,9 +23,11 @@ from pipeline.config.models import NoModelConfig
 from pipeline.core.errors import UserError
 from pipeline.core.files import LinkError, file_size, iter_files
 from pipeline.store.reader import Store
-from pipeline.store.verification import verify_store
+from pipeline.store.verification import unfinished_passes, verify_store
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.config.verbs import VerifyConfig
     from pipeline.core.files import RootedPath
 
@@ -33,7 +35,16 @@ logger = logging.getLogger("permafrost.verify")
 
 
 class DamagedStoreError(UserError):
-    """Error for a store that does not match its manifests."""
+    """Error for a store that does not match its manifests, with a line for each problem."""
+
+    def __init__(self, store: RootedPath, problems: Sequence[str]) -> None:
+        self.lines = (
+            f"{len(problems)} problem(s) in {store}:",
+            *(f"  {problem}" for problem in problems),
+            "to repair a file of the store, delete it and run permafrost precompute again (for a folder of artifacts/, "
+            "the stage that made it); restore a file outside the store yourself",
+        )
+        super().__init__("\n".join(self.lines))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +54,8 @@ class VerifyResult:
     verified_records: int
     verified_passes: int
     verified_bytes: str
+    unfinished_passes: str = ""
+    """Names of passes that were begun and have no manifest yet, which readers ignore."""
     equivariance: str = ""
     """Text with one line per kind of operation."""
 
@@ -53,13 +66,16 @@ def run(config: VerifyConfig) -> VerifyResult:
     size = _size(path)
     logger.info("%s: reading all of its %s files, %s", path, f"{size[0]:,}", _format_bytes(size[1]))
     problems = list(verify_store(path))
-    if problems:
-        listed = "\n".join(f"  {problem}" for problem in problems)
-        raise DamagedStoreError(
-            f"{len(problems)} problem(s) in {path}:\n{listed}\n"
-            "to repair a file of the store, delete it and run permafrost precompute again (for a folder of artifacts/, "
-            "the stage that made it); restore a file outside the store yourself"
+    unfinished = unfinished_passes(path) if not problems else []
+    for folder in unfinished:
+        logger.warning(
+            "%s is an unfinished pass, which readers ignore: finish it with permafrost precompute store.path=%s and "
+            "the options of its teacher, or delete its folder",
+            folder,
+            config.store.path,
         )
+    if problems:
+        raise DamagedStoreError(path, problems)
     store = Store(path)
     equivariance = ""
     if config.equivariance and not isinstance(config.teacher, NoModelConfig):
@@ -71,6 +87,7 @@ def run(config: VerifyConfig) -> VerifyResult:
         verified_records=store.num_records(),
         verified_passes=len(passes),
         verified_bytes=_format_bytes(size[1]),
+        unfinished_passes=", ".join(folder.name for folder in unfinished),
         equivariance=equivariance,
     )
 

@@ -9,6 +9,9 @@ class UserError(Exception):
     It is shown as one line, without a traceback. Subclasses are defined next to the code that raises them.
     """
 
+    lines: Sequence[str] = ()
+    """Lines of a message that has several; empty for one line."""
+
 
 class RecordError(UserError, ValueError):
     """Record with invalid bytes. The subclasses for images and for rows of a table describe the fault."""
@@ -16,6 +19,18 @@ class RecordError(UserError, ValueError):
 
 class ConfigError(UserError, ValueError):
     """Invalid value of an option. The message names the option, its value and the remedy."""
+
+
+def printable(text: str) -> str:
+    """Return a text in which control characters, such as line feeds and ESC, are written as escapes.
+
+    Names of files and records come from strangers, and a terminal obeys what they contain.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def shorten(names: Sequence[str], most: int = 10) -> str:

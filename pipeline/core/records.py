@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+MAX_KEY_BYTES = 200
+"""Largest length of a record's key in UTF-8."""
 NO_LABEL = -1
 NO_GROUP = -1
 MAX_GROUP = 2**31 - 1

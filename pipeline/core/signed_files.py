@@ -53,11 +53,10 @@ def sign_json(
 
 def check_json(raw: bytes) -> dict[str, Any]:
     """Return the mapping of a JSON text without its digest. Raises DigestError for any other text."""
-    lines = raw.split(b"\n")
-    claims = [line for line in lines if line.startswith(_JSON_START)]
-    body = b"\n".join(line for line in lines if line not in claims)
-    whole = len(claims) == 1 and claims[0].endswith(_JSON_END)
-    _compare(body, claims[0][len(_JSON_START) : -len(_JSON_END)] if whole else None)
+    before, _, after = raw.partition(b"\n" + _JSON_START)
+    claim, _, rest = after.partition(b"\n")
+    body = before + b"\n" * (b"\n" in after) + rest
+    _compare(body, claim[: -len(_JSON_END)] if claim.endswith(_JSON_END) else None)
     try:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:

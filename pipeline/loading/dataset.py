@@ -21,7 +21,7 @@ from pipeline.loading.selected_records import SelectedRecords
 from pipeline.loading.stored_values import decode_intermediates
 from pipeline.store.fields import Values
 from pipeline.store.file_entry import StoreMismatchError
-from pipeline.store.frames import InputMemory, decode_mask, input_bytes, input_memory
+from pipeline.store.frames import InputMemory, decode_stored_mask, input_bytes, input_memory
 from pipeline.store.index import Rows as IndexRows
 from pipeline.store.reader import Store, TeacherPass
 from pipeline.store.row_reader import Rows, SelectedRows
@@ -300,8 +300,9 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         places = zip(masks, keys, *(columns[name].tolist() for name in names), strict=True)
         for mask, key, shard, offset, size, crc32c in places:
             if offset >= 0:
-                data = self._bytes(shard).read(offset, size, crc32c, key)
-                mask[:] = decode_mask(data, self.store.size)
+                file = self._bytes(shard)
+                data = file.read(offset, size, crc32c, key)
+                mask[:] = decode_stored_mask(data, self.store.size, f"{file.path}: {key}")
         return masks
 
     def _boxes(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:

@@ -130,7 +130,7 @@ def _is_there(result: StudentResult) -> bool:
 def _open(result: StudentResult) -> Arm:
     assert result.seed is not None  # cases are of students
     network, trained = load_model(result.folder / "distill")
-    table = read_table(check_written(result.evaluation, RECORDS_NAME), RECORDS_SCHEMA)
+    table = read_table(check_written(result.evaluation, RECORDS_NAME), RECORDS_SCHEMA, most=None)
     rows: dict[str, list[Row]] = {}
     for row in table.to_pylist():
         rows.setdefault(row["split"], []).append(row)

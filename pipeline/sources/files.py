@@ -7,6 +7,8 @@ import posixpath
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import ConfigError, UserError
+from pipeline.core.files import FileError, read_regular
+from pipeline.store.pixels import MAX_IMAGE_BYTES, ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,18 +68,27 @@ def iter_images(root: Path, folder: str) -> Iterator[tuple[str, int]]:
 
 def read_file(root: Path, path: str, size: int) -> bytes:
     """Read a file that had `size` bytes when it was listed."""
+    require_image_bytes(size)
     try:
-        data = (root / path).read_bytes()
-    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
-        raise SourceFileError(
-            f"{root / path} cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        data = read_regular(root / path, MAX_IMAGE_BYTES)
+    except FileError as error:
+        raise SourceFileError(str(error)) from error
+    except FileNotFoundError as error:
+        raise SourceFileError(f"{root / path} cannot be read: {error.strerror}") from error
     if len(data) != size:
         raise SourceFileError(
             f"{root / path} had {size} bytes when it was listed and has {len(data)} now; "
             "run the command again once the data no longer change"
         )
     return data
+
+
+def require_image_bytes(size: int) -> None:
+    """Raise ImageError if an image's file is larger than any image."""
+    if size > MAX_IMAGE_BYTES:
+        raise ImageError(
+            f"its file has {size:,} bytes, more than the {MAX_IMAGE_BYTES:,} of an image"
+        )
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:

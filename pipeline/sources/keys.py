@@ -6,7 +6,7 @@ import hashlib
 from urllib.parse import quote
 
 from pipeline.core.errors import ConfigError
-from pipeline.store.listing import MAX_KEY_BYTES
+from pipeline.core.records import MAX_KEY_BYTES
 
 LONG_KEY_HEAD = 150
 """Number of leading bytes that are kept of a key that is too long."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import re
 import tarfile
 from dataclasses import dataclass
@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 from braceexpand import braceexpand
 
 from pipeline.core.errors import ConfigError, UserError
-from pipeline.store.pixels import ImageError
+from pipeline.core.files import open_regular, read_at
+from pipeline.store.pixels import MAX_IMAGE_BYTES, ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PICKLED_SUFFIXES = ("pyd", "pickle", "pkl", "pth", "pt")
 """Suffixes that the `.decode()` of a standard reader would unpickle, and pickle runs any code in the file."""
+
+_MAX_HEADER_BYTES = 2**20
 
 _NUMBERED = re.compile(r"^(?P<split>.+?)[-_.]?\d+$")
 
@@ -94,8 +97,13 @@ def _list_members(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the files of a tar in the form of webdataset's functions, with positions in place of data."""
     from webdataset.tariterators import base_plus_ext  # imports torch
 
-    with tarfile.open(path, "r:") as tar:
+    with open_regular(path) as file, tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
         for member in tar:
+            if member.issparse():
+                raise ConfigError(
+                    f"{path} stores {member.name} with holes (GNU sparse), so its bytes are not in one piece; write "
+                    "the tar without --sparse"
+                )
             key, suffix = base_plus_ext(member.name)
             # A hidden file, such as macOS's ._image.jpg, is not part of a sample. webdataset reserves __names.
             is_hidden = Path(member.name).name.startswith(".")
@@ -111,11 +119,28 @@ def _list_members(path: Path) -> Iterator[dict[str, Any]]:
         _check_end(path, tar.offset)
 
 
+class _Headers(io.RawIOBase):
+    """Tar whose members are listed and not read: headers are small, also those that a long name or PAX adds."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header has {size:,} bytes, more than {_MAX_HEADER_BYTES:,}")
+        return self._file.read(size) or b""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
 def _check_end(path: Path, offset: int) -> None:
     """Raise ConfigError unless only zeros follow; tarfile treats any unreadable header as the end."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        rest = file.read(tarfile.RECORDSIZE)
+    with open_regular(path) as file:
+        rest = read_at(file, tarfile.RECORDSIZE, offset)
     if len(rest) < tarfile.BLOCKSIZE or any(rest):
         raise ConfigError(
             f"{path} has no end mark at byte {offset}, where its last readable member ends: it was "
@@ -127,12 +152,17 @@ def _has_packed_tars(path: Path) -> bool:
     return path.is_dir() and any(path.glob("*.tar.*"))
 
 
-def read_member(descriptor: int, member: Member, where: str) -> bytes:
-    """Read the bytes of a member of an open tar; `where` is for the message."""
-    size = os.fstat(descriptor).st_size
-    if member.offset + member.size > size:
-        raise ImageError(f"{where} ends before byte {member.offset + member.size}")
-    data = os.pread(descriptor, member.size, member.offset)
+def read_member(file: io.FileIO, member: Member, where: str, most: int = MAX_IMAGE_BYTES) -> bytes:
+    """Read the bytes of a member of an open tar.
+
+    where  the member, for messages
+    most   largest number of bytes; a larger member is an ImageError, and is not read
+    """
+    if member.size > most:
+        raise ImageError(
+            f"{where} has {member.size:,} bytes, more than the {most:,} that it can have"
+        )
+    data = read_at(file, member.size, member.offset)
     if len(data) != member.size:
         raise ImageError(f"{where} ends before byte {member.offset + member.size}")
     return data

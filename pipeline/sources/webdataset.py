@@ -11,7 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import ConfigError, UserError
+from pipeline.core.files import open_regular
 from pipeline.core.records import MAX_GROUP, NO_GROUP, NO_LABEL, Box, Content, Record
 from pipeline.sources.classes import MAX_CLASSES, load_class_names
 from pipeline.sources.download import download
@@ -29,12 +30,15 @@ from pipeline.sources.tars import (
 from pipeline.store.planning import ShardPlan, find_unmixed_shard
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Iterator
 
     from pipeline.config.data import WebDatasetDataConfig
     from pipeline.store.listing import Listing
 
 MASK_SUFFIX = "mask.png"
+_MAX_LABEL_BYTES = 2**22
+"""Largest size of a sample's .cls or .json."""
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 
@@ -122,11 +126,11 @@ class WebDatasetSource:
     def read(self, record: Record) -> Content:
         """Return the sample's image, and its mask if it has one."""
         name, suffix, image, mask = record.content
-        with self.tars[name].open("rb") as file:
+        with open_regular(self.tars[name]) as file:
             return Content(
-                image=read_member(file.fileno(), Member(*image), name),
+                image=read_member(file, Member(*image), f"{name}: the image"),
                 suffix=suffix,
-                mask=read_member(file.fileno(), Member(*mask), name) if mask else None,
+                mask=read_member(file, Member(*mask), f"{name}: the mask") if mask else None,
                 offset=image[0],
                 mask_offset=mask[0] if mask else -1,
             )
@@ -150,7 +154,7 @@ class WebDatasetSource:
         """Yield the records of one tar."""
         name, split = part, self._split(part)
         prefix = {"none": "", "split": f"{split}-", "shard": f"{Path(name).stem}-"}
-        with self.tars[name].open("rb") as file:
+        with open_regular(self.tars[name]) as file:
             for sample, members in list_samples(self.tars[name]):
                 images = [s for s in members if s in IMAGE_SUFFIXES]
                 if len(images) != 1:
@@ -170,20 +174,22 @@ class WebDatasetSource:
                         (mask.offset, mask.size) if mask else (),
                     ),
                 )
-                yield self._labeled(record, members, file.fileno(), f"{self.tars[name]}: {sample}")
+                yield self._labeled(record, members, file, f"{self.tars[name]}: {sample}")
 
     def _labeled(
-        self, record: Record, members: dict[str, Member], descriptor: int, where: str
+        self, record: Record, members: dict[str, Member], file: io.FileIO, where: str
     ) -> Record:
         if "cls" in members:
-            text = read_member(descriptor, members["cls"], where)
+            text = read_member(file, members["cls"], f"{where}.cls", _MAX_LABEL_BYTES)
             return replace(record, label=self._label(text.decode(errors="replace").strip(), where))
         if "json" not in members:
             return record
         try:
-            values = json.loads(read_member(descriptor, members["json"], where))
+            values = json.loads(
+                read_member(file, members["json"], f"{where}.json", _MAX_LABEL_BYTES)
+            )
             return self._described(record, values, where)
-        except ConfigError:
+        except UserError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ConfigError(

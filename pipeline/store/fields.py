@@ -103,12 +103,19 @@ class PassFields(ABC):
         """
 
 
-def read_entry(folder: RootedPath, entry: FileEntry, shard: str, own_checksum: int = 0) -> bytes:
+def read_entry(
+    folder: RootedPath, entry: FileEntry, shard: str, most: int, own_checksum: int = 0
+) -> bytes:
     """Read a file of a pass and compare it with the manifest's size and checksum.
 
+    most          largest number of bytes that the fields can have in this file; a larger one is not read
     own_checksum  length of the CRC-32C at the end of the file, which the manifest's checksum does not cover
     """
     path = folder / entry.path
+    if entry.bytes > most:
+        raise ManifestError(
+            f"{path} (shard {shard}) would have {entry.bytes:,} bytes, but its fields have at most {most:,}; {REWRITE}"
+        )
     try:
         with open_regular(path) as file:
             size = open_size(file)

@@ -161,6 +161,22 @@ def resize_frame(image: Tensor, size: tuple[int, int]) -> Tensor:
     return resized.round().clamp(0, 255).to(torch.uint8)
 
 
+def decode_stored_mask(data: bytes, size: tuple[int, int], where: str) -> Tensor:
+    """Decode a mask of a store, as `decode_mask` does.
+
+    where  the file and the record, for messages
+    Raises ManifestError if that is not possible.
+    """
+    try:
+        return decode_mask(data, size)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise many types of exceptions for damaged bytes
+        raise ManifestError(
+            f"{where}: the mask cannot be decoded ({error}); run permafrost verify"
+        ) from error
+
+
 def decode_mask(data: bytes, size: tuple[int, int]) -> Tensor:
     """Decode a mask in the canonical frame: u8 [1, H, W], 0 is background; its values are never interpolated."""
     with open_image(data) as image:

@@ -31,7 +31,7 @@ from pipeline.core.files import (
     scratch_folder,
     write_error,
 )
-from pipeline.core.records import Box, Record
+from pipeline.core.records import MAX_KEY_BYTES, Box, Record
 from pipeline.store.arrow_files import map_arrow
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-MAX_KEY_BYTES = 200
 BATCH_RECORDS = 65_536
 """Largest number of records in a batch of the file."""
 BATCH_BYTES = 2**25

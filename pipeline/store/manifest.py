@@ -8,6 +8,7 @@ the author of a manifest. Its entries are therefore checked for type and range, 
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -18,13 +19,13 @@ from pipeline.core.signed_files import DigestError, check_json, sign_json
 from pipeline.store.entries import EntryError, from_dict
 from pipeline.store.file_entry import (
     NAME,
+    REWRITE,
     FileEntry,
     ManifestError,
     require_digest,
     require_entry,
     require_inside,
 )
-from pipeline.store.pixels import MAX_PIXELS
 from pipeline.store.shards import PassShardTable, ShardTable, SkippedTable
 from pipeline.store.table_file import TableFile
 
@@ -43,6 +44,14 @@ TEACHERS_FOLDER = "teachers"
 CANONICAL_VIEW = "canonical"
 """Sampler of a pass over each record's whole frame, once."""
 SAMPLERS = (CANONICAL_VIEW, "random", "rotations")
+MAX_FRAME_PIXELS = 4096**2
+"""Largest number of pixels of a canonical frame, 50 MB a record."""
+MAX_FIELD_BYTES = 2**26
+"""Largest size of one view of a record in one field of a pass."""
+_MAX_MANIFEST_BYTES = 2**24
+_MOST_BRACKETS = 100_000
+"""Largest number of lists and mappings in a manifest; empty ones take the most memory for a byte of text."""
+_DTYPE_BYTES = {"float16": 2, "float32": 4, "int8": 1, "int32": 4}
 M = TypeVar("M")
 
 
@@ -56,7 +65,7 @@ class CanonicalFrame:
     """Image format: original (the files' own bytes, resized when read), jpeg95 or raw (the frame itself)."""
 
     def __post_init__(self) -> None:
-        fits = min(self.height, self.width) >= 1 and self.height * self.width <= MAX_PIXELS
+        fits = min(self.height, self.width) >= 1 and self.height * self.width <= MAX_FRAME_PIXELS
         require_entry(fits, f"a frame of {self.height}x{self.width} pixels is not possible")
 
 
@@ -166,6 +175,8 @@ class PassManifest:
             require_entry(
                 min(spec.shape, default=1) >= 0, f"field {spec.name} has shape {spec.shape}"
             )
+            size = math.prod(spec.shape) * _DTYPE_BYTES[spec.dtype]
+            require_entry(size <= MAX_FIELD_BYTES, f"field {spec.name} has {size:,} bytes a record")
         for section, name, kind in (
             (self.views, "count", int),
             (self.views, "sampler", str),
@@ -283,7 +294,11 @@ def read_checked(
     """Read a manifest's entries, checked against its own digest and the number of the schema."""
     if not exists(path):
         raise ManifestError(f"{path} does not exist; run {made_by} to create or finish it")
-    raw = read_regular(path)
+    raw = read_regular(path, _MAX_MANIFEST_BYTES)
+    if raw.count(b"[") + raw.count(b"{") > _MOST_BRACKETS:
+        raise ManifestError(
+            f"{path} has more than {_MOST_BRACKETS:,} lists and mappings; {REWRITE}"
+        )
     try:
         values = check_json(raw)
     except DigestError as error:

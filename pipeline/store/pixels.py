@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import warnings
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,12 @@ if TYPE_CHECKING:
 MAX_PIXELS = 89_478_485
 """Largest number of pixels of an image, a quarter of a GiB as RGB. Larger files are treated as decompression
 bombs."""
+MAX_IMAGE_BYTES = 3 * MAX_PIXELS + 2**12
+"""Largest size of an image's file: that of the largest image without compression."""
 
+_TOO_MANY_PIXELS = (
+    f"it claims more than {MAX_PIXELS:,} pixels: a decompression bomb, or an image to make smaller"
+)
 _JPEG = b"\xff\xd8\xff"
 _BASELINE_FRAME, _START_OF_SCAN, _APP1 = 0xC0, 0xDA, 0xE1
 _COLOR_SPACES = ("YCbCr", "Gray", "RGB")
@@ -71,8 +77,15 @@ class ImageError(RecordError):
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Open the image in these bytes, of one of FORMATS, without decoding it."""
-    return Image.open(io.BytesIO(data), formats=FORMATS)
+    """Open the image in these bytes, of one of FORMATS, without decoding it. Raises ImageError if it is too large."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageError(_TOO_MANY_PIXELS) from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width}x{height} pixels: {_TOO_MANY_PIXELS}")
+    return image
 
 
 def inspect_image(data: bytes) -> tuple[int, int]:
@@ -81,15 +94,9 @@ def inspect_image(data: bytes) -> tuple[int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", Image.DecompressionBombWarning
-            )  # the check below is stricter
+            )  # the check of open_image is stricter
             image = open_image(data)
         with image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ImageError(
-                    f"claims {width}x{height} pixels, more than {MAX_PIXELS:,}: "
-                    "a decompression bomb, or an image that must be made smaller"
-                )
             upright = _to_rgb(image)
             if image.format == "PNG":
                 _check_png(data)
@@ -115,14 +122,24 @@ def decode_pixels(data: bytes, memory: NDArray[np.uint8] | None = None) -> NDArr
     memory  contiguous u8 [H, W, 3], where pixels of this shape may be written; the result then is this array
     """
     if data.startswith(_NPY):
-        raw: NDArray[np.uint8] = np.load(io.BytesIO(data), allow_pickle=False)
-        return raw
+        return _decode_raw(data)
     if data.startswith(_JPEG) and not _is_rotated(data):
         pixels = _decode_jpeg(data, memory)
         if pixels is not None:
             return pixels
     with open_image(data) as image:
         return np.array(_to_rgb(image))
+
+
+def _decode_raw(data: bytes) -> NDArray[np.uint8]:
+    """Decode a raw frame. NumPy's own reader allocates what the header says before it looks at the rest."""
+    file = io.BytesIO(data)
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    pixels = np.frombuffer(data, np.uint8, offset=file.tell())
+    if dtype != np.uint8 or len(shape) != 3 or math.prod(shape) != len(pixels):
+        raise ImageError(f"is a raw frame of {dtype} {list(shape)} in {len(pixels)} bytes")
+    return pixels.reshape(shape).copy()
 
 
 def _decode_jpeg(data: bytes, memory: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
@@ -134,6 +151,8 @@ def _decode_jpeg(data: bytes, memory: NDArray[np.uint8] | None) -> NDArray[np.ui
     with contextlib.suppress(ValueError):
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
         if color_space not in _COLOR_SPACES:  # CMYK would be converted in another way
+            return None
+        if height * width > MAX_PIXELS:  # open_image says so
             return None
         if memory is not None and memory.shape == (height, width, 3):
             simplejpeg.decode_jpeg(data, "RGB", buffer=memory)
@@ -153,8 +172,9 @@ def is_baseline_jpeg(data: bytes) -> bool:
             if marker == _BASELINE_FRAME and data[at + 4] == 8:
                 components = data[at + 9]
             if marker == _START_OF_SCAN and data[at + 4] == components:
-                _, _, color_space, subsampling = simplejpeg.decode_jpeg_header(data)
-                return color_space in _GPU_COLOR_SPACES and subsampling in _GPU_SUBSAMPLINGS
+                height, width, color_space, subsampling = simplejpeg.decode_jpeg_header(data)
+                is_known = color_space in _GPU_COLOR_SPACES and subsampling in _GPU_SUBSAMPLINGS
+                return is_known and height * width <= MAX_PIXELS
     return False
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.core.errors import shorten
+from pipeline.core.errors import require, shorten
 from pipeline.core.files import (
     AnyPath,
     RootedPath,
@@ -27,6 +27,7 @@ from pipeline.store.file_entry import REWRITE, ManifestError, StoreMismatchError
 from pipeline.store.journal import JOURNAL_SUFFIX
 from pipeline.store.manifest import (
     MANIFEST_NAME,
+    MAX_FRAME_PIXELS,
     CanonicalFrame,
     DatasetIdentity,
     StoreManifest,
@@ -247,7 +248,13 @@ def _frame(packing: Packing, sizes: set[tuple[int, int]], image_size: int | None
 def _frame_size(sizes: set[tuple[int, int]], image_size: int | None) -> tuple[int, int]:
     if image_size is not None:
         return image_size, image_size
-    return DEFAULT_FRAME_SIZE if len(sizes) > 1 else next(iter(sizes))
+    (height, width) = DEFAULT_FRAME_SIZE if len(sizes) > 1 else next(iter(sizes))
+    require(
+        height * width <= MAX_FRAME_PIXELS,
+        f"store.image_size=null takes the common size of the images, {width}x{height}, which is more than the "
+        f"{MAX_FRAME_PIXELS:,} pixels of a frame; set store.image_size",
+    )
+    return height, width
 
 
 def _some_sizes(sizes: set[tuple[int, int]], rows: pa.Table) -> set[tuple[int, int]]:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline.core.files import canonical_json
 from pipeline.store.file_entry import ManifestError
-from pipeline.store.parquet import read_table, schema_of, write_table
+from pipeline.store.parquet import read_table, require_small, schema_of, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,6 +115,7 @@ def write_receipt(path: RootedPath, table: pa.Table, metadata: dict[str, Any]) -
 
     metadata  JSON values for the footer, to which the digest of the content is added
     """
+    require_small(path, table.nbytes)
     sealed = {**metadata, _DIGEST_KEY: _digest(table, metadata)}
     text = json.dumps(sealed, sort_keys=True)
     return write_table(path, table.replace_schema_metadata({_METADATA_KEY: text.encode()}))

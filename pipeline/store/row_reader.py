@@ -7,6 +7,7 @@ itself reads whole shards well, but is many times slower than this for a single 
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -145,9 +146,7 @@ class InnerChunkRows:
 
     @property
     def _most_bytes(self) -> int:
-        """Upper bound on the size of an inner chunk, compressed or not."""
-        values = int(np.prod((*self.inner, *self.shape[2:]))) * self.dtype.itemsize
-        return 2 * values + _COMPRESSION_OVERHEAD
+        return most_chunk_bytes((*self.inner, *self.shape[2:]), self.dtype)
 
     @cached_property
     def _index(self) -> NDArray[np.uint64]:
@@ -155,11 +154,17 @@ class InnerChunkRows:
         chunks = self.rows_per_shard // self.inner[0] * (self.shape[1] // self.inner[1])
         length = chunks * _INDEX_ENTRY_BYTES + CHECKSUM_BYTES
         with open_regular(self.path) as file:
-            data = read_at(file, length, max(0, open_size(file) - length))
+            start = open_size(file) - length
+            data = read_at(file, length, start) if start >= 0 else b""
         body = strip_checksum(data, self.path) if len(data) == length else b""
         if not body:
             raise ManifestError(f"{self.path} is damaged: it has no index of its chunks; {REREAD}")
         return np.frombuffer(body, np.uint64).reshape(-1, 2)
+
+
+def most_chunk_bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Return an upper bound of the bytes of a stored chunk, compressed or not."""
+    return 2 * math.prod(shape) * dtype.itemsize + _COMPRESSION_OVERHEAD
 
 
 def read_chunk_checksums(data: bytes, chunks: int) -> NDArray[np.uint32]:

@@ -6,6 +6,7 @@ It contains one member {key}.<field>.npy per record and field, in the order of t
 from __future__ import annotations
 
 import io
+import math
 import tarfile
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from pipeline.store.fields import (
     entry_of,
     read_entry,
 )
-from pipeline.store.file_entry import FileEntry, ManifestError
+from pipeline.store.file_entry import REWRITE, FileEntry, ManifestError
 from pipeline.store.tars import TarShard
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
     from pipeline.store.row_reader import (
         Rows,
     )
+
+
+_MEMBER_BYTES = 8 * tarfile.BLOCKSIZE
+"""Upper bound of the bytes of a member besides its values: headers of the tar and of npy, and padding."""
+_END_BYTES = 2 * tarfile.RECORDSIZE
 
 
 class WebDatasetFields(PassFields):
@@ -75,7 +81,16 @@ class WebDatasetFields(PassFields):
     def _read(self, shard: StoredShard, fields: Sequence[FieldSpec]) -> Values:
         (name,) = self.shard_files(shard.position, shard.name)
         path = self.folder / name
-        data = read_entry(self.folder, entry_of(shard, name), shard.name)
+        values_bytes = [
+            self.num_views * math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
+            for spec in self.fields
+        ]
+        most = len(shard.keys) * sum(size + _MEMBER_BYTES for size in values_bytes) + _END_BYTES
+        data = read_entry(self.folder, entry_of(shard, name), shard.name, most)
+        if len(shard.keys) * sum(values_bytes) > len(data):
+            raise ManifestError(
+                f"{path} (shard {shard.name}) is too small for its fields; {REWRITE}"
+            )
         places = _list_members(data, path)
         values = {}
         for spec in fields:

@@ -10,6 +10,7 @@ import google_crc32c
 
 from pipeline.core.files import open_regular, open_size, read_at
 from pipeline.store.file_entry import REPAIR, REWRITE, ManifestError
+from pipeline.store.pixels import MAX_IMAGE_BYTES
 
 if TYPE_CHECKING:
     from pipeline.core.files import HashingFile, RootedPath
@@ -91,6 +92,11 @@ class ShardBytes:
             raise ManifestError(
                 f"{self.path} (shard {self.shard.name}, record {key}): the index lists bytes {offset} to "
                 f"{offset + size} of {self.shard.bytes}; run permafrost verify"
+            )
+        if size > MAX_IMAGE_BYTES:
+            raise ManifestError(
+                f"{self.path} (shard {self.shard.name}, record {key}): the index lists {size:,} bytes, more than the "
+                f"{MAX_IMAGE_BYTES:,} that a record can have; run permafrost verify"
             )
         try:
             data = read_at(self._file, size, offset)

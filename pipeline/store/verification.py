@@ -44,7 +44,7 @@ from pipeline.store.receipts import (
     read_receipt,
     receipt_path,
 )
-from pipeline.store.shards import ShardEntry
+from pipeline.store.shards import SHARDS_NAME, ShardEntry
 from pipeline.store.tars import recovery_hint
 from pipeline.store.unique_keys import UniqueHashes
 
@@ -55,6 +55,9 @@ if TYPE_CHECKING:
 
     from pipeline.core.records import FieldSpec
     from pipeline.store.fields import Values
+
+
+_SHARDS_STEM = SHARDS_NAME.partition(".")[0]
 
 
 def verify_store(path: AnyPath) -> Iterator[str]:
@@ -88,15 +91,27 @@ def _verify_contents(path: RootedPath) -> Iterator[str]:
         sound = num_problems == 0
         if sound:
             yield from _verify_index(store)
+    unfinished = unfinished_passes(path)
     for folder in _folders(path / TEACHERS_FOLDER):
+        if folder in unfinished:
+            continue
         if not exists(folder / MANIFEST_NAME):
-            yield f"{folder / MANIFEST_NAME} is missing: the pass is unfinished; run permafrost precompute again"
+            yield f"{folder / MANIFEST_NAME} is missing; run permafrost precompute again, which writes it"
         elif store is not None:
             yield from _verify_pass(store, folder, rows_too=sound)
         else:
             yield from _verify_pass_files(folder)
     for folder in _folders(path / ARTIFACTS_FOLDER):
         yield from _verify_artifact(folder)
+
+
+def unfinished_passes(store: RootedPath) -> list[RootedPath]:
+    """Return the folders of passes that were begun and never published. A published one has a table of shards."""
+    return [
+        folder
+        for folder in _folders(store / TEACHERS_FOLDER)
+        if not exists(folder / MANIFEST_NAME) and not list_folder(folder, f"{_SHARDS_STEM}*")
+    ]
 
 
 def _folders(parent: RootedPath) -> list[RootedPath]:

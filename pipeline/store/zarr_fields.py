@@ -35,6 +35,7 @@ from pipeline.store.row_reader import (
     InnerChunkRows,
     Rows,
     decode_chunk,
+    most_chunk_bytes,
     read_chunk_checksums,
 )
 
@@ -151,8 +152,9 @@ class ZarrFields(PassFields):
 
     def _read(self, spec: FieldSpec, shard: StoredShard) -> NDArray[Any]:
         path = self._chunk_path(spec, shard.position)
-        data = read_entry(self.folder, entry_of(shard, path), shard.name, CHECKSUM_BYTES)
         shape = (self.rows_per_shard, self.num_views, *spec.shape)
+        most = most_chunk_bytes(shape, np.dtype(spec.dtype))
+        data = read_entry(self.folder, entry_of(shard, path), shard.name, most, CHECKSUM_BYTES)
         values = decode_chunk(
             data,
             shape,

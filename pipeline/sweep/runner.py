@@ -47,7 +47,9 @@ class StudentRunner:
                 check_interrupted()
                 error = outcome.error or _invisible(missing[outcome.name])
                 if outcome.traceback:
-                    logger.error("%s failed:\n%s", outcome.name, outcome.traceback)
+                    logger.error("%s failed:", outcome.name)
+                    for line in outcome.traceback.splitlines():
+                        logger.error("%s", line)
                 if error:
                     self.errors.append(f"{outcome.name}: {error}")
                     continue

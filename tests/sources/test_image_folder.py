@@ -10,9 +10,9 @@ from urllib.parse import unquote
 import pytest
 
 from pipeline.core.errors import ConfigError, UserError
+from pipeline.core.records import MAX_KEY_BYTES
 from pipeline.sources.build import build_source
 from pipeline.sources.keys import escape_key
-from pipeline.store.listing import MAX_KEY_BYTES
 from tests.support.image_sets import (
     by_key,
     folder_config,

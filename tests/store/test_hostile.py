@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +21,11 @@ from pipeline.config.verbs import VerifyConfig
 from pipeline.core.errors import UserError
 from pipeline.core.files import sha256_file
 from pipeline.store.file_entry import ManifestError
-from pipeline.store.parquet import read_table, write_rows
 from pipeline.store.reader import Store
-from pipeline.store.shards import SHARDS_NAME, PassShardTable, ShardTable
+from pipeline.store.shards import PassShardTable, ShardTable
 from pipeline.store.verification import verify_store
 from stages import verify
+from tests.support.signing import load, load_shards, pass_folder, sign, sign_shards
 from tests.support.store_kinds import build_store, equal_tensors, read_everything
 
 
@@ -40,40 +39,6 @@ def sound(tmp_path_factory, tiny_teacher):
 @pytest.fixture
 def store(sound, tmp_path):
     return shutil.copytree(sound[0], tmp_path / "store")
-
-
-def load(folder: Path) -> dict:
-    values = json.loads((folder / "manifest.json").read_text())
-    del values["self_sha256"]
-    return values
-
-
-def sign(folder: Path, values) -> None:
-    """Write a manifest with the correct digest of its text."""
-    text = json.dumps(values, indent=1, sort_keys=True) + "\n"
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    opening, _, rest = text.partition("\n")
-    (folder / "manifest.json").write_text(f'{opening}\n "self_sha256": "{digest}",\n{rest}')
-
-
-def load_shards(folder: Path, schema: pa.Schema) -> list[dict]:
-    """Rows of the table of shards."""
-    return read_table(folder / load(folder)["shards"]["path"], schema).to_pylist()
-
-
-def sign_shards(folder: Path, rows: list[dict], schema: pa.Schema, values=None) -> None:
-    """Write a table of shards, and the manifest that names it, with correct digests."""
-    values = values or load(folder)
-    (folder / values["shards"]["path"]).unlink()
-    with write_rows(folder / SHARDS_NAME, schema) as table:
-        for row in rows:
-            table.append(**row)
-    sign(folder, values | {"shards": asdict(table.file)})
-
-
-def pass_folder(store: Path) -> Path:
-    (folder,) = (store / "teachers").iterdir()
-    return folder
 
 
 def assert_refused(store: Path, match: str) -> None:

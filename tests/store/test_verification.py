@@ -105,11 +105,26 @@ def test_values_out_of_range_name_field_record_and_shard(copy, frozen):
     ]
 
 
-def test_an_unfinished_pass_is_a_problem(copy):
+def test_a_published_pass_that_lost_its_manifest_is_a_problem(copy):
     teacher = Store(copy).open_passes()[0]
     remove_file(teacher.folder / "manifest.json")
 
     assert [str(teacher.folder) in problem for problem in verify_store(copy)] == [True]
+
+
+def test_an_interrupted_pass_is_no_problem_and_both_ways_out_are_named(copy, caplog):
+    folder = copy / "teachers" / "resnet20-0123abcd"
+    (folder / "receipts").mkdir(parents=True)
+    (folder / "receipts" / "train-000000.parquet").write_bytes(b"of a shard that is finished")
+
+    with caplog.at_level("WARNING"):
+        result = verify.run(VerifyConfig(store=StoreOptions(path=str(copy))))
+
+    assert (result.verified_passes, result.unfinished_passes) == (1, folder.name)
+    (note,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert note.startswith(f"{folder} is an unfinished pass")
+    assert f"permafrost precompute store.path={copy}" in note
+    assert "delete its folder" in note
 
 
 def test_a_pass_is_what_its_folder_says(copy, frozen):

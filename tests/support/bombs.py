@@ -1,0 +1,392 @@
+"""Small files that claim to be enormous, and what reading them takes: python -m tests.support.bombs prints a table.
+
+Each bomb changes a sound store, or is a source of records. Its digests are correct, as those of a stranger's store
+would be. A process that has read the sound store forks, and its child reads the bomb.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+import os
+import resource
+import shutil
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from safetensors.torch import save_file
+
+from pipeline.config.data import ImageFolderDataConfig, WebDatasetDataConfig
+from pipeline.config.models import CifarModelConfig
+from pipeline.core.errors import UserError
+from pipeline.models.providers import build_model
+from pipeline.sources.build import build_source
+from pipeline.store.packing import Packing, pack_image
+from pipeline.store.receipts import BOX
+from pipeline.store.shards import PassShardTable, ShardTable
+from tests.support.signing import (
+    file_entry,
+    index_columns,
+    load,
+    load_shards,
+    pass_folder,
+    sign,
+    sign_index,
+    sign_shards,
+    write_index,
+)
+from tests.support.store_kinds import build_store, read_everything
+
+GIGABYTE = 10**9
+_BLOCK = 64 * 2**20
+"""Values of a list in a compressed column."""
+_SIDE = 30_000
+_JPEG_HEADER = b"\xff\xd8" + bytes.fromhex(
+    f"ffc0 0011 08 {_SIDE:04x} {_SIDE:04x} 03 012200 021101 031101 ffda 000c 03 0100 0211 0311 003f00"
+)
+"""Header of a JPEG with three components, without tables and pixels."""
+
+
+@dataclass(frozen=True)
+class Bomb:
+    """Case of the table."""
+
+    name: str
+    build: Callable[[Path], None]
+    """Function that changes the sound store in a folder, or makes a source there."""
+    reads: str
+    """`store`, or the kind of the source."""
+    message: str
+    """Part of the error."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What reading a bomb took."""
+
+    name: str
+    error: str
+    """Text of the UserError; the class and the text of any other; empty without an error."""
+    seconds: float
+    megabytes: float
+    """Peak of the memory above that of the process that had read the sound store."""
+
+
+# ---- the index -----------------------------------------------------------------------------------
+
+
+def _zeros(count: int) -> pa.Buffer:
+    """Zeros that take no memory until they are copied."""
+    return pa.py_buffer(mmap.mmap(-1, 4 * count))
+
+
+def compressed_index(store: Path) -> None:
+    columns = index_columns(store)
+    rows = len(columns["label"])
+    offsets = pa.array([0] + [_BLOCK] * rows, pa.int64())
+    values = pa.Array.from_buffers(pa.int32(), _BLOCK, [None, _zeros(_BLOCK)])
+    columns["labels"] = pa.LargeListArray.from_arrays(offsets, values)
+    write_index(store, columns, compression="zstd", use_threads=False)
+
+
+def index_with_nulls(name: str) -> Callable[[Path], None]:
+    def build(store: Path) -> None:
+        columns = index_columns(store)
+        values = columns[name].to_pylist()
+        if name == "boxes":
+            parts = [pa.array([None] * len(values), part.type) for part in BOX]
+            boxes = pa.StructArray.from_arrays(parts, fields=list(BOX))
+            offsets = pa.array(range(len(values) + 1), pa.int64())
+            columns[name] = pa.LargeListArray.from_arrays(offsets, boxes)
+        else:
+            columns[name] = pa.array([None, *values[1:]], columns[name].type)
+        write_index(store, columns)
+
+    return build
+
+
+def image_of_gigabytes(store: Path) -> None:
+    shards = load_shards(store, ShardTable.schema)
+    os.truncate(store / shards[0]["path"], 6 * GIGABYTE)
+    shards[0]["bytes"] = 6 * GIGABYTE
+    sign_shards(store, shards, ShardTable.schema)
+    columns = index_columns(store)
+    offsets, sizes = columns["offset"].to_numpy().copy(), columns["size"].to_numpy().copy()
+    offsets[0], sizes[0] = 0, 6 * GIGABYTE
+    sign_index(store, offset=offsets, size=sizes)
+
+
+def jpeg_of_gigapixels(store: Path) -> None:
+    """The first image of the store is the beginning of a JPEG with another size in its header."""
+    import google_crc32c
+
+    shards, columns = load_shards(store, ShardTable.schema), index_columns(store)
+    offset, size = columns["offset"][0].as_py(), columns["size"][0].as_py()
+    with (store / shards[0]["path"]).open("r+b") as file:
+        data = _JPEG_HEADER.ljust(size, b"\0")
+        file.seek(offset)
+        file.write(data)
+    checksums = columns["image_crc32c"].to_numpy().copy()
+    checksums[0] = google_crc32c.value(data)
+    sign_index(store, image_crc32c=checksums)
+
+
+def _with_size(jpeg: bytes) -> bytes:
+    """Replace height and width in the header of a baseline JPEG."""
+    at = jpeg.index(b"\xff\xc0") + 5
+    return jpeg[:at] + _SIDE.to_bytes(2, "big") * 2 + jpeg[at + 4 :]
+
+
+# ---- tables and manifests ------------------------------------------------------------------------
+
+
+def _write_shards(folder: Path, table: pa.Table, times: int) -> None:
+    values = load(folder)
+    path = folder / values["shards"]["path"]
+    with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+        for _ in range(times):
+            writer.write_table(table)
+    sign(folder, values | {"shards": file_entry(folder, path.name)})
+
+
+def table_of_many_rows(store: Path) -> None:
+    row = load_shards(store, ShardTable.schema)[0]
+    _write_shards(store, pa.Table.from_pylist([row] * 5_000, ShardTable.schema), 100)
+
+
+def table_of_repeated_names(store: Path) -> None:
+    row = load_shards(store, ShardTable.schema)[0] | {"split": "x" * 10**6}
+    _write_shards(store, pa.Table.from_pylist([row] * 40, ShardTable.schema), 3)
+
+
+def table_of_repeated_paths(store: Path) -> None:
+    folder = pass_folder(store)
+    row = load_shards(folder, PassShardTable.schema)[0]
+    row["files"] = [row["files"][0] | {"path": "x" * 10**6}]
+    _write_shards(folder, pa.Table.from_pylist([row] * 40, PassShardTable.schema), 3)
+
+
+def table_of_gigabytes(store: Path) -> None:
+    values = load(store)
+    os.truncate(store / values["shards"]["path"], 6 * GIGABYTE)
+    sign(store, values | {"shards": values["shards"] | {"bytes": 6 * GIGABYTE}})
+
+
+def manifest_of_gigabytes(store: Path) -> None:
+    os.truncate(store / "manifest.json", 6 * GIGABYTE)
+
+
+def manifest_of_brackets(store: Path) -> None:
+    sign(store, load(store) | {"classes": [[]] * 200_000})
+
+
+def manifest_of_a_large_frame(store: Path) -> None:
+    values = load(store)
+    sign(store, values | {"canonical": values["canonical"] | {"height": 9_000, "width": 9_000}})
+
+
+def manifest_of_a_large_field(store: Path) -> None:
+    folder = pass_folder(store)
+    values = load(folder)
+    fields = [
+        f | {"shape": [3, 20_000, 20_000]} if f["name"] == "map" else f for f in values["fields"]
+    ]
+    sign(folder, values | {"fields": fields})
+
+
+def chunk_of_gigabytes(store: Path) -> None:
+    folder = pass_folder(store)
+    shards = load_shards(folder, PassShardTable.schema)
+    file = shards[0]["files"][0]
+    os.truncate(folder / file["path"], 6 * GIGABYTE)
+    file["bytes"] = 6 * GIGABYTE
+    sign_shards(folder, shards, PassShardTable.schema)
+
+
+# ---- sources -------------------------------------------------------------------------------------
+
+
+def _jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def _tar(folder: Path, *members: tuple[str, int | bytes]) -> None:
+    """Write a tar whose members of a given size are holes."""
+    folder.mkdir()
+    with (folder / "train-000000.tar").open("wb") as file:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = content if isinstance(content, int) else len(content)
+            if name.startswith("pax"):
+                info.type = tarfile.XHDTYPE
+            file.write(
+                info.tobuf(tarfile.USTAR_FORMAT if info.size < 8 * 2**30 else tarfile.GNU_FORMAT)
+            )
+            if isinstance(content, bytes):
+                file.write(content)
+                file.seek(-len(content) % tarfile.BLOCKSIZE, os.SEEK_CUR)
+            else:
+                file.seek(content + -content % tarfile.BLOCKSIZE, os.SEEK_CUR)
+        file.write(bytes(2 * tarfile.BLOCKSIZE))
+
+
+def tar_of_an_image_of_gigabytes(folder: Path) -> None:
+    _tar(folder, ("a.jpg", 6 * GIGABYTE), ("a.cls", b"0"))
+
+
+def tar_of_a_label_of_gigabytes(folder: Path) -> None:
+    _tar(folder, ("a.jpg", _jpeg()), ("a.cls", 6 * GIGABYTE))
+
+
+def tar_of_a_header_of_gigabytes(folder: Path) -> None:
+    _tar(folder, ("pax", 3 * GIGABYTE), ("a.jpg", _jpeg()), ("a.cls", b"0"))
+
+
+def folder_of_a_file_of_gigabytes(folder: Path) -> None:
+    (folder / "cat").mkdir(parents=True)
+    with (folder / "cat" / "a.jpg").open("wb") as file:
+        file.truncate(6 * GIGABYTE)
+
+
+def folder_of_gigapixels(folder: Path) -> None:
+    (folder / "cat").mkdir(parents=True)
+    (folder / "cat" / "a.jpg").write_bytes(_with_size(_jpeg()))
+
+
+BOMBS = (
+    Bomb("compressed buffers in index.arrow", compressed_index, "store", "compressed"),
+    *(
+        Bomb(f"nulls in {name} of index.arrow", index_with_nulls(name), "store", "empty cells")
+        for name in ("label", "offset", "image_crc32c", "boxes")
+    ),
+    Bomb("image of 6 GB in a tar of the store", image_of_gigabytes, "store", "that a record can"),
+    Bomb("JPEG of 30,000 x 30,000 in the store", jpeg_of_gigapixels, "store", "decompression bomb"),
+    Bomb("table of 500,000 shards", table_of_many_rows, "store", "bytes in memory"),
+    Bomb("one text of 1 MB in 120 rows", table_of_repeated_names, "store", "bytes in memory"),
+    Bomb("one path of 1 MB in 120 files", table_of_repeated_paths, "store", "bytes in memory"),
+    Bomb("table of shards of 6 GB", table_of_gigabytes, "store", "6,000,000,000 bytes, more"),
+    Bomb("manifest of 6 GB", manifest_of_gigabytes, "store", "6,000,000,000 bytes, more"),
+    Bomb("manifest of 200,000 lists", manifest_of_brackets, "store", "lists and mappings"),
+    Bomb("frame of 9,000 x 9,000", manifest_of_a_large_frame, "store", "frame of 9000x9000"),
+    Bomb("field of 2.4 GB a record", manifest_of_a_large_field, "store", "bytes a record"),
+    Bomb("array's chunk of 6 GB", chunk_of_gigabytes, "store", "its fields have at most"),
+    Bomb(
+        "source: image of 6 GB in a tar",
+        tar_of_an_image_of_gigabytes,
+        "tar",
+        "the image has 6,000,000",
+    ),
+    Bomb(
+        "source: label of 6 GB in a tar", tar_of_a_label_of_gigabytes, "tar", "a.cls has 6,000,000"
+    ),
+    Bomb(
+        "source: PAX header of 3 GB", tar_of_a_header_of_gigabytes, "tar", "a header has 3,000,000"
+    ),
+    Bomb(
+        "source: image file of 6 GB", folder_of_a_file_of_gigabytes, "folder", "6,000,000,000 bytes"
+    ),
+    Bomb("source: JPEG of 30,000 x 30,000", folder_of_gigapixels, "folder", "decompression bomb"),
+)
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def read(bomb: Bomb, path: Path) -> None:
+    """Read all of a store, or list a source and pack its records."""
+    if bomb.reads == "store":
+        read_everything(path)
+        return
+    kinds: dict[str, type[Any]] = {"tar": WebDatasetDataConfig, "folder": ImageFolderDataConfig}
+    source = build_source(kinds[bomb.reads](path=str(path)))
+    for record in source.records():
+        pack_image(source, record, Packing())
+
+
+def explode(bomb: Bomb, sound: Path, folder: Path) -> Outcome:
+    """Build a bomb and read it, each in a process of its own."""
+    path = folder / "bomb"
+    if bomb.reads == "store":
+        shutil.copytree(sound, path)
+
+    def build() -> None:
+        bomb.build(path)
+
+    def measure() -> dict[str, Any]:
+        error, before, started = "", _peak_megabytes(), time.monotonic()
+        try:
+            read(bomb, path)
+        except UserError as raised:
+            error = str(raised)
+        except BaseException as raised:
+            error = f"{type(raised).__name__}: {raised}"
+        seconds = time.monotonic() - started
+        return {"error": error, "seconds": seconds, "megabytes": _peak_megabytes() - before}
+
+    try:
+        _forked(build)
+        return Outcome(name=bomb.name, **_forked(measure))
+    finally:
+        shutil.rmtree(path)
+
+
+def _forked(function: Callable[[], Any]) -> Any:
+    """Return what a function returns in a forked process."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.write(writing, json.dumps(function()).encode())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with open(reading, "rb") as pipe:  # noqa: PTH123, a descriptor
+        text = pipe.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    return json.loads(text)
+
+
+def _peak_megabytes() -> float:
+    """Highest memory of this process so far; that of a new one is what it has in common with its parent."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 10**6
+
+
+def explode_all(sound: Path, folder: Path) -> list[Outcome]:
+    """Read the sound store and a sound source, and then every bomb."""
+    read_everything(sound)
+    plain = folder / "photos" / "cat"
+    plain.mkdir(parents=True)
+    (plain / "a.jpg").write_bytes(_jpeg())
+    read(Bomb("", folder_of_gigapixels, "folder", ""), plain.parent)
+    return [explode(bomb, sound, folder) for bomb in BOMBS]
+
+
+def main() -> None:
+    """Print the outcomes as a table."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        weights = folder / "teacher.safetensors"
+        save_file(build_model(CifarModelConfig(name="resnet8", width=4), 10).state_dict(), weights)
+        teacher = CifarModelConfig(name="resnet8", width=4, weights=str(weights))
+        sound = build_store("zarr", folder, teacher)
+        print("| input | seconds | MB | error |\n|---|---|---|---|")
+        for outcome in explode_all(sound, folder):
+            error = outcome.error.replace(str(folder), "")
+            print(f"| {outcome.name} | {outcome.seconds:.2f} | {outcome.megabytes:.0f} | {error} |")
+
+
+if __name__ == "__main__":
+    main()
