@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import secrets
 from pathlib import Path
@@ -76,3 +77,19 @@ def ray_cluster():
     """Local Ray session that tests share and whose processes they must not kill."""
     with ray_session(LocalClusterConfig(cpus_per_actor=0.5), cpus=2):
         yield
+
+
+@pytest.fixture
+def count_trials(record_property):
+    """Function that reports the outcomes of a test's trials, by name, to the tables of docs/reliability.md.
+
+    seconds    of the slowest trial, if they are measured
+    megabytes  of the largest trial, if they are measured
+    """
+
+    def report(kind, outcomes, seconds=None, megabytes=None):
+        values = {"kind": kind, "outcomes": dict(outcomes)}
+        values |= {"seconds": seconds, "megabytes": megabytes}
+        record_property("trials", json.dumps(values))
+
+    return report

@@ -1,7 +1,6 @@
 """Crashes after any file operation: a file is then old, new or absent, and never partial."""
 
 import contextlib
-import os
 import shutil
 from pathlib import Path
 
@@ -15,53 +14,9 @@ from pipeline.store.journal import JOURNAL_SUFFIX
 from pipeline.store.reader import Store
 from pipeline.store.verification import verify_store
 from stages import precompute
+from tests.support.crashes import Stopped, StoppingOs
 from tests.support.stores import precompute_config
 from tests.support.trees import tree_bytes
-
-OPERATIONS = ("open", "write", "fsync", "close", "replace", "unlink", "mkdir")
-
-
-class Stopped(BaseException):
-    """Simulated end of the process, which no handler may catch."""
-
-
-READING = ("stat", "fstat", "scandir", "access", "W_OK", "pread", "fdopen")
-"""Functions that change nothing, after which a crash is that of the operation before."""
-
-
-class StoppingOs:
-    """Replacement of `os` whose operations all fail after the first n, as after a power cut.
-
-    Opening a file for reading, or a folder on the way to a file, is no operation, and neither is closing it.
-    """
-
-    def __init__(self, stop_after):
-        self.left = stop_after
-        self.stopped = False
-        self.read_only = set()
-
-    def __getattr__(self, name):
-        if name in READING or name.startswith("O_"):
-            return getattr(os, name)
-        assert name in OPERATIONS, f"unexpected operation {name}"
-
-        def operation(*args, **options):
-            reads = name == "open" and args[1] & (os.O_DIRECTORY | os.O_NONBLOCK)
-            if not reads and not (name == "close" and args[0] in self.read_only):
-                self.count()
-            result = getattr(os, name)(*args, **options)
-            self.read_only -= {args[0], result}
-            self.read_only |= {result} if reads else set()
-            return result
-
-        return operation
-
-    def count(self):
-        if self.left == 0:
-            self.stopped = True
-            raise Stopped
-        self.left -= 1
-
 
 EVERY_POINT = pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 5])
 """Step between crash points. With 5, `make test` still covers every kind, as a commit has eight operations."""

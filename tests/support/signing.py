@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pyarrow as pa
 
@@ -55,7 +56,9 @@ def pass_folder(store: Path) -> Path:
 def file_entry(folder: Path, name: str) -> dict:
     """Entry of a manifest for a file as it is."""
     path = folder / name
-    return asdict(FileEntry(path=name, bytes=path.stat().st_size, sha256=sha256_file(path)))
+    data = path.read_bytes()
+    crc32c = google_crc32c.value(data)
+    return asdict(FileEntry(path=name, bytes=len(data), sha256=sha256_file(path), crc32c=crc32c))
 
 
 def index_columns(store: Path) -> dict[str, pa.Array]:

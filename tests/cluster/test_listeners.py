@@ -1,0 +1,88 @@
+"""What listens for connections while each verb runs: no more than the table in SECURITY.md says."""
+
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+
+from tests.support.listeners import listeners_of, listeners_while
+from tests.support.paths import ROOT
+from tests.support.processes import wait_until
+
+DATA = ("image_size=16", "min_digit_size=8", "max_digit_size=12", "test_digits=10")
+DATA += ("train_digits=40", "teacher_digits=12", "teacher_placements=1", "test_placements=1")
+TEACHER = ("experiment=demo", "teacher.width=4")
+MADE = (*TEACHER, "store.shard_size=16", *(f"data.{option}" for option in DATA))
+EPOCH = ("teaching.trainer.epochs=1", "teaching.trainer.batch_size=4")
+STUDENT = ("experiment=demo", "student.width=4", "trainer.epochs=1")
+ARMS = ("arms={kd: [method=kd], labels: [method=labels]}", "seeds=[0]", "evaluators=[accuracy]")
+ACCURACY = ("report.columns={accuracy: test.accuracy}", "report.paired_column=accuracy")
+SERIAL = {
+    "precompute without a teacher": ("precompute", *MADE, "teacher=none", "executor=serial"),
+    "teach": ("teach", *TEACHER, *EPOCH),
+    "precompute": ("precompute", *MADE, "executor=serial"),
+    "verify": ("verify", "store.path=stores/demo"),
+    "estimate": ("estimate", *MADE, "teacher=none"),
+    "distill": ("distill", *STUDENT, "run=single"),
+    "evaluate": ("evaluate", "experiment=demo", "run=single", "evaluators=[accuracy]"),
+    "sweep": ("sweep", *STUDENT, *ARMS, "executor=serial"),
+    "report": ("report", "experiment=demo", *ACCURACY),
+    "render": ("render", "verb=verify", "cluster=kuberay", "cluster.image=x", "store.path=/mnt/s"),
+}
+RAY = {
+    "precompute": ("precompute", *MADE, "executor=ray", "store.path=stores/on_ray"),
+    "sweep": ("sweep", *STUDENT, *ARMS, "executor=ray", "run=on_ray"),
+    "distill": ("distill", *STUDENT, "run=ranks", "trainer.ranks=2"),
+}
+OF_RAY = {"gcs_server", "raylet", "agent", "worker", "monitor", "python"}
+"""Programs of a local Ray that SECURITY.md names; python is the driver."""
+
+
+def command(words):
+    return [sys.executable, "-m", f"stages.{words[0]}", *words[1:]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("listeners")
+
+
+@pytest.mark.slow
+def test_nothing_listens_without_ray(folder):
+    listening = {}
+    for name, words in SERIAL.items():
+        listening[name], _ = listeners_while(command(words), folder)
+
+    assert listening == {name: set() for name in SERIAL}
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("name", RAY)
+def test_a_local_ray_listens_as_the_table_says(folder, name):
+    if not (folder / "runs" / "demo" / "teach").exists():
+        for stage in ("precompute without a teacher", "teach", "precompute"):
+            listeners_while(command(SERIAL[stage]), folder)
+    listening, _ = listeners_while(command(RAY[name]), folder)
+    text = (ROOT / "SECURITY.md").read_text()
+
+    assert {"gcs_server", "raylet"} <= {each.program for each in listening}
+    assert {each.program for each in listening} <= OF_RAY
+    for program in OF_RAY - {"python", "gcs_server"}:
+        assert program in text
+
+
+def test_a_socket_that_listens_is_noticed(tmp_path):
+    """Control: a child process that listens on all interfaces, and one that listens on this machine only."""
+    code = "import socket, sys; s = socket.create_server((sys.argv[1], 0)); print(1, flush=True); input()"
+    for address, reach in (("0.0.0.0", "all interfaces"), ("127.0.0.1", "this machine")):
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, address],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert child.stdout.readline().strip() == b"1"
+        found = wait_until(partial(listeners_of, child.pid))
+        child.communicate(b"\n")
+        assert {each.reach for each in found} == {reach}

@@ -1,0 +1,99 @@
+"""Tables of docs/reliability.md: damage, attacks, signals and kills, counted by the tests that cause them.
+
+    python -m tests.reliability                    run all of them, which takes an hour on two cores, and print the rows
+    python -m tests.reliability corruption links   run some parts
+    python -m tests.reliability --write            also put the rows into docs/reliability.md
+
+A test reports its trials with the fixture `count_trials`. The parts are run one after the other, each in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.support.paths import ROOT
+
+PAGE = ROOT / "docs" / "reliability.md"
+PARTS = {
+    "corruption": ["tests/store/test_corruption.py", "tests/training/test_run_corruption.py"],
+    "links": ["tests/store/test_links.py"],
+    "sizes": ["tests/store/test_bounds.py"],
+    "signals": ["tests/stages/test_signals.py"],
+    "kills": ["tests/cluster/test_kill.py", "tests/cluster/test_actor_kills.py"],
+    "fuzzing": ["tests/test_fuzz.py", "tests/store/test_stateful.py"],
+}
+
+
+class Trials(NamedTuple):
+    """Trials of one kind and what came of them."""
+
+    kind: str
+    outcomes: dict[str, int]
+    seconds: float | None
+    """Seconds of the slowest trial; None if they are not measured."""
+    megabytes: float | None
+    """Memory of the largest trial above that of the same command on sound files; None if it is not measured."""
+
+    def row(self) -> str:
+        """Format the row of the table."""
+        number = sum(self.outcomes.values())
+        outcomes = ", ".join(f"{count:,} {name}" for name, count in self.outcomes.items() if count)
+        measured = ("" if x is None else f"{x:,.1f}" for x in (self.seconds, self.megabytes))
+        return f"| {self.kind} | {number:,} | {outcomes} | {' | '.join(measured)} |\n"
+
+
+def run_part(part: str) -> tuple[list[Trials], bool]:
+    """Run the tests of a part, and return its trials and whether all of them passed."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        words = ["-q", "-n0", "-m", "slow or not slow", f"--junitxml={report}", *PARTS[part]]
+        code = subprocess.run(
+            [sys.executable, "-m", "pytest", *words],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+            stdout=sys.stderr,
+            check=False,
+        ).returncode
+        properties = ElementTree.parse(report).iter("property")
+        values = [json.loads(p.get("value", "")) for p in properties if p.get("name") == "trials"]
+    return [Trials(**value) for value in values], code == 0
+
+
+def merge_rows(page: str, part: str, rows: str) -> str:
+    """Replace the rows of a part in the page."""
+    pattern = rf"(<!-- trials: {part} -->\n\n(?:\|.*\n){{2}})((?:\|.*\n)*)"
+    return re.sub(pattern, lambda found: found[1] + rows, page)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="part")
+    parser.add_argument("--write", action="store_true")
+    words = parser.parse_args()
+    for part in words.parts:
+        if part not in PARTS:
+            parser.error(f"no part {part}; choose from {', '.join(PARTS)}")
+    is_good = True
+    for part in words.parts or PARTS:
+        trials, passed = run_part(part)
+        is_good = is_good and passed
+        rows = "".join(each.row() for each in trials)
+        print(f"{part}: {'passed' if passed else 'FAILED'}\n{rows}", flush=True)
+        if words.write and passed:
+            PAGE.write_text(merge_rows(PAGE.read_text(), part, rows))
+    sys.exit(0 if is_good else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,384 @@
+"""Fuzzing of what is parsed: sound files with arbitrary edits, signed again where a digest would refuse them first.
+
+`make test` runs a fixed sample of about 20 seconds, `make test-all` about ten minutes. Failures that were fixed are
+cases of their own in the tests of the parser.
+"""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from pipeline.config.builder import build_verb_config
+from pipeline.config.compose import compose
+from pipeline.config.data import ImageTableDataConfig, WebDatasetDataConfig
+from pipeline.config.options import options_of
+from pipeline.config.table_data import TableDataConfig
+from pipeline.config.verbs import VERBS
+from pipeline.sources.image_table import ImageTableSource
+from pipeline.sources.table import TableSource
+from pipeline.sources.webdataset import WebDatasetSource
+from pipeline.store.index import BOX_FIELDS, CHECKED_COLUMNS, LIST_COLUMNS
+from pipeline.store.manifest import read_pass_manifest, read_store_manifest
+from pipeline.store.reader import Store
+from pipeline.store.receipts import PASS_RECEIPT_SCHEMA, RECEIPT_SCHEMA, read_receipt
+from pipeline.store.shards import PassShardTable
+from tests.support.fuzzing import Edited, edited_bytes, edited_json, fuzz, reads_or_refuses
+from tests.support.photo_table import write_photo_table
+from tests.support.signing import file_entry, load, load_shards, pass_folder, sign, sign_shards
+from tests.support.store_kinds import build_store, write_tars
+
+
+def examples(few: int, many: int):
+    """Numbers of examples in `make test` and in `make test-all`."""
+    return pytest.mark.parametrize(
+        "examples", [few, pytest.param(many, marks=pytest.mark.slow)], ids=["sample", "many"]
+    )
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory, tiny_teacher):
+    """Function from a backend to the folder of its sound store, which is made on first use."""
+    made = {}
+
+    def of(backend):
+        if backend not in made:
+            made[backend] = build_store(backend, tmp_path_factory.mktemp(backend), tiny_teacher)
+        return made[backend]
+
+    return of
+
+
+def read_index(store: Path) -> None:
+    """Read every column of every row."""
+    opened = Store(store)
+    index = opened.index
+    rows = range(index.num_rows)
+    for name in CHECKED_COLUMNS:
+        if name not in LIST_COLUMNS:
+            index.values(name, rows)
+    index.label_lists(rows)
+    assert index.boxes(rows)[0].shape[1] == len(BOX_FIELDS)
+    index.keys(rows)
+    index.table()
+
+
+def read_store(store: Path) -> None:
+    """Read the index and every value of the pass."""
+    read_index(store)
+    opened = Store(store)
+    (teacher_pass,) = opened.open_passes()
+    for shard in opened.shards:
+        teacher_pass.read_shard(shard)
+
+
+# ---- stores --------------------------------------------------------------------------------------
+
+
+@examples(60, 6_000)
+@pytest.mark.timeout(1800)
+def test_a_manifest_is_read_or_refused(examples, stores, tmp_path):
+    store = shutil.copytree(stores("zarr"), tmp_path / "store")
+    folder = pass_folder(store)
+    originals = {place: (place / "manifest.json").read_bytes() for place in (store, folder)}
+    sound = {place: load(place) for place in originals}
+    refusals = []
+
+    def check(case):
+        place, values = case
+        sign(place, values)
+        refusals.append(reads_or_refuses(lambda: read_store(store)))
+        (place / "manifest.json").write_bytes(originals[place])
+
+    cases = [st.tuples(st.just(place), edited_json(values)) for place, values in sound.items()]
+    fuzz(examples, st.one_of(cases), check)
+
+    assert sum(refusals) > examples / 4, "few edits were noticed, so they hit nothing"
+    read_store(store)
+
+
+@examples(60, 4_000)
+@pytest.mark.timeout(1800)
+def test_an_unsigned_manifest_is_refused(examples, stores, tmp_path):
+    store = shutil.copytree(stores("zarr"), tmp_path / "store")
+    folder = pass_folder(store)
+    sound = {path: (path / "manifest.json").read_bytes() for path in (store, folder)}
+
+    def check(case):
+        place, data = case
+        if data == sound[place]:
+            return
+        (place / "manifest.json").write_bytes(data)
+        read = read_store_manifest if place == store else read_pass_manifest
+        assert reads_or_refuses(lambda: read(place)) or _same_values(data, sound[place])
+        (place / "manifest.json").write_bytes(sound[place])
+
+    fuzz(
+        examples,
+        st.one_of([st.tuples(st.just(path), edited_bytes(data)) for path, data in sound.items()]),
+        check,
+    )
+
+
+def _same_values(data: bytes, sound: bytes) -> bool:
+    return json.loads(data) == json.loads(sound)
+
+
+@examples(80, 8_000)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ["index", "keys"])
+def test_an_index_is_read_or_refused(examples, name, stores, tmp_path):
+    store = shutil.copytree(stores("zarr"), tmp_path / "store")
+    values = load(store)
+    path = store / values[name]["path"]
+    sound = path.read_bytes()
+    refusals = []
+
+    def check(data):
+        path.unlink()  # a mapped file must not change
+        path.write_bytes(data)
+        sign(store, values | {name: file_entry(path.parent, path.name)})
+        refusals.append(reads_or_refuses(lambda: read_index(store)))
+
+    fuzz(examples, edited_bytes(sound), check)
+
+    assert sum(refusals) > examples / 4
+
+
+@examples(60, 6_000)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("of_pass", [False, True])
+def test_a_receipt_is_read_or_refused(examples, of_pass, stores, tmp_path):
+    store = stores("zarr")
+    folder, schema = (
+        (pass_folder(store), PASS_RECEIPT_SCHEMA) if of_pass else (store, RECEIPT_SCHEMA)
+    )
+    sound = next((folder / "receipts").glob("*.parquet"))
+    expected = read_receipt(sound, schema)
+    path = tmp_path / "receipt.parquet"
+    refusals = []
+
+    def check(data):
+        path.write_bytes(data)
+        read = []
+        refusals.append(reads_or_refuses(lambda: read.append(read_receipt(path, schema))))
+        # Statistics and padding are not read; whatever is read is the receipt's own content.
+        assert all(table.equals(expected[0]) and rest == expected[1] for table, rest in read)
+
+    fuzz(examples, edited_bytes(sound.read_bytes()), check)
+
+    assert sum(refusals) > examples / 4
+
+
+@examples(50, 4_000)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("of_pass", [False, True])
+def test_a_table_of_shards_is_read_or_refused(examples, of_pass, stores, tmp_path):
+    store = shutil.copytree(stores("zarr"), tmp_path / "store")
+    folder = pass_folder(store) if of_pass else store
+    values = load(folder)
+    path = folder / values["shards"]["path"]
+    sound = path.read_bytes()
+    refusals = []
+
+    def check(data):
+        path.write_bytes(data)
+        sign(folder, values | {"shards": file_entry(path.parent, path.name)})
+        refusals.append(reads_or_refuses(lambda: read_store(store)))
+
+    fuzz(examples, edited_bytes(sound), check)
+
+    assert sum(refusals) > examples / 4
+
+
+@examples(30, 2_000)
+@pytest.mark.timeout(1800)
+def test_a_tar_of_fields_is_read_or_refused(examples, stores, tmp_path):
+    store = shutil.copytree(stores("webdataset"), tmp_path / "store")
+    folder = pass_folder(store)
+    rows = load_shards(folder, PassShardTable.schema)
+    (entry,) = rows[0]["files"]
+    path = folder / entry["path"]
+    refusals = []
+
+    def check(data):
+        path.write_bytes(data)
+        signed = file_entry(folder, entry["path"])
+        entry.update(signed | {"sha256": bytes.fromhex(signed["sha256"])})
+        sign_shards(folder, rows, PassShardTable.schema)
+        opened = Store(store)
+        (teacher_pass,) = opened.open_passes()
+        refusals.append(reads_or_refuses(lambda: teacher_pass.read_shard(opened.shards[0])))
+
+    fuzz(examples, edited_bytes(path.read_bytes()), check)
+
+    assert sum(refusals) > examples / 10
+
+
+# ---- sources -------------------------------------------------------------------------------------
+
+
+@examples(60, 6_000)
+@pytest.mark.timeout(1800)
+def test_a_tar_of_samples_is_read_or_refused(examples, tmp_path):
+    folder = tmp_path / "tars"
+    write_tars(folder)
+    path = folder / "train-000000.tar"
+    (folder / "train-000001.tar").unlink()
+    sound = path.read_bytes()[:20_480]  # some samples; the rest of the archive is alike
+    refusals = []
+
+    def read_samples():
+        source = WebDatasetSource(WebDatasetDataConfig(path=str(folder), on_error="skip"))
+        for record in source.records():
+            source.read(record)
+
+    def check(data):
+        path.write_bytes(data)
+        refusals.append(reads_or_refuses(read_samples))
+
+    fuzz(examples, edited_bytes(sound + bytes(1024)), check)
+
+    assert sum(refusals) > examples / 10
+
+
+CELLS = st.one_of(
+    st.text(max_size=12),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.sampled_from(
+        [
+            *("", "nan", "1e999", "-0", '"', '""', "a,b", "\r", "\n", "\0", "[{}]", '[{"x0": 1}]'),
+            *("train", "../x", "/etc/passwd", "\x1b[2J", "\ud800", "True", "[1, 2]"),
+            *("9" * 400, "x" * 70_000),
+        ]
+    ),
+)
+
+
+@st.composite
+def csv_files(draw, header: list[str], sound: list[list[str]]) -> Edited:
+    """Draw a table of some of the sound rows with a few other cells, quoted or not, some of them edited as bytes."""
+    rows = [list(row) for row in [header, *sound[: draw(st.integers(0, len(sound)))]]]
+    for _ in range(draw(st.integers(0, 3))):
+        row = draw(st.sampled_from(rows))
+        row[draw(st.integers(0, len(row) - 1))] = draw(CELLS)
+    if draw(st.integers(0, 9)) == 0:
+        rows[-1] = rows[-1][: draw(st.integers(0, len(header)))] + draw(st.lists(CELLS, max_size=2))
+    text = io.StringIO()
+    if draw(st.booleans()):
+        csv.writer(text, quoting=csv.QUOTE_ALL).writerows(rows)
+    else:
+        text.write("\n".join(",".join(row) for row in rows))
+    data = text.getvalue().encode(errors="surrogatepass")
+    if draw(st.integers(0, 9)) == 0:
+        data = draw(st.sampled_from([b"\xef\xbb\xbf", b"\xff\xfe"])) + data  # of UTF-8, of UTF-16
+    return draw(edited_bytes(data)) if draw(st.integers(0, 3)) == 0 else Edited(data)
+
+
+@examples(60, 6_000)
+@pytest.mark.timeout(1800)
+def test_a_table_of_numbers_is_read_or_refused(examples, tmp_path):
+    path = tmp_path / "flows.csv"
+    refusals = []
+
+    def read_rows():
+        source = TableSource(TableDataConfig(path=str(path), split="split", categorical=("kind",)))
+        for record in source.records():
+            values = np.frombuffer(source.read(record).image, np.uint8)
+            assert len(values) > 0
+
+    def check(data):
+        path.write_bytes(data)
+        refusals.append(reads_or_refuses(read_rows))
+
+    header = ["label", "split", "kind", "bytes", "packets"]
+    rows = [["web", "train", "tcp", "1.5", "3"], ["dns", "train", "udp", "2", ""]]
+    rows += [["web", "test", "icmp", "-1e9", "0"]]
+    fuzz(examples, csv_files(header, rows), check)
+
+    assert examples / 10 < sum(refusals) < examples
+
+
+@examples(60, 6_000)
+@pytest.mark.timeout(1800)
+def test_a_table_of_images_is_read_or_refused(examples, tmp_path):
+    table = write_photo_table(tmp_path, per_class=2)
+    with table.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    config = ImageTableDataConfig(
+        path=str(table), labels="labels", label=None, split="split", boxes="boxes", on_error="skip"
+    )
+    refusals = []
+
+    def read_rows():
+        source = ImageTableSource(config)
+        for record in source.records():
+            source.read(record)
+
+    def check(data):
+        table.write_bytes(data)
+        refusals.append(reads_or_refuses(read_rows))
+
+    fuzz(examples, csv_files(header, rows[:4]), check)
+
+    assert examples / 10 < sum(refusals) < examples
+
+
+# ---- command line --------------------------------------------------------------------------------
+
+VALUES = st.one_of(
+    st.text(max_size=20),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.sampled_from(
+        [
+            *("null", "true", "", "[", "[]", "{}", "{a: 1}", "[1, [2]]", "'", '"', "1:2", "1e999"),
+            *("${oc.env:HOME}", "${x}", "${", "${a:${b:${c}}}", "a=b", "-1", "0", "&a [*a, *a]"),
+            *("!!python/object:os.system", "\0", "../..", "\ud800", "?", "*", "%", "\\", "~", "@"),
+            *("x" * 5000, "[" * 400),
+        ]
+    ),
+)
+
+
+def option_words(verb: str) -> list[str]:
+    """Names of the verb's options and sections, and of the options of some members."""
+    own = [option.name for option in options_of(VERBS[verb])]
+    return [
+        *own,
+        "experiment",
+        "run",
+        "trainer.epochs",
+        "store.path",
+        "method",
+        "data",
+        "teacher.name",
+    ]
+
+
+@examples(20, 1_000)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("verb", ["precompute", "distill", "sweep"])
+def test_a_command_line_is_read_or_refused(examples, verb):
+    names = st.sampled_from(option_words(verb))
+    words = st.one_of(
+        st.tuples(names, VALUES).map("=".join),
+        st.tuples(st.sampled_from(["+", "~", "++", "a.", "."]), names).map("".join),
+        VALUES,
+    )
+    refusals = []
+
+    def check(given_words):
+        refusals.append(
+            reads_or_refuses(lambda: build_verb_config(verb, compose(verb, given_words)))
+        )
+
+    fuzz(examples, st.lists(words, min_size=1, max_size=2), check)
+
+    assert sum(refusals) > examples / 4
