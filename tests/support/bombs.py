@@ -71,7 +71,7 @@ class Bomb:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What reading a bomb took."""
+    """Error, time and memory of reading a bomb."""
 
     name: str
     error: str
