@@ -171,7 +171,9 @@ def _memory_bytes(metadata: pq.FileMetaData, data: bytes) -> int:
         for number in range(row_group.num_columns):
             column = row_group.column(number)
             is_text = column.physical_type == "BYTE_ARRAY"
-            size = column.total_uncompressed_size if is_text else _WIDTHS[column.physical_type]
+            size = column.total_uncompressed_size if is_text else _WIDTHS.get(column.physical_type)
+            if size is None:
+                raise ValueError(f"column {column.path_in_schema} has no physical type")
             most = column.num_values * size
             if is_text and most > _FEW_BYTES and column.num_values <= MAX_TABLE_BYTES:
                 most = _text_bytes(data, group, column.path_in_schema)
