@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +25,14 @@ from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs" / "reliability.md"
 PARTS = {
-    "corruption": ["tests/store/test_corruption.py", "tests/training/test_run_corruption.py"],
+    "corruption": ["tests/store/test_corruption.py", "tests/training/test_run_files.py"],
     "links": ["tests/store/test_links.py"],
-    "sizes": ["tests/store/test_bounds.py"],
+    "sizes": ["tests/store/test_bombs.py"],
     "signals": ["tests/stages/test_signals.py"],
-    "kills": ["tests/cluster/test_kill.py", "tests/cluster/test_actor_kills.py"],
+    "kills": [
+        *("tests/cluster/test_actor_kills.py", "tests/cluster/test_kill.py"),
+        "tests/cluster/test_jobs.py",
+    ],
     "fuzzing": ["tests/test_fuzz.py", "tests/store/test_stateful.py"],
 }
 
@@ -42,6 +46,12 @@ class Trials(NamedTuple):
     """Seconds of the slowest trial; None if they are not measured."""
     megabytes: float | None
     """Memory of the largest trial above that of the same command on sound files; None if it is not measured."""
+
+    def with_more(self, other: Trials) -> Trials:
+        """Add the outcomes of more trials of this kind, which are not measured."""
+        outcomes = Counter(self.outcomes)
+        outcomes.update(other.outcomes)
+        return self._replace(outcomes=dict(outcomes))
 
     def row(self) -> str:
         """Format the row of the table."""
@@ -65,7 +75,10 @@ def run_part(part: str) -> tuple[list[Trials], bool]:
         ).returncode
         properties = ElementTree.parse(report).iter("property")
         values = [json.loads(p.get("value", "")) for p in properties if p.get("name") == "trials"]
-    return [Trials(**value) for value in values], code == 0
+    by_kind: dict[str, Trials] = {}
+    for each in (Trials(**value) for value in values):
+        by_kind[each.kind] = by_kind[each.kind].with_more(each) if each.kind in by_kind else each
+    return list(by_kind.values()), code == 0
 
 
 def merge_rows(page: str, part: str, rows: str) -> str:

@@ -41,6 +41,11 @@ def examples(few: int, many: int):
     )
 
 
+def count_outcomes(refusals: list[bool]) -> dict[str, int]:
+    """Count what became of the examples, for the table of docs/reliability.md."""
+    return {"refused": sum(refusals), "read": len(refusals) - sum(refusals)}
+
+
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory, tiny_teacher):
     """Function from a backend to the folder of its sound store, which is made on first use."""
@@ -82,7 +87,7 @@ def read_store(store: Path) -> None:
 
 @examples(60, 6_000)
 @pytest.mark.timeout(1800)
-def test_a_manifest_is_read_or_refused(examples, stores, tmp_path):
+def test_a_manifest_is_read_or_refused(examples, stores, tmp_path, count_trials):
     store = shutil.copytree(stores("zarr"), tmp_path / "store")
     folder = pass_folder(store)
     originals = {place: (place / "manifest.json").read_bytes() for place in (store, folder)}
@@ -97,6 +102,7 @@ def test_a_manifest_is_read_or_refused(examples, stores, tmp_path):
 
     cases = [st.tuples(st.just(place), edited_json(values)) for place, values in sound.items()]
     fuzz(examples, st.one_of(cases), check)
+    count_trials("a signed manifest", count_outcomes(refusals))
 
     assert sum(refusals) > examples / 4, "few edits were noticed, so they hit nothing"
     read_store(store)
@@ -132,7 +138,7 @@ def _same_values(data: bytes, sound: bytes) -> bool:
 @examples(80, 8_000)
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["index", "keys"])
-def test_an_index_is_read_or_refused(examples, name, stores, tmp_path):
+def test_an_index_is_read_or_refused(examples, name, stores, tmp_path, count_trials):
     store = shutil.copytree(stores("zarr"), tmp_path / "store")
     values = load(store)
     path = store / values[name]["path"]
@@ -146,6 +152,7 @@ def test_an_index_is_read_or_refused(examples, name, stores, tmp_path):
         refusals.append(reads_or_refuses(lambda: read_index(store)))
 
     fuzz(examples, edited_bytes(sound), check)
+    count_trials("a signed index", count_outcomes(refusals))
 
     assert sum(refusals) > examples / 4
 
@@ -153,7 +160,7 @@ def test_an_index_is_read_or_refused(examples, name, stores, tmp_path):
 @examples(60, 6_000)
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("of_pass", [False, True])
-def test_a_receipt_is_read_or_refused(examples, of_pass, stores, tmp_path):
+def test_a_receipt_is_read_or_refused(examples, of_pass, stores, tmp_path, count_trials):
     store = stores("zarr")
     folder, schema = (
         (pass_folder(store), PASS_RECEIPT_SCHEMA) if of_pass else (store, RECEIPT_SCHEMA)
@@ -171,6 +178,7 @@ def test_a_receipt_is_read_or_refused(examples, of_pass, stores, tmp_path):
         assert all(table.equals(expected[0]) and rest == expected[1] for table, rest in read)
 
     fuzz(examples, edited_bytes(sound.read_bytes()), check)
+    count_trials("a receipt", count_outcomes(refusals))
 
     assert sum(refusals) > examples / 4
 
@@ -178,7 +186,7 @@ def test_a_receipt_is_read_or_refused(examples, of_pass, stores, tmp_path):
 @examples(50, 4_000)
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("of_pass", [False, True])
-def test_a_table_of_shards_is_read_or_refused(examples, of_pass, stores, tmp_path):
+def test_a_table_of_shards_is_read_or_refused(examples, of_pass, stores, tmp_path, count_trials):
     store = shutil.copytree(stores("zarr"), tmp_path / "store")
     folder = pass_folder(store) if of_pass else store
     values = load(folder)
@@ -192,13 +200,14 @@ def test_a_table_of_shards_is_read_or_refused(examples, of_pass, stores, tmp_pat
         refusals.append(reads_or_refuses(lambda: read_store(store)))
 
     fuzz(examples, edited_bytes(sound), check)
+    count_trials("a signed table of shards", count_outcomes(refusals))
 
     assert sum(refusals) > examples / 4
 
 
 @examples(30, 2_000)
 @pytest.mark.timeout(1800)
-def test_a_tar_of_fields_is_read_or_refused(examples, stores, tmp_path):
+def test_a_tar_of_fields_is_read_or_refused(examples, stores, tmp_path, count_trials):
     store = shutil.copytree(stores("webdataset"), tmp_path / "store")
     folder = pass_folder(store)
     rows = load_shards(folder, PassShardTable.schema)
@@ -216,6 +225,7 @@ def test_a_tar_of_fields_is_read_or_refused(examples, stores, tmp_path):
         refusals.append(reads_or_refuses(lambda: teacher_pass.read_shard(opened.shards[0])))
 
     fuzz(examples, edited_bytes(path.read_bytes()), check)
+    count_trials("a signed tar of a pass's fields", count_outcomes(refusals))
 
     assert sum(refusals) > examples / 10
 
@@ -225,7 +235,7 @@ def test_a_tar_of_fields_is_read_or_refused(examples, stores, tmp_path):
 
 @examples(60, 6_000)
 @pytest.mark.timeout(1800)
-def test_a_tar_of_samples_is_read_or_refused(examples, tmp_path):
+def test_a_tar_of_samples_is_read_or_refused(examples, tmp_path, count_trials):
     folder = tmp_path / "tars"
     write_tars(folder)
     path = folder / "train-000000.tar"
@@ -243,6 +253,7 @@ def test_a_tar_of_samples_is_read_or_refused(examples, tmp_path):
         refusals.append(reads_or_refuses(read_samples))
 
     fuzz(examples, edited_bytes(sound + bytes(1024)), check)
+    count_trials("a tar of images", count_outcomes(refusals))
 
     assert sum(refusals) > examples / 10
 
@@ -283,7 +294,7 @@ def csv_files(draw, header: list[str], sound: list[list[str]]) -> Edited:
 
 @examples(60, 6_000)
 @pytest.mark.timeout(1800)
-def test_a_table_of_numbers_is_read_or_refused(examples, tmp_path):
+def test_a_table_of_numbers_is_read_or_refused(examples, tmp_path, count_trials):
     path = tmp_path / "flows.csv"
     refusals = []
 
@@ -301,13 +312,14 @@ def test_a_table_of_numbers_is_read_or_refused(examples, tmp_path):
     rows = [["web", "train", "tcp", "1.5", "3"], ["dns", "train", "udp", "2", ""]]
     rows += [["web", "test", "icmp", "-1e9", "0"]]
     fuzz(examples, csv_files(header, rows), check)
+    count_trials("a CSV of numbers", count_outcomes(refusals))
 
     assert examples / 10 < sum(refusals) < examples
 
 
 @examples(60, 6_000)
 @pytest.mark.timeout(1800)
-def test_a_table_of_images_is_read_or_refused(examples, tmp_path):
+def test_a_table_of_images_is_read_or_refused(examples, tmp_path, count_trials):
     table = write_photo_table(tmp_path, per_class=2)
     with table.open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
@@ -326,6 +338,7 @@ def test_a_table_of_images_is_read_or_refused(examples, tmp_path):
         refusals.append(reads_or_refuses(read_rows))
 
     fuzz(examples, csv_files(header, rows[:4]), check)
+    count_trials("a CSV of images", count_outcomes(refusals))
 
     assert examples / 10 < sum(refusals) < examples
 
@@ -365,7 +378,7 @@ def option_words(verb: str) -> list[str]:
 @examples(20, 1_000)
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("verb", ["precompute", "distill", "sweep"])
-def test_a_command_line_is_read_or_refused(examples, verb):
+def test_a_command_line_is_read_or_refused(examples, verb, count_trials):
     names = st.sampled_from(option_words(verb))
     words = st.one_of(
         st.tuples(names, VALUES).map("=".join),
@@ -380,5 +393,6 @@ def test_a_command_line_is_read_or_refused(examples, verb):
         )
 
     fuzz(examples, st.lists(words, min_size=1, max_size=2), check)
+    count_trials("a command line", count_outcomes(refusals))
 
     assert sum(refusals) > examples / 4

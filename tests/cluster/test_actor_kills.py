@@ -75,7 +75,9 @@ class Killer(threading.Thread):
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("backend", ["zarr", "webdataset"])
-def test_a_store_whose_actors_are_killed_is_the_same_bytes(tmp_path, tiny_teacher, backend):
+def test_a_store_whose_actors_are_killed_is_the_same_bytes(
+    tmp_path, tiny_teacher, backend, count_trials
+):
     config = precompute_config(
         tmp_path / "expected",
         tiny_teacher,
@@ -114,5 +116,6 @@ def test_a_store_whose_actors_are_killed_is_the_same_bytes(tmp_path, tiny_teache
             assert different == [], f"{path} differs after {killer.kills} kills"
             kills += killer.kills
             stores += 1
+    count_trials(f"an actor of Ray, {backend} ({stores} stores)", {"the same bytes": kills})
     minutes = (time.monotonic() - started) / 60
     print(f"{backend}: {kills} kills, {stores} stores, {failed} commands again, {minutes:.1f} min")

@@ -76,7 +76,7 @@ def test_a_submitted_job_writes_what_a_serial_run_writes_and_a_student_learns_fr
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
-def test_make_submit_writes_what_a_serial_run_writes(head, tmp_path):
+def test_make_submit_writes_what_a_serial_run_writes(head, tmp_path, count_trials):
     serial = compose("precompute", [*PRECOMPUTE, f"store.path={tmp_path / 's'}", "executor=serial"])
     precompute.run(build_verb_config("precompute", serial))
     words = [*PRECOMPUTE, f"store.path={tmp_path / 'made'}", f"run={tmp_path / 'made-run'}"]
@@ -97,6 +97,7 @@ def test_make_submit_writes_what_a_serial_run_writes(head, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "teacher_records: 72" in done.stdout
     assert tree_bytes(tmp_path / "made") == tree_bytes(tmp_path / "s")
+    count_trials("none: `make submit` against a serial run", {"the same bytes": 1})
 
 
 @pytest.mark.ray

@@ -229,7 +229,7 @@ def actor_of(driver):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_an_actor_that_is_killed_is_replaced_and_its_shard_done_again(world):
+def test_an_actor_that_is_killed_is_replaced_and_its_shard_done_again(world, count_trials):
     stop_at = ("teacher", record_in_the_middle(world, 2))
     process = start_precompute(world, "actor", executor="ray", stop_at=stop_at)
     actor = stopped(world, "actor", process)
@@ -240,11 +240,12 @@ def test_an_actor_that_is_killed_is_replaced_and_its_shard_done_again(world):
     assert process.returncode == 0, errors
     assert f"teacher_records: {SHARDS * RECORDS}" in output
     assert_same_store(world, "actor")
+    count_trials("an actor of Ray in the middle of a shard", {"the same bytes": 1})
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_driver_that_is_killed_takes_ray_with_it_and_the_next_one_goes_on(world):
+def test_a_driver_that_is_killed_takes_ray_with_it_and_the_next_one_goes_on(world, count_trials):
     stop_at = ("teacher", record_in_the_middle(world, 2))
     process = start_precompute(world, "driver", executor="ray", stop_at=stop_at)
     actor = stopped(world, "driver", process)
@@ -259,6 +260,7 @@ def test_a_driver_that_is_killed_takes_ray_with_it_and_the_next_one_goes_on(worl
     assert "teacher_records: 0" not in output
     assert_same_store(world, "driver")
     wait_until(lambda: not alive(below))
+    count_trials("the driver of a local Ray", {"the same bytes": 1})
 
 
 @pytest.mark.ray
@@ -281,7 +283,7 @@ def test_ctrl_c_on_ray_is_one_clear_line_and_the_next_run_goes_on(world):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_raylet_that_is_killed_is_named_and_the_next_run_goes_on(world):
+def test_a_raylet_that_is_killed_is_named_and_the_next_run_goes_on(world, count_trials):
     process = start_precompute(world, "raylet", executor="ray")
     wait_until(lambda: receipts(world / "raylet"), process)
     (raylet,) = [pid for pid in descendants(process.pid) if "/raylet/raylet " in title(pid)]
@@ -293,6 +295,7 @@ def test_a_raylet_that_is_killed_is_named_and_the_next_run_goes_on(world):
     assert "The same command resumes where it stopped" in errors
     run(world, "raylet")
     assert_same_store(world, "raylet")
+    count_trials("the raylet of a local Ray", {"the same bytes": 1})
 
 
 def lose(node):
@@ -306,7 +309,9 @@ def lose(node):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_node_that_is_lost_in_the_middle_of_a_shard_is_made_up_for_by_another(world, monkeypatch):
+def test_a_node_that_is_lost_in_the_middle_of_a_shard_is_made_up_for_by_another(
+    world, monkeypatch, count_trials
+):
     with ray_nodes(PYTHONPATH=str(ROOT)) as nodes:  # for tests.support.poison
         nodes.start_head("--num-cpus=0", dashboard=False)
         first = nodes.start_node("--num-cpus=1")
@@ -324,11 +329,14 @@ def test_a_node_that_is_lost_in_the_middle_of_a_shard_is_made_up_for_by_another(
     assert process.returncode == 0, errors
     assert f"teacher_records: {SHARDS * RECORDS}" in output
     assert_same_store(world, "node")
+    count_trials("the only node of a cluster, replaced", {"the same bytes": 1})
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_one_of_two_nodes_that_is_lost_is_made_up_for_by_the_other(world, monkeypatch):
+def test_one_of_two_nodes_that_is_lost_is_made_up_for_by_the_other(
+    world, monkeypatch, count_trials
+):
     with ray_nodes(PYTHONPATH=str(ROOT)) as nodes:
         nodes.start_head("--num-cpus=0", dashboard=False)
         both = [nodes.start_node("--num-cpus=1") for _ in range(2)]
@@ -347,6 +355,7 @@ def test_one_of_two_nodes_that_is_lost_is_made_up_for_by_the_other(world, monkey
         assert "Traceback" not in errors
         run(world, "two")
     assert_same_store(world, "two")
+    count_trials("one of two nodes of a cluster", {"the same bytes": 1})
 
 
 def file_content(path):

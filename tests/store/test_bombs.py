@@ -16,8 +16,9 @@ def outcomes(tmp_path_factory, frozen):
 
 
 @pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.name)
-def test_a_bomb_is_refused_before_it_takes_memory(bomb, outcomes):
+def test_a_bomb_is_refused_before_it_takes_memory(bomb, outcomes, count_trials):
     outcome = outcomes[bomb.name]
+    count_trials(bomb.name, {"refused": 1}, outcome.seconds, outcome.megabytes)
 
     assert bomb.message in outcome.error
     assert "\n" not in outcome.error

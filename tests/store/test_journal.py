@@ -1,5 +1,6 @@
 """Journals, which identify a record that kills every process, and the lock that limits a store to one writer."""
 
+import faulthandler
 import json
 import os
 import signal
@@ -89,6 +90,7 @@ def forked(monkeypatch):
 
 
 def crash():
+    faulthandler.disable()  # of pytest, which would print the traceback of every thread
     os.kill(os.getpid(), signal.SIGSEGV)
 
 

@@ -74,7 +74,7 @@ def place(store: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", READ)
-def test_no_link_is_read_through_and_verify_names_it(store, outside, name):
+def test_no_link_is_read_through_and_verify_names_it(store, outside, name, count_trials):
     path = place(store, name)
     link(path, outside)
     before = everything(outside)
@@ -87,6 +87,7 @@ def test_no_link_is_read_through_and_verify_names_it(store, outside, name):
     with pytest.raises(verify.DamagedStoreError, match="symbolic link"):
         verify.run(VerifyConfig(store=StoreOptions(path=str(store))))
     assert everything(outside) == before
+    count_trials("a link at a place that training reads", {"refused": 1})
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "{pass}/manifest.json", "teachers"])
@@ -108,7 +109,7 @@ WRITTEN = (
 
 @pytest.mark.parametrize("dangling", [False, True])
 @pytest.mark.parametrize("name", WRITTEN)
-def test_nothing_is_written_through_a_link(store, outside, frozen, name, dangling):
+def test_nothing_is_written_through_a_link(store, outside, frozen, name, dangling, count_trials):
     path = place(store, name)
     (store / "receipts/test-000000.parquet").unlink()  # something has to be written
     (place(store, "{pass}") / "receipts/test-000000.parquet").unlink()
@@ -123,6 +124,8 @@ def test_nothing_is_written_through_a_link(store, outside, frozen, name, danglin
         precompute.run(config)
 
     assert everything(outside) == before
+    kind = "to nothing" if dangling else "to a file or folder"
+    count_trials(f"a link {kind} at a place that precompute writes", {"refused": 1})
 
 
 def test_a_journal_and_a_lock_are_not_opened_through_a_link(tmp_path, outside):
@@ -143,7 +146,7 @@ def test_a_journal_and_a_lock_are_not_opened_through_a_link(tmp_path, outside):
 
 @pytest.mark.parametrize("action", ["read", "write", "lock", "list", "remove"])
 def test_a_folder_that_becomes_a_link_after_a_check_is_refused(
-    tmp_path, outside, monkeypatch, action
+    tmp_path, outside, monkeypatch, action, count_trials
 ):
     """The folder is replaced at the moment at which it is opened, after every check of it has passed."""
     folder, path = tmp_path / "store/deep", RootedPath(tmp_path / "store") / "deep" / "file"
@@ -179,6 +182,7 @@ def test_a_folder_that_becomes_a_link_after_a_check_is_refused(
 
     assert swapped
     assert everything(outside) == before
+    count_trials("a folder that becomes a link between a check and its use", {"refused": 1})
 
 
 def test_a_commit_ends_in_the_folder_in_which_it_began(tmp_path, outside):

@@ -210,7 +210,9 @@ class StoreMachine(RuleBasedStateMachine):
         problems = list(verify_store(self.store))
         for path in self.damaged:
             assert any(str(path) in problem for problem in problems), f"{path}: {problems}"
-        unfinished = [f"{self.store / 'teachers' / teacher}-" for teacher in self.begun - self.whole]
+        unfinished = [
+            f"{self.store / 'teachers' / teacher}-" for teacher in self.begun - self.whole
+        ]
         for problem in problems:
             is_expected = any(folder in problem for folder in unfinished)
             assert is_expected or self._names_damage(problem), problem
@@ -237,7 +239,7 @@ def sound(tmp_path_factory):
     ("runs", "steps"), [(3, 10), pytest.param(100, 30, marks=pytest.mark.slow)]
 )
 @pytest.mark.timeout(3000)
-def test_a_store_keeps_its_values_through_anything(runs, steps, sound):
+def test_a_store_keeps_its_values_through_anything(runs, steps, sound, count_trials):
     machine = type("Machine", (StoreMachine,), {"sound": sound})
     run_state_machine_as_test(
         machine,
@@ -250,6 +252,7 @@ def test_a_store_keeps_its_values_through_anything(runs, steps, sound):
             suppress_health_check=list(HealthCheck),
         ),
     )
+    count_trials(f"a store through up to {steps} steps", {"the same values": runs})
 
 
 def test_the_comparison_finds_a_wrong_value(sound, tmp_path):

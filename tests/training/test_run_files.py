@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -50,10 +51,17 @@ def unnamed(found):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_no_damaged_file_of_a_run_is_trained_on_evaluated_or_reported(prepared, tmp_path):
+def test_no_damaged_file_of_a_run_is_trained_on_evaluated_or_reported(
+    prepared, tmp_path, count_trials
+):
     cases = [CASES[number % len(CASES)] for number in range(200)]
 
-    assert unnamed(trials(prepared, cases, np.random.default_rng(881), tmp_path)) == []
+    done = list(trials(prepared, cases, np.random.default_rng(881), tmp_path))
+
+    for verb in dict.fromkeys(case.verb for case in CASES):
+        outcomes = Counter(trial.outcome for trial in done if trial.case.verb == verb)
+        count_trials(f"a file of a run: {verb}", outcomes)
+    assert unnamed(done) == []
 
 
 @pytest.mark.slow
