@@ -22,6 +22,14 @@ ENDS = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(autouse=True)
+def own_handler():
+    """Handle Ctrl-C, which a shell has the processes ignore that it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def swallow(number):
     """Send a signal to this process where no exception can leave, as in functions of pyarrow."""
