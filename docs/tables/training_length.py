@@ -29,12 +29,12 @@ class Length(NamedTuple):
 
 
 def _and_longer(
-    epochs: int, experiment: str, candidate: str, baseline: str
+    epochs: int, experiments: tuple[str, str], candidate: str, baseline: str
 ) -> tuple[Length, Length]:
-    """Two arms at the epochs of their recipe, and at three times as many in <experiment>_length."""
+    """Two arms at the epochs of their recipe, and at three times as many in the second experiment."""
     return (
-        Length(epochs, experiment, candidate, baseline),
-        Length(3 * epochs, f"{experiment}_length", candidate, baseline),
+        Length(epochs, experiments[0], candidate, baseline),
+        Length(3 * epochs, experiments[1], candidate, baseline),
     )
 
 
@@ -44,7 +44,8 @@ def _in_grid(experiment: str, epochs: Sequence[int], arms: tuple[str, str]) -> t
 
 
 _DEMO = (Length(30, "demo", "e2kd", "kd"), *_in_grid("demo_length", (90, 270), ("e2kd", "kd")))
-_EQUAL = "cifar10_equal_terms"
+_EQUAL = ("cifar10_equal_terms", "cifar10_equal_terms_length")
+_STUDY = ("interpretability/cifar10_arms", "interpretability/cifar10_arms_length")
 COMPARISONS: tuple[tuple[str, str, tuple[Length, ...]], ...] = (
     ("demo, swapped photographs: e2KD - KD", "accuracy_swapped", _DEMO),
     ("demo, EPG of the maps: e2KD - KD", "epg", _DEMO),
@@ -70,7 +71,7 @@ COMPARISONS: tuple[tuple[str, str, tuple[Length, ...]], ...] = (
     (
         "the study, KD at tau 4 - labels",
         "accuracy",
-        _and_longer(60, "interpretability/cifar10_arms", "kd_tau4", "scratch"),
+        _and_longer(60, _STUDY, "kd_tau4", "scratch"),
     ),
 )
 

@@ -284,9 +284,12 @@ def is_file(path: AnyPath) -> bool:
 
 
 def is_writable(folder: AnyPath) -> bool:
-    """Return whether this process may create files in a folder."""
-    with _opened_folder(folder) as descriptor:
-        return os.access(".", os.W_OK, dir_fd=descriptor)
+    """Return whether there is a folder in which this process may create files. Raises LinkError."""
+    try:
+        with _opened_folder(folder) as descriptor:
+            return os.access(".", os.W_OK, dir_fd=descriptor)
+    except _ABSENT:
+        return False
 
 
 def list_folder(folder: RootedPath, pattern: str = "*") -> list[RootedPath]:

@@ -1,4 +1,4 @@
-"""What listens for connections while each verb runs: no more than the table in SECURITY.md says."""
+"""Sockets that listen while each verb runs: no more than the table in SECURITY.md says."""
 
 import subprocess
 import sys

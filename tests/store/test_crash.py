@@ -18,8 +18,8 @@ from tests.support.crashes import Stopped, StoppingOs
 from tests.support.stores import precompute_config
 from tests.support.trees import tree_bytes
 
-EVERY_POINT = pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 5])
-"""Step between crash points. With 5, `make test` still covers every kind, as a commit has eight operations."""
+EVERY_POINT = pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 13])
+"""Step between crash points. With 13, `make test` still covers every kind, as a commit has eight operations."""
 
 
 def stop_everywhere(monkeypatch, action, check, every=1):
