@@ -1,7 +1,7 @@
 """Tables of docs/reliability.md: damage, attacks, signals and kills, counted by the tests that cause them.
 
     python -m tests.reliability                    run all of them, which takes an hour on two cores, and print the rows
-    python -m tests.reliability corruption links   run some parts
+    python -m tests.reliability stores links       run some parts
     python -m tests.reliability --write            also put the rows into docs/reliability.md
 
 A test reports its trials with the fixture `count_trials`. The parts are run one after the other, each in one process.
@@ -25,7 +25,8 @@ from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs" / "reliability.md"
 PARTS = {
-    "corruption": ["tests/store/test_corruption.py", "tests/training/test_run_files.py"],
+    "stores": ["tests/store/test_corruption.py"],
+    "runs": ["tests/training/test_run_files.py"],
     "links": ["tests/store/test_links.py"],
     "sizes": ["tests/store/test_bombs.py"],
     "signals": ["tests/stages/test_signals.py"],
@@ -57,8 +58,9 @@ class Trials(NamedTuple):
         """Format the row of the table."""
         number = sum(self.outcomes.values())
         outcomes = ", ".join(f"{count:,} {name}" for name, count in self.outcomes.items() if count)
-        measured = ("" if x is None else f"{x:,.1f}" for x in (self.seconds, self.megabytes))
-        return f"| {self.kind} | {number:,} | {outcomes} | {' | '.join(measured)} |\n"
+        seconds = "" if self.seconds is None else f"{self.seconds:.2f}"
+        megabytes = "" if self.megabytes is None else f"{self.megabytes:,.0f}"
+        return f"| {self.kind} | {number:,} | {outcomes} | {seconds} | {megabytes} |\n"
 
 
 def run_part(part: str) -> tuple[list[Trials], bool]:
