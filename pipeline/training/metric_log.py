@@ -177,21 +177,24 @@ def read_metrics(folder: Path, steps: int | None = None) -> Iterator[dict[str, f
 
     There are none if the file does not exist.
 
-    steps  number of steps of a finished training, which the last line must be of; None is not checked
+    steps  number of steps of a finished training, which the last line must be of, with nothing after it; None is not
+           checked
     Raises DamagedFileError for lines that were not written like this.
     """
     path = folder / METRICS_NAME
     if not path.exists():
         return
-    last = None
+    last, end, raw = None, 0, read_regular(path)
     try:
-        for line in _iter_lines(read_regular(path)):
-            last = line.values["step"]
+        for line in _iter_lines(raw):
+            last, end = line.values["step"], line.end
             yield line.values
     except DigestError as error:
         raise damaged(path, error, _ADVICE) from error
     if steps is not None and last != steps:
         raise damaged(path, f"it ends at step {last}, but the training had {steps}", _ADVICE)
+    if steps is not None and end != len(raw):
+        raise damaged(path, f"it has {len(raw) - end} bytes after its last line", _ADVICE)
 
 
 class _Line(NamedTuple):

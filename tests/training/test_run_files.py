@@ -157,21 +157,13 @@ def test_damage_anywhere_in_the_metrics_is_seen(kind, tmp_path):
     for _ in range(50):
         (tmp_path / METRICS_NAME).write_bytes(sound)
         damage_file(tmp_path / METRICS_NAME, random, kind)
-        if kind == "append" and not read_tail(tmp_path, sound):
-            continue
-        for read in (lambda: list(read_metrics(tmp_path, 8)), lambda: MetricWriter(tmp_path, 8)):
-            outcome, message = attempt(read, METRICS_NAME)
-            if (
-                outcome == "silent"
-            ):  # only what follows the last line may be wrong, and it is not read
-                assert (tmp_path / METRICS_NAME).read_bytes().startswith(sound), kind
-            else:
-                assert outcome == "named", message
-
-
-def read_tail(folder, sound):
-    """Whether the bytes after the sound file are a complete line, which readers must check."""
-    return b"\n" in (folder / METRICS_NAME).read_bytes()[len(sound) :]
+        outcome, message = attempt(lambda: list(read_metrics(tmp_path, 8)), METRICS_NAME)
+        assert outcome == "named", message
+        outcome, message = attempt(lambda: MetricWriter(tmp_path, 8), METRICS_NAME)
+        if outcome == "silent":  # what follows the last line is dropped when a training goes on
+            assert (tmp_path / METRICS_NAME).read_bytes().startswith(sound), kind
+        else:
+            assert outcome == "named", message
 
 
 def test_lines_are_not_taken_from_another_place(tmp_path):
