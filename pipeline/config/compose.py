@@ -152,11 +152,13 @@ def section_names(verb: str) -> list[str]:
 
 
 def _replacing_mappings(overrides: Sequence[str]) -> list[str]:
-    """Make `arms={...}` and `grid={...}` replace the experiment's mapping, which Hydra would merge with it."""
+    """Make a mapping such as `arms={...}` replace the experiment's, which Hydra would merge with it or reject."""
     words = []
     for word in overrides:
-        name = word.partition("=")[0]
-        words += [f"{name}=null", word] if name in ("arms", "grid") else [word]
+        name, _, value = word.partition("=")
+        words += (
+            [f"{name}=null", word] if value.startswith("{") and name[:1] not in "+~" else [word]
+        )
     return words
 
 

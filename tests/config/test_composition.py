@@ -60,3 +60,9 @@ def test_an_option_that_is_newer_than_runs_changes_their_identity_only_when_it_i
 
     assert "pixels" not in of_default
     assert of_changed["pixels"][0]["kind"] == "grayscale"
+
+
+def test_a_mapping_replaces_that_of_the_experiment():
+    words = ["experiment=demo", "report.columns={f1: test.f1}", "report.paired_column=f1"]
+
+    assert compose("report", words)["report"]["columns"] == {"f1": "test.f1"}
