@@ -66,7 +66,9 @@ def run(config: VerifyConfig) -> VerifyResult:
     size = _size(path)
     logger.info("%s: reading all of its %s files, %s", path, f"{size[0]:,}", _format_bytes(size[1]))
     problems = list(verify_store(path))
-    unfinished = unfinished_passes(path) if not problems else []
+    if problems:
+        raise DamagedStoreError(path, problems)
+    unfinished = unfinished_passes(path)
     for folder in unfinished:
         logger.warning(
             "%s is an unfinished pass, which readers ignore: finish it with permafrost precompute store.path=%s and "
@@ -74,8 +76,6 @@ def run(config: VerifyConfig) -> VerifyResult:
             folder,
             config.store.path,
         )
-    if problems:
-        raise DamagedStoreError(path, problems)
     store = Store(path)
     equivariance = ""
     if config.equivariance and not isinstance(config.teacher, NoModelConfig):

@@ -1,4 +1,4 @@
-"""Small files that claim to be enormous, and what reading them takes: python -m tests.support.bombs prints a table.
+"""Small files that claim to be enormous, and what reading them takes.
 
 Each bomb changes a sound store, or is a source of records. Its digests are correct, as those of a stranger's store
 would be. A process that has read the sound store forks, and its child reads the bomb.
@@ -13,7 +13,6 @@ import os
 import resource
 import shutil
 import tarfile
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,12 +22,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from safetensors.torch import save_file
 
 from pipeline.config.data import ImageFolderDataConfig, WebDatasetDataConfig
-from pipeline.config.models import CifarModelConfig
 from pipeline.core.errors import UserError
-from pipeline.models.providers import build_model
 from pipeline.sources.build import build_source
 from pipeline.store.packing import Packing, pack_image
 from pipeline.store.receipts import BOX
@@ -44,7 +40,7 @@ from tests.support.signing import (
     sign_shards,
     write_index,
 )
-from tests.support.store_kinds import build_store, read_everything
+from tests.support.store_kinds import read_everything
 
 GIGABYTE = 10**9
 _BLOCK = 64 * 2**20
@@ -372,21 +368,3 @@ def explode_all(sound: Path, folder: Path) -> list[Outcome]:
     (plain / "a.jpg").write_bytes(_jpeg())
     read(Bomb("", folder_of_gigapixels, "folder", ""), plain.parent)
     return [explode(bomb, sound, folder) for bomb in BOMBS]
-
-
-def main() -> None:
-    """Print the outcomes as a table."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        weights = folder / "teacher.safetensors"
-        save_file(build_model(CifarModelConfig(name="resnet8", width=4), 10).state_dict(), weights)
-        teacher = CifarModelConfig(name="resnet8", width=4, weights=str(weights))
-        sound = build_store("zarr", folder, teacher)
-        print("| input | seconds | MB | error |\n|---|---|---|---|")
-        for outcome in explode_all(sound, folder):
-            error = outcome.error.replace(str(folder), "")
-            print(f"| {outcome.name} | {outcome.seconds:.2f} | {outcome.megabytes:.0f} | {error} |")
-
-
-if __name__ == "__main__":
-    main()

@@ -7,17 +7,12 @@ a verb in this process. A trial is
     unnamed    it raised one line without it
     silent     it went on
     traceback  it raised anything else
-
-python -m tests.support.run_corruptions <trials> <seed>   prints a table of the outcomes
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import sys
-import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -214,38 +209,3 @@ def damage_file(path: Path, random: np.random.Generator, kind: str) -> str:
         data[place : place + 512] = bytes(len(data[place : place + 512]))
     path.write_bytes(data)
     return f"{kind} at {place}"
-
-
-def main() -> None:
-    """Print a table of the outcomes of seeded trials, and every trial that was not named."""
-    from pipeline.store.reader import Store
-    from tests.support.networks import save_tiny_teacher
-
-    number, seed = map(int, sys.argv[1:])
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        os.chdir(folder)
-        config = precompute_config(folder / "frozen", save_tiny_teacher(folder))
-        precompute.run(config)
-        runs = Runs(Frozen(Store(folder / "frozen"), config), folder)
-        runs.prepare()
-        cases = [CASES[i % len(CASES)] for i in range(number)]
-        done = list(trials(runs, cases, np.random.default_rng(seed), folder / "copies"))
-        os.chdir("/")
-    for (verb, file), outcomes in sorted(_count(done).items()):
-        print(f"{verb:<12} {file:<48} {dict(outcomes)}")
-    for trial in done:
-        if trial.outcome != "named":
-            print(*trial, sep=" | ")
-    print(dict(Counter(trial.outcome for trial in done)))
-
-
-def _count(done: Sequence[Trial]) -> dict[tuple[str, str], Counter[str]]:
-    counts: dict[tuple[str, str], Counter[str]] = {}
-    for trial in done:
-        counts.setdefault((trial.case.verb, trial.case.file), Counter())[trial.outcome] += 1
-    return counts
-
-
-if __name__ == "__main__":
-    main()

@@ -1,15 +1,9 @@
-"""Signals at seeded random moments of every verb, as child processes.
-
-python -m tests.support.signals <trials> <seed>   prints a row per signal: verb, moment, exit code, message
-"""
+"""Signals at seeded random moments of every verb, as child processes."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,16 +134,3 @@ def _content(folder: Path) -> dict[str, bytes]:
         and "tensorboard" not in path.parts
         and not path.name.startswith(".stages")
     }
-
-
-def main() -> None:
-    """Print the rows."""
-    trials, seed = map(int, sys.argv[1:])
-    with tempfile.TemporaryDirectory() as name:
-        for row in signal_trials(trials, seed, Path(name)):
-            print(*row, sep=" | ", flush=True)
-        os.chdir("/")
-
-
-if __name__ == "__main__":
-    main()
