@@ -28,7 +28,10 @@ SERIAL = {
     "evaluate": ("evaluate", "experiment=demo", "run=single", "evaluators=[accuracy]"),
     "sweep": ("sweep", *STUDENT, *ARMS, "executor=serial"),
     "report": ("report", "experiment=demo", *ACCURACY),
-    "render": ("render", "verb=verify", "cluster=kuberay", "cluster.image=x", "store.path=/mnt/s"),
+    "render": (
+        *("render", "verb=verify", "cluster=kuberay", "cluster.image=x"),
+        *("cluster.volume_claim=shared", "store.path=/mnt/permafrost/stores/demo"),
+    ),
 }
 RAY = {
     "precompute": ("precompute", *MADE, "executor=ray", "store.path=stores/on_ray"),
