@@ -3,6 +3,8 @@
     python -m tests.reliability                    run all of them, which takes an hour on two cores, and print the rows
     python -m tests.reliability stores links       run some parts
     python -m tests.reliability --write            also put the rows into docs/reliability.md
+    make test-all ARGS=--junitxml=all.xml && python -m tests.reliability --read all.xml
+                                                   run nothing, and take the rows of an earlier run
 
 A test reports its trials with the fixture `count_trials`. The parts are run one after the other, each in one process.
 """
@@ -68,19 +70,30 @@ def run_part(part: str) -> tuple[list[Trials], bool]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         words = ["-q", "-n0", "-m", "slow or not slow", f"--junitxml={report}", *PARTS[part]]
-        code = subprocess.run(
+        subprocess.run(
             [sys.executable, "-m", "pytest", *words],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
             stdout=sys.stderr,
             check=False,
-        ).returncode
-        properties = ElementTree.parse(report).iter("property")
-        values = [json.loads(p.get("value", "")) for p in properties if p.get("name") == "trials"]
+        )
+        return read_part(part, report)
+
+
+def read_part(part: str, report: Path) -> tuple[list[Trials], bool]:
+    """Read the trials of a part from pytest's report, and whether it ran and nothing of it failed."""
+    modules = {path.removesuffix(".py").replace("/", ".") for path in PARTS[part]}
+    # A test outside a class has its module as its class.
+    cases = ElementTree.parse(report).iter("testcase")
+    cases = [case for case in cases if case.get("classname") in modules]
     by_kind: dict[str, Trials] = {}
-    for each in (Trials(**value) for value in values):
-        by_kind[each.kind] = by_kind[each.kind].with_more(each) if each.kind in by_kind else each
-    return list(by_kind.values()), code == 0
+    for element in (each for case in cases for each in case.iter("property")):
+        if element.get("name") == "trials":
+            trials = Trials(**json.loads(element.get("value", "")))
+            kind = trials.kind
+            by_kind[kind] = by_kind[kind].with_more(trials) if kind in by_kind else trials
+    has_failed = any(case.find(word) is not None for case in cases for word in ("failure", "error"))
+    return list(by_kind.values()), bool(cases) and not has_failed
 
 
 def merge_rows(page: str, part: str, rows: str) -> str:
@@ -95,13 +108,16 @@ def main() -> None:
     )
     parser.add_argument("parts", nargs="*", metavar="part")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument(
+        "--read", type=Path, metavar="REPORT", help="a report of pytest, in JUnit's form"
+    )
     words = parser.parse_args()
     for part in words.parts:
         if part not in PARTS:
             parser.error(f"no part {part}; choose from {', '.join(PARTS)}")
     is_good = True
     for part in words.parts or PARTS:
-        trials, passed = run_part(part)
+        trials, passed = read_part(part, words.read) if words.read else run_part(part)
         is_good = is_good and passed
         rows = "".join(each.row() for each in trials)
         print(f"{part}: {'passed' if passed else 'FAILED'}\n{rows}", flush=True)
