@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Three processes keep two cores busy while one of them waits for Ray.
 JOBS ?= 3
 # The tests of a module run in one process, so their fixtures are made once. One thread per process avoids contention.
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -q -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 DEMO_distill := method.tau=4 method.lambda_map=5
 STAGES := estimate precompute teach verify distill evaluate sweep report migrate
 # Stages with a section cluster.

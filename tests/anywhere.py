@@ -462,9 +462,8 @@ def read_outcome(path: Path, seconds: float) -> Outcome:
     cases = list(ElementTree.parse(path).iter("testcase"))
     bad = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
     skipped = sum(case.find("skipped") is not None for case in cases)
-    names = [f"{case.get('classname')}::{case.get('name')}" for case in bad]
-    names = [re.sub(r"@(ray|tests/.*)$", "", name) for name in names]  # pytest-xdist adds @group
-    return Outcome(len(cases), len(bad), skipped, seconds, tuple(names))
+    names = tuple(f"{case.get('classname')}::{case.get('name')}" for case in bad)
+    return Outcome(len(cases), len(bad), skipped, seconds, names)
 
 
 @contextmanager
@@ -487,7 +486,7 @@ def run_tests(name: str, run: Run, tests: list[str]) -> Outcome | str:
         **{VARIABLE: name, **run.environment},
     }
     report = run.place / "junit.xml"
-    parallel = ["-n", str(run.processes), "--dist", "loadgroup", "--no-loadscope-reorder"]
+    parallel = ["-n", str(run.processes), "--dist", "loadfile", "--no-loadscope-reorder"]
     command = [
         *(*run.prefix, run.python, "-m", "pytest", "-q", "-p", "tests.anywhere"),
         *("-p", "no:cacheprovider", f"--junitxml={report}", *run.options),

@@ -24,13 +24,12 @@ os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(trylast=True)  # after the slow tests have been left out
-def pytest_collection_modifyitems(items):
-    """Keep the tests of a module in one process, and all modules on Ray in the same one, as several Rays starve."""
-    on_ray = {item.path for item in items if item.get_closest_marker("ray")}
-    for item in items:
-        group = "ray" if item.path in on_ray else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)  # there is no such hook without pytest-xdist
+def pytest_xdist_make_scheduler(config, log):
+    """Keep the tests of a module in one process, and all modules on Ray in the same one."""
+    from tests.support.scheduler import ModuleScheduling  # imports pytest-xdist
+
+    return ModuleScheduling(config, log)
 
 
 def pytest_collection_finish():

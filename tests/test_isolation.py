@@ -1,5 +1,8 @@
 """Tests leave the checkout as it is, and their processes share nothing."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,3 +30,40 @@ def test_fixtures_and_tests_work_outside_the_checkout(
     assert Path.cwd() == tmp_path
     # Stages write their runs there, as the store of all tests shows.
     assert list(folder_of_a_session.glob(f"runs/{frozen.config.run}/precompute/cost.json"))
+
+
+def test_a_group_runs_in_one_process(tmp_path):
+    """Two modules on Ray and one that is not, in two processes that pytest-xdist starts."""
+    for name, mark in {"a": "ray", "b": "ray", "c": "slow"}.items():
+        lines = [
+            "import os, pytest",
+            f"@pytest.mark.{mark}",
+            "@pytest.mark.parametrize('n', range(8))",
+        ]
+        lines += ["def test_it(n):", f"    open('{tmp_path}/{name}-' + str(os.getpid()), 'w')"]
+        (tmp_path / f"test_{name}.py").write_text("\n".join(lines))
+    (tmp_path / "conftest.py").write_text(
+        "from tests.support.scheduler import ModuleScheduling\n"
+        "def pytest_xdist_make_scheduler(config, log): return ModuleScheduling(config, log)\n"
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    ray\n    slow\n")
+    words = [
+        "-q",
+        "-n2",
+        "--rootdir",
+        str(tmp_path),
+        "-c",
+        str(tmp_path / "pytest.ini"),
+        str(tmp_path),
+    ]
+    subprocess.run(
+        [sys.executable, "-m", "pytest", *words],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+
+    processes = {p.name.partition("-")[2] for p in tmp_path.glob("[ab]-*")}
+    assert len(processes) == len(list(tmp_path.glob("c-*"))) == 1
+    assert processes.isdisjoint(p.name.partition("-")[2] for p in tmp_path.glob("c-*"))

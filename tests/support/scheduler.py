@@ -1,0 +1,29 @@
+"""Distribution of the tests over the processes of pytest-xdist."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from xdist.scheduler import LoadFileScheduling
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ON_RAY = "on Ray"
+
+
+@cache
+def group_of(root: Path, path: str) -> str:
+    """Return the group of a test module: the module itself, or one that all modules on Ray share.
+
+    Several Rays at once starve each other on a small machine.
+    """
+    return ON_RAY if "pytest.mark.ray" in (root / path).read_text() else path
+
+
+class ModuleScheduling(LoadFileScheduling):
+    """Scheduling of whole modules. One process runs a group from its first test to its last."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(self.config.rootpath, nodeid.partition("::")[0])
