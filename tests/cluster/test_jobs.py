@@ -25,11 +25,13 @@ PRECOMPUTE = [
     *("teacher.name=resnet8", "teacher.width=4", "teacher.weights=random", "annotate.batch_size=8"),
     "annotate.payloads=[logits, map]",  # with a space, which requires quoting
 ]
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
 @pytest.fixture(scope="module")
 def head():
-    with ray_nodes() as nodes:
+    # `python` of a job is the first one on the head's path.
+    with ray_nodes(PATH=PATH) as nodes:
         nodes.start_head("--num-cpus=2", dashboard=True)
         yield nodes.dashboard
 
@@ -88,7 +90,7 @@ def test_make_submit_writes_what_a_serial_run_writes(head, tmp_path, count_trial
             *("-o", "install", f"PY={sys.executable}", f"ARGS={shlex.join(words)}"),
         ],
         cwd=ROOT,
-        env=node_environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}"),
+        env=node_environment(PATH=PATH),
         capture_output=True,
         text=True,
         check=False,
