@@ -15,15 +15,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.cli import main
-from pipeline.core.errors import ConfigError
-from pipeline.core.files import exists
-from pipeline.core.lock import lock_folder
-from pipeline.store.manifest import MANIFEST_NAME, SCHEMA_VERSION
-from pipeline.store.migration import migrate_store
+from permafrost.cli import main
+from permafrost.core.errors import ConfigError
+from permafrost.core.files import exists
+from permafrost.core.lock import lock_folder
+from permafrost.store.manifest import MANIFEST_NAME, SCHEMA_VERSION
+from permafrost.store.migration import migrate_store
 
 if TYPE_CHECKING:
-    from pipeline.config.verbs import MigrateConfig
+    from permafrost.config.verbs import MigrateConfig
 
 
 @dataclass(frozen=True, kw_only=True)

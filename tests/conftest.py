@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.cluster.session import ray_session
-from pipeline.config.cluster import LocalClusterConfig
-from pipeline.config.models import CifarModelConfig
-from pipeline.store.reader import Store
+from permafrost.cluster.session import ray_session
+from permafrost.config.cluster import LocalClusterConfig
+from permafrost.config.models import CifarModelConfig
+from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.networks import save_tiny_teacher
 from tests.support.stores import Frozen, precompute_config

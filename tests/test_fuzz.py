@@ -14,20 +14,20 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose
-from pipeline.config.data import ImageTableDataConfig, WebDatasetDataConfig
-from pipeline.config.options import options_of
-from pipeline.config.table_data import TableDataConfig
-from pipeline.config.verbs import VERBS
-from pipeline.sources.image_table import ImageTableSource
-from pipeline.sources.table import TableSource
-from pipeline.sources.webdataset import WebDatasetSource
-from pipeline.store.index import BOX_FIELDS, CHECKED_COLUMNS, LIST_COLUMNS
-from pipeline.store.manifest import read_pass_manifest, read_store_manifest
-from pipeline.store.reader import Store
-from pipeline.store.receipts import PASS_RECEIPT_SCHEMA, RECEIPT_SCHEMA, read_receipt
-from pipeline.store.shards import PassShardTable
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose
+from permafrost.config.data import ImageTableDataConfig, WebDatasetDataConfig
+from permafrost.config.options import options_of
+from permafrost.config.table_data import TableDataConfig
+from permafrost.config.verbs import VERBS
+from permafrost.sources.image_table import ImageTableSource
+from permafrost.sources.table import TableSource
+from permafrost.sources.webdataset import WebDatasetSource
+from permafrost.store.index import BOX_FIELDS, CHECKED_COLUMNS, LIST_COLUMNS
+from permafrost.store.manifest import read_pass_manifest, read_store_manifest
+from permafrost.store.reader import Store
+from permafrost.store.receipts import PASS_RECEIPT_SCHEMA, RECEIPT_SCHEMA, read_receipt
+from permafrost.store.shards import PassShardTable
 from tests.support.fuzzing import Edited, edited_bytes, edited_json, fuzz, reads_or_refuses
 from tests.support.photo_table import write_photo_table
 from tests.support.signing import file_entry, load, load_shards, pass_folder, sign, sign_shards

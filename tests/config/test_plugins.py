@@ -9,17 +9,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.config.builder import build_verb_config
-from pipeline.config.compose import compose
-from pipeline.config.data import SOURCES
-from pipeline.config.methods import METHODS
-from pipeline.config.models import MODELS, TimmModelConfig
-from pipeline.config.plugins import load_plugins
-from pipeline.config.reference import describe_verb
-from pipeline.config.runs import RUNS
-from pipeline.core.errors import ConfigError
-from pipeline.models.providers import build_model, published
-from pipeline.models.saved import read_description
+from permafrost.config.builder import build_verb_config
+from permafrost.config.compose import compose
+from permafrost.config.data import SOURCES
+from permafrost.config.methods import METHODS
+from permafrost.config.models import MODELS, TimmModelConfig
+from permafrost.config.plugins import load_plugins
+from permafrost.config.reference import describe_verb
+from permafrost.config.runs import RUNS
+from permafrost.core.errors import ConfigError
+from permafrost.models.providers import build_model, published
+from permafrost.models.saved import read_description
 from stages import distill, evaluate, precompute, report, sweep, teach
 from tests.support.pages import blocks_of
 from tests.support.paths import ROOT

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.config.compose import section_names, section_of
-from pipeline.config.models import TorchvisionModelConfig
-from pipeline.evaluation.evaluators.class_embeddings import load_class_embeddings
-from pipeline.models.providers import build_model
+from permafrost.config.compose import section_names, section_of
+from permafrost.config.models import TorchvisionModelConfig
+from permafrost.evaluation.evaluators.class_embeddings import load_class_embeddings
+from permafrost.models.providers import build_model
 from tests.support.commands import UnknownCommandError, check, lines_of, verb_and_words
 from tests.support.pages import PAGES, blocks_of
 from tests.support.paths import ROOT

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.store.reader import Store
+from permafrost.store.reader import Store
 from tests.support.runs import save_student
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from pipeline.config.evaluators import ClassSimilarityOptions
-from pipeline.core.errors import ConfigError
-from pipeline.core.records import NO_LABEL
-from pipeline.evaluation.evaluators.cifar100_coarse import COARSE, coarse_similarity
-from pipeline.evaluation.evaluators.class_similarity import (
+from permafrost.config.evaluators import ClassSimilarityOptions
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import NO_LABEL
+from permafrost.evaluation.evaluators.cifar100_coarse import COARSE, coarse_similarity
+from permafrost.evaluation.evaluators.class_similarity import (
     PredictionSums,
     off_diagonal_spearman,
     read_similarity,

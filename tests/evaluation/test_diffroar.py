@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config.evaluators import DiffroarOptions
-from pipeline.core.errors import ConfigError
-from pipeline.evaluation.evaluators.diffroar.evaluator import compare
-from pipeline.evaluation.evaluators.diffroar.probes import (
+from permafrost.config.evaluators import DiffroarOptions
+from permafrost.core.errors import ConfigError
+from permafrost.evaluation.evaluators.diffroar.evaluator import compare
+from permafrost.evaluation.evaluators.diffroar.probes import (
     RankedImages,
     build_probe,
     keep_part,

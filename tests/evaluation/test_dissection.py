@@ -7,25 +7,25 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config.evaluators import DissectionOptions
-from pipeline.core.errors import ConfigError, RecordError
-from pipeline.evaluation.evaluators.dissection.broden import (
+from permafrost.config.evaluators import DissectionOptions
+from permafrost.core.errors import ConfigError, RecordError
+from permafrost.evaluation.evaluators.dissection.broden import (
     BrodenFolder,
     decode_labels,
     encode_labels,
 )
-from pipeline.evaluation.evaluators.dissection.concepts import Labels
-from pipeline.evaluation.evaluators.dissection.drawn import DrawnConcepts
-from pipeline.evaluation.evaluators.dissection.evaluator import dissect
-from pipeline.evaluation.evaluators.dissection.overlap_counts import OverlapCounts, firing_mask
-from pipeline.evaluation.evaluators.dissection.thresholds import (
+from permafrost.evaluation.evaluators.dissection.concepts import Labels
+from permafrost.evaluation.evaluators.dissection.drawn import DrawnConcepts
+from permafrost.evaluation.evaluators.dissection.evaluator import dissect
+from permafrost.evaluation.evaluators.dissection.overlap_counts import OverlapCounts, firing_mask
+from permafrost.evaluation.evaluators.dissection.thresholds import (
     LargestActivations,
     TopImages,
     kept_of,
 )
-from pipeline.evaluation.forward import EvaluatedModel
-from pipeline.models.classifier import Classifier
-from pipeline.models.output import Normalize
+from permafrost.evaluation.forward import EvaluatedModel
+from permafrost.models.classifier import Classifier
+from permafrost.models.output import Normalize
 from tests.support.broden import write_broden
 
 SIDE = 25
@@ -320,7 +320,7 @@ def test_units_that_see_colors_detect_them(batch_size, monkeypatch):
 
 
 def test_the_published_normalization_takes_the_place_of_the_networks_own():
-    from pipeline.evaluation.evaluators.dissection.evaluator import _legacy_normalization
+    from permafrost.evaluation.evaluators.dissection.evaluator import _legacy_normalization
 
     network = ColorDetector()
     network.normalize = Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.1))

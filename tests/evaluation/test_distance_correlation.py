@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pipeline.evaluation.evaluators.distance_correlation.estimators import (
+from permafrost.evaluation.evaluators.distance_correlation.estimators import (
     InnerProducts,
     centered_gram,
     distances_of_gram,

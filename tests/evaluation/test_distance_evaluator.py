@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.evaluators import DistanceCorrelationOptions
-from pipeline.config.runs import RUNS
-from pipeline.core.errors import ConfigError
-from pipeline.core.lock import lock_folder
-from pipeline.evaluation.metrics import numbers_of
-from pipeline.store.artifacts import Artifact
-from pipeline.store.file_entry import ManifestError
-from pipeline.store.verification import verify_store
+from permafrost.config.evaluators import DistanceCorrelationOptions
+from permafrost.config.runs import RUNS
+from permafrost.core.errors import ConfigError
+from permafrost.core.lock import lock_folder
+from permafrost.evaluation.metrics import numbers_of
+from permafrost.store.artifacts import Artifact
+from permafrost.store.file_entry import ManifestError
+from permafrost.store.verification import verify_store
 from stages import evaluate
 from tests.support.runs import evaluation_of
 
@@ -83,7 +83,7 @@ def test_the_second_student_of_a_teacher_needs_no_teacher(own, monkeypatch):
     assert len(artifacts(own)) == 1
     assert list(verify_store(own.store.path)) == []
     monkeypatch.setattr(
-        "pipeline.evaluation.networks.build_teacher",
+        "permafrost.evaluation.networks.build_teacher",
         lambda *_: pytest.fail("the teacher was built"),
     )
 

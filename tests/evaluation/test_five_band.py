@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config.cells_data import CellsDataConfig
-from pipeline.core.errors import ConfigError
-from pipeline.core.records import Batch
-from pipeline.evaluation.evaluators.five_band import (
+from permafrost.config.cells_data import CellsDataConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import Batch
+from permafrost.evaluation.evaluators.five_band import (
     BandCounts,
     bands_of,
     normalize,
     steps_of,
     truth_bands,
 )
-from pipeline.sources.cells import BODY, CLASSES, PART, CellsSource
+from permafrost.sources.cells import BODY, CLASSES, PART, CellsSource
 from tests.support.images import decoded
 
 HARD = [0.0]

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from pipeline.evaluation.evaluators.gradient_alignment import (
+from permafrost.evaluation.evaluators.gradient_alignment import (
     energy_cosine,
     input_gradient,
     margin,
     margin_alignment,
     mask_energy,
 )
-from pipeline.evaluation.means import RunningMeans
+from permafrost.evaluation.means import RunningMeans
 
 
 @pytest.fixture

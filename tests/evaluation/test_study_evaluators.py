@@ -8,23 +8,23 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from pipeline.config.cells_data import CellsDataConfig
-from pipeline.config.evaluators import (
+from permafrost.config.cells_data import CellsDataConfig
+from permafrost.config.evaluators import (
     ClassSimilarityOptions,
     DiffroarOptions,
     DissectionOptions,
     FiveBandOptions,
     GradientAlignmentOptions,
 )
-from pipeline.config.runs import RUNS
-from pipeline.core.errors import ConfigError
-from pipeline.evaluation.evaluators import cifar100_coarse
-from pipeline.evaluation.evaluators.dissection import evaluator as dissection
-from pipeline.evaluation.evaluators.dissection.drawn import DrawnConcepts
-from pipeline.models.saved import load_model
-from pipeline.report.gradient_pictures import gradient_figures, gradient_images
-from pipeline.report.results import StudentResult
-from pipeline.store.reader import Store
+from permafrost.config.runs import RUNS
+from permafrost.core.errors import ConfigError
+from permafrost.evaluation.evaluators import cifar100_coarse
+from permafrost.evaluation.evaluators.dissection import evaluator as dissection
+from permafrost.evaluation.evaluators.dissection.drawn import DrawnConcepts
+from permafrost.models.saved import load_model
+from permafrost.report.gradient_pictures import gradient_figures, gradient_images
+from permafrost.report.results import StudentResult
+from permafrost.store.reader import Store
 from stages import evaluate, precompute
 from tests.support.broden import write_broden
 from tests.support.run_files import change_signed

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.evaluation.evaluators.distance_correlation.estimators import (
+from permafrost.evaluation.evaluators.distance_correlation.estimators import (
     InnerProducts,
     feature_distances,
 )
-from pipeline.evaluation.evaluators.unicam.activations import feature_of
-from pipeline.evaluation.evaluators.unicam.maps import (
+from permafrost.evaluation.evaluators.unicam.activations import feature_of
+from permafrost.evaluation.evaluators.unicam.maps import (
     REDUCTIONS,
     Bank,
     cam,

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-from pipeline.config.evaluators import UnicamOptions
-from pipeline.config.models import AdditiveModelConfig, BcosModelConfig
-from pipeline.config.runs import RUNS
-from pipeline.core.errors import ConfigError
-from pipeline.evaluation.evaluators.class_embeddings import load_class_embeddings
-from pipeline.models.providers import build_model
-from pipeline.models.saved import TrainedModel, save_model
-from pipeline.store.verification import verify_store
+from permafrost.config.evaluators import UnicamOptions
+from permafrost.config.models import AdditiveModelConfig, BcosModelConfig
+from permafrost.config.runs import RUNS
+from permafrost.core.errors import ConfigError
+from permafrost.evaluation.evaluators.class_embeddings import load_class_embeddings
+from permafrost.models.providers import build_model
+from permafrost.models.saved import TrainedModel, save_model
+from permafrost.store.verification import verify_store
 from stages import evaluate
 from tests.support.runs import evaluation_of
 
@@ -149,7 +149,7 @@ def test_the_second_student_of_a_teacher_needs_no_teacher(own, monkeypatch):
     _, first, _ = unicam_maps(own)
     assert list(verify_store(own.store.path)) == []
     monkeypatch.setattr(
-        "pipeline.evaluation.networks.build_teacher",
+        "permafrost.evaluation.networks.build_teacher",
         lambda *_: pytest.fail("the teacher was built"),
     )
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.config.augment import AugmentOptions, PixelOperationConfig
-from pipeline.core.records import Batch
-from pipeline.loading.pixels import PixelAugmentSchedule
-from pipeline.loading.transfer import move_batch
-from pipeline.training.state import ComputeSettings, Training
-from pipeline.training.step import train_step
+from permafrost.config.augment import AugmentOptions, PixelOperationConfig
+from permafrost.core.records import Batch
+from permafrost.loading.pixels import PixelAugmentSchedule
+from permafrost.loading.transfer import move_batch
+from permafrost.training.state import ComputeSettings, Training
+from permafrost.training.step import train_step
 from stages import precompute
 from tests.gpu.budget import Budget, SkippedError
 from tests.gpu.inputs import jpeg, logits_of, pack, precompute_config, write_images
@@ -30,7 +30,7 @@ from tests.gpu.outcomes import CheckOutcome
 from tests.gpu.ranks import build_tiny, gradient_of_ranks, loss_and_gradient
 from tests.gpu.scale import CLASSES, TINY, Scale
 from tests.support.batches import FRAME, random_batch
-from tests.support.paths import ROOT
+from tests.support.paths import PYTHONPATH, ROOT
 from tests.support.trainings import HostReads
 
 Check = Callable[[torch.device, Scale], str]
@@ -276,7 +276,7 @@ def compare_ray(gpus_per_actor: float) -> str:
 
 def run_on_ray(store: Path, gpus_per_actor: float) -> None:
     """Compute the pass `ray` with two actors."""
-    from pipeline.config.cluster import LocalClusterConfig
+    from permafrost.config.cluster import LocalClusterConfig
 
     config = precompute_config(
         store, TINY, teacher=TINY.teacher, annotate={"name": "ray", "batch_size": 16}
@@ -303,7 +303,7 @@ def run_pytest() -> str:
 
 def _run(command: list[str], seconds: float) -> str:
     """Run a command in the repository for a limited time. Raises AssertionError with its last lines if it fails."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH}
     try:
         done = subprocess.run(
             command,

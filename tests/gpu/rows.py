@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 
-from pipeline.annotation import teacher_pass
-from pipeline.annotation.annotator import TeacherAnnotator
-from pipeline.config.explainers import BcosWeightsConfig, GradCamConfig
-from pipeline.config.methods import E2KDConfig, LabelsConfig
-from pipeline.config.models import ModelConfig
-from pipeline.config.store import JpegDecoder
-from pipeline.core.errors import ConfigError
-from pipeline.models.explainers.gradcam import gradcam
-from pipeline.models.providers import build_model, freeze
-from pipeline.store import frames
-from pipeline.store.reader import Store
-from pipeline.training.live_targets import LiveTeacher
+from permafrost.annotation import teacher_pass
+from permafrost.annotation.annotator import TeacherAnnotator
+from permafrost.config.explainers import BcosWeightsConfig, GradCamConfig
+from permafrost.config.methods import E2KDConfig, LabelsConfig
+from permafrost.config.models import ModelConfig
+from permafrost.config.store import JpegDecoder
+from permafrost.core.errors import ConfigError
+from permafrost.models.explainers.gradcam import gradcam
+from permafrost.models.providers import build_model, freeze
+from permafrost.store import frames
+from permafrost.store.reader import Store
+from permafrost.training.live_targets import LiveTeacher
 from tests.benchmarks.figures import in_turn
 from tests.gpu.budget import Budget, SkippedError
 from tests.gpu.outcomes import Row

@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from pipeline.config.models import ModelConfig
-from pipeline.config.training import OptimizerOptions
-from pipeline.core.records import Batch
-from pipeline.loading.loader import TrainLoader
-from pipeline.loading.transfer import move_batch
-from pipeline.losses.build import build_loss
-from pipeline.models.explainers.explain import DEFAULT_EXPLAINER, EXPLAINERS
-from pipeline.models.providers import build_model
-from pipeline.training.live_targets import LiveTeacher
-from pipeline.training.state import ComputeSettings, Training, build_optimizer
-from pipeline.training.step import train_step
+from permafrost.config.models import ModelConfig
+from permafrost.config.training import OptimizerOptions
+from permafrost.core.records import Batch
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.transfer import move_batch
+from permafrost.losses.build import build_loss
+from permafrost.models.explainers.explain import DEFAULT_EXPLAINER, EXPLAINERS
+from permafrost.models.providers import build_model
+from permafrost.training.live_targets import LiveTeacher
+from permafrost.training.state import ComputeSettings, Training, build_optimizer
+from permafrost.training.step import train_step
 from tests.gpu.scale import CLASSES
 from tests.gpu.timeline import Timeline, synchronize
 from tests.gpu.utilization import UtilizationMeter

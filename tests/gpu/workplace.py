@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.config.models import ModelConfig
-from pipeline.config.store import JpegDecoder
-from pipeline.core.records import Batch
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.loader import TrainLoader
-from pipeline.loading.selection import rows_of_split
-from pipeline.loading.views import ViewSchedule
-from pipeline.models.providers import build_model
-from pipeline.store import frames
-from pipeline.store.reader import Store
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.models import ModelConfig
+from permafrost.config.store import JpegDecoder
+from permafrost.core.records import Batch
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.selection import rows_of_split
+from permafrost.loading.views import ViewSchedule
+from permafrost.models.providers import build_model
+from permafrost.store import frames
+from permafrost.store.reader import Store
 from stages import precompute
 from tests.gpu.inputs import pack, pass_named, precompute_config, write_images
 from tests.gpu.scale import CLASSES, Scale

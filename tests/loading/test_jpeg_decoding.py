@@ -12,31 +12,31 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.annotation.teacher_pass import plan_pass
-from pipeline.config.augment import AugmentOptions, OperationConfig
-from pipeline.config.data import ImageFolderDataConfig
-from pipeline.config.evaluation import EvaluateOptions
-from pipeline.config.methods import LabelsConfig
-from pipeline.config.options import options_of
-from pipeline.config.runs import RUNS, identity, to_plain_dict
-from pipeline.config.store import PassOptions
-from pipeline.config.training import TrainerOptions
-from pipeline.config.verbs import VerifyConfig
-from pipeline.config.views import RandomViewsConfig
-from pipeline.core.errors import ConfigError
-from pipeline.core.records import EncodedImages
-from pipeline.evaluation.equivariance import teacher_equivariance
-from pipeline.loading import dataset as dataset_module
-from pipeline.loading import jpeg_decoding
-from pipeline.loading.dataset import StoreDataset
-from pipeline.loading.jpeg_decoding import decode_images, require_decoder
-from pipeline.loading.loader import TrainLoader
-from pipeline.loading.transfer import move_batch
-from pipeline.loading.views import ViewSchedule
-from pipeline.models.saved import read_description
-from pipeline.store.entries import EntryError
-from pipeline.store.file_entry import ManifestError, StoreMismatchError
-from pipeline.store.reader import Store
+from permafrost.annotation.teacher_pass import plan_pass
+from permafrost.config.augment import AugmentOptions, OperationConfig
+from permafrost.config.data import ImageFolderDataConfig
+from permafrost.config.evaluation import EvaluateOptions
+from permafrost.config.methods import LabelsConfig
+from permafrost.config.options import options_of
+from permafrost.config.runs import RUNS, identity, to_plain_dict
+from permafrost.config.store import PassOptions
+from permafrost.config.training import TrainerOptions
+from permafrost.config.verbs import VerifyConfig
+from permafrost.config.views import RandomViewsConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import EncodedImages
+from permafrost.evaluation.equivariance import teacher_equivariance
+from permafrost.loading import dataset as dataset_module
+from permafrost.loading import jpeg_decoding
+from permafrost.loading.dataset import StoreDataset
+from permafrost.loading.jpeg_decoding import decode_images, require_decoder
+from permafrost.loading.loader import TrainLoader
+from permafrost.loading.transfer import move_batch
+from permafrost.loading.views import ViewSchedule
+from permafrost.models.saved import read_description
+from permafrost.store.entries import EntryError
+from permafrost.store.file_entry import ManifestError, StoreMismatchError
+from permafrost.store.reader import Store
 from stages import distill, evaluate, precompute
 from tests.support.runs import (
     TRAINER,
@@ -277,7 +277,7 @@ def on_cpu(monkeypatch):
     """Let the CPU stand in for the GPU of jpeg_decoder=cuda."""
     modules = ("annotation.annotator", "training.build", "evaluation.forward")
     for module in modules:
-        monkeypatch.setattr(f"pipeline.{module}.require_decoder", lambda *_: None)
+        monkeypatch.setattr(f"permafrost.{module}.require_decoder", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +288,7 @@ def taught(tmp_path_factory, tiny_teacher):
     before = Path.cwd()
     os.chdir(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.annotation.annotator.require_decoder", lambda *_: None)
+        patch.setattr("permafrost.annotation.annotator.require_decoder", lambda *_: None)
         for decoder in ("cpu", "cuda"):
             options = PassOptions(batch_size=8, name=decoder, jpeg_decoder=decoder)
             precompute.run(replace(config, annotate=options))
@@ -408,7 +408,7 @@ def test_verify_runs_the_teacher_again_on_the_pixels_of_its_pass(taught, monkeyp
     if decoder == "cuda":
         with pytest.raises(ConfigError, match=r"annotate\.jpeg_decoder=cuda .*teacher is cpu"):
             teacher_equivariance(config, taught.store, taught.config.teacher)
-        monkeypatch.setattr("pipeline.evaluation.equivariance.require_decoder", lambda *_: None)
+        monkeypatch.setattr("permafrost.evaluation.equivariance.require_decoder", lambda *_: None)
 
     found = teacher_equivariance(config, taught.store, taught.config.teacher)
 
@@ -443,7 +443,7 @@ def test_a_training_and_an_evaluation_without_a_gpu_are_refused(taught, monkeypa
     with pytest.raises(ConfigError, match=r"trainer\.jpeg_decoder=cuda .*the training is cpu"):
         distill.run(config)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.training.build.require_decoder", lambda *_: None)
+        patch.setattr("permafrost.training.build.require_decoder", lambda *_: None)
         distill.run(config)
 
     with pytest.raises(ConfigError, match=r"evaluate\.jpeg_decoder=cuda .*the evaluation is cpu"):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.config.methods import FTConfig
-from pipeline.core.errors import ConfigError
-from pipeline.core.records import Targets
-from pipeline.losses.build import build_loss
-from pipeline.losses.ft import factor_loss
-from pipeline.models.output import NO_INTERMEDIATES, Stage
+from permafrost.config.methods import FTConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import Targets
+from permafrost.losses.build import build_loss
+from permafrost.losses.ft import factor_loss
+from permafrost.models.output import NO_INTERMEDIATES, Stage
 from tests.support.outputs import student_output
 from tests.support.tensors import gaussian
 

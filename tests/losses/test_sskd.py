@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.config.methods import SSKDConfig
-from pipeline.core.errors import ConfigError
-from pipeline.core.records import Targets
-from pipeline.losses.build import build_loss
-from pipeline.losses.kd import kd_loss
-from pipeline.losses.sskd import kept_kd_loss, kept_rows, rotated_similarities, views_in_order
-from pipeline.models.output import NO_INTERMEDIATES
+from permafrost.config.methods import SSKDConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.records import Targets
+from permafrost.losses.build import build_loss
+from permafrost.losses.kd import kd_loss
+from permafrost.losses.sskd import kept_kd_loss, kept_rows, rotated_similarities, views_in_order
+from permafrost.models.output import NO_INTERMEDIATES
 from tests.support.outputs import student_output
 from tests.support.tensors import gaussian
 

@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.config.models import AdditiveModelConfig, CifarModelConfig
-from pipeline.core.errors import ConfigError
-from pipeline.models.additive.hierarchy import describe_partition
-from pipeline.models.additive.network import network_partition
-from pipeline.models.additive.partition import PARTITION_NAME, build_partition
-from pipeline.models.cost import count_parameters, measure_cost
-from pipeline.models.explainers.explain import EXPLAINERS
-from pipeline.models.fingerprint import describe_teacher
-from pipeline.models.providers import build_model, freeze
-from pipeline.models.saved import TrainedModel, load_model, save_model
-from pipeline.models.weights import load_weights
+from permafrost.config.models import AdditiveModelConfig, CifarModelConfig
+from permafrost.core.errors import ConfigError
+from permafrost.models.additive.hierarchy import describe_partition
+from permafrost.models.additive.network import network_partition
+from permafrost.models.additive.partition import PARTITION_NAME, build_partition
+from permafrost.models.cost import count_parameters, measure_cost
+from permafrost.models.explainers.explain import EXPLAINERS
+from permafrost.models.fingerprint import describe_teacher
+from permafrost.models.providers import build_model, freeze
+from permafrost.models.saved import TrainedModel, load_model, save_model
+from permafrost.models.weights import load_weights
 from tests.support.additive import (
     CONV,
     EACH,

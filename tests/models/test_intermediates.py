@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models.vgg import VGG, make_layers
 
-from pipeline.config.models import (
+from permafrost.config.models import (
     BcosModelConfig,
     CifarModelConfig,
     TimmModelConfig,
     TorchvisionModelConfig,
 )
-from pipeline.core.errors import ConfigError
-from pipeline.models.output import Intermediates
-from pipeline.models.providers import build_model, freeze
-from pipeline.models.torchvision import TorchvisionClassifier
+from permafrost.core.errors import ConfigError
+from permafrost.models.output import Intermediates
+from permafrost.models.providers import build_model, freeze
+from permafrost.models.torchvision import TorchvisionClassifier
 from tests.support.tensors import random_images
 
 STAGES, CLASS_MAPS = Intermediates(stages=True), Intermediates(class_maps=True)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pipeline.report.evaluator_sections import evaluator_sections
-from pipeline.report.results import StudentResult
+from permafrost.report.evaluator_sections import evaluator_sections
+from permafrost.report.results import StudentResult
 
 
 def result(arm, seed, fss, **others):

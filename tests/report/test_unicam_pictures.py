@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.config.evaluators import UnicamOptions
-from pipeline.config.runs import RUNS
-from pipeline.report.results import load_results
-from pipeline.report.unicam_pictures import unicam_figures
-from pipeline.store.reader import Store
+from permafrost.config.evaluators import UnicamOptions
+from permafrost.config.runs import RUNS
+from permafrost.report.results import load_results
+from permafrost.report.unicam_pictures import unicam_figures
+from permafrost.store.reader import Store
 from stages import evaluate
 from tests.support.run_files import write_config
 from tests.support.runs import evaluation_of, save_student

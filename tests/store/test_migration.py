@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.store import StoreOptions
-from pipeline.config.verbs import MigrateConfig
-from pipeline.core.errors import ConfigError
-from pipeline.store import migration
-from pipeline.store.file_entry import ManifestError
-from pipeline.store.reader import Store
-from pipeline.store.verification import verify_store
+from permafrost.config.store import StoreOptions
+from permafrost.config.verbs import MigrateConfig
+from permafrost.core.errors import ConfigError
+from permafrost.store import migration
+from permafrost.store.file_entry import ManifestError
+from permafrost.store.reader import Store
+from permafrost.store.verification import verify_store
 from stages import migrate
 from tests.support.trees import tree_bytes
 

@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms.v2 import functional as tv
 
-from pipeline.store.frames import decode_mask, resize_frame
-from pipeline.store.pixels import (
+from permafrost.store.frames import decode_mask, resize_frame
+from permafrost.store.pixels import (
     ImageError,
     decode_pixels,
     decode_rgb,

@@ -27,15 +27,15 @@ from hypothesis.stateful import (
 )
 from safetensors.torch import save_file
 
-from pipeline.config.models import CifarModelConfig
-from pipeline.config.store import PassOptions
-from pipeline.core import files
-from pipeline.core.errors import UserError
-from pipeline.core.lock import LockedError, lock_folder
-from pipeline.models.providers import build_model
-from pipeline.store.reader import Store
-from pipeline.store.tars import ShardBytes
-from pipeline.store.verification import verify_store
+from permafrost.config.models import CifarModelConfig
+from permafrost.config.store import PassOptions
+from permafrost.core import files
+from permafrost.core.errors import UserError
+from permafrost.core.lock import LockedError, lock_folder
+from permafrost.models.providers import build_model
+from permafrost.store.reader import Store
+from permafrost.store.tars import ShardBytes
+from permafrost.store.verification import verify_store
 from stages import precompute
 from tests.support.crashes import Stopped, StoppingOs
 from tests.support.stores import TINY_DATA, precompute_config

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.store import StoreOptions
-from pipeline.config.verbs import VerifyConfig
-from pipeline.core.files import remove_file
-from pipeline.store.file_entry import ManifestError
-from pipeline.store.manifest import read_pass_manifest, read_store_manifest, write_manifest
-from pipeline.store.parquet import write_rows
-from pipeline.store.reader import Store, TeacherPass
-from pipeline.store.shards import SHARDS_NAME, PassShardTable, pass_shard_row
-from pipeline.store.store_tables import remove_other_tables
-from pipeline.store.verification import verify_store
+from permafrost.config.store import StoreOptions
+from permafrost.config.verbs import VerifyConfig
+from permafrost.core.files import remove_file
+from permafrost.store.file_entry import ManifestError
+from permafrost.store.manifest import read_pass_manifest, read_store_manifest, write_manifest
+from permafrost.store.parquet import write_rows
+from permafrost.store.reader import Store, TeacherPass
+from permafrost.store.shards import SHARDS_NAME, PassShardTable, pass_shard_row
+from permafrost.store.store_tables import remove_other_tables
+from permafrost.store.verification import verify_store
 from stages import distill, precompute, verify
 from tests.support.runs import distill_config
 from tests.support.stores import keys_of_shard, precompute_config

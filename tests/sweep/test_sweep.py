@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.report import ReportOptions
-from pipeline.config.runs import RUNS
-from pipeline.config.store import StoreOptions
-from pipeline.config.verbs import ReportConfig
-from pipeline.core.errors import ConfigError
-from pipeline.core.signed_files import write_json
-from pipeline.evaluation.metrics import METRICS
-from pipeline.sweep.plan import plan_students
+from permafrost.config.report import ReportOptions
+from permafrost.config.runs import RUNS
+from permafrost.config.store import StoreOptions
+from permafrost.config.verbs import ReportConfig
+from permafrost.core.errors import ConfigError
+from permafrost.core.signed_files import write_json
+from permafrost.evaluation.metrics import METRICS
+from permafrost.sweep.plan import plan_students
 from stages import report, sweep
 from tests.support.processes import descendants, environment, status, title, wait_until
 from tests.support.runs import PAD_CROP
@@ -340,8 +340,8 @@ def test_students_are_searched_chosen_evaluated_and_reported(frozen):
 
 def test_without_a_selection_a_report_keeps_points_apart(frozen, evaluations, monkeypatch):
     run_sweep(sweep_words(frozen, *SEARCH))
-    monkeypatch.setattr("pipeline.report.page._metric_lines", lambda results: {})
-    monkeypatch.setattr("pipeline.report.figures.training_curves", lambda lines, colors: [])
+    monkeypatch.setattr("permafrost.report.page._metric_lines", lambda results: {})
+    monkeypatch.setattr("permafrost.report.figures.training_curves", lambda lines, colors: [])
 
     values, html = sweep_report(frozen)
     named, _ = sweep_report(frozen, candidate="e2kd tau=5", baseline="kd tau=1")
