@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from pipeline.config.verbs import VERBS
+from permafrost.config.verbs import VERBS
 from tests.support.listeners import listeners_of, listeners_while
 from tests.support.paths import ROOT
 from tests.support.processes import wait_until
