@@ -6,6 +6,8 @@ import gc
 import json
 import os
 import secrets
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from permafrost.config.models import CifarModelConfig
 from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.networks import save_tiny_teacher
+from tests.support.runs import save_student
 from tests.support.stores import Frozen, precompute_config
 
 # Set here, as Ray reads these variables when any test first imports it.
@@ -69,6 +72,16 @@ def frozen(tmp_path_factory, tiny_teacher) -> Frozen:
     config = precompute_config(tmp_path_factory.mktemp("frozen") / "store", tiny_teacher)
     precompute.run(config)
     return Frozen(Store(Path(config.store.path)), config)
+
+
+@pytest.fixture
+def own(frozen, tmp_path):
+    """Writable copy of the frozen store with two untrained students."""
+    store = shutil.copytree(frozen.store.path, tmp_path / "store")
+    copied = replace(frozen, store=Store(store))
+    save_student(copied, "one")
+    save_student(copied, "two", seed=6)
+    return copied
 
 
 @pytest.fixture(scope="session")

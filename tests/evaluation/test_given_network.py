@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.builder import build_verb_config
-from permafrost.config.evaluators import DistanceCorrelationOptions, UnicamOptions
 from permafrost.config.report import ReportOptions
 from permafrost.config.runs import RUNS
 from permafrost.config.store import StoreOptions
@@ -21,6 +20,7 @@ from permafrost.config.verbs import ReportConfig
 from permafrost.core.errors import ConfigError
 from permafrost.models.providers import build_model
 from permafrost.store.reader import Store
+from permafrost.unicam.options import DistanceCorrelationOptions, UnicamOptions
 from stages import distill, evaluate, report
 from tests.support.composition import composed_of
 from tests.support.runs import distill_config, evaluation_of

@@ -14,10 +14,6 @@ from permafrost.config.models import (
     TorchvisionModelConfig,
 )
 from permafrost.core.errors import ConfigError
-from permafrost.evaluation.evaluators.distance_correlation.estimators import (
-    InnerProducts,
-    feature_distances,
-)
 from permafrost.evaluation.evaluators.layers import (
     activations,
     check_layers,
@@ -34,6 +30,10 @@ from permafrost.evaluation.forward import EvaluatedModel
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.selection import rows_of_split
 from permafrost.models.providers import build_model, freeze
+from permafrost.unicam.estimators import (
+    InnerProducts,
+    feature_distances,
+)
 from tests.support.synthetic import store_of_rows
 
 

@@ -3,11 +3,11 @@
 import pytest
 
 from permafrost.config.evaluation import EvaluateOptions
-from permafrost.config.evaluators import GradientAlignmentOptions
 from permafrost.config.store import StoreOptions
 from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.errors import ConfigError
 from permafrost.evaluation.results import add_result, missing_evaluators, options_of
+from permafrost.interpretability.options import GradientAlignmentOptions
 
 NAME = "gradient_alignment"
 

@@ -25,7 +25,7 @@ from permafrost.config.verbs import EvaluateConfig, TeachConfig
 from permafrost.config.views import RandomViewsConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Targets
-from permafrost.evaluation.evaluators.superfeatures import FidelitySums
+from permafrost.ked.superfeature_agreement import FidelitySums
 from permafrost.loading.geometry import view_targets
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.stored_values import decode_intermediates, decode_maps

@@ -24,7 +24,7 @@ from permafrost.config.environment import CONF
 from permafrost.config.file_data import DataConfig
 from permafrost.config.methods import LabelsConfig, SSKDConfig
 from permafrost.config.points import iter_points, knows_option, point_words
-from permafrost.evaluation.evaluators.dissection.drawn import DrawnConcepts
+from permafrost.interpretability.drawn_concepts import DrawnConcepts
 from permafrost.models.providers import build_model
 from permafrost.store.reader import Store
 from stages import distill, evaluate, precompute, teach

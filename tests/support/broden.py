@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from permafrost.core.files import make_folder
-from permafrost.evaluation.evaluators.dissection.broden import (
+from permafrost.interpretability.broden import (
     CATEGORIES,
     IMAGES,
     INDEX,
     LABELS,
     encode_labels,
 )
-from permafrost.evaluation.evaluators.dissection.concepts import ConceptImage, Labels
-from permafrost.evaluation.evaluators.dissection.drawn import DrawnConcepts
+from permafrost.interpretability.concepts import ConceptImage, Labels
+from permafrost.interpretability.drawn_concepts import DrawnConcepts
 from permafrost.sources.digits import encode_png
 
 

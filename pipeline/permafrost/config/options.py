@@ -81,6 +81,11 @@ class Options:
     """Options that no longer exist, or that are newer than their present default, each with the value at which results
     are still the same. A run's identity keeps them, so that older runs are recognized."""
 
+    @classmethod
+    def complete(cls) -> type[Options]:
+        """Return the class with the options that plug-ins have added to it, itself if there are none."""
+        return cls
+
     def __post_init__(self) -> None:
         prefix = f"{self.section}." if self.section else ""
         for option in options_of(type(self)):
@@ -90,7 +95,7 @@ class Options:
 
 def options_of(cls: type[Any]) -> tuple[Option, ...]:
     """Return the options of a class in the order of its fields, inherited ones first."""
-    return _options_of(cast("Hashable", cls))
+    return _options_of(cast("Hashable", cls.complete() if issubclass(cls, Options) else cls))
 
 
 @cache

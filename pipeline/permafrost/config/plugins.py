@@ -12,11 +12,61 @@ from __future__ import annotations
 
 import importlib
 import os
+from functools import cache
 from importlib.metadata import entry_points
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, TypeVar
 
 from permafrost.core.errors import ConfigError
 
+if TYPE_CHECKING:
+    from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+
 VARIABLE = "PERMAFROST_PLUGINS"
+PAPERS = ("unicam", "interpretability", "ked")
+"""Folders of the package that are plug-ins themselves: one for each paper beside e2KD."""
+
+T = TypeVar("T")
+
+
+class Family(dict[str, type[T]]):
+    """Option classes of the members of a family, by name. The papers add theirs when it is first read."""
+
+    def __getitem__(self, name: str) -> type[T]:
+        register_papers()
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        register_papers()
+        return super().__contains__(name)
+
+    def __iter__(self) -> Iterator[str]:
+        register_papers()
+        return super().__iter__()
+
+    def __len__(self) -> int:
+        register_papers()
+        return super().__len__()
+
+    def keys(self) -> KeysView[str]:  # type: ignore[override]
+        register_papers()
+        return super().keys()
+
+    def items(self) -> ItemsView[str, type[T]]:  # type: ignore[override]
+        register_papers()
+        return super().items()
+
+    def values(self) -> ValuesView[type[T]]:  # type: ignore[override]
+        register_papers()
+        return super().values()
+
+
+@cache
+def register_papers() -> None:
+    """Register the members of each paper whose folder is in the package."""
+    for name in PAPERS:
+        if find_spec(f"permafrost.{name}") is not None:
+            importlib.import_module(f"permafrost.{name}.options").register()
 
 
 def load_plugins() -> list[str]:

@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("permafrost.evaluate")
 
-_COMPARING = [name for name, options in EVALUATORS.items() if options.compares]
+
+def _comparing() -> list[str]:
+    return [name for name, options in EVALUATORS.items() if options.compares]
 
 
 def named_baselines(config: EvaluateConfig) -> set[str]:
     """Baselines that the requested evaluators name."""
     options = [
         getattr(config.evaluate, evaluator)
-        for evaluator in _COMPARING
+        for evaluator in _comparing()
         if evaluator in config.requested_evaluators
     ]
     return {option.baseline for option in options if option.baseline is not None}
@@ -36,7 +38,7 @@ def with_baselines(config: EvaluateConfig, runs: Mapping[str, str | None]) -> Ev
     runs  arm -> the run of its student, None for the arm that is being evaluated
     """
     changed = {}
-    for evaluator in _COMPARING:
+    for evaluator in _comparing():
         options = getattr(config.evaluate, evaluator)
         if options.baseline in runs:
             changed[evaluator] = replace(options, baseline=runs[options.baseline])

@@ -6,6 +6,7 @@ quantity of the evaluator, such as the FSS of each layer.
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from permafrost.report.columns import Column, arm_summary, student_rows
 from permafrost.report.figures import Plot, bar_plot, line_plot
 from permafrost.report.results import StudentResult
 from permafrost.report.tiles import TileRow
+from permafrost.store.reader import Store
 
 
 class Table(NamedTuple):
@@ -53,13 +55,13 @@ class Section(NamedTuple):
 def evaluator_sections(
     results: list[StudentResult],
     teacher: StudentResult | None,
-    pictures: Mapping[str, list[PictureFigure]] = MappingProxyType({}),
+    store: Store,
     colors: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Section]:
     """Build the sections of evaluators with results for any network on any split.
 
-    pictures  picture figures by evaluator
-    colors    colors of the networks in plots
+    store   store of the records, for pictures
+    colors  colors of the networks in plots
     """
     everyone = [*results, *([teacher] if teacher else [])]
     splits = list(dict.fromkeys(split for result in results for split in result.metrics))
@@ -74,7 +76,10 @@ def evaluator_sections(
         if page is not None:
             looked = looked if page.per_split else looked[:1]
             section = _section(evaluator, page, looked, results, teacher, colors)
-            sections.append(section._replace(pictures=pictures.get(evaluator, [])))
+            if page.pictures:
+                draw = pkgutil.resolve_name(page.pictures)
+                section = section._replace(pictures=draw(results, teacher, store))
+            sections.append(section)
     return sections
 
 

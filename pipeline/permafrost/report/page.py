@@ -17,7 +17,7 @@ from permafrost.report.case_pictures import SplitCases
 from permafrost.report.columns import Column, arm_summary
 from permafrost.report.comparison import ONE_SEED, excludes_zero
 from permafrost.report.evaluation import optimistic_results
-from permafrost.report.evaluator_sections import PictureFigure, evaluator_sections
+from permafrost.report.evaluator_sections import evaluator_sections
 from permafrost.report.passes import UsedPass
 from permafrost.report.results import StudentResult, by_evaluation, epoch_curves
 from permafrost.report.selection import ModelSelection
@@ -159,10 +159,11 @@ def _student_sections(page: Page) -> dict[str, Any]:
 def _evaluation_sections(page: Page) -> dict[str, Any]:
     """Tables of results and sections of the evaluators, which a given network has without any student."""
     evaluations = by_evaluation([*page.results, *([page.network] if page.network else [])])
-    pictures = _evaluator_pictures(evaluations, page.teacher, page.store)
     return {
         **_result_tables(page),
-        "evaluator_sections": evaluator_sections(evaluations, page.teacher, pictures, page.colors),
+        "evaluator_sections": evaluator_sections(
+            evaluations, page.teacher, page.store, page.colors
+        ),
     }
 
 
@@ -219,24 +220,6 @@ def _setup(page: Page) -> dict[str, Any]:
         "setup": facts._replace(shared=describe_data(page.store) | facts.shared),
         "teachers": describe_teachers(page.used_passes),
         "commands": commands_of(page.config.run, [used.teacher for used in page.used_passes]),
-    }
-
-
-def _evaluator_pictures(
-    results: list[StudentResult], teacher: StudentResult | None, store: Store
-) -> dict[str, list[PictureFigure]]:
-    """Picture figures by evaluator, for evaluators that write pictures."""
-    from permafrost.report.dissection_pictures import dissection_figures
-    from permafrost.report.gradient_pictures import gradient_figures
-    from permafrost.report.pictures import readable_classes
-    from permafrost.report.unicam_pictures import unicam_figures
-
-    return {
-        "unicam": unicam_figures(results, store),
-        "gradient_alignment": gradient_figures(
-            results, teacher, readable_classes(store.manifest.classes)
-        ),
-        "dissection": dissection_figures(results, teacher),
     }
 
 

@@ -35,6 +35,9 @@ class Page(NamedTuple):
     quantities: tuple[Quantity, ...]
     per_split: bool = True
     """False for an evaluator whose numbers are the same for every split."""
+    pictures: str = ""
+    """`module:function` that draws its pictures from its files: (results, teacher, store) -> list of PictureFigure
+    (report/evaluator_sections.py)."""
 
 
 def needs_nothing_else(context: EvaluationContext) -> Mapping[str, str]:

@@ -194,7 +194,9 @@ def _check_shift(context: EvaluationContext) -> Mapping[str, str]:
             "evaluators=shift needs evaluate.shift.pixels; set it, for example evaluate.shift.pixels=32"
         )
     require_images(
-        context.store, f"evaluate.shift.pixels={context.options.shift.pixels}", "set it to null"
+        context.store,
+        f"evaluate.shift.pixels={context.options.shift.pixels}",
+        "set it to null",
     )
     check_shift("evaluate.shift.pixels", context.options.shift.pixels, context.model.input_size)
     return {}
