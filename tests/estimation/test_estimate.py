@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from permafrost.config.builder import build_verb_config
-from permafrost.config.cells_data import CellsDataConfig
 from permafrost.config.compose import compose, section_names
 from permafrost.config.data import DemoDataConfig
 from permafrost.config.estimate import EstimateOptions
@@ -22,6 +21,7 @@ from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.verbs import EstimateConfig
 from permafrost.config.views import RandomViewsConfig
 from permafrost.core.errors import ConfigError
+from permafrost.interpretability.options import CellsDataConfig
 from permafrost.store.file_entry import StoreMismatchError
 from permafrost.store.reader import Store
 from stages import estimate, precompute

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from permafrost.config.cells_data import CellsDataConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Batch
+from permafrost.interpretability.cells import BODY, CLASSES, PART, CellsSource
 from permafrost.interpretability.five_band import (
     BandCounts,
     bands_of,
@@ -14,7 +14,7 @@ from permafrost.interpretability.five_band import (
     steps_of,
     truth_bands,
 )
-from permafrost.sources.cells import BODY, CLASSES, PART, CellsSource
+from permafrost.interpretability.options import CellsDataConfig
 from tests.support.images import decoded
 
 HARD = [0.0]

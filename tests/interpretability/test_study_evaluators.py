@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from permafrost.config.cells_data import CellsDataConfig
 from permafrost.config.runs import RUNS
 from permafrost.core.errors import ConfigError
 from permafrost.interpretability import cifar100_coarse
@@ -16,6 +15,7 @@ from permafrost.interpretability import dissection as dissection
 from permafrost.interpretability.drawn_concepts import DrawnConcepts
 from permafrost.interpretability.gradient_pictures import gradient_figures, gradient_images
 from permafrost.interpretability.options import (
+    CellsDataConfig,
     ClassSimilarityOptions,
     DiffroarOptions,
     DissectionOptions,

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from permafrost.config.augment import AugmentOptions, OperationConfig
-from permafrost.config.methods import CRDConfig, FTConfig, KDConfig, SSKDConfig
+from permafrost.config.methods import KDConfig
 from permafrost.config.runs import RUNS
 from permafrost.config.store import PassOptions
 from permafrost.config.training import OptimizerOptions, TrainerOptions
 from permafrost.config.views import RandomViewsConfig, RotationsViewsConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Targets
+from permafrost.interpretability.options import CRDConfig, FTConfig, SSKDConfig
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import view_images, view_targets
 from permafrost.loading.loader import TrainLoader

@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Lt
 
-from permafrost.config.cells_data import CellsDataConfig
 from permafrost.config.file_data import DataConfig, FileDataConfig
 from permafrost.config.options import Role
+from permafrost.config.plugins import Family
 from permafrost.config.table_data import SklearnTableDataConfig, TableDataConfig
 from permafrost.core.errors import require
 
@@ -207,18 +207,19 @@ class TinyImageNetDataConfig(FileDataConfig):
         self._require_path(self.path, "the folder tiny-imagenet-200")
 
 
-SOURCES: dict[str, type[DataConfig]] = {
-    cls.kind: cls
-    for cls in (
-        CellsDataConfig,
-        DemoDataConfig,
-        DigitsDataConfig,
-        ImageFolderDataConfig,
-        ImageTableDataConfig,
-        WebDatasetDataConfig,
-        TorchvisionDataConfig,
-        TinyImageNetDataConfig,
-        TableDataConfig,
-        SklearnTableDataConfig,
-    )
-}
+SOURCES: Family[DataConfig] = Family(
+    {
+        cls.kind: cls
+        for cls in (
+            DemoDataConfig,
+            DigitsDataConfig,
+            ImageFolderDataConfig,
+            ImageTableDataConfig,
+            WebDatasetDataConfig,
+            TorchvisionDataConfig,
+            TinyImageNetDataConfig,
+            TableDataConfig,
+            SklearnTableDataConfig,
+        )
+    }
+)

@@ -10,8 +10,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.models import AdditiveModelConfig, ModelConfig
 from permafrost.config.options import Options, Role
+from permafrost.config.plugins import Family
 from permafrost.config.training import TrainerOptions
-from permafrost.config.views import NUM_ROTATIONS, AnyViewsConfig, RotationsViewsConfig
+from permafrost.config.views import AnyViewsConfig
 from permafrost.core.errors import require
 
 LabelLoss = Literal["ce", "bce", "bce_offlabel"]
@@ -366,146 +367,17 @@ class ReviewKDConfig(FeatureKDConfig):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class FTConfig(FeatureKDConfig):
-    """Factor transfer (Kim et al. 2018): the teacher's features paraphrased, the student's translated.
-
-    Needs mode=live, because no store contains whole features.
-    """
-
-    implementation: ClassVar[str] = "permafrost.losses.ft:FTLoss"
-    minimal: ClassVar[tuple[str, ...]] = ("mode=live",)
-
-    kind: Literal["ft"] = "ft"
-    lambda_ft: Annotated[float, Ge(0)] = 1000.0
-    """Weight of the factor term, large because the term is a mean over elements; 0 disables it."""
-    paraphrase_rate: Annotated[float, Gt(0), Le(1)] = 0.5
-    """Channels of the factors as a fraction of the teacher's."""
-    paraphraser_epochs: Annotated[int, Ge(0)] = 1
-    """Epochs of training the paraphraser on the teacher's features, before the student's first step; 0 leaves
-    it random."""
-    paraphraser_lr: Annotated[float, Gt(0)] = 0.01
-    """Learning rate of that training."""
-
-    def check(self, setting: MethodSetting) -> None:
-        if self.lambda_ft > 0:
-            self._check_whole_features(setting)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SSKDConfig(FeatureKDConfig):
-    """SSKD (Xu et al. 2020): distillation of a task on pooled features, to identify the record of a rotated image.
-
-    mode=live rotates each view of the student, as the public code does. Stored rotations of the whole image need
-    mode=replay views=rotations views.per_step=4. Both count rotations in trainer.batch_size. total = lambda_ce * ce
-    + lambda_kd * kd on upright images + lambda_ss * ss (similarities) + lambda_tf * tf (logits) on rotated ones. The
-    defaults are those of the public code.
-    """
-
-    implementation: ClassVar[str] = "permafrost.losses.sskd:SSKDLoss"
-    minimal: ClassVar[tuple[str, ...]] = ("mode=replay", "views=rotations", "views.per_step=4")
-    turns_views: ClassVar[bool] = True
-
-    kind: Literal["sskd"] = "sskd"
-    tau: float = 4.0
-    """Temperature of the logits, for upright and rotated images."""
-    lambda_kd: float = 0.9
-    """Weight of the logit term on upright images; 0 in the feature-only arm of Han et al. 2023."""
-    lambda_ss: Annotated[float, Ge(0)] = 10.0
-    """Weight of the similarities; 0 disables them, and no feature is read."""
-    lambda_tf: Annotated[float, Ge(0)] = 2.7
-    """Weight of the logit term on rotated images."""
-    tau_ss: Annotated[float, Gt(0)] = 0.5
-    """Temperature of the similarities."""
-    keep_wrong_ss: Annotated[float, Ge(0), Le(1)] = 0.75
-    """Fraction kept of the rotated images that the teacher assigns to the wrong record, best-ranked first."""
-    keep_wrong_tf: Annotated[float, Ge(0), Le(1)] = 1.0
-    """Fraction kept of the rotated images that the teacher assigns to the wrong class, best-ranked first."""
-    head_epochs: Annotated[int, Ge(0)] = 30
-    """Epochs of training the teacher's head on its features, before the student's first step; 0 leaves it
-    random."""
-    head_lr: Annotated[float, Gt(0)] = 0.1
-    """Learning rate of that training, divided by 10 after each third of head_epochs."""
-
-    def check(self, setting: MethodSetting) -> None:
-        views, trainer = setting.views, setting.trainer
-        require(
-            setting.mode != "frozen"
-            and isinstance(views, RotationsViewsConfig)
-            and views.per_step == NUM_ROTATIONS,
-            "method=sskd compares an image with its three rotations in one step; set mode=live with the teacher "
-            f"network, or mode=replay views=rotations views.per_step={NUM_ROTATIONS} instead of mode={setting.mode}, "
-            f"views={views.kind}, views.per_step={views.per_step}",
+METHODS: Family[MethodConfig] = Family(
+    {
+        cls.kind: cls
+        for cls in (
+            LabelsConfig,
+            KDConfig,
+            E2KDConfig,
+            ATConfig,
+            CatKDConfig,
+            ReviewKDConfig,
+            KEDConfig,
         )
-        setting.augment.refuse_replacing_options(
-            "method=sskd compares four rotations of one image, which would be different images; set method=kd"
-        )
-        require(
-            trainer.batch_size > NUM_ROTATIONS * trainer.ranks,
-            f"trainer.batch_size={trainer.batch_size} leaves each of {trainer.ranks} ranks one record, and "
-            "method=sskd needs several to distinguish; raise it",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CRDConfig(FeatureKDConfig):
-    """CRD (Tian et al. 2020): contrastive loss on a record's embedding against those of records of other classes.
-
-    The defaults are those of its public code. With lambda_ce and lambda_kd 0 the classifier is not trained, and only
-    the features are worth evaluating: the feature-only arm of Han et al. 2023.
-    """
-
-    implementation: ClassVar[str] = "permafrost.losses.crd:CRDLoss"
-
-    kind: Literal["crd"] = "crd"
-    lambda_crd: Annotated[float, Ge(0)] = 0.8
-    """Weight of the contrastive term; 0 disables it, and no embedding is kept."""
-    embedding_size: Annotated[int, Ge(1)] = 128
-    """Size of the embeddings, linear maps of each network's pooled features."""
-    tau_crd: Annotated[float, Gt(0)] = 0.07
-    """Temperature of the embeddings' inner products; tau is that of the logits."""
-    negatives: Annotated[int, Ge(1)] = 16384
-    """Negatives per record and step: records of other classes, redrawn in every step with replacement. It is
-    limited to the smallest number of records of other classes that any class has."""
-    momentum: Annotated[float, Ge(0), Lt(1)] = 0.5
-    """Momentum of each record's stored embedding: the weight of the old value when the record is visited again."""
-
-    def __post_init__(self) -> None:
-        SoftTargetsConfig.__post_init__(self)
-        require(
-            max(self.lambda_ce, self.lambda_kd, self.lambda_crd) > 0,
-            "method=crd: set one of method.lambda_ce, method.lambda_kd and method.lambda_crd above 0, or nothing is "
-            "trained",
-        )
-
-    def check(self, setting: MethodSetting) -> None:
-        if self.lambda_crd == 0:
-            return
-        per_step, mixup_alpha = setting.views.per_step, setting.augment.mixup_alpha
-        require(
-            per_step == 1,
-            f"method=crd keeps one embedding per record, and views.per_step={per_step} puts each record several "
-            "times into a batch; set views.per_step=1",
-        )
-        require(
-            mixup_alpha is None,
-            "method=crd keeps one embedding per record, and a mixed image has two: set augment.mixup_alpha=null "
-            f"in place of {mixup_alpha}",
-        )
-
-
-METHODS: dict[str, type[MethodConfig]] = {
-    cls.kind: cls
-    for cls in (
-        LabelsConfig,
-        KDConfig,
-        E2KDConfig,
-        ATConfig,
-        CatKDConfig,
-        ReviewKDConfig,
-        FTConfig,
-        CRDConfig,
-        SSKDConfig,
-        KEDConfig,
-    )
-}
+    }
+)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import MutableMapping
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 from permafrost.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+    from collections.abc import Iterator, Mapping
 
 VARIABLE = "PERMAFROST_PLUGINS"
 PAPERS = ("unicam", "interpretability", "ked")
@@ -29,36 +30,29 @@ PAPERS = ("unicam", "interpretability", "ked")
 T = TypeVar("T")
 
 
-class Family(dict[str, type[T]]):
+class Family(MutableMapping[str, type[T]]):
     """Option classes of the members of a family, by name. The papers add theirs when it is first read."""
+
+    def __init__(self, members: Mapping[str, type[T]]) -> None:
+        self._members = dict(members)
 
     def __getitem__(self, name: str) -> type[T]:
         register_papers()
-        return super().__getitem__(name)
+        return self._members[name]
 
-    def __contains__(self, name: object) -> bool:
-        register_papers()
-        return super().__contains__(name)
+    def __setitem__(self, name: str, member: type[T]) -> None:
+        self._members[name] = member
+
+    def __delitem__(self, name: str) -> None:
+        del self._members[name]
 
     def __iter__(self) -> Iterator[str]:
         register_papers()
-        return super().__iter__()
+        return iter(self._members)
 
     def __len__(self) -> int:
         register_papers()
-        return super().__len__()
-
-    def keys(self) -> KeysView[str]:  # type: ignore[override]
-        register_papers()
-        return super().keys()
-
-    def items(self) -> ItemsView[str, type[T]]:  # type: ignore[override]
-        register_papers()
-        return super().items()
-
-    def values(self) -> ValuesView[type[T]]:  # type: ignore[override]
-        register_papers()
-        return super().values()
+        return len(self._members)
 
 
 @cache

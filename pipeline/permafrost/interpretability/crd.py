@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from permafrost.config.methods import CRDConfig
 from permafrost.core.errors import require
 from permafrost.core.records import NO_LABEL, Targets
+from permafrost.interpretability.options import CRDConfig
 from permafrost.loading.dataset import StoreDataset
 from permafrost.losses.base import Needs, StudentOutput
 from permafrost.losses.feature_kd import FeatureKDLoss, pooled_fields

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from permafrost.config.methods import FTConfig
 from permafrost.core.records import Targets
+from permafrost.interpretability.options import FTConfig
 from permafrost.losses.base import AuxiliaryPretraining, Needs, StudentOutput
 from permafrost.losses.feature_kd import FeatureKDLoss
 from permafrost.models.output import Intermediates, ModelOutput, to_float32

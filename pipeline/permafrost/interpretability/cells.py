@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from permafrost.config.cells_data import CellsDataConfig
+    from permafrost.interpretability.options import CellsDataConfig
 
 CLASSES = (
     "plain",

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from permafrost.config.methods import SSKDConfig
 from permafrost.config.views import NUM_ROTATIONS
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.records import Guidance, Targets
+from permafrost.interpretability.options import SSKDConfig
 from permafrost.loading.dataset import StoreDataset
 from permafrost.losses.base import AuxiliaryPretraining, Needs, StudentOutput, Term
 from permafrost.losses.feature_kd import FeatureKDLoss, pooled_fields

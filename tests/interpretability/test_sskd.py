@@ -6,12 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from permafrost.config.methods import SSKDConfig
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import Targets
+from permafrost.interpretability.options import SSKDConfig
+from permafrost.interpretability.sskd import (
+    kept_kd_loss,
+    kept_rows,
+    rotated_similarities,
+    views_in_order,
+)
 from permafrost.losses.build import build_loss
 from permafrost.losses.kd import kd_loss
-from permafrost.losses.sskd import kept_kd_loss, kept_rows, rotated_similarities, views_in_order
 from permafrost.models.output import NO_INTERMEDIATES
 from tests.support.outputs import student_output
 from tests.support.tensors import gaussian
