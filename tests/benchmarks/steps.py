@@ -19,7 +19,7 @@ from permafrost.loading.loader import TrainLoader
 from permafrost.loading.selection import rows_of_split
 from permafrost.loading.views import ViewSchedule
 from permafrost.losses.build import build_loss
-from permafrost.models.explainers.explain import DEFAULT_EXPLAINER, EXPLAINERS
+from permafrost.models.explainers.explain import DEFAULT_EXPLAINER, explainer_named
 from permafrost.models.explainers.gradcam import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.store.reader import Store, TeacherPass
@@ -110,7 +110,7 @@ class Steps:
             model=model,
             loss=build_loss(method),
             optimizer=build_optimizer(OptimizerOptions(), list(model.parameters())),
-            explain=EXPLAINERS[explainer],
+            explain=explainer_named(explainer),
         )
         if teacher is not None:
             self.training.targets = teacher

@@ -14,7 +14,7 @@ from permafrost.core.records import Batch
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.transfer import move_batch
 from permafrost.losses.build import build_loss
-from permafrost.models.explainers.explain import DEFAULT_EXPLAINER, EXPLAINERS
+from permafrost.models.explainers.explain import DEFAULT_EXPLAINER, explainer_named
 from permafrost.models.providers import build_model
 from permafrost.training.live_targets import LiveTeacher
 from permafrost.training.state import ComputeSettings, Training, build_optimizer
@@ -47,7 +47,7 @@ class Student:
             model=model,
             loss=build_loss(method).to(device),
             optimizer=build_optimizer(OptimizerOptions(), list(model.parameters()), fused=half),
-            explain=EXPLAINERS[explainer],
+            explain=explainer_named(explainer),
             compute_settings=ComputeSettings(
                 precision=getattr(torch, precision), channels_last=device.type == "cuda"
             ),

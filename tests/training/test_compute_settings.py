@@ -13,7 +13,7 @@ from permafrost.config.training import OptimizerOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.records import PixelAugment
 from permafrost.losses.build import build_loss
-from permafrost.models.explainers.explain import EXPLAINERS
+from permafrost.models.explainers.explain import explainer_named
 from permafrost.models.explainers.gradcam import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.training.live_targets import LiveTeacher
@@ -259,7 +259,7 @@ def test_explanations_of_the_half_precision_graph_are_close_to_those_of_float32(
         with torch.autocast("cpu", dtype=precision, enabled=mixed):
             output = model(images)
         output = output._replace(logits=output.logits.float())
-        return EXPLAINERS[kind](model, output, classes).flatten(2)
+        return explainer_named(kind)(model, output, classes).flatten(2)
 
     wanted, found = explain(torch.float32), explain(torch.bfloat16)
 

@@ -22,7 +22,7 @@ from permafrost.loading.loader import TrainLoader
 from permafrost.loading.selection import rows_of_split
 from permafrost.loading.views import ViewSchedule
 from permafrost.losses.build import build_loss
-from permafrost.models.explainers.explain import EXPLAINERS
+from permafrost.models.explainers.explain import explainer_named
 from permafrost.models.explainers.gradcam import gradcam
 from permafrost.models.providers import build_model, freeze
 from permafrost.models.saved import load_model
@@ -143,7 +143,7 @@ def test_no_map_is_computed_where_the_loss_needs_none(frozen, live, monkeypatch)
 def test_a_live_teacher_runs_once_in_any_precision(frozen, network, precision, with_maps):
     torch.manual_seed(0)
     model = freeze(build_model(network(name="resnet8", width=4), 10))
-    explain = EXPLAINERS[model.explainer]
+    explain = explainer_named(model.explainer)
     passes = []
     first = next(module for name, module in model.named_modules() if name.endswith("conv1"))
     first.register_forward_hook(lambda *_: passes.append(1))

@@ -18,7 +18,7 @@ from permafrost.loading.selection import rows_of_split
 from permafrost.loading.views import ViewSchedule
 from permafrost.losses.base import LossTerms
 from permafrost.losses.build import build_loss
-from permafrost.models.explainers.explain import EXPLAINERS
+from permafrost.models.explainers.explain import explainer_named
 from permafrost.models.providers import build_model
 from permafrost.store.reader import Store
 from permafrost.training.checkpoint import load_checkpoint, save_checkpoint
@@ -56,7 +56,7 @@ def rank_training(model_config, distributed):
         loss=build_loss(METHOD),
         optimizer=optimizer,
         distributed=distributed,
-        explain=EXPLAINERS[model.explainer],
+        explain=explainer_named(model.explainer),
     )
 
 

@@ -6,15 +6,21 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from permafrost.config.options import Options
+from permafrost.config.plugins import Family
 from permafrost.core.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplainerOptions(Options):
-    """Options that all explainers share."""
+class ExplainerConfig(Options):
+    """Base class of the options of all explainers."""
 
     section: ClassVar[str] = "explainer"
+    attribution: ClassVar[str] = ""
+    """`module:name` of maps that are contributions for or against a class; empty if those of `implementation` are."""
+    needs_graph: ClassVar[bool] = False
+    """True if its maps are gradients through the whole network, which need the graph of its pass."""
 
+    kind: str = ""
     explained_classes: Literal["top1", "topk", "all_gt", "sample_gt"] = "top1"
     """Classes that the teacher explains. top1: the predicted class (as in the papers). topk: those with the
     highest logits. all_gt: all labels of the record. sample_gt: one of its labels, drawn once per record."""
@@ -39,29 +45,36 @@ class ExplainerOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradCamConfig(ExplainerOptions):
+class GradCamConfig(ExplainerConfig):
     """GradCAM at the model's last convolutional stage, on that stage's grid."""
+
+    implementation: ClassVar[str] = "permafrost.models.explainers.gradcam:gradcam"
 
     kind: Literal["gradcam"] = "gradcam"
 
 
 @dataclass(frozen=True, kw_only=True)
-class BcosWeightsConfig(ExplainerOptions):
+class BcosWeightsConfig(ExplainerConfig):
     """B-cos network's own explanation, the weights W of its input: six channels at the input's resolution."""
+
+    implementation: ClassVar[str] = "permafrost.models.explainers.bcos_weights:bcos_weights"
+    attribution: ClassVar[str] = "permafrost.models.explainers.bcos_weights:bcos_contributions"
+    needs_graph: ClassVar[bool] = True
 
     kind: Literal["bcos_weights"] = "bcos_weights"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuperfeaturesConfig(ExplainerOptions):
+class SuperfeaturesConfig(ExplainerConfig):
     """Contribution of each superfeature of an additive network to a class, spread over its cells."""
+
+    implementation: ClassVar[str] = (
+        "permafrost.models.explainers.superfeatures:superfeature_contributions"
+    )
 
     kind: Literal["superfeatures"] = "superfeatures"
 
 
-ExplainerConfig = GradCamConfig | BcosWeightsConfig | SuperfeaturesConfig
-
-
-EXPLAINERS: dict[str, type[ExplainerOptions]] = {
-    cls.kind: cls for cls in (GradCamConfig, BcosWeightsConfig, SuperfeaturesConfig)
-}
+EXPLAINERS: Family[ExplainerConfig] = Family(
+    {cls.kind: cls for cls in (GradCamConfig, BcosWeightsConfig, SuperfeaturesConfig)}
+)

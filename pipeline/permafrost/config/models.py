@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from annotated_types import Ge, Gt, Le
 
 from permafrost.config.options import Options, Role
+from permafrost.config.plugins import Family
 from permafrost.core.errors import ConfigError, require
 
 CENTER_CROP_FRACTION = 0.875
@@ -402,13 +403,15 @@ def whole_frame(config: AnyModelConfig) -> AnyModelConfig:
     return replace(config, frame="full")
 
 
-MODELS: dict[str, type[ModelConfig]] = {
-    cls.kind: cls
-    for cls in (
-        CifarModelConfig,
-        TorchvisionModelConfig,
-        TimmModelConfig,
-        BcosModelConfig,
-        AdditiveModelConfig,
-    )
-}
+MODELS: Family[ModelConfig] = Family(
+    {
+        cls.kind: cls
+        for cls in (
+            CifarModelConfig,
+            TorchvisionModelConfig,
+            TimmModelConfig,
+            BcosModelConfig,
+            AdditiveModelConfig,
+        )
+    }
+)

@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Lt
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.methods import LabelLoss, check_label_loss
 from permafrost.config.options import Options, Role
+from permafrost.config.plugins import Family
 from permafrost.config.training import OptimizerOptions, TrainerOptions, check_mixup_partners
 from permafrost.core.errors import require
 
@@ -120,6 +121,6 @@ class KEDTeachingConfig(LabelTeachingConfig):
 
 TeachingConfig = LabelTeachingConfig | GuidedTeachingConfig | KEDTeachingConfig
 
-TEACHINGS: dict[str, type[LabelTeachingConfig]] = {
-    cls.kind: cls for cls in (LabelTeachingConfig, GuidedTeachingConfig, KEDTeachingConfig)
-}
+TEACHINGS: Family[LabelTeachingConfig] = Family(
+    {cls.kind: cls for cls in (LabelTeachingConfig, GuidedTeachingConfig, KEDTeachingConfig)}
+)

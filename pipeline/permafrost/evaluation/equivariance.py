@@ -30,8 +30,8 @@ from permafrost.losses.map_cosine import map_cosine
 from permafrost.models.classifier import Classifier
 from permafrost.models.devices import resolve_device
 from permafrost.models.explainers.explain import (
-    EXPLAINERS,
     Explainer,
+    explainer_named,
     forward_to_explain,
     pass_precision,
 )
@@ -97,7 +97,7 @@ def teacher_equivariance(config: VerifyConfig, store: Store, teacher: ModelConfi
     )
     measured = measure_equivariance(
         freeze(build_model(teacher, num_classes)).to(device),
-        EXPLAINERS[config.explainer.kind],
+        explainer_named(config.explainer.kind),
         store.size if side is None else (side, side),
         dataset,
         config.augment.operations,

@@ -34,7 +34,7 @@ from permafrost.models.bcos.layers import add_inverse
 from permafrost.models.classifier import Classifier
 from permafrost.models.devices import resolve_device
 from permafrost.models.explainers.bcos_weights import contribution_map, is_bcos_weights
-from permafrost.models.explainers.explain import EXPLAINERS, forward_to_explain
+from permafrost.models.explainers.explain import explainer_named, forward_to_explain
 from permafrost.models.output import ModelOutput
 from permafrost.models.saved import TrainedModel, load_model
 from permafrost.store.index import Rows
@@ -56,7 +56,7 @@ class EvaluatedModel:
 
     def maps(self, output: ModelOutput, explained_class: Tensor) -> Tensor:
         """Compute the explanations [B, E, A, h, w] of its output for classes [B, E], by the network's own explainer."""
-        return EXPLAINERS[self.network.explainer](self.network, output, explained_class)
+        return explainer_named(self.network.explainer)(self.network, output, explained_class)
 
 
 def open_split(

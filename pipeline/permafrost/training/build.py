@@ -25,7 +25,7 @@ from permafrost.losses.base import StudentOutput
 from permafrost.models.additive.inputs import AdditiveMlp
 from permafrost.models.classifier import Classifier
 from permafrost.models.devices import resolve_device
-from permafrost.models.explainers.explain import ATTRIBUTIONS, EXPLAINERS
+from permafrost.models.explainers.explain import attribution_named, explainer_named
 from permafrost.models.explainers.grids import map_grid, require_places, warn_of_coarse_grid
 from permafrost.models.output import NO_INTERMEDIATES, Standardize
 from permafrost.models.providers import build_model, freeze, teacher_input_size
@@ -81,9 +81,9 @@ def build_training(plan: TrainingSpec, distributed: DistributedContext) -> Train
             [*model.parameters(), *loss.parameters()],
             fused=compute_settings.precision == torch.float16,
         ),
-        explain=EXPLAINERS[plan.explainer]
+        explain=explainer_named(plan.explainer)
         if plan.guided_by is None
-        else ATTRIBUTIONS[model.explainer],
+        else attribution_named(model.explainer),
         targets=targets,
         transforms=plan.transforms,
         teacher_weights=plan.teacher_weights,
@@ -181,7 +181,7 @@ def _build_live_teacher(
     return LiveTeacher(
         config.name,
         freeze(build_model(config, plan.num_classes)).to(device),
-        EXPLAINERS[plan.explainer],
+        explainer_named(plan.explainer),
         plan.input_size if side is None else (side, side),
         getattr(torch, plan.trainer.precision),
         plan.live_explainer,

@@ -15,7 +15,7 @@ from permafrost.core.seeds import derive_seed
 from permafrost.loading.geometry import view_targets
 from permafrost.losses.base import DistillationLoss
 from permafrost.models.classifier import Classifier
-from permafrost.models.explainers.explain import DEFAULT_EXPLAINER, EXPLAINERS, Explainer
+from permafrost.models.explainers.explain import DEFAULT_EXPLAINER, Explainer, explainer_named
 from permafrost.training.targets import TargetSource
 from permafrost.training.transforms import BatchTransform, Mixup
 
@@ -52,7 +52,7 @@ class Training:
     model: Classifier
     loss: DistillationLoss
     optimizer: torch.optim.Optimizer
-    explain: Explainer = EXPLAINERS[DEFAULT_EXPLAINER]
+    explain: Explainer = field(default_factory=lambda: explainer_named(DEFAULT_EXPLAINER))
     """Explainer of the teacher, so that equal maps mean equal explanations. It is not part of a checkpoint."""
     targets: TargetSource = view_targets
     teacher_weights: tuple[float, ...] = ()

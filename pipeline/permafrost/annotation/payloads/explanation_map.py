@@ -10,7 +10,7 @@ from permafrost.config.store import PassOptions
 from permafrost.core.records import FieldSpec
 from permafrost.models.classifier import Classifier
 from permafrost.models.explainers.classes import explained_classes
-from permafrost.models.explainers.explain import EXPLAINERS
+from permafrost.models.explainers.explain import explainer_named
 from permafrost.models.output import NO_INTERMEDIATES, ModelOutput
 from permafrost.store.codecs import encode_maxabs, lowest_cosine
 
@@ -30,7 +30,7 @@ class MapPayload:
 
     def fields(self, model: Classifier, output: ModelOutput) -> list[FieldSpec]:
         example = torch.zeros(1, self.explainer.max_classes or 1, dtype=torch.int64)
-        maps = EXPLAINERS[self.explainer.kind](model, output, example.to(output.logits.device))
+        maps = explainer_named(self.explainer.kind)(model, output, example.to(output.logits.device))
         shape = tuple(maps.shape[1:])
         return [
             FieldSpec(
@@ -49,7 +49,7 @@ class MapPayload:
     def encode(self, model: Classifier, output: ModelOutput, records: BatchInfo) -> EncodedFields:
         labels = records.labels.to(output.logits.device)
         classes = explained_classes(self.explainer, output.logits, labels, records.keys)
-        maps = EXPLAINERS[self.explainer.kind](model, output, classes)
+        maps = explainer_named(self.explainer.kind)(model, output, classes)
         values = maps.cpu().numpy()
         stored, scale = encode_maxabs(values, self.dtype, axes=(2, 3, 4))
         fields = {

@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from permafrost.config.explainers import ExplainerConfig
+from permafrost.config.explainers import EXPLAINERS, ExplainerConfig
+from permafrost.config.options import resolve_implementation
 from permafrost.config.store import PassOptions
 from permafrost.models.classifier import Classifier
-from permafrost.models.explainers.bcos_weights import bcos_contributions, bcos_weights
-from permafrost.models.explainers.gradcam import gradcam
-from permafrost.models.explainers.superfeatures import superfeature_contributions
 from permafrost.models.output import NO_INTERMEDIATES, Intermediates, ModelOutput
 
 Explainer = Callable[[Any, Any, Tensor], Tensor]
 """(model, its output, explained_class [B, E]) -> maps [B, E, A, h, w] on the model's own grid."""
 
-EXPLAINERS: dict[str, Explainer] = {
-    "gradcam": gradcam,
-    "bcos_weights": bcos_weights,
-    "superfeatures": superfeature_contributions,
-}
-
-ATTRIBUTIONS: dict[str, Explainer] = {
-    **EXPLAINERS,
-    "bcos_weights": bcos_contributions,
-}
-"""Explainers whose maps [B, E, 1, h, w] are contributions for or against a class, comparable with a region."""
-
-NEED_GRAPH = ("bcos_weights",)
-"""Explainers whose maps are gradients through the whole network, which need the graph of its pass."""
-
 DEFAULT_EXPLAINER = "gradcam"
 """Explainer of a student that is trained on labels only and not compared with a teacher."""
 
 
+def explainer_named(kind: str) -> Explainer:
+    """Return the explainer of that name in config.explainers.EXPLAINERS."""
+    explainer: Explainer = resolve_implementation(EXPLAINERS[kind])
+    return explainer
+
+
+def attribution_named(kind: str) -> Explainer:
+    """Return an explainer's maps [B, E, 1, h, w] of contributions to a class, which are comparable with a region."""
+    name = EXPLAINERS[kind].attribution
+    attribution: Explainer = pkgutil.resolve_name(name) if name else explainer_named(kind)
+    return attribution
+
+
 def needs_graph(model: Classifier) -> bool:
     """Return whether the model's maps are gradients through the whole network, which need the graph of its pass."""
-    return model.explainer in NEED_GRAPH
+    return EXPLAINERS[model.explainer].needs_graph
 
 
 def pass_precision(config: PassOptions, explainer: ExplainerConfig) -> str:
@@ -49,8 +46,7 @@ def pass_precision(config: PassOptions, explainer: ExplainerConfig) -> str:
     Maps are computed in float32. If they are gradients through the whole network, that takes a float32 pass of it,
     which then is the only one.
     """
-    needs_graph = "map" in config.payloads and explainer.kind in NEED_GRAPH
-    return "float32" if needs_graph else config.precision
+    return "float32" if "map" in config.payloads and explainer.needs_graph else config.precision
 
 
 def forward_to_explain(
