@@ -207,7 +207,7 @@ class TinyImageNetDataConfig(FileDataConfig):
         self._require_path(self.path, "the folder tiny-imagenet-200")
 
 
-SOURCES: Family[DataConfig] = Family(
+SOURCES: Family[type[DataConfig]] = Family(
     {
         cls.kind: cls
         for cls in (

@@ -55,7 +55,7 @@ class ShiftOptions(EvaluatorOptions):
     """Records per split; every shift is one forward pass of each of them."""
 
 
-EVALUATORS: Family[EvaluatorOptions] = Family(
+EVALUATORS: Family[type[EvaluatorOptions]] = Family(
     {
         "accuracy": AccuracyOptions,
         "localization": LocalizationOptions,

@@ -75,6 +75,6 @@ class SuperfeaturesConfig(ExplainerConfig):
     kind: Literal["superfeatures"] = "superfeatures"
 
 
-EXPLAINERS: Family[ExplainerConfig] = Family(
+EXPLAINERS: Family[type[ExplainerConfig]] = Family(
     {cls.kind: cls for cls in (GradCamConfig, BcosWeightsConfig, SuperfeaturesConfig)}
 )

@@ -367,7 +367,7 @@ class ReviewKDConfig(FeatureKDConfig):
         )
 
 
-METHODS: Family[MethodConfig] = Family(
+METHODS: Family[type[MethodConfig]] = Family(
     {
         cls.kind: cls
         for cls in (

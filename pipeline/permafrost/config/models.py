@@ -403,7 +403,7 @@ def whole_frame(config: AnyModelConfig) -> AnyModelConfig:
     return replace(config, frame="full")
 
 
-MODELS: Family[ModelConfig] = Family(
+MODELS: Family[type[ModelConfig]] = Family(
     {
         cls.kind: cls
         for cls in (

@@ -30,17 +30,17 @@ PAPERS = ("unicam", "interpretability", "ked")
 T = TypeVar("T")
 
 
-class Family(MutableMapping[str, type[T]]):
-    """Option classes of the members of a family, by name. The papers add theirs when it is first read."""
+class Family(MutableMapping[str, T]):
+    """Members of a family by name, most of them option classes. The papers add theirs when it is first read."""
 
-    def __init__(self, members: Mapping[str, type[T]]) -> None:
+    def __init__(self, members: Mapping[str, T]) -> None:
         self._members = dict(members)
 
-    def __getitem__(self, name: str) -> type[T]:
+    def __getitem__(self, name: str) -> T:
         register_papers()
         return self._members[name]
 
-    def __setitem__(self, name: str, member: type[T]) -> None:
+    def __setitem__(self, name: str, member: T) -> None:
         self._members[name] = member
 
     def __delitem__(self, name: str) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple, get_args
 from annotated_types import Ge, Le, Lt
 
 from permafrost.config.options import Options, Role
+from permafrost.config.plugins import Family
 from permafrost.core.errors import require
 from permafrost.core.files import RootedPath
 
@@ -81,18 +82,20 @@ class PayloadInfo(NamedTuple):
 
 
 _PACKAGE = "permafrost.annotation.payloads"
-PAYLOADS: dict[str, PayloadInfo] = {
-    "logits": PayloadInfo(f"{_PACKAGE}.logits:LogitsPayload", True),
-    "map": PayloadInfo(f"{_PACKAGE}.explanation_map:MapPayload", False, ("map_dtype",)),
-    "attention": PayloadInfo(f"{_PACKAGE}.intermediates:AttentionPayload", False),
-    "class_maps": PayloadInfo(
-        f"{_PACKAGE}.intermediates:ClassMapPayload", False, ("class_map_size",)
-    ),
-    "pooled": PayloadInfo(f"{_PACKAGE}.pooled_feature:FeaturePayload", False),
-    "superfeature_logits": PayloadInfo(
-        f"{_PACKAGE}.superfeature_logits:SuperfeaturePayload", True, ("superfeature_dtype",)
-    ),
-}
+PAYLOADS: Family[PayloadInfo] = Family(
+    {
+        "logits": PayloadInfo(f"{_PACKAGE}.logits:LogitsPayload", True),
+        "map": PayloadInfo(f"{_PACKAGE}.explanation_map:MapPayload", False, ("map_dtype",)),
+        "attention": PayloadInfo(f"{_PACKAGE}.intermediates:AttentionPayload", False),
+        "class_maps": PayloadInfo(
+            f"{_PACKAGE}.intermediates:ClassMapPayload", False, ("class_map_size",)
+        ),
+        "pooled": PayloadInfo(f"{_PACKAGE}.pooled_feature:FeaturePayload", False),
+        "superfeature_logits": PayloadInfo(
+            f"{_PACKAGE}.superfeature_logits:SuperfeaturePayload", True, ("superfeature_dtype",)
+        ),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +109,7 @@ class PassOptions(Options):
     payloads: tuple[str, ...] = ("logits", "map")
     """Payloads to store. logits: the logits. map: the explanation map. attention: activation energy of each
     stage, for method=at. class_maps: maps of all classes, for method=cat_kd. pooled: the pooled feature before
-    the classifier, for method=crd and method=sskd. superfeature_logits: the logits of each superfeature of an
+    the classifier. superfeature_logits: the logits of each superfeature of an
     additive teacher, for method=ked."""
     map_dtype: Literal["float32", "float16", "int8"] = "float16"
     """Storage dtype of maps, which are divided by their largest absolute value. Maps that are far above their

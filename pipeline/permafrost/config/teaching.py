@@ -121,6 +121,6 @@ class KEDTeachingConfig(LabelTeachingConfig):
 
 TeachingConfig = LabelTeachingConfig | GuidedTeachingConfig | KEDTeachingConfig
 
-TEACHINGS: Family[LabelTeachingConfig] = Family(
+TEACHINGS: Family[type[LabelTeachingConfig]] = Family(
     {cls.kind: cls for cls in (LabelTeachingConfig, GuidedTeachingConfig, KEDTeachingConfig)}
 )

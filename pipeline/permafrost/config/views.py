@@ -52,7 +52,7 @@ class RandomViewsConfig(ViewsConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RotationsViewsConfig(ViewsConfig):
-    """Frame rotated by 0, 90, 180 and 270 degrees, as needed by SSKD."""
+    """Frame rotated by 0, 90, 180 and 270 degrees."""
 
     kind: Literal["rotations"] = "rotations"
     count: int = NUM_ROTATIONS

@@ -143,7 +143,7 @@ class Targets:
     """Validity of the maps, bool [B, E]: False where the warped map is zero or no class is explained."""
     intermediates: dict[str, Tensor] = field(default_factory=dict)
     """Other fields that the loss reads, f32. Spatial fields on the teacher's own grids, after the warp:
-    attention_<stage> [B, h, w], class_maps [B, K, h, w], review_<level> [B, C, h, w], ft [B, C, h, w]. Fields
+    attention_<stage> [B, h, w], class_maps [B, K, h, w], review_<level> [B, C, h, w]. Fields
     without spatial axes: pooled [B, d], superfeature_logits [B, M, K], superfeature_hidden [B, M, width]."""
 
 

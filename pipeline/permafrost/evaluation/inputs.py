@@ -174,12 +174,13 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
     student = resolve_network(student, store, "student")
     num_classes = len(store.manifest.classes)
     described = describe_teacher(student, num_classes, section="student")
+    of_features = [name for name in EVALUATORS if not EVALUATORS[name].reads_outputs]
     reading = [name for name in config.requested_evaluators if EVALUATORS[name].reads_outputs]
     require(
         described["classes"] == num_classes or not reading,
         f"student.classes={described['classes']} are not the {num_classes} classes of {store.path}, and "
         f"evaluators=[{','.join(reading)}] reads the network's classes; name evaluators of features, as in "
-        "evaluators=[distance_correlation,unicam]",
+        f"evaluators=[{','.join(of_features)}]",
     )
     if isinstance(teacher, NoModelConfig) or teacher.weights is None:
         of_teacher = None

@@ -72,7 +72,7 @@ class Term(NamedTuple):
     """A weighted term of a loss."""
 
     name: str
-    """Name of the term: ce or bce, kd, map, at, cat, review, ft, crd, ss, tf, ked, hint, localization."""
+    """Name of the term in the metrics, such as ce, kd or map."""
     weight: float
     compute: Callable[[], Tensor | TermValue]
     """Function that computes the value, not called if the weight is 0."""

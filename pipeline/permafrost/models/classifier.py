@@ -110,8 +110,8 @@ class Classifier(nn.Module, ABC):
         """Compute the output of `forward_head` and the pooled features [B, d] (`ModelOutput.pooled`) in one pass."""
         if not self.pools_by_average:
             raise ConfigError(
-                f"{type(self.network).__name__} has no pooled features, which method=crd, method=sskd and the payload "
-                "pooled need; choose a network whose classifier is applied to the average of its features (a ResNet, "
+                f"{type(self.network).__name__} has no pooled features, which the payload pooled and methods on "
+                "them need; choose a network whose classifier is applied to the average of its features (a ResNet, "
                 "DenseNet, RegNet or ConvNeXt), or another method or payload"
             )
         return self.forward_head(features, context), to_float32(features).mean(dim=(2, 3))

@@ -1,7 +1,7 @@
 """Sections of the page for the evaluators' results: tables and figures for each evaluator that was run.
 
 A table has one row per arm (and one for the teacher, if it was evaluated) and one column for each number of a
-quantity of the evaluator, such as the FSS of each layer.
+quantity of the evaluator, such as a value for each layer.
 """
 
 from __future__ import annotations

@@ -76,9 +76,9 @@ class BcosClassifier(Classifier):
             return super().forward(images)
         if not isinstance(self.inner, (BcosResNet, BcosDenseNet)):
             raise ConfigError(
-                "a B-cos ViT has neither stages nor class maps, which method=at, cat_kd, review_kd, ft, crd and sskd "
-                "and the payloads attention, class_maps and pooled need; choose another method or payload, or a B-cos "
-                "ResNet or DenseNet"
+                "a B-cos ViT has neither stages nor class maps, which methods on features (method=at, cat_kd, "
+                "review_kd) and the payloads attention, class_maps and pooled need; choose another method or payload, "
+                "or a B-cos ResNet or DenseNet"
             )
         features, _ = self.forward_trunk(images)
         if intermediates.superfeatures:
