@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from permafrost.core.errors import ConfigError, require
@@ -82,10 +82,10 @@ def off_diagonal_spearman(first: Tensor, second: Tensor) -> float | None:
     """
     wanted = ~torch.eye(len(first), dtype=torch.bool)
     wanted &= ~(first.isnan() | second.isnan())
-    ranks = torch.from_numpy(rankdata(torch.stack([first[wanted], second[wanted]]), axis=1))
-    ranks = ranks - ranks.mean(dim=1, keepdim=True)
-    norms = ranks.norm(dim=1).prod()
-    return float((ranks[0] * ranks[1]).sum() / norms) if norms > 0 else None
+    pair = torch.stack([first[wanted], second[wanted]])
+    if (pair == pair[:, :1]).all(dim=1).any():
+        return None
+    return float(spearmanr(*pair.numpy()).statistic)
 
 
 # ---- the evaluator -----------------------------------------------------------------------------------
