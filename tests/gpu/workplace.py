@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 
 from permafrost.config.augment import AugmentOptions, OperationConfig
 from permafrost.config.models import ModelConfig
-from permafrost.config.store import JpegDecoder
 from permafrost.core.records import Batch
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.loader import TrainLoader
@@ -94,24 +93,14 @@ class Workplace:
         """True if the pass has been computed."""
         return any(store.glob(f"teachers/{name}-*"))
 
-    def loader(
-        self, store: Path, name: str, size: int, decoder: JpegDecoder, threads: int | None = None
-    ) -> TrainLoader:
-        """Loader of training batches with the targets of a pass."""
-        opened = Store(store)
-        dataset = StoreDataset(
-            opened,
-            rows_of_split(opened.index, "train"),
-            [pass_named(store, name)],
-            decode_threads=threads or self.scale.decode_threads,
-            jpeg_decoder=decoder,
-        )
-        views = ViewSchedule(VIEWS, opened.size, seed=0)
-        return TrainLoader(dataset, views, batch_size=size, seed=0)
-
     def batches(self, store: Path, name: str, size: int, count: int) -> tuple[list[Batch], float]:
         """Read training batches with the targets of a pass, and return them with the seconds per image."""
-        loader = self.loader(store, name, size, "cpu", threads=1)
+        opened = Store(store)
+        dataset = StoreDataset(
+            opened, rows_of_split(opened.index, "train"), [pass_named(store, name)]
+        )
+        views = ViewSchedule(VIEWS, opened.size, seed=0)
+        loader = TrainLoader(dataset, views, batch_size=size, seed=0)
         started = time.perf_counter()
         batches = list(islice(loader.epoch(0), count))
         return batches, (time.perf_counter() - started) / (len(batches) * size)

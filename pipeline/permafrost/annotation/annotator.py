@@ -19,7 +19,6 @@ from permafrost.config.store import PassOptions
 from permafrost.core.errors import UserError
 from permafrost.core.records import VIEW_FIELD, FieldSpec
 from permafrost.loading.geometry import center_crop, warp
-from permafrost.loading.jpeg_decoding import decode_images, require_decoder
 from permafrost.models.explainers.explain import forward_to_explain, pass_precision
 from permafrost.models.output import Intermediates, ModelOutput
 from permafrost.models.providers import build_model, freeze, teacher_input_size, with_preprocessing
@@ -184,12 +183,7 @@ class TeacherAnnotator:
         They are contiguous, because convolutions of another memory format have other last bits, and the shards of a
         pass must not depend on the reader that made them.
         """
-        frames = batch.frames.to(self.device)
-        if batch.encoded is not None:
-            decoder = self.config.jpeg_decoder
-            require_decoder(decoder, self.device, "annotate.jpeg_decoder", "the teacher's device")
-            frames = decode_images(batch.encoded, frames, self.device)
-        return frames.contiguous()
+        return batch.frames.to(self.device).contiguous()
 
     def _placement(self) -> dict[str, Any]:
         frame = "full" if self.crop_fraction is None else "center_crop"

@@ -115,7 +115,7 @@ class AnnotateShard:
         """Iterate over the shard's frames in batches at fixed positions, decoded ahead of the teacher."""
         rows = self._rows(shard)
         records = shard.records if rows is None else len(rows)
-        frames = ShardFrames(self._store, shard, rows, self.config.jpeg_decoder)
+        frames = ShardFrames(self._store, shard, rows)
         starts = range(0, records, self.config.batch_size)
         stops = [min(start + self.config.batch_size, records) for start in starts]
         extents = list(zip(starts, stops, strict=True))
@@ -142,7 +142,7 @@ class AnnotateShard:
             self._annotate_row(shard, keys, keys.index(key))
 
     def _annotate_row(self, shard: ShardEntry, keys: list[str], row: int) -> None:
-        frames = ShardFrames(self._store, shard, self._rows(shard), self.config.jpeg_decoder)
+        frames = ShardFrames(self._store, shard, self._rows(shard))
         self._annotator.annotate([frames.read(row, row + 1)], keys[row : row + 1])
 
     def _name_each_record(self, shard: ShardEntry, keys: list[str], journal: ShardJournal) -> None:

@@ -114,12 +114,7 @@ def plan_pass(config: PrecomputeConfig, store: Store, views: StoredViews | None 
     check_weights(config.teacher, "teacher", store.manifest.classes)
     description = describe_pass(
         store.manifest,
-        describe_teacher(
-            config.teacher,
-            num_classes,
-            _precision(config, explainer),
-            jpeg_decoder=store.manifest.decoder_of(config.annotate.jpeg_decoder),
-        ),
+        describe_teacher(config.teacher, num_classes, _precision(config, explainer)),
         explainer,
         config.annotate,
         config.store.backend,

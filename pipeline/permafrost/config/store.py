@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, NamedTuple, get_args
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from annotated_types import Ge, Le, Lt
 
@@ -12,11 +12,6 @@ from permafrost.config.options import Options, Role
 from permafrost.config.plugins import Family
 from permafrost.core.errors import require
 from permafrost.core.files import RootedPath
-
-JpegDecoder = Literal["cpu", "cuda"]
-"""Device that decodes JPEGs. A GPU's pixels differ from those of the CPU by a level or two of 255."""
-JPEG_DECODERS: tuple[JpegDecoder, ...] = get_args(JpegDecoder)
-"""The default comes first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +121,6 @@ class PassOptions(Options):
     also gives the logits."""
     batch_size: Annotated[int, Ge(1)] = 64
     """Records per forward pass of the teacher; constant, because it may change the last bits of the result."""
-    jpeg_decoder: JpegDecoder = "cpu"
-    """Device that decodes JPEGs. cuda decodes baseline JPEGs on the teacher's GPU, and all other images on the
-    CPU; its pixels differ by a level or two of 255, so the pass has another fingerprint, and its students decode
-    in the same way."""
     min_fidelity: Annotated[float, Ge(0), Le(1)] = 0.999
     """Lowest cosine between a map and its stored form that may be written."""
 

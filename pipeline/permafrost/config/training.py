@@ -9,7 +9,6 @@ from annotated_types import Ge, Gt, Lt
 
 from permafrost.config.augment import AugmentOptions
 from permafrost.config.options import Options, Role
-from permafrost.config.store import JpegDecoder
 from permafrost.core.errors import require
 
 
@@ -83,9 +82,6 @@ class TrainerOptions(Options):
     decode_threads: Annotated[int | None, Ge(1), Role.OUTSIDE_IDENTITY] = None
     """Threads that decode a batch, in each process that loads batches; null takes that process's share
     of the cores of its machine, at most 8. Files below 4 kB on average are decoded in one thread."""
-    jpeg_decoder: Annotated[JpegDecoder | None, Role.OMITTED_AT_DEFAULT] = None
-    """Device that decodes JPEGs, as annotate.jpeg_decoder; null takes that of the passes that are trained on,
-    and cpu without one. It must be that of the passes."""
     checkpoint_every_epochs: Annotated[int, Ge(1), Role.OUTSIDE_IDENTITY] = 1
     """Epochs between checkpoints."""
     checkpoint_every_steps: Annotated[int | None, Ge(1), Role.OUTSIDE_IDENTITY] = None

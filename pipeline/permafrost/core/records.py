@@ -176,31 +176,6 @@ class PixelAugment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodedImages:
-    """JPEGs of a batch that the training device decodes, in the host's memory."""
-
-    data: Tensor
-    """Bytes of the files, one after another, u8."""
-    lengths: tuple[int, ...]
-    """Number of bytes of each file."""
-    places: tuple[int, ...]
-    """Place of each file's record in the batch."""
-    where: tuple[str, ...]
-    """File and record of each, for messages."""
-    host_places: tuple[int, ...]
-    """Places of the records whose frames the host has decoded, in the order of Batch.inputs."""
-    repeated: tuple[tuple[int, int], ...]
-    """Places of records that are in the batch before, each with the place of the same record."""
-    size: tuple[int, int]
-    """(height, width) of the canonical frame."""
-
-    @property
-    def records(self) -> int:
-        """Number of records of the batch."""
-        return len(self.places) + len(self.host_places) + len(self.repeated)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Batch:
     """Records of one step.
 
@@ -212,8 +187,7 @@ class Batch:
     record_index: Tensor
     """Row of each record in the run's selection, i64 [B]."""
     inputs: Tensor
-    """Canonical frames, u8 [B, 3, H, W] with channels last in memory, or rows of a table, f32 [B, d]. Only those that
-    the host has decoded while there are `encoded` images."""
+    """Canonical frames, u8 [B, 3, H, W] with channels last in memory, or rows of a table, f32 [B, d]."""
     canonical_from_view: Tensor | None
     """Matrices of the views, f32 [B, 3, 3]. None for tables, and where the view is the whole frame at its own
     size."""
@@ -236,8 +210,6 @@ class Batch:
     targets: tuple[StoredTargets, ...] = field(default=())
     pixel_augment: PixelAugment | None = None
     """Pixel augmentation after the warp. None applies none, as in every evaluation."""
-    encoded: EncodedImages | None = None
-    """Images that `move_batch` decodes on the device. None where `inputs` has all frames."""
     rendered: Tensor | None = None
     """Images of the view with its pixel augmentation, f32 [B, 3, h, w] at any size, so that networks of that size do
     not render it again. None where it was not rendered."""

@@ -145,8 +145,6 @@ def _student(config: EstimateConfig, store: Store, mode: Mode) -> DistillConfig:
     """Return the options of a student on all records of the split that the sample has."""
     live = mode == "live"
     teacher = config.teacher
-    # A student of stored targets takes the decoder of its pass.
-    decoder = config.annotate.jpeg_decoder if live else config.trainer.jpeg_decoder
     if live and not isinstance(teacher, NoModelConfig):
         teacher = replace(teacher, frame="full")  # as many pixels as a center crop at its size
     options = DistillConfig(
@@ -155,7 +153,7 @@ def _student(config: EstimateConfig, store: Store, mode: Mode) -> DistillConfig:
         method=config.method,
         augment=config.augment,
         optimizer=config.optimizer,
-        trainer=replace(config.trainer, ranks=1, jpeg_decoder=decoder),
+        trainer=replace(config.trainer, ranks=1),
         subset=type(config.subset)(),
         mode=mode,
         views=config.views,

@@ -82,7 +82,6 @@ class EvaluationContext:
             passes,
             payload=payload,
             decode_threads=self.dataset.decode_threads.count,
-            jpeg_decoder=self.dataset.jpeg_decoder,
         )
 
     @cached_property

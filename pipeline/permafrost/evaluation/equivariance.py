@@ -22,7 +22,6 @@ from permafrost.core.records import Batch
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.loading.geometry import view_images, view_maps
-from permafrost.loading.jpeg_decoding import require_decoder
 from permafrost.loading.selection import rows_of_split
 from permafrost.loading.transfer import copy_to, iter_on_device
 from permafrost.loading.views import ViewSchedule
@@ -61,14 +60,8 @@ def teacher_equivariance(config: VerifyConfig, store: Store, teacher: ModelConfi
     """Run `measure_equivariance` for the teacher of one pass of the store, and format one line per operation."""
     require_images(store, "equivariance=true", "set it to false")
     num_classes = len(store.manifest.classes)
-    decoder = store.manifest.decoder_of(config.annotate.jpeg_decoder)
     asked = sha256_json(
-        describe_teacher(
-            teacher,
-            num_classes,
-            pass_precision(config.annotate, config.explainer),
-            jpeg_decoder=decoder,
-        )
+        describe_teacher(teacher, num_classes, pass_precision(config.annotate, config.explainer))
     )
     passes = [store.open_pass(folder.name) for folder in store.pass_folders()]
     taught = [
@@ -87,14 +80,7 @@ def teacher_equivariance(config: VerifyConfig, store: Store, teacher: ModelConfi
     )
     side = teacher_input_size(with_preprocessing(teacher, num_classes))
     device = resolve_device("device", "auto")
-    require_decoder(decoder, device, "annotate.jpeg_decoder", "the device of the teacher")
-    dataset = StoreDataset(
-        store,
-        chosen,
-        taught[:1],
-        decode_threads=resolve_decode_threads(None),
-        jpeg_decoder=decoder,
-    )
+    dataset = StoreDataset(store, chosen, taught[:1], decode_threads=resolve_decode_threads(None))
     measured = measure_equivariance(
         freeze(build_model(teacher, num_classes)).to(device),
         explainer_named(config.explainer.kind),

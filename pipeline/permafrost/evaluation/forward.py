@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from permafrost.config.evaluation import EvaluateOptions
-from permafrost.config.store import JpegDecoder
 from permafrost.core.interrupts import check_interrupted
 from permafrost.core.labels import classes_of, has_many
 from permafrost.core.records import NO_CLASS, Batch, StoredTargets, Targets
@@ -25,7 +24,6 @@ from permafrost.evaluation.predictions import Predictions, join, metrics_of
 from permafrost.loading.dataset import StoreDataset, iter_batches
 from permafrost.loading.decode_threads import resolve_decode_threads
 from permafrost.loading.geometry import evaluation_view, view_images, view_maps, view_targets
-from permafrost.loading.jpeg_decoding import require_decoder
 from permafrost.loading.regions import RegionKind, regions_of
 from permafrost.loading.selection import HOLDOUT, rows_of_split, select_holdout_rows
 from permafrost.loading.transfer import iter_on_device
@@ -65,7 +63,6 @@ def open_split(
     split: str,
     trained: TrainedModel,
     decode_threads: int = 1,
-    jpeg_decoder: JpegDecoder = "cpu",
 ) -> StoreDataset:
     """Open the records of one of evaluate.splits for the evaluation of a trained model."""
     rows: Rows = (
@@ -80,17 +77,7 @@ def open_split(
         with_regions=True,
         num_classes=trained.num_classes,
         decode_threads=decode_threads,
-        jpeg_decoder=jpeg_decoder,
     )
-
-
-def evaluation_decoder(
-    options: EvaluateOptions, trained: TrainedModel, device: torch.device
-) -> JpegDecoder:
-    """Return the device that decodes JPEGs. Raises ConfigError if it is a GPU, and that of the model is none."""
-    decoder = options.jpeg_decoder or trained.jpeg_decoder
-    require_decoder(decoder, device, "evaluate.jpeg_decoder", "the device of the evaluation")
-    return decoder
 
 
 def evaluate_split(
@@ -106,7 +93,6 @@ def evaluate_model(
     """Run `evaluate_split` for the trained network in a run's folder on each split of `evaluate.splits`."""
     network, trained = load_model(folder)
     device = resolve_device("evaluate.device", options.device)
-    decoder = evaluation_decoder(options, trained, device)
     model = EvaluatedModel(network=network.to(device), input_size=trained.input_size)
     return {
         split: evaluate_split(
@@ -116,7 +102,6 @@ def evaluate_model(
                 rows_of_split(store.index, split),
                 with_regions=True,
                 decode_threads=resolve_decode_threads(options.decode_threads),
-                jpeg_decoder=decoder,
             ),
             options,
         )

@@ -151,7 +151,7 @@ def open_teacher(config: EvaluateConfig) -> EvaluationInputs:
         store=store,
         passes=passes,
         fingerprint=sha256_json(described),
-        build=_building(config, teacher, store, passes, described["classes"]),
+        build=_building(config, teacher, store, described["classes"]),
     )
 
 
@@ -199,7 +199,7 @@ def open_network(config: EvaluateConfig) -> EvaluationInputs:
         store=store,
         passes=passes,
         fingerprint=sha256_json(described),
-        build=_building(config, student, store, passes, num_classes),
+        build=_building(config, student, store, num_classes),
         others={"teacher network": sha256_json(of_teacher)} if alone else {},
     )
 
@@ -208,7 +208,6 @@ def _building(
     config: EvaluateConfig,
     network: ModelConfig,
     store: Store,
-    passes: Sequence[TeacherPass],
     num_classes: int,
 ) -> Callable[[], tuple[EvaluatedModel, TrainedModel]]:
     """Return the function that builds a given network, and describes it as the one of a training is described."""
@@ -221,7 +220,6 @@ def _building(
             config=network,
             num_classes=num_classes,
             input_size=model.input_size,
-            jpeg_decoder=passes[0].jpeg_decoder if passes else "cpu",
         )
 
     return build

@@ -14,7 +14,7 @@ from permafrost.config.verbs import EvaluateConfig
 from permafrost.core.interrupts import check_interrupted
 from permafrost.evaluation.context import EvaluationContext
 from permafrost.evaluation.evaluators.build import evaluator_named
-from permafrost.evaluation.forward import evaluation_decoder, open_split
+from permafrost.evaluation.forward import open_split
 from permafrost.evaluation.inputs import EvaluationInputs
 from permafrost.evaluation.networks import Networks
 from permafrost.evaluation.pictures import PICTURES_NAME, picture_maps
@@ -31,13 +31,12 @@ def run_evaluators(
     model, trained = inputs.build()
     networks = Networks(config, inputs.store, inputs.passes)
     wanted = {*config.requested_evaluators, *read_results(folder)["evaluators"]}
-    decoder = evaluation_decoder(config.evaluate, trained, model.device)
     threads = resolve_decode_threads(config.evaluate.decode_threads)
     contexts = [
         EvaluationContext(
             split=split,
             model=model,
-            dataset=open_split(inputs.store, inputs.passes, split, trained, threads, decoder),
+            dataset=open_split(inputs.store, inputs.passes, split, trained, threads),
             config=config,
             networks=networks,
             folder=folder,

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from permafrost.config.store import JpegDecoder
 from permafrost.core.records import VIEW_FIELD, Batch, FieldSpec, StoredTargets
 from permafrost.loading.decode_threads import DecodeThreads
 from permafrost.loading.geometry import center_crop
@@ -21,7 +20,7 @@ from permafrost.loading.selected_records import SelectedRecords
 from permafrost.loading.stored_values import decode_intermediates
 from permafrost.store.fields import Values
 from permafrost.store.file_entry import StoreMismatchError
-from permafrost.store.frames import InputMemory, decode_stored_mask, input_bytes, input_memory
+from permafrost.store.frames import InputMemory, decode_stored_mask, input_bytes
 from permafrost.store.index import Rows as IndexRows
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.store.row_reader import Rows, SelectedRows
@@ -72,7 +71,6 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         num_classes: int | None = None,
         payload: str | None = None,
         decode_threads: int = 1,
-        jpeg_decoder: JpegDecoder = "cpu",
         keep_bytes: int = _KEPT_BYTES,
     ) -> None:
         """Select rows of a store's index: a range where possible, which needs no memory, or any row numbers.
@@ -83,7 +81,6 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
                       maps; others are not read
         decode_threads  number of threads that decode a batch, in each process that loads batches
         keep_bytes    size of all decoded inputs in bytes up to which each is decoded once and kept in memory
-        jpeg_decoder  cuda leaves baseline JPEGs encoded, which `move_batch` decodes on the device of the batch
         """
         classes = {t.num_classes for t in passes} | ({num_classes} if num_classes else set())
         super().__init__(store, rows, labels_apply=not classes - {len(store.manifest.classes)})
@@ -91,7 +88,6 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
         self.with_regions = with_regions
         self.decode_threads = DecodeThreads(decode_threads)
         self.keep_bytes = keep_bytes
-        self.jpeg_decoder: JpegDecoder = store.manifest.decoder_of(jpeg_decoder)
         self.intermediate_fields = [t.fields_of(payload) if payload else [] for t in self.passes]
         for teacher in self.passes:
             self._require_covered(teacher)
@@ -127,9 +123,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             self._open_stored_rows
         )
         self._values = lru_cache(maxsize=per_pass * max(1, len(self.passes)))(self._open_values)
-        is_small = (
-            self.jpeg_decoder == "cpu" and input_bytes(self.store) * len(self) <= self.keep_bytes
-        )
+        is_small = input_bytes(self.store) * len(self) <= self.keep_bytes
         self._kept = InputMemory(self.store, len(self)) if is_small else None
         self._is_kept = np.zeros(len(self) if is_small else 0, bool)
 
@@ -164,7 +158,6 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             keys=tuple(keys),
             record_index=torch.from_numpy(at),
             inputs=inputs.tensor(),
-            encoded=inputs.encoded(),
             canonical_from_view=canonical_from_view,
             view_index=torch.full((len(at),), -1) if views is None else torch.from_numpy(views),
             original_size=torch.from_numpy(
@@ -205,7 +198,7 @@ class StoreDataset(SelectedRecords, Dataset[Batch]):
             self._decode(self._kept, at[first], first, columns, keys)
             self._is_kept[at[first]] = True
             return self._kept.take(at)
-        inputs = input_memory(self.store, len(at), self.jpeg_decoder)
+        inputs = InputMemory(self.store, len(at))
         self._decode(inputs, first, first, columns, keys)
         if len(first) < len(at):
             again = np.setdiff1d(np.arange(len(at)), first)

@@ -1,7 +1,6 @@
 """Copies of tensors and batches to the training device, for which the host does not wait.
 
-On a GPU a thread reads the next batch, pins it, copies it and decodes JPEGs that are left to the GPU, while the current
-step runs. It draws no random numbers,
+On a GPU a thread reads the next batch, pins it and copies it while the current step runs. It draws no random numbers,
 because torch's global generator is that of the step. There is no such thread on a CPU, where it would compete with the
 step for cores.
 """
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from permafrost.core.records import Batch, PixelAugment, PixelChange, StoredTargets
 from permafrost.loading.decode_threads import start_pool
-from permafrost.loading.jpeg_decoding import decode_images
 
 Copied = TypeVar("Copied")
 
@@ -34,16 +32,11 @@ def copy_to(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:
-    """Move the tensors of a batch to `device`, except what is read on the host: boxes, and a second set of labels.
-
-    Images that are still encoded are decoded there.
-    """
-    encoded = batch.encoded
-    if encoded is None and device == batch.inputs.device:
+    """Move the tensors of a batch to `device`, except what is read on the host: boxes, and a second set of labels."""
+    if device == batch.inputs.device:
         return batch
-    moved: Batch = move_values(replace(batch, boxes=(), host_labels=None, encoded=None), device)
-    inputs = moved.inputs if encoded is None else decode_images(encoded, moved.inputs, device)
-    return replace(moved, inputs=inputs, boxes=batch.boxes, host_labels=batch.labels_on_host)
+    moved: Batch = move_values(replace(batch, boxes=(), host_labels=None), device)
+    return replace(moved, boxes=batch.boxes, host_labels=batch.labels_on_host)
 
 
 def read_ahead(

@@ -31,7 +31,6 @@ def turn_views(batch: Batch) -> Batch:
     Only crops and flips are rotated. Pixel augmentation is drawn afterwards, for each rotation.
     """
     assert not batch.targets
-    assert batch.encoded is None
     turns = rotations().float().to(batch.inputs.device)
     turned = canonical_from_view(batch)[:, None] @ turns
     rows = torch.arange(len(batch.keys)).repeat_interleave(NUM_ROTATIONS)

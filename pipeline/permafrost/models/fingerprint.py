@@ -9,7 +9,6 @@ from typing import Any
 from permafrost.config.models import CENTER_CROP_FRACTION, ModelConfig, is_published
 from permafrost.config.options import Role, options_of
 from permafrost.config.runs import is_omitted
-from permafrost.config.store import JpegDecoder
 from permafrost.core.errors import ConfigError
 from permafrost.models.trained_weights import check_weights, sha256_weights
 
@@ -19,13 +18,11 @@ def describe_teacher(
     num_classes: int,
     precision: str = "float32",
     section: str = "teacher",
-    jpeg_decoder: JpegDecoder = "cpu",
 ) -> dict[str, Any]:
     """Describe a teacher as in the manifest of its pass.
 
-    precision     precision of its forward pass
-    section       section of the options that name it, for messages
-    jpeg_decoder  device that decodes the JPEGs that it receives; older manifests have none
+    precision  precision of its forward pass
+    section    section of the options that name it, for messages
     """
     from permafrost.models.providers import (
         RANDOM,
@@ -81,7 +78,6 @@ def describe_teacher(
         "preprocessing": preprocessing,
         "frame": config.frame,
         "dtype": precision,
-        **({} if jpeg_decoder == "cpu" else {"jpeg_decoder": jpeg_decoder}),
     }
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from permafrost.config.builder import build_config
 from permafrost.config.models import MODELS, TimmModelConfig
 from permafrost.config.runs import to_plain_dict
-from permafrost.config.store import JpegDecoder, SubsetOptions
+from permafrost.config.store import SubsetOptions
 from permafrost.core.errors import ConfigError
 from permafrost.core.files import write_atomically
 from permafrost.core.signed_files import write_json
@@ -46,8 +46,6 @@ class TrainedModel:
     split: str = "train"
     subset: SubsetOptions = field(default_factory=SubsetOptions)
     """Subset of the split that it was trained on, so that the held-out records can be evaluated."""
-    jpeg_decoder: JpegDecoder = "cpu"
-    """Device that decoded the JPEGs that it was trained on."""
     steps: int | None = None
     """Number of steps of its training, None if it was not trained by a run."""
 
@@ -90,7 +88,7 @@ def save_model(folder: Path, model: Classifier, trained: TrainedModel) -> None:
         "teachers": list(trained.teachers),
         "split": trained.split,
         "subset": to_plain_dict(trained.subset),
-        "jpeg_decoder": trained.jpeg_decoder,
+        "jpeg_decoder": "cpu",
         "steps": trained.steps,
         "weights_sha256": weights_sha256,
     }
@@ -133,6 +131,5 @@ def read_description(folder: Path) -> TrainedModel:
         teachers=values.teachers,
         split=values.split,
         subset=build_config(SubsetOptions, values.subset, f"{path}: subset"),
-        jpeg_decoder=values.jpeg_decoder,
         steps=values.steps,
     )

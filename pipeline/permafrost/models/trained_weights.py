@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from permafrost.config.models import is_published
 from permafrost.config.options import Role, options_of
 from permafrost.config.runs import to_plain_dict
-from permafrost.config.store import JpegDecoder
 from permafrost.core.errors import ConfigError, shorten
 from permafrost.core.files import read_regular, sha256_file
 from permafrost.core.signed_files import SIGNATURE, DigestError, check_json, damaged
@@ -57,7 +56,8 @@ class ModelDescription:
     teachers: tuple[str, ...]
     split: str
     subset: dict[str, Any]
-    jpeg_decoder: JpegDecoder
+    jpeg_decoder: Literal["cpu"]
+    """Device that decoded the JPEGs that it was trained on."""
     steps: int | None
     """Number of steps of its training, None if it was not trained by a run."""
     weights_sha256: str

@@ -22,7 +22,7 @@ from permafrost.report.pictures import readable_classes
 from permafrost.report.results import StudentResult
 from permafrost.store.parquet import read_table
 
-_EVALUATION_OPTIONS = ("store", "splits", "frame", "region", "iou_threshold", "jpeg_decoder")
+_EVALUATION_OPTIONS = ("store", "splits", "frame", "region", "iou_threshold")
 """Options of evaluate that must be the same for both students."""
 
 logger = logging.getLogger("permafrost.report")

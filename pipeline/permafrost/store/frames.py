@@ -10,17 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from permafrost.core.labels import multi_hot_of_lists
-from permafrost.core.records import EncodedImages
 from permafrost.store.arrays import decode_npy
 from permafrost.store.file_entry import ManifestError
-from permafrost.store.pixels import decode_pixels, decode_rgb, is_baseline_jpeg, open_image
+from permafrost.store.pixels import decode_pixels, decode_rgb, open_image
 from permafrost.store.table_rows import decode_row
 from permafrost.store.tars import ShardBytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from permafrost.config.store import JpegDecoder
     from permafrost.store.index import Rows
     from permafrost.store.reader import Store
     from permafrost.store.shards import ShardEntry
@@ -87,66 +85,6 @@ class InputMemory:
         values = torch.from_numpy(self._values)
         return values if self._store.is_table else values.permute(0, 3, 1, 2)
 
-    def encoded(self) -> EncodedImages | None:
-        """Return the images that are not decoded yet, None if `tensor` has all records."""
-        return None
-
-
-class EncodedInputs(InputMemory):
-    """Inputs of a batch whose baseline JPEGs stay encoded, for a GPU to decode."""
-
-    def __init__(self, store: Store, records: int) -> None:
-        super().__init__(store, records)
-        self._jpegs: dict[int, tuple[bytes, str]] = {}
-        self._repeated: dict[int, int] = {}
-
-    def decode(self, place: int, data: bytes, where: str) -> None:
-        """Keep a baseline JPEG, and decode every other record into a place of the batch."""
-        if is_baseline_jpeg(data):
-            self._jpegs[place] = (data, where)
-        else:
-            super().decode(place, data, where)
-
-    def repeat(self, places: NDArray[np.int64], decoded: NDArray[np.int64]) -> None:
-        """Note records that are in other places too."""
-        self._repeated |= zip(places.tolist(), decoded.tolist(), strict=True)
-
-    def tensor(self) -> Tensor:
-        """Return the frames that are decoded, u8 [b, 3, H, W], in the order of their places."""
-        if not self._jpegs:
-            super().repeat(*(np.array(part, np.int64) for part in self._repeats()))
-            return super().tensor()
-        return super().tensor()[list(self._host_places())]
-
-    def encoded(self) -> EncodedImages | None:
-        """Return the JPEGs in the order of their places, None if there are none."""
-        if not self._jpegs:
-            return None
-        places = sorted(self._jpegs)
-        files = [self._jpegs[place] for place in places]
-        joined = bytearray().join(data for data, _ in files)
-        return EncodedImages(
-            data=torch.frombuffer(joined, dtype=torch.uint8),
-            lengths=tuple(len(data) for data, _ in files),
-            places=tuple(places),
-            where=tuple(where for _, where in files),
-            host_places=self._host_places(),
-            repeated=tuple(sorted(self._repeated.items())),
-            size=self._store.size,
-        )
-
-    def _host_places(self) -> tuple[int, ...]:
-        others = self._jpegs.keys() | self._repeated.keys()
-        return tuple(place for place in range(len(self._values)) if place not in others)
-
-    def _repeats(self) -> tuple[list[int], list[int]]:
-        return list(self._repeated), list(self._repeated.values())
-
-
-def input_memory(store: Store, records: int, jpeg_decoder: JpegDecoder) -> InputMemory:
-    """Return memory for a batch's inputs, in which JPEGs stay encoded if a GPU decodes them."""
-    return (EncodedInputs if jpeg_decoder == "cuda" else InputMemory)(store, records)
-
 
 def decode_frame(data: bytes, size: tuple[int, int]) -> Tensor:
     """Decode the whole image in the canonical frame of (height, width) `size`: u8 [3, H, W]."""
@@ -195,32 +133,24 @@ class FrameBatch(NamedTuple):
     """Consecutive frames of a shard."""
 
     frames: Tensor
-    """u8 [n, 3, H, W], without those that are still `encoded`; for a table its rows, f32 [n, d]."""
+    """u8 [n, 3, H, W]; for a table its rows, f32 [n, d]."""
     heights: Tensor
     """f32 [n]: heights of the original images, `widths` likewise; NO_SIZE for a table."""
     widths: Tensor
     labels: Tensor
     """As in Batch: i64 [n], or f32 [n, K] in a store with several labels per record."""
-    encoded: EncodedImages | None = None
-    """JPEGs that are left to the teacher's device."""
 
 
 class ShardFrames:
     """Frames of one shard, in the order of its rows, readable from several threads."""
 
     def __init__(
-        self,
-        store: Store,
-        shard: ShardEntry,
-        rows: NDArray[np.int64] | None = None,
-        jpeg_decoder: JpegDecoder = "cpu",
+        self, store: Store, shard: ShardEntry, rows: NDArray[np.int64] | None = None
     ) -> None:
         """Select rows of a shard.
 
-        rows          rows of the shard, ascending; None takes all
-        jpeg_decoder  device that decodes JPEGs; cuda leaves them encoded
+        rows  rows of the shard, ascending; None takes all
         """
-        self._jpeg_decoder: JpegDecoder = jpeg_decoder
         here = store.rows_of_shard(store.shards.number_of(shard.name))
         index, taken = store.index, here if rows is None else here.start + rows
         self._columns = index.take(("offset", "size", "image_crc32c", "height", "width"), taken)
@@ -237,14 +167,14 @@ class ShardFrames:
             self._keys[start:stop],
             strict=True,
         )
-        inputs = input_memory(self._store, stop - start, self._jpeg_decoder)
+        inputs = InputMemory(self._store, stop - start)
         for number, place in enumerate(places):
             inputs.decode(number, self._bytes.read(*place), f"{self._bytes.path}: {place[-1]}")
         heights, widths = (
             torch.tensor(columns[name], dtype=torch.float32) for name in ("height", "width")
         )
         labels = labels_of_rows(self._store, self._rows[start:stop])
-        return FrameBatch(inputs.tensor(), heights, widths, labels, inputs.encoded())
+        return FrameBatch(inputs.tensor(), heights, widths, labels)
 
 
 def labels_of_rows(store: Store, rows: Rows) -> Tensor:

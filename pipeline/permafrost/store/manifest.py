@@ -12,7 +12,6 @@ import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from permafrost.config.store import JPEG_DECODERS
 from permafrost.core.files import SHORT, canonical_json, exists, read_regular, write_atomically
 from permafrost.core.records import FieldSpec  # noqa: TC001, read at run time by from_dict
 from permafrost.core.signed_files import DigestError, check_json, sign_json
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
     from _typeshed import DataclassInstance
 
-    from permafrost.config.store import JpegDecoder
     from permafrost.core.files import RootedPath
 
 SCHEMA_VERSION = 2
@@ -108,11 +106,6 @@ class StoreManifest:
         )
         require_entry(min(self.records.values(), default=0) >= 0, f"records are {self.records!r}")
         require_entry(self.rows_per_shard >= 1, f"rows_per_shard={self.rows_per_shard}")
-
-    def decoder_of(self, asked: JpegDecoder) -> JpegDecoder:
-        """Return the device that decodes JPEGs; raw frames and rows of a table have none, so it makes no difference."""
-        holds_files = self.canonical is not None and self.canonical.format != "raw"
-        return asked if holds_files else JPEG_DECODERS[0]
 
 
 def fingerprint_store(
@@ -195,8 +188,6 @@ class PassManifest:
             shapes.get("logits") == (self.teacher["classes"],),
             f"logits have shape {shapes.get('logits')} for {self.teacher['classes']} classes",
         )
-        decoder = self.teacher.get("jpeg_decoder", JPEG_DECODERS[0])
-        require_entry(decoder in JPEG_DECODERS, f"teacher.jpeg_decoder is {decoder!r}")
         explainer = self.explainer.get("kind")
         require_entry(
             explainer is None or isinstance(explainer, str), f"explainer.kind is {explainer!r}"

@@ -32,8 +32,6 @@ from PIL import (  # noqa: F401
 from permafrost.core.errors import RecordError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -47,10 +45,8 @@ _TOO_MANY_PIXELS = (
     f"it claims more than {MAX_PIXELS:,} pixels: a decompression bomb, or an image to make smaller"
 )
 _JPEG = b"\xff\xd8\xff"
-_BASELINE_FRAME, _START_OF_SCAN, _APP1 = 0xC0, 0xDA, 0xE1
+_START_OF_SCAN, _APP1 = 0xDA, 0xE1
 _COLOR_SPACES = ("YCbCr", "Gray", "RGB")
-_GPU_COLOR_SPACES = ("YCbCr", "Gray")
-_GPU_SUBSAMPLINGS = ("444", "422", "440", "420", "411", "Gray")
 _NPY = b"\x93NUMPY"
 _SIXTEEN_TO_EIGHT_BITS = 257
 _JPEG_QUALITY = 95
@@ -162,22 +158,6 @@ def _decode_jpeg(data: bytes, memory: NDArray[np.uint8] | None) -> NDArray[np.ui
     return None
 
 
-def is_baseline_jpeg(data: bytes) -> bool:
-    """Return whether a GPU can decode this file: an upright baseline JPEG of 8 bits and one scan, in YCbCr or gray."""
-    if not data.startswith(_JPEG) or _is_rotated(data):
-        return False
-    components = 0
-    with contextlib.suppress(ValueError, IndexError):
-        for marker, at in _segments(data):
-            if marker == _BASELINE_FRAME and data[at + 4] == 8:
-                components = data[at + 9]
-            if marker == _START_OF_SCAN and data[at + 4] == components:
-                height, width, color_space, subsampling = simplejpeg.decode_jpeg_header(data)
-                is_known = color_space in _GPU_COLOR_SPACES and subsampling in _GPU_SUBSAMPLINGS
-                return is_known and height * width <= MAX_PIXELS
-    return False
-
-
 def encode_frame(frame: Tensor, form: str) -> tuple[bytes, str]:
     """Encode a frame u8 [3, H, W] as `jpeg95` or `raw` (npy, u8 [H, W, 3]); return its bytes and their suffix."""
     if form == "raw":
@@ -205,23 +185,12 @@ def _is_rotated(jpeg: bytes) -> bool:
 
 def _may_have_orientation(jpeg: bytes) -> bool:
     """Return whether an APP1 segment precedes the pixels, or the segments are not one after another."""
-    for marker, _ in _segments(jpeg):
-        if marker == _START_OF_SCAN:
-            return False
-        if marker == _APP1:
-            break
-    return b"Exif\0\0" in jpeg or b"tiff:Orientation" in jpeg
-
-
-def _segments(jpeg: bytes) -> Iterator[tuple[int, int]]:
-    """Iterate over marker and offset of the segments up to the pixels, as long as they are one after another."""
     at, end = 2, len(jpeg) - 3
-    while at < end and jpeg[at] == 0xFF:
-        marker = jpeg[at + 1]
-        yield marker, at
-        if marker == _START_OF_SCAN:
-            return
+    while at < end and jpeg[at] == 0xFF and jpeg[at + 1] != _APP1:
+        if jpeg[at + 1] == _START_OF_SCAN:
+            return False
         at += 2 + (jpeg[at + 2] << 8 | jpeg[at + 3])
+    return b"Exif\0\0" in jpeg or b"tiff:Orientation" in jpeg
 
 
 def _orientation(image: Image.Image) -> int:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from permafrost.config.store import JPEG_DECODERS
 from permafrost.core.files import RootedPath, exists, is_file, is_folder, list_folder
 from permafrost.store.backends import BACKENDS
 from permafrost.store.fields import PassFields, StoredShard, Values
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from permafrost.config.store import JpegDecoder
     from permafrost.store.row_reader import Rows
     from permafrost.store.shards import PassShardTable, ShardEntry, ShardTable
 
@@ -209,12 +207,6 @@ class TeacherPass:
     def num_classes(self) -> int:
         """Number of the teacher's classes, which may differ from the classes of the data."""
         return int(self.manifest.teacher["classes"])
-
-    @property
-    def jpeg_decoder(self) -> JpegDecoder:
-        """Device that decoded the JPEGs that the teacher received. A student must receive the same pixels."""
-        decoder: JpegDecoder = self.manifest.teacher.get("jpeg_decoder", JPEG_DECODERS[0])
-        return decoder
 
     @property
     def bytes_per_record(self) -> float:

@@ -17,7 +17,7 @@ from permafrost.store.entries import EntryError, from_dict
 from permafrost.store.file_entry import require_entry
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.epoch_selection import split_evaluator
-from permafrost.training.student_passes import compared_passes, jpeg_decoder_of
+from permafrost.training.student_passes import compared_passes
 
 CURVE_NAME = "curve.json"
 METRICS = ("accuracy", "agreement")
@@ -107,9 +107,8 @@ def plan_curve(
         return None
     read_curve(folder)  # a damaged file is an error before the training, not after an epoch
     compared = compared_passes(config, store, passes, num_classes)
-    decoder = jpeg_decoder_of(config, passes)
     evaluators = {
-        split: split_evaluator(config, store, compared, split, num_classes, decoder, localize=False)
+        split: split_evaluator(config, store, compared, split, num_classes, localize=False)
         for split in config.curve.splits
     }
     return AccuracyCurve(folder, evaluators, config.curve.every_epochs, config.trainer.epochs)

@@ -16,7 +16,6 @@ from permafrost.core.seeds import derive_seed
 from permafrost.loading.column_moments import column_moments
 from permafrost.loading.dataset import StoreDataset
 from permafrost.loading.geometry import downscale, view_images, view_targets
-from permafrost.loading.jpeg_decoding import require_decoder
 from permafrost.loading.loader import TrainLoader
 from permafrost.loading.pixels import PixelAugmentSchedule
 from permafrost.loading.transfer import move_batch
@@ -48,8 +47,6 @@ def build_training(plan: TrainingSpec, distributed: DistributedContext) -> Train
     _check_labels(plan)
     trainer = plan.trainer
     device = distributed.device or resolve_device("trainer.device", trainer.device)
-    decoder = plan.dataset.jpeg_decoder
-    require_decoder(decoder, device, "trainer.jpeg_decoder", "the device of the training")
     torch.manual_seed(derive_seed(plan.seed, "initialisation"))
     model = build_model(plan.model, plan.num_classes, may_replace_head=True)
     if plan.model.weights is None:

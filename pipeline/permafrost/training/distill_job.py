@@ -13,7 +13,6 @@ from permafrost.models.trained_weights import sha256_weights
 from permafrost.store.reader import Store, TeacherPass
 from permafrost.training.student_passes import (
     check_passes,
-    jpeg_decoder_of,
     live_teacher,
     open_passes,
     teacher_weights_of,
@@ -84,7 +83,6 @@ class Distillation:
                 num_classes=num_classes,
                 payload=loss.needs.payload,
                 decode_threads=decode_threads_of(config.trainer, distributed),
-                jpeg_decoder=jpeg_decoder_of(config, passes),
             ),
             model=config.student,
             num_classes=num_classes,
@@ -117,7 +115,6 @@ class Distillation:
             teachers=tuple(_evaluation_pass(plan, teacher).name for teacher in plan.dataset.passes),
             split=self.config.split,
             subset=self.config.subset,
-            jpeg_decoder=plan.dataset.jpeg_decoder,
         )
 
 

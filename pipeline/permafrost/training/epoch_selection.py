@@ -14,7 +14,6 @@ from typing import Any
 from permafrost.config.distillation import DistillConfig
 from permafrost.config.evaluation import EvaluateOptions
 from permafrost.config.runs import CHECKPOINT_NAME
-from permafrost.config.store import JpegDecoder
 from permafrost.core.errors import ConfigError, require
 from permafrost.core.files import sha256_file, write_atomically
 from permafrost.core.signed_files import damaged, read_json, write_json
@@ -26,7 +25,7 @@ from permafrost.models.classifier import Classifier
 from permafrost.models.saved import TrainedModel
 from permafrost.store.entries import EntryError, from_dict
 from permafrost.store.reader import Store, TeacherPass
-from permafrost.training.student_passes import compared_passes, jpeg_decoder_of
+from permafrost.training.student_passes import compared_passes
 
 EPOCHS_NAME = "epochs.json"
 _OF_LOGITS = ("accuracy", "f1", "worst_group_accuracy", "agreement", "kl_to_teacher")
@@ -191,7 +190,6 @@ def select_epochs(
         compared,
         split,
         num_classes,
-        jpeg_decoder_of(config, passes),
         localize=metric not in _OF_LOGITS,
     )
     return EpochSelection(folder, config.select_epoch, evaluate)
@@ -203,7 +201,6 @@ def split_evaluator(
     compared: Sequence[TeacherPass],
     split: str,
     num_classes: int,
-    jpeg_decoder: JpegDecoder,
     *,
     localize: bool,
 ) -> Callable[[Classifier], dict[str, Any]]:
@@ -226,7 +223,6 @@ def split_evaluator(
             subset=config.subset,
         ),
         resolve_decode_threads(config.trainer.decode_threads),
-        jpeg_decoder,
     )
     options = EvaluateOptions(frame=config.select_frame)
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from permafrost.config.distillation import DistillConfig
-    from permafrost.config.store import JpegDecoder
     from permafrost.losses.base import Needs
 
 
@@ -83,30 +82,18 @@ def check_passes(config: DistillConfig, passes: list[TeacherPass], needs: Needs)
                 f"permafrost precompute with annotate.payloads=[logits,map,{needs.payload}] and name its pass with "
                 "store.teacher=, or run the teacher in the loop with mode=live"
             )
-        for what in ("num_classes", "explainer", "views", "jpeg_decoder"):
+        for what in ("num_classes", "explainer", "views"):
             if getattr(teacher, what) != getattr(passes[0], what):
                 raise StoreMismatchError(
                     f"the teachers of one student differ in {what}: {passes[0].name} has "
                     f"{getattr(passes[0], what)}, {teacher.name} has {getattr(teacher, what)}; choose other passes"
                 )
-    asked = config.trainer.jpeg_decoder
-    if asked not in (None, passes[0].jpeg_decoder):
-        raise StoreMismatchError(
-            f"trainer.jpeg_decoder={asked}, but the teacher of {passes[0].folder} received images decoded with "
-            f"annotate.jpeg_decoder={passes[0].jpeg_decoder}, whose pixels differ slightly; set "
-            f"trainer.jpeg_decoder=null, or run permafrost precompute with annotate.jpeg_decoder={asked}"
-        )
     weights = teacher_weights_of(config)
     if len(weights) not in (0, len(passes)):
         raise ConfigError(
             f"method.teacher_weights={list(weights)} must name one weight for each of the {len(passes)} "
             f"passes of store.teacher: {', '.join(teacher.name for teacher in passes)}"
         )
-
-
-def jpeg_decoder_of(config: DistillConfig, passes: Sequence[TeacherPass]) -> JpegDecoder:
-    """Return the device that decodes JPEGs, that of the passes if there are any."""
-    return passes[0].jpeg_decoder if passes else config.trainer.jpeg_decoder or "cpu"
 
 
 def teacher_weights_of(config: DistillConfig) -> tuple[float, ...]:

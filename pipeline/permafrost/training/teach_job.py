@@ -97,7 +97,6 @@ class Teaching:
             rows_of_split(store.index, split),
             with_regions=with_regions,
             decode_threads=decode_threads,
-            jpeg_decoder=self.trainer.jpeg_decoder or "cpu",
         )
 
     def _network(self) -> ModelConfig:
@@ -169,7 +168,6 @@ class Teaching:
             num_classes=plan.num_classes,
             classes=plan.class_names,
             input_size=plan.input_size,
-            jpeg_decoder=plan.dataset.jpeg_decoder,
         )
 
 
