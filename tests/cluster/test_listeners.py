@@ -40,7 +40,7 @@ RAY = {
     "sweep": ("sweep", *STUDENT, *ARMS, "executor=ray", "run=on_ray"),
     "distill": ("distill", *STUDENT, "run=ranks", "trainer.ranks=2"),
 }
-OF_RAY = {"gcs_server", "raylet", "agent", "worker", "monitor", "python"}
+OF_RAY = {"gcs_server", "raylet", "agent", "worker", "monitor", "dashboard", "python"}
 """Programs of a local Ray that SECURITY.md names; python is the driver."""
 TABLE = [
     line.strip("| ").split(" | ")

@@ -97,6 +97,7 @@ def test_every_python_block_is_executed():
             "own-loop.md",
             "plug-ins.md",
             "plug-ins.md",
+            "plug-ins.md",
             "store-format.md",
         )
     ]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from permafrost.annotation.fingerprint import describe_explainer
-from permafrost.config.explainers import BcosWeightsConfig, ExplainerOptions, GradCamConfig
+from permafrost.config.explainers import BcosWeightsConfig, ExplainerConfig, GradCamConfig
 from permafrost.core.errors import ConfigError
 from permafrost.loading.geometry import neighbor_maps
 from permafrost.models.explainers.classes import CLASS_CHOICES, explained_classes, resolve_explainer
@@ -27,7 +27,7 @@ def chosen_classes(choice, labels=MANY, **options):
 
 
 def test_every_choice_of_the_config_is_there():
-    hint = get_type_hints(ExplainerOptions)["explained_classes"]
+    hint = get_type_hints(ExplainerConfig)["explained_classes"]
 
     assert set(get_args(hint)) == set(CLASS_CHOICES)
 

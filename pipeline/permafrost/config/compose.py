@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from permafrost.config.environment import CONF
+from permafrost.config.evaluators import EVALUATORS
 from permafrost.config.options import Role, options_of
 from permafrost.config.registration import (
     FILE_PREFIX,
@@ -46,11 +47,14 @@ def compose(verb: str, overrides: Sequence[str]) -> dict[str, Any]:
     overrides = [_quoted(with_registered_file(word)) for word in overrides]
     set_values = [word for word in overrides if _sets_a_value(word)]
     try:
-        composed = deepcopy(_compose_groups(tuple(w for w in overrides if w not in set_values)))
+        of_groups = tuple(word for word in overrides if word not in set_values)
+        composed = deepcopy(_compose_groups(of_groups, tuple(EVALUATORS)))
         if not _apply(composed, _replacing_mappings(set_values)):
             composed = _compose(_replacing_mappings(overrides))
         values = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except ConfigError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: of data=0
         raise ConfigError(_explain(overrides, error)) from error
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
@@ -80,8 +84,11 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 
 
 @lru_cache(maxsize=64)
-def _compose_groups(overrides: tuple[str, ...]) -> DictConfig:
-    """Composition of an experiment and members of groups, shared by all points of a sweep that set values only."""
+def _compose_groups(overrides: tuple[str, ...], evaluators: tuple[str, ...]) -> DictConfig:
+    """Composition of an experiment and members of groups, shared by all points of a sweep that set values only.
+
+    evaluators  those that have sections, to which a plug-in may add
+    """
     return _compose(overrides)
 
 

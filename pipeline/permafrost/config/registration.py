@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from permafrost.config.environment import CONF
+from permafrost.config.evaluators import EVALUATORS
 from permafrost.config.options import Options, Role, options_of, plain_defaults, to_plain
 from permafrost.config.store import StoreOptions
 from permafrost.config.training import TrainerOptions
@@ -52,7 +53,7 @@ def register_defaults(overrides: Sequence[str]) -> None:
     An experiment may name any member of a family. Without one, only the default members and those of the overrides are
     registered, as each takes two milliseconds of every command.
     """
-    _register_sections()
+    _register_sections(tuple(EVALUATORS))
     words = dict(word.partition("=")[::2] for word in overrides)
     for group, members in FAMILIES.items():
         named = {_default_members()[group], words.get(group)}
@@ -85,8 +86,8 @@ def _register_member(group: str, kind: str) -> None:
 
 
 @cache
-def _register_sections() -> None:
-    """Register all sections outside families with Hydra."""
+def _register_sections(evaluators: tuple[str, ...]) -> None:
+    """Register all sections outside families with Hydra, again if a plug-in has added one of an evaluator."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from functools import lru_cache
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def _other_body(
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         found_shape, is_fortran, found_dtype = read_header(file)
-    except (ValueError, KeyError, SyntaxError, RecursionError, MemoryError) as error:
+    except (ValueError, KeyError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
         raise ManifestError(f"{where} cannot be read as npy; run permafrost verify") from error
     if (found_dtype, tuple(found_shape)) != (dtype, shape) or (is_fortran and len(shape) > 1):
         raise ManifestError(

@@ -138,6 +138,7 @@ def read_table(
                 f"{path} would have more than {most:,} bytes in memory; {advice[1]}"
             )
         table = file.read(use_threads=False)
+        table.validate(full=True)  # of texts that are not UTF-8
     except ManifestError:
         raise
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
