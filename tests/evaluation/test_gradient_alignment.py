@@ -12,7 +12,6 @@ from permafrost.evaluation.evaluators.gradient_alignment import (
     margin_alignment,
     mask_energy,
 )
-from permafrost.evaluation.means import RunningMeans
 
 
 @pytest.fixture
@@ -92,17 +91,3 @@ def test_a_map_of_the_pooled_energy_has_cosine_one(generator):
 
     assert torch.allclose(energy_cosine(gradients, 3 * pooled), torch.ones(3).double())
     assert energy_cosine(gradients, elsewhere).isnan().tolist() == [False, True, False]
-
-
-def test_means_of_parts_are_those_of_the_whole(generator):
-    values = {"a": torch.rand(10, generator=generator), "b": torch.rand(10, generator=generator)}
-    values["b"][3:9] = float("nan")
-
-    whole = RunningMeans.of(values).metrics
-    parts = RunningMeans()
-    for part in (slice(0, 3), slice(3, 9), slice(9, 10)):
-        parts = parts + RunningMeans.of({name: tensor[part] for name, tensor in values.items()})
-
-    assert parts.metrics == pytest.approx(whole, rel=1e-14)
-    assert (whole["a_records"], whole["b_records"]) == (10, 4)
-    assert RunningMeans.of({"c": torch.full((2,), float("nan"))}).metrics == {}

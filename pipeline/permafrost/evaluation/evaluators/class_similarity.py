@@ -11,7 +11,6 @@ Shape letters: B batch, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,46 +32,22 @@ NAME = "class_similarity"
 _OPTION = f"evaluate.{NAME}.similarity"
 
 
-@dataclass(frozen=True)
-class PredictionSums:
-    """Sums over labeled records, which can be added over the parts of a split."""
+def mean_predictions(logits: Tensor, labels: Tensor, tau: float) -> tuple[float, Tensor]:
+    """Compute the mean entropy of softmax_tau in nats, and the matrix P, f64 [K, K].
 
-    entropy: float
-    """Sum of the entropies of softmax_tau, in nats."""
-    probabilities: Tensor
-    """Sums of softmax_tau, f64 [K, K]: row c over the records of class c."""
-    records: Tensor
-    """Number of records of each class, i64 [K]."""
+    The entropy is log K for uniform predictions. A class without records has a row of nan. Records without a label are
+    left out.
 
-    @classmethod
-    def of(cls, logits: Tensor, labels: Tensor, tau: float) -> PredictionSums:
-        """Compute from raw logits [B, K] and labels i64 [B], leaving out records without a label."""
-        there = labels != NO_LABEL
-        log_p = F.log_softmax(logits[there].double() / tau, dim=1)
-        p, classes = log_p.exp(), labels[there]
-        number = logits.shape[1]
-        return cls(
-            entropy=float(-(p * log_p).sum()),
-            probabilities=p.new_zeros(number, number).index_add_(0, classes, p),
-            records=classes.bincount(minlength=number),
-        )
-
-    def __add__(self, other: PredictionSums) -> PredictionSums:
-        return PredictionSums(
-            self.entropy + other.entropy,
-            self.probabilities + other.probabilities,
-            self.records + other.records,
-        )
-
-    @property
-    def mean_entropy(self) -> float:
-        """Mean entropy in nats, log K for uniform predictions."""
-        return self.entropy / int(self.records.sum())
-
-    @property
-    def matrix(self) -> Tensor:
-        """Matrix P, f64 [K, K], with a row of nan for a class without records."""
-        return self.probabilities / self.records[:, None]
+    logits  raw, [B, K]
+    labels  i64 [B]
+    """
+    there = labels != NO_LABEL
+    log_p = F.log_softmax(logits[there].double() / tau, dim=1)
+    p, classes = log_p.exp(), labels[there]
+    number = logits.shape[1]
+    sums = p.new_zeros(number, number).index_add_(0, classes, p)
+    records = classes.bincount(minlength=number)
+    return float(-(p * log_p).sum()) / len(classes), sums / records[:, None]
 
 
 def off_diagonal_spearman(first: Tensor, second: Tensor) -> float | None:
@@ -113,19 +88,20 @@ def evaluate_class_similarity(context: EvaluationContext) -> dict[str, Any]:
     teacher_entropy, teacher_spearman.given  the same for the teacher
     """
     options, predictions = context.options.class_similarity, context.predictions
-    own = PredictionSums.of(predictions.logits, predictions.labels, options.tau)
-    metrics: dict[str, Any] = {"entropy": own.mean_entropy}
+    entropy, own = mean_predictions(predictions.logits, predictions.labels, options.tau)
+    metrics: dict[str, Any] = {"entropy": entropy}
     spearman, of_teacher = {}, {}
     teacher = None
     if predictions.teacher_logits is not None:
-        teacher = PredictionSums.of(predictions.teacher_logits, predictions.labels, options.tau)
-        metrics["teacher_entropy"] = teacher.mean_entropy
-        spearman["teacher"] = off_diagonal_spearman(own.matrix, teacher.matrix)
+        metrics["teacher_entropy"], teacher = mean_predictions(
+            predictions.teacher_logits, predictions.labels, options.tau
+        )
+        spearman["teacher"] = off_diagonal_spearman(own, teacher)
     given = _given_similarity(context)
     if given is not None:
-        spearman["given"] = off_diagonal_spearman(own.matrix, given)
+        spearman["given"] = off_diagonal_spearman(own, given)
         if teacher is not None:
-            of_teacher["given"] = off_diagonal_spearman(teacher.matrix, given)
+            of_teacher["given"] = off_diagonal_spearman(teacher, given)
     named = {"spearman": spearman, "teacher_spearman": of_teacher}
     defined = {
         name: {key: value for key, value in values.items() if value is not None}

@@ -13,6 +13,7 @@ the stored map.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,7 +28,6 @@ from permafrost.evaluation.context import EvaluationContext, require_one_label
 from permafrost.evaluation.evaluators.evaluator import Evaluator, Page, Quantity
 from permafrost.evaluation.evaluators.probe_set import balanced_positions
 from permafrost.evaluation.forward import attribution_of
-from permafrost.evaluation.means import RunningMeans
 from permafrost.evaluation.metrics import MORE
 from permafrost.loading.geometry import view_images, view_maps
 from permafrost.loading.regions import regions_of
@@ -61,10 +61,17 @@ def evaluate_gradient_alignment(context: EvaluationContext) -> dict[str, Any]:
         chosen = np.sort(order[: options.records]).tolist()
     if options.pictures:
         _write_pictures(context, order[: options.pictures].tolist())
-    total = RunningMeans()
+    sums: dict[str, float] = defaultdict(float)
+    counts: dict[str, int] = defaultdict(int)
     for batch in context.iter_batches(chosen):
-        total = total + RunningMeans.of(_batch_alignment(context, batch))
-    return total.metrics
+        for name, values in _batch_alignment(context, batch).items():
+            sums[name] += float(values.double().nansum())
+            counts[name] += int((~values.isnan()).sum())
+    defined = [name for name, count in counts.items() if count]
+    return {
+        **{name: sums[name] / counts[name] for name in defined},
+        **{f"{name}_records": counts[name] for name in defined},
+    }
 
 
 def _batch_alignment(context: EvaluationContext, batch: Batch) -> dict[str, Tensor]:

@@ -8,9 +8,9 @@
                    category (mask), or in which any pixel has one (image), as in the paper's text
 
 A pixel with the same label in several label images counts once. The blog of Han et al. defines an IoU per image and
-interpolates the thresholded map. Their code does neither, and this module follows the code. Counts are integers, so
-the parts of a set add up exactly. Shape letters: U units, C labels, G categories, L label images, s t their height
-and width.
+interpolates the thresholded map. Their code does neither, and this module follows the code.
+
+Shape letters: U units, C labels, G categories, L label images, s t their height and width.
 """
 
 from __future__ import annotations
@@ -88,9 +88,6 @@ class OverlapCounts:
         self.inter[:, present] += counts.long().cpu()
         self.lab[present] += there.sum(dim=1).cpu()
         self.act.add_((fired.sum(dim=1)[:, None] * (seen @ of_category > 0)).cpu())
-
-    def __add__(self, other: OverlapCounts) -> OverlapCounts:
-        return OverlapCounts(self.inter + other.inter, self.lab + other.lab, self.act + other.act)
 
     def iou(self, labels: Labels) -> Tensor:
         """Compute the IoU f64 [U, C], 0 for the label of no concept."""
