@@ -116,6 +116,6 @@ def test_a_store_whose_actors_are_killed_is_the_same_bytes(
             assert different == [], f"{path} differs after {killer.kills} kills"
             kills += killer.kills
             stores += 1
-    count_trials(f"an actor of Ray, {backend} ({stores} stores)", {"the same bytes": kills})
+    count_trials(f"an actor of Ray, {backend}", {"the same bytes": kills})
     minutes = (time.monotonic() - started) / 60
     print(f"{backend}: {kills} kills, {stores} stores, {failed} commands again, {minutes:.1f} min")

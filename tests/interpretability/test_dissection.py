@@ -184,26 +184,6 @@ def test_a_pixel_that_has_a_label_in_two_label_images_has_it_once(every_fifth):
     assert both[[RED, CAT]].tolist() == pytest.approx([1, 1])
 
 
-def test_tallies_of_three_parts_are_those_of_the_whole():
-    generator = torch.Generator().manual_seed(2)
-    images = [
-        (
-            torch.rand(4, 6, 6, generator=generator) > 0.7,
-            torch.randint(0, 3, (2, 6, 6), generator=generator),
-            (BEACH,) if number % 2 else (),
-        )
-        for number in range(9)
-    ]
-
-    whole = tally(*images, units=4)
-    parts = [tally(*images[start : start + 3], units=4) for start in (0, 3, 6)]
-    merged = parts[0] + parts[1] + parts[2]
-
-    for name in ("inter", "lab", "act"):
-        assert torch.equal(getattr(merged, name), getattr(whole, name))
-    assert whole.inter.dtype == torch.int64
-
-
 # ---- Broden --------------------------------------------------------------------------------------
 
 
