@@ -20,7 +20,6 @@ VERBS = (
     "evaluate",
     "sweep",
     "report",
-    "migrate",
     "render",
 )
 """Verbs in the order in which they are used."""

@@ -164,13 +164,6 @@ class TeachConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MigrateConfig(Options):
-    """Section that `migrate` reads."""
-
-    store: StoreOptions
-
-
-@dataclass(frozen=True, kw_only=True)
 class VerifyConfig(Options):
     """Sections that `verify` reads; all except `store` are read with equivariance=true only."""
 
@@ -369,7 +362,6 @@ VERBS: dict[str, type[Any]] = {
     "precompute": PrecomputeConfig,
     "teach": TeachConfig,
     "verify": VerifyConfig,
-    "migrate": MigrateConfig,
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,
     "sweep": SweepConfig,

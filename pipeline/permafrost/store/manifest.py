@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from permafrost.core.files import RootedPath
 
 SCHEMA_VERSION = 2
-"""Schema of stores and passes. Schema 1 had the shards in the manifest and the index as Parquet (migration.py)."""
+"""Schema of stores and passes, the only one that is read."""
 MANIFEST_NAME = "manifest.json"
 TEACHERS_FOLDER = "teachers"
 CANONICAL_VIEW = "canonical"
@@ -227,11 +227,11 @@ def read_store_manifest(folder: RootedPath) -> StoreManifest:
 def read_pass_manifest(folder: RootedPath) -> PassManifest:
     """Read a teacher pass's manifest, checked against its own digest. The table of shards is read when it is needed."""
     manifest = _read_with_tables(PassManifest, folder, {"shards": PassShardTable})
-    require_own_folder(folder, manifest.fingerprint)
+    _require_own_folder(folder, manifest.fingerprint)
     return manifest
 
 
-def require_own_folder(folder: RootedPath, fingerprint: str) -> None:
+def _require_own_folder(folder: RootedPath, fingerprint: str) -> None:
     """Raise ManifestError unless a pass's folder, which readers choose it by, is named after its fingerprint."""
     digits = fingerprint[:SHORT]
     name, _, named = folder.name.rpartition("-")
@@ -298,14 +298,9 @@ def read_checked(
             f"{made_by} to write it again"
         ) from error
     found_schema = values.get("schema")
-    if found_schema == 1 < schema:
-        raise ManifestError(
-            f"{path} has schema 1, but this version reads schema {schema}; run permafrost migrate "
-            f"store.path={path.root}, which leaves images and arrays as they are"
-        )
     if found_schema != schema:
         raise ManifestError(
-            f"{path} has schema {found_schema!r}, but this version reads schema {schema}; "
-            "use the permafrost version that wrote it"
+            f"{path} has schema {found_schema!r}, but this version reads schema {schema}; delete {path.parent} and run "
+            f"{made_by} again, or use the permafrost version that wrote it"
         )
     return values
