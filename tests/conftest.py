@@ -19,11 +19,14 @@ from permafrost.config.models import CifarModelConfig
 from permafrost.store.reader import Store
 from stages import precompute
 from tests.support.networks import save_tiny_teacher
+from tests.support.paths import PYTHONPATH
 from tests.support.runs import save_student
 from tests.support.stores import Frozen, precompute_config
 
 # Set here, as Ray reads these variables when any test first imports it.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+# Ray's workers import tasks that are defined in tests.
+os.environ["PYTHONPATH"] = os.pathsep.join([PYTHONPATH, os.environ.get("PYTHONPATH", "")])
 torch.set_num_threads(1)
 
 

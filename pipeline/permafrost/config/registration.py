@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +85,7 @@ def _register_member(group: str, kind: str) -> None:
     ConfigStore.instance().store(group=group, name=kind, node=node)
 
 
-@cache
+@lru_cache(maxsize=1)
 def _register_sections(evaluators: tuple[str, ...]) -> None:
     """Register all sections outside families with Hydra, again if a plug-in has added one of an evaluator."""
     from hydra.core.config_store import ConfigStore
